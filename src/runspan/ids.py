@@ -1,0 +1,88 @@
+"""Trace and span ids that follow from what they name; no I/O.
+
+SHA-256 over a domain tag and length-prefixed parts (RFC 9162 does the same for its leaves), so that run ``1`` attempt
+``23`` and run ``12`` attempt ``3`` never meet. An id is never all zero: OpenTelemetry calls that one invalid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import sha256
+from typing import NamedTuple
+
+_DOMAIN = b"runspan/1"
+_STEP = _DOMAIN + b"/step/"
+_ZERO = bytes(8)
+
+
+class RunIds(NamedTuple):
+    """What follows from a run's identity alone."""
+
+    trace_id: bytes
+    root_id: bytes
+    seed: int
+
+
+def _prefixed(role: bytes, *parts: bytes) -> bytes:
+    pieces = [_DOMAIN]
+    for part in (role, *parts):
+        pieces.append(len(part).to_bytes(8, "big"))
+        pieces.append(part)
+    return b"".join(pieces)
+
+
+def _digest(role: bytes, *parts: bytes) -> bytes:
+    return sha256(_prefixed(role, *parts)).digest()
+
+
+def _nonzero(value: bytes) -> bytes:
+    return value if value.strip(b"\0") else b"\x01" + value[1:]
+
+
+def run_ids(run_id: str, tenant: str = "") -> RunIds:
+    """The trace id (16 bytes), root span id (8 bytes) and step seed (64 bits) of a run of a tenant."""
+    identity = run_id.encode()
+    digest = sha256(_run_prefix(tenant) + len(identity).to_bytes(8, "big") + identity).digest()
+    return RunIds(_nonzero(digest[:16]), _nonzero(digest[16:24]), int.from_bytes(digest[24:], "big"))
+
+
+@lru_cache(maxsize=1024)
+def _run_prefix(tenant: str) -> bytes:
+    return _prefixed(b"run", tenant.encode())
+
+
+def salt(*parts: bytes) -> int:
+    """64 bits of a digest, to be mixed into a run's step seed."""
+    return int.from_bytes(_digest(b"salt", *parts)[:8], "big")
+
+
+def step_span_ids(texts: Sequence[bytes], seed: int) -> list[bytes]:
+    """The ids of finished steps' spans, each a digest of the step's canonical text under the seed.
+
+    seed: 64 bits over everything else that the span carries, so that nothing can change under an id. One content has
+    one id, a changed step gets another; equal steps of one run are told apart by counting them.
+    """
+    prefix = _STEP + seed.to_bytes(8, "big")
+    span_ids = [sha256(prefix + text).digest()[:8] for text in texts]
+    distinct = set(span_ids)
+    if len(distinct) == len(span_ids) and _ZERO not in distinct:
+        return span_ids
+    seen: dict[bytes, int] = {_ZERO: 0}
+    for index, span_id in enumerate(span_ids):
+        if span_id in seen:
+            seen[span_id] += 1
+            span_ids[index] = child_span_id(prefix + span_id, "again", seen[span_id])
+        else:
+            seen[span_id] = 0
+    return span_ids
+
+
+def snapshot_span_id(trace_id: bytes, text: bytes, revision: int, context: bytes) -> bytes:
+    """The id of a snapshot span: of this document, at this revision."""
+    return _nonzero(_digest(b"snapshot", trace_id, text, str(revision).encode(), context)[:8])
+
+
+def child_span_id(parent_id: bytes, role: str, number: int) -> bytes:
+    """The id of a span below a step: attempt 2 of a step, say."""
+    return _nonzero(_digest(role.encode(), parent_id, str(number).encode())[:8])

@@ -1,0 +1,155 @@
+"""OTLP as JSON, read and written; no I/O.
+
+OTLP/JSON is protobuf's JSON with one exception: trace and span ids are hex, where protobuf writes base64. So reading
+turns the ids around and leaves the rest to protobuf, which takes both spellings of a name and of a 64-bit number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+from google.protobuf.json_format import ParseDict, ParseError
+from msgspec import Raw
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from runspan.errors import PayloadError
+from runspan.otlp.protobuf import sort_spans
+from runspan.otlp.received import Received
+from runspan.otlp.wire import Resource
+from runspan.span import Span, Value
+
+_ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
+
+
+def read_json(body: bytes) -> Received:
+    """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when the body is none."""
+    try:
+        data = json.loads(body.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(str(error) or "nesting too deep") from None
+    if not isinstance(data, dict):
+        raise _unreadable(f"{type(data).__name__} at the top")
+    _ids_to_base64(data)
+    message = TracesData()
+    try:
+        ParseDict(data, message, ignore_unknown_fields=True)
+    except (ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(str(error)) from None
+    return sort_spans(message)
+
+
+def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
+    """The spans as an ExportTraceServiceRequest in OTLP/JSON, UTF-8."""
+    entry: dict[str, Any] = {"scopeSpans": [{"scope": {"name": "runspan"}, "spans": [_span(span) for span in spans]}]}
+    if resource is not None:
+        attributes = {"service.name": resource.service_name, **resource.attributes}
+        entry = {"resource": {"attributes": _attributes(attributes.items())}, **entry}
+    return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _unreadable(got: str) -> PayloadError:
+    return PayloadError(
+        "not readable",
+        where="body",
+        expected="an ExportTraceServiceRequest in OTLP/JSON",
+        got=got[:300],
+        hint="ids are hex, enums integers, 64-bit integers decimal strings",
+    )
+
+
+def _children(holders: Iterable[tuple[str, Any]], *names: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in the lists called so, with their places; whatever has another form is protobuf's to refuse."""
+    for place, holder in holders:
+        for name in names:
+            items = holder.get(name)
+            if isinstance(items, list):
+                for number, item in enumerate(items):
+                    if isinstance(item, dict):
+                        yield f"{place}{name}[{number}].", item
+
+
+def _ids_to_base64(data: dict[str, Any]) -> None:
+    scopes = _children(_children([("", data)], "resourceSpans", "resource_spans"), "scopeSpans", "scope_spans")
+    for place, span in _children(scopes, "spans"):
+        _rewrite_ids(place, span)
+        for link_place, link in _children([(place, span)], "links"):
+            _rewrite_ids(link_place, link)
+
+
+def _rewrite_ids(place: str, holder: dict[str, Any]) -> None:
+    for name in _ID_NAMES:
+        if holder.get(name) is None:
+            continue
+        try:
+            holder[name] = b64encode(_unhex(holder[name])).decode()
+        except ValueError:
+            raise PayloadError(
+                where=place + name, expected="hex digits", got=repr(holder[name])[:60], hint="OTLP/JSON ids are hex"
+            ) from None
+
+
+def _unhex(text: object) -> bytes:
+    if not isinstance(text, str) or not text.isascii() or any(mark.isspace() for mark in text):
+        raise ValueError
+    return bytes.fromhex(text)
+
+
+def _span(span: Span) -> dict[str, Any]:
+    written: dict[str, Any] = {"traceId": span.trace_id.hex(), "spanId": span.span_id.hex()}
+    if span.parent_id:
+        written["parentSpanId"] = span.parent_id.hex()
+    written |= {
+        "name": span.name,
+        "kind": span.kind,
+        "startTimeUnixNano": str(span.start),
+        "endTimeUnixNano": str(span.end),
+        "attributes": _attributes(span.pairs()),
+    }
+    if span.events:
+        written["events"] = [
+            {"timeUnixNano": str(event.time), "name": event.name, "attributes": _attributes(event.attributes)}
+            for event in span.events
+        ]
+    if span.links:
+        written["links"] = [
+            {"traceId": link.trace_id.hex(), "spanId": link.span_id.hex(), "attributes": _attributes(link.attributes)}
+            for link in span.links
+        ]
+    if span.status or span.message:
+        written["status"] = {"code": span.status} | ({"message": span.message} if span.message else {})
+    return written
+
+
+def _attributes(pairs: Iterable[tuple[str, Value]]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _value(value)} for key, value in pairs]
+
+
+def _value(value: Value) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"stringValue": value}
+    if isinstance(value, bool):
+        return {"boolValue": value}
+    if isinstance(value, int):
+        return {"intValue": str(value)}
+    if isinstance(value, float):
+        return {"doubleValue": value if math.isfinite(value) else _NOT_FINITE.get(value, "NaN")}
+    if isinstance(value, Raw):
+        return {"stringValue": bytes(value).decode()}
+    if isinstance(value, bytes):
+        return {"bytesValue": b64encode(value).decode()}
+    if isinstance(value, list):
+        return {"arrayValue": {"values": [_value(item) for item in value]}}
+    if isinstance(value, dict):
+        return {"kvlistValue": {"values": _attributes(value.items())}}
+    return {}
+
+
+_NOT_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}

@@ -1,0 +1,161 @@
+"""OTLP requests as protobuf, read: runspan's own spans apart from everybody else's; no I/O.
+
+The store's ingest goes through here, so loops bind what they call, and an attribute's type is only asked for when
+its value does not already tell it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, TracesData
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
+
+from runspan.contracts import Rejection
+from runspan.errors import PayloadError
+from runspan.fields import ROLE
+from runspan.otlp.received import Foreign, Received
+from runspan.span import Event, Link, Span, Value
+from runspan.times import MAX_NS
+
+NO_TRACE_ID = bytes(16)
+NO_SPAN_ID = bytes(8)
+
+
+def read_protobuf(body: bytes) -> Received:
+    """The spans of an ExportTraceServiceRequest, sorted. PayloadError when the body is none.
+
+    A span that cannot be placed (an id of the wrong length or all zero, a time that no store can hold) is rejected
+    alone; the others of the request are taken.
+    """
+    return sort_spans(parse(body))
+
+
+def read_spans(body: bytes) -> list[Span]:
+    """Every span of a TracesData or an ExportTraceServiceRequest, whoever made it. PayloadError when it is none."""
+    return [
+        neutral(span, _pairs(span))
+        for resource_spans in parse(body).resource_spans
+        for scope_spans in resource_spans.scope_spans
+        for span in scope_spans.spans
+    ]
+
+
+def parse(body: bytes) -> TracesData:
+    """The message. TracesData and ExportTraceServiceRequest have the same fields, and so the same bytes."""
+    try:
+        return TracesData.FromString(body)
+    except DecodeError as error:
+        raise PayloadError(
+            "not readable",
+            where="body",
+            expected="a protobuf ExportTraceServiceRequest",
+            got=f"{len(body)} bytes: {error}",
+            hint="send OTLP, and name its encoding in Content-Type",
+        ) from None
+
+
+def sort_spans(data: TracesData) -> Received:
+    """What a parsed request holds: runspan's own spans, everybody else's, and what is refused."""
+    received = Received()
+    take, resources, keep = received.spans.append, received.resources, received.foreign.append
+    for resource_spans in data.resource_spans:
+        resource: bytes | None = None
+        for scope_spans in resource_spans.scope_spans:
+            received.total += len(scope_spans.spans)
+            envelope: _Envelope | None = None
+            for span in scope_spans.spans:
+                trace_id, span_id = span.trace_id, span.span_id
+                pairs = _pairs(span)
+                own = any(key == ROLE for key, _ in pairs)
+                reason = _refusal(span, trace_id, span_id, own)
+                if reason:
+                    received.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
+                elif own:
+                    take(neutral(span, pairs))
+                    if trace_id not in resources:
+                        if resource is None:
+                            resource = resource_spans.resource.SerializeToString(deterministic=True)
+                        resources[trace_id] = resource
+                else:
+                    if envelope is None:
+                        envelope = _Envelope(resource_spans, scope_spans)
+                    keep(Foreign(trace_id, span_id, envelope.around(span)))
+    return received
+
+
+def neutral(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
+    """The neutral record of a protobuf span. pairs: its attributes, read."""
+    parent_id, code, message = span.parent_span_id, 0, ""
+    if span.HasField("status"):
+        status = span.status
+        code, message = status.code, status.message
+    events, links = span.events, span.links
+    return Span(
+        span.trace_id,
+        span.span_id,
+        b"" if parent_id == NO_SPAN_ID else parent_id,
+        span.name,
+        span.kind,
+        span.start_time_unix_nano,
+        span.end_time_unix_nano,
+        code,
+        message,
+        (),
+        pairs,
+        tuple([Event(event.name, event.time_unix_nano, tuple(_pairs(event))) for event in events]) if events else (),
+        tuple([Link(link.trace_id, link.span_id, tuple(_pairs(link))) for link in links]) if links else (),
+    )
+
+
+def _pairs(holder: Any) -> list[tuple[str, Value]]:
+    """The attributes of a span, event or link. Most values are text or a number that is not zero."""
+    pairs: list[tuple[str, Value]] = []
+    add = pairs.append
+    for attribute in holder.attributes:
+        value = attribute.value
+        add((attribute.key, value.string_value or value.int_value or _plain(value)))
+    return pairs
+
+
+def _plain(value: AnyValue) -> Value:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_plain(item) for item in value.array_value.values]
+    if kind == "kvlist_value":
+        return {item.key: _plain(item.value) for item in value.kvlist_value.values}
+    read: Value = getattr(value, kind) if kind else None
+    return read
+
+
+def _refusal(span: WireSpan, trace_id: bytes, span_id: bytes, own: bool) -> str:
+    """Why this span is not taken; empty when it is."""
+    if len(trace_id) != 16 or trace_id == NO_TRACE_ID:
+        return f"trace id: expected 16 bytes, not all zero, got {len(trace_id)} bytes {trace_id[:20].hex()!r}"
+    if len(span_id) != 8 or span_id == NO_SPAN_ID:
+        return f"span id: expected 8 bytes, not all zero, got {len(span_id)} bytes {span_id[:20].hex()!r}"
+    if len(span.parent_span_id) not in (0, 8):
+        return f"parent span id: expected none or 8 bytes, got {len(span.parent_span_id)} bytes"
+    if own and (span.start_time_unix_nano > MAX_NS or span.end_time_unix_nano > MAX_NS):
+        return "start and end: expected times before 2262-04-12"
+    return ""
+
+
+class _Envelope:
+    """Puts a span of one scope into a TracesData of its own, with its resource and scope."""
+
+    def __init__(self, resource_spans: ResourceSpans, scope_spans: ScopeSpans) -> None:
+        self._data = TracesData()
+        outer = self._data.resource_spans.add(schema_url=resource_spans.schema_url)
+        if resource_spans.HasField("resource"):
+            outer.resource.CopyFrom(resource_spans.resource)
+        inner = outer.scope_spans.add(schema_url=scope_spans.schema_url)
+        if scope_spans.HasField("scope"):
+            inner.scope.CopyFrom(scope_spans.scope)
+        self._slot = inner.spans.add()
+
+    def around(self, span: WireSpan) -> bytes:
+        self._slot.CopyFrom(span)
+        return self._data.SerializeToString(deterministic=True)

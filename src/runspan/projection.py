@@ -1,0 +1,222 @@
+"""The standard attributes beside the exact ones: for people, dashboards and alerts; never read back; no I/O.
+
+Names come from OpenTelemetry's semantic conventions: ``cicd.*`` for pipelines (a run) and their tasks (a step),
+``gen_ai.*`` for agents, ``error.type`` and the ``exception`` event. Conventions have no place for cost and for a
+run's totals, so these are ``runspan.*``. Tokens and cost stand on the agent's step only; the run has totals under other
+names, or sums over spans would count everything twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from runspan.carry import Pairs
+from runspan.ids import child_span_id, run_ids
+from runspan.span import Event, Link, Value
+from runspan.times import parse_ns
+
+RUN_RESULTS: Final = {
+    "completed": "success",
+    "failed": "failure",
+    "timed_out": "timeout",
+    "cancelled": "cancellation",
+}
+STEP_RESULTS: Final = {"completed": "success", "failed": "failure", "skipped": "skip"}
+RUN_ERRORS: Final = {"failed": "_OTHER", "timed_out": "timeout"}
+"""Statuses that are errors, with the ``error.type`` of an error that names none."""
+STEP_ERRORS: Final = {"failed": "_OTHER"}
+
+COST: Final = "runspan.cost.usd"
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+PROVIDER: Final = "gen_ai.provider.name"
+MODEL: Final = "gen_ai.request.model"
+ERROR_TYPE: Final = "error.type"
+PIPELINE_RUN_ID: Final = "cicd.pipeline.run.id"
+CHILD_RUN_ID: Final = "runspan.child.run.id"
+PARENT_RUN_ID: Final = "runspan.parent.run.id"
+PROJECTED_KEYS: Final = frozenset({PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID})
+"""The strings among a span's own projected attributes."""
+
+_MESSAGE_LENGTH = 500
+"""Characters, so at most 2000 bytes: a backend that cuts a string inside a character spoils its whole answer."""
+_INT64 = 1 << 63
+_PROVIDERS = (
+    ("claude", "anthropic"),
+    ("gpt", "openai"),
+    ("chatgpt", "openai"),
+    ("o1", "openai"),
+    ("o3", "openai"),
+    ("o4", "openai"),
+)
+
+
+class Fault(Struct, frozen=True):
+    """What a failed run or step says of its error: for ``error.type``, the span's status and the exception event."""
+
+    type: str
+    message: str = ""
+
+    def event(self, time: int) -> Event:
+        """The exception event of the conventions."""
+        pairs: list[tuple[str, Value]] = [("exception.type", self.type)]
+        if self.message:
+            pairs.append(("exception.message", self.message))
+        return Event("exception", time, tuple(pairs))
+
+
+class Usage(Struct, frozen=True, rename="camel"):
+    """An agent step's ``output.usage``; ``totalTokens`` has no convention and is the sum of the two."""
+
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
+    model: str = ""
+    estimated_cost_usd: float = -1.0
+
+
+class _Output(Struct, frozen=True):
+    usage: Usage | None = None
+
+
+class _Error(Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _Child(Struct, frozen=True, rename="camel"):
+    run_id: str = ""
+
+
+class _Attempt(Struct, frozen=True, rename="camel"):
+    attempt: int = 0
+    status: str = ""
+    started_at: str = ""
+    completed_at: str = ""
+    error: Any = None
+
+
+class _Extra(Struct, frozen=True, rename="camel"):
+    attempts: list[_Attempt] = []
+    parent_run_id: str = ""
+
+
+_decode_output = msgspec.json.Decoder(_Output).decode
+_decode_error = msgspec.json.Decoder(_Error).decode
+_decode_child = msgspec.json.Decoder(_Child).decode
+_decode_extra = msgspec.json.Decoder(_Extra).decode
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def fault_of(error: object, default_type: str) -> Fault:
+    """The fault that a member ``error`` tells; default_type when it has no code."""
+    if type(error) is not Raw:
+        return Fault(default_type)
+    text = bytes(error)
+    try:
+        if text.startswith(b'"'):
+            return Fault(default_type, msgspec.json.decode(text, type=str)[:_MESSAGE_LENGTH])
+        if text.startswith(b"{"):
+            known = _decode_error(text)
+            return Fault(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
+    except _UNREADABLE:
+        pass  # the error's own text is carried all the same
+    return Fault(default_type)
+
+
+def usage_of(output: object) -> Usage | None:
+    """The token usage that an agent's output tells, or None."""
+    if type(output) is not Raw:
+        return None
+    text = bytes(output)
+    if b'"usage"' not in text:
+        return None
+    try:
+        return _decode_output(text).usage
+    except _UNREADABLE:
+        return None
+
+
+def put_usage(pairs: Pairs, usage: Usage) -> None:
+    """Appends an agent step's tokens, model, provider and cost, as far as they are known."""
+    if usage.model:
+        for prefix, provider in _PROVIDERS:
+            if usage.model.startswith(prefix):
+                pairs.append((PROVIDER, provider))
+                break
+        pairs.append((MODEL, usage.model[:_MESSAGE_LENGTH]))
+    if 0 <= usage.prompt_tokens < _INT64:
+        pairs.append((INPUT_TOKENS, usage.prompt_tokens))
+    if 0 <= usage.completion_tokens < _INT64:
+        pairs.append((OUTPUT_TOKENS, usage.completion_tokens))
+    if usage.estimated_cost_usd >= 0:
+        pairs.append((COST, usage.estimated_cost_usd))
+
+
+def put_totals(pairs: Pairs, usages: list[Usage]) -> None:
+    """Appends a run's sums over its agent steps, under names that no step has."""
+    if not usages:
+        return
+    pairs.append(("runspan.run.input_tokens", sum([max(usage.prompt_tokens, 0) for usage in usages]) % _INT64))
+    pairs.append(("runspan.run.output_tokens", sum([max(usage.completion_tokens, 0) for usage in usages]) % _INT64))
+    pairs.append(("runspan.run.cost_usd", sum([max(usage.estimated_cost_usd, 0.0) for usage in usages])))
+
+
+def child_run_of(output: object) -> str:
+    """The run id that a sub-workflow's output tells, or nothing."""
+    if type(output) is not Raw:
+        return ""
+    try:
+        return _decode_child(bytes(output)).run_id
+    except _UNREADABLE:
+        return ""
+
+
+def child_link(run_id: str, tenant: str) -> Link:
+    """The link to a sub-workflow's run span: its ids follow from the run's id."""
+    child = run_ids(run_id, tenant)
+    return Link(child.trace_id, child.root_id, (("runspan.link", "sub-workflow"),))
+
+
+def parent_run_of(extra: bytes) -> str:
+    """The run id that a child run's unknown member ``parentRunId`` tells, or nothing."""
+    if b"parentRunId" not in extra:
+        return ""
+    try:
+        return _decode_extra(b"{" + extra + b"}").parent_run_id
+    except _UNREADABLE:
+        return ""
+
+
+class AttemptSpan(Struct, frozen=True):
+    """One attempt of a step that the document lists in its member ``attempts``."""
+
+    span_id: bytes
+    number: int
+    status: str
+    start: int
+    end: int
+    fault: Fault | None
+
+
+def attempts_of(extra: bytes, step_id: bytes) -> list[AttemptSpan]:
+    """The attempts that a step's unknown member ``attempts`` tells; those without times are left out."""
+    if b'"attempts"' not in extra:
+        return []
+    try:
+        attempts = _decode_extra(b"{" + extra + b"}").attempts
+    except _UNREADABLE:
+        return []
+    spans = []
+    for position, attempt in enumerate(attempts, 1):
+        start, end = parse_ns(attempt.started_at), parse_ns(attempt.completed_at)
+        if start is None or end is None:
+            continue
+        failed = attempt.error is not None or attempt.status == "failed"
+        fault = fault_of(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
+        number = attempt.attempt if 0 < attempt.attempt < _INT64 else position
+        span_id = child_span_id(step_id, "attempt", position)
+        spans.append(AttemptSpan(span_id, number, attempt.status, start, max(end, start + 1), fault))
+    return spans

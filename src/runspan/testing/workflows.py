@@ -1,0 +1,259 @@
+"""The twenty invented workflows that the generator runs: fixed step graphs, as a text table.
+
+Ids, names and types are fixed because they are so in life: dashboards, indexes and caches live on their few distinct
+values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from .blocks import Block, blocks, paragraphs
+
+# workflow id, triggerType, weight; `in` and `out` are the run's payloads; then a line a step:
+# id | name | block | what it follows (default: the step above) and when it is executed.
+_WORKFLOWS = """
+wf_overdue_invoices schedule 9
+in  {"cron":"0 6 * * 1-5","timezone":"America/New_York","scheduledFor":"%(fired)s"}
+out {"remindersSent":%(rounds)d,"currency":"%(currency)s"}
+every-weekday  | Every weekday at 6     | schedule
+fetch-invoices | Fetch Overdue Invoices | quickbooks.query
+each-invoice   | For each invoice       | loop
+send-reminder  | Send reminder          | gmail            | each
+post-summary   | Post summary           | slack            | after:each-invoice
+
+wf_dunning_card event 9
+in  {"event":"invoice.payment_failed","invoice":"in_%(hex)s","customer":"cus_%(hex)s","attemptCount":1}
+out {"paid":true}
+payment-failed | Payment failed    | event
+charge-card    | Charge card again | stripe.charge
+paid           | Paid?             | condition
+tell-customer  | Tell the customer | email            | if:yes
+escalate       | Escalate          | slack            | after:paid if:no
+
+wf_payment_received webhook 14
+in  {"id":"evt_%(hex)s","type":"charge.succeeded","livemode":true,"data":{"object":{"id":"ch_%(hex)s",
+    "amount":%(cents)d,"currency":"%(currency)s","receipt_email":"%(email)s"}}}
+out {"synced":["hubspot","xero"]}
+stripe-hook  | Stripe webhook | webhook
+update-deal  | Update deal    | hubspot.deal | after:stripe-hook
+book-payment | Book payment   | xero.payment | after:stripe-hook
+ring-bell    | Ring the bell  | slack        | after:stripe-hook
+receipt      | Send receipt   | email        | after:update-deal,book-payment
+
+wf_payout_journal event 6
+in  {"event":"payout.paid","payout":"po_%(hex)s","arrivalDate":"%(date)s"}
+out {"journalEntry":"JE-%(number)d","balanced":true}
+payout-paid       | Payout paid               | event
+list-transactions | List balance transactions | stripe.transactions
+to-journal        | Turn into journal lines   | transform
+post-journal      | Post journal entry        | netsuite.journal
+
+wf_customer_onboarding api 5
+in  {"customer":{"name":"%(customer)s","domain":"%(domain)s","plan":"%(plan)s","seats":%(people)d}}
+out {"customerId":"cus_%(hex)s","workspaceUrl":"https://%(domain)s/app"}
+create-account    | Create account      | salesforce.account
+provision-billing | Provision billing   | sub-workflow | runs:wf_provision_billing
+welcome-mail      | Send welcome mail   | gmail        | after:provision-billing
+invite-channel    | Open shared channel | slack        | after:provision-billing
+first-meeting     | Invite to kick-off  | outlook      | after:welcome-mail
+
+wf_provision_billing api 1
+in  {"name":"%(customer)s","plan":"%(plan)s","seats":%(people)d}
+out {"customerId":"cus_%(hex)s"}
+create-customer | Create Stripe customer | stripe.customer
+first-charge    | First charge           | stripe.charge
+mirror-customer | Mirror customer        | quickbooks.invoice | after:create-customer
+confirm         | Confirm by mail        | email              | after:first-charge,mirror-customer
+
+wf_support_triage event 13
+in  {"event":"gmail.message.received","from":"%(email)s","subject":"Question about %(invoice)s",
+    "snippet":"Hi, I see two payments of %(amount)s %(currency)s on my statement and expected one."}
+out {"category":"billing","handledBy":"agent"}
+mail-received | Mail received        | event
+triage        | Triage the ticket    | agent.triage
+is-urgent     | Urgent?              | condition
+page-team     | Page the team        | slack          | after:is-urgent if:yes
+reply         | Reply with the draft | gmail          | after:is-urgent
+queue-ticket  | Queue the ticket     | hubspot.upsert | after:is-urgent if:no
+
+wf_bill_capture webhook 9
+in  {"attachment":{"filename":"%(invoice)s.pdf","sha256":"%(hex)s%(hex)s","bytes":%(cents)d}}
+out {"billId":"BILL-%(number)d"}
+file-arrived | File arrived         | webhook
+extract      | Extract fields       | agent.extract
+match-po     | Match purchase order | netsuite.match
+create-bill  | Create bill          | xero.bill
+notify       | Notify bookkeeping   | slack
+
+wf_lead_scoring schedule 5
+in  {"cron":"30 6 * * *","scheduledFor":"%(fired)s","list":"new-inbound"}
+out {"scored":%(rounds)d}
+morning      | Every morning     | schedule
+new-leads    | New leads         | salesforce.query
+each-lead    | For each lead     | loop
+score        | Score the lead    | agent.score    | each
+write-scores | Write scores back | hubspot.upsert | after:each-lead
+
+wf_contract_approval event 4
+in  {"event":"salesforce.opportunity.stage_changed","opportunityId":"0065g0%(hex)s","stage":"Contract Sent"}
+out {"envelopeId":"%(hex)s"}
+stage-changed   | Stage changed     | event
+review-contract | Review contract   | agent.review
+legal-approval  | Approval by legal | approval
+send-envelope   | Send envelope     | docusign
+tell-owner      | Tell the owner    | slack
+
+wf_vendor_payment manual 4
+in  {"vendor":"%(customer)s","amount":%(amount)s,"currency":"%(currency)s","invoice":"%(invoice)s"}
+out {"paid":true}
+match-po     | Match purchase order   | netsuite.match
+above-limit  | Above 5000?            | condition
+cfo-approval | Approval by CFO        | approval       | if:yes
+pay-vendor   | Pay vendor             | action.http    | after:above-limit,cfo-approval
+book-payment | Book payment           | xero.payment   | after:pay-vendor
+remittance   | Send remittance advice | email          | after:pay-vendor
+
+wf_crm_sync schedule 10
+in  {"since":"%(fired)s","pageSize":200,"cursor":"%(hex)s"}
+out {"upserted":%(people)d}
+quarter-hour  | Every 15 minutes | schedule
+fetch-page    | Fetch contacts   | salesforce.query
+each-contact  | For each contact | loop
+upsert        | Upsert contact   | hubspot.upsert   | each
+save-cursor   | Save cursor      | action.http      | after:each-contact
+
+wf_month_end_close schedule 2
+in  {"period":"%(date)s","entities":["US","UK","NZ"]}
+out {"closed":["US","UK","NZ"]}
+first-of-month | First of the month      | schedule
+close-us       | Close US in NetSuite    | netsuite.journal | after:first-of-month
+close-uk       | Close UK in Xero        | xero.payment     | after:first-of-month
+close-nz       | Close NZ in QuickBooks  | quickbooks.query | after:first-of-month
+consolidate    | Consolidate             | transform        | after:close-us,close-uk,close-nz
+board-pack     | Mail the board pack     | outlook
+
+wf_invoice_from_deal webhook 9
+in  {"dealId":"D-%(number)d","company":"%(customer)s","amount":%(amount)s,"closedAt":"%(fired)s"}
+out {"invoice":"%(invoice)s"}
+deal-closed    | Deal closed         | webhook
+build-lines    | Build invoice lines | transform
+create-invoice | Create invoice      | quickbooks.invoice
+email-invoice  | Email invoice       | gmail | after:create-invoice
+notify-finance | Notify finance      | slack | after:create-invoice
+
+wf_lead_enrichment webhook 8
+in  {"email":"%(email)s","utm":{"source":"newsletter","campaign":"fall-26"},"page":"/pricing"}
+out {"contact":"%(number)d"}
+form-hook      | Form submitted  | webhook
+company-data   | Look up company | action.lookup  | after:form-hook
+create-contact | Create contact  | hubspot.upsert | after:form-hook
+score          | Score the lead  | agent.score    | after:company-data
+assign-owner   | Assign owner    | hubspot.deal   | after:create-contact,score
+
+wf_refund api 5
+in  {"invoice":"%(invoice)s","amount":%(amount)s,"currency":"%(currency)s","reason":"duplicate",
+    "requestedBy":"%(email)s"}
+out {"refunded":true}
+load-charge  | Load charge         | stripe.transactions
+above-limit  | Above 5000?         | condition
+sign-off     | Sign-off by manager | approval         | if:yes
+refund       | Refund              | stripe.charge    | after:above-limit,sign-off
+post-journal | Post journal entry  | netsuite.journal
+tell         | Tell the customer   | email            | after:refund
+
+wf_usage_metering schedule 8
+in  {"window":"1h","until":"%(fired)s","meters":["api_calls","storage_gb","seats"]}
+out {"records":%(number)d}
+hourly       | Every hour       | schedule
+collect      | Collect usage    | action.lookup
+aggregate    | Aggregate        | transform
+report-usage | Report to Stripe | stripe.customer
+
+wf_trial_expiry schedule 5
+in  {"account":"ACC-%(number)d","trialEndsAt":"%(fired)s","plan":"%(plan)s"}
+out {"action":"converted"}
+daily        | Every day          | schedule
+load-account | Load account       | action.lookup
+has-card     | Card on file?      | condition
+convert      | Convert to paid    | stripe.charge  | after:has-card if:yes
+thank-you    | Thank you          | gmail          | if:yes
+grace        | Wait a moment      | wait           | after:has-card if:no
+downgrade    | Downgrade          | action.http    | if:no
+
+wf_nda_signature webhook 4
+in  {"form":"partner-signup","company":"%(customer)s","email":"%(email)s","country":"%(country)s"}
+out {"partner":"0015g0%(hex)s"}
+form-hook      | Form submitted | webhook
+send-nda       | Send NDA       | docusign
+until-signed   | Until signed   | wait
+create-partner | Create partner | salesforce.account
+
+wf_regional_statements manual 3
+in  {"region":"%(country)s","period":"%(date)s","requestedBy":"%(email)s"}
+out {"statements":%(rounds)d}
+open-invoices  | Open invoices     | quickbooks.query
+each-customer  | For each customer | loop
+send-statement | Send statement    | outlook | each
+archive        | Archive           | action.http | after:each-customer
+report         | Report            | slack
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node of a step graph; `head` is its JSON text up to the value of `status`."""
+
+    id: str
+    head: str
+    block: Block
+    after: tuple[int, ...]  # positions of the steps it waits for
+    branch: bool | None  # executed only when the run's condition has this result
+    each: bool  # the body of the loop step just above it
+    runs: str | None  # the workflow that a sub-workflow step starts
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A workflow with its steps in an order that respects their dependencies."""
+
+    id: str
+    trigger: str
+    weight: int
+    input: str
+    output: str
+    steps: tuple[Step, ...]
+
+
+def _steps(lines: list[str], known: dict[str, Block]) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    positions: dict[str, int] = {}
+    for position, line in enumerate(lines):
+        id_, name, kind, words = (part.strip() for part in f"{line}|".split("|")[:4])
+        flags = dict(word.partition(":")[::2] for word in words.split())
+        block = known[kind]
+        after = [positions[other] for other in flags["after"].split(",")] if "after" in flags else [position - 1]
+        identity = json.dumps({"id": id_, "name": name, "type": block.type}, separators=(",", ":"))
+        steps.append(
+            Step(
+                id=id_,
+                head=f'{identity[:-1]},"status":"',
+                block=block,
+                after=tuple(after) if position else (),
+                branch={"yes": True, "no": False}.get(flags.get("if", "")),
+                each="each" in flags,
+                runs=flags.get("runs"),
+            )
+        )
+        positions[id_] = position
+    return tuple(steps)
+
+
+def workflows() -> tuple[Workflow, ...]:
+    """Read the table above."""
+    known = blocks()
+    return tuple(
+        Workflow(id_, trigger, int(weight), payloads["in"], payloads["out"], _steps(lines, known))
+        for (id_, trigger, weight), payloads, lines in paragraphs(_WORKFLOWS)
+    )

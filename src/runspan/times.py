@@ -1,0 +1,111 @@
+"""Timestamps of run documents and nanoseconds of spans, both ways; no I/O, no clock.
+
+The platform writes ``2024-01-15T09:00:01.200Z``. That form is *canonical*: it follows from the nanoseconds
+alone, so a span's own start and end carry it. Any other RFC 3339 text has nanoseconds too, but is carried as text.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+SECOND = 1_000_000_000
+MILLISECOND = 1_000_000
+MAX_NS = (1 << 63) - 1
+"""OTLP has 64 unsigned bits, but stores keep signed ones: 2262-04-11 is the last day that all of them can hold."""
+
+_SUFFIXES = [f"{second:02}" for second in range(60)]
+_ENDINGS = [f".{ms:03}Z" for ms in range(1000)]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE = 60 * SECOND
+_DAY = 1440 * _MINUTE
+_MEMO = 10_000
+
+_RFC3339 = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?(?:([Zz])|([+-])(\d{2}):(\d{2}))", re.ASCII
+)
+
+
+class _Days(dict[str, int]):
+    """Nanoseconds of ``2024-01-15T``; KeyError when a text is not that form, or a span cannot hold it."""
+
+    def __missing__(self, prefix: str) -> int:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\dT", prefix, re.ASCII):
+            raise KeyError(prefix)
+        try:
+            moment = datetime.fromisoformat(prefix + "00:00:00+00:00")
+        except ValueError:
+            raise KeyError(prefix) from None
+        ns = (moment - _EPOCH) // timedelta(seconds=1) * SECOND
+        if not 0 <= ns < MAX_NS - _DAY:
+            raise KeyError(prefix)
+        if len(self) >= _MEMO:
+            self.clear()
+        self[prefix] = ns
+        return ns
+
+
+class _Minutes(dict[str, int]):
+    """Nanoseconds of ``2024-01-15T09:00:``; KeyError as above."""
+
+    def __missing__(self, prefix: str) -> int:
+        ns = _DAYS[prefix[:11]] + _CLOCK[prefix[11:]]
+        if len(self) >= _MEMO:
+            self.clear()
+        self[prefix] = ns
+        return ns
+
+
+_DAYS = _Days()
+_CLOCK = {f"{hour:02}:{minute:02}:": (hour * 60 + minute) * _MINUTE for hour in range(24) for minute in range(60)}
+MINUTES = _Minutes()
+SECONDS = {f"{second:02}": second * SECOND for second in range(60)}
+FRACTIONS = {f".{ms:03}Z": ms * MILLISECOND for ms in range(1000)}
+"""The three parts of a canonical timestamp, cut at 17 and 19: its nanoseconds are their sum."""
+
+
+@lru_cache(maxsize=8192)
+def _minute_text(minute: int) -> str:
+    return (_EPOCH + timedelta(minutes=minute)).strftime("%Y-%m-%dT%H:%M:")
+
+
+def canonical_ns(text: str) -> int | None:
+    """Nanoseconds since 1970 of a canonical timestamp, or None when the text has another form."""
+    try:
+        return MINUTES[text[:17]] + SECONDS[text[17:19]] + FRACTIONS[text[19:]]
+    except KeyError:
+        return None
+
+
+def canonical_text(ns: int) -> str | None:
+    """The canonical timestamp of these nanoseconds, or None when they are no whole milliseconds."""
+    minute, rest = divmod(ns, _MINUTE)
+    second, fraction = divmod(rest, SECOND)
+    millisecond, surplus = divmod(fraction, MILLISECOND)
+    if surplus or not 0 <= ns <= MAX_NS:
+        return None
+    return _minute_text(minute) + _SUFFIXES[second] + _ENDINGS[millisecond]
+
+
+def parse_ns(text: str) -> int | None:
+    """Nanoseconds since 1970 of any RFC 3339 timestamp; None when it is none or a span cannot hold it.
+
+    Digits past the nanosecond are cut off: the span's time is then near, and the text is carried beside it.
+    """
+    ns = canonical_ns(text)
+    if ns is not None:
+        return ns
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        return None
+    date, clock, fraction, zulu, sign, hours, minutes = match.groups()
+    try:
+        moment = datetime.fromisoformat(f"{date}T{clock}+00:00")
+    except ValueError:
+        return None
+    ns = (moment - _EPOCH) // timedelta(seconds=1) * SECOND + int((fraction or "")[:9].ljust(9, "0"))
+    if not zulu:
+        offset = (int(hours) * 3600 + int(minutes) * 60) * SECOND
+        ns += offset if sign == "-" else -offset
+    return ns if 0 < ns <= MAX_NS else None

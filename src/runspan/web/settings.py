@@ -1,0 +1,31 @@
+"""``WebSettings``: what the application does, apart from where it listens; no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WebSettings:
+    """The command line fills it; the application reads no environment.
+
+    max_body: the bound of a request body in bytes, as sent and again once inflated.
+    reads_per_minute, writes_per_minute: per key; 0 means no limit. Requests without a key, which an open server
+        takes, are limited per client address, by ``open_reads_per_minute`` and ``open_writes_per_minute``.
+    traces_per_minute: requests to ``/v1/traces`` per key; 0 means no limit. They have a limit of their own, off at
+        first, because an exporter puts hundreds of runs into one request: counting it as one write says nothing, and
+        refusing it delays a whole batch. The bound on the body and the server's threads hold it back.
+    metrics_open: whether ``/metrics`` answers without a key. It tells counts, never a run's content.
+    trace_url: where people look at a trace, with ``{trace_id}`` in it, or empty.
+    """
+
+    max_body: int = 64 * MIB
+    reads_per_minute: int = 1000
+    writes_per_minute: int = 200
+    traces_per_minute: int = 0
+    open_reads_per_minute: int = 0
+    open_writes_per_minute: int = 0
+    metrics_open: bool = True
+    trace_url: str = ""
