@@ -1,0 +1,299 @@
+"""How run documents are read from files, folders and standard input, and what is told when they cannot be."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import random
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runspan.errors import DocumentError, SettingError
+from runspan.run import Run
+from runspan.sources import documents, files, pieces, total_bytes
+
+TWO = b'{"id":"a"}\n{"id":"b"}\n'
+
+
+def told(path: Path | str, **options: object) -> list[str]:
+    """The id of each run, and the text of each error."""
+    found = documents(str(path), **options)  # type: ignore[arg-type]
+    return [item.id if isinstance(item, Run) else f"! {item}" for item in found]
+
+
+def lines(count: int) -> bytes:
+    """NDJSON that does not compress to nearly nothing."""
+    digits = random.Random(7)
+    return b"".join(b'{"id":"%d","input":"%0100x"}\n' % (number, digits.getrandbits(400)) for number in range(count))
+
+
+def write(path: Path, data: bytes) -> Path:
+    """A file with the data."""
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["runs.ndjson", "runs.json", "runs", "runs.json.gz"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_gzip_is_told_by_its_bytes(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    """A file is read by what is in it, whatever it is called."""
+    assert told(write(tmp_path / name, pack(TWO))) == ["a", "b"]
+
+
+def test_gzip_of_several_members(tmp_path: Path) -> None:
+    """Members follow each other, may cut a document, may be empty, and may be padded with zero bytes."""
+    parts = [gzip.compress(part) for part in (TWO[:15], b"", TWO[15:], b'{"id":"c"}')]
+    assert told(write(tmp_path / "a", b"".join(parts))) == ["a", "b", "c"]
+    assert told(write(tmp_path / "b", b"\0\0".join(parts) + b"\0" * 600_000)) == ["a", "b", "c"]
+
+
+def test_empty_files_have_no_documents(tmp_path: Path) -> None:
+    """An empty file is no error, packed or not."""
+    assert told(write(tmp_path / "a.json", b"")) == []
+    assert told(write(tmp_path / "b.gz", gzip.compress(b""))) == []
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_truncated_gzip(tmp_path: Path, kept: float) -> None:
+    """Every document that the rest of the file can still tell goes, then the cut is told once."""
+    plain = lines(5000)
+    packed = gzip.compress(plain)
+    packed = packed[: int(len(packed) * kept)]
+    readable = zlib.decompressobj(31).decompress(packed).count(b"\n")
+    assert readable > 100
+    found = list(documents(str(write(tmp_path / "runs.gz", packed))))
+    assert [item.id for item in found[:-1] if isinstance(item, Run)] == [str(number) for number in range(readable)]
+    assert isinstance(found[-1], DocumentError)
+    assert found[-1].where == f"{tmp_path / 'runs.gz'} compressed byte {len(packed)}"
+    assert "missing" in found[-1].hint
+
+
+def test_gzip_cut_in_its_last_bytes(tmp_path: Path) -> None:
+    """A file that lacks only its checksum gives all of its lines, and the error."""
+    for cut in (1, 8):
+        *ids, error = told(write(tmp_path / "a", gzip.compress(TWO)[:-cut]))
+        assert ids == ["a", "b"]
+        assert "end of the file inside the data" in error
+
+
+def test_gzip_damaged_in_the_middle(tmp_path: Path) -> None:
+    """Documents before a block that cannot be inflated go, up to the last whole one, then the damage is told."""
+    first, second = lines(3000), lines(10)
+    good = gzip.compress(first)
+    # The first block of the second member says that it is of the reserved kind.
+    bad = bytearray(gzip.compress(second))
+    bad[10] |= 0b110
+    found = list(documents(str(write(tmp_path / "runs.gz", good + bytes(bad) + gzip.compress(TWO)))))
+    assert len(found) == 3001
+    assert all(isinstance(item, Run) for item in found[:-1])
+    assert isinstance(found[-1], DocumentError)
+    assert found[-1].where.endswith(f"compressed byte {len(good) + 10}")
+    assert "invalid block type" in found[-1].got
+
+
+def test_gzip_damage_keeps_what_the_same_block_gave_before_it(tmp_path: Path) -> None:
+    """What was inflated in the call that met the damage is not lost with it."""
+    stored = zlib.compressobj(0, zlib.DEFLATED, 31)
+    packed = stored.compress(TWO) + stored.flush(zlib.Z_FULL_FLUSH)
+    *ids, error = told(write(tmp_path / "a", packed + b"\xff" * 20))
+    assert ids == ["a", "b"]
+    assert f"compressed byte {len(packed)}" in error
+
+
+def test_gzip_with_a_wrong_checksum(tmp_path: Path) -> None:
+    """A wrong checksum is told after the documents, which may be wrong too."""
+    packed = bytearray(gzip.compress(TWO))
+    packed[-8] ^= 1
+    *ids, error = told(write(tmp_path / "a", bytes(packed)))
+    assert ids == ["a", "b"]
+    assert "incorrect data check" in error
+
+
+def test_junk_after_gzip(tmp_path: Path) -> None:
+    """What follows the last member and is no gzip is told."""
+    *ids, error = told(write(tmp_path / "a", gzip.compress(TWO) + b"junk"))
+    assert ids == ["a", "b"]
+    assert "incorrect header check" in error
+
+
+@pytest.mark.parametrize(
+    ("magic", "tool"),
+    [(b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh91AY", "bzip2"), (b"PK\3\4..", "unzip")],
+)
+def test_other_packings_are_named(tmp_path: Path, magic: bytes, tool: str) -> None:
+    """A file packed otherwise is refused once, with the command that unpacks it."""
+    (error,) = documents(str(write(tmp_path / "a.json", magic + b"\n{}\n" * 9)))
+    assert isinstance(error, DocumentError)
+    assert tool in error.hint
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    """An error names the path as it was given, with line and place, and the other documents go."""
+    path = write(tmp_path / "runs.ndjson", b'{"id":"a"}\n{"id":"x","steps":[{"id":1}]}\n{"id":"b"}\n')
+    a, error, b = documents(str(path))
+    assert isinstance(a, Run)
+    assert isinstance(b, Run)
+    assert isinstance(error, DocumentError)
+    assert error.where == f"{path}:2 steps[0].id"
+
+
+@pytest.mark.parametrize("name", ["missing.json", "no/such/folder", "a\0b"])
+def test_a_missing_file_is_told_at_once(tmp_path: Path, name: str) -> None:
+    """A path with nothing to read is a wrong setting, told before anything is asked for."""
+    with pytest.raises(SettingError) as caught:
+        documents(str(tmp_path / name))
+    assert name in caught.value.where
+    assert caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_told_at_once(tmp_path: Path) -> None:
+    """A file without permission is a wrong setting."""
+    path = write(tmp_path / "runs.json", TWO)
+    path.chmod(0)
+    with pytest.raises(SettingError, match="Permission denied"):
+        documents(str(path))
+
+
+def test_a_folder_gives_its_files_sorted(tmp_path: Path) -> None:
+    """A folder stands for its JSON and NDJSON files, packed or not, by name; for nothing hidden, other or deeper."""
+    for index, name in enumerate(["c.JSON", "a.ndjson.gz", "b.jsonl", "d.json.gz", "e.ndjson", "f.jsonl.gz"]):
+        write(tmp_path / name, b'{"id":"%d"}' % index)
+    for name in ["notes.txt", ".hidden.json", "g.gz", "json"]:
+        write(tmp_path / name, b"no")
+    (tmp_path / "folder.json").mkdir()
+    assert [Path(path).name[0] for path in files(str(tmp_path))] == list("abcdef")
+    assert told(tmp_path) == ["1", "2", "0", "3", "4", "5"]
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    """A folder without documents is a wrong setting, and the hint says which names count."""
+    with pytest.raises(SettingError, match=r"\*\.ndjson"):
+        documents(str(tmp_path))
+
+
+def test_one_bad_file_does_not_stop_a_folder(tmp_path: Path) -> None:
+    """A file that cannot be opened or unpacked is an error in its place."""
+    write(tmp_path / "a.json", b'{"id":"a"}')
+    (tmp_path / "b.json").symlink_to(tmp_path / "gone")
+    write(tmp_path / "c.json", gzip.compress(b'{"id":"c"}\n')[:-3])
+    write(tmp_path / "d.json", b'{"id":"d"}')
+    a, broken, c, cut, d = documents(str(tmp_path))
+    assert [item.id for item in (a, c, d) if isinstance(item, Run)] == ["a", "c", "d"]
+    assert isinstance(broken, DocumentError)
+    assert broken.where == str(tmp_path / "b.json")
+    assert "No such file" in broken.got
+    assert isinstance(cut, DocumentError)
+
+
+class Failing(io.BytesIO):
+    """A stream that breaks off, as a file on a lost network share does."""
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        data = super().read1(size)
+        if not data:
+            raise OSError(5, "Input/output error")
+        return data
+
+
+def test_a_read_that_fails_on_the_way(tmp_path: Path) -> None:
+    """Documents before it go, then the failure is told with the stream's name."""
+    assert told("-", stdin=Failing(TWO + b'{"id":"cut"}')) == [
+        "a",
+        "b",
+        "! stdin: expected a file that can be read, got Input/output error (documents after this place were not read)",
+    ]
+
+
+def test_oversize_documents_of_a_file(tmp_path: Path) -> None:
+    """The bound on a document's size reaches the splitter."""
+    ids = told(write(tmp_path / "a", TWO + b'{"id":"' + b"x" * 99 + b'"}\n{"id":"c"}'), max_document=50)
+    assert [text[:1] for text in ids] == ["a", "b", "!", "c"]
+
+
+def test_pieces_tell_where_documents_end(tmp_path: Path) -> None:
+    """Offsets count unpacked bytes, so that a position in a packed file means something."""
+    path = write(tmp_path / "a.gz", gzip.compress(TWO))
+    assert [(piece.where, piece.end_offset) for piece in pieces(str(path))] == [(f"{path}:1", 10), (f"{path}:2", 22)]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_progress_adds_up(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """The bytes reported add up to the total, as stored, and are reported on the way."""
+    for name in ("a.json", "b.json"):
+        write(tmp_path / name, pack(lines(10_000)))
+    seen: list[int] = []
+    for _ in documents(str(tmp_path), on_bytes=seen.append):
+        pass
+    assert sum(seen) == total_bytes(str(tmp_path)) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(seen) > 4
+
+
+def test_the_total_of_a_pipe_is_unknown(tmp_path: Path) -> None:
+    """A pipe has no size, named or on standard input; a file on standard input has."""
+    os.mkfifo(tmp_path / "pipe")
+    assert total_bytes(str(tmp_path / "pipe")) is None
+    assert total_bytes("-", stdin=io.BytesIO(TWO)) is None
+    with open(write(tmp_path / "a.json", TWO), "rb") as file:
+        assert total_bytes("-", stdin=file) == len(TWO)
+
+
+def test_a_small_file_that_unpacks_to_a_huge_one(tmp_path: Path) -> None:
+    """Packed a thousand to one, a file still takes the memory of a chunk."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    block = b'{"id":"a"}\n' + b" " * (1 << 20) + b"\n"
+    packed = b"".join(packer.compress(block) for _ in range(100)) + packer.flush()
+    path = write(tmp_path / "a.gz", packed)
+    tracemalloc.start()
+    try:
+        assert told(path) == ["a"] * 100
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+READER = """
+import sys
+from runspan.sources import documents
+for item in documents("-"):
+    print(getattr(item, "id", item), flush=True)
+"""
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_standard_input(pack: Callable[[bytes], bytes]) -> None:
+    """Standard input is read like a file, and is called stdin in errors."""
+    data = pack(TWO + b"bad\n")
+    done = subprocess.run(
+        [sys.executable, "-c", READER], input=data, capture_output=True, check=True, env=environment()
+    )
+    a, b, error = done.stdout.decode().splitlines()
+    assert (a, b) == ("a", "b")
+    assert error.startswith("stdin:3 ")
+
+
+def test_standard_input_gives_documents_as_they_come() -> None:
+    """A document is handed out while the writer of the pipe is still there."""
+    with subprocess.Popen(
+        [sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    ) as reader:
+        assert reader.stdin
+        assert reader.stdout
+        for name in (b"a", b"b", b"c"):
+            reader.stdin.write(b'{"id":"%s"}\n' % name)
+            reader.stdin.flush()
+            assert reader.stdout.readline().strip() == name
+        reader.stdin.close()
+        assert reader.wait() == 0
+
+
+def environment() -> dict[str, str]:
+    """The environment of a reader that imports what this process does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
