@@ -1,9 +1,59 @@
 """Workflow run logs as OpenTelemetry traces, and the exact run documents back from the traces."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from runspan._version import __version__
 from runspan.decode import decode
 from runspan.document import Step
 from runspan.encode import encode
+from runspan.errors import (
+    AccessError,
+    BackendError,
+    DocumentError,
+    NotFound,
+    PayloadError,
+    QueryError,
+    RunspanError,
+    SettingError,
+    StoreError,
+    TraceIncomplete,
+)
 from runspan.run import Run
+from runspan.span import Span
 
-__all__ = ["Run", "Step", "__version__", "decode", "encode"]
+if TYPE_CHECKING:
+    from runspan.backends.connect import connect
+    from runspan.web.app import create_app
+
+__all__ = [
+    "AccessError",
+    "BackendError",
+    "DocumentError",
+    "NotFound",
+    "PayloadError",
+    "QueryError",
+    "Run",
+    "RunspanError",
+    "SettingError",
+    "Span",
+    "Step",
+    "StoreError",
+    "TraceIncomplete",
+    "__version__",
+    "connect",
+    "create_app",
+    "decode",
+    "encode",
+]
+
+_LATER = {"connect": "runspan.backends.connect", "create_app": "runspan.web.app"}
+"""Imported when first asked for: an engine that only encodes should not pay for a web framework."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,10 +16,11 @@ from google.protobuf.json_format import ParseDict, ParseError
 from msgspec import Raw
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
+from runspan._version import __version__
 from runspan.errors import PayloadError
-from runspan.otlp.protobuf import sort_spans
+from runspan.otlp.protobuf import all_spans, sort_spans
 from runspan.otlp.received import Received
-from runspan.otlp.wire import Resource
+from runspan.otlp.wire import SCOPE_NAME, Resource
 from runspan.span import Span, Value
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
@@ -27,6 +28,24 @@ _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent
 
 def read_json(body: bytes) -> Received:
     """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when the body is none."""
+    return sort_spans(_parse(body))
+
+
+def read_spans(body: bytes) -> list[Span]:
+    """Every span of a TracesData in OTLP/JSON, whoever made it. PayloadError when it is none."""
+    return all_spans(_parse(body))
+
+
+def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
+    """The spans as an ExportTraceServiceRequest in OTLP/JSON, UTF-8."""
+    scope = {"name": SCOPE_NAME, "version": __version__}
+    entry: dict[str, Any] = {"scopeSpans": [{"scope": scope, "spans": [_span(span) for span in spans]}]}
+    if resource is not None:
+        entry = {"resource": {"attributes": _attributes(resource.pairs().items())}, **entry}
+    return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _parse(body: bytes) -> TracesData:
     try:
         data = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -39,16 +58,7 @@ def read_json(body: bytes) -> Received:
         ParseDict(data, message, ignore_unknown_fields=True)
     except (ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(str(error)) from None
-    return sort_spans(message)
-
-
-def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
-    """The spans as an ExportTraceServiceRequest in OTLP/JSON, UTF-8."""
-    entry: dict[str, Any] = {"scopeSpans": [{"scope": {"name": "runspan"}, "spans": [_span(span) for span in spans]}]}
-    if resource is not None:
-        attributes = {"service.name": resource.service_name, **resource.attributes}
-        entry = {"resource": {"attributes": _attributes(attributes.items())}, **entry}
-    return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
+    return message
 
 
 def _no_constant(name: str) -> NoReturn:

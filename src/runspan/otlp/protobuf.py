@@ -35,12 +35,7 @@ def read_protobuf(body: bytes) -> Received:
 
 def read_spans(body: bytes) -> list[Span]:
     """Every span of a TracesData or an ExportTraceServiceRequest, whoever made it. PayloadError when it is none."""
-    return [
-        neutral(span, _pairs(span))
-        for resource_spans in parse(body).resource_spans
-        for scope_spans in resource_spans.scope_spans
-        for span in scope_spans.spans
-    ]
+    return all_spans(parse(body))
 
 
 def parse(body: bytes) -> TracesData:
@@ -57,6 +52,16 @@ def parse(body: bytes) -> TracesData:
         ) from None
 
 
+def all_spans(data: TracesData) -> list[Span]:
+    """Every span of a parsed message, whoever made it."""
+    return [
+        neutral(span, _pairs(span))
+        for resource_spans in data.resource_spans
+        for scope_spans in resource_spans.scope_spans
+        for span in scope_spans.spans
+    ]
+
+
 def sort_spans(data: TracesData) -> Received:
     """What a parsed request holds: runspan's own spans, everybody else's, and what is refused."""
     received = Received()
@@ -69,7 +74,7 @@ def sort_spans(data: TracesData) -> Received:
             for span in scope_spans.spans:
                 trace_id, span_id = span.trace_id, span.span_id
                 pairs = _pairs(span)
-                own = any(key == ROLE for key, _ in pairs)
+                own = _is_own(pairs)
                 reason = _refusal(span, trace_id, span_id, own)
                 if reason:
                     received.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
@@ -110,14 +115,19 @@ def neutral(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
     )
 
 
+def _is_own(pairs: list[tuple[str, Value]]) -> bool:
+    for key, _ in pairs:  # noqa: SIM110  # any() would start a generator, and an own span's role stands near the front
+        if key == ROLE:
+            return True
+    return False
+
+
 def _pairs(holder: Any) -> list[tuple[str, Value]]:
     """The attributes of a span, event or link. Most values are text or a number that is not zero."""
-    pairs: list[tuple[str, Value]] = []
-    add = pairs.append
-    for attribute in holder.attributes:
-        value = attribute.value
-        add((attribute.key, value.string_value or value.int_value or _plain(value)))
-    return pairs
+    return [
+        (attribute.key, (value := attribute.value).string_value or value.int_value or _plain(value))
+        for attribute in holder.attributes
+    ]
 
 
 def _plain(value: AnyValue) -> Value:
@@ -126,7 +136,9 @@ def _plain(value: AnyValue) -> Value:
         return [_plain(item) for item in value.array_value.values]
     if kind == "kvlist_value":
         return {item.key: _plain(item.value) for item in value.kvlist_value.values}
-    read: Value = getattr(value, kind) if kind else None
+    if kind is None or kind == "string_value_strindex":
+        return None  # an index into a table that only profiles have
+    read: Value = getattr(value, kind)
     return read
 
 

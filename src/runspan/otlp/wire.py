@@ -293,6 +293,9 @@ def resource_bytes(resource: Resource) -> bytes:
 
 def request_bytes(resource: Resource, spans: Iterable[bytes]) -> bytes:
     """An ``ExportTraceServiceRequest`` of one resource and one scope, from what ``span_bytes`` made."""
+    spans = list(spans)
     scope = _delimited(b"\x0a", _text(b"\x0a", SCOPE_NAME) + _text(b"\x12", __version__))
-    scope_spans = _delimited(b"\x12", b"".join((scope, *spans)))
-    return _delimited(b"\x0a", _delimited(b"\x0a", resource_bytes(resource)) + scope_spans)
+    size = len(scope) + sum(map(len, spans))
+    head = _delimited(b"\x0a", resource_bytes(resource)) + b"\x12" + varint(size)
+    # One join: a body is large enough for each further copy to be felt.
+    return b"".join((b"\x0a", varint(len(head) + size), head, scope, *spans))

@@ -44,12 +44,12 @@ class Access:
         kind: what the request counts as, when it is not its permission.
         """
         keys = self._keys
-        if keys is None or keys.unused:
-            self._count(self._open.get(kind or permission), f"address {request.remote_addr}")
-            return _ANYBODY
         secret = _secret(request)
-        key = keys.find(secret) if secret else None
+        key = keys.find(secret) if keys and secret else None
         if key is None:
+            if keys is None or keys.unused:
+                self._count(self._open.get(kind or permission), f"address {request.remote_addr}")
+                return _ANYBODY
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
                 hint="send a key in the header x-api-key; `runspan keys create` makes one",
@@ -81,7 +81,9 @@ _ANYBODY = Caller()
 def _limits(reads: int, writes: int, traces: int) -> dict[str, RateLimitItem]:
     named = {RUNS_READ: reads, RUNS_WRITE: writes, TRACES: traces}
     return {
-        kind: RateLimitItemPerMinute(amount, namespace=kind.replace(":", "-")) for kind, amount in named.items() if amount
+        kind: RateLimitItemPerMinute(amount, namespace=kind.replace(":", "-"))
+        for kind, amount in named.items()
+        if amount
     }
 
 

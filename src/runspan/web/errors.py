@@ -8,7 +8,7 @@ import secrets
 from typing import Any, Literal
 
 from flask import Flask, Response, request
-from google.rpc.status_pb2 import Status
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 

@@ -2,7 +2,8 @@
 
 A key has about 190 random bits, so nobody finds it by trying, and one SHA-256 of it is stored: slow hashes protect
 words that people choose. SQLite brings what two processes need: a crash leaves the file whole, writers wait for each
-other, and ``PRAGMA data_version`` tells a running server within microseconds that somebody changed it.
+other, and ``PRAGMA data_version``, in WAL mode a look at shared memory, tells a running server on every request
+whether somebody changed it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class KeyRing:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(

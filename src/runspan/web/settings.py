@@ -18,6 +18,7 @@ class WebSettings:
         first, because an exporter puts hundreds of runs into one request: counting it as one write says nothing, and
         refusing it delays a whole batch. The bound on the body and the server's threads hold it back.
     metrics_open: whether ``/metrics`` answers without a key. It tells counts, never a run's content.
+    access_log: whether every request is logged, to the logger ``runspan.access``.
     trace_url: where people look at a trace, with ``{trace_id}`` in it, or empty.
     """
 
@@ -28,4 +29,5 @@ class WebSettings:
     open_reads_per_minute: int = 0
     open_writes_per_minute: int = 0
     metrics_open: bool = True
+    access_log: bool = False
     trace_url: str = ""

@@ -1,0 +1,43 @@
+"""Delivery of OTLP trace requests over HTTP and gRPC: retries, back-pressure, and a report of every run."""
+
+from __future__ import annotations
+
+from runspan.delivery.batch import Batch, Frame, Request, RunSpans
+from runspan.delivery.grpc import GrpcTransport
+from runspan.delivery.http import HttpTransport
+from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
+from runspan.delivery.report import Report
+from runspan.delivery.retry import RetryPolicy
+from runspan.delivery.sender import Delivery
+from runspan.delivery.settings import GRPC, HTTP, DeliverySettings, settings_from
+
+__all__ = [
+    "GRPC",
+    "HTTP",
+    "Accepted",
+    "Batch",
+    "Delivery",
+    "DeliverySettings",
+    "Frame",
+    "GrpcTransport",
+    "HttpTransport",
+    "Later",
+    "Outcome",
+    "Partial",
+    "Refused",
+    "Report",
+    "Request",
+    "RetryPolicy",
+    "RunSpans",
+    "Scope",
+    "Transport",
+    "connect",
+    "settings_from",
+]
+
+
+def connect(settings: DeliverySettings, *, workers: int = 4, retry: RetryPolicy | None = None) -> Delivery:
+    """A delivery to the endpoint of the settings. SettingError when a TLS file cannot be read."""
+    grpc = settings.protocol == GRPC
+    transport: Transport = GrpcTransport(settings) if grpc else HttpTransport(settings, connections=workers)
+    return Delivery(transport, workers=workers, retry=retry)

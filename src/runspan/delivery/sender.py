@@ -1,0 +1,271 @@
+"""``Delivery``: batches of runs sent by several threads, every answer read, nothing lost without being counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from runspan.delivery.batch import Batch
+from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
+from runspan.delivery.report import Report, Tally
+from runspan.delivery.retry import RetryPolicy, send_until_settled
+
+MAX_REQUEST_BYTES = 3_000_000
+"""Collectors, Tempo and gRPC receivers bound a request, gRPC ones at 4 MiB; some drop what is larger silently."""
+
+MAX_HELD_BYTES = 16 << 20
+HOPELESS = 1000
+"""So many runs refused while none was ever taken: it is not the runs."""
+
+NEVER = float("-inf")
+_GRACE = 1.0
+
+
+class Delivery:
+    """Sends batches. ``submit`` blocks while enough is under way; ``close`` drains and reports.
+
+    workers: requests in flight. max_held_bytes: of all batches under way; a single larger one passes alone.
+    sleep: waits between attempts; by default it ends early when sending stops. clock: monotonic seconds.
+
+    A batch that is refused for what is in it is sent in halves, down to single runs, so that one bad run costs only
+    itself. An endpoint that takes nothing for a request's whole budget, or that refuses our settings, stops the
+    delivery: later batches are counted as not sent.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        workers: int = 4,
+        retry: RetryPolicy | None = None,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        max_held_bytes: int = MAX_HELD_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._transport = transport
+        self._retry = retry or RetryPolicy()
+        self._max_request_bytes = max_request_bytes
+        self._max_held_bytes = max_held_bytes
+        self._clock = clock
+        self._halt = threading.Event()
+        self._sleep = sleep or self._wait_or_halt
+        self._changed = threading.Condition()
+        self._queue: deque[Batch] = deque()
+        self._held_batches = 0
+        self._held_bytes = 0
+        self._closed = False
+        self._interrupted = False
+        self._reason = ""
+        self._trouble = ""
+        self._defect: BaseException | None = None
+        self._last_taken = NEVER
+        # Daemons: an interrupted program does not wait for an answer that may take minutes.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"runspan-delivery-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def endpoint(self) -> str:
+        """Where it sends to, without secrets."""
+        return self._transport.endpoint
+
+    @property
+    def stopped(self) -> str:
+        """Why nothing is sent any more, or ""."""
+        return self._reason
+
+    @property
+    def trouble(self) -> str:
+        """Why the last request that was answered will be sent again, or ""."""
+        return self._trouble
+
+    def submit(self, batch: Batch) -> bool:
+        """Takes a batch, and blocks while too much is under way. False when sending has stopped."""
+        size = batch.size
+        self.tally.submitted(batch.runs)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("submit after close")
+            while not self._reason and self._is_full(size):
+                self._changed.wait()
+            if self._reason:
+                self.tally.not_sent(batch.runs)
+                return False
+            self._held_batches += 1
+            self._held_bytes += size
+            self._queue.append(batch)
+            self._changed.notify_all()
+        return True
+
+    def flush(self) -> Report:
+        """Waits until everything submitted so far is answered for."""
+        with self._changed:
+            while self._held_batches and not self._interrupted:
+                self._changed.wait()
+        return self.report()
+
+    def report(self) -> Report:
+        """The counts as they stand."""
+        if self._defect is not None:
+            raise self._defect
+        return self.tally.report(self._reason)
+
+    def stop(self, reason: str) -> None:
+        """Ends sending: what waits is counted as not sent, what is in flight may still be answered."""
+        with self._changed:
+            self._reason = self._reason or reason
+            self._halt.set()
+            while self._queue:
+                batch = self._queue.popleft()
+                self.tally.not_sent(batch.runs)
+                self._release(batch)
+            self._changed.notify_all()
+
+    def interrupt(self) -> None:
+        """Ends sending at once; requests in flight are not waited for."""
+        self._interrupted = True
+        self.stop("interrupted")
+
+    def close(self) -> Report:
+        """Drains, releases threads and connections, and reports. Calling it twice is allowed."""
+        try:
+            self.flush()
+        except BaseException:
+            self.interrupt()
+            raise
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            deadline = time.monotonic() + _GRACE
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()) if self._reason else None)
+            self._transport.close()
+        return self.report()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.interrupt()
+        self.close()
+
+    def _is_full(self, size: int) -> bool:
+        waiting = len(self._queue) >= len(self._threads)
+        return waiting or (self._held_batches > 0 and self._held_bytes + size > self._max_held_bytes)
+
+    def _release(self, batch: Batch) -> None:
+        self._held_batches -= 1
+        self._held_bytes -= batch.size
+
+    def _wait_or_halt(self, seconds: float) -> None:
+        self._halt.wait(seconds)
+
+    def _work(self) -> None:
+        while (batch := self._take()) is not None:
+            try:
+                self._deliver(batch, self._retry)
+            except Exception as error:
+                # A defect of ours: flush must neither hang nor report success.
+                self._defect = error
+                self.stop(f"internal error: {type(error).__name__}")
+            finally:
+                with self._changed:
+                    self._release(batch)
+                    self._changed.notify_all()
+
+    def _take(self) -> Batch | None:
+        with self._changed:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            self._changed.notify_all()
+            return self._queue.popleft()
+
+    def _deliver(self, batch: Batch, retry: RetryPolicy, since: float | None = None) -> None:
+        """Sends a batch and counts each of its runs once. since: when its first attempt began."""
+        begun = self._clock() if since is None else since
+        outcome = self._send(batch, retry) if len(batch.runs) > 1 else self._send_run(batch, retry)
+        match outcome:
+            case Accepted(message):
+                self._last_taken = self._clock()
+                self.tally.accepted(batch.runs, message)
+            case Partial(rejected_spans, message):
+                self._last_taken = self._clock()
+                self.tally.partial(batch.runs, rejected_spans, message)
+            case Refused(reason, Scope.ENDPOINT):
+                self.tally.not_sent(batch.runs)
+                self.stop(f"{self.endpoint} refuses: {reason}")
+            case Refused(_, Scope.RUNS | Scope.SIZE) if len(batch.runs) > 1:
+                for half in batch.halves():
+                    self._deliver(half, retry)
+            case Refused(reason, _):
+                self._reject(batch, reason)
+            case Later(reason, delay):
+                self._give_up(batch, retry, begun, f"{reason}, asks to wait {delay:g} s" if delay else reason)
+
+    def _reject(self, batch: Batch, reason: str) -> None:
+        rejected = self.tally.rejected(batch.runs, reason)
+        if rejected >= HOPELESS and self._last_taken == NEVER:
+            self.stop(f"{self.endpoint} refused the first {rejected} runs: {reason}")
+
+    def _give_up(self, batch: Batch, retry: RetryPolicy, begun: float, reason: str) -> None:
+        """The budget of a batch is spent, or sending has stopped."""
+        if self._halt.is_set():
+            self.tally.not_sent(batch.runs)
+        elif self._last_taken < begun:
+            self.tally.not_sent(batch.runs)
+            self.stop(f"{self.endpoint} took nothing for {retry.budget:g} s: {reason}")
+        elif len(batch.runs) > 1:
+            # Others were taken meanwhile, so it is something in here: each part gets one more attempt.
+            for half in batch.halves():
+                self._deliver(half, replace(retry, budget=0.0), begun)
+        else:
+            self._reject(batch, f"gave up: {reason}")
+
+    def _send_run(self, batch: Batch, retry: RetryPolicy) -> Outcome:
+        """Sends one run, in several requests when it is too large for one: the head span last, and only if all of the
+        others were taken, so that no receiver holds a finished run without its steps."""
+        divisible = batch.spans > 1
+        if batch.size <= self._max_request_bytes or not divisible:
+            outcome = self._send(batch, retry)
+            if not (divisible and isinstance(outcome, Refused) and outcome.scope is Scope.SIZE):
+                return outcome
+        first, second = batch.halves()
+        match self._send_run(first, retry):
+            case Accepted():
+                return self._send_run(second, retry)
+            case Partial(rejected_spans, message):
+                return Refused(f"{rejected_spans} spans rejected: {message or 'no reason given'}", Scope.REQUEST)
+            case failure:
+                return failure
+
+    def _send(self, batch: Batch, retry: RetryPolicy) -> Outcome:
+        request = batch.request()
+        attempts = 0
+
+        def attempt() -> Outcome:
+            nonlocal attempts
+            attempts += 1
+            self.tally.sent(len(request.body), again=attempts > 1)
+            outcome = self._transport.send(request)
+            self._trouble = outcome.reason if isinstance(outcome, Later) else ""
+            return outcome
+
+        if self._halt.is_set():
+            return Later("sending has stopped")
+        return send_until_settled(attempt, retry, clock=self._clock, sleep=self._sleep, halted=self._halt.is_set)

@@ -1,0 +1,215 @@
+"""Where and how to deliver: the settings, and OpenTelemetry's variables for them; no I/O, the environment is passed in.
+
+https://opentelemetry.io/docs/specs/otel/protocol/exporter/ has the variables and the rules of the endpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from runspan.errors import SettingError
+
+HTTP: Final = "http/protobuf"
+GRPC: Final = "grpc"
+TRACES_PATH: Final = "/v1/traces"
+DEFAULT_TIMEOUT: Final = 10.0
+COMPRESSIONS: Final = ("gzip", "none")
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """endpoint: for HTTP the URL that is posted to, for gRPC ``host:port``. It holds no password.
+
+    headers: names in lower case; their values are secrets and appear nowhere. timeout: seconds for one attempt.
+    certificate: a PEM file with the authorities to trust. client_certificate, client_key: PEM files.
+    insecure: gRPC without TLS; for HTTP the URL's scheme says it.
+    """
+
+    endpoint: str
+    protocol: str = HTTP
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    timeout: float = DEFAULT_TIMEOUT
+    compression: str = "gzip"
+    certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+    insecure: bool = False
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must appear in no message: header values, and their parts, as in ``Bearer x``; and the URL's query."""
+        values = [value for _, value in self.headers]
+        query = urlsplit(self.endpoint).query
+        found = {part for value in [*values, query] for part in (value, *value.split())}
+        return tuple(sorted(found - {"", "Bearer", "Basic"}, key=len, reverse=True))
+
+    @property
+    def place(self) -> str:
+        """The endpoint as errors and reports show it."""
+        return self.endpoint.partition("?")[0]
+
+
+def settings_from(
+    env: Mapping[str, str],
+    *,
+    endpoint: str | None = None,
+    protocol: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    compression: str | None = None,
+    certificate: str | None = None,
+    client_certificate: str | None = None,
+    client_key: str | None = None,
+    insecure: bool | None = None,
+) -> DeliverySettings:
+    """The settings of OTEL_EXPORTER_OTLP_[TRACES_]* variables; an argument that is not None goes before them.
+
+    An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. SettingError names
+    the variable and never quotes a header.
+    """
+    protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
+    chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
+    given = headers.items() if headers is not None else _header_list(*_variable(env, "HEADERS"))
+    insecure = _flag(*_variable(env, "INSECURE")) if insecure is None else insecure
+    resolve = _http_endpoint if protocol == HTTP else _grpc_endpoint
+    address, insecure, login = resolve(env, endpoint, insecure)
+    return DeliverySettings(
+        endpoint=address,
+        protocol=protocol,
+        headers=_checked_headers([*login, *given]),
+        timeout=timeout if timeout is not None else _timeout(*_variable(env, "TIMEOUT")),
+        compression=_one_of("COMPRESSION", chosen, COMPRESSIONS),
+        certificate=certificate or _variable(env, "CERTIFICATE")[1] or None,
+        client_certificate=client_certificate or _variable(env, "CLIENT_CERTIFICATE")[1] or None,
+        client_key=client_key or _variable(env, "CLIENT_KEY")[1] or None,
+        insecure=insecure,
+    )
+
+
+def _variable(env: Mapping[str, str], name: str) -> tuple[str, str]:
+    """Name and value of the variable that counts; OpenTelemetry takes an empty one for an unset one."""
+    for prefix in ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"):
+        value = env.get(prefix + name, "").strip()
+        if value:
+            return prefix + name, value
+    return "OTEL_EXPORTER_OTLP_" + name, ""
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value.lower() not in known:
+        raise SettingError(where=f"OTEL_EXPORTER_OTLP_{name}", expected=" or ".join(known), got=repr(value))
+    return value.lower()
+
+
+def _flag(name: str, value: str) -> bool:
+    if value.lower() not in ("", "true", "false"):
+        raise SettingError(where=name, expected="true or false", got=repr(value))
+    return value.lower() == "true"
+
+
+def _timeout(name: str, value: str) -> float:
+    """Seconds. The specification writes milliseconds, OpenTelemetry's Python packages read seconds: a value that can
+    only be one of the two is taken for it, and the others are refused."""
+    if not value:
+        return DEFAULT_TIMEOUT
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if 0 < number < 100:
+        return number
+    if 1000 <= number < 1e9:
+        return number / 1000
+    raise SettingError(
+        where=name,
+        expected="milliseconds from 1000, or seconds below 100",
+        got=repr(value),
+        hint="OpenTelemetry specifies milliseconds, its Python packages read seconds",
+    )
+
+
+def _header_list(name: str, value: str) -> list[tuple[str, str]]:
+    """``key=value,key=value``, values percent-encoded. An error tells the position only: the rest is secret."""
+    found = []
+    for position, item in enumerate(value.split(","), start=1):
+        if not item.strip():
+            continue
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise SettingError(where=name, expected="key=value, separated by commas", got=f"none in item {position}")
+        found.append((unquote(key.strip()), unquote(text.strip())))
+    return found
+
+
+def _checked_headers(items: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    checked: dict[str, str] = {}
+    for key, value in items:
+        if not _TOKEN.fullmatch(key):
+            raise SettingError(where="OTLP headers", expected="header names", got="a name with other characters")
+        if not _VALUE.fullmatch(value):
+            raise SettingError(where=f"OTLP header {key}", expected="printable ASCII", got="other characters")
+        checked[key.lower()] = value
+    return tuple(checked.items())
+
+
+def _endpoint(env: Mapping[str, str], given: str | None, default: str) -> tuple[str, str, bool]:
+    """Where it comes from, the text, and whether it is a base that the path is appended to."""
+    if given:
+        return "endpoint", given.strip(), urlsplit(given).path in ("", "/")
+    name, value = _variable(env, "ENDPOINT")
+    return name, value or default, name != "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+
+
+def _http_endpoint(
+    env: Mapping[str, str], given: str | None, insecure: bool
+) -> tuple[str, bool, list[tuple[str, str]]]:
+    name, text, base = _endpoint(env, given, "http://localhost:4318")
+    url = _split(name, text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise SettingError(where=name, expected="http://host:4318 or https://host", got=repr(_place(url, text)))
+    path = url.path.rstrip("/") + TRACES_PATH if base else url.path or "/"
+    bare = url._replace(netloc=url.netloc.rpartition("@")[2], path=path, fragment="")
+    return bare.geturl(), url.scheme == "http", _login(url)
+
+
+def _grpc_endpoint(
+    env: Mapping[str, str], given: str | None, insecure: bool
+) -> tuple[str, bool, list[tuple[str, str]]]:
+    name, text, _ = _endpoint(env, given, "http://localhost:4317")
+    if "://" not in text:
+        return text, insecure, []
+    url = _split(name, text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise SettingError(where=name, expected="host:4317, http://… or https://…", got=repr(_place(url, text)))
+    netloc = url.netloc.rpartition("@")[2]
+    port = "" if url.port else ":443" if url.scheme == "https" else ":80"
+    return netloc + port, url.scheme == "http", _login(url)
+
+
+def _split(name: str, text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        raise SettingError(where=name, expected="a URL", got="one that cannot be read") from None
+    return url
+
+
+def _place(url: SplitResult, text: str) -> str:
+    return text.partition("?")[0].rpartition("@")[2] if url.netloc or "@" in text else text.partition("?")[0]
+
+
+def _login(url: SplitResult) -> list[tuple[str, str]]:
+    """A user and password in the URL, as the header that carries them."""
+    if url.username is None:
+        return []
+    pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
+    return [("authorization", "Basic " + b64encode(pair.encode()).decode())]

@@ -1,0 +1,91 @@
+"""The export use case: run documents to spans to OTLP requests, in batches, and a report of each document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from runspan.delivery import Batch, Delivery, Report, RunSpans
+from runspan.encode import draft
+from runspan.errors import DocumentError
+from runspan.otlp.wire import Resource, request_bytes, run_bytes
+from runspan.run import Run
+
+TARGET_SPANS: Final = 512
+TARGET_BYTES: Final = 2_900_000
+"""Of spans; the resource and lengths around them stay below the bound of a request."""
+
+
+def export(
+    documents: Iterable[Run | DocumentError],
+    delivery: Delivery,
+    *,
+    tenant: str = "",
+    observed_at: Callable[[], int],
+    resource: Resource,
+    target_spans: int = TARGET_SPANS,
+    on_progress: Callable[[Report], None] | None = None,
+) -> Report:
+    """Sends every document, waits for all answers, and reports what the delivery did so far.
+
+    documents: runs, and in their places the errors of documents that could not be read; both are counted.
+    observed_at: the time for a run that has not ended, nanoseconds since 1970. on_progress: called after each request
+    that was handed over. The delivery stays open; it is the caller's.
+
+    When the delivery stops, reading stops as well. On KeyboardInterrupt nothing more is sent or waited for, and the
+    report says ``stopped="interrupted"``: the caller decides whether to go on.
+    """
+    try:
+        for batch in batches(
+            documents,
+            tenant=tenant,
+            observed_at=observed_at,
+            resource=resource,
+            target_spans=target_spans,
+            on_refused=delivery.tally.refused,
+        ):
+            if not delivery.submit(batch):
+                break
+            if on_progress is not None:
+                on_progress(delivery.report())
+        return delivery.flush()
+    except KeyboardInterrupt:
+        delivery.interrupt()
+        return delivery.report()
+
+
+def batches(
+    documents: Iterable[Run | DocumentError],
+    *,
+    tenant: str = "",
+    observed_at: Callable[[], int],
+    resource: Resource,
+    target_spans: int = TARGET_SPANS,
+    on_refused: Callable[[DocumentError], None],
+) -> Iterable[Batch]:
+    """Encoded documents in batches of about ``target_spans``; a run is in one batch, a large one alone."""
+    frame = partial(request_bytes, resource)
+    runs: list[RunSpans] = []
+    spans = size = 0
+    for document in documents:
+        if isinstance(document, DocumentError):
+            on_refused(document)
+            continue
+        try:
+            parts = run_bytes(draft(document, tenant, observed_at()))
+        except DocumentError as error:
+            on_refused(error)
+            continue
+        length = sum(map(len, parts))
+        if runs and size + length > TARGET_BYTES:
+            yield Batch(frame, tuple(runs))
+            runs, spans, size = [], 0, 0
+        runs.append(RunSpans(document.id, parts, length))
+        spans += len(parts)
+        size += length
+        if spans >= target_spans:
+            yield Batch(frame, tuple(runs))
+            runs, spans, size = [], 0, 0
+    if runs:
+        yield Batch(frame, tuple(runs))

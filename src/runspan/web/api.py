@@ -1,0 +1,244 @@
+"""The REST API: runs by id, lists of runs, documents pushed in, traces as OTLP/JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from flask import Response, request
+from flask_openapi3.models.tag import Tag
+from flask_openapi3.openapi import OpenAPI
+from flask_openapi3.utils import parse_query
+from pydantic import ValidationError
+from werkzeug.routing import BaseConverter
+
+from runspan.contracts import Cursor, Document, RunQuery, TraceReader
+from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
+from runspan.fields import RUN_ID
+from runspan.ids import run_ids
+from runspan.otlp.json import write_json
+from runspan.run import Run
+from runspan.span import Span
+from runspan.web.access import Caller
+from runspan.web.body import read_body
+from runspan.web.errors import JSON, invalid_query
+from runspan.web.keys import RUNS_READ, RUNS_WRITE
+from runspan.web.models import (
+    Meta,
+    RunAnswer,
+    RunDocument,
+    RunsAnswer,
+    RunsQuery,
+    StoredAnswer,
+    StoredRun,
+    TraceLink,
+    TraceLinkAnswer,
+)
+from runspan.web.parts import Parts
+
+RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
+TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
+SECURITY: Final[list[dict[str, list[Any]]]] = [{"apiKey": []}, {"bearer": []}]
+INCOMPLETE: Final = "X-Runspan-Incomplete"
+
+
+class RunId(BaseConverter):
+    """A run id in a path: anything at all, slashes included."""
+
+    regex = r"(?s:.+)"
+    part_isolating = False
+
+
+def path_parameter(name: str, description: str, pattern: str | None = None) -> dict[str, Any]:
+    """OpenAPI extensions that document a path parameter; a model would be validated on every request."""
+    schema: dict[str, Any] = {"type": "string", "minLength": 1}
+    if pattern:
+        schema["pattern"] = pattern
+    parameter = {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+    return {"parameters": [parameter]}
+
+
+def add_reading(app: OpenAPI, parts: Parts) -> None:
+    """``GET /api/v1/runs/{id}`` and ``GET /api/v1/runs/{id}/trace``."""
+    reader, access = parts.reader, parts.access
+
+    @app.get(
+        "/api/v1/runs/<run_id:run_id>",
+        tags=[RUNS],
+        security=SECURITY,
+        responses={200: RunAnswer},
+        operation_id="getRun",
+        openapi_extensions=path_parameter("run_id", "The run's id; percent-encode what is no plain letter."),
+    )
+    def get_run(run_id: str) -> Response:
+        """A run document, verbatim."""
+        caller = access.admit(request, RUNS_READ)
+        return _document_response(reader.document(run_id, caller.tenant))
+
+    @app.get(
+        "/api/v1/runs/<run_id:run_id>/trace",
+        tags=[RUNS],
+        security=SECURITY,
+        responses={200: TraceLinkAnswer},
+        operation_id="getRunTrace",
+        openapi_extensions=path_parameter("run_id", "The run's id."),
+    )
+    def get_run_trace(run_id: str) -> Response:
+        """The run's trace id, and where people look at it.
+
+        An id that itself ends in ``/trace`` is told apart by its slash, which then is percent-encoded.
+        """
+        caller = access.admit(request, RUNS_READ)
+        if _is_one_id(request.environ.get("REQUEST_URI", ""), run_id):
+            return _document_response(reader.document(run_id + "/trace", caller.tenant))
+        reader.document(run_id, caller.tenant)
+        trace_id = run_ids(run_id, caller.tenant).trace_id.hex()
+        url = parts.settings.trace_url.replace("{trace_id}", trace_id) or None
+        answer = TraceLinkAnswer(data=TraceLink(traceId=trace_id, url=url))
+        return Response(answer.model_dump_json(), content_type=JSON)
+
+    _unwrap(app, get_run, get_run_trace)
+
+
+def add_listing(app: OpenAPI, parts: Parts) -> None:
+    """``GET /api/v1/runs``. The parameters are read only once the caller is admitted."""
+
+    @app.get(
+        "/api/v1/runs",
+        tags=[RUNS],
+        security=SECURITY,
+        responses={200: RunsAnswer},
+        operation_id="listRuns",
+        openapi_extensions={"parameters": parse_query(RunsQuery)[0]},
+    )
+    def list_runs() -> Response:
+        """Summaries of runs, newest first."""
+        caller = parts.access.admit(request, RUNS_READ)
+        try:
+            query = RunsQuery.model_validate(request.args.to_dict())
+        except ValidationError as error:
+            return invalid_query(error)
+        page = parts.reader.search(
+            RunQuery(
+                tenant=caller.tenant,
+                workflow_id=query.workflowId,
+                status=query.status,
+                since=query.since_ns(parts.clock()),
+                limit=query.limit,
+                cursor=None if query.cursor is None else Cursor.parse(query.cursor),
+            )
+        )
+        cursor = page.cursor.token() if page.cursor else None
+        meta = Meta(cursor=cursor, hasMore=cursor is not None)
+        if page.partial:
+            meta.partial = list(page.partial)
+        body = b'{"success":true,"data":[%b],"meta":%b}' % (
+            b",".join(page.items),
+            meta.model_dump_json(exclude_unset=True).encode(),
+        )
+        return Response(body, content_type=JSON)
+
+
+def add_pushing(app: OpenAPI, parts: Parts) -> None:
+    """``POST /api/v1/runs``, where there is something to write to."""
+    writer, settings = parts.writer, parts.settings
+    if writer is None:
+        return
+
+    @app.post(
+        "/api/v1/runs",
+        tags=[RUNS],
+        security=SECURITY,
+        responses={200: StoredAnswer, 201: StoredAnswer},
+        operation_id="pushRun",
+        openapi_extensions={
+            "requestBody": {
+                "required": True,
+                "content": {JSON: {"schema": RunDocument.model_json_schema()}},
+            }
+        },
+    )
+    def push_run() -> Response:
+        """Stores one run document; the same document again changes nothing."""
+        caller = parts.access.admit(request, RUNS_WRITE)
+        if request.mimetype != JSON:
+            raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))
+        run = Run.from_json(read_body(request, settings.max_body))
+        new = not _is_known(parts.reader, run, caller.tenant)
+        written = writer.put(run, tenant=caller.tenant, observed_at=parts.clock())
+        if written.rejected:
+            raise DocumentError(written.rejected[0].reason, where=f"run {run.id}")
+        if new:
+            parts.metrics.runs_stored.inc()
+        answer = StoredRun(id=run.id, traceId=run_ids(run.id, caller.tenant).trace_id.hex(), new=new)
+        return Response(StoredAnswer(data=answer).model_dump_json(), 201 if new else 200, content_type=JSON)
+
+
+def add_traces(app: OpenAPI, parts: Parts) -> None:
+    """``GET /api/v1/traces/{traceId}``."""
+
+    @app.get(
+        "/api/v1/traces/<string:trace_id>",
+        tags=[TRACES],
+        security=SECURITY,
+        responses={200: {"description": "TracesData in OTLP/JSON", "content": {JSON: {"schema": {"type": "object"}}}}},
+        operation_id="getTrace",
+        openapi_extensions=path_parameter("trace_id", "32 hex digits.", "^[0-9a-fA-F]{32}$"),
+    )
+    def get_trace(trace_id: str) -> Response:
+        """All spans of a trace, those of other instrumentation included, as OTLP/JSON."""
+        caller = parts.access.admit(request, RUNS_READ)
+        if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
+            raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
+        spans = parts.reader.spans(bytes.fromhex(trace_id))
+        if not _may_see(caller, spans):
+            raise NotFound("no such trace", where=f"trace {trace_id}")
+        return Response(write_json(spans), content_type=JSON)
+
+    _unwrap(app, get_trace)
+
+
+def _unwrap(app: OpenAPI, *views: Callable[..., Response]) -> None:
+    """Lets Flask call these views with what stands in the path.
+
+    The OpenAPI layer's wrapper hands over validated models only; one string needs none, and on the hot path the wrapper
+    is a tenth of the time.
+    """
+    for view in views:
+        app.view_functions[view.__name__] = view
+
+
+def _document_response(document: Document) -> Response:
+    """The document between two constant pieces: it is never parsed or written again on its way out."""
+    response = Response(b'{"success":true,"data":' + document.text + b"}", content_type=JSON)
+    if document.incomplete:
+        note = "; ".join(document.incomplete)[:1000]
+        response.headers[INCOMPLETE] = note.encode("ascii", "backslashreplace").decode().replace("\n", " ")
+    return response
+
+
+def _is_known(reader: TraceReader, run: Run, tenant: str) -> bool:
+    """Whether this very document is the run's newest revision already."""
+    try:
+        return reader.document(run.id, tenant).text == run.text
+    except (NotFound, TraceIncomplete):
+        return False
+
+
+def _is_one_id(uri: str, run_id: str) -> bool:
+    """Whether the last slash of the path was percent-encoded, and so is part of the id."""
+    encoded, slash, last = uri.partition("?")[0].rpartition("/")
+    return not (slash and last == "trace" and unquote_to_bytes(encoded).endswith(run_id.encode()))
+
+
+def _may_see(caller: Caller, spans: list[Span]) -> bool:
+    """A trace id follows from tenant and run id, so one span that names the run proves whose trace it is."""
+    if not caller.keyed:
+        return True
+    for span in spans:
+        run_id = span.attributes().get(RUN_ID)
+        if isinstance(run_id, str) and run_ids(run_id, caller.tenant).trace_id == span.trace_id:
+            return True
+    return False

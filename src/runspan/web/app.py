@@ -1,0 +1,101 @@
+"""``create_app``: the application over a backend, put together from its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flask import Flask, Response, jsonify, request
+from flask_openapi3.models.info import Info
+from flask_openapi3.models.tag import Tag
+from flask_openapi3.openapi import OpenAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from runspan._version import __version__
+from runspan.contracts import TraceReader
+from runspan.web.access import Access
+from runspan.web.api import RunId, add_listing, add_pushing, add_reading, add_traces
+from runspan.web.edge import Edge
+from runspan.web.errors import ErrorBody, install
+from runspan.web.keys import RUNS_READ, KeyRing
+from runspan.web.metrics import Metrics
+from runspan.web.models import Health
+from runspan.web.parts import Parts, Store
+from runspan.web.receiver import add_receiver
+from runspan.web.settings import WebSettings
+
+OPERATIONS = Tag(name="operations", description="For those who run the server.")
+
+
+def create_app(
+    reader: TraceReader,
+    writer: Store | None = None,
+    *,
+    settings: WebSettings | None = None,
+    keys: KeyRing | None = None,
+    clock: Callable[[], int] = time.time_ns,
+) -> Flask:
+    """The application.
+
+    reader: answers the API. writer: takes documents and spans; without one, the routes that write do not exist.
+    keys: who may use it; None, or a key ring that never held a key, leaves it open to everybody who reaches it.
+    ``app.extensions["runspan"]`` is its ``Parts``, for pages that are added to it.
+    """
+    settings = settings or WebSettings()
+    metrics = Metrics(reader)
+    parts = Parts(reader, writer, Access(keys, settings), settings, metrics, clock)
+    app = OpenAPI(
+        "runspan.web",
+        info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),
+        security_schemes={
+            "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        },
+        responses=dict.fromkeys((400, 401, 403, 404, 405, 413, 415, 429, 500, 503), ErrorBody),
+        validation_error_status=400,
+        validation_error_model=ErrorBody,
+        doc_ui=False,
+        static_folder=None,
+    )
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body
+    app.url_map.merge_slashes = False  # a run id may contain "//", and a redirect would ask for another run
+    app.url_map.converters["run_id"] = RunId
+    app.extensions["runspan"] = parts
+    install(app)
+    add_reading(app, parts)
+    add_listing(app, parts)
+    add_pushing(app, parts)
+    add_traces(app, parts)
+    add_receiver(app, parts)
+    _add_operations(app, parts)
+    app.wsgi_app = Edge(app.wsgi_app, metrics, log=settings.access_log)  # type: ignore[method-assign]
+    return app
+
+
+def _add_operations(app: OpenAPI, parts: Parts) -> None:
+    @app.get("/api/v1/openapi.json", doc_ui=False)
+    def openapi() -> Response:
+        return jsonify(app.api_doc)
+
+    @app.get("/healthz", tags=[OPERATIONS], responses={200: Health}, operation_id="healthz")
+    def healthz() -> Response:
+        """The process answers."""
+        return jsonify(Health().model_dump())
+
+    @app.get("/readyz", tags=[OPERATIONS], responses={200: Health}, operation_id="readyz")
+    def readyz() -> Response:
+        """The backend answers too; if not, the error says why."""
+        parts.reader.check()
+        return jsonify(Health().model_dump())
+
+    @app.get(
+        "/metrics",
+        tags=[OPERATIONS],
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        operation_id="metrics",
+    )
+    def metrics() -> Response:
+        """Counts for Prometheus."""
+        if not parts.settings.metrics_open:
+            parts.access.admit(request, RUNS_READ)
+        return Response(parts.metrics.text(), content_type=CONTENT_TYPE_LATEST)

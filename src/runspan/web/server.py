@@ -1,0 +1,155 @@
+"""``serve``: the application on waitress, with an orderly end; prints nothing."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from waitress import create_server, wasyncore  # type: ignore[import-untyped]
+from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
+from waitress.task import ErrorTask  # type: ignore[import-untyped]
+
+from runspan.errors import SettingError
+from runspan.web.edge import SECURITY_HEADERS
+from runspan.web.errors import JSON, ErrorBody, ErrorInfo
+from runspan.web.settings import MIB, WebSettings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+_CODES = {413: "PAYLOAD_TOO_LARGE", 500: "INTERNAL_ERROR"}
+
+
+class WebServer:
+    """An application that listens from the moment it is made. ``run`` serves until ``stop`` is called.
+
+    host, port: where it listens; port 0 asks the system for a free one.
+    max_body: the application's bound. A body somewhat over it is read, so that the application can say so in the form
+    that the client reads; one over twice the bound is refused while it arrives.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, *, host: str = "127.0.0.1", port: int = 0, threads: int = 8, max_body: int = 0
+    ) -> None:
+        self._stopping = threading.Event()
+        self._map: dict[int, Any] = {}
+        self._socket = _listen(host, port)
+        self.host: str = self._socket.getsockname()[0]
+        self.port: int = self._socket.getsockname()[1]
+        self._server: Any = create_server(
+            app,
+            map=self._map,
+            sockets=[self._socket],
+            threads=threads,
+            ident="runspan",
+            max_request_body_size=2 * (max_body or WebSettings().max_body) + MIB,
+            inbuf_overflow=4 * MIB,
+            connection_limit=1000,
+            asyncore_use_poll=True,
+        )
+        self._server.channel_class = _Channel
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # compared, not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def run(self, grace: float = 30.0) -> None:
+        """Serves until stopped; then takes no new connection, answers what it has read, and closes.
+
+        grace: how many seconds running requests get to finish.
+        """
+        while not self._stopping.is_set():
+            wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
+        self._server.accepting = False
+        self._server.del_channel()
+        self._socket.close()
+        deadline = time.monotonic() + grace
+        while any(map(_busy, self._channels())) and time.monotonic() < deadline:
+            wasyncore.loop(timeout=0.05, use_poll=True, map=self._map, count=1)
+        self._server.task_dispatcher.shutdown(timeout=1)
+        for channel in self._channels():
+            channel.handle_close()
+        wasyncore.close_all(self._map, ignore_all=True)
+
+    def stop(self) -> None:
+        """Ends ``run`` soon. May be called from any thread, from a signal handler, and twice."""
+        self._stopping.set()
+        with suppress(OSError):  # it may have ended already
+            self._server.pull_trigger()
+
+    def _channels(self) -> list[Any]:
+        return [item for item in self._map.values() if isinstance(item, HTTPChannel)]
+
+
+def serve(
+    app: WSGIApplication,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8321,
+    threads: int = 8,
+    max_body: int = 0,
+    on_ready: Callable[[WebServer], None] = lambda server: None,
+    on_stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, or until ``on_ready``'s server is stopped.
+
+    on_ready: called once connections are accepted. on_stop: called when the last request is answered, to close the
+    store. Signals are handled only in the main thread, where Python delivers them, and are given back afterwards.
+    """
+    server = WebServer(app, host=host, port=port, threads=threads, max_body=max_body)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        server.stop()
+
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        on_ready(server)
+        server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        on_stop()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise SettingError(
+            "cannot listen", where=f"{host}:{port}", got=str(error), hint="choose another host or port"
+        ) from error
+
+
+def _busy(channel: Any) -> bool:
+    """Whether a request is being read or answered, or an answer is on its way."""
+    return bool(channel.requests or channel.request or channel.total_outbufs_len)
+
+
+class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
+    """What waitress itself refuses, such as a body over the bound, in our form."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        info = ErrorInfo(code=_CODES.get(error.code, "VALIDATION_ERROR"), message=f"{error.reason}: {error.body}")
+        body = ErrorBody(error=info).model_dump_json(exclude_none=True).encode()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.extend([("Content-Type", JSON), *SECURITY_HEADERS.items()])
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    error_task_class = _ErrorTask

@@ -1,0 +1,263 @@
+"""Small real OTLP receivers on loopback for the delivery tests: they parse what they get and answer as told."""
+
+from __future__ import annotations
+
+import gzip
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from runspan.delivery import Batch, RunSpans
+from runspan.otlp.wire import Resource, request_bytes
+
+PROTOBUF = "application/x-protobuf"
+
+
+@dataclass(frozen=True)
+class Post:
+    """A request as the receiver saw it. number: counts from 1. connection: the client's port."""
+
+    number: int
+    message: ExportTraceServiceRequest
+    size: int
+    headers: Mapping[str, str]
+    path: str = ""
+    connection: int = 0
+
+    @property
+    def spans(self) -> list[Span]:
+        return [
+            span for resource in self.message.resource_spans for scope in resource.scope_spans for span in scope.spans
+        ]
+
+    @property
+    def runs(self) -> set[str]:
+        """The names of the spans that ``batch_of`` made, which are run ids."""
+        return {span.name for span in self.spans}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """status: of HTTP, 0 to close the connection without an answer."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = PROTOBUF
+
+
+OK = Answer(body=b"\x0a\x00")
+CLOSE = Answer(status=0)
+
+
+def partial(rejected: int, message: str) -> Answer:
+    """A success that rejects some spans."""
+    success = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    return Answer(body=ExportTraceServiceResponse(partial_success=success).SerializeToString())
+
+
+@dataclass
+class Receiver:
+    """What a receiver got. taken: the spans of requests that it answered with success."""
+
+    answer: Callable[[Post], Answer]
+    port: int = 0
+    posts: list[Post] = field(default_factory=list)
+    taken: list[Span] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1/traces"
+
+    @property
+    def taken_runs(self) -> list[str]:
+        return sorted({span.name for span in self.taken})
+
+    def receive(self, body: bytes, **seen: Any) -> tuple[Post, Answer]:
+        message = ExportTraceServiceRequest.FromString(body)
+        with self.lock:
+            post = Post(len(self.posts) + 1, message, len(body), **seen)
+            self.posts.append(post)
+        answer = self.answer(post)
+        if answer.status == 200:
+            with self.lock:
+                self.taken.extend(post.spans)
+        return post, answer
+
+
+@contextmanager
+def http_receiver(
+    answer: Callable[[Post], Answer] = lambda post: OK, *, tls: ssl.SSLContext | None = None
+) -> Iterator[Receiver]:
+    """An OTLP/HTTP receiver."""
+    receiver = Receiver(answer)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # headers and body in one segment
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            headers = {key.lower(): value for key, value in self.headers.items()}
+            _, told = receiver.receive(body, headers=headers, path=self.path, connection=self.client_address[1])
+            if not told.status:
+                self.close_connection = True
+                return
+            self.send_response_only(told.status)
+            for name, value in {"content-type": told.content_type, **told.headers}.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(told.body)))
+            self.end_headers()
+            self.wfile.write(told.body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up on purpose
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    receiver.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Failure(Answer):
+    """A gRPC failure. retry: the delay of a RetryInfo in seconds, None for no RetryInfo."""
+
+    status: int = -1
+    code: Any = None
+    message: str = ""
+    retry: float | None = None
+
+
+@contextmanager
+def grpc_receiver(
+    answer: Callable[[Post], Answer] = lambda post: OK,
+    *,
+    credentials: Any = None,
+    max_bytes: int = -1,
+) -> Iterator[Receiver]:
+    """An OTLP/gRPC receiver."""
+    receiver = Receiver(answer)
+
+    def handle(body: bytes, context: Any) -> bytes:
+        _, told = receiver.receive(body, headers=dict(context.invocation_metadata()))
+        if not isinstance(told, Failure):
+            return told.body
+        if told.retry is not None:
+            seconds = int(told.retry)
+            info = RetryInfo(retry_delay=Duration(seconds=seconds, nanos=round((told.retry - seconds) * 1e9)))
+            status = Status(code=told.code.value[0], message=told.message)
+            status.details.add().Pack(info)
+            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(told.code, told.message)
+        raise AssertionError("abort raises")
+
+    handler = grpc.method_handlers_generic_handler(
+        "opentelemetry.proto.collector.trace.v1.TraceService",
+        {"Export": grpc.unary_unary_rpc_method_handler(handle)},
+    )
+    server = grpc.server(
+        ThreadPoolExecutor(4), handlers=[handler], options=[("grpc.max_receive_message_length", max_bytes)]
+    )
+    if credentials is None:
+        receiver.port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        receiver.port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield receiver
+    finally:
+        server.stop(None).wait()
+
+
+class FakeTime:
+    """A clock that moves when something sleeps, and a microsecond when it is read. slept: every wait, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+        self.lock = threading.Lock()
+
+    def clock(self) -> float:
+        with self.lock:
+            self.now += 1e-6
+            return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self.lock:
+            self.slept.append(seconds)
+            self.now += seconds
+
+
+def run_of(run_id: str, spans: int = 3, padding: int = 0) -> RunSpans:
+    """A run whose spans are named after it; the head span, the last one, has kind SERVER."""
+    parts = []
+    for number in range(1, spans + 1):
+        span = Span(
+            trace_id=run_id.encode().ljust(16, b"-")[:16],
+            span_id=number.to_bytes(8, "big"),
+            name=run_id,
+            kind=Span.SPAN_KIND_SERVER if number == spans else Span.SPAN_KIND_INTERNAL,
+        )
+        span.status.message = "x" * padding
+        content = ExportTraceServiceRequest()
+        content.resource_spans.add().scope_spans.add().spans.append(span)
+        parts.append(_field(content.resource_spans[0].scope_spans[0].SerializeToString()))
+    return RunSpans(run_id, parts, sum(map(len, parts)))
+
+
+def _field(scope_spans: bytes) -> bytes:
+    """A ScopeSpans of one span and nothing else is that span's field, tag included."""
+    assert scope_spans[0] == 0x12
+    return scope_spans
+
+
+def batch_of(*runs: str | RunSpans) -> Batch:
+    """A batch of runs, made of their ids or ready."""
+    ready = tuple(run_of(run) if isinstance(run, str) else run for run in runs)
+    return Batch(lambda spans: request_bytes(Resource(), spans), ready)
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key

@@ -1,0 +1,169 @@
+"""OpenTelemetry's exporter variables to delivery settings: the rules of endpoints, headers and durations."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import pytest
+
+from runspan.delivery import settings_from
+from runspan.errors import SettingError
+
+OTLP = "OTEL_EXPORTER_OTLP_"
+
+
+def env(**values: str) -> dict[str, str]:
+    return {OTLP + name: value for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "endpoint"),
+    [
+        ({}, "http://localhost:4318/v1/traces"),
+        (env(ENDPOINT="http://collector:4318"), "http://collector:4318/v1/traces"),
+        (env(ENDPOINT="http://collector:4318/"), "http://collector:4318/v1/traces"),
+        (env(ENDPOINT="https://collector/otlp/"), "https://collector/otlp/v1/traces"),
+        (env(TRACES_ENDPOINT="http://collector:4318/custom"), "http://collector:4318/custom"),
+        (env(TRACES_ENDPOINT="http://collector:4318"), "http://collector:4318/"),
+        (env(TRACES_ENDPOINT="http://a/x", ENDPOINT="http://b"), "http://a/x"),
+        (env(TRACES_ENDPOINT="", ENDPOINT="http://b"), "http://b/v1/traces"),
+        (env(ENDPOINT="http://[::1]:4318"), "http://[::1]:4318/v1/traces"),
+    ],
+)
+def test_http_endpoints_follow_the_specification(given: dict[str, str], endpoint: str) -> None:
+    """The general variable gets the path appended, the one for traces is used as it is, an empty one is unset."""
+    assert settings_from(given).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("argument", "endpoint"),
+    [
+        ("http://collector:4318", "http://collector:4318/v1/traces"),
+        ("http://collector:4318/", "http://collector:4318/v1/traces"),
+        ("http://collector:4318/v1/traces", "http://collector:4318/v1/traces"),
+        ("https://collector/insert/otlp?tenant=7", "https://collector/insert/otlp?tenant=7"),
+    ],
+)
+def test_an_endpoint_argument_goes_first_and_gets_the_path_when_it_has_none(argument: str, endpoint: str) -> None:
+    """What a person types after ``--endpoint`` is a base or the whole address; its path tells which."""
+    assert settings_from(env(TRACES_ENDPOINT="http://other/x"), endpoint=argument).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "insecure"),
+    [
+        ({}, "localhost:4317", True),
+        (env(ENDPOINT="http://collector:4317"), "collector:4317", True),
+        (env(ENDPOINT="https://collector:4317", INSECURE="true"), "collector:4317", False),
+        (env(ENDPOINT="https://collector"), "collector:443", False),
+        (env(ENDPOINT="collector:4317"), "collector:4317", False),
+        (env(ENDPOINT="collector:4317", INSECURE="true"), "collector:4317", True),
+        (env(TRACES_ENDPOINT="collector:1", TRACES_INSECURE="TRUE", INSECURE="false"), "collector:1", True),
+    ],
+)
+def test_grpc_endpoints_follow_the_specification(given: dict[str, str], target: str, insecure: bool) -> None:
+    """The scheme says whether there is TLS; INSECURE counts only without a scheme."""
+    settings = settings_from({**given, OTLP + "PROTOCOL": "grpc"})
+    assert (settings.endpoint, settings.insecure) == (target, insecure)
+
+
+def test_variables_for_traces_go_before_the_general_ones() -> None:
+    """Each setting is looked up by itself."""
+    settings = settings_from(
+        env(
+            PROTOCOL="grpc",
+            TRACES_PROTOCOL="http/protobuf",
+            HEADERS="a=1",
+            TRACES_HEADERS="b=2",
+            COMPRESSION="gzip",
+            TRACES_COMPRESSION="none",
+            CERTIFICATE="ca.pem",
+            CLIENT_KEY="key.pem",
+            TRACES_CLIENT_KEY="traces.pem",
+            CLIENT_CERTIFICATE="cert.pem",
+        )
+    )
+    assert settings.protocol == "http/protobuf"
+    assert settings.headers == (("b", "2"),)
+    assert settings.compression == "none"
+    assert (settings.certificate, settings.client_key, settings.client_certificate) == (
+        "ca.pem",
+        "traces.pem",
+        "cert.pem",
+    )
+
+
+def test_headers_are_percent_decoded_and_lower_case() -> None:
+    """The form is that of the specification, spaces around allowed."""
+    settings = settings_from(env(HEADERS=" X-Api-Key = wfk%5F1 ,authorization=Bearer%20a=b,,"))
+    assert settings.headers == (("x-api-key", "wfk_1"), ("authorization", "Bearer a=b"))
+
+
+def test_an_argument_goes_before_every_variable() -> None:
+    """Flags win over the environment."""
+    settings = settings_from(
+        env(TIMEOUT="20", HEADERS="a=1", COMPRESSION="gzip"), timeout=3.0, headers={"B": "2"}, compression="none"
+    )
+    assert (settings.timeout, settings.headers, settings.compression) == (3.0, (("b", "2"),), "none")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10.0), ("2.5", 2.5), ("10000", 10.0), ("1000", 1.0)])
+def test_a_timeout_is_milliseconds_or_seconds_where_it_can_only_be_one(text: str, seconds: float) -> None:
+    """The specification writes milliseconds, OpenTelemetry's Python packages read seconds."""
+    assert settings_from(env(TIMEOUT=text)).timeout == seconds
+
+
+def test_defaults_are_gzip_over_http_and_none_over_grpc() -> None:
+    """gzip is nearly free over HTTP and dear in grpc's own implementation."""
+    assert settings_from({}).compression == "gzip"
+    assert settings_from({}, protocol="grpc").compression == "none"
+    assert settings_from({}).timeout == 10.0
+
+
+def test_a_login_in_the_url_becomes_a_header() -> None:
+    """So that the endpoint can be shown."""
+    settings = settings_from(env(ENDPOINT="https://ann:s%40cret@collector"))
+    assert settings.endpoint == "https://collector/v1/traces"
+    assert settings.headers == (("authorization", "Basic " + b64encode(b"ann:s@cret").decode()),)
+    assert "s@cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (env(PROTOCOL="http/json"), "PROTOCOL"),
+        (env(COMPRESSION="zstd"), "COMPRESSION"),
+        (env(TIMEOUT="500"), "OTEL_EXPORTER_OTLP_TIMEOUT"),
+        (env(TIMEOUT="-1"), "OTEL_EXPORTER_OTLP_TIMEOUT"),
+        (env(TRACES_TIMEOUT="soon"), "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"),
+        (env(TIMEOUT="nan"), "OTEL_EXPORTER_OTLP_TIMEOUT"),
+        (env(INSECURE="yes"), "OTEL_EXPORTER_OTLP_INSECURE"),
+        (env(ENDPOINT="collector:4318"), "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        (env(ENDPOINT="ftp://collector"), "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        (env(ENDPOINT="http://collector:port"), "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        (env(ENDPOINT="ftp://collector", PROTOCOL="grpc"), "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(given: dict[str, str], named: str) -> None:
+    """The error says which variable it is."""
+    with pytest.raises(SettingError, match=named):
+        settings_from(given)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"env": env(HEADERS="a=1,s3cret-value")},
+        {"env": env(HEADERS="s3cret name=1")},
+        {"env": env(HEADERS="key=s3cret%0Avalue")},
+        {"env": {}, "headers": {"key": "s3cret\r\nx: y"}},
+        {"env": env(ENDPOINT="ftp://ann:s3cret@collector")},
+    ],
+)
+def test_an_error_about_a_secret_does_not_tell_it(arguments: dict[str, Any]) -> None:
+    """Headers and logins are refused without being quoted."""
+    given = arguments.pop("env")
+    with pytest.raises(SettingError) as caught:
+        settings_from(given, **arguments)
+    assert "s3cret" not in str(caught.value)

@@ -1,0 +1,256 @@
+"""The export use case against a receiver: what arrives is the documents, and each of them is accounted for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from receivers import OK, Answer, Post, grpc_receiver, http_receiver
+from runspan import Run, decode
+from runspan.delivery import GRPC, Delivery, DeliverySettings, HttpTransport, Report, connect, settings_from
+from runspan.errors import DocumentError
+from runspan.export import TARGET_BYTES, batches, export
+from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.wire import Resource
+from runspan.span import Span
+from runspan.testing.generate import generate
+
+SAMPLES = sorted((Path(__file__).parent.parent / "examples" / "runs").glob("*.json"))
+NOW = 1_790_000_000_000_000_000
+
+
+def generated(count: int, seed: int = 7) -> list[Run]:
+    return [Run.from_json(text) for text in generate(count, seed=seed, unfinished=True)]
+
+
+def large_run(run_id: str, steps: int, payload: int) -> Run:
+    step = {"name": "Fetch", "type": "action", "status": "completed", "startedAt": "2024-01-15T09:00:01.200Z"}
+    listed = [
+        {"id": f"s{n}", **step, "completedAt": "2024-01-15T09:00:02.800Z", "output": "x" * payload}
+        for n in range(steps)
+    ]
+    return Run.from_dict({"id": run_id, "workflowId": "wf", "status": "completed", "steps": listed})
+
+
+def unexpected(error: DocumentError) -> None:
+    raise error
+
+
+def documents_in(posts: list[Post]) -> dict[str, bytes]:
+    """The documents that the received spans decode to, by run id."""
+    traces: dict[bytes, list[Span]] = {}
+    for post in posts:
+        for span in read_protobuf(post.message.SerializeToString()).spans:
+            traces.setdefault(span.trace_id, []).append(span)
+    runs = [decode(spans) for spans in traces.values()]
+    return {run.id: run.text for run in runs}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_every_sample_arrives_as_the_same_document(protocol: str) -> None:
+    """All sample runs are exported over the real protocol and decoded from what the receiver got: equal texts."""
+    runs = [Run.from_json(path.read_bytes()) for path in SAMPLES]
+    receiving = grpc_receiver if protocol == GRPC else http_receiver
+    with receiving() as receiver:
+        settings = settings_from({}, endpoint=f"http://127.0.0.1:{receiver.port}", protocol=protocol)
+        with connect(settings) as delivery:
+            report = export(runs, delivery, observed_at=lambda: NOW, resource=Resource())
+    assert documents_in(receiver.posts) == {run.id: run.text for run in runs}
+    assert report.complete
+    assert report.runs_accepted == len(runs)
+    assert report.spans_accepted == len(receiver.taken)
+
+
+def test_documents_that_cannot_be_carried_are_counted_with_place_and_reason() -> None:
+    """They are not sent, the others are, and the report names them."""
+    good = generated(3)
+    bad = DocumentError(where="runs.ndjson:2", expected="an object", got="a list")
+    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+        documents: list[Run | DocumentError] = [good[0], bad, *good[1:], bad]
+        report = export(documents, delivery, observed_at=lambda: NOW, resource=Resource())
+    assert (report.runs_accepted, report.documents_refused) == (3, 2)
+    assert report.refusals[0].what == "runs.ndjson:2"
+    assert report.refusals[0].reason == "expected an object, got a list"
+    assert "  runs.ndjson:2: expected an object, got a list" in report.summary_lines()
+    assert not report.complete
+
+
+def test_the_resource_and_tenant_are_those_given() -> None:
+    """service.name comes from the resource, and the tenant decides the trace id."""
+    run = generated(1)[0]
+    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+        for tenant in ("", "acme"):
+            resource = Resource("flows", {"service.namespace": "billing"})
+            export([run], delivery, tenant=tenant, observed_at=lambda: NOW, resource=resource)
+    resources = [post.message.resource_spans[0].resource for post in receiver.posts]
+    assert {each.key: each.value.string_value for each in resources[0].attributes} == {
+        "service.name": "flows",
+        "service.namespace": "billing",
+    }
+    assert len({span.trace_id for span in receiver.taken}) == 2
+
+
+def test_batches_have_about_the_target_and_never_divide_a_run() -> None:
+    """Each batch reaches the target of spans with its last run, and the runs keep their order."""
+    runs = generated(200)
+    made = list(batches(runs, observed_at=lambda: NOW, resource=Resource(), target_spans=64, on_refused=unexpected))
+    assert [run.run_id for batch in made for run in batch.runs] == [run.id for run in runs]
+    for batch in made[:-1]:
+        assert batch.spans >= 64
+        assert batch.spans - len(batch.runs[-1].spans) < 64
+
+
+def test_a_batch_stays_under_the_bound_of_a_request_and_a_larger_run_goes_alone() -> None:
+    """Bytes bound a batch as well as spans do."""
+    middle = [large_run(f"m{n}", 3, 300_000) for n in range(6)]
+    huge = large_run("huge", 20, 300_000)
+    made = list(
+        batches([*middle[:3], huge, *middle[3:]], observed_at=lambda: NOW, resource=Resource(), on_refused=unexpected)
+    )
+    assert ("huge",) in [tuple(run.run_id for run in batch.runs) for batch in made]
+    assert all(batch.size <= TARGET_BYTES for batch in made if batch.runs[0].run_id != "huge")
+    assert sum(len(batch.runs) for batch in made) == 7
+
+
+def test_a_run_larger_than_a_request_arrives_whole() -> None:
+    """It is sent in parts under the bound, and decodes to the same document."""
+    huge = large_run("huge", 20, 400_000)
+    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+        report = export([huge], delivery, observed_at=lambda: NOW, resource=Resource())
+    assert report.runs_accepted == 1
+    assert len(receiver.posts) > 1
+    assert max(post.size for post in receiver.posts) < 3_100_000
+    assert documents_in(receiver.posts) == {"huge": huge.text}
+
+
+def test_progress_is_told_after_each_request_that_was_handed_over() -> None:
+    """The counts only grow, and end at the report's."""
+    told: list[Report] = []
+    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+        report = export(
+            generated(60),
+            delivery,
+            observed_at=lambda: NOW,
+            resource=Resource(),
+            target_spans=40,
+            on_progress=told.append,
+        )
+    assert len(told) == len(receiver.posts)
+    handed = [each.runs_accepted + each.runs_pending for each in told]
+    assert handed == sorted(handed)
+    assert handed[-1] == report.runs_accepted == 60
+
+
+def test_reading_stops_when_the_receiver_refuses_us() -> None:
+    """An endless input is not read for a receiver that does not know our key."""
+    read = 0
+
+    def endless() -> Iterator[Run]:
+        nonlocal read
+        run = generated(1)[0]
+        while True:
+            read += 1
+            yield run
+
+    with http_receiver(lambda post: Answer(401)) as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+        report = export(endless(), delivery, observed_at=lambda: NOW, resource=Resource())
+    assert "HTTP 401" in report.stopped
+    assert report.runs_accepted == 0
+    assert 0 < report.runs_not_sent <= read
+
+
+def test_an_interrupt_ends_the_export_with_a_report() -> None:
+    """Ctrl-C while a receiver says "later" returns at once, and every run read is in a count."""
+
+    def interrupted() -> Iterator[Run]:
+        yield from generated(20)
+        raise KeyboardInterrupt
+
+    later = Answer(503, headers={"Retry-After": "200"})
+    with http_receiver(lambda post: later) as receiver:
+        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url)))
+        report = export(interrupted(), delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=40)
+        final = delivery.close()
+    assert report.stopped == "interrupted"
+    assert final.runs_not_sent + final.runs_pending >= 1
+    assert final.runs_accepted == 0
+
+
+def test_an_error_of_the_input_is_not_swallowed() -> None:
+    """What the source raises reaches the caller, and leaving the delivery's block does not wait for answers."""
+
+    def broken() -> Iterator[Run]:
+        yield from generated(20)
+        raise OSError("disk gone")
+
+    later = Answer(503, headers={"Retry-After": "200"})
+    with http_receiver(lambda post: later) as receiver, pytest.raises(OSError, match="disk gone"):  # noqa: SIM117
+        with connect(DeliverySettings(receiver.url)) as delivery:
+            export(broken(), delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=40)
+
+
+def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
+    """Hundreds of runs, answers that fail in turn: the documents received are the documents sent."""
+    failures = (Answer(503, headers={"Retry-After": "1"}), Answer(0), Answer(429), Answer(504))
+
+    def flaky(post: Post) -> Answer:
+        return failures[post.number // 3 % 4] if post.number % 3 == 0 else OK
+
+    runs = list({run.id: run for run in generated(400)}.values())
+    with http_receiver(flaky) as receiver:
+        transport = HttpTransport(DeliverySettings(receiver.url))
+        with Delivery(transport, sleep=lambda seconds: None) as delivery:
+            report = export(runs, delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=50)
+    assert report.complete
+    assert report.retries > 0
+    assert documents_in(receiver.posts) == {run.id: run.text for run in runs}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
+def test_memory_does_not_grow_with_the_input() -> None:
+    """A process of its own exports 3 and then 30 thousand runs: the peak stays under 150 MB."""
+    program = r"""
+        import re, sys
+        from pathlib import Path
+        from runspan import Run
+        from runspan.delivery import connect, settings_from
+        from runspan.export import export
+        from runspan.otlp.wire import Resource
+        from runspan.testing.generate import generate
+
+        with connect(settings_from({}, endpoint=sys.argv[1])) as delivery:
+            runs = (Run.from_json(text) for text in generate(int(sys.argv[2]), seed=3))
+            report = export(runs, delivery, observed_at=lambda: 1, resource=Resource())
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        print(report.runs_accepted, peak[1])
+    """
+    peaks = {}
+    with http_receiver() as receiver:
+        receiver.receive = lambda body, **seen: (None, OK)  # type: ignore[assignment, method-assign]  # keeps nothing
+        for count in (3_000, 30_000):
+            command = [sys.executable, "-c", textwrap.dedent(program), receiver.url, str(count)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            accepted, peak = map(int, done.stdout.split())
+            assert accepted == count
+            peaks[count] = peak
+    assert peaks[30_000] < 150_000
+    assert peaks[30_000] < peaks[3_000] + 20_000
+
+
+def test_a_generator_is_read_only_as_far_as_it_is_sent() -> None:
+    """Documents are taken one by one: batches never run ahead of their consumer."""
+    taken: list[str] = []
+
+    def watched() -> Iterator[Run]:
+        for run in generated(100):
+            taken.append(run.id)
+            yield run
+
+    stream = batches(watched(), observed_at=lambda: NOW, resource=Resource(), target_spans=20, on_refused=unexpected)
+    first = next(iter(stream))
+    assert len(taken) == len(first.runs) < 100
