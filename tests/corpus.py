@@ -131,7 +131,10 @@ def _run(**members: Any) -> dict[str, Any]:
 ENVELOPES: dict[str, dict[str, Any]] = {
     "only an id": {"id": "run_x"},
     "null everywhere": dict.fromkeys(
-        ["workflowId", "status", "triggerType", "startedAt", "completedAt", "durationMs", "input", "output", "error", "createdAt", "steps"]
+        (
+            *("workflowId", "status", "triggerType", "startedAt", "completedAt", "durationMs"),
+            *("input", "output", "error", "createdAt", "steps"),
+        )
     )
     | {"id": "run_x"},
     "steps null in a step": _run(steps=[dict.fromkeys(("name", "type", "startedAt", "error")) | _step()]),

@@ -1,8 +1,8 @@
 """A run document to spans: the pure half that writes; ``decode`` is its inverse; no I/O, no clock.
 
 One run is one trace. Every finished step is a span that is written once, named by its content; the *head* names
-them in its manifest and proves them by the document's digest. The head of a finished run is the root span, and of any other run
-a snapshot span below the root to come.
+them in its manifest and proves them by the document's digest. The head of a finished run is the root span, and of any
+other run a snapshot span below the root to come.
 
 ``draft`` works everything out; ``encode`` hands it over as neutral spans, ``otlp.wire`` writes it without making them.
 """
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from runspan.carry import Pairs, put_text, put_times, put_value
-from runspan.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, step_text
+from runspan.document import TERMINAL_RUN_STATUSES, Envelope, Step, step_text
 from runspan.fields import (
     DIGEST,
     MANIFEST,
@@ -38,8 +38,8 @@ from runspan.fields import (
     TENANT,
     Kind,
 )
-from runspan.ids import run_ids, snapshot_span_id, step_span_ids
-from runspan.labels import Label, run_label, step_label
+from runspan.ids import run_ids, snapshot_span_id, step_span_id
+from runspan.labels import STEP_LABELS, Label, odd_step_label, run_label
 from runspan.projection import (
     CHILD_RUN_ID,
     ERROR_TYPE,
@@ -58,13 +58,15 @@ from runspan.projection import (
 from runspan.run import Run
 from runspan.span import ERROR, INTERNAL, Attributes, Event, Link, Span
 from runspan.span import UNSET as STATUS_UNSET
-from runspan.times import FRACTIONS, MINUTES, SECONDS, parse_ns
+from runspan.times import FRACTIONS, MINUTES, SECONDS, canonical_ns, parse_ns
 
 _TEXT = msgspec.json.Encoder().encode
 _GET_LABELS: Final = STEP_TABLE.get_labels
 _GET_VALUES: Final = STEP_TABLE.get_values
 _NO_VALUES: Final = (UNSET,) * len(STEP_TABLE.values)
 _NOTHING: Final[Pairs] = []
+_OPEN: Final = b""
+"""Among the span ids of a manifest: a step without one."""
 
 
 class More(NamedTuple):
@@ -171,46 +173,45 @@ class _Drafting:
         self.trace_id, self.root_id, seed = run_ids(envelope.id, tenant)
         self.label = run_label(self.is_root, RUN_TABLE.get_labels(envelope))
         self.fallback = _first_time(envelope)
-        self.seed = seed ^ self.label.salt ^ self.fallback ^ (not exception_events)
+        self.seed = (seed ^ self.label.salt ^ self.fallback ^ (not exception_events)).to_bytes(8, "big")
+        self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity])
         self.usages: list[Usage] = []
-        self.is_small = False
-        self.attempted = False
 
     def draft(self, observed_at: int | None, step_ids: Sequence[bytes] | None) -> Draft:
         steps = self.envelope.steps
-        listed = steps if type(steps) is list else []
-        texts = [_TEXT(step) if type(step) is Step else step_text(step) for step in listed]
-        finished = [step.status in TERMINAL_STEP_STATUSES for step in listed]
-        open_steps: list[bytes] = []
-        if not all(finished):
-            open_steps = [text for text, ended in zip(texts, finished, strict=True) if not ended]
-            texts = [text for text, ended in zip(texts, finished, strict=True) if ended]
-            listed = [step for step, ended in zip(listed, finished, strict=True) if ended]
-        span_ids = step_span_ids(texts, self.seed) if step_ids is None else list(step_ids)
-        if len(span_ids) != len(listed):
-            raise ValueError(f"{len(span_ids)} step ids for {len(listed)} finished steps")
-        self.is_small = len(self.run_text) - sum(map(len, texts)) <= PIECE_BYTES
-        drafts = list(map(self._step, listed, texts, span_ids))
-        identity = self._identity()
+        given = None if step_ids is None else iter(step_ids)
+        drafts: list[StepDraft] = []
         below: list[Span] = []
-        if self.attempted:
-            for step, span_id in zip(listed, span_ids, strict=True):
-                below += self._attempts(step, span_id, identity)
-        manifest = b"".join(span_ids).hex()
-        if open_steps:
-            names = iter([span_id.hex() for span_id in span_ids])
-            manifest = "".join([next(names) if ended else OPEN for ended in finished])
-        head = self._head(identity, manifest, open_steps, observed_at)
-        return Draft(self.trace_id, self.root_id, identity, drafts, below, head)
+        names: list[bytes] = []
+        taken: set[bytes] = set()
+        open_steps: list[bytes] = []
+        size = 0
+        for step in steps if type(steps) is list else ():
+            text = _TEXT(step) if type(step) is Step else step_text(step)
+            size += len(text)
+            labels = _GET_LABELS(step)
+            try:
+                label = STEP_LABELS[labels]
+            except TypeError:
+                label = odd_step_label(labels)
+            if not label.finished:
+                open_steps.append(text)
+                names.append(_OPEN)
+                continue
+            span_id = step_span_id(text, self.seed, taken) if given is None else next(given, _OPEN)
+            taken.add(span_id)
+            names.append(span_id)
+            drafts.append(self._step(step, len(text), span_id, label))
+            if step.extra:
+                below += self._attempts(step, span_id, label)
+        if step_ids is not None and len(step_ids) != len(drafts):
+            raise ValueError(f"{len(step_ids)} step ids for {len(drafts)} finished steps")
+        manifest = b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN for name in names])
+        is_small = len(self.run_text) - size <= PIECE_BYTES
+        head = self._head(manifest, open_steps, observed_at, is_small)
+        return Draft(self.trace_id, self.root_id, self.identity, drafts, below, head)
 
-    def _identity(self) -> Attributes:
-        """The attributes that place a span of the run that is found alone."""
-        pairs: Pairs = [(RUN_ID, self.envelope.id)]
-        put_value(pairs, RUN_TABLE.labels[0], self.envelope.workflow_id)
-        return Attributes(pairs)
-
-    def _step(self, step: Step, text: bytes, span_id: bytes) -> StepDraft:
-        label = step_label(_GET_LABELS(step))
+    def _step(self, step: Step, size: int, span_id: bytes, label: Label) -> StepDraft:
         own = _NOTHING
         started, completed = step.started_at, step.completed_at
         try:
@@ -221,17 +222,16 @@ class _Drafting:
         if end <= start:
             own = []
             start, end = put_times(own, STEP_TABLE, started, completed, self.fallback)
-        if len(text) <= PIECE_BYTES and not label.special and type(step) is Step:
-            return span_id, label, start, end, _GET_VALUES(step), own, PLAIN
-        own = list(own)
         values = _GET_VALUES(step)
-        if len(text) > PIECE_BYTES:
+        if size <= PIECE_BYTES and not label.special and type(step) is Step:
+            return span_id, label, start, end, values, own, PLAIN
+        own = list(own)
+        if size > PIECE_BYTES:
             for field, value in zip(STEP_TABLE.values, values, strict=True):
                 put_value(own, field, value)
             values = _NO_VALUES
         if step.extra:
             put_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
-            self.attempted = True
         return span_id, label, start, end, values, own, self._more(own, step, label, end)
 
     def _more(self, own: Pairs, step: Step, label: Label, end: int) -> More:
@@ -257,8 +257,7 @@ class _Drafting:
         events = (fault.event(end),) if self.exception_events else ()
         return More(ERROR, fault.message, events, links)
 
-    def _attempts(self, step: Step, step_id: bytes, identity: Attributes) -> Iterator[Span]:
-        name = step_label(_GET_LABELS(step)).name
+    def _attempts(self, step: Step, step_id: bytes, label: Label) -> Iterator[Span]:
         for attempt in attempts_of(step.extra, step_id):
             own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
             if attempt.status:
@@ -271,24 +270,25 @@ class _Drafting:
                 trace_id=self.trace_id,
                 span_id=attempt.span_id,
                 parent_id=step_id,
-                name=f"attempt of {name}",
+                name=f"attempt of {label.name}",
                 kind=INTERNAL,
                 start=attempt.start,
                 end=attempt.end,
                 status=STATUS_UNSET,
                 message="",
-                shared=(identity,),
+                shared=(self.identity,),
                 own=own,
                 events=events,
             )
 
-    def _head(self, identity: Attributes, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
+    def _head(self, manifest: str, open_steps: list[bytes], observed_at: int | None, is_small: bool) -> Span:
         envelope = self.envelope
+        own: Pairs = [(DIGEST, sha256(self.run_text).hexdigest())]
         revision = ROOT_REVISION
         if not self.is_root:
             observed_at = _last_time(envelope, self.fallback) if observed_at is None else observed_at
             revision = observed_at + (ROOT_REVISION if self.after_root else 0)
-        own: Pairs = [(REVISION, revision), (DIGEST, Raw(sha256(self.run_text).hexdigest().encode()))]
+            own.append((REVISION, revision))
         if self.tenant:
             own.append((TENANT, self.tenant))
         if type(envelope.steps) is list:
@@ -300,11 +300,9 @@ class _Drafting:
         elif envelope.steps is None:
             own.append((MANIFEST + ODD, "null"))
         for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
-            if value is UNSET:
-                continue
-            if self.is_small and field.kind is Kind.PAYLOAD:
+            if is_small and type(value) is Raw and field.kind is Kind.PAYLOAD:
                 own.append((field.key, value))
-            else:
+            elif value is not UNSET:
                 put_value(own, field, value)
         if envelope.extra:
             put_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
@@ -319,10 +317,9 @@ class _Drafting:
         status, message, events, _ = self._fault(own, envelope.error, label, end)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:
-            context = self.seed.to_bytes(8, "big")
-            span_id = snapshot_span_id(self.trace_id, self.run_text, revision, context)
+            span_id = snapshot_span_id(self.trace_id, self.run_text, revision, self.seed)
             parent_id = self.root_id
-        shared = (identity, label.shared)
+        shared = (self.identity, label.shared)
         return Span(
             self.trace_id,
             span_id,
@@ -343,7 +340,7 @@ def _first_time(envelope: Envelope) -> int:
     """Where spans without a time of their own begin: the run's start, else its creation, else one nanosecond."""
     for value in (envelope.started_at, envelope.created_at, envelope.completed_at):
         if type(value) is str:
-            ns = parse_ns(value)
+            ns = canonical_ns(value) or parse_ns(value)
             if ns:
                 return ns
     return 1

@@ -6,13 +6,12 @@ SHA-256 over a domain tag and length-prefixed parts (RFC 9162 does the same for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
 _DOMAIN = b"runspan/1"
-_STEP = _DOMAIN + b"/step/"
 _ZERO = bytes(8)
 
 
@@ -57,25 +56,16 @@ def salt(*parts: bytes) -> int:
     return int.from_bytes(_digest(b"salt", *parts)[:8], "big")
 
 
-def step_span_ids(texts: Sequence[bytes], seed: int) -> list[bytes]:
-    """The ids of finished steps' spans, each a digest of the step's canonical text under the seed.
+def step_span_id(text: bytes, seed: bytes, taken: Container[bytes]) -> bytes:
+    """The id of a finished step's span: a digest of the step's canonical text under the seed.
 
     seed: 64 bits over everything else that the span carries, so that nothing can change under an id. One content has
-    one id, a changed step gets another; equal steps of one run are told apart by counting them.
+    one id, a changed step gets another; equal steps of one run are told apart by the ids that are taken.
     """
-    prefix = _STEP + seed.to_bytes(8, "big")
-    span_ids = [sha256(prefix + text).digest()[:8] for text in texts]
-    distinct = set(span_ids)
-    if len(distinct) == len(span_ids) and _ZERO not in distinct:
-        return span_ids
-    seen: dict[bytes, int] = {_ZERO: 0}
-    for index, span_id in enumerate(span_ids):
-        if span_id in seen:
-            seen[span_id] += 1
-            span_ids[index] = child_span_id(prefix + span_id, "again", seen[span_id])
-        else:
-            seen[span_id] = 0
-    return span_ids
+    span_id = sha256(seed + text).digest()[:8]
+    while span_id in taken or span_id == _ZERO:
+        span_id = child_span_id(seed + span_id, "again", 1)
+    return span_id
 
 
 def snapshot_span_id(trace_id: bytes, text: bytes, revision: int, context: bytes) -> bytes:

@@ -12,7 +12,18 @@ from typing import Any
 from msgspec import Raw
 
 from runspan.carry import Pairs, put_value
-from runspan.fields import ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, RUN_TABLE, STEP_TABLE, WORKFLOW_ID
+from runspan.document import TERMINAL_STEP_STATUSES
+from runspan.fields import (
+    REVISION,
+    ROLE,
+    ROLE_RUN,
+    ROLE_SNAPSHOT,
+    ROLE_STEP,
+    ROOT_REVISION,
+    RUN_TABLE,
+    STEP_TABLE,
+    WORKFLOW_ID,
+)
 from runspan.ids import salt
 from runspan.projection import RUN_ERRORS, RUN_RESULTS, STEP_ERRORS, STEP_RESULTS
 from runspan.span import INTERNAL, SERVER, Attributes
@@ -26,11 +37,24 @@ _SHOWN = 500
 class Label:
     """name, kind: the span's. shared: its attributes, the role among them. error_type: set when its status is an error.
 
-    salt: 64 bits of what a run's label puts on the run's step spans. wire: the OTLP bytes of name, kind and shared,
-    once a writer has made them. special: whether the span's payloads have a projection (agents, sub-workflows).
+    identity: of a run's label, what it puts on all spans of the run; salt: 64 bits of it. wire: the OTLP bytes of
+    name, kind and shared, once a writer has made them. finished: of a step's label, whether the step has ended.
+    special: whether the span has more than its members tell directly (agents, sub-workflows, errors).
     """
 
-    __slots__ = ("agent", "calls", "error_type", "kind", "name", "salt", "shared", "special", "wire")
+    __slots__ = (
+        "agent",
+        "calls",
+        "error_type",
+        "finished",
+        "identity",
+        "kind",
+        "name",
+        "salt",
+        "shared",
+        "special",
+        "wire",
+    )
 
     def __init__(self, name: str, kind: int, pairs: Pairs, error_type: str | None, step_type: object = None) -> None:
         self.name = name
@@ -40,6 +64,8 @@ class Label:
         self.agent = step_type == "agent"
         self.calls = step_type == "sub-workflow"
         self.special = self.agent or self.calls or error_type is not None
+        self.finished = False
+        self.identity: Pairs = []
         self.salt = 0
         self.wire: bytes | None = None
 
@@ -74,11 +100,13 @@ def _step_label(*values: Any) -> Label:
     if kind == "agent":
         pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", shown)]
         shown = f"invoke_agent {shown}"
-    return Label(shown, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    label = Label(shown, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    label.finished = status in TERMINAL_STEP_STATUSES
+    return label
 
 
 def _run_label(is_root: bool, *values: Any) -> Label:
-    pairs: Pairs = [(ROLE, ROLE_RUN if is_root else ROLE_SNAPSHOT)]
+    pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_SNAPSHOT)]
     members: dict[str, Any] = {}
     identity: Pairs = []
     for field, value in zip(RUN_TABLE.labels, values, strict=True):
@@ -92,21 +120,20 @@ def _run_label(is_root: bool, *values: Any) -> Label:
         pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
     name = f"run {shown}" if is_root else f"snapshot {shown}"
     label = Label(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
+    label.identity = identity
     label.salt = salt(*[bytes(value) if type(value) is Raw else str(value).encode() for _, value in identity])
     return label
 
 
-_STEPS = _Labels(_step_label)
+STEP_LABELS = _Labels(_step_label)
+"""The labels of steps by the values of ``STEP_TABLE.labels``. TypeError for an odd value, which is ``Raw``."""
 _ROOTS = _Labels(lambda *values: _run_label(True, *values))
 _SNAPSHOTS = _Labels(lambda *values: _run_label(False, *values))
 
 
-def step_label(values: tuple[Any, ...]) -> Label:
-    """The label of a step by the values of ``STEP_TABLE.labels``."""
-    try:
-        return _STEPS[values]
-    except TypeError:  # an odd value is Raw, which has no hash
-        return _step_label(*values)
+def odd_step_label(values: tuple[Any, ...]) -> Label:
+    """The label of a step with odd values."""
+    return _step_label(*values)
 
 
 def run_label(is_root: bool, values: tuple[Any, ...]) -> Label:

@@ -134,12 +134,15 @@ def _shared(group: Attributes) -> bytes:
 
 def _own(key: str, value: Value) -> bytes:
     """An attribute of a span, with what stands before a known key's string remembered."""
-    if type(value) is Raw:
-        text = bytes(value)
-    elif type(value) is str:
-        text = value.encode()
+    kind = type(value)
+    if kind is str:
+        text = value.encode()  # type: ignore[union-attr]
+    elif kind is Raw:
+        text = bytes(value)  # type: ignore[arg-type]
+    elif kind is int:
+        return _integer(_IN_SPAN, key, value)  # type: ignore[arg-type]
     else:
-        return _attribute(_IN_SPAN, key, value)
+        return _key_value(_IN_SPAN, key.encode(), _any(value))
     heads = _HEADS.get(key)
     return (_string_head(_IN_SPAN, key.encode(), len(text)) if heads is None else heads[len(text)]) + text
 
@@ -168,6 +171,9 @@ def _status(code: int, message: str) -> bytes:
     return _delimited(b"\x7a", _text(b"\x12", message) + (b"\x18" + varint(code) if code else b""))
 
 
+_PLAIN_END: Final = _status(0, "") + _FLAGS
+
+
 def span_bytes(span: Span) -> bytes:
     """One span as a member of ``ScopeSpans.spans``: tag, length, content."""
     parent = span.parent_id
@@ -186,8 +192,7 @@ def span_bytes(span: Span) -> bytes:
         parts += [_event(event) for event in span.events]
     if span.links:
         parts += [_link(link) for link in span.links]
-    parts.append(_status(span.status, span.message))
-    parts.append(_FLAGS)
+    parts.append(_status(span.status, span.message) + _FLAGS if span.status or span.message else _PLAIN_END)
     content = b"".join(parts)
     return b"".join((b"\x12", varint(len(content)), content))
 
@@ -206,8 +211,9 @@ class _Integer:
         ]
 
     def bytes(self, text: bytes) -> bytes:
-        if text.isdigit() and len(text) < 6 and (text[0] != 0x30 or len(text) == 1):
-            number = varint(int(text))
+        if len(text) < 6 and text.isdigit() and (text[0] != 0x30 or len(text) == 1):
+            value = int(text)
+            number = _VARINTS[value] if value < 16384 else _varint(value)
             return self.heads[len(number)] + number
         pairs: Pairs = []
         put_value(pairs, self.field, Raw(text))
@@ -216,7 +222,6 @@ class _Integer:
 
 _DURATION, _ATTEMPT = [_Integer(field).bytes for field in STEP_TABLE.values if field.kind is Kind.INTEGER]
 _INPUT, _OUTPUT, _ERROR, _RETRY = [_HEADS[field.key] for field in STEP_TABLE.values if field.kind is Kind.PAYLOAD]
-_PLAIN_END: Final = _status(0, "") + _FLAGS
 
 
 def run_bytes(draft: Draft) -> list[bytes]:

@@ -84,7 +84,7 @@ def generate(
         raise ValueError(f"count: expected 0 or more, got {count}")
     if start is not None and start.tzinfo is None:
         raise ValueError(f"start: expected a datetime with a time zone, got {start!r}")
-    factory = _Factory(Random(seed), int((start or _START).timestamp() * 1000), span_days, unfinished)
+    factory = _Factory(Random(seed), int((start or _START).timestamp() * 1000), span_days, unfinished)  # noqa: S311  # volume, not secrets
     return factory.documents(count)
 
 
