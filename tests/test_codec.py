@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corpus import ENVELOPES, cases, runs
 from runspan import Run, decode, encode
-from runspan.decode import read_run
+from runspan.decode import read_heading, read_run
 from runspan.document import Envelope, Step
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.fields import (
@@ -327,3 +327,13 @@ def test_step_ids_must_match() -> None:
     with pytest.raises(ValueError, match="0 step ids for 1 finished steps"):
         encode(run, step_ids=[])
     assert read_run(encode(run, step_ids=[b"12345678"])).step_ids == [b"12345678"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_head_alone_tells_the_list_item(name: str) -> None:
+    """The head span of a run has all that a list needs, exact, without its steps."""
+    run = Run.from_json(CASES[name])
+    heading = read_heading(encode(run, tenant="t", observed_at=NOW)[-1])
+    assert heading is not None
+    assert heading.summary == run.summary()
+    assert (heading.run_id, heading.tenant, heading.status) == (run.id, "t", run.status)

@@ -17,7 +17,16 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from runspan.carry import Missing, take_text, take_time, take_value
-from runspan.document import Envelope, Step, run_text, with_extra_run, with_extra_step
+from runspan.document import (
+    Envelope,
+    Step,
+    plain_text,
+    run_text,
+    sort_time,
+    summary_text,
+    with_extra_run,
+    with_extra_step,
+)
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
 from runspan.fields import (
     DIGEST,
@@ -112,6 +121,46 @@ def read_run(spans: Iterable[Span]) -> Decoded:
         "no revision of the run can be proved",
         missing=tuple(missing),
         hint="read the trace again shortly; if that stays so, spans were lost or cut on the way",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a head span tells without the steps: enough for a list item, though without the proof of the digest.
+
+    time: the sort time of ``contracts.RunQuery``. summary: the list item's JSON text.
+    """
+
+    run_id: str
+    tenant: str
+    revision: int
+    workflow_id: str | None
+    status: str | None
+    time: int
+    summary: bytes
+
+
+def read_heading(span: Span) -> Heading | None:
+    """The heading of a run or snapshot span; None for any other span, TraceIncomplete when a piece is missing."""
+    attributes = span.attributes()
+    revision = attributes.get(REVISION)
+    run_id, tenant = attributes.get(RUN_ID), attributes.get(TENANT, "")
+    if attributes.get(ROLE) not in (ROLE_RUN, ROLE_SNAPSHOT):
+        return None
+    try:
+        if type(revision) is not int or type(run_id) is not str or type(tenant) is not str:
+            raise Missing(f"span {span.span_id.hex()}: attribute {REVISION} or {RUN_ID} is missing")
+        envelope = Envelope(id=run_id, **_members(attributes, RUN_TABLE, span))
+    except Missing as error:
+        raise TraceIncomplete("the head of a run is cut", where=f"run {run_id!r}", missing=(str(error),)) from None
+    return Heading(
+        run_id,
+        tenant,
+        revision,
+        plain_text(envelope.workflow_id),
+        plain_text(envelope.status),
+        sort_time(envelope),
+        summary_text(envelope),
     )
 
 

@@ -12,6 +12,8 @@ from typing import ClassVar, Final
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from runspan.times import parse_ns
+
 Text = str | UnsetType | None
 """A member that the platform writes as a string. The careful parser puts ``Raw`` here when it is anything else."""
 
@@ -135,6 +137,15 @@ def summary_text(envelope: Envelope) -> bytes:
 def _without_steps(envelope: Envelope) -> Envelope:
     values = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
     return Envelope(**{**values, "steps": UNSET})
+
+
+def sort_time(envelope: Envelope) -> int:
+    """What lists are ordered by, in nanoseconds: the run's start, else its creation, else 0."""
+    for value in (envelope.started_at, envelope.created_at):
+        ns = parse_ns(value) if type(value) is str else None
+        if ns is not None:
+            return ns
+    return 0
 
 
 def plain_text(value: object) -> str | None:

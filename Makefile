@@ -1,0 +1,38 @@
+# Setting up needs only Python 3.11 or newer and its package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Where `make demo` listens and keeps its store.
+PORT ?= 8321
+DATA ?= var/demo
+DEMO ?=
+
+.PHONY: demo test check bench clean help
+
+help:  ## Show what there is.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+demo: $(READY)  ## Send the sample runs through a server, compare them, and serve on.
+	$(BIN)/runspan demo --data $(DATA) --port $(PORT) $(DEMO)
+
+test: $(READY)  ## Run the tests.
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+check: $(READY)  ## Everything that a change must pass: tests, style, types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+bench: $(READY)  ## Measure, as ratios inside one run. BENCH="export store" picks sections.
+	PYTHONPATH=src $(BIN)/python -m bench $(BENCH)
+
+clean:  ## Remove what the others made.
+	rm -rf $(VENV) var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
