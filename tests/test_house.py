@@ -37,7 +37,8 @@ LAYERS = [
     ["carry"],
     ["run"],
     ["parse"],
-    ["document", "scan", "fields", "ids", "times", "span", "errors", "_version"],
+    ["document"],
+    ["scan", "fields", "ids", "times", "span", "errors", "_version"],
 ]
 """From the top down. A module imports only from its own row's own package, or from rows below."""
 

@@ -1,0 +1,200 @@
+"""``RemoteHttp``: GET requests to a backend, bounded in time, size and number, every failure as an error of ours."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+from typing import Final
+
+import httpx
+
+from runspan._version import __version__
+from runspan.backends.remote.settings import PREFIX, RemoteSettings
+from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, SettingError
+
+JSON: Final = "application/json"
+PROTOBUF: Final = "application/protobuf"
+Parameters = Mapping[str, str | int]
+
+_SHOWN: Final = 300
+"""Characters of a backend's own words in an error."""
+_NO_STATUSES: Final[frozenset[int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A backend's answer: a success, or one of the statuses that the caller asked to have handed over."""
+
+    status: int
+    content: bytes
+    content_type: str = ""
+
+    def text(self) -> str:
+        """The beginning of the content for people, on one line."""
+        return " ".join(self.content[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+
+
+class RemoteHttp:
+    """The HTTP client of one backend. All methods may be called from several threads.
+
+    Never more than ``settings.concurrency`` requests are under way; a caller that gets no place within
+    ``settings.timeout`` hears BackendBusy. Redirects are not followed, since they would carry the login elsewhere.
+    SettingError when a TLS file cannot be read.
+    """
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self.settings = settings
+        self._places = BoundedSemaphore(settings.concurrency)
+        self._client = httpx.Client(
+            headers={"user-agent": f"runspan/{__version__}", **dict(settings.headers)},
+            verify=_tls(settings),
+            limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
+            # Proxies and logins of the environment would be settings that nobody passed in.
+            trust_env=False,
+        )
+
+    @property
+    def name(self) -> str:
+        """The backend as errors show it."""
+        return self.settings.name
+
+    def get(
+        self,
+        path: str,
+        parameters: Parameters | None = None,
+        *,
+        accept: str = JSON,
+        hand_over: Container[int] = _NO_STATUSES,
+        timeout: float | None = None,
+    ) -> Answer:
+        """What the backend answers at a path below the base.
+
+        hand_over: statuses above 299 that are an answer to this request, and no failure. timeout: seconds, when they
+        are to be fewer than the settings'. Raises BackendUnreachable, BackendBusy or BackendRefused.
+        """
+        seconds = min(timeout or self.settings.timeout, self.settings.timeout)
+        deadline = time.monotonic() + seconds
+        if not self._places.acquire(timeout=seconds):
+            raise BackendBusy(
+                f"all {self.settings.concurrency} places for requests are taken",
+                where=self.name,
+                retry_after=1,
+                hint=f"ask again, or raise {PREFIX}CONCURRENCY",
+            )
+        try:
+            return self._get(path, parameters, accept, hand_over, max(deadline - time.monotonic(), 0.01))
+        except httpx.TimeoutException as error:
+            raise self._late(seconds) from error
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            self._places.release()
+
+    def close(self) -> None:
+        """Closes the connections. Calling it twice is allowed."""
+        self._client.close()
+
+    def refused(self, answer: Answer, hint: str = "") -> BackendRefused:
+        """The error for an answer that cannot be what was asked for."""
+        return BackendRefused(
+            where=self.name,
+            expected="an answer to the query",
+            got=f"HTTP {answer.status}: {self._clean(answer.text()) or 'nothing'}",
+            hint=hint,
+        )
+
+    def _get(
+        self, path: str, parameters: Parameters | None, accept: str, hand_over: Container[int], seconds: float
+    ) -> Answer:
+        deadline = time.monotonic() + seconds
+        with self._client.stream(
+            "GET",
+            self.settings.base + path,
+            params=None if parameters is None else dict(parameters),
+            headers={"accept": accept},
+            timeout=seconds,
+        ) as response:
+            # Each read may take what is left now, not what there was at first.
+            response.request.extensions["timeout"]["read"] = max(deadline - time.monotonic(), 0.01)
+            chunks, size = [], 0
+            for chunk in response.iter_bytes():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self.settings.max_bytes:
+                    raise self._too_large()
+                if time.monotonic() > deadline:
+                    raise self._late(seconds)
+            answer = Answer(response.status_code, b"".join(chunks), response.headers.get("content-type", ""))
+            if response.is_success or response.status_code in hand_over:
+                return answer
+            raise self._failure(answer, response.headers.get("retry-after", ""))
+
+    def _failure(self, answer: Answer, retry_after: str) -> BackendError:
+        status = answer.status
+        if status in (401, 403):
+            hint = f"check the login in {PREFIX}USER and {PREFIX}PASSWORD, or {PREFIX}TOKEN, and {PREFIX}TENANT"
+            return self.refused(answer, hint)
+        if status in (429, 503):
+            seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
+            words = f"HTTP {status}: {self._clean(answer.text())}".rstrip(": ")
+            return BackendBusy(
+                words, where=self.name, retry_after=seconds, hint="it asks to be asked again later; is it starting?"
+            )
+        if status in (502, 504):
+            return BackendUnreachable(
+                where=self.name,
+                expected="an answer",
+                got=f"HTTP {status} of a gateway: {self._clean(answer.text())}".rstrip(": "),
+                hint="the gateway is up, the backend behind it is not",
+            )
+        if 300 <= status < 400 or status in (404, 405):
+            return self.refused(answer, "check host, port and path of the backend's URL")
+        return self.refused(answer)
+
+    def _late(self, seconds: float) -> BackendUnreachable:
+        return BackendUnreachable(
+            where=self.name,
+            expected=f"a whole answer within {seconds:.3g} seconds",
+            got="none",
+            hint=f"the backend is slow or stuck; {PREFIX}TIMEOUT gives it longer",
+        )
+
+    def _unreachable(self, error: httpx.HTTPError) -> BackendUnreachable:
+        return BackendUnreachable(
+            where=self.name,
+            expected="an answer",
+            got=self._clean(str(error)) or type(error).__name__,
+            hint="is it running, and is the URL right?",
+        )
+
+    def _too_large(self) -> BackendRefused:
+        return BackendRefused(
+            where=self.name,
+            expected=f"an answer of at most {self.settings.max_bytes} bytes",
+            got="a larger one",
+            hint=f"raise {PREFIX}MAX_BYTES when there is memory for it",
+        )
+
+    def _clean(self, text: str) -> str:
+        """The text without secrets: some gateways repeat what they were sent."""
+        for secret in self.settings.secrets:
+            text = text.replace(secret, "…")
+        return text
+
+
+def _tls(settings: RemoteSettings) -> ssl.SSLContext | bool:
+    if not settings.base.startswith("https:"):
+        return False
+    try:
+        context = ssl.create_default_context(cafile=settings.certificate)
+        if settings.client_certificate is not None:
+            context.load_cert_chain(settings.client_certificate, settings.client_key)
+    except (OSError, ssl.SSLError) as error:
+        names = (settings.certificate, settings.client_certificate, settings.client_key)
+        shown = ", ".join(name for name in names if name)
+        got = error.strerror or str(error)
+        raise SettingError(where=f"TLS files of the backend: {shown}", expected="PEM files", got=got) from None
+    return context

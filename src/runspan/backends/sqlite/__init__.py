@@ -1,0 +1,5 @@
+"""The embedded store: one SQLite file, one row a run, durable before a write returns."""
+
+from runspan.backends.sqlite.store import SqliteStore, Stats
+
+__all__ = ["SqliteStore", "Stats"]

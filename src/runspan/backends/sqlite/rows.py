@@ -1,0 +1,166 @@
+"""A run as a row of the table ``runs``, and a span as a fragment, both ways; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from runspan.document import Envelope, plain_text, sort_time
+from runspan.encode import Draft, draft
+from runspan.fields import ROOT_REVISION
+from runspan.ids import run_ids
+from runspan.run import Run
+from runspan.span import Event, Link, Span, plain
+from runspan.times import parse_ns
+
+
+class Row(NamedTuple):
+    """The columns of a run, in the order in which statements name them. Text is UTF-8, so it sorts by code point.
+
+    time: see ``contracts.RunQuery``. ended: when retention begins to count. document: the canonical text, compressed.
+    digest: the first half of its SHA-256, to tell a changed document from the same.
+    step_ids: only where ``encode`` would give the step spans other ids than they came with, 8 bytes each.
+    incomplete: only where a newer revision is known and not proved: what is missing of it, one line each.
+    """
+
+    trace_id: bytes
+    tenant: bytes
+    run_id: bytes
+    workflow_id: bytes | None
+    status: bytes | None
+    time: int
+    ended: int
+    revision: int
+    digest: bytes
+    summary: bytes
+    document: bytes
+    step_ids: bytes | None
+    incomplete: bytes | None
+    written_at: int
+    resource_id: int | None
+
+
+def end_time(envelope: Envelope, written_at: int) -> int:
+    """When retention begins to count: at the end, else the sort time, else when the run was written."""
+    completed = plain_text(envelope.completed_at)
+    return (completed and parse_ns(completed)) or sort_time(envelope) or written_at
+
+
+def row_of(
+    run: Run,
+    tenant: str,
+    revision: int,
+    document: bytes,
+    *,
+    written_at: int,
+    step_ids: Sequence[bytes] | None = None,
+    incomplete: tuple[str, ...] = (),
+    resource_id: int | None = None,
+) -> Row:
+    """The row of a run. document: its text, compressed. step_ids: as its step spans came, None when by ``encode``."""
+    envelope = run.envelope
+    workflow_id, status = plain_text(envelope.workflow_id), plain_text(envelope.status)
+    return Row(
+        run_ids(envelope.id, tenant).trace_id,
+        tenant.encode(),
+        envelope.id.encode(),
+        None if workflow_id is None else workflow_id.encode(),
+        None if status is None else status.encode(),
+        sort_time(envelope),
+        end_time(envelope, written_at),
+        revision,
+        sha256(run.text).digest()[:16],
+        run.summary(),
+        document,
+        None if step_ids is None else b"".join(step_ids),
+        lines_to_bytes(incomplete),
+        written_at,
+        resource_id,
+    )
+
+
+def lines_to_bytes(lines: tuple[str, ...]) -> bytes | None:
+    return "\n".join(line.replace("\n", " ") for line in lines).encode() if lines else None
+
+
+def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
+    return tuple(content.decode().split("\n")) if content else ()
+
+
+def split_ids(step_ids: bytes | None) -> list[bytes] | None:
+    """The step ids of the column of that name."""
+    return None if step_ids is None else [step_ids[at : at + 8] for at in range(0, len(step_ids), 8)]
+
+
+def drafted(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> Draft:
+    """The spans that a stored revision was read from, as ``encode`` drafts them again."""
+    after_root = revision > ROOT_REVISION
+    observed_at = revision - ROOT_REVISION if after_root else revision
+    return draft(run, tenant, observed_at, after_root, step_ids)
+
+
+def spans_of(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> list[Span]:
+    """The spans that a stored revision was read from, made again."""
+    return drafted(run, tenant, revision, step_ids).spans()
+
+
+_EXACT: Final = "runspan."
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+
+
+def fingerprint(span: Span) -> bytes:
+    """What the decoder sees of a span, as 16 bytes: a Collector that adds attributes does not change it."""
+    pairs = sorted([(key, plain(value)) for key, value in span.pairs() if key.startswith(_EXACT)])
+    return sha256(_pack((span.span_id, span.start, span.end, pairs))).digest()[:16]
+
+
+def pack_span(span: Span) -> bytes:
+    """A span as bytes, for the table of fragments."""
+    return _pack(
+        (
+            span.trace_id,
+            span.span_id,
+            span.parent_id,
+            span.name,
+            span.kind,
+            span.start,
+            span.end,
+            span.status,
+            span.message,
+            [(key, plain(value)) for key, value in span.pairs()],
+            [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events],
+            [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links],
+        )
+    )
+
+
+def unpack_span(content: bytes) -> Span:
+    """The span that ``pack_span`` wrote."""
+    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links = _unpack(content)
+    return Span(
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=parent_id,
+        name=name,
+        kind=kind,
+        start=start,
+        end=end,
+        status=status,
+        message=message,
+        shared=(),
+        own=_pairs(own),
+        events=tuple([Event(name, time, _pairs(attributes)) for name, time, attributes in events]),
+        links=tuple([Link(trace_id, span_id, _pairs(attributes)) for trace_id, span_id, attributes in links]),
+    )
+
+
+def _plain_pairs(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return [(key, plain(value)) for key, value in pairs]
+
+
+def _pairs(pairs: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple([(key, value) for key, value in pairs])

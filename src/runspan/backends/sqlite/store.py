@@ -1,0 +1,133 @@
+"""``SqliteStore``: the embedded store as readers and writers see it, put together from its parts."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from runspan.backends.sqlite import retention
+from runspan.backends.sqlite.compress import Compression, Trainer, load_dictionaries
+from runspan.backends.sqlite.failures import store_error
+from runspan.backends.sqlite.intake import Intake
+from runspan.backends.sqlite.reading import Readers, Reading
+from runspan.backends.sqlite.schema import FILE_NAME, open_writer
+from runspan.backends.sqlite.writer import GroupWriter
+from runspan.contracts import Capabilities, Document, Page, RunQuery, Written
+from runspan.errors import StoreError
+from runspan.otlp.received import Received
+from runspan.run import Run
+from runspan.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the store holds. bytes: of the database file and its log. fragments: spans that wait for others."""
+
+    runs: int
+    bytes: int
+    foreign_spans: int
+    fragments: int
+
+
+class SqliteStore:
+    """Runs in one SQLite file in a directory, which is made when it is not there.
+
+    A write that returned is on disk. The document of every run is kept as its canonical text; its own spans follow from
+    it and are made again when asked for. Other spans are kept as they came.
+
+    retention_days: runs that ended earlier are refused, and deleted by ``expire``; None keeps everything.
+    clock: nanoseconds since 1970.
+    All methods may be called from several threads. A process must not fork while it has a store open.
+    """
+
+    capabilities = Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        retention_days: float | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.path = Path(directory) / FILE_NAME
+        connection = open_writer(self.path)
+        compression = Compression()
+        try:
+            load_dictionaries(connection, compression)
+        except sqlite3.Error as error:
+            connection.close()
+            raise store_error(error, self.path) from error
+        self._retention = retention.Retention(retention_days)
+        self._readers = Readers(self.path)
+        self._reading = Reading(self._readers, compression)
+        self._writer = GroupWriter(connection, self.path, Trainer(compression))
+        self._intake = Intake(self._writer, compression, self._retention, clock, self._reading.run)
+
+    def document(self, run_id: str, tenant: str = "") -> Document:
+        """See ``contracts.TraceReader``. StoreError when what is stored is damaged."""
+        return self._reading.document(run_id, tenant)
+
+    def spans(self, trace_id: bytes) -> list[Span]:
+        """See ``contracts.TraceReader``. Of a run's trace, the foreign spans that its own tenant sent."""
+        return self._reading.spans(trace_id)
+
+    def search(self, query: RunQuery) -> Page:
+        """See ``contracts.TraceReader``."""
+        return self._reading.search(query)
+
+    def resource(self, trace_id: bytes) -> bytes | None:
+        """The serialized OTLP Resource that sent the run of a trace, None when it is not known."""
+        row = self._reading.one(
+            "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?", (trace_id,)
+        )
+        return None if row is None else bytes(row[0])
+
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> Written:
+        """See ``contracts.TraceWriter``."""
+        return self._intake.put(run, tenant, observed_at)
+
+    def write(self, received: Received, tenant: str = "") -> Written:
+        """Takes the spans of an OTLP request from a sender of this tenant, in any order and split over requests.
+
+        A run shows once its head and all steps that the head names have come. Runs of another tenant, and runs past
+        retention, are rejected by name; the others of the request are taken.
+        """
+        return self._intake.write(received, tenant)
+
+    def expire(self, now: int) -> int:
+        """Deletes what is past retention at this time, gives the disk back, and tells how many runs went.
+
+        Writes go on meanwhile.
+        """
+        return retention.expire(self._writer, self._retention, now)
+
+    def stats(self) -> Stats:
+        """Counts, for metrics."""
+        runs, foreign_spans, fragments = self._reading.one(
+            "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)"
+        )
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return Stats(runs, sum(file.stat().st_size for file in files if file.exists()), foreign_spans, fragments)
+
+    def check(self) -> None:
+        """See ``contracts.TraceReader``: StoreError when reading fails or the writer is gone."""
+        self._reading.one("SELECT 1 FROM runs LIMIT 1")
+        if not self._writer.alive:
+            raise StoreError("the writer has ended", where=str(self.path), hint="start the process again")
+
+    def close(self) -> None:
+        """Finishes the writes under way and closes the file. Calling it twice is allowed."""
+        self._writer.close()
+        self._readers.close()
+
+    def __enter__(self) -> SqliteStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,154 @@
+"""The thread that owns the write connection, and commits together what callers wait for together."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any, TypeVar
+
+from runspan.backends.sqlite.failures import store_error
+from runspan.errors import StoreError
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+_MAX_GROUP = 64
+"""How many pieces of work one transaction takes: enough to hide the fsync, short enough to answer the first soon."""
+
+
+class _Job:
+    __slots__ = ("alone", "future", "work")
+
+    def __init__(self, work: Work[Any], alone: bool) -> None:
+        self.work = work
+        self.alone = alone
+        self.future: Future[Any] = Future()
+
+
+class GroupWriter:
+    """Runs work in transactions, one thread, in the order of submission.
+
+    after: called in the writer thread after each commit, when the waiting callers have their answers.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, after: Work[None]) -> None:
+        self._connection = connection
+        self._path = path
+        self._after = after
+        self._jobs: deque[_Job] = deque()
+        self._changed = Condition()
+        self._closed = False
+        # A daemon, so that a store nobody closed does not keep the process; what was acknowledged is on disk.
+        self._thread = Thread(target=self._serve, name="runspan-store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work[T], *, alone: bool = False) -> T:
+        """The result of the work, once it is on disk; its exception when it failed, and then nothing of it is there.
+
+        The work may run twice, when a transaction breaks that it shared, so it must not keep what it saw.
+        alone: run it outside of a transaction, with no other work beside it.
+        """
+        job = _Job(work, alone)
+        with self._changed:
+            if self._closed:
+                raise StoreError("the store is closed", where=str(self._path))
+            self._jobs.append(job)
+            self._changed.notify()
+        result: T = job.future.result()
+        return result
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closed
+
+    def close(self) -> None:
+        """Finishes what was submitted, then closes the connection. Calling it twice is allowed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self._connection.close()
+
+    def _serve(self) -> None:
+        while group := self._next():
+            if group[0].alone:
+                self._run_alone(group[0])
+            else:
+                self._commit(group)
+                self._follow_up()
+
+    def _follow_up(self) -> None:
+        # Nobody waits for it, and it is tried again after a later commit; the writer must outlive it.
+        with suppress(Exception):
+            self._after(self._connection)
+        if self._connection.in_transaction:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+
+    def _next(self) -> list[_Job]:
+        """The jobs of the next transaction; none when the writer is closed and idle."""
+        with self._changed:
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            if not self._jobs:
+                return []
+            group = [self._jobs.popleft()]
+            while not group[0].alone and self._jobs and not self._jobs[0].alone and len(group) < _MAX_GROUP:
+                group.append(self._jobs.popleft())
+            return group
+
+    def _run_alone(self, job: _Job) -> None:
+        try:
+            result = job.work(self._connection)
+        except Exception as error:
+            job.future.set_exception(self._told(error))
+        else:
+            job.future.set_result(result)
+
+    def _commit(self, group: list[_Job]) -> None:
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            for job in group:
+                job.future.set_exception(self._told(error))
+            return
+        try:
+            outcomes = [self._attempt(job) for job in group]
+            execute("COMMIT")
+        except Exception as error:
+            if self._connection.in_transaction:
+                execute("ROLLBACK")
+            if len(group) > 1:
+                for job in group:
+                    self._commit([job])
+            else:
+                group[0].future.set_exception(self._told(error))
+            return
+        for job, (result, failure) in zip(group, outcomes, strict=True):
+            if failure is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(failure)
+
+    def _attempt(self, job: _Job) -> tuple[Any, Exception | None]:
+        """The job's result or its failure, undone; raises when the failure took the whole transaction with it."""
+        execute = self._connection.execute
+        execute("SAVEPOINT job")
+        try:
+            result, failure = job.work(self._connection), None
+        except Exception as error:
+            if not self._connection.in_transaction:
+                raise
+            execute("ROLLBACK TO job")
+            result, failure = None, self._told(error)
+        execute("RELEASE job")
+        return result, failure
+
+    def _told(self, error: Exception) -> Exception:
+        return store_error(error, self._path) if isinstance(error, sqlite3.Error) else error

@@ -1,0 +1,5 @@
+"""The command line: ``runspan``, one file per group of commands."""
+
+from runspan.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,148 @@
+"""``runspan demo``: the main job once, on sample runs, through real sockets, checked document by document."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import click
+import httpx
+
+from runspan.backends.rest import run_path
+from runspan.backends.sqlite import SqliteStore
+from runspan.cli.options import option, port_option
+from runspan.cli.places import make_key_ring
+from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, visible
+from runspan.delivery import connect, settings_from
+from runspan.errors import SettingError
+from runspan.export import export
+from runspan.otlp.wire import Resource
+from runspan.run import Run
+from runspan.sources import documents
+from runspan.testing import generate
+from runspan.web.app import create_app
+from runspan.web.server import WebServer
+
+SAMPLES: Final = Path("examples/runs")
+GENERATED: Final = 200
+
+
+@click.command()
+@option(
+    "--data",
+    metavar="DIR",
+    default="runspan-demo",
+    env="RUNSPAN_DEMO_DATA",
+    help="Directory of the demo's store: one of its own, so that samples stay away from real runs.",
+)
+@port_option
+@option(
+    "--runs",
+    "source",
+    metavar="PATH",
+    show_default=f"{SAMPLES} if it is here, else generated ones",
+    help="File or folder of run documents.",
+)
+@option("--exit", "leave", is_flag=True, env="RUNSPAN_DEMO_EXIT", help="End after the check instead of serving on.")
+@click.pass_context
+def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bool) -> None:
+    """Send sample runs through a server, and compare what comes back.
+
+    Starts a server on this machine, exports the documents to it over OTLP/HTTP, reads each one back over the REST API
+    and compares the bytes. Then it serves on, so that you can look around; Ctrl-C ends it.
+
+    \b
+    Examples:
+      runspan demo
+      runspan demo --runs my-runs.ndjson --port 0 --exit
+    """
+    origin, runs = _samples(source)
+    with terminating(), _serving(data, port) as url:
+        click.echo(f"runspan is serving at {url}, its store is in {data}")
+        click.echo(f"sending {len(runs)} runs, {origin}")
+        with connect(settings_from({}, endpoint=url)) as delivery:
+            report = export(runs, delivery, observed_at=time.time_ns, resource=Resource())
+        for line in report.summary_lines():
+            click.echo(line)
+        if report.stopped == "interrupted":
+            ctx.exit(INTERRUPTED)
+        newest = list({run.id: run for run in runs}.values())
+        same = _compare(newest, url)
+        click.echo(f"{same} of {len(newest)} documents came back the same, byte for byte")
+        if same < len(newest) or not report.complete:
+            ctx.exit(INCOMPLETE)
+        _where_to_look(newest, url, data)
+        if leave:
+            return
+        click.echo("serving; Ctrl-C ends it")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo("")
+
+
+def _samples(source: str | None) -> tuple[str, list[Run]]:
+    """Where the runs are from, in words, and the runs; the first document that is none ends the demo."""
+    if source is None and not SAMPLES.is_dir():
+        return "made up for this demo", [Run.from_json(text) for text in generate(GENERATED)]
+    place = source or str(SAMPLES)
+    runs = []
+    for document in documents(place):
+        if not isinstance(document, Run):
+            raise document
+        runs.append(document)
+    if not runs:
+        raise SettingError(where=place, expected="run documents", got="none", hint="name another file with --runs")
+    return f"from {place}", runs
+
+
+@contextmanager
+def _serving(data: str, port: int) -> Iterator[str]:
+    """A server on a store in the directory, in a thread; its URL."""
+    with ExitStack() as opened:
+        keys = opened.enter_context(closing(make_key_ring(data)))
+        if not keys.unused:
+            raise SettingError(
+                "this directory has API keys", where=data, hint="give the demo a directory of its own with --data"
+            )
+        store = opened.enter_context(closing(SqliteStore(Path(data))))
+        try:
+            server = WebServer(create_app(store, store, keys=keys), port=port)
+        except SettingError as error:
+            error.hint = "choose another one: runspan demo --port 0 takes any that is free"
+            raise
+        thread = threading.Thread(target=server.run, name="runspan-demo")
+        thread.start()
+        opened.callback(thread.join)
+        opened.callback(server.stop)
+        yield server.url
+
+
+def _compare(runs: list[Run], url: str) -> int:
+    same = 0
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        for run in runs:
+            response = client.get(run_path(run.id))
+            if response.content == b'{"success":true,"data":' + run.text + b"}":
+                same += 1
+            else:
+                click.echo(f"  {visible(run.id)}: HTTP {response.status_code}, not the same", err=True)
+    return same
+
+
+def _where_to_look(runs: list[Run], url: str, data: str) -> None:
+    shown = next((run for run in runs if run.status == "failed"), runs[0])
+    commands = (
+        ("curl", f"{url}/api/v1/runs?status=failed&limit=5"),
+        ("curl", f"{url}{run_path(shown.id)}"),
+        ("runspan", "list", "--data", data),
+        ("runspan", "get", shown.id, "--data", data),
+    )
+    click.echo("\nlook around:")
+    for command in commands:
+        click.echo(f"  {visible(shlex.join(command))}")

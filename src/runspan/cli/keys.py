@@ -1,0 +1,162 @@
+"""``runspan keys``: make, show, replace and end API keys."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+
+import click
+
+from runspan.cli.options import Length, Utf8, data_option, json_option, option
+from runspan.cli.places import make_key_ring, open_key_ring
+from runspan.cli.process import visible
+from runspan.web.keys import PERMISSIONS, Key
+
+
+@click.group()
+def keys() -> None:
+    """API keys of a server, kept hashed in its data directory.
+
+    A running server notices changes at once. The first key closes the server: from then on every request needs one.
+
+    \b
+    Examples:
+      runspan keys create --data ./data --name exporter --permission runs:write
+      runspan keys list --data ./data
+      runspan keys rotate --data ./data 1f2e3d4c --grace 24h
+    """
+
+
+@keys.command()
+@data_option
+@option("--name", type=Utf8(), required=True, env="RUNSPAN_KEY_NAME", help="What the key is for.")
+@option(
+    "--company",
+    type=Utf8(),
+    default="",
+    show_default="runs without a company",
+    help="Whose runs it reads and writes: the tenant of the runs.",
+)
+@option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    type=click.Choice(PERMISSIONS),
+    env="RUNSPAN_PERMISSIONS",
+    show_default="both",
+    help="May be given twice.",
+)
+@option("--expires", type=Length(), metavar="TIME", show_default="until revoked", help="Lifetime, such as 90d.")
+@json_option
+def create(
+    data: str, name: str, company: str, permissions: tuple[str, ...], expires: int | None, as_json: bool
+) -> None:
+    """Make a key and print it.
+
+    It is shown this once; only its hash is kept.
+
+    \b
+    Examples:
+      runspan keys create --data ./data --name grafana --permission runs:read
+      (umask 077; runspan keys create --data ./data --name exporter >exporter.key)
+    """
+    ring = make_key_ring(data)
+    until = None if expires is None else time.time_ns() + expires
+    secret, key = ring.create(name, company=company, permissions=permissions or PERMISSIONS, expires=until)
+    ring.close()
+    _show(secret, key, as_json)
+
+
+@keys.command("list")
+@data_option
+@json_option
+def list_keys(data: str, as_json: bool) -> None:
+    """Show all keys ever made, without their secrets.
+
+    \b
+    Example:
+      runspan keys list --data ./data --json
+    """
+    ring = open_key_ring(data)
+    found = ring.list()
+    ring.close()
+    for key in found:
+        click.echo(json.dumps(_plain(key)) if as_json else _line(key))
+    if not found:
+        click.echo("no keys; make one with: runspan keys create --name NAME", err=True)
+
+
+@keys.command()
+@data_option
+@click.argument("key_id", metavar="ID")
+def revoke(data: str, key_id: str) -> None:
+    """End a key at once.
+
+    \b
+    Example:
+      runspan keys revoke --data ./data 1f2e3d4c
+    """
+    ring = open_key_ring(data)
+    key = ring.revoke(key_id)
+    ring.close()
+    click.echo(f"key {key.id} ({visible(key.name)}) is revoked", err=True)
+
+
+@keys.command()
+@data_option
+@click.argument("key_id", metavar="ID")
+@option(
+    "--grace",
+    type=Length(),
+    metavar="TIME",
+    default="24h",
+    help="How long the old key stays valid beside the new one.",
+)
+@json_option
+def rotate(data: str, key_id: str, grace: int, as_json: bool) -> None:
+    """Make a new key in place of an old one; both are valid for a while.
+
+    \b
+    Example:
+      runspan keys rotate --data ./data 1f2e3d4c --grace 1h
+    """
+    ring = open_key_ring(data)
+    secret, key = ring.rotate(key_id, grace=grace)
+    ring.close()
+    _show(secret, key, as_json)
+
+
+def _show(secret: str, key: Key, as_json: bool) -> None:
+    """The secret alone on standard output, so that it can be put into a file."""
+    if as_json:
+        click.echo(json.dumps({"key": secret, **_plain(key)}))
+        return
+    click.echo(secret)
+    click.echo(
+        f"key {key.id} ({visible(key.name)}): keep it now, it is not shown again; send it as header x-api-key",
+        err=True,
+    )
+
+
+def _line(key: Key) -> str:
+    granted, company = ",".join(sorted(key.permissions)), visible(key.company) or "-"
+    state = key.state(time.time_ns())
+    return f"{key.id}  {state:8}  {granted:20}  {_iso(key.created)}  {company}  {visible(key.name)}"
+
+
+def _plain(key: Key) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "company": key.company,
+        "permissions": sorted(key.permissions),
+        "state": key.state(time.time_ns()),
+        "created": _iso(key.created),
+        "expires": _iso(key.expires),
+        "revoked": _iso(key.revoked),
+    }
+
+
+def _iso(ns: int | None) -> str | None:
+    return None if ns is None else datetime.fromtimestamp(ns // 1_000_000_000, UTC).isoformat(timespec="seconds")

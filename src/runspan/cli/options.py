@@ -1,0 +1,125 @@
+"""Options that several commands share, how an option gets its environment variable, and the words for times."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SECOND: Final = 1_000_000_000
+UNITS: Final = {"m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
+PLANS: Final = {"free": 7.0, "pro": 30.0, "enterprise": 90.0}
+"""The platform's retention plans in days."""
+
+
+def option(*names: str, env: str | Sequence[str] = "", **attributes: Any) -> Callable[[F], F]:
+    """An option with its environment variable, ``RUNSPAN_MAX_BODY`` for ``--max-body``; its help shows both.
+
+    env: other variables in place of that one, the first that is set counts.
+    """
+    flag = next(name for name in names if name.startswith("--"))
+    variable = env or "RUNSPAN_" + flag[2:].replace("-", "_").upper()
+    attributes.setdefault("show_default", True)
+    return click.option(*names, envvar=variable, show_envvar=True, **attributes)
+
+
+class Utf8(click.ParamType[str]):
+    """Text that can be sent and stored; a shell hands over any bytes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"expected UTF-8, got {value!r}", param, ctx)
+        return text
+
+
+class Length(click.ParamType[int]):
+    """A length of time such as ``90m``, ``24h`` or ``30d``; nanoseconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,6})([mhd])", str(value))
+        if match is None:
+            self.fail(f"expected a length of time such as 90m, 24h or 30d, got {value!r}", param, ctx)
+        return int(match[1]) * UNITS[match[2]]
+
+
+class Retention(click.ParamType[float]):
+    """Days, as a number, as ``30d``, or by the name of a plan."""
+
+    name = "days"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).lower()
+        if text in PLANS:
+            return PLANS[text]
+        if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]+)?d?", text) or float(text.rstrip("d")) <= 0:
+            self.fail(f"expected days such as 90, or one of {', '.join(PLANS)}, got {value!r}", param, ctx)
+        return float(text.rstrip("d"))
+
+
+def data_option(command: F) -> F:
+    """``--data DIR``: where the embedded store and the keys are."""
+    return option(
+        "--data", metavar="DIR", default="runspan-data", help="Directory of the embedded store and of the API keys."
+    )(command)
+
+
+def reading_options(command: F) -> F:
+    """Where runs are read from, and whose: ``--data``, ``--backend``, ``--tenant``, ``--api-key-file``."""
+    backend = option(
+        "--backend",
+        metavar="URL",
+        show_default="the store in --data",
+        help="Where the runs are: sqlite:DIR, or http://HOST:PORT of a running runspan server.",
+    )
+    return data_option(backend(tenant_option(api_key_option(command))))
+
+
+def tenant_option(command: F) -> F:
+    """``--tenant NAME``: whose runs."""
+    return option(
+        "--tenant",
+        type=Utf8(),
+        metavar="NAME",
+        default="",
+        show_default="runs without a company",
+        help="Company that the runs belong to. A server with API keys takes only the key's own company.",
+    )(command)
+
+
+def api_key_option(command: F) -> F:
+    """``--api-key-file FILE``: a key never stands on the command line, where every process could read it."""
+    return option(
+        "--api-key-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        show_default="the key in RUNSPAN_API_KEY, if any",
+        help="File that holds the API key for a runspan server.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``: for scripts."""
+    return option("--json", "as_json", is_flag=True, help="Print JSON on standard output, for scripts.")(command)
+
+
+def port_option(command: F) -> F:
+    """``--port``: where a server listens."""
+    return option("--port", default=8321, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")(
+        command
+    )

@@ -1,0 +1,107 @@
+"""What commands open: data directories, key rings, backends to read from, and the API key of the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+import click
+
+from runspan.backends.connect import connect
+from runspan.backends.rest import RestReader
+from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.contracts import TraceReader
+from runspan.errors import SettingError, StoreError
+from runspan.web.keys import KeyRing
+
+KEYS_FILE: Final = "keys.sqlite3"
+_HTTP: Final = ("http://", "https://")
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+def is_rest(backend: str | None) -> bool:
+    """Whether a backend URL means another server's REST API."""
+    return backend is not None and backend.lower().startswith(_HTTP)
+
+
+def directory(data: str) -> Path:
+    """The data directory, made when it is not there; StoreError when that is not possible."""
+    path = Path(data)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            "cannot make the data directory",
+            where=data,
+            got=error.strerror or str(error),
+            hint="name another one with --data, or give this user the right to write there",
+        ) from None
+    return path
+
+
+def make_key_ring(data: str) -> KeyRing:
+    """The key ring of a data directory, made when it is not there. Warns when others on this machine can change it."""
+    path = directory(data) / KEYS_FILE
+    ring = KeyRing(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        click.echo(f"runspan: {path} is open to other users (mode {mode:04o}); close it: chmod 600 {path}", err=True)
+    return ring
+
+
+def open_key_ring(data: str) -> KeyRing:
+    """The key ring of a data directory that has one."""
+    if not Path(data, KEYS_FILE).exists():
+        raise SettingError(
+            "no API keys are kept here",
+            where=data,
+            hint="name the server's directory with --data, or make a key: runspan keys create --data DIR --name NAME",
+        )
+    return make_key_ring(data)
+
+
+def api_key(file: Path | None) -> str | None:
+    """The key in the file, else in ``RUNSPAN_API_KEY``. Errors tell where it stands, never what it is."""
+    where, text = "RUNSPAN_API_KEY", os.environ.get("RUNSPAN_API_KEY", "")
+    if file is not None:
+        where = str(file)
+        try:
+            text = file.read_text("utf-8", "replace")
+        except OSError as error:
+            raise SettingError(
+                where=where,
+                expected="a file with an API key",
+                got=error.strerror or str(error),
+                hint="check --api-key-file and RUNSPAN_API_KEY_FILE",
+            ) from None
+    key = text.strip()
+    if not key and file is None:
+        return None
+    if not _KEY.fullmatch(key):
+        got = "other characters" if key else "an empty file"
+        raise SettingError(where=where, expected="one API key in printable ASCII", got=got)
+    return key
+
+
+def open_reader(backend: str | None, data: str, key_file: Path | None) -> TraceReader:
+    """The reader of a backend URL, or of the embedded store in the data directory. Never makes a store."""
+    if backend is not None and is_rest(backend):
+        return RestReader(backend, api_key=api_key(key_file))
+    url = backend or f"sqlite:{data}"
+    place = url.removeprefix("sqlite:")
+    if place and place != url and not Path(place, FILE_NAME).exists():
+        raise SettingError(
+            "no runs are kept here",
+            where=place,
+            expected="a directory that `runspan serve` has written",
+            hint="name it with --data, or a running server with --backend http://127.0.0.1:8321",
+        )
+    try:
+        return connect(url)
+    except SettingError as error:
+        if error.where == "backend":
+            error.hint = "write sqlite:DIR, or http://HOST:PORT of a running runspan server"
+        raise

@@ -1,0 +1,102 @@
+"""How a command ends when something outside ends it: errors told in two lines, signals, readers that went away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from runspan.errors import OUTCOMES, RunspanError, outcome
+
+INCOMPLETE: Final = 1
+INTERRUPTED: Final = 130
+READER_GONE: Final = 141
+
+_WORDS: Final = {
+    0: "all well",
+    1: "not everything was accepted, or an internal error",
+    2: "wrong use, or a wrong setting",
+    3: "a document or payload cannot be read",
+}
+
+
+class Commands(click.Group):
+    """A group that tells our errors in a few lines, without a stack trace, and ends with their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _accept_any_text()
+        try:
+            return super().invoke(ctx)
+        except RunspanError as error:
+            for line in told(error):
+                click.echo(line, err=True)
+            ctx.exit(outcome(error).exit)
+        except KeyboardInterrupt:
+            click.echo("runspan: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read our output has enough. Python would complain again while it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(READER_GONE)
+        except OSError as error:
+            place = f"{visible(str(error.filename))}: " if error.filename else ""
+            click.echo(f"runspan: {place}{error.strerror or error}", err=True)
+            ctx.exit(INCOMPLETE)
+
+
+def told(error: RunspanError) -> list[str]:
+    """The lines that a person reads: what is wrong, and what to do."""
+    suffix = f" ({error.hint})" if error.hint else ""
+    text = str(error).removesuffix(suffix) or type(error).__name__
+    lines = [f"runspan: {visible(text)}"]
+    return [*lines, f"  hint: {visible(error.hint)}"] if error.hint else lines
+
+
+def visible(text: str) -> str:
+    """Text on one line that cannot steer a terminal: control characters are spelled out."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def exit_codes() -> str:
+    """The exit codes, a line each, for help."""
+    words = {code: [text] for code, text in _WORDS.items()}
+    for row in OUTCOMES.values():
+        if row.exit not in _WORDS:
+            words.setdefault(row.exit, []).append(row.code.lower().replace("_", " "))
+    words |= {INTERRUPTED: ["interrupted"], READER_GONE: ["the reader of the output went away"]}
+    return "\n".join(f"  {code:<4} {_either(words[code])}" for code in sorted(words))
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: with its report. Signals reach only the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _accept_any_text() -> None:
+    """A terminal that cannot show a character gets it spelled out: run ids may be of any script."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

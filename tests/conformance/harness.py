@@ -1,0 +1,129 @@
+"""What the suite needs of a backend: how runs get in, and the reader under test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from runspan import Run, encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import Page, RunQuery, TraceReader
+from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.span import Span
+from runspan.times import canonical_text
+
+T0 = 1_760_000_000_000_000_000
+"""The start of the first run of a test, nanoseconds since 1970: whole milliseconds."""
+MS = 1_000_000
+SECOND = 1_000_000_000
+
+
+class Harness(Protocol):
+    """One backend. Each test works under a tenant of its own, so backends may keep what other tests wrote.
+
+    send: brings runs in as of a time of observation, and returns when the reader can see them.
+    send_spans: the same for spans.
+    """
+
+    reader: TraceReader
+
+    def send(self, *runs: Run, tenant: str, observed_at: int = ...) -> None: ...
+
+    def send_spans(self, spans: Sequence[Span], tenant: str) -> None: ...
+
+
+def otlp(spans: Sequence[Span]) -> bytes:
+    """The spans as the body of an OTLP request."""
+    return request_bytes(Resource(), [span_bytes(span) for span in spans])
+
+
+def foreign_otlp(trace_id: bytes, span_id: bytes, name: str) -> bytes:
+    """The body of an OTLP request with one span of other instrumentation."""
+    data = TracesData()
+    outer = data.resource_spans.add()
+    outer.resource.attributes.add(key="service.name").value.string_value = "llm"
+    span = outer.scope_spans.add().spans.add(trace_id=trace_id, span_id=span_id, name=name)
+    span.attributes.add(key="list").value.array_value.values.add().double_value = 0.5
+    return data.SerializeToString()
+
+
+@dataclass
+class StoreByDocument:
+    """The embedded store, runs handed over as documents."""
+
+    reader: SqliteStore
+
+    def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
+        for run in runs:
+            assert self.reader.put(run, tenant=tenant, observed_at=observed_at).rejected == ()
+
+    def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
+        assert self.reader.write(read_protobuf(otlp(spans)), tenant).rejected == ()
+
+
+@dataclass
+class StoreByOtlp(StoreByDocument):
+    """The embedded store, runs sent as spans over OTLP."""
+
+    def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
+        for run in runs:
+            self.send_spans(encode(run, tenant=tenant, observed_at=observed_at), tenant)
+
+
+def make_run(run_id: str, at: int = T0, **members: Any) -> Run:
+    """A run that starts at this time and has ended, with two steps; members replace or add to its own."""
+    document: dict[str, Any] = {
+        "id": run_id,
+        "workflowId": "wf_billing",
+        "status": "completed",
+        "triggerType": "webhook",
+        "startedAt": canonical_text(at),
+        "completedAt": canonical_text(at + SECOND),
+        "durationMs": 1000,
+        "steps": [
+            {
+                "id": name,
+                "name": name.title(),
+                "type": "action",
+                "status": "completed",
+                "startedAt": canonical_text(at + offset),
+                "completedAt": canonical_text(at + offset + 100 * MS),
+                "durationMs": 100,
+                "input": {"run": run_id},
+                "output": {"count": offset},
+            }
+            for name, offset in (("fetch", 0), ("notify", 500 * MS))
+        ],
+    }
+    document |= members
+    return Run.from_dict({key: value for key, value in document.items() if value is not ...})
+
+
+def running(run_id: str, at: int = T0, done: int = 1, **members: Any) -> Run:
+    """The same run while it runs: the first steps have ended, one runs."""
+    steps = make_run(run_id, at).to_dict()["steps"][:done]
+    steps.append({"id": "wait", "type": "approval", "status": "running", "startedAt": canonical_text(at + SECOND)})
+    return make_run(
+        run_id, at, **{"status": "running", "completedAt": ..., "durationMs": ..., "steps": steps} | members
+    )
+
+
+def ids(page: Page) -> list[str]:
+    """The run ids of a page, in its order."""
+    return [json.loads(item)["id"] for item in page.items]
+
+
+def all_pages(reader: TraceReader, query: RunQuery) -> list[list[str]]:
+    """The run ids of all pages."""
+    pages = []
+    while True:
+        page = reader.search(query)
+        pages.append(ids(page))
+        if page.cursor is None:
+            return pages
+        query = RunQuery(query.tenant, query.workflow_id, query.status, query.since, query.limit, page.cursor)

@@ -1,0 +1,172 @@
+"""Every backend: lists, their filters, their order and their pages."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain, product
+
+import pytest
+
+from runspan import encode
+from runspan.contracts import RunQuery
+
+from .harness import MS, SECOND, T0, Harness, all_pages, ids, make_run, running
+
+WORKFLOWS = ("wf_a", "wf_b")
+STATUSES = ("completed", "failed", "running")
+ODD_NAMES = ['say "x"', "it's", "{a} || {b}", "a\nb", "wf%", "wf_", "ワークフロー", "a\\", "~.*", "x" * 600, ""]
+
+
+def fill(backend: Harness, tenant: str) -> list[tuple[str, str, str, int]]:
+    """Twelve runs over two workflows and three statuses, as (id, workflow, status, start), newest first."""
+    made = []
+    for number, (workflow, status, round_) in enumerate(product(WORKFLOWS, STATUSES, (0, 1))):
+        at = T0 + ((number * 5) % 12) * SECOND
+        run_id = f"run-{number:02}-{round_}"
+        make = running if status == "running" else make_run
+        backend.send(make(run_id, at, workflowId=workflow, status=status), tenant=tenant, observed_at=at + SECOND)
+        made.append((run_id, workflow, status, at))
+    return sorted(made, key=lambda item: (item[3], item[0]), reverse=True)
+
+
+@pytest.mark.parametrize("workflow", [None, *WORKFLOWS, "wf_none"])
+@pytest.mark.parametrize("status", [None, *STATUSES, "cancelled"])
+@pytest.mark.parametrize("since", [None, T0 + 4 * SECOND, T0 + 60 * SECOND])
+def test_filters_alone_and_together(
+    backend: Harness, tenant: str, workflow: str | None, status: str | None, since: int | None
+) -> None:
+    """A list holds exactly the runs that meet every filter, newest first, on one page or on many."""
+    expected = [
+        run_id
+        for run_id, its_workflow, its_status, at in fill(backend, tenant)
+        if workflow in (None, its_workflow) and status in (None, its_status) and (since is None or at >= since)
+    ]
+    query = RunQuery(tenant=tenant, workflow_id=workflow, status=status, since=since)
+    page = backend.reader.search(query)
+    assert ids(page) == expected
+    assert page.cursor is None
+    assert page.partial == ()
+    pages = all_pages(backend.reader, RunQuery(tenant, workflow, status, since, limit=2))
+    assert list(chain.from_iterable(pages)) == expected
+    assert all(len(page) == 2 for page in pages[:-1])
+
+
+def test_items_are_summaries(backend: Harness, tenant: str) -> None:
+    """An item is the run's summary, exactly: no steps, no payloads."""
+    run = make_run("s", input={"a": 1}, error={"code": "X"}, createdAt="2025-10-09T08:53:20.000Z")
+    backend.send(run, tenant=tenant)
+    assert list(backend.reader.search(RunQuery(tenant)).items) == [run.summary()]
+
+
+def test_many_equal_times_page_without_gap_or_repeat(backend: Harness, tenant: str) -> None:
+    """Ties go by run id, descending by code point, and a page may end in the middle of them."""
+    run_ids = ["a", "b", "B", "ä", "z", "~", "Ω", "\ufffd", "\U0001f680", "a0", "a-", "10", "9"]
+    backend.send(*[make_run(run_id) for run_id in run_ids], tenant=tenant)
+    expected = sorted(run_ids, reverse=True)
+    for limit in (1, 2, 5, len(run_ids)):
+        pages = all_pages(backend.reader, RunQuery(tenant, limit=limit))
+        assert list(chain.from_iterable(pages)) == expected
+
+
+def test_a_full_last_page_has_no_cursor(backend: Harness, tenant: str) -> None:
+    """A cursor promises that at least one run follows."""
+    backend.send(*[make_run(f"r{number}", T0 + number * MS) for number in range(4)], tenant=tenant)
+    assert [len(page) for page in all_pages(backend.reader, RunQuery(tenant, limit=2))] == [2, 2]
+
+
+def test_runs_that_arrive_meanwhile_neither_repeat_nor_hide_others(backend: Harness, tenant: str) -> None:
+    """Pages that follow hold every run that was there when the first was read, once; newer arrivals are not in them."""
+    before = [f"old-{number}" for number in range(9)]
+    backend.send(*[make_run(run_id) for run_id in before], tenant=tenant)
+    seen: list[str] = []
+    query = RunQuery(tenant, limit=3)
+    for number in range(4):
+        page = backend.reader.search(query)
+        seen += ids(page)
+        newer = [make_run(f"new-{number}", T0 + SECOND), make_run(f"zzz-{number}")]
+        backend.send(*newer, tenant=tenant)
+        if page.cursor is None:
+            break
+        query = RunQuery(tenant, limit=3, cursor=page.cursor)
+    assert seen == sorted(before, reverse=True)
+
+
+def test_a_run_that_has_ended_answers_to_its_last_status_only(backend: Harness, tenant: str) -> None:
+    """It is in the list once, and the list of running runs no longer has it."""
+    backend.send(running("r"), tenant=tenant, observed_at=T0 + SECOND)
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["r"]
+    backend.send(make_run("r", status="failed"), tenant=tenant, observed_at=T0 + 2 * SECOND)
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == []
+    assert ids(backend.reader.search(RunQuery(tenant, status="failed"))) == ["r"]
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["r"]
+
+
+def test_a_run_that_was_sent_again_is_listed_once(backend: Harness, tenant: str) -> None:
+    """Re-exports do not multiply runs."""
+    run = make_run("once")
+    backend.send(run, run, tenant=tenant)
+    backend.send_spans(encode(run, tenant=tenant), tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["once"]
+
+
+def test_a_run_whose_workflow_changed_answers_to_the_last(backend: Harness, tenant: str) -> None:
+    """The filter looks at the newest revision, not at any."""
+    backend.send(running("moved", workflowId="wf_old"), tenant=tenant, observed_at=T0 + SECOND)
+    backend.send(make_run("moved", workflowId="wf_new"), tenant=tenant, observed_at=T0 + 2 * SECOND)
+    assert ids(backend.reader.search(RunQuery(tenant, workflow_id="wf_old"))) == []
+    assert ids(backend.reader.search(RunQuery(tenant, workflow_id="wf_new"))) == ["moved"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_workflow_names_are_compared_exactly(backend: Harness, tenant: str, name: str) -> None:
+    """No quote, brace, wildcard or line break in a name means anything."""
+    backend.send(make_run("it", workflowId=name), tenant=tenant)
+    backend.send(
+        *[make_run(f"n{i}", workflowId=other) for i, other in enumerate(ODD_NAMES) if other != name], tenant=tenant
+    )
+    assert ids(backend.reader.search(RunQuery(tenant, workflow_id=name))) == ["it"]
+
+
+def test_statuses_that_nobody_documented_can_be_asked_for(backend: Harness, tenant: str) -> None:
+    """The platform may add a status at any time."""
+    backend.send(make_run("odd", status="paused by admin"), make_run("usual"), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant, status="paused by admin"))) == ["odd"]
+
+
+def test_runs_without_a_workflow_or_status_are_listed_without_those_filters_only(backend: Harness, tenant: str) -> None:
+    """Absent is no value that a filter could name."""
+    backend.send(make_run("bare", workflowId=..., status=...), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["bare"]
+    for query in (RunQuery(tenant, workflow_id=""), RunQuery(tenant, status=""), RunQuery(tenant, status="None")):
+        assert ids(backend.reader.search(query)) == []
+
+
+def test_the_sort_time_is_the_start_else_the_creation(backend: Harness, tenant: str) -> None:
+    """A run that has not started stands where it was created."""
+    created = make_run(
+        "created", startedAt=..., completedAt=..., status="pending", createdAt="2025-10-09T08:53:21.500Z"
+    )
+    around = [make_run("before", T0 + SECOND), make_run("after", T0 + 2 * SECOND)]
+    backend.send(created, *around, tenant=tenant, observed_at=T0 + 3 * SECOND)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["after", "created", "before"]
+
+
+def test_since_takes_its_own_moment_in(backend: Harness, tenant: str) -> None:
+    """A run that started at ``since`` is listed, one that started a millisecond earlier is not."""
+    backend.send(make_run("at", T0), make_run("earlier", T0 - MS), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant, since=T0))) == ["at"]
+
+
+def test_another_tenants_runs_are_not_listed(backend: Harness, tenant: str) -> None:
+    """A list is one tenant's."""
+    backend.send(make_run("mine"), tenant=tenant)
+    backend.send(make_run("theirs"), tenant=tenant + "-b")
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["mine"]
+
+
+def test_a_run_that_is_not_proved_is_not_listed(backend: Harness, tenant: str) -> None:
+    """Neither a head without its steps nor steps without a head are a run."""
+    backend.send_spans(encode(make_run("headless"), tenant=tenant)[:-1], tenant)
+    backend.send_spans(encode(make_run("stepless"), tenant=tenant)[-1:], tenant)
+    page = backend.reader.search(RunQuery(tenant))
+    assert [json.loads(item)["id"] for item in page.items] == []

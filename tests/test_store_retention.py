@@ -1,0 +1,152 @@
+"""The embedded store: what is past retention."""
+
+from __future__ import annotations
+
+import os
+from threading import Thread
+
+import pytest
+
+from conformance.harness import SECOND, T0, all_pages, foreign_otlp, ids, make_run, otlp, running
+from runspan import encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import RunQuery
+from runspan.errors import NotFound, TraceIncomplete
+from runspan.ids import run_ids
+from runspan.otlp.protobuf import read_protobuf
+
+DAY = 86_400 * SECOND
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock(T0)
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    with SqliteStore(tmp_path, retention_days=7, clock=clock) as opened:
+        yield opened
+
+
+def test_runs_go_by_their_end(store, clock):
+    """A run stays as long after its end as retention says; one without an end counts from its start or creation."""
+    ended = make_run("ended", T0 - 6 * DAY)
+    long = make_run("long", T0 - 6 * DAY, completedAt="2025-10-09T08:53:20.000Z")
+    unfinished = running("unfinished", T0 - 6 * DAY)
+    untimed = make_run("untimed", startedAt=..., completedAt=...)
+    for run in (ended, long, unfinished, untimed):
+        assert store.put(run, observed_at=T0).rejected == ()
+    assert store.expire(T0) == 0
+    assert store.expire(T0 + 2 * DAY) == 2
+    assert sorted(ids(store.search(RunQuery()))) == ["long", "untimed"]
+    assert store.expire(T0 + 8 * DAY) == 2
+
+
+def test_a_run_past_the_edge_is_rejected_with_the_reason(store):
+    """Nothing is taken only to be deleted; over OTLP the others of the request are taken."""
+    old, new = make_run("old", T0 - 8 * DAY), make_run("new")
+    (rejection,) = store.put(old, observed_at=T0).rejected
+    assert rejection.what == "run old"
+    assert "7 days" in rejection.reason
+    written = store.write(read_protobuf(otlp([*encode(old), *encode(new)])))
+    assert written.accepted == 3
+    assert [(item.what, item.spans) for item in written.rejected] == [("run old", 3)]
+    assert ids(store.search(RunQuery())) == ["new"]
+
+
+def test_a_run_past_the_edge_is_rejected_when_it_comes_in_fragments(store):
+    """Its spans are rejected once the head tells the time, and nothing of it stays."""
+    *steps, root = encode(make_run("old", T0 - 8 * DAY))
+    assert store.write(read_protobuf(otlp(steps))).rejected == ()
+    (rejection,) = store.write(read_protobuf(otlp([root]))).rejected
+    assert "7 days" in rejection.reason
+    assert store.stats().fragments == 0
+    with pytest.raises(NotFound):
+        store.document("old")
+
+
+def test_the_disk_is_given_back(tmp_path, clock):
+    """After expiry the file is smaller by what the runs had taken."""
+    with SqliteStore(tmp_path, retention_days=7, clock=clock) as store:
+        for number in range(1500):
+            noise = os.urandom(2000).hex()
+            store.write(read_protobuf(otlp(encode(make_run(f"r{number}", input={"noise": noise})))))
+        store.put(make_run("keeps", T0 + 5 * DAY), observed_at=T0)
+        full = store.stats().bytes
+        assert full > 3_000_000
+        assert store.expire(T0 + 8 * DAY) == 1500
+        assert store.stats().bytes < full / 10
+        assert store.document("keeps").text == make_run("keeps", T0 + 5 * DAY).text
+        assert store.path.stat().st_size < full / 10
+
+
+def test_writes_go_on_while_runs_expire(store):
+    """A run that arrives in the middle of an expiry is taken and stays."""
+    old = [span for number in range(1200) for span in encode(make_run(f"old-{number}"))]
+    assert store.write(read_protobuf(otlp(old))).rejected == ()
+    expiry = Thread(target=store.expire, args=(T0 + 8 * DAY,))
+    expiry.start()
+    for number in range(50):
+        store.put(make_run(f"new-{number}", T0 + 8 * DAY), observed_at=T0)
+    expiry.join()
+    assert sum(len(page) for page in all_pages(store, RunQuery())) == 50
+
+
+def test_foreign_spans_go_with_their_run_or_by_age(store, clock):
+    """A foreign span of a run that stays is kept however old it is; one without a run goes by its arrival."""
+    clock.now = T0 - 20 * DAY
+    for run_id in ("stays", "none"):
+        store.write(read_protobuf(foreign_otlp(run_ids(run_id).trace_id, b"foreign1", run_id)))
+    clock.now = T0
+    store.put(make_run("stays"), observed_at=T0)
+    store.expire(T0)
+    assert store.stats().foreign_spans == 1
+    store.expire(T0 + 8 * DAY)
+    assert store.stats().foreign_spans == 0
+
+
+def test_fragments_of_no_run_go_by_age(store):
+    """Spans that nobody completed within the time of retention are forgotten."""
+    store.write(read_protobuf(otlp(encode(make_run("lost"))[:-1])))
+    store.expire(T0 + 6 * DAY)
+    with pytest.raises(TraceIncomplete):
+        store.document("lost")
+    store.expire(T0 + 8 * DAY)
+    with pytest.raises(NotFound):
+        store.document("lost")
+
+
+def test_steps_that_no_revision_names_are_swept(tmp_path, clock):
+    """Without retention too: steps of an overtaken snapshot wait a day for their head and are then forgotten."""
+    with SqliteStore(tmp_path, clock=clock) as store:
+        store.put(make_run("done"), observed_at=T0)
+        changed = make_run("done").to_dict()["steps"]
+        changed[0]["output"] = {"overtaken": True}
+        late = encode(running("done", done=2, steps=changed), observed_at=T0)
+        store.write(read_protobuf(otlp(late[:1])))
+        assert store.stats().fragments == 1
+        store.expire(T0 + DAY // 2)
+        assert store.stats().fragments == 1
+        store.expire(T0 + 2 * DAY)
+        assert store.stats().fragments == 0
+        assert store.document("done").text == make_run("done").text
+
+
+def test_what_a_newer_revision_waits_for_is_not_swept(tmp_path, clock):
+    """As long as a run is incomplete, its answer says so."""
+    with SqliteStore(tmp_path, clock=clock) as store:
+        store.put(running("half"), observed_at=T0)
+        store.write(read_protobuf(otlp(encode(make_run("half"))[-1:])))
+        store.expire(T0 + 400 * DAY)
+        assert store.document("half").incomplete
