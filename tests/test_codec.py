@@ -14,6 +14,7 @@ from corpus import ENVELOPES, cases, runs
 from runspan import Run, decode, encode
 from runspan.decode import read_heading, read_run
 from runspan.document import Envelope, Step
+from runspan.encode import content_step_ids
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.fields import (
     DIGEST,
@@ -337,3 +338,11 @@ def test_a_head_alone_tells_the_list_item(name: str) -> None:
     assert heading is not None
     assert heading.summary == run.summary()
     assert (heading.run_id, heading.tenant, heading.status) == (run.id, "t", run.status)
+
+
+@given(runs())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_content_ids_are_those_of_the_spans(run: Run) -> None:
+    """The ids worked out alone are the ids of the step spans, at every revision."""
+    assert content_step_ids(run, "t") == read_run(encode(run, tenant="t")).step_ids
+    assert content_step_ids(run, "t") == read_run(encode(run, tenant="t", observed_at=5, after_root=True)).step_ids

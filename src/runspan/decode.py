@@ -14,7 +14,7 @@ from hashlib import sha256
 from itertools import islice, product
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from runspan.carry import Missing, take_text, take_time, take_value
 from runspan.document import (
@@ -34,6 +34,7 @@ from runspan.fields import (
     ODD,
     OPEN,
     OPEN_STEPS,
+    PARTS,
     REVISION,
     ROLE,
     ROLE_RUN,
@@ -46,6 +47,7 @@ from runspan.fields import (
     STEP_EXTRA,
     STEP_TABLE,
     TENANT,
+    Kind,
     Table,
 )
 from runspan.ids import run_ids
@@ -53,11 +55,16 @@ from runspan.parse import parse_document
 from runspan.run import Run
 from runspan.scan import elements
 from runspan.span import Span, Value
+from runspan.times import canonical_text
 
 _ID_DIGITS = len(OPEN)
 _HEX = re.compile(r"[0-9a-f]{16}")
 _MAX_CHOICES = 64
 """How many combinations of spans that share ids are tried before the head counts as damaged."""
+
+
+Steps = dict[bytes, list[tuple[Span, dict[str, Value]]]]
+"""Step spans with their attributes, by span id, in the given order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +102,12 @@ def read_run(spans: Iterable[Span]) -> Decoded:
     Raises TraceIncomplete when none is proved, NotFound when no span of them is runspan's.
     """
     heads: list[tuple[int, int, Span, dict[str, Value]]] = []
-    steps: dict[bytes, list[Span]] = {}
+    steps: Steps = {}
     for order, span in enumerate(spans):
         attributes = span.attributes()
         role = attributes.get(ROLE)
         if role == ROLE_STEP:
-            steps.setdefault(span.span_id, []).append(span)
+            steps.setdefault(span.span_id, []).append((span, attributes))
         elif role in (ROLE_RUN, ROLE_SNAPSHOT):
             revision = attributes.get(REVISION)
             heads.append((revision if type(revision) is int else -1, order, span, attributes))
@@ -167,7 +174,7 @@ def read_heading(span: Span) -> Heading | None:
 class _Head:
     """One head with the step spans that may belong to it."""
 
-    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: Mapping[bytes, list[Span]]) -> None:
+    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: Steps) -> None:
         self.span = span
         self.attributes = attributes
         self.steps = steps
@@ -238,15 +245,19 @@ class _Head:
             raise Missing(f"{len(found)} of {count} open steps")
         return found
 
-    def _readable(self, spans: list[Span]) -> list[Step]:
+    def _readable(self, found: list[tuple[Span, dict[str, Value]]]) -> list[Step]:
         """The steps that spans under one id tell, the latest first; Missing when none can be read."""
+        if len(found) == 1:
+            return [read_step(*found[0])]
         steps: list[Step] = []
+        seen: list[Span] = []
         failure = Missing("")
-        for index in range(len(spans) - 1, -1, -1):
-            if spans[index] in spans[index + 1 :]:
+        for span, attributes in reversed(found):
+            if span in seen:
                 continue
+            seen.append(span)
             try:
-                steps.append(read_step(spans[index]))
+                steps.append(read_step(span, attributes))
             except Missing as error:
                 failure = error
         if not steps:
@@ -262,16 +273,54 @@ def parse_step(text: str) -> Step:
     return envelope.steps[0]
 
 
-def read_step(span: Span) -> Step:
+def read_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
     """The step that a step span carries; Missing when a piece is not there."""
-    attributes = span.attributes()
+    attributes = span.attributes() if attributes is None else attributes
     values = _members(attributes, STEP_TABLE, span)
     if "id" not in values:
         raise Missing(f"span {span.span_id.hex()}: the step's id is missing")
     return with_extra_step(Step(**values), _inner(take_text(attributes, STEP_EXTRA)))
 
 
+class _Rows:
+    """One table by attribute name, and the names that say that some member is not in its usual form."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.usual = {field.key: field for field in (*table.labels, *table.values)}
+        self.unusual = frozenset(field.key + ending for field in table.fields for ending in (ODD, PARTS))
+
+
+_ROWS = {table: _Rows(table) for table in (RUN_TABLE, STEP_TABLE)}
+
+
 def _members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+    """The members by their names in the document classes."""
+    rows = _ROWS[table]
+    values: dict[str, Any] = {}
+    start, end = canonical_text(span.start), canonical_text(span.end)
+    if start is None or end is None or not rows.unusual.isdisjoint(attributes):
+        return _odd_members(attributes, table, span)
+    for key, value in attributes.items():
+        field = rows.usual.get(key)
+        if field is None:
+            continue
+        kind = type(value)
+        if field.kind is Kind.INTEGER:
+            if kind is not int:
+                return _odd_members(attributes, table, span)
+            values[field.member] = Raw(str(value).encode())
+        elif kind is not str:
+            return _odd_members(attributes, table, span)
+        else:
+            values[field.member] = Raw(value.encode()) if field.kind is Kind.PAYLOAD else value  # type: ignore[union-attr]
+    values[table.start.member] = start
+    values[table.end.member] = end
+    return values
+
+
+def _odd_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+    """The same for spans on which some member is odd, long or absent."""
     values: dict[str, Any] = {}
     try:
         for field in (*table.labels, *table.values):

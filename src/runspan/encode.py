@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from runspan.carry import Pairs, put_text, put_times, put_value
-from runspan.document import TERMINAL_RUN_STATUSES, Envelope, Step, step_text
+from runspan.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, step_text
 from runspan.fields import (
     DIGEST,
     MANIFEST,
@@ -159,6 +159,11 @@ def draft(
     return _Drafting(run, tenant, exception_events, after_root).draft(observed_at, step_ids)
 
 
+def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
+    """The ids that ``encode`` gives to the spans of the finished steps, without the rest of the work."""
+    return _Drafting(run, tenant, True, False).step_ids()
+
+
 class _Drafting:
     """One run being drafted."""
 
@@ -210,6 +215,17 @@ class _Drafting:
         is_small = len(self.run_text) - size <= PIECE_BYTES
         head = self._head(manifest, open_steps, observed_at, is_small)
         return Draft(self.trace_id, self.root_id, self.identity, drafts, below, head)
+
+    def step_ids(self) -> list[bytes]:
+        """The content ids of the finished steps, as ``draft`` gives them out."""
+        found: list[bytes] = []
+        taken: set[bytes] = set()
+        steps = self.envelope.steps
+        for step in steps if type(steps) is list else ():
+            if step.status in TERMINAL_STEP_STATUSES:
+                found.append(step_span_id(step_text(step), self.seed, taken))
+                taken.add(found[-1])
+        return found
 
     def _step(self, step: Step, size: int, span_id: bytes, label: Label) -> StepDraft:
         own = _NOTHING

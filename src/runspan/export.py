@@ -12,7 +12,10 @@ from runspan.errors import DocumentError
 from runspan.otlp.wire import Resource, request_bytes, run_bytes
 from runspan.run import Run
 
-TARGET_SPANS: Final = 512
+TARGET_SPANS: Final = 2048
+"""A request has a price of its own, that of encoding ten runs or more, so small ones are dear. This many spans are
+about half of ``TARGET_BYTES``."""
+
 TARGET_BYTES: Final = 2_900_000
 """Of spans; the resource and lengths around them stay below the bound of a request."""
 

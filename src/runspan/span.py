@@ -71,6 +71,12 @@ class Span(Struct, frozen=True, gc=False):
 
     def attributes(self) -> dict[str, Value]:
         """All attributes as plain values, JSON text as ``str``."""
+        if not self.shared:
+            attributes = dict(self.own)
+            for key, value in attributes.items():
+                if type(value) is Raw:
+                    attributes[key] = plain(value)
+            return attributes
         return {key: plain(value) for key, value in self.pairs()}
 
 

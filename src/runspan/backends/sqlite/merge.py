@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from runspan.backends.sqlite.rows import drafted, fingerprint, spans_of
+from runspan.backends.sqlite.rows import fingerprint, spans_of
 from runspan.decode import Decoded, read_run
+from runspan.encode import content_step_ids
 from runspan.errors import TraceIncomplete
 from runspan.fields import DIGEST, REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, ROOT_REVISION
 from runspan.run import Run
@@ -69,8 +70,7 @@ def foreign_step_ids(decoded: Decoded) -> list[bytes] | None:
     """The ids of the step spans, unless ``encode`` gives the same."""
     if not decoded.step_ids:
         return None
-    again = drafted(decoded.run, decoded.tenant, decoded.revision, None)
-    return None if [step[0] for step in again.steps] == decoded.step_ids else decoded.step_ids
+    return None if content_step_ids(decoded.run, decoded.tenant) == decoded.step_ids else decoded.step_ids
 
 
 def next_revision(stored: int, run: Run, observed_at: int) -> int:
