@@ -15,9 +15,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
 from corpus import cases, runs
 from runspan import Run, __version__, encode
-from runspan.encode import draft
-from runspan.otlp.wire import Resource, request_bytes, run_bytes, span_bytes, varint
+from runspan.otlp.columns import write_runs
+from runspan.otlp.wire import Resource, request_bytes, span_bytes, varint
 from runspan.span import Attributes, Event, Link, Span
+from runspan.testing import generate
 
 CASES = cases()
 
@@ -73,25 +74,112 @@ def no_unknown_fields(message: Message) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_parses_as_otlp(name: str) -> None:
-    """The oracle reads the same spans that encode made, from the run writer and from the span writer alike."""
-    run = Run.from_json(CASES[name])
-    spans = encode(run, observed_at=1)
-    written = run_bytes(draft(run, observed_at=1))
-    assert written == [span_bytes(span) for span in spans] or [proto_span(data) for data in written] == [
-        proto_span(span_bytes(span)) for span in spans
-    ]
-    for span, data in zip(spans, written, strict=True):
-        assert_same(span, proto_span(data))
+    """The oracle reads the same spans that encode made."""
+    for span in encode(Run.from_json(CASES[name]), observed_at=1):
+        assert_same(span, proto_span(span_bytes(span)))
 
 
 @given(runs())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_document_parses_as_otlp(run: Run) -> None:
     """Whatever hypothesis makes, the oracle reads the same spans."""
-    for span, data in zip(encode(run, tenant="t"), run_bytes(draft(run, "t")), strict=True):
-        proto = proto_span(data)
+    for span in encode(run, tenant="t"):
+        proto = proto_span(span_bytes(span))
         assert_same(span, proto)
         no_unknown_fields(proto)
+
+
+# The column writer has one oracle: encode and the span writer, byte for byte.
+
+
+def one_by_one(runs: list[Run], tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
+    return [[span_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)] for run in runs]
+
+
+def test_columns_write_every_case() -> None:
+    """All cases in one batch, usual and unusual ones side by side, are the bytes of the span writer."""
+    cases = [Run.from_json(text) for text in CASES.values()]
+    assert write_runs(cases, observed_at=7) == one_by_one(cases, observed_at=7)
+    compact = [Run.from_json(run.text) for run in cases]
+    assert write_runs(compact, tenant="acme") == one_by_one(compact, "acme")
+
+
+def test_columns_write_generated_runs() -> None:
+    """A batch as from real life, most of it on the fast path, is the bytes of the span writer."""
+    batch = [Run.from_json(text) for text in generate(500, seed=5, unfinished=True)]
+    assert sum(run.plain for run in batch) == 500
+    assert write_runs(batch, observed_at=7) == one_by_one(batch, observed_at=7)
+    assert write_runs([]) == []
+
+
+@given(st.lists(runs().map(lambda run: Run.from_json(run.text)), max_size=8), st.sampled_from(["", "acme"]))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_columns_write_any_documents(batch: list[Run], tenant: str) -> None:
+    """Whatever hypothesis makes, in batches, is the bytes of the span writer."""
+    assert write_runs(batch, tenant=tenant) == one_by_one(batch, tenant)
+
+
+def finished(times: st.SearchStrategy[Any]) -> st.SearchStrategy[Run]:
+    """Finished runs whose envelopes are nearly usual, so that they try the fast path."""
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+    json = st.one_of(st.integers(), text, st.just("x" * 3000), st.none())
+    step = st.fixed_dictionaries(
+        {"id": text, "status": st.sampled_from(["completed", "completed", "skipped", "failed", "pending"])},
+        optional={
+            "name": text,
+            "type": st.sampled_from(["action", "agent", "sub-workflow"]),
+            "startedAt": times,
+            "completedAt": times,
+            "durationMs": st.integers(-5, 10**12),
+            "attempt": st.integers(0, 3),
+            "input": json,
+            "output": json | st.just({"usage": {"promptTokens": 5, "completionTokens": 7}, "runId": "child"}),
+            "error": json,
+            "retryPolicy": json,
+        },
+    )
+    run = st.fixed_dictionaries(
+        {
+            "id": text.filter(bool),
+            "status": st.sampled_from(["completed", "cancelled", "failed"]),
+            "startedAt": times,
+            "completedAt": times,
+            "steps": st.lists(step, min_size=1, max_size=4),
+        },
+        optional={
+            "workflowId": text,
+            "durationMs": st.integers(),
+            "output": json,
+            "createdAt": text | st.just("c" * 600),
+        },
+    )
+    return run.map(Run.from_dict)
+
+
+_NEAR = st.integers(0, 3000).map(lambda ms: f"2026-01-15T09:00:0{ms // 1000}.{ms % 1000:03}Z")
+
+
+@given(st.lists(finished(_NEAR), max_size=6))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_columns_at_the_edge_of_the_usual(batch: list[Run]) -> None:
+    """Runs that differ from the usual in one thing or two are written as the span writer writes them."""
+    assert write_runs(batch) == one_by_one(batch)
+
+
+def test_columns_with_many_steps_and_equal_steps() -> None:
+    """Manifests over a piece's length and steps that are equal leave the fast path and come out right."""
+    step = '{"id":"s","status":"completed","startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"%s}'
+    times = '"startedAt":"2026-01-15T09:00:01.000Z","completedAt":"2026-01-15T09:00:04.500Z"'
+    batch = [
+        Run.from_json(f'{{"id":"r{count}","status":"completed",{times},"steps":[{steps}]}}')
+        for count in (1, 2, 124, 125, 126, 300)
+        for steps in (
+            ",".join(step % f',"attempt":{number}' for number in range(count)),
+            ",".join(step % "" for _ in range(count)),
+        )
+    ]
+    assert all(run.plain for run in batch)
+    assert write_runs(batch) == one_by_one(batch)
 
 
 _VALUES = st.recursive(

@@ -147,12 +147,20 @@ def _integer(text: bytes) -> int | None:
 
 
 def put_times(
-    pairs: Pairs, table: Table, started: Any, completed: Any, fallback: int, observed_at: int | None = None
+    pairs: Pairs,
+    table: Table,
+    started: Any,
+    completed: Any,
+    fallback: int,
+    observed_at: int | None = None,
+    *,
+    early: bool = False,
 ) -> tuple[int, int]:
     """The span's start and end in nanoseconds; what they cannot carry is appended.
 
     fallback: the start of a span whose document has no usable time. observed_at: the end of a snapshot span, whatever
-    the document says. The end is after the start always, because Jaeger moves any other.
+    the document says. early: without a start, begin at the fallback even when there is an end; lists are searched by
+    where heads begin. The end is after the start always, because Jaeger moves any other.
     """
     start_ns = canonical_ns(started) if type(started) is str else None
     end_ns = canonical_ns(completed) if type(completed) is str else None
@@ -161,7 +169,7 @@ def put_times(
     last = end_ns if end_ns is not None else _near(completed)
     first = start_ns if start_ns is not None else _near(started)
     if first is None:
-        first = fallback if last is None else last
+        first = fallback if last is None or early else last
     if start_ns is None:
         _put_time(pairs, table.start, started)
     if observed_at is not None:

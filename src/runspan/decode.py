@@ -267,7 +267,7 @@ class _Head:
 
 def parse_step(text: str) -> Step:
     """A step from its canonical text."""
-    envelope, _ = parse_document('{"id":"_","steps":[' + text + "]}")
+    envelope, _, _ = parse_document('{"id":"_","steps":[' + text + "]}")
     if type(envelope.steps) is not list or len(envelope.steps) != 1:
         raise ValueError(text)
     return envelope.steps[0]

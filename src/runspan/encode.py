@@ -4,27 +4,23 @@ One run is one trace. Every finished step is a span that is written once, named 
 them in its manifest and proves them by the document's digest. The head of a finished run is the root span, and of any
 other run a snapshot span below the root to come.
 
-``draft`` works everything out; ``encode`` hands it over as neutral spans, ``otlp.wire`` writes it without making them.
+``otlp.columns`` writes many runs at once, straight to bytes; what is unusual there comes back here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
-
-import msgspec
-from msgspec import UNSET, Raw
+from typing import Final, NamedTuple
 
 from runspan.carry import Pairs, put_text, put_times, put_value
-from runspan.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, step_text
+from runspan.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, sort_time, step_text
 from runspan.fields import (
     DIGEST,
     MANIFEST,
     ODD,
     OPEN,
     OPEN_STEPS,
-    PIECE_BYTES,
     REVISION,
     ROLE,
     ROLE_ATTEMPT,
@@ -36,10 +32,9 @@ from runspan.fields import (
     STEP_EXTRA,
     STEP_TABLE,
     TENANT,
-    Kind,
 )
 from runspan.ids import run_ids, snapshot_span_id, step_span_id
-from runspan.labels import STEP_LABELS, Label, odd_step_label, run_label
+from runspan.labels import Label, run_label, step_label
 from runspan.projection import (
     CHILD_RUN_ID,
     ERROR_TYPE,
@@ -58,71 +53,10 @@ from runspan.projection import (
 from runspan.run import Run
 from runspan.span import ERROR, INTERNAL, Attributes, Event, Link, Span
 from runspan.span import UNSET as STATUS_UNSET
-from runspan.times import FRACTIONS, MINUTES, SECONDS, canonical_ns, parse_ns
+from runspan.times import parse_ns
 
-_TEXT = msgspec.json.Encoder().encode
-_GET_LABELS: Final = STEP_TABLE.get_labels
-_GET_VALUES: Final = STEP_TABLE.get_values
-_NO_VALUES: Final = (UNSET,) * len(STEP_TABLE.values)
-_NOTHING: Final[Pairs] = []
 _OPEN: Final = b""
 """Among the span ids of a manifest: a step without one."""
-
-
-class More(NamedTuple):
-    """What only some spans have: an error's status and events, a sub-workflow's link."""
-
-    status: int = STATUS_UNSET
-    message: str = ""
-    events: tuple[Event, ...] = ()
-    links: tuple[Link, ...] = ()
-
-
-PLAIN: Final = More()
-
-
-StepDraft = tuple[bytes, Label, int, int, tuple[Any, ...], Pairs, More]
-"""A finished step on its way to a span: span id, label, start, end, values, own, more.
-
-values: the members of ``STEP_TABLE.values`` that fit uncut into their usual attribute, UNSET for the others.
-own: all other attributes of the span's own. A plain tuple, since one is made per span.
-"""
-
-
-class Draft(NamedTuple):
-    """A run on its way to spans: its finished steps, what else lies in the trace, and the head."""
-
-    trace_id: bytes
-    root_id: bytes
-    identity: Attributes
-    steps: list[StepDraft]
-    below: list[Span]
-    head: Span
-
-    def spans(self) -> list[Span]:
-        """The neutral spans: steps in order, attempts, the head."""
-        return [self._step(step) for step in self.steps] + self.below + [self.head]
-
-    def _step(self, step: StepDraft) -> Span:
-        span_id, label, start, end, values, attributes, more = step
-        own: Pairs = []
-        for field, value in zip(STEP_TABLE.values, values, strict=True):
-            put_value(own, field, value)
-        return Span(
-            trace_id=self.trace_id,
-            span_id=span_id,
-            parent_id=self.root_id,
-            name=label.name,
-            kind=label.kind,
-            start=start,
-            end=end,
-            status=more.status,
-            message=more.message,
-            shared=(self.identity, label.shared),
-            own=own + attributes,
-            events=more.events,
-            links=more.links,
-        )
 
 
 def encode(
@@ -144,30 +78,82 @@ def encode(
     step_ids: the span ids of the finished steps, in order, where a live recorder gave them out before the content.
     exception_events: whether a failed span gets the conventions' ``exception`` event.
     """
-    return draft(run, tenant, observed_at, after_root, step_ids, exception_events).spans()
-
-
-def draft(
-    run: Run,
-    tenant: str = "",
-    observed_at: int | None = None,
-    after_root: bool = False,
-    step_ids: Sequence[bytes] | None = None,
-    exception_events: bool = True,
-) -> Draft:
-    """What ``encode`` says, before it becomes spans."""
-    return _Drafting(run, tenant, exception_events, after_root).draft(observed_at, step_ids)
+    return RunEncoder(run, tenant, exception_events=exception_events, after_root=after_root).spans(
+        observed_at, step_ids
+    )
 
 
 def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
     """The ids that ``encode`` gives to the spans of the finished steps, without the rest of the work."""
-    return _Drafting(run, tenant, True, False).step_ids()
+    return RunEncoder(run, tenant).step_ids()
 
 
-class _Drafting:
-    """One run being drafted."""
+class FaultMark(NamedTuple):
+    """How a span says that it failed, or that it did not."""
 
-    def __init__(self, run: Run, tenant: str, exception_events: bool, after_root: bool) -> None:
+    status: int = STATUS_UNSET
+    message: str = ""
+    events: tuple[Event, ...] = ()
+
+
+NO_FAULT: Final = FaultMark()
+
+
+def put_fault(own: Pairs, error: object, label: Label, end: int, exception_events: bool) -> FaultMark:
+    """Status, description and events of a span; ``error.type`` is appended when its label is an error's."""
+    if label.error_type is None:
+        return NO_FAULT
+    fault = fault_of(error, label.error_type)
+    own.append((ERROR_TYPE, fault.type))
+    return FaultMark(ERROR, fault.message, (fault.event(end),) if exception_events else ())
+
+
+class Rest(NamedTuple):
+    """What a step span has beside its label and the members in their usual attributes."""
+
+    own: Pairs
+    start: int
+    end: int
+    fault: FaultMark
+    links: tuple[Link, ...]
+
+
+class RestOfSteps:
+    """Works out ``Rest`` for the steps of one run. usages: what its agent steps used so far.
+
+    fallback: the start of a span without a time, nanoseconds since 1970.
+    """
+
+    def __init__(self, tenant: str, fallback: int, exception_events: bool = True) -> None:
+        self.tenant = tenant
+        self.fallback = fallback
+        self.exception_events = exception_events
+        self.usages: list[Usage] = []
+
+    def of(self, step: Step, label: Label) -> Rest:
+        own: Pairs = []
+        if step.extra:
+            put_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
+        start, end = put_times(own, STEP_TABLE, step.started_at, step.completed_at, self.fallback)
+        links: tuple[Link, ...] = ()
+        if label.agent:
+            usage = usage_of(step.output)
+            if usage is not None:
+                self.usages.append(usage)
+                put_usage(own, usage)
+        elif label.calls:
+            child = child_run_of(step.output)
+            if child:
+                own.append((CHILD_RUN_ID, child[:500]))
+                links = (child_link(child, self.tenant),)
+        fault = put_fault(own, step.error, label, end, self.exception_events)
+        return Rest(own, start, end, fault, links)
+
+
+class RunEncoder:
+    """One run on its way to spans."""
+
+    def __init__(self, run: Run, tenant: str, *, exception_events: bool = True, after_root: bool = False) -> None:
         envelope = run.envelope
         self.envelope = envelope
         self.run_text = run.text
@@ -179,26 +165,21 @@ class _Drafting:
         self.label = run_label(self.is_root, RUN_TABLE.get_labels(envelope))
         self.fallback = _first_time(envelope)
         self.seed = (seed ^ self.label.salt ^ self.fallback ^ (not exception_events)).to_bytes(8, "big")
-        self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity])
-        self.usages: list[Usage] = []
+        self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity.pairs])
+        self.rest = RestOfSteps(tenant, self.fallback, exception_events)
 
-    def draft(self, observed_at: int | None, step_ids: Sequence[bytes] | None) -> Draft:
+    def spans(self, observed_at: int | None, step_ids: Sequence[bytes] | None) -> list[Span]:
+        """See ``encode``."""
         steps = self.envelope.steps
         given = None if step_ids is None else iter(step_ids)
-        drafts: list[StepDraft] = []
+        spans: list[Span] = []
         below: list[Span] = []
         names: list[bytes] = []
         taken: set[bytes] = set()
         open_steps: list[bytes] = []
-        size = 0
         for step in steps if type(steps) is list else ():
-            text = _TEXT(step) if type(step) is Step else step_text(step)
-            size += len(text)
-            labels = _GET_LABELS(step)
-            try:
-                label = STEP_LABELS[labels]
-            except TypeError:
-                label = odd_step_label(labels)
+            text = step_text(step)
+            label = step_label(STEP_TABLE.get_labels(step))
             if not label.finished:
                 open_steps.append(text)
                 names.append(_OPEN)
@@ -206,15 +187,13 @@ class _Drafting:
             span_id = step_span_id(text, self.seed, taken) if given is None else next(given, _OPEN)
             taken.add(span_id)
             names.append(span_id)
-            drafts.append(self._step(step, len(text), span_id, label))
+            spans.append(self.step(step, span_id, label))
             if step.extra:
                 below += self._attempts(step, span_id, label)
-        if step_ids is not None and len(step_ids) != len(drafts):
-            raise ValueError(f"{len(step_ids)} step ids for {len(drafts)} finished steps")
+        if step_ids is not None and len(step_ids) != len(spans):
+            raise ValueError(f"{len(step_ids)} step ids for {len(spans)} finished steps")
         manifest = b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN for name in names])
-        is_small = len(self.run_text) - size <= PIECE_BYTES
-        head = self._head(manifest, open_steps, observed_at, is_small)
-        return Draft(self.trace_id, self.root_id, self.identity, drafts, below, head)
+        return [*spans, *below, self.head(manifest, open_steps, observed_at)]
 
     def step_ids(self) -> list[bytes]:
         """The content ids of the finished steps, as ``draft`` gives them out."""
@@ -227,51 +206,27 @@ class _Drafting:
                 taken.add(found[-1])
         return found
 
-    def _step(self, step: Step, size: int, span_id: bytes, label: Label) -> StepDraft:
-        own = _NOTHING
-        started, completed = step.started_at, step.completed_at
-        try:
-            start = MINUTES[started[:17]] + SECONDS[started[17:19]] + FRACTIONS[started[19:]]  # type: ignore[index]
-            end = MINUTES[completed[:17]] + SECONDS[completed[17:19]] + FRACTIONS[completed[19:]]  # type: ignore[index]
-        except (KeyError, TypeError):
-            start = end = -1
-        if end <= start:
-            own = []
-            start, end = put_times(own, STEP_TABLE, started, completed, self.fallback)
-        values = _GET_VALUES(step)
-        if size <= PIECE_BYTES and not label.special and type(step) is Step:
-            return span_id, label, start, end, values, own, PLAIN
-        own = list(own)
-        if size > PIECE_BYTES:
-            for field, value in zip(STEP_TABLE.values, values, strict=True):
-                put_value(own, field, value)
-            values = _NO_VALUES
-        if step.extra:
-            put_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
-        return span_id, label, start, end, values, own, self._more(own, step, label, end)
-
-    def _more(self, own: Pairs, step: Step, label: Label, end: int) -> More:
-        links: tuple[Link, ...] = ()
-        if label.agent:
-            usage = usage_of(step.output)
-            if usage is not None:
-                self.usages.append(usage)
-                put_usage(own, usage)
-        elif label.calls:
-            child = child_run_of(step.output)
-            if child:
-                own.append((CHILD_RUN_ID, child[:500]))
-                links = (child_link(child, self.tenant),)
-        return self._fault(own, step.error, label, end, links)
-
-    def _fault(self, own: Pairs, error: object, label: Label, end: int, links: tuple[Link, ...] = ()) -> More:
-        """Status, description and events of a span; ``error.type`` is appended when it is an error."""
-        if label.error_type is None:
-            return More(links=links) if links else PLAIN
-        fault = fault_of(error, label.error_type)
-        own.append((ERROR_TYPE, fault.type))
-        events = (fault.event(end),) if self.exception_events else ()
-        return More(ERROR, fault.message, events, links)
+    def step(self, step: Step, span_id: bytes, label: Label) -> Span:
+        """The span of a finished step."""
+        own: Pairs = []
+        for field, value in zip(STEP_TABLE.values, STEP_TABLE.get_values(step), strict=True):
+            put_value(own, field, value)
+        rest = self.rest.of(step, label)
+        return Span(
+            trace_id=self.trace_id,
+            span_id=span_id,
+            parent_id=self.root_id,
+            name=label.name,
+            kind=label.kind,
+            start=rest.start,
+            end=rest.end,
+            status=rest.fault.status,
+            message=rest.fault.message,
+            shared=(label.shared, self.identity),
+            own=own + rest.own,
+            events=rest.fault.events,
+            links=rest.links,
+        )
 
     def _attempts(self, step: Step, step_id: bytes, label: Label) -> Iterator[Span]:
         for attempt in attempts_of(step.extra, step_id):
@@ -297,7 +252,8 @@ class _Drafting:
                 events=events,
             )
 
-    def _head(self, manifest: str, open_steps: list[bytes], observed_at: int | None, is_small: bool) -> Span:
+    def head(self, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
+        """The root span, or a snapshot. manifest and open_steps: see ``fields.MANIFEST``."""
         envelope = self.envelope
         own: Pairs = [(DIGEST, sha256(self.run_text).hexdigest())]
         revision = ROOT_REVISION
@@ -316,26 +272,24 @@ class _Drafting:
         elif envelope.steps is None:
             own.append((MANIFEST + ODD, "null"))
         for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
-            if is_small and type(value) is Raw and field.kind is Kind.PAYLOAD:
-                own.append((field.key, value))
-            elif value is not UNSET:
-                put_value(own, field, value)
+            put_value(own, field, value)
         if envelope.extra:
             put_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
             parent = parent_run_of(envelope.extra)
             if parent:
                 own.append((PARENT_RUN_ID, parent[:500]))
         seen = None if self.is_root else observed_at
-        start, end = put_times(own, RUN_TABLE, envelope.started_at, envelope.completed_at, self.fallback, seen)
+        place = sort_time(envelope) or 1  # not the completion: lists are searched by where heads begin
+        start, end = put_times(own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, early=True)
         own.append((PIPELINE_RUN_ID, envelope.id))
-        put_totals(own, self.usages)
+        put_totals(own, self.rest.usages)
         label = self.label
-        status, message, events, _ = self._fault(own, envelope.error, label, end)
+        fault = put_fault(own, envelope.error, label, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:
             span_id = snapshot_span_id(self.trace_id, self.run_text, revision, self.seed)
             parent_id = self.root_id
-        shared = (self.identity, label.shared)
+        shared = (label.shared, self.identity)
         return Span(
             self.trace_id,
             span_id,
@@ -344,11 +298,11 @@ class _Drafting:
             label.kind,
             start,
             end,
-            status,
-            message,
+            fault.status,
+            fault.message,
             shared,
             own,
-            events,
+            fault.events,
         )
 
 
@@ -356,7 +310,7 @@ def _first_time(envelope: Envelope) -> int:
     """Where spans without a time of their own begin: the run's start, else its creation, else one nanosecond."""
     for value in (envelope.started_at, envelope.created_at, envelope.completed_at):
         if type(value) is str:
-            ns = canonical_ns(value) or parse_ns(value)
+            ns = parse_ns(value)
             if ns:
                 return ns
     return 1

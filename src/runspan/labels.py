@@ -65,7 +65,7 @@ class Label:
         self.calls = step_type == "sub-workflow"
         self.special = self.agent or self.calls or error_type is not None
         self.finished = False
-        self.identity: Pairs = []
+        self.identity = Attributes([])
         self.salt = 0
         self.wire: bytes | None = None
 
@@ -120,25 +120,29 @@ def _run_label(is_root: bool, *values: Any) -> Label:
         pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
     name = f"run {shown}" if is_root else f"snapshot {shown}"
     label = Label(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
-    label.identity = identity
+    label.identity = Attributes(identity)
     label.salt = salt(*[bytes(value) if type(value) is Raw else str(value).encode() for _, value in identity])
     return label
 
 
 STEP_LABELS = _Labels(_step_label)
 """The labels of steps by the values of ``STEP_TABLE.labels``. TypeError for an odd value, which is ``Raw``."""
-_ROOTS = _Labels(lambda *values: _run_label(True, *values))
-_SNAPSHOTS = _Labels(lambda *values: _run_label(False, *values))
+ROOT_LABELS = _Labels(lambda *values: _run_label(True, *values))
+"""The labels of root spans by the values of ``RUN_TABLE.labels``."""
+_SNAPSHOT_LABELS = _Labels(lambda *values: _run_label(False, *values))
 
 
-def odd_step_label(values: tuple[Any, ...]) -> Label:
-    """The label of a step with odd values."""
-    return _step_label(*values)
+def step_label(values: tuple[Any, ...]) -> Label:
+    """The label of a step by the values of ``STEP_TABLE.labels``, odd ones too."""
+    try:
+        return STEP_LABELS[values]
+    except TypeError:
+        return _step_label(*values)
 
 
 def run_label(is_root: bool, values: tuple[Any, ...]) -> Label:
-    """The label of a head by the values of ``RUN_TABLE.labels``."""
+    """The label of a head by the values of ``RUN_TABLE.labels``, odd ones too."""
     try:
-        return (_ROOTS if is_root else _SNAPSHOTS)[values]
+        return (ROOT_LABELS if is_root else _SNAPSHOT_LABELS)[values]
     except TypeError:
         return _run_label(is_root, *values)

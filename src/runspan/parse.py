@@ -39,8 +39,9 @@ _RUN_NAMES = dict(zip(Envelope.__struct_encode_fields__, Envelope.__struct_field
 _STEP_NAMES = dict(zip(Step.__struct_encode_fields__, Step.__struct_fields__, strict=True))
 
 
-def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, bytes]:
-    """The members and the canonical text of one document, from its JSON text.
+def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, bytes, bool]:
+    """The members and the canonical text of one document, from its JSON text; and whether it is plain: no member is
+    unknown or of another type than the platform writes.
 
     where: what errors call the source, for example ``runs.ndjson:12``.
     Raises DocumentError for what cannot be carried exactly: text that is not JSON, invalid UTF-8, a key that stands
@@ -54,7 +55,7 @@ def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, byt
         envelope = _decode(data)
         text = _encode(envelope)
         if len(text) == len(data) and 0 < len(envelope.id) <= MAX_RUN_ID_BYTES // 4:
-            return envelope, text
+            return envelope, text, True
     except (ValueError, msgspec.MsgspecError, RecursionError):
         pass  # the careful path accepts it or says what is wrong
     return _Careful(data, where).document()
@@ -96,7 +97,7 @@ class _Careful:
                 f"byte {error.start}", "UTF-8", f"byte 0x{data[error.start]:02x}", "convert the file to UTF-8"
             ) from None
 
-    def document(self) -> tuple[Envelope, bytes]:
+    def document(self) -> tuple[Envelope, bytes, bool]:
         text = self.text
         if not text:
             raise self._error("", "a run document", "nothing")
@@ -121,7 +122,7 @@ class _Careful:
             values["steps"] = self._steps(values["steps"])
         values["id"] = run_id
         envelope = with_extra_run(Envelope(**values), _joined(extra))
-        return envelope, run_text(envelope)
+        return envelope, run_text(envelope), False
 
     def _members(self, place: str, position: int, names: dict[str, str]) -> tuple[dict[str, Any], dict[str, Member]]:
         known: dict[str, Any] = {}

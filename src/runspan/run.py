@@ -12,14 +12,16 @@ from runspan.parse import parse_document, text_of
 class Run:
     """A run document. Made by ``Run.from_json``; immutable.
 
-    text: the canonical text, UTF-8. envelope: the members; ``envelope.steps`` are ``Step``s.
+    text: the canonical text, UTF-8. envelope: the members; ``envelope.steps`` are ``Step``s. plain: surely without
+    unknown members and members of another type than the platform writes.
     """
 
-    __slots__ = ("envelope", "text")
+    __slots__ = ("envelope", "plain", "text")
 
-    def __init__(self, envelope: Envelope, text: bytes) -> None:
+    def __init__(self, envelope: Envelope, text: bytes, plain: bool = False) -> None:
         self.envelope = envelope
         self.text = text
+        self.plain = plain
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: str = "") -> Run:

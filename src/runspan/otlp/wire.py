@@ -13,22 +13,21 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final
 
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from runspan._version import __version__
-from runspan.carry import Pairs, put_value
-from runspan.encode import PLAIN, Draft
-from runspan.fields import KEYS, PIECE_BYTES, STEP_TABLE, Field, Kind
+from runspan.fields import KEYS, PIECE_BYTES
 from runspan.labels import Label
 from runspan.projection import PROJECTED_KEYS
 from runspan.span import Attributes, Event, Link, Span, Value
 
 SCOPE_NAME: Final = "runspan"
 
-_TIMES = Struct("<BQBQ").pack
-_DOUBLE = Struct("<Bd").pack
+times_bytes = Struct("<BQBQ").pack
+_DOUBLE = Struct("<d").pack
 _TIME = Struct("<BQ").pack
-_START_TAG, _END_TAG, _EVENT_TIME_TAG, _DOUBLE_TAG = 0x39, 0x41, 0x09, 0x21
+START_TAG, END_TAG, _EVENT_TIME_TAG = 0x39, 0x41, 0x09
+TRACE_ID, SPAN_ID, PARENT_ID, SPANS = b"\x0a\x10", b"\x12\x08", b"\x22\x08", b"\x12"
 _FLAGS = b"\x85\x01\x00\x01\x00\x00"
 """``flags`` = 0x100: it is known whether the parent is remote, and it is not. The SDK writes the same."""
 
@@ -42,12 +41,12 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-_VARINTS: Final = [_varint(number) for number in range(16384)]
+VARINTS: Final = [_varint(number) for number in range(16384)]
 
 
 def varint(number: int) -> bytes:
     """A non-negative integer in protobuf's base-128 form."""
-    return _VARINTS[number] if number < 16384 else _varint(number)
+    return VARINTS[number] if number < 16384 else _varint(number)
 
 
 def _delimited(tag: bytes, content: bytes) -> bytes:
@@ -60,7 +59,7 @@ def _text(tag: bytes, text: str) -> bytes:
 
 # KeyValue and AnyValue (common.proto). ``lead`` is the tag of the repeated field that holds the KeyValue.
 
-_IN_SPAN, _IN_EVENT, _IN_LINK, _IN_RESOURCE, _IN_LIST = b"\x4a", b"\x1a", b"\x22", b"\x0a", b"\x0a"
+IN_SPAN, _IN_EVENT, _IN_LINK, _IN_RESOURCE, _IN_LIST = b"\x4a", b"\x1a", b"\x22", b"\x0a", b"\x0a"
 
 
 def _string_head(lead: bytes, key: bytes, length: int) -> bytes:
@@ -71,7 +70,7 @@ def _string_head(lead: bytes, key: bytes, length: int) -> bytes:
     return lead + varint(len(middle) + length) + middle
 
 
-class _Heads(dict[int, bytes]):
+class Heads(dict[int, bytes]):
     """The heads of one key's strings by length, for lengths up to a piece's."""
 
     def __init__(self, key: str) -> None:
@@ -79,19 +78,26 @@ class _Heads(dict[int, bytes]):
         self.key = key.encode()
 
     def __missing__(self, length: int) -> bytes:
-        head = _string_head(_IN_SPAN, self.key, length)
+        head = _string_head(IN_SPAN, self.key, length)
         if length <= PIECE_BYTES:
             self[length] = head
         return head
 
 
-_HEADS: Final = {key: _Heads(key) for key in KEYS | PROJECTED_KEYS}
+HEADS: Final = {key: Heads(key) for key in KEYS | PROJECTED_KEYS}
 
 
 @lru_cache(maxsize=4096)
-def _integer(lead: bytes, key: str, number: int) -> bytes:
-    value = b"\x18" + varint(number & 0xFFFF_FFFF_FFFF_FFFF)
-    return _key_value(lead, key.encode(), value)
+def _number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
+    """All bytes before a number of so many bytes: tag, key, and the number's own tag."""
+    middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
+    return lead + varint(len(middle) + size) + middle
+
+
+def integer_bytes(lead: bytes, key: str, number: int) -> bytes:
+    """An attribute with an integer of 64 bits."""
+    digits = VARINTS[number] if 0 <= number < 16384 else varint(number & 0xFFFF_FFFF_FFFF_FFFF)
+    return _number_head(lead, key, b"\x18", len(digits)) + digits
 
 
 def _key_value(lead: bytes, key: bytes, any_value: bytes) -> bytes:
@@ -109,7 +115,7 @@ def _any(value: Value) -> bytes:
     if isinstance(value, int):
         return b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
     if isinstance(value, float):
-        return _DOUBLE(_DOUBLE_TAG, value)
+        return b"\x21" + _DOUBLE(value)
     if isinstance(value, bytes):
         return _delimited(b"\x3a", value)
     if isinstance(value, list):
@@ -121,18 +127,18 @@ def _any(value: Value) -> bytes:
 
 def _attribute(lead: bytes, key: str, value: Value) -> bytes:
     if type(value) is int:
-        return _integer(lead, key, value)
+        return integer_bytes(lead, key, value)
     return _key_value(lead, key.encode(), _any(value))
 
 
-def _shared(group: Attributes) -> bytes:
+def shared_bytes(group: Attributes) -> bytes:
     wire = group.wire
     if wire is None:
-        wire = group.wire = b"".join([_own(key, value) for key, value in group.pairs])
+        wire = group.wire = b"".join([attribute_bytes(key, value) for key, value in group.pairs])
     return wire
 
 
-def _own(key: str, value: Value) -> bytes:
+def attribute_bytes(key: str, value: Value) -> bytes:
     """An attribute of a span, with what stands before a known key's string remembered."""
     kind = type(value)
     if kind is str:
@@ -140,11 +146,13 @@ def _own(key: str, value: Value) -> bytes:
     elif kind is Raw:
         text = bytes(value)  # type: ignore[arg-type]
     elif kind is int:
-        return _integer(_IN_SPAN, key, value)  # type: ignore[arg-type]
+        return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
+    elif kind is float:
+        return _number_head(IN_SPAN, key, b"\x21", 8) + _DOUBLE(value)
     else:
-        return _key_value(_IN_SPAN, key.encode(), _any(value))
-    heads = _HEADS.get(key)
-    return (_string_head(_IN_SPAN, key.encode(), len(text)) if heads is None else heads[len(text)]) + text
+        return _key_value(IN_SPAN, key.encode(), _any(value))
+    heads = HEADS.get(key)
+    return (_string_head(IN_SPAN, key.encode(), len(text)) if heads is None else heads[len(text)]) + text
 
 
 # Events, links, spans (trace.proto).
@@ -171,105 +179,39 @@ def _status(code: int, message: str) -> bytes:
     return _delimited(b"\x7a", _text(b"\x12", message) + (b"\x18" + varint(code) if code else b""))
 
 
-_PLAIN_END: Final = _status(0, "") + _FLAGS
+PLAIN_END: Final = _status(0, "") + _FLAGS
 
 
 def span_bytes(span: Span) -> bytes:
     """One span as a member of ``ScopeSpans.spans``: tag, length, content."""
     parent = span.parent_id
     parts = [
-        b"\x0a\x10",
+        TRACE_ID,
         span.trace_id,
-        b"\x12\x08",
+        SPAN_ID,
         span.span_id,
-        b"\x22\x08" + parent if parent else b"",
+        PARENT_ID + parent if parent else b"",
+        times_bytes(START_TAG, span.start, END_TAG, span.end),
         _name_and_kind(span.name, span.kind),
-        _TIMES(_START_TAG, span.start, _END_TAG, span.end),
     ]
-    parts += [group.wire or _shared(group) for group in span.shared]
-    parts += [_own(key, value) for key, value in span.own]
-    if span.events:
-        parts += [_event(event) for event in span.events]
-    if span.links:
-        parts += [_link(link) for link in span.links]
-    parts.append(_status(span.status, span.message) + _FLAGS if span.status or span.message else _PLAIN_END)
+    parts += [group.wire or shared_bytes(group) for group in span.shared]
+    parts += [attribute_bytes(key, value) for key, value in span.own]
+    parts.append(end_bytes(span.events, span.links, span.status, span.message))
     content = b"".join(parts)
-    return b"".join((b"\x12", varint(len(content)), content))
+    return b"".join((SPANS, varint(len(content)), content))
 
 
-# A whole run, without neutral spans between.
+def end_bytes(events: tuple[Event, ...], links: tuple[Link, ...], status: int, message: str) -> bytes:
+    """What ``span_bytes`` writes after the attributes."""
+    if not (events or links or status or message):
+        return PLAIN_END
+    parts = [*map(_event, events), *map(_link, links), _status(status, message), _FLAGS]
+    return b"".join(parts)
 
 
-class _Integer:
-    """Writes one integer member from its JSON text; what stands before the number depends on its size only."""
-
-    def __init__(self, field: Field) -> None:
-        self.field = field
-        key = _delimited(b"\x0a", field.key.encode())
-        self.heads = [
-            _IN_SPAN + varint(len(key) + 3 + size) + key + b"\x12" + varint(1 + size) + b"\x18" for size in range(4)
-        ]
-
-    def bytes(self, text: bytes) -> bytes:
-        if len(text) < 6 and text.isdigit() and (text[0] != 0x30 or len(text) == 1):
-            value = int(text)
-            number = _VARINTS[value] if value < 16384 else _varint(value)
-            return self.heads[len(number)] + number
-        pairs: Pairs = []
-        put_value(pairs, self.field, Raw(text))
-        return b"".join([_own(key, value) for key, value in pairs])
-
-
-_DURATION, _ATTEMPT = [_Integer(field).bytes for field in STEP_TABLE.values if field.kind is Kind.INTEGER]
-_INPUT, _OUTPUT, _ERROR, _RETRY = [_HEADS[field.key] for field in STEP_TABLE.values if field.kind is Kind.PAYLOAD]
-
-
-def run_bytes(draft: Draft) -> list[bytes]:
-    """The spans of a drafted run, each as ``span_bytes`` would write it."""
-    ids = b"\x0a\x10" + draft.trace_id + b"\x12\x08"
-    parent = b"\x22\x08" + draft.root_id + _shared(draft.identity)
-    times, varints = _TIMES, _VARINTS
-    out: list[bytes] = []
-    for span_id, label, start, end, values, own, more in draft.steps:
-        parts = [ids, span_id, parent, label.wire or _label(label), times(_START_TAG, start, _END_TAG, end)]
-        # Unrolled, because a loop over the table takes as long as all the rest; the lines above would fail to unpack
-        # another table.
-        duration, attempt, given, output, error, retry = values
-        if duration is not UNSET:
-            parts.append(_DURATION(bytes(duration)))
-        if attempt is not UNSET:
-            parts.append(_ATTEMPT(bytes(attempt)))
-        if given is not UNSET:
-            text = bytes(given)
-            parts += _INPUT[len(text)], text
-        if output is not UNSET:
-            text = bytes(output)
-            parts += _OUTPUT[len(text)], text
-        if error is not UNSET:
-            text = bytes(error)
-            parts += _ERROR[len(text)], text
-        if retry is not UNSET:
-            text = bytes(retry)
-            parts += _RETRY[len(text)], text
-        if own:
-            parts += [_own(key, value) for key, value in own]
-        if more is PLAIN:
-            parts.append(_PLAIN_END)
-        else:
-            parts += [_event(event) for event in more.events]
-            parts += [_link(link) for link in more.links]
-            parts.append(_status(more.status, more.message))
-            parts.append(_FLAGS)
-        content = b"".join(parts)
-        size = len(content)
-        out.append(b"\x12" + (varints[size] if size < 16384 else varint(size)) + content)
-    out += [span_bytes(span) for span in draft.below]
-    out.append(span_bytes(draft.head))
-    return out
-
-
-def _label(label: Label) -> bytes:
-    label.wire = wire = _name_and_kind(label.name, label.kind) + _shared(label.shared)
+def label_bytes(label: Label) -> bytes:
+    """Name, kind and shared attributes of a label's spans, in the order of ``span_bytes``."""
+    label.wire = wire = _name_and_kind(label.name, label.kind) + shared_bytes(label.shared)
     return wire
 
 

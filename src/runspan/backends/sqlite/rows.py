@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from runspan.document import Envelope, plain_text, sort_time
-from runspan.encode import Draft, draft
+from runspan.encode import encode
 from runspan.fields import ROOT_REVISION
 from runspan.ids import run_ids
 from runspan.run import Run
@@ -95,16 +95,11 @@ def split_ids(step_ids: bytes | None) -> list[bytes] | None:
     return None if step_ids is None else [step_ids[at : at + 8] for at in range(0, len(step_ids), 8)]
 
 
-def drafted(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> Draft:
-    """The spans that a stored revision was read from, as ``encode`` drafts them again."""
+def spans_of(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> list[Span]:
+    """The spans that a stored revision was read from, as ``encode`` makes them again."""
     after_root = revision > ROOT_REVISION
     observed_at = revision - ROOT_REVISION if after_root else revision
-    return draft(run, tenant, observed_at, after_root, step_ids)
-
-
-def spans_of(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> list[Span]:
-    """The spans that a stored revision was read from, made again."""
-    return drafted(run, tenant, revision, step_ids).spans()
+    return encode(run, tenant=tenant, observed_at=observed_at, after_root=after_root, step_ids=step_ids)
 
 
 _EXACT: Final = "runspan."
