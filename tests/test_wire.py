@@ -168,7 +168,8 @@ def test_columns_at_the_edge_of_the_usual(batch: list[Run]) -> None:
 
 def test_columns_with_many_steps_and_equal_steps() -> None:
     """Manifests over a piece's length and steps that are equal leave the fast path and come out right."""
-    step = '{"id":"s","status":"completed","startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"%s}'
+    span = '"startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"'
+    step = f'{{"id":"s","status":"completed",{span}%s}}'
     times = '"startedAt":"2026-01-15T09:00:01.000Z","completedAt":"2026-01-15T09:00:04.500Z"'
     batch = [
         Run.from_json(f'{{"id":"r{count}","status":"completed",{times},"steps":[{steps}]}}')

@@ -1,0 +1,91 @@
+"""What the tests of the web side share: the application on a store in a directory, on a real server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from flask import Flask
+
+from runspan import Run, encode
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.span import Span
+from runspan.web.server import WebServer
+
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def serving(app: Flask, *, max_body: int = 0, threads: int = 4) -> Iterator[httpx.Client]:
+    """A client of the application, which runs on a port of its own until the block ends."""
+    server = WebServer(app, threads=threads, max_body=max_body)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            yield client
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def raw(client: httpx.Client, request: bytes) -> httpx.Response:
+    """The answer to bytes that no client library would send. The server is expected to close the connection."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
+        connection.sendall(request)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+def document(run_id: str = "run_1", **members: Any) -> dict[str, Any]:
+    """A finished run of two steps."""
+    return {
+        "id": run_id,
+        "workflowId": "wf_1",
+        "status": "completed",
+        "startedAt": "2024-01-15T09:00:01.000Z",
+        "completedAt": "2024-01-15T09:00:04.500Z",
+        "durationMs": 3500,
+        "steps": [
+            {"id": "fetch", "name": "Fetch", "type": "action", "status": "completed", "output": {"n": 12}},
+            {"id": "send", "name": "Send", "type": "email", "status": "skipped"},
+        ],
+    } | members
+
+
+def spans_of(*documents: dict[str, Any], tenant: str = "") -> list[Span]:
+    return [span for item in documents for span in encode(Run.from_dict(item), tenant=tenant)]
+
+
+def otlp(*documents: dict[str, Any], tenant: str = "") -> bytes:
+    """The documents as one ExportTraceServiceRequest."""
+    return request_bytes(Resource(), [span_bytes(span) for span in spans_of(*documents, tenant=tenant)])
+
+
+def zipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
+def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The error of an answer that must have this status and code, and nothing else than the documented body."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = json.loads(response.content)
+    assert set(body) == {"success", "error"}
+    assert body["success"] is False
+    error: dict[str, Any] = body["error"]
+    assert set(error) <= {"code", "message", "details"}
+    assert error["code"] == code
+    assert error["message"]
+    return error
