@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
 # Where `make demo` listens and keeps its store.
 PORT ?= 8321
 DATA ?= var/demo
@@ -16,22 +17,26 @@ help:  ## Show what there is.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(READY_DEV): $(READY)
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
 
 demo: $(READY)  ## Send the sample runs through a server, compare them, and serve on.
 	$(BIN)/runspan demo --data $(DATA) --port $(PORT) $(DEMO)
 
-test: $(READY)  ## Run the tests.
+test: $(READY_DEV)  ## Run the tests.
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-check: $(READY)  ## Everything that a change must pass: tests, style, types.
+check: $(READY_DEV)  ## Everything that a change must pass: tests, style, types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
 
-bench: $(READY)  ## Measure, as ratios inside one run. BENCH="export store" picks sections.
+bench: $(READY_DEV)  ## Measure, as ratios inside one run. BENCH="export store" picks sections.
 	PYTHONPATH=src $(BIN)/python -m bench $(BENCH)
 
 clean:  ## Remove what the others made.
