@@ -100,8 +100,8 @@ def open_reader(backend: str | None, data: str, key_file: Path | None) -> TraceR
             hint="name it with --data, or a running server with --backend http://127.0.0.1:8321",
         )
     try:
-        return connect(url)
+        return connect(url, env=os.environ)
     except SettingError as error:
-        if error.where == "backend":
+        if error.where == "backend" and error.hint.startswith("write "):
             error.hint = "write sqlite:DIR, or http://HOST:PORT of a running runspan server"
         raise

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import click
 
-from runspan.backends.connect import connect
+from runspan.backends.connect import open_store
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.options import Retention, data_option, option, port_option
 from runspan.cli.places import is_rest, make_key_ring
@@ -132,7 +132,7 @@ def serve(
     with ExitStack() as opened:
         keys = opened.enter_context(closing(make_key_ring(data)))
         _refuse_strangers(keys, host, data)
-        store = opened.enter_context(closing(connect(url, retention_days=retention)))
+        store = opened.enter_context(closing(open_store(url, retention_days=retention)))
         opened.enter_context(_expiring(store, retention))
         serve_app(
             create_app(store, store, settings=settings, keys=keys),
