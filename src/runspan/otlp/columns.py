@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import chain, compress, repeat
-from operator import add, attrgetter, eq, ge, gt, itemgetter, le, lt, not_
+from operator import add, attrgetter, eq, ge, gt, is_not, itemgetter, le, lt, methodcaller, not_
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
 from runspan.carry import Pairs, put_value
 from runspan.document import Envelope, Step
@@ -127,7 +127,7 @@ class _PayloadColumn(_TextColumn):
     """A member of kind PAYLOAD."""
 
     def read(self, values: list[Any]) -> list[bytes]:
-        return [b"" if value is UNSET else bytes(value) for value in values]
+        return list(map(bytes, values))
 
 
 class _StringColumn(_TextColumn):
@@ -135,7 +135,7 @@ class _StringColumn(_TextColumn):
 
     def read(self, values: list[Any]) -> list[bytes]:
         return [
-            b"" if value is UNSET else value.encode() if type(value) is str and 0 < len(value) <= 500 else _TOO_LONG
+            value.encode() if type(value) is str and 0 < len(value) <= PIECE_BYTES // 4 else _TOO_LONG
             for value in values
         ]
 
@@ -147,10 +147,10 @@ class _IntegerColumn:
         self.field = field
 
     def read(self, values: list[Any]) -> list[bytes]:
-        return [b"" if value is UNSET else bytes(value) for value in values]
+        return list(map(bytes, values))
 
     def write(self, texts: list[bytes]) -> tuple[Iterable[bytes], ...]:
-        return ([self._bytes(text) if text else b"" for text in texts],)
+        return (map(self._bytes, texts),)
 
     def _bytes(self, text: bytes) -> bytes:
         if len(text) < 9 and text.isdigit() and (text[0] != 0x30 or len(text) == 1):
@@ -180,19 +180,42 @@ _IDENTITY, _RUN_DIGEST, _STEPS, _PIPELINE_RUN = map(_TextColumn, (RUN_ID, DIGEST
 
 def _members(
     columns: Iterable[tuple[Callable[[Any], Any], _Column]], rows: list[Any]
-) -> Iterator[tuple[_Column, list[bytes]]]:
-    """The members of all rows as texts, column by column, those that no row has left out."""
+) -> Iterator[tuple[list[int], tuple[Iterable[bytes], ...]]]:
+    """The members of all rows, column by column: the places of those too long for one attribute, and the bytes."""
     for get, column in columns:
         values = list(map(get, rows))
-        if set(map(type, values)) != {UnsetType}:
-            yield column, column.read(values)
+        places = list(_where(map(is_not, values, repeat(UNSET))))
+        if not places:
+            continue
+        texts = column.read(values if len(places) == len(rows) else [values[place] for place in places])
+        long = [places[number] for number in _where(map(gt, map(len, texts), repeat(PIECE_BYTES)))]
+        cells = column.write(texts)
+        if len(places) < len(rows):
+            filled = [b""] * len(rows)
+            for place, cell in zip(places, map(b"".join, zip(*cells, strict=True)), strict=True):
+                filled[place] = cell
+            cells = (filled,)
+        yield long, cells
 
 
 def _spans(columns: list[Iterable[bytes]]) -> list[bytes]:
     """The rows of the columns joined, each with the tag and the length of a span."""
     contents = list(map(b"".join, zip(*columns, strict=False)))
-    heads = map(SPANS.__add__, map(varint, map(len, contents)))
-    return list(map(add, heads, contents))
+    return list(map(add, map(_SPAN_HEADS.__getitem__, map(len, contents)), contents))
+
+
+class _SpanHeads(dict[int, bytes]):
+    """Tag and length of a span by its length."""
+
+    def __missing__(self, length: int) -> bytes:
+        head = SPANS + varint(length)
+        if length < _REMEMBERED_LENGTHS:
+            self[length] = head
+        return head
+
+
+_REMEMBERED_LENGTHS: Final = 16384
+_SPAN_HEADS: Final = _SpanHeads()
 
 
 # Runs.
@@ -245,9 +268,9 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         *_STEPS.write(manifests),
     ]
     odd |= set(_where(map(gt, map(len, manifests), repeat(PIECE_BYTES))))
-    for column, texts in _members(_RUN_COLUMNS, envelopes):
-        odd |= set(_where(map(gt, map(len, texts), repeat(PIECE_BYTES))))
-        columns += column.write(texts)
+    for long, cells in _members(_RUN_COLUMNS, envelopes):
+        odd.update(long)
+        columns += cells
     columns += _PIPELINE_RUN.write(identities)
     rests, closings = [b""] * len(runs), [PLAIN_END] * len(runs)
     for place in {*steps.rests, *_where(map(attrgetter("special"), labels))} - odd:
@@ -296,7 +319,8 @@ class _Steps:
 
     def name(self, seeds: Iterable[bytes]) -> None:
         """Gives the spans their ids, as ``ids.step_span_id`` does."""
-        self.span_ids = [sha256(seed + text).digest()[:8] for seed, text in zip(seeds, self.texts, strict=True)]
+        digests = map(methodcaller("digest"), map(sha256, map(add, seeds, self.texts)))
+        self.span_ids = list(map(itemgetter(slice(0, 8)), digests))
         owners = self.owners
         unfinished = _where(map(not_, map(attrgetter("finished"), self.labels)))
         self.odd_runs = {owners[place] for place in unfinished}
@@ -342,7 +366,7 @@ class _Steps:
             [label.wire or label_bytes(label) for label in labels],
             shared,
         ]
-        for column, texts in _members(_STEP_COLUMNS, steps):
-            self.odd_runs |= {self.owners[place] for place in _where(map(gt, map(len, texts), repeat(PIECE_BYTES)))}
-            columns += column.write(texts)
+        for long, cells in _members(_STEP_COLUMNS, steps):
+            self.odd_runs |= {self.owners[place] for place in long}
+            columns += cells
         return _spans([*columns, rests, closings])
