@@ -1,1 +1,5 @@
 """Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+pytest_plugins = ["servers.fixtures"]

@@ -264,13 +264,6 @@ def test_connect_opens_the_embedded_store(tmp_path):
     assert (tmp_path / "new directory?#%41" / FILE_NAME).exists()
 
 
-@pytest.mark.parametrize("url", ["tempo+http://localhost:3200", "jaeger+https://host"])
-def test_connect_refuses_backends_to_come(url):
-    """They are named, so that nobody looks for a typing error."""
-    with pytest.raises(SettingError, match="not in this version"):
-        connect(url)
-
-
 @pytest.mark.parametrize("url", ["", "sqlite:", "data", "postgres://x", "SQLITE:x"])
 def test_connect_says_what_a_url_looks_like(url):
     """Any other text is refused with the form that is taken."""

@@ -16,7 +16,8 @@
     │   ├── PayloadTooLarge    it is over the bound
     │   └── PayloadUnsupported its content type or encoding is unknown
     ├── BackendError
-    │   ├── BackendUnreachable it did not answer in time, or not at all
+    │   ├── BackendUnreachable it did not answer
+    │   │   └── BackendTimeout it did not answer in time
     │   ├── BackendRefused     it answered that it will not do it
     │   └── BackendBusy        it asks to be asked again later; carries ``retry_after`` seconds
     ├── StoreError             the embedded store cannot be opened or written
@@ -143,7 +144,11 @@ class BackendError(RunspanError):
 
 
 class BackendUnreachable(BackendError):
-    """It did not answer in time, or not at all."""
+    """It did not answer."""
+
+
+class BackendTimeout(BackendUnreachable):
+    """It did not answer in time."""
 
 
 class BackendRefused(BackendError):
@@ -186,6 +191,7 @@ OUTCOMES: dict[type[RunspanError], Outcome] = {
     PayloadTooLarge: Outcome("PAYLOAD_TOO_LARGE", 413, 3),
     PayloadUnsupported: Outcome("UNSUPPORTED_MEDIA_TYPE", 415, 3),
     PayloadError: Outcome("VALIDATION_ERROR", 400, 3),
+    BackendTimeout: Outcome("BACKEND_TIMEOUT", 504, 9),
     BackendUnreachable: Outcome("BACKEND_UNREACHABLE", 503, 9),
     BackendBusy: Outcome("BACKEND_BUSY", 503, 9),
     BackendRefused: Outcome("BACKEND_REFUSED", 502, 9),

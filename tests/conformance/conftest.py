@@ -11,10 +11,22 @@ import pytest
 from runspan.backends.sqlite import SqliteStore
 
 from .harness import Harness, StoreByDocument, StoreByOtlp
+from .jaeger import jaeger_by_otlp
+from .remote import tempo_by_otlp
 
 
-@pytest.fixture(params=["store-by-document", "store-by-otlp"])
+@pytest.fixture(params=["store-by-document", "store-by-otlp", "tempo", "jaeger-memory", "jaeger-badger"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]:
+    if request.param == "tempo":
+        harness = tempo_by_otlp(request.getfixturevalue("tempo"))
+        yield harness
+        harness.close()
+        return
+    if request.param.startswith("jaeger"):
+        jaeger = jaeger_by_otlp(request.getfixturevalue(request.param.replace("-", "_")))
+        yield jaeger
+        jaeger.close()
+        return
     with SqliteStore(tmp_path) as store:
         yield {"store-by-document": StoreByDocument, "store-by-otlp": StoreByOtlp}[request.param](store)
 

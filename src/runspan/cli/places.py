@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import click
 
@@ -25,6 +27,17 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 def is_rest(backend: str | None) -> bool:
     """Whether a backend URL means another server's REST API."""
     return backend is not None and backend.lower().startswith(_HTTP)
+
+
+def is_remote(backend: str) -> bool:
+    """Whether a backend URL means a Tempo or a Jaeger, which are only read."""
+    return "+" in backend.partition(":")[0]
+
+
+def backend_name(backend: str) -> str:
+    """A backend as strangers may hear of it: not where on this machine a directory is."""
+    kind, _, url = backend.partition("+")
+    return f"{kind.title()} at {url.rstrip('/')}" if is_remote(backend) else "the embedded store"
 
 
 def directory(data: str) -> Path:
@@ -86,8 +99,24 @@ def api_key(file: Path | None) -> str | None:
     return key
 
 
-def open_reader(backend: str | None, data: str, key_file: Path | None) -> TraceReader:
-    """The reader of a backend URL, or of the embedded store in the data directory. Never makes a store."""
+def otlp_environment(key_file: Path | None) -> dict[str, str]:
+    """The process's environment, with the API key added to the headers that it names."""
+    environment = dict(os.environ)
+    key = api_key(key_file)
+    if key is not None:
+        name = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+        given = environment.get(name) or environment.get("OTEL_EXPORTER_OTLP_HEADERS", "")
+        environment[name] = f"{given},x-api-key={quote(key, safe='')}".removeprefix(",")
+    return environment
+
+
+def open_reader(
+    backend: str | None, data: str, key_file: Path | None, services: Sequence[str] = ("runspan",)
+) -> TraceReader:
+    """The reader of a backend URL, or of the embedded store in the data directory. Never makes a store.
+
+    services: the names under which runs were sent, for backends that search by them.
+    """
     if backend is not None and is_rest(backend):
         return RestReader(backend, api_key=api_key(key_file))
     url = backend or f"sqlite:{data}"
@@ -100,7 +129,7 @@ def open_reader(backend: str | None, data: str, key_file: Path | None) -> TraceR
             hint="name it with --data, or a running server with --backend http://127.0.0.1:8321",
         )
     try:
-        return connect(url, env=os.environ)
+        return connect(url, env=os.environ, services=services)
     except SettingError as error:
         if error.where == "backend" and error.hint.startswith("write "):
             error.hint = "write sqlite:DIR, or http://HOST:PORT of a running runspan server"

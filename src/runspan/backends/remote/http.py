@@ -13,7 +13,7 @@ import httpx
 
 from runspan._version import __version__
 from runspan.backends.remote.settings import PREFIX, RemoteSettings
-from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, SettingError
+from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendTimeout, BackendUnreachable, SettingError
 
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/protobuf"
@@ -35,6 +35,10 @@ class Answer:
     def text(self) -> str:
         """The beginning of the content for people, on one line."""
         return " ".join(self.content[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+
+
+class TooLarge(BackendRefused):
+    """The answer is over ``max_bytes``; less may be asked for at a time."""
 
 
 class RemoteHttp:
@@ -154,8 +158,8 @@ class RemoteHttp:
             return self.refused(answer, "check host, port and path of the backend's URL")
         return self.refused(answer)
 
-    def _late(self, seconds: float) -> BackendUnreachable:
-        return BackendUnreachable(
+    def _late(self, seconds: float) -> BackendTimeout:
+        return BackendTimeout(
             where=self.name,
             expected=f"a whole answer within {seconds:.3g} seconds",
             got="none",
@@ -170,8 +174,8 @@ class RemoteHttp:
             hint="is it running, and is the URL right?",
         )
 
-    def _too_large(self) -> BackendRefused:
-        return BackendRefused(
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
             where=self.name,
             expected=f"an answer of at most {self.settings.max_bytes} bytes",
             got="a larger one",

@@ -59,9 +59,9 @@ class RemoteSettings:
 def settings_from(url: str, env: Mapping[str, str]) -> RemoteSettings:
     """The settings of ``KIND+http(s)://host:port/prefix`` and the ``RUNSPAN_BACKEND_…`` variables.
 
-    HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT is
-    the backend's own tenant; TIMEOUT, CONCURRENCY, MAX_BYTES, CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as in
-    ``RemoteSettings``. SettingError names the variable and never quotes a secret.
+    HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT
+    is the backend's own tenant; TIMEOUT, CONCURRENCY, MAX_BYTES, CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as
+    in ``RemoteSettings``. SettingError names the variable and never quotes a secret.
     """
     kind, base = _place(url)
     variable = _Variables(env)

@@ -24,7 +24,8 @@ one, tells an older revision, or it was lost."""
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """days: None keeps everything."""
+    """days: counted from a run's end, and for one that has not ended from when it was last written; see
+    ``rows.end_time``. None keeps everything."""
 
     days: float | None = None
 

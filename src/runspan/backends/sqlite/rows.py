@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from runspan.document import Envelope, plain_text, sort_time
+from runspan.document import TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
 from runspan.encode import encode
 from runspan.fields import ROOT_REVISION
 from runspan.ids import run_ids
@@ -44,7 +44,12 @@ class Row(NamedTuple):
 
 
 def end_time(envelope: Envelope, written_at: int) -> int:
-    """When retention begins to count: at the end, else the sort time, else when the run was written."""
+    """When retention begins to count: at the end of a run that has ended, else when it was written.
+
+    A run may wait for an approval longer than retention lasts, and must not be gone when it goes on.
+    """
+    if plain_text(envelope.status) not in TERMINAL_RUN_STATUSES:
+        return written_at
     completed = plain_text(envelope.completed_at)
     return (completed and parse_ns(completed)) or sort_time(envelope) or written_at
 

@@ -39,7 +39,8 @@ class SqliteStore:
     A write that returned is on disk. The document of every run is kept as its canonical text; its own spans follow from
     it and are made again when asked for. Other spans are kept as they came.
 
-    retention_days: runs that ended earlier are refused, and deleted by ``expire``; None keeps everything.
+    retention_days: runs that ended earlier are refused, and deleted by ``expire``; one that has not ended counts from
+    when it was last written. None keeps everything.
     clock: nanoseconds since 1970.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """

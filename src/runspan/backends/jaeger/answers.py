@@ -1,0 +1,277 @@
+"""What Jaeger answers, read: the traces of its API v3 become neutral spans; no I/O.
+
+A list looks at the heads of its runs alone, so the attributes of the other spans stay text until somebody asks.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from runspan.fields import REVISION
+from runspan.span import Event, Link, Span, Value
+
+
+class Unreadable(ValueError):
+    """The content is not what Jaeger writes."""
+
+
+class _Source(Protocol):
+    """A span as it was answered."""
+
+    def neutral(self) -> Span: ...
+
+
+class Found(Struct, frozen=True, gc=False):
+    """A span of an answer, looked into no further than a list needs.
+
+    trace_id, span_id: hex. start: microseconds since 1970. is_head: true of every head of a run, and rarely of others.
+    """
+
+    trace_id: str
+    span_id: str
+    start: int
+    is_head: bool
+    source: Any
+
+    def span(self) -> Span:
+        """The whole span. Unreadable when it is none."""
+        source: _Source = self.source
+        with reading():
+            return source.neutral()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Every complaint about the content as Unreadable."""
+    try:
+        yield
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise Unreadable(str(error)) from None
+
+
+class _Value(Struct, rename="camel"):
+    """OTLP's AnyValue: one member is there, or none."""
+
+    string_value: str | UnsetType = UNSET
+    int_value: int | str | UnsetType = UNSET
+    bool_value: bool | UnsetType = UNSET
+    double_value: float | str | UnsetType = UNSET
+    bytes_value: str | UnsetType = UNSET
+    array_value: _Values | UnsetType = UNSET
+    kvlist_value: _Pairs | UnsetType = UNSET
+
+    def plain(self) -> Value:
+        if self.string_value is not UNSET:
+            return self.string_value
+        if self.int_value is not UNSET:
+            return int(self.int_value)
+        if self.bool_value is not UNSET:
+            return self.bool_value
+        if self.double_value is not UNSET:
+            return float(self.double_value)
+        if self.bytes_value is not UNSET:
+            return b64decode(self.bytes_value)
+        if self.array_value is not UNSET:
+            return [value.plain() for value in self.array_value.values]
+        if self.kvlist_value is not UNSET:
+            return dict(_plain_pairs(self.kvlist_value.values))
+        return None
+
+
+class _Pair(Struct):
+    key: str = ""
+    value: _Value | None = None
+
+
+class _Values(Struct):
+    values: list[_Value] = []
+
+
+class _Pairs(Struct):
+    values: list[_Pair] = []
+
+
+class _Event(Struct, rename="camel"):
+    name: str = ""
+    time_unix_nano: int | str = 0
+    attributes: list[_Pair] = []
+
+
+class _Link(Struct, rename="camel"):
+    trace_id: str = ""
+    span_id: str = ""
+    attributes: list[_Pair] = []
+
+
+class _Status(Struct):
+    code: int = 0
+    message: str = ""
+
+
+_EMPTY: Final = Raw(b"[]")
+_PAIRS: Final = msgspec.json.Decoder(list[_Pair])
+_EVENTS: Final = msgspec.json.Decoder(list[_Event])
+_LINKS: Final = msgspec.json.Decoder(list[_Link])
+_HEAD: Final = b'"' + REVISION.encode() + b'"'
+"""Stands in the attributes of every head. In a text it would have backslashes before the quotes."""
+
+
+class _Span(Struct, rename="camel"):
+    """Members that are zero are left out; 64-bit integers are strings."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str = ""
+    name: str = ""
+    kind: int = 0
+    start_time_unix_nano: int | str = 0
+    end_time_unix_nano: int | str = 0
+    attributes: Raw = _EMPTY
+    events: Raw = _EMPTY
+    links: Raw = _EMPTY
+    status: _Status | None = None
+
+    def neutral(self) -> Span:
+        status = self.status or _Status()
+        return Span(
+            trace_id=trace_id_of(self.trace_id),
+            span_id=span_id_of(self.span_id),
+            parent_id=span_id_of(self.parent_span_id) if self.parent_span_id else b"",
+            name=self.name,
+            kind=self.kind,
+            start=int(self.start_time_unix_nano),
+            end=int(self.end_time_unix_nano),
+            status=status.code,
+            message=status.message,
+            shared=(),
+            own=_plain_pairs(_PAIRS.decode(self.attributes)),
+            events=tuple(
+                [
+                    Event(event.name, int(event.time_unix_nano), _plain_pairs(event.attributes))
+                    for event in _EVENTS.decode(self.events)
+                ]
+            ),
+            links=tuple(
+                [
+                    Link(trace_id_of(link.trace_id), span_id_of(link.span_id), _plain_pairs(link.attributes))
+                    for link in _LINKS.decode(self.links)
+                ]
+            ),
+        )
+
+
+class _ScopeSpans(Struct):
+    spans: list[_Span] = []
+
+
+class _ResourceSpans(Struct, rename="camel"):
+    scope_spans: list[_ScopeSpans] = []
+
+
+class _TracesData(Struct, rename="camel"):
+    resource_spans: list[_ResourceSpans] = []
+
+
+class _Answer(Struct):
+    result: _TracesData
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def find_traces(content: bytes) -> list[Found]:
+    """The spans of all traces in an answer of API v3, in its order. Unreadable when it is none.
+
+    The gateway writes one JSON object; a streaming one would write an object a line, and is read as well.
+    """
+    with reading():
+        return [
+            Found(
+                hex_id(span.trace_id, 32),
+                hex_id(span.span_id, 16),
+                int(span.start_time_unix_nano) // 1000,
+                _HEAD in bytes(span.attributes),
+                span,
+            )
+            for answer in _answers(content)
+            for resource in answer.result.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+def _answers(content: bytes) -> list[_Answer]:
+    try:
+        return [_ANSWER.decode(content)]
+    except msgspec.MsgspecError:
+        if b"\n" not in content.strip():
+            raise
+        return _ANSWER.decode_lines(content)
+
+
+def _plain_pairs(pairs: Iterable[_Pair]) -> tuple[tuple[str, Value], ...]:
+    return tuple([(pair.key, None if pair.value is None else pair.value.plain()) for pair in pairs])
+
+
+def trace_id_of(text: str) -> bytes:
+    return bytes.fromhex(hex_id(text, 32))
+
+
+def span_id_of(text: str) -> bytes:
+    return bytes.fromhex(hex_id(text, 16))
+
+
+def hex_id(text: str, digits: int) -> str:
+    """The id with the leading zeros that some answers leave away."""
+    if len(text) > digits:
+        raise ValueError(f"{text[:40]!r} is no id of {digits} hex digits")
+    return text.rjust(digits, "0")
+
+
+# Services, and what Jaeger says when it refuses.
+
+
+class _Services(Struct):
+    services: list[str] | None = None
+    data: list[str] | None = None
+
+
+def read_services(content: bytes) -> list[str]:
+    """The service names of an answer of either API. Unreadable when it is none."""
+    with reading():
+        answer = msgspec.json.decode(content, type=_Services)
+    return answer.services or answer.data or []
+
+
+class _Fault(Struct):
+    message: str = ""
+
+
+class _Refusal(Struct):
+    error: _Fault
+
+
+class _OldFault(Struct):
+    msg: str = ""
+
+
+class _OldRefusal(Struct):
+    errors: list[_OldFault]
+
+
+def refusal(content: bytes) -> str | None:
+    """What Jaeger itself says in an error, "" when that is nothing; None when it is not Jaeger who answered."""
+    try:
+        return msgspec.json.decode(content, type=_Refusal).error.message
+    except msgspec.MsgspecError:
+        pass
+    try:
+        return "; ".join(fault.msg for fault in msgspec.json.decode(content, type=_OldRefusal).errors)
+    except msgspec.MsgspecError:
+        return None

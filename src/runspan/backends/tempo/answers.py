@@ -1,0 +1,135 @@
+"""Tempo's search answers, read; no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from runspan.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP
+from runspan.span import UNSET, Span, Value
+
+_ID_DIGITS: Final = 32
+
+
+class _Value(msgspec.Struct, rename="camel"):
+    string_value: str | None = None
+    int_value: str | int | None = None
+
+
+class _Attribute(msgspec.Struct):
+    key: str
+    value: _Value
+
+
+class _Span(msgspec.Struct, rename={"span_id": "spanID", "start": "startTimeUnixNano", "duration": "durationNanos"}):
+    span_id: str = ""
+    name: str = ""
+    start: str = "0"
+    duration: str = "0"
+    attributes: list[_Attribute] = []
+
+
+class _SpanSet(msgspec.Struct):
+    spans: list[_Span] = []
+    matched: int = 0
+
+
+class _Trace(msgspec.Struct, rename={"trace_id": "traceID", "start": "startTimeUnixNano", "span_sets": "spanSets"}):
+    trace_id: str
+    start: str = "0"
+    span_sets: list[_SpanSet] = []
+
+
+class _Metrics(msgspec.Struct, rename="camel"):
+    completed_jobs: int = 0
+    total_jobs: int = 0
+
+
+class _Answer(msgspec.Struct):
+    traces: list[_Trace] = []
+    metrics: _Metrics = msgspec.field(default_factory=_Metrics)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A trace that a search found. start: of the earliest fragment found, nanoseconds.
+
+    heads: one of each revision that matched. steps: how many step spans the fullest of its fragments holds.
+    """
+
+    trace_id: bytes
+    start: int
+    heads: list[Span] = field(default_factory=list)
+    steps: int = 0
+
+    @property
+    def newest(self) -> Span:
+        """The head of the highest revision found."""
+        return max(self.heads, key=_revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """traces: all that came, heads or not. missing: how many parts of its data Tempo did not look at."""
+
+    candidates: list[Candidate]
+    traces: int
+    starts: list[int]
+    missing: int
+
+
+def read_search(body: bytes) -> Found:
+    """The answer of ``/api/search``; ValueError when it is none."""
+    answer = msgspec.json.decode(body, type=_Answer)
+    candidates = [_candidate(trace) for trace in answer.traces]
+    return Found(
+        [candidate for candidate in candidates if candidate.heads],
+        len(candidates),
+        sorted((candidate.start for candidate in candidates), reverse=True),
+        max(answer.metrics.total_jobs - answer.metrics.completed_jobs, 0),
+    )
+
+
+def _candidate(trace: _Trace) -> Candidate:
+    # Search leaves out an id's leading zeros.
+    candidate = Candidate(bytes.fromhex(trace.trace_id.zfill(_ID_DIGITS)), int(trace.start))
+    for span_set in trace.span_sets:
+        for raw in span_set.spans:
+            span = _span(candidate.trace_id, raw)
+            role = span.attributes().get(ROLE)
+            if role == ROLE_STEP:
+                candidate.steps = max(candidate.steps, span_set.matched)
+            elif role in (ROLE_RUN, ROLE_SNAPSHOT):
+                candidate.heads.append(span)
+    return candidate
+
+
+def _span(trace_id: bytes, raw: _Span) -> Span:
+    start = int(raw.start)
+    own: list[tuple[str, Value]] = []
+    for attribute in raw.attributes:
+        value = attribute.value
+        if value.int_value is not None:
+            own.append((attribute.key, int(value.int_value)))
+        elif value.string_value is not None:
+            own.append((attribute.key, value.string_value))
+    return Span(
+        trace_id=trace_id,
+        span_id=bytes.fromhex(raw.span_id.zfill(16)),
+        parent_id=b"",
+        name=raw.name,
+        kind=0,
+        start=start,
+        end=start + int(raw.duration),
+        status=UNSET,
+        message="",
+        shared=(),
+        own=own,
+    )
+
+
+def _revision(span: Span) -> int:
+    revision = span.attributes().get(REVISION)
+    return revision if type(revision) is int else -1

@@ -1,0 +1,150 @@
+"""Lists out of a simulated store that answers in the worst order: windows, splits and depth."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conformance.harness import MS, SECOND, T0, make_run, running
+from runspan import encode
+from runspan.backends.jaeger.answers import Found
+from runspan.backends.jaeger.questions import DepthRefused
+from runspan.backends.jaeger.walk import Hint, Row, Walk
+from runspan.contracts import Cursor, RunQuery
+from runspan.fields import REVISION
+from runspan.run import Run
+from runspan.span import Span
+
+Traces = dict[str, list[Found]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A span that needs no reading."""
+
+    span: Span
+
+    def neutral(self) -> Span:
+        return self.span
+
+
+def found(span: Span) -> Found:
+    is_head = REVISION in span.attributes()
+    return Found(span.trace_id.hex(), span.span_id.hex(), span.start // 1000, is_head, Kept(span))
+
+
+class Store:
+    """Whole traces by the start of any span, at most ``depth``, chosen by ``order``; refuses above ``bound``."""
+
+    def __init__(self, runs: Sequence[Run], order: Callable[[list[str]], None], bound: int = 10_000) -> None:
+        self.traces: Traces = {}
+        for run in runs:
+            for span in encode(run, observed_at=T0):
+                self.traces.setdefault(span.trace_id.hex(), []).append(found(span))
+        self.order = order
+        self.bound = bound
+        self.asked = 0
+
+    def __call__(self, lo: int, hi: int, depth: int) -> list[Traces]:
+        self.asked += 1
+        if depth > self.bound:
+            raise DepthRefused
+        within = [name for name, spans in self.traces.items() if any(lo <= span.start <= hi for span in spans)]
+        self.order(within)
+        return [{name: self.traces[name] for name in within[:depth]}]
+
+
+def walked(store: Store, query: RunQuery, hint: Hint) -> list[str]:
+    """The run ids of all pages."""
+    ids: list[str] = []
+    while True:
+        rows: list[Row] = list(islice(Walk(store, query, hint).rows(), query.limit + 1))
+        ids += [row.run_id for row in rows[: query.limit]]
+        if len(rows) <= query.limit:
+            return ids
+        last = rows[query.limit - 1]
+        query = RunQuery(limit=query.limit, since=query.since, cursor=Cursor(last.time, last.run_id))
+
+
+def newest_first(runs: Sequence[tuple[int, str]]) -> list[str]:
+    return [run_id for _, run_id in sorted(runs, reverse=True)]
+
+
+ORDERS: dict[str, Callable[[list[str]], None]] = {
+    "as sent": lambda names: None,
+    "last sent first": lambda names: names.reverse(),
+    "shuffled": lambda names: random.Random(len(names)).shuffle(names),
+}
+_SPREADS = st.sampled_from([1, 1000, MS, SECOND, 3600 * SECOND, 24 * 3600 * SECOND])
+
+
+@given(
+    starts=st.lists(st.tuples(st.integers(0, 12), _SPREADS), max_size=90),
+    order=st.sampled_from(sorted(ORDERS)),
+    limit=st.sampled_from([1, 3, 20]),
+    hint=st.builds(Hint, st.integers(0, 2 * T0 // 1000), st.none() | st.integers(0, 10**12)),
+    bound=st.sampled_from([95, 10_000]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_store_is_walked_whole_and_in_order(
+    starts: list[tuple[int, int]], order: str, limit: int, hint: Hint, bound: int
+) -> None:
+    """Pages hold every run once, newest first, wherever the runs lie and whichever traces the store prefers."""
+    placed = [(T0 + steps * spread // 1000 * 1000 // MS * MS, f"r{n}") for n, (steps, spread) in enumerate(starts)]
+    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], bound)
+    assert walked(store, RunQuery(limit=limit), hint) == newest_first(placed)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("bound", [299, 300, 301, 10_000])
+def test_hundreds_of_runs_in_one_microsecond(order: str, bound: int) -> None:
+    """A range that cannot be split is asked deeper, up to what the store can hold and so to all that it has."""
+    placed = [(T0, f"r{number:03}") for number in range(min(300, bound))]
+    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], bound)
+    assert walked(store, RunQuery(limit=100), Hint(T0 // 1000)) == newest_first(placed)
+
+
+def test_a_store_that_holds_few_traces_is_asked_within_its_depth() -> None:
+    """A depth that is refused is halved, and the next list does not try it again."""
+    placed = [(T0 + number * SECOND, f"r{number}") for number in range(10)]
+    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS["shuffled"], bound=10)
+    walk = Walk(store, RunQuery(), Hint(T0 // 1000))
+    assert [row.run_id for row in walk.rows()] == newest_first(placed)
+    assert 0 < walk.max_depth <= 10
+
+
+def test_a_store_without_any_depth_is_refused() -> None:
+    """When not even one trace may be searched for, the walk says so instead of finding nothing."""
+    with pytest.raises(DepthRefused):
+        list(Walk(Store([], ORDERS["as sent"], bound=0), RunQuery(), Hint(0)).rows())
+
+
+def test_a_newer_head_that_is_cut_leaves_the_older_revision() -> None:
+    """A run whose newest head cannot be read is listed as its older revision proves it."""
+    store = Store([running("r")], ORDERS["as sent"])
+    spans = next(iter(store.traces.values()))
+    newer = encode(make_run("r"))[-1]
+    cut = Span(
+        **{name: getattr(newer, name) for name in Span.__struct_fields__ if name not in {"shared", "own"}},
+        shared=(),
+        own=[pair for pair in newer.pairs() if not pair[0].startswith("runspan.run.")],
+    )
+    spans.append(found(cut))
+    rows = list(Walk(store, RunQuery(), Hint(T0 // 1000)).rows())
+    assert [row.summary for row in rows] == [running("r").summary()]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_page_of_many_runs_takes_few_searches(order: str) -> None:
+    """A page out of two thousand runs over weeks costs some splits and not a walk through all of them."""
+    placed = [(T0 + number * 1800 * SECOND, f"r{number:04}") for number in range(2000)]
+    store = Store([make_run(run_id, at, steps=[]) for at, run_id in placed], ORDERS[order])
+    rows = list(islice(Walk(store, RunQuery(), Hint(T0 // 1000 + 10**14)).rows(), 50))
+    assert [row.run_id for row in rows] == newest_first(placed)[:50]
+    assert store.asked < 40
