@@ -76,7 +76,7 @@ def test_documents_that_cannot_be_carried_are_counted_with_place_and_reason() ->
     assert (report.runs_accepted, report.documents_refused) == (3, 2)
     assert report.refusals[0].what == "runs.ndjson:2"
     assert report.refusals[0].reason == "expected an object, got a list"
-    assert "  runs.ndjson:2: expected an object, got a list" in report.summary_lines()
+    assert "  2 times: runs.ndjson:2, runs.ndjson:2: expected an object, got a list" in report.summary_lines()
     assert not report.complete
 
 

@@ -4,7 +4,7 @@ One run is one trace. Every finished step is a span that is written once, named 
 them in its manifest and proves them by the document's digest. The head of a finished run is the root span, and of any
 other run a snapshot span below the root to come.
 
-``otlp.columns`` writes many runs at once, straight to bytes; what is unusual there comes back here.
+``otlp.batch`` writes many runs at once, straight to bytes; what is unusual there comes back here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final
 
 from runspan.delivery import Batch, Delivery, Report, RunSpans
 from runspan.errors import DocumentError
-from runspan.otlp.columns import write_runs
+from runspan.otlp.batch import write_runs
 from runspan.otlp.wire import Resource, request_bytes
 from runspan.run import Run
 
@@ -36,19 +36,24 @@ def export(
     observed_at: the time for a run that has not ended, nanoseconds since 1970. on_progress: called after each request
     that was handed over. The delivery stays open; it is the caller's.
 
-    When the delivery stops, reading stops as well. On KeyboardInterrupt nothing more is sent or waited for, and the
-    report says ``stopped="interrupted"``: the caller decides whether to go on.
+    When the delivery stops, reading stops as well, unless it has dead letters: then the rest of the documents goes
+    there, because standard input can be read only once. On KeyboardInterrupt nothing more is sent or waited for, and
+    the report says ``stopped="interrupted"``: the caller decides whether to go on.
     """
+    letters = delivery.tally.letters
+    read = iter(documents) if letters is None else letters.watch(documents)
     try:
         for batch in batches(
-            documents,
+            read,
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
             on_refused=delivery.tally.refused,
+            keep_texts=letters is not None,
         ):
             if not delivery.submit(batch):
+                _keep_rest(read, delivery)
                 break
             if on_progress is not None:
                 on_progress(delivery.report())
@@ -56,6 +61,18 @@ def export(
     except KeyboardInterrupt:
         delivery.interrupt()
         return delivery.report()
+
+
+def _keep_rest(documents: Iterable[Run | DocumentError], delivery: Delivery) -> None:
+    """Nothing is sent any more: what is still to be read becomes dead letters."""
+    letters = delivery.tally.letters
+    if letters is None:
+        return
+    for document in documents:
+        if isinstance(document, DocumentError):
+            delivery.tally.refused(document)
+        else:
+            letters.keep_text(document.text)
 
 
 def batches(
@@ -66,8 +83,12 @@ def batches(
     resource: Resource,
     target_spans: int = TARGET_SPANS,
     on_refused: Callable[[DocumentError], None],
+    keep_texts: bool = False,
 ) -> Iterable[Batch]:
-    """Encoded documents in batches of about ``target_spans``; a run is in one batch, a large one alone."""
+    """Encoded documents in batches of about ``target_spans``; a run is in one batch, a large one alone.
+
+    keep_texts: whether the batches hold the documents' texts too.
+    """
     frame = partial(request_bytes, resource)
     runs: list[RunSpans] = []
     spans = size = 0
@@ -78,7 +99,7 @@ def batches(
             if runs and size + length > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
-            runs.append(RunSpans(run.id, parts, length))
+            runs.append(RunSpans(run.id, parts, length, run.text if keep_texts else b""))
             spans += len(parts)
             size += length
             if spans >= target_spans:

@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Raw
 
 from runspan._version import __version__
-from runspan.fields import KEYS, PIECE_BYTES
+from runspan.fields import KEYS, ODD, PIECE_BYTES
 from runspan.labels import Label
 from runspan.projection import PROJECTED_KEYS
 from runspan.span import Attributes, Event, Link, Span, Value
@@ -84,7 +84,7 @@ class Heads(dict[int, bytes]):
         return head
 
 
-HEADS: Final = {key: Heads(key) for key in KEYS | PROJECTED_KEYS}
+HEADS: Final = {key: Heads(key) for key in KEYS | {key + ODD for key in KEYS} | PROJECTED_KEYS}
 
 
 @lru_cache(maxsize=4096)

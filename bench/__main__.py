@@ -1,0 +1,87 @@
+"""``python -m bench``: runs sections of the benchmark and prints their ratios, from the root of the repository."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bench.figures import Figure
+from bench.machine import description
+from bench.page import COLUMNS, cells, markdown
+from bench.plan import Plan
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+SECTIONS = ("encode", "export", "store", "serve", "memory", "pipe")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS), metavar="[SECTION]...")
+@click.option("--runs", type=click.IntRange(0), default=0, help="Run documents a pass; 0: as the section chooses.")
+@click.option("--rounds", type=click.IntRange(0), default=0, help="Rounds of taking turns; 0: as the section chooses.")
+@click.option("--quick", is_flag=True, help="Small sizes: minutes in place of tens of minutes.")
+@click.option("--full", is_flag=True, help="The store at a million runs too.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, as JSON.")
+@click.option("--page", type=_FILE, help="Write the figures here too, as a page in Markdown.")
+def main(
+    sections: tuple[str, ...],
+    runs: int,
+    rounds: int,
+    quick: bool,
+    full: bool,
+    json_file: Path | None,
+    page: Path | None,
+) -> None:
+    """Measure SECTIONs (all without one): encode, export, store, serve, memory, pipe.
+
+    A ratio is the best round of one contestant by the best of the other, in one run in which they took turns; its range
+    is that of single rounds. Absolute times are shown as they go, and say nothing on another machine.
+    """
+    progress = Console(stderr=True, highlight=False)
+    about = description()
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="runspan-bench-") as folder:
+        for name in sections or SECTIONS:
+            part = Path(folder) / name
+            part.mkdir()
+            plan = Plan(part, runs, rounds, quick, full, say=lambda words: progress.print(words, style="dim"))
+            measure: Callable[[Plan], Iterable[Figure]] = import_module(f"bench.{name}").run
+            figures += measure(plan)
+    about = {"command": shlex.join(["python", "-m", "bench", *sections, *_options(runs, rounds, quick, full)]), **about}
+    if json_file is not None:
+        json_file.write_text(json.dumps({"about": about, "figures": [asdict(figure) for figure in figures]}, indent=1))
+    if page is not None:
+        page.write_text(markdown(about, figures))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for key, value in about.items():
+        console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
+    console.print(table(figures))
+
+
+def _options(runs: int, rounds: int, quick: bool, full: bool) -> list[str]:
+    """What decides how much is measured; where the figures are written to does not."""
+    sized = [f"--{name}={number}" for name, number in (("runs", runs), ("rounds", rounds)) if number]
+    return sized + [f"--{name}" for name, given in (("quick", quick), ("full", full)) if given]
+
+
+def table(figures: Iterable[Figure]) -> Table:
+    """The figures as people read them."""
+    made = Table(title="best round by best round")
+    for column in COLUMNS:
+        made.add_column(column, justify="left" if column in ("section", "figure", "note") else "right")
+    for figure in figures:
+        made.add_row(*cells(figure))
+    return made
+
+
+if __name__ == "__main__":
+    main()

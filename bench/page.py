@@ -1,0 +1,65 @@
+"""The figures as text: the cells of the table, and the page in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bench.figures import Figure
+
+COLUMNS = ("section", "figure", "value", "single rounds", "by CPU time", "goal", "met", "note")
+
+_HEAD = """\
+# Figures
+
+Ratios, each of one run in which the contestants took turns: the best round of one by the best round of the other.
+"Single rounds" is the range of the ratio within a round. "By CPU time" is the same ratio by processor time, which other
+work on the machine disturbs less than the clock. Absolute times are not given: they say nothing on another machine.
+Goals that are missed say NO. The goals that compare with Tempo, Jaeger and Phoenix need those servers and are not
+measured here. `python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
+
+What is compared:
+
+- **encode**: a document's text to OTLP bytes, against `orjson.loads` and the protobuf library's serialising of messages
+  that were made before, which no exporter could use; and the SDK's encoder on spans made before.
+- **export**: an NDJSON file until every request is acknowledged, on one core, the receiver on the other. *Stock* is the
+  OpenTelemetry SDK with its batch processor and OTLP/HTTP exporter, a queue that holds everything, and the attributes
+  that runspan's spans have but for digest, manifest and revision. The *floor* takes each document apart and sends bytes
+  that were ready. Every span sent is counted at the receiver.
+- **store**: the embedded store in this process; the stores of all sizes are open at once and take turns.
+- **serve**: eight kept-alive connections from another process; the server has a core to itself.
+- **memory**: the peak resident memory of `runspan export`.
+- **pipe**: a file into a real `runspan serve` until every run is durable and can be asked for, which is checked run by
+  run. The stock side sends the same spans, with ids and attributes worked out before the clock starts.
+"""
+
+
+def cells(figure: Figure) -> list[str]:
+    """One row, a cell for each of ``COLUMNS``."""
+    return [
+        figure.section,
+        figure.name,
+        f"{figure.value:.3g} {figure.unit}",
+        "" if figure.low is None or figure.high is None else f"{figure.low:.3g} to {figure.high:.3g}",
+        "" if figure.cpu is None else f"{figure.cpu:.3g} {figure.unit}",
+        "" if figure.goal is None else str(figure.goal),
+        "" if figure.goal is None else "yes" if figure.goal.met(figure.value) else "NO",
+        figure.note,
+    ]
+
+
+def markdown(about: Mapping[str, str], figures: Iterable[Figure]) -> str:
+    """The page."""
+    figures = list(figures)
+    lines = [_HEAD, _row(COLUMNS), _row(["---"] * len(COLUMNS))]
+    lines += [_row(cells(figure)) for figure in figures]
+    missed = [figure for figure in figures if figure.goal is not None and not figure.goal.met(figure.value)]
+    lines += ["", "## Missed", ""]
+    lines += [f"- {each.section}: {each.name} is {each.value:.3g}, the goal {each.goal}." for each in missed]
+    lines += [] if missed else ["No goal of the sections above."]
+    lines += ["", "## Where", "", _row(("what", "value")), _row(("---", "---"))]
+    lines += [_row((key, f"`{value}`" if key == "command" else value)) for key, value in about.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,219 @@
+"""Section ``store``: the embedded store at several sizes, side by side: ingest, get, lists, disk, the price of fsync.
+
+The stores of all sizes are open at once and take turns, so that a figure at one size is compared with another of the
+same minute. Lists and gets are single calls in this process, without HTTP.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+from bench.data import seed
+from bench.figures import Figure, Goal, at_least, at_most, ratio, take_turns
+from bench.plan import Plan
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import RunQuery
+from runspan.otlp.batch import write_runs
+from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.wire import Resource, request_bytes
+from runspan.run import Run
+from runspan.testing import generate
+from runspan.times import parse_ns
+
+T = TypeVar("T")
+
+_SECTION = 3
+_GOAL_SIZE = 1_000_000
+"""The ingest goal compares a million runs with a tenth of it; at smaller sizes the caches decide."""
+
+_LARGE = 100_000
+"""In smaller stores half-empty pages count for much, and in a tenth of it lists are not full."""
+_RESOURCE = Resource()
+_RUNS_A_REQUEST = 320
+"""About as many as the exporter puts into one."""
+_WRITERS = 4
+"""Requests that wait for the disk at once, as in a server; the store commits them together."""
+
+
+class Shelf:
+    """A store that was filled, and what is needed to ask it for things."""
+
+    def __init__(self, folder: Path, size: int, number: int) -> None:
+        self.store = SqliteStore(folder)
+        self.folder = folder
+        self.size = size
+        self.raw_bytes = 0
+        self.ids: list[str] = []
+        self.newest = 0
+        documents = generate(size, seed=number)
+        while chunk := list(islice(documents, 4000)):
+            self.raw_bytes += sum(map(len, chunk))
+            runs = [Run.from_json(text) for text in chunk]
+            self.ids += [run.id for run in runs if random.random() < 20_000 / size]
+            self.newest = max(self.newest, *[parse_ns(str(run.envelope.started_at)) or 0 for run in runs])
+            write_all(self.store, bodies(runs))
+
+    def disk_bytes(self) -> int:
+        """The file with its log written back into it."""
+        with sqlite3.connect(self.store.path) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return self.store.path.stat().st_size
+
+
+def bodies(runs: list[Run]) -> list[bytes]:
+    """OTLP requests as the exporter makes them."""
+    chunks = [runs[position : position + _RUNS_A_REQUEST] for position in range(0, len(runs), _RUNS_A_REQUEST)]
+    return [request_bytes(_RESOURCE, chain.from_iterable(write_runs(chunk, observed_at=1))) for chunk in chunks]
+
+
+def write_all(store: SqliteStore, requests: list[bytes]) -> tuple[float, float]:
+    """Seconds until all requests are durable, several at a time, by the clock and by processor time."""
+
+    def write(body: bytes) -> None:
+        written = store.write(read_protobuf(body))
+        if written.rejected:
+            raise RuntimeError(str(written.rejected[0]))
+
+    return _all(write, requests, _WRITERS)
+
+
+def _all(work: Callable[[T], object], items: Iterable[T], threads: int) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, items))
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def run(plan: Plan) -> list[Figure]:
+    """The figures of the section."""
+    sizes = [2_000, 10_000] if plan.quick else [10_000, 100_000, 1_000_000] if plan.full else [10_000, 100_000]
+    if plan.runs:
+        sizes = [max(plan.runs // 10, 1), plan.runs]
+    rounds = plan.rounds or (3 if plan.quick else 5)
+    with ExitStack() as stack:
+        shelves = []
+        for part, size in enumerate(sizes):
+            begun = time.perf_counter()
+            shelf = Shelf(plan.folder / f"store-{size}", size, seed(_SECTION, 0, part))
+            stack.callback(shelf.store.close)
+            shelves.append(shelf)
+            plan.say(f"store of {size:,} runs filled in {time.perf_counter() - begun:.0f} s")
+        figures = [_disk(shelf) for shelf in shelves]
+        figures += _reads(plan, shelves, rounds)
+        figures += _ingest(plan, shelves, rounds)
+    return [*figures, *_durability(plan, rounds)]
+
+
+def _disk(shelf: Shelf) -> Figure:
+    value = shelf.disk_bytes() / shelf.raw_bytes
+    goal = at_most(0.4) if shelf.size >= _LARGE else None
+    return Figure("store", f"disk / raw JSON at {shelf.size:,} runs", value, goal=goal, note="indexes included")
+
+
+def _reads(plan: Plan, shelves: list[Shelf], rounds: int) -> list[Figure]:
+    calls = 200 if plan.quick else 500
+    medians: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for turn in range(rounds):
+        times: dict[tuple[str, int], list[float]] = defaultdict(list)
+        choose = random.Random(turn)
+        for _ in range(calls):
+            for shelf in shelves:
+                for name, call in _questions(shelf, choose):
+                    begun = time.perf_counter()
+                    call()
+                    times[name, shelf.size].append(time.perf_counter() - begun)
+        for key, each in times.items():
+            medians[key].append(median(each))
+    first, last = shelves[0].size, shelves[-1].size
+    for (name, size), each in medians.items():
+        plan.say(f"store {name} at {size:,} runs: {min(each) * 1e6:.0f} µs")
+    figures = []
+    for name in dict.fromkeys(name for name, _ in medians):
+        goal = (at_most(2) if name == "get" else at_most(1.2)) if first >= _LARGE // 10 else None
+        value, low, high = ratio(medians[name, last], medians[name, first])
+        figures.append(Figure("store", f"{name} p50, {last:,} / {first:,} runs", value, low, high, goal=goal))
+    return figures
+
+
+def _questions(shelf: Shelf, choose: random.Random) -> Iterator[tuple[str, Callable[[], object]]]:
+    search = shelf.store.search
+    run_id = choose.choice(shelf.ids)
+    yield "get", lambda: shelf.store.document(run_id)
+    yield "list of 50", lambda: search(RunQuery())
+    yield "list of 50 by workflow", lambda: search(RunQuery(workflow_id="wf_lead_enrichment"))
+    yield "list of 50 by status", lambda: search(RunQuery(status="failed"))
+    yield "list of 50 since 7 days", lambda: search(RunQuery(since=shelf.newest - 7 * 86_400 * 10**9))
+
+
+def _ingest(plan: Plan, shelves: list[Shelf], rounds: int) -> list[Figure]:
+    """OTLP ingest of fresh runs into the filled stores, and documents one by one into the smallest."""
+    runs = min(2560, shelves[0].size)
+
+    def fresh(turn: int, part: int) -> list[Run]:
+        return [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, turn + 1, part))]
+
+    def otlp(part: int, shelf: Shelf) -> Callable[[int], tuple[float, float]]:
+        return lambda turn: write_all(shelf.store, bodies(fresh(turn, part)))
+
+    def put(turn: int) -> tuple[float, float]:
+        store = shelves[0].store
+        return _all(lambda run: store.put(run, observed_at=time.time_ns()), fresh(turn, 900), 8)
+
+    contestants = {f"{shelf.size:,}": otlp(part, shelf) for part, shelf in enumerate(shelves)}
+    samples = take_turns({**contestants, "put": put}, rounds)
+    for name, each in samples.items():
+        wall, cpu = (min(values) / runs * 1e6 for values in zip(*each, strict=True))
+        plan.say(f"store ingest {name}: {wall:.0f} µs a run, {cpu:.0f} µs of processor time")
+    names = [f"{shelf.size:,}" for shelf in shelves]
+    last, before = names[-1], names[-2]
+    goal = at_least(0.9) if shelves[-1].size >= _GOAL_SIZE else None
+    note = f"durable OTLP requests of {_RUNS_A_REQUEST} runs, {_WRITERS} at a time"
+    return [
+        _rate(f"ingest rate, {last} / {before} runs stored", samples[before], samples[last], goal, note),
+        _rate("rate of single documents / OTLP", samples[names[0]], samples["put"], note="durable puts, 8 at a time"),
+    ]
+
+
+def _rate(
+    name: str,
+    over: list[tuple[float, float]],
+    under: list[tuple[float, float]],
+    goal: Goal | None = None,
+    note: str = "",
+) -> Figure:
+    """How many times the rate of what took ``under`` is that of what took ``over``."""
+    (over_wall, over_cpu), (under_wall, under_cpu) = zip(*over, strict=True), zip(*under, strict=True)
+    return Figure("store", name, *ratio(over_wall, under_wall), ratio(over_cpu, under_cpu)[0], goal=goal, note=note)
+
+
+def _durability(plan: Plan, rounds: int) -> list[Figure]:
+    """What it costs to wait for the disk: the same requests with the file's synchronous setting off."""
+    runs = 1000 if plan.quick else 4000
+    runs = min(runs, plan.runs or runs)
+    with SqliteStore(plan.folder / "durable") as durable, SqliteStore(plan.folder / "unsynced") as unsynced:
+        # The store has no option for it, and should have none.
+        unsynced._writer.submit(_unsync, alone=True)
+
+        def into(store: SqliteStore, part: int) -> Callable[[int], tuple[float, float]]:
+            def sample(turn: int) -> tuple[float, float]:
+                made = [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, 100 + turn, part))]
+                return write_all(store, bodies(made))
+
+            return sample
+
+        samples = take_turns({"durable": into(durable, 1), "unsynced": into(unsynced, 2)}, rounds)
+    return [_rate("ingest rate, durable / synchronous off", samples["unsynced"], samples["durable"], at_least(0.9))]
+
+
+def _unsync(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
