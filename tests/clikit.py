@@ -80,8 +80,12 @@ class Running:
         """The exit code after this signal."""
         self.process.send_signal(number)
         code = self.process.wait(WAIT)
-        self._reader.join(WAIT)
+        self.read_to_the_end()
         return code
+
+    def read_to_the_end(self) -> None:
+        """Returns once all that an ended process has printed is in ``lines``."""
+        self._reader.join(WAIT)
 
     def _read(self) -> None:
         assert self._stream is not None
@@ -103,6 +107,7 @@ def running(
         finally:
             if child.process.poll() is None:
                 child.process.kill()
+            child.read_to_the_end()
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "export",
         "list",
         "get",
+        "verify",
         "demo",
         "keys",
         "keys create",

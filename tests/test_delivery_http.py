@@ -245,7 +245,7 @@ def test_a_receiver_that_refuses_everything_is_not_asked_for_ever() -> None:
     assert len(report.rejections) == 100
     assert report.summary_lines()[1:3] == [
         f"{report.runs_rejected:,} runs rejected, {report.spans_rejected:,} spans:",
-        "  0.0: HTTP 400",
+        f"  100 times: {', '.join(each.what for each in report.rejections[:5])}, … 95 more: HTTP 400",
     ]
 
 

@@ -27,10 +27,12 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["web"],
+    ["verify"],
     ["export"],
     ["sources", "backends", "delivery", "testing"],
     ["otlp"],
     ["contracts"],
+    ["links"],
     ["encode", "decode"],
     ["labels"],
     ["projection"],
@@ -55,6 +57,7 @@ CORE = {
     "fields",
     "ids",
     "times",
+    "links",
 }
 NO_IO = {"os", "sys", "time", "socket", "pathlib", "io", "threading", "sqlite3", "httpx", "flask", "random", "secrets"}
 

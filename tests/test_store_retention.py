@@ -39,18 +39,42 @@ def store(tmp_path, clock):
         yield opened
 
 
-def test_runs_go_by_their_end(store, clock):
-    """A run stays as long after its end as retention says; one without an end counts from its start or creation."""
+def test_runs_go_by_their_end(store):
+    """A run stays as long after its end as retention says; one without a time of its end counts from its start."""
     ended = make_run("ended", T0 - 6 * DAY)
     long = make_run("long", T0 - 6 * DAY, completedAt="2025-10-09T08:53:20.000Z")
-    unfinished = running("unfinished", T0 - 6 * DAY)
+    started = make_run("started", T0 - 6 * DAY, completedAt=...)
     untimed = make_run("untimed", startedAt=..., completedAt=...)
-    for run in (ended, long, unfinished, untimed):
+    for run in (ended, long, started, untimed):
         assert store.put(run, observed_at=T0).rejected == ()
     assert store.expire(T0) == 0
     assert store.expire(T0 + 2 * DAY) == 2
     assert sorted(ids(store.search(RunQuery()))) == ["long", "untimed"]
     assert store.expire(T0 + 8 * DAY) == 2
+
+
+def test_a_run_that_waits_is_not_deleted(store, clock):
+    """A run that has not ended is taken however long ago it started, counts from when it was last written, and once it
+    has ended from its end."""
+    waiting = running("waiting", T0 - 60 * DAY, status="suspended")
+    assert store.put(waiting, observed_at=T0).rejected == ()
+    assert store.expire(T0 + 6 * DAY) == 0
+    clock.now = T0 + 6 * DAY
+    resumed = running("waiting", T0 - 60 * DAY, done=1)
+    assert store.put(resumed, observed_at=clock.now).rejected == ()
+    assert store.expire(T0 + 12 * DAY) == 0
+    assert store.document("waiting").text == resumed.text
+    ended = make_run("waiting", T0 - 60 * DAY, completedAt="2025-10-15T08:53:20.000Z")
+    store.put(ended, observed_at=clock.now)
+    assert store.document("waiting").text == ended.text
+    assert store.expire(T0 + 12 * DAY) == 0
+    assert store.expire(T0 + 14 * DAY) == 1
+
+
+def test_a_run_that_nobody_writes_any_more_goes(store):
+    """A run that never ended is not kept for ever: it goes once it was not written for as long as retention says."""
+    store.put(running("abandoned", T0 - 60 * DAY), observed_at=T0)
+    assert store.expire(T0 + 8 * DAY) == 1
 
 
 def test_a_run_past_the_edge_is_rejected_with_the_reason(store):

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from google.rpc.status_pb2 import Status
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
@@ -17,6 +18,7 @@ from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import (
     BackendBusy,
     BackendRefused,
+    BackendTimeout,
     BackendUnreachable,
     NotFound,
     QueryUnsupported,
@@ -142,6 +144,7 @@ def test_an_incomplete_answer_says_so() -> None:
         (NotFound("no"), 404, "NOT_FOUND"),
         (TraceIncomplete("parts"), 503, "TRACE_INCOMPLETE"),
         (BackendUnreachable("down"), 503, "BACKEND_UNREACHABLE"),
+        (BackendTimeout("late"), 504, "BACKEND_TIMEOUT"),
         (BackendRefused("no"), 502, "BACKEND_REFUSED"),
         (QueryUnsupported("cannot"), 400, "QUERY_UNSUPPORTED"),
         (StoreError("disk"), 500, "STORE_ERROR"),
@@ -161,6 +164,8 @@ def test_a_busy_backend_tells_when_to_ask_again() -> None:
         response = get(client, "x")
     error_of(response, 503, "BACKEND_BUSY")
     assert response.headers["retry-after"] == "2"
+    with serving(create_app(Fake(BackendBusy("later")))) as client:
+        assert int(get(client, "x").headers["retry-after"]) > 0
 
 
 def test_an_unexpected_failure_shows_a_number_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -258,6 +263,12 @@ def test_all_wrong_parameters_are_named_at_once(client: httpx.Client) -> None:
     assert {detail["field"] for detail in error["details"]} == {"limit", "status"}
 
 
+def test_a_parameter_given_twice_is_refused(client: httpx.Client) -> None:
+    """One of the two would be ignored, and the list be another than the one asked for."""
+    error = error_of(client.get("/api/v1/runs?workflowId=a&workflowId=b"), 400, "VALIDATION_ERROR")
+    assert error["details"][0]["field"] == "workflowId"
+
+
 def test_unknown_parameters_are_ignored(client: httpx.Client) -> None:
     """Clients add parameters against caches."""
     assert client.get("/api/v1/runs", params={"_": "17", "limit": "200"}).status_code == 200
@@ -267,7 +278,9 @@ def test_a_partial_page_says_what_was_not_looked_at() -> None:
     """The notes stand in meta, beside cursor and hasMore."""
     page = Page([b'{"id":"a"}'], Cursor(5, "a"), ("older than the index",))
     with serving(create_app(Fake(page))) as client:
-        body = client.get("/api/v1/runs").json()
+        response = client.get("/api/v1/runs")
+    assert response.headers["x-runspan-partial"] == "older than the index"
+    body = response.json()
     assert body == {
         "success": True,
         "data": [{"id": "a"}],
@@ -323,10 +336,13 @@ def test_a_document_must_be_called_json(client: httpx.Client) -> None:
 
 
 def test_without_a_writer_nothing_can_be_written() -> None:
-    """Over a backend that is only read, the routes that write do not exist."""
-    with serving(create_app(Fake(NotFound()))) as client:
-        error_of(push(client, json.dumps(document())), 405, "METHOD_NOT_ALLOWED")
-        assert client.post("/v1/traces", content=otlp(document()), headers=PROTOBUF).status_code == 404
+    """Over a backend that is only read, the routes that write say so, to an OTLP sender in its own form."""
+    settings = WebSettings(backend="Tempo at http://tempo:3200")
+    with serving(create_app(Fake(NotFound()), settings=settings)) as client:
+        error = error_of(push(client, json.dumps(document())), 501, "READ_ONLY")
+        assert "only reads from Tempo at http://tempo:3200" in error["message"]
+        refusal = client.post("/v1/traces", content=otlp(document()), headers=PROTOBUF)
+        assert (refusal.status_code, Status.FromString(refusal.content).code) == (501, 12)
         assert "post" not in client.get("/api/v1/openapi.json").json()["paths"]["/api/v1/runs"]
 
 
@@ -362,10 +378,37 @@ def test_a_run_tells_its_trace_and_where_to_look_at_it(store: SqliteStore) -> No
         assert client.get("/api/v1/runs/a/trace").json()["data"] == {
             "traceId": trace_id,
             "url": f"https://jaeger.example/trace/{trace_id}",
+            "links": {"trace": f"https://jaeger.example/trace/{trace_id}"},
         }
         assert client.get("/api/v1/runs/a%2Ftrace").json()["data"]["id"] == "a/trace"
         assert client.get("/api/v1/runs/a/trace/trace").json()["data"]["traceId"] == run_ids("a/trace").trace_id.hex()
         error_of(client.get("/api/v1/runs/b/trace"), 404, "NOT_FOUND")
+
+
+def test_a_browser_is_sent_to_the_first_place_and_a_program_gets_them_all(store: SqliteStore) -> None:
+    """Whoever prefers HTML is redirected; everybody else reads JSON. Without a place there is only JSON."""
+    page, program = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, {"Accept": "*/*"}
+    places = WebSettings(jaeger_url="https://j.example/ui/", grafana_url="https://g.example", grafana_datasource="T1")
+    with serving(create_app(store, store, settings=places)) as client:
+        push(client, json.dumps(document("a")))
+        trace_id = run_ids("a").trace_id.hex()
+        sent = client.get("/api/v1/runs/a/trace", headers=page)
+        assert (sent.status_code, sent.headers["location"]) == (302, f"https://j.example/ui/trace/{trace_id}")
+        answer = client.get("/api/v1/runs/a/trace", headers=program)
+        assert answer.headers["vary"] == sent.headers["vary"] == "Accept"
+        data = answer.json()["data"]
+        assert list(data["links"]) == ["jaeger", "grafana"]
+        assert data["url"] == data["links"]["jaeger"] == sent.headers["location"]
+        error_of(client.get("/api/v1/runs/b/trace", headers=page), 404, "NOT_FOUND")
+    with serving(create_app(store, store)) as client:
+        answer = client.get("/api/v1/runs/a/trace", headers=page)
+        assert answer.json()["data"] == {"traceId": trace_id, "url": None, "links": {}}
+
+
+def test_an_incomplete_run_has_a_trace_to_look_at() -> None:
+    """Whoever wants to know what is missing looks at the trace."""
+    with serving(create_app(Fake(TraceIncomplete("x")), settings=WebSettings(jaeger_url="http://j:1"))) as client:
+        assert client.get("/api/v1/runs/a/trace").json()["data"]["url"].startswith("http://j:1/trace/")
 
 
 # Everything else
@@ -399,6 +442,8 @@ def test_health_and_readiness_differ(client: httpx.Client) -> None:
     with serving(create_app(Fake(BackendUnreachable("down")))) as down:
         assert down.get("/healthz").status_code == 200
         error_of(down.get("/readyz"), 503, "BACKEND_UNREACHABLE")
+    with serving(create_app(Fake(Page([])), settings=WebSettings(backend="Jaeger at http://j:1"))) as named:
+        assert named.get("/readyz").json() == {"status": "ok", "backend": "Jaeger at http://j:1"}
 
 
 def test_metrics_count_by_route_and_never_by_path(client: httpx.Client) -> None:

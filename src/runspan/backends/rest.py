@@ -12,7 +12,9 @@ import msgspec
 
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import (
+    BackendBusy,
     BackendRefused,
+    BackendTimeout,
     BackendUnreachable,
     Forbidden,
     NotFound,
@@ -39,6 +41,9 @@ _CLASSES: Final[dict[str, type[RunspanError]]] = {
     "QUERY_UNSUPPORTED": QueryUnsupported,
     "TRACE_INCOMPLETE": TraceIncomplete,
     "STORE_ERROR": StoreError,
+    "BACKEND_UNREACHABLE": BackendUnreachable,
+    "BACKEND_TIMEOUT": BackendTimeout,
+    "BACKEND_BUSY": BackendBusy,
 }
 
 

@@ -8,18 +8,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import click
 
 from runspan.cli.options import api_key_option, json_option, option, tenant_option
-from runspan.cli.places import api_key
+from runspan.cli.places import otlp_environment
 from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, told
 from runspan.cli.progress import progress, telling_trouble
-from runspan.delivery import GRPC, HTTP, Report, RetryPolicy, connect, settings_from
+from runspan.delivery import GRPC, HTTP, DeadLetters, Report, RetryPolicy, connect, settings_from
 from runspan.delivery.settings import COMPRESSIONS
 from runspan.encode import encode
 from runspan.errors import DocumentError, SettingError
@@ -33,13 +33,19 @@ from runspan.sources import documents
 GC_THRESHOLD: Final = 50_000
 """Allocations between collections. Documents and spans hold no cycles, so collecting often only costs time."""
 
-_HINTS: Final = (
+HINTS: Final = (
+    (
+        "Txn is too big",
+        "a span of that run is over the 9 to 10 MB that Jaeger's Badger takes; another storage takes it, or Tempo",
+    ),
+    ("no org id", "name the tenant: OTEL_EXPORTER_OTLP_HEADERS=X-Scope-OrgID=NAME"),
     ("HTTP 401", "set RUNSPAN_API_KEY, or --api-key-file, to a key of the server"),
     ("HTTP 403", "use an API key with the permission runs:write"),
     ("HTTP 404", "is this the address of an OTLP receiver? a path in the URL is used as it is"),
     ("ConnectError", "is a receiver listening there? start one with: runspan serve"),
     ("UNAVAILABLE", "is a gRPC receiver listening there? `runspan serve` takes http/protobuf only"),
 )
+"""What stands in the reason why runs were not taken, and what to do then."""
 
 
 @click.command()
@@ -91,6 +97,13 @@ _HINTS: Final = (
     default="runspan",
     help="The traces' service.name; OTEL_RESOURCE_ATTRIBUTES adds to it.",
 )
+@option(
+    "--dead-letter",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    show_default="keep none",
+    help="Append every document that was rejected, in doubt or not sent to this file, which export reads back in.",
+)
 @tenant_option
 @api_key_option
 @option("--dry-run", is_flag=True, help="Send nothing; print each run's trace as a line of OTLP/JSON.")
@@ -108,6 +121,7 @@ def export(
     workers: int,
     batch_spans: int,
     service_name: str,
+    dead_letter: Path | None,
     tenant: str,
     api_key_file: Path | None,
     dry_run: bool,
@@ -125,6 +139,7 @@ def export(
       runspan export runs.ndjson.gz --endpoint http://127.0.0.1:8321
       runspan export examples/runs --endpoint collector:4317 --protocol grpc
       curl -s https://example.com/runs.ndjson | runspan export -
+      runspan export runs.ndjson --dead-letter left.ndjson || runspan export left.ndjson
       runspan export runs.ndjson --dry-run | jq .
 
     Secrets never stand on a command line: an API key for a runspan server comes from RUNSPAN_API_KEY or a file, other
@@ -137,10 +152,11 @@ def export(
     if dry_run:
         ctx.exit(_dry_run(_all(files, None), resource, tenant, quiet))
     settings = settings_from(
-        _environment(api_key_file), endpoint=endpoint, protocol=protocol, compression=compression, timeout=timeout
+        otlp_environment(api_key_file), endpoint=endpoint, protocol=protocol, compression=compression, timeout=timeout
     )
-    with terminating(), progress(files, quiet=quiet or as_json) as bar:
-        delivery = connect(settings, workers=workers, retry=RetryPolicy(budget=retry_for))
+    letters = _letters(dead_letter, files)
+    with terminating(), progress(files, quiet=quiet or as_json) as bar, letters or nullcontext():
+        delivery = connect(settings, workers=workers, retry=RetryPolicy(budget=retry_for), letters=letters)
         # The delivery counts what an interrupt left behind, so it ends in a report as well.
         with suppress(KeyboardInterrupt), delivery, telling_trouble(delivery, bar, retry_for):
             export_documents(
@@ -153,6 +169,8 @@ def export(
                 on_progress=bar.tell,
             )
         report = delivery.report()
+    if letters is not None:
+        report = report.with_letters(letters)
     _print(report, quiet=quiet, as_json=as_json)
     ctx.exit(0 if report.complete else INTERRUPTED if report.stopped == "interrupted" else INCOMPLETE)
 
@@ -165,26 +183,41 @@ def _print(report: Report, *, quiet: bool, as_json: bool) -> None:
         return
     for line in report.summary_lines():
         click.echo(line, err=True)
-    for words, hint in _HINTS:
-        if words in report.stopped:
-            click.echo(f"  hint: {hint}", err=True)
+    reasons = dict.fromkeys((report.stopped, *(rejection.reason for rejection in report.rejections)))
+    for hint in dict.fromkeys(filter(None, map(hint_on, reasons))):
+        click.echo(f"  hint: {hint}", err=True)
+
+
+def hint_on(reason: str) -> str:
+    """What to do about a receiver's refusal, or ""."""
+    return next((hint for words, hint in HINTS if words in reason), "")
+
+
+def _letters(path: Path | None, files: Iterable[str]) -> DeadLetters | None:
+    """The file of dead letters. One that is read at the same time would never come to its end."""
+    if path is None:
+        return None
+    for file in files:
+        place = Path(file)
+        if place.is_dir() and path.absolute().parent.resolve() == place.resolve():
+            got = "a file in a folder that is read"
+        elif path.exists() and place.exists() and path.samefile(place):
+            got = "a file that is read"
+        else:
+            continue
+        raise SettingError(
+            where=f"--dead-letter {path}",
+            expected="a file of its own",
+            got=got,
+            hint="rename the file to send again first, or keep dead letters elsewhere",
+        )
+    return DeadLetters(str(path))
 
 
 def _all(files: Iterable[str], advance: Callable[[int], None] | None) -> Iterator[Run | DocumentError]:
     """The documents of all files. A file that is not there is told before anything is sent."""
     sources = [documents(file, on_bytes=advance) for file in files]
     return (document for source in sources for document in source)
-
-
-def _environment(key_file: Path | None) -> dict[str, str]:
-    """The process's environment, with the API key added to the headers that it names."""
-    environment = dict(os.environ)
-    key = api_key(key_file)
-    if key is not None:
-        name = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
-        given = environment.get(name) or environment.get("OTEL_EXPORTER_OTLP_HEADERS", "")
-        environment[name] = f"{given},x-api-key={quote(key, safe='')}".removeprefix(",")
-    return environment
 
 
 def _resource_attributes(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from runspan.cli.keys import keys
 from runspan.cli.process import Commands, exit_codes
 from runspan.cli.query import get, list_runs
 from runspan.cli.serve import serve
+from runspan.cli.verify import verify
 
 
 @click.group(
@@ -40,5 +41,5 @@ def main() -> None:
     """
 
 
-for command in (serve, export, list_runs, get, keys, demo):
+for command in (serve, export, list_runs, get, verify, keys, demo):
     main.add_command(command)

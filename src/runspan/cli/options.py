@@ -56,6 +56,18 @@ class Length(click.ParamType[int]):
         return int(match[1]) * UNITS[match[2]]
 
 
+class Seconds(click.ParamType[float]):
+    """A length of time such as ``60s``, ``5m`` or ``30d``, in seconds; a number alone is seconds too."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)([smhd]?)", str(value))
+        if match is None:
+            self.fail(f"expected a length of time such as 60s, 5m or 30d, got {value!r}", param, ctx)
+        return float(match[1]) * UNITS.get(match[2], SECOND) / SECOND
+
+
 class Retention(click.ParamType[float]):
     """Days, as a number, as ``30d``, or by the name of a plan."""
 
@@ -85,7 +97,8 @@ def reading_options(command: F) -> F:
         "--backend",
         metavar="URL",
         show_default="the store in --data",
-        help="Where the runs are: sqlite:DIR, or http://HOST:PORT of a running runspan server.",
+        help="Where the runs are: sqlite:DIR, tempo+http://HOST:PORT, jaeger+http://HOST:PORT, or http://HOST:PORT of "
+        "a running runspan server.",
     )
     return data_option(backend(tenant_option(api_key_option(command))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import shlex
 import threading
 import time
@@ -12,10 +13,11 @@ from contextlib import ExitStack, closing, contextmanager
 
 import click
 
-from runspan.backends.connect import open_store
+from runspan.backends.connect import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.options import Retention, data_option, option, port_option
-from runspan.cli.places import is_rest, make_key_ring
+from runspan.cli.places import backend_name, is_remote, is_rest, make_key_ring
+from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
 from runspan.web.app import create_app
 from runspan.web.keys import KeyRing
@@ -32,7 +34,8 @@ EXPIRE_EVERY = 3600.0
     "--backend",
     metavar="URL",
     show_default="sqlite: of --data",
-    help="The store to serve, such as sqlite:DIR. The keys stay in --data.",
+    help="What to serve: sqlite:DIR, or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. The keys "
+    "stay in --data.",
 )
 @option(
     "--host",
@@ -47,7 +50,8 @@ EXPIRE_EVERY = 3600.0
     type=Retention(),
     metavar="DAYS",
     show_default="keep for ever",
-    help="Delete runs this many days after their end: a number, or the plans' free (7), pro (30), enterprise (90).",
+    help="Delete runs this many days after their end: a number, or the plans' free (7), pro (30), enterprise (90). "
+    "One that has not ended is kept this long after it was last written.",
 )
 @option(
     "--max-body",
@@ -74,7 +78,24 @@ EXPIRE_EVERY = 3600.0
     metavar="URL",
     default="",
     show_default="no links",
-    help="Where people look at a trace, with {trace_id} in it, as http://jaeger:16686/trace/{trace_id}.",
+    help="Another place where people look at a trace, with {trace_id} in it, as http://host/trace/{trace_id}.",
+)
+@option(
+    "--jaeger-url",
+    metavar="URL",
+    default="",
+    show_default="no links",
+    help="Jaeger's pages as a browser reaches them, such as http://jaeger:16686, for links to traces.",
+)
+@option(
+    "--grafana-url",
+    metavar="URL",
+    default="",
+    show_default="no links",
+    help="Grafana as a browser reaches it, such as http://grafana:3000, for links to traces.",
+)
+@option(
+    "--grafana-datasource", metavar="UID", default="tempo", help="Grafana's uid of the Tempo data source in the links."
 )
 @option("--private-metrics", is_flag=True, help="Ask for an API key at /metrics too.")
 @option("--access-log", is_flag=True, help="Log every request to standard error, without keys and bodies.")
@@ -90,6 +111,9 @@ def serve(
     writes_per_minute: int,
     traces_per_minute: int,
     trace_url: str,
+    jaeger_url: str,
+    grafana_url: str,
+    grafana_datasource: str,
     private_metrics: bool,
     access_log: bool,
 ) -> None:
@@ -102,6 +126,9 @@ def serve(
     POST /v1/traces          OTLP/HTTP receiver: protobuf or JSON, gzip
     GET  /healthz /readyz /metrics /api/v1/openapi.json
 
+    Over Tempo or Jaeger it only reads: POST answers 501, and runs go to the backend's own OTLP receiver. How to log in
+    there is set by RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and their like.
+
     Without any API key the server is open to everybody on this machine and listens nowhere else. Ctrl-C or SIGTERM
     ends it once running requests are answered; what was acknowledged is on disk.
 
@@ -109,6 +136,7 @@ def serve(
     Examples:
       runspan serve --data ./data
       runspan serve --data ./data --retention 90 --host 0.0.0.0
+      runspan serve --backend tempo+http://127.0.0.1:3200 --grafana-url http://127.0.0.1:3000
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     url = backend or f"sqlite:{data}"
@@ -116,7 +144,7 @@ def serve(
         raise SettingError(
             "a server cannot be served again",
             where="backend",
-            expected="a store, such as sqlite:DIR",
+            expected="sqlite:DIR, tempo+http://HOST:PORT or jaeger+http://HOST:PORT",
             got=repr(url),
             hint="`runspan list` and `runspan get` read from a running server",
         )
@@ -128,29 +156,53 @@ def serve(
         metrics_open=not private_metrics,
         access_log=access_log,
         trace_url=trace_url,
+        jaeger_url=jaeger_url,
+        grafana_url=grafana_url,
+        grafana_datasource=grafana_datasource,
+        backend=backend_name(url),
     )
     with ExitStack() as opened:
         keys = opened.enter_context(closing(make_key_ring(data)))
         _refuse_strangers(keys, host, data)
-        store = opened.enter_context(closing(open_store(url, retention_days=retention)))
-        opened.enter_context(_expiring(store, retention))
+        reader = opened.enter_context(closing(_open(url, retention)))
+        store = reader if isinstance(reader, SqliteStore) else None
+        if store is not None:
+            opened.enter_context(_expiring(store, retention))
         serve_app(
-            create_app(store, store, settings=settings, keys=keys),
+            create_app(reader, store, settings=settings, keys=keys),
             host=host,
             port=port,
             threads=threads,
             max_body=settings.max_body,
-            on_ready=lambda server: _tell(server, url, keys),
+            on_ready=lambda server: _tell(server, url, keys, reads_only=store is None),
         )
-    click.echo("runspan stopped; everything acknowledged is on disk", err=True)
+    end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
+    click.echo(end, err=True)
 
 
-def _tell(server: WebServer, url: str, keys: KeyRing) -> None:
+def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
+    if not is_remote(url):
+        return open_store(url, retention_days=retention, forms=FORMS)
+    if retention is not None:
+        raise SettingError(
+            where="--retention",
+            expected="a store of our own to delete from",
+            got=f"a {url.partition('+')[0].title()}",
+            hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
+        )
+    return connect(url, env=os.environ)
+
+
+def _tell(server: WebServer, url: str, keys: KeyRing, *, reads_only: bool) -> None:
     click.echo(f"runspan is serving {url} at {server.url}", err=True)
     click.echo(f"  runs:   {server.url}/api/v1/runs", err=True)
-    click.echo(f"  traces: {server.url}/v1/traces", err=True)
+    if reads_only:
+        click.echo("  traces: none are taken; send them to the backend's own OTLP receiver", err=True)
+    else:
+        click.echo(f"  traces: {server.url}/v1/traces", err=True)
     if keys.unused:
-        click.echo("  open: no API key was made, so everybody on this machine may read and write", err=True)
+        may = "read" if reads_only else "read and write"
+        click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)
 
 
 def _refuse_strangers(keys: KeyRing, host: str, data: str) -> None:

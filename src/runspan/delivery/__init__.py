@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runspan.delivery.batch import Batch, Frame, Request, RunSpans
+from runspan.delivery.deadletters import DeadLetters
 from runspan.delivery.grpc import GrpcTransport
 from runspan.delivery.http import HttpTransport
 from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
@@ -16,6 +17,7 @@ __all__ = [
     "HTTP",
     "Accepted",
     "Batch",
+    "DeadLetters",
     "Delivery",
     "DeliverySettings",
     "Frame",
@@ -36,8 +38,14 @@ __all__ = [
 ]
 
 
-def connect(settings: DeliverySettings, *, workers: int = 4, retry: RetryPolicy | None = None) -> Delivery:
+def connect(
+    settings: DeliverySettings,
+    *,
+    workers: int = 4,
+    retry: RetryPolicy | None = None,
+    letters: DeadLetters | None = None,
+) -> Delivery:
     """A delivery to the endpoint of the settings. SettingError when a TLS file cannot be read."""
     grpc = settings.protocol == GRPC
     transport: Transport = GrpcTransport(settings) if grpc else HttpTransport(settings, connections=workers)
-    return Delivery(transport, workers=workers, retry=retry)
+    return Delivery(transport, workers=workers, retry=retry, letters=letters)

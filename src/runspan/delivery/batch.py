@@ -21,11 +21,15 @@ class Request:
 
 
 class RunSpans(NamedTuple):
-    """The spans of one run, each a serialized ``ScopeSpans.spans`` field, the head span last. size: their bytes."""
+    """The spans of one run, each a serialized ``ScopeSpans.spans`` field, the head span last. size: their bytes.
+
+    text: the document, for whoever keeps what was not taken; else empty.
+    """
 
     run_id: str
     spans: Sequence[bytes]
     size: int
+    text: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,15 @@ Every run that was handed over is in exactly one count: accepted, rejected, in d
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from runspan.contracts import Rejection
 from runspan.delivery.batch import RunSpans
+from runspan.delivery.deadletters import DeadLetters
 from runspan.delivery.outcome import tidy
 from runspan.errors import DocumentError
 
@@ -29,6 +31,8 @@ class Report:
     yet, or, at the end, none that was waited for. rejections, refusals: the first ``MAX_NAMED``, by name.
     documents_refused: documents that are not sent because they cannot be carried exactly. requests: attempts, with
     the ``retries`` among them. bytes: of their bodies, before compression. stopped: why sending ended early, or "".
+    documents_kept, kept_in: how many documents were not taken and stand in that file; documents_lost: how many should
+    and do not, because of ``keeping_failed``.
     """
 
     runs_accepted: int = 0
@@ -48,6 +52,10 @@ class Report:
     refusals: tuple[Rejection, ...] = ()
     warnings: tuple[str, ...] = ()
     stopped: str = ""
+    documents_kept: int = 0
+    documents_lost: int = 0
+    kept_in: str = ""
+    keeping_failed: str = ""
 
     @property
     def complete(self) -> bool:
@@ -58,6 +66,16 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {"complete": self.complete, **asdict(self)}
+
+    def with_letters(self, letters: DeadLetters) -> Report:
+        """The same with what a closed file of dead letters holds."""
+        return replace(
+            self,
+            documents_kept=letters.kept,
+            documents_lost=letters.lost,
+            kept_in=letters.path if letters.kept or letters.lost else "",
+            keeping_failed=letters.trouble,
+        )
 
     def summary_lines(self) -> list[str]:
         """A line for each thing worth knowing; the first is always there."""
@@ -74,18 +92,30 @@ class Report:
             lines += _named(self.refusals, self.documents_refused)
         lines += [f"warning of the receiver: {warning}" for warning in self.warnings]
         if self.stopped:
-            lines.append(f"stopped: {self.stopped}; the input may not have been read to its end")
+            # Dead letters hold the rest of the input, unless somebody was in a hurry.
+            unread = not self.kept_in or self.stopped == "interrupted"
+            lines.append(f"stopped: {self.stopped}" + "; the input may not have been read to its end" * unread)
         if self.runs_not_sent:
             lines.append(f"{_count(self.runs_not_sent, 'run')} not sent, {_count(self.spans_not_sent, 'span')}")
         if self.runs_pending:
             lines.append(f"{_count(self.runs_pending, 'run')} without an answer, {_count(self.spans_pending, 'span')}")
+        if self.documents_kept:
+            again = tidy(f"runspan export {shlex.quote(self.kept_in)}")
+            lines.append(f"{_count(self.documents_kept, 'document')} kept in {tidy(self.kept_in)}; to send: {again}")
+        if self.documents_lost:
+            failure = f"{tidy(self.kept_in)} could not be written: {self.keeping_failed}"
+            lines.append(f"{_count(self.documents_lost, 'document')} NOT kept: {failure}")
         return lines
 
 
 class Tally:
-    """Counts while requests are under way. Every method may be called from several threads."""
+    """Counts while requests are under way. Every method may be called from several threads.
 
-    def __init__(self) -> None:
+    letters: keeps the documents that are not taken.
+    """
+
+    def __init__(self, letters: DeadLetters | None = None) -> None:
+        self.letters = letters
         self._lock = threading.Lock()
         self._runs = dict.fromkeys(("submitted", "accepted", "rejected", "in_doubt", "not_sent"), 0)
         self._spans = dict.fromkeys(("submitted", "accepted", "rejected", "not_sent"), 0)
@@ -109,6 +139,8 @@ class Tally:
     def accepted(self, runs: tuple[RunSpans, ...], message: str) -> None:
         with self._lock:
             self._add("accepted", runs)
+            if self.letters is not None:
+                self.letters.taken(runs)
             if message and message not in self._warnings and len(self._warnings) < MAX_NAMED:
                 self._warnings.append(message)
 
@@ -116,6 +148,7 @@ class Tally:
         """Returns how many runs were rejected so far."""
         with self._lock:
             self._add("rejected", runs)
+            self._keep(runs)
             for run in runs[: MAX_NAMED - len(self._rejections)]:
                 self._rejections.append(Rejection(run.run_id, reason, len(run.spans)))
             return self._runs["rejected"]
@@ -130,6 +163,7 @@ class Tally:
             return
         with self._lock:
             self._runs["rejected" if len(runs) == 1 else "in_doubt"] += len(runs)
+            self._keep(runs)
             self._spans["rejected"] += rejected_spans
             self._spans["accepted"] += total - rejected_spans
             if len(self._rejections) < MAX_NAMED:
@@ -138,6 +172,7 @@ class Tally:
     def not_sent(self, runs: tuple[RunSpans, ...]) -> None:
         with self._lock:
             self._add("not_sent", runs)
+            self._keep(runs)
 
     def refused(self, error: DocumentError) -> None:
         """A document that cannot be carried exactly."""
@@ -168,12 +203,18 @@ class Tally:
                 refusals=tuple(self._refusals),
                 warnings=tuple(self._warnings),
                 stopped=stopped,
-                **self._sent,
+                requests=self._sent["requests"],
+                retries=self._sent["retries"],
+                bytes=self._sent["bytes"],
             )
 
     def _add(self, count: str, runs: tuple[RunSpans, ...]) -> None:
         self._runs[count] += len(runs)
         self._spans[count] += sum([len(run.spans) for run in runs])
+
+    def _keep(self, runs: tuple[RunSpans, ...]) -> None:
+        if self.letters is not None:
+            self.letters.keep(runs)
 
 
 def _which(runs: tuple[RunSpans, ...]) -> str:
@@ -185,8 +226,20 @@ def _which(runs: tuple[RunSpans, ...]) -> str:
 
 
 def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
-    lines = ["  " + tidy(f"{each.what}: {each.reason}" if each.what else each.reason) for each in rejections]
-    return lines if total <= MAX_NAMED else [*lines, f"  … the first {len(lines)} by name"]
+    """A line for each reason, with the names that it was given for."""
+    names: dict[str, list[str]] = {}
+    for each in rejections:
+        names.setdefault(each.reason, []).append(each.what)
+    lines = [_folded(reason, whats) for reason, whats in names.items()]
+    named = sum(map(len, names.values()))
+    return lines if total <= MAX_NAMED else [*lines, f"  … the first {named} by name"]
+
+
+def _folded(reason: str, names: list[str]) -> str:
+    named = ", ".join(filter(None, names[:_NAMED_IN_ONE]))
+    more = f", … {len(names) - _NAMED_IN_ONE} more" if len(names) > _NAMED_IN_ONE else ""
+    times = f"{len(names)} times: " if len(names) > 1 else ""
+    return "  " + tidy(f"{times}{named}{more}: {reason}" if named else f"{times}{reason}")
 
 
 def _count(number: int, noun: str) -> str:

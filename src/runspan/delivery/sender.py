@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from runspan.delivery.batch import Batch
+from runspan.delivery.deadletters import DeadLetters
 from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
 from runspan.delivery.report import Report, Tally
 from runspan.delivery.retry import RetryPolicy, send_until_settled
@@ -22,6 +23,9 @@ MAX_HELD_BYTES = 16 << 20
 HOPELESS = 1000
 """So many runs refused while none was ever taken: it is not the runs."""
 
+TENANT_MISSING = "no org id"
+"""Tempo's words, with a status that asks to be asked again, to a sender without its tenant's header: it never helps."""
+
 NEVER = float("-inf")
 _GRACE = 1.0
 
@@ -31,6 +35,7 @@ class Delivery:
 
     workers: requests in flight. max_held_bytes: of all batches under way; a single larger one passes alone.
     sleep: waits between attempts; by default it ends early when sending stops. clock: monotonic seconds.
+    letters: keeps the documents that are not taken; the caller closes it after the delivery.
 
     A batch that is refused for what is in it is sent in halves, down to single runs, so that one bad run costs only
     itself. An endpoint that takes nothing for a request's whole budget, or that refuses our settings, stops the
@@ -47,8 +52,9 @@ class Delivery:
         max_held_bytes: int = MAX_HELD_BYTES,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
+        letters: DeadLetters | None = None,
     ) -> None:
-        self.tally = Tally()
+        self.tally = Tally(letters)
         self._transport = transport
         self._retry = retry or RetryPolicy()
         self._max_request_bytes = max_request_bytes
@@ -227,7 +233,7 @@ class Delivery:
         """The budget of a batch is spent, or sending has stopped."""
         if self._halt.is_set():
             self.tally.not_sent(batch.runs)
-        elif self._last_taken < begun:
+        elif self._last_taken < begun and not self._takes_one_of(batch):
             self.tally.not_sent(batch.runs)
             self.stop(f"{self.endpoint} took nothing for {retry.budget:g} s: {reason}")
         elif len(batch.runs) > 1:
@@ -236,6 +242,20 @@ class Delivery:
                 self._deliver(half, replace(retry, budget=0.0), begun)
         else:
             self._reject(batch, f"gave up: {reason}")
+
+    def _takes_one_of(self, batch: Batch) -> bool:
+        """Whether the endpoint takes a single run of a batch that it did not take as a whole.
+
+        Some stores answer "later" for ever to a request in which one span is too large for them. A run that is taken
+        here is sent, and counted, once more with its batch: the same spans again change nothing.
+        """
+        runs = batch.runs if len(batch.runs) > 1 else ()
+        for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 : len(runs) // 2 + 1]):
+            alone = Batch(batch.frame, (run,))
+            if isinstance(self._send_run(alone, replace(self._retry, budget=0.0)), Accepted):
+                self._last_taken = self._clock()
+                return True
+        return False
 
     def _send_run(self, batch: Batch, retry: RetryPolicy) -> Outcome:
         """Sends one run, in several requests when it is too large for one: the head span last, and only if all of the
@@ -263,6 +283,8 @@ class Delivery:
             attempts += 1
             self.tally.sent(len(request.body), again=attempts > 1)
             outcome = self._transport.send(request)
+            if isinstance(outcome, Later) and TENANT_MISSING in outcome.reason:
+                outcome = Refused(outcome.reason, Scope.ENDPOINT)
             self._trouble = outcome.reason if isinstance(outcome, Later) else ""
             return outcome
 

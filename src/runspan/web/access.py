@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flask import Request
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -15,8 +16,15 @@ from runspan.errors import Forbidden, RateLimited, Unauthorized
 from runspan.web.keys import RUNS_READ, RUNS_WRITE, KeyRing
 from runspan.web.settings import WebSettings
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 TRACES = "traces"
 """The kind of request that ``/v1/traces`` counts as; see ``WebSettings.traces_per_minute``."""
+
+
+ADMITTED = "runspan.admitted"
+"""In the environment of a request for a run by id: the caller, once admitted, so that it is counted once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +51,19 @@ class Access:
 
         kind: what the request counts as, when it is not its permission.
         """
+        return self.admit_environ(request.environ, permission, kind)
+
+    def admit_environ(self, environ: WSGIEnvironment, permission: str, kind: str = "") -> Caller:
+        """The same for a WSGI environment."""
+        known: Caller | None = environ.get(ADMITTED)
+        if known is not None:
+            return known
         keys = self._keys
-        secret = _secret(request)
+        secret = _secret(environ)
         key = keys.find(secret) if keys and secret else None
         if key is None:
             if keys is None or keys.unused:
-                self._count(self._open.get(kind or permission), f"address {request.remote_addr}")
+                self._count(self._open.get(kind or permission), f"address {environ.get('REMOTE_ADDR')}")
                 return _ANYBODY
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
@@ -87,9 +102,8 @@ def _limits(reads: int, writes: int, traces: int) -> dict[str, RateLimitItem]:
     }
 
 
-def _secret(request: Request) -> str:
+def _secret(environ: WSGIEnvironment) -> str:
     """The key of a request: ``x-api-key``, else ``Authorization: Bearer``."""
-    environ = request.environ
     key: str = environ.get("HTTP_X_API_KEY", "")
     if not key:
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")

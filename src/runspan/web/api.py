@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -23,7 +24,9 @@ from runspan.run import Run
 from runspan.span import Span
 from runspan.web.access import Caller
 from runspan.web.body import read_body
-from runspan.web.errors import JSON, invalid_query
+from runspan.web.direct import FAILED
+from runspan.web.documents import PARTIAL, document_body, document_headers, noted
+from runspan.web.errors import JSON, OTLP_PATH, error_response, invalid_query
 from runspan.web.keys import RUNS_READ, RUNS_WRITE
 from runspan.web.models import (
     Meta,
@@ -41,7 +44,9 @@ from runspan.web.parts import Parts
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
 SECURITY: Final[list[dict[str, list[Any]]]] = [{"apiKey": []}, {"bearer": []}]
-INCOMPLETE: Final = "X-Runspan-Incomplete"
+
+
+RUN_RULE: Final = "/api/v1/runs/<run_id:run_id>"
 
 
 class RunId(BaseConverter):
@@ -65,7 +70,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
     reader, access = parts.reader, parts.access
 
     @app.get(
-        "/api/v1/runs/<run_id:run_id>",
+        RUN_RULE,
         tags=[RUNS],
         security=SECURITY,
         responses={200: RunAnswer},
@@ -74,6 +79,9 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
     )
     def get_run(run_id: str) -> Response:
         """A run document, verbatim."""
+        failed = request.environ.get(FAILED)
+        if failed is not None:
+            raise failed
         caller = access.admit(request, RUNS_READ)
         return _document_response(reader.document(run_id, caller.tenant))
 
@@ -81,23 +89,27 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         "/api/v1/runs/<run_id:run_id>/trace",
         tags=[RUNS],
         security=SECURITY,
-        responses={200: TraceLinkAnswer},
+        responses={200: TraceLinkAnswer, 302: {"description": "For a browser: the first of the links"}},
         operation_id="getRunTrace",
         openapi_extensions=path_parameter("run_id", "The run's id."),
     )
     def get_run_trace(run_id: str) -> Response:
-        """The run's trace id, and where people look at it.
+        """The run's trace id, and where people look at it. A browser is sent there.
 
         An id that itself ends in ``/trace`` is told apart by its slash, which then is percent-encoded.
         """
         caller = access.admit(request, RUNS_READ)
         if _is_one_id(request.environ.get("REQUEST_URI", ""), run_id):
             return _document_response(reader.document(run_id + "/trace", caller.tenant))
-        reader.document(run_id, caller.tenant)
-        trace_id = run_ids(run_id, caller.tenant).trace_id.hex()
-        url = parts.settings.trace_url.replace("{trace_id}", trace_id) or None
-        answer = TraceLinkAnswer(data=TraceLink(traceId=trace_id, url=url))
-        return Response(answer.model_dump_json(), content_type=JSON)
+        with suppress(TraceIncomplete):  # there is a trace to look at, and reason to
+            reader.document(run_id, caller.tenant)
+        trace_id = run_ids(run_id, caller.tenant).trace_id
+        links = parts.links.of(trace_id)
+        url = next(iter(links.values()), None)
+        if url is not None and request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html":
+            return Response(status=302, headers={"Location": url, "Vary": "Accept"}, content_type="text/plain")
+        answer = TraceLinkAnswer(data=TraceLink(traceId=trace_id.hex(), url=url, links=links))
+        return Response(answer.model_dump_json(), headers={"Vary": "Accept"}, content_type=JSON)
 
     _unwrap(app, get_run, get_run_trace)
 
@@ -116,6 +128,9 @@ def add_listing(app: OpenAPI, parts: Parts) -> None:
     def list_runs() -> Response:
         """Summaries of runs, newest first."""
         caller = parts.access.admit(request, RUNS_READ)
+        for name, values in request.args.lists():
+            if len(values) > 1 and name in RunsQuery.model_fields:
+                raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
         try:
             query = RunsQuery.model_validate(request.args.to_dict())
         except ValidationError as error:
@@ -138,7 +153,7 @@ def add_listing(app: OpenAPI, parts: Parts) -> None:
             b",".join(page.items),
             meta.model_dump_json(exclude_unset=True).encode(),
         )
-        return Response(body, content_type=JSON)
+        return Response(body, headers=noted(PARTIAL, page.partial), content_type=JSON)
 
 
 def add_pushing(app: OpenAPI, parts: Parts) -> None:
@@ -176,6 +191,22 @@ def add_pushing(app: OpenAPI, parts: Parts) -> None:
         return Response(StoredAnswer(data=answer).model_dump_json(), 201 if new else 200, content_type=JSON)
 
 
+def add_refusing(app: OpenAPI, parts: Parts) -> None:
+    """The routes that write, over a backend that is only read: a sender hears why, and sends nothing again."""
+    backend = parts.settings.backend or "its backend"
+
+    @app.post("/api/v1/runs", doc_ui=False)
+    def push_refused() -> Response:
+        return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {_ELSEWHERE}")
+
+    @app.post(OTLP_PATH, doc_ui=False)
+    def traces_refused() -> Response:
+        return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {_ELSEWHERE}")
+
+
+_ELSEWHERE: Final = "send runs to the OTLP receiver of the backend, or of a Collector before it: runspan export"
+
+
 def add_traces(app: OpenAPI, parts: Parts) -> None:
     """``GET /api/v1/traces/{traceId}``."""
 
@@ -211,12 +242,7 @@ def _unwrap(app: OpenAPI, *views: Callable[..., Response]) -> None:
 
 
 def _document_response(document: Document) -> Response:
-    """The document between two constant pieces: it is never parsed or written again on its way out."""
-    response = Response(b'{"success":true,"data":' + document.text + b"}", content_type=JSON)
-    if document.incomplete:
-        note = "; ".join(document.incomplete)[:1000]
-        response.headers[INCOMPLETE] = note.encode("ascii", "backslashreplace").decode().replace("\n", " ")
-    return response
+    return Response(document_body(document), headers=document_headers(document))
 
 
 def _is_known(reader: TraceReader, run: Run, tenant: str) -> bool:

@@ -13,13 +13,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from runspan._version import __version__
 from runspan.contracts import TraceReader
+from runspan.links import Links
 from runspan.web.access import Access
-from runspan.web.api import RunId, add_listing, add_pushing, add_reading, add_traces
+from runspan.web.api import RUN_RULE, RunId, add_listing, add_pushing, add_reading, add_refusing, add_traces
+from runspan.web.direct import DirectReads
 from runspan.web.edge import Edge
 from runspan.web.errors import ErrorBody, install
 from runspan.web.keys import RUNS_READ, KeyRing
 from runspan.web.metrics import Metrics
-from runspan.web.models import Health
+from runspan.web.models import Health, Readiness
 from runspan.web.parts import Parts, Store
 from runspan.web.receiver import add_receiver
 from runspan.web.settings import WebSettings
@@ -37,13 +39,14 @@ def create_app(
 ) -> Flask:
     """The application.
 
-    reader: answers the API. writer: takes documents and spans; without one, the routes that write do not exist.
+    reader: answers the API. writer: takes documents and spans; without one, the routes that write answer 501.
     keys: who may use it; None, or a key ring that never held a key, leaves it open to everybody who reaches it.
     ``app.extensions["runspan"]`` is its ``Parts``, for pages that are added to it.
     """
     settings = settings or WebSettings()
     metrics = Metrics(reader)
-    parts = Parts(reader, writer, Access(keys, settings), settings, metrics, clock)
+    links = Links(settings.jaeger_url, settings.grafana_url, settings.grafana_datasource, settings.trace_url)
+    parts = Parts(reader, writer, Access(keys, settings), settings, metrics, links, clock)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),
@@ -51,7 +54,7 @@ def create_app(
             "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             "bearer": {"type": "http", "scheme": "bearer"},
         },
-        responses=dict.fromkeys((400, 401, 403, 404, 405, 413, 415, 429, 500, 503), ErrorBody),
+        responses=dict.fromkeys((400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504), ErrorBody),
         validation_error_status=400,
         validation_error_model=ErrorBody,
         doc_ui=False,
@@ -67,8 +70,11 @@ def create_app(
     add_pushing(app, parts)
     add_traces(app, parts)
     add_receiver(app, parts)
+    if writer is None:
+        add_refusing(app, parts)
     _add_operations(app, parts)
-    app.wsgi_app = Edge(app.wsgi_app, metrics, log=settings.access_log)  # type: ignore[method-assign]
+    direct = DirectReads(app.wsgi_app, parts, RUN_RULE)
+    app.wsgi_app = Edge(direct, metrics, log=settings.access_log)  # type: ignore[method-assign]
     return app
 
 
@@ -82,11 +88,12 @@ def _add_operations(app: OpenAPI, parts: Parts) -> None:
         """The process answers."""
         return jsonify(Health().model_dump())
 
-    @app.get("/readyz", tags=[OPERATIONS], responses={200: Health}, operation_id="readyz")
+    @app.get("/readyz", tags=[OPERATIONS], responses={200: Readiness}, operation_id="readyz")
     def readyz() -> Response:
         """The backend answers too; if not, the error says why."""
         parts.reader.check()
-        return jsonify(Health().model_dump())
+        ready = Readiness(backend=parts.settings.backend or None)
+        return jsonify(ready.model_dump(exclude_none=True))
 
     @app.get(
         "/metrics",

@@ -43,11 +43,14 @@ class Edge:
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             present = {name for name, _ in headers}
             headers = headers + [pair for pair in self._headers if pair[0] not in present]
-            request = environ.get("werkzeug.request")
-            rule = request.url_rule if request is not None else None
+            route = environ.get("runspan.rule")
+            if route is None:
+                request = environ.get("werkzeug.request")
+                rule = request.url_rule if request is not None else None
+                route = rule.rule if rule is not None else "unmatched"
             seconds = perf_counter() - begin
             method = environ["REQUEST_METHOD"]
-            self._metrics.answered(rule.rule if rule is not None else "unmatched", method, status[:3], seconds)
+            self._metrics.answered(route, method, status[:3], seconds)
             if self._log:
                 address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")
                 logger.info("%s %s %r %s %.1f ms", address, method, path, status[:3], seconds * 1000)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from runspan.errors import (
+    BackendBusy,
     DocumentError,
     PayloadError,
     PayloadTooLarge,
@@ -29,8 +30,11 @@ JSON = "application/json"
 OTLP_PATH = "/v1/traces"
 
 _HTTP_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}
-_GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 502: 14, 503: 14}
+_GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 501: 12, 502: 14, 503: 14, 504: 14}
 _INTERNAL = 13
+
+_BUSY_SECONDS = 5
+"""When to ask again, where a backend that is busy does not say it."""
 
 
 class ErrorDetail(BaseModel):
@@ -95,6 +99,8 @@ def _on_runspan_error(error: RunspanError) -> Response:
         return _internal(error, code)
     headers: dict[str, str] = {}
     retry_after = getattr(error, "retry_after", None)
+    if retry_after is None and isinstance(error, BackendBusy):
+        retry_after = _BUSY_SECONDS
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == 401:

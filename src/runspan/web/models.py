@@ -107,10 +107,12 @@ class StoredAnswer(BaseModel):
 
 
 class TraceLink(BaseModel):
-    """url: where people look at the trace; null when the server was told no such place."""
+    """links: where people look at the trace, by the name of the place: ``jaeger``, ``grafana``, or ``trace`` for
+    another one; empty when the server was told none. url: the first of them, null without one."""
 
     traceId: str
     url: str | None
+    links: dict[str, str]
 
 
 class TraceLinkAnswer(BaseModel):
@@ -120,3 +122,9 @@ class TraceLinkAnswer(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
+
+
+class Readiness(Health):
+    """backend: what answered."""
+
+    backend: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runspan.contracts import TraceReader, TraceWriter, Written
+from runspan.links import Links
 from runspan.otlp.received import Received
 from runspan.web.access import Access
 from runspan.web.metrics import Metrics
@@ -27,11 +28,12 @@ class Store(TraceWriter, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """clock: nanoseconds since 1970."""
+    """links: where people look at traces. clock: nanoseconds since 1970."""
 
     reader: TraceReader
     writer: Store | None
     access: Access
     settings: WebSettings
     metrics: Metrics
+    links: Links
     clock: Callable[[], int]

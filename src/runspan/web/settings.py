@@ -19,7 +19,8 @@ class WebSettings:
         refusing it delays a whole batch. The bound on the body and the server's threads hold it back.
     metrics_open: whether ``/metrics`` answers without a key. It tells counts, never a run's content.
     access_log: whether every request is logged, to the logger ``runspan.access``.
-    trace_url: where people look at a trace, with ``{trace_id}`` in it, or empty.
+    jaeger_url, grafana_url, grafana_datasource, trace_url: where people look at a trace; see ``links.Links``.
+    backend: what ``/readyz`` calls the backend.
     """
 
     max_body: int = 64 * MIB
@@ -30,4 +31,8 @@ class WebSettings:
     open_writes_per_minute: int = 0
     metrics_open: bool = True
     access_log: bool = False
+    jaeger_url: str = ""
+    grafana_url: str = ""
+    grafana_datasource: str = "tempo"
     trace_url: str = ""
+    backend: str = ""

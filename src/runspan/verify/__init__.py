@@ -1,0 +1,8 @@
+"""``verify``: send runs, wait until a backend shows them, read them back, compare, and say what went wrong."""
+
+from __future__ import annotations
+
+from runspan.verify.canary import CANARY, canary
+from runspan.verify.checking import Result, Send, Sent, Verdict, verify
+
+__all__ = ["CANARY", "Result", "Send", "Sent", "Verdict", "canary", "verify"]
