@@ -24,14 +24,15 @@ def connect(
     *,
     retention_days: float | None = None,
     env: Mapping[str, str] = _NO_VARIABLES,
-    services: Sequence[str] | None = ("runspan",),
+    services: Sequence[str] | None = None,
 ) -> SqliteStore | TempoReader | JaegerReader:
     """The backend of a URL, opened. SettingError when the URL is none of ``FORMS``.
 
     ``sqlite:DIR``: the embedded store in a directory, relative or absolute, taken literally up to the end.
     ``tempo+http://host:port/prefix`` and ``jaeger+…``: read from there; nothing is asked before the first call.
     retention_days: for the embedded store; see ``SqliteStore``. env: where the ``RUNSPAN_BACKEND_…`` variables are
-    looked up, such as ``os.environ``; see ``backends.remote.settings``. services: for Jaeger; see ``JaegerReader``.
+    looked up, such as ``os.environ``; see ``backends.remote.settings``. services: the names that
+    runs were sent under, for Jaeger; without them ``RUNSPAN_BACKEND_SERVICES``, else all that Jaeger knows.
     """
     kind = url.partition(":")[0].partition("+")[0].lower()
     if "+" in url.partition(":")[0] and kind in ("tempo", "jaeger"):
@@ -60,4 +61,5 @@ def _remote(kind: str, url: str, env: Mapping[str, str], services: Sequence[str]
         return TempoReader(settings)
     from runspan.backends.jaeger import JaegerReader  # noqa: PLC0415
 
-    return JaegerReader(settings, services=services)
+    named = [name.strip() for name in env.get("RUNSPAN_BACKEND_SERVICES", "").split(",") if name.strip()]
+    return JaegerReader(settings, services=services or named or None)

@@ -111,11 +111,11 @@ def otlp_environment(key_file: Path | None) -> dict[str, str]:
 
 
 def open_reader(
-    backend: str | None, data: str, key_file: Path | None, services: Sequence[str] = ("runspan",)
+    backend: str | None, data: str, key_file: Path | None, services: Sequence[str] | None = None
 ) -> TraceReader:
     """The reader of a backend URL, or of the embedded store in the data directory. Never makes a store.
 
-    services: the names under which runs were sent, for backends that search by them.
+    services: the names under which runs were sent, for backends that search by them; None: see ``connect``.
     """
     if backend is not None and is_rest(backend):
         return RestReader(backend, api_key=api_key(key_file))

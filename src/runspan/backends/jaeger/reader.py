@@ -22,8 +22,6 @@ from runspan.span import Span
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
 """How long a list may take in all; each search of it has the settings' timeout."""
-SERVICES_SECONDS: Final = 30.0
-"""How long the names of the services are remembered."""
 
 _TELLING: Final = 10
 """Runs of a page whose average gap replaces an earlier one."""
@@ -37,7 +35,8 @@ _LONGEST: Final = PIECE_BYTES // 4
 class JaegerReader:
     """See ``contracts.TraceReader``. Reads change nothing in the Jaeger: what they ask for is unadjusted.
 
-    services: the resources' ``service.name`` under which runs were exported; None looks through all that Jaeger knows.
+    services: the resources' ``service.name`` under which runs were exported; None looks through all that Jaeger knows,
+    with a search for each.
     clock: nanoseconds since 1970, only a hint where most runs are.
     """
 
@@ -45,7 +44,7 @@ class JaegerReader:
         self,
         settings: RemoteSettings,
         *,
-        services: Sequence[str] | None = ("runspan",),
+        services: Sequence[str] | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -59,7 +58,6 @@ class JaegerReader:
         self._list_seconds = list_seconds
         self._lock = Lock()
         self._asking: Asking | None = None
-        self._known: tuple[float, tuple[str, ...]] | None = None
         self._hints: dict[tuple[str, str | None, str | None], Hint] = {}
         self._max_depth = 0
 
@@ -166,15 +164,8 @@ class JaegerReader:
         return asking
 
     def _service_names(self) -> tuple[str, ...]:
-        if self._services is not None:
-            return self._services
-        with self._lock:
-            if self._known is not None and self._known[0] > self._monotonic():
-                return self._known[1]
-        names = tuple(self._fetch_services())
-        with self._lock:
-            self._known = (self._monotonic() + SERVICES_SECONDS, names)
-        return names
+        """Asked for anew by every list: runs of a service that was new a moment ago must not be left out."""
+        return tuple(self._fetch_services()) if self._services is None else self._services
 
     def _fetch_services(self, timeout: float | None = None) -> list[str]:
         answer = self._http.get("/api/v3/services", timeout=timeout)
