@@ -151,18 +151,24 @@ class _Span(Struct, rename="camel"):
             message=status.message,
             shared=(),
             own=_plain_pairs(_PAIRS.decode(self.attributes)),
-            events=tuple(
-                [
-                    Event(event.name, int(event.time_unix_nano), _plain_pairs(event.attributes))
-                    for event in _EVENTS.decode(self.events)
-                ]
-            ),
-            links=tuple(
-                [
-                    Link(trace_id_of(link.trace_id), span_id_of(link.span_id), _plain_pairs(link.attributes))
-                    for link in _LINKS.decode(self.links)
-                ]
-            ),
+            events=() if self.events is _EMPTY else self._events(),
+            links=() if self.links is _EMPTY else self._links(),
+        )
+
+    def _events(self) -> tuple[Event, ...]:
+        return tuple(
+            [
+                Event(event.name, int(event.time_unix_nano), _plain_pairs(event.attributes))
+                for event in _EVENTS.decode(self.events)
+            ]
+        )
+
+    def _links(self) -> tuple[Link, ...]:
+        return tuple(
+            [
+                Link(trace_id_of(link.trace_id), span_id_of(link.span_id), _plain_pairs(link.attributes))
+                for link in _LINKS.decode(self.links)
+            ]
         )
 
 
