@@ -187,6 +187,7 @@ def test_a_refusal_comes_with_a_hint(tmp_path: Path, status: int, hint: str) -> 
     [
         (("nothing-here.ndjson",), {}, "nothing-here.ndjson: expected a file or folder"),
         (("-", "--endpoint", "ftp://x"), {}, "endpoint: expected http://host:4318"),
+        (("-", "--endpoint", "http://user:two@x"), {}, "endpoint: expected a URL without a login"),
         (("-",), {"OTEL_RESOURCE_ATTRIBUTES": "novalue"}, "OTEL_RESOURCE_ATTRIBUTES: expected key=value"),
         (("-",), {"RUNSPAN_API_KEY": "two\nlines"}, "RUNSPAN_API_KEY: expected one API key"),
         (("-",), {"RUNSPAN_API_KEY_FILE": "/no/such/file"}, "/no/such/file: expected a file with an API key"),

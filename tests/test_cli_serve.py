@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import socket
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from clikit import generated, process, running, runspan, server, until_stored, write_ndjson
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
+from runspan.cli.serve import LogFormatter
 from webkit import document
 
 
@@ -69,6 +72,22 @@ def test_its_options_reach_the_application(tmp_path: Path) -> None:
         assert re.search(r"hint: ask again in \d+ seconds", limited.stderr)
         assert child.end() == 0
     assert any("POST '/v1/traces' 429" in line for line in child.lines)
+
+
+def test_the_log_cannot_be_forged() -> None:
+    """One line starts a record and its stack trace is indented, whatever text from outside is in either."""
+    try:
+        raise ValueError("bad\nERROR forged\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord(
+            "x", logging.ERROR, "", 1, "on %s", ("a\r\nERROR\x9b b",), sys.exc_info(), None, "st"
+        )
+    first, *others = LogFormatter("%(levelname)s %(message)s").format(record).split("\n")
+    assert first == r"ERROR on a\r\nERROR\x9b b"
+    assert others[0] == "  Traceback (most recent call last):"
+    assert r"  ERROR forged\x1b[2J" in others
+    assert others[-1] == "  st"
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
 
 
 def test_a_store_elsewhere(tmp_path: Path) -> None:

@@ -167,3 +167,35 @@ def test_an_error_about_a_secret_does_not_tell_it(arguments: dict[str, Any]) -> 
     with pytest.raises(SettingError) as caught:
         settings_from(given, **arguments)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://ann:s3cret@collector:4318",
+        " https://ann:s3cret@collector/v1/traces",
+        "http://s3cret@collector",
+        "http://@collector",
+        "ann:s3cret@collector:4317",
+        "http://ann:s3cret@[::1",
+    ],
+)
+def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> None:
+    """A command line is seen by others; the error tells where a login may stand, and not the login."""
+    with pytest.raises(SettingError, match="expected a URL without a login") as caught:
+        settings_from({}, endpoint=endpoint, protocol=protocol)
+    assert "s3cret" not in str(caught.value)
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in caught.value.hint
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_an_endpoint_argument_that_cannot_be_read_is_told(protocol: str) -> None:
+    """An unclosed bracket is a wrong setting, not a failure of ours."""
+    with pytest.raises(SettingError, match="endpoint: expected a URL"):
+        settings_from({}, endpoint="http://[::1", protocol=protocol)
+
+
+def test_an_at_sign_in_a_path_is_no_login() -> None:
+    """Only what stands before the host is."""
+    assert settings_from({}, endpoint="http://collector/a@b").endpoint == "http://collector/a@b"

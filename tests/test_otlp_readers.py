@@ -16,11 +16,11 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan import Run, encode
-from runspan.errors import PayloadError
+from runspan.errors import PayloadError, PayloadTooLarge
 from runspan.fields import ROLE
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
-from runspan.otlp.protobuf import read_protobuf, read_spans
+from runspan.otlp.protobuf import MAX_NAMED, read_protobuf, read_spans
 from runspan.otlp.wire import Resource, request_bytes, span_bytes
 from runspan.span import Event, Link, Span, plain
 from runspan.times import MAX_NS
@@ -464,3 +464,65 @@ def test_no_bytes_make_the_reader_fail_otherwise(noise: bytes, place: int) -> No
     except PayloadError:
         return
     assert received.total == len(received.spans) + len(received.foreign) + len(received.rejected)
+
+
+@pytest.mark.parametrize("form", ["protobuf", "json"])
+@pytest.mark.parametrize("shape", [[[3, 0], [], [2]], [[]] * 5, [[0] * 9], [[200]]])
+def test_spans_and_what_holds_them_are_bounded(shape: list[list[int]], form: str) -> None:
+    """A request of exactly the bound is read, and one more is refused; other fields do not count."""
+    request = ExportTraceServiceRequest()
+    for scopes in shape:
+        resource_spans = request.resource_spans.add(schema_url="u" * 200)
+        resource_spans.resource.attributes.add(key="k" * 20_000)
+        for count in scopes:
+            scope_spans = resource_spans.scope_spans.add(schema_url="u")
+            scope_spans.scope.name = "scope"
+            for number in range(count):
+                scope_spans.spans.add(name="n" * number * 100)
+    count = sum(1 + len(scopes) + sum(scopes) for scopes in shape)
+    read = read_protobuf if form == "protobuf" else read_json
+    sent = request.SerializeToString() if form == "protobuf" else json.dumps(MessageToDict(request)).encode()
+    assert read(sent, max_spans=count).total == sum(map(sum, shape))
+    with pytest.raises(PayloadTooLarge, match=f"at most {count - 1} spans.*smaller requests"):
+        read(sent, max_spans=count - 1)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\x1b\x23\x08\x01\x24\x1c",  # groups, one in the other
+        b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a varint of ten bytes
+        b"\x19" + bytes(8) + b"\x1d" + bytes(4),  # fixed numbers
+        b"\xfa\x7f\x02\x0a\x00",  # a field of a high number
+        b"\x8a\x00\x80\x00",  # a container whose tag and length take more bytes than they need
+    ],
+)
+def test_no_spelling_of_the_wire_hides_spans_from_the_bound(before: bytes) -> None:
+    """What protobuf reads past, the count reads past, and so reaches the spans behind."""
+    wire = before + body(*[own()] * 20)
+    assert read_protobuf(wire, max_spans=23).total == 20
+    with pytest.raises(PayloadTooLarge):
+        read_protobuf(wire, max_spans=20)
+
+
+@pytest.mark.parametrize("field", [b"\x1a\x00", b"\x1b\x1c", b"\x18\x00", b"\x1b"])
+def test_unknown_fields_are_bounded_too(field: bytes) -> None:
+    """A body of nothing else is not walked to its end."""
+    with pytest.raises(PayloadTooLarge):
+        read_protobuf(field * 100, max_spans=10)
+
+
+def test_a_wire_cut_off_is_malformed_and_not_too_large() -> None:
+    """Wherever it ends, protobuf's own reader says what is wrong with it."""
+    whole = body(own(), own(span_id=b"87654321"))
+    for end in range(1, len(whole)):
+        with pytest.raises(PayloadError) as caught:
+            read_protobuf(whole[:end])
+        assert not isinstance(caught.value, PayloadTooLarge)
+
+
+def test_refused_spans_past_a_hundred_are_counted_in_one_rejection() -> None:
+    """A request of bad spans makes few records, and their counts add up."""
+    received = read_protobuf(body(*[own(trace_id=bytes(16))] * (MAX_NAMED + 50), own()))
+    assert (len(received.spans), received.total) == (1, MAX_NAMED + 51)
+    assert [rejection.spans for rejection in received.rejected] == [1] * MAX_NAMED + [50]

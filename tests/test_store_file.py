@@ -13,7 +13,7 @@ import zstandard
 from conformance.harness import T0, ids, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.connect import connect
-from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import SqliteStore, reading
 from runspan.backends.sqlite.reading import _statement
 from runspan.backends.sqlite.schema import APPLICATION_ID, FILE_NAME, FORMAT
 from runspan.contracts import Capabilities, Cursor, RunQuery
@@ -247,6 +247,21 @@ def test_any_cursor_that_parses_is_answered(tmp_path, time):
         store.put(make_run("r"), observed_at=T0)
         page = store.search(RunQuery(cursor=Cursor.parse(Cursor(time, "\U0001f680").token())))
         assert ids(page) == (["r"] if time > T0 else [])
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [(1, [1] * 7), (5500, [2, 2, 2, 1]), (1 << 20, [3, 3, 1])])
+def test_a_page_ends_at_its_bytes_and_goes_on_at_its_cursor(tmp_path, monkeypatch, budget, sizes):
+    """Large summaries make short pages of one run at least, and the pages together are the whole list."""
+    monkeypatch.setattr(reading, "PAGE_BYTES", budget)
+    with SqliteStore(tmp_path) as store:
+        for number in range(7):
+            error = {"code": "X", "message": "m" * 2000}
+            store.put(make_run(f"r{number}", status="failed", error=error), observed_at=T0)
+        pages = [store.search(RunQuery(limit=3))]
+        while pages[-1].cursor is not None:
+            pages.append(store.search(RunQuery(limit=3, cursor=pages[-1].cursor)))
+    assert [len(page.items) for page in pages] == sizes
+    assert sorted(run_id for page in pages for run_id in ids(page)) == [f"r{number}" for number in range(7)]
 
 
 def test_the_store_says_what_it_can_do(tmp_path):

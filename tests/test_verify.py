@@ -68,7 +68,8 @@ def test_the_samples_come_back_the_same_from_the_embedded_store(tmp_path: Path) 
     assert lines[0].split() == ["RUN", "RESULT", "BY", "ID", "IN", "LISTS", "DETAIL"]
     assert len(lines) == 58
     assert all(line.split()[1] == "same" for line in lines[1:])
-    assert "57 of 57 documents came back the same, byte for byte, and stand in lists" in done.stderr.decode()
+    told = done.stderr.decode()
+    assert f"sqlite:{tmp_path}: 57 of 57 documents came back the same, byte for byte, and stand in lists\n" in told
     assert b"run" in process("list", "--data", tmp_path).stdout
 
 
@@ -91,7 +92,9 @@ def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> No
     path.write_bytes(b'{"id":"a","status":"failed"}\n{"no":"id"}\n{"id":"a","status":"completed"}\n')
     result = runspan("verify", path, "--backend", f"sqlite:{tmp_path / 'data'}", code=1)
     assert f"{path}:2" in result.stderr
-    assert "1 of 1 documents came back the same" in result.stderr
+    assert (
+        "1 of 2 documents came back the same, byte for byte, and stand in lists; 1 refused, not sent" in result.stderr
+    )
     with SqliteStore(tmp_path / "data") as store:
         assert store.document("a").text == b'{"id":"a","status":"completed"}'
 
@@ -114,6 +117,27 @@ def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> No
 def test_what_cannot_be_checked_is_told(tmp_path: Path, args: tuple[str, ...], code: int, told: str) -> None:
     """Wrong use ends with 2, an endpoint that is not there with 9."""
     assert told in runspan("verify", "--data", tmp_path, *args, code=code).stderr
+
+
+@pytest.mark.parametrize("args", [(), ("--data", "nowhere"), ("--endpoint", "http://127.0.0.1:1")])
+def test_without_a_backend_no_store_is_made_and_found_good(
+    args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever forgets --backend must not hear that all is well."""
+    monkeypatch.chdir(tmp_path)
+    first, second = runspan("verify", "--canary", *args, code=2).stderr.splitlines()
+    assert "no backend was named" in first
+    assert second.startswith("  hint: name what to check: --backend ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_backend_a_store_that_is_there_is_checked(tmp_path: Path) -> None:
+    """--data names it, and the summary does."""
+    SqliteStore(tmp_path).close()
+    result = runspan("verify", "--canary", "--data", tmp_path)
+    assert f"sqlite:{tmp_path}: 1 of 1 documents came back the same" in result.stderr
+    shown = json.loads(runspan("verify", "--canary", "--data", tmp_path, "--json").stdout)
+    assert shown["backend"] == f"sqlite:{tmp_path}"
 
 
 def test_a_backend_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
@@ -151,7 +175,7 @@ class Backend:
         self._fail("document")
         return self.faults.get("answer") or Document(self.runs[run_id].text)
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         (run,) = self.runs.values()
         found: list[Span] = self.faults.get("spans", list)(encode(run, observed_at=NOW))
         return found

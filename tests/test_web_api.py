@@ -81,7 +81,7 @@ class Fake:
         assert isinstance(found, Page)
         return found
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         self._give()
         return []
 
@@ -178,6 +178,16 @@ def test_an_unexpected_failure_shows_a_number_and_nothing_else(caplog: pytest.Lo
     assert record.exc_info is not None
     number = str(record.args[0]) if isinstance(record.args, tuple) else ""
     assert number in error["message"]
+
+
+def test_a_path_adds_no_line_to_the_error_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Line ends and escapes of a terminal are spelled out, whatever formats the log."""
+    app = create_app(Fake(ZeroDivisionError("odd")))
+    with serving(app) as client, caplog.at_level(logging.ERROR, "runspan.web"):
+        error_of(get(client, "x\nERROR forged\x1b[2J"), 500, "INTERNAL_ERROR")
+    (record,) = [record for record in caplog.records if record.name == "runspan.web"]
+    assert r"x\nERROR forged\x1b[2J" in record.getMessage()
+    assert record.getMessage().isprintable()
 
 
 # GET /api/v1/runs

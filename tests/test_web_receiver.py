@@ -130,6 +130,25 @@ def test_rejected_spans_are_counted_and_explained(client: httpx.Client, form: st
     assert "runspan_spans_rejected_total 7.0" in client.get("/metrics").text
 
 
+def test_many_rejected_spans_are_counted_exactly(client: httpx.Client) -> None:
+    """Not each is named, and yet the answer and the metrics count each."""
+    request = {"resourceSpans": [{"scopeSpans": [{"spans": [{}] * 5000}]}]}
+    success = send(client, json.dumps(request).encode(), **JSON).json()["partialSuccess"]
+    assert success["rejectedSpans"] == "5000"
+    assert success["errorMessage"].endswith("and 4995 more")
+    metrics = client.get("/metrics").text
+    assert "runspan_spans_rejected_total 5000.0" in metrics
+    assert "runspan_spans_received_total 5000.0" in metrics
+
+
+@pytest.mark.parametrize("content", [b"\x0a\x00" * 200_000, b"\x1b\x1c" * 200_000], ids=["containers", "groups"])
+def test_a_request_of_too_many_spans_is_refused(client: httpx.Client, content: bytes) -> None:
+    """A small body of empty parts, which would become large in memory, is 413 and says what to do."""
+    status = refusal(send(client, zipped(content), **PROTOBUF, **GZIP), 413)
+    assert status.code == 8
+    assert "send smaller requests" in status.message
+
+
 @pytest.mark.parametrize("content", [b"\xff\xff", b"\x0a\x05abc", otlp(document())[:-2]])
 def test_garbage_is_the_senders_error(client: httpx.Client, content: bytes) -> None:
     """400 with a status in the request's encoding, which exporters do not retry."""

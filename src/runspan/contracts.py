@@ -66,6 +66,8 @@ class RunQuery:
 class Page:
     """items: summaries, each the JSON text of ``Run.summary``. cursor: where the next page begins, None at the end.
 
+    A page may be shorter than the limit and not be the last: only the cursor tells.
+
     partial: what the backend could not look at, one line each; empty when the page is complete.
     """
 
@@ -130,8 +132,11 @@ class TraceReader(Protocol):
         """
         ...
 
-    def spans(self, trace_id: bytes) -> list[Span]:
-        """All spans of a trace as stored, foreign ones included, in any order. NotFound when there are none."""
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
+        """All spans of a trace as stored, foreign ones included, in any order. NotFound when there are none.
+
+        tenant: only what this tenant sent, where the backend knows who sent a span; None: whoever sent it.
+        """
         ...
 
     def search(self, query: RunQuery) -> Page:

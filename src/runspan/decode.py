@@ -214,6 +214,9 @@ class _Head:
         names = [manifest[start : start + _ID_DIGITS] for start in range(0, len(manifest), _ID_DIGITS)]
         if any(name != OPEN and not _HEX.fullmatch(name) for name in names):
             raise Missing("the manifest names a step by something else than a span id")
+        finished = [name for name in names if name != OPEN]
+        if len(set(finished)) != len(finished):
+            raise Missing("the manifest names a span twice")
         return names
 
     def _choices(self, names: list[str] | None) -> Iterator[list[Step] | UnsetType | None]:
@@ -253,6 +256,8 @@ class _Head:
         seen: list[Span] = []
         failure = Missing("")
         for span, attributes in reversed(found):
+            if len(seen) == _MAX_CHOICES:
+                break
             if span in seen:
                 continue
             seen.append(span)

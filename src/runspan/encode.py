@@ -175,7 +175,7 @@ class RunEncoder:
         spans: list[Span] = []
         below: list[Span] = []
         names: list[bytes] = []
-        taken: set[bytes] = set()
+        taken: dict[bytes, bytes] = {}
         open_steps: list[bytes] = []
         for step in steps if type(steps) is list else ():
             text = step_text(step)
@@ -185,11 +185,12 @@ class RunEncoder:
                 names.append(_OPEN)
                 continue
             span_id = step_span_id(text, self.seed, taken) if given is None else next(given, _OPEN)
-            taken.add(span_id)
             names.append(span_id)
             spans.append(self.step(step, span_id, label))
             if step.extra:
                 below += self._attempts(step, span_id, label)
+        if step_ids is not None and len(set(step_ids)) != len(step_ids):
+            raise ValueError("a step id stands twice: every span has its own")
         if step_ids is not None and len(step_ids) != len(spans):
             raise ValueError(f"{len(step_ids)} step ids for {len(spans)} finished steps")
         manifest = b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN for name in names])
@@ -198,12 +199,11 @@ class RunEncoder:
     def step_ids(self) -> list[bytes]:
         """The content ids of the finished steps, as ``draft`` gives them out."""
         found: list[bytes] = []
-        taken: set[bytes] = set()
+        taken: dict[bytes, bytes] = {}
         steps = self.envelope.steps
         for step in steps if type(steps) is list else ():
             if step.status in TERMINAL_STEP_STATUSES:
                 found.append(step_span_id(step_text(step), self.seed, taken))
-                taken.add(found[-1])
         return found
 
     def step(self, step: Step, span_id: bytes, label: Label) -> Span:
@@ -259,7 +259,8 @@ class RunEncoder:
         revision = ROOT_REVISION
         if not self.is_root:
             observed_at = _last_time(envelope, self.fallback) if observed_at is None else observed_at
-            revision = observed_at + (ROOT_REVISION if self.after_root else 0)
+            # Times past 2116 would rank a run that goes on above its end.
+            revision = min(observed_at, ROOT_REVISION - 1) + (ROOT_REVISION if self.after_root else 0)
             own.append((REVISION, revision))
         if self.tenant:
             own.append((TENANT, self.tenant))

@@ -6,7 +6,7 @@ SHA-256 over a domain tag and length-prefixed parts (RFC 9162 does the same for 
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
@@ -61,15 +61,18 @@ def salt(*parts: bytes) -> int:
     return int.from_bytes(_digest(b"salt", *parts)[:8], "big")
 
 
-def step_span_id(text: bytes, seed: bytes, taken: Container[bytes]) -> bytes:
+def step_span_id(text: bytes, seed: bytes, taken: dict[bytes, bytes]) -> bytes:
     """The id of a finished step's span: a digest of the step's canonical text under the seed.
 
     seed: 64 bits over everything else that the span carries, so that nothing can change under an id. One content has
-    one id, a changed step gets another; equal steps of one run are told apart by the ids that are taken.
+    one id, a changed step gets another; equal steps of one run are told apart by counting them.
+    taken: the ids of the run so far, each with the last that was given out for its content; the new one is added.
     """
-    span_id = sha256(seed + text).digest()[:8]
+    first = sha256(seed + text).digest()[:8]
+    span_id = taken.get(first, first)
     while span_id in taken or span_id == _ZERO:
         span_id = child_span_id(seed + span_id, "again", 1)
+    taken[first] = taken[span_id] = span_id
     return span_id
 
 

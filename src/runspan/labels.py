@@ -79,6 +79,8 @@ class _Labels(dict[tuple[Any, ...], Label]):
 
     def __missing__(self, key: tuple[Any, ...]) -> Label:
         label = self.make(*key)
+        if sum([len(value) for value in key if type(value) is str]) > _SHOWN:
+            return label  # odd, and the memory would have no bound
         if len(self) >= _BOUND:
             self.clear()
         self[key] = label
@@ -121,7 +123,8 @@ def _run_label(is_root: bool, *values: Any) -> Label:
     name = f"run {shown}" if is_root else f"snapshot {shown}"
     label = Label(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
     label.identity = Attributes(identity)
-    label.salt = salt(*[bytes(value) if type(value) is Raw else str(value).encode() for _, value in identity])
+    parts = [(key, bytes(value) if type(value) is Raw else str(value).encode()) for key, value in identity]
+    label.salt = salt(*[part for key, value in parts for part in (key.encode(), value)])
     return label
 
 

@@ -44,7 +44,7 @@ class WaitingReader:
     def document(self, run_id: str, tenant: str = "") -> Document:
         return self.reader.document(run_id, tenant)
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         return self.reader.spans(trace_id)
 
     def search(self, query: RunQuery) -> Page:

@@ -96,9 +96,9 @@ class RestReader:
         incomplete = response.headers.get("x-runspan-incomplete", "")
         return Document(text.encode(), (incomplete,) if incomplete else ())
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``; runspan's own spans only."""
-        return read_json(self._get(f"/api/v1/traces/{trace_id.hex()}").content).spans
+        return read_json(self._get(f"/api/v1/traces/{trace_id.hex()}").content, max_spans=None).spans
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. The API takes ``since`` as a length of time, so its edge moves with the clock."""

@@ -18,7 +18,8 @@ from runspan.web.keys import PERMISSIONS, Key
 def keys() -> None:
     """API keys of a server, kept hashed in its data directory.
 
-    A running server notices changes at once. The first key closes the server: from then on every request needs one.
+    A running server notices changes at once. The first key closes the server: from then on every request needs one,
+    except for /healthz, /readyz, /metrics (unless serve --private-metrics) and /api/v1/openapi.json.
 
     \b
     Examples:
@@ -36,7 +37,7 @@ def keys() -> None:
     type=Utf8(),
     default="",
     show_default="runs without a company",
-    help="Whose runs it reads and writes: the tenant of the runs.",
+    help="Whose runs it reads and writes: the tenant of the runs, as in export --tenant.",
 )
 @option(
     "--permission",

@@ -44,7 +44,7 @@ def directory(data: str) -> Path:
     """The data directory, made when it is not there; StoreError when that is not possible."""
     path = Path(data)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
             "cannot make the data directory",

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import click
 
@@ -17,6 +18,7 @@ from runspan.backends.connect import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.options import Retention, data_option, option, port_option
 from runspan.cli.places import backend_name, is_remote, is_rest, make_key_ring
+from runspan.cli.process import visible
 from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
 from runspan.web.app import create_app
@@ -120,17 +122,20 @@ def serve(
     """Serve the REST API and receive traces.
 
     \b
-    GET  /api/v1/runs        list, newest first: workflowId, status, since, limit, cursor
-    GET  /api/v1/runs/{id}   one run document, exactly as it was sent
-    POST /api/v1/runs        push a document
-    POST /v1/traces          OTLP/HTTP receiver: protobuf or JSON, gzip
+    GET  /api/v1/runs             newest first: workflowId, status, since, limit, cursor
+    GET  /api/v1/runs/{id}        one run document, exactly as it was sent
+    GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
+    GET  /api/v1/traces/{id}      a trace as OTLP/JSON
+    POST /api/v1/runs             push a document
+    POST /v1/traces               OTLP/HTTP receiver: protobuf or JSON, gzip
     GET  /healthz /readyz /metrics /api/v1/openapi.json
 
     Over Tempo or Jaeger it only reads: POST answers 501, and runs go to the backend's own OTLP receiver. How to log in
     there is set by RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and their like.
 
-    Without any API key the server is open to everybody on this machine and listens nowhere else. Ctrl-C or SIGTERM
-    ends it once running requests are answered; what was acknowledged is on disk.
+    Without any API key the server is open to everybody on this machine and listens nowhere else. It speaks plain HTTP:
+    beyond this machine put it behind a TLS proxy that also bounds slow clients and bodies. Ctrl-C or SIGTERM ends it
+    once running requests are answered; what was acknowledged is on disk.
 
     \b
     Examples:
@@ -138,7 +143,9 @@ def serve(
       runspan serve --data ./data --retention 90 --host 0.0.0.0
       runspan serve --backend tempo+http://127.0.0.1:3200 --grafana-url http://127.0.0.1:3000
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     url = backend or f"sqlite:{data}"
     if is_rest(url):
         raise SettingError(
@@ -178,6 +185,24 @@ def serve(
         )
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
+
+
+class LogFormatter(logging.Formatter):
+    """A record is one line, and its stack trace indented lines: what a client sent can neither steer a terminal nor
+    look like another record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {visible(line)}" for line in text.split("\n"))
 
 
 def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runspan.backends.connect import open_store
+from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.cli.export import hint_on
 from runspan.cli.options import Seconds, Utf8, json_option, option, reading_options
 from runspan.cli.places import is_remote, is_rest, open_reader, otlp_environment
@@ -83,7 +84,8 @@ def verify(
     """Check that a backend gives runs back as they were sent.
 
     Sends the documents of FILE, waits until each can be read by its id and stands in lists, and compares the bytes.
-    Where one does not come back, the report names the setting of the backend to change.
+    Where one does not come back, the report names the setting of the backend to change. Without --backend the store in
+    --data is checked, which must exist.
 
     \b
     Examples:
@@ -92,12 +94,14 @@ def verify(
       runspan verify --canary --canary-age 30d --backend tempo+http://t:3200 --endpoint http://t:4318
 
     The canary is one completed run of the workflow and service runspan-canary, 300 steps, without a failure and without
-    tokens. The exit code is 0 only if every document came back the same and lists show it.
+    tokens. The exit code is 0 only if every document came back the same, lists show it, and none was refused.
     """
     url = backend or f"sqlite:{data}"
     now = time.time_ns()
     runs, refused = _runs(files, canary, now - int(canary_age * 1e9))
     resource = Resource(service_name or (CANARY if canary else "runspan"))
+    if backend is None:
+        _refuse_no_store(data)
     settings = None
     if endpoint is not None:
         settings = settings_from(otlp_environment(api_key_file), endpoint=endpoint, protocol=protocol)
@@ -131,10 +135,11 @@ def verify(
         )
     same = sum(verdict.result == "same" for verdict in verdicts)
     if as_json:
-        shown = {"complete": same == len(verdicts) and not refused, "same": same, "refused": refused}
+        complete = same == len(verdicts) and not refused
+        shown = {"backend": url, "complete": complete, "same": same, "refused": refused}
         click.echo(json.dumps(shown | {"runs": [verdict.to_dict() for verdict in verdicts]}))
     else:
-        _print(verdicts, same)
+        _print(verdicts, url, same, refused)
     ctx.exit(0 if same == len(verdicts) and not refused else INCOMPLETE)
 
 
@@ -203,7 +208,18 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
     return list(runs.values()), refused
 
 
-def _print(verdicts: Sequence[Verdict], same: int) -> None:
+def _refuse_no_store(data: str) -> None:
+    """Without a backend's name, a store made for the check would be checked in place of the one that was meant."""
+    if not Path(data, FILE_NAME).exists():
+        raise SettingError(
+            "no backend was named, and no runs are kept here",
+            where=data,
+            expected="--backend, or the directory of an embedded store in --data",
+            hint="name what to check: --backend tempo+http://HOST:3200, jaeger+http://HOST:16686 or sqlite:DIR",
+        )
+
+
+def _print(verdicts: Sequence[Verdict], url: str, same: int, refused: int) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("RUN", no_wrap=True)
@@ -223,7 +239,9 @@ def _print(verdicts: Sequence[Verdict], same: int) -> None:
         console.print(table)
     for line in rendered.get().splitlines():
         click.echo(line.rstrip())
-    click.echo(f"{same} of {len(verdicts)} documents came back the same, byte for byte, and stand in lists", err=True)
+    summary = f"{same} of {len(verdicts) + refused} documents came back the same, byte for byte, and stand in lists"
+    not_sent = f"; {refused} refused, not sent" if refused else ""
+    click.echo(f"{visible(url)}: {summary}{not_sent}", err=True)
     for advice in dict.fromkeys(line for verdict in verdicts for line in verdict.settings):
         click.echo(f"  check: {visible(advice)}", err=True)
 

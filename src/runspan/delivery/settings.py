@@ -21,6 +21,7 @@ DEFAULT_TIMEOUT: Final = 10.0
 COMPRESSIONS: Final = ("gzip", "none")
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_AFTER_HOST = re.compile(r"[/?#\\]")
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 
@@ -72,8 +73,8 @@ def settings_from(
 ) -> DeliverySettings:
     """The settings of OTEL_EXPORTER_OTLP_[TRACES_]* variables; an argument that is not None goes before them.
 
-    An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. SettingError names
-    the variable and never quotes a header.
+    An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. It holds no login, as
+    it may stand on a command line; a variable's URL may. SettingError names the variable and never quotes a header.
     """
     protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
@@ -163,7 +164,9 @@ def _checked_headers(items: Iterable[tuple[str, str]]) -> tuple[tuple[str, str],
 def _endpoint(env: Mapping[str, str], given: str | None, default: str) -> tuple[str, str, bool]:
     """Where it comes from, the text, and whether it is a base that the path is appended to."""
     if given:
-        return "endpoint", given.strip(), urlsplit(given).path in ("", "/")
+        text = given.strip()
+        _refuse_login(text)
+        return "endpoint", text, _split("endpoint", text).path in ("", "/")
     name, value = _variable(env, "ENDPOINT")
     return name, value or default, name != "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
@@ -192,6 +195,16 @@ def _grpc_endpoint(
     netloc = url.netloc.rpartition("@")[2]
     port = "" if url.port else ":443" if url.scheme == "https" else ":80"
     return netloc + port, url.scheme == "http", _login(url)
+
+
+def _refuse_login(text: str) -> None:
+    if "@" in _AFTER_HOST.split(text.partition("://")[2] or text)[0]:
+        raise SettingError(
+            where="endpoint",
+            expected="a URL without a login",
+            got="one with it",
+            hint="put it into OTEL_EXPORTER_OTLP_ENDPOINT or _HEADERS: a command line is seen by others",
+        )
 
 
 def _split(name: str, text: str) -> SplitResult:

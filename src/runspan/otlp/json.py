@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan._version import __version__
 from runspan.errors import PayloadError
+from runspan.otlp.bounds import MAX_SPANS, bound_json
 from runspan.otlp.protobuf import all_spans, sort_spans
 from runspan.otlp.received import Received
 from runspan.otlp.wire import SCOPE_NAME, Resource
@@ -26,9 +27,12 @@ from runspan.span import Span, Value
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 
 
-def read_json(body: bytes) -> Received:
-    """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when the body is none."""
-    return sort_spans(_parse(body))
+def read_json(body: bytes, max_spans: int | None = MAX_SPANS) -> Received:
+    """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when it is none, or holds too many.
+
+    max_spans: None takes any number, as in the answer of a trusted server.
+    """
+    return sort_spans(_parse(body, max_spans))
 
 
 def read_spans(body: bytes) -> list[Span]:
@@ -45,18 +49,20 @@ def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes
     return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _parse(body: bytes) -> TracesData:
+def _parse(body: bytes, max_spans: int | None = None) -> TracesData:
     try:
         data = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _unreadable(str(error) or "nesting too deep") from None
     if not isinstance(data, dict):
         raise _unreadable(f"{type(data).__name__} at the top")
+    if max_spans is not None:
+        bound_json(data, max_spans)
     _ids_to_base64(data)
     message = TracesData()
     try:
         ParseDict(data, message, ignore_unknown_fields=True)
-    except (ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(str(error)) from None
     return message
 

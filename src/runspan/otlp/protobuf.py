@@ -16,20 +16,24 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from runspan.contracts import Rejection
 from runspan.errors import PayloadError
 from runspan.fields import ROLE
+from runspan.otlp.bounds import MAX_SPANS, bound_protobuf
 from runspan.otlp.received import Foreign, Received
 from runspan.span import Event, Link, Span, Value
 from runspan.times import MAX_NS
 
 NO_TRACE_ID = bytes(16)
 NO_SPAN_ID = bytes(8)
+MAX_NAMED = 100
+"""So many refused spans of a request get a rejection each; one more counts the rest."""
 
 
-def read_protobuf(body: bytes) -> Received:
-    """The spans of an ExportTraceServiceRequest, sorted. PayloadError when the body is none.
+def read_protobuf(body: bytes, max_spans: int = MAX_SPANS) -> Received:
+    """The spans of an ExportTraceServiceRequest, sorted. PayloadError when the body is none, or holds too many.
 
     A span that cannot be placed (an id of the wrong length or all zero, a time that no store can hold) is rejected
     alone; the others of the request are taken.
     """
+    bound_protobuf(body, max_spans)
     return sort_spans(parse(body))
 
 
@@ -64,7 +68,7 @@ def all_spans(data: TracesData) -> list[Span]:
 
 def sort_spans(data: TracesData) -> Received:
     """What a parsed request holds: runspan's own spans, everybody else's, and what is refused."""
-    received = Received()
+    received, unnamed = Received(), 0
     take, resources, keep = received.spans.append, received.resources, received.foreign.append
     for resource_spans in data.resource_spans:
         resource: bytes | None = None
@@ -76,7 +80,9 @@ def sort_spans(data: TracesData) -> Received:
                 pairs = _pairs(span)
                 own = _is_own(pairs)
                 reason = _refusal(span, trace_id, span_id, own)
-                if reason:
+                if reason and len(received.rejected) == MAX_NAMED:
+                    unnamed += 1
+                elif reason:
                     received.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
                 elif own:
                     take(neutral(span, pairs))
@@ -88,6 +94,8 @@ def sort_spans(data: TracesData) -> Received:
                     if envelope is None:
                         envelope = _Envelope(resource_spans, scope_spans)
                     keep(Foreign(trace_id, span_id, envelope.around(span)))
+    if unnamed:
+        received.rejected.append(Rejection("further spans", "for such reasons too", unnamed))
     return received
 
 

@@ -32,6 +32,10 @@ _FLAGS = b"\x85\x01\x00\x01\x00\x00"
 """``flags`` = 0x100: it is known whether the parent is remote, and it is not. The SDK writes the same."""
 
 
+_BITS: Final = 0xFFFF_FFFF_FFFF_FFFF
+"""Negative integers are written as 64 bits, in two's complement."""
+
+
 def _varint(number: int) -> bytes:
     out = bytearray()
     while number > 127:
@@ -87,6 +91,9 @@ class Heads(dict[int, bytes]):
 HEADS: Final = {key: Heads(key) for key in KEYS | {key + ODD for key in KEYS} | PROJECTED_KEYS}
 
 
+_LONG_KEY: Final = 100
+
+
 @lru_cache(maxsize=4096)
 def _number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
     """All bytes before a number of so many bytes: tag, key, and the number's own tag."""
@@ -96,8 +103,9 @@ def _number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
 
 def integer_bytes(lead: bytes, key: str, number: int) -> bytes:
     """An attribute with an integer of 64 bits."""
-    digits = VARINTS[number] if 0 <= number < 16384 else varint(number & 0xFFFF_FFFF_FFFF_FFFF)
-    return _number_head(lead, key, b"\x18", len(digits)) + digits
+    digits = VARINTS[number] if 0 <= number < 16384 else varint(number & _BITS)
+    head = _number_head if len(key) <= _LONG_KEY else _number_head.__wrapped__  # the memory needs a bound
+    return head(lead, key, b"\x18", len(digits)) + digits
 
 
 def _key_value(lead: bytes, key: bytes, any_value: bytes) -> bytes:
@@ -113,7 +121,7 @@ def _any(value: Value) -> bytes:
     if isinstance(value, bool):
         return b"\x10\x01" if value else b"\x10\x00"
     if isinstance(value, int):
-        return b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+        return b"\x18" + varint(value & _BITS)
     if isinstance(value, float):
         return b"\x21" + _DOUBLE(value)
     if isinstance(value, bytes):
@@ -148,7 +156,11 @@ def attribute_bytes(key: str, value: Value) -> bytes:
     elif kind is int:
         return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
     elif kind is float:
-        return _number_head(IN_SPAN, key, b"\x21", 8) + _DOUBLE(value)
+        return (
+            _key_value(IN_SPAN, key.encode(), _any(value))
+            if len(key) > _LONG_KEY
+            else (_number_head(IN_SPAN, key, b"\x21", 8) + _DOUBLE(value))
+        )
     else:
         return _key_value(IN_SPAN, key.encode(), _any(value))
     heads = HEADS.get(key)
@@ -170,13 +182,12 @@ def _link(link: Link) -> bytes:
     return _delimited(b"\x6a", b"".join((*parts, b"\x35\x00\x01\x00\x00")))
 
 
-@lru_cache(maxsize=4096)
 def _name_and_kind(name: str, kind: int) -> bytes:
-    return _text(b"\x2a", name) + (b"\x30" + varint(kind) if kind else b"")
+    return _text(b"\x2a", name) + (b"\x30" + varint(kind & _BITS) if kind else b"")
 
 
 def _status(code: int, message: str) -> bytes:
-    return _delimited(b"\x7a", _text(b"\x12", message) + (b"\x18" + varint(code) if code else b""))
+    return _delimited(b"\x7a", _text(b"\x12", message) + (b"\x18" + varint(code & _BITS) if code else b""))
 
 
 PLAIN_END: Final = _status(0, "") + _FLAGS

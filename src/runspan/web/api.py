@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from flask import Response, request
@@ -40,6 +40,9 @@ from runspan.web.models import (
     TraceLinkAnswer,
 )
 from runspan.web.parts import Parts
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
@@ -83,6 +86,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         if failed is not None:
             raise failed
         caller = access.admit(request, RUNS_READ)
+        _refuse_other_encodings(request.environ)
         return _document_response(reader.document(run_id, caller.tenant))
 
     @app.get(
@@ -99,6 +103,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         An id that itself ends in ``/trace`` is told apart by its slash, which then is percent-encoded.
         """
         caller = access.admit(request, RUNS_READ)
+        _refuse_other_encodings(request.environ)
         if _is_one_id(request.environ.get("REQUEST_URI", ""), run_id):
             return _document_response(reader.document(run_id + "/trace", caller.tenant))
         with suppress(TraceIncomplete):  # there is a trace to look at, and reason to
@@ -223,7 +228,7 @@ def add_traces(app: OpenAPI, parts: Parts) -> None:
         caller = parts.access.admit(request, RUNS_READ)
         if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
             raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
-        spans = parts.reader.spans(bytes.fromhex(trace_id))
+        spans = parts.reader.spans(bytes.fromhex(trace_id), caller.tenant if caller.keyed else None)
         if not _may_see(caller, spans):
             raise NotFound("no such trace", where=f"trace {trace_id}")
         return Response(write_json(spans), content_type=JSON)
@@ -239,6 +244,14 @@ def _unwrap(app: OpenAPI, *views: Callable[..., Response]) -> None:
     """
     for view in views:
         app.view_functions[view.__name__] = view
+
+
+def _refuse_other_encodings(environ: WSGIEnvironment) -> None:
+    """The framework reads a path that is not UTF-8 with replacement characters, which is another run's id."""
+    try:
+        environ["PATH_INFO"].encode("latin-1").decode()
+    except UnicodeError:
+        raise NotFound("no such run", expected="a path in UTF-8") from None
 
 
 def _document_response(document: Document) -> Response:

@@ -139,7 +139,7 @@ def _on_unexpected(error: Exception) -> Response:
 def _internal(error: Exception, code: str) -> Response:
     """The caller gets a number to quote; what happened goes to the log only."""
     number = secrets.token_hex(6)
-    logger.error("error %s on %s %s", number, request.method, request.path, exc_info=error)
+    logger.error("error %s on %s %r", number, request.method, request.path, exc_info=error)
     return error_response(500, code, f"internal error {number}; the server's log has it under this number")
 
 

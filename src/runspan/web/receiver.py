@@ -59,7 +59,7 @@ def _answer(rejected: Sequence[Rejection], kind: str) -> Response:
         answer.partial_success.rejected_spans = sum(rejection.spans for rejection in rejected)
         lines = [f"{rejection.what}: {rejection.reason}" for rejection in rejected[:_SHOWN]]
         if len(rejected) > _SHOWN:
-            lines.append(f"and {len(rejected) - _SHOWN} more")
+            lines.append(f"and {sum(rejection.spans for rejection in rejected[_SHOWN:])} more")
         answer.partial_success.error_message = "; ".join(lines)
     body: Any = answer.SerializeToString() if kind == PROTOBUF else MessageToJson(answer, indent=None)
     return Response(body, content_type=kind)

@@ -83,7 +83,7 @@ class JaegerReader:
         except NotFound:
             raise self._not_found(f"run {run_id!r}") from None
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
         found = get_trace(self._http, trace_id)
         if not found:

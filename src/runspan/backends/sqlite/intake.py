@@ -31,7 +31,7 @@ from runspan.backends.sqlite.writer import GroupWriter
 from runspan.contracts import Rejection, Written
 from runspan.decode import Decoded, read_run
 from runspan.errors import NotFound, StoreError, TraceIncomplete
-from runspan.fields import ROLE, RUN_ID, TENANT
+from runspan.fields import REVISION, ROLE, ROOT_REVISION, RUN_ID, TENANT
 from runspan.ids import run_ids
 from runspan.otlp.received import Foreign, Received
 from runspan.otlp.wire import span_bytes
@@ -39,6 +39,10 @@ from runspan.run import Run
 from runspan.span import Span
 
 ReadRun = Callable[[sqlite3.Connection, tables.Stored], Run]
+
+
+_LAST_REVISION = 2 * ROOT_REVISION - (1 << 32)
+"""What still leaves room for revisions after it in 64 bits."""
 
 
 @dataclass(slots=True)
@@ -101,7 +105,9 @@ class Intake:
             row = row._replace(revision=next_revision(state.revision, run, observed_at))
         if tables.with_fragments(connection, [row.trace_id]):
             loose = tables.fragments(connection, row.trace_id, tenant)
-            decoded, waiting = settle(spans_of(run, tenant, row.revision, None), loose)
+            # A head that came before this document and does not rank above it is of no use to anybody.
+            useful = [span for span in loose if _rank(span) > row.revision]
+            decoded, waiting = settle(spans_of(run, tenant, row.revision, None), useful)
             if decoded is not None:
                 row = self._row(decoded, row.written_at, None)
                 self._replace_fragments(connection, loose, waiting, tenant)
@@ -146,7 +152,7 @@ class Intake:
             return
         if decoded is not None and accounts_for(decoded, arrival.spans):
             arrival.row = self._row(decoded, request.now, None)
-            reason = _tenant_refusal(decoded.tenant, request.tenant)
+            reason = _tenant_refusal(decoded.tenant, request.tenant) or _revision_refusal(decoded.revision)
             reason = reason or self._retention.refusal(arrival.row.ended, request.now)
         else:
             reason = _head_refusal(arrival.spans, request.tenant)
@@ -199,6 +205,10 @@ class Intake:
         """Settles a trace whose spans arrive apart. The reason, when its run is not taken."""
         trace_id, tenant = arrival.trace_id, request.tenant
         stored = tables.stored_run(connection, trace_id)
+        if stored is not None and stored.tenant != tenant:
+            # Whoever knows tenant and run id knows the trace id. What such a sender has to say is kept apart.
+            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, request.now)
+            return None
         if stored is None and not _heads(arrival.spans) and not tables.has_head(connection, trace_id, tenant):
             tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, request.now)
             return None
@@ -247,8 +257,22 @@ def _ranks_above(row: Row, stored: tables.State | tables.Stored) -> bool:
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
 
 
+def _role(span: Span) -> str:
+    """The role, or nothing when it is no text."""
+    role = span.attributes().get(ROLE)
+    return role if type(role) is str else ""
+
+
 def _heads(spans: Sequence[Span]) -> list[Span]:
-    return [span for span in spans if span.attributes().get(ROLE) in HEAD_ROLES]
+    return [span for span in spans if _role(span) in HEAD_ROLES]
+
+
+def _rank(span: Span) -> int:
+    """The revision of a head; above all of them for any other span, which belongs to no revision alone."""
+    revision = span.attributes().get(REVISION)
+    if _role(span) not in HEAD_ROLES:
+        return 2 * ROOT_REVISION
+    return revision if type(revision) is int else -1
 
 
 def _by_role(spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:
@@ -256,7 +280,7 @@ def _by_role(spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:
     own: list[Span] = []
     beside: list[Span] = []
     for span in spans:
-        (own if span.attributes().get(ROLE) in OWN_ROLES else beside).append(span)
+        (own if _role(span) in OWN_ROLES else beside).append(span)
     return own, beside
 
 
@@ -264,11 +288,15 @@ def _tenant_refusal(claimed: object, tenant: str) -> str | None:
     return None if claimed == tenant else f"the run is of tenant {claimed!r}, the sender of {tenant!r}"
 
 
+def _revision_refusal(revision: int) -> str | None:
+    return f"revision {revision} is none that a time of observation gives" if revision > _LAST_REVISION else None
+
+
 def _head_refusal(spans: Sequence[Span], tenant: str) -> str | None:
     """Why these spans are not taken: a head among them tells another tenant, or a run of another trace id."""
     for head in _heads(spans):
         attributes = head.attributes()
-        reason = _tenant_refusal(attributes.get(TENANT, ""), tenant)
+        reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(_rank(head))
         if reason:
             return reason
         run_id = attributes.get(RUN_ID)

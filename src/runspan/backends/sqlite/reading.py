@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from runspan.otlp.protobuf import read_spans
 from runspan.run import Run
 from runspan.span import Span
 from runspan.times import MAX_NS
+
+PAGE_BYTES = 16 << 20
+"""Summaries in one page of a list. A summary carries the run's error, which has no bound of its own."""
 
 
 class Readers:
@@ -96,12 +99,14 @@ class Reading:
         decoded = read_run(loose)  # raises TraceIncomplete, or they would not be fragments
         return Document(decoded.run.text, decoded.incomplete)
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         with self._readers.connection() as connection:
             connection.execute("BEGIN")
             try:
                 stored = tables.stored_run(connection, trace_id)
-                tenant = None if stored is None else stored.tenant
+                if stored is not None and tenant not in (None, stored.tenant):
+                    stored = None
+                tenant = stored.tenant if stored is not None else tenant
                 loose = tables.all_fragments(connection, trace_id, tenant)
                 find = find_dictionary(connection)
                 foreign = [
@@ -125,14 +130,21 @@ class Reading:
         return found
 
     def search(self, query: RunQuery) -> Page:
+        """A page ends at the query's limit, or before the summary that would take it over PAGE_BYTES."""
         statement, values = _statement(query)
-        with self._readers.connection() as connection:
-            rows = connection.execute(statement, values).fetchall()
-        more = len(rows) > query.limit
-        if more:
-            rows.pop()
-        cursor = Cursor(rows[-1][1], rows[-1][2].decode()) if more and rows else None
-        return Page([row[0] for row in rows], cursor)
+        items: list[bytes] = []
+        size = 0
+        place: tuple[int, bytes] = (0, b"")
+        last: tuple[int, bytes] | None = None
+        with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
+            for summary, time, run_id in rows:
+                size += len(summary)
+                if items and (len(items) == query.limit or size > PAGE_BYTES):
+                    last = place
+                    break
+                items.append(summary)
+                place = time, run_id
+        return Page(items, None if last is None else Cursor(last[0], last[1].decode()))
 
     def one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         """The first row of a statement, None without one."""

@@ -114,7 +114,8 @@ _unpack = msgspec.msgpack.Decoder().decode
 
 def fingerprint(span: Span) -> bytes:
     """What the decoder sees of a span, as 16 bytes: a Collector that adds attributes does not change it."""
-    pairs = sorted([(key, plain(value)) for key, value in span.pairs() if key.startswith(_EXACT)])
+    exact = [(key, plain(value)) for key, value in span.pairs() if key.startswith(_EXACT)]
+    pairs = sorted(exact, key=lambda pair: (pair[0], repr(pair[1])))
     return sha256(_pack((span.span_id, span.start, span.end, pairs))).digest()[:16]
 
 

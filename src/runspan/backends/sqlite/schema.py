@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -83,7 +84,9 @@ def open_writer(path: Path) -> sqlite3.Connection:
     """The connection that writes, on a file of this format: created, or migrated from an older one."""
     connection: sqlite3.Connection | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Payloads are nobody else's business on this machine; SQLite gives the files beside it the same mode.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         _refuse_others(connection, path)
         if not _number(connection, "user_version"):  # neither has an effect once a page is written

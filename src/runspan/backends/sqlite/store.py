@@ -72,9 +72,9 @@ class SqliteStore:
         """See ``contracts.TraceReader``. StoreError when what is stored is damaged."""
         return self._reading.document(run_id, tenant)
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, the foreign spans that its own tenant sent."""
-        return self._reading.spans(trace_id)
+        return self._reading.spans(trace_id, tenant)
 
     def search(self, query: RunQuery) -> Page:
         """See ``contracts.TraceReader``."""

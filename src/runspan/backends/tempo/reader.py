@@ -60,7 +60,7 @@ class TempoReader:
             error.where = error.where or f"run {run_id}"
             raise
 
-    def spans(self, trace_id: bytes) -> list[Span]:
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
         spans, _ = self._trace(trace_id)
         if not spans:

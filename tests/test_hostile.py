@@ -1,0 +1,177 @@
+"""Spans and documents that nobody sends by accident: no wrong answer, no crash, no time or memory without bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runspan import Run, decode, encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.encode import content_step_ids
+from runspan.errors import PayloadError, TraceIncomplete
+from runspan.fields import REVISION
+from runspan.labels import STEP_LABELS
+from runspan.otlp.json import read_json
+from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.span import Span
+
+NOW = 1_768_467_700_000_000_000
+TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
+
+
+def run_of(output: str, steps: int = 2) -> Run:
+    listed = [{"id": f"s{number}", "status": "completed", **TIMES} for number in range(steps)]
+    return Run.from_dict({"id": "r1", "status": "completed", **TIMES, "output": output, "steps": listed})
+
+
+def changed(span: Span, **members: object) -> Span:
+    return Span(**{**{name: getattr(span, name) for name in Span.__struct_fields__}, **members})  # type: ignore[arg-type]
+
+
+def with_attributes(span: Span, **attributes: object) -> Span:
+    own = {**span.attributes(), **{key.replace("__", "."): value for key, value in attributes.items()}}
+    return changed(span, shared=(), own=list(own.items()))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    """An empty store."""
+    with SqliteStore(tmp_path / "data") as store:
+        yield store
+
+
+def send(store: SqliteStore, *spans: Span) -> None:
+    store.write(read_protobuf(request_bytes(Resource(), map(span_bytes, spans))))
+
+
+@pytest.mark.parametrize("steps", [2, 1], ids=["the same steps", "fewer steps"])
+def test_a_document_put_later_counts(store: SqliteStore, steps: int) -> None:
+    """A head that waited for a lost step does not come back over a document that was put after it."""
+    older, newer = run_of("A"), run_of("B", steps)
+    spans = encode(older)
+    send(store, spans[0], spans[-1])
+    store.put(newer, observed_at=NOW)
+    assert store.document("r1").text == newer.text
+    assert not store.document("r1").incomplete
+    send(store, spans[1])
+    assert store.document("r1").text == newer.text
+
+
+@pytest.mark.parametrize(("one", "other"), [("5", 5), ("null", None), ("[]", [])])
+def test_what_differs_on_a_span_differs_in_its_id(one: object, other: object) -> None:
+    """A workflow id that is a text and one that is a number of the same characters do not share span ids."""
+    step = {"id": "a", "status": "completed"}
+    spans = [
+        encode(Run.from_dict({"id": "r", "workflowId": workflow, "status": "completed", "steps": [step]}))[0]
+        for workflow in (one, other)
+    ]
+    assert spans[0].span_id != spans[1].span_id
+
+
+def test_a_run_after_2116_ends(store: SqliteStore) -> None:
+    """A running run whose times lie far ahead does not outrank its own end."""
+    going = Run.from_json('{"id":"r","status":"running","startedAt":"2200-01-01T00:00:00.000Z","steps":[]}')
+    ended = Run.from_json('{"id":"r","status":"completed","startedAt":"2200-01-01T00:00:00.000Z","steps":[]}')
+    assert decode([*encode(going), *encode(ended)]) == ended
+
+
+def test_many_equal_steps() -> None:
+    """Twenty thousand equal steps each get a span id of their own, in time that grows with their number."""
+    steps = [{"id": "a", "status": "skipped"}] * 20_000
+    run = Run.from_dict({"id": "r", "status": "completed", "steps": steps})
+    spans = encode(run)
+    assert len({span.span_id for span in spans}) == 20_001
+    assert content_step_ids(run) == [span.span_id for span in spans[:-1]]
+    assert decode(spans) == run
+
+
+def test_a_manifest_that_names_a_span_often() -> None:
+    """A head cannot make one large step many."""
+    step, head = encode(Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]}))
+    names = 1000
+    many = with_attributes(head, runspan__run__steps__0=None, runspan__run__step_count=names)
+    attributes = {key: value for key, value in many.attributes().items() if not key.startswith("runspan.run.steps")}
+    manifest = step.span_id.hex() * names
+    pieces = [manifest[start : start + 2000] for start in range(0, len(manifest), 2000)]
+    attributes |= {
+        f"runspan.run.steps.{number}" if number else "runspan.run.steps": piece for number, piece in enumerate(pieces)
+    }
+    attributes["runspan.run.steps.parts"] = len(pieces)
+    with pytest.raises(TraceIncomplete, match="twice"):
+        decode([step, changed(head, shared=(), own=list(attributes.items()))])
+
+
+def test_long_labels_are_not_remembered() -> None:
+    """The memory of labels has a bound in bytes too."""
+    before = len(STEP_LABELS)
+    for number in range(5):
+        step = {"id": f"{number}" + "x" * 100_000, "status": "completed"}
+        encode(Run.from_dict({"id": "r", "status": "completed", "steps": [step]}))
+    assert len(STEP_LABELS) == before
+
+
+def test_many_spans_of_one_id() -> None:
+    """Thousands of different spans under one id are looked at as far as it makes sense."""
+    step, head = encode(Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]}))
+    others = [with_attributes(step, runspan__step__name=f"n{number}") for number in range(3000)]
+    with pytest.raises(TraceIncomplete):
+        decode([*others, head])
+    assert decode([*others, step, head]).steps[0].id == "a"
+
+
+def test_a_role_that_is_no_text(store: SqliteStore) -> None:
+    """A span whose role is a list is kept like any other, and spans beside it are taken."""
+    run = run_of("A")
+    spans = encode(run)
+    odd = with_attributes(changed(spans[0], span_id=b"12345678"), runspan__role=["step"])
+    send(store, odd, *spans)
+    assert store.document("r1").text == run.text
+
+
+def test_the_same_key_with_different_kinds_of_value(store: SqliteStore) -> None:
+    """A fragment with one key twice does not stop the writer."""
+    spans = encode(run_of("A"))
+    own = [
+        *spans[0].pairs(),
+        ("runspan.step.attempt", 1),
+        ("runspan.step.attempt", "x"),
+        ("runspan.x", [1]),
+        ("runspan.x", {}),
+    ]
+    send(store, changed(spans[0], shared=(), own=own))
+    send(store, spans[-1])
+    store.put(run_of("B"), observed_at=NOW)
+    assert store.document("r1").text == run_of("B").text
+
+
+def test_negative_enumerations(store: SqliteStore) -> None:
+    """A kind below zero is kept as it came."""
+    attempt = with_attributes(changed(encode(run_of("A"))[0], kind=-20_000, status=-1), runspan__role="attempt")
+    send(store, attempt)
+    assert [span.kind for span in store.spans(attempt.trace_id)] == [-20_000]
+
+
+def test_a_revision_that_leaves_no_room(store: SqliteStore) -> None:
+    """A head with the highest integer as its revision is rejected, and the run can still be written."""
+    head = encode(Run.from_dict({"id": "r1", "status": "running", "steps": []}), observed_at=NOW)[-1]
+    written = store.write(
+        read_protobuf(
+            request_bytes(Resource(), [span_bytes(with_attributes(head, **{REVISION.replace(".", "__"): 2**63 - 1}))])
+        )
+    )
+    assert written.rejected
+    store.put(run_of("A"), observed_at=NOW)
+    store.put(run_of("B"), observed_at=NOW)
+    assert store.document("r1").text == run_of("B").text
+
+
+def test_numbers_that_no_double_holds() -> None:
+    """OTLP/JSON with a double beyond all doubles is an unreadable payload, not a crash."""
+    span = {"traceId": "1" * 32, "spanId": "1" * 16, "attributes": [{"key": "x", "value": {"doubleValue": 10**400}}]}
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+    with pytest.raises(PayloadError):
+        read_json(body)

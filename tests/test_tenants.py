@@ -1,0 +1,94 @@
+"""Tenants do not reach each other: not in what is stored, not in what is shown, whatever they know of each other."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runspan import Run, encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.errors import NotFound, TraceIncomplete
+from runspan.ids import run_ids
+from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.span import Span
+
+NOW = 1_768_467_700_000_000_000
+RUNNING = Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"running"}]}')
+ENDED = Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed","output":1}]}')
+TRACE = run_ids("r", "acme").trace_id
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    """An empty store."""
+    with SqliteStore(tmp_path / "data") as store:
+        yield store
+
+
+def send(store: SqliteStore, spans: list[Span], tenant: str) -> None:
+    store.write(read_protobuf(request_bytes(Resource(), map(span_bytes, spans))), tenant)
+
+
+def span_of(number: int, **attributes: str) -> Span:
+    return Span(
+        trace_id=TRACE,
+        span_id=number.to_bytes(8, "big"),
+        parent_id=b"",
+        name="x",
+        kind=1,
+        start=NOW,
+        end=NOW + 1,
+        status=0,
+        message="",
+        shared=(),
+        own=[(key.replace("_", "."), value) for key, value in attributes.items()],
+    )
+
+
+def test_another_tenant_cannot_hide_what_is_missing(store: SqliteStore) -> None:
+    """Spans that another tenant sends into a trace change neither the document nor what it says is missing."""
+    store.put(RUNNING, tenant="acme", observed_at=NOW)
+    *steps, head = encode(ENDED, tenant="acme")
+    send(store, [head], "acme")
+    before = store.document("r", "acme")
+    assert before.incomplete
+    send(store, [span_of(1, runspan_role="step")], "beta")
+    send(store, steps, "beta")
+    assert store.document("r", "acme") == before
+    send(store, steps, "acme")
+    assert store.document("r", "acme").text == ENDED.text
+    assert not store.document("r", "acme").incomplete
+
+
+def test_another_tenants_fragments_complete_nothing(store: SqliteStore) -> None:
+    """A run whose steps another tenant sent stays incomplete."""
+    *steps, head = encode(ENDED, tenant="acme")
+    send(store, steps, "beta")
+    send(store, [head], "acme")
+    with pytest.raises(TraceIncomplete):
+        store.document("r", "acme")
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["no run stored", "run stored"])
+def test_a_tenant_sees_its_own_spans_of_a_trace(store: SqliteStore, stored: bool) -> None:
+    """With a tenant, a trace holds what that tenant sent, whether or not its run is stored."""
+    if stored:
+        store.put(ENDED, tenant="acme", observed_at=NOW)
+    send(store, [span_of(1, db_statement="beta private")], "beta")
+    send(store, [span_of(2, runspan_run_id="r")], "acme")
+    assert not [span for span in store.spans(TRACE, "acme") if "db.statement" in span.attributes()]
+    assert [span.span_id for span in store.spans(TRACE, "beta")] == [(1).to_bytes(8, "big")]
+    with pytest.raises(NotFound):
+        store.spans(TRACE, "gamma")
+
+
+def test_nobody_else_on_the_machine_reads_the_store(store: SqliteStore, tmp_path: Path) -> None:
+    """The directory and the files are the owner's alone, whatever the umask."""
+    store.put(ENDED, tenant="acme", observed_at=NOW)
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    for file in (tmp_path / "data").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file.name
