@@ -94,9 +94,15 @@ HEADS: Final = {key: Heads(key) for key in KEYS | {key + ODD for key in KEYS} | 
 _LONG_KEY: Final = 100
 
 
-@lru_cache(maxsize=4096)
 def _number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
-    """All bytes before a number of so many bytes: tag, key, and the number's own tag."""
+    """All bytes before a number of so many bytes. Those of long keys are not remembered: the memory needs a bound."""
+    make = _remembered_number_head if len(key) <= _LONG_KEY else _remembered_number_head.__wrapped__
+    return make(lead, key, tag, size)
+
+
+@lru_cache(maxsize=4096)
+def _remembered_number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
+    """Tag, key, and the number's own tag."""
     middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
     return lead + varint(len(middle) + size) + middle
 
@@ -104,8 +110,7 @@ def _number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
 def integer_bytes(lead: bytes, key: str, number: int) -> bytes:
     """An attribute with an integer of 64 bits."""
     digits = VARINTS[number] if 0 <= number < 16384 else varint(number & _BITS)
-    head = _number_head if len(key) <= _LONG_KEY else _number_head.__wrapped__  # the memory needs a bound
-    return head(lead, key, b"\x18", len(digits)) + digits
+    return _number_head(lead, key, b"\x18", len(digits)) + digits
 
 
 def _key_value(lead: bytes, key: bytes, any_value: bytes) -> bytes:
@@ -156,11 +161,7 @@ def attribute_bytes(key: str, value: Value) -> bytes:
     elif kind is int:
         return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
     elif kind is float:
-        return (
-            _key_value(IN_SPAN, key.encode(), _any(value))
-            if len(key) > _LONG_KEY
-            else (_number_head(IN_SPAN, key, b"\x21", 8) + _DOUBLE(value))
-        )
+        return _number_head(IN_SPAN, key, b"\x21", 8) + _DOUBLE(value)
     else:
         return _key_value(IN_SPAN, key.encode(), _any(value))
     heads = HEADS.get(key)
