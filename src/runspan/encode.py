@@ -119,16 +119,18 @@ class Rest(NamedTuple):
 
 
 class RestOfSteps:
-    """Works out ``Rest`` for the steps of one run. usages: what its agent steps used so far.
+    """Works out ``Rest`` for the steps of one run. usages: what its agent steps used so far; grows.
 
     fallback: the start of a span without a time, nanoseconds since 1970.
     """
 
-    def __init__(self, tenant: str, fallback: int, exception_events: bool = True) -> None:
+    def __init__(
+        self, tenant: str, fallback: int, exception_events: bool = True, usages: list[Usage] | None = None
+    ) -> None:
         self.tenant = tenant
         self.fallback = fallback
         self.exception_events = exception_events
-        self.usages: list[Usage] = []
+        self.usages = [] if usages is None else usages
 
     def of(self, step: Step, label: Label) -> Rest:
         own: Pairs = []

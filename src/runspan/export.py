@@ -16,6 +16,9 @@ TARGET_SPANS: Final = 2048
 """A request has a price of its own, that of encoding ten runs or more, so small ones are dear. This many spans are
 about half of ``TARGET_BYTES``."""
 
+GROUP_SPANS: Final = 256
+"""So many are written at once: their columns stay in the processor's cache, which is worth a fifth of the time."""
+
 TARGET_BYTES: Final = 2_900_000
 """Of spans; the resource and lengths around them stay below the bound of a request."""
 
@@ -92,7 +95,7 @@ def batches(
     frame = partial(request_bytes, resource)
     runs: list[RunSpans] = []
     spans = size = 0
-    for group in _groups(documents, target_spans, on_refused):
+    for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
         written = write_runs(group, tenant=tenant, observed_at=observed_at())
         for run, parts in zip(group, written, strict=True):
             length = sum(map(len, parts))
@@ -110,9 +113,9 @@ def batches(
 
 
 def _groups(
-    documents: Iterable[Run | DocumentError], target_spans: int, on_refused: Callable[[DocumentError], None]
+    documents: Iterable[Run | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
 ) -> Iterator[list[Run]]:
-    """Runs to be written at once: about a batch of them, and not too many bytes."""
+    """Runs to be written at once: about so many spans of them, and not too many bytes."""
     group: list[Run] = []
     spans = size = 0
     for document in documents:
@@ -122,7 +125,7 @@ def _groups(
         group.append(document)
         spans += 1 + len(document.envelope.steps or ())
         size += len(document.text)
-        if spans >= target_spans or size >= TARGET_BYTES:
+        if spans >= group_spans or size >= TARGET_BYTES:
             yield group
             group, spans, size = [], 0, 0
     if group:

@@ -40,6 +40,9 @@ CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
 PROJECTED_KEYS: Final = frozenset({PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID})
 """The strings among a span's own projected attributes."""
+_RUN_INPUT, _RUN_OUTPUT, _RUN_COST = "runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd"
+PROJECTED_NUMBERS: Final = frozenset({INPUT_TOKENS, OUTPUT_TOKENS, COST, _RUN_INPUT, _RUN_OUTPUT, _RUN_COST})
+"""The numbers among them."""
 
 _MESSAGE_LENGTH = 500
 """Characters, so at most 2000 bytes: a backend that cuts a string inside a character spoils its whole answer."""
@@ -140,13 +143,23 @@ def usage_of(output: object) -> Usage | None:
 
 
 def put_usage(pairs: Pairs, usage: Usage) -> None:
-    """Appends an agent step's tokens, model, provider and cost, as far as they are known."""
-    if usage.model:
+    """Appends an agent step's model, provider, tokens and cost, as far as they are known."""
+    put_model(pairs, usage.model)
+    put_counts(pairs, usage)
+
+
+def put_model(pairs: Pairs, model: str) -> None:
+    """Appends a model that is known, and its provider."""
+    if model:
         for prefix, provider in _PROVIDERS:
-            if usage.model.startswith(prefix):
+            if model.startswith(prefix):
                 pairs.append((PROVIDER, provider))
                 break
-        pairs.append((MODEL, usage.model[:_MESSAGE_LENGTH]))
+        pairs.append((MODEL, model[:_MESSAGE_LENGTH]))
+
+
+def put_counts(pairs: Pairs, usage: Usage) -> None:
+    """Appends tokens and cost, as far as they are known."""
     if 0 <= usage.prompt_tokens < _INT64:
         pairs.append((INPUT_TOKENS, usage.prompt_tokens))
     if 0 <= usage.completion_tokens < _INT64:
@@ -159,9 +172,9 @@ def put_totals(pairs: Pairs, usages: list[Usage]) -> None:
     """Appends a run's sums over its agent steps, under names that no step has."""
     if not usages:
         return
-    pairs.append(("runspan.run.input_tokens", sum([max(usage.prompt_tokens, 0) for usage in usages]) % _INT64))
-    pairs.append(("runspan.run.output_tokens", sum([max(usage.completion_tokens, 0) for usage in usages]) % _INT64))
-    pairs.append(("runspan.run.cost_usd", sum([max(usage.estimated_cost_usd, 0.0) for usage in usages])))
+    pairs.append((_RUN_INPUT, sum([max(usage.prompt_tokens, 0) for usage in usages]) % _INT64))
+    pairs.append((_RUN_OUTPUT, sum([max(usage.completion_tokens, 0) for usage in usages]) % _INT64))
+    pairs.append((_RUN_COST, sum([max(usage.estimated_cost_usd, 0.0) for usage in usages])))
 
 
 def child_run_of(output: object) -> str:

@@ -6,38 +6,29 @@ goes that way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, repeat
-from operator import add, attrgetter, eq, ge, gt, itemgetter, le, lt, methodcaller, not_
+from operator import add, attrgetter, eq, ge, itemgetter, le, lt, methodcaller, not_
 from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET
 
 from runspan.carry import Pairs, put_times
-from runspan.document import Envelope, Step
+from runspan.document import Step
 from runspan.encode import RestOfSteps, encode, put_fault
-from runspan.fields import DIGEST, MANIFEST, PIECE_BYTES, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
+from runspan.fields import DIGEST, MANIFEST, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
 from runspan.ids import run_digests
 from runspan.labels import ROOT_LABELS, STEP_LABELS, Label
-from runspan.otlp.columns import (
-    RUN_COLUMNS,
-    STEP_COLUMNS,
-    TextColumn,
-    joined_spans,
-    member_columns,
-    nanoseconds,
-    where_true,
-)
+from runspan.otlp.columns import RUN_MEMBERS, STEP_MEMBERS, Column, joined, nanoseconds, where_true
 from runspan.otlp.wire import (
-    END_TAG,
+    HEADS,
     IN_SPAN,
     PARENT_ID,
     PLAIN_END,
     SPAN_ID,
-    START_TAG,
     TRACE_ID,
     attribute_bytes,
     end_bytes,
@@ -45,14 +36,14 @@ from runspan.otlp.wire import (
     label_bytes,
     shared_bytes,
     span_bytes,
-    times_bytes,
 )
-from runspan.projection import PIPELINE_RUN_ID, put_totals
+from runspan.projection import PIPELINE_RUN_ID, Usage, put_counts, put_model, put_totals, usage_of
 from runspan.run import Run
 
 _ZERO: Final = bytes(8)
 _step_text = msgspec.json.Encoder().encode
-_IDENTITY, _RUN_DIGEST, _STEPS, _PIPELINE_RUN = map(TextColumn, (RUN_ID, DIGEST, MANIFEST, PIPELINE_RUN_ID))
+_IDENTITY: Final = HEADS[RUN_ID]
+_RUN_DIGEST, _STEPS, _PIPELINE_RUN = (key.encode() for key in (DIGEST, MANIFEST, PIPELINE_RUN_ID))
 
 
 def write_runs(runs: Sequence[Run], *, tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
@@ -88,43 +79,44 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
     ]
     ids = [TRACE_ID + trace + SPAN_ID for trace in traces]
     shared = [
-        before + identity + (label.identity.wire or shared_bytes(label.identity))
-        for before, identity, label in zip(*_IDENTITY.write(identities), labels, strict=True)
+        _IDENTITY[len(identity)] + identity + (label.identity.wire or shared_bytes(label.identity))
+        for identity, label in zip(identities, labels, strict=True)
     ]
     each = partial(_each, counts)
     parents = [PARENT_ID + root for root in roots]
-    steps = _Steps([step for envelope in envelopes for step in envelope.steps], list(each(range(len(runs)))))  # type: ignore[union-attr]
+    steps = _Steps([step for envelope in envelopes for step in envelope.steps], each(range(len(runs))))  # type: ignore[union-attr]
     steps.name(each(seeds))
     spans = steps.write(each(ids), each(parents), each(shared), starts, tenant)
-    odd |= steps.odd_runs
 
     manifests = []
     place = 0
     for count in counts:
         manifests.append(b"".join(steps.span_ids[place : place + count]).hex().encode())
         place += count
-    columns: list[Iterable[bytes]] = [
+    rests, closings = [b""] * len(runs), [PLAIN_END] * len(runs)
+    for place in where_true(map(attrgetter("special"), labels)):
+        rests[place], closings[place] = _rest_of_failed(
+            envelopes[place].error, labels[place], ends[place], steps.usages.pop(place, [])
+        )
+    for place, usages in steps.usages.items():
+        rests[place] = _totals_bytes(usages)
+    columns: list[Column] = [
         ids,
         roots,
-        map(times_bytes, repeat(START_TAG), starts, repeat(END_TAG), ends),
+        (starts, ends),
         [label.wire or label_bytes(label) for label in labels],
         shared,
-        *_RUN_DIGEST.write([sha256(run.text).hexdigest().encode() for run in runs]),
-        repeat(attribute_bytes(TENANT, tenant) if tenant else b""),
-        map(integer_bytes, repeat(IN_SPAN), repeat(STEP_COUNT), counts),
-        *_STEPS.write(manifests),
+        (_RUN_DIGEST, [sha256(run.text).hexdigest().encode() for run in runs]),
+        attribute_bytes(TENANT, tenant) if tenant else b"",
+        [integer_bytes(IN_SPAN, STEP_COUNT, count) for count in counts],
+        (_STEPS, manifests),
+        *[member(envelopes) for member in RUN_MEMBERS],
+        (_PIPELINE_RUN, identities),
+        rests,
+        closings,
     ]
-    odd |= set(where_true(map(gt, map(len, manifests), repeat(PIECE_BYTES))))
-    for long, cells in member_columns(RUN_COLUMNS, envelopes):
-        odd.update(long)
-        columns += cells
-    columns += _PIPELINE_RUN.write(identities)
-    rests, closings = [b""] * len(runs), [PLAIN_END] * len(runs)
-    for place in {*steps.rests, *where_true(map(attrgetter("special"), labels))} - odd:
-        rests[place], closings[place] = _rest_of_head(
-            envelopes[place], labels[place], ends[place], steps.rests.get(place)
-        )
-    heads = joined_spans([*columns, rests, closings])
+    heads, long = joined(columns, len(runs))
+    odd |= {*steps.odd_runs, *long}
 
     written: list[list[bytes] | None] = []
     place = 0
@@ -134,25 +126,47 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
     return written
 
 
-def _each(counts: list[int], values: Iterable[Any]) -> Iterator[Any]:
+def _each(counts: list[int], values: Iterable[Any]) -> list[Any]:
     """The value of each run, once for each of its steps."""
-    return chain.from_iterable(map(repeat, values, counts))
+    return list(chain.from_iterable(map(repeat, values, counts)))
 
 
-def _rest_of_head(envelope: Envelope, label: Label, end: int, steps: RestOfSteps | None) -> tuple[bytes, bytes]:
-    """A head's attributes after the usual ones, and what stands after all attributes."""
+def _rest_of_failed(error: object, label: Label, end: int, usages: list[Usage]) -> tuple[bytes, bytes]:
+    """A failed head's attributes after the usual ones, and what stands after all attributes."""
     own: Pairs = []
-    put_totals(own, steps.usages if steps is not None else [])
-    fault = put_fault(own, envelope.error, label, end, True)
-    rest = b"".join([attribute_bytes(key, value) for key, value in own])
-    return rest, end_bytes(fault.events, (), fault.status, fault.message)
+    put_totals(own, usages)
+    fault = put_fault(own, error, label, end, True)
+    return _attributes_bytes(own), end_bytes(fault.events, (), fault.status, fault.message)
+
+
+def _totals_bytes(usages: list[Usage]) -> bytes:
+    own: Pairs = []
+    put_totals(own, usages)
+    return _attributes_bytes(own)
+
+
+def _usage_bytes(usage: Usage) -> bytes:
+    own: Pairs = []
+    put_counts(own, usage)
+    return _model_bytes(usage.model) + _attributes_bytes(own)
+
+
+@lru_cache(maxsize=256)
+def _model_bytes(model: str) -> bytes:
+    own: Pairs = []
+    put_model(own, model)
+    return _attributes_bytes(own)
+
+
+def _attributes_bytes(own: Pairs) -> bytes:
+    return b"".join([attribute_bytes(key, value) for key, value in own])
 
 
 def _no_times() -> bytes:
     """What stands on the span of a step that was skipped: it has neither start nor end."""
     own: Pairs = []
     put_times(own, STEP_TABLE, UNSET, UNSET, 1)
-    return b"".join([attribute_bytes(key, value) for key, value in own])
+    return _attributes_bytes(own)
 
 
 _NO_TIMES: Final = _no_times()
@@ -162,7 +176,7 @@ class _Steps:
     """All steps of a batch. owners: the place of each step's run.
 
     odd_runs: places of runs with a step that has not ended, or with two steps of one id, or with a long one.
-    rests: by place of the run, what worked out the rest of its unusual steps.
+    usages: by place of the run, what its agent steps used, in their order.
     """
 
     def __init__(self, steps: list[Step], owners: list[int]) -> None:
@@ -171,7 +185,7 @@ class _Steps:
         self.texts = list(map(_step_text, steps))
         self.labels: list[Label] = list(map(STEP_LABELS.__getitem__, map(STEP_TABLE.get_labels, steps)))
         self.odd_runs: set[int] = set()
-        self.rests: dict[int, RestOfSteps] = {}
+        self.usages: dict[int, list[Usage]] = {}
         self.span_ids: list[bytes] = []
 
     def name(self, seeds: Iterable[bytes]) -> None:
@@ -190,9 +204,9 @@ class _Steps:
 
     def write(
         self,
-        ids: Iterable[bytes],
-        parents: Iterable[bytes],
-        shared: Iterable[bytes],
+        ids: list[bytes],
+        parents: list[bytes],
+        shared: list[bytes],
         fallbacks: Sequence[int],
         tenant: str,
     ) -> list[bytes]:
@@ -207,27 +221,34 @@ class _Steps:
         }
         rests, closings = [b""] * len(steps), [PLAIN_END] * len(steps)
         for place in sorted(unusual):
-            owner = self.owners[place]
-            if steps[place].started_at is UNSET and steps[place].completed_at is UNSET and not labels[place].special:
+            step, label, owner = steps[place], labels[place], self.owners[place]
+            if label.special:
+                if label.agent and label.error_type is None and 0 <= starts[place] < ends[place]:
+                    usage = usage_of(step.output)
+                    if usage is not None:
+                        self.usages.setdefault(owner, []).append(usage)
+                        rests[place] = _usage_bytes(usage)
+                    continue
+            elif step.started_at is UNSET and step.completed_at is UNSET:
                 starts[place], ends[place] = fallbacks[owner], fallbacks[owner] + 1
                 rests[place] = _NO_TIMES
                 continue
-            of_run = self.rests.get(owner)
-            if of_run is None:
-                of_run = self.rests[owner] = RestOfSteps(tenant, fallbacks[owner])
-            own, starts[place], ends[place], fault, links = of_run.of(steps[place], labels[place])
-            if own:
-                rests[place] = b"".join([attribute_bytes(key, value) for key, value in own])
-            closings[place] = end_bytes(fault.events, links, fault.status, fault.message)
-        columns: list[Iterable[bytes]] = [
+            usages = self.usages.setdefault(owner, []) if label.agent else []
+            rest = RestOfSteps(tenant, fallbacks[owner], usages=usages).of(step, label)
+            starts[place], ends[place] = rest.start, rest.end
+            rests[place] = _attributes_bytes(rest.own)
+            closings[place] = end_bytes(rest.fault.events, rest.links, rest.fault.status, rest.fault.message)
+        columns: list[Column] = [
             ids,
             self.span_ids,
             parents,
-            map(times_bytes, repeat(START_TAG), starts, repeat(END_TAG), ends),
+            (starts, ends),
             [label.wire or label_bytes(label) for label in labels],
             shared,
+            *[member(steps) for member in STEP_MEMBERS],
+            rests,
+            closings,
         ]
-        for long, cells in member_columns(STEP_COLUMNS, steps):
-            self.odd_runs |= {self.owners[place] for place in long}
-            columns += cells
-        return joined_spans([*columns, rests, closings])
+        spans, long = joined(columns, len(steps))
+        self.odd_runs |= {self.owners[place] for place in long}
+        return spans

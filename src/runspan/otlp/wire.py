@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -18,7 +17,7 @@ from msgspec import Raw
 from runspan._version import __version__
 from runspan.fields import KEYS, ODD, PIECE_BYTES
 from runspan.labels import Label
-from runspan.projection import PROJECTED_KEYS
+from runspan.projection import PROJECTED_KEYS, PROJECTED_NUMBERS
 from runspan.span import Attributes, Event, Link, Span, Value
 
 SCOPE_NAME: Final = "runspan"
@@ -91,26 +90,29 @@ class Heads(dict[int, bytes]):
 HEADS: Final = {key: Heads(key) for key in KEYS | {key + ODD for key in KEYS} | PROJECTED_KEYS}
 
 
-_LONG_KEY: Final = 100
+class _NumberHeads(dict[tuple[bytes, str, bytes, int], bytes]):
+    """All bytes before a number: tag, key, and the number's own tag, by the first tag, key, tag and size in bytes.
+
+    Only those of known keys are remembered: the memory needs a bound.
+    """
+
+    def __missing__(self, what: tuple[bytes, str, bytes, int]) -> bytes:
+        lead, key, tag, size = what
+        middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
+        head = lead + varint(len(middle) + size) + middle
+        if key in _NUMBERS:
+            self[what] = head
+        return head
 
 
-def _number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
-    """All bytes before a number of so many bytes. Those of long keys are not remembered: the memory needs a bound."""
-    make = _remembered_number_head if len(key) <= _LONG_KEY else _remembered_number_head.__wrapped__
-    return make(lead, key, tag, size)
-
-
-@lru_cache(maxsize=4096)
-def _remembered_number_head(lead: bytes, key: str, tag: bytes, size: int) -> bytes:
-    """Tag, key, and the number's own tag."""
-    middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
-    return lead + varint(len(middle) + size) + middle
+_NUMBERS: Final = KEYS | PROJECTED_NUMBERS
+_NUMBER_HEADS: Final = _NumberHeads()
 
 
 def integer_bytes(lead: bytes, key: str, number: int) -> bytes:
     """An attribute with an integer of 64 bits."""
     digits = VARINTS[number] if 0 <= number < 16384 else varint(number & _BITS)
-    return _number_head(lead, key, b"\x18", len(digits)) + digits
+    return _NUMBER_HEADS[lead, key, b"\x18", len(digits)] + digits
 
 
 def _key_value(lead: bytes, key: bytes, any_value: bytes) -> bytes:
@@ -161,7 +163,7 @@ def attribute_bytes(key: str, value: Value) -> bytes:
     elif kind is int:
         return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
     elif kind is float:
-        return _number_head(IN_SPAN, key, b"\x21", 8) + _DOUBLE(value)
+        return _NUMBER_HEADS[IN_SPAN, key, b"\x21", 8] + _DOUBLE(value)
     else:
         return _key_value(IN_SPAN, key.encode(), _any(value))
     heads = HEADS.get(key)
