@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -57,7 +58,7 @@ def items_of_all_pages(reader: JaegerReader | SqliteStore, query: RunQuery) -> l
         items += page.items
         if page.cursor is None:
             return items
-        query = RunQuery(query.tenant, query.workflow_id, query.status, query.since, query.limit, page.cursor)
+        query = replace(query, cursor=page.cursor)
 
 
 @contextmanager

@@ -264,6 +264,15 @@ def test_a_page_ends_at_its_bytes_and_goes_on_at_its_cursor(tmp_path, monkeypatc
     assert sorted(run_id for page in pages for run_id in ids(page)) == [f"r{number}" for number in range(7)]
 
 
+def test_a_closed_store_is_one_file(tmp_path):
+    """Closing moves the write-ahead log into the database, readers or not: what is copied then is all there is."""
+    store = SqliteStore(tmp_path)
+    store.put(make_run("r", 0), observed_at=T0)
+    assert store.document("r").text
+    store.close()
+    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+
+
 def test_the_store_says_what_it_can_do(tmp_path):
     """Durable, deleting, and keeping foreign spans."""
     with SqliteStore(tmp_path) as store:

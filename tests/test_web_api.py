@@ -490,5 +490,5 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "/v1/traces": ["post"],
     }
     names = {parameter["name"] for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]}
-    assert names == {"workflowId", "status", "since", "limit", "cursor"}
+    assert names == {"workflowId", "status", "since", "limit", "cursor", "stuckAfter"}
     assert set(found["components"]["securitySchemes"]) == {"apiKey", "bearer"}

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from runspan.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.errors import QueryError
+from runspan.fields import observation
 from runspan.run import Run
 from runspan.span import Span
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
+
+_AT_REST = tuple(status for status in RUN_STATUSES if status not in LIVE_RUN_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,9 @@ class RunQuery:
 
     since: only runs whose sort time is at or after it, nanoseconds since 1970. The sort time is ``startedAt``, or
     ``createdAt`` when there is no start, or 0 without both; ties go by run id, descending by code point.
+    stuck_before: only runs that are pending or running, and were last observed before it, nanoseconds since 1970: the
+    newest revision of such a run tells when it was seen. A suspended run waits and is never stuck, so QueryError for
+    ``status="suspended"``, or the status of a run that has ended, beside it.
     """
 
     tenant: str = ""
@@ -60,6 +67,31 @@ class RunQuery:
     since: int | None = None
     limit: int = DEFAULT_LIMIT
     cursor: Cursor | None = None
+    stuck_before: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stuck_before is not None and self.status in _AT_REST:
+            raise QueryError(
+                where="status",
+                expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",
+                got=repr(self.status),
+                hint=f"a run that is {self.status} is not stuck: ask for the status alone",
+            )
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """The statuses that a run of the list has one of; empty for any."""
+        if self.status is not None:
+            return (self.status,)
+        return () if self.stuck_before is None else LIVE_RUN_STATUSES
+
+    def admits(self, workflow_id: str | None, status: str | None, revision: int) -> bool:
+        """Whether a run at its newest revision meets the filters that time and tenant are not."""
+        if self.workflow_id is not None and workflow_id != self.workflow_id:
+            return False
+        if self.statuses and status not in self.statuses:
+            return False
+        return self.stuck_before is None or (status in LIVE_RUN_STATUSES and observation(revision) < self.stuck_before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ Json = Raw | UnsetType
 
 RUN_STATUSES: Final = ("pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out")
 TERMINAL_RUN_STATUSES: Final = ("completed", "failed", "cancelled", "timed_out")
+LIVE_RUN_STATUSES: Final = ("pending", "running")
+"""Of a run in one of these its engine tells again and again. A suspended one waits for people or events, and rightly
+stays as it is."""
 STEP_STATUSES: Final = ("pending", "running", "completed", "failed", "skipped", "retrying")
 TERMINAL_STEP_STATUSES: Final = ("completed", "failed", "skipped")
 """Tuples, because an odd status is ``Raw``, which has no hash."""

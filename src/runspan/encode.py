@@ -33,17 +33,20 @@ from runspan.fields import (
     STEP_TABLE,
     TENANT,
 )
-from runspan.ids import run_ids, snapshot_span_id, step_span_id
+from runspan.ids import child_span_id, run_ids, snapshot_span_id, step_span_id
 from runspan.labels import Label, run_label, step_label
 from runspan.projection import (
     CHILD_RUN_ID,
     ERROR_TYPE,
     PARENT_RUN_ID,
     PIPELINE_RUN_ID,
+    Attempt,
     Usage,
     attempts_of,
+    caller_links,
     child_link,
     child_run_of,
+    current_attempt,
     fault_of,
     parent_run_of,
     put_totals,
@@ -57,6 +60,7 @@ from runspan.times import parse_ns
 
 _OPEN: Final = b""
 """Among the span ids of a manifest: a step without one."""
+_STEP_ID: Final = next(field for field in STEP_TABLE.labels if field.member == "id")
 
 
 def encode(
@@ -183,6 +187,7 @@ class RunEncoder:
             text = step_text(step)
             label = step_label(STEP_TABLE.get_labels(step))
             if not label.finished:
+                below += self._open_attempts(step, label, len(names))
                 open_steps.append(text)
                 names.append(_OPEN)
                 continue
@@ -190,7 +195,7 @@ class RunEncoder:
             names.append(span_id)
             spans.append(self.step(step, span_id, label))
             if step.extra:
-                below += self._attempts(step, span_id, label)
+                below += self.attempts(step, span_id, label)
         if step_ids is not None and len(set(step_ids)) != len(step_ids):
             raise ValueError("a step id stands twice: every span has its own")
         if step_ids is not None and len(step_ids) != len(spans):
@@ -230,29 +235,51 @@ class RunEncoder:
             links=rest.links,
         )
 
-    def _attempts(self, step: Step, step_id: bytes, label: Label) -> Iterator[Span]:
-        for attempt in attempts_of(step.extra, step_id):
-            own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
-            if attempt.status:
-                own.append(("runspan.attempt.status", attempt.status[:500]))
-            events: tuple[Event, ...] = ()
-            if attempt.fault is not None:
-                own.append((ERROR_TYPE, attempt.fault.type))
-                events = (attempt.fault.event(attempt.end),) if self.exception_events else ()
-            yield Span(
-                trace_id=self.trace_id,
-                span_id=attempt.span_id,
-                parent_id=step_id,
-                name=f"attempt of {label.name}",
-                kind=INTERNAL,
-                start=attempt.start,
-                end=attempt.end,
-                status=STATUS_UNSET,
-                message="",
-                shared=(self.identity,),
-                own=own,
-                events=events,
-            )
+    def attempts(self, step: Step, step_id: bytes, label: Label) -> Iterator[Span]:
+        """The spans of the attempts that a step lists and that have ended, below the step's span."""
+        for attempt in attempts_of(step.extra):
+            yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, label)
+
+    def _open_attempts(self, step: Step, label: Label, place: int) -> Iterator[Span]:
+        """The attempts of a step that goes on, below the root to come.
+
+        Every snapshot tells them all, so the id of each follows from all that its span carries, and it is one span.
+        place: of the step in the document.
+        """
+        attempts = attempts_of(step.extra)
+        if not attempts and step.status == "retrying":
+            start = parse_ns(step.started_at) if type(step.started_at) is str else None
+            current = current_attempt(step.attempt, "retrying", step.error, start or self.fallback)
+            attempts = [] if current is None else [current]
+        for attempt in attempts:
+            told = (step.id, step.name, step.type, attempt)
+            key = sha256(self.seed + place.to_bytes(8, "big") + repr(told).encode()).digest()
+            span_id = child_span_id(key, "open attempt", attempt.position)
+            yield self._attempt(attempt, span_id, self.root_id, step, label)
+
+    def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, label: Label) -> Span:
+        own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
+        if attempt.status:
+            own.append(("runspan.attempt.status", attempt.status[:500]))
+        put_value(own, _STEP_ID, step.id)
+        events: tuple[Event, ...] = ()
+        if attempt.fault is not None:
+            own.append((ERROR_TYPE, attempt.fault.type))
+            events = (attempt.fault.event(attempt.end),) if self.exception_events else ()
+        return Span(
+            trace_id=self.trace_id,
+            span_id=span_id,
+            parent_id=parent_id,
+            name=f"attempt of {label.name}",
+            kind=INTERNAL,
+            start=attempt.start,
+            end=attempt.end,
+            status=STATUS_UNSET,
+            message="",
+            shared=(self.identity,),
+            own=own,
+            events=events,
+        )
 
     def head(self, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
         """The root span, or a snapshot. manifest and open_steps: see ``fields.MANIFEST``."""
@@ -276,11 +303,13 @@ class RunEncoder:
             own.append((MANIFEST + ODD, "null"))
         for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
             put_value(own, field, value)
+        links: tuple[Link, ...] = ()
         if envelope.extra:
             put_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
             parent = parent_run_of(envelope.extra)
             if parent:
                 own.append((PARENT_RUN_ID, parent[:500]))
+            links = caller_links(envelope.extra, self.trace_id)
         seen = None if self.is_root else observed_at
         place = sort_time(envelope) or 1  # not the completion: lists are searched by where heads begin
         start, end = put_times(own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, early=True)
@@ -306,6 +335,7 @@ class RunEncoder:
             shared,
             own,
             fault.events,
+            links,
         )
 
 

@@ -26,6 +26,12 @@ ROOT_REVISION: Final = 1 << 62
 """The run span's own. Snapshots of an unfinished run have the time of observation in nanoseconds, which stays below;
 revisions of a finished run have both added up, which stays below 2**63."""
 
+
+def observation(revision: int) -> int:
+    """When the document of a snapshot was seen, nanoseconds since 1970: what its revision tells. Of a root it is 0."""
+    return revision - ROOT_REVISION if revision >= ROOT_REVISION else revision
+
+
 DIGEST: Final = "runspan.digest"
 """On run and snapshot spans: hex SHA-256 of the document's canonical text."""
 STEP_COUNT: Final = "runspan.run.step_count"

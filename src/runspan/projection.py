@@ -8,13 +8,14 @@ names, or sums over spans would count everything twice.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
 
 from runspan.carry import Pairs
-from runspan.ids import child_span_id, run_ids
+from runspan.ids import run_ids
 from runspan.span import Event, Link, Value
 from runspan.times import parse_ns
 
@@ -104,8 +105,10 @@ class _Attempt(Struct, frozen=True, rename="camel"):
 class _Extra(Struct, frozen=True, rename="camel"):
     attempts: list[_Attempt] = []
     parent_run_id: str = ""
+    traceparent: str = ""
 
 
+_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _decode_output = msgspec.json.Decoder(_Output).decode
 _decode_error = msgspec.json.Decoder(_Error).decode
 _decode_child = msgspec.json.Decoder(_Child).decode
@@ -203,10 +206,31 @@ def parent_run_of(extra: bytes) -> str:
         return ""
 
 
-class AttemptSpan(Struct, frozen=True):
-    """One attempt of a step that the document lists in its member ``attempts``."""
+def caller_links(extra: bytes, trace_id: bytes) -> tuple[Link, ...]:
+    """The link to the span that started a run, which the run's unknown member ``traceparent`` tells in W3C's form.
 
-    span_id: bytes
+    https://www.w3.org/TR/trace-context/#traceparent-header. trace_id: the run's own: into it the run span never links,
+    since stores take a link of a root into its own trace for the parent.
+    """
+    if b'"traceparent"' not in extra:
+        return ()
+    try:
+        match = _TRACEPARENT.fullmatch(_decode_extra(b"{" + extra + b"}").traceparent)
+    except _UNREADABLE:
+        return ()
+    if match is None:
+        return ()
+    caller, span = bytes.fromhex(match[1]), bytes.fromhex(match[2])
+    if caller == trace_id or not any(caller) or not any(span):
+        return ()
+    return (Link(caller, span, (("runspan.link", "caller"),)),)
+
+
+class Attempt(Struct, frozen=True):
+    """One attempt of a step. position: in the step's list, from 1. start, end: nanoseconds since 1970, the end after
+    the start."""
+
+    position: int
     number: int
     status: str
     start: int
@@ -214,7 +238,7 @@ class AttemptSpan(Struct, frozen=True):
     fault: Fault | None
 
 
-def attempts_of(extra: bytes, step_id: bytes) -> list[AttemptSpan]:
+def attempts_of(extra: bytes) -> list[Attempt]:
     """The attempts that a step's unknown member ``attempts`` tells; those without times are left out."""
     if b'"attempts"' not in extra:
         return []
@@ -222,7 +246,7 @@ def attempts_of(extra: bytes, step_id: bytes) -> list[AttemptSpan]:
         attempts = _decode_extra(b"{" + extra + b"}").attempts
     except _UNREADABLE:
         return []
-    spans = []
+    told = []
     for position, attempt in enumerate(attempts, 1):
         start, end = parse_ns(attempt.started_at), parse_ns(attempt.completed_at)
         if start is None or end is None:
@@ -230,6 +254,17 @@ def attempts_of(extra: bytes, step_id: bytes) -> list[AttemptSpan]:
         failed = attempt.error is not None or attempt.status == "failed"
         fault = fault_of(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
         number = attempt.attempt if 0 < attempt.attempt < _INT64 else position
-        span_id = child_span_id(step_id, "attempt", position)
-        spans.append(AttemptSpan(span_id, number, attempt.status, start, max(end, start + 1), fault))
-    return spans
+        told.append(Attempt(position, number, attempt.status, start, max(end, start + 1), fault))
+    return told
+
+
+def current_attempt(number: object, status: str, error: object, start: int) -> Attempt | None:
+    """The attempt that a step is at which tells its number alone, as the platform's log does; None without a number.
+
+    When it began and how long it took is told nowhere, so it stands at the step's start.
+    """
+    text = bytes(number) if type(number) is Raw else b""
+    if not text.isdigit() or len(text) > 18:
+        return None
+    fault = fault_of(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
+    return Attempt(1, int(text), status, start, start + 1, fault)

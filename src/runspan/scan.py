@@ -1,7 +1,8 @@
 """A strict JSON scanner that finds where values begin and end, and keeps their own text; no I/O.
 
 It accepts what RFC 8259 accepts and nothing else, at any depth, since it keeps its own stack. It builds no values:
-the text between the boundaries it returns is the value, verbatim.
+the text between the boundaries it returns is the value, verbatim. Runs of what is alike are one match of a regular
+expression each, because ten megabytes of brackets must not take longer than ten megabytes of words.
 """
 
 from __future__ import annotations
@@ -9,16 +10,39 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
-_SPACE = re.compile(r"[ \t\n\r]*")
+_WS = r"[ \t\n\r]*+"
+_SPACE = re.compile(_WS)
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"')
 _SCALAR = re.compile(
-    _STRING.pattern + r"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null", re.ASCII
+    _STRING.pattern + r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+|true|false|null", re.ASCII
 )
 _OPEN_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
-_STRUCTURE = re.compile(_STRING.pattern + r"|[{}\[\],\"]")
 _WORD = re.compile(r"[^\s,:\[\]{}\"]{1,20}")
+
+_KEY = re.compile(rf"({_STRING.pattern}){_WS}:{_WS}")
+_MEMBER = rf"{_STRING.pattern}{_WS}:{_WS}"
+"""A key and its colon."""
+
+
+def _around(value: str) -> str:
+    """The pattern of such a value, and of an array or an object of such values."""
+    array = rf"\[{_WS}(?:{value}{_WS}(?:,{_WS}{value}{_WS})*+)?+\]"
+    members = rf"\{{{_WS}(?:{_MEMBER}{value}{_WS}(?:,{_WS}{_MEMBER}{value}{_WS})*+)?+\}}"
+    return f"(?:{value}|{array}|{members})"
+
+
+_SHALLOW_VALUE = _around(_around(f"(?:{_SCALAR.pattern})"))
+_SHALLOW = re.compile(_SHALLOW_VALUE, re.ASCII)
+_MORE_ELEMENTS = re.compile(rf"(?:,{_WS}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
+_MORE_MEMBERS = re.compile(rf"(?:,{_WS}{_MEMBER}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
+_OPENERS = re.compile(rf"(?:\[{_WS}|\{{{_WS}{_MEMBER})++")
+_OPENER = re.compile(rf"([\[{{]){_WS}(?:{_MEMBER})?+")
+_CLOSERS = re.compile(rf"(?:[\]}}]{_WS})++")
+_CLOSER = re.compile(r"[\]}]")
+_CLOSER_OF = {"[": "]", "{": "}"}
 
 
 class ScanError(ValueError):
@@ -55,35 +79,69 @@ def skip_space(text: str, position: int) -> int:
 
 def end_of_value(text: str, position: int) -> int:
     """The position just past the value that starts at position; ScanError when there is none."""
+    position = skip_space(text, position)
+    shallow = _SHALLOW.match(text, position)
+    if shallow is not None:
+        return shallow.end()
     closers: list[str] = []
+    """What closes the arrays and objects that are open, the innermost last."""
     while True:
+        if shallow is None:
+            position = _open(text, position, closers)
+            is_empty = closers[-1] == "]" and text.startswith("]", position)
+        else:
+            position = shallow.end()
+        if shallow is not None or is_empty:
+            position = _after_value(text, position, closers)
+            if not closers:
+                return position
         position = skip_space(text, position)
-        character = text[position : position + 1]
-        if character in ("{", "["):
-            closer = "}" if character == "{" else "]"
-            position = skip_space(text, position + 1)
-            if text[position : position + 1] != closer:
-                closers.append(closer)
-                if closer == "}":
-                    position = _after_colon(text, position)
-                continue
-            position += 1
+        shallow = _SHALLOW.match(text, position)
+
+
+def _open(text: str, position: int, closers: list[str]) -> int:
+    """Past the brackets, and braces with their first keys, that open here; ScanError when no value begins so."""
+    openers = _OPENERS.match(text, position)
+    if openers is None:
+        if text.startswith("{", position):
+            raise _not_a_member(text, skip_space(text, position + 1))
+        raise _not_a_value(text, position)
+    end = openers.end()
+    closers += map(_CLOSER_OF.__getitem__, _OPENER.findall(text, position, end))
+    return end
+
+
+def _after_value(text: str, position: int, closers: list[str]) -> int:
+    """From the end of a value to where the next one begins, or just past the last closing bracket."""
+    while closers:
+        position = skip_space(text, position)
+        is_array = closers[-1] == "]"
+        if text.startswith(",", position):
+            more = (_MORE_ELEMENTS if is_array else _MORE_MEMBERS).match(text, position)
+            if more is None or more.end() == position:
+                position = skip_space(text, position + 1)
+                return position if is_array else _past_key(text, position)
+            position = more.end()
         else:
-            position = _end_of_scalar(text, position)
-        while closers:
-            position = skip_space(text, position)
-            character = text[position : position + 1]
-            if character == ",":
-                position += 1
-                if closers[-1] == "}":
-                    position = _after_colon(text, skip_space(text, position))
-                break
-            if character != closers[-1]:
-                raise _unexpected(text, position, f"',' or '{closers[-1]}'")
-            closers.pop()
-            position += 1
-        else:
-            return position
+            position = _close(text, position, closers)
+    return position
+
+
+def _close(text: str, position: int, closers: list[str]) -> int:
+    """Past the brackets and braces that close here; ScanError when one is not what must come."""
+    run = _CLOSERS.match(text, position)
+    found = [] if run is None else _CLOSER.findall(text, position, run.end())
+    if run is not None and len(found) < len(closers) and found == closers[: -len(found) - 1 : -1]:
+        del closers[-len(found) :]
+        return run.end()
+    if found[: len(closers)] == closers[::-1]:
+        last = next(islice(_CLOSER.finditer(text, position), len(closers) - 1, None))
+        closers.clear()
+        return last.end()
+    while text.startswith(closers[-1], position):
+        closers.pop()
+        position = skip_space(text, position + 1)
+    raise _unexpected(text, position, f"',' or '{closers[-1]}'")
 
 
 def members(text: str, position: int) -> Iterator[Member]:
@@ -92,9 +150,10 @@ def members(text: str, position: int) -> Iterator[Member]:
     if text[position : position + 1] == "}":
         return
     while True:
-        start = _end_of_key(text, position)
-        key_text = text[position:start]
-        value = skip_space(text, _after_colon(text, position))
+        head = _KEY.match(text, position)
+        if head is None:
+            raise _not_a_member(text, position)
+        key_text, value = head[1], head.end()
         end = end_of_value(text, value)
         yield Member(string_value(key_text), key_text, text[value:end], value)
         position = skip_space(text, end)
@@ -124,6 +183,8 @@ def elements(text: str, position: int) -> Iterator[Element]:
 
 def string_value(text: str) -> str:
     """The value of a JSON string's text; lone surrogates stay what they are."""
+    if "\\" not in text:
+        return text[1:-1]
     value: str = json.loads(text)
     return value
 
@@ -144,55 +205,83 @@ def place_of(text: str, position: int) -> str:
 
     The text before the position must be JSON as far as it goes.
     """
-    path: list[str | int] = []
-    expecting_key = False
-    for match in _STRUCTURE.finditer(text, 0, position):
-        mark = match.group()
-        if mark == "{":
-            path.append("")
-            expecting_key = True
-        elif mark == "[":
-            path.append(0)
-            expecting_key = False
-        elif mark in "}]":
-            path.pop()
-            expecting_key = False
-        elif mark == ",":
-            last = path[-1]
-            path[-1] = last + 1 if isinstance(last, int) else ""
-            expecting_key = isinstance(last, str)
-        elif mark == '"':
-            break  # a string that does not end: what follows is inside it
-        elif expecting_key:
-            path[-1] = string_value(mark)
-            expecting_key = False
-    depth = 3 if path[:1] == ["steps"] else 1
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[:depth] if part != "")
+    place, start = "", skip_space(text, 0)
+    for depth in range(3):
+        if start >= position or text[start : start + 1] not in ("{", "["):
+            break
+        label, start = (_member_at if text[start] == "{" else _element_at)(text, start, position)
+        place += label
+        if depth == 0 and label != ".steps":
+            break
     return place.removeprefix(".")
 
 
-def _end_of_scalar(text: str, position: int) -> int:
-    match = _SCALAR.match(text, position)
-    if match is None:
-        opened = _OPEN_STRING.match(text, position)
-        if opened is not None:
-            raise _unexpected(text, opened.end(), "the rest of a string, control characters escaped")
-        raise _unexpected(text, position, "a JSON value")
-    return match.end()
+def _member_at(text: str, start: int, position: int) -> tuple[str, int]:
+    """The member of an object that a position lies in, as ``.key``, and where its value begins; the position itself
+    when it does not lie in a value."""
+    start += 1
+    while True:
+        start = skip_space(text, start)
+        key = _STRING.match(text, start)
+        if key is None or key.end() > position:
+            return "", position
+        name = string_value(key.group())
+        label = f".{name}" if name else ""
+        start = skip_space(text, key.end())
+        if start >= position or text[start : start + 1] != ":":
+            return label, position
+        start = skip_space(text, start + 1)
+        end = _end_before(text, start, position)
+        if end is None:
+            return label, start
+        start = skip_space(text, end)
+        if start >= position or text[start : start + 1] != ",":
+            return label, position
+        start += 1
 
 
-def _end_of_key(text: str, position: int) -> int:
-    match = _STRING.match(text, position)
-    if match is None:
-        raise _unexpected(text, position, "a key in double quotes")
-    return match.end()
+def _element_at(text: str, start: int, position: int) -> tuple[str, int]:
+    """The same of an array: ``[2]``."""
+    index = 0
+    while True:
+        start = skip_space(text, start + 1)
+        end = _end_before(text, start, position)
+        if end is None:
+            return f"[{index}]", start
+        start = skip_space(text, end)
+        if start >= position or text[start : start + 1] != ",":
+            return f"[{index}]", position
+        index += 1
 
 
-def _after_colon(text: str, position: int) -> int:
-    position = skip_space(text, _end_of_key(text, position))
-    if text[position : position + 1] != ":":
-        raise _unexpected(text, position, "':'")
-    return position + 1
+def _end_before(text: str, start: int, position: int) -> int | None:
+    """Where a value ends that ends at or before a position, else None."""
+    try:
+        end = end_of_value(text, start)
+    except ScanError:
+        return None
+    return end if end <= position else None
+
+
+def _past_key(text: str, position: int) -> int:
+    head = _KEY.match(text, position)
+    if head is None:
+        raise _not_a_member(text, position)
+    return head.end()
+
+
+def _not_a_value(text: str, position: int) -> ScanError:
+    opened = _OPEN_STRING.match(text, position)
+    if opened is not None:
+        return _unexpected(text, opened.end(), "the rest of a string, control characters escaped")
+    return _unexpected(text, position, "a JSON value")
+
+
+def _not_a_member(text: str, position: int) -> ScanError:
+    key = _STRING.match(text, position)
+    if key is None:
+        return _unexpected(text, position, "a key in double quotes")
+    return _unexpected(text, skip_space(text, key.end()), "':'")
 
 
 def _unexpected(text: str, position: int, expected: str) -> ScanError:

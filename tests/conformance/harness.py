@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
@@ -126,4 +126,4 @@ def all_pages(reader: TraceReader, query: RunQuery) -> list[list[str]]:
         pages.append(ids(page))
         if page.cursor is None:
             return pages
-        query = RunQuery(query.tenant, query.workflow_id, query.status, query.since, query.limit, page.cursor)
+        query = replace(query, cursor=page.cursor)

@@ -1,4 +1,4 @@
-"""Backends reached over HTTP: runs go in through the project's own delivery, and a search waits until they show."""
+"""Tempo in the suite: what was accepted can be read by its id at once, and a search waits until it shows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from typing import Any, Final
 
 import httpx
 
-from runspan import Run, encode
-from runspan.backends.remote.settings import settings_from as remote_settings
+from runspan.backends.remote.settings import settings_from
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import Document, Page, RunQuery, TraceReader
-from runspan.delivery import Batch, Delivery, RunSpans, connect, settings_from
-from runspan.fields import REVISION, RUN_ID
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.fields import REVISION
 from runspan.span import Span
 from servers import Tempo
 
-from .harness import T0
+from .sending import ByOtlp, delivery_to
 
 VISIBLE_SECONDS: Final = 60.0
 LATEST: Final = 2**32 - 1
@@ -64,35 +61,21 @@ class WaitingReader:
 
 
 @dataclass
-class RemoteByOtlp:
-    """A backend over HTTP, runs sent as spans over OTLP."""
+class TempoByOtlp(ByOtlp):
+    """A Tempo, whose search finds a run a second or more after it was accepted."""
 
     reader: WaitingReader
-    delivery: Delivery
-
-    def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
-        for run in runs:
-            self.send_spans(encode(run, tenant=tenant, observed_at=observed_at), tenant)
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
-        parts = [span_bytes(span) for span in spans]
-        run = RunSpans(str(spans[0].attributes()[RUN_ID]), parts, sum(map(len, parts)))
-        before = self.delivery.report().runs_accepted
-        assert self.delivery.submit(Batch(partial(request_bytes, Resource()), (run,)))
-        assert self.delivery.flush().runs_accepted == before + 1
+        super().send_spans(spans, tenant)
         heads = {(span.trace_id.hex(), span.span_id.hex()) for span in spans if REVISION in span.attributes()}
         self.reader.sent.setdefault(tenant, set()).update(heads)
 
-    def close(self) -> None:
-        self.delivery.close()
-        self.reader.close()
 
-
-def tempo_by_otlp(server: Tempo) -> RemoteByOtlp:
+def tempo_by_otlp(server: Tempo) -> TempoByOtlp:
     """The Tempo of a test run."""
-    reader = TempoReader(remote_settings(f"tempo+{server.url}", {}))
-    delivery = connect(settings_from({}, endpoint=server.otlp))
-    return RemoteByOtlp(WaitingReader(reader, partial(tempo_heads, server.url)), delivery)
+    reader = TempoReader(settings_from(f"tempo+{server.url}", {}))
+    return TempoByOtlp(WaitingReader(reader, partial(tempo_heads, server.url)), delivery_to(server.otlp))
 
 
 def tempo_heads(url: str, tenant: str) -> Heads:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +22,18 @@ class Failed(Exception):
 
 
 class Program:
-    """One server process. Its output goes to ``log``."""
+    """One server process. Its output goes to ``log``. env: what its environment has beside this process's."""
 
-    def __init__(self, command: Sequence[str], directory: Path) -> None:
+    def __init__(self, command: Sequence[str], directory: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = directory / "server.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=directory,
+                env=None if env is None else {**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
@@ -38,6 +44,11 @@ class Program:
                 self.stop()
                 raise Failed(self.log.read_text(errors="replace")[-2000:])
             time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL: the program ends where it stands."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL when it does not end. Calling it twice is allowed."""

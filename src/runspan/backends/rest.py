@@ -27,10 +27,12 @@ from runspan.errors import (
     TraceIncomplete,
     Unauthorized,
 )
+from runspan.fields import ROLE
 from runspan.ids import run_ids
-from runspan.otlp.json import read_json
+from runspan.otlp.json import read_spans
 from runspan.scan import elements, members, skip_space, string_value
 from runspan.span import Span
+from runspan.times import SECOND
 
 TIMEOUT: Final = 30.0
 _CLASSES: Final[dict[str, type[RunspanError]]] = {
@@ -51,6 +53,7 @@ class _Meta(msgspec.Struct, rename="camel"):
     cursor: str | None = None
     has_more: bool = False
     partial: list[str] = []
+    stuck_after: str | None = None
 
 
 class _Fault(msgspec.Struct):
@@ -98,10 +101,12 @@ class RestReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``; runspan's own spans only."""
-        return read_json(self._get(f"/api/v1/traces/{trace_id.hex()}").content, max_spans=None).spans
+        content = self._get(f"/api/v1/traces/{trace_id.hex()}").content
+        return [span for span in read_spans(content) if ROLE in span.attributes()]
 
     def search(self, query: RunQuery) -> Page:
-        """See ``TraceReader``. The API takes ``since`` as a length of time, so its edge moves with the clock."""
+        """See ``TraceReader``. The API takes ``since`` and ``stuckAfter`` as lengths of time, so their edges move with
+        the clock. QueryUnsupported when the server does not know ``stuckAfter``, which is an extension."""
         parameters: dict[str, Any] = {"limit": query.limit}
         if query.workflow_id is not None:
             parameters["workflowId"] = query.workflow_id
@@ -111,7 +116,16 @@ class RestReader:
             parameters["since"] = self._since(query.since)
         if query.cursor is not None:
             parameters["cursor"] = query.cursor.token()
+        if query.stuck_before is not None:
+            parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
         text, meta = self._data(self._get("/api/v1/runs", parameters), "[")
+        if parameters.get("stuckAfter") != meta.stuck_after:
+            raise QueryUnsupported(
+                where=self._base,
+                expected="a server that tells stuck runs apart",
+                got="one that does not know stuckAfter",
+                hint="bring that runspan server up to date; the platform's own API has no stuck runs",
+            )
         items = [element.value_text.encode() for element in elements(text, 0)]
         if items and query.tenant:
             self._prove(_id_of(items[0].decode()), query.tenant)
@@ -189,7 +203,7 @@ class RestReader:
 
     def _since(self, edge: int) -> str:
         """The edge as minutes before now, rounded up so that nothing is missed, or as days when they are many."""
-        minutes = max(1, -(-(self._clock() - edge) // 60_000_000_000))
+        minutes = max(1, -(-(self._clock() - edge) // (60 * SECOND)))
         return f"{minutes}m" if minutes < 1_000_000 else f"{-(-minutes // 1440)}d"
 
 

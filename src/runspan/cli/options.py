@@ -15,6 +15,8 @@ SECOND: Final = 1_000_000_000
 UNITS: Final = {"m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
 PLANS: Final = {"free": 7.0, "pro": 30.0, "enterprise": 90.0}
 """The platform's retention plans in days."""
+STUCK_SECONDS: Final = 900
+"""How long nobody may see a run go on before it counts as stuck, unless told otherwise: several heartbeats."""
 
 
 def option(*names: str, env: str | Sequence[str] = "", **attributes: Any) -> Callable[[F], F]:

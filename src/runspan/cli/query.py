@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runspan.cli.options import Length, Utf8, json_option, option, reading_options
+from runspan.cli.options import SECOND, STUCK_SECONDS, Length, Seconds, Utf8, json_option, option, reading_options
 from runspan.cli.places import open_reader
 from runspan.cli.process import visible
 from runspan.contracts import MAX_LIMIT, Cursor, Page, RunQuery, TraceReader
@@ -54,6 +54,15 @@ _LONGEST: Final = 200
     metavar="TIME",
     help="Only runs that started in the last 1h, 24h, 7d, 30d, or any number of m, h or d.",
 )
+@option(
+    "--stuck",
+    type=Seconds(),
+    metavar="[TIME]",
+    is_flag=False,
+    flag_value=f"{STUCK_SECONDS}s",
+    help="Only runs that are stuck: pending or running, and not observed so for this long. Alone it means "
+    f"{STUCK_SECONDS // 60}m. Suspended runs wait for people or events and are never among them.",
+)
 @option("--limit", type=click.IntRange(1), metavar="COUNT", default=50, help="How many, newest first.")
 @option("--cursor", metavar="TOKEN", help="Go on after an earlier list, which printed the token on standard error.")
 @json_option
@@ -65,6 +74,7 @@ def list_runs(
     workflow_id: str | None,
     status: str | None,
     since: int | None,
+    stuck: float | None,
     limit: int,
     cursor: str | None,
     as_json: bool,
@@ -73,16 +83,23 @@ def list_runs(
 
     With --json: one summary per line, with the members that the platform's API documents.
 
+    A run counts as observed whenever its snapshot was sent, changed or not: senders repeat the snapshots of runs that
+    go on, and those of a run whose engine crashed are not repeated. --stuck finds these.
+
     \b
     Examples:
       runspan list --data ./data --status failed --since 24h
+      runspan list --data ./data --stuck
+      runspan list --backend tempo+http://127.0.0.1:3200 --stuck 1h --workflow wf_xyz789
       runspan list --backend http://127.0.0.1:8321 --workflow wf_xyz789
       runspan list --data ./data --limit 100000 --json | wc -l
     """
     after = Cursor.parse(cursor) if cursor else None
     reader = open_reader(backend, data, api_key_file)
-    oldest = None if since is None else max(0, time.time_ns() - since)
-    query = RunQuery(tenant, workflow_id, status, oldest, limit, after)
+    now = time.time_ns()
+    oldest = None if since is None else max(0, now - since)
+    stuck_before = None if stuck is None else max(0, now - int(stuck * SECOND))
+    query = RunQuery(tenant, workflow_id, status, oldest, limit, after, stuck_before)
     rows: list[bytes] = []
     try:
         for page in _pages(reader, query):

@@ -6,13 +6,13 @@ https://opentelemetry.io/docs/specs/otel/protocol/exporter/ has the variables an
 from __future__ import annotations
 
 import re
-from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from runspan.errors import SettingError
+from runspan.otlp.headers import basic_login, checked_headers, read_headers, secret_parts
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
@@ -20,9 +20,7 @@ TRACES_PATH: Final = "/v1/traces"
 DEFAULT_TIMEOUT: Final = 10.0
 COMPRESSIONS: Final = ("gzip", "none")
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _AFTER_HOST = re.compile(r"[/?#\\]")
-_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,7 @@ class DeliverySettings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must appear in no message: header values, and their parts, as in ``Bearer x``; and the URL's query."""
-        values = [value for _, value in self.headers]
-        query = urlsplit(self.endpoint).query
-        found = {part for value in [*values, query] for part in (value, *value.split())}
-        return tuple(sorted(found - {"", "Bearer", "Basic"}, key=len, reverse=True))
+        return tuple(secret_parts([value for _, value in self.headers] + [urlsplit(self.endpoint).query]))
 
     @property
     def place(self) -> str:
@@ -78,14 +73,14 @@ def settings_from(
     """
     protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
-    given = headers.items() if headers is not None else _header_list(*_variable(env, "HEADERS"))
+    given = headers.items() if headers is not None else read_headers(*_variable(env, "HEADERS"))
     insecure = _flag(*_variable(env, "INSECURE")) if insecure is None else insecure
     resolve = _http_endpoint if protocol == HTTP else _grpc_endpoint
     address, insecure, login = resolve(env, endpoint, insecure)
     return DeliverySettings(
         endpoint=address,
         protocol=protocol,
-        headers=_checked_headers([*login, *given]),
+        headers=checked_headers("OTLP headers", [*login, *given]),
         timeout=timeout if timeout is not None else _timeout(*_variable(env, "TIMEOUT")),
         compression=_one_of("COMPRESSION", chosen, COMPRESSIONS),
         certificate=certificate or _variable(env, "CERTIFICATE")[1] or None,
@@ -135,30 +130,6 @@ def _timeout(name: str, value: str) -> float:
         got=repr(value),
         hint="OpenTelemetry specifies milliseconds, its Python packages read seconds",
     )
-
-
-def _header_list(name: str, value: str) -> list[tuple[str, str]]:
-    """``key=value,key=value``, values percent-encoded. An error tells the position only: the rest is secret."""
-    found = []
-    for position, item in enumerate(value.split(","), start=1):
-        if not item.strip():
-            continue
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise SettingError(where=name, expected="key=value, separated by commas", got=f"none in item {position}")
-        found.append((unquote(key.strip()), unquote(text.strip())))
-    return found
-
-
-def _checked_headers(items: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    checked: dict[str, str] = {}
-    for key, value in items:
-        if not _TOKEN.fullmatch(key):
-            raise SettingError(where="OTLP headers", expected="header names", got="a name with other characters")
-        if not _VALUE.fullmatch(value):
-            raise SettingError(where=f"OTLP header {key}", expected="printable ASCII", got="other characters")
-        checked[key.lower()] = value
-    return tuple(checked.items())
 
 
 def _endpoint(env: Mapping[str, str], given: str | None, default: str) -> tuple[str, str, bool]:
@@ -224,5 +195,4 @@ def _login(url: SplitResult) -> list[tuple[str, str]]:
     """A user and password in the URL, as the header that carries them."""
     if url.username is None:
         return []
-    pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
-    return [("authorization", "Basic " + b64encode(pair.encode()).decode())]
+    return [basic_login(unquote(url.username), unquote(url.password or ""))]

@@ -1,7 +1,8 @@
-"""How many spans an OTLP request may hold, counted before anything is built from it; no I/O.
+"""How much an OTLP request may hold, counted before anything is built from it; no I/O.
 
-Two bytes are enough for an empty span or container, and each becomes an object of a hundred: a few kilobytes of gzip
-would take gigabytes. So the wire is walked first, over the heads of the spans, as far as the bound.
+Two bytes are enough for an empty span, attribute or container, and each becomes an object of a hundred: a few kilobytes
+of gzip would take gigabytes. So the wire is walked first, over the heads of the spans, as far as the bound; and where a
+body looks as if it were made of such crumbs, over all that the spans hold.
 """
 
 from __future__ import annotations
@@ -11,7 +12,21 @@ from typing import Any, Final, NoReturn
 from runspan.errors import PayloadTooLarge
 
 MAX_SPANS: Final = 100_000
-"""Spans in one request, the lists that hold them (ResourceSpans and ScopeSpans) included."""
+"""Spans in one request, the lists that hold them (ResourceSpans and ScopeSpans) included; or one for each
+``SPAN_BYTES`` of a larger request, so that a run of hundreds of thousands of steps can come in one."""
+SPAN_BYTES: Final = 200
+"""Fewer than any span of runspan has."""
+
+MAX_PARTS: Final = 10_000
+"""Attributes, events and links of one span, those of events and links included; and one more for each ``PART_BYTES``
+that the span has: a long document stands in many attributes, each of them long."""
+PART_BYTES: Final = 100
+MAX_REQUEST_PARTS: Final = 2_000_000
+"""All messages inside the spans of a request, where they are crumbs."""
+
+_SMALL_BODY: Final = 1 << 18
+"""Bytes of a body that can do no harm, whatever it holds."""
+_CRUMB_BYTES: Final = 4
 
 _TAGS: Final = b"\x0a\x12\x12"
 """TracesData.resource_spans, ResourceSpans.scope_spans, ScopeSpans.spans: from the top to a span."""
@@ -19,7 +34,12 @@ _SPAN_LEVEL: Final = 2
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 
-def bound_protobuf(body: bytes, bound: int = MAX_SPANS) -> None:
+def span_bound(size: int) -> int:
+    """How many spans, and lists that hold them, a request of so many bytes may have."""
+    return max(MAX_SPANS, size // SPAN_BYTES)
+
+
+def bound_protobuf(body: bytes, bound: int) -> None:
     """PayloadTooLarge when a TracesData holds more. What is no protobuf passes: its reader stops at the same place.
 
     Fields that are neither spans nor their containers count by themselves, to twice the bound: an honest container
@@ -27,11 +47,18 @@ def bound_protobuf(body: bytes, bound: int = MAX_SPANS) -> None:
     """
     try:
         _walk(body, bound)
+        if len(body) > _SMALL_BODY and _is_crumbs(body):
+            _walk_parts(body, MAX_REQUEST_PARTS)
     except (IndexError, _Malformed):
         return
 
 
-def bound_json(data: dict[str, Any], bound: int = MAX_SPANS) -> None:
+def allowed_parts(size: int) -> int:
+    """How many attributes, events and links a span of so many bytes may have."""
+    return MAX_PARTS + size // PART_BYTES
+
+
+def bound_json(data: dict[str, Any], bound: int) -> None:
     """PayloadTooLarge when an OTLP/JSON request holds more. What has another form passes: its reader refuses it."""
     counted, level = 0, [data]
     for names in (("resourceSpans", "resource_spans"), ("scopeSpans", "scope_spans"), ("spans",)):
@@ -40,6 +67,60 @@ def bound_json(data: dict[str, Any], bound: int = MAX_SPANS) -> None:
         if counted > bound:
             _refuse(bound)
         level = [item for items in lists for item in items if isinstance(item, dict)]
+
+
+_PART_TAGS: Final = b"\x0a\x12\x1a\x4a\x5a\x6a\x00"
+"""Wherever a message inside a span has fewer than four bytes, one of them stands: its tag; or a zero, which is the
+length of an empty one, and the end of a tag or a length that is longer than it need be."""
+
+
+def _is_crumbs(body: bytes) -> bool:
+    """Whether so many of the bytes may be such tags that messages can have fewer than ``_CRUMB_BYTES`` on average."""
+    return len(body) - len(body.translate(None, _PART_TAGS)) > len(body) // _CRUMB_BYTES
+
+
+_MESSAGES: Final[dict[str, dict[int, str]]] = {
+    "TracesData": {0x0A: "ResourceSpans"},
+    "ResourceSpans": {0x0A: "Resource", 0x12: "ScopeSpans"},
+    "Resource": {0x0A: "KeyValue"},
+    "ScopeSpans": {0x0A: "Scope", 0x12: "Span"},
+    "Scope": {0x1A: "KeyValue"},
+    "Span": {0x4A: "KeyValue", 0x5A: "Event", 0x6A: "Link"},
+    "Event": {0x1A: "KeyValue"},
+    "Link": {0x22: "KeyValue"},
+    "KeyValue": {0x12: "AnyValue"},
+    "AnyValue": {0x2A: "ArrayValue", 0x32: "KeyValueList"},
+    "ArrayValue": {0x0A: "AnyValue"},
+    "KeyValueList": {0x0A: "KeyValue"},
+}
+"""Of each message, the fields that hold messages, by tag: https://github.com/open-telemetry/opentelemetry-proto"""
+
+
+def _walk_parts(body: bytes, bound: int) -> None:
+    """PayloadTooLarge when the body holds more messages and unknown fields than the bound, wherever they are."""
+    outer: list[tuple[int, dict[int, str]]] = []
+    end, fields, position, counted = len(body), _MESSAGES["TracesData"], 0, 0
+    while True:
+        while position >= end:
+            if position > end:
+                raise _Malformed
+            if not outer:
+                return
+            end, fields = outer.pop()
+        tag, position = _varint(body, position)
+        child = fields.get(tag)
+        if child is None:
+            position, skipped = _skip(body, position, tag, bound - counted)
+            counted += skipped
+        else:
+            size, position = _varint(body, position)
+            if position + size > end:
+                raise _Malformed
+            counted += 1
+            outer.append((end, fields))
+            end, fields = position + size, _MESSAGES[child]
+        if counted > bound:
+            _refuse_parts()
 
 
 class _Malformed(Exception):
@@ -141,6 +222,16 @@ def _refuse(bound: int) -> NoReturn:
         "too many spans in one request",
         where="body",
         expected=f"at most {bound} spans, with the resources and scopes that hold them",
+        got="more",
+        hint="send smaller requests; a run that is larger than one can be pushed to /api/v1/runs as a document",
+    )
+
+
+def _refuse_parts() -> NoReturn:
+    raise PayloadTooLarge(
+        "too many attributes, events and links in one request",
+        where="body",
+        expected=f"at most {MAX_REQUEST_PARTS}, where most of them are empty or nearly so",
         got="more",
         hint="send smaller requests",
     )

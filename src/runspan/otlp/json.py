@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan._version import __version__
 from runspan.errors import PayloadError
-from runspan.otlp.bounds import MAX_SPANS, bound_json
+from runspan.otlp.bounds import bound_json, span_bound
 from runspan.otlp.protobuf import all_spans, sort_spans
 from runspan.otlp.received import Received
 from runspan.otlp.wire import SCOPE_NAME, Resource
@@ -27,12 +27,12 @@ from runspan.span import Span, Value
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 
 
-def read_json(body: bytes, max_spans: int | None = MAX_SPANS) -> Received:
+def read_json(body: bytes, max_spans: int | None = None) -> Received:
     """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when it is none, or holds too many.
 
-    max_spans: None takes any number, as in the answer of a trusted server.
+    max_spans: without it ``bounds.span_bound``.
     """
-    return sort_spans(_parse(body, max_spans))
+    return sort_spans(_parse(body, span_bound(len(body)) if max_spans is None else max_spans))
 
 
 def read_spans(body: bytes) -> list[Span]:

@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from runspan.contracts import Rejection
 from runspan.errors import PayloadError
 from runspan.fields import ROLE
-from runspan.otlp.bounds import MAX_SPANS, bound_protobuf
+from runspan.otlp.bounds import MAX_PARTS, allowed_parts, bound_protobuf, span_bound
 from runspan.otlp.received import Foreign, Received
 from runspan.span import Event, Link, Span, Value
 from runspan.times import MAX_NS
@@ -27,13 +27,15 @@ MAX_NAMED = 100
 """So many refused spans of a request get a rejection each; one more counts the rest."""
 
 
-def read_protobuf(body: bytes, max_spans: int = MAX_SPANS) -> Received:
+def read_protobuf(body: bytes, max_spans: int | None = None) -> Received:
     """The spans of an ExportTraceServiceRequest, sorted. PayloadError when the body is none, or holds too many.
 
-    A span that cannot be placed (an id of the wrong length or all zero, a time that no store can hold) is rejected
-    alone; the others of the request are taken.
+    A span that cannot be placed (an id of the wrong length or all zero, a time that no store can hold), or that has
+    more attributes, events and links than its size explains, is rejected alone; the others of the request are taken.
+
+    max_spans: without it ``bounds.span_bound``.
     """
-    bound_protobuf(body, max_spans)
+    bound_protobuf(body, span_bound(len(body)) if max_spans is None else max_spans)
     return sort_spans(parse(body))
 
 
@@ -77,9 +79,10 @@ def sort_spans(data: TracesData) -> Received:
             envelope: _Envelope | None = None
             for span in scope_spans.spans:
                 trace_id, span_id = span.trace_id, span.span_id
-                pairs = _pairs(span)
+                reason = _parts_refusal(span)
+                pairs = [] if reason else _pairs(span)
                 own = _is_own(pairs)
-                reason = _refusal(span, trace_id, span_id, own)
+                reason = reason or _refusal(span, trace_id, span_id, own)
                 if reason and len(received.rejected) == MAX_NAMED:
                     unnamed += 1
                 elif reason:
@@ -161,6 +164,19 @@ def _refusal(span: WireSpan, trace_id: bytes, span_id: bytes, own: bool) -> str:
     if own and (span.start_time_unix_nano > MAX_NS or span.end_time_unix_nano > MAX_NS):
         return "start and end: expected times before 2262-04-12"
     return ""
+
+
+def _parts_refusal(span: WireSpan) -> str:
+    """Why nothing is made of what the span holds; empty when all of it is read."""
+    events, links = span.events, span.links
+    count = len(span.attributes)
+    if events or links:
+        count += len(events) + len(links)
+        count += sum([len(event.attributes) for event in events]) + sum([len(link.attributes) for link in links])
+    if count <= MAX_PARTS:
+        return ""
+    allowed = allowed_parts(span.ByteSize())
+    return "" if count <= allowed else f"attributes, events and links: expected at most {allowed}, got {count}"
 
 
 class _Envelope:

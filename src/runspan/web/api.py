@@ -140,20 +140,24 @@ def add_listing(app: OpenAPI, parts: Parts) -> None:
             query = RunsQuery.model_validate(request.args.to_dict())
         except ValidationError as error:
             return invalid_query(error)
+        now = parts.clock()
         page = parts.reader.search(
             RunQuery(
                 tenant=caller.tenant,
                 workflow_id=query.workflowId,
                 status=query.status,
-                since=query.since_ns(parts.clock()),
+                since=query.since_ns(now),
                 limit=query.limit,
                 cursor=None if query.cursor is None else Cursor.parse(query.cursor),
+                stuck_before=query.stuck_ns(now),
             )
         )
         cursor = page.cursor.token() if page.cursor else None
         meta = Meta(cursor=cursor, hasMore=cursor is not None)
         if page.partial:
             meta.partial = list(page.partial)
+        if query.stuckAfter is not None:
+            meta.stuckAfter = query.stuckAfter
         body = b'{"success":true,"data":[%b],"meta":%b}' % (
             b",".join(page.items),
             meta.model_dump_json(exclude_unset=True).encode(),

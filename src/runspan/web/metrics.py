@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from runspan.errors import RunspanError
+from runspan.health import Health, Numbers
+from runspan.health.prometheus import HealthCollector
+from runspan.health.table import OLDEST_UNFINISHED, STUCK, UNFINISHED
+from runspan.times import SECOND
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -23,10 +28,40 @@ class HasStats(Protocol):
     def stats(self) -> Any: ...
 
 
-class Metrics:
-    """The metrics of one application, in a registry of its own."""
+class Unfinished(Protocol):
+    """runs: how many have not ended. oldest: the earliest start among them, nanoseconds since 1970."""
 
-    def __init__(self, store: object) -> None:
+    @property
+    def runs(self) -> int: ...
+    @property
+    def oldest(self) -> int | None: ...
+
+
+@runtime_checkable
+class KnowsUnfinished(Protocol):
+    """A backend that can tell cheaply which runs have not ended."""
+
+    def unfinished(self) -> Unfinished: ...
+
+
+@runtime_checkable
+class KnowsStuck(Protocol):
+    """A backend that can tell cheaply how many runs nobody saw go on; see ``RunQuery.stuck_before``."""
+
+    def stuck(self, before: int) -> int: ...
+
+
+class Metrics:
+    """The metrics of one application, in a registry of its own.
+
+    clock: nanoseconds since 1970. health: for parts of the process that report to it; the store's runs are told there.
+    stuck_after: nanoseconds without an observation after which a run counts as stuck.
+    """
+
+    def __init__(
+        self, store: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
+    ) -> None:
+        self.health = Health(clock)
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "runspan_http_requests_total", "Requests answered.", ("route", "method", "status"), registry=self.registry
@@ -51,6 +86,11 @@ class Metrics:
         )
         if isinstance(store, HasStats):
             self.registry.register(_StoreCollector(store))
+        if isinstance(store, KnowsUnfinished):
+            self.health.watch(lambda: _unfinished(store))
+        if isinstance(store, KnowsStuck):
+            self.health.watch(lambda: _stuck(store, clock() - stuck_after))
+        self.registry.register(HealthCollector(self.health))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -66,6 +106,23 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _unfinished(store: KnowsUnfinished) -> Numbers:
+    """A store that cannot answer leaves them out."""
+    try:
+        found = store.unfinished()
+    except RunspanError:
+        return {}
+    return {UNFINISHED: found.runs, OLDEST_UNFINISHED: found.oldest}
+
+
+def _stuck(store: KnowsStuck, before: int) -> Numbers:
+    """The same."""
+    try:
+        return {STUCK: store.stuck(before)}
+    except RunspanError:
+        return {}
 
 
 class _StoreCollector(Collector):

@@ -12,8 +12,9 @@ from runspan.times import SECOND
 
 RunStatus = Literal["pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out"]
 
-_UNITS = {"m": 60 * SECOND, "h": 3600 * SECOND, "d": 86400 * SECOND}
+_UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86400 * SECOND}
 _SINCE = r"^[1-9][0-9]{0,5}[mhd]$"
+_STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
 
 
 def _digits(value: object) -> object:
@@ -33,12 +34,25 @@ class RunsQuery(BaseModel):
     )
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(None, description="`meta.cursor` of the page before.")
+    stuckAfter: str | None = Field(
+        None,
+        pattern=_STUCK,
+        description="Only runs that are pending or running and were not observed so for this while: `15m`, `90s`. "
+        "Suspended runs wait and are never among them. An extension of the platform's API; an answer that took it into "
+        "account says so in `meta.stuckAfter`.",
+    )
 
     def since_ns(self, now: int) -> int | None:
         """The first nanosecond that counts."""
-        if self.since is None:
-            return None
-        return max(0, now - int(self.since[:-1]) * _UNITS[self.since[-1]])
+        return _ago(self.since, now)
+
+    def stuck_ns(self, now: int) -> int | None:
+        """Runs that were last observed before it are stuck."""
+        return _ago(self.stuckAfter, now)
+
+
+def _ago(length: str | None, now: int) -> int | None:
+    return None if length is None else max(0, now - int(length[:-1]) * _UNITS[length[-1]])
 
 
 class RunDocument(BaseModel):
@@ -80,11 +94,13 @@ class RunAnswer(BaseModel):
 
 
 class Meta(BaseModel):
-    """cursor: where the next page begins, null at the end. partial: what the backend could not look at."""
+    """cursor: where the next page begins, null at the end. partial: what the backend could not look at.
+    stuckAfter: the parameter of that name, when it was sent."""
 
     cursor: str | None
     hasMore: bool
     partial: list[str] | None = None
+    stuckAfter: str | None = None
 
 
 class RunsAnswer(BaseModel):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from runspan.errors import SettingError
+from runspan.otlp.headers import basic_login, checked_headers, read_headers, secret_parts
 
 PREFIX: Final = "RUNSPAN_BACKEND_"
+HEADERS: Final = PREFIX + "HEADERS"
 TENANT_HEADERS: Final[Mapping[str, str]] = {"tempo": "x-scope-orgid", "jaeger": "x-tenant"}
 """The header in which each kind of backend takes its tenant, unless ``RUNSPAN_BACKEND_TENANT_HEADER`` says another."""
 
@@ -20,8 +20,6 @@ DEFAULT_CONCURRENCY: Final = 8
 DEFAULT_MAX_BYTES: Final = 512 << 20
 
 _N = TypeVar("_N", int, float)
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,7 @@ class RemoteSettings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must appear in no message: header values and their parts, as in ``Bearer x``, longest first."""
-        found = {part for _, value in self.headers for part in (value, *value.split())}
-        return tuple(sorted(found - {"", "Bearer", "Basic"}, key=len, reverse=True))
+        return tuple(secret_parts(value for _, value in self.headers))
 
     @property
     def name(self) -> str:
@@ -70,7 +67,7 @@ def settings_from(url: str, env: Mapping[str, str]) -> RemoteSettings:
     return RemoteSettings(
         kind,
         base,
-        headers=_checked([*headers, *_header_list(variable("HEADERS"))]),
+        headers=checked_headers(HEADERS, [*headers, *read_headers(HEADERS, variable("HEADERS"))]),
         timeout=variable.number("TIMEOUT", "seconds above 0", DEFAULT_TIMEOUT, lambda text: _positive(float(text))),
         concurrency=variable.number("CONCURRENCY", "1 or more", DEFAULT_CONCURRENCY, lambda text: _positive(int(text))),
         max_bytes=variable.number("MAX_BYTES", "bytes", DEFAULT_MAX_BYTES, lambda text: _positive(int(text))),
@@ -119,7 +116,7 @@ def _place(url: str) -> tuple[str, str]:
         )
     if parts.query or parts.fragment:
         got = "one with a query or fragment"
-        raise SettingError(where="backend", expected=forms, got=got, hint=f"secrets go into {PREFIX}HEADERS")
+        raise SettingError(where="backend", expected=forms, got=got, hint=f"secrets go into {HEADERS}")
     known = plus and kind.lower() in TENANT_HEADERS and parts.scheme in ("http", "https") and parts.hostname
     if not known:
         raise SettingError(where="backend", expected=forms, got=repr(url[:200]))
@@ -146,32 +143,5 @@ def _login(variable: _Variables) -> list[tuple[str, str]]:
     if password and not user:
         raise SettingError(where=PREFIX + "USER", expected="a user for the password", got="none")
     if user:
-        return [("authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())]
+        return [basic_login(user, password)]
     return []
-
-
-def _header_list(value: str) -> list[tuple[str, str]]:
-    """An error tells the position only: the rest is secret."""
-    found = []
-    for position, item in enumerate(value.split(","), start=1):
-        if not item.strip():
-            continue
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            got = f"none in item {position}"
-            raise SettingError(where=PREFIX + "HEADERS", expected="key=value, separated by commas", got=got)
-        found.append((unquote(key.strip()), unquote(text.strip())))
-    return found
-
-
-def _checked(items: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    checked: dict[str, str] = {}
-    for key, value in items:
-        if not _TOKEN.fullmatch(key):
-            got = "a name with other characters"
-            raise SettingError(where=PREFIX + "HEADERS", expected="header names", got=got)
-        if not _VALUE.fullmatch(value):
-            got = "other characters"
-            raise SettingError(where=f"header {key} of the backend", expected="printable ASCII", got=got)
-        checked[key.lower()] = value
-    return tuple(checked.items())

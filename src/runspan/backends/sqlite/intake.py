@@ -26,7 +26,7 @@ from runspan.backends.sqlite.merge import (
     settle,
 )
 from runspan.backends.sqlite.retention import Retention
-from runspan.backends.sqlite.rows import Row, row_of, spans_of
+from runspan.backends.sqlite.rows import Row, row_of, spans_of, split_digests, with_digest
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.contracts import Rejection, Written
 from runspan.decode import Decoded, read_run
@@ -101,8 +101,10 @@ class Intake:
         state = tables.states(connection, [row.trace_id]).get(row.trace_id)
         if state is not None:
             if state.digest == row.digest:
+                if not run.finished:
+                    tables.seen_again(connection, row.trace_id, observed_at, row.written_at)
                 return
-            row = row._replace(revision=next_revision(state.revision, run, observed_at))
+            row = row.at(next_revision(state.revision, run, observed_at))
         if tables.with_fragments(connection, [row.trace_id]):
             loose = tables.fragments(connection, row.trace_id, tenant)
             # A head that came before this document and does not rank above it is of no use to anybody.
@@ -190,6 +192,8 @@ class Intake:
                 resources[arrival.resource] = tables.resource_number(connection, arrival.resource)
             resource_id = resources[arrival.resource]
             if row is not None and settled:
+                if state is not None:
+                    row = _after(connection, row, state)
                 rows.append(row._replace(resource_id=resource_id))
             else:
                 reason = self._merge(connection, request, arrival, resource_id)
@@ -219,7 +223,8 @@ class Intake:
             except StoreError as error:
                 return f"what is stored of the run cannot be read: {error}"
         loose = tables.fragments(connection, trace_id, tenant)
-        decoded, waiting = settle(spans, [*loose, *arrival.spans])
+        seen = () if stored is None else split_digests(tables.superseded(connection, trace_id))
+        decoded, waiting = settle(spans, [*loose, *arrival.spans], seen)
         if decoded is not None:
             row = self._row(decoded, request.now, resource_id)
             reason = self._retention.refusal(row.ended, request.now)
@@ -227,7 +232,7 @@ class Intake:
                 tables.drop(connection, loose, tenant)
                 return reason
             if stored is None or _ranks_above(row, stored) or decoded.incomplete != stored.incomplete:
-                tables.upsert(connection, [row])
+                tables.upsert(connection, [row if stored is None else _after(connection, row, stored)])
         self._replace_fragments(connection, loose, waiting, tenant, request.now)
         return None
 
@@ -255,6 +260,16 @@ def _read(spans: Sequence[Span]) -> Decoded | None:
 def _ranks_above(row: Row, stored: tables.State | tables.Stored) -> bool:
     """Of one revision with two contents, the later to arrive counts."""
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
+
+
+def _after(connection: sqlite3.Connection, row: Row, stored: tables.State | tables.Stored) -> Row:
+    """The row that takes the place of a stored one; of its own revision it remembers what was there."""
+    if row.revision != stored.revision:
+        return row
+    before = tables.superseded(connection, row.trace_id)
+    if row.digest != stored.digest:
+        before = with_digest(before, stored.digest)
+    return row._replace(superseded=before)
 
 
 def _role(span: Span) -> str:

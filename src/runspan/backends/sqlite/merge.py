@@ -7,6 +7,7 @@ the fragments: spans that came before their head, or before the other spans that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -29,16 +30,23 @@ class Settled(NamedTuple):
     loose: list[Span]
 
 
-def settle(stored: Sequence[Span], loose: Sequence[Span]) -> Settled:
+def settle(stored: Sequence[Span], loose: Sequence[Span], seen: Sequence[bytes] = ()) -> Settled:
     """What all spans of a trace amount to. stored: of the stored revision. loose: in order of arrival.
 
     A step waits unless the document has it: its head may be on the way. A head waits only while it ranks above what is
     proved, since no other revision will ever be asked for.
+
+    seen: digests of documents that the stored one took the place of, at its own revision. A head of one of these that
+    comes alone is a delivery repeated, most likely; so it waits, but the stored document is not incomplete for it.
     """
     try:
         decoded = read_run([*stored, *loose])
     except TraceIncomplete:
         return Settled(None, list(loose))
+    unproved = bool(decoded.incomplete)
+    if unproved and seen:
+        others = [span for span in loose if not _is_head_of(span, seen)]
+        decoded = replace(decoded, incomplete=read_run([*stored, *others]).incomplete)
     again = spans_of(decoded.run, decoded.tenant, decoded.revision, decoded.step_ids)
     known = {fingerprint(span) for span in again}
     digest = sha256(decoded.run.text).hexdigest()
@@ -48,12 +56,17 @@ def settle(stored: Sequence[Span], loose: Sequence[Span]) -> Settled:
         if attributes.get(ROLE) not in HEAD_ROLES:
             if fingerprint(span) not in known:
                 waiting.append(span)
-        elif decoded.incomplete:
+        elif unproved:
             rank = attributes.get(REVISION)
             revision = rank if type(rank) is int else -1
             if revision > decoded.revision or (revision == decoded.revision and attributes.get(DIGEST) != digest):
                 waiting.append(span)
     return Settled(decoded, waiting)
+
+
+def _is_head_of(span: Span, digests: Sequence[bytes]) -> bool:
+    digest = span.attributes().get(DIGEST)
+    return isinstance(digest, str) and any(digest.startswith(found.hex()) for found in digests)
 
 
 def accounts_for(decoded: Decoded, spans: Sequence[Span]) -> bool:

@@ -27,6 +27,19 @@ PAGE_BYTES = 16 << 20
 """Summaries in one page of a list. A summary carries the run's error, which has no bound of its own."""
 
 
+_DOCUMENT = "SELECT document, incomplete FROM runs WHERE trace_id = ?"
+
+
+@contextmanager
+def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is read inside is of one state of the store."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
 class Readers:
     """Connections that wait to be used. A pool and not one a thread: servers make threads by the request."""
 
@@ -88,9 +101,14 @@ class Reading:
 
     def document(self, run_id: str, tenant: str) -> Document:
         trace_id = _trace_id(run_id, tenant)
+        loose: Sequence[Span] = ()
         with self._readers.connection() as connection:
-            row = connection.execute("SELECT document, incomplete FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
-            loose = tables.fragments(connection, trace_id, tenant) if row is None else ()
+            row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
+            if row is None:
+                # Both at one moment: between two, the fragments may become the run.
+                with _one_moment(connection):
+                    row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
+                    loose = tables.fragments(connection, trace_id, tenant) if row is None else ()
             text = b"" if row is None else self.text(connection, row[0], run_id)
         if row is not None:
             return Document(text, bytes_to_lines(row[1]))
@@ -101,24 +119,22 @@ class Reading:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         with self._readers.connection() as connection:
-            connection.execute("BEGIN")
             try:
-                stored = tables.stored_run(connection, trace_id)
-                if stored is not None and tenant not in (None, stored.tenant):
-                    stored = None
-                tenant = stored.tenant if stored is not None else tenant
-                loose = tables.all_fragments(connection, trace_id, tenant)
-                find = find_dictionary(connection)
-                foreign = [
-                    self._compression.decompress(frame, find)
-                    for frame in tables.foreign_of(connection, trace_id, tenant)
-                ]
-                run = None if stored is None else self.run(connection, stored)
+                with _one_moment(connection):
+                    stored = tables.stored_run(connection, trace_id)
+                    if stored is not None and tenant not in (None, stored.tenant):
+                        stored = None
+                    tenant = stored.tenant if stored is not None else tenant
+                    loose = tables.all_fragments(connection, trace_id, tenant)
+                    find = find_dictionary(connection)
+                    foreign = [
+                        self._compression.decompress(frame, find)
+                        for frame in tables.foreign_of(connection, trace_id, tenant)
+                    ]
+                    run = None if stored is None else self.run(connection, stored)
             except Damaged as error:
                 where = f"{self._readers.path} trace {trace_id.hex()}"
                 raise StoreError("what is stored is damaged", where=where, got=str(error)) from None
-            finally:
-                connection.execute("COMMIT")
         found: list[Span] = []
         if stored is not None and run is not None:
             found = spans_of(run, stored.tenant, stored.revision, stored.step_ids)
@@ -154,16 +170,19 @@ class Reading:
 
 def _statement(query: RunQuery) -> tuple[str, list[Any]]:
     """The list, straight off the index whose columns are exactly what the query fixes, in the order it wants."""
-    index, conditions, values = "runs_by_time", ["tenant = ?"], [_utf8(query.tenant)]
+    index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
     if query.workflow_id is not None:
         index = "runs_by_workflow"
         conditions.append("workflow_id = ?")
-        values.append(_utf8(query.workflow_id))
+        bound.append(_utf8(query.workflow_id))
     if query.status is not None:
         index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
         conditions.append("status = ?")
-        values.append(_utf8(query.status))
-    bound: list[Any] = list(values)
+        bound.append(_utf8(query.status))
+    if query.stuck_before is not None:
+        index = "live_runs"  # the runs of which any can be stuck are few, whatever else is asked
+        conditions.append("observed_at < ?")
+        bound.append(min(query.stuck_before, MAX_NS))
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))

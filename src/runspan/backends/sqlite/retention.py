@@ -52,10 +52,15 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
         _in_batches(writer, "foreign_spans", edge)
         _in_batches(writer, "fragments", edge)
     _in_batches(writer, "fragments", now - _SETTLED_FRAGMENTS, settled=True)
+    give_back(writer)
+    return deleted
+
+
+def give_back(writer: GroupWriter) -> None:
+    """Gives the disk space of what was deleted back to the file system."""
     while writer.submit(_vacuum):
         pass
     writer.submit(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall(), alone=True)
-    return deleted
 
 
 def _delete_runs(connection: sqlite3.Connection, edge: int) -> int:

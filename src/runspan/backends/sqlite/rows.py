@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from runspan.document import TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
+from runspan.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
 from runspan.encode import encode
-from runspan.fields import ROOT_REVISION
+from runspan.fields import ROOT_REVISION, observation
 from runspan.ids import run_ids
 from runspan.run import Run
 from runspan.span import Event, Link, Span, plain
@@ -24,6 +24,8 @@ class Row(NamedTuple):
     digest: the first half of its SHA-256, to tell a changed document from the same.
     step_ids: only where ``encode`` would give the step spans other ids than they came with, 8 bytes each.
     incomplete: only where a newer revision is known and not proved: what is missing of it, one line each.
+    observed_at: of a run that is pending or running, when it was last seen so; else None.
+    superseded: the digests of documents that had this very revision before, the latest last.
     """
 
     trace_id: bytes
@@ -41,6 +43,28 @@ class Row(NamedTuple):
     incomplete: bytes | None
     written_at: int
     resource_id: int | None
+    observed_at: int | None
+    superseded: bytes | None
+
+    def at(self, revision: int) -> Row:
+        """The same at another revision."""
+        observed_at = None if self.observed_at is None else observation(revision)
+        return self._replace(revision=revision, observed_at=observed_at)
+
+
+_DIGEST_BYTES: Final = 16
+_MAX_SUPERSEDED: Final = 32
+
+
+def split_digests(superseded: bytes | None) -> list[bytes]:
+    """The digests of the column ``superseded``."""
+    content = superseded or b""
+    return [content[at : at + _DIGEST_BYTES] for at in range(0, len(content), _DIGEST_BYTES)]
+
+
+def with_digest(superseded: bytes | None, digest: bytes) -> bytes:
+    """The column ``superseded`` with one more digest; only the latest are kept."""
+    return b"".join([*[found for found in split_digests(superseded) if found != digest], digest][-_MAX_SUPERSEDED:])
 
 
 def end_time(envelope: Envelope, written_at: int) -> int:
@@ -84,6 +108,8 @@ def row_of(
         lines_to_bytes(incomplete),
         written_at,
         resource_id,
+        observation(revision) if status in LIVE_RUN_STATUSES else None,
+        None,
     )
 
 
@@ -103,8 +129,7 @@ def split_ids(step_ids: bytes | None) -> list[bytes] | None:
 def spans_of(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> list[Span]:
     """The spans that a stored revision was read from, as ``encode`` makes them again."""
     after_root = revision > ROOT_REVISION
-    observed_at = revision - ROOT_REVISION if after_root else revision
-    return encode(run, tenant=tenant, observed_at=observed_at, after_root=after_root, step_ids=step_ids)
+    return encode(run, tenant=tenant, observed_at=observation(revision), after_root=after_root, step_ids=step_ids)
 
 
 _EXACT: Final = "runspan."

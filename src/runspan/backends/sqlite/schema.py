@@ -12,9 +12,14 @@ from runspan.errors import StoreError
 
 FILE_NAME: Final = "runspan.sqlite3"
 APPLICATION_ID: Final = 0x72737061
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 _BUSY_SECONDS = 10.0
+
+_LIVE_RUNS: Final = (
+    "CREATE INDEX live_runs ON runs (tenant, time, run_id, observed_at, status) WHERE observed_at IS NOT NULL"
+)
+"""Has a row only of each run that is pending or running, and all that a search for stuck ones compares."""
 
 _TABLES: Final = (
     # Everything that a list needs stands before the document, so that a list reads no overflow pages.
@@ -30,6 +35,8 @@ _TABLES: Final = (
         ended INTEGER NOT NULL,
         revision INTEGER NOT NULL,
         digest BLOB NOT NULL,
+        observed_at INTEGER,
+        superseded BLOB,
         summary BLOB NOT NULL,
         document BLOB NOT NULL,
         step_ids BLOB,
@@ -43,6 +50,7 @@ _TABLES: Final = (
     "CREATE INDEX runs_by_status ON runs (tenant, status, time, run_id)",
     "CREATE INDEX runs_by_workflow_and_status ON runs (tenant, workflow_id, status, time, run_id)",
     "CREATE INDEX runs_by_end ON runs (ended)",
+    _LIVE_RUNS,
     """
     CREATE TABLE fragments (
         id INTEGER PRIMARY KEY,
@@ -75,6 +83,14 @@ _MIGRATIONS: Final = {
     1: (
         "CREATE TABLE resources (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE) STRICT",
         "ALTER TABLE runs ADD COLUMN resource_id INTEGER",
+    ),
+    2: (
+        "ALTER TABLE runs ADD COLUMN observed_at INTEGER",
+        "ALTER TABLE runs ADD COLUMN superseded BLOB",
+        # See fields.observation.
+        "UPDATE runs SET observed_at = revision % 4611686018427387904"
+        " WHERE status IN (CAST('pending' AS BLOB), CAST('running' AS BLOB))",
+        _LIVE_RUNS,
     ),
 }
 """Format number → the statements that lead to the next one."""

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from runspan.backends.sqlite import retention
 from runspan.backends.sqlite.compress import Compression, Trainer, load_dictionaries
 from runspan.backends.sqlite.failures import store_error
 from runspan.backends.sqlite.intake import Intake
+from runspan.backends.sqlite.purging import Purged, purge
 from runspan.backends.sqlite.reading import Readers, Reading
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.contracts import Capabilities, Document, Page, RunQuery, Written
+from runspan.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 from runspan.errors import StoreError
 from runspan.otlp.received import Received
 from runspan.run import Run
 from runspan.span import Span
+
+UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,27 @@ class Stats:
     bytes: int
     foreign_spans: int
     fragments: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """runs: how many are pending, running or suspended. oldest: the earliest start among them, None without one."""
+
+    runs: int
+    oldest: int | None
+
+
+_UNFINISHED = """
+    WITH RECURSIVE tenants (tenant) AS (
+        SELECT min(tenant) FROM runs
+        UNION ALL
+        SELECT (SELECT min(tenant) FROM runs WHERE runs.tenant > tenants.tenant)
+        FROM tenants WHERE tenants.tenant IS NOT NULL
+    )
+    SELECT count(*), min(nullif(time, 0)) FROM tenants JOIN runs INDEXED BY runs_by_status
+    ON runs.tenant = tenants.tenant AND runs.status IN (?, ?, ?)
+"""
+"""Hops from tenant to tenant in the index, and in each reads the few runs that have not ended."""
 
 
 class SqliteStore:
@@ -106,6 +132,17 @@ class SqliteStore:
         """
         return retention.expire(self._writer, self._retention, now)
 
+    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> Purged:
+        """Deletes these runs of a tenant, in one transaction, while they are as somebody keeps them elsewhere.
+
+        items: SHA-256 of the document's text, and run id. A run whose document is another now stays.
+        """
+        return self._writer.submit(lambda connection: purge(connection, items, tenant))
+
+    def vacuum(self) -> None:
+        """Gives the disk space of deleted runs back. Writes go on meanwhile."""
+        retention.give_back(self._writer)
+
     def stats(self) -> Stats:
         """Counts, for metrics."""
         runs, foreign_spans, fragments = self._reading.one(
@@ -113,6 +150,17 @@ class SqliteStore:
         )
         files = (self.path, self.path.with_name(self.path.name + "-wal"))
         return Stats(runs, sum(file.stat().st_size for file in files if file.exists()), foreign_spans, fragments)
+
+    def unfinished(self) -> Unfinished:
+        """What has not ended, of all tenants. Takes time by the number of tenants and of such runs, not of all runs."""
+        runs, oldest = self._reading.one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
+        return Unfinished(runs, oldest)
+
+    def stuck(self, before: int) -> int:
+        """How many runs of all tenants a search with this ``stuck_before`` finds. Takes time by the number of runs that
+        are pending or running."""
+        statement = "SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at < ?"
+        return int(self._reading.one(statement, [before])[0])
 
     def check(self) -> None:
         """See ``contracts.TraceReader``: StoreError when reading fails or the writer is gone."""
@@ -122,8 +170,9 @@ class SqliteStore:
 
     def close(self) -> None:
         """Finishes the writes under way and closes the file. Calling it twice is allowed."""
-        self._writer.close()
         self._readers.close()
+        # The last connection of all moves the log into the database, if it may write.
+        self._writer.close()
 
     def __enter__(self) -> SqliteStore:
         return self

@@ -48,7 +48,11 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 _NAMES = ", ".join(Row._fields)
-_UPDATES = ", ".join(f"{name} = excluded.{name}" for name in Row._fields if name != "trace_id")
+_NEWER = {
+    # What was seen of a run stays seen, however the revisions of several senders interleave.
+    "observed_at": "iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)",
+}
+_UPDATES = ", ".join(f"{name} = {_NEWER.get(name, f'excluded.{name}')}" for name in Row._fields if name != "trace_id")
 _INSERT = f"INSERT INTO runs ({_NAMES}) VALUES ({', '.join('?' * len(Row._fields))})"  # noqa: S608 only names and marks
 _UPSERT = f"{_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES}"
 
@@ -61,6 +65,20 @@ def _in_sql(select: str, count: int) -> str:
 def upsert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     """Writes rows, in place of what is stored of their traces."""
     connection.executemany(_UPSERT, rows)
+
+
+def seen_again(connection: sqlite3.Connection, trace_id: bytes, observed_at: int, now: int) -> None:
+    """A run that has not ended was seen again as it is stored."""
+    connection.execute(
+        "UPDATE runs SET written_at = ?, ended = ?, observed_at = max(observed_at, ?) WHERE trace_id = ?",
+        (now, now, observed_at, trace_id),
+    )
+
+
+def superseded(connection: sqlite3.Connection, trace_id: bytes) -> bytes | None:
+    """The column of that name of a stored run."""
+    row = connection.execute("SELECT superseded FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
+    return None if row is None else row[0]
 
 
 def states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, State]:

@@ -81,12 +81,13 @@ class Judge:
         self._read = read
         self._proofs = proofs
         self._pool = pool
-        self._filtered = query.workflow_id is not None or query.status is not None
+        self._filtered = query.workflow_id is not None or bool(query.statuses)
 
-    def quick(self, candidate: Candidate, *, all_newer_seen: bool) -> tuple[Key, Verdict | None]:
+    def quick(self, candidate: Candidate, *, all_seen: bool, all_newer_seen: bool) -> tuple[Key, Verdict | None]:
         """The place of a candidate, and its verdict when the search answer alone proves one.
 
-        all_newer_seen: whether the search reached up to the latest time.
+        all_seen: whether every head of a run that may be in the list meets the search's conditions, or a newer one
+        does. all_newer_seen: whether the search reached up to the latest time.
         """
         newest = candidate.newest
         try:
@@ -98,8 +99,8 @@ class Judge:
         key = (heading.time, heading.run_id)
         if heading.tenant != self._query.tenant:
             return key, Dropped()
-        is_newest = heading.revision >= ROOT_REVISION or (all_newer_seen and not self._filtered)
-        if is_newest and not self._matches(heading.tenant, heading.workflow_id, heading.status):
+        is_newest = all_seen and (heading.revision >= ROOT_REVISION or (all_newer_seen and not self._filtered))
+        if is_newest and not self._matches(heading):
             return key, Dropped() if _is_trusted(newest) else None
         if is_newest and _is_trusted(newest) and self._is_proved(candidate, heading):
             return key, Item(key, heading.summary)
@@ -122,14 +123,14 @@ class Judge:
         envelope = run.envelope
         self._proofs.add(candidate.trace_id, decoded.revision, sha256(run.text).hexdigest())
         workflow, status = plain_text(envelope.workflow_id), plain_text(envelope.status)
-        if not self._matches(decoded.tenant, workflow, status):
+        if decoded.tenant != self._query.tenant or not self._query.admits(workflow, status, decoded.revision):
             return Dropped()
         note = f"run {run.id} is listed as of an older revision: {decoded.incomplete[0]}" if decoded.incomplete else ""
         return Item((sort_time(envelope), run.id), run.summary(), note)
 
-    def _matches(self, tenant: str, workflow_id: str | None, status: str | None) -> bool:
+    def _matches(self, heading: Heading) -> bool:
         query = self._query
-        return tenant == query.tenant and query.workflow_id in (None, workflow_id) and query.status in (None, status)
+        return heading.tenant == query.tenant and query.admits(heading.workflow_id, heading.status, heading.revision)
 
     def _is_proved(self, candidate: Candidate, heading: Heading) -> bool:
         attributes = candidate.newest.attributes()

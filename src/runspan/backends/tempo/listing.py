@@ -9,7 +9,7 @@ from typing import Final
 
 from runspan.backends.tempo.answers import Candidate
 from runspan.backends.tempo.judging import Item, Judge, Key, Verdict
-from runspan.backends.tempo.traceql import TIMELESS, may_have_ended, search_text
+from runspan.backends.tempo.traceql import OVERTAKING, TIMELESS, may_have_ended, search_text
 from runspan.backends.tempo.windows import EARLIEST, LATEST, SECOND, Searcher, Window
 from runspan.contracts import Cursor, Page, RunQuery
 
@@ -92,16 +92,20 @@ class Listing:
         self._since = max(query.since or 0, 0)
         self._wanted = query.limit + 1
         self._windows = 0
+        self._changed_above: set[bytes] | None = set()
         self._limit = _MANY if may_have_ended(query) else max(2 * self._wanted, 50)
 
     def page(self) -> Page:
         """The page. UnicodeEncodeError when the query holds text that no run can have."""
         query = self._query
-        kind = (query.tenant, query.workflow_id, query.status, query.limit, query.cursor is None)
+        statuses, stuck = query.statuses, query.stuck_before is not None
+        kind = (query.tenant, query.workflow_id, statuses, stuck, query.limit, query.cursor is None)
         high = LATEST if query.cursor is None else min(max(query.cursor.time // SECOND, EARLIEST) + 1, LATEST)
         newest = min(high, self._now)
         pace = self._paces.get(kind)
         floor = min(max(self._since // SECOND, EARLIEST), high - 1)
+        if query.cursor is not None:
+            self._changed_above = self._find_changed_above(high)
         if pace is not None:
             self._limit = max(self._limit, pace.limit)
         if not self._take_unfinished(floor, high):
@@ -115,6 +119,20 @@ class Listing:
             reach = max((newest - page.cursor.time // SECOND) * 5 // 4, 2)
             self._paces.put(kind, Pace(reach, min(self._limit, _MAX_START)))
         return page
+
+    def _find_changed_above(self, low: int) -> set[bytes] | None:
+        """The traces whose run changed after its end and now starts above this page, so that no window of the page may
+        show it; a change that starts below is found by its span's later end. None when they are too many to know."""
+        text = search_text(RunQuery(self._query.tenant), OVERTAKING)
+        window = self._searcher.at_once(text, low - 1, LATEST, _MANY)
+        if window is None:
+            return None
+        self._note_missing(window)
+        return {candidate.trace_id for candidate in window.candidates}
+
+    def _note_missing(self, window: Window) -> None:
+        if window.missing:
+            self._state.notes[f"Tempo left out {window.missing} parts of its data"] = None
 
     def _take_unfinished(self, floor: int, high: int) -> bool:
         """Takes the heads of a status that runs leave again, where they are few enough to look each up."""
@@ -148,7 +166,7 @@ class Listing:
             before = len(self._state.items)
             at_floor = window.low <= floor
             # The lowest window has every run that is left, wherever it sorts.
-            full = self._take(window, 0 if at_floor or all_of_it else window.low * SECOND)
+            full = self._take(window, 0 if at_floor or all_of_it else window.low * SECOND, timeless=all_of_it)
             if full and not all_of_it:
                 return floor
             if at_floor:
@@ -172,17 +190,22 @@ class Listing:
             return floor
         return max(floor, window.low - (window.high - window.low) * max(4, 2 * self._wanted // found))
 
-    def _take(self, window: Window, complete_from: int) -> bool:
-        """Judges what is new in a window, newest first, until the page is full; whether it is."""
-        if window.missing:
-            self._state.notes[f"Tempo left out {window.missing} parts of its data"] = None
+    def _take(self, window: Window, complete_from: int, *, timeless: bool = False) -> bool:
+        """Judges what is new in a window, newest first, until the page is full; whether it is.
+
+        timeless: whether only heads without a start were looked for; a newer head of such a run may have one.
+        """
+        self._note_missing(window)
         reaches_up = window.high >= min(LATEST, self._now + _AHEAD)
         waiting: list[tuple[Key, Candidate, Verdict | None]] = []
         unplaced: list[Candidate] = []
         for candidate in window.candidates:
             if candidate.trace_id in self._state.settled:
                 continue
-            key, verdict = self._judge.quick(candidate, all_newer_seen=reaches_up)
+            changed = self._changed_above is None or candidate.trace_id in self._changed_above
+            key, verdict = self._judge.quick(
+                candidate, all_seen=not timeless and not changed, all_newer_seen=reaches_up
+            )
             if verdict is None and not key[1]:
                 unplaced.append(candidate)
             else:

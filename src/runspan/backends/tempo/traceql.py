@@ -41,7 +41,8 @@ SELECTED: Final = (ROLE, REVISION, RUN_ID, TENANT, DIGEST, STEP_COUNT, *_SUMMARY
 
 _HEADS: Final = f'(span.{ROLE} = "{ROLE_RUN}" || span.{ROLE} = "{ROLE_SNAPSHOT}")'
 _STEPS: Final = f'{{ span.{ROLE} = "{ROLE_STEP}" }}'
-_OVERTAKING: Final = f"span.{REVISION} > {ROOT_REVISION}"
+OVERTAKING: Final = f"span.{REVISION} > {ROOT_REVISION}"
+"""Heads of runs that changed after their end."""
 _TAIL: Final = f"| by(span.{REVISION}) | select({', '.join(f'span.{key}' for key in SELECTED)}) with(most_recent=true)"
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 _BUFFER: Final = 1024
@@ -62,7 +63,7 @@ def search_text(query: RunQuery, *conditions: str, ended: bool = True) -> str:
     terms = [_HEADS, *([_equal(TENANT, query.tenant)] if query.tenant else ()), *conditions]
     filters = _filters(query, ended=ended)
     if filters:
-        terms.append(f"({filters} || {_OVERTAKING})")
+        terms.append(f"({filters} || {OVERTAKING})")
     heads = f"{{ {' && '.join(terms)} }}"
     return padded(f"({heads} || ({heads} && {_STEPS})) {_TAIL}")
 
@@ -92,9 +93,10 @@ def padded(text: str) -> str:
 
 def _filters(query: RunQuery, *, ended: bool) -> str:
     workflow = "" if query.workflow_id is None else _member("workflow_id", query.workflow_id)
-    if query.status is None:
+    if not query.statuses:
         return workflow
-    status = _member("status", query.status)
+    terms = [_member("status", status) for status in query.statuses]
+    status = terms[0] if len(terms) == 1 else f"({' || '.join(terms)})"
     both = f"({workflow} && {status})" if workflow else status
     if not ended or not may_have_ended(query):
         return both
@@ -104,7 +106,7 @@ def _filters(query: RunQuery, *, ended: bool) -> str:
 
 def may_have_ended(query: RunQuery) -> bool:
     """Whether heads of the status asked for are overtaken as a rule: a run leaves it when it goes on or ends."""
-    return query.status is not None and query.status not in TERMINAL_RUN_STATUSES
+    return any(status not in TERMINAL_RUN_STATUSES for status in query.statuses)
 
 
 def _member(member: str, value: str) -> str:

@@ -1,0 +1,44 @@
+"""Runs on their way into a backend over OTLP/HTTP, by the project's own encoder and delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from runspan import Run, encode
+from runspan.contracts import TraceReader
+from runspan.delivery import Batch, Delivery, RunSpans, connect, settings_from
+from runspan.fields import RUN_ID
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.span import Span
+
+from .harness import T0
+
+
+@dataclass
+class ByOtlp:
+    """A backend that takes OTLP/HTTP, whose reader sees what was accepted at once."""
+
+    reader: TraceReader
+    delivery: Delivery
+
+    def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
+        for run in runs:
+            self.send_spans(encode(run, tenant=tenant, observed_at=observed_at), tenant)
+
+    def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
+        parts = [span_bytes(span) for span in spans]
+        run = RunSpans(str(spans[0].attributes()[RUN_ID]), parts, sum(map(len, parts)))
+        before = self.delivery.report().runs_accepted
+        assert self.delivery.submit(Batch(partial(request_bytes, Resource()), (run,)))
+        assert self.delivery.flush().runs_accepted == before + 1
+
+    def close(self) -> None:
+        self.delivery.close()
+        self.reader.close()
+
+
+def delivery_to(otlp: str) -> Delivery:
+    """A delivery to where a server takes OTLP/HTTP."""
+    return connect(settings_from({}, endpoint=otlp))

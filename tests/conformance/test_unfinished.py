@@ -1,0 +1,341 @@
+"""Every backend: runs that have not ended, answered as they are now, until the finished run takes their place."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+
+from lives import STAGES, Seen, is_head, life_of
+from runspan import Run, encode
+from runspan.contracts import RunQuery, TraceReader
+from runspan.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
+from runspan.errors import NotFound, TraceIncomplete
+from runspan.fields import ROLE, ROLE_ATTEMPT
+from runspan.ids import run_ids
+from runspan.span import Span
+
+from .harness import SECOND, T0, Harness, all_pages, ids, make_run, running
+
+ENDINGS = ("completed", "failed", "cancelled", "timed_out")
+
+
+def unwrapped(reader: TraceReader) -> TraceReader:
+    """The reader without the harness's waiting until everything can be found."""
+    return getattr(reader, "reader", reader)
+
+
+def chunks(spans: list[Span], size: int) -> Iterator[list[Span]]:
+    rest = iter(spans)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def test_each_state_is_answered_and_listed_as_it_is(backend: Harness, tenant: str) -> None:
+    """Pending, running, retrying, suspended, ended: document, summary and every status filter tell the state of now."""
+    lives = [life_of(f"life-{ending}", T0 + number * SECOND, ending) for number, ending in enumerate(ENDINGS)]
+    for stage in range(STAGES):
+        now = [life[stage] for life in lives]
+        for seen in now:
+            backend.send(seen.run, tenant=tenant, observed_at=seen.at)
+            document = backend.reader.document(seen.run.id, tenant)
+            assert (document.text, document.incomplete) == (seen.run.text, ())
+        expected = [seen.run.summary() for seen in reversed(now)]
+        assert list(backend.reader.search(RunQuery(tenant)).items) == expected
+        for status in RUN_STATUSES:
+            listed = backend.reader.search(RunQuery(tenant, status=status)).items
+            assert list(listed) == [item for item in expected if json.loads(item)["status"] == status], (stage, status)
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_snapshots_arrive_shuffled_and_twice(backend: Harness, tenant: str, size: int) -> None:
+    """The newest revision counts, in whatever order and company its spans and those of older ones come."""
+    chance = random.Random(size)
+    lives = [life_of(f"shuffled-{number}", T0 + number * SECOND) for number in range(3)]
+    for number, life in enumerate(lives):
+        spans = [span for seen in life[: STAGES - number] for span in seen.spans(tenant)]
+        spans += chance.sample(spans, len(spans) // 2)
+        chance.shuffle(spans)
+        for chunk in chunks(spans, size):
+            backend.send_spans(chunk, tenant)
+    expected = [life[STAGES - 1 - number].run for number, life in enumerate(lives)]
+    for run in expected:
+        document = backend.reader.document(run.id, tenant)
+        assert (document.text, document.incomplete) == (run.text, ())
+    assert list(backend.reader.search(RunQuery(tenant)).items) == [run.summary() for run in reversed(expected)]
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["shuffled-1"]
+    assert ids(backend.reader.search(RunQuery(tenant, status="suspended"))) == ["shuffled-2"]
+
+
+def test_many_heartbeats_are_one_run(backend: Harness, tenant: str) -> None:
+    """A run whose snapshot was repeated hundreds of times is listed once, as its newest one tells it."""
+    beat, last = running("beats", done=1), running("beats", done=2)
+    for number in range(300):
+        run = beat if number < 299 else last
+        backend.send_spans(encode(run, tenant=tenant, observed_at=T0 + number * SECOND), tenant)
+    assert backend.reader.document("beats", tenant).text == last.text
+    for query in (RunQuery(tenant), RunQuery(tenant, status="running")):
+        assert list(backend.reader.search(query).items) == [last.summary()]
+    backend.send(make_run("beats"), tenant=tenant)
+    assert backend.reader.document("beats", tenant).text == make_run("beats").text
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == []
+
+
+def test_a_reader_sees_only_states_that_were_sent_and_never_an_older_one(backend: Harness, tenant: str) -> None:
+    """Whoever reads while a run goes on gets one sent document after the other, never a mixture and never backwards."""
+    life = life_of("watched", T0)
+    order = {seen.run.text: number for number, seen in enumerate(life)}
+    read: list[bytes] = []
+    failures: list[BaseException] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        reader = unwrapped(backend.reader)
+        try:
+            while not ended.is_set():
+                try:
+                    read.append(reader.document("watched", tenant).text)
+                except NotFound:
+                    assert not read, "a run that was there is gone"
+        except BaseException as failure:
+            failures.append(failure)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for seen in life:
+            backend.send(seen.run, tenant=tenant, observed_at=seen.at)
+            # What was acknowledged is what the next reader gets.
+            assert unwrapped(backend.reader).document("watched", tenant).text == seen.run.text
+    finally:
+        ended.set()
+        watcher.join()
+    assert failures == []
+    places = [order[text] for text in read]
+    assert places == sorted(places)
+
+
+def test_a_run_that_has_ended_is_never_listed_as_unfinished(backend: Harness, tenant: str) -> None:
+    """From when its end is acknowledged no list by an earlier status has it, whether a search finds the end or not."""
+    runs = [f"ends-{number}" for number in range(5)]
+    for run_id in runs:
+        backend.send(running(run_id), tenant=tenant, observed_at=T0 + SECOND)
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == runs[::-1]
+    for number, run_id in enumerate(runs):
+        backend.send(make_run(run_id), tenant=tenant)
+        left = ids(unwrapped(backend.reader).search(RunQuery(tenant, status="running")))
+        assert left == runs[:number:-1]
+    assert ids(backend.reader.search(RunQuery(tenant, status="completed"))) == runs[::-1]
+
+
+def test_a_step_that_ends_between_two_snapshots_is_one_step(backend: Harness, tenant: str) -> None:
+    """What was written out in a snapshot and then became a span stands once in the document, at its place."""
+    before, after = running("between", done=0), running("between", done=1)
+    backend.send(before, tenant=tenant, observed_at=T0)
+    assert [step.id for step in Run.from_json(backend.reader.document("between", tenant).text).steps] == ["wait"]
+    backend.send(after, tenant=tenant, observed_at=T0 + SECOND)
+    document = Run.from_json(backend.reader.document("between", tenant).text)
+    assert [(step.id, step.status) for step in document.steps] == [("fetch", "completed"), ("wait", "running")]
+
+
+def attempts_in(backend: Harness, run_id: str, tenant: str) -> list[tuple[int, str, str]]:
+    """Number, step and error of each attempt span in a run's trace."""
+    spans = {span.span_id: span for span in backend.reader.spans(run_ids(run_id, tenant).trace_id)}
+    found = [span.attributes() for span in spans.values() if span.attributes().get(ROLE) == ROLE_ATTEMPT]
+    told = [
+        (found["runspan.attempt.number"], found.get("runspan.step.id", ""), found.get("error.type", ""))
+        for found in found
+    ]
+    return sorted(told)  # type: ignore[arg-type]
+
+
+def test_attempts_of_a_retrying_step_are_seen_one_by_one(backend: Harness, tenant: str) -> None:
+    """Each attempt is a span of its own as soon as a snapshot tells it, once, however often snapshots repeat it."""
+    life = life_of("retried", T0)
+    first, second = (1, "charge", "TIMEOUT_1"), (2, "charge", "TIMEOUT_2")
+    for seen in life[:4]:
+        backend.send_spans(seen.spans(tenant), tenant)
+    assert attempts_in(backend, "retried", tenant) == [first]
+    backend.send_spans(encode(life[3].run, tenant=tenant, observed_at=life[3].at + 1), tenant)
+    assert attempts_in(backend, "retried", tenant) == [first]
+    backend.send_spans(life[4].spans(tenant), tenant)
+    assert attempts_in(backend, "retried", tenant) == [first, second]
+    assert backend.reader.document("retried", tenant).text == life[4].run.text
+
+
+def test_attempts_that_only_a_number_tells_are_seen_one_by_one(backend: Harness, tenant: str) -> None:
+    """The platform's log tells the number of the attempt and its error; each becomes a span all the same."""
+    for number in (1, 2, 2, 3):
+        step = {"id": "pay", "status": "retrying", "attempt": number, "error": {"code": f"E{number}"}}
+        run = running("numbered", steps=[step])
+        backend.send_spans(encode(run, tenant=tenant, observed_at=T0 + number * SECOND), tenant)
+        assert backend.reader.document("numbered", tenant).text == run.text
+        assert attempts_in(backend, "numbered", tenant) == [(n, "pay", f"E{n}") for n in range(1, number + 1)]
+
+
+def test_a_correction_after_the_end_counts_and_late_snapshots_do_not(backend: Harness, tenant: str) -> None:
+    """A finished run that changes is answered as changed, whatever snapshots of before arrive after it."""
+    life = life_of("corrected", T0)
+    for seen in life:
+        backend.send_spans(seen.spans(tenant), tenant)
+    failed = life_of("corrected", T0, "failed")[-1].run
+    correction = encode(failed, tenant=tenant, observed_at=T0 + 60 * SECOND, after_root=True)
+    backend.send_spans(correction, tenant)
+    for seen in (life[2], life[6], life[-1]):
+        backend.send_spans(seen.spans(tenant), tenant)
+        document = backend.reader.document("corrected", tenant)
+        assert (document.text, document.incomplete) == (failed.text, ())
+    for status in RUN_STATUSES:
+        expected = ["corrected"] if status == "failed" else []
+        assert ids(backend.reader.search(RunQuery(tenant, status=status))) == expected
+
+
+def test_a_run_that_is_reopened_runs_again(backend: Harness, tenant: str) -> None:
+    """A finished run may go on; then it is listed as running, until it ends again."""
+    life = life_of("reopened", T0)
+    backend.send_spans(life[-1].spans(tenant), tenant)
+    again = life[8].run
+    backend.send_spans(encode(again, tenant=tenant, observed_at=T0 + 60 * SECOND, after_root=True), tenant)
+    assert backend.reader.document("reopened", tenant).text == again.text
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["reopened"]
+    assert ids(backend.reader.search(RunQuery(tenant, status="completed"))) == []
+    ended = life_of("reopened", T0, "cancelled")[-1].run
+    backend.send_spans(encode(ended, tenant=tenant, observed_at=T0 + 61 * SECOND, after_root=True), tenant)
+    assert backend.reader.document("reopened", tenant).text == ended.text
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == []
+    assert ids(backend.reader.search(RunQuery(tenant, status="cancelled"))) == ["reopened"]
+
+
+def test_a_snapshot_before_its_steps_leaves_the_older_state(backend: Harness, tenant: str) -> None:
+    """While steps that a newer head names are on their way, the newest whole state is answered, and says so."""
+    life = life_of("fragments", T0)
+    backend.send_spans(life[1].spans(tenant), tenant)
+    newer = life[5].spans(tenant)
+    backend.send_spans([span for span in newer if is_head(span)], tenant)
+    document = backend.reader.document("fragments", tenant)
+    assert document.text == life[1].run.text
+    assert document.incomplete
+    for span in newer:
+        if not is_head(span):
+            backend.send_spans([span], tenant)
+    document = backend.reader.document("fragments", tenant)
+    assert (document.text, document.incomplete) == (life[5].run.text, ())
+    assert list(backend.reader.search(RunQuery(tenant)).items) == [life[5].run.summary()]
+
+
+def test_a_first_snapshot_without_its_steps_is_no_document_yet(backend: Harness, tenant: str) -> None:
+    """Nothing is made up for steps that have not come; when they come, the run is there."""
+    seen = life_of("headfirst", T0)[5]
+    spans = seen.spans(tenant)
+    backend.send_spans(spans[-1:], tenant)
+    with pytest.raises(TraceIncomplete):
+        backend.reader.document("headfirst", tenant)
+    assert ids(unwrapped(backend.reader).search(RunQuery(tenant, status="running"))) == []
+    backend.send_spans(spans[:-1], tenant)
+    assert backend.reader.document("headfirst", tenant).text == seen.run.text
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["headfirst"]
+
+
+# Runs that nobody saw go on.
+
+
+def stuck(backend: Harness, tenant: str, before: int, **filters: object) -> list[str]:
+    query = RunQuery(tenant, stuck_before=before, **filters)  # type: ignore[arg-type]
+    page = backend.reader.search(query)
+    assert page.partial == ()
+    return ids(page)
+
+
+def test_a_run_is_stuck_when_nobody_saw_it_go_on(backend: Harness, tenant: str) -> None:
+    """Its newest observation counts, and one at the very edge is recent enough; a heartbeat or an end clears it."""
+    run = running("silent")
+    backend.send(run, tenant=tenant, observed_at=T0)
+    assert stuck(backend, tenant, T0) == []
+    assert stuck(backend, tenant, T0 + 1) == ["silent"]
+    backend.send(run, tenant=tenant, observed_at=T0 + 60 * SECOND)
+    assert stuck(backend, tenant, T0 + 60 * SECOND) == []
+    assert stuck(backend, tenant, T0 + 61 * SECOND) == ["silent"]
+    backend.send(make_run("silent"), tenant=tenant)
+    assert stuck(backend, tenant, T0 + 3600 * SECOND) == []
+
+
+def test_a_suspended_run_waits_and_is_not_stuck(backend: Harness, tenant: str) -> None:
+    """Nor is one that has ended, whenever it was seen; one that is pending may be."""
+    for status in RUN_STATUSES:
+        make = make_run if status in TERMINAL_RUN_STATUSES else running
+        backend.send(make(f"is-{status}", status=status), tenant=tenant, observed_at=T0)
+    assert stuck(backend, tenant, T0 + 3600 * SECOND) == ["is-running", "is-pending"]
+
+
+def test_a_reopened_run_may_be_stuck(backend: Harness, tenant: str) -> None:
+    """Its observation is that of the revision after the root, not of the root."""
+    backend.send_spans(encode(make_run("again"), tenant=tenant), tenant)
+    backend.send_spans(encode(running("again"), tenant=tenant, observed_at=T0 + SECOND, after_root=True), tenant)
+    assert stuck(backend, tenant, T0 + SECOND) == []
+    assert stuck(backend, tenant, T0 + 2 * SECOND) == ["again"]
+
+
+def test_stuck_runs_by_every_filter_and_page(backend: Harness, tenant: str) -> None:
+    """Together with workflow, status, since and pages the list is exactly what the runs' last states give."""
+    chance = random.Random(7)
+    last: list[tuple[Seen, str]] = []
+    for number in range(24):
+        life = life_of(f"run-{number:02}", T0 + number * SECOND, workflowId=f"wf_{number % 3}")
+        seen = life[: chance.randint(1, STAGES)]
+        for moment in seen:
+            backend.send_spans(moment.spans(tenant), tenant)
+        last.append((seen[-1], str(seen[-1].run.workflow_id)))
+    last.reverse()
+    for before in (T0, T0 + 12 * SECOND, T0 + 20 * SECOND, T0 + 100 * SECOND):
+        for status in (None, "pending", "running"):
+            for workflow in (None, "wf_1"):
+                for since in (None, T0 + 10 * SECOND):
+                    expected = [
+                        seen.run.id
+                        for seen, its_workflow in last
+                        if seen.run.status in ({"pending", "running"} if status is None else {status})
+                        and seen.at < before
+                        and workflow in (None, its_workflow)
+                        and (since is None or sort_time(seen.run.envelope) >= since)
+                    ]
+                    filters = {"status": status, "workflow_id": workflow, "since": since}
+                    assert stuck(backend, tenant, before, **filters) == expected, (before, filters)
+    query = RunQuery(tenant, stuck_before=T0 + 100 * SECOND, limit=2)
+    pages = all_pages(backend.reader, query)
+    assert [run_id for page in pages for run_id in page] == stuck(backend, tenant, T0 + 100 * SECOND)
+    assert all(len(page) == 2 for page in pages[:-1])
+
+
+def test_a_run_whose_start_moved_stands_where_it_starts_now(backend: Harness, tenant: str) -> None:
+    """A list has a run once, at its newest start, however its pages fall; its older places are empty."""
+    moves = {"pending-first": -5, "corrected-later": 20, "corrected-earlier": -20, "reopened": 30}
+    others = [make_run(f"at-{number:02}", T0 + number * SECOND) for number in range(12)]
+    backend.send(*others, tenant=tenant)
+    pending = make_run(
+        "pending-first", startedAt=..., completedAt=..., status="pending", createdAt="2025-10-09T08:53:20Z"
+    )
+    backend.send_spans(encode(pending, tenant=tenant, observed_at=T0), tenant)
+    for run_id in list(moves)[1:]:
+        backend.send_spans(encode(make_run(run_id, T0 + 5 * SECOND), tenant=tenant), tenant)
+    assert len(ids(backend.reader.search(RunQuery(tenant)))) == len(others) + len(moves)
+    for number, (run_id, seconds) in enumerate(moves.items()):
+        make = running if run_id == "reopened" else make_run
+        run = make(run_id, T0 + 5 * SECOND + seconds * SECOND, workflowId="wf_moved")
+        after = run_id != "pending-first"
+        backend.send_spans(encode(run, tenant=tenant, observed_at=T0 + 100 * SECOND + number, after_root=after), tenant)
+    places = {run.id: T0 + number * SECOND for number, run in enumerate(others)}
+    places |= {run_id: T0 + (5 + seconds) * SECOND for run_id, seconds in moves.items()}
+    expected = sorted(places, key=lambda run_id: (places[run_id], run_id), reverse=True)
+    for limit in (1, 2, 3, 50):
+        pages = all_pages(backend.reader, RunQuery(tenant, limit=limit))
+        assert [run_id for page in pages for run_id in page] == expected, limit
+    moved = [run_id for run_id in expected if run_id in moves]
+    for limit in (1, 50):
+        pages = all_pages(backend.reader, RunQuery(tenant, workflow_id="wf_moved", limit=limit))
+        assert [run_id for page in pages for run_id in page] == moved, limit
+    pages = all_pages(backend.reader, RunQuery(tenant, since=T0 + 6 * SECOND, limit=2))
+    assert [run_id for page in pages for run_id in page] == [i for i in expected if places[i] >= T0 + 6 * SECOND]

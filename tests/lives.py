@@ -1,0 +1,108 @@
+"""Runs as they happen: the documents that an engine's log shows of one run, from before its start to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from runspan import Run, encode
+from runspan.fields import REVISION
+from runspan.span import Span
+from runspan.times import MILLISECOND, SECOND, canonical_text
+
+Members = dict[str, Any]
+
+STAGES: Final = 10
+"""How many documents ``life_of`` gives."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A document, and when it was seen: nanoseconds since 1970."""
+
+    run: Run
+    at: int
+
+    def spans(self, tenant: str) -> list[Span]:
+        """As they are sent."""
+        return encode(self.run, tenant=tenant, observed_at=self.at)
+
+
+def life_of(run_id: str, created: int, ending: str = "completed", **members: Any) -> list[Seen]:
+    """One run, seen every second: pending, running, a step that is retried twice, suspended, running, ended.
+
+    Two steps end between the first snapshots; the retried one tells its attempts one by one. members: of the run.
+    """
+    start = created + 500 * MILLISECOND
+    fetch = _step("fetch", "action", start, "completed", 300, output={"rows": [1, 2.50, None]})
+    check = _step("check", "condition", start + 100 * MILLISECOND, "skipped", 0)
+    charge = {"id": "charge", "name": "Charge Card", "type": "stripe", "retryPolicy": {"maxAttempts": 3}}
+    charge["startedAt"] = canonical_text(start + SECOND)
+    tries = [
+        {
+            "attempt": number,
+            "status": "failed",
+            "startedAt": canonical_text(start + number * SECOND),
+            "completedAt": canonical_text(start + number * SECOND + 700 * MILLISECOND),
+            "error": {"code": f"TIMEOUT_{number}", "message": "no answer"},
+        }
+        for number in (1, 2)
+    ]
+    approval = _step("approve", "approval", start + 4 * SECOND, "running")
+    approved = _step("approve", "approval", start + 4 * SECOND, "completed", 1500, output={"approved": True})
+    done = charge | {"status": "completed", "attempt": 3, "attempts": [*tries, _third_try(start)]}
+    done |= {"completedAt": canonical_text(start + 3 * SECOND + 900 * MILLISECOND), "durationMs": 2900}
+    notify = _step("notify", "slack", start + 6 * SECOND, "running", input={"text": "done"})
+    notified = _step("notify", "slack", start + 6 * SECOND, "completed", 800, input={"text": "done"}, output=None)
+    running = {"status": "running", "startedAt": canonical_text(start)}
+    stages: list[Members] = [
+        {"status": "pending", "steps": []},
+        running | {"steps": [fetch | {"status": "running", "completedAt": ..., "durationMs": ..., "output": ...}]},
+        running | {"steps": [fetch, check, charge | {"status": "running"}]},
+        running | {"steps": [fetch, check, charge | {"status": "retrying", "attempt": 1, "attempts": tries[:1]}]},
+        running | {"steps": [fetch, check, charge | {"status": "retrying", "attempt": 2, "attempts": tries}]},
+        running | {"steps": [fetch, check, done]},
+        running | {"status": "suspended", "steps": [fetch, check, done, approval]},
+        running | {"status": "suspended", "steps": [fetch, check, done, approval]},
+        running | {"steps": [fetch, check, done, approved, notify]},
+        running | {"status": ending, "steps": [fetch, check, done, approved, notified]},
+    ]
+    stages[-1] |= {"completedAt": canonical_text(start + 7 * SECOND), "durationMs": 7000, "output": {"sent": 1}}
+    if ending in ("failed", "timed_out"):
+        stages[-1]["error"] = {"code": "GATEWAY", "message": "down", "step": "notify"}
+    return [
+        Seen(_run(run_id, created, stage | members), created + (number + 1) * SECOND)
+        for number, stage in enumerate(stages)
+    ]
+
+
+def is_head(span: Span) -> bool:
+    """Whether the span tells a revision of its run."""
+    return REVISION in span.attributes()
+
+
+def _third_try(start: int) -> Members:
+    began, ended = start + 3 * SECOND, start + 3 * SECOND + 900 * MILLISECOND
+    times = {"startedAt": canonical_text(began), "completedAt": canonical_text(ended)}
+    return {"attempt": 3, "status": "completed"} | times
+
+
+def _step(name: str, kind: str, start: int, status: str, ms: int | None = None, **members: Any) -> Members:
+    step: Members = {"id": name, "name": name.title(), "type": kind, "status": status}
+    step["startedAt"] = canonical_text(start)
+    if ms is not None:
+        step |= {"completedAt": canonical_text(start + ms * MILLISECOND), "durationMs": ms}
+    return step | members
+
+
+def _run(run_id: str, created: int, members: Members) -> Run:
+    document = {"id": run_id, "workflowId": "wf_live", "triggerType": "api", "input": {"of": run_id}, **members}
+    document["createdAt"] = canonical_text(created)
+    return Run.from_dict(_present(document))
+
+
+def _present(value: Any) -> Any:
+    """Without the members that stand for absent ones."""
+    if isinstance(value, dict):
+        return {key: _present(inner) for key, inner in value.items() if inner is not ...}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,157 @@
+"""How much a request and a span may hold: honest ones of any size are read, heaps of crumbs are refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from runspan import Run, decode, encode
+from runspan.errors import PayloadTooLarge
+from runspan.otlp.batch import write_runs
+from runspan.otlp.bounds import MAX_PARTS, MAX_SPANS, _is_crumbs, bound_protobuf, span_bound
+from runspan.otlp.json import read_json
+from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.received import Received
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.testing import generate
+
+
+def attributes(span: WireSpan, count: int) -> None:
+    for number in range(count):
+        span.attributes.add(key=f"{number}")
+
+
+def events(span: WireSpan, count: int) -> None:
+    for _ in range(count):
+        span.events.add(name="e")
+
+
+def links(span: WireSpan, count: int) -> None:
+    for _ in range(count):
+        span.links.add(trace_id=b"0123456789abcdef", span_id=b"01234567")
+
+
+def attributes_of_an_event(span: WireSpan, count: int) -> None:
+    event = span.events.add(name="e")
+    for number in range(count - 1):
+        event.attributes.add(key=f"{number}")
+
+
+def attributes_of_a_link(span: WireSpan, count: int) -> None:
+    link = span.links.add(trace_id=b"0123456789abcdef", span_id=b"01234567")
+    for number in range(count - 1):
+        link.attributes.add(key=f"{number}")
+
+
+def request_with(fill: Callable[[WireSpan, int], None], count: int) -> TracesData:
+    """Two spans: one filled with so many things, and a usual one."""
+    data = TracesData()
+    scope_spans = data.resource_spans.add().scope_spans.add()
+    fill(scope_spans.spans.add(trace_id=b"0123456789abcdef", span_id=b"filled00"), count)
+    usual = scope_spans.spans.add(trace_id=b"0123456789abcdef", span_id=b"usual000")
+    usual.attributes.add(key="k").value.string_value = "v"
+    return data
+
+
+def read(data: TracesData, form: str) -> Received:
+    if form == "protobuf":
+        return read_protobuf(data.SerializeToString())
+    answer = MessageToDict(data)
+    for span in answer["resourceSpans"][0]["scopeSpans"][0]["spans"]:
+        for holder in (span, *span.get("links", ())):
+            holder |= {"traceId": b"0123456789abcdef".hex(), "spanId": b"filled00".hex()}
+    return read_json(json.dumps(answer).encode())
+
+
+@pytest.mark.parametrize("form", ["protobuf", "json"])
+@pytest.mark.parametrize("fill", [attributes, events, links, attributes_of_an_event, attributes_of_a_link])
+def test_a_span_with_too_much_in_it_is_rejected_alone(fill: Callable[[WireSpan, int], None], form: str) -> None:
+    """The reason tells what was expected and got; the other spans of the request are taken."""
+    taken = read(request_with(fill, MAX_PARTS), form)
+    assert (taken.total, len(taken.foreign), taken.rejected) == (2, 2, [])
+    read_now = read(request_with(fill, 2 * MAX_PARTS), form)
+    assert (read_now.total, len(read_now.foreign)) == (2, 1)
+    (rejection,) = read_now.rejected
+    assert b"filled00".hex() in rejection.what
+    assert f"got {2 * MAX_PARTS}" in rejection.reason
+    assert "expected at most" in rejection.reason
+
+
+def test_a_long_document_stands_in_many_attributes_and_is_read() -> None:
+    """Pieces of a payload are long, so that their number follows from the span's size."""
+    run = Run.from_dict({"id": "r", "status": "completed", "output": "é" * 12_000_000})
+    spans = encode(run)
+    assert len(spans[-1].attributes()) > MAX_PARTS
+    received = read_protobuf(request_bytes(Resource(), map(span_bytes, spans)))
+    assert received.rejected == []
+    assert decode(received.spans) == run
+
+
+def test_a_run_of_more_steps_than_small_spans_are_allowed_comes_in_one_request() -> None:
+    """The bound of spans grows with the body as long as the spans are no crumbs."""
+    step = '{"id":"s","type":"action","status":"completed","output":%d}'
+    count = MAX_SPANS + 1000
+    steps = ",".join([step % number for number in range(count)])
+    run = Run.from_json(f'{{"id":"r","status":"completed","steps":[{steps}]}}')
+    body = request_bytes(Resource(), write_runs([run])[0])
+    bound_protobuf(body, span_bound(len(body)))
+    with pytest.raises(PayloadTooLarge) as caught:
+        bound_protobuf(body, MAX_SPANS)
+    assert "/api/v1/runs" in caught.value.hint
+
+
+def field(tag: bytes, content: bytes) -> bytes:
+    length, size = b"", len(content)
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return tag + length + bytes([size]) + content
+
+
+def wire(span: bytes, count: int) -> bytes:
+    """So many equal spans as one request."""
+    return field(b"\x0a", field(b"\x12", field(b"\x12", span) * count))
+
+
+CRUMBS = {
+    "attributes": b"\x4a\x00" * 9000,
+    "attributes with empty parts": b"\x4a\x04\x0a\x00\x12\x00" * 3000,
+    "tags longer than they need be": b"\xca\x00\x00" * 6000,
+    "lengths longer than they need be": b"\x4a\x80\x00" * 6000,
+    "events": b"\x5a\x00" * 9000,
+    "links": b"\x6a\x00" * 9000,
+    "attributes of an event": field(b"\x5a", b"\x1a\x00" * 9000),
+    "attributes of a link": field(b"\x6a", b"\x22\x00" * 9000),
+    "attributes of a link, with keys": field(b"\x6a", b"\x22\x02\x0a\x00" * 4500),
+    "an array": field(b"\x4a", field(b"\x12", field(b"\x2a", b"\x0a\x00" * 9000))),
+    "a list of pairs": field(b"\x4a", field(b"\x12", field(b"\x32", b"\x0a\x00" * 9000))),
+    "unknown fields": b"\x78\x00" * 9000,
+}
+
+
+@pytest.mark.parametrize("name", CRUMBS)
+def test_a_request_of_crumbs_is_refused_before_anything_is_made_of_it(name: str) -> None:
+    """Each of its spans is within the bound of a span; all together would take many times the body's size."""
+    span = CRUMBS[name]
+    body = wire(span, 9_000_000 // len(span))
+    with pytest.raises(PayloadTooLarge, match="attributes, events and links in one request"):
+        bound_protobuf(body, span_bound(len(body)))
+
+
+@pytest.mark.parametrize("name", CRUMBS)
+def test_a_few_crumbs_are_taken(name: str) -> None:
+    """A small request of the same is odd and harmless."""
+    bound_protobuf(wire(CRUMBS[name], 10), MAX_SPANS)
+
+
+def test_usual_requests_are_not_walked_through() -> None:
+    """What an exporter sends is recognised by the count of a few bytes, at no cost that could be felt."""
+    runs = [Run.from_json(text) for text in generate(400, seed=3)]
+    body = request_bytes(Resource(), [span for spans in write_runs(runs) for span in spans])
+    assert len(body) > 1 << 18
+    assert not _is_crumbs(body)

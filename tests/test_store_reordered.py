@@ -1,0 +1,126 @@
+"""The embedded store: deliveries repeated in part, and reads beside the write that makes fragments a run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.harness import T0, make_run, otlp
+from runspan import Run, encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.compress import Compression
+from runspan.backends.sqlite.reading import Readers, Reading
+from runspan.backends.sqlite.rows import split_digests, with_digest
+from runspan.otlp.protobuf import read_protobuf
+from runspan.span import Span
+
+DAY = 86_400_000_000_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    with SqliteStore(tmp_path) as opened:
+        yield opened
+
+
+def write(store: SqliteStore, spans: Sequence[Span]) -> None:
+    assert store.write(read_protobuf(otlp(spans))).rejected == ()
+
+
+def read(store: SqliteStore, run: Run) -> tuple[bytes, bool]:
+    document = store.document(run.id)
+    return document.text, document.incomplete == ()
+
+
+def test_a_head_that_is_repeated_after_a_correction_marks_nothing(store: SqliteStore) -> None:
+    """A retry that brings the head of what was corrected, without its steps, leaves a right and whole answer."""
+    first, corrected = make_run("r"), make_run("r", steps=[{"id": "other", "status": "completed"}])
+    write(store, encode(first))
+    write(store, encode(corrected))
+    for _ in range(2):
+        write(store, encode(first)[-1:])
+        assert read(store, corrected) == (corrected.text, True)
+    store.expire(2 * T0)
+    assert store.stats().fragments == 0
+
+
+def test_a_head_that_was_never_seen_says_what_is_missing(store: SqliteStore) -> None:
+    """A second correction whose steps are on their way is told, beside a repeated head too, until they come."""
+    first, second = make_run("r"), make_run("r", steps=[{"id": "second", "status": "completed"}])
+    third = make_run("r", steps=[{"id": "third", "status": "completed"}])
+    write(store, encode(first))
+    write(store, encode(second))
+    write(store, encode(first)[-1:])
+    write(store, encode(third)[-1:])
+    assert read(store, second) == (second.text, False)
+    write(store, encode(third)[:-1])
+    assert read(store, third) == (third.text, True)
+
+
+def test_a_correction_taken_back_counts(store: SqliteStore) -> None:
+    """Whole, or its head before its steps: the last document that was sent is the run."""
+    first, corrected = make_run("r"), make_run("r", steps=[{"id": "other", "status": "completed"}])
+    write(store, encode(first))
+    write(store, encode(corrected))
+    spans = encode(first)
+    write(store, spans[-1:])
+    write(store, spans[:-1])
+    assert read(store, first) == (first.text, True)
+    write(store, encode(corrected))
+    assert read(store, corrected) == (corrected.text, True)
+    write(store, encode(first))
+    assert read(store, first) == (first.text, True)
+
+
+def test_the_memory_of_corrections_has_a_bound() -> None:
+    """However often one run is corrected, its row stays small; the latest are remembered, each once."""
+    digests = [number.to_bytes(16, "big") for number in range(200)]
+    column: bytes | None = None
+    for digest in digests:
+        column = with_digest(column, digest)
+    assert split_digests(column) == digests[-32:]
+    assert split_digests(with_digest(column, digests[-32])) == [*digests[-31:], digests[-32]]
+
+
+class Interrupted:
+    """A connection beside which something happens after its first statement."""
+
+    def __init__(self, connection: sqlite3.Connection, between: Callable[[], None]) -> None:
+        self._connection = connection
+        self._between: Callable[[], None] | None = between
+
+    def execute(self, *arguments: Any) -> Any:
+        rows = self._connection.execute(*arguments).fetchall()
+        if self._between is not None:
+            between, self._between = self._between, None
+            between()
+        return Rows(rows)
+
+
+class Rows(list[Any]):
+    """The answer of a statement, read."""
+
+    def fetchone(self) -> Any:
+        return self[0] if self else None
+
+
+def test_a_run_that_becomes_whole_while_it_is_read_is_found(store: SqliteStore) -> None:
+    """Between two looks the fragments may become the run: neither look alone may say that nothing is there."""
+    run = make_run("r")
+    spans = encode(run)
+    write(store, spans[:1])
+
+    class Between(Readers):
+        @contextmanager
+        def connection(self) -> Iterator[sqlite3.Connection]:
+            with super().connection() as connection:
+                yield Interrupted(connection, lambda: write(store, spans[1:]))  # type: ignore[misc]
+
+    readers = Between(store.path)
+    assert Reading(readers, Compression()).document("r", "").text == run.text
+    readers.close()
