@@ -31,6 +31,7 @@ class Found(Struct, frozen=True, gc=False):
     """A span of an answer, looked into no further than a list needs.
 
     trace_id, span_id: hex. start: microseconds since 1970. is_head: true of every head of a run, and rarely of others.
+    text: of a head, the attributes as they were answered; empty where the answer has them in pieces.
     """
 
     trace_id: str
@@ -38,6 +39,7 @@ class Found(Struct, frozen=True, gc=False):
     start: int
     is_head: bool
     source: Any
+    text: bytes = b""
 
     def span(self) -> Span:
         """The whole span. Unreadable when it is none."""
@@ -55,7 +57,7 @@ def reading() -> Iterator[None]:
         raise Unreadable(str(error)) from None
 
 
-class _Value(Struct, rename="camel"):
+class _Value(Struct, gc=False, rename="camel"):
     """OTLP's AnyValue: one member is there, or none."""
 
     string_value: str | UnsetType = UNSET
@@ -84,32 +86,32 @@ class _Value(Struct, rename="camel"):
         return None
 
 
-class _Pair(Struct):
+class _Pair(Struct, gc=False):
     key: str = ""
     value: _Value | None = None
 
 
-class _Values(Struct):
+class _Values(Struct, gc=False):
     values: list[_Value] = []
 
 
-class _Pairs(Struct):
+class _Pairs(Struct, gc=False):
     values: list[_Pair] = []
 
 
-class _Event(Struct, rename="camel"):
+class _Event(Struct, gc=False, rename="camel"):
     name: str = ""
     time_unix_nano: int | str = 0
     attributes: list[_Pair] = []
 
 
-class _Link(Struct, rename="camel"):
+class _Link(Struct, gc=False, rename="camel"):
     trace_id: str = ""
     span_id: str = ""
     attributes: list[_Pair] = []
 
 
-class _Status(Struct):
+class _Status(Struct, gc=False):
     code: int = 0
     message: str = ""
 
@@ -122,7 +124,7 @@ _HEAD: Final = b'"' + REVISION.encode() + b'"'
 """Stands in the attributes of every head. In a text it would have backslashes before the quotes."""
 
 
-class _Span(Struct, rename="camel"):
+class _Span(Struct, gc=False, rename="camel"):
     """Members that are zero are left out; 64-bit integers are strings."""
 
     trace_id: str
@@ -172,19 +174,19 @@ class _Span(Struct, rename="camel"):
         )
 
 
-class _ScopeSpans(Struct):
+class _ScopeSpans(Struct, gc=False):
     spans: list[_Span] = []
 
 
-class _ResourceSpans(Struct, rename="camel"):
+class _ResourceSpans(Struct, gc=False, rename="camel"):
     scope_spans: list[_ScopeSpans] = []
 
 
-class _TracesData(Struct, rename="camel"):
+class _TracesData(Struct, gc=False, rename="camel"):
     resource_spans: list[_ResourceSpans] = []
 
 
-class _Answer(Struct):
+class _Answer(Struct, gc=False):
     result: _TracesData
 
 
@@ -198,18 +200,22 @@ def find_traces(content: bytes) -> list[Found]:
     """
     with reading():
         return [
-            Found(
-                hex_id(span.trace_id, 32),
-                hex_id(span.span_id, 16),
-                int(span.start_time_unix_nano) // 1000,
-                _HEAD in bytes(span.attributes),
-                span,
-            )
+            _found(span)
             for answer in _answers(content)
             for resource in answer.result.resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]
+
+
+def _found(span: _Span) -> Found:
+    trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
+    if len(trace_id) != 32:
+        trace_id = hex_id(trace_id, 32)
+    if len(span_id) != 16:
+        span_id = hex_id(span_id, 16)
+    is_head = _HEAD in text
+    return Found(trace_id, span_id, int(span.start_time_unix_nano) // 1000, is_head, span, text if is_head else b"")
 
 
 def _answers(content: bytes) -> list[_Answer]:

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Final
 
 from runspan.backends.jaeger.answers import Found, Unreadable, read_services
+from runspan.backends.jaeger.headings import Headings
 from runspan.backends.jaeger.questions import Asking, DepthRefused, choose_asking, get_trace
 from runspan.backends.jaeger.walk import Hint, Row, Traces, Walk
 from runspan.backends.remote.http import RemoteHttp
@@ -16,7 +17,7 @@ from runspan.backends.remote.reading import document_of, read_again, trace_id_of
 from runspan.backends.remote.settings import RemoteSettings
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
-from runspan.fields import PIECE_BYTES, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.fields import PIECE_BYTES, ROLE, ROLE_SNAPSHOT, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.span import Span
 
 CHECK_SECONDS: Final = 5.0
@@ -30,6 +31,8 @@ _HINTS: Final = 256
 _STATUS: Final = next(field.key for field in RUN_TABLE.labels if field.member == "status")
 _LONGEST: Final = PIECE_BYTES // 4
 """Characters of a value that is one attribute under its usual name."""
+_Like = tuple[str, str | None, tuple[str, ...], bool]
+"""What lists have in common whose runs lie alike."""
 
 
 class JaegerReader:
@@ -58,7 +61,8 @@ class JaegerReader:
         self._list_seconds = list_seconds
         self._lock = Lock()
         self._asking: Asking | None = None
-        self._hints: dict[tuple[str, str | None, str | None], Hint] = {}
+        self._hints: dict[_Like, Hint] = {}
+        self._headings = Headings()
         self._max_depth = 0
 
     @property
@@ -108,9 +112,9 @@ class JaegerReader:
                 )
             return [_by_trace(asking(service, attributes, lo, hi, depth)) for service in services]
 
-        like = (query.tenant, query.workflow_id, query.status)
+        like = (query.tenant, query.workflow_id, query.statuses, query.stuck_before is None)
         hint = self._hints.get(like) or Hint(self._clock() // 1000)
-        walk = Walk(ask, query, hint, self._max_depth)
+        walk = Walk(ask, query, hint, self._max_depth, self._headings)
         try:
             rows = list(islice(walk.rows(), query.limit + 1))
         except DepthRefused as error:
@@ -135,7 +139,7 @@ class JaegerReader:
         cursor = Cursor(rows[-1].time, rows[-1].run_id) if more and rows else None
         return Page([row.summary for row in rows], cursor)
 
-    def _learn(self, like: tuple[str, str | None, str | None], hint: Hint, query: RunQuery, rows: list[Row]) -> None:
+    def _learn(self, like: _Like, hint: Hint, query: RunQuery, rows: list[Row]) -> None:
         """Remembers where the runs of a list lie, for the next one like it."""
         if len(rows) < 2:
             return
@@ -194,7 +198,9 @@ def _attributes(query: RunQuery) -> dict[str, str] | None:
 
     Values that are carried in another form are left to the comparison with the document.
     """
-    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status}
+    # What has not ended is carried by snapshots alone.
+    role = None if query.stuck_before is None else ROLE_SNAPSHOT
+    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status, ROLE: role}
     attributes = {key: value for key, value in wanted.items() if value is not None}
     try:
         "".join(attributes.values()).encode()

@@ -14,16 +14,10 @@ from statistics import median_high
 from typing import Final
 
 from runspan.backends.jaeger.answers import Found
+from runspan.backends.jaeger.headings import Headings
 from runspan.backends.jaeger.questions import END, DepthRefused
 from runspan.backends.remote.http import TooLarge
-from runspan.carry import Missing, take_text
 from runspan.contracts import RunQuery
-from runspan.decode import Heading, read_heading, read_run
-from runspan.document import sort_time
-from runspan.errors import NotFound, TraceIncomplete
-from runspan.fields import MANIFEST, OPEN, STEP_COUNT
-from runspan.ids import run_ids
-from runspan.span import Span
 
 _FIRST_WIDTH: Final = 3_600_000_000
 """Microseconds of the first window when nothing is known: an hour. Later windows follow from what was found."""
@@ -62,11 +56,15 @@ class Row:
 class Walk:
     """One list being walked. ``rows`` may be left at any row.
 
-    hint: where the runs likely are. max_depth: 0, or the deepest search that the store is known to take.
+    hint: where the runs likely are. max_depth: 0, or the deepest search that the store is known to take. headings:
+    reads the runs' heads, and knows those of earlier lists.
     """
 
-    def __init__(self, ask: Ask, query: RunQuery, hint: Hint, max_depth: int = 0) -> None:
+    def __init__(
+        self, ask: Ask, query: RunQuery, hint: Hint, max_depth: int = 0, headings: Headings | None = None
+    ) -> None:
         self._ask = ask
+        self._headings = headings or Headings()
         self._query = query
         self._hint = hint
         self.max_depth = max_depth
@@ -156,15 +154,13 @@ class Walk:
     def _row(self, spans: Sequence[Found], lo: int, hi: int) -> Row | None:
         """The run of a trace when it belongs to the list and to this window."""
         query = self._query
-        run = _heading(spans)
+        run = self._headings.of(spans)
         if run is None:
             return None
         time = run.time
         if not lo <= time // 1000 < hi or run.tenant != query.tenant:
             return None
-        if query.workflow_id is not None and run.workflow_id != query.workflow_id:
-            return None
-        if query.status is not None and run.status != query.status:
+        if not query.admits(run.workflow_id, run.status, run.revision):
             return None
         if query.since is not None and time < query.since:
             return None
@@ -180,43 +176,3 @@ def _middle(lo: int, hi: int, level: int, traces: Traces) -> int:
     if starts and level % 3 < 2:
         return median_high(starts)
     return lo + (hi - lo) // 2
-
-
-def _heading(spans: Sequence[Found]) -> Heading | None:
-    """The newest revision of a trace's run that is whole; None when there is none."""
-    heads = [found.span() for found in spans if found.is_head]
-    try:
-        found = [(heading, head) for head in heads if (heading := read_heading(head)) is not None]
-        if not found:
-            return None
-        newest, head = max(reversed(found), key=lambda item: item[0].revision)
-        is_its_own = run_ids(newest.run_id, newest.tenant).trace_id == head.trace_id
-        if is_its_own and _has_steps(head, spans):
-            return newest
-    except (TraceIncomplete, Missing):
-        pass  # What is wrong with one head says nothing about older ones.
-    try:
-        decoded = read_run([found.span() for found in spans])
-    except (NotFound, TraceIncomplete):
-        return None
-    run = decoded.run
-    return Heading(
-        run.id,
-        decoded.tenant,
-        decoded.revision,
-        run.workflow_id,
-        run.status,
-        sort_time(run.envelope),
-        run.summary(),
-    )
-
-
-def _has_steps(head: Span, spans: Sequence[Found]) -> bool:
-    """Whether every step that a head names is there. ``document`` proves the content too; a list looks at the heads."""
-    attributes = head.attributes()
-    count = attributes.get(STEP_COUNT)
-    if count is None:
-        return True
-    manifest = (take_text(attributes, MANIFEST) or b"").decode()
-    names = [manifest[start : start + len(OPEN)] for start in range(0, len(manifest), len(OPEN))]
-    return len(names) == count and {found.span_id for found in spans}.issuperset(set(names) - {OPEN})
