@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from runspan.delivery import Batch, Delivery, Report, RunSpans
+from runspan.encode import encode
 from runspan.errors import DocumentError
 from runspan.otlp.batch import write_runs
-from runspan.otlp.wire import Resource, request_bytes
+from runspan.otlp.wire import Resource, request_bytes, span_bytes
 from runspan.run import Run
 
 TARGET_SPANS: Final = 2048
@@ -21,6 +22,15 @@ GROUP_SPANS: Final = 256
 
 TARGET_BYTES: Final = 2_900_000
 """Of spans; the resource and lengths around them stay below the bound of a request."""
+
+
+class Observed(NamedTuple):
+    """A run by somebody who knows when it was seen, nanoseconds since 1970, and whether its run span was written
+    before: see ``encode``."""
+
+    run: Run
+    observed_at: int
+    after_root: bool = False
 
 
 def export(
@@ -79,7 +89,7 @@ def _keep_rest(documents: Iterable[Run | DocumentError], delivery: Delivery) -> 
 
 
 def batches(
-    documents: Iterable[Run | DocumentError],
+    documents: Iterable[Run | Observed | DocumentError],
     *,
     tenant: str = "",
     observed_at: Callable[[], int],
@@ -96,8 +106,7 @@ def batches(
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        written = write_runs(group, tenant=tenant, observed_at=observed_at())
-        for run, parts in zip(group, written, strict=True):
+        for run, parts in _written(group, tenant, observed_at()):
             length = sum(map(len, parts))
             if runs and size + length > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
@@ -112,19 +121,33 @@ def batches(
         yield Batch(frame, tuple(runs))
 
 
+def _written(group: list[Run | Observed], tenant: str, now: int) -> Iterator[tuple[Run, list[bytes]]]:
+    """Each run with its spans."""
+    runs = [document for document in group if isinstance(document, Run)]
+    written = iter(write_runs(runs, tenant=tenant, observed_at=now))
+    for document in group:
+        if isinstance(document, Run):
+            yield document, next(written)
+        else:
+            run, observed_at, after_root = document
+            spans = encode(run, tenant=tenant, observed_at=observed_at, after_root=after_root)
+            yield run, [span_bytes(span) for span in spans]
+
+
 def _groups(
-    documents: Iterable[Run | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
-) -> Iterator[list[Run]]:
+    documents: Iterable[Run | Observed | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
+) -> Iterator[list[Run | Observed]]:
     """Runs to be written at once: about so many spans of them, and not too many bytes."""
-    group: list[Run] = []
+    group: list[Run | Observed] = []
     spans = size = 0
     for document in documents:
         if isinstance(document, DocumentError):
             on_refused(document)
             continue
         group.append(document)
-        spans += 1 + len(document.envelope.steps or ())
-        size += len(document.text)
+        run = document if isinstance(document, Run) else document.run
+        spans += 1 + len(run.envelope.steps or ())
+        size += len(run.text)
         if spans >= group_spans or size >= TARGET_BYTES:
             yield group
             group, spans, size = [], 0, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,25 @@ from typing import Final
 from urllib.parse import unquote
 
 import click
+from click.core import ParameterSource
 
-from runspan.cli.options import api_key_option, json_option, option, tenant_option
+from runspan.cli.export_hints import hint_on
+from runspan.cli.metrics import metrics_option
+from runspan.cli.options import Seconds, api_key_option, json_option, option, tenant_option
 from runspan.cli.places import otlp_environment
 from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, told
 from runspan.cli.progress import progress, telling_trouble
-from runspan.delivery import GRPC, HTTP, DeadLetters, Report, RetryPolicy, connect, settings_from
+from runspan.cli.watching import Options, watch
+from runspan.delivery import (
+    GRPC,
+    HTTP,
+    DeadLetters,
+    DeliverySettings,
+    Report,
+    RetryPolicy,
+    connect,
+    settings_from,
+)
 from runspan.delivery.settings import COMPRESSIONS
 from runspan.encode import encode
 from runspan.errors import DocumentError, SettingError
@@ -28,28 +42,17 @@ from runspan.export import export as export_documents
 from runspan.otlp.json import write_json
 from runspan.otlp.wire import Resource
 from runspan.run import Run
-from runspan.sources import documents
+from runspan.sources import documents, tenants
+from runspan.sources.objects import shown
 
+_WATCHED: Final = ("done_dir", "ledger", "metrics_listen")
+_NOT_WATCHED: Final = ("dead_letter", "dry_run", "as_json")
 GC_THRESHOLD: Final = 50_000
 """Allocations between collections. Documents and spans hold no cycles, so collecting often only costs time."""
 
-HINTS: Final = (
-    (
-        "Txn is too big",
-        "a span of that run is over the 9 to 10 MB that Jaeger's Badger takes; another storage takes it, or Tempo",
-    ),
-    ("no org id", "name the tenant: OTEL_EXPORTER_OTLP_HEADERS=X-Scope-OrgID=NAME"),
-    ("HTTP 401", "set RUNSPAN_API_KEY, or --api-key-file, to a key of the server"),
-    ("HTTP 403", "use an API key with the permission runs:write"),
-    ("HTTP 404", "is this the address of an OTLP receiver? a path in the URL is used as it is"),
-    ("ConnectError", "is a receiver listening there? start one with: runspan serve"),
-    ("UNAVAILABLE", "is a gRPC receiver listening there? `runspan serve` takes http/protobuf only"),
-)
-"""What stands in the reason why runs were not taken, and what to do then."""
-
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, metavar="[FILE...]")
 @option(
     "--endpoint",
     metavar="URL",
@@ -106,6 +109,35 @@ HINTS: Final = (
 )
 @tenant_option
 @api_key_option
+@option(
+    "--watch",
+    "watched",
+    metavar="DIR",
+    show_default="read the files and end",
+    help="Send what is in this folder, and go on with each file that appears or changes, until SIGTERM or Ctrl-C.",
+)
+@option(
+    "--poll",
+    type=Seconds(),
+    metavar="TIME",
+    default="2s",
+    help="How often to look, with --watch: 2s, 1m. A file is read once it is the same at two looks.",
+)
+@option(
+    "--done-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    show_default="leave them where they are",
+    help="Move each file there, with --watch, when the receiver has all of its runs.",
+)
+@option(
+    "--ledger",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    show_default="hidden in the folder",
+    help="Where --watch remembers what the receiver has.",
+)
+@metrics_option
 @option("--dry-run", is_flag=True, help="Send nothing; print each run's trace as a line of OTLP/JSON.")
 @option("--quiet", is_flag=True, help="No progress, and a report only when something went wrong: for cron.")
 @json_option
@@ -124,15 +156,24 @@ def export(
     dead_letter: Path | None,
     tenant: str,
     api_key_file: Path | None,
+    watched: str | None,
+    poll: float,
+    done_dir: Path | None,
+    ledger: Path | None,
+    metrics_listen: tuple[str, int] | None,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Send run documents as traces.
 
-    FILE is a JSON document, a JSON array of them, or NDJSON, also gzipped; a folder of such files; or - for standard
-    input. It is read as a stream. A document that cannot be carried exactly is refused with its place, and the others
-    go. Sending a file again is safe: what is there already stays as it is.
+    FILE is a JSON document, a JSON array of them, or NDJSON, packed by gzip or zstd too; a folder of such files; an
+    archive of `runspan archive`; a URL such as s3://bucket/prefix/ with `pip install 'runspan[objects]'`; or - for
+    standard input. It is read as a stream. A document that cannot be carried exactly is refused with its place, and
+    the others go. Sending a file again is safe: what is there already stays as it is.
+
+    With --watch a file counts as done with once the receiver has all of its runs. Changed, it is read again: a run
+    that went on is sent as it is now, a finished one as a correction. Nothing is moved or deleted unless you ask.
 
     \b
     Examples:
@@ -141,22 +182,47 @@ def export(
       curl -s https://example.com/runs.ndjson | runspan export -
       runspan export runs.ndjson --dead-letter left.ndjson || runspan export left.ndjson
       runspan export runs.ndjson --dry-run | jq .
+      runspan export --watch ./runs --endpoint http://127.0.0.1:8321 --metrics-listen 9464
 
     Secrets never stand on a command line: an API key for a runspan server comes from RUNSPAN_API_KEY or a file, other
     headers from OTEL_EXPORTER_OTLP_HEADERS.
 
     The report goes to standard error. The exit code is 0 only if every document was accepted, else 1.
     """
-    resource = Resource(service_name, _resource_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")))
+    resource = Resource(service_name, resource_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")))
     gc.set_threshold(GC_THRESHOLD, 20, 20)
+    _check_files(ctx, files, tenant)
     if dry_run:
         ctx.exit(_dry_run(_all(files, None), resource, tenant, quiet))
-    settings = settings_from(
-        otlp_environment(api_key_file), endpoint=endpoint, protocol=protocol, compression=compression, timeout=timeout
-    )
+
+    def settings() -> DeliverySettings:
+        environment = otlp_environment(api_key_file)
+        return settings_from(
+            environment, endpoint=endpoint, protocol=protocol, compression=compression, timeout=timeout
+        )
+
+    if watched is not None:
+        watch(
+            Options(
+                watched,
+                settings,
+                tenant,
+                resource,
+                service_name,
+                workers,
+                retry_for,
+                batch_spans,
+                poll,
+                done_dir,
+                ledger,
+                metrics_listen,
+                quiet,
+            )
+        )
+        return
     letters = _letters(dead_letter, files)
     with terminating(), progress(files, quiet=quiet or as_json) as bar, letters or nullcontext():
-        delivery = connect(settings, workers=workers, retry=RetryPolicy(budget=retry_for), letters=letters)
+        delivery = connect(settings(), workers=workers, retry=RetryPolicy(budget=retry_for), letters=letters)
         # The delivery counts what an interrupt left behind, so it ends in a report as well.
         with suppress(KeyboardInterrupt), delivery, telling_trouble(delivery, bar, retry_for):
             export_documents(
@@ -175,6 +241,31 @@ def export(
     ctx.exit(0 if report.complete else INTERRUPTED if report.stopped == "interrupted" else INCOMPLETE)
 
 
+def _check_files(ctx: click.Context, files: tuple[str, ...], tenant: str) -> None:
+    """Before anything is read: something to send, options that belong together, and archives of this tenant."""
+    if ctx.params["watched"] is not None:
+        others = [*files, *(f"--{name.replace('_', '-')}" for name in _NOT_WATCHED if _is_given(ctx, name))]
+        if others:
+            raise SettingError(where="--watch", expected="one folder and nothing else to read or write", got=others[0])
+        return
+    if alone := [name for name in _WATCHED if _is_given(ctx, name)]:
+        raise SettingError(where=f"--{alone[0].replace('_', '-')}", expected="--watch beside it", got="none")
+    if not files:
+        raise click.MissingParameter(ctx=ctx, param_type="argument", param_hint="'FILE...'")
+    for file in files:
+        for owner in tenants(file):
+            if owner != tenant and ctx.get_parameter_source("tenant") is ParameterSource.DEFAULT:
+                hint = f"runspan export --tenant {shlex.quote(owner)} …; another name makes them that company's"
+                raise SettingError(
+                    where=shown(file), expected="an archive of runs without a company", got=f"one of {owner}", hint=hint
+                )
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line. The environment may be one for several commands."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _print(report: Report, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.to_dict()))
@@ -186,11 +277,6 @@ def _print(report: Report, *, quiet: bool, as_json: bool) -> None:
     reasons = dict.fromkeys((report.stopped, *(rejection.reason for rejection in report.rejections)))
     for hint in dict.fromkeys(filter(None, map(hint_on, reasons))):
         click.echo(f"  hint: {hint}", err=True)
-
-
-def hint_on(reason: str) -> str:
-    """What to do about a receiver's refusal, or ""."""
-    return next((hint for words, hint in HINTS if words in reason), "")
 
 
 def _letters(path: Path | None, files: Iterable[str]) -> DeadLetters | None:
@@ -220,7 +306,7 @@ def _all(files: Iterable[str], advance: Callable[[int], None] | None) -> Iterato
     return (document for source in sources for document in source)
 
 
-def _resource_attributes(text: str) -> dict[str, str]:
+def resource_attributes(text: str) -> dict[str, str]:
     """``OTEL_RESOURCE_ATTRIBUTES``: ``key=value`` joined by commas, values percent-encoded."""
     attributes: dict[str, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):

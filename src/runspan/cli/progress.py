@@ -6,18 +6,27 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runspan.delivery import Delivery, Report
+from runspan.delivery import Report
 from runspan.sources import total_bytes
 
 _LOOK_AFTER: Final = 1.0
 _TELL_AGAIN_AFTER: Final = 30.0
+
+
+class HasTrouble(Protocol):
+    """Something that sends. trouble: why the last request will be sent again, or ""."""
+
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def trouble(self) -> str: ...
 
 
 class Bar:
@@ -68,7 +77,7 @@ def progress(files: Iterable[str], *, quiet: bool) -> Iterator[Bar]:
 
 
 @contextmanager
-def telling_trouble(delivery: Delivery, bar: Bar, retry_for: float) -> Iterator[None]:
+def telling_trouble(delivery: HasTrouble, bar: Bar, retry_for: float) -> Iterator[None]:
     """Tells why requests are being sent again, so that nobody waits minutes for a receiver that is not there."""
     ended = threading.Event()
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from runspan.backends.connect import open_store
 from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.cli.export import hint_on
+from runspan.cli.export_hints import hint_on
 from runspan.cli.options import Seconds, Utf8, json_option, option, reading_options
 from runspan.cli.places import is_remote, is_rest, open_reader, otlp_environment
 from runspan.cli.process import INCOMPLETE, terminating, told, visible

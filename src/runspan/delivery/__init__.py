@@ -7,7 +7,7 @@ from runspan.delivery.deadletters import DeadLetters
 from runspan.delivery.grpc import GrpcTransport
 from runspan.delivery.http import HttpTransport
 from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
-from runspan.delivery.report import Report
+from runspan.delivery.report import OnSettled, Report, Verdict
 from runspan.delivery.retry import RetryPolicy
 from runspan.delivery.sender import Delivery
 from runspan.delivery.settings import GRPC, HTTP, DeliverySettings, settings_from
@@ -24,6 +24,7 @@ __all__ = [
     "GrpcTransport",
     "HttpTransport",
     "Later",
+    "OnSettled",
     "Outcome",
     "Partial",
     "Refused",
@@ -33,6 +34,7 @@ __all__ = [
     "RunSpans",
     "Scope",
     "Transport",
+    "Verdict",
     "connect",
     "settings_from",
 ]
@@ -44,8 +46,9 @@ def connect(
     workers: int = 4,
     retry: RetryPolicy | None = None,
     letters: DeadLetters | None = None,
+    on_settled: OnSettled | None = None,
 ) -> Delivery:
     """A delivery to the endpoint of the settings. SettingError when a TLS file cannot be read."""
     grpc = settings.protocol == GRPC
     transport: Transport = GrpcTransport(settings) if grpc else HttpTransport(settings, connections=workers)
-    return Delivery(transport, workers=workers, retry=retry, letters=letters)
+    return Delivery(transport, workers=workers, retry=retry, letters=letters, on_settled=on_settled)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import Any
 
 from runspan.contracts import Rejection
@@ -108,14 +109,28 @@ class Report:
         return lines
 
 
+class Verdict(Enum):
+    """What came of a run that was handed over; each run gets one."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    IN_DOUBT = "in doubt"
+    NOT_SENT = "not sent"
+
+
+OnSettled = Callable[[tuple[RunSpans, ...], Verdict, str], None]
+"""Told of the runs that got a verdict, and why, or "". Called from the threads that send: it must be quick."""
+
+
 class Tally:
     """Counts while requests are under way. Every method may be called from several threads.
 
-    letters: keeps the documents that are not taken.
+    letters: keeps the documents that are not taken. on_settled: see ``OnSettled``.
     """
 
-    def __init__(self, letters: DeadLetters | None = None) -> None:
+    def __init__(self, letters: DeadLetters | None = None, on_settled: OnSettled | None = None) -> None:
         self.letters = letters
+        self._on_settled = on_settled or _ignore
         self._lock = threading.Lock()
         self._runs = dict.fromkeys(("submitted", "accepted", "rejected", "in_doubt", "not_sent"), 0)
         self._spans = dict.fromkeys(("submitted", "accepted", "rejected", "not_sent"), 0)
@@ -143,6 +158,7 @@ class Tally:
                 self.letters.taken(runs)
             if message and message not in self._warnings and len(self._warnings) < MAX_NAMED:
                 self._warnings.append(message)
+            self._on_settled(runs, Verdict.ACCEPTED, message)
 
     def rejected(self, runs: tuple[RunSpans, ...], reason: str) -> int:
         """Returns how many runs were rejected so far."""
@@ -151,6 +167,7 @@ class Tally:
             self._keep(runs)
             for run in runs[: MAX_NAMED - len(self._rejections)]:
                 self._rejections.append(Rejection(run.run_id, reason, len(run.spans)))
+            self._on_settled(runs, Verdict.REJECTED, reason)
             return self._runs["rejected"]
 
     def partial(self, runs: tuple[RunSpans, ...], rejected_spans: int, message: str) -> None:
@@ -168,11 +185,13 @@ class Tally:
             self._spans["accepted"] += total - rejected_spans
             if len(self._rejections) < MAX_NAMED:
                 self._rejections.append(Rejection(_which(runs), message, rejected_spans))
+            self._on_settled(runs, Verdict.REJECTED if len(runs) == 1 else Verdict.IN_DOUBT, message)
 
     def not_sent(self, runs: tuple[RunSpans, ...]) -> None:
         with self._lock:
             self._add("not_sent", runs)
             self._keep(runs)
+            self._on_settled(runs, Verdict.NOT_SENT, "")
 
     def refused(self, error: DocumentError) -> None:
         """A document that cannot be carried exactly."""
@@ -215,6 +234,10 @@ class Tally:
     def _keep(self, runs: tuple[RunSpans, ...]) -> None:
         if self.letters is not None:
             self.letters.keep(runs)
+
+
+def _ignore(runs: tuple[RunSpans, ...], verdict: Verdict, reason: str) -> None:
+    pass
 
 
 def _which(runs: tuple[RunSpans, ...]) -> str:

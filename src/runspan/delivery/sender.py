@@ -13,7 +13,7 @@ from typing import Self
 from runspan.delivery.batch import Batch
 from runspan.delivery.deadletters import DeadLetters
 from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
-from runspan.delivery.report import Report, Tally
+from runspan.delivery.report import OnSettled, Report, Tally
 from runspan.delivery.retry import RetryPolicy, send_until_settled
 
 MAX_REQUEST_BYTES = 3_000_000
@@ -35,7 +35,8 @@ class Delivery:
 
     workers: requests in flight. max_held_bytes: of all batches under way; a single larger one passes alone.
     sleep: waits between attempts; by default it ends early when sending stops. clock: monotonic seconds.
-    letters: keeps the documents that are not taken; the caller closes it after the delivery.
+    letters: keeps the documents that are not taken; the caller closes it after the delivery. on_settled: told what
+    came of each run, as soon as that is known; runs in flight at an interrupt get no verdict.
 
     A batch that is refused for what is in it is sent in halves, down to single runs, so that one bad run costs only
     itself. An endpoint that takes nothing for a request's whole budget, or that refuses our settings, stops the
@@ -53,8 +54,9 @@ class Delivery:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
         letters: DeadLetters | None = None,
+        on_settled: OnSettled | None = None,
     ) -> None:
-        self.tally = Tally(letters)
+        self.tally = Tally(letters, on_settled)
         self._transport = transport
         self._retry = retry or RetryPolicy()
         self._max_request_bytes = max_request_bytes

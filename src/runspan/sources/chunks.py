@@ -1,4 +1,4 @@
-"""Plain bytes of a file that may be gzip, told by its first bytes; no I/O.
+"""Plain bytes of a file that may be gzip or zstd, told by its first bytes; no I/O.
 
 Damage comes as a DocumentError, raised after everything that could be read before it.
 """
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final
 
+import zstandard
+
 from runspan.errors import DocumentError
 
 CHUNK: Final = 256 << 10
@@ -17,8 +19,16 @@ CHUNK: Final = 256 << 10
 
 _GZIP: Final = b"\x1f\x8b"
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+_CUT: Final = "the end of the file inside the data"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+"""Bytes 2 to 4 of a frame without content, with which pzstd begins its files."""
+
+_ZSTD_SLICE: Final = 512
+"""Compressed bytes that are inflated at once: four bytes can stand for a block of 128 KiB, so a file made to fill the
+memory gets 16 MiB of it."""
+
 _FOREIGN: Final = {
-    b"\x28\xb5\x2f\xfd": ("zstd data", "unpack it: zstd -dc FILE | runspan export -"),
     b"\xfd7zXZ": ("xz data", "unpack it: xz -dc FILE | runspan export -"),
     b"BZh": ("bzip2 data", "unpack it: bzip2 -dc FILE | runspan export -"),
     b"PK\x03\x04": ("a zip archive", "unpack it: unzip -p FILE | runspan export -"),
@@ -26,7 +36,7 @@ _FOREIGN: Final = {
 
 
 def plain(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
-    """The chunks as they are, or inflated when they begin like gzip."""
+    """The chunks as they are, or inflated when they begin like gzip or zstd."""
     stream = iter(chunks)
     head = b""
     for chunk in stream:
@@ -37,9 +47,12 @@ def plain(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
     if head.startswith(_GZIP):
         yield from _inflate(whole, name)
         return
+    if head.startswith(_ZSTD) or head[1:4] == _ZSTD_SKIPPABLE:
+        yield from _inflate_zstd(whole, name)
+        return
     for magic, (got, hint) in _FOREIGN.items():
         if head.startswith(magic):
-            raise DocumentError(where=name, expected="JSON text, plain or gzip", got=got, hint=hint)
+            raise DocumentError(where=name, expected="JSON text, plain, gzip or zstd", got=got, hint=hint)
     yield from whole
 
 
@@ -75,7 +88,37 @@ def _inflate(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
     if member is not None:
         while data := member.decompress(b"", CHUNK):
             yield data
-        raise _damaged(f"{name} compressed byte {read}", "the end of the file inside the data")
+        raise _damaged(f"{name} compressed byte {read}", _CUT)
+
+
+def _inflate_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Every frame of a zstd file."""
+    decompressor = zstandard.ZstdDecompressor()
+    frame = None
+    read = 0
+    for chunk in chunks:
+        at, parts, size = 0, [], 0
+        while at < len(chunk):
+            frame = frame or decompressor.decompressobj()
+            piece = chunk[at : at + _ZSTD_SLICE]
+            try:
+                parts.append(frame.decompress(piece))
+            except zstandard.ZstdError as error:
+                yield b"".join(parts)
+                got = str(error).removeprefix("zstd decompressor error: ")
+                raise _damaged(f"{name} compressed byte {read + at}", got, "zstd") from None
+            at += len(piece)
+            if frame.eof:
+                at -= len(frame.unused_data)
+                frame = None
+            size += len(parts[-1])
+            if size >= CHUNK:
+                yield b"".join(parts)
+                parts, size = [], 0
+        yield b"".join(parts)
+        read += len(chunk)
+    if frame is not None:
+        raise _damaged(f"{name} compressed byte {read}", _CUT, "zstd")
 
 
 def _salvage(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
@@ -89,10 +132,10 @@ def _salvage(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
     return b"".join(parts), len(chunk)
 
 
-def _damaged(where: str, got: str) -> DocumentError:
+def _damaged(where: str, got: str, kind: str = "gzip") -> DocumentError:
     return DocumentError(
         where=where,
-        expected="whole gzip data",
+        expected=f"whole {kind} data",
         got=got,
         hint="documents after this place are missing: fetch or pack the file again",
     )

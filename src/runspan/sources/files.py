@@ -1,22 +1,24 @@
-"""Run documents from files, folders and standard input: opening, reading, and telling what cannot be read."""
+"""Run documents from files, folders, archives and standard input: reading, and telling what cannot be read."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from runspan.errors import DocumentError, SettingError
 from runspan.run import Run
-from runspan.sources.chunks import CHUNK, plain
+from runspan.sources.archived import archives_in, manifest_of, proved
+from runspan.sources.chunks import plain
+from runspan.sources.manifest import MANIFEST, Manifest, Part, is_part_name
+from runspan.sources.objects import is_url, shown
+from runspan.sources.opening import SUFFIXES, chunks, inside, is_document_name, reported, require_file, size_of, sizes
 from runspan.sources.split import MAX_DOCUMENT, Piece, split
 
 STDIN: Final = "-"
-SUFFIXES: Final = (".json", ".ndjson", ".jsonl", ".json.gz", ".ndjson.gz", ".jsonl.gz")
-"""The names that are taken from a folder. A file that is named itself may be called anything."""
 
 
 class Input(Protocol):
@@ -27,6 +29,17 @@ class Input(Protocol):
     def fileno(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file to read. size: as it is stored, None when that is unknown. archive: the folder whose part it is."""
+
+    path: str
+    size: int | None = None
+    archive: str = ""
+    manifest: Manifest | None = None
+    part: Part | None = None
+
+
 def documents(
     path: str,
     *,
@@ -34,7 +47,10 @@ def documents(
     on_bytes: Callable[[int], object] | None = None,
     stdin: Input | None = None,
 ) -> Iterator[Run | DocumentError]:
-    """The runs of a file, of the files of a folder, or of standard input when path is ``-``.
+    """The runs of a file, of the files of a folder, of an archive, or of standard input when path is ``-``.
+
+    path may be a URL that fsspec knows. Of an archive every document is proved by its manifest before it is handed
+    out; see ``archived.proved``. DocumentError, at once, when the manifest itself is damaged.
 
     What is wrong with one document is yielded in its place, and the others go on. SettingError, at once, when there is
     nothing to read at path.
@@ -67,63 +83,104 @@ def pieces(
     stdin: Input | None = None,
 ) -> Iterator[Piece]:
     """The unparsed documents, for callers that need to know where in the stream each one ends."""
-    paths = files(path)
+    found = _files(path)
     return (
-        piece for file in paths for piece in _pieces_of(file, max_document=max_document, on_bytes=on_bytes, stdin=stdin)
+        piece for file in found for piece in _pieces_of(file, max_document=max_document, on_bytes=on_bytes, stdin=stdin)
     )
 
 
 def files(path: str) -> list[str]:
-    """The files that path stands for: itself, or those of a folder, sorted by name. SettingError when there is none."""
-    if path == STDIN:
-        return [path]
+    """The files that path stands for: itself, or those of a folder, sorted by name. SettingError when there is none.
+
+    An archive stands for its files, and a folder of nothing but archives for theirs.
+    """
+    return [file.path for file in _files(path)]
+
+
+def tenants(path: str) -> set[str]:
+    """Whose runs the archives are that path stands for; empty when it is none."""
+    return {file.manifest.tenant for file in _files(path) if file.manifest is not None}
+
+
+def total_bytes(path: str, *, stdin: Input | None = None) -> int | None:
+    """How many bytes there are to read, as they are stored; None when that is unknown, as for a pipe."""
+    total = 0
+    for file in _files(path):
+        size = _size(file, stdin)
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+def _size(file: _File, stdin: Input | None) -> int | None:
+    if file.part is not None:
+        return file.part.bytes
     try:
-        if not os.path.isdir(path):
-            if not os.access(path, os.R_OK):
-                os.stat(path)
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return [path]
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if _is_document_file(entry))
+        if is_url(file.path):
+            return size_of(file.path) if file.size is None else file.size
+        status = os.fstat(_stdin(stdin).fileno()) if file.path == STDIN else os.stat(file.path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _files(path: str) -> list[_File]:
+    if path == STDIN:
+        return [_File(path)]
+    try:
+        found = sizes(path)
+        if found is None:
+            require_file(path)
+            return _part_of_archive(path) or [_File(path)]
+        manifest = manifest_of(path)
+        if manifest is not None:
+            return _of_archive(path, manifest)
+        names = sorted(filter(is_document_name, found))
+        if not names and (archives := archives_in(path)):
+            return [file for archive in archives for file in _files(archive)]
     except (OSError, ValueError) as error:
         raise SettingError(
-            where=path,
+            where=shown(path),
             expected="a file or folder that can be read",
             got=_reason(error),
             hint="check the path; - reads standard input",
         ) from None
     if not names:
         raise SettingError(
-            where=path,
-            expected=f"files named *{', *'.join(SUFFIXES[:3])} or *.gz of them",
+            where=shown(path),
+            expected=f"files named *{', *'.join(SUFFIXES[:3])}, or *.gz or *.zst of them",
             got="a folder without any",
             hint="name the files themselves if they are called otherwise; folders inside it are not searched",
         )
-    return [os.path.join(path, name) for name in names]
+    return [_File(inside(path, name), found[name]) for name in names]
 
 
-def total_bytes(path: str, *, stdin: Input | None = None) -> int | None:
-    """How many bytes there are to read, as they are stored; None when that is unknown, as for a pipe."""
-    total = 0
-    for file in files(path):
-        try:
-            status = os.fstat(_stdin(stdin).fileno()) if file == STDIN else os.stat(file)
-        except (OSError, ValueError):
-            return None
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        total += status.st_size
-    return total
+def _part_of_archive(path: str) -> list[_File]:
+    """A file of an archive that is named itself: what the manifest beside it says of it counts too."""
+    folder, name = os.path.split(path)
+    if not is_part_name(name) or MANIFEST not in (sizes(folder or os.curdir) or ()):
+        return []
+    manifest = manifest_of(folder or os.curdir)
+    return [] if manifest is None else [file for file in _of_archive(folder, manifest) if file.path == path]
+
+
+def _of_archive(folder: str, manifest: Manifest) -> list[_File]:
+    return [_File(inside(folder, part.name), part.bytes, folder, manifest, part) for part in manifest.files]
 
 
 def _pieces_of(
-    path: str, *, max_document: int, on_bytes: Callable[[int], object] | None, stdin: Input | None
+    file: _File, *, max_document: int, on_bytes: Callable[[int], object] | None, stdin: Input | None
 ) -> Iterator[Piece]:
     """The pieces of one file. What keeps it from being read to its end comes as the last of them."""
-    name = "stdin" if path == STDIN else path
+    if file.part is not None:
+        yield from proved(file.archive, file.part, on_bytes=on_bytes)
+        return
+    name = "stdin" if file.path == STDIN else shown(file.path)
+    read = reported(_stdin(stdin).read1, on_bytes) if file.path == STDIN else chunks(file.path, on_bytes)
     end_offset = 0
     try:
-        for piece in split(plain(_read(path, on_bytes, stdin), name=name), name=name, max_document=max_document):
+        for piece in split(plain(read, name=name), name=name, max_document=max_document):
             end_offset = piece.end_offset
             yield piece
     except DocumentError as damage:
@@ -134,34 +191,12 @@ def _pieces_of(
         yield Piece(b"", name, end_offset, refusal)
 
 
-def _read(path: str, on_bytes: Callable[[int], object] | None, stdin: Input | None) -> Iterator[bytes]:
-    if path == STDIN:
-        yield from _reported(_stdin(stdin).read1, on_bytes)
-        return
-    with open(path, "rb", buffering=0) as file:
-        yield from _reported(file.read, on_bytes)
-
-
-def _reported(read: Callable[[int], bytes | None], on_bytes: Callable[[int], object] | None) -> Iterator[bytes]:
-    while chunk := read(CHUNK):
-        if on_bytes is not None:
-            on_bytes(len(chunk))
-        yield chunk
-
-
 def _stdin(stdin: Input | None) -> Input:
     if stdin is not None:
         return stdin
     if sys.stdin is None:
         raise SettingError(where=STDIN, expected="standard input", got="none", hint="name a file instead")
     return cast("Input", sys.stdin.buffer)
-
-
-def _is_document_file(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder's entry is taken. A link to nothing is, so that it is told and not passed over."""
-    if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
-        return False
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _reason(error: OSError | ValueError) -> str:

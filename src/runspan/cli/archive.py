@@ -1,0 +1,227 @@
+"""``runspan archive``: finished runs into files that are verified, and checked again any time later."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import click
+
+from runspan.archive import Archived, PurgeReport, Reading, Request, archive, purge, unfinished
+from runspan.backends.connect import open_store
+from runspan.backends.sqlite import SqliteStore
+from runspan.cli.archive_report import Bar, about, counting, print_report
+from runspan.cli.options import Length, json_option, option, reading_options
+from runspan.cli.places import is_remote, is_rest, open_reader
+from runspan.cli.process import INCOMPLETE, terminating, told, visible
+from runspan.errors import DocumentError, NotFound, SettingError, outcome
+from runspan.sources.archived import archives_in, faults, manifest_of
+from runspan.sources.manifest import PART_SUFFIXES
+from runspan.sources.objects import shown
+from runspan.sources.opening import inside
+
+_NAMED: Final = 5
+
+
+@click.command("archive")
+@option(
+    "--before",
+    type=Length(),
+    metavar="TIME",
+    help="Archive runs that started longer ago than this, such as 12h or 30d.",
+)
+@option(
+    "--since",
+    type=Length(),
+    metavar="TIME",
+    show_default="all that there are",
+    help="Only runs that started in the last 37d, or any number of m, h or d.",
+)
+@option(
+    "--to",
+    metavar="DIR|URL",
+    help="Where the archive becomes a folder of its own: a directory, or a URL such as s3://bucket/prefix with "
+    "`pip install 'runspan[objects]'`.",
+)
+@option(
+    "--check",
+    "checked",
+    metavar="DIR|URL",
+    help="Write nothing: prove that an archive, or each one in a folder, can be read back as it was written.",
+)
+@option(
+    "--format",
+    "compression",
+    type=click.Choice(list(PART_SUFFIXES)),
+    default="zstd",
+    help="How the files are packed.",
+)
+@option(
+    "--file-size",
+    type=click.IntRange(1, 1024),
+    metavar="MIB",
+    default=32,
+    help="Documents in one file, about, before packing. A file is packed in memory.",
+)
+@option(
+    "--purge",
+    is_flag=True,
+    help="Then delete the archived runs from the embedded store, those that did not change meanwhile.",
+)
+@option(
+    "--fetches",
+    type=click.IntRange(1, 64),
+    metavar="COUNT",
+    default=4,
+    help="Documents that are fetched at once.",
+)
+@reading_options
+@option("--quiet", is_flag=True, help="No progress, and a report only when something was left: for cron.")
+@json_option
+@click.pass_context
+def archive_runs(
+    ctx: click.Context,
+    before: int | None,
+    since: int | None,
+    to: str | None,
+    checked: str | None,
+    compression: str,
+    file_size: int,
+    purge: bool,
+    fetches: int,
+    data: str,
+    backend: str | None,
+    tenant: str,
+    api_key_file: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Keep finished runs as files, verified, before a retention deletes them.
+
+    The archive is a folder of packed NDJSON with a manifest.json: counts, time range, and the SHA-256 of each file and
+    of each document. Every byte is read back and every document proved before the archive gets its name; one that was
+    killed has another name, and the same command goes on with it. Runs that have not ended are left, and counted.
+
+    `runspan export` reads an archive back in, document by document as it was.
+
+    \b
+    Examples:
+      runspan archive --before 30d --to /srv/archive --data ./data
+      runspan archive --before 30d --to /srv/archive --data ./data --purge
+      runspan archive --before 30d --to s3://bucket/runs --backend tempo+http://127.0.0.1:3200
+      runspan archive --check /srv/archive
+      runspan export /srv/archive/runspan-20261124T020000Z --endpoint http://127.0.0.1:8321
+
+    The exit code is 0 if everything that had ended is in the archive, 1 if something is not, 3 if an archive is
+    damaged.
+    """
+    quiet = quiet or as_json
+    with terminating():
+        if checked is not None:
+            ctx.exit(_check(checked, quiet=quiet, as_json=as_json))
+        if before is None or to is None:
+            raise SettingError(
+                where="archive",
+                expected="--before TIME and --to DIR, or --check DIR",
+                got="neither" if before is None and to is None else "one of the two",
+                hint="runspan archive --before 30d --to ./archive",
+            )
+        now = time.time_ns()
+        if since is not None and since <= before:
+            raise SettingError(where="--since", expected="longer ago than --before", got="no time between the two")
+        url = backend or f"sqlite:{data}"
+        request = Request(
+            tenant,
+            max(0, now - before),
+            None if since is None else max(0, now - since),
+            _kind(url),
+            url,
+            to,
+            compression,
+        )
+        if purge and request.source != "sqlite":
+            raise SettingError(
+                where="--purge",
+                expected="the embedded store, whose runs it can delete",
+                got=f"a {request.source} backend",
+                hint="leave --purge away: the backend's own retention deletes there",
+            )
+        with closing(open_reader(backend, data, api_key_file)) as reader, counting(quiet=quiet) as bar:
+            reading = Reading(reader, fetches, time.sleep)
+            done = archive(request, reading, now=now, telling=bar.telling(), part_bytes=file_size << 20)
+        report = PurgeReport()
+        if purge and done.path:
+            with closing(open_store(url)) as store, counting(quiet=quiet) as bar:
+                report = _purged(store, done, bar)
+    print_report(done, report, purge=purge, quiet=quiet, as_json=as_json)
+    ctx.exit(0 if done.complete else INCOMPLETE)
+
+
+def _purged(store: SqliteStore, done: Archived, bar: Bar) -> PurgeReport:
+    return purge(store, done.path, done.manifest, on_progress=bar.purged)
+
+
+def _kind(url: str) -> str:
+    return "rest" if is_rest(url) else url.partition("+")[0].lower() if is_remote(url) else "sqlite"
+
+
+# Checking.
+
+
+def _check(place: str, *, quiet: bool, as_json: bool) -> int:
+    """Every archive at a place; the exit code."""
+    results = []
+    worst = 0
+    for folder in _archives(place):
+        found: list[DocumentError] = []
+        manifest = None
+        try:
+            manifest = manifest_of(folder)
+            with counting(quiet=quiet) as bar:
+                found += faults(folder, manifest, on_bytes=bar.checked) if manifest is not None else ()
+        except DocumentError as error:
+            found.append(error)
+        for fault in found:
+            worst = outcome(fault).exit
+            for line in told(fault):
+                click.echo(line, err=True)
+        results.append(
+            {
+                "archive": shown(folder),
+                "intact": not found,
+                "runs": manifest.runs if manifest else None,
+                "faults": [str(fault) for fault in found],
+            }
+        )
+        if not as_json and not (quiet and not found):
+            words = "DAMAGED" if found else f"intact, {about(manifest)}" if manifest else ""
+            click.echo(f"{visible(shown(folder))}: {words}", err=True)
+    if as_json:
+        click.echo(json.dumps({"intact": not worst, "archives": results}))
+    return worst
+
+
+def _archives(place: str) -> list[str]:
+    """The archive at a place, or those in it."""
+    try:
+        try:
+            whole = manifest_of(place) is not None
+        except DocumentError:
+            whole = True
+        found = [place] if whole else archives_in(place)
+        for name in [] if whole else unfinished(place):
+            where = visible(shown(inside(place, name)))
+            click.echo(f"{where}: not finished; the command that began it goes on with it", err=True)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise SettingError(where=shown(place), expected="a place that can be read", got=got) from None
+    if not found:
+        raise NotFound(
+            "no archive is here",
+            where=shown(place),
+            hint="name the folder that has a manifest.json, or the one that --to named",
+        )
+    return found

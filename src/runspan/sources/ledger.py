@@ -1,0 +1,276 @@
+"""``Ledger``: what a watch of a folder remembers, in a small file that survives a kill at any moment.
+
+It knows each run that was sent, so that a restart or a file that grew sends only what is new, and what changes later is
+sent as a change; and each file that is done with, so that it is not even opened. Whatever it forgets is sent again,
+which changes nothing at the receiver.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from enum import IntEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from runspan.document import sort_time
+from runspan.errors import SettingError, StoreError
+from runspan.ids import run_ids
+from runspan.run import Run
+
+APPLICATION_ID: Final = 0x72737764
+FORMAT: Final = 1
+REMEMBER: Final = 90 * 86_400 * 1_000_000_000
+"""How long a run is remembered after it was sent, in nanoseconds: longer than the longest plan keeps it."""
+
+_PRUNED: Final = 1000
+_TABLES: Final = (
+    "CREATE TABLE target (name TEXT NOT NULL) STRICT",
+    """
+    CREATE TABLE files (
+        name BLOB PRIMARY KEY,
+        size INTEGER NOT NULL,
+        changed INTEGER NOT NULL,
+        inode INTEGER NOT NULL,
+        outcome INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX files_at_fault ON files (outcome) WHERE outcome <> 0",
+    """
+    CREATE TABLE runs (
+        trace_id BLOB PRIMARY KEY,
+        digest BLOB NOT NULL,
+        observed_at INTEGER NOT NULL,
+        rooted INTEGER NOT NULL,
+        open_since INTEGER
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE versions (
+        trace_id BLOB NOT NULL,
+        digest BLOB NOT NULL,
+        observed_at INTEGER NOT NULL,
+        after_root INTEGER NOT NULL,
+        taken INTEGER NOT NULL,
+        PRIMARY KEY (trace_id, digest)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX runs_open ON runs (open_since) WHERE open_since IS NOT NULL",
+)
+_SAVE_RUN: Final = "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)"
+_SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
+
+
+class Signature(NamedTuple):
+    """What tells a changed file from the same: bytes, time of change in nanoseconds, and which file it is."""
+
+    size: int
+    changed: int
+    inode: int
+
+
+class Outcome(IntEnum):
+    """What came of a file. SENT: the receiver has all of its runs. REJECTED: not all, which the next start tries again.
+    BROKEN: something in it cannot be read, until it changes."""
+
+    SENT = 0
+    REJECTED = 1
+    BROKEN = 2
+
+
+class Intent(NamedTuple):
+    """How a document is to be sent: see ``encode``. key: names it to ``taken``."""
+
+    key: tuple[bytes, bytes]
+    observed_at: int
+    after_root: bool
+
+
+class Ledger:
+    """The file. Used by one thread; what was done since the last ``commit`` is forgotten in a crash.
+
+    target: where the runs go to and whose they are; what was sent elsewhere says nothing. SettingError when the file is
+    another target's or somebody is using it; StoreError when it cannot be opened.
+    """
+
+    def __init__(self, path: Path, target: str, tenant: str) -> None:
+        self.path = path
+        self._tenant = tenant
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise self._failure(error) from None
+        try:
+            self._open(target)
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise self._failure(error) from None
+        except SettingError:
+            self._connection.close()
+            raise
+        self._begin()
+
+    def is_done(self, name: bytes, signature: Signature) -> bool:
+        """Whether a file was sent as it is now."""
+        row = self._do("SELECT size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
+        return row is not None and Signature(*row) == signature
+
+    def done(self, name: bytes, signature: Signature, outcome: Outcome) -> None:
+        """A file needs no look until it changes."""
+        self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *signature, outcome))
+
+    def at_fault(self) -> int:
+        """How many files are done with and were not sent as a whole."""
+        count: int = self._do("SELECT count(*) FROM files WHERE outcome <> 0").fetchone()[0]
+        return count
+
+    def intend(self, run: Run, now: int) -> Intent | None:
+        """How a run is to be sent, None when the receiver has it.
+
+        A version that may have been sent before its answer was known is intended again in the same way: a kill in
+        between leads to the same spans. A log may hold several versions of a run, and is read from its beginning
+        whenever it grew: an older version that was sent is passed over, unless the file ends with it; see ``returned``.
+        now: nanoseconds since 1970.
+        """
+        trace_id, digest = run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16]
+        version = self._do(
+            "SELECT observed_at, after_root, taken FROM versions WHERE trace_id = ? AND digest = ?", (trace_id, digest)
+        ).fetchone()
+        if version is None:
+            return self._new(run, trace_id, digest, now)
+        observed_at, after_root, taken = version
+        if not taken:
+            return Intent((trace_id, digest), observed_at, bool(after_root))
+        newest = self._do("SELECT digest FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
+        if newest is not None and newest[0] != digest:
+            self._do("INSERT OR IGNORE INTO older VALUES (?)", (trace_id,))
+        else:
+            self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
+        return None
+
+    def returned(self, since: int) -> set[bytes]:
+        """The trace ids of runs whose last version in the file that was just read is an older one.
+
+        since: when the file was changed. Those whose newest version was sent after that are left out: the file is an
+        old one that is read again. Begins anew for the next file.
+        """
+        found = self._do(
+            "SELECT trace_id FROM older JOIN runs USING (trace_id) WHERE observed_at < ?", (since,)
+        ).fetchall()
+        self._do("DELETE FROM older")
+        return {trace_id for (trace_id,) in found}
+
+    def intend_again(self, run: Run, now: int) -> Intent:
+        """The same for an older version that became the newest once more."""
+        return self._new(run, run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16], now)
+
+    def trace_id(self, run: Run) -> bytes:
+        """How ``returned`` calls a run."""
+        return run_ids(run.id, self._tenant).trace_id
+
+    def taken(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
+        """The receiver has these documents."""
+        self._do_many("UPDATE versions SET taken = 1 WHERE trace_id = ? AND digest = ?", keys)
+
+    def _new(self, run: Run, trace_id: bytes, digest: bytes, now: int) -> Intent:
+        before = self._do("SELECT observed_at, rooted FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
+        observed_at, after_root = (now, False) if before is None else (max(now, before[0] + 1), bool(before[1]))
+        open_since = None if run.finished else sort_time(run.envelope)
+        rooted = after_root or run.finished
+        self._do(_SAVE_RUN, (trace_id, digest, observed_at, rooted, open_since))
+        self._do(_SAVE_VERSION, (trace_id, digest, observed_at, after_root))
+        self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
+        return Intent((trace_id, digest), observed_at, after_root)
+
+    def unfinished(self) -> tuple[int, int | None]:
+        """How many runs had not ended when they were last read, and the earliest start among them."""
+        count, oldest = self._do(
+            "SELECT count(*), min(nullif(open_since, 0)) FROM runs WHERE open_since IS NOT NULL"
+        ).fetchone()
+        return count, oldest
+
+    def forget(self, folder: str, now: int) -> None:
+        """Forgets files that are gone, and runs that were sent long ago."""
+        for table in ("versions", "runs"):
+            self._do(f"DELETE FROM {table} WHERE observed_at < ?", (now - REMEMBER,))  # noqa: S608
+        after = b""
+        while rows := self._do(
+            "SELECT name FROM files WHERE name > ? ORDER BY name LIMIT ?", (after, _PRUNED)
+        ).fetchall():
+            gone = [row for row in rows if not os.path.lexists(os.path.join(os.fsencode(folder), row[0]))]
+            self._do_many("DELETE FROM files WHERE name = ?", gone)
+            after = rows[-1][0]
+
+    def commit(self) -> None:
+        """What was done until now survives a kill of the process."""
+        if self._connection.in_transaction:  # a signal may have come between the two
+            self._do("COMMIT")
+        self._begin()
+
+    def close(self) -> None:
+        """Commits and closes the file. Calling it twice is allowed."""
+        with suppress(sqlite3.Error):
+            self._connection.execute("COMMIT")
+        self._connection.close()
+
+    def _begin(self) -> None:
+        self._do("BEGIN IMMEDIATE")
+
+    def _do(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def _do_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        try:
+            self._connection.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def _open(self, target: str) -> None:
+        execute = self._connection.execute
+        # Held until the end, however that comes: two processes must not send the same folder.
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        execute("BEGIN EXCLUSIVE")
+        version, application = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id"))
+        if not application and not execute("PRAGMA schema_version").fetchone()[0]:
+            for statement in _TABLES:
+                execute(statement)
+            execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            execute(f"PRAGMA user_version = {FORMAT}")
+            execute("INSERT INTO target VALUES (?)", (target,))
+        elif (application, version) != (APPLICATION_ID, FORMAT):
+            execute("ROLLBACK")
+            raise SettingError(where=str(self.path), expected="a ledger of this runspan", got="another file")
+        # A file of which the receiver refused something gets another chance.
+        execute("DELETE FROM files WHERE outcome = ?", (Outcome.REJECTED,))
+        execute("COMMIT")
+        execute("PRAGMA journal_mode = WAL")
+        # Without an fsync for each commit a power cut may take the last ones: those runs are sent again.
+        execute("PRAGMA synchronous = NORMAL")
+        execute("CREATE TEMP TABLE older (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
+        (known,) = execute("SELECT name FROM target").fetchone()
+        if known != target:
+            raise SettingError(
+                where=str(self.path),
+                expected=f"a ledger of what was sent to {target}",
+                got=f"one of {known}",
+                hint="name another file with --ledger; with another endpoint everything is to be sent again",
+            )
+
+    def _failure(self, error: OSError | sqlite3.Error) -> SettingError | StoreError:
+        got = str(getattr(error, "strerror", None) or error)
+        if "locked" in got:
+            return SettingError(
+                where=str(self.path),
+                expected="a ledger that nobody uses",
+                got="another process that watches with it",
+                hint="end that one first, or name another file with --ledger",
+            )
+        hint = "name a file that can be written with --ledger"
+        return StoreError("the ledger cannot be used", where=str(self.path), got=got, hint=hint)

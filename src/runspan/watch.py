@@ -1,0 +1,322 @@
+"""The watch use case: files that appear in a folder to a receiver, for as long as anybody likes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
+from runspan.errors import DocumentError, SettingError
+from runspan.export import TARGET_SPANS, Observed, batches
+from runspan.health import Health, Kind, Metric, Numbers, delivered
+from runspan.health.table import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_BROKEN, WATCH_WAITING, WATCHED
+from runspan.otlp.wire import Resource
+from runspan.run import Run
+from runspan.sources import pieces, runs
+from runspan.sources.ledger import Intent, Ledger, Outcome
+from runspan.sources.watch import Candidate, Folder
+
+FORGET_EVERY: Final = 3600 * 1_000_000_000
+_LONGEST_PAUSE: Final = 300.0
+_NAMED: Final = 20
+_IDLE: Final = 4.0
+"""Of the time at most a fifth goes into looking, however many files there are."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A file of a round. left: runs under way. refused, rejected: how many; faults: the first of them in words.
+
+    unsent: some of it did not reach the receiver. cut: the last of it could not be read, as when it is still being
+    written.
+    """
+
+    candidate: Candidate
+    left: int = 0
+    refused: int = 0
+    rejected: int = 0
+    faults: list[str] = field(default_factory=list)
+    unsent: bool = False
+    cut: bool = False
+
+    def refuse(self, error: DocumentError) -> None:
+        """A document that cannot be read."""
+        self.refused += 1
+        self.cut = True
+        self.tell(str(error))
+
+    def reject(self, line: str) -> None:
+        """A run that the receiver will not have."""
+        self.rejected += 1
+        self.tell(f"{self.candidate.path}: {line}")
+
+    def tell(self, line: str) -> None:
+        """A large file may hold a fault in every line."""
+        if len(self.faults) < _NAMED:
+            self.faults.append(line)
+
+
+@dataclass(slots=True)
+class _Sending:
+    key: tuple[bytes, bytes]
+    reading: _Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """poll: seconds between two looks. done_folder: where files go that are done with, or "" for nowhere."""
+
+    tenant: str
+    resource: Resource
+    poll: float
+    done_folder: str = ""
+    target_spans: int = TARGET_SPANS
+
+
+class Watch:
+    """Used by one thread.
+
+    connect: makes a delivery that tells what came of each run; another one when it has stopped. wait: returns after so
+    many seconds, or True before that when it is to end. clock: nanoseconds since 1970. note: told what people should
+    know, one line each.
+
+    A run counts as sent when the receiver has accepted it, and not before: whenever this is killed, what was not
+    accepted is sent when it starts again, and what may have been is sent as the same spans.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        connect: Callable[[OnSettled], Delivery],
+        wait: Callable[[float], bool],
+        clock: Callable[[], int],
+        health: Health,
+        note: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._settings = settings
+        self._connect = connect
+        self._wait = wait
+        self._clock = clock
+        self._health = health
+        self._note = note
+        self._delivery: Delivery | None = None
+        self._sending: dict[int, _Sending] = {}
+        self._settled: deque[tuple[tuple[RunSpans, ...], Verdict, str]] = deque()
+        self._away = ""
+        self._forget_at = 0
+        self._lock = threading.Lock()
+        self._past: dict[Metric, float] = {}
+        health.watch(self._numbers)
+
+    def run(self) -> None:
+        """Looks and sends until it is to end. What is under way then is given a moment and else sent the next time."""
+        pause = self._settings.poll
+        try:
+            while not self._wait(pause):
+                pause = self._round(pause)
+        finally:
+            if self._delivery is not None:
+                self._delivery.interrupt()
+                self._delivery.close()
+            self._drain()
+            self._ledger.commit()
+
+    @property
+    def endpoint(self) -> str:
+        """Where it sends to, without secrets."""
+        delivery = self._delivery
+        return "" if delivery is None else delivery.endpoint
+
+    @property
+    def trouble(self) -> str:
+        """Why a request is sent again now, or ""."""
+        delivery = self._delivery
+        return "" if delivery is None else delivery.trouble
+
+    def _round(self, pause: float) -> float:
+        """One look, and what it leads to; how long to wait for the next."""
+        found = self._look()
+        readings = [_Reading(candidate) for candidate in found]
+        stopped = self._send(readings) if readings else ""
+        for reading in readings:
+            self._finish(reading)
+        self._tell_health()
+        self._ledger.commit()
+        if not stopped:
+            return max(self._settings.poll, _IDLE * self._folder.took)
+        pause = min(_LONGEST_PAUSE, 2 * pause)
+        self._note(f"{stopped}; nothing is lost, trying again in {pause:g} s")
+        return pause
+
+    def _look(self) -> list[Candidate]:
+        """A folder that is away for a while is no reason to end."""
+        now = self._clock()
+        try:
+            found = self._folder.look()
+            if now >= self._forget_at:
+                self._ledger.forget(self._folder.path, now)
+                self._forget_at = now + FORGET_EVERY
+        except OSError as error:
+            why = f"{self._folder.path}: {error.strerror or error}"
+            if why != self._away:
+                self._note(f"{why}; looking again every {self._settings.poll:g} s")
+            self._away = why
+            return []
+        self._away = ""
+        return found
+
+    def _send(self, readings: list[_Reading]) -> str:
+        """Sends the files and waits for all answers. Why the delivery has stopped, or ""."""
+        delivery = self._delivery or self._connected()
+        for batch in batches(
+            self._documents(readings),
+            tenant=self._settings.tenant,
+            observed_at=self._clock,
+            resource=self._settings.resource,
+            target_spans=self._settings.target_spans,
+            on_refused=delivery.tally.refused,
+            keep_texts=True,
+        ):
+            # What is intended is on disk before it goes, so that it goes in the same way the next time.
+            self._ledger.commit()
+            if not delivery.submit(batch):
+                break
+            self._drain()
+        delivery.flush()
+        self._drain()
+        for sending in self._sending.values():
+            sending.reading.unsent = True  # handed to the batches and never submitted
+        self._sending.clear()
+        if not delivery.stopped:
+            return ""
+        delivery.close()
+        self._retire(delivery)
+        return delivery.stopped
+
+    def _connected(self) -> Delivery:
+        self._delivery = self._connect(lambda *settled: self._settled.append(settled))
+        return self._delivery
+
+    def _retire(self, delivery: Delivery) -> None:
+        """What it counted stays counted."""
+        with self._lock:
+            for metric, total in delivered(delivery.tally.report()).items():
+                if metric.kind is Kind.COUNTER:
+                    self._past[metric] = self._past.get(metric, 0) + (total or 0)
+            self._delivery = None
+
+    def _numbers(self) -> Numbers:
+        """Of all deliveries. Called by whoever reads the health."""
+        with self._lock:
+            now = {} if self._delivery is None else dict(delivered(self._delivery.tally.report()))
+            return {metric: (now.get(metric) or 0) + self._past.get(metric, 0) for metric in {**now, **self._past}}
+
+    def _documents(self, readings: list[_Reading]) -> Iterator[Run | Observed]:
+        """What of the files the receiver does not have yet."""
+        for reading in readings:
+            for run in self._read(reading):
+                intent = self._ledger.intend(run, self._clock())
+                if intent is not None:
+                    yield self._to_send(run, intent, reading)
+            returned = self._ledger.returned(reading.candidate.signature.changed)
+            if returned:
+                yield from self._sent_again(reading, returned)
+
+    def _sent_again(self, reading: _Reading, returned: set[bytes]) -> Iterator[Run | Observed]:
+        """A file that ends with an older version of a run takes a change back."""
+        last = {}
+        for item in self._read(_Reading(reading.candidate)):
+            if (trace_id := self._ledger.trace_id(item)) in returned:
+                last[trace_id] = item
+        for run in last.values():
+            yield self._to_send(run, self._ledger.intend_again(run, self._clock()), reading)
+
+    def _read(self, reading: _Reading) -> Iterator[Run]:
+        try:
+            found = runs(pieces(reading.candidate.path))
+        except SettingError:
+            reading.unsent = True  # it went, or cannot be opened now
+            return
+        except DocumentError as error:
+            reading.refuse(error)
+            return
+        for item in found:
+            if isinstance(item, DocumentError):
+                reading.refuse(item)
+            else:
+                reading.cut = False
+                yield item
+
+    def _to_send(self, run: Run, intent: Intent, reading: _Reading) -> Run | Observed:
+        self._sending[id(run.text)] = _Sending(intent.key, reading)
+        reading.left += 1
+        if run.finished and not intent.after_root:
+            return run  # its spans do not depend on when it was seen, and many are written at once
+        return Observed(run, intent.observed_at, intent.after_root)
+
+    def _drain(self) -> None:
+        """Writes down what was answered since the last time."""
+        taken = []
+        while self._settled:
+            spans, verdict, reason = self._settled.popleft()
+            for run in spans:
+                sending = self._sending.pop(id(run.text), None)
+                if sending is None:
+                    continue
+                sending.reading.left -= 1
+                if verdict is Verdict.ACCEPTED:
+                    taken.append(sending.key)
+                elif verdict is Verdict.NOT_SENT:
+                    sending.reading.unsent = True
+                else:
+                    sending.reading.reject(f"run {run.run_id} {verdict.value}: {reason}")
+        self._ledger.taken(taken)
+
+    def _finish(self, reading: _Reading) -> None:
+        """Decides whether a file is done with, and tells what is wrong with it, once."""
+        candidate = reading.candidate
+        if reading.unsent or reading.left or not self._folder.same(candidate):
+            return
+        if reading.cut and not self._folder.impatient(candidate):
+            return
+        for line in reading.faults:
+            self._note(line)
+        if more := reading.refused + reading.rejected - len(reading.faults):
+            self._note(f"{candidate.path}: … {more:,} more")
+        outcome = Outcome.REJECTED if reading.rejected else Outcome.BROKEN if reading.refused else Outcome.SENT
+        self._health.add(WATCHED)
+        self._health.add(REFUSED, reading.refused)
+        self._folder.done(candidate, outcome)
+        if self._settings.done_folder and outcome is Outcome.SENT:
+            self._ledger.commit()
+            self._move(candidate)
+
+    def _move(self, candidate: Candidate) -> None:
+        """Puts a file that is done with aside, beside one that may have its name already."""
+        name = os.path.basename(candidate.path)
+        target = os.path.join(self._settings.done_folder, name)
+        number = 1
+        while os.path.lexists(target):
+            number += 1
+            target = os.path.join(self._settings.done_folder, f"{number}-{name}")
+        try:
+            shutil.move(candidate.path, target)
+        except OSError as error:
+            self._note(f"{candidate.path}: cannot be moved to {target}: {error.strerror or error}; it stays")
+
+    def _tell_health(self) -> None:
+        count, oldest = self._ledger.unfinished()
+        self._health.set(UNFINISHED, count)
+        self._health.moment(OLDEST_UNFINISHED, oldest)
+        self._health.set(WATCH_WAITING, self._folder.waiting)
+        self._health.set(WATCH_BROKEN, self._ledger.at_fault())
