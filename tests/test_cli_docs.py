@@ -48,7 +48,9 @@ def test_the_commands_are_those_that_are_promised() -> None:
     """Others script against these names."""
     assert {" ".join(path) for path in COMMANDS if path} == {
         "serve",
+        "archive",
         "export",
+        "sync",
         "list",
         "get",
         "verify",
@@ -126,8 +128,8 @@ def test_no_option_takes_a_secret() -> None:
     """A command line is read by every process on the machine: keys come from the environment or from a file."""
     for _, option in OPTIONS:
         if re.search("key|secret|token|password|header", option.opts[-1]):
-            assert option.opts[-1] == "--api-key-file"
-    for path in (("export",), ("list",), ("get",)):
+            assert option.opts[-1] in ("--api-key-file", "--source-key-file")
+    for path in (("export",), ("list",), ("get",), ("sync",)):
         assert "RUNSPAN_API_KEY" in runspan(*path, "-h").output
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 from runspan._version import __version__
+from runspan.cli.archive import archive_runs
 from runspan.cli.demo import demo
 from runspan.cli.export import export
 from runspan.cli.keys import keys
 from runspan.cli.process import Commands, exit_codes
 from runspan.cli.query import get, list_runs
 from runspan.cli.serve import serve
+from runspan.cli.sync import sync
 from runspan.cli.verify import verify
 
 
@@ -41,5 +43,5 @@ def main() -> None:
     """
 
 
-for command in (serve, export, list_runs, get, verify, keys, demo):
+for command in (serve, export, sync, list_runs, get, verify, archive_runs, keys, demo):
     main.add_command(command)

@@ -76,9 +76,9 @@ def open_key_ring(data: str) -> KeyRing:
     return make_key_ring(data)
 
 
-def api_key(file: Path | None) -> str | None:
-    """The key in the file, else in ``RUNSPAN_API_KEY``. Errors tell where it stands, never what it is."""
-    where, text = "RUNSPAN_API_KEY", os.environ.get("RUNSPAN_API_KEY", "")
+def api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str = "--api-key-file") -> str | None:
+    """The key in the file, else in the variable. Errors tell where it stands, never what it is."""
+    where, text = variable, os.environ.get(variable, "")
     if file is not None:
         where = str(file)
         try:
@@ -88,7 +88,7 @@ def api_key(file: Path | None) -> str | None:
                 where=where,
                 expected="a file with an API key",
                 got=error.strerror or str(error),
-                hint="check --api-key-file and RUNSPAN_API_KEY_FILE",
+                hint=f"check {flag} and {variable}_FILE",
             ) from None
     key = text.strip()
     if not key and file is None:

@@ -1,0 +1,320 @@
+"""``Checkpoint``: what sync remembers of every run, in a file that survives a kill at any moment.
+
+A commit returns when it is on disk (write-ahead log, synchronous FULL). One process at a time has the file: it holds
+SQLite's own exclusive lock, which the system gives back when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from runspan.backends.sqlite.failures import store_error
+from runspan.errors import SettingError, StoreError
+from runspan.sync.entry import Entry, State
+
+APPLICATION_ID: Final = 0x72737963
+FORMAT: Final = 1
+
+_TABLES: Final = (
+    "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    """
+    CREATE TABLE sweeps (
+        filter TEXT PRIMARY KEY,
+        newest INTEGER NOT NULL,
+        full_began INTEGER NOT NULL,
+        full_ended INTEGER NOT NULL,
+        edge INTEGER NOT NULL,
+        top INTEGER NOT NULL,
+        cursor TEXT
+    ) STRICT
+    """,
+    """
+    CREATE TABLE runs (
+        run_id TEXT PRIMARY KEY,
+        time INTEGER NOT NULL,
+        state INTEGER NOT NULL,
+        due INTEGER,
+        failures INTEGER NOT NULL,
+        listed BLOB NOT NULL,
+        own BLOB NOT NULL,
+        sent BLOB NOT NULL,
+        revision INTEGER NOT NULL,
+        acked BLOB NOT NULL,
+        rooted INTEGER NOT NULL,
+        changed_at INTEGER NOT NULL,
+        sent_at INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX runs_by_state ON runs (state, time)",
+    "CREATE INDEX runs_known_by_due ON runs (due) WHERE state <> 0 AND due IS NOT NULL",
+    "CREATE INDEX runs_failing ON runs (due) WHERE failures > 0",
+)
+_COLUMNS: Final = (
+    "run_id, time, state, due, failures, listed, own, sent, revision, acked, rooted, changed_at, sent_at, reason"
+)
+_SAVE: Final = f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"  # noqa: S608  # only constants
+_DUE: Final = "(due <= ? OR (failures > 0 AND failures < ? AND due <= ?))"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a checkpoint is of: its memory means nothing for another source, target, tenant or filter."""
+
+    source: str
+    target: str
+    tenant: str = ""
+    workflows: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+
+    def to_rows(self) -> dict[str, str]:
+        """Name and text of each part."""
+        return {
+            "source": self.source,
+            "target": self.target,
+            "tenant": self.tenant,
+            "workflow": json.dumps(sorted(self.workflows)),
+            "status": json.dumps(sorted(self.statuses)),
+        }
+
+
+@dataclass(slots=True)
+class Walked:
+    """How far the list of one filter was read. Times are nanoseconds since 1970, 0 for never.
+
+    newest: everything that started until then was listed. full_began, full_ended: the last walk all the way down;
+    while it is under way, edge, top and cursor are its own, see ``Sweep``.
+    """
+
+    newest: int = 0
+    full_began: int = 0
+    full_ended: int = 0
+    edge: int = 0
+    top: int = 0
+    cursor: str | None = None
+
+    @property
+    def under_way(self) -> bool:
+        return self.full_began > self.full_ended
+
+
+class Checkpoint:
+    """The file. Used by one thread; ``begin`` and ``commit`` bound each change. counts: runs by state.
+
+    SettingError when it belongs to another binding; StoreError when another process has it, when it was written by a
+    newer version, or when it is no checkpoint at all.
+    """
+
+    def __init__(self, path: Path, binding: Binding) -> None:
+        self.path = path
+        try:
+            # What the platform's errors say stands in it.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        except (sqlite3.Error, OSError) as error:
+            raise store_error(error, path) from error
+        try:
+            self._open(binding)
+            rows = self._connection.execute("SELECT state, count(*) FROM runs GROUP BY state")
+            self.counts: Counter[State] = Counter({State(state): count for state, count in rows})
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise _taken(path) if _is_locked(error) else store_error(error, path) from error
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def begin(self) -> None:
+        self._run("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Returns when everything since ``begin`` is on disk."""
+        self._run("COMMIT")
+
+    def close(self) -> None:
+        """Calling it twice is allowed. What was not committed is forgotten."""
+        self._connection.close()
+
+    def entries(self, run_ids: Sequence[str]) -> dict[str, Entry]:
+        """What is known of these runs; at most some hundreds at a time."""
+        holders = ", ".join("?" * len(run_ids))
+        return {entry.run_id: entry for entry in self._entries(f"run_id IN ({holders})", run_ids)}
+
+    def save(self, entry: Entry) -> None:
+        """Writes an entry down; it is on disk after ``commit``."""
+        if entry.stored is not entry.state:
+            if entry.stored is not None:
+                self.counts[entry.stored] -= 1
+            self.counts[entry.state] += 1
+            entry.stored = entry.state
+        values = (
+            entry.run_id,
+            entry.time,
+            entry.state,
+            entry.due,
+            entry.failures,
+            entry.listed,
+            entry.own,
+            entry.sent,
+            entry.revision,
+            entry.acked,
+            entry.rooted,
+            entry.changed_at,
+            entry.sent_at,
+            entry.reason,
+        )
+        self._run(_SAVE, values)
+
+    def backlog(self, limit: int, *, until: int, again: int, patience: int) -> list[Entry]:
+        """Runs that the receiver has nothing of, the oldest first. until, again, patience: see ``known``."""
+        where = "state = 0 AND due IS NOT NULL AND " + _DUE
+        return self._entries(f"{where} ORDER BY time LIMIT ?", (until, patience, again, limit))
+
+    def known(self, limit: int, *, until: int, again: int, patience: int) -> list[Entry]:
+        """Runs that are to be fetched again, those first that wait the longest.
+
+        until: which are due. again: which are due among those that failed, but fewer than ``patience`` times in a row.
+        """
+        where = "state <> 0 AND due IS NOT NULL AND " + _DUE
+        return self._entries(f"{where} ORDER BY due LIMIT ?", (until, patience, again, limit))
+
+    def next_retry(self, patience: int) -> int | None:
+        """When the first of those is due that failed, but fewer than ``patience`` times in a row."""
+        return self._number("SELECT min(due) FROM runs WHERE failures > 0 AND failures < ? AND due > 0", (patience,))
+
+    def oldest(self, state: State) -> int | None:
+        """The earliest time of the runs in a state that have one."""
+        return self._number("SELECT min(time) FROM runs WHERE state = ? AND time > 0", (state,))
+
+    def backlog_by_time(self, length: int) -> list[tuple[int, int]]:
+        """(start, runs) of the spans of time, each so many nanoseconds long, that hold runs of the backlog."""
+        return self._all(
+            "SELECT time / ? * ?, count(*) FROM runs WHERE state = 0 AND time > 0 GROUP BY 1 ORDER BY 1",
+            (length, length),
+        )
+
+    def reasons(self, state: State, limit: int) -> list[tuple[str, str]]:
+        """(run id, reason) of the first runs in a state."""
+        return self._all("SELECT run_id, reason FROM runs WHERE state = ? ORDER BY time LIMIT ?", (state, limit))
+
+    def failing_count(self) -> int:
+        """How many runs the last fetch of which came to nothing."""
+        return self._number("SELECT count(*) FROM runs WHERE failures > 0", ()) or 0
+
+    def failing(self, limit: int) -> list[tuple[str, str]]:
+        """(run id, reason) of the first runs whose last fetch came to nothing."""
+        return self._all("SELECT run_id, reason FROM runs WHERE failures > 0 ORDER BY time LIMIT ?", (limit,))
+
+    def wake(self, states: Collection[State], *, since: int = 0) -> None:
+        """Everything in these states that started since then is to be fetched at once."""
+        for state in states:
+            self._run("UPDATE runs SET due = 0, failures = 0 WHERE state = ? AND time >= ?", (state, since))
+
+    def forget_failures(self) -> None:
+        """What could not be fetched by an earlier sync is tried as if for the first time."""
+        self._run("UPDATE runs SET due = 0, failures = 0 WHERE failures > 0")
+
+    def walked(self, filter_name: str) -> Walked:
+        """How far a filter's list was read."""
+        statement = "SELECT newest, full_began, full_ended, edge, top, cursor FROM sweeps WHERE filter = ?"
+        rows = self._all(statement, (filter_name,))
+        return Walked(*rows[0]) if rows else Walked()
+
+    def save_walked(self, filter_name: str, walked: Walked) -> None:
+        """The same, to be remembered."""
+        values = (walked.newest, walked.full_began, walked.full_ended, walked.edge, walked.top, walked.cursor)
+        self._run("INSERT OR REPLACE INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?)", (filter_name, *values))
+
+    def _open(self, binding: Binding) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN EXCLUSIVE")
+        application = _pragma(connection, "application_id")
+        version = _pragma(connection, "user_version")
+        if application == APPLICATION_ID and version > FORMAT:
+            raise StoreError(
+                "the checkpoint was written by a newer version of runspan",
+                where=str(self.path),
+                expected=f"format {FORMAT}",
+                got=f"format {version}",
+                hint="use that version, or begin another checkpoint: everything is fetched again, and nothing doubled",
+            )
+        if application != APPLICATION_ID:
+            if application or version or _pragma(connection, "schema_version"):
+                raise StoreError(
+                    where=str(self.path),
+                    expected="a checkpoint of runspan sync",
+                    got="another application's database",
+                    hint="name another file with --checkpoint",
+                )
+            for statement in _TABLES:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.executemany("INSERT INTO binding VALUES (?, ?)", binding.to_rows().items())
+        self._refuse_another(binding)
+        connection.execute("COMMIT")
+
+    def _refuse_another(self, binding: Binding) -> None:
+        bound = dict(self._connection.execute("SELECT name, value FROM binding").fetchall())
+        for name, value in binding.to_rows().items():
+            if bound.get(name) != value:
+                raise SettingError(
+                    f"the checkpoint belongs to another {name}",
+                    where=str(self.path),
+                    expected=bound.get(name) or "none",
+                    got=value or "none",
+                    hint="name another file with --checkpoint, or sync as before",
+                )
+
+    def _entries(self, where: str, values: Iterable[Any]) -> list[Entry]:
+        rows = self._all(f"SELECT {_COLUMNS} FROM runs WHERE {where}", values)  # noqa: S608  # only constants
+        return [_entry(row) for row in rows]
+
+    def _number(self, statement: str, values: Iterable[Any]) -> int | None:
+        value: int | None = self._all(statement, values)[0][0]
+        return value
+
+    def _run(self, statement: str, values: Iterable[Any] = ()) -> None:
+        try:
+            self._connection.execute(statement, tuple(values))
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
+
+    def _all(self, statement: str, values: Iterable[Any]) -> list[Any]:
+        try:
+            return self._connection.execute(statement, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    entry = Entry(*row)
+    entry.state = entry.stored = State(row[2])
+    entry.rooted = bool(entry.rooted)
+    return entry
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _is_locked(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _taken(path: Path) -> StoreError:
+    return StoreError(
+        "another sync is using this checkpoint",
+        where=str(path),
+        hint="one at a time: stop the other one, or give this one its own file with --checkpoint",
+    )

@@ -1,0 +1,65 @@
+"""Sync into an unmodified Tempo and Jaeger: what is read back from them is what the platform has, at each moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from clikit import generated
+from platform_mock import EVERY_KIND, platform
+from runspan.backends.connect import connect
+from runspan.contracts import Document
+from runspan.errors import NotFound
+from synckit import Place, eventually, place, run_document, synced
+
+
+@dataclass
+class Backend:
+    """otlp: where it takes traces. query: its URL as ``connect`` takes it."""
+
+    otlp: str
+    query: str
+
+
+@pytest.fixture(params=["tempo", "jaeger-memory", "jaeger-badger"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    server = request.getfixturevalue(request.param.replace("-", "_"))
+    return Backend(server.otlp, f"{request.param.partition('-')[0]}+{server.url}")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Place]:
+    with place(tmp_path / "source") as made:
+        yield made
+
+
+def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Place, tmp_path: Path) -> None:
+    """Through faults of the platform: many finished runs, and one from pending to its end and a change after it."""
+    tenant = f"tenant-{uuid4().hex}"
+    texts = generated(60, seed=int(uuid4().hex[:6], 16), unfinished=True)
+    source.fill(*texts.values())
+    with (
+        platform(source.url, faults=EVERY_KIND, seed=3, pause=0.01) as mock,
+        closing(connect(backend.query, services=["runspan"])) as reader,
+    ):
+
+        def same(run_id: str) -> bool:
+            try:
+                return reader.document(run_id, tenant) == Document(source.store.document(run_id).text)
+            except NotFound:
+                return False
+
+        def sync() -> None:
+            synced(mock.url, backend.otlp, tmp_path / "checkpoint", "--tenant", tenant)
+
+        for status in ("pending", "running", "suspended", "completed", "failed"):
+            source.put(run_document("run_live", status))
+            sync()
+            eventually(lambda: same("run_live"), f"{status} was not read back")
+        for run_id in texts:
+            eventually(lambda: same(run_id), run_id)  # noqa: B023  # called before the loop goes on
