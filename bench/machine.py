@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from runspan.otlp.columns import COMPILED
+
 _LIBRARIES = (
     *("runspan", "msgspec", "httpx", "isal", "flask", "waitress", "zstandard", "orjson", "protobuf", "requests"),
     *("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
@@ -27,6 +29,7 @@ def description() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "SQLite": sqlite3.sqlite_version,
+        "exporter's inner loops": "C" if COMPILED else "Python",
         **{name: _version(name) for name in _LIBRARIES},
     }
 

@@ -23,6 +23,7 @@ FIGURES = {
     "serve": {"rate of get / Flask hello", "rate of list, with a key / Flask hello"},
     "memory": {"peak on a file of 1 MB", "peak on a file of 4 MB"},
     "pipe": {"stock / ours, file to queryable"},
+    "recorder": {"engine's thread, recorder / SDK", "all threads until delivered, recorder / SDK"},
 }
 
 

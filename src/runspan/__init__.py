@@ -26,6 +26,7 @@ from runspan.span import Span
 
 if TYPE_CHECKING:
     from runspan.backends.connect import connect
+    from runspan.recorder import Recorder
     from runspan.web.app import create_app
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "NotFound",
     "PayloadError",
     "QueryError",
+    "Recorder",
     "Run",
     "RunspanError",
     "SettingError",
@@ -49,8 +51,12 @@ __all__ = [
     "encode",
 ]
 
-_LATER = {"connect": "runspan.backends.connect", "create_app": "runspan.web.app"}
-"""Imported when first asked for: an engine that only encodes should not pay for a web framework."""
+_LATER = {
+    "Recorder": "runspan.recorder",
+    "connect": "runspan.backends.connect",
+    "create_app": "runspan.web.app",
+}
+"""Imported when first asked for: an engine that only encodes should not pay for a web framework or the SDK."""
 
 
 def __getattr__(name: str) -> Any:
