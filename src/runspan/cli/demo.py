@@ -143,6 +143,6 @@ def _where_to_look(runs: list[Run], url: str, data: str) -> None:
         ("runspan", "list", "--data", data),
         ("runspan", "get", shown.id, "--data", data),
     )
-    click.echo("\nlook around:")
+    click.echo(f"\nlook around in a browser: {url}/\nor here:")
     for command in commands:
         click.echo(f"  {visible(shlex.join(command))}")

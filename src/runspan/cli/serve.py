@@ -16,13 +16,14 @@ import click
 
 from runspan.backends.connect import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.options import Retention, data_option, option, port_option
-from runspan.cli.places import backend_name, is_remote, is_rest, make_key_ring
+from runspan.cli.options import STUCK_SECONDS, Length, Retention, Seconds, data_option, option, port_option
+from runspan.cli.places import backend_name, directory, is_remote, is_rest, make_key_ring
 from runspan.cli.process import visible
 from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
 from runspan.web.app import create_app
 from runspan.web.keys import KeyRing
+from runspan.web.pages.sessions import SESSIONS_FILE, Sessions
 from runspan.web.server import WebServer
 from runspan.web.server import serve as serve_app
 from runspan.web.settings import MIB, WebSettings
@@ -99,7 +100,31 @@ EXPIRE_EVERY = 3600.0
 @option(
     "--grafana-datasource", metavar="UID", default="tempo", help="Grafana's uid of the Tempo data source in the links."
 )
+@option(
+    "--stuck-after",
+    type=Seconds(),
+    metavar="TIME",
+    default=f"{STUCK_SECONDS // 60}m",
+    help="When a run that is pending or running and is not observed so any more counts as stuck in /metrics "
+    "(runspan_runs_stuck, of the embedded store).",
+)
 @option("--private-metrics", is_flag=True, help="Ask for an API key at /metrics too.")
+@option("--no-pages", is_flag=True, help="Serve the API alone, without the pages for people at / and without a login.")
+@option(
+    "--public-url",
+    metavar="URL",
+    default="",
+    show_default="browsers reach the server directly",
+    help="The server as browsers reach it through a proxy, such as https://runs.example.com. With https the login's "
+    "cookie travels over TLS only; a path in it is a prefix that the proxy takes away.",
+)
+@option(
+    "--session",
+    type=Length(),
+    metavar="TIME",
+    default="12h",
+    help="How long a browser stays logged in; never longer than its API key is valid.",
+)
 @option("--access-log", is_flag=True, help="Log every request to standard error, without keys and bodies.")
 def serve(
     data: str,
@@ -116,13 +141,18 @@ def serve(
     jaeger_url: str,
     grafana_url: str,
     grafana_datasource: str,
+    stuck_after: float,
     private_metrics: bool,
+    no_pages: bool,
+    public_url: str,
+    session: int,
     access_log: bool,
 ) -> None:
-    """Serve the REST API and receive traces.
+    """Serve the runs page and the REST API, and receive traces.
 
     \b
-    GET  /api/v1/runs             newest first: workflowId, status, since, limit, cursor
+    GET  /                        for people: runs, what happened in one, two compared
+    GET  /api/v1/runs             newest first: workflowId, status, since, limit, cursor, stuckAfter
     GET  /api/v1/runs/{id}        one run document, exactly as it was sent
     GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
     GET  /api/v1/traces/{id}      a trace as OTLP/JSON
@@ -162,6 +192,9 @@ def serve(
         traces_per_minute=traces_per_minute,
         metrics_open=not private_metrics,
         access_log=access_log,
+        pages=not no_pages,
+        public_url=public_url,
+        stuck_after=stuck_after,
         trace_url=trace_url,
         jaeger_url=jaeger_url,
         grafana_url=grafana_url,
@@ -170,18 +203,19 @@ def serve(
     )
     with ExitStack() as opened:
         keys = opened.enter_context(closing(make_key_ring(data)))
+        sessions = opened.enter_context(closing(Sessions(directory(data) / SESSIONS_FILE, keys, lifetime=session)))
         _refuse_strangers(keys, host, data)
         reader = opened.enter_context(closing(_open(url, retention)))
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
             opened.enter_context(_expiring(store, retention))
         serve_app(
-            create_app(reader, store, settings=settings, keys=keys),
+            create_app(reader, store, settings=settings, keys=keys, sessions=sessions),
             host=host,
             port=port,
             threads=threads,
             max_body=settings.max_body,
-            on_ready=lambda server: _tell(server, url, keys, reads_only=store is None),
+            on_ready=lambda server: _tell(server, url, keys, reads_only=store is None, pages=not no_pages),
         )
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
@@ -218,8 +252,10 @@ def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
     return connect(url, env=os.environ)
 
 
-def _tell(server: WebServer, url: str, keys: KeyRing, *, reads_only: bool) -> None:
+def _tell(server: WebServer, url: str, keys: KeyRing, *, reads_only: bool, pages: bool) -> None:
     click.echo(f"runspan is serving {url} at {server.url}", err=True)
+    if pages:
+        click.echo(f"  look:   {server.url}/", err=True)
     click.echo(f"  runs:   {server.url}/api/v1/runs", err=True)
     if reads_only:
         click.echo("  traces: none are taken; send them to the backend's own OTLP receiver", err=True)

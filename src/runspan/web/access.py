@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flask import Request
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -13,7 +13,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from runspan.errors import Forbidden, RateLimited, Unauthorized
-from runspan.web.keys import RUNS_READ, RUNS_WRITE, KeyRing
+from runspan.web.keys import RUNS_READ, RUNS_WRITE, Key, KeyRing
 from runspan.web.settings import WebSettings
 
 if TYPE_CHECKING:
@@ -35,11 +35,24 @@ class Caller:
     keyed: bool = False
 
 
-class Access:
-    """Admits requests. Without a key ring, or with one that never held a key, everybody may do everything."""
+class Logins(Protocol):
+    """Browsers that logged in with a key."""
 
-    def __init__(self, keys: KeyRing | None, settings: WebSettings) -> None:
+    def key_of(self, environ: WSGIEnvironment) -> Key | None:
+        """The active key behind a request that only reads, or None."""
+        ...
+
+
+class Access:
+    """Admits requests. Without a key ring, or with one that never held a key, everybody may do everything.
+
+    logins: may stand in for a key in a request that sends none; only to read, so that no other site can have a browser
+    write.
+    """
+
+    def __init__(self, keys: KeyRing | None, settings: WebSettings, logins: Logins | None = None) -> None:
         self._keys = keys
+        self._logins = logins
         self._window: MovingWindowRateLimiter | None = None
         self._keyed = _limits(settings.reads_per_minute, settings.writes_per_minute, settings.traces_per_minute)
         self._open = _limits(settings.open_reads_per_minute, settings.open_writes_per_minute, 0)
@@ -61,6 +74,8 @@ class Access:
         keys = self._keys
         secret = _secret(environ)
         key = keys.find(secret) if keys and secret else None
+        if key is None and not secret and self._logins is not None and permission == RUNS_READ:
+            key = self._logins.key_of(environ)
         if key is None:
             if keys is None or keys.unused:
                 self._count(self._open.get(kind or permission), f"address {environ.get('REMOTE_ADDR')}")

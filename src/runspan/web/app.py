@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from runspan._version import __version__
 from runspan.contracts import TraceReader
 from runspan.links import Links
+from runspan.times import SECOND
 from runspan.web.access import Access
 from runspan.web.api import RUN_RULE, RunId, add_listing, add_pushing, add_reading, add_refusing, add_traces
 from runspan.web.direct import DirectReads
@@ -22,6 +23,12 @@ from runspan.web.errors import ErrorBody, install
 from runspan.web.keys import RUNS_READ, KeyRing
 from runspan.web.metrics import Metrics
 from runspan.web.models import Health, Readiness
+from runspan.web.pages.cookies import Cookies
+from runspan.web.pages.data import add_data
+from runspan.web.pages.login import add_login
+from runspan.web.pages.places import Places
+from runspan.web.pages.routes import Frame, add_pages
+from runspan.web.pages.sessions import Sessions
 from runspan.web.parts import Parts, Store
 from runspan.web.receiver import add_receiver
 from runspan.web.settings import WebSettings
@@ -35,18 +42,24 @@ def create_app(
     *,
     settings: WebSettings | None = None,
     keys: KeyRing | None = None,
+    sessions: Sessions | None = None,
     clock: Callable[[], int] = time.time_ns,
 ) -> Flask:
     """The application.
 
     reader: answers the API. writer: takes documents and spans; without one, the routes that write answer 501.
     keys: who may use it; None, or a key ring that never held a key, leaves it open to everybody who reaches it.
+    sessions: logins of browsers with one of the keys; None: those of this application, which end with it.
     ``app.extensions["runspan"]`` is its ``Parts``, for pages that are added to it.
     """
     settings = settings or WebSettings()
-    metrics = Metrics(reader)
+    metrics = Metrics(reader, clock, stuck_after=int(settings.stuck_after * SECOND))
     links = Links(settings.jaeger_url, settings.grafana_url, settings.grafana_datasource, settings.trace_url)
-    parts = Parts(reader, writer, Access(keys, settings), settings, metrics, links, clock)
+    places = Places(settings.public_url)
+    cookies = None
+    if keys is not None and settings.pages:
+        cookies = Cookies(sessions or Sessions(None, keys, clock=clock), places)
+    parts = Parts(reader, writer, Access(keys, settings, cookies), settings, metrics, links, clock)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),
@@ -73,6 +86,12 @@ def create_app(
     if writer is None:
         add_refusing(app, parts)
     _add_operations(app, parts)
+    if settings.pages:
+        frame = Frame(parts, places, cookies)
+        add_pages(app, frame)
+        add_data(app, parts)
+        if keys is not None and cookies is not None:
+            add_login(app, frame, cookies, keys)
     direct = DirectReads(app.wsgi_app, parts, RUN_RULE)
     app.wsgi_app = Edge(direct, metrics, log=settings.access_log)  # type: ignore[method-assign]
     return app

@@ -19,8 +19,12 @@ class WebSettings:
         refusing it delays a whole batch. The bound on the body and the server's threads hold it back.
     metrics_open: whether ``/metrics`` answers without a key. It tells counts, never a run's content.
     access_log: whether every request is logged, to the logger ``runspan.access``.
+    stuck_after: seconds without an observation after which ``/metrics`` counts a run as stuck.
     jaeger_url, grafana_url, grafana_datasource, trace_url: where people look at a trace; see ``links.Links``.
     backend: what ``/readyz`` calls the backend.
+    pages: whether there are pages for people, beside the API.
+    public_url: the server as browsers reach it; see ``pages.places.Places``.
+    logins_per_minute: how many wrong keys an address may send to the login page; 0 means no limit.
     """
 
     max_body: int = 64 * MIB
@@ -31,8 +35,12 @@ class WebSettings:
     open_writes_per_minute: int = 0
     metrics_open: bool = True
     access_log: bool = False
+    stuck_after: float = 900.0
     jaeger_url: str = ""
     grafana_url: str = ""
     grafana_datasource: str = "tempo"
     trace_url: str = ""
     backend: str = ""
+    pages: bool = True
+    public_url: str = ""
+    logins_per_minute: int = 20
