@@ -1,0 +1,1 @@
+"""The operations stack on the real programs: the Collector's configuration, the alerts, and what survives faults."""

@@ -1,0 +1,168 @@
+"""From a run document to a webhook: Collector, Prometheus and Alertmanager as they are shipped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from operate.conftest import Stack
+from operate.kit import REPLAY, document, moment, send, step, wait_until
+from runspan import Run, encode
+from runspan.otlp.json import write_json
+from runspan.otlp.wire import Resource
+from servers.collector import total
+
+SECONDS = 60
+SCRAPE = 5.0
+"""Of deploy/prometheus.yaml."""
+BATCH = 0.5
+"""Until a span that was taken is in the Collector's counters."""
+
+
+@pytest.fixture(scope="module")
+def failed(stack: Stack) -> float:
+    """What must raise nothing was sent, and then one run that failed; the time at which that one was accepted."""
+    wait_until(lambda: stack.prometheus.up().get("span-metrics", False), SECONDS, "a scrape of the Collector")
+    for documents, headers in quiet_runs():
+        send(stack.directory, documents, stack.collector.otlp, headers=headers)
+    correct(stack)
+    asks = document("run_asks", "wf_asks", "suspended", [step("look", ago=18_000)], ago=18_000)
+    send(stack.directory, [asks], stack.collector.otlp)
+    run = document("run_first_failure", "wf_fails", "failed", [step("look"), step("charge", "failed")])
+    send(stack.directory, [run], stack.collector.otlp)
+    return time.time()
+
+
+def quiet_runs() -> list[tuple[list[dict[str, Any]], str]]:
+    """Documents that are no failure of this moment, with the header that they are sent with."""
+    attempts = [
+        {
+            "attempt": 1,
+            "status": "failed",
+            "startedAt": moment(3),
+            "completedAt": moment(2),
+            "error": {"code": "TIMEOUT"},
+        },
+        {"attempt": 2, "status": "completed", "startedAt": moment(2), "completedAt": moment(1)},
+    ]
+    retried = document("run_retried", "quiet_retried", steps=[step("call", attempt=2, attempts=attempts)])
+    going_on = {
+        "id": "call",
+        "name": "Call",
+        "type": "action",
+        "status": "retrying",
+        "startedAt": moment(3),
+        "attempt": 2,
+    }
+    snapshots = [
+        document("run_snapshot", "quiet_snapshot", "running", [step("look"), going_on]),
+        document("run_waiting", "quiet_snapshot", "suspended", [step("look")]),
+    ]
+    old = [
+        document(f"run_old_{n}", "quiet_backfill", "failed", [step("charge", "failed", ago=7200)], ago=7200)
+        for n in range(1000)
+    ]
+    again = [document(f"run_again_{n}", "quiet_replay", "failed", [step("charge", "failed")]) for n in range(20)]
+    return [([retried], ""), (snapshots, ""), (old, ""), (again, REPLAY)]
+
+
+def correct(stack: Stack) -> None:
+    """A run that completed is told to have failed after all. Its new head needs no header; its steps, which are sent
+    with it, do."""
+    good = document("run_corrected", "quiet_corrected")
+    send(stack.directory, [good], stack.collector.otlp)
+    bad = {**good, "status": "failed", "steps": [step("charge", "failed")]}
+    *steps, head = encode(Run.from_json(json.dumps(bad).encode()), after_root=True, observed_at=time.time_ns())
+    name, value = REPLAY.split("=")
+    for spans, header in (([head], {}), (steps, {name: value})):
+        body = write_json(spans, Resource("runspan", {}))
+        headers = {"content-type": "application/json", **header}
+        answer = httpx.post(f"{stack.collector.otlp}/v1/traces", content=body, headers=headers, trust_env=False)
+        assert answer.status_code == 200
+
+
+def arrived(stack: Stack, name: str, workflow: str = "wf_fails") -> dict[str, Any]:
+    """The first notification of a rule for a workflow."""
+
+    def found() -> list[dict[str, Any]]:
+        alerts = stack.webhook.alerts(name)
+        return [alert for alert in alerts if alert["labels"].get("runspan_workflow_id") == workflow]
+
+    assert stack.webhook.wait_for(lambda: bool(found()), SECONDS), stack.prometheus.alerts(state="firing")
+    return found()[0]
+
+
+def test_one_failed_run_is_told_within_two_scrapes(stack: Stack, failed: float) -> None:
+    """*Run failed* and *step failed* arrive at the webhook, and no more than two scrapes lie between the receiver's
+    answer and the alert, though no series of that workflow was ever there before."""
+    for name in ("RunspanRunFailed", "RunspanStepFailed"):
+        alert = arrived(stack, name)
+        began = datetime.fromisoformat(alert["startsAt"]).timestamp()
+        scrapes = stack.prometheus.times('up{job="span-metrics"}', failed + BATCH, began)
+        logging.getLogger("runspan.tests").info("%s after %.1f s, %d scrapes", name, began - failed, len(scrapes))
+        assert len(scrapes) <= 2, f"{name} after {began - failed:.1f} s"
+    step_alert = arrived(stack, "RunspanStepFailed")
+    assert step_alert["labels"]["runspan_step_id"] == "charge"
+    assert arrived(stack, "RunspanRunFailed")["labels"]["severity"] == "critical"
+
+
+def test_the_notification_links_to_the_run(stack: Stack, failed: float) -> None:
+    """``runs_url`` answers, and the list that it filters begins with the run that failed."""
+    for name in ("RunspanRunFailed", "RunspanStepFailed"):
+        link = httpx.URL(arrived(stack, name)["annotations"]["runs_url"])
+        assert str(link).startswith(stack.runspan)
+        answer = httpx.get(f"{stack.runspan}/api/v1/runs", params=link.params, trust_env=False).json()
+        assert [run["id"] for run in answer["data"]] == ["run_first_failure"]
+        page = httpx.get(link, trust_env=False)
+        assert page.is_success
+        assert page.headers["content-type"].startswith("text/html")
+
+
+def test_the_texts_are_whole(stack: Stack, failed: float) -> None:
+    """Every template in the annotations of an alert that arrived was filled in."""
+    alert = arrived(stack, "RunspanRunFailed")
+    assert alert["annotations"]["summary"] == "Workflow wf_fails failed"
+    assert "1 runs of wf_fails" in alert["annotations"]["description"]
+    assert all("{{" not in text and "<no value>" not in text for text in alert["annotations"].values())
+    assert "wf_fails" in httpx.URL(alert["annotations"]["traces_url"]).params["panes"]
+
+
+def test_an_approval_that_does_not_come_is_told(stack: Stack, failed: float) -> None:
+    """One snapshot of a run that is suspended, and began five hours ago, is enough; the link leads to it."""
+    alert = arrived(stack, "RunspanApprovalWaiting", "wf_asks")
+    params = httpx.URL(alert["annotations"]["runs_url"]).params
+    answer = httpx.get(f"{stack.runspan}/api/v1/runs", params=params, trust_env=False).json()
+    assert [run["id"] for run in answer["data"]] == ["run_asks"]
+
+
+def test_what_is_no_failure_of_now_raises_nothing(stack: Stack, failed: float) -> None:
+    """A retry that got through, snapshots, a correction, a re-export that says so and a thousand old failures were all
+    taken and stored, and no alert names their workflows."""
+    arrived(stack, "RunspanRunFailed")
+    last = time.time()
+    wait_until(lambda: len(stack.prometheus.times('up{job="span-metrics"}', last)) > 2, SECONDS, "three more scrapes")
+    told = stack.webhook.alerts() + stack.prometheus.alerts() + stack.prometheus.alerts(state="pending")
+    workflows = {alert["labels"].get("runspan_workflow_id", "") for alert in told}
+    assert workflows <= {"", "wf_fails", "wf_asks"}
+    assert total(stack.runspan, "runspan_store_runs", {}) == 1 + 2 + 1000 + 20 + 1 + 1 + 1
+    found = httpx.get(f"{stack.runspan}/api/v1/runs/run_corrected", trust_env=False).json()
+    assert found["data"]["status"] == "failed"
+
+
+def test_counters_go_on_under_the_same_labels_when_the_collector_starts_again(stack: Stack, failed: float) -> None:
+    """No label of a counter is new on every start, though the Collector gives some of them an id of its own."""
+    arrived(stack, "RunspanRunFailed")
+    labels = {label for series in stack.prometheus.query("runspan_runs_total") for label in series["metric"]}
+    known = {"__name__", "instance", "job", "runspan_run_status", "runspan_workflow_id", "service_name"}
+    assert labels == known
+
+
+def test_the_watchdog_is_always_told(stack: Stack, failed: float) -> None:
+    """The alert that shows that alerts arrive does so without any failure."""
+    assert stack.webhook.wait_for(lambda: bool(stack.webhook.alerts("RunspanWatchdog")), SECONDS)

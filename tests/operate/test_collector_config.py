@@ -1,0 +1,335 @@
+"""``otel-collector.yaml`` on the real Collector: it starts as it stands, and counts what ended now, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from alerts.__main__ import OUTPUT
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from clikit import environment, server
+from operate.kit import REPLAY, document, send, step, wait_until
+from operate.promql import names
+from runspan import Run, encode
+from runspan.health import METRICS, Health, Kind
+from runspan.health.otel import sending
+from runspan.ids import run_ids
+from runspan.otlp.json import write_json
+from runspan.otlp.wire import Resource
+from servers.collector import CONFIG, Collector, scraped, start_collector
+from servers.programs import ROOT, require_program
+
+TEXT = CONFIG.read_text()
+SETTINGS: dict[str, Any] = yaml.safe_load(TEXT)
+SECONDS = 30
+HOUR = 3_600_000_000_000
+USED = re.compile(r"\$\{env:(\w+):-([^}]*)\}")
+PROTOBUF = {"content-type": "application/x-protobuf"}
+
+
+def validate(**env: str) -> subprocess.CompletedProcess[str]:
+    command = [require_program("otelcol"), "validate", "--config", str(CONFIG)]
+    return subprocess.run(command, env=environment(**env), capture_output=True, text=True, check=False)
+
+
+def test_the_configuration_is_valid_as_it_stands() -> None:
+    """Validation passes without one variable set: every endpoint has a default."""
+    assert validate().returncode == 0, validate().stderr
+
+
+def test_the_configuration_is_valid_with_every_variable_set() -> None:
+    """What the environment may change does not have to be changed in the file."""
+    values = {
+        "HOST": "0.0.0.0",
+        "EXPORTERS": "[otlp_http/runspan]",
+        "QUEUE": "/tmp/elsewhere",
+        "QUEUE_BYTES": "1000000",
+        "MEMORY_MIB": "2048",
+        "MAX_AGE": "10m",
+        "FLUSH": "15s",
+        "INSECURE": "false",
+        "TEMPO": "tempo.example.com:443",
+        "JAEGER": "jaeger.example.com:443",
+        "RUNSPAN": "https://runs.example.com",
+        **{
+            f"{port}_PORT": str(20000 + n) for n, port in enumerate(("GRPC", "HTTP", "SPANS", "HEALTH", "OWN", "CHECK"))
+        },
+    }
+    named = {f"RUNSPAN_COLLECTOR_{name}": value for name, value in values.items()} | {"RUNSPAN_API_KEY": "wfk_x"}
+    assert named.keys() == {name for name, _ in USED.findall(TEXT)}
+    done = validate(**named)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_variable_that_names_no_exporter_is_refused() -> None:
+    """Validation reads the variables: a mistake is told before anything starts."""
+    done = validate(RUNSPAN_COLLECTOR_EXPORTERS="[otlp_grpc/temp]")
+    assert done.returncode != 0
+    assert "otlp_grpc/temp" in done.stderr
+
+
+def test_the_head_names_every_variable_with_its_default() -> None:
+    """Whoever sets a variable finds it at the top of the file, with what it is when it is not set."""
+    told = dict(re.findall(r"^#   (RUNSPAN_\w+) +(\S+)", TEXT, flags=re.MULTILINE))
+    used = dict(USED.findall(TEXT))
+    assert told.keys() == used.keys()
+    assert told.pop("RUNSPAN_API_KEY") == "none"
+    assert told.pop("RUNSPAN_COLLECTOR_EXPORTERS") == "all"
+    assert told.items() <= used.items()
+
+
+def test_every_component_is_in_the_manifest() -> None:
+    """What CI builds has what the file names, and nothing beside it."""
+    manifest = yaml.safe_load((ROOT / ".ci" / "collector-builder.yaml").read_text())
+    for kind in ("receivers", "processors", "exporters", "connectors", "extensions"):
+        built = {item["gomod"].split()[0].rpartition("/")[2].removesuffix(kind[:-1]) for item in manifest[kind]}
+        assert built == {name.partition("/")[0].replace("_", "").removesuffix("grpc") for name in SETTINGS[kind]}
+
+
+def test_the_build_is_not_repeated() -> None:
+    """With the binary of this manifest in its folder the script answers at once."""
+    folder = ROOT / "build" / "collector"
+    if not (folder / "otelcol").exists():
+        pytest.skip("no Collector was built in build/collector")
+    began = time.monotonic()
+    done = subprocess.run([ROOT / ".ci" / "collector"], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).resolve() == (folder / "otelcol").resolve()
+    assert os.access(folder / "otelcol", os.X_OK)
+    assert time.monotonic() - began < SECONDS
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sent")
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a runspan that the Collector sends to."""
+    with server(tmp_path_factory.mktemp("store")) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def collector(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Iterator[Collector]:
+    """A Collector that renews span metrics every second."""
+    started = start_collector(tmp_path_factory.mktemp("collector"), runspan=backend, env={"FLUSH": "1s"})
+    yield started
+    started.stop()
+
+
+def counts(collector: Collector, workflow: str) -> dict[str, float]:
+    """What was counted of a workflow."""
+    names = {
+        "runs": "runspan_runs_total",
+        "steps": "runspan_steps_total",
+        "retries": "runspan_step_retries_total",
+        "input": "runspan_tokens_input_total",
+        "output": "runspan_tokens_output_total",
+        "cost": "runspan_cost_USD_total",
+        "run_cost": "runspan_run_cost_USD_total",
+        "run_input": "runspan_run_tokens_input_total",
+        "run_output": "runspan_run_tokens_output_total",
+        "unfinished": "runspan_unfinished_age_seconds_count",
+        "spans": "traces_span_metrics_calls_total",
+    }
+    found = {short: collector.counted(name, runspan_workflow_id=workflow) for short, name in names.items()}
+    return {short: value for short, value in found.items() if value}
+
+
+def counted(collector: Collector, workflow: str, **expected: float) -> None:
+    """Waits until exactly this was counted."""
+    wait_until(lambda: counts(collector, workflow) == expected, SECONDS, f"{counts(collector, workflow)}")
+
+
+def agent(**more: Any) -> dict[str, Any]:
+    usage = {"promptTokens": 100, "completionTokens": 10, "model": "claude-sonnet-4-6", "estimatedCostUsd": 0.5}
+    return step("think", type="agent", output={"usage": usage}, **more)
+
+
+def test_concurrent_senders_are_counted_exactly(collector: Collector) -> None:
+    """Tokens and cost of many requests at once add up: none is lost between them."""
+    runs = [document(f"run_many_{n}", "wf_many", steps=[agent(), step("pay", attempt=3)]) for n in range(200)]
+
+    def part(number: int) -> None:
+        with httpx.Client(trust_env=False, headers={"content-type": "application/json"}) as client:
+            for run in runs[number::8]:
+                body = write_json(encode(Run.from_json(json.dumps(run).encode())), Resource("runspan", {}))
+                assert client.post(f"{collector.otlp}/v1/traces", content=body).status_code == 200
+
+    with ThreadPoolExecutor(8) as senders:
+        list(senders.map(part, range(8)))
+    tokens = {"input": 20_000, "output": 2000, "run_input": 20_000, "run_output": 2000, "cost": 100, "run_cost": 100}
+    counted(collector, "wf_many", runs=200, steps=400, retries=400, spans=600, **tokens)
+    assert collector.counted("runspan_cost_USD_total", gen_ai_agent_name="Think", job="runspan") == 100
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_replay_is_stored_and_not_counted(collector: Collector, backend: str, place: Path, protocol: str) -> None:
+    """The header ``x-runspan-replay`` works over both protocols, and changes no span."""
+    workflow = f"wf_replay_{protocol[:4]}"
+    otlp = collector.otlp if protocol != "grpc" else collector.url("GRPC")
+    send(place, [document(f"run_{workflow}", workflow)], otlp, "--protocol", protocol, headers=REPLAY)
+    send(place, [document(f"run_{workflow}_2", workflow)], otlp, "--protocol", protocol)
+    counted(collector, workflow, runs=1, steps=1, spans=2)
+    for run_id in (f"run_{workflow}", f"run_{workflow}_2"):
+        url = f"{backend}/api/v1/runs/{run_id}"
+        wait_until(lambda url=url: httpx.get(url, trust_env=False).is_success, SECONDS, url)  # type: ignore[misc]
+
+
+def test_snapshots_count_as_unfinished_only(collector: Collector, place: Path) -> None:
+    """A run that goes on has an age and is no run that ended. Its finished steps have ended."""
+    send(place, [document("run_waits", "wf_waits", "suspended", [step("ask")])], collector.otlp)
+    counted(collector, "wf_waits", unfinished=1, steps=1, spans=1)
+    labels = {"runspan_workflow_id": "wf_waits", "runspan_run_status": "suspended"}
+    assert 10 <= collector.counted("runspan_unfinished_age_seconds_sum", **labels) < 60
+
+
+def test_a_run_that_is_told_again_and_again_costs_once(collector: Collector, place: Path) -> None:
+    """Whoever follows a run by its document sends its finished steps with each snapshot. The run's totals count when it
+    ends."""
+    ended = document("run_followed", "wf_followed", steps=[agent()])
+    going_on = {name: value for name, value in ended.items() if name not in {"completedAt", "durationMs"}}
+    for found in ({**going_on, "status": "running"}, {**going_on, "status": "running"}, ended):
+        send(place, [found], collector.otlp)
+    wait_until(lambda: counts(collector, "wf_followed").get("runs") == 1, SECONDS, "the end was counted")
+    totals = counts(collector, "wf_followed")
+    assert (totals["run_cost"], totals["run_input"], totals["run_output"]) == (0.5, 100, 10)
+
+
+def test_what_is_old_is_not_counted(collector: Collector, place: Path) -> None:
+    """Two hours ago is a backfill, half an hour ago is a run that arrives late."""
+    old, late = document("run_old", "wf_age", ago=7200), document("run_late", "wf_age", ago=1800)
+    send(place, [old, late], collector.otlp)
+    counted(collector, "wf_age", runs=1, steps=1, spans=2)
+
+
+def test_other_programs_spans_pass_and_are_not_counted(collector: Collector) -> None:
+    """An HTTP server's span in a step would be a run to whoever goes by its kind."""
+    before = collector.own("otelcol_exporter_sent_spans")
+    post(collector, ("GET /", b"\x01" * 16, b"\x02" * 8))
+    wait_until(lambda: collector.own("otelcol_exporter_sent_spans") == before + 1, SECONDS, "the span was sent")
+    assert collector.counted("traces_span_metrics_calls_total", span_name="GET /") == 0
+
+
+def test_a_span_without_ids_does_not_spoil_the_others(collector: Collector) -> None:
+    """It is dropped and counted, and what came with it goes on."""
+    before = collector.own("otelcol_exporter_sent_spans")
+    post(
+        collector,
+        ("none", bytes(16), b"\x02" * 8),
+        ("good", b"\x03" * 16, b"\x04" * 8),
+        ("half", b"\x05" * 16, bytes(8)),
+    )
+    wait_until(lambda: collector.own("otelcol_exporter_sent_spans") == before + 1, SECONDS, "the good span was sent")
+    assert collector.own("otelcol_processor_filter_spans_filtered", filter="filter/ids") == 2
+
+
+def post(collector: Collector, *spans: tuple[str, bytes, bytes]) -> None:
+    """Spans of another program: name, trace id, span id."""
+    request = ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    now = time.time_ns()
+    for name, trace_id, span_id in spans:
+        scope.spans.add(
+            name=name, trace_id=trace_id, span_id=span_id, kind=2, start_time_unix_nano=now - 1, end_time_unix_nano=now
+        )
+    answer = httpx.post(
+        f"{collector.otlp}/v1/traces", content=request.SerializeToString(), headers=PROTOBUF, trust_env=False
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def test_runspans_own_health_arrives_under_the_names_of_its_metrics_page(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process sends as OTLP metrics is named as what `runspan serve` and `sync` answer at ``/metrics``."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{collector.otlp}/v1/metrics")
+    health = Health(time.time_ns)
+    for metric in METRICS:
+        if metric.kind is Kind.COUNTER:
+            health.add(metric, 1)
+        elif metric.kind is Kind.GAUGE:
+            health.set(metric, 1)
+        else:
+            health.moment(metric, time.time_ns() + (HOUR if metric.kind is Kind.UNTIL else -HOUR))
+    with sending(health, os.environ):
+        pass
+    wanted = {metric.prometheus_name for metric in METRICS}
+    told = re.compile(r"^(runspan_\w+)[{ ]", re.MULTILINE)
+    wait_until(lambda: wanted <= set(told.findall(scraped(collector.url("HEALTH")))), SECONDS, "its metrics")
+
+
+def test_durations_have_exemplars_that_name_the_trace(collector: Collector, place: Path) -> None:
+    """A point in a graph leads to the trace of a run, in the format in which Prometheus asks for them."""
+    trace_id = run_ids("run_example").trace_id.hex()
+
+    def told() -> bool:
+        send(place, [document("run_example", "wf_example")], collector.otlp)
+        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+        text = httpx.get(f"{collector.url('SPANS')}/metrics", headers=accept, trust_env=False).text
+        lines = [line for line in text.splitlines() if line.startswith("traces_span_metrics_duration_seconds_bucket")]
+        return any(f'trace_id="{trace_id}"' in line for line in lines if 'runspan_role="run"' in line)
+
+    wait_until(told, SECONDS, "an exemplar")
+
+
+def test_a_newer_prometheus_reads_the_same_names(collector: Collector, place: Path) -> None:
+    """Prometheus 3 asks for names with dots where there are any. What the rules read has underscores all the same."""
+    send(place, [document("run_names", "wf_names", steps=[agent()])], collector.otlp)
+    wait_until(lambda: counts(collector, "wf_names").get("spans") == 2, SECONDS, "span metrics")
+    rules = yaml.safe_load(OUTPUT.read_text())["groups"]
+    read = {name for group in rules for rule in group["rules"] for name in names(rule["expr"])}
+    for port in ("SPANS", "OWN"):
+        older, newer = (named(collector.url(port), escaping) for escaping in ("underscores", "allow-utf-8"))
+        assert read & older
+        assert read & older <= newer
+
+
+def named(url: str, escaping: str) -> set[str]:
+    """The names of all samples, as a Prometheus gets them that asks for this escaping."""
+    accept = {"accept": f"application/openmetrics-text;version=1.0.0;escaping={escaping}"}
+    text = httpx.get(f"{url}/metrics", headers=accept, trust_env=False).raise_for_status().text
+    return set(re.findall(r'^\{?"?([\w.]+)', text, flags=re.MULTILINE))
+
+
+def test_memory_that_is_used_up_refuses_with_a_code_to_try_again(tmp_path: Path, backend: str) -> None:
+    """Senders hear 503 while the heap is over its limit, and are taken again once what was there is delivered."""
+    collector = start_collector(tmp_path, runspan=backend, env={"MEMORY_MIB": "190"})
+    large, small = (one_span("x" * size) for size in (20_000_000, 1))
+
+    def status(body: bytes) -> int:
+        url = f"{collector.otlp}/v1/traces"
+        return httpx.post(url, content=body, headers=PROTOBUF, timeout=SECONDS, trust_env=False).status_code
+
+    try:
+        wait_until(lambda: status(large) == 503, SECONDS, "a refusal")
+        assert collector.own("otelcol_receiver_refused_spans") > 0
+        wait_until(lambda: status(small) == 200, 2 * SECONDS, "room again")
+    finally:
+        collector.stop()
+
+
+def one_span(text: str) -> bytes:
+    """A request with a span of another program that carries this text."""
+    request = ExportTraceServiceRequest()
+    span = (
+        request.resource_spans.add()
+        .scope_spans.add()
+        .spans.add(
+            name="padded", trace_id=b"\x06" * 16, span_id=b"\x07" * 8, start_time_unix_nano=1, end_time_unix_nano=2
+        )
+    )
+    span.attributes.add(key="pad").value.string_value = text
+    return request.SerializeToString()
