@@ -35,7 +35,7 @@ def setting(name: str, path: str) -> Any:
 
 
 def test_profiles_start_one_backend_or_both() -> None:
-    """Nothing starts without a profile, and each profile starts a backend together with its health check."""
+    """Nothing starts without a profile; a backend starts with its health check, and ``stack`` starts everything."""
     profiles: dict[str, set[str]] = {}
     for name, service in SERVICES.items():
         for profile in service["profiles"]:
@@ -43,7 +43,8 @@ def test_profiles_start_one_backend_or_both() -> None:
     assert profiles == {
         "tempo": {"tempo", "tempo-ready"},
         "jaeger": {"jaeger", "jaeger-ready"},
-        "all": set(SERVICES),
+        "all": {"tempo", "tempo-ready", "jaeger", "jaeger-ready"},
+        "stack": set(SERVICES),
     }
 
 
@@ -51,7 +52,7 @@ def test_profiles_start_one_backend_or_both() -> None:
 def test_images_are_pinned(name: str) -> None:
     """To a whole version, and those of the backends to the ones that the tests use."""
     image = SERVICES[name]["image"]
-    assert re.fullmatch(r"[a-z/]+:\d+\.\d+\.\d+", image)
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+", image)
     assert image == IMAGES.get(name, image)
 
 

@@ -1,0 +1,230 @@
+"""Every expression of the dashboards and rules, asked of a real Prometheus and a real Tempo with real data in them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from operate.boards import BOARDS, ROOT, filled_in, targets
+from operate.kit import wait_until
+from operate.promql import names, selectors
+from operate.scene import Scene, export, scene
+from runspan import Run, encode
+from runspan.document import TERMINAL_RUN_STATUSES
+from servers.prometheus import Prometheus
+from servers.tempo import Tempo
+
+PATIENCE = 60
+EXPRESSIONS = {where: target["expr"] for where, target in targets("prometheus")}
+RULES = {
+    rule["alert"]: rule["expr"]
+    for file in (ROOT / "deploy" / "rules").glob("*.yaml")
+    for group in yaml.safe_load(file.read_text())["groups"]
+    for rule in group["rules"]
+}
+RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
+PASTED = re.findall(r"```promql\n(.*?)```", RUNBOOKS, re.DOTALL)
+PASTED_SEARCHES = re.findall(r"```traceql\n(.*?)```", RUNBOOKS, re.DOTALL)
+LATE = Run.from_json(b'{"id":"run_late"}')
+"""Of the run that comes while the Collector refuses, the id decides the trace."""
+NEVER_HERE = {
+    # Takes 5000 combinations to come into being; the alert's own test makes it.
+    'traces_span_metrics_calls_total{otel_metric_overflow="true"}',
+}
+SEARCHES = {where: target for where, target in targets("tempo") if target["query"] != "${trace_id}"}
+VALUES = {
+    "environment": ".*",
+    "workflow": ".*",
+    "__rate_interval_ms": "60000",
+    "__rate_interval": "1m",
+    "__range": "10m",
+}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with scene(tmp_path_factory.mktemp("scene")) as running:
+        yield running
+
+
+def asked(prometheus: Prometheus, expression: str) -> list[dict[str, Any]]:
+    return prometheus.query(filled_in(expression, VALUES))
+
+
+def numbers(rows: list[dict[str, Any]]) -> list[str]:
+    """The values that are numbers: a ratio of nothing is none."""
+    return [row["value"][1] for row in rows if row["value"][1] != "NaN"]
+
+
+def test_every_panel_has_an_answer(live: Scene) -> None:
+    """Every PromQL expression of the dashboards gives at least one number."""
+    left = dict(EXPRESSIONS)
+    deadline = time.monotonic() + PATIENCE
+    while left and time.monotonic() < deadline:
+        left = {where: expr for where, expr in left.items() if not numbers(asked(live.prometheus, expr))}
+        time.sleep(0.5)
+    assert sorted(left) == []
+
+
+def test_every_rule_runs_and_its_series_are_there(live: Scene) -> None:
+    """Prometheus evaluates every rule, and whatever series a rule looks at, by name and labels, were scraped. Rules of
+    what happened here answer; the others' conditions do not hold."""
+    for expr in RULES.values():
+        live.prometheus.query(expr)
+    wanted = {selector for expr in RULES.values() for selector in selectors(expr)} - NEVER_HERE
+    left = sorted(selector for selector in wanted if not live.prometheus.query(f"count_over_time({selector}[1h])"))
+    assert left == []
+    assert {name for name, expr in RULES.items() if live.prometheus.query(expr)} >= {
+        "RunspanRunFailed",
+        "RunspanStepFailed",
+        "RunspanSpansDropped",
+        "RunspanQueueFull",
+        "RunspanCollectorRefusing",
+        "RunspanWatchdog",
+    }
+
+
+def test_every_metric_of_the_dashboards_and_runbooks_was_scraped(live: Scene) -> None:
+    """No name is invented: neither in a panel or a variable, nor in a query that a runbook tells to paste, and each of
+    these is evaluated."""
+    used = {name for expr in EXPRESSIONS.values() for name in names(filled_in(expr, VALUES))}
+    for board in BOARDS.values():
+        for variable in board["templating"]["list"]:
+            if variable["type"] == "query":
+                used |= {variable["query"].removeprefix("label_values(").split("{")[0].split(",")[0]}
+    assert len(PASTED) > 20
+    for query in PASTED:
+        live.prometheus.query(query)
+        used |= names(query)
+    assert sorted(used - live.prometheus.names() - {"ALERTS"}) == []
+
+
+def test_the_counts_are_those_of_the_documents(live: Scene) -> None:
+    """The overview counts each run that ended once, and each failed one as failed: the snapshots, the attempts and the
+    large runs of long ago beside them are no runs."""
+    statuses = [run.envelope.status for run in live.runs]
+    ended = sum(status in TERMINAL_RUN_STATUSES for status in statuses)
+    failed = sum(status in {"failed", "timed_out"} for status in statuses)
+
+    def shown(title: str) -> float:
+        expression = filled_in(EXPRESSIONS[f"overview.json: {title} A"], VALUES)
+        query = {"query": expression, "time": str(live.calm)}
+        answer = httpx.get(f"{live.prometheus.url}/api/v1/query", params=query, trust_env=False).json()
+        ((_, value),) = [row["value"] for row in answer["data"]["result"]]
+        return float(value)
+
+    assert shown("Runs") == ended
+    assert shown("Failed runs") == failed
+    assert shown("Success ratio") == pytest.approx(1 - failed / ended)
+
+
+def test_a_point_of_a_graph_leads_to_a_trace_of_the_documents(live: Scene) -> None:
+    """The exemplars that Prometheus keeps carry trace ids of runs that were sent."""
+    found: list[dict[str, Any]] = []
+
+    def has_exemplars() -> bool:
+        found[:] = live.prometheus.exemplars(
+            "traces_span_metrics_duration_seconds_bucket", time.time() - 600, time.time() + 60
+        )
+        return bool(found)
+
+    wait_until(has_exemplars, PATIENCE, "no exemplars")
+    sent = {encode(run)[-1].trace_id.hex() for run in live.runs}
+    assert {each["labels"]["trace_id"] for each in found} <= sent | {encode(LATE)[-1].trace_id.hex()}
+
+
+NEWER = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.2"
+)
+"""What Prometheus 3 asks for: names with dots as they are, if they have any."""
+
+
+@pytest.mark.parametrize("port", ["SPANS", "HEALTH", "OWN"])
+def test_a_newer_prometheus_gets_the_same_names(live: Scene, port: str) -> None:
+    """Asked for names in UTF-8, the Collector tells every metric that an expression here names by the same name."""
+    asked = {name for expr in (*EXPRESSIONS.values(), *RULES.values()) for name in names(filled_in(expr, VALUES))}
+
+    def told(accept: str) -> set[str]:
+        url = f"{live.collector.url(port)}/metrics"
+        text = httpx.get(url, headers={"accept": accept}, trust_env=False).raise_for_status().text
+        return set(re.findall(r"^([a-zA-Z_][\w:]*)", text, re.MULTILINE)) & asked
+
+    assert told("text/plain;version=0.0.4")
+    assert told(NEWER) == told("text/plain;version=0.0.4")
+
+
+@pytest.fixture(scope="module")
+def searched(live: Scene, tempo: Tempo) -> Tempo:
+    """A Tempo that has the same runs."""
+    export(live.documents, tempo.otlp)
+    return tempo
+
+
+def search(tempo: Tempo, target: dict[str, Any], values: dict[str, str]) -> list[dict[str, Any]]:
+    """The traces that Grafana would show, found the way its data source asks."""
+    now = int(time.time())
+    answer = httpx.get(
+        f"{tempo.url}/api/search",
+        params={
+            "q": filled_in(target["query"], values),
+            "limit": target["limit"],
+            "spss": target["spss"],
+            "start": now - 6 * 3600,
+            "end": now + 60,
+        },
+        timeout=30,
+        trust_env=False,
+    )
+    assert answer.status_code == 200, f"{target['query']}: {answer.text}"
+    traces: list[dict[str, Any]] = answer.json().get("traces") or []
+    return traces
+
+
+@pytest.mark.parametrize("where", SEARCHES)
+def test_every_search_finds_spans(live: Scene, searched: Tempo, where: str) -> None:
+    """Every TraceQL query finds spans, and each attribute that it selects stands at one of them at least."""
+    target = SEARCHES[where]
+    trace_id = encode(live.run)[-1].trace_id.hex()
+    values = {"workflow": ".*", "run_id": "whole" if "find" in where.lower() else "run_", "trace_id": trace_id}
+    found: list[dict[str, Any]] = []
+
+    def finds() -> bool:
+        found[:] = search(searched, target, values)
+        return bool(found)
+
+    wait_until(finds, PATIENCE, f"{where}: {target['query']}")
+    keys = {
+        attribute["key"]
+        for trace in found
+        for spans in trace["spanSets"]
+        for span in spans["spans"]
+        for attribute in span.get("attributes", ())
+    }
+    selected = re.search(r"select\(([^)]*)\)", target["query"])
+    assert selected is not None
+    assert {name.strip().removeprefix("span.") for name in selected[1].split(",")} <= keys | {"statusMessage"}
+
+
+@pytest.mark.parametrize("query", PASTED_SEARCHES)
+def test_searches_of_the_runbooks_find_spans(searched: Tempo, query: str) -> None:
+    """With the names of a workflow and a step that are there in place of the examples'."""
+    query = query.strip().replace("wf_overdue_invoices", "wf_whole").replace("fetch-invoices", "pay")
+    target = {"query": query, "limit": 20, "spss": 3}
+    wait_until(lambda: bool(search(searched, target, {})), PATIENCE, query)
+
+
+def test_selectors_of_an_expression() -> None:
+    """Names are told from functions, labels, windows and words of the language."""
+    expression = (
+        'sum by (job, le) (rate(a_total{x=~"b|c{2}", y!="\\"d("}[5m])) / on (job) group_left () max(e) > 14.4 * 0.01 '
+        "unless a_total offset 1h and on () count(up == 1)"
+    )
+    assert names(expression) == {"a_total", "e", "up"}
+    assert 'a_total{x=~"b|c{2}", y!="\\"d("}' in selectors(expression)

@@ -1,0 +1,273 @@
+"""The whole stack of ``compose.yaml``: closed to other machines, every health check real, every file where it is read,
+and its servers' start-up run for real, as processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from clikit import SAMPLES, environment
+from operate.boards import BOARDS, ROOT
+from operate.kit import wait_until
+from runspan import Run, __version__
+from runspan.links import Links
+from servers.collector import start_collector
+from servers.finding import missing
+from servers.process import Program, answers, free_ports
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
+SOURCES = yaml.safe_load((PROVISIONING / "datasources" / "runspan.yaml").read_text())["datasources"]
+ASKED = [name for name in SERVICES if not name.endswith("-ready")]
+"""The services that do something; the others ask for their health."""
+KEYS = {
+    "build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "init",
+    "network_mode", "ports", "profiles", "restart", "security_opt", "stop_grace_period", "user", "volumes",
+}  # fmt: skip
+"""The members of a service that are used here; each is in the Compose specification."""
+CHECK_KEYS = {"test", "interval", "timeout", "retries"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_members_that_compose_knows(name: str) -> None:
+    """No misspelt member: Compose would refuse the whole file."""
+    service = SERVICES[name]
+    assert set(service) <= KEYS
+    assert set(service.get("healthcheck", {})) <= CHECK_KEYS
+    for volume in service.get("volumes", ()):
+        source = volume.split(":")[0]
+        assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
+    used = {volume.split(":")[0] for each in SERVICES.values() for volume in each.get("volumes", ())}
+    assert set(COMPOSE["volumes"]) <= used
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_service_is_closed_and_its_health_is_asked(name: str) -> None:
+    """Published on loopback only, without capabilities; a neighbour in its network asks a page that tells readiness."""
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in service["ports"])
+    neighbour = SERVICES[f"{name}-ready"]
+    assert neighbour["network_mode"] == f"service:{name}"
+    assert neighbour["profiles"] == service["profiles"]
+    assert neighbour["image"].startswith("busybox:")
+    command = neighbour["healthcheck"]["test"]
+    assert command[:2] == ["CMD", "wget"]
+    assert command[-1].startswith("http://127.0.0.1:")
+
+
+def test_images_are_those_that_the_facts_were_measured_with() -> None:
+    """The versions of the documentation's figures, and runspan's own of this tree."""
+    images = {name: SERVICES[name]["image"] for name in ASKED}
+    assert images.pop("runspan") == f"runspan:{__version__}"
+    assert images == {
+        "tempo": "grafana/tempo:3.0.3",
+        "jaeger": "jaegertracing/jaeger:2.20.0",
+        "collector": "otel/opentelemetry-collector-contrib:0.159.0",
+        "prometheus": "prom/prometheus:v3.13.1",
+        "alertmanager": "prom/alertmanager:v0.28.1",
+        "grafana": "grafana/grafana:13.1.3",
+    }
+    bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert {re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-bookworm", base) is not None for base in bases} == {True}
+    assert len(set(bases)) == 1
+
+
+def test_the_image_gets_what_the_build_needs() -> None:
+    """Everything that the Dockerfile copies is let through, and nothing of the tests or of somebody's data."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    wanted = {name for line in copied for name in line.split()}
+    assert ignored[0] == "*"
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == wanted
+    assert all((ROOT / name).exists() for name in wanted)
+
+
+def test_names_of_targets_are_services() -> None:
+    """Prometheus, the Collector and Grafana look for the others under the names and ports that compose gives them."""
+    listening = {"collector": {4317, 4318, 8888, 8889, 8890, 13133}}
+    for name in ASKED:
+        ports = {int(port.rpartition(":")[2]) for port in SERVICES[name]["ports"]}
+        listening[name] = listening.get(name, set()) | ports
+    texts = [
+        (ROOT / "deploy" / "prometheus.yaml").read_text(),
+        (ROOT / "otel-collector.yaml").read_text(),
+        (PROVISIONING / "datasources" / "runspan.yaml").read_text(),
+    ]
+    found = {
+        (host, int(port))
+        for text in texts
+        for host, port in re.findall(r"\b([a-z]+):(\d{4,5})\b", re.sub(r"127\.0\.0\.1:\d+", "", text))
+        if host in listening
+    }
+    assert {host for host, _ in found} == set(listening) - {"grafana"}
+    assert all(port in listening[host] for host, port in found), found
+
+
+def test_configurations_are_mounted_where_they_are_read() -> None:
+    """Every file of the stack is mounted read-only at the path that a command or another file names."""
+    expected = {
+        "collector": ("./otel-collector.yaml", "/etc/otel-collector.yaml"),
+        "alertmanager": ("./deploy/alertmanager.yaml", "/etc/alertmanager/alertmanager.yaml"),
+        "prometheus": ("./deploy/prometheus.yaml", "/etc/prometheus/prometheus.yaml"),
+    }
+    for name, (outside, inside) in expected.items():
+        assert f"{outside}:{inside}:ro" in SERVICES[name]["volumes"]
+        assert inside in " ".join(SERVICES[name]["command"])
+    (rules,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yaml").read_text())["rule_files"]
+    assert f"./deploy/rules:/etc/prometheus/{Path(rules).parent}:ro" in SERVICES["prometheus"]["volumes"]
+    assert "./deploy/grafana/provisioning:/etc/grafana/provisioning:ro" in SERVICES["grafana"]["volumes"]
+    (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "runspan.yaml").read_text())["providers"]
+    folder = provider["options"]["path"]
+    assert f"./dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
+    assert not provider["allowUiUpdates"]
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.removeprefix(f"{folder}/") in BOARDS
+
+
+def test_data_sources_fit_the_dashboards_and_each_other() -> None:
+    """There is one of every kind that dashboards ask; exemplars, spans and runspan's links name uids that exist."""
+    uids = {source["uid"]: source for source in SOURCES}
+    kinds = {
+        variable["query"]
+        for board in BOARDS.values()
+        for variable in board["templating"]["list"]
+        if variable["type"] == "datasource"
+    }
+    assert kinds <= {source["type"] for source in SOURCES}
+    named = set(re.findall(r"datasourceUid: (\S+)", (PROVISIONING / "datasources" / "runspan.yaml").read_text()))
+    assert named == {"tempo", "prometheus"}
+    assert named <= set(uids)
+    exemplars = uids["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    assert {each["name"] for each in exemplars} == {"trace_id"}
+    assert exemplars[0]["datasourceUid"] == "tempo"
+    assert exemplars[1]["url"] == "/d/runspan-run?var-trace_id=$${__value.raw}"
+    assert uids["tempo"]["jsonData"]["nodeGraph"]["enabled"]
+    interval = yaml.safe_load((ROOT / "deploy" / "prometheus.yaml").read_text())["global"]["scrape_interval"]
+    assert uids["prometheus"]["jsonData"]["timeInterval"] == interval
+
+
+def test_runspans_links_lead_into_the_stack() -> None:
+    """The server's settings of the stack make links to the drill-down, to Jaeger and to Grafana Explore."""
+    values = SERVICES["runspan"]["environment"]
+    links = Links(values["RUNSPAN_JAEGER_URL"], values["RUNSPAN_GRAFANA_URL"], "tempo", values["RUNSPAN_TRACE_URL"])
+    found = links.of(bytes(range(16)))
+    assert found["trace"].endswith("/d/runspan-run?var-trace_id=000102030405060708090a0b0c0d0e0f")
+    published = {port.split(":")[1] for name in ("grafana", "jaeger") for port in SERVICES[name]["ports"]}
+    assert {re.search(r":(\d+)/", url)[1] for url in found.values()} <= published  # type: ignore[index]
+
+
+def test_runspan_and_the_collector_start_as_compose_starts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of compose makes both keys once, the Collector takes its key from the file, a run arrives through it,
+    the key for people reads it and writes nothing; a second start makes no further key."""
+    (port,) = free_ports(1)
+    data, keys = tmp_path / "data", tmp_path / "keys"
+    keys.mkdir()
+    service = SERVICES["runspan"]
+    mounts = {"/var/lib/runspan-keys": str(keys), "/var/lib/runspan": str(data), "0.0.0.0": "127.0.0.1"}
+    env = {name: replaced(value, mounts) for name, value in service["environment"].items()} | {
+        "RUNSPAN_PORT": str(port)
+    }
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = shutil.which("sh")
+    assert shell is not None
+    command = [shell, *service["entrypoint"][1:], *[text.replace("$$", "$") for text in service["command"]]]
+    url = f"http://127.0.0.1:{port}"
+
+    def start() -> Program:
+        program = Program(command, tmp_path, env)
+        program.wait_until(lambda: answers(f"{url}/readyz"))
+        return program
+
+    program = start()
+    try:
+        secret = replaced(SERVICES["collector"]["environment"]["RUNSPAN_API_KEY"], mounts).replace("$$", "$")
+        assert secret == f"${{file:{keys}/collector}}"
+        assert {file.name: file.stat().st_mode & 0o777 for file in keys.iterdir()} == {
+            "collector": 0o640,
+            "reader": 0o640,
+        }
+        monkeypatch.setenv("RUNSPAN_API_KEY", secret)
+        collector = start_collector(directory(tmp_path, "collector"), runspan=url)
+        try:
+            file = SAMPLES / "overdue-invoices-completed.json"
+            export(file, collector.otlp)
+            run = Run.from_json(file.read_bytes())
+            reader = {"x-api-key": (keys / "reader").read_text().strip()}
+            address = f"{url}/api/v1/runs/{run.id}"
+
+            def arrived() -> bool:
+                return httpx.get(address, headers=reader, trust_env=False).status_code == 200
+
+            wait_until(arrived, 30, "the run did not arrive through the Collector")
+            assert (
+                httpx.get(address, headers=reader, trust_env=False).content
+                == b'{"success":true,"data":' + run.text + b"}"
+            )
+            assert httpx.get(address, trust_env=False).status_code == 401
+            pushed = httpx.post(f"{url}/api/v1/runs", content=run.text, headers=reader, trust_env=False)
+            assert pushed.status_code == 403
+        finally:
+            collector.stop()
+        before = {file.name: file.read_bytes() for file in keys.iterdir()}
+        program.stop()
+        program = start()
+        assert {file.name: file.read_bytes() for file in keys.iterdir()} == before
+    finally:
+        program.stop()
+
+
+def replaced(text: str, values: dict[str, str]) -> str:
+    for old, new in values.items():
+        text = text.replace(old, new)
+    return text
+
+
+def directory(parent: Path, name: str) -> Path:
+    made = parent / name
+    made.mkdir()
+    return made
+
+
+def export(file: Path, endpoint: str) -> None:
+    command = [sys.executable, "-m", "runspan", "export", str(file), "--endpoint", endpoint]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def compose_client() -> list[str]:
+    """Compose 2 as a plugin of the client, or as a program; the test is skipped without either."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and compose_version(command) >= 2:
+            return command
+    return missing("compose", "neither `docker compose` nor docker-compose of version 2 is here")
+
+
+def compose_version(command: list[str]) -> int:
+    """The first number of its version; 0 when the client has no such plugin."""
+    asked = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
+    found = re.match(r"v?(\d+)\.", asked.stdout)
+    return int(found[1]) if found and asked.returncode == 0 else 0
+
+
+def test_compose_itself_takes_the_file() -> None:
+    """``docker compose config`` resolves every service of every profile; it needs no engine."""
+    command = [*compose_client(), "--profile", "stack", "config"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load(done.stdout)
+    assert set(resolved["services"]) == set(SERVICES)
+    assert resolved["services"]["runspan"]["command"][0].count("$$") == SERVICES["runspan"]["command"][0].count("$$")
