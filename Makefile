@@ -9,7 +9,7 @@ PORT ?= 8321
 DATA ?= var/demo
 DEMO ?=
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench stack dashboards alerts clean help
 
 help:  ## Show what there is.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,18 @@ check: $(READY_DEV)  ## Everything that a change must pass: tests, style, types.
 
 bench: $(READY_DEV)  ## Measure, as ratios inside one run. BENCH="export store" picks sections.
 	PYTHONPATH=src $(BIN)/python -m bench $(BENCH)
+
+stack:  ## The whole stack on this machine: Collector, Tempo, Jaeger, runspan, Prometheus, Alertmanager, Grafana.
+	docker compose --profile stack up --build --wait
+	@echo "Grafana  http://127.0.0.1:3000"
+	@echo "runspan  http://127.0.0.1:8321, log in with: docker compose --profile stack exec runspan cat /var/lib/runspan-keys/reader"
+	@echo "send     runspan export FILE --endpoint http://127.0.0.1:24318"
+
+dashboards: $(READY_DEV)  ## Write the dashboards' JSON from their code.
+	$(BIN)/python -m dashboards
+
+alerts: $(READY_DEV)  ## Write the alert rules from alerts/alerts.yaml.
+	$(BIN)/python -m alerts
 
 clean:  ## Remove what the others made.
 	rm -rf $(VENV) var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
