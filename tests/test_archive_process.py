@@ -164,13 +164,15 @@ def test_kills_of_a_purge_leave_every_run_somewhere(tmp_path: Path, texts: dict[
     for number in range(1, 3):
         with running(*args) as child:
             _until(child, lambda count=number: to.exists() and len(archives_in(str(to))) == count)  # type: ignore[misc]
-            time.sleep(random.uniform(0, 0.1))
+            time.sleep(random.uniform(0, 0.03))
             child.process.kill()
-            child.process.wait(WAIT)
+            assert child.process.wait(WAIT) == -9
         with SqliteStore(data) as store:
             assert store.stats().runs <= left
             left = store.stats().runs
         assert {run_id: text for folder in archives_in(str(to)) for run_id, text in held(folder).items()} == ended
+        if not left:
+            break
     process(*args)
     with SqliteStore(data) as store:
         assert store.stats().runs == 0
