@@ -170,7 +170,8 @@ class RunEncoder:
         self.trace_id, self.root_id, seed = run_ids(envelope.id, tenant)
         self.label = run_label(self.is_root, RUN_TABLE.get_labels(envelope))
         self.fallback = _first_time(envelope)
-        self.seed = (seed ^ self.label.salt ^ self.fallback ^ (not exception_events)).to_bytes(8, "big")
+        self.step_seed = seed ^ self.label.salt ^ self.fallback ^ (not exception_events)
+        self.seed = self.step_seed.to_bytes(8, "big")
         self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity.pairs])
         self.rest = RestOfSteps(tenant, self.fallback, exception_events)
 
@@ -191,7 +192,7 @@ class RunEncoder:
                 open_steps.append(text)
                 names.append(_OPEN)
                 continue
-            span_id = step_span_id(text, self.seed, taken) if given is None else next(given, _OPEN)
+            span_id = step_span_id(text, self.step_seed, taken) if given is None else next(given, _OPEN)
             names.append(span_id)
             spans.append(self.step(step, span_id, label))
             if step.extra:
@@ -210,7 +211,7 @@ class RunEncoder:
         steps = self.envelope.steps
         for step in steps if type(steps) is list else ():
             if step.status in TERMINAL_STEP_STATUSES:
-                found.append(step_span_id(step_text(step), self.seed, taken))
+                found.append(step_span_id(step_text(step), self.step_seed, taken))
         return found
 
     def step(self, step: Step, span_id: bytes, label: Label) -> Span:

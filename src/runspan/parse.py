@@ -51,7 +51,7 @@ def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, byt
         data = _utf8(data, where)
     data = data.strip(b" \t\r\n")
     try:
-        data.decode()
+        data.isascii() or data.decode()
         envelope = _decode(data)
         text = _encode(envelope)
         if len(text) == len(data) and 0 < len(envelope.id) <= MAX_RUN_ID_BYTES // 4:

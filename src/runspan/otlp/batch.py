@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, repeat
-from operator import add, attrgetter, eq, ge, itemgetter, le, lt, methodcaller, not_
+from operator import attrgetter, eq, ge, le, lt, not_
 from typing import Any, Final
 
 import msgspec
@@ -19,8 +19,8 @@ from msgspec import UNSET
 from runspan.carry import Pairs, put_times
 from runspan.document import Step
 from runspan.encode import RestOfSteps, encode, put_fault
-from runspan.fields import DIGEST, MANIFEST, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
-from runspan.ids import run_digests
+from runspan.fields import DIGEST, MANIFEST, ODD, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
+from runspan.ids import run_digests, step_digest
 from runspan.labels import ROOT_LABELS, STEP_LABELS, Label
 from runspan.otlp.columns import RUN_MEMBERS, STEP_MEMBERS, Column, joined, nanoseconds, where_true
 from runspan.otlp.wire import (
@@ -74,7 +74,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         starts[place] = ends[place] = 0
     labels = list(map(ROOT_LABELS.__getitem__, map(RUN_TABLE.get_labels, envelopes)))
     seeds = [
-        (int.from_bytes(digest[24:], "big") ^ label.salt ^ start).to_bytes(8, "big")
+        int.from_bytes(digest[24:], "big") ^ label.salt ^ start
         for digest, label, start in zip(digests, labels, starts, strict=True)
     ]
     ids = [TRACE_ID + trace + SPAN_ID for trace in traces]
@@ -170,6 +170,8 @@ def _no_times() -> bytes:
 
 
 _NO_TIMES: Final = _no_times()
+_NO_LENGTH: Final = HEADS[STEP_TABLE.end.key + ODD][len('"2024-01-15T09:00:01.200Z"')] + b'"'
+"""What stands on the span of a step that ended when it began, before that time."""
 
 
 class _Steps:
@@ -188,10 +190,9 @@ class _Steps:
         self.usages: dict[int, list[Usage]] = {}
         self.span_ids: list[bytes] = []
 
-    def name(self, seeds: Iterable[bytes]) -> None:
+    def name(self, seeds: Iterable[int]) -> None:
         """Gives the spans their ids, as ``ids.step_span_id`` does."""
-        digests = map(methodcaller("digest"), map(sha256, map(add, seeds, self.texts)))
-        self.span_ids = list(map(itemgetter(slice(0, 8)), digests))
+        self.span_ids = list(map(step_digest, self.texts, seeds))
         owners = self.owners
         unfinished = where_true(map(not_, map(attrgetter("finished"), self.labels)))
         self.odd_runs = {owners[place] for place in unfinished}
@@ -232,6 +233,10 @@ class _Steps:
             elif step.started_at is UNSET and step.completed_at is UNSET:
                 starts[place], ends[place] = fallbacks[owner], fallbacks[owner] + 1
                 rests[place] = _NO_TIMES
+                continue
+            elif 0 <= starts[place] == ends[place]:
+                ends[place] += 1
+                rests[place] = _NO_LENGTH + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
                 continue
             usages = self.usages.setdefault(owner, []) if label.agent else []
             rest = RestOfSteps(tenant, fallbacks[owner], usages=usages).of(step, label)
