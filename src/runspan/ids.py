@@ -71,7 +71,7 @@ def step_span_id(text: bytes, seed: int, taken: dict[bytes, bytes]) -> bytes:
     one id, a changed step gets another; equal steps of one run are told apart by counting them.
     taken: the ids of the run so far, each with the last that was given out for its content; the new one is added.
 
-    XXH3, since 64 bits of any digest withstand chance and no forger; that a document is right, ``fields.DIGEST`` proves.
+    XXH3, since 64 bits of any digest withstand chance and no forger; that a document is right, its own digest proves.
     """
     first = step_digest(text, seed)
     span_id = taken.get(first, first)
