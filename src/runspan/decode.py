@@ -58,7 +58,7 @@ from runspan.span import Span, Value
 from runspan.times import canonical_text
 
 _ID_DIGITS = len(OPEN)
-_HEX = re.compile(r"[0-9a-f]{16}")
+_MANIFEST = re.compile(r"(?:[0-9a-f]{16}|\.{16})*")
 _MAX_CHOICES = 64
 """How many combinations of spans that share ids are tried before the head counts as damaged."""
 
@@ -212,7 +212,7 @@ class _Head:
         if type(count) is not int or len(manifest) != count * _ID_DIGITS:
             raise Missing(f"the manifest names {len(manifest) // _ID_DIGITS} of {count!r} steps")
         names = [manifest[start : start + _ID_DIGITS] for start in range(0, len(manifest), _ID_DIGITS)]
-        if any(name != OPEN and not _HEX.fullmatch(name) for name in names):
+        if not _MANIFEST.fullmatch(manifest):
             raise Missing("the manifest names a step by something else than a span id")
         finished = [name for name in names if name != OPEN]
         if len(set(finished)) != len(finished):

@@ -80,12 +80,10 @@ def canonical_ns(text: str) -> int | None:
 
 def canonical_text(ns: int) -> str | None:
     """The canonical timestamp of these nanoseconds, or None when they are no whole milliseconds."""
-    minute, rest = divmod(ns, _MINUTE)
-    second, fraction = divmod(rest, SECOND)
-    millisecond, surplus = divmod(fraction, MILLISECOND)
-    if surplus or not 0 <= ns <= MAX_NS:
+    if ns % MILLISECOND or not 0 <= ns <= MAX_NS:
         return None
-    return _minute_text(minute) + _SUFFIXES[second] + _ENDINGS[millisecond]
+    second, rest = divmod(ns, SECOND)
+    return _minute_text(second // 60) + _SUFFIXES[second % 60] + _ENDINGS[rest // MILLISECOND]
 
 
 def parse_ns(text: str) -> int | None:

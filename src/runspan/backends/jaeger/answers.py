@@ -21,6 +21,10 @@ class Unreadable(ValueError):
     """The content is not what Jaeger writes."""
 
 
+COMPLAINTS: Final = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
+"""What content raises that is not what Jaeger writes."""
+
+
 class _Source(Protocol):
     """A span as it was answered."""
 
@@ -30,8 +34,8 @@ class _Source(Protocol):
 class Found(Struct, frozen=True, gc=False):
     """A span of an answer, looked into no further than a list needs.
 
-    trace_id, span_id: hex. start: microseconds since 1970. is_head: true of every head of a run, and rarely of others.
-    text: of a head, the attributes as they were answered; empty where the answer has them in pieces.
+    trace_id, span_id: hex. is_head: true of every head of a run, and rarely of others. Of a head, start: microseconds
+    since 1970, and text: the attributes as they were answered; empty where the answer has them in pieces.
     """
 
     trace_id: str
@@ -44,8 +48,10 @@ class Found(Struct, frozen=True, gc=False):
     def span(self) -> Span:
         """The whole span. Unreadable when it is none."""
         source: _Source = self.source
-        with reading():
+        try:
             return source.neutral()
+        except COMPLAINTS as error:
+            raise Unreadable(str(error)) from None
 
 
 @contextmanager
@@ -53,7 +59,7 @@ def reading() -> Iterator[None]:
     """Every complaint about the content as Unreadable."""
     try:
         yield
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+    except COMPLAINTS as error:
         raise Unreadable(str(error)) from None
 
 
@@ -122,6 +128,11 @@ _EVENTS: Final = msgspec.json.Decoder(list[_Event])
 _LINKS: Final = msgspec.json.Decoder(list[_Link])
 _HEAD: Final = b'"' + REVISION.encode() + b'"'
 """Stands in the attributes of every head. In a text it would have backslashes before the quotes."""
+
+
+_STEP: Final = b'{"key":"runspan.step.'
+"""Stands near the beginning of a step's attributes, which spares the search for ``_HEAD`` to their end, and in those of
+no head. Jaeger writes no space between them; if it did, the search alone would tell."""
 
 
 class _Span(Struct, gc=False, rename="camel"):
@@ -198,24 +209,23 @@ def find_traces(content: bytes) -> list[Found]:
 
     The gateway writes one JSON object; a streaming one would write an object a line, and is read as well.
     """
+    found: list[Found] = []
     with reading():
-        return [
-            _found(span)
-            for answer in _answers(content)
-            for resource in answer.result.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-
-def _found(span: _Span) -> Found:
-    trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
-    if len(trace_id) != 32:
-        trace_id = hex_id(trace_id, 32)
-    if len(span_id) != 16:
-        span_id = hex_id(span_id, 16)
-    is_head = _HEAD in text
-    return Found(trace_id, span_id, int(span.start_time_unix_nano) // 1000, is_head, span, text if is_head else b"")
+        for answer in _answers(content):
+            for resource in answer.result.resource_spans:
+                for scope in resource.scope_spans:
+                    for span in scope.spans:
+                        trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
+                        if len(trace_id) != 32:
+                            trace_id = hex_id(trace_id, 32)
+                        if len(span_id) != 16:
+                            span_id = hex_id(span_id, 16)
+                        if _STEP in text or _HEAD not in text:
+                            found.append(Found(trace_id, span_id, 0, False, span))
+                        else:
+                            start = int(span.start_time_unix_nano) // 1000
+                            found.append(Found(trace_id, span_id, start, True, span, text))
+    return found
 
 
 def _answers(content: bytes) -> list[_Answer]:
@@ -228,7 +238,15 @@ def _answers(content: bytes) -> list[_Answer]:
 
 
 def _plain_pairs(pairs: Iterable[_Pair]) -> tuple[tuple[str, Value], ...]:
-    return tuple([(pair.key, None if pair.value is None else pair.value.plain()) for pair in pairs])
+    return tuple(
+        [
+            (
+                pair.key,
+                None if (value := pair.value) is None else text if (text := value.string_value) else value.plain(),
+            )
+            for pair in pairs
+        ]
+    )
 
 
 def trace_id_of(text: str) -> bytes:
