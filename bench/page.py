@@ -14,8 +14,8 @@ _HEAD = """\
 Ratios, each of one run in which the contestants took turns: the best round of one by the best round of the other.
 "Single rounds" is the range of the ratio within a round. "By CPU time" is the same ratio by processor time, which other
 work on the machine disturbs less than the clock. Absolute times are not given: they say nothing on another machine.
-Goals that are missed say NO. The goals that compare with Tempo, Jaeger and Phoenix need those servers and are not
-measured here. `python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
+Goals that are missed say NO. The goals that compare with Tempo's and Phoenix' own speed are not measured here.
+`python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
 
 What is compared:
 
@@ -30,6 +30,9 @@ What is compared:
 - **memory**: the peak resident memory of `runspan export`.
 - **pipe**: a file into a real `runspan serve` until every run is durable and can be asked for, which is checked run by
   run. The stock side sends the same spans, with ids and attributes worked out before the clock starts.
+- **recorder**: what a step costs an engine under the Recorder, against plain spans of the SDK with its batch processor.
+- **remote**: a reader's time beyond what passes in its HTTP client, which is counted as the backend's own. A list over
+  Jaeger fetches whole traces, which have to be parsed; Jaeger's memory answers about as fast as that can be done.
 """
 
 
