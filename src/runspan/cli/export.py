@@ -19,14 +19,12 @@ from click.core import ParameterSource
 
 from runspan.cli.export_hints import hint_on
 from runspan.cli.metrics import metrics_option
-from runspan.cli.options import Seconds, api_key_option, json_option, option, tenant_option
+from runspan.cli.options import Seconds, api_key_option, json_option, option, receiver_options, tenant_option
 from runspan.cli.places import otlp_environment
 from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, told
 from runspan.cli.progress import progress, telling_trouble
 from runspan.cli.watching import Options, watch
 from runspan.delivery import (
-    GRPC,
-    HTTP,
     DeadLetters,
     DeliverySettings,
     Report,
@@ -53,18 +51,7 @@ GC_THRESHOLD: Final = 50_000
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE...]")
-@option(
-    "--endpoint",
-    metavar="URL",
-    show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318",
-    help="OTLP receiver, such as http://127.0.0.1:8321 or, with grpc, 127.0.0.1:4317.",
-)
-@option(
-    "--protocol",
-    type=click.Choice([HTTP, GRPC]),
-    show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {HTTP}",
-    help="How the receiver takes traces.",
-)
+@receiver_options
 @option(
     "--compression",
     type=click.Choice(COMPRESSIONS),

@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from runspan.delivery import GRPC, HTTP
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 SECOND: Final = 1_000_000_000
@@ -103,6 +105,23 @@ def reading_options(command: F) -> F:
         "a running runspan server.",
     )
     return data_option(backend(tenant_option(api_key_option(command))))
+
+
+def receiver_options(command: F) -> F:
+    """Where traces go: ``--endpoint`` and ``--protocol``."""
+    endpoint = option(
+        "--endpoint",
+        metavar="URL",
+        show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318",
+        help="OTLP receiver, such as http://127.0.0.1:8321 or, with grpc, 127.0.0.1:4317.",
+    )
+    protocol = option(
+        "--protocol",
+        type=click.Choice([HTTP, GRPC]),
+        show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {HTTP}",
+        help="How the receiver takes traces.",
+    )
+    return endpoint(protocol(command))
 
 
 def tenant_option(command: F) -> F:

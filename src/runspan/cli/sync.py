@@ -12,10 +12,19 @@ import click
 from runspan.cli.export import GC_THRESHOLD
 from runspan.cli.export_hints import hint_on
 from runspan.cli.metrics import metrics_option
-from runspan.cli.options import Length, Retention, Seconds, Utf8, api_key_option, json_option, option, tenant_option
+from runspan.cli.options import (
+    Length,
+    Retention,
+    Seconds,
+    Utf8,
+    api_key_option,
+    json_option,
+    option,
+    receiver_options,
+    tenant_option,
+)
 from runspan.cli.process import INCOMPLETE, INTERRUPTED
 from runspan.cli.syncing import KEY_VARIABLE, Options, synced
-from runspan.delivery import GRPC, HTTP
 from runspan.document import RUN_STATUSES
 from runspan.sync import SyncReport
 
@@ -25,18 +34,7 @@ RATE: Final = 900
 
 @click.command()
 @click.argument("url", metavar="URL", envvar="RUNSPAN_SYNC_URL")
-@option(
-    "--endpoint",
-    metavar="URL",
-    show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318",
-    help="OTLP receiver, such as http://127.0.0.1:8321 or, with grpc, 127.0.0.1:4317.",
-)
-@option(
-    "--protocol",
-    type=click.Choice([HTTP, GRPC]),
-    show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {HTTP}",
-    help="How the receiver takes traces.",
-)
+@receiver_options
 @option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
