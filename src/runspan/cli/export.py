@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shlex
 import sys
 import time
@@ -12,15 +11,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 import click
 from click.core import ParameterSource
 
 from runspan.cli.export_hints import hint_on
 from runspan.cli.metrics import metrics_option
-from runspan.cli.options import Seconds, api_key_option, json_option, option, receiver_options, tenant_option
-from runspan.cli.places import otlp_environment
+from runspan.cli.options import (
+    Seconds,
+    api_key_option,
+    json_option,
+    option,
+    receiver_options,
+    service_name_option,
+    tenant_option,
+)
+from runspan.cli.places import otlp_environment, resource_of
 from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, told
 from runspan.cli.progress import progress, telling_trouble
 from runspan.cli.watching import Options, watch
@@ -80,13 +86,7 @@ GC_THRESHOLD: Final = 50_000
     default=TARGET_SPANS,
     help="Spans in a request, about.",
 )
-@option(
-    "--service-name",
-    metavar="NAME",
-    env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
-    default="runspan",
-    help="The traces' service.name; OTEL_RESOURCE_ATTRIBUTES adds to it.",
-)
+@service_name_option
 @option(
     "--dead-letter",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -176,7 +176,7 @@ def export(
 
     The report goes to standard error. The exit code is 0 only if every document was accepted, else 1.
     """
-    resource = Resource(service_name, resource_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")))
+    resource = resource_of(service_name)
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     _check_files(ctx, files, tenant)
     if dry_run:
@@ -291,18 +291,6 @@ def _all(files: Iterable[str], advance: Callable[[int], None] | None) -> Iterato
     """The documents of all files. A file that is not there is told before anything is sent."""
     sources = [documents(file, on_bytes=advance) for file in files]
     return (document for source in sources for document in source)
-
-
-def resource_attributes(text: str) -> dict[str, str]:
-    """``OTEL_RESOURCE_ATTRIBUTES``: ``key=value`` joined by commas, values percent-encoded."""
-    attributes: dict[str, str] = {}
-    for pair in filter(None, map(str.strip, text.split(","))):
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise SettingError(where="OTEL_RESOURCE_ATTRIBUTES", expected="key=value,key=value", got=repr(pair))
-        attributes[key.strip()] = unquote(value.strip())
-    attributes.pop("service.name", None)  # --service-name and OTEL_SERVICE_NAME go before it
-    return attributes
 
 
 def _dry_run(found: Iterable[Run | DocumentError], resource: Resource, tenant: str, quiet: bool) -> int:

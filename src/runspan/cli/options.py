@@ -124,6 +124,17 @@ def receiver_options(command: F) -> F:
     return endpoint(protocol(command))
 
 
+def service_name_option(command: F) -> F:
+    """``--service-name``: who sends."""
+    return option(
+        "--service-name",
+        metavar="NAME",
+        env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
+        default="runspan",
+        help="The traces' service.name; OTEL_RESOURCE_ATTRIBUTES adds to it.",
+    )(command)
+
+
 def tenant_option(command: F) -> F:
     """``--tenant NAME``: whose runs."""
     return option(

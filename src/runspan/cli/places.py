@@ -8,7 +8,6 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import click
 
@@ -16,7 +15,10 @@ from runspan.backends.connect import connect
 from runspan.backends.rest import RestReader
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import TraceReader
+from runspan.delivery import with_api_key
 from runspan.errors import SettingError, StoreError
+from runspan.otlp.headers import read_attributes
+from runspan.otlp.wire import Resource
 from runspan.web.keys import KeyRing
 
 KEYS_FILE: Final = "keys.sqlite3"
@@ -101,13 +103,15 @@ def api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str =
 
 def otlp_environment(key_file: Path | None) -> dict[str, str]:
     """The process's environment, with the API key added to the headers that it names."""
-    environment = dict(os.environ)
     key = api_key(key_file)
-    if key is not None:
-        name = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
-        given = environment.get(name) or environment.get("OTEL_EXPORTER_OTLP_HEADERS", "")
-        environment[name] = f"{given},x-api-key={quote(key, safe='')}".removeprefix(",")
-    return environment
+    return dict(os.environ) if key is None else with_api_key(os.environ, key)
+
+
+def resource_of(service_name: str) -> Resource:
+    """Who sends, with what ``OTEL_RESOURCE_ATTRIBUTES`` adds."""
+    attributes = read_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    attributes.pop("service.name", None)  # --service-name and OTEL_SERVICE_NAME go before it
+    return Resource(service_name, attributes)
 
 
 def open_reader(

@@ -21,6 +21,7 @@ from runspan.cli.options import (
     json_option,
     option,
     receiver_options,
+    service_name_option,
     tenant_option,
 )
 from runspan.cli.process import INCOMPLETE, INTERRUPTED
@@ -138,13 +139,7 @@ RATE: Final = 900
     "rotate.",
 )
 @option("--workers", type=click.IntRange(1, 64), metavar="COUNT", default=4, help="Requests to the receiver in flight.")
-@option(
-    "--service-name",
-    metavar="NAME",
-    env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
-    default="runspan",
-    help="The traces' service.name; OTEL_RESOURCE_ATTRIBUTES adds to it.",
-)
+@service_name_option
 @tenant_option
 @api_key_option
 @metrics_option

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -15,14 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from runspan.cli.export import resource_attributes
 from runspan.cli.metrics import reporting
-from runspan.cli.places import api_key, otlp_environment
+from runspan.cli.places import api_key, otlp_environment, resource_of
 from runspan.cli.sync_progress import display
 from runspan.delivery import DeadLetters, Delivery, OnSettled, RetryPolicy, connect, settings_from
 from runspan.errors import RunspanError
 from runspan.health import Health, delivered
-from runspan.otlp.wire import Resource
 from runspan.sources.platform import Pace, Platform, base_url
 from runspan.sync import Binding, Checkpoint, Filter, Rhythm, Settings, Sync, SyncReport, numbers
 from runspan.times import SECOND
@@ -96,7 +93,7 @@ def synced(options: Options) -> tuple[SyncReport, RunspanError | None]:
     delivery = settings_from(
         otlp_environment(options.api_key_file), endpoint=options.endpoint, protocol=options.protocol
     )
-    resource = Resource(options.service_name, resource_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")))
+    resource = resource_of(options.service_name)
     workflows, statuses = tuple(set(options.workflows)), tuple(set(options.statuses))
     binding = Binding(base_url(options.url), delivery.place, options.tenant, workflows, statuses)
     halted = threading.Event()

@@ -10,7 +10,7 @@ from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused,
 from runspan.delivery.report import OnSettled, Report, Verdict
 from runspan.delivery.retry import RetryPolicy
 from runspan.delivery.sender import Delivery
-from runspan.delivery.settings import GRPC, HTTP, DeliverySettings, settings_from
+from runspan.delivery.settings import GRPC, HTTP, DeliverySettings, settings_from, with_api_key
 
 __all__ = [
     "GRPC",
@@ -37,6 +37,7 @@ __all__ = [
     "Verdict",
     "connect",
     "settings_from",
+    "with_api_key",
 ]
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from runspan.errors import SettingError
 from runspan.otlp.headers import basic_login, checked_headers, read_headers, secret_parts
@@ -88,6 +88,13 @@ def settings_from(
         client_key=client_key or _variable(env, "CLIENT_KEY")[1] or None,
         insecure=insecure,
     )
+
+
+def with_api_key(env: Mapping[str, str], key: str) -> dict[str, str]:
+    """The variables with the API key of a runspan server among the headers that they name."""
+    given = _variable(env, "HEADERS")[1]
+    header = f"x-api-key={quote(key, safe='')}"
+    return {**env, "OTEL_EXPORTER_OTLP_TRACES_HEADERS": f"{given},{header}" if given else header}
 
 
 def _variable(env: Mapping[str, str], name: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ from runspan.otlp.wire import (
     SPAN_ID,
     TRACE_ID,
     attribute_bytes,
+    attributes_bytes,
     end_bytes,
     integer_bytes,
     label_bytes,
@@ -136,37 +137,33 @@ def _rest_of_failed(error: object, label: Label, end: int, usages: list[Usage]) 
     own: Pairs = []
     put_totals(own, usages)
     fault = put_fault(own, error, label, end, True)
-    return _attributes_bytes(own), end_bytes(fault.events, (), fault.status, fault.message)
+    return attributes_bytes(own), end_bytes(fault.events, (), fault.status, fault.message)
 
 
 def _totals_bytes(usages: list[Usage]) -> bytes:
     own: Pairs = []
     put_totals(own, usages)
-    return _attributes_bytes(own)
+    return attributes_bytes(own)
 
 
 def _usage_bytes(usage: Usage) -> bytes:
     own: Pairs = []
     put_counts(own, usage)
-    return _model_bytes(usage.model) + _attributes_bytes(own)
+    return _model_bytes(usage.model) + attributes_bytes(own)
 
 
 @lru_cache(maxsize=256)
 def _model_bytes(model: str) -> bytes:
     own: Pairs = []
     put_model(own, model)
-    return _attributes_bytes(own)
-
-
-def _attributes_bytes(own: Pairs) -> bytes:
-    return b"".join([attribute_bytes(key, value) for key, value in own])
+    return attributes_bytes(own)
 
 
 def _no_times() -> bytes:
     """What stands on the span of a step that was skipped: it has neither start nor end."""
     own: Pairs = []
     put_times(own, STEP_TABLE, UNSET, UNSET, 1)
-    return _attributes_bytes(own)
+    return attributes_bytes(own)
 
 
 _NO_TIMES: Final = _no_times()
@@ -241,7 +238,7 @@ class _Steps:
             usages = self.usages.setdefault(owner, []) if label.agent else []
             rest = RestOfSteps(tenant, fallbacks[owner], usages=usages).of(step, label)
             starts[place], ends[place] = rest.start, rest.end
-            rests[place] = _attributes_bytes(rest.own)
+            rests[place] = attributes_bytes(rest.own)
             closings[place] = end_bytes(rest.fault.events, rest.links, rest.fault.status, rest.fault.message)
         columns: list[Column] = [
             ids,

@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw
 from runspan.carry import Pairs, put_value
 from runspan.fields import PIECE_BYTES, RUN_TABLE, STEP_TABLE, Field, Kind
 from runspan.otlp.rows import Column, where_true
-from runspan.otlp.wire import attribute_bytes
+from runspan.otlp.wire import attributes_bytes
 
 try:
     from runspan.otlp._rows import joined_spans, nanoseconds
@@ -70,7 +70,7 @@ class _Integers(dict[bytes, bytes]):
     def __missing__(self, text: bytes) -> bytes:
         pairs: Pairs = []
         put_value(pairs, self._field, Raw(text))
-        attributes = b"".join([attribute_bytes(key, value) for key, value in pairs])
+        attributes = attributes_bytes(pairs)
         if len(text) < _SHORT_NUMBER:
             if len(self) >= _MEMO:
                 self.clear()

@@ -1,6 +1,6 @@
-"""Header lists as OpenTelemetry's variables write them, read and checked; no I/O.
+"""The lists in OpenTelemetry's variables, headers and resource attributes, read and checked; no I/O.
 
-Their values are secrets, so no error quotes one.
+The values of headers are secrets, so no error quotes one.
 https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
 """
 
@@ -52,6 +52,21 @@ def checked_headers(where: str, items: Iterable[tuple[str, str]]) -> Headers:
             raise SettingError(where=f"{where}: {key}", expected="printable ASCII", got="other characters")
         checked[key.lower()] = value
     return tuple(checked.items())
+
+
+def read_attributes(text: str) -> dict[str, str]:
+    """``OTEL_RESOURCE_ATTRIBUTES``: ``key=value`` joined by commas, values percent-encoded. SettingError names a pair
+    that is none.
+
+    https://opentelemetry.io/docs/specs/otel/resource/sdk/#specifying-resource-information-via-an-environment-variable
+    """
+    attributes: dict[str, str] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise SettingError(where="OTEL_RESOURCE_ATTRIBUTES", expected="key=value,key=value", got=repr(pair))
+        attributes[key.strip()] = unquote(value.strip())
+    return attributes
 
 
 def basic_login(user: str, password: str) -> tuple[str, str]:

@@ -149,8 +149,13 @@ def _attribute(lead: bytes, key: str, value: Value) -> bytes:
 def shared_bytes(group: Attributes) -> bytes:
     wire = group.wire
     if wire is None:
-        wire = group.wire = b"".join([attribute_bytes(key, value) for key, value in group.pairs])
+        wire = group.wire = attributes_bytes(group.pairs)
     return wire
+
+
+def attributes_bytes(pairs: Iterable[tuple[str, Value]]) -> bytes:
+    """Attributes of a span, in their order."""
+    return b"".join([attribute_bytes(key, value) for key, value in pairs])
 
 
 def attribute_bytes(key: str, value: Value) -> bytes:

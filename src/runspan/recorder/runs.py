@@ -15,7 +15,7 @@ from runspan.recorder.calls import recorded
 from runspan.recorder.checkpoint import checkpoint
 from runspan.recorder.live import LiveRun
 from runspan.recorder.record import RunRecord
-from runspan.recorder.scope import Scope, enter, inside, leave
+from runspan.recorder.scope import Block, Scope, enter, inside, leave
 from runspan.recorder.steps import StepRecording
 from runspan.recorder.values import error_text, label, payload
 from runspan.run import Run
@@ -38,7 +38,7 @@ class Owner(Protocol):
         ...
 
 
-class RunRecording:
+class RunRecording(Block):
     """A run: a context manager, with or without ``async``, and a decorator of functions. Made by ``Recorder.run``.
 
     An exception that leaves the block makes the run failed, or cancelled when it is a cancellation, Ctrl-C or
@@ -147,14 +147,6 @@ class RunRecording:
             self.cancel(error)
         else:
             self.end(error)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
     @contextmanager
     def active(self) -> Iterator[Self]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import quote, unquote
 
-from runspan.delivery import DeliverySettings, settings_from
+from runspan.delivery import DeliverySettings, settings_from, with_api_key
 from runspan.errors import SettingError
+from runspan.otlp.headers import read_attributes
 from runspan.otlp.wire import Resource
 
 API_KEY: Final = "RUNSPAN_API_KEY"
@@ -29,12 +29,10 @@ def delivery_settings(
             got="none of them",
             hint="Recorder(environ=os.environ) honours OTEL_EXPORTER_OTLP_ENDPOINT and the other OTEL_ variables",
         )
-    env = dict(environ or {})
+    env = environ or {}
     key = env.get(API_KEY, "").strip()
     if key and headers is None:
-        name = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
-        given = env.get(name, "").strip() or env.get("OTEL_EXPORTER_OTLP_HEADERS", "").strip()
-        env[name] = f"{given},x-api-key={quote(key)}" if given else f"x-api-key={quote(key)}"
+        env = with_api_key(env, key)
     return settings_from(env, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
 
 
@@ -43,12 +41,6 @@ def resource_of(
 ) -> Resource:
     """Arguments go before ``OTEL_SERVICE_NAME``, and that before ``OTEL_RESOURCE_ATTRIBUTES``."""
     env = environ or {}
-    found: dict[str, str] = {}
-    for pair in filter(None, map(str.strip, env.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))):
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise SettingError(where="OTEL_RESOURCE_ATTRIBUTES", expected="key=value,key=value", got=repr(pair))
-        found[key.strip()] = unquote(value.strip())
-    found.update(attributes or {})
+    found = {**read_attributes(env.get("OTEL_RESOURCE_ATTRIBUTES", "")), **(attributes or {})}
     own = found.pop("service.name", "")
     return Resource(service_name or env.get("OTEL_SERVICE_NAME", "").strip() or own or "runspan", found)

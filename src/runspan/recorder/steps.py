@@ -14,7 +14,7 @@ from runspan.document import Step
 from runspan.recorder.calls import recorded
 from runspan.recorder.live import LiveRun, attempt_span_id
 from runspan.recorder.record import Attempt, RunRecord, StepRecord
-from runspan.recorder.scope import Scope, enter, inside, leave, scopes
+from runspan.recorder.scope import Block, Scope, enter, inside, leave, scopes
 from runspan.recorder.values import error_text, label, members, payload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _KNOWN = {*Step.__struct_encode_fields__, "attempts"}
 
 
-class StepRecording:
+class StepRecording(Block):
     """A step of a run: a context manager, with or without ``async``, and a decorator of functions.
 
     Made by ``Recorder.step``, for the run that is current when it begins (outside any run it records nothing), or by
@@ -126,14 +126,6 @@ class StepRecording:
             self._scope = None
         # A generator that is closed early was not wanted further; nothing failed.
         self.end(None if isinstance(error, GeneratorExit) else error)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
     @contextmanager
     def active(self) -> Iterator[Self]:
