@@ -18,6 +18,7 @@ from bench.figures import Figure, Goal, at_most
 from bench.plan import Plan
 from runspan.backends.connect import connect
 from runspan.backends.jaeger.headings import Headings
+from runspan.backends.jaeger.reader import JaegerReader
 from runspan.contracts import RunQuery
 from runspan.delivery import connect as deliver_to
 from runspan.delivery import settings_from
@@ -67,8 +68,9 @@ def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
 
 def _list_of_new(reader: Any, tenant: str) -> None:
     """The same list by a reader that remembers none of its runs."""
-    if hasattr(reader, "_headings"):
+    if isinstance(reader, JaegerReader):
         reader._headings = Headings()
+        reader._pieces.clear()
     reader.search(RunQuery(tenant=tenant))
 
 

@@ -287,40 +287,47 @@ def read_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step
     return with_extra_step(Step(**values), _inner(take_text(attributes, STEP_EXTRA)))
 
 
-class _Rows:
-    """One table by attribute name, and the names that say that some member is not in its usual form."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-        self.usual = {field.key: field for field in (*table.labels, *table.values)}
-        self.unusual = frozenset(field.key + ending for field in table.fields for ending in (ODD, PARTS))
+class _Unusual:
+    """The type of no value."""
 
 
-_ROWS = {table: _Rows(table) for table in (RUN_TABLE, STEP_TABLE)}
+def _rows(table: Table) -> dict[str, tuple[str, type, Kind]]:
+    """By attribute name: member, type and kind of the usual form. A name that says that some member is not in its usual
+    form has a type that no value has."""
+    usual: dict[str, tuple[str, type, Kind]] = {
+        field.key: (field.member, int if field.kind is Kind.INTEGER else str, field.kind)
+        for field in (*table.labels, *table.values)
+    }
+    for field in table.fields:
+        for ending in (ODD, PARTS):
+            usual[field.key + ending] = "", _Unusual, field.kind
+    return usual
+
+
+_ROWS = {table: _rows(table) for table in (RUN_TABLE, STEP_TABLE)}
+_PAYLOAD, _INTEGER = Kind.PAYLOAD, Kind.INTEGER
 
 
 def _members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
     """The members by their names in the document classes."""
-    rows = _ROWS[table]
-    values: dict[str, Any] = {}
     start, end = canonical_text(span.start), canonical_text(span.end)
-    if start is None or end is None or not rows.unusual.isdisjoint(attributes):
+    if start is None or end is None:
         return _odd_members(attributes, table, span)
+    values: dict[str, Any] = {table.start.member: start, table.end.member: end}
+    row_of = _ROWS[table].get
     for key, value in attributes.items():
-        field = rows.usual.get(key)
-        if field is None:
+        row = row_of(key)
+        if row is None:
             continue
-        kind = type(value)
-        if field.kind is Kind.INTEGER:
-            if kind is not int:
-                return _odd_members(attributes, table, span)
-            values[field.member] = Raw(str(value).encode())
-        elif kind is not str:
+        member, usual, kind = row
+        if type(value) is not usual:
             return _odd_members(attributes, table, span)
+        if kind is _PAYLOAD:
+            values[member] = Raw(value.encode())  # type: ignore[union-attr]
+        elif kind is _INTEGER:
+            values[member] = Raw(str(value).encode())
         else:
-            values[field.member] = Raw(value.encode()) if field.kind is Kind.PAYLOAD else value  # type: ignore[union-attr]
-    values[table.start.member] = start
-    values[table.end.member] = end
+            values[member] = value
     return values
 
 

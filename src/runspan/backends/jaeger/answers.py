@@ -202,6 +202,7 @@ class _Answer(Struct, gc=False):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
+_RESOURCE = msgspec.json.Decoder(_ResourceSpans)
 
 
 def find_traces(content: bytes) -> list[Found]:
@@ -209,22 +210,35 @@ def find_traces(content: bytes) -> list[Found]:
 
     The gateway writes one JSON object; a streaming one would write an object a line, and is read as well.
     """
-    found: list[Found] = []
     with reading():
-        for answer in _answers(content):
-            for resource in answer.result.resource_spans:
-                for scope in resource.scope_spans:
-                    for span in scope.spans:
-                        trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
-                        if len(trace_id) != 32:
-                            trace_id = hex_id(trace_id, 32)
-                        if len(span_id) != 16:
-                            span_id = hex_id(span_id, 16)
-                        if _STEP in text or _HEAD not in text:
-                            found.append(Found(trace_id, span_id, 0, False, span))
-                        else:
-                            start = int(span.start_time_unix_nano) // 1000
-                            found.append(Found(trace_id, span_id, start, True, span, text))
+        return [
+            found
+            for answer in _answers(content)
+            for resource in answer.result.resource_spans
+            for found in _found(resource)
+        ]
+
+
+def read_resource(content: bytes) -> list[Found]:
+    """The spans of one object of the answer's ``resourceSpans``. Unreadable when it is none."""
+    with reading():
+        return _found(_RESOURCE.decode(content))
+
+
+def _found(resource: _ResourceSpans) -> list[Found]:
+    found: list[Found] = []
+    for scope in resource.scope_spans:
+        for span in scope.spans:
+            trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
+            if len(trace_id) != 32:
+                trace_id = hex_id(trace_id, 32)
+            if len(span_id) != 16:
+                span_id = hex_id(span_id, 16)
+            if _STEP in text or _HEAD not in text:
+                found.append(Found(trace_id, span_id, 0, False, span))
+            else:
+                start = int(span.start_time_unix_nano) // 1000
+                found.append(Found(trace_id, span_id, start, True, span, text))
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
@@ -10,6 +11,7 @@ import msgspec
 
 from runspan.backends.jaeger.answers import Found, Unreadable, find_traces, refusal
 from runspan.backends.jaeger.older import find_old_traces
+from runspan.backends.jaeger.pieces import Pieces
 from runspan.backends.remote.http import Answer, RemoteHttp
 from runspan.errors import BackendRefused
 from runspan.span import Span
@@ -40,8 +42,9 @@ class Asking(Protocol):
 class AskingByAttributes:
     """Search by API v3, which compares attributes since 2.19."""
 
-    def __init__(self, http: RemoteHttp) -> None:
+    def __init__(self, http: RemoteHttp, pieces: Pieces) -> None:
         self._http = http
+        self._pieces = pieces
 
     def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[Found]:
         parameters: dict[str, str | int] = {
@@ -63,7 +66,8 @@ class AskingByAttributes:
             return []
         if answer.status != 200:
             raise _refused(self._http, answer)
-        return _found(self._http, answer)
+        with _readable(self._http, answer):
+            return self._pieces.find(answer.content)
 
 
 class AskingByTags:
@@ -80,21 +84,19 @@ class AskingByTags:
         answer = self._http.get("/api/traces", parameters, hand_over=(500,))
         if answer.status != 200:
             raise _refused(self._http, answer)
-        try:
+        with _readable(self._http, answer):
             return find_old_traces(answer.content)
-        except Unreadable:
-            raise self._http.refused(answer, _WRONG_PATH) from None
 
 
-def choose_asking(http: RemoteHttp) -> Asking:
-    """The way of searching that this Jaeger knows.
+def choose_asking(http: RemoteHttp, pieces: Pieces) -> Asking:
+    """The way of searching that this Jaeger knows. pieces: reads the answers, and knows those of earlier searches.
 
     Trace summaries and attributes in a search came with the same release, and one without attributes would ignore
     them silently. Asked without times, a Jaeger that has summaries refuses in JSON and changes nothing.
     """
     answer = http.get("/api/v3/trace-summaries", hand_over=(400, 404))
     if answer.status == 400 and refusal(answer.content) is not None:
-        return AskingByAttributes(http)
+        return AskingByAttributes(http, pieces)
     if answer.status == 400:
         raise http.refused(answer, _WRONG_PATH)
     return AskingByTags(http)
@@ -107,16 +109,15 @@ def get_trace(http: RemoteHttp, trace_id: bytes) -> list[Span]:
         if refusal(answer.content) is None:
             raise http.refused(answer, _WRONG_PATH)
         return []
-    try:
-        spans = [found.span() for found in _found(http, answer)]
-    except Unreadable:
-        raise http.refused(answer, _WRONG_PATH) from None
+    with _readable(http, answer):
+        spans = [found.span() for found in find_traces(answer.content)]
     return [span for span in spans if span.trace_id == trace_id]
 
 
-def _found(http: RemoteHttp, answer: Answer) -> list[Found]:
+@contextmanager
+def _readable(http: RemoteHttp, answer: Answer) -> Iterator[None]:
     try:
-        return find_traces(answer.content)
+        yield
     except Unreadable:
         raise http.refused(answer, _WRONG_PATH) from None
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from runspan.backends.jaeger.answers import Found, Unreadable, read_services
 from runspan.backends.jaeger.headings import Headings
+from runspan.backends.jaeger.pieces import Pieces
 from runspan.backends.jaeger.questions import Asking, DepthRefused, choose_asking, get_trace
 from runspan.backends.jaeger.walk import Hint, Row, Traces, Walk
 from runspan.backends.remote.http import RemoteHttp
@@ -63,6 +64,7 @@ class JaegerReader:
         self._asking: Asking | None = None
         self._hints: dict[_Like, Hint] = {}
         self._headings = Headings()
+        self._pieces = Pieces()
         self._max_depth = 0
 
     @property
@@ -162,7 +164,7 @@ class JaegerReader:
         with self._lock:
             if self._asking is not None:
                 return self._asking
-        asking = choose_asking(self._http)
+        asking = choose_asking(self._http, self._pieces)
         with self._lock:
             self._asking = asking
         return asking
