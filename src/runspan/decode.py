@@ -58,6 +58,7 @@ from runspan.span import Span, Value
 from runspan.times import canonical_text
 
 _ID_DIGITS = len(OPEN)
+_NO_ID = b""
 _MANIFEST = re.compile(r"(?:[0-9a-f]{16}|\.{16})*")
 _MAX_CHOICES = 64
 """How many combinations of spans that share ids are tried before the head counts as damaged."""
@@ -188,7 +189,7 @@ class _Head:
         if run_ids(run_id, tenant).trace_id != self.span.trace_id:
             raise Missing(f"the trace id does not follow from run id {run_id!r}")
         names = self._manifest()
-        step_ids = [bytes.fromhex(name) for name in names or () if name != OPEN]
+        step_ids = [name for name in names or () if name]
         values = _members(self.attributes, RUN_TABLE, self.span)
         extra = _inner(take_text(self.attributes, RUN_EXTRA))
         for steps in self._choices(names):
@@ -203,36 +204,34 @@ class _Head:
         except DocumentError as error:
             raise Missing(f"the document is not one that encode carries: {error}") from None
 
-    def _manifest(self) -> list[str] | None:
-        """The names of the steps; None when the document has no list of steps."""
+    def _manifest(self) -> list[bytes] | None:
+        """The span ids of the steps, an empty one for a step without; None when the document has no list of steps."""
         count = self.attributes.get(STEP_COUNT)
         if count is None:
             return None
         manifest = (take_text(self.attributes, MANIFEST) or b"").decode()
         if type(count) is not int or len(manifest) != count * _ID_DIGITS:
             raise Missing(f"the manifest names {len(manifest) // _ID_DIGITS} of {count!r} steps")
-        names = [manifest[start : start + _ID_DIGITS] for start in range(0, len(manifest), _ID_DIGITS)]
         if not _MANIFEST.fullmatch(manifest):
             raise Missing("the manifest names a step by something else than a span id")
-        finished = [name for name in names if name != OPEN]
+        starts = range(0, len(manifest), _ID_DIGITS)
+        names = [bytes.fromhex(manifest[start : start + _ID_DIGITS].strip(".")) for start in starts]
+        finished = [name for name in names if name]
         if len(set(finished)) != len(finished):
             raise Missing("the manifest names a span twice")
         return names
 
-    def _choices(self, names: list[str] | None) -> Iterator[list[Step] | UnsetType | None]:
+    def _choices(self, names: list[bytes] | None) -> Iterator[list[Step] | UnsetType | None]:
         """The lists of steps that the spans allow: one, unless two spans of different content share an id."""
         if names is None:
             yield None if self.attributes.get(MANIFEST + ODD) == "null" else UNSET
             return
-        open_steps = iter(self._open_steps(names.count(OPEN)))
-        finished = [name for name in names if name != OPEN]
-        absent = [name for name in finished if bytes.fromhex(name) not in self.steps]
+        open_steps = iter(self._open_steps(names.count(_NO_ID)))
+        absent = [name.hex() for name in names if name and name not in self.steps]
         if absent:
             shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-            raise Missing(f"{len(absent)} of {len(finished)} step spans: {shown}")
-        candidates = [
-            [next(open_steps)] if name == OPEN else self._readable(self.steps[bytes.fromhex(name)]) for name in names
-        ]
+            raise Missing(f"{len(absent)} of {len(names) - names.count(_NO_ID)} step spans: {shown}")
+        candidates = [self._readable(self.steps[name]) if name else [next(open_steps)] for name in names]
         for choice in islice(product(*candidates), _MAX_CHOICES):
             yield list(choice)
 

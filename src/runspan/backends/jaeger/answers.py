@@ -123,6 +123,7 @@ class _Status(Struct, gc=False):
 
 
 _EMPTY: Final = Raw(b"[]")
+_from_hex: Final = bytes.fromhex
 _PAIRS: Final = msgspec.json.Decoder(list[_Pair])
 _EVENTS: Final = msgspec.json.Decoder(list[_Event])
 _LINKS: Final = msgspec.json.Decoder(list[_Link])
@@ -151,21 +152,22 @@ class _Span(Struct, gc=False, rename="camel"):
     status: _Status | None = None
 
     def neutral(self) -> Span:
-        status = self.status or _Status()
+        status = self.status
+        code, message = (0, "") if status is None else (status.code, status.message)
         return Span(
-            trace_id=trace_id_of(self.trace_id),
-            span_id=span_id_of(self.span_id),
-            parent_id=span_id_of(self.parent_span_id) if self.parent_span_id else b"",
-            name=self.name,
-            kind=self.kind,
-            start=int(self.start_time_unix_nano),
-            end=int(self.end_time_unix_nano),
-            status=status.code,
-            message=status.message,
-            shared=(),
-            own=_plain_pairs(_PAIRS.decode(self.attributes)),
-            events=() if self.events is _EMPTY else self._events(),
-            links=() if self.links is _EMPTY else self._links(),
+            trace_id_of(self.trace_id),
+            span_id_of(self.span_id),
+            span_id_of(self.parent_span_id) if self.parent_span_id else b"",
+            self.name,
+            self.kind,
+            int(self.start_time_unix_nano),
+            int(self.end_time_unix_nano),
+            code,
+            message,
+            (),
+            _plain_pairs(_PAIRS.decode(self.attributes)),
+            () if self.events is _EMPTY else self._events(),
+            () if self.links is _EMPTY else self._links(),
         )
 
     def _events(self) -> tuple[Event, ...]:
@@ -219,6 +221,18 @@ def find_traces(content: bytes) -> list[Found]:
         ]
 
 
+def read_trace(content: bytes) -> list[Span]:
+    """The whole spans of an answer of API v3, in its order. Unreadable when it is none."""
+    with reading():
+        return [
+            span.neutral()
+            for answer in _answers(content)
+            for resource in answer.result.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
 def read_resource(content: bytes) -> list[Found]:
     """The spans of one object of the answer's ``resourceSpans``. Unreadable when it is none."""
     with reading():
@@ -264,11 +278,11 @@ def _plain_pairs(pairs: Iterable[_Pair]) -> tuple[tuple[str, Value], ...]:
 
 
 def trace_id_of(text: str) -> bytes:
-    return bytes.fromhex(hex_id(text, 32))
+    return _from_hex(text if len(text) == 32 else hex_id(text, 32))
 
 
 def span_id_of(text: str) -> bytes:
-    return bytes.fromhex(hex_id(text, 16))
+    return _from_hex(text if len(text) == 16 else hex_id(text, 16))
 
 
 def hex_id(text: str, digits: int) -> str:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from runspan.backends.jaeger.answers import Found, Unreadable, find_traces, refusal
+from runspan.backends.jaeger.answers import Found, Unreadable, read_trace, refusal
 from runspan.backends.jaeger.older import find_old_traces
 from runspan.backends.jaeger.pieces import Pieces
 from runspan.backends.remote.http import Answer, RemoteHttp
@@ -110,7 +110,7 @@ def get_trace(http: RemoteHttp, trace_id: bytes) -> list[Span]:
             raise http.refused(answer, _WRONG_PATH)
         return []
     with _readable(http, answer):
-        spans = [found.span() for found in find_traces(answer.content)]
+        spans = read_trace(answer.content)
     return [span for span in spans if span.trace_id == trace_id]
 
 
