@@ -159,16 +159,71 @@ def test_no_rows_and_no_columns(loops: ModuleType) -> None:
     assert loops.joined_spans([], 2, BOUND, UNSET) == ([b"\x12\x00", b"\x12\x00"], [])
 
 
+NUMBERS = [0, 1, 127, 128, 16_383, 16_384, 10**9, 2**53, 10**17, 10**18 - 1]
+NO_NUMBERS = [
+    "-1",
+    "-0",
+    "+1",
+    "00",
+    "01",
+    "1.0",
+    "1e3",
+    "1 ",
+    " 1",
+    "9" * 19,
+    "9" * 30,
+    "٣",
+    "null",
+    '"1"',
+    "0x1",
+    "1_0",
+]
+
+
+def test_numbers_become_integers(loops: ModuleType) -> None:
+    """Numbers around each further byte of a varint, as ``Raw`` and as bytes, with absent ones between them."""
+    texts = [Raw(b"%d" % number) if number % 2 else b"%d" % number for number in NUMBERS]
+    column = [cell for text in texts for cell in (text, UNSET)]
+    spans, odd = loops.joined_spans([(column, KEY), (column, b"k" * 200)], len(column), BOUND, UNSET)
+    read = [
+        [(pair.key, pair.value.WhichOneof("value"), pair.value.int_value) for pair in span.attributes]
+        for span in ScopeSpans.FromString(b"".join(spans)).spans
+    ]
+    expected = [[(KEY.decode(), "int_value", number), ("k" * 200, "int_value", number)] for number in NUMBERS]
+    assert (read[::2], read[1::2], odd) == (expected, [[]] * len(NUMBERS), [])
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_plain_number_is_named_by_place(loops: ModuleType, text: str) -> None:
+    """Nothing is written that would come back as another text; the spans around it are as they should be."""
+    column = [b"7", Raw(text.encode()), Raw(b"8"), text.encode()]
+    spans, odd = loops.joined_spans([(column, KEY)], 4, BOUND, UNSET)
+    assert odd == [1, 3]
+    read = [[pair.value.int_value for pair in span.attributes] for span in ScopeSpans.FromString(b"".join(spans)).spans]
+    assert (read[0], read[2]) == ([7], [8])
+
+
 texts = st.one_of(st.just(UNSET), st.binary(max_size=300), st.binary(min_size=1, max_size=300).map(Raw))
 
 
-@given(st.lists(st.tuples(st.binary(max_size=40), texts, texts, st.integers(0, 2**64 - 1)), max_size=30))
-def test_both_languages_write_the_same(table: list[tuple[bytes, object, object, int]]) -> None:
-    """Any columns: the bytes and the long places are the same."""
-    cells, some, others, times = (list(column) for column in zip(*table, strict=True)) if table else ([], [], [], [])
+numbers = st.one_of(
+    st.just(UNSET),
+    st.integers(-10, 10**20).map(lambda number: b"%d" % number),
+    st.text("0123456789-+.e ", max_size=22).map(lambda text: Raw(text.encode())),
+)
+
+
+@given(st.lists(st.tuples(st.binary(max_size=40), texts, texts, numbers, st.integers(0, 2**64 - 1)), max_size=30))
+def test_both_languages_write_the_same(table: list[tuple[bytes, object, object, object, int]]) -> None:
+    """Any columns: the places of no use are the same, and the bytes of all other spans."""
+    cells, some, others, counts, times = (list(column) for column in zip(*table, strict=True)) if table else ([],) * 5
     columns: list[rows.Column] = [b"\x2a\x00", cells, (times, times[::-1]), (KEY, some), (b"k" * 130, others)]
-    written = [module.joined_spans(columns, len(table), 200, UNSET) for module in _modules()]
-    assert all(each == written[0] for each in written)
+    columns += [(counts, KEY), (counts, b"k" * 130)]
+    told = []
+    for module in _modules():
+        spans, odd = module.joined_spans(columns, len(table), 200, UNSET)
+        told.append((odd, [span for place, span in enumerate(spans) if place not in odd]))
+    assert all(each == told[0] for each in told)
 
 
 @pytest.mark.skipif(not COMPILED, reason="the package was built without a C compiler")
@@ -181,6 +236,8 @@ def test_both_languages_write_the_same(table: list[tuple[bytes, object, object, 
         lambda c: c.joined_spans([(KEY, [b"a"])], 2, 1, UNSET),
         lambda c: c.joined_spans([([1], [2, 3])], 1, 1, UNSET),
         lambda c: c.joined_spans([(KEY, b"no list")], 1, 1, UNSET),
+        lambda c: c.joined_spans([([b"1"], KEY)], 2, 1, UNSET),
+        lambda c: c.joined_spans([([17], KEY)], 1, 1, UNSET),
         lambda c: c.joined_spans([17], 1, 1, UNSET),
         lambda c: c.joined_spans([(KEY, ["text"])], 1, 1, UNSET),
         lambda c: c.joined_spans([[UNSET]], 1, 1, UNSET),

@@ -69,20 +69,20 @@ static PyObject *nanoseconds(PyObject *module, PyObject *values) {
 
 /* Spans. */
 
-typedef enum { SAME, CELLS, TEXTS, TIMES } Kind;
+typedef enum { SAME, CELLS, TEXTS, TIMES, NUMBERS } Kind;
 
 typedef struct {
     Kind kind;
-    PyObject *first;  /* SAME: bytes. CELLS: list of bytes. TEXTS: the key. TIMES: list of starts. Borrowed. */
-    PyObject *second; /* TEXTS: list of texts. TIMES: list of ends. Borrowed. */
+    PyObject *first;  /* SAME: bytes. CELLS: list of bytes. TEXTS, NUMBERS: the key. TIMES: list of starts. Borrowed. */
+    PyObject *second; /* TEXTS: list of texts. NUMBERS: list of their texts. TIMES: list of ends. Borrowed. */
 } Column;
 
 /* One cell of the row that is being written. A text's buffer is held until the row is done. */
 typedef struct {
     Py_buffer view;
     const char *data;
-    Py_ssize_t size;
-    uint64_t start, end;
+    Py_ssize_t size;     /* Of a number, that of its varint. */
+    uint64_t start, end; /* Of a number, start. */
 } Cell;
 
 static size_t varint_size(uint64_t number) {
@@ -148,6 +148,39 @@ static char *put_attribute(char *out, PyObject *key, const Cell *cell) {
     return put_bytes(out, cell->data, cell->size);
 }
 
+static size_t number_size(Py_ssize_t key, Py_ssize_t digits) {
+    size_t inner = 1 + varint_size((uint64_t)key) + (size_t)key + 2 + 1 + (size_t)digits;
+    return 1 + varint_size(inner) + inner;
+}
+
+/* KeyValue{key, AnyValue{int_value}} */
+static char *put_number(char *out, PyObject *key, const Cell *cell) {
+    Py_ssize_t key_size = PyBytes_GET_SIZE(key);
+    *out++ = ATTRIBUTES_TAG;
+    out = put_varint(out, 1 + varint_size((uint64_t)key_size) + (size_t)key_size + 2 + 1 + (size_t)cell->size);
+    *out++ = 0x0a;
+    out = put_varint(out, (uint64_t)key_size);
+    out = put_bytes(out, PyBytes_AS_STRING(key), key_size);
+    *out++ = 0x12;
+    *out++ = (char)(1 + cell->size);
+    *out++ = 0x18;
+    return put_varint(out, cell->start);
+}
+
+/* Whether a text is the shortest of an integer of at most 18 digits, which fits 64 bits. */
+static int is_number(const char *text, Py_ssize_t size, uint64_t *number) {
+    if (size < 1 || size > 18 || (text[0] == '0' && size > 1))
+        return 0;
+    *number = 0;
+    for (Py_ssize_t at = 0; at < size; at++) {
+        unsigned digit = (unsigned)(text[at] - '0');
+        if (digit > 9)
+            return 0;
+        *number = *number * 10 + digit;
+    }
+    return 1;
+}
+
 static int parse_column(PyObject *given, Py_ssize_t rows, Column *column) {
     *column = (Column){SAME, given, NULL};
     if (PyBytes_CheckExact(given))
@@ -157,20 +190,24 @@ static int parse_column(PyObject *given, Py_ssize_t rows, Column *column) {
         if (PyList_GET_SIZE(given) == rows)
             return 0;
     } else if (PyTuple_CheckExact(given) && PyTuple_GET_SIZE(given) == 2) {
-        column->first = PyTuple_GET_ITEM(given, 0);
-        column->second = PyTuple_GET_ITEM(given, 1);
-        int is_text = PyBytes_CheckExact(column->first);
-        column->kind = is_text ? TEXTS : TIMES;
+        PyObject *left = PyTuple_GET_ITEM(given, 0), *right = PyTuple_GET_ITEM(given, 1);
+        int swapped = PyBytes_CheckExact(right);
+        column->first = swapped ? right : left;
+        column->second = swapped ? left : right;
+        int is_keyed = PyBytes_CheckExact(column->first);
+        column->kind = swapped ? NUMBERS : is_keyed ? TEXTS : TIMES;
         if (PyList_CheckExact(column->second) && PyList_GET_SIZE(column->second) == rows &&
-            (is_text || (PyList_CheckExact(column->first) && PyList_GET_SIZE(column->first) == rows)))
+            (is_keyed || (PyList_CheckExact(column->first) && PyList_GET_SIZE(column->first) == rows)))
             return 0;
     }
-    PyErr_SetString(PyExc_TypeError, "a column is bytes, a list, (key, texts) or (starts, ends), as long as the others");
+    PyErr_SetString(PyExc_TypeError,
+                    "a column is bytes, a list, (key, texts), (numbers, key) or (starts, ends), as long as the others");
     return -1;
 }
 
-/* Reads a cell; what it adds to its row, or -1 with an error. */
-static Py_ssize_t read_cell(const Column *column, Py_ssize_t row, PyObject *absent, Cell *cell) {
+/* Reads a cell; what it adds to its row, or -1 with an error. *is_odd is set where it cannot be written. */
+static Py_ssize_t read_cell(const Column *column, Py_ssize_t row, PyObject *absent, Py_ssize_t bound, Cell *cell,
+                            int *is_odd) {
     cell->view.obj = NULL;
     cell->size = 0;
     if (column->kind == TIMES) {
@@ -178,20 +215,29 @@ static Py_ssize_t read_cell(const Column *column, Py_ssize_t row, PyObject *abse
         cell->end = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(column->second, row));
         return PyErr_Occurred() ? -1 : TIMES_SIZE;
     }
+    int is_keyed = column->kind == TEXTS || column->kind == NUMBERS;
     PyObject *value = column->kind == SAME ? column->first
-                                           : PyList_GET_ITEM(column->kind == CELLS ? column->first : column->second, row);
+                                           : PyList_GET_ITEM(is_keyed ? column->second : column->first, row);
     if (PyBytes_CheckExact(value)) {
         cell->data = PyBytes_AS_STRING(value);
         cell->size = PyBytes_GET_SIZE(value);
-    } else if (value != absent || column->kind != TEXTS) {
+    } else if (value != absent || !is_keyed) {
         if (PyObject_GetBuffer(value, &cell->view, PyBUF_SIMPLE) < 0)
             return -1;
         cell->data = cell->view.buf;
         cell->size = cell->view.len;
     }
-    if (column->kind != TEXTS || cell->size == 0)
+    if (!is_keyed || cell->size == 0)
         return cell->size;
-    return (Py_ssize_t)attribute_size(PyBytes_GET_SIZE(column->first), cell->size);
+    Py_ssize_t key = PyBytes_GET_SIZE(column->first);
+    if (column->kind == TEXTS) {
+        *is_odd |= cell->size > bound;
+        return (Py_ssize_t)attribute_size(key, cell->size);
+    }
+    int is_good = is_number(cell->data, cell->size, &cell->start);
+    *is_odd |= !is_good;
+    cell->size = is_good ? (Py_ssize_t)varint_size(cell->start) : 0;
+    return is_good ? (Py_ssize_t)number_size(key, cell->size) : 0;
 }
 
 static void write_row(char *out, const Column *columns, const Cell *cells, Py_ssize_t count) {
@@ -201,23 +247,24 @@ static void write_row(char *out, const Column *columns, const Cell *cells, Py_ss
             out = put_time(put_time(out, START_TAG, cell->start), END_TAG, cell->end);
         else if (cell->size > 0 && columns[at].kind == TEXTS)
             out = put_attribute(out, columns[at].first, cell);
+        else if (cell->size > 0 && columns[at].kind == NUMBERS)
+            out = put_number(out, columns[at].first, cell);
         else if (cell->size > 0)
             out = put_bytes(out, cell->data, cell->size);
     }
 }
 
-/* One row as a span with its tag and length, or NULL with an error. is_long: whether a text is over the bound. */
+/* One row as a span with its tag and length, or NULL with an error. is_odd: whether a cell cannot be written. */
 static PyObject *join_row(const Column *columns, Py_ssize_t count, Py_ssize_t row, PyObject *absent, Py_ssize_t bound,
-                          int *is_long) {
+                          int *is_odd) {
     Cell cells[MAX_COLUMNS];
     PyObject *span = NULL;
     Py_ssize_t read = 0, size = 0;
-    *is_long = 0;
+    *is_odd = 0;
     while (read < count) {
-        Py_ssize_t added = read_cell(&columns[read], row, absent, &cells[read]);
+        Py_ssize_t added = read_cell(&columns[read], row, absent, bound, &cells[read], is_odd);
         if (added < 0)
             break;
-        *is_long |= columns[read].kind == TEXTS && cells[read].size > bound;
         size += added;
         read++;
     }
@@ -249,10 +296,10 @@ static PyObject *joined_spans(PyObject *module, PyObject *arguments) {
             return NULL;
     PyObject *spans = PyList_New(rows), *places = PyList_New(0);
     for (Py_ssize_t row = 0; spans != NULL && places != NULL && row < rows; row++) {
-        int is_long;
-        PyObject *span = join_row(columns, count, row, absent, bound, &is_long);
-        PyObject *place = span != NULL && is_long ? PyLong_FromSsize_t(row) : NULL;
-        if (span == NULL || (is_long && (place == NULL || PyList_Append(places, place) < 0)))
+        int is_odd;
+        PyObject *span = join_row(columns, count, row, absent, bound, &is_odd);
+        PyObject *place = span != NULL && is_odd ? PyLong_FromSsize_t(row) : NULL;
+        if (span == NULL || (is_odd && (place == NULL || PyList_Append(places, place) < 0)))
             Py_CLEAR(places);
         Py_XDECREF(place);
         if (span != NULL)

@@ -116,8 +116,8 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         rests,
         closings,
     ]
-    heads, long = joined(columns, len(runs))
-    odd |= {*steps.odd_runs, *long}
+    heads, unfit = joined(columns, len(runs))
+    odd |= {*steps.odd_runs, *unfit}
 
     written: list[list[bytes] | None] = []
     place = 0
@@ -251,6 +251,6 @@ class _Steps:
             rests,
             closings,
         ]
-        spans, long = joined(columns, len(steps))
-        self.odd_runs |= {self.owners[place] for place in long}
+        spans, unfit = joined(columns, len(steps))
+        self.odd_runs |= {self.owners[place] for place in unfit}
         return spans

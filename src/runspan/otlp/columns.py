@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Final
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
-from runspan.carry import Pairs, put_value
 from runspan.fields import PIECE_BYTES, RUN_TABLE, STEP_TABLE, Field, Kind
 from runspan.otlp.rows import Column, where_true
-from runspan.otlp.wire import attributes_bytes
 
 try:
     from runspan.otlp._rows import joined_spans, nanoseconds
@@ -29,8 +27,6 @@ except ImportError:
 
 __all__ = ["COMPILED", "RUN_MEMBERS", "STEP_MEMBERS", "Column", "joined", "nanoseconds", "where_true"]
 
-_MEMO: Final = 10_000
-_SHORT_NUMBER: Final = 9
 _TOO_LONG: Final = bytes(PIECE_BYTES + 1)
 
 Members = Iterable[Callable[[list[Any]], Column]]
@@ -38,7 +34,7 @@ Members = Iterable[Callable[[list[Any]], Column]]
 
 
 def joined(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
-    """The columns as so many spans; and the places of those with a text that does not fit one attribute."""
+    """The columns as so many spans; and the places of those with a text or number that does not fit one attribute."""
     return joined_spans(columns, count, PIECE_BYTES, UNSET)
 
 
@@ -49,8 +45,7 @@ def _column(field: Field) -> Callable[[list[Any]], Column]:
         return lambda rows: (key, list(map(get, rows)))
     if field.kind is Kind.TEXT:
         return lambda rows: (key, list(map(_text, map(get, rows))))
-    integers = _Integers(field)
-    return lambda rows: [b"" if value is UNSET else integers[bytes(value)] for value in map(get, rows)]
+    return lambda rows: (list(map(get, rows)), key)
 
 
 def _text(value: Any) -> Any:
@@ -58,24 +53,6 @@ def _text(value: Any) -> Any:
     if value is UNSET:
         return value
     return value.encode() if type(value) is str and 0 < len(value) <= PIECE_BYTES // 4 else _TOO_LONG
-
-
-class _Integers(dict[bytes, bytes]):
-    """A member of kind INTEGER, its attributes by the number's JSON text: durations and attempts recur."""
-
-    def __init__(self, field: Field) -> None:
-        super().__init__()
-        self._field = field
-
-    def __missing__(self, text: bytes) -> bytes:
-        pairs: Pairs = []
-        put_value(pairs, self._field, Raw(text))
-        attributes = attributes_bytes(pairs)
-        if len(text) < _SHORT_NUMBER:
-            if len(self) >= _MEMO:
-                self.clear()
-            self[text] = attributes
-        return attributes
 
 
 STEP_MEMBERS: Final[Members] = [_column(field) for field in STEP_TABLE.values]

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, repeat
-from operator import add, gt, is_not, itemgetter
+from operator import add, eq, gt, is_not, itemgetter
 from typing import Any, Final
 
 from msgspec import Raw
 
-from runspan.otlp.wire import END_TAG, SPANS, START_TAG, Heads, times_bytes, varint
+from runspan.otlp.wire import END_TAG, IN_SPAN, SPANS, START_TAG, Heads, integer_bytes, times_bytes, varint
 from runspan.times import FRACTIONS, MINUTES, SECONDS
 
-Column = bytes | list[bytes] | tuple[bytes, list[Any]] | tuple[list[int], list[int]]
+Column = bytes | list[bytes] | tuple[bytes, list[Any]] | tuple[list[Any], bytes] | tuple[list[int], list[int]]
 """One part of all spans. Bytes: the same on every span. A list: ready bytes, for each span its own. A key and a list:
-a string attribute with these texts, bytes or ``Raw``; none where the text is empty or absent. Two lists: starts and
-ends, nanoseconds since 1970."""
+a string attribute with these texts, bytes or ``Raw``; none where the text is empty or absent. A list and a key: an
+integer attribute with the numbers that these texts are. Two lists: starts and ends, nanoseconds since 1970."""
 
 _BAD: Final = -(1 << 70)
 """Nanoseconds of a text that is no canonical timestamp: so low that every sum with it is negative."""
 _MEMO: Final = 10_000
 _REMEMBERED_LENGTHS: Final = 16384
+_DIGITS: Final = 18
+_ZERO: Final = ord("0")
+_SHORT_NUMBER: Final = 9
+_NO_NUMBER: Final = b"no number"
 _FEW: Final = 4
 """A column of which less than this part is there is written cell by cell."""
 
@@ -59,10 +63,11 @@ def nanoseconds(values: Sequence[object]) -> list[int]:
 def joined_spans(columns: list[Column], count: int, bound: int, absent: object) -> tuple[list[bytes], list[int]]:
     """So many spans, each as a member of ``ScopeSpans.spans``: tag, length, and what the columns say, in their order.
 
-    absent: stands for a text that is not there. Returns also the places of spans that have a text of over ``bound``
-    bytes, in their order.
+    absent: stands for a text that is not there. Returns also the places of spans that are of no use, in their order:
+    they have a text of over ``bound`` bytes, or a number that is not the shortest text of an integer of at most 18
+    digits without a sign.
     """
-    long: set[int] = set()
+    odd: set[int] = set()
     cells: list[Iterable[bytes | Raw]] = []
     for column in columns:
         if isinstance(column, bytes):
@@ -70,12 +75,14 @@ def joined_spans(columns: list[Column], count: int, bound: int, absent: object) 
         elif isinstance(column, list):
             cells.append(column)
         elif isinstance(column[0], bytes):
-            cells += _attributes(column[0], column[1], bound, absent, long)
+            cells += _attributes(column[0], column[1], bound, absent, odd)
+        elif isinstance(column[1], bytes):
+            cells.append(_numbers(column[1], column[0], absent, odd))
         else:
             cells.append(map(times_bytes, repeat(START_TAG), column[0], repeat(END_TAG), column[1]))
     rows = map(b"".join, zip(*cells, strict=False)) if cells else repeat(b"")
     contents = [content for _, content in zip(range(count), rows, strict=False)]
-    return list(map(add, map(_SPAN_HEADS.__getitem__, map(len, contents)), contents)), sorted(long)
+    return list(map(add, map(_SPAN_HEADS.__getitem__, map(len, contents)), contents)), sorted(odd)
 
 
 def where_true(flags: Iterable[object]) -> Iterator[int]:
@@ -84,9 +91,9 @@ def where_true(flags: Iterable[object]) -> Iterator[int]:
 
 
 def _attributes(
-    key: bytes, texts: list[Any], bound: int, absent: object, long: set[int]
+    key: bytes, texts: list[Any], bound: int, absent: object, odd: set[int]
 ) -> tuple[Iterable[bytes | Raw], ...]:
-    """What stands before the texts, and the texts. long: the places of texts over the bound are added."""
+    """What stands before the texts, and the texts. odd: the places of texts over the bound are added."""
     places = list(where_true(map(is_not, texts, repeat(absent))))
     if not places:
         return ()
@@ -96,9 +103,19 @@ def _attributes(
     lengths = list(map(len, written))
     if max(lengths) > bound:
         over = where_true(map(gt, lengths, repeat(bound)))
-        long.update([places[number] for number in over] if few else over)
+        odd.update([places[number] for number in over] if few else over)
     before = map(heads.__getitem__, lengths)
     return (_filled(places, before, len(texts)), _filled(places, written, len(texts))) if few else (before, written)
+
+
+def _numbers(key: bytes, texts: list[Any], absent: object, odd: set[int]) -> list[bytes]:
+    """Integer attributes. odd: the places of texts that are no such number are added."""
+    attributes = _NUMBERS[key]
+    cells = [b"" if text is absent else attributes[bytes(text)] for text in texts]
+    if _NO_NUMBER in cells:
+        odd.update(where_true(map(eq, cells, repeat(_NO_NUMBER))))
+        cells = [b"" if cell is _NO_NUMBER else cell for cell in cells]
+    return cells
 
 
 def _filled(places: list[int], cells: Iterable[bytes | Raw], count: int) -> list[bytes | Raw]:
@@ -118,6 +135,34 @@ class _HeadsByKey(dict[bytes, Heads]):
         return heads
 
 
+class _Numbers(dict[bytes, bytes]):
+    """The integer attributes of one key by the number's text: durations and attempts recur."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key = key
+
+    def __missing__(self, text: bytes) -> bytes:
+        if not text:
+            return b""
+        if len(text) > _DIGITS or not text.isdigit() or (text[0] == _ZERO and len(text) > 1):
+            return _NO_NUMBER
+        attribute = integer_bytes(IN_SPAN, self._key, int(text))
+        if len(text) < _SHORT_NUMBER:
+            if len(self) >= _MEMO:
+                self.clear()
+            self[text] = attribute
+        return attribute
+
+
+class _NumbersByKey(dict[bytes, _Numbers]):
+    """``_Numbers`` by key: those of the tables."""
+
+    def __missing__(self, key: bytes) -> _Numbers:
+        numbers = self[key] = _Numbers(key.decode())
+        return numbers
+
+
 class _SpanHeads(dict[int, bytes]):
     """Tag and length of a span by its length."""
 
@@ -129,4 +174,5 @@ class _SpanHeads(dict[int, bytes]):
 
 
 _HEADS: Final = _HeadsByKey()
+_NUMBERS: Final = _NumbersByKey()
 _SPAN_HEADS: Final = _SpanHeads()
