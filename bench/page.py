@@ -32,7 +32,8 @@ What is compared:
   run. The stock side sends the same spans, with ids and attributes worked out before the clock starts.
 - **recorder**: what a step costs an engine under the Recorder, against plain spans of the SDK with its batch processor.
 - **remote**: a reader's time beyond what passes in its HTTP client, which is counted as the backend's own. A list over
-  Jaeger fetches whole traces, which have to be parsed; Jaeger's memory answers about as fast as that can be done.
+  Jaeger fetches whole traces, which have to be parsed, and Jaeger's memory answers about as fast as that can be done;
+  what was in an earlier answer is compared with it instead, byte by byte. "Never listed before" is without that.
 """
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from clikit import generated, process, running, runspan, server, until_stored, write_ndjson
+from clikit import SAMPLES, generated, process, running, runspan, server, until_stored, write_ndjson
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.serve import LogFormatter
@@ -88,6 +88,38 @@ def test_the_log_cannot_be_forged() -> None:
     assert r"  ERROR forged\x1b[2J" in others
     assert others[-1] == "  st"
     assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+def test_names_that_are_allowed(tmp_path: Path) -> None:
+    """--allow-host and its variable add names under which a server without keys answers; others are refused, and an
+    export hears what to do."""
+    with server(tmp_path, RUNSPAN_ALLOW_HOST="host.docker.internal my-box") as (url, _):
+        told = {name: named(url, name) for name in ("localhost", "host.docker.internal:1", "my-box", "evil.example")}
+    assert told == {"localhost": 200, "host.docker.internal:1": 200, "my-box": 200, "evil.example": 403}
+    with server(tmp_path, "--allow-host", "my-box", "--allow-host", "192.0.2.7") as (url, _):
+        assert [named(url, name) for name in ("my-box", "192.0.2.7", "host.docker.internal")] == [200, 200, 403]
+        headers = {"OTEL_EXPORTER_OTLP_HEADERS": "host=evil.example"}
+        refused = runspan(
+            "export", SAMPLES / "agent-invoice-extraction-openai.json", "--endpoint", url, code=1, **headers
+        )
+        assert "hint: call it by 127.0.0.1, or start it with: runspan serve --allow-host NAME" in refused.stderr
+    refused = runspan("serve", "--data", tmp_path, "--allow-host", "http://my-box", "--port", 0, code=2)
+    assert "allowed host: expected a name or an address without a port" in refused.stderr
+
+
+def named(url: str, name: str) -> int:
+    return httpx.get(f"{url}/api/v1/runs", headers={"Host": name}, trust_env=False).status_code
+
+
+def test_behind_a_proxy_the_log_names_the_client(tmp_path: Path) -> None:
+    """--trusted-proxy believes the last entry of that address's X-Forwarded-For; without it the header is nothing."""
+    headers = {"X-Forwarded-For": "198.51.100.9, 192.0.2.7"}
+    for options, address in ((("--trusted-proxy", "127.0.0.1"), "192.0.2.7"), ((), "127.0.0.1")):
+        with server(tmp_path, "--access-log", *options) as (url, child):
+            httpx.get(f"{url}/api/v1/runs", headers=headers, trust_env=False)
+            assert child.wait_for(r"runspan.access (\S+) GET")[1] == address
+    refused = runspan("serve", "--data", tmp_path, "--trusted-proxy", "*", "--port", 0, code=2)
+    assert "trusted proxy: expected the address that the proxy's connections come from" in refused.stderr
 
 
 def test_a_store_elsewhere(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ JSON = {"Content-Type": "application/json"}
 
 
 @contextmanager
-def serving(app: Flask, *, max_body: int = 0, threads: int = 4) -> Iterator[httpx.Client]:
+def serving(app: Flask, *, max_body: int = 0, threads: int = 4, trusted_proxy: str = "") -> Iterator[httpx.Client]:
     """A client of the application, which runs on a port of its own until the block ends."""
-    server = WebServer(app, threads=threads, max_body=max_body)
+    server = WebServer(app, threads=threads, max_body=max_body, trusted_proxy=trusted_proxy)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -116,7 +116,7 @@ class Unauthorized(AccessError):
 
 
 class Forbidden(AccessError):
-    """The key lacks the permission."""
+    """The key lacks the permission, or a server without keys does not take this from a browser."""
 
 
 class RateLimited(AccessError):

@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request
 
 from servers.finding import USED, missing
 
+NAMED: Final = "runs.test"
+"""A name of this machine for the browser, which takes it for any other host's."""
 ARGUMENTS: Final = [
     "--headless",
     "--no-sandbox",
@@ -23,7 +25,7 @@ ARGUMENTS: Final = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    f"--host-resolver-rules=MAP {NAMED} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flask import Flask
 from playwright.sync_api import Page, expect
 
 from clikit import process, server
-from pages.chromium import Watch
+from pages.chromium import NAMED, Watch
 from pages.kit import fill, run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
@@ -141,6 +142,21 @@ def test_a_session_is_remembered_over_a_restart(page: Page, watch: Watch, data: 
         expect(page.get_by_text("run_acme")).to_be_visible()
 
 
+def test_a_login_over_plain_http_under_a_name(page: Page, watch: Watch, data: Path) -> None:
+    """There a browser tells no ``Sec-Fetch-Site``: the form's own origin is all that says where it stands."""
+    watch.allow(f"asked for http://{NAMED}:|Cross-Origin-Opener-Policy header has been ignored")
+    secret, _ = make_key(data)
+    with server(data) as (url, _):
+        address = url.replace("127.0.0.1", NAMED)
+        page.goto(address)
+        log_in(page, secret)
+        expect(page).to_have_url(f"{address}/")
+        expect(page.get_by_text("run_acme")).to_be_visible()
+        page.get_by_role("button", name=re.compile("Log out")).click()
+        expect(page).to_have_url(f"{address}/login")
+        assert page.context.cookies() == []
+
+
 def test_without_keys_nobody_logs_in(page: Page, tmp_path: Path) -> None:
     """An open server shows its runs, and its login page leads there."""
     with server(tmp_path) as (url, _):
@@ -164,8 +180,8 @@ class Clock:
 class Site:
     """A server with keys. login() gives a client with a session."""
 
-    def __init__(self, client: httpx.Client, keys: KeyRing, clock: Clock) -> None:
-        self.client, self.keys, self.clock = client, keys, clock
+    def __init__(self, app: Flask, client: httpx.Client, keys: KeyRing, clock: Clock) -> None:
+        self.app, self.client, self.keys, self.clock = app, client, keys, clock
 
     def login(self, secret: str, **headers: str) -> httpx.Response:
         return self.client.post("/login", data={"key": secret, "next": "/compare"}, headers=headers)
@@ -177,8 +193,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
     keys = KeyRing(tmp_path / "keys", clock=clock)
     with SqliteStore(tmp_path / "data") as store:
         sessions = Sessions(tmp_path / "sessions", keys, clock=clock)
-        with serving(create_app(store, store, keys=keys, sessions=sessions, clock=clock)) as client:
-            yield Site(client, keys, clock)
+        app = create_app(store, store, keys=keys, sessions=sessions, clock=clock)
+        with serving(app) as client:
+            yield Site(app, client, keys, clock)
         sessions.close()
     keys.close()
 
@@ -243,6 +260,7 @@ def test_requests_of_programs_are_refused_and_pages_lead_to_the_login(site: Site
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
     ],
     ids=str,
 )
@@ -257,6 +275,23 @@ def test_another_site_can_neither_log_in_nor_out(site: Site, headers: dict[str, 
     assert site.client.get("/api/v1/runs").status_code == 200
     site.client.post("/logout")
     assert site.client.get("/api/v1/runs").status_code == 401
+
+
+def test_wrong_keys_are_counted_by_who_sent_them(site: Site) -> None:
+    """Behind a proxy that is trusted, its clients are apart: one of them cannot keep the others from logging in."""
+    secret, _ = site.keys.create("a")
+    with serving(site.app, trusted_proxy="127.0.0.1") as client:
+
+        def status(forwarded: str, key: str) -> int:
+            return client.post("/login", data={"key": key}, headers={"X-Forwarded-For": forwarded}).status_code
+
+        assert {status(f"192.0.2.{number}, 198.51.100.1", "wfk_wrong") for number in range(20)} == {401}
+        assert status("198.51.100.1", secret) == 429
+        assert status("198.51.100.2", secret) == 303
+        assert status("2001:db8::1", secret) == 303
+    with serving(site.app, trusted_proxy="192.0.2.1") as client:
+        assert {status(f"203.0.113.{number}", "wfk_wrong") for number in range(20)} == {401}
+        assert status("203.0.113.99", secret) == 429
 
 
 TARGETS = [

@@ -11,6 +11,7 @@ HINTS: Final = (
     ),
     ("no org id", "name the tenant: OTEL_EXPORTER_OTLP_HEADERS=X-Scope-OrgID=NAME"),
     ("HTTP 401", "set RUNSPAN_API_KEY, or --api-key-file, to a key of the server"),
+    ("answers to no other name", "call it by 127.0.0.1, or start it with: runspan serve --allow-host NAME"),
     ("HTTP 403", "use an API key with the permission runs:write"),
     ("HTTP 404", "is this the address of an OTLP receiver? a path in the URL is used as it is"),
     ("ConnectError", "is a receiver listening there? start one with: runspan serve"),

@@ -16,7 +16,7 @@ import click
 
 from runspan.backends.connect import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.options import STUCK_SECONDS, Length, Retention, Seconds, data_option, option, port_option
+from runspan.cli.options import STUCK_SECONDS, Length, Retention, Seconds, Utf8, data_option, option, port_option
 from runspan.cli.places import backend_name, directory, is_remote, is_rest, make_key_ring
 from runspan.cli.process import visible
 from runspan.contracts import TraceReader
@@ -47,6 +47,16 @@ EXPIRE_EVERY = 3600.0
     help="Address to listen on. Beyond this machine only with API keys: `runspan keys create`.",
 )
 @port_option
+@option(
+    "--allow-host",
+    "allowed_hosts",
+    type=Utf8(),
+    multiple=True,
+    metavar="NAME",
+    show_default="names of this machine's loopback: localhost, 127.0.0.1, [::1]",
+    help="Another name or address that the server answers to while it has no API keys, such as host.docker.internal. "
+    "May be given several times.",
+)
 @option("--threads", default=8, type=click.IntRange(1, 256), metavar="COUNT", help="Requests answered at once.")
 @option(
     "--retention",
@@ -119,6 +129,14 @@ EXPIRE_EVERY = 3600.0
     "cookie travels over TLS only; a path in it is a prefix that the proxy takes away.",
 )
 @option(
+    "--trusted-proxy",
+    metavar="ADDRESS",
+    default="",
+    show_default="X-Forwarded-For counts for nothing",
+    help="Address that the connections of the proxy in front come from. The last entry of its X-Forwarded-For is then "
+    "who asks, for the limit of wrong keys at the login and for the log.",
+)
+@option(
     "--session",
     type=Length(),
     metavar="TIME",
@@ -131,6 +149,7 @@ def serve(
     backend: str | None,
     host: str,
     port: int,
+    allowed_hosts: tuple[str, ...],
     threads: int,
     retention: float | None,
     max_body: int,
@@ -145,6 +164,7 @@ def serve(
     private_metrics: bool,
     no_pages: bool,
     public_url: str,
+    trusted_proxy: str,
     session: int,
     access_log: bool,
 ) -> None:
@@ -163,9 +183,11 @@ def serve(
     Over Tempo or Jaeger it only reads: POST answers 501, and runs go to the backend's own OTLP receiver. How to log in
     there is set by RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and their like.
 
-    Without any API key the server is open to everybody on this machine and listens nowhere else. It speaks plain HTTP:
-    beyond this machine put it behind a TLS proxy that also bounds slow clients and bodies. Ctrl-C or SIGTERM ends it
-    once running requests are answered; what was acknowledged is on disk.
+    Without any API key the server is open to everybody on this machine and listens nowhere else. It then answers to no
+    name but localhost, the addresses of loopback and --allow-host, so that no web page gets at runs through a browser.
+
+    It speaks plain HTTP: beyond this machine put it behind a TLS proxy that also bounds slow clients and bodies. Ctrl-C
+    or SIGTERM ends it once running requests are answered; what was acknowledged is on disk.
 
     \b
     Examples:
@@ -190,6 +212,7 @@ def serve(
         reads_per_minute=reads_per_minute,
         writes_per_minute=writes_per_minute,
         traces_per_minute=traces_per_minute,
+        allowed_hosts=allowed_hosts,
         metrics_open=not private_metrics,
         access_log=access_log,
         pages=not no_pages,
@@ -215,6 +238,7 @@ def serve(
             port=port,
             threads=threads,
             max_body=settings.max_body,
+            trusted_proxy=trusted_proxy,
             on_ready=lambda server: _tell(server, url, keys, reads_only=store is None, pages=not no_pages),
         )
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"

@@ -14,6 +14,8 @@ from limits.strategies import MovingWindowRateLimiter
 
 from runspan.errors import Forbidden, RateLimited, Unauthorized
 from runspan.web.keys import RUNS_READ, RUNS_WRITE, Key, KeyRing
+from runspan.web.origins import OpenDoor
+from runspan.web.pages.places import Places
 from runspan.web.settings import WebSettings
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class Logins(Protocol):
 
 
 class Access:
-    """Admits requests. Without a key ring, or with one that never held a key, everybody may do everything.
+    """Admits requests. Without a key ring, or with one that never held a key, everybody may do everything that no other
+    site makes a browser do: see ``OpenDoor``.
 
     logins: may stand in for a key in a request that sends none; only to read, so that no other site can have a browser
     write.
@@ -53,6 +56,7 @@ class Access:
     def __init__(self, keys: KeyRing | None, settings: WebSettings, logins: Logins | None = None) -> None:
         self._keys = keys
         self._logins = logins
+        self._door = OpenDoor(settings.allowed_hosts, Places(settings.public_url).origin)
         self._window: MovingWindowRateLimiter | None = None
         self._keyed = _limits(settings.reads_per_minute, settings.writes_per_minute, settings.traces_per_minute)
         self._open = _limits(settings.open_reads_per_minute, settings.open_writes_per_minute, 0)
@@ -78,6 +82,7 @@ class Access:
             key = self._logins.key_of(environ)
         if key is None:
             if keys is None or keys.unused:
+                self._door.check(environ, writes=permission == RUNS_WRITE)
                 self._count(self._open.get(kind or permission), f"address {environ.get('REMOTE_ADDR')}")
                 return _ANYBODY
             raise Unauthorized(

@@ -48,7 +48,8 @@ def create_app(
     """The application.
 
     reader: answers the API. writer: takes documents and spans; without one, the routes that write answer 501.
-    keys: who may use it; None, or a key ring that never held a key, leaves it open to everybody who reaches it.
+    keys: who may use it; None, or a key ring that never held a key, leaves it open to everybody who reaches it under a
+    name of loopback or of ``settings.allowed_hosts``.
     sessions: logins of browsers with one of the keys; None: those of this application, which end with it.
     ``app.extensions["runspan"]`` is its ``Parts``, for pages that are added to it.
     """

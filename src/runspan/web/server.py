@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,23 @@ class WebServer:
     host, port: where it listens; port 0 asks the system for a free one.
     max_body: the application's bound. A body somewhat over it is read, so that the application can say so in the form
     that the client reads; one over twice the bound is refused while it arrives.
+    trusted_proxy: the address of a proxy whose X-Forwarded-For is believed: its last entry, which the proxy itself
+    wrote, is who asks. Without one the header counts for nothing, for every client can send it.
     """
 
     def __init__(
-        self, app: WSGIApplication, *, host: str = "127.0.0.1", port: int = 0, threads: int = 8, max_body: int = 0
+        self,
+        app: WSGIApplication,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        threads: int = 8,
+        max_body: int = 0,
+        trusted_proxy: str = "",
     ) -> None:
+        behind: dict[str, Any] = {}
+        if trusted_proxy:
+            behind = {"trusted_proxy": _address(trusted_proxy), "trusted_proxy_headers": {"x-forwarded-for"}}
         self._stopping = threading.Event()
         self._map: dict[int, Any] = {}
         self._socket = _listen(host, port)
@@ -53,6 +66,7 @@ class WebServer:
             inbuf_overflow=4 * MIB,
             connection_limit=1000,
             asyncore_use_poll=True,
+            **behind,
         )
         self._server.channel_class = _Channel
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread
@@ -98,6 +112,7 @@ def serve(
     port: int = 8321,
     threads: int = 8,
     max_body: int = 0,
+    trusted_proxy: str = "",
     on_ready: Callable[[WebServer], None] = lambda server: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> None:
@@ -106,7 +121,7 @@ def serve(
     on_ready: called once connections are accepted. on_stop: called when the last request is answered, to close the
     store. Signals are handled only in the main thread, where Python delivers them, and are given back afterwards.
     """
-    server = WebServer(app, host=host, port=port, threads=threads, max_body=max_body)
+    server = WebServer(app, host=host, port=port, threads=threads, max_body=max_body, trusted_proxy=trusted_proxy)
 
     def handle(number: int, frame: FrameType | None) -> None:
         server.stop()
@@ -130,6 +145,18 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingError(
             "cannot listen", where=f"{host}:{port}", got=str(error), hint="choose another host or port"
         ) from error
+
+
+def _address(text: str) -> str:
+    """An address as the system writes that of a peer."""
+    try:
+        return str(ip_address(text.strip("[]")))
+    except ValueError:
+        raise SettingError(
+            where="trusted proxy",
+            expected="the address that the proxy's connections come from, such as 127.0.0.1",
+            got=repr(text),
+        ) from None
 
 
 def _busy(channel: Any) -> bool:

@@ -17,6 +17,8 @@ class WebSettings:
     traces_per_minute: requests to ``/v1/traces`` per key; 0 means no limit. They have a limit of their own, off at
         first, because an exporter puts hundreds of runs into one request: counting it as one write says nothing, and
         refusing it delays a whole batch. The bound on the body and the server's threads hold it back.
+    allowed_hosts: names that an open server answers to, beside those of loopback and the host of public_url; see
+        ``origins.OpenDoor``. With the first key any name does.
     metrics_open: whether ``/metrics`` answers without a key. It tells counts, never a run's content.
     access_log: whether every request is logged, to the logger ``runspan.access``.
     stuck_after: seconds without an observation after which ``/metrics`` counts a run as stuck.
@@ -33,6 +35,7 @@ class WebSettings:
     traces_per_minute: int = 0
     open_reads_per_minute: int = 0
     open_writes_per_minute: int = 0
+    allowed_hosts: tuple[str, ...] = ()
     metrics_open: bool = True
     access_log: bool = False
     stuck_after: float = 900.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, request
 from limits import RateLimitItemPerMinute
@@ -13,6 +12,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from runspan.web.keys import RUNS_READ, KeyRing
+from runspan.web.origins import is_from_here
 from runspan.web.pages.cookies import Cookies
 from runspan.web.pages.places import local_target
 from runspan.web.pages.routes import Frame
@@ -39,7 +39,7 @@ def add_login(app: Flask, frame: Frame, cookies: Cookies, keys: KeyRing) -> None
 
     def check() -> Response:
         request.max_content_length = _MOST_FORM_BYTES
-        if not _is_from_here(frame.places.origin):
+        if not is_from_here(request.environ, frame.places.origin):
             return show(403, "This login was sent by another site, so it was not looked at. Log in here.")
         address = request.remote_addr or ""
         wait = tries.wait(address)
@@ -65,7 +65,7 @@ def add_login(app: Flask, frame: Frame, cookies: Cookies, keys: KeyRing) -> None
 
     def logout() -> Response:
         response = frame.redirect(frame.places.login("/"))
-        if _is_from_here(frame.places.origin):
+        if is_from_here(request.environ, frame.places.origin):
             cookies.end(response, request.environ)
         return response
 
@@ -92,16 +92,3 @@ class Tries:
         if self._limit is None or self._window.test(self._limit, address):
             return 0
         return max(1, math.ceil(self._window.get_window_stats(self._limit, address).reset_time - time.time()))
-
-
-def _is_from_here(origin: str) -> bool:
-    """Whether the browser says that the form stands on a page of this server.
-
-    Browsers send ``Sec-Fetch-Site`` over TLS and to loopback, where ``none`` is a person's own doing, and ``Origin``
-    with every POST. Without both it is no browser, and so has no user who could be tricked.
-    """
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site in ("same-origin", "none")
-    sent = request.headers.get("Origin")
-    return sent is None or sent.lower() == origin or urlsplit(sent).netloc.lower() == request.host.lower()

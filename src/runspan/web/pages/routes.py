@@ -130,7 +130,7 @@ def add_pages(app: Flask, frame: Frame) -> None:
 
 
 _TITLES: Final = {
-    403: "This key may not read runs",
+    403: "You may not read runs here",
     404: "There is no such page",
     429: "Too many requests",
     503: "The backend does not answer",
