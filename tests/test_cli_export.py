@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,28 @@ def test_a_folder_is_sent_and_one_bad_document_is_named(tmp_path: Path) -> None:
     assert result.stderr.startswith("22 runs accepted, ")
     assert "1 document refused, not sent:" in result.stderr
     assert f"  {tmp_path}/b.ndjson:2 steps[0]: expected an object, got a number" in result.stderr
+
+
+@pytest.mark.parametrize("receiving", [http_receiver, grpc_receiver])
+def test_a_replay_says_so_in_each_request(tmp_path: Path, receiving: Callable[..., Any]) -> None:
+    """As a header and as gRPC metadata, beside others, by the flag and by its variable; without it there is none."""
+    path = write_ndjson(tmp_path / "runs.ndjson", generated(30))
+    with receiving() as receiver:
+        endpoint = receiver.url if receiving is http_receiver else f"http://127.0.0.1:{receiver.port}"
+        protocol = "http/protobuf" if receiving is http_receiver else "grpc"
+        args = ("export", path, "--endpoint", endpoint, "--protocol", protocol, "--batch-spans", 40)
+        runspan(*args, "--replay", OTEL_EXPORTER_OTLP_HEADERS="x-other=1")
+        marked = list(receiver.posts)
+        runspan(*args, RUNSPAN_REPLAY="true")
+        by_variable = receiver.posts[len(marked) :]
+        runspan(*args)
+        plain = receiver.posts[len(marked) + len(by_variable) :]
+    assert len(marked) == len(by_variable) == len(plain) > 1
+    assert {(post.headers["x-runspan-replay"], post.headers["x-other"]) for post in marked} == {("true", "1")}
+    assert {post.headers["x-runspan-replay"] for post in by_variable} == {"true"}
+    assert not any("x-runspan-replay" in post.headers for post in plain)
+    spans = [{span.SerializeToString() for post in posts for span in post.spans} for posts in (marked, plain)]
+    assert spans[0] == spans[1]
 
 
 def test_several_files_and_the_samples_arrive(tmp_path: Path) -> None:

@@ -196,6 +196,18 @@ def test_an_endpoint_argument_that_cannot_be_read_is_told(protocol: str) -> None
         settings_from({}, endpoint="http://[::1", protocol=protocol)
 
 
+@pytest.mark.parametrize("given", [{}, env(HEADERS="x-runspan-replay=no,x-a=b"), env(HEADERS="X-Runspan-Replay=1")])
+def test_a_replay_has_its_header_once(given: dict[str, str]) -> None:
+    """Beside the others. Its value is no secret, else messages would lose a word of every day."""
+    before = settings_from(given)
+    settings = before.as_replay()
+    assert settings.headers.count(("x-runspan-replay", "true")) == 1
+    assert len(dict(settings.headers)) == len(settings.headers)
+    assert set(settings.headers) - {("x-runspan-replay", "true")} == {h for h in before.headers if h[0] == "x-a"}
+    assert "true" not in settings.secrets
+    assert settings.as_replay() == settings
+
+
 def test_an_at_sign_in_a_path_is_no_login() -> None:
     """Only what stands before the host is."""
     assert settings_from({}, endpoint="http://collector/a@b").endpoint == "http://collector/a@b"

@@ -156,7 +156,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     with opened(path) as checkpoint:
         saved(checkpoint, full_entry())
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     with pytest.raises(StoreError, match="newer version"), opened(path):
         pass
     with closing(sqlite3.connect(path)) as connection:

@@ -12,6 +12,7 @@ from runspan.errors import DocumentError
 from runspan.otlp.batch import write_runs
 from runspan.otlp.wire import Resource, request_bytes, span_bytes
 from runspan.run import Run
+from runspan.sources.acknowledged import digest_of
 
 TARGET_SPANS: Final = 4096
 """A request has a price of its own, that of encoding twenty runs or more, so small ones are dear. Where spans are not
@@ -31,6 +32,17 @@ class Observed(NamedTuple):
     run: Run
     observed_at: int
     after_root: bool = False
+
+    def written(self, tenant: str) -> RunSpans:
+        """Its spans with the digests of those below the head, which follow from the document alone."""
+        spans = encode(self.run, tenant=tenant, observed_at=self.observed_at, after_root=self.after_root)
+        parts = [span_bytes(span) for span in spans]
+        names = tuple([digest_of(part) for part in parts[:-1]])
+        return RunSpans(self.run.id, parts, sum(map(len, parts)), self.run.text, names)
+
+
+Sendable = Run | Observed | RunSpans
+"""A run, or what is left to be written or to be sent of it."""
 
 
 def export(
@@ -89,7 +101,7 @@ def _keep_rest(documents: Iterable[Run | DocumentError], delivery: Delivery) -> 
 
 
 def batches(
-    documents: Iterable[Run | Observed | DocumentError],
+    documents: Iterable[Sendable | DocumentError],
     *,
     tenant: str = "",
     observed_at: Callable[[], int],
@@ -106,14 +118,13 @@ def batches(
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        for run, parts in _written(group, tenant, observed_at()):
-            length = sum(map(len, parts))
-            if runs and size + length > TARGET_BYTES:
+        for run in _written(group, tenant, observed_at(), keep_texts):
+            if runs and size + run.size > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
-            runs.append(RunSpans(run.id, parts, length, run.text if keep_texts else b""))
-            spans += len(parts)
-            size += length
+            runs.append(run)
+            spans += len(run.spans)
+            size += run.size
             if spans >= target_spans:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
@@ -121,33 +132,36 @@ def batches(
         yield Batch(frame, tuple(runs))
 
 
-def _written(group: list[Run | Observed], tenant: str, now: int) -> Iterator[tuple[Run, list[bytes]]]:
-    """Each run with its spans."""
+def _written(group: list[Sendable], tenant: str, now: int, keep_texts: bool) -> Iterator[RunSpans]:
+    """The spans of each run."""
     runs = [document for document in group if isinstance(document, Run)]
     written = iter(write_runs(runs, tenant=tenant, observed_at=now))
     for document in group:
         if isinstance(document, Run):
-            yield document, next(written)
+            parts = next(written)
+            yield RunSpans(document.id, parts, sum(map(len, parts)), document.text if keep_texts else b"")
         else:
-            run, observed_at, after_root = document
-            spans = encode(run, tenant=tenant, observed_at=observed_at, after_root=after_root)
-            yield run, [span_bytes(span) for span in spans]
+            yield document.written(tenant) if isinstance(document, Observed) else document
 
 
 def _groups(
-    documents: Iterable[Run | Observed | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
-) -> Iterator[list[Run | Observed]]:
+    documents: Iterable[Sendable | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
+) -> Iterator[list[Sendable]]:
     """Runs to be written at once: about so many spans of them, and not too many bytes."""
-    group: list[Run | Observed] = []
+    group: list[Sendable] = []
     spans = size = 0
     for document in documents:
         if isinstance(document, DocumentError):
             on_refused(document)
             continue
         group.append(document)
-        run = document if isinstance(document, Run) else document.run
-        spans += 1 + len(run.envelope.steps or ())
-        size += len(run.text)
+        if isinstance(document, RunSpans):
+            spans += len(document.spans)
+            size += document.size
+        else:
+            run = document if isinstance(document, Run) else document.run
+            spans += 1 + len(run.envelope.steps or ())
+            size += len(run.text)
         if spans >= group_spans or size >= TARGET_BYTES:
             yield group
             group, spans, size = [], 0, 0

@@ -7,64 +7,25 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
 from runspan.errors import DocumentError, SettingError
-from runspan.export import TARGET_SPANS, Observed, batches
+from runspan.export import TARGET_SPANS, Observed, Sendable, batches
 from runspan.health import Health, Kind, Metric, Numbers, delivered
 from runspan.health.table import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_BROKEN, WATCH_WAITING, WATCHED
 from runspan.otlp.wire import Resource
 from runspan.run import Run
 from runspan.sources import pieces, runs
-from runspan.sources.ledger import Intent, Ledger, Outcome
+from runspan.sources.ledger import Ledger, Outcome
+from runspan.sources.versions import Reading, Version, Versions
 from runspan.sources.watch import Candidate, Folder
 
 FORGET_EVERY: Final = 3600 * 1_000_000_000
 _LONGEST_PAUSE: Final = 300.0
-_NAMED: Final = 20
 _IDLE: Final = 4.0
 """Of the time at most a fifth goes into looking, however many files there are."""
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A file of a round. left: runs under way. refused, rejected: how many; faults: the first of them in words.
-
-    unsent: some of it did not reach the receiver. cut: the last of it could not be read, as when it is still being
-    written.
-    """
-
-    candidate: Candidate
-    left: int = 0
-    refused: int = 0
-    rejected: int = 0
-    faults: list[str] = field(default_factory=list)
-    unsent: bool = False
-    cut: bool = False
-
-    def refuse(self, error: DocumentError) -> None:
-        """A document that cannot be read."""
-        self.refused += 1
-        self.cut = True
-        self.tell(str(error))
-
-    def reject(self, line: str) -> None:
-        """A run that the receiver will not have."""
-        self.rejected += 1
-        self.tell(f"{self.candidate.path}: {line}")
-
-    def tell(self, line: str) -> None:
-        """A large file may hold a fault in every line."""
-        if len(self.faults) < _NAMED:
-            self.faults.append(line)
-
-
-@dataclass(slots=True)
-class _Sending:
-    key: tuple[bytes, bytes]
-    reading: _Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +71,8 @@ class Watch:
         self._health = health
         self._note = note
         self._delivery: Delivery | None = None
-        self._sending: dict[int, _Sending] = {}
+        self._sending: dict[int, Version] = {}
+        self._versions = Versions()
         self._settled: deque[tuple[tuple[RunSpans, ...], Verdict, str]] = deque()
         self._away = ""
         self._forget_at = 0
@@ -146,7 +108,7 @@ class Watch:
     def _round(self, pause: float) -> float:
         """One look, and what it leads to; how long to wait for the next."""
         found = self._look()
-        readings = [_Reading(candidate) for candidate in found]
+        readings = [Reading(candidate) for candidate in found]
         stopped = self._send(readings) if readings else ""
         for reading in readings:
             self._finish(reading)
@@ -175,7 +137,7 @@ class Watch:
         self._away = ""
         return found
 
-    def _send(self, readings: list[_Reading]) -> str:
+    def _send(self, readings: list[Reading]) -> str:
         """Sends the files and waits for all answers. Why the delivery has stopped, or ""."""
         delivery = self._delivery or self._connected()
         for batch in batches(
@@ -194,8 +156,8 @@ class Watch:
             self._drain()
         delivery.flush()
         self._drain()
-        for sending in self._sending.values():
-            sending.reading.unsent = True  # handed to the batches and never submitted
+        for version in (*self._sending.values(), *self._versions.rest()):
+            version.not_sent()  # handed to the batches and never submitted, or not even that
         self._sending.clear()
         if not delivery.stopped:
             return ""
@@ -221,27 +183,30 @@ class Watch:
             now = {} if self._delivery is None else dict(delivered(self._delivery.tally.report()))
             return {metric: (now.get(metric) or 0) + self._past.get(metric, 0) for metric in {**now, **self._past}}
 
-    def _documents(self, readings: list[_Reading]) -> Iterator[Run | Observed]:
+    def _documents(self, readings: list[Reading]) -> Iterator[Sendable]:
         """What of the files the receiver does not have yet."""
         for reading in readings:
             for run in self._read(reading):
                 intent = self._ledger.intend(run, self._clock())
                 if intent is not None:
-                    yield self._to_send(run, intent, reading)
+                    yield from map(self._to_send, self._versions.put(run, intent, reading))
             returned = self._ledger.returned(reading.candidate.signature.changed)
             if returned:
                 yield from self._sent_again(reading, returned)
+            reading.read = True
+        yield from map(self._to_send, self._versions.rest())
 
-    def _sent_again(self, reading: _Reading, returned: set[bytes]) -> Iterator[Run | Observed]:
+    def _sent_again(self, reading: Reading, returned: set[bytes]) -> Iterator[Sendable]:
         """A file that ends with an older version of a run takes a change back."""
         last = {}
-        for item in self._read(_Reading(reading.candidate)):
+        for item in self._read(Reading(reading.candidate)):
             if (trace_id := self._ledger.trace_id(item)) in returned:
                 last[trace_id] = item
         for run in last.values():
-            yield self._to_send(run, self._ledger.intend_again(run, self._clock()), reading)
+            intent = self._ledger.intend_again(run, self._clock())
+            yield from map(self._to_send, self._versions.put(run, intent, reading))
 
-    def _read(self, reading: _Reading) -> Iterator[Run]:
+    def _read(self, reading: Reading) -> Iterator[Run]:
         try:
             found = runs(pieces(reading.candidate.path))
         except SettingError:
@@ -257,12 +222,18 @@ class Watch:
                 reading.cut = False
                 yield item
 
-    def _to_send(self, run: Run, intent: Intent, reading: _Reading) -> Run | Observed:
-        self._sending[id(run.text)] = _Sending(intent.key, reading)
-        reading.left += 1
-        if run.finished and not intent.after_root:
+    def _to_send(self, version: Version) -> Sendable:
+        run, intent = version.run, version.intent
+        self._sending[id(run.text)] = version
+        there = self._ledger.there(intent, self._clock())
+        if run.finished and not (intent.after_root or there):
             return run  # its spans do not depend on when it was seen, and many are written at once
-        return Observed(run, intent.observed_at, intent.after_root)
+        observed = Observed(run, intent.observed_at, intent.after_root)
+        if not there:
+            return observed
+        written = observed.written(self._settings.tenant)
+        self._ledger.narrow(intent, written.names)
+        return written.without(there)
 
     def _drain(self) -> None:
         """Writes down what was answered since the last time."""
@@ -270,22 +241,26 @@ class Watch:
         while self._settled:
             spans, verdict, reason = self._settled.popleft()
             for run in spans:
-                sending = self._sending.pop(id(run.text), None)
-                if sending is None:
+                version = self._sending.pop(id(run.text), None)
+                if version is None:
                     continue
-                sending.reading.left -= 1
+                for reading in version.readings:
+                    reading.left -= 1
                 if verdict is Verdict.ACCEPTED:
-                    taken.append(sending.key)
+                    taken += version.keys
+                    if run.names:
+                        self._ledger.acknowledged(version.intent, run.names, self._clock())
                 elif verdict is Verdict.NOT_SENT:
-                    sending.reading.unsent = True
+                    version.not_sent()
                 else:
-                    sending.reading.reject(f"run {run.run_id} {verdict.value}: {reason}")
+                    for reading in version.readings:
+                        reading.reject(f"run {run.run_id} {verdict.value}: {reason}")
         self._ledger.taken(taken)
 
-    def _finish(self, reading: _Reading) -> None:
+    def _finish(self, reading: Reading) -> None:
         """Decides whether a file is done with, and tells what is wrong with it, once."""
         candidate = reading.candidate
-        if reading.unsent or reading.left or not self._folder.same(candidate):
+        if not reading.read or reading.unsent or reading.left or not self._folder.same(candidate):
             return
         if reading.cut and not self._folder.impatient(candidate):
             return

@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from alerts.__main__ import OUTPUT
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from clikit import environment, server
+from clikit import environment, running, server
 from operate.kit import REPLAY, document, send, step, wait_until
 from operate.promql import names
 from runspan import Run, encode
@@ -29,6 +30,8 @@ from runspan.otlp.json import write_json
 from runspan.otlp.wire import Resource
 from servers.collector import CONFIG, Collector, scraped, start_collector
 from servers.programs import ROOT, require_program
+from synckit import place as platform
+from synckit import synced
 
 TEXT = CONFIG.read_text()
 SETTINGS: dict[str, Any] = yaml.safe_load(TEXT)
@@ -175,12 +178,16 @@ def test_concurrent_senders_are_counted_exactly(collector: Collector) -> None:
     assert collector.counted("runspan_cost_USD_total", gen_ai_agent_name="Think", job="runspan") == 100
 
 
+@pytest.mark.parametrize("told", ["flag", "variable"])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_replay_is_stored_and_not_counted(collector: Collector, backend: str, place: Path, protocol: str) -> None:
-    """The header ``x-runspan-replay`` works over both protocols, and changes no span."""
-    workflow = f"wf_replay_{protocol[:4]}"
+def test_a_replay_is_stored_and_not_counted(
+    collector: Collector, backend: str, place: Path, protocol: str, told: str
+) -> None:
+    """``--replay``, or the header by OpenTelemetry's variable, works over both protocols, and changes no span."""
+    workflow = f"wf_replay_{protocol[:4]}_{told}"
     otlp = collector.otlp if protocol != "grpc" else collector.url("GRPC")
-    send(place, [document(f"run_{workflow}", workflow)], otlp, "--protocol", protocol, headers=REPLAY)
+    flag, headers = (("--replay",), "") if told == "flag" else ((), REPLAY)
+    send(place, [document(f"run_{workflow}", workflow)], otlp, "--protocol", protocol, *flag, headers=headers)
     send(place, [document(f"run_{workflow}_2", workflow)], otlp, "--protocol", protocol)
     counted(collector, workflow, runs=1, steps=1, spans=2)
     for run_id in (f"run_{workflow}", f"run_{workflow}_2"):
@@ -197,8 +204,7 @@ def test_snapshots_count_as_unfinished_only(collector: Collector, place: Path) -
 
 
 def test_a_run_that_is_told_again_and_again_costs_once(collector: Collector, place: Path) -> None:
-    """Whoever follows a run by its document sends its finished steps with each snapshot. The run's totals count when it
-    ends."""
+    """An export of a run that goes on sends its finished steps each time. The run's totals count when it ends."""
     ended = document("run_followed", "wf_followed", steps=[agent()])
     going_on = {name: value for name, value in ended.items() if name not in {"completedAt", "durationMs"}}
     for found in ({**going_on, "status": "running"}, {**going_on, "status": "running"}, ended):
@@ -206,6 +212,48 @@ def test_a_run_that_is_told_again_and_again_costs_once(collector: Collector, pla
     wait_until(lambda: counts(collector, "wf_followed").get("runs") == 1, SECONDS, "the end was counted")
     totals = counts(collector, "wf_followed")
     assert (totals["run_cost"], totals["run_input"], totals["run_output"]) == (0.5, 100, 10)
+
+
+@pytest.mark.parametrize("how", ["watch", "sync"])
+def test_a_run_that_is_followed_counts_each_step_once(collector: Collector, tmp_path: Path, how: str) -> None:
+    """Five snapshots and the end, by ``export --watch`` and by ``sync``: steps, retries, tokens and cost, each once."""
+    workflow = f"wf_{how}"
+    steps = [agent(attempt=2) if number % 2 else step(f"step_{number}") for number in range(6)]
+    begun = document(f"run_{how}", workflow, "running", steps[:1], ago=5)
+    with following(how, tmp_path, collector.otlp) as write:
+        for count in range(1, 6):
+            write({**begun, "steps": [*steps[:count], {"id": "next", "type": "action", "status": "running"}]})
+            wait_until(
+                lambda count=count: counts(collector, workflow).get("unfinished") == count, SECONDS, "a snapshot"
+            )  # type: ignore[misc]
+        write({**document(f"run_{how}", workflow, steps=steps), "startedAt": begun["startedAt"]})
+        wait_until(lambda: counts(collector, workflow).get("runs") == 1, SECONDS, "the end was counted")
+    tokens = {"input": 300, "output": 30, "cost": 1.5, "run_input": 300, "run_output": 30, "run_cost": 1.5}
+    counted(collector, workflow, runs=1, steps=6, retries=3, spans=7, unfinished=5, **tokens)
+
+
+@contextmanager
+def following(how: str, folder: Path, otlp: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Takes a run's document as it is now, and has it sent to the receiver."""
+    if how == "sync":
+        with platform(folder / "platform") as source:
+
+            def write(found: dict[str, Any]) -> None:
+                source.put(found)
+                synced(source.url, otlp, folder / "checkpoint", "--heartbeat", "0s")
+
+            yield write
+        return
+    watched = folder / "watched"
+    watched.mkdir()
+    with running("export", "--watch", watched, "--endpoint", otlp, "--poll", "0.1s") as child:
+        child.wait_for("watching")
+
+        def drop(found: dict[str, Any]) -> None:
+            (watched / "run.json").write_text(json.dumps(found))
+
+        yield drop
+        assert child.end() == 0
 
 
 def test_what_is_old_is_not_counted(collector: Collector, place: Path) -> None:

@@ -23,6 +23,7 @@ from runspan.cli.options import (
     json_option,
     option,
     receiver_options,
+    replay_option,
     service_name_option,
     tenant_option,
 )
@@ -94,6 +95,7 @@ GC_THRESHOLD: Final = 50_000
     show_default="keep none",
     help="Append every document that was rejected, in doubt or not sent to this file, which export reads back in.",
 )
+@replay_option
 @tenant_option
 @api_key_option
 @option(
@@ -141,6 +143,7 @@ def export(
     batch_spans: int,
     service_name: str,
     dead_letter: Path | None,
+    replay: bool,
     tenant: str,
     api_key_file: Path | None,
     watched: str | None,
@@ -160,7 +163,8 @@ def export(
     the others go. Sending a file again is safe: what is there already stays as it is.
 
     With --watch a file counts as done with once the receiver has all of its runs. Changed, it is read again: a run
-    that went on is sent as it is now, a finished one as a correction. Nothing is moved or deleted unless you ask.
+    that went on is sent as it is now, but its finished steps once, and a finished run as a correction. Nothing is
+    moved or deleted unless you ask.
 
     \b
     Examples:
@@ -168,6 +172,7 @@ def export(
       runspan export examples/runs --endpoint collector:4317 --protocol grpc
       curl -s https://example.com/runs.ndjson | runspan export -
       runspan export runs.ndjson --dead-letter left.ndjson || runspan export left.ndjson
+      runspan export runs.ndjson --replay --endpoint http://collector:4318
       runspan export runs.ndjson --dry-run | jq .
       runspan export --watch ./runs --endpoint http://127.0.0.1:8321 --metrics-listen 9464
 
@@ -184,9 +189,10 @@ def export(
 
     def settings() -> DeliverySettings:
         environment = otlp_environment(api_key_file)
-        return settings_from(
+        found = settings_from(
             environment, endpoint=endpoint, protocol=protocol, compression=compression, timeout=timeout
         )
+        return found.as_replay() if replay else found
 
     if watched is not None:
         watch(

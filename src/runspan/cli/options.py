@@ -135,6 +135,16 @@ def service_name_option(command: F) -> F:
     )(command)
 
 
+def replay_option(command: F) -> F:
+    """``--replay``: what is sent is no news."""
+    return option(
+        "--replay",
+        is_flag=True,
+        help="What is sent is no news: a Collector passes it on and does not count it in metrics and alerts (the "
+        "header x-runspan-replay).",
+    )(command)
+
+
 def tenant_option(command: F) -> F:
     """``--tenant NAME``: whose runs."""
     return option(

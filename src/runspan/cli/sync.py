@@ -21,12 +21,14 @@ from runspan.cli.options import (
     json_option,
     option,
     receiver_options,
+    replay_option,
     service_name_option,
     tenant_option,
 )
 from runspan.cli.process import INCOMPLETE, INTERRUPTED
 from runspan.cli.syncing import KEY_VARIABLE, Options, synced
 from runspan.document import RUN_STATUSES
+from runspan.errors import SettingError
 from runspan.sync import SyncReport
 
 RATE: Final = 900
@@ -108,6 +110,14 @@ RATE: Final = 900
     help="With each rescan fetch the finished runs that started in this last while again, and compare them whole.",
 )
 @option(
+    "--resend",
+    type=Length(),
+    metavar="TIME",
+    show_default="what the receiver acknowledged is not sent again",
+    help="First send runs again, whole, that started in this last while and that the receiver has acknowledged: for "
+    "one that lost some. Not with --follow.",
+)
+@option(
     "--heartbeat",
     type=Seconds(),
     metavar="TIME",
@@ -140,6 +150,7 @@ RATE: Final = 900
 )
 @option("--workers", type=click.IntRange(1, 64), metavar="COUNT", default=4, help="Requests to the receiver in flight.")
 @service_name_option
+@replay_option
 @tenant_option
 @api_key_option
 @metrics_option
@@ -153,15 +164,16 @@ def sync(ctx: click.Context, /, **given: Any) -> None:
     each run fetched, the oldest first, sent to the receiver, and remembered in the checkpoint once the receiver has it.
     Stop it whenever you like, or let it crash: the next sync goes on from there, and nothing is lost or doubled.
 
-    A run that has not ended is sent as a snapshot, and again until it ends; a finished run that changed is sent as a
-    revision. A document that cannot be carried exactly, or that the receiver refuses, is reported, kept in the file of
-    dead letters, and not tried again before it changes.
+    A run that has not ended is sent as a snapshot, and again until it ends, but its finished steps once; a finished
+    run that changed is sent as a revision. A document that cannot be carried exactly, or that the receiver refuses, is
+    reported, kept in the file of dead letters, and not tried again before it changes.
 
     \b
     Examples:
       runspan sync https://workflows.example.com --endpoint http://127.0.0.1:8321
       runspan sync https://workflows.example.com --follow --retention pro
       runspan sync https://workflows.example.com --since 24h --status failed --status timed_out
+      runspan sync https://workflows.example.com --resend 24h --replay
       runspan sync http://127.0.0.1:8321 --endpoint tempo:4317 --protocol grpc --requests-per-minute 0
 
     Secrets never stand on a command line: the platform's API key comes from RUNSPAN_SYNC_API_KEY or a file, the
@@ -172,6 +184,9 @@ def sync(ctx: click.Context, /, **given: Any) -> None:
     end; --follow ends by being stopped, so with 0.
     """
     options = Options(**given)
+    if options.resend and options.follow:
+        hint = "stop the one that follows, run this once, and start it again"
+        raise SettingError(where="--resend", expected="a sync that ends", got="--follow", hint=hint)
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     report, error = synced(options)
     _print(report, options)

@@ -47,6 +47,7 @@ class Options:
     poll: float
     rescan: float | None
     recheck: int | None
+    resend: int | None
     heartbeat: float
     give_up_after: float
     dead_letter: Path | None
@@ -54,6 +55,7 @@ class Options:
     source_key_file: Path | None
     workers: int
     service_name: str
+    replay: bool
     tenant: str
     api_key_file: Path | None
     metrics_listen: tuple[str, int] | None
@@ -81,6 +83,7 @@ class Options:
             poll=poll,
             rescan=_nanoseconds(rescan),
             recheck=self.recheck or 0,
+            resend=self.resend or 0,
             rhythm=Rhythm(refresh=poll, heartbeat=_nanoseconds(self.heartbeat)),
             retention=self.retention_ns,
             concurrency=self.concurrency,
@@ -93,13 +96,15 @@ def synced(options: Options) -> tuple[SyncReport, RunspanError | None]:
     delivery = settings_from(
         otlp_environment(options.api_key_file), endpoint=options.endpoint, protocol=options.protocol
     )
+    if options.replay:
+        delivery = delivery.as_replay()
     resource = resource_of(options.service_name)
     workflows, statuses = tuple(set(options.workflows)), tuple(set(options.statuses))
     binding = Binding(base_url(options.url), delivery.place, options.tenant, workflows, statuses)
     halted = threading.Event()
     error: RunspanError | None = None
     with ExitStack() as opened:
-        checkpoint = opened.enter_context(closing(Checkpoint(options.checkpoint, binding)))
+        checkpoint = opened.enter_context(closing(Checkpoint(options.checkpoint, binding, delivery.receiver)))
         platform = _platform(options, halted)
         letters = opened.enter_context(DeadLetters(str(options.letters)))
         bar = opened.enter_context(display(quiet=options.quiet or options.as_json, retention=options.retention_ns))

@@ -60,7 +60,9 @@ def watch(options: Options) -> None:
 
     def deliver(on_settled: OnSettled) -> Delivery:
         retry = RetryPolicy(budget=options.retry_for)
-        return connect(options.settings(), workers=options.workers, retry=retry, on_settled=on_settled)
+        settings = options.settings()
+        ledger.spans.belongs_to(settings.receiver)
+        return connect(settings, workers=options.workers, retry=retry, on_settled=on_settled)
 
     with (
         closing(Ledger(path, whose, options.tenant)) as ledger,

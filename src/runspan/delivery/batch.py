@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -23,13 +23,22 @@ class Request:
 class RunSpans(NamedTuple):
     """The spans of one run, each a serialized ``ScopeSpans.spans`` field, the head span last. size: their bytes.
 
-    text: the document, for whoever keeps what was not taken; else empty.
+    text: the document, for whoever keeps what was not taken; else empty. names: the digests of all spans below the
+    head, those that were left out too, for whoever remembers what was taken; else none.
     """
 
     run_id: str
     spans: Sequence[bytes]
     size: int
     text: bytes = b""
+    names: Sequence[bytes] = ()
+
+    def without(self, there: Container[bytes]) -> RunSpans:
+        """The same, but for the spans below the head that the receiver has. there: their digests."""
+        *below, head = self.spans
+        kept = [span for span, name in zip(below, self.names, strict=True) if name not in there]
+        kept.append(head)
+        return self._replace(spans=kept, size=sum(map(len, kept)))
 
 
 @dataclass(frozen=True, slots=True)

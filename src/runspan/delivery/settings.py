@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -19,6 +19,8 @@ GRPC: Final = "grpc"
 TRACES_PATH: Final = "/v1/traces"
 DEFAULT_TIMEOUT: Final = 10.0
 COMPRESSIONS: Final = ("gzip", "none")
+REPLAY_HEADER: Final = "x-runspan-replay"
+"""On requests whose spans a Collector passes on and does not count."""
 
 _AFTER_HOST = re.compile(r"[/?#\\]")
 
@@ -45,12 +47,24 @@ class DeliverySettings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must appear in no message: header values, and their parts, as in ``Bearer x``; and the URL's query."""
-        return tuple(secret_parts([value for _, value in self.headers] + [urlsplit(self.endpoint).query]))
+        values = [value for name, value in self.headers if name != REPLAY_HEADER]
+        return tuple(secret_parts([*values, urlsplit(self.endpoint).query]))
 
     @property
     def place(self) -> str:
         """The endpoint as errors and reports show it."""
         return self.endpoint.partition("?")[0]
+
+    @property
+    def receiver(self) -> bytes:
+        """Who takes what is sent: another URL, login or tenant is another one. Holds secrets."""
+        headers = sorted(header for header in self.headers if header[0] != REPLAY_HEADER)
+        return repr((self.protocol, self.endpoint, headers, self.client_certificate)).encode()
+
+    def as_replay(self) -> DeliverySettings:
+        """The same for runs that are no news: with the header that says so."""
+        others = [header for header in self.headers if header[0] != REPLAY_HEADER]
+        return replace(self, headers=(*others, (REPLAY_HEADER, "true")))
 
 
 def settings_from(

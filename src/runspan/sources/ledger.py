@@ -1,15 +1,15 @@
 """``Ledger``: what a watch of a folder remembers, in a small file that survives a kill at any moment.
 
 It knows each run that was sent, so that a restart or a file that grew sends only what is new, and what changes later is
-sent as a change; and each file that is done with, so that it is not even opened. Whatever it forgets is sent again,
-which changes nothing at the receiver.
+sent as a change; of runs that go on the spans that the receiver has; and each file that is done with, so that it is not
+even opened. Whatever it forgets is sent again, which changes nothing at the receiver.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from hashlib import sha256
@@ -20,9 +20,11 @@ from runspan.document import sort_time
 from runspan.errors import SettingError, StoreError
 from runspan.ids import run_ids
 from runspan.run import Run
+from runspan.sources.acknowledged import TABLES as SPAN_TABLES
+from runspan.sources.acknowledged import Acknowledged
 
 APPLICATION_ID: Final = 0x72737764
-FORMAT: Final = 1
+FORMAT: Final = 2
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
 """How long a run is remembered after it was sent, in nanoseconds: longer than the longest plan keeps it."""
 
@@ -59,7 +61,10 @@ _TABLES: Final = (
     ) STRICT, WITHOUT ROWID
     """,
     "CREATE INDEX runs_open ON runs (open_since) WHERE open_since IS NOT NULL",
+    *SPAN_TABLES,
 )
+_MIGRATIONS: Final = {1: SPAN_TABLES}
+"""Format number → the statements that lead to the next one."""
 _SAVE_RUN: Final = "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)"
 _SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
 
@@ -92,13 +97,16 @@ class Intent(NamedTuple):
 class Ledger:
     """The file. Used by one thread; what was done since the last ``commit`` is forgotten in a crash.
 
+    spans: of runs that go on, by trace id.
     target: where the runs go to and whose they are; what was sent elsewhere says nothing. SettingError when the file is
     another target's or somebody is using it; StoreError when it cannot be opened.
     """
 
     def __init__(self, path: Path, target: str, tenant: str) -> None:
         self.path = path
+        self.spans = Acknowledged(self._do)
         self._tenant = tenant
+        self._narrowed = False
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
@@ -176,6 +184,27 @@ class Ledger:
         """The receiver has these documents."""
         self._do_many("UPDATE versions SET taken = 1 WHERE trace_id = ? AND digest = ?", keys)
 
+    def there(self, intent: Intent, now: int) -> frozenset[bytes]:
+        """The digests of the spans of this run that the receiver has."""
+        return self.spans.of(intent.key[0], now)
+
+    def narrow(self, intent: Intent, names: Collection[bytes]) -> None:
+        """What is about to be sent names these spans, and the receiver may keep no others."""
+        self._narrowed = self.spans.narrow(intent.key[0], names) or self._narrowed
+
+    def acknowledged(self, intent: Intent, names: Collection[bytes], now: int) -> None:
+        """The receiver has these spans too. Only what was intended last tells which spans it keeps, and once the run
+        has ended there is no more to be sent."""
+        trace_id, digest = intent.key
+        newest = self._do(
+            "SELECT open_since FROM runs WHERE trace_id = ? AND digest = ? AND observed_at = ?",
+            (trace_id, digest, intent.observed_at),
+        ).fetchone()
+        if newest is not None and newest[0] is not None:
+            self.spans.add(trace_id, names, now)
+        elif newest is not None:
+            self.spans.forget(trace_id)
+
     def _new(self, run: Run, trace_id: bytes, digest: bytes, now: int) -> Intent:
         before = self._do("SELECT observed_at, rooted FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
         observed_at, after_root = (now, False) if before is None else (max(now, before[0] + 1), bool(before[1]))
@@ -194,7 +223,8 @@ class Ledger:
         return count, oldest
 
     def forget(self, folder: str, now: int) -> None:
-        """Forgets files that are gone, and runs that were sent long ago."""
+        """Forgets files that are gone, runs that were sent long ago, and spans that count as there no more."""
+        self.spans.expire(now)
         for table in ("versions", "runs"):
             self._do(f"DELETE FROM {table} WHERE observed_at < ?", (now - REMEMBER,))  # noqa: S608
         after = b""
@@ -209,6 +239,10 @@ class Ledger:
         """What was done until now survives a kill of the process."""
         if self._connection.in_transaction:  # a signal may have come between the two
             self._do("COMMIT")
+        if self._narrowed:
+            # What was taken out must not come back after a power cut: this waits until it is on the disk.
+            self._do("PRAGMA wal_checkpoint").fetchall()
+            self._narrowed = False
         self._begin()
 
     def close(self) -> None:
@@ -244,9 +278,13 @@ class Ledger:
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
             execute(f"PRAGMA user_version = {FORMAT}")
             execute("INSERT INTO target VALUES (?)", (target,))
-        elif (application, version) != (APPLICATION_ID, FORMAT):
+        elif application != APPLICATION_ID or not 1 <= version <= FORMAT:
             execute("ROLLBACK")
             raise SettingError(where=str(self.path), expected="a ledger of this runspan", got="another file")
+        for old in range(version or FORMAT, FORMAT):
+            for statement in _MIGRATIONS[old]:
+                execute(statement)
+            execute(f"PRAGMA user_version = {old + 1}")
         # A file of which the receiver refused something gets another chance.
         execute("DELETE FROM files WHERE outcome = ?", (Outcome.REJECTED,))
         execute("COMMIT")

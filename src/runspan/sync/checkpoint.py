@@ -17,10 +17,12 @@ from typing import Any, Final
 
 from runspan.backends.sqlite.failures import store_error
 from runspan.errors import SettingError, StoreError
+from runspan.sources.acknowledged import TABLES as SPAN_TABLES
+from runspan.sources.acknowledged import Acknowledged
 from runspan.sync.entry import Entry, State
 
 APPLICATION_ID: Final = 0x72737963
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _TABLES: Final = (
     "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -56,7 +58,10 @@ _TABLES: Final = (
     "CREATE INDEX runs_by_state ON runs (state, time)",
     "CREATE INDEX runs_known_by_due ON runs (due) WHERE state <> 0 AND due IS NOT NULL",
     "CREATE INDEX runs_failing ON runs (due) WHERE failures > 0",
+    *SPAN_TABLES,
 )
+_MIGRATIONS: Final = {1: SPAN_TABLES}
+"""Format number → the statements that lead to the next one."""
 _COLUMNS: Final = (
     "run_id, time, state, due, failures, listed, own, sent, revision, acked, rooted, changed_at, sent_at, reason"
 )
@@ -108,12 +113,14 @@ class Walked:
 class Checkpoint:
     """The file. Used by one thread; ``begin`` and ``commit`` bound each change. counts: runs by state.
 
+    spans: of runs that are OPEN, by ``Entry.key``. receiver: see ``Acknowledged.belongs_to``.
     SettingError when it belongs to another binding; StoreError when another process has it, when it was written by a
     newer version, or when it is no checkpoint at all.
     """
 
-    def __init__(self, path: Path, binding: Binding) -> None:
+    def __init__(self, path: Path, binding: Binding, receiver: bytes = b"") -> None:
         self.path = path
+        self.spans = Acknowledged(self._run)
         try:
             # What the platform's errors say stands in it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -121,7 +128,7 @@ class Checkpoint:
         except (sqlite3.Error, OSError) as error:
             raise store_error(error, path) from error
         try:
-            self._open(binding)
+            self._open(binding, receiver)
             rows = self._connection.execute("SELECT state, count(*) FROM runs GROUP BY state")
             self.counts: Counter[State] = Counter({State(state): count for state, count in rows})
         except sqlite3.Error as error:
@@ -152,6 +159,8 @@ class Checkpoint:
         if entry.stored is not entry.state:
             if entry.stored is not None:
                 self.counts[entry.stored] -= 1
+            if entry.stored is State.OPEN:
+                self.spans.forget(entry.key)
             self.counts[entry.state] += 1
             entry.stored = entry.state
         values = (
@@ -217,6 +226,14 @@ class Checkpoint:
         for state in states:
             self._run("UPDATE runs SET due = 0, failures = 0 WHERE state = ? AND time >= ?", (state, since))
 
+    def send_again(self, since: int) -> None:
+        """Whatever the receiver acknowledged of runs that started since then, or at an unknown time, is to be sent once
+        more, as the same spans."""
+        chosen = f"FROM runs WHERE state IN ({State.ENDED:d}, {State.OPEN:d}) AND (time >= ? OR time = 0)"
+        self._run(f"DELETE FROM spans WHERE run IN (SELECT CAST(run_id AS BLOB) {chosen})", (since,))  # noqa: S608
+        again = "UPDATE runs SET acked = x'', due = 0, failures = 0 WHERE run_id IN (SELECT run_id "
+        self._run(f"{again}{chosen})", (since,))
+
     def forget_failures(self) -> None:
         """What could not be fetched by an earlier sync is tried as if for the first time."""
         self._run("UPDATE runs SET due = 0, failures = 0 WHERE failures > 0")
@@ -232,7 +249,7 @@ class Checkpoint:
         values = (walked.newest, walked.full_began, walked.full_ended, walked.edge, walked.top, walked.cursor)
         self._run("INSERT OR REPLACE INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?)", (filter_name, *values))
 
-    def _open(self, binding: Binding) -> None:
+    def _open(self, binding: Binding, receiver: bytes) -> None:
         connection = self._connection
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -261,7 +278,12 @@ class Checkpoint:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.executemany("INSERT INTO binding VALUES (?, ?)", binding.to_rows().items())
+        for old in range(version or FORMAT, FORMAT):
+            for statement in _MIGRATIONS[old]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {old + 1}")
         self._refuse_another(binding)
+        self.spans.belongs_to(receiver)
         connection.execute("COMMIT")
 
     def _refuse_another(self, binding: Binding) -> None:
@@ -284,9 +306,9 @@ class Checkpoint:
         value: int | None = self._all(statement, values)[0][0]
         return value
 
-    def _run(self, statement: str, values: Iterable[Any] = ()) -> None:
+    def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
         try:
-            self._connection.execute(statement, tuple(values))
+            return self._connection.execute(statement, tuple(values))
         except sqlite3.Error as error:
             raise store_error(error, self.path) from error
 

@@ -27,6 +27,7 @@ class Settings:
     poll: from the end of a look at the top of the list to the next one. rescan: likewise for walks all the way down.
     overlap: how far below the newest run that is known a look at the top goes. recheck: runs that started in this last
     while are fetched again with each walk all the way, for changes that lists do not show; 0: none.
+    resend: runs that started in this last while are sent once more, whole, though they were acknowledged; 0: none.
     retention: how long the platform keeps a run, None: not told. concurrency: requests to the platform in flight.
     give_up: seconds without an answer of the platform after which a sync that does not follow ends.
     grace: seconds that documents under way to the receiver get when the sync is stopped.
@@ -39,6 +40,7 @@ class Settings:
     rescan: int = HOUR
     overlap: int = 15 * MINUTE
     recheck: int = 0
+    resend: int = 0
     rhythm: Rhythm = field(default_factory=Rhythm)
     retention: int | None = None
     concurrency: int = 8

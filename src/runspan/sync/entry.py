@@ -57,3 +57,8 @@ class Entry:
     """Its state as it stands in the file, None when it is not there."""
     again: bool = False
     """It was listed as another while it was fetched or sent: what was fetched may be the older one."""
+
+    @property
+    def key(self) -> bytes:
+        """How ``Acknowledged`` calls it."""
+        return self.run_id.encode()

@@ -135,6 +135,8 @@ class Sync:
         checkpoint.forget_failures()
         if not self._settings.follow:
             checkpoint.wake((State.OPEN,))
+        if self._settings.resend:
+            checkpoint.send_again(self._clock() - self._settings.resend)
         if self._retry_refused:
             checkpoint.wake((State.REFUSED,))
         else:

@@ -141,6 +141,7 @@ class Lists:
 
     def _full_walk(self, each: Filter, now: int) -> Sweep:
         walked, desk = self._walked[each], self._desk
+        desk.checkpoint.spans.expire(now)
         if desk.settings.recheck:
             desk.checkpoint.wake((State.ENDED,), since=now - desk.settings.recheck)
         if walked.under_way and walked.cursor and now - walked.full_began < RESUME_WITHIN:

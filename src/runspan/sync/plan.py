@@ -58,8 +58,11 @@ class Dispatch:
     @property
     def document(self) -> Run | Observed:
         """What the export takes: a run that ended is written once, everything else says when it was seen."""
-        if self.revision == ROOT_REVISION:
-            return self.run
+        return self.run if self.revision == ROOT_REVISION else self.observed
+
+    @property
+    def observed(self) -> Observed:
+        """The same, always with when it was seen, which changes nothing of a run span."""
         return Observed(self.run, observation(self.revision), self.revision > ROOT_REVISION)
 
     @property

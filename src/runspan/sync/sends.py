@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
 from runspan.errors import DocumentError
-from runspan.export import TARGET_SPANS, batches
+from runspan.export import TARGET_SPANS, Sendable, batches
 from runspan.fields import ROOT_REVISION
 from runspan.otlp.wire import Resource
 from runspan.sync.desk import Desk
@@ -29,9 +29,10 @@ Post = Callable[[Callable[[], None]], None]
 
 @dataclass(slots=True)
 class Lot:
-    """Documents that are handed over together. left: those of them without an answer."""
+    """Documents that are handed over together. left: those of them without an answer. lacking: what goes of each."""
 
     dispatches: list[Dispatch]
+    lacking: list[Sendable] = field(default_factory=list)
     left: int = 0
     spans: int = 0
     size: int = 0
@@ -116,8 +117,9 @@ class Sends:
             self._cut()
 
     def take_lots(self, *, idle: bool) -> list[Lot]:
-        """What goes now. Each run's entry is written with what is about to be sent; once that is on disk, hand the lots
-        to ``submit``. idle: whether nothing is being fetched that could go with the last lot."""
+        """What goes now. Each run's entry is written with what is about to be sent, and what the receiver will keep of
+        the run for sure; once that is on disk, hand the lots to ``submit``. idle: whether nothing is being fetched that
+        could go with the last lot."""
         if self._open.dispatches and (idle or self.clock() - self._since >= LINGER):
             self._cut()
         taken = []
@@ -125,6 +127,7 @@ class Sends:
             lot = self._ready.pop(0)
             for item in lot.dispatches:
                 entry = self._entries.pop(item.run.id)
+                lot.lacking.append(self._lacking(entry, item))
                 entry.sent, entry.revision = item.digest, item.revision
                 entry.rooted = entry.rooted or item.revision == ROOT_REVISION
                 self.desk.checkpoint.save(entry)
@@ -160,6 +163,16 @@ class Sends:
             self._delivery.close()
         self._submitter.close(1.0)
 
+    def _lacking(self, entry: Entry, item: Dispatch) -> Sendable:
+        """A document without the spans that the receiver has."""
+        spans = self.desk.checkpoint.spans
+        there = spans.of(entry.key, self.desk.clock()) if entry.state is State.OPEN else None
+        if not there:
+            return item.document
+        written = item.observed.written(self.tenant)
+        spans.narrow(entry.key, written.names)
+        return written.without(there)
+
     def _cut(self) -> None:
         self._ready.append(self._open)
         self._open = Lot([])
@@ -170,7 +183,7 @@ class Sends:
     def _hand_over(self, delivery: Delivery, lot: Lot) -> None:
         refused: list[DocumentError] = []
         for batch in batches(
-            [item.document for item in lot.dispatches],
+            lot.lacking,
             tenant=self.tenant,
             observed_at=self.desk.clock,
             resource=self.resource,
@@ -180,11 +193,11 @@ class Sends:
             delivery.submit(batch)
 
     def _on_settled(self, runs: tuple[RunSpans, ...], verdict: Verdict, reason: str) -> None:
-        run_ids = [run.run_id for run in runs]
-        self.post(lambda: self._settle(run_ids, verdict, reason))
+        names = {run.run_id: run.names for run in runs}
+        self.post(lambda: self._settle(names, verdict, reason))
 
-    def _settle(self, run_ids: Sequence[str], verdict: Verdict, reason: str) -> None:
-        found = [self._sending.pop(run_id) for run_id in run_ids]
+    def _settle(self, names: Mapping[str, Sequence[bytes]], verdict: Verdict, reason: str) -> None:
+        found = [self._sending.pop(run_id) for run_id in names]
         for sending in found:
             sending.lot.left -= 1
             if not sending.lot.left:
@@ -197,7 +210,7 @@ class Sends:
         for sending in found:
             entry, item = sending.entry, sending.item
             if verdict is Verdict.ACCEPTED:
-                self._taken(entry, item)
+                self._taken(entry, item, names[entry.run_id])
             elif verdict is Verdict.REJECTED:
                 self.desk.counts.rejected += 1
                 self.desk.refuse(entry, reason, item.run.text)
@@ -205,7 +218,7 @@ class Sends:
                 entry.due = AT_ONCE
                 self.desk.put_back(entry)
 
-    def _taken(self, entry: Entry, item: Dispatch) -> None:
+    def _taken(self, entry: Entry, item: Dispatch, names: Sequence[bytes]) -> None:
         desk, run = self.desk, item.run
         desk.counts.sent += item.revision == ROOT_REVISION
         desk.counts.snapshots += item.revision < ROOT_REVISION
@@ -216,6 +229,8 @@ class Sends:
         entry.sent_at = desk.clock()
         entry.due = refresh_at(entry, run, entry.sent_at, desk.settings.rhythm)
         desk.put_back(entry)
+        if entry.state is State.OPEN:
+            desk.checkpoint.spans.add(entry.key, names, entry.sent_at)
 
     def _halve(self, found: Sequence[_Sending]) -> None:
         """The receiver took some of them and does not say which: smaller lots tell. The same spans again change

@@ -1,0 +1,230 @@
+"""What is remembered of acknowledged spans: never more than the receiver has, and for a bounded time."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runspan.delivery import settings_from
+from runspan.errors import SettingError
+from runspan.sources.acknowledged import KEEP, SIZE, TABLES, Acknowledged
+from runspan.sources.ledger import Intent, Ledger
+from runspan.sync.checkpoint import Binding, Checkpoint
+
+NOW = 1_764_000_000 * 10**9
+
+
+def names(*numbers: int) -> list[bytes]:
+    return [sha256(bytes([number])).digest()[:SIZE] for number in numbers]
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as made:
+        for statement in TABLES:
+            made.execute(statement)
+        yield made
+
+
+@pytest.fixture
+def spans(connection: sqlite3.Connection) -> Acknowledged:
+    return Acknowledged(connection.execute)
+
+
+def test_only_what_every_later_version_names_stays(spans: Acknowledged) -> None:
+    """A span that a version leaves out may be gone at the receiver from then on, though it is named again later."""
+    spans.add(b"run", names(1, 2), NOW)
+    assert not spans.narrow(b"run", names(1, 2, 3))
+    assert spans.of(b"run", NOW) == set(names(1, 2))
+    assert spans.narrow(b"run", names(2, 3))
+    assert not spans.narrow(b"run", names(1, 2, 3))
+    assert spans.of(b"run", NOW) == set(names(2))
+    spans.add(b"run", names(1, 2, 3), NOW + 1)
+    assert spans.of(b"run", NOW + 1) == set(names(1, 2, 3))
+    assert spans.of(b"other", NOW) == set()
+    spans.add(b"other", names(9), NOW)
+    spans.forget(b"run")
+    assert (spans.of(b"run", NOW), spans.of(b"other", NOW)) == (set(), set(names(9)))
+
+
+def test_a_span_counts_as_there_for_a_day(spans: Acknowledged, connection: sqlite3.Connection) -> None:
+    """From its own acknowledgement on, and not longer when the clock was set back; then its place is free again."""
+    spans.add(b"run", names(1), NOW)
+    spans.add(b"run", names(1, 2), NOW + KEEP // 2)
+    assert spans.of(b"run", NOW + KEEP - 1) == set(names(1, 2))
+    assert spans.of(b"run", NOW + KEEP) == set(names(2))
+    assert spans.of(b"run", NOW - 1) == set()
+    spans.add(b"run", names(1, 2), NOW + KEEP)
+    assert spans.of(b"run", NOW + KEEP + KEEP // 2) == set(names(1))
+    assert connection.execute("SELECT count(*) FROM spans").fetchone() == (2,)
+    spans.expire(NOW + 3 * KEEP)
+    assert connection.execute("SELECT count(*) FROM spans").fetchone() == (0,)
+
+
+def test_a_run_of_ten_thousand_steps_is_remembered_in_little_space(
+    spans: Acknowledged, connection: sqlite3.Connection
+) -> None:
+    """Sixteen bytes a span, each once, however many snapshots there were."""
+    ids = [number.to_bytes(SIZE, "big") for number in range(10_000)]
+    for count in range(100, 10_001, 100):
+        assert not spans.narrow(b"run", ids[:count])
+        spans.add(b"run", ids[:count], NOW + count)
+    assert len(spans.of(b"run", NOW + 10_000)) == 10_000
+    assert connection.execute("SELECT count(*), sum(length(digests)) FROM spans").fetchone() == (100, 160_000)
+    pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    assert pages * size < 400_000
+
+
+def test_another_receiver_has_nothing(spans: Acknowledged) -> None:
+    """A change of endpoint, login, tenant or protocol forgets everything; a replay is not another receiver."""
+
+    def receiver(endpoint: str = "http://a", headers: str = "x-scope-orgid=one,authorization=Bearer%20abc") -> bytes:
+        return settings_from({"OTEL_EXPORTER_OTLP_HEADERS": headers}, endpoint=endpoint).receiver
+
+    spans.belongs_to(receiver())
+    for other in (
+        receiver("http://b"),
+        receiver("http://a/v1/traces?account=2"),
+        receiver(headers="x-scope-orgid=two,authorization=Bearer%20abc"),
+        receiver(headers="x-scope-orgid=one,authorization=Bearer%20def"),
+        receiver(headers=""),
+        settings_from({}, endpoint="a:4317", protocol="grpc").receiver,
+    ):
+        spans.belongs_to(receiver())
+        spans.add(b"run", names(1), NOW)
+        spans.belongs_to(receiver())
+        assert spans.of(b"run", NOW)
+        spans.belongs_to(other)
+        assert not spans.of(b"run", NOW)
+    replay = settings_from({}, endpoint="http://a").as_replay()
+    assert replay.receiver == receiver(headers="") == receiver(headers="x-runspan-replay=yes")
+
+
+def test_no_secret_is_stored(tmp_path: Path) -> None:
+    """Neither as it is nor as a plain hash, which a guessed password would be compared with at once."""
+    settings = settings_from({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
+    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), settings.receiver)):
+        pass
+    with closing(Ledger(tmp_path / "ledger", "a", "")) as ledger:
+        ledger.spans.belongs_to(settings.receiver)
+    for name in ("cp", "ledger"):
+        content = (tmp_path / name).read_bytes()
+        assert b"hunter2" not in content
+        assert sha256(settings.receiver).digest() not in content
+    with closing(sqlite3.connect(tmp_path / "cp")) as one, closing(sqlite3.connect(tmp_path / "ledger")) as two:
+        rows = [connection.execute("SELECT salt, hash FROM receiver").fetchone() for connection in (one, two)]
+    assert rows[0][0] != rows[1][0]
+    assert rows[0][1] != rows[1][1]
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "ledger"])
+def test_an_older_file_is_brought_up(tmp_path: Path, kind: str) -> None:
+    """Nothing that it knows is lost, and everything of running runs is sent once more. A newer one is not touched."""
+    path = tmp_path / "file"
+
+    def opened() -> Checkpoint | Ledger:
+        return Checkpoint(path, Binding("a", "b")) if kind == "checkpoint" else Ledger(path, "b", "")
+
+    opened().close()
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("spans", "receiver"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version = 1")
+        if kind == "checkpoint":
+            connection.execute("INSERT INTO sweeps VALUES ('/', 1, 2, 3, 4, 5, 'cursor')")
+        else:
+            connection.execute("INSERT INTO runs VALUES (x'01', x'02', 3, 0, 4)")
+        connection.commit()
+    with closing(opened()) as file:
+        file.spans.add(b"run", names(1), NOW)
+        assert file.spans.of(b"run", NOW) == set(names(1))
+    with closing(sqlite3.connect(path)) as connection:
+        table = "sweeps" if kind == "checkpoint" else "runs"
+        assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        connection.execute("PRAGMA user_version = 3")
+    with pytest.raises(Exception, match="newer version" if kind == "checkpoint" else "a ledger of this runspan"):
+        opened()
+
+
+def test_what_was_taken_out_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
+    """A power cut may take the ledger's last commits, but none that took a span out: the file alone, without the log
+    beside it that is not synced, knows of it."""
+    path = tmp_path / "ledger"
+    with closing(Ledger(path, "t", "")) as ledger:
+        for number in range(3):
+            ledger.spans.add(bytes([number]), names(1, 2), NOW)
+        ledger.commit()
+        intent = Intent((b"\x01", b""), NOW, False)
+        ledger.narrow(intent, names(1, 2, 3))
+        ledger.commit()
+        assert _alone(path, tmp_path / "before") is None
+        ledger.narrow(intent, names(2))
+        ledger.commit()
+        assert _alone(path, tmp_path / "after") == b"".join(names(2))
+
+
+def _alone(path: Path, copy: Path) -> bytes | None:
+    """The digests of run 1 in the file without its log."""
+    copy.write_bytes(path.read_bytes())
+    with closing(sqlite3.connect(copy)) as connection:
+        row = connection.execute("SELECT digests FROM spans WHERE run = x'01'").fetchone()
+        return None if row is None else bytes(row[0])
+
+
+Versions = st.lists(
+    st.tuples(
+        st.frozensets(st.integers(0, 5), max_size=6),
+        st.sampled_from(["acknowledged", "arrived", "lost", "killed before", "killed after"]),
+        st.sampled_from([1, KEEP // 3, KEEP]),
+    ),
+    max_size=14,
+)
+
+
+@given(Versions)
+def test_nothing_is_left_out_that_a_receiver_lacks(versions: list[tuple[frozenset[int], str, int]]) -> None:
+    """A receiver that keeps only what the newest version that arrived names can rebuild every version that arrives,
+    though answers and requests get lost, spans go and come back, and the sender is killed before or after sending."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in TABLES:
+            connection.execute(statement)
+        spans, now = Acknowledged(connection.execute), NOW
+        kept: set[bytes] = set()
+        for steps, outcome, pause in versions:
+            now += pause
+            named = set(names(*steps))
+            connection.execute("BEGIN")
+            there = spans.of(b"run", now)
+            spans.narrow(b"run", named)
+            if outcome == "killed before":
+                connection.execute("ROLLBACK")
+                continue
+            connection.execute("COMMIT")
+            if outcome == "lost":
+                continue
+            assert kept | (named - there) >= named
+            kept = named
+            if outcome == "arrived":
+                continue
+            connection.execute("BEGIN")
+            spans.add(b"run", named, now)
+            connection.execute("COMMIT" if outcome == "acknowledged" else "ROLLBACK")
+
+
+def test_a_ledger_of_somebody_else_is_not_brought_up(tmp_path: Path) -> None:
+    """Only a number that this program ever wrote is one of its own."""
+    path = tmp_path / "ledger"
+    Ledger(path, "t", "").close()
+    for version in (0, 3):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA user_version = {version}")
+        with pytest.raises(SettingError, match="another file"):
+            Ledger(path, "t", "")
