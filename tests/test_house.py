@@ -38,6 +38,7 @@ LAYERS = [
     ["contracts"],
     ["links"],
     ["encode", "decode"],
+    ["members"],
     ["labels"],
     ["projection"],
     ["carry"],
@@ -51,6 +52,7 @@ LAYERS = [
 CORE = {
     "encode",
     "decode",
+    "members",
     "labels",
     "projection",
     "carry",

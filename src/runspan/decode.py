@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, product
-from typing import Any
 
 from msgspec import UNSET, Raw, UnsetType
 
-from runspan.carry import Missing, take_text, take_time, take_value
+from runspan.carry import Missing, take_text
 from runspan.document import (
+    SUMMARY_MEMBERS,
     Envelope,
     Step,
     plain_text,
@@ -25,7 +25,6 @@ from runspan.document import (
     sort_time,
     summary_text,
     with_extra_run,
-    with_extra_step,
 )
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
 from runspan.fields import (
@@ -34,7 +33,6 @@ from runspan.fields import (
     ODD,
     OPEN,
     OPEN_STEPS,
-    PARTS,
     REVISION,
     ROLE,
     ROLE_RUN,
@@ -44,28 +42,27 @@ from runspan.fields import (
     RUN_ID,
     RUN_TABLE,
     STEP_COUNT,
-    STEP_EXTRA,
-    STEP_TABLE,
     TENANT,
-    Kind,
-    Table,
 )
 from runspan.ids import run_ids
+from runspan.members import members_of, parse_step, read_step, without_braces
 from runspan.parse import parse_document
 from runspan.run import Run
-from runspan.scan import elements
+from runspan.scan import elements, is_one_value
 from runspan.span import Span, Value
-from runspan.times import canonical_text
 
 _ID_DIGITS = len(OPEN)
 _NO_ID = b""
 _MANIFEST = re.compile(r"(?:[0-9a-f]{16}|\.{16})*")
 _MAX_CHOICES = 64
 """How many combinations of spans that share ids are tried before the head counts as damaged."""
-
-
-Steps = dict[bytes, list[tuple[Span, dict[str, Value]]]]
-"""Step spans with their attributes, by span id, in the given order."""
+_MAX_TEXTS = 256
+_MAX_BYTES = 128 << 20
+_FEW_TEXTS = 4
+"""How many documents one reading rebuilds, and how many bytes of them, if more than a few: a trace of forged heads must
+not take minutes."""
+_MAX_NOTES = 20
+"""How many revisions are told that could not be proved; one more line counts the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +100,42 @@ def read_run(spans: Iterable[Span]) -> Decoded:
     Raises TraceIncomplete when none is proved, NotFound when no span of them is runspan's.
     """
     heads: list[tuple[int, int, Span, dict[str, Value]]] = []
-    steps: Steps = {}
+    steps = _Steps()
     for order, span in enumerate(spans):
         attributes = span.attributes()
         role = attributes.get(ROLE)
         if role == ROLE_STEP:
-            steps.setdefault(span.span_id, []).append((span, attributes))
+            steps.spans.setdefault(span.span_id, []).append((span, attributes))
         elif role in (ROLE_RUN, ROLE_SNAPSHOT):
             revision = attributes.get(REVISION)
             heads.append((revision if type(revision) is int else -1, order, span, attributes))
-    if not heads and not steps:
+    if not heads and not steps.spans:
         raise NotFound("no span of the trace is runspan's", expected="a span with the attribute runspan.role")
-    missing: list[str] = [] if heads else [f"the run span; {len(steps)} step spans are there"]
-    for revision, _, span, attributes in sorted(heads, key=lambda head: head[:2], reverse=True):
+    missing = {} if heads else {f"the run span; {len(steps.spans)} step spans are there": None}
+    for revision, _, span, attributes in sorted(heads, key=_rank, reverse=True):
         try:
             run, step_ids = _Head(span, attributes, steps).document()
         except Missing as error:
-            note = f"revision {revision}: {error}"
-            if note not in missing:
-                missing.append(note)
+            missing[f"revision {revision}: {error}"] = None
             continue
         tenant = attributes.get(TENANT, "")
-        return Decoded(run, tenant if type(tenant) is str else "", revision, step_ids, tuple(missing))
+        return Decoded(run, tenant if type(tenant) is str else "", revision, step_ids, _notes(missing))
     raise TraceIncomplete(
         "no revision of the run can be proved",
-        missing=tuple(missing),
+        missing=_notes(missing),
         hint="read the trace again shortly; if that stays so, spans were lost or cut on the way",
     )
+
+
+def _rank(head: tuple[int, int, Span, dict[str, Value]]) -> tuple[int, int]:
+    return head[:2]
+
+
+def _notes(missing: Mapping[str, None]) -> tuple[str, ...]:
+    notes = tuple(missing)
+    if len(notes) <= _MAX_NOTES:
+        return notes
+    return *notes[:_MAX_NOTES], f"and {len(notes) - _MAX_NOTES} older revisions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +164,11 @@ def read_heading(span: Span) -> Heading | None:
     try:
         if type(revision) is not int or type(run_id) is not str or type(tenant) is not str:
             raise Missing(f"span {span.span_id.hex()}: attribute {REVISION} or {RUN_ID} is missing")
-        envelope = Envelope(id=run_id, **_members(attributes, RUN_TABLE, span))
+        envelope = Envelope(id=run_id, **members_of(attributes, RUN_TABLE, span))
+        for name in SUMMARY_MEMBERS:
+            value = getattr(envelope, name)
+            if type(value) is Raw and not is_one_value(bytes(value)):  # no digest proves a list's item
+                raise Missing(f"span {span.span_id.hex()}: {name} is no JSON value")
     except Missing as error:
         raise TraceIncomplete("the head of a run is cut", where=f"run {run_id!r}", missing=(str(error),)) from None
     return Heading(
@@ -172,10 +182,38 @@ def read_heading(span: Span) -> Heading | None:
     )
 
 
+class _Steps:
+    """The step spans of one reading, and what it may still rebuild.
+
+    spans: with their attributes, by span id, in the given order.
+    """
+
+    def __init__(self) -> None:
+        self.spans: dict[bytes, list[tuple[Span, dict[str, Value]]]] = {}
+        self._read: dict[bytes, list[Step]] = {}
+        self._texts = self._bytes = 0
+
+    def of(self, span_id: bytes) -> list[Step]:
+        """The steps that spans under one id may tell; Missing when none can be read."""
+        steps = self._read.get(span_id)
+        if steps is None:
+            steps = self._read[span_id] = _readable(self.spans[span_id])
+        return steps
+
+    def rebuild(self, envelope: Envelope) -> bytes:
+        """The document's text; Missing when there were too many before."""
+        if self._texts >= _MAX_TEXTS or (self._bytes >= _MAX_BYTES and self._texts >= _FEW_TEXTS):
+            raise Missing("not looked at: too many revisions above it could not be proved")
+        text = run_text(envelope)
+        self._texts += 1
+        self._bytes += len(text)
+        return text
+
+
 class _Head:
     """One head with the step spans that may belong to it."""
 
-    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: Steps) -> None:
+    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: _Steps) -> None:
         self.span = span
         self.attributes = attributes
         self.steps = steps
@@ -190,11 +228,11 @@ class _Head:
             raise Missing(f"the trace id does not follow from run id {run_id!r}")
         names = self._manifest()
         step_ids = [name for name in names or () if name]
-        values = _members(self.attributes, RUN_TABLE, self.span)
-        extra = _inner(take_text(self.attributes, RUN_EXTRA))
+        values = members_of(self.attributes, RUN_TABLE, self.span)
+        extra = without_braces(take_text(self.attributes, RUN_EXTRA))
         for steps in self._choices(names):
             envelope = with_extra_run(Envelope(id=run_id, steps=steps, **values), extra)
-            text = run_text(envelope)
+            text = self.steps.rebuild(envelope)
             if sha256(text).hexdigest() == self.attributes.get(DIGEST):
                 break
         else:
@@ -227,11 +265,11 @@ class _Head:
             yield None if self.attributes.get(MANIFEST + ODD) == "null" else UNSET
             return
         open_steps = iter(self._open_steps(names.count(_NO_ID)))
-        absent = [name.hex() for name in names if name and name not in self.steps]
+        absent = [name.hex() for name in names if name and name not in self.steps.spans]
         if absent:
             shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
             raise Missing(f"{len(absent)} of {len(names) - names.count(_NO_ID)} step spans: {shown}")
-        candidates = [self._readable(self.steps[name]) if name else [next(open_steps)] for name in names]
+        candidates = [self.steps.of(name) if name else [next(open_steps)] for name in names]
         for choice in islice(product(*candidates), _MAX_CHOICES):
             yield list(choice)
 
@@ -241,111 +279,33 @@ class _Head:
         text = (take_text(self.attributes, OPEN_STEPS) or b"[]").decode()
         try:
             found = [parse_step(element.value_text) for element in elements(text, 0)]
-        except ValueError:
+        except (ValueError, DocumentError):
             raise Missing(f"attribute {OPEN_STEPS} is cut") from None
         if len(found) != count:
             raise Missing(f"{len(found)} of {count} open steps")
         return found
 
-    def _readable(self, found: list[tuple[Span, dict[str, Value]]]) -> list[Step]:
-        """The steps that spans under one id tell, the latest first; Missing when none can be read."""
-        if len(found) == 1:
-            return [read_step(*found[0])]
-        steps: list[Step] = []
-        seen: list[Span] = []
-        failure = Missing("")
-        for span, attributes in reversed(found):
-            if len(seen) == _MAX_CHOICES:
-                break
-            if span in seen:
-                continue
-            seen.append(span)
-            try:
-                steps.append(read_step(span, attributes))
-            except Missing as error:
-                failure = error
-        if not steps:
-            raise failure
-        return steps
 
+def _readable(found: list[tuple[Span, dict[str, Value]]]) -> list[Step]:
+    """The steps of spans with one id: of the latest span, of the first, then of the others; Missing when there is none.
 
-def parse_step(text: str) -> Step:
-    """A step from its canonical text."""
-    envelope, _, _ = parse_document('{"id":"_","steps":[' + text + "]}")
-    if type(envelope.steps) is not list or len(envelope.steps) != 1:
-        raise ValueError(text)
-    return envelope.steps[0]
-
-
-def read_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
-    """The step that a step span carries; Missing when a piece is not there."""
-    attributes = span.attributes() if attributes is None else attributes
-    values = _members(attributes, STEP_TABLE, span)
-    if "id" not in values:
-        raise Missing(f"span {span.span_id.hex()}: the step's id is missing")
-    return with_extra_step(Step(**values), _inner(take_text(attributes, STEP_EXTRA)))
-
-
-class _Unusual:
-    """The type of no value."""
-
-
-def _rows(table: Table) -> dict[str, tuple[str, type, Kind]]:
-    """By attribute name: member, type and kind of the usual form. A name that says that some member is not in its usual
-    form has a type that no value has."""
-    usual: dict[str, tuple[str, type, Kind]] = {
-        field.key: (field.member, int if field.kind is Kind.INTEGER else str, field.kind)
-        for field in (*table.labels, *table.values)
-    }
-    for field in table.fields:
-        for ending in (ODD, PARTS):
-            usual[field.key + ending] = "", _Unusual, field.kind
-    return usual
-
-
-_ROWS = {table: _rows(table) for table in (RUN_TABLE, STEP_TABLE)}
-_PAYLOAD, _INTEGER = Kind.PAYLOAD, Kind.INTEGER
-
-
-def _members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
-    """The members by their names in the document classes."""
-    start, end = canonical_text(span.start), canonical_text(span.end)
-    if start is None or end is None:
-        return _odd_members(attributes, table, span)
-    values: dict[str, Any] = {table.start.member: start, table.end.member: end}
-    row_of = _ROWS[table].get
-    for key, value in attributes.items():
-        row = row_of(key)
-        if row is None:
+    In most places the first is the stored one, which must not be lost among many others.
+    """
+    if len(found) == 1:
+        return [read_step(*found[0])]
+    steps: list[Step] = []
+    seen: list[Span] = []
+    failure = Missing("")
+    for span, attributes in (found[-1], found[0], *found[-2:0:-1]):
+        if len(seen) == _MAX_CHOICES:
+            break
+        if span in seen:
             continue
-        member, usual, kind = row
-        if type(value) is not usual:
-            return _odd_members(attributes, table, span)
-        if kind is _PAYLOAD:
-            values[member] = Raw(value.encode())  # type: ignore[union-attr]
-        elif kind is _INTEGER:
-            values[member] = Raw(str(value).encode())
-        else:
-            values[member] = value
-    return values
-
-
-def _odd_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
-    """The same for spans on which some member is odd, long or absent."""
-    values: dict[str, Any] = {}
-    try:
-        for field in (*table.labels, *table.values):
-            value = take_value(attributes, field)
-            if value is not UNSET:
-                values[field.member] = value
-        for field, ns in ((table.start, span.start), (table.end, span.end)):
-            value = take_time(attributes, field, ns)
-            if value is not UNSET:
-                values[field.member] = value
-    except Missing as error:
-        raise Missing(f"span {span.span_id.hex()}: {error}") from None
-    return values
-
-
-def _inner(extra: bytes | None) -> bytes:
-    return b"" if extra is None else extra[1:-1]
+        seen.append(span)
+        try:
+            steps.append(read_step(span, attributes))
+        except Missing as error:
+            failure = error
+    if not steps:
+        raise failure
+    return steps

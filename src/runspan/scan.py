@@ -77,6 +77,17 @@ def skip_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
+def is_one_value(text: bytes) -> bool:
+    """Whether the text is one JSON value, UTF-8, with nothing around it."""
+    if text.isdigit() and (text[0] != 0x30 or len(text) == 1):
+        return True
+    try:
+        characters = text.decode()
+        return not characters[:1].isspace() and end_of_value(characters, 0) == len(characters)
+    except (UnicodeDecodeError, ScanError):
+        return False
+
+
 def end_of_value(text: str, position: int) -> int:
     """The position just past the value that starts at position; ScanError when there is none."""
     position = skip_space(text, position)

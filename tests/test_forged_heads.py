@@ -1,0 +1,129 @@
+"""Heads that were forged, damaged, or written by somebody who takes liberties: bounded work, no wrong answer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from typing import Any
+
+import pytest
+
+from runspan import Run, decode, encode
+from runspan.decode import read_heading, read_run
+from runspan.document import run_text
+from runspan.errors import TraceIncomplete
+from runspan.fields import DIGEST, OPEN_STEPS, REVISION
+from runspan.span import Span
+
+NOW = 1_768_467_700_000_000_000
+TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
+decoding = importlib.import_module("runspan.decode")
+
+
+def with_attributes(span: Span, attributes: dict[str, Any]) -> Span:
+    members = {name: getattr(span, name) for name in Span.__struct_fields__}
+    return Span(**{**members, "shared": (), "own": list({**span.attributes(), **attributes}.items())})
+
+
+def running(steps: int, text: str = "x") -> Run:
+    listed = [{"id": f"s{number}", "status": "completed", "output": text, **TIMES} for number in range(steps)]
+    return Run.from_dict({"id": "r", "status": "running", "startedAt": TIMES["startedAt"], "steps": listed})
+
+
+@pytest.fixture
+def rebuilt(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each document that was rebuilt."""
+    sizes: list[int] = []
+
+    def counted(envelope: Any) -> bytes:
+        text = run_text(envelope)
+        sizes.append(len(text))
+        return text
+
+    monkeypatch.setattr(decoding, "run_text", counted)
+    return sizes
+
+
+def test_many_heads_and_twins_are_not_all_tried(rebuilt: list[int]) -> None:
+    """A thousand heads with a wrong digest, each with 64 combinations of steps: some hundred documents are rebuilt."""
+    spans = encode(running(6), observed_at=NOW)
+    twins = [with_attributes(span, {"runspan.step.name": "other"}) for span in spans[:-1]]
+    heads = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 1001)]
+    with pytest.raises(TraceIncomplete) as refusal:
+        read_run([*spans, *twins, *heads])
+    assert len(rebuilt) == decoding._MAX_TEXTS
+    assert len(refusal.value.missing) == decoding._MAX_NOTES + 1
+    assert "not looked at" not in refusal.value.missing[0]
+
+
+def test_large_documents_are_rebuilt_less_often(rebuilt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes count too; but a few revisions are always tried, however large they are."""
+    monkeypatch.setattr(decoding, "_MAX_BYTES", 1_000_000)
+    spans = encode(running(1, "y" * 300_000), observed_at=NOW)
+    forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 50)]
+    assert read_run([*spans, *forged[:3]]).run == running(1, "y" * 300_000)
+    rebuilt.clear()
+    with pytest.raises(TraceIncomplete):
+        read_run([*spans, *forged])
+    assert len(rebuilt) == 4
+
+
+def test_a_step_is_read_once_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Revisions share their steps; what they tell is not read again for each."""
+    read: list[bytes] = []
+    real = decoding.read_step
+
+    def counted(span: Span, attributes: Any) -> Any:
+        read.append(span.span_id)
+        return real(span, attributes)
+
+    monkeypatch.setattr(decoding, "read_step", counted)
+    spans = encode(running(5), observed_at=NOW)
+    forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 20)]
+    decoded = read_run([*spans, *forged])
+    assert (decoded.revision, len(decoded.incomplete), len(read)) == (NOW, 19, 5)
+
+
+def test_the_first_of_many_spans_with_one_id_is_tried() -> None:
+    """What was there first is not lost behind more contents than are tried."""
+    spans = encode(running(2), observed_at=NOW)
+    others = [with_attributes(spans[0], {"runspan.step.name": f"other {number}"}) for number in range(200)]
+    assert decode([*spans, *others]) == running(2)
+
+
+@pytest.mark.parametrize("text", ["[1]", "[null]", '["s"]', "[[]]", '[{"status":"running"}]', '[{"id":1}]', "[{]", "7"])
+def test_open_steps_that_are_none(text: str) -> None:
+    """JSON that is no list of steps is a head that cannot be proved, as any other damage; older revisions still are."""
+    run = Run.from_dict({"id": "r", "status": "running", "steps": [{"id": "a", "status": "running"}]})
+    spans = encode(run, observed_at=NOW)
+    newer = with_attributes(spans[-1], {OPEN_STEPS: text, REVISION: NOW + 1})
+    decoded = read_run([*spans, newer])
+    assert (decoded.run, decoded.revision, len(decoded.incomplete)) == (run, NOW, 1)
+    with pytest.raises(TraceIncomplete):
+        read_run([newer])
+
+
+@pytest.mark.parametrize("text", ["}{", '1,"status":"failed"', "tru", '"\x01"', "1 2", " 1", "", "[1", "\u0661"])
+def test_a_heading_is_json_whatever_its_span_says(text: str) -> None:
+    """A list's item is made of a head alone, without the proof of the digest; what it says has to be one value."""
+    run = Run.from_dict({"id": "r", "status": "completed", **TIMES, "durationMs": 1.5, "steps": []})
+    head = encode(run)[-1]
+    assert json.loads(read_heading(head).summary)["durationMs"] == 1.5  # type: ignore[union-attr]
+    key = next(key for key in head.attributes() if key.startswith("runspan.run.duration_ms"))
+    with pytest.raises(TraceIncomplete, match="duration_ms"):
+        read_heading(with_attributes(head, {key: text}))
+
+
+def test_costs_beyond_all_numbers_are_not_summed() -> None:
+    """A sum that is no number any more is left out: a backend that writes JSON has no word for it."""
+    usage = {"promptTokens": 1, "completionTokens": 2, "estimatedCostUsd": 1.7e308}
+    step = {"type": "agent", "status": "completed", "output": {"usage": usage}, **TIMES}
+    run = Run.from_dict(
+        {"id": "r", "status": "completed", **TIMES, "steps": [{"id": "a", **step}, {"id": "b", **step}]}
+    )
+    spans = encode(run)
+    numbers = [value for span in spans for value in span.attributes().values() if type(value) is float]
+    assert numbers == [1.7e308, 1.7e308]
+    assert all(map(math.isfinite, numbers))
+    assert decode(spans) == run
