@@ -58,7 +58,8 @@ EVERY_KIND = Faults(limited=0.004, error=0.02, gateway=0.01, slow=0.01, cut=0.01
 @dataclass
 class Mock:
     """limit: requests that are answered in any ``window`` seconds; 0: all. vanished: ids that are listed and answer
-    404. replaced: the text of ``data`` of some runs, in place of their own. down: answers 503 to everything.
+    404. replaced: the text of ``data`` of some runs, in place of their own. gateway: status and body that what stands
+    before the platform answers in its place to whoever asks for a document. down: answers 503 to everything.
     keys: the API keys that are taken; empty: any or none. incomplete: so many documents to come are marked as older
     revisions. pause: seconds of a slow answer."""
 
@@ -69,6 +70,7 @@ class Mock:
     window: float = 60.0
     vanished: set[str] = field(default_factory=set)
     replaced: dict[str, bytes] = field(default_factory=dict)
+    gateway: tuple[int, bytes] | None = None
     keys: set[str] = field(default_factory=set)
     down: bool = False
     incomplete: int = 0
@@ -130,6 +132,8 @@ class Mock:
         if self.keys and headers.get("x-api-key") not in self.keys:
             return 401, failure("UNAUTHORIZED", "no such key")
         place = urlsplit(path).path
+        if self.gateway and place != LIST:
+            return self.gateway
         run_id = unquote(place.removeprefix(LIST + "/"))
         if place != LIST and run_id in self.vanished:
             return 404, failure("NOT_FOUND", "no such run")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,77 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next_document(tmp_path: Pa
         letters.keep_text(b'{"id":"next"}')
     found = [each.id for each in documents(str(path)) if isinstance(each, Run)]
     assert found == ["whole", "next"]
+
+
+def test_a_file_that_another_process_made_and_removed_is_made_again(tmp_path: Path) -> None:
+    """Of two exports with one file the first kept nothing and ends; what the second keeps is there nevertheless."""
+    path = tmp_path / "left.ndjson"
+    with DeadLetters(str(path)) as first, DeadLetters(str(path)) as second:
+        first.close()
+        assert not path.exists()
+        second.keep_text(b'{"id":"b"}')
+    assert second.kept == 1
+    assert texts_in(path) == [b'{"id":"b"}']
+
+
+def test_a_file_that_was_moved_away_to_be_sent_is_made_again(tmp_path: Path) -> None:
+    """A process that runs for long goes on with a new one, and neither has what is in the other."""
+    path, moved = tmp_path / "left.ndjson", tmp_path / "moved.ndjson"
+    with DeadLetters(str(path)) as letters:
+        letters.keep_text(b'{"id":"a"}')
+        path.rename(moved)
+        letters.keep_text(b'{"id":"b"}')
+    assert (texts_in(moved), texts_in(path)) == ([b'{"id":"a"}'], [b'{"id":"b"}'])
+    assert (letters.kept, letters.lost) == (2, 0)
+
+
+def test_a_document_is_never_written_into_a_file_that_is_being_removed(tmp_path: Path) -> None:
+    """One process ends without a document at the very moment at which another keeps one."""
+    paths = [tmp_path / f"left-{number}.ndjson" for number in range(200)]
+    together = threading.Barrier(2)
+
+    def idle() -> None:
+        for path in paths:
+            with DeadLetters(str(path)):
+                together.wait(60)
+
+    def work() -> None:
+        for path in paths:
+            together.wait(60)
+            with DeadLetters(str(path)) as letters:
+                letters.keep_text(b'{"id":"kept"}')
+
+    threads = [threading.Thread(target=idle), threading.Thread(target=work)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(texts_in(path) == [b'{"id":"kept"}'] for path in paths)
+
+
+def test_lines_of_two_processes_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system takes a line in parts."""
+    path = tmp_path / "left.ndjson"
+    write = os.write
+
+    def in_parts(file: int, data: bytes) -> int:
+        time.sleep(0.0001)
+        return write(file, data[:50])
+
+    monkeypatch.setattr(os, "write", in_parts)
+    texts = {name: [b'{"id":"%s%d","input":"%s"}' % (name, n, b"x" * n) for n in range(60)] for name in (b"a", b"b")}
+
+    def work(name: bytes) -> None:
+        with DeadLetters(str(path)) as letters:
+            for text in texts[name]:
+                letters.keep_text(text)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(texts_in(path)) == sorted(text for each in texts.values() for text in each)
 
 
 def test_rejected_runs_are_kept_and_sent_again(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from runspan import Run, create_app
 from runspan.backends.sqlite import SqliteStore
 from runspan.delivery import Report
 from runspan.errors import SettingError
-from runspan.health import METRICS, Health, Kind, Metric, delivered
+from runspan.health import METRICS, Health, Kind, Metric, Succession, delivered
 from runspan.health.otel import instrument, sending, wanted
 from runspan.health.prometheus import serving, text
 from runspan.health.table import (
@@ -386,3 +386,18 @@ def test_the_report_of_a_delivery_is_what_health_tells() -> None:
         Report(), runs_accepted=1, runs_rejected=2, runs_pending=4, documents_refused=8, requests=16, retries=32
     )
     assert sorted(value or 0 for value in delivered(numbered).values()) == [1, 2, 4, 8, 16, 32]
+
+
+def test_parts_that_follow_each_other_count_on(health: Health) -> None:
+    """Counters never fall when one part takes the place of another; levels are those of the part that is there."""
+    parts = Succession()
+    assert parts.read() == {}
+    parts.follow(lambda: {EXPORTED: 3, QUEUE: 7})
+    assert parts.read() == {EXPORTED: 3, QUEUE: 7}
+    parts.follow(lambda: {EXPORTED: 2, RETRIED: 1, QUEUE: 1})
+    assert parts.read() == {EXPORTED: 5, RETRIED: 1, QUEUE: 1}
+    parts.follow(lambda: {LAG: None})
+    assert parts.read() == {EXPORTED: 5, RETRIED: 1, LAG: None}
+    before = health.read()[EXPORTED]
+    health.watch(parts.read)
+    assert health.read()[EXPORTED] == before + 5

@@ -34,6 +34,7 @@ LAYERS = [
     ["recorder"],
     ["sources", "backends", "delivery", "testing"],
     ["otlp"],
+    ["net"],
     ["health"],
     ["contracts"],
     ["links"],

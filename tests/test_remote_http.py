@@ -15,7 +15,9 @@ from runspan.backends.remote.http import RemoteHttp
 from runspan.backends.remote.settings import RemoteSettings, settings_from
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import RunQuery
-from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, SettingError
+from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, QueryError, SettingError
+
+DEEP = b'{"traces":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 Answering = Callable[["Handler"], None]
 
@@ -205,7 +207,7 @@ def test_concurrency_is_bounded(serve: Callable[[Answering], Server]) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"traces": 7}', b'{"traces": [{"traceID": "xyz"}]}'])
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"traces": 7}', b'{"traces": [{"traceID": "xyz"}]}', DEEP])
 def test_an_answer_that_is_not_tempos(serve: Callable[[Answering], Server], body: bytes) -> None:
     """Something else at the address is refused, and never an empty list."""
     server = serve(lambda handler: handler.reply(200, body))
@@ -286,4 +288,23 @@ def test_connect_opens_remote_backends(kind: str) -> None:
     """The URL's scheme says which; nothing is asked yet."""
     reader = connect(f"{kind}+http://127.0.0.1:9/prefix")
     assert type(reader).__name__ == f"{kind.title()}Reader"
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "query"),
+    [
+        ("tempo", RunQuery(workflow_id="w" * 70_000)),
+        ("tempo", RunQuery(status="\0" * 30_000)),
+        ("tempo", RunQuery("t" * 70_000)),
+        ("jaeger", RunQuery("t" * 70_000)),
+    ],
+    ids=["workflow", "status", "tenant", "tenant in Jaeger"],
+)
+def test_a_question_too_long_for_a_url(serve: Callable[[Answering], Server], kind: str, query: RunQuery) -> None:
+    """It is the question that is wrong, and a caller hears so."""
+    server = serve(lambda handler: handler.reply(200, b'{"services":["runspan"],"traces":[],"summaries":[]}'))
+    reader = connect(f"{kind}+{server.url}")
+    with pytest.raises(QueryError, match="fit into a URL"):
+        reader.search(query)
     reader.close()

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask, Response
 
 from clikit import SAMPLES, generated
+from jaegerkit import answering
 from runspan import Run
 from runspan.backends.rest import RestReader
 from runspan.backends.sqlite import SqliteStore
@@ -231,3 +232,86 @@ def test_the_api_path_may_stand_in_the_url(store: SqliteStore) -> None:
         reader = RestReader(f"{client.base_url}/api/v1/")
         assert json.loads(reader.document("run_1").text)["id"] == "run_1"
         reader.close()
+
+
+@contextmanager
+def reading_answers(body: str) -> Iterator[RestReader]:
+    """A reader of a server that answers everything with this JSON."""
+    with answering(lambda path: (200, "application/json", body.encode())) as url:
+        reader = RestReader(url)
+        yield reader
+        reader.close()
+
+
+@pytest.mark.parametrize("data", ['{"id":"other"}', '{"id":7}', "{}", '{"x":"x"}', '{"id":"\\ud800"}'])
+@pytest.mark.parametrize("tenant", ["", "t"])
+def test_another_document_than_the_one_asked_for_is_refused(data: str, tenant: str) -> None:
+    """Whatever the server holds for the run, its id is the one that was asked for."""
+    with (
+        reading_answers(f'{{"success":true,"data":{data}}}') as reader,
+        pytest.raises(BackendRefused, match="is this a runspan server"),
+    ):
+        reader.document("x", tenant)
+
+
+@pytest.mark.parametrize(
+    "item", ["1", "{}", '{"id":5}', '"id"', "[[]]", "[" * 50_000 + "]" * 50_000, '{"x":{"id":"x"}}', '{"id":"\\ud800"}']
+)
+@pytest.mark.parametrize("tenant", ["", "t"])
+def test_items_that_are_no_runs_are_refused(item: str, tenant: str) -> None:
+    """An item without an id is nobody's summary."""
+    items = f'{{"id":"x"}},{item}'
+    with reading_answers(f'{{"success":true,"data":[{items}]}}') as reader, pytest.raises(BackendRefused, match="ids"):
+        reader.search(RunQuery(tenant))
+
+
+@pytest.mark.parametrize("data", ['{"id":"x"}', '{"id":"x","traceId":5}'])
+def test_a_run_without_a_trace_id_proves_no_tenant(data: str) -> None:
+    """What the server says of the run's trace is refused, not believed."""
+    with (
+        reading_answers(f'{{"success":true,"data":{data}}}') as reader,
+        pytest.raises(BackendRefused, match="is this a runspan server"),
+    ):
+        reader.document("x", "t")
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, "{", '{"resourceSpans":7}'])
+def test_a_trace_that_is_none_is_refused(body: str) -> None:
+    """It is the server's fault, not that of a request."""
+    with reading_answers(body) as reader, pytest.raises(BackendRefused, match="is this a runspan server"):
+        reader.spans(bytes(15) + b"1")
+
+
+@pytest.mark.parametrize("after", [Cursor(7, "b"), Cursor(7, "a"), Cursor(6, "z")])
+@pytest.mark.parametrize("items", ["", '{"id":"x"}'])
+def test_a_cursor_that_does_not_move_on_is_refused(after: Cursor, items: str) -> None:
+    """A caller that follows it would ask without end, or get the same runs again."""
+    meta = json.dumps({"hasMore": True, "cursor": Cursor(7, "b").token()})
+    with reading_answers(f'{{"success":true,"data":[{items}],"meta":{meta}}}') as reader:
+        assert (
+            reader.search(RunQuery()).cursor == reader.search(RunQuery(cursor=Cursor(7, "c"))).cursor == Cursor(7, "b")
+        )
+        with pytest.raises(BackendRefused, match="does not move on"):
+            reader.search(RunQuery(cursor=after))
+
+
+def test_a_cursor_that_is_not_runspans_is_refused() -> None:
+    """It was not the caller who sent it."""
+    meta = '{"hasMore":true,"cursor":"abc!"}'
+    with (
+        reading_answers(f'{{"success":true,"data":[],"meta":{meta}}}') as reader,
+        pytest.raises(BackendRefused, match="a cursor of runspan"),
+    ):
+        reader.search(RunQuery())
+
+
+def test_questions_that_no_run_answers(store: SqliteStore) -> None:
+    """What is too long for a URL, and text that no run can have."""
+    store.put(Run.from_dict(document("run_1")), observed_at=1)
+    with reading(store) as reader:
+        for run_id in ("x" * 70_000, "\ud800", ""):
+            with pytest.raises(NotFound):
+                reader.document(run_id)
+        assert list(reader.search(RunQuery(workflow_id="\ud800")).items) == []
+        with pytest.raises(QueryError, match="fit into a URL"):
+            reader.search(RunQuery(workflow_id="x" * 70_000))

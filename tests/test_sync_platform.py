@@ -26,7 +26,7 @@ from runspan.errors import (
     Unauthorized,
 )
 from runspan.run import Run
-from runspan.sources.platform import Pace, Patience, Platform, base_url, fingerprint_of_summary
+from runspan.sources.platform import AnswerTooLong, Pace, Patience, Platform, base_url, fingerprint_of_summary
 from runspan.sources.platform.answers import Damaged, read_document, read_listing
 from synckit import Place, place, run_document
 
@@ -237,10 +237,11 @@ def test_permanent_refusals_are_errors_of_their_own(source: Place, texts: dict[s
     with platform(source.url, vanished={run_id}) as mock, closing(client(mock.url)) as asking:
         with pytest.raises(NotFound):
             asking.document(run_id)
+        assert asking.silent_for == 0
         with pytest.raises(QueryError, match="cursor"):
             asking.runs(cursor="nonsense")
         assert len(mock.arrivals) == 2
-        assert asking.silent_for == 0
+        assert asking.silent_for > 0  # a gateway may say so too, and then for every request
 
 
 def scripted(mock: Mock, status: int, body: bytes = b"") -> None:
@@ -270,6 +271,35 @@ def test_another_server_is_not_taken_for_the_platform(
             asking.runs()
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"default backend - 404"),
+        (404, b'{"error":{"code":"NOT_FOUND","message":"no deployment"}}'),
+        (404, b'{"success":false,"error":{"code":"ROUTE_UNKNOWN","message":"nothing here"}}'),
+        (302, b""),
+        (401, b"<html>sign in</html>"),
+        (403, b"<html>blocked</html>"),
+        (410, b""),
+        (200, b"<html>Service is being deployed</html>"),
+    ],
+)
+def test_what_a_gateway_says_of_a_document_is_asked_again(
+    source: Place, texts: dict[str, bytes], status: int, body: bytes
+) -> None:
+    """Its words are not the platform's: no run is called missing for them, and the platform counts as silent."""
+    run_id = next(iter(texts))
+    with platform(source.url, gateway=(status, body)) as mock, closing(client(mock.url)) as asking:
+        with pytest.raises(BackendRefused, match="expected the platform's API"):
+            asking.document(run_id)
+        assert len(mock.arrivals) == QUICK.attempts
+        assert asking.silent_for > 0
+        assert asking.trouble
+        mock.gateway = None
+        assert asking.document(run_id).text == texts[run_id]
+        assert asking.silent_for == 0
+
+
 def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
     """Its documentation names 200 and 100 as the most that a page has: where 200 is refused, 100 are asked for."""
     with platform(source.url) as mock, closing(client(mock.url)) as asking:
@@ -288,9 +318,11 @@ def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
 
 
 def test_an_answer_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
-    """One that is larger is refused while it arrives."""
-    with closing(client(source.url, max_answer=1000)) as asking, pytest.raises(BackendRefused, match="1000 bytes"):
-        asking.document(next(iter(texts)))
+    """One that is larger is refused while it arrives, and not asked for again at once."""
+    with closing(client(source.url, max_answer=1000)) as asking:
+        with pytest.raises(AnswerTooLong, match="1000 bytes"):
+            asking.document(next(iter(texts)))
+        assert asking.requests[0] == 1
 
 
 def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
+from runspan.net.words import shown_url
 
 if TYPE_CHECKING:
     from runspan.backends.jaeger import JaegerReader
@@ -44,7 +45,8 @@ def open_store(url: str, *, retention_days: float | None = None, forms: tuple[st
     """The embedded store of a URL. SettingError when the URL is another backend's or none."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme != "sqlite":
-        raise SettingError(where="backend", expected=" or ".join(forms), got=repr(url), hint=f"write {forms[0]}")
+        got = repr(shown_url(url))
+        raise SettingError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
     if not rest:
         raise SettingError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
     return SqliteStore(Path(rest), retention_days=retention_days)

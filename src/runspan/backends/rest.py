@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from runspan.backends.remote.http import too_long
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import (
     BackendBusy,
@@ -18,6 +19,7 @@ from runspan.errors import (
     BackendUnreachable,
     Forbidden,
     NotFound,
+    PayloadError,
     QueryError,
     QueryUnsupported,
     RateLimited,
@@ -29,12 +31,22 @@ from runspan.errors import (
 )
 from runspan.fields import ROLE
 from runspan.ids import run_ids
+from runspan.net.deadline import DeadlineTransport
+from runspan.net.hosts import check_host
+from runspan.net.waits import asked_wait
+from runspan.net.words import shown_url, tidy
 from runspan.otlp.json import read_spans
+from runspan.parse import MAX_RUN_ID_BYTES
 from runspan.scan import elements, members, skip_space, string_value
 from runspan.span import Span
 from runspan.times import SECOND
 
 TIMEOUT: Final = 30.0
+"""Seconds for a request, from the connection to the last byte."""
+
+UNTOLD_WAIT: Final = 60.0
+"""Seconds after a 429 that does not say how long to wait."""
+
 _CLASSES: Final[dict[str, type[RunspanError]]] = {
     "NOT_FOUND": NotFound,
     "UNAUTHORIZED": Unauthorized,
@@ -88,13 +100,23 @@ class RestReader:
     ) -> None:
         self._base = _checked(base)
         self._clock = clock
-        # Proxies and logins of the environment would be settings that nobody passed in.
-        self._client = httpx.Client(timeout=timeout, headers={"x-api-key": api_key} if api_key else {}, trust_env=False)
+        self._secrets = (api_key,) if api_key else ()
+        self._client = httpx.Client(
+            timeout=timeout,
+            headers={"x-api-key": api_key} if api_key else {},
+            transport=DeadlineTransport(self._base),
+            # Proxies and logins of the environment would be settings that nobody passed in.
+            trust_env=False,
+        )
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """See ``TraceReader``. The text is cut out of the answer, never parsed and written again."""
+        if not _may_be_id(run_id):
+            raise NotFound("no such run", where=f"run {run_id[:60]!a}")
         response = self._get(run_path(run_id))
         text, _ = self._data(response, "{")
+        if self._id_of(text) != run_id:
+            raise self._refused(f"the run {run_id}", "another run")
         self._prove(run_id, tenant)
         incomplete = response.headers.get("x-runspan-incomplete", "")
         return Document(text.encode(), (incomplete,) if incomplete else ())
@@ -102,7 +124,10 @@ class RestReader:
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``; runspan's own spans only."""
         content = self._get(f"/api/v1/traces/{trace_id.hex()}").content
-        return [span for span in read_spans(content) if ROLE in span.attributes()]
+        try:
+            return [span for span in read_spans(content) if ROLE in span.attributes()]
+        except PayloadError as error:
+            raise self._refused("a trace in OTLP/JSON", error.got) from None
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. The API takes ``since`` and ``stuckAfter`` as lengths of time, so their edges move with
@@ -118,7 +143,11 @@ class RestReader:
             parameters["cursor"] = query.cursor.token()
         if query.stuck_before is not None:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
-        text, meta = self._data(self._get("/api/v1/runs", parameters), "[")
+        try:
+            answer = self._get("/api/v1/runs", parameters)
+        except UnicodeEncodeError:
+            return Page([])  # a lone surrogate is in no stored text
+        text, meta = self._data(answer, "[")
         if parameters.get("stuckAfter") != meta.stuck_after:
             raise QueryUnsupported(
                 where=self._base,
@@ -127,10 +156,10 @@ class RestReader:
                 hint="bring that runspan server up to date; the platform's own API has no stuck runs",
             )
         items = [element.value_text.encode() for element in elements(text, 0)]
-        if items and query.tenant:
-            self._prove(_id_of(items[0].decode()), query.tenant)
-        more = meta.cursor if meta.has_more else None
-        return Page(items, Cursor.parse(more) if more else None, tuple(meta.partial))
+        ids = [self._id_of(item.decode()) for item in items]
+        if ids and query.tenant:
+            self._prove(ids[0], query.tenant)
+        return Page(items, self._next(query.cursor, meta), tuple(meta.partial))
 
     def check(self) -> None:
         """See ``TraceReader``."""
@@ -140,12 +169,28 @@ class RestReader:
         """See ``TraceReader``."""
         self._client.close()
 
+    def _next(self, cursor: Cursor | None, meta: _Meta) -> Cursor | None:
+        """Where the next page begins: after this one, or a caller that follows would never come to an end."""
+        if not meta.has_more or not meta.cursor:
+            return None
+        try:
+            following = Cursor.parse(meta.cursor)
+        except QueryError as error:
+            raise self._refused("a cursor of runspan", error.got) from None
+        if cursor is not None and (following.time, following.run_id) >= (cursor.time, cursor.run_id):
+            raise self._refused("a cursor after that of the page before", "one that does not move on")
+        return following
+
     def _prove(self, run_id: str, tenant: str) -> None:
         """A trace id follows from tenant and run id, so it tells whose run the server answered with."""
         if not tenant:
             return
         text, _ = self._data(self._get(run_path(run_id) + "/trace"), "{")
-        if msgspec.json.decode(text, type=_TraceLink).trace_id != run_ids(run_id, tenant).trace_id.hex():
+        try:
+            trace_id = msgspec.json.decode(text, type=_TraceLink).trace_id
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise self._refused("a run's trace id", tidy(str(error), self._secrets)) from None
+        if trace_id != run_ids(run_id, tenant).trace_id.hex():
             raise Forbidden(
                 where=self._base,
                 expected=f"runs of {tenant}",
@@ -156,11 +201,13 @@ class RestReader:
     def _get(self, path: str, parameters: dict[str, Any] | None = None) -> httpx.Response:
         try:
             response = self._client.get(self._base + path, params=parameters)
+        except httpx.InvalidURL:
+            raise too_long(self._base) from None
         except httpx.HTTPError as error:
             raise BackendUnreachable(
                 where=self._base,
                 expected="an answer",
-                got=str(error) or type(error).__name__,
+                got=tidy(str(error), self._secrets) or type(error).__name__,
                 hint="is the server running? start one with: runspan serve",
             ) from None
         if response.is_success:
@@ -170,21 +217,20 @@ class RestReader:
     def _error(self, response: httpx.Response) -> RunspanError:
         try:
             fault = msgspec.json.decode(response.content, type=_Failure).error
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             fault = _Fault("", response.reason_phrase)
+        words = tidy(fault.message, self._secrets)
         if response.status_code == 429:
-            after = response.headers.get("retry-after", "")
-            seconds = float(after) if after.isdecimal() else 60.0
-            return RateLimited(
-                f"{self._base}: {fault.message}", retry_after=seconds, hint=f"ask again in {seconds:g} seconds"
-            )
+            asked = asked_wait(response.headers)
+            seconds = UNTOLD_WAIT if asked is None else asked
+            return RateLimited(f"{self._base}: {words}", retry_after=seconds, hint=f"ask again in {seconds:g} seconds")
         kind = _CLASSES.get(fault.code)
         if kind is None:
             return BackendRefused(
-                fault.message, where=self._base, got=f"HTTP {response.status_code}", hint="is this a runspan server?"
+                words, where=self._base, got=f"HTTP {response.status_code}", hint="is this a runspan server?"
             )
         hint = "set RUNSPAN_API_KEY, or --api-key-file" if kind is Unauthorized else ""
-        return kind(fault.message, where=self._base, hint=hint)
+        return kind(words, where=self._base, hint=hint)
 
     def _data(self, response: httpx.Response, opening: str) -> tuple[str, _Meta]:
         """The text of ``data`` as it stands in the answer, and ``meta``. opening: how the text must begin."""
@@ -197,9 +243,22 @@ class RestReader:
                 data = answer.get("data", "")
                 if data.startswith(opening):
                     return data, msgspec.json.decode(answer.get("meta", "{}"), type=_Meta)
-        except (ValueError, msgspec.MsgspecError) as error:
-            got = str(error)
-        raise BackendRefused(where=self._base, expected="the platform's API", got=got, hint="is this a runspan server?")
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+            got = tidy(str(error), self._secrets)
+        raise self._refused("the platform's API", got)
+
+    def _id_of(self, text: str) -> str:
+        """The id of a run document or summary; BackendRefused when it is neither."""
+        if text.startswith("{"):
+            for member in members(text, 0):
+                if member.key == "id" and member.value_text.startswith('"'):
+                    run_id = string_value(member.value_text)
+                    if _may_be_id(run_id):
+                        return run_id
+        raise self._refused("runs with their ids", "something else")
+
+    def _refused(self, expected: str, got: str) -> BackendRefused:
+        return BackendRefused(where=self._base, expected=expected, got=got, hint="is this a runspan server?")
 
     def _since(self, edge: int) -> str:
         """The edge as minutes before now, rounded up so that nothing is missed, or as days when they are many."""
@@ -212,8 +271,11 @@ def run_path(run_id: str) -> str:
     return f"/api/v1/runs/{quote(run_id, safe='').replace('.', '%2E')}"
 
 
-def _id_of(summary: str) -> str:
-    return next(string_value(member.value_text) for member in members(summary, 0) if member.key == "id")
+def _may_be_id(run_id: str) -> bool:
+    try:
+        return 0 < len(run_id.encode()) <= MAX_RUN_ID_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def _checked(base: str) -> str:
@@ -226,6 +288,10 @@ def _checked(base: str) -> str:
         raise SettingError(
             where="backend", expected="a URL without a login", got="one with it", hint="put the key in RUNSPAN_API_KEY"
         )
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise SettingError(where="backend", expected="http://HOST:PORT", got=repr(base))
+    if url.query or url.fragment:
+        got = f"{shown_url(base)!r} with a query or fragment"
+        raise SettingError(where="backend", expected="http://HOST:PORT", got=got)
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise SettingError(where="backend", expected="http://HOST:PORT", got=repr(shown_url(base)))
+    check_host("backend", base)
     return str(url).rstrip("/").removesuffix("/api/v1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
+from typing import Final
 
 import click
 
@@ -12,6 +13,9 @@ from runspan.cli.options import Length, Utf8, data_option, json_option, option
 from runspan.cli.places import make_key_ring, open_key_ring
 from runspan.cli.process import visible
 from runspan.web.keys import PERMISSIONS, Key
+
+_LONGEST: Final = 36_500
+"""Days of a key's life: a later end is as good as none, and no date."""
 
 
 @click.group()
@@ -48,7 +52,7 @@ def keys() -> None:
     show_default="both",
     help="May be given twice.",
 )
-@option("--expires", type=Length(), metavar="TIME", show_default="until revoked", help="Lifetime, such as 90d.")
+@option("--expires", type=Length(_LONGEST), metavar="TIME", show_default="until revoked", help="Lifetime, such as 90d.")
 @json_option
 def create(
     data: str, name: str, company: str, permissions: tuple[str, ...], expires: int | None, as_json: bool
@@ -109,7 +113,7 @@ def revoke(data: str, key_id: str) -> None:
 @click.argument("key_id", metavar="ID")
 @option(
     "--grace",
-    type=Length(),
+    type=Length(_LONGEST),
     metavar="TIME",
     default="24h",
     help="How long the old key stays valid beside the new one.",

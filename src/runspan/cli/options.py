@@ -47,9 +47,12 @@ class Utf8(click.ParamType[str]):
 
 
 class Length(click.ParamType[int]):
-    """A length of time such as ``90m``, ``24h`` or ``30d``; nanoseconds."""
+    """A length of time such as ``90m``, ``24h`` or ``30d``; nanoseconds. longest: in days."""
 
     name = "time"
+
+    def __init__(self, longest: int | None = None) -> None:
+        self._longest = longest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -57,7 +60,10 @@ class Length(click.ParamType[int]):
         match = re.fullmatch(r"([0-9]{1,6})([mhd])", str(value))
         if match is None:
             self.fail(f"expected a length of time such as 90m, 24h or 30d, got {value!r}", param, ctx)
-        return int(match[1]) * UNITS[match[2]]
+        length = int(match[1]) * UNITS[match[2]]
+        if self._longest is not None and length > self._longest * UNITS["d"]:
+            self.fail(f"expected at most {self._longest}d, got {value!r}", param, ctx)
+        return length
 
 
 class Seconds(click.ParamType[float]):
@@ -128,6 +134,7 @@ def service_name_option(command: F) -> F:
     """``--service-name``: who sends."""
     return option(
         "--service-name",
+        type=Utf8(),
         metavar="NAME",
         env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
         default="runspan",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -9,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 
@@ -30,6 +32,15 @@ _WORDS: Final = {
 class Commands(click.Group):
     """A group that tells our errors in a few lines, without a stack trace, and ends with their exit code."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """See ``click.Command``; with streams that were closed by whoever started us."""
+        _stand_in_for_closed_streams()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # while the arguments were read: --help and --version print by then
+            _tell_of_system(error)
+            sys.exit(INCOMPLETE)
+
     def invoke(self, ctx: click.Context) -> Any:
         _accept_any_text()
         try:
@@ -46,9 +57,13 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(READER_GONE)
         except OSError as error:
-            place = f"{visible(str(error.filename))}: " if error.filename else ""
-            click.echo(f"runspan: {place}{error.strerror or error}", err=True)
+            _tell_of_system(error)
             ctx.exit(INCOMPLETE)
+
+
+def _tell_of_system(error: OSError) -> None:
+    place = f"{visible(str(error.filename))}: " if error.filename else ""
+    click.echo(f"runspan: {place}{error.strerror or error}", err=True)
 
 
 def told(error: RunspanError) -> list[str]:
@@ -93,6 +108,35 @@ def terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Closed(io.RawIOBase):
+    """Standard output that was closed: nothing can be written, and who tries hears so."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if len(data):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+        return 0
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Python has None for a stream that was closed (``2>&-``), which no library expects.
+
+    What would be told on standard error then goes nowhere; a command that has something to print on standard output
+    fails. The descriptors are taken as well: a file that is opened later must not be what a library prints into.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(cast("io.BufferedWriter", _Closed()), encoding="utf-8", write_through=True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
 
 
 def _accept_any_text() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from runspan.delivery.batch import RunSpans
 from runspan.errors import DocumentError, SettingError
 from runspan.run import Run
+
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
 class DeadLetters:
@@ -20,6 +25,9 @@ class DeadLetters:
     written at once; ``close`` writes what nobody answered for, and returns when all of it is on disk. kept: documents
     written. lost: documents that could not be written, because of ``trouble``. All methods may be called from several
     threads, and after ``close`` they do nothing.
+
+    Several processes may write to one file, as the workers of a server do: each holds its lock while it writes a
+    document, and while it removes the file. One that finds it removed, or moved away to be sent, makes a new one.
     """
 
     def __init__(self, path: str) -> None:
@@ -29,13 +37,12 @@ class DeadLetters:
         self.trouble = ""
         self._lock = threading.Lock()
         self._open: dict[int, bytes] = {}
+        self._made = False
         try:
-            self._made = not os.path.exists(path)
-            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file: int | None = self._opened()
         except (OSError, ValueError) as error:
             got = getattr(error, "strerror", None) or str(error)
             raise SettingError(where=path, expected="a file to keep documents in", got=got) from None
-        self._torn = not _ends_a_line(self._file)
 
     def watch(self, documents: Iterable[Run | DocumentError]) -> Iterator[Run | DocumentError]:
         """The same documents; each run is held from now on."""
@@ -74,11 +81,12 @@ class DeadLetters:
                 os.fsync(self._file)
             except OSError as error:
                 self._fail(error, self.kept)
-            size = os.fstat(self._file).st_size
+            with _alone(self._file) as locked:
+                # Without a lock another process may be about to write, and a file that is empty harms nobody.
+                if locked and self._made and not os.fstat(self._file).st_size and self._stands(self._file):
+                    os.unlink(self.path)
             os.close(self._file)
             self._file = None
-            if self._made and not size:
-                os.unlink(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -88,25 +96,56 @@ class DeadLetters:
     ) -> None:
         self.close()
 
+    def _opened(self) -> int:
+        flags = os.O_RDWR | os.O_APPEND
+        try:
+            file = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self._made = True
+        except FileExistsError:
+            # A link that leads nowhere is there as well, and its target is not.
+            file = os.open(self.path, flags | os.O_CREAT, 0o600)
+        return file
+
+    def _stands(self, file: int) -> bool:
+        """Whether the path still leads to this file. One that cannot be looked up is still open, and can be written."""
+        try:
+            return os.path.samestat(os.fstat(file), os.stat(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
     def _write(self, text: bytes) -> None:
         if self._file is None or not text:
             return
-        line = framed(text)
         try:
-            before = os.fstat(self._file).st_size
-            whole = b"\n" + line if self._torn else line
-            done = 0
-            try:
-                while done < len(whole):
-                    done += os.write(self._file, whole[done:])
-            except OSError:
-                os.ftruncate(self._file, before)  # half a document would be read as a broken one
-                raise
+            while not self._appended(self._file, framed(text)):
+                # What this process wrote there is on its way to a receiver, or in somebody's hands: on disk it must be.
+                os.fsync(self._file)
+                file = self._opened()
+                os.close(self._file)
+                self._file = file
         except OSError as error:
             self._fail(error, 1)
             return
-        self._torn = False
         self.kept += 1
+
+    def _appended(self, file: int, line: bytes) -> bool:
+        """Appends it, whole or not at all; False when the file is no longer the one at the path."""
+        with _alone(file):
+            if not self._stands(file):
+                return False
+            before = os.fstat(file).st_size
+            torn = before and os.pread(file, 1, before - 1) != b"\n"  # by one that was killed while it wrote
+            whole = b"\n" + line if torn else line
+            done = 0
+            try:
+                while done < len(whole):
+                    done += os.write(file, whole[done:])
+            except OSError:
+                os.ftruncate(file, before)  # half a document would be read as a broken one
+                raise
+        return True
 
     def _fail(self, error: OSError, documents: int) -> None:
         self.trouble = self.trouble or error.strerror or str(error)
@@ -118,6 +157,18 @@ def framed(text: bytes) -> bytes:
     return b"[\n" + text + b"\n]\n" if b"\n" in text else text + b"\n"
 
 
-def _ends_a_line(file: int) -> bool:
-    size = os.fstat(file).st_size
-    return size == 0 or os.pread(file, 1, size - 1) == b"\n"
+@contextmanager
+def _alone(file: int) -> Iterator[bool]:
+    """No other process writes to the file meanwhile; False where the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        locked = True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        locked = False
+    try:
+        yield locked
+    finally:
+        if locked:
+            fcntl.flock(file, fcntl.LOCK_UN)

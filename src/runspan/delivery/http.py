@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import httpx
@@ -19,6 +18,8 @@ from runspan.delivery.batch import Request
 from runspan.delivery.outcome import Later, Outcome, Refused, Scope, counted, not_otlp, read_response, tidy
 from runspan.delivery.settings import DeliverySettings
 from runspan.errors import SettingError
+from runspan.net.deadline import DeadlineTransport
+from runspan.net.waits import asked_wait
 
 PROTOBUF: Final = "application/x-protobuf"
 RETRIED: Final = frozenset({429, 502, 503, 504})
@@ -63,12 +64,7 @@ class HttpTransport:
         }
         self._extensions = {"timeout": httpx.Timeout(settings.timeout).as_dict()}
         # A client around it would add redirects, cookies and a log line with the URL's query, and double the cost.
-        self._transport = httpx.HTTPTransport(
-            verify=_tls(settings),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            # Proxies and certificates of the environment would be settings that nobody passed in.
-            trust_env=False,
-        )
+        self._transport = DeadlineTransport(settings.endpoint, tls=_tls(settings), connections=connections)
 
     @property
     def endpoint(self) -> str:
@@ -100,7 +96,7 @@ class HttpTransport:
             return Refused(f"HTTP {status}: a redirect, which is not followed with secrets in headers", Scope.ENDPOINT)
         reason = self._reason(response, body)
         if status in RETRIED:
-            return Later(reason, self._delay(response))
+            return Later(reason, asked_wait(response.headers, self._now()))
         scope = _SCOPES.get(status, Scope.REQUEST)
         if status == 400 and "too large" in reason:
             # The Collector says it with this status.
@@ -118,14 +114,6 @@ class HttpTransport:
         words = tidy(text, self._settings.secrets)
         return f"HTTP {response.status_code}: {words}" if words else f"HTTP {response.status_code}"
 
-    def _delay(self, response: httpx.Response) -> float | None:
-        """Retry-After in seconds. A date counts from the answer's own date, so the two clocks may differ."""
-        text = response.headers.get("retry-after", "").strip()
-        if text.isascii() and text.isdigit():
-            return float(text)
-        until, since = _seconds(text), _seconds(response.headers.get("date", ""))
-        return None if until is None else max(0.0, until - (self._now() if since is None else since))
-
     def _failure(self, error: httpx.TransportError) -> Outcome:
         words = tidy(str(error), self._settings.secrets)
         reason = f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -134,11 +122,10 @@ class HttpTransport:
         return Later(reason)
 
 
-def _tls(settings: DeliverySettings) -> ssl.SSLContext | bool:
-    """The TLS context; True, httpx's own authorities, when no file is named."""
+def _tls(settings: DeliverySettings) -> ssl.SSLContext | None:
+    """The TLS context; None when no file is named."""
     if not (settings.certificate or settings.client_certificate):
-        # Reading the authorities takes longer than sending hundreds of runs, and plain HTTP has no use for them.
-        return not settings.endpoint.startswith("http://")
+        return None
     try:
         if settings.certificate:
             context = ssl.create_default_context(cafile=settings.certificate)
@@ -175,13 +162,6 @@ def _success(content_type: str, body: bytes) -> Outcome:
         return counted(int(partial.rejected_spans), partial.error_message) if partial else counted(0, "")
     except ValueError:
         return not_otlp("JSON that is no ExportTraceServiceResponse")
-
-
-def _seconds(date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _untrusted(error: BaseException) -> bool:

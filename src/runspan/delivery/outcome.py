@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -11,11 +10,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.delivery.batch import Request
-
-MAX_REASON = 300
-"""A receiver's words in a reason, in characters."""
-
-_SHORTEST_SECRET = 4
+from runspan.net.words import tidy as tidy  # noqa: PLC0414  # reports take it from here
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +95,3 @@ def counted(rejected_spans: int, message: str) -> Outcome:
 def not_otlp(got: str) -> Refused:
     """A success that no OTLP receiver would answer: to count it would lose the spans without a word."""
     return Refused(f"the answer is not OTLP: got {got}; is this the address of an OTLP receiver?", Scope.ENDPOINT)
-
-
-def tidy(text: str, secrets: Iterable[str] = ()) -> str:
-    """A receiver's words on one line, without control characters and without the secrets it may have echoed."""
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_REASON]).split())
-    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"

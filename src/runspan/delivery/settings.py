@@ -5,6 +5,7 @@ https://opentelemetry.io/docs/specs/otel/protocol/exporter/ has the variables an
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from runspan.errors import SettingError
+from runspan.net.hosts import check_host
 from runspan.otlp.headers import basic_login, checked_headers, read_headers, secret_parts
 
 HTTP: Final = "http/protobuf"
@@ -95,7 +97,7 @@ def settings_from(
         endpoint=address,
         protocol=protocol,
         headers=checked_headers("OTLP headers", [*login, *given]),
-        timeout=timeout if timeout is not None else _timeout(*_variable(env, "TIMEOUT")),
+        timeout=_timeout(*_variable(env, "TIMEOUT")) if timeout is None else _seconds(timeout),
         compression=_one_of("COMPRESSION", chosen, COMPRESSIONS),
         certificate=certificate or _variable(env, "CERTIFICATE")[1] or None,
         client_certificate=client_certificate or _variable(env, "CLIENT_CERTIFICATE")[1] or None,
@@ -130,6 +132,12 @@ def _flag(name: str, value: str) -> bool:
     if value.lower() not in ("", "true", "false"):
         raise SettingError(where=name, expected="true or false", got=repr(value))
     return value.lower() == "true"
+
+
+def _seconds(number: float) -> float:
+    if not 0 < number < math.inf:
+        raise SettingError(where="timeout", expected="seconds above 0", got=repr(number))
+    return number
 
 
 def _timeout(name: str, value: str) -> float:
@@ -170,6 +178,7 @@ def _http_endpoint(
     url = _split(name, text)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise SettingError(where=name, expected="http://host:4318 or https://host", got=repr(_place(url, text)))
+    check_host(name, text)
     path = url.path.rstrip("/") + TRACES_PATH if base else url.path or "/"
     bare = url._replace(netloc=url.netloc.rpartition("@")[2], path=path, fragment="")
     return bare.geturl(), url.scheme == "http", _login(url)
@@ -184,6 +193,7 @@ def _grpc_endpoint(
     url = _split(name, text)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise SettingError(where=name, expected="host:4317, http://… or https://…", got=repr(_place(url, text)))
+    check_host(name, text)
     netloc = url.netloc.rpartition("@")[2]
     port = "" if url.port else ":443" if url.scheme == "https" else ":80"
     return netloc + port, url.scheme == "http", _login(url)

@@ -6,7 +6,7 @@ only records runs loads neither.
 
 from __future__ import annotations
 
-from runspan.health.state import Delivered, Health, Numbers, delivered
+from runspan.health.state import Delivered, Health, Numbers, Succession, delivered
 from runspan.health.table import METRICS, Kind, Metric
 
-__all__ = ["METRICS", "Delivered", "Health", "Kind", "Metric", "Numbers", "delivered"]
+__all__ = ["METRICS", "Delivered", "Health", "Kind", "Metric", "Numbers", "Succession", "delivered"]

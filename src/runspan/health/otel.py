@@ -21,6 +21,8 @@ SCOPE = "runspan"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 _EXPORTER = "OTEL_METRICS_EXPORTER"
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_LONGEST_MILLIS = 86_400_000
 _END_MILLIS = 5000
 
 
@@ -57,13 +59,25 @@ def sending(health: Health, environment: Mapping[str, str], *, service_name: str
         yield False
         return
     resource = Resource.create({"service.name": service_name})
-    reader = PeriodicExportingMetricReader(_exporter(environment))
+    reader = PeriodicExportingMetricReader(_exporter(environment), _interval(environment))
     provider = SdkMeterProvider([reader], resource=resource, shutdown_on_exit=False)
     instrument(health, provider)
     try:
         yield True
     finally:
         provider.shutdown(timeout_millis=_END_MILLIS)
+
+
+def _interval(environment: Mapping[str, str]) -> float | None:
+    """Milliseconds; None where the SDK's own reading of the variable will do: it warns of what is no number."""
+    text = environment.get(_INTERVAL, "").strip()
+    try:
+        millis = float(text)
+    except ValueError:
+        return None
+    if not 0 < millis <= _LONGEST_MILLIS:
+        raise SettingError(where=_INTERVAL, expected=f"milliseconds from 1 to {_LONGEST_MILLIS}", got=repr(text))
+    return millis
 
 
 def _exporter(environment: Mapping[str, str]) -> MetricExporter:

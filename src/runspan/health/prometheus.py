@@ -40,7 +40,7 @@ def serving(health: Health, host: str, port: int) -> Iterator[str]:
     """Answers ``/metrics`` on this address in a thread of its own; yields the URL. port 0 takes a free one."""
     try:
         server, thread = start_http_server(port, host, _registry(health))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for a host that no name server can be asked for
         where = f"{host}:{port}"
         raise SettingError(
             "cannot listen for metrics", where=where, got=str(error), hint="choose another address or port"

@@ -59,7 +59,7 @@ class Health:
         """Asks the source whenever somebody reads. Its counters are totals; those of several sources are added up.
 
         The source is called from the reader's thread and must be quick. It stays for as long as this object: a part
-        that ends leaves its totals behind, or counters would fall.
+        that ends leaves its totals behind, or counters would fall. For parts that follow each other see ``Succession``.
         """
         with self._lock:
             self._sources.append(source)
@@ -75,6 +75,36 @@ class Health:
         now = self._clock()
         told = {metric: _value(metric, numbers[metric], now) for metric in METRICS if metric in numbers}
         return {metric: value for metric, value in told.items() if value is not None}
+
+
+class Succession:
+    """Parts of one kind of which there is one at a time, as one source: ``health.watch(succession.read)``.
+
+    Counters go on from one part to the next; levels and moments are those of the part that is there. A part that was
+    followed by another is not held any more. All methods may be called from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._past: dict[Metric, float] = {}
+        self._part: Callable[[], Numbers] | None = None
+
+    def follow(self, part: Callable[[], Numbers]) -> None:
+        """The part before has ended, and this one takes its place."""
+        with self._lock:
+            ended = {} if self._part is None else self._part()
+            for metric, total in ended.items():
+                if metric.kind is Kind.COUNTER:
+                    self._past[metric] = self._past.get(metric, 0) + (total or 0)
+            self._part = part
+
+    def read(self) -> Numbers:
+        """The numbers of all of them."""
+        with self._lock:
+            told: dict[Metric, float | None] = dict(self._past)
+            for metric, value in {} if self._part is None else self._part().items():
+                told[metric] = _together(metric, told.get(metric), value)
+            return told
 
 
 class Delivered(Protocol):

@@ -60,6 +60,7 @@ def read_attributes(text: str) -> dict[str, str]:
 
     https://opentelemetry.io/docs/specs/otel/resource/sdk/#specifying-resource-information-via-an-environment-variable
     """
+    checked_text("OTEL_RESOURCE_ATTRIBUTES", text)
     attributes: dict[str, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         key, equals, value = pair.partition("=")
@@ -67,6 +68,19 @@ def read_attributes(text: str) -> dict[str, str]:
             raise SettingError(where="OTEL_RESOURCE_ATTRIBUTES", expected="key=value,key=value", got=repr(pair))
         attributes[key.strip()] = unquote(value.strip())
     return attributes
+
+
+def checked_text(where: str, text: str) -> str:
+    """The text. SettingError when UTF-8 cannot carry it: an environment variable or an argument may have any bytes.
+
+    where: what errors call the place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        hint = "its bytes are text in another encoding, or none"
+        raise SettingError(where=where, expected="UTF-8", got=repr(text), hint=hint) from None
+    return text
 
 
 def basic_login(user: str, password: str) -> tuple[str, str]:

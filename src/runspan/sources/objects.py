@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
 from runspan.errors import SettingError
+from runspan.net.words import shown_url
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRA: Final = "pip install 'runspan[objects]'"
@@ -22,12 +23,8 @@ def is_url(path: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """The URL as others may see it: without a query, which is where signed URLs carry their secret, and a password."""
-    if not is_url(url):
-        return url
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    """A place as others may see it: see ``shown_url``; a path is shown as it is."""
+    return shown_url(url) if is_url(url) else url
 
 
 def join(folder: str, name: str) -> str:

@@ -13,14 +13,24 @@ import httpx
 
 from runspan._version import __version__
 from runspan.backends.remote.settings import PREFIX, RemoteSettings
-from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendTimeout, BackendUnreachable, SettingError
+from runspan.errors import (
+    BackendBusy,
+    BackendError,
+    BackendRefused,
+    BackendTimeout,
+    BackendUnreachable,
+    QueryError,
+    SettingError,
+)
+from runspan.net.deadline import DeadlineTransport
+from runspan.net.waits import asked_wait
+from runspan.net.words import MAX_WORDS, tidy
 
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/protobuf"
 Parameters = Mapping[str, str | int]
 
-_SHOWN: Final = 300
-"""Characters of a backend's own words in an error."""
+_SEARCHED: Final = 64 << 10
 _NO_STATUSES: Final[frozenset[int]] = frozenset()
 
 
@@ -34,7 +44,7 @@ class Answer:
 
     def text(self) -> str:
         """The beginning of the content for people, on one line."""
-        return " ".join(self.content[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+        return " ".join(self.content[: 4 * MAX_WORDS].decode("utf-8", "replace").split())[:MAX_WORDS]
 
 
 class TooLarge(BackendRefused):
@@ -54,8 +64,7 @@ class RemoteHttp:
         self._places = BoundedSemaphore(settings.concurrency)
         self._client = httpx.Client(
             headers={"user-agent": f"runspan/{__version__}", **dict(settings.headers)},
-            verify=_tls(settings),
-            limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
+            transport=DeadlineTransport(settings.base, tls=_tls(settings), connections=settings.concurrency),
             # Proxies and logins of the environment would be settings that nobody passed in.
             trust_env=False,
         )
@@ -77,7 +86,8 @@ class RemoteHttp:
         """What the backend answers at a path below the base.
 
         hand_over: statuses above 299 that are an answer to this request, and no failure. timeout: seconds, when they
-        are to be fewer than the settings'. Raises BackendUnreachable, BackendBusy or BackendRefused.
+        are to be fewer than the settings'. Raises BackendUnreachable, BackendBusy or BackendRefused; QueryError when
+        the parameters are too long for a URL.
         """
         seconds = min(timeout or self.settings.timeout, self.settings.timeout)
         deadline = time.monotonic() + seconds
@@ -90,6 +100,8 @@ class RemoteHttp:
             )
         try:
             return self._get(path, parameters, accept, hand_over, max(deadline - time.monotonic(), 0.01))
+        except httpx.InvalidURL:
+            raise too_long(self.name) from None
         except httpx.TimeoutException as error:
             raise self._late(seconds) from error
         except httpx.HTTPError as error:
@@ -106,14 +118,13 @@ class RemoteHttp:
         return BackendRefused(
             where=self.name,
             expected="an answer to the query",
-            got=f"HTTP {answer.status}: {self._clean(answer.text()) or 'nothing'}",
+            got=f"HTTP {answer.status}: {self._tidy(answer) or 'nothing'}",
             hint=hint,
         )
 
     def _get(
         self, path: str, parameters: Parameters | None, accept: str, hand_over: Container[int], seconds: float
     ) -> Answer:
-        deadline = time.monotonic() + seconds
         with self._client.stream(
             "GET",
             self.settings.base + path,
@@ -121,37 +132,32 @@ class RemoteHttp:
             headers={"accept": accept},
             timeout=seconds,
         ) as response:
-            # Each read may take what is left now, not what there was at first.
-            response.request.extensions["timeout"]["read"] = max(deadline - time.monotonic(), 0.01)
             chunks, size = [], 0
             for chunk in response.iter_bytes():
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > self.settings.max_bytes:
                     raise self._too_large()
-                if time.monotonic() > deadline:
-                    raise self._late(seconds)
             answer = Answer(response.status_code, b"".join(chunks), response.headers.get("content-type", ""))
             if response.is_success or response.status_code in hand_over:
                 return answer
-            raise self._failure(answer, response.headers.get("retry-after", ""))
+            raise self._failure(answer, asked_wait(response.headers))
 
-    def _failure(self, answer: Answer, retry_after: str) -> BackendError:
+    def _failure(self, answer: Answer, wait: float | None) -> BackendError:
         status = answer.status
         if status in (401, 403):
             hint = f"check the login in {PREFIX}USER and {PREFIX}PASSWORD, or {PREFIX}TOKEN, and {PREFIX}TENANT"
             return self.refused(answer, hint)
         if status in (429, 503):
-            seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
-            words = f"HTTP {status}: {self._clean(answer.text())}".rstrip(": ")
+            words = f"HTTP {status}: {self._tidy(answer)}".rstrip(": ")
             return BackendBusy(
-                words, where=self.name, retry_after=seconds, hint="it asks to be asked again later; is it starting?"
+                words, where=self.name, retry_after=wait, hint="it asks to be asked again later; is it starting?"
             )
         if status in (502, 504):
             return BackendUnreachable(
                 where=self.name,
                 expected="an answer",
-                got=f"HTTP {status} of a gateway: {self._clean(answer.text())}".rstrip(": "),
+                got=f"HTTP {status} of a gateway: {self._tidy(answer)}".rstrip(": "),
                 hint="the gateway is up, the backend behind it is not",
             )
         if 300 <= status < 400 or status in (404, 405):
@@ -170,7 +176,7 @@ class RemoteHttp:
         return BackendUnreachable(
             where=self.name,
             expected="an answer",
-            got=self._clean(str(error)) or type(error).__name__,
+            got=tidy(str(error), self.settings.secrets) or type(error).__name__,
             hint="is it running, and is the URL right?",
         )
 
@@ -182,16 +188,25 @@ class RemoteHttp:
             hint=f"raise {PREFIX}MAX_BYTES when there is memory for it",
         )
 
-    def _clean(self, text: str) -> str:
-        """The text without secrets: some gateways repeat what they were sent."""
-        for secret in self.settings.secrets:
-            text = text.replace(secret, "…")
-        return text
+    def _tidy(self, answer: Answer) -> str:
+        """Its words without secrets: some gateways repeat what they were sent. Taken from enough of them that no secret
+        is cut in two, which would hide it from the search."""
+        return tidy(answer.content[:_SEARCHED].decode("utf-8", "replace"), self.settings.secrets)
 
 
-def _tls(settings: RemoteSettings) -> ssl.SSLContext | bool:
+def too_long(where: str) -> QueryError:
+    """The error for a question that httpx makes no URL of. It takes up to 64 KiB, and encodes whatever else is odd."""
+    return QueryError(
+        where=where,
+        expected="filters, ids and a tenant that fit into a URL",
+        got="more than 64 KiB of them",
+        hint="ask with shorter ones",
+    )
+
+
+def _tls(settings: RemoteSettings) -> ssl.SSLContext | None:
     if not settings.base.startswith("https:"):
-        return False
+        return None
     try:
         context = ssl.create_default_context(cafile=settings.certificate)
         if settings.client_certificate is not None:

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from runspan.errors import SettingError
+from runspan.net.hosts import check_host
 from runspan.otlp.headers import basic_login, checked_headers, read_headers, secret_parts
 
 PREFIX: Final = "RUNSPAN_BACKEND_"
@@ -120,6 +121,7 @@ def _place(url: str) -> tuple[str, str]:
     known = plus and kind.lower() in TENANT_HEADERS and parts.scheme in ("http", "https") and parts.hostname
     if not known:
         raise SettingError(where="backend", expected=forms, got=repr(url[:200]))
+    check_host("backend", rest)
     return kind.lower(), parts.geturl().rstrip("/")
 
 

@@ -9,12 +9,18 @@ from typing import Final, NamedTuple
 import msgspec
 
 from runspan.document import Summary
+from runspan.errors import BackendRefused
 from runspan.scan import ScanError, elements, kind_of, members, skip_space, string_value
 from runspan.times import parse_ns
 
 _SUMMARY: Final = Summary.__struct_encode_fields__
+NOT_FOUND: Final = "NOT_FOUND"
 _SORTED_BY: Final = ("startedAt", "createdAt")
 _SHOWN: Final = 160
+
+
+class AnswerTooLong(BackendRefused):
+    """The answer is over the bound, and asking for it again costs as much."""
 
 
 class Damaged(Exception):
@@ -72,6 +78,7 @@ class _Fault(msgspec.Struct):
 
 class _Failure(msgspec.Struct):
     error: _Fault
+    success: bool | None = None
 
 
 _page = msgspec.json.Decoder(_Page).decode
@@ -131,6 +138,18 @@ def read_failure(body: bytes) -> tuple[str, str]:
         return "", ""
     details = [f"{detail.field}: {detail.message}" for detail in fault.details]
     return fault.code, "; ".join(filter(None, [fault.message, *details]))
+
+
+def is_not_found(body: bytes) -> bool:
+    """Whether an error's body is the one that the platform documents for a run that it does not have.
+
+    What stands before a platform answers 404 as well, in its own words, and says nothing of the run by that.
+    """
+    try:
+        failure = _failure(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return failure.success is False and failure.error.code == NOT_FOUND
 
 
 def _shown(item: Mapping[str, bytes]) -> str:

@@ -6,12 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
 from urllib.parse import quote
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from runspan._version import __version__
 from runspan.contracts import MAX_LIMIT, Document
@@ -27,7 +33,19 @@ from runspan.errors import (
     SettingError,
     Unauthorized,
 )
-from runspan.sources.platform.answers import Damaged, Listing, read_document, read_failure, read_listing
+from runspan.net.deadline import DeadlineTransport
+from runspan.net.hosts import check_host
+from runspan.net.waits import asked_wait
+from runspan.net.words import shown_url, tidy
+from runspan.sources.platform.answers import (
+    AnswerTooLong,
+    Damaged,
+    Listing,
+    is_not_found,
+    read_document,
+    read_failure,
+    read_listing,
+)
 from runspan.sources.platform.pace import Pace
 
 T = TypeVar("T")
@@ -42,7 +60,6 @@ UNTOLD_WAIT: Final = 10.0
 """Seconds after a 429 that does not say how long to wait."""
 
 _AGAIN: Final = frozenset({408, 425, 500, 502, 503, 504})
-_SHOWN: Final = 200
 _HINT: Final = "is this the base URL of the platform, or of a runspan server?"
 
 
@@ -72,8 +89,9 @@ class Platform:
     pace: how fast requests go out, attempts after failures included. halted: whether nothing is to be sent any more;
     a request that waits then raises BackendUnreachable. sleep: waits, and returns early once halted.
 
-    Raises BackendUnreachable, BackendTimeout or BackendBusy for what may be over later; Unauthorized, Forbidden,
-    NotFound, QueryError or BackendRefused for what will not.
+    Raises BackendUnreachable, BackendTimeout or BackendBusy for what may be over later; BackendRefused for an answer
+    that is not the platform's: a wrong address, or a gateway before it that is in trouble; Unauthorized, Forbidden,
+    NotFound, QueryError and AnswerTooLong for what the platform says.
     """
 
     def __init__(
@@ -105,7 +123,7 @@ class Platform:
         self._failing_since: float | None = None
         self._client = httpx.Client(
             headers={"user-agent": f"runspan/{__version__}", "accept": "application/json"},
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            transport=DeadlineTransport(self.base, connections=connections),
             # Proxies and logins of the environment would be settings that nobody passed in.
             trust_env=False,
         )
@@ -150,16 +168,25 @@ class Platform:
     def document(self, run_id: str) -> Document:
         """The text of a run document, as it stands in the answer."""
         # Dots are encoded as well: clients take ".." for the folder above.
-        return self._ask("/runs/" + quote(run_id, safe="").replace(".", "%2E"), {}, _document)
+        path = "/runs/" + quote(run_id, safe="").replace(".", "%2E")
+        # The list gave the id, so the address is right: whoever refuses in other words stands before the platform.
+        return self._ask(path, {}, _document, again=(BackendRefused,))
 
     def close(self) -> None:
         """Closes the connections. Calling it twice is allowed."""
         self._client.close()
 
-    def _ask(self, path: str, parameters: Mapping[str, str], read: Read[T]) -> T:
-        """One question, asked again while that may help."""
+    def _ask(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        read: Read[T],
+        *,
+        again: tuple[type[RunspanError], ...] = (),
+    ) -> T:
+        """One question, asked again while that may help. again: errors that may be over soon here."""
         retrying = Retrying(
-            retry=retry_if_exception_type(_TryAgain),
+            retry=retry_if_exception_type((_TryAgain, *again)) & retry_if_not_exception_type(AnswerTooLong),
             stop=lambda state: self._halted() or stop_after_attempt(self._patience.attempts)(state),
             wait=wait_random_exponential(multiplier=self._patience.first, max=self._patience.longest),
             sleep=self._sleep,
@@ -175,7 +202,7 @@ class Platform:
     def _noted(self, path: str, parameters: Mapping[str, str], read: Read[T]) -> T:
         try:
             return self._attempt(path, parameters, read)
-        except _TryAgain as failure:
+        except (_TryAgain, BackendRefused, QueryError) as failure:
             self._failed(str(failure))
             raise
 
@@ -196,13 +223,14 @@ class Platform:
             with self._lock:
                 self._limited += status == 429
         try:
-            self._refuse(status, body)
+            self._refuse(status, body, key)
             answer = read(body, headers)
         except NotFound:
             self._answered()
             raise
         except Damaged as damage:
-            error = BackendRefused(where=self.base, expected="the platform's API", got=str(damage)[:_SHOWN], hint=_HINT)
+            got = self._tidy(str(damage), key)
+            error = BackendRefused(where=self.base, expected="the platform's API", got=got, hint=_HINT)
             raise _TryAgain(error) from None
         self._answered()
         return answer
@@ -212,7 +240,6 @@ class Platform:
         with self._lock:
             self._requests += 1
         seconds = self._patience.timeout
-        deadline = self._clock() + seconds
         try:
             with self._client.stream(
                 "GET",
@@ -226,39 +253,44 @@ class Platform:
                     pieces.append(piece)
                     size += len(piece)
                     if size > self._max_answer:
-                        raise BackendRefused(
+                        raise AnswerTooLong(
                             where=self.base, expected=f"at most {self._max_answer} bytes", got="a longer answer"
                         )
-                    if self._clock() > deadline:
-                        raise httpx.ReadTimeout("the answer did not end")
                 return response.status_code, response.headers, b"".join(pieces)
         except httpx.TimeoutException as error:
             got = f"none in {seconds:g} s ({type(error).__name__})"
             raise _TryAgain(BackendTimeout(where=self.base, expected="an answer", got=got)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            words = " ".join(str(error).split())[:_SHOWN]
+            words = self._tidy(str(error), key)
             got = f"{type(error).__name__}: {words}" if words else type(error).__name__
             raise _TryAgain(BackendUnreachable(where=self.base, expected="an answer", got=got)) from None
 
-    def _refuse(self, status: int, body: bytes) -> None:
+    def _tidy(self, words: str, key: str | None) -> str:
+        """Words of the platform for an error, without the key that was sent, should it repeat it."""
+        return tidy(words, (key,) if key else ())
+
+    def _refuse(self, status: int, body: bytes, key: str | None) -> None:
         """Raises what a status other than 200 means."""
         if 200 <= status < 300:
             return
         code, message = read_failure(body)
-        words = " ".join(message.split())[:_SHOWN]
-        got = f"HTTP {status} {code}".rstrip()
+        words = self._tidy(message, key)
+        got = f"HTTP {status} {self._tidy(code, key)}".rstrip()
         if status in _AGAIN:
             raise _TryAgain(BackendBusy(f"{got}: {words}".rstrip(": "), where=self.base))
-        if status == 401:
+        if status == 401 and code:
             raise Unauthorized(words, where=self.base, got=got, hint="set RUNSPAN_SYNC_API_KEY, or --source-key-file")
-        if status == 403:
+        if status == 403 and code:
             raise Forbidden(words, where=self.base, got=got, hint="the API key needs the permission runs:read")
-        if status == 404 and code:
+        if status == 404 and is_not_found(body):
             raise NotFound(words, where=self.base, got=got)
         if status == 400 and code:
             raise QueryError(words, where=self.base, got=got)
         if 300 <= status < 400:
             hint = "a redirect is not followed, since it would carry the key elsewhere: name the final URL"
+            raise BackendRefused(where=self.base, expected="the platform's API", got=got, hint=hint)
+        if status in (401, 403):
+            hint = "not in the platform's words: does something before it want a login, or is the API key missing?"
             raise BackendRefused(where=self.base, expected="the platform's API", got=got, hint=hint)
         raise BackendRefused(words, where=self.base, expected="the platform's API", got=got, hint=_HINT)
 
@@ -305,29 +337,18 @@ def base_url(text: str) -> str:
             got="one with it",
             hint="put the API key in RUNSPAN_SYNC_API_KEY: a command line is seen by others",
         )
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise SettingError(where="URL", expected="http(s)://HOST of the platform's API", got=repr(text))
+    expected = "http(s)://HOST of the platform's API"
+    if url.query or url.fragment:
+        raise SettingError(where="URL", expected=expected, got=f"{shown_url(text)!r} with a query or fragment")
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise SettingError(where="URL", expected=expected, got=repr(shown_url(text)))
+    check_host("URL", text)
     return str(url).rstrip("/").removesuffix(PATH)
 
 
 def _asked_wait(status: int, headers: httpx.Headers) -> float | None:
-    """Seconds to wait after a 429, or after a 503 that names a time; None for every other answer.
-
-    A date counts from the answer's own date, so the two clocks may differ.
-    """
+    """Seconds to wait after a 429, or after a 503 that names a time; None for every other answer."""
     if status not in (429, 503):
         return None
-    text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    until, since = _seconds(text), _seconds(headers.get("date", ""))
-    if until is not None:
-        return max(0.0, until - (time.time() if since is None else since))
-    return UNTOLD_WAIT if status == 429 else None
-
-
-def _seconds(date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    asked = asked_wait(headers)
+    return UNTOLD_WAIT if asked is None and status == 429 else asked

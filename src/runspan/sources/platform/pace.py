@@ -13,6 +13,8 @@ from limits.strategies import MovingWindowRateLimiter
 
 _PARTS: Final = 6
 _SHORTEST: Final = 0.005
+_LONGEST: Final = 60.0
+"""Seconds of one wait. A longer one is slept in parts, so that no caller's sleep has to take any number."""
 
 
 class Pace:
@@ -55,7 +57,7 @@ class Pace:
             pause = self._pause()
             if not pause:
                 return True
-            self._sleep(pause)
+            self._sleep(min(pause, _LONGEST))
         return False
 
     def _pause(self) -> float:
