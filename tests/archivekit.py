@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from runspan import Run, encode
-from runspan.archive import Archived, Reading, Request, Telling, archive
+from runspan.archive import Archived, Asked, Reading, Request, Telling, archive
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
 from runspan.otlp.protobuf import read_protobuf
@@ -41,9 +41,15 @@ def fill(store: SqliteStore, texts: Mapping[str, bytes], tenant: str = "") -> No
 
 
 def make(
-    reader: TraceReader, to: Path | str, *, part_bytes: int = 48 << 10, now: int = NOW, **request: Any
+    reader: TraceReader,
+    to: Path | str,
+    *,
+    part_bytes: int = 48 << 10,
+    now: int = NOW,
+    other: Callable[[str, str], None] | None = None,
+    **request: Any,
 ) -> Archived:
-    """An archive of everything, in small files."""
+    """An archive of everything, in small files. other: told of unfinished archives that it does not go on with."""
     asked: dict[str, Any] = {
         "tenant": "",
         "before": now,
@@ -51,9 +57,10 @@ def make(
         "source": "sqlite",
         "source_url": "sqlite:data",
         "to": str(to),
+        "asked": Asked(3600 * SECOND, None),
         **request,
     }
-    telling = Telling(lambda found: None, lambda size: None)
+    telling = Telling(lambda found: None, lambda size: None, other or (lambda where, asked: None))
     return archive(Request(**asked), Reading(reader, 2, _never), now=now, telling=telling, part_bytes=part_bytes)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -19,7 +20,7 @@ from clikit import runspan
 from conformance.harness import foreign_otlp, otlp
 from corpus import cases
 from runspan import Run, encode
-from runspan.archive import purge
+from runspan.archive import Asked, purge
 from runspan.archive.collecting import Reading, before, collect
 from runspan.archive.places import LocalPlace, only_one
 from runspan.backends.sqlite import SqliteStore
@@ -30,6 +31,7 @@ from runspan.errors import (
     BackendUnreachable,
     DocumentError,
     NotFound,
+    RateLimited,
     SettingError,
     StoreError,
     TraceIncomplete,
@@ -192,13 +194,31 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     first, *_ = sorted(finished(texts))
     slept: list[float] = []
     reader = Troubled(store, {first: [BackendUnreachable("gone"), BackendBusy("later", retry_after=7.5)]})
-    found = collect(Reading(reader, 1, slept.append), RunQuery(), after=before(NOW), on_partial=print)
+    waits: list[tuple[str, float]] = []
+    reading = Reading(reader, 1, slept.append, 300.0, lambda trouble, seconds: waits.append((trouble, seconds)))
+    found = collect(reading, RunQuery(), after=before(NOW), on_partial=print)
     assert sum(isinstance(item.what, Run) for item in found) == len(finished(texts))
-    assert slept[0] == 7.5
-    assert len(slept) == 2
+    assert slept[:8] == [1.0] * 7 + [0.5]
+    assert [trouble for trouble, _ in waits] == ["later", "gone"]
+    assert waits[0][1] == 7.5
     reader = Troubled(store, {first: BackendUnreachable("gone for good")})
+    slept.clear()
     with pytest.raises(BackendUnreachable):
-        list(collect(Reading(reader, 4, slept.append), RunQuery(), after=before(NOW), on_partial=print))
+        list(collect(Reading(reader, 4, slept.append, 60.0), RunQuery(), after=before(NOW), on_partial=print))
+    assert sum(slept) <= 60
+
+
+@pytest.mark.parametrize("asked", [86_400.0, 1e11, float("inf")])
+def test_a_backend_that_asks_for_more_patience_than_there_is_ends_it_at_once(
+    store: SqliteStore, texts: dict[str, bytes], asked: float
+) -> None:
+    """Whatever number it names, nobody sleeps for it."""
+    trouble = RateLimited("slowly", retry_after=asked)
+    reader = Troubled(store, dict.fromkeys(texts, trouble))
+    slept: list[float] = []
+    with pytest.raises(RateLimited, match="slowly"):
+        list(collect(Reading(reader, 2, slept.append), RunQuery(), after=before(NOW), on_partial=print))
+    assert slept == []
 
 
 # Going on.
@@ -229,12 +249,46 @@ def test_one_that_was_cut_goes_on_where_it_was(store: SqliteStore, tmp_path: Pat
 
 
 def test_another_request_does_not_go_on_with_it(store: SqliteStore, tmp_path: Path, texts: dict[str, bytes]) -> None:
-    """Another tenant, backend, packing or lower bound begins an archive of its own."""
+    """Another tenant, backend, packing or length of either bound begins an archive of its own, and says so."""
     with pytest.raises(Killed):
         make(Cut(store, 180), tmp_path / "to")
-    for other in ({"compression": "gzip"}, {"source_url": "sqlite:elsewhere"}, {"since": 0}):
-        assert not make(store, tmp_path / "to", **other).resumed
-    assert make(store, tmp_path / "to").resumed
+    told: list[tuple[str, str]] = []
+
+    def tell(where: str, asked: str) -> None:
+        told.append((Path(where).suffix, asked))
+
+    hour = 3600 * SECOND
+    others = (
+        {"compression": "gzip"},
+        {"asked": Asked(2 * hour, None)},
+        {"asked": Asked(hour, 48 * hour), "since": 0},
+        {"source_url": "sqlite:elsewhere"},
+        {"tenant": "acme"},
+    )
+    for other in others:
+        assert not make(store, tmp_path / "to", other=tell, **other).resumed
+    assert told == [(".partial", "--before 1h --format zstd")] * 3  # those of other runs concern nobody
+    assert make(store, tmp_path / "to", other=tell).resumed
+    assert len(told) == 3
+
+
+def test_purge_never_reaches_what_a_killed_archive_of_younger_runs_holds(
+    tmp_path: Path, texts: dict[str, bytes]
+) -> None:
+    """A killed archive with a shorter --before is left for its own command, and what it holds stays in the store."""
+    data, to = tmp_path / "data", tmp_path / "to"
+    with SqliteStore(data) as store:
+        fill(store, texts)
+        source = f"sqlite:{data.resolve()}"
+        now = time.time_ns()
+        with pytest.raises(Killed):
+            make(Cut(store, 180), to, before=now, source_url=source)
+    told = runspan("archive", "--before", "9999d", "--to", to, "--data", data, "--purge").stderr
+    assert "an unfinished archive of --before 1h --format zstd" in told
+    assert "nothing to archive" in told
+    told = runspan("archive", "--before", "1h", "--to", to, "--data", data, "--purge").stderr
+    assert "went on with an unfinished archive" in told
+    assert f"{len(finished(texts))} runs purged" in told
 
 
 def test_what_does_not_come_back_is_no_archive(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
@@ -24,26 +24,52 @@ T = TypeVar("T")
 _FIRST_ID: Final = "\0"
 """Sorts before every run id that is usual, so that a cursor with it stands before all runs of its moment."""
 
-_ATTEMPTS: Final = 8
+GIVE_UP: Final = 300.0
 _BACKOFF: Final = wait_random_exponential(multiplier=0.5, max=30.0)
+_SLICE: Final = 1.0
 MAX_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a backend is asked. workers: documents fetched at once. sleep: waits between attempts."""
+    """How a backend is asked. workers: documents fetched at once.
+
+    sleep: waits between attempts, a second at a time. give_up: seconds for which a backend that is away or asks to wait
+    is asked again; one that asks for more ends it at once. waiting: told why, and the seconds until the next attempt.
+    """
 
     reader: TraceReader
     workers: int
     sleep: Callable[[float], None]
+    give_up: float = GIVE_UP
+    waiting: Callable[[str, float], None] = lambda trouble, seconds: None
 
-    def ask(self, question: Callable[[], T]) -> T:
-        """The answer; a backend that is busy, limits the rate or is away for a moment is asked again."""
+    def ask(self, question: Callable[[], T], ended: Callable[[], bool] = lambda: False) -> T:
+        """The answer; a backend that is busy, limits the rate or is away for a moment is asked again.
+
+        ended: whether nobody wants it any more; then the last error comes at once.
+        """
+
+        def sleep(seconds: float) -> None:
+            while seconds > 0 and not ended():
+                self.sleep(min(seconds, _SLICE))
+                seconds -= _SLICE
+
+        def stop(state: RetryCallState) -> bool:
+            # Both clocks: attempts take time as well, and the sleep that tests pass in takes none.
+            passed = max(state.seconds_since_start or 0.0, state.idle_for)
+            return ended() or passed + state.upcoming_sleep > self.give_up
+
+        def tell(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome is not None else None
+            self.waiting(str(error), state.upcoming_sleep)
+
         retrying = Retrying(
             retry=retry_if_exception_type((BackendBusy, BackendUnreachable, RateLimited)),
-            stop=stop_after_attempt(_ATTEMPTS),
+            stop=stop,
             wait=_pause,
-            sleep=self.sleep,
+            sleep=sleep,
+            before_sleep=tell,
             reraise=True,
         )
         return retrying(question)
@@ -144,7 +170,7 @@ def _document(reading: Reading, summary: _Summary, tenant: str, stopping: thread
     if stopping.is_set():
         return Skipped("unreadable", run_id, "not looked at")
     try:
-        document = reading.ask(lambda: reading.reader.document(run_id, tenant))
+        document = reading.ask(lambda: reading.reader.document(run_id, tenant), stopping.is_set)
         if document.incomplete:
             return Skipped("incomplete", run_id, "; ".join(document.incomplete[:3]))
         run = Run.from_json(document.text)

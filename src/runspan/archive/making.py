@@ -15,7 +15,7 @@ from msgspec import Struct
 from runspan._version import __version__
 from runspan.archive.collecting import Found, Reading, before, collect
 from runspan.archive.parts import PART_BYTES, PartWriter
-from runspan.archive.places import Place, only_one, place_at, taken, told, unfinished
+from runspan.archive.places import Place, only_one, place_at, place_name, taken, told, unfinished
 from runspan.contracts import Cursor, RunQuery
 from runspan.errors import StoreError
 from runspan.run import Run
@@ -25,11 +25,23 @@ from runspan.sources.manifest import FORMAT, PROGRESS, VERSION, Left, Manifest, 
 SECOND: Final = 1_000_000_000
 
 
+class Asked(Struct, frozen=True):
+    """How long ago runs must have started, and may have at most; nanoseconds. since: None: however long ago."""
+
+    before: int
+    since: int | None
+
+    def __str__(self) -> str:
+        since = "" if self.since is None else f" --since {length_of(self.since)}"
+        return f"--before {length_of(self.before)}{since}"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to archive, and where to.
 
     before, since: nanoseconds since 1970; runs that started at or after ``since`` and earlier than ``before``.
+    asked: the same two as they were asked for, as lengths of time, which stay the same when the clock goes on.
     source: the kind of backend. source_url: tells one backend from another when a killed archive goes on; kept only as
     a digest. to: a folder or a URL, in which the archive becomes a folder of its own.
     """
@@ -40,6 +52,7 @@ class Request:
     source: str
     source_url: str
     to: str
+    asked: Asked
     compression: str = "zstd"
 
 
@@ -57,6 +70,7 @@ class Progress(Struct, rename="camel"):
     left: Left
     partial: tuple[str, ...]
     parts: tuple[Part, ...]
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +90,14 @@ class Archived:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """Told on the way. found: after each run, with what came of it. checked: how many bytes were just read back."""
+    """Told on the way. found: after each run, with what came of it. checked: how many bytes were just read back.
+
+    other: of each unfinished archive of the same runs that another request began: where it is, and what that asked for.
+    """
 
     found: Callable[[Found], None]
     checked: Callable[[int], None]
+    other: Callable[[str, str], None] = lambda where, asked: None
 
 
 def archive(
@@ -90,7 +108,7 @@ def archive(
     now: nanoseconds since 1970. StoreError when it cannot be written, or comes back otherwise than it was written.
     """
     with told(request.to), only_one(request.to):
-        work = _Work.begin(request, now)
+        work = _Work.begin(request, now, telling.other)
         work.collect(reading, telling, part_bytes)
         manifest = work.manifest()
         if not work.progress.parts:
@@ -118,17 +136,24 @@ class _Work:
         self._place: Place | None = None
 
     @classmethod
-    def begin(cls, request: Request, now: int) -> _Work:
-        """One that was killed, when its request was the same but for the moment; else a new one."""
+    def begin(cls, request: Request, now: int, other: Callable[[str, str], None]) -> _Work:
+        """One that was killed, when its request was the same but for the moment; else a new one.
+
+        One of other bounds holds other runs, which ``--purge`` would delete, so it is never gone on with. It stays for
+        its own command: to refuse would stop a nightly archive because of another that somebody tried once.
+        """
         digest = sha256(request.source_url.encode()).hexdigest()
         for name, content in sorted(unfinished(request.to).items()):
             try:
                 progress = msgspec.json.decode(content, type=Progress)
             except msgspec.MsgspecError:
                 continue
-            same = progress.source_digest == digest and progress.tenant == request.tenant
-            if same and progress.compression == request.compression and _bounded(progress) == _bounded(request):
+            if progress.source_digest != digest or progress.tenant != request.tenant:
+                continue
+            if progress.compression == request.compression and progress.asked == request.asked:
                 return cls(name, request.to, progress, resumed=True)
+            asked = str(progress.asked) if progress.asked else "bounds that it does not tell"
+            other(place_name(request.to, name), f"{asked} --format {progress.compression}")
         moment = datetime.fromtimestamp(now / SECOND, UTC)
         progress = Progress(
             source_digest=digest,
@@ -142,6 +167,7 @@ class _Work:
             left=Left(),
             partial=(),
             parts=(),
+            asked=request.asked,
         )
         return cls(_free_name(moment, taken(request.to)), request.to, progress, resumed=False)
 
@@ -213,8 +239,13 @@ def _pair(place: Cursor) -> tuple[int, str]:
     return place.time, place.run_id
 
 
-def _bounded(bounds: Progress | Request) -> bool:
-    return bounds.since is not None
+def length_of(nanoseconds: int) -> str:
+    """A length of time as an option takes it: ``30d``, ``36h``, ``90m``."""
+    minutes = nanoseconds // (60 * SECOND)
+    for unit, size in (("d", 1440), ("h", 60)):
+        if minutes and minutes % size == 0:
+            return f"{minutes // size}{unit}"
+    return f"{minutes}m"
 
 
 def _free_name(moment: datetime, names: set[str]) -> str:

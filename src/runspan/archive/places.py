@@ -92,6 +92,11 @@ def place_at(parent: str, name: str) -> Place:
     return ObjectPlace(parent, name) if is_url(parent) else LocalPlace(parent, name)
 
 
+def place_name(parent: str, name: str) -> str:
+    """Where an unfinished archive is, for people."""
+    return shown(join(parent, name)) if is_url(parent) else os.path.join(parent, name) + UNFINISHED_SUFFIX
+
+
 def taken(parent: str) -> set[str]:
     """The names of the archives in a folder, finished and not."""
     return {name.removesuffix(UNFINISHED_SUFFIX) for name in folders(parent)}

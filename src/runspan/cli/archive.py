@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
 import click
 
-from runspan.archive import Archived, PurgeReport, Reading, Request, archive, purge, unfinished
+from runspan.archive import Archived, Asked, PurgeReport, Reading, Request, archive, purge, unfinished
 from runspan.backends.connect import open_store
+from runspan.backends.remote.settings import PREFIX, settings_from
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.archive_report import Bar, about, counting, print_report
-from runspan.cli.options import Length, json_option, option, reading_options
-from runspan.cli.places import is_remote, is_rest, open_reader
+from runspan.cli.options import Length, Seconds, json_option, option, reading_options
+from runspan.cli.places import api_key, is_remote, is_rest, open_reader
 from runspan.cli.process import INCOMPLETE, terminating, told, visible
 from runspan.errors import DocumentError, NotFound, SettingError, outcome
 from runspan.sources.archived import archives_in, faults, manifest_of
 from runspan.sources.manifest import PART_SUFFIXES
 from runspan.sources.objects import shown
 from runspan.sources.opening import inside
-
-_NAMED: Final = 5
 
 
 @click.command("archive")
@@ -78,6 +77,13 @@ _NAMED: Final = 5
     default=4,
     help="Documents that are fetched at once.",
 )
+@option(
+    "--give-up-after",
+    type=Seconds(),
+    metavar="TIME",
+    default="5m",
+    help="How long a backend that does not answer, or asks to wait, is asked again.",
+)
 @reading_options
 @option("--quiet", is_flag=True, help="No progress, and a report only when something was left: for cron.")
 @json_option
@@ -92,6 +98,7 @@ def archive_runs(
     file_size: int,
     purge: bool,
     fetches: int,
+    give_up_after: float,
     data: str,
     backend: str | None,
     tenant: str,
@@ -103,7 +110,8 @@ def archive_runs(
 
     The archive is a folder of packed NDJSON with a manifest.json: counts, time range, and the SHA-256 of each file and
     of each document. Every byte is read back and every document proved before the archive gets its name; one that was
-    killed has another name, and the same command goes on with it. Runs that have not ended are left, and counted.
+    killed has another name, and the same command goes on with it; one with another --before, --since or --tenant begins
+    anew. Runs that have not ended are left, and counted.
 
     `runspan export` reads an archive back in, document by document as it was.
 
@@ -138,8 +146,9 @@ def archive_runs(
             max(0, now - before),
             None if since is None else max(0, now - since),
             _kind(url),
-            url,
+            _source(url, api_key_file),
             to,
+            Asked(before, since),
             compression,
         )
         if purge and request.source != "sqlite":
@@ -150,7 +159,7 @@ def archive_runs(
                 hint="leave --purge away: the backend's own retention deletes there",
             )
         with closing(open_reader(backend, data, api_key_file)) as reader, counting(quiet=quiet) as bar:
-            reading = Reading(reader, fetches, time.sleep)
+            reading = Reading(reader, fetches, time.sleep, give_up_after, bar.waiting)
             done = archive(request, reading, now=now, telling=bar.telling(), part_bytes=file_size << 20)
         report = PurgeReport()
         if purge and done.path:
@@ -166,6 +175,16 @@ def _purged(store: SqliteStore, done: Archived, bar: Bar) -> PurgeReport:
 
 def _kind(url: str) -> str:
     return "rest" if is_rest(url) else url.partition("+")[0].lower() if is_remote(url) else "sqlite"
+
+
+def _source(url: str, key_file: Path | None) -> str:
+    """All that decides which runs a backend answers with, so that no archive goes on with those of another."""
+    if is_rest(url):
+        return f"{url} {api_key(key_file) or ''}"  # a server takes the company from the key
+    if not is_remote(url):
+        return f"sqlite:{os.path.realpath(url.removeprefix('sqlite:'))}"
+    headers = [pair for pair in settings_from(url, os.environ).headers if pair[0] != "authorization"]
+    return json.dumps([url, headers, os.environ.get(f"{PREFIX}SERVICES", "")])
 
 
 # Checking.

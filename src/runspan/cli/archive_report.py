@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +17,7 @@ import click
 import msgspec
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from runspan.archive import Archived, Found, PurgeReport, Telling
 from runspan.cli.process import visible
@@ -23,18 +26,31 @@ from runspan.sources.manifest import Manifest
 from runspan.sources.objects import shown
 
 _NAMED: Final = 5
+_TELL_AGAIN_AFTER: Final = 30.0
 
 
 class Bar:
     """Counts while it works. Silent without a ``Progress``."""
 
-    def __init__(self, bar: Progress | None) -> None:
+    def __init__(self, bar: Progress | None, *, quiet: bool = True) -> None:
         self._bar = bar
+        self._quiet = quiet
+        self._lock = threading.Lock()
+        self._silent_until = 0.0
         self._task = bar.add_task("archive", words="looking", total=None) if bar else None
         self._runs = self._left = self._bytes = self._looked = 0
 
     def telling(self) -> Telling:
-        return Telling(self._found, self.checked)
+        return Telling(self._found, self.checked, self._other)
+
+    def waiting(self, trouble: str, seconds: float) -> None:
+        """The backend is asked again after so many seconds. Told once in a while, not by every worker."""
+        with self._lock:
+            now = time.monotonic()
+            if self._quiet or now < self._silent_until:
+                return
+            self._silent_until = now + _TELL_AGAIN_AFTER
+        self._note(f"{trouble}; trying again in {seconds:.0f} s, Ctrl-C ends it")
 
     def checked(self, size: int) -> None:
         """So many bytes were read back."""
@@ -55,6 +71,19 @@ class Bar:
         left = f", {self._left:,} left" if self._left else ""
         self._tell(f"{self._runs:,} runs{left}, back to {_moment(found.place.time)}")
 
+    def _other(self, where: str, asked: str) -> None:
+        self._note(
+            f"{shown(where)}: an unfinished archive of {asked}; its own command goes on with it, this one begins anew"
+        )
+
+    def _note(self, words: str) -> None:
+        """A line that stays, above the bar."""
+        line = visible(f"runspan: {words}")
+        if self._bar is not None:
+            self._bar.console.print(Text(line), soft_wrap=True)
+        else:
+            click.echo(line, err=True)
+
     def _tell(self, words: str) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, words=words)
@@ -64,11 +93,11 @@ class Bar:
 def counting(*, quiet: bool) -> Iterator[Bar]:
     """Counts on standard error if that is a terminal."""
     if quiet or not sys.stderr.isatty():
-        yield Bar(None)
+        yield Bar(None, quiet=quiet)
         return
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.fields[words]}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Bar(bar)
+        yield Bar(bar, quiet=quiet)
 
 
 def print_report(done: Archived, report: PurgeReport, *, purge: bool, quiet: bool, as_json: bool) -> None:
