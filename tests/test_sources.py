@@ -78,6 +78,18 @@ FRAMINGS = {
         ["a", "b", "c"],
     ),
     "commas and brackets in strings of an array": (b'[{"id":"a,]"},{"id":"b","input":[1,[2,{"x":[]}]]}]', ["a,]", "b"]),
+    "a document with no indent after NDJSON": (
+        b'{"id":"a"}\n{\n"id":"b",\n"steps":[\n{\n"id":"s"\n},\n{\n"id":"t"\n}\n]\n}\n{"id":"c"}',
+        ["a", "b", "c"],
+    ),
+    "steps that begin their lines after NDJSON": (
+        b'{"id":"a"}\n{"id":"b","steps":[\n{"id":"s"},\n{"id":"t"}\n]}\n{"id":"c","input":\n{"x":1}}\n{"id":"d"}',
+        ["a", "b", "c", "d"],
+    ),
+    "a comma before each step after NDJSON": (
+        b'{"id":"a"}\n{"id":"b","input":{}\n,"steps":[\n{"id":"s"}\n,{"id":"t"}\n]}\n{"id":"c"}',
+        ["a", "b", "c"],
+    ),
     "steps that begin their lines": (
         b'{"id":"a","steps":[\n{"id":"s"},\n{"id":"t"}\n],"input":\n{"x":1}}\n{"id":"b"}',
         ["a", "b"],
@@ -101,6 +113,14 @@ BROKEN = {
     "two lines cut in an array": (
         b'{"id":"a"}\n{"id":"x","steps":[{},\n{"id":"y","steps":[\n{"id":"b"}',
         ["a", "! f:2", "! f:3", "b"],
+    ),
+    "two lines cut in an array before whole ones": (
+        b'{"id":"a"}\n{"id":"x","steps":[\n{"id":"y","steps":[\n{"id":"b"}\n{"id":"c"}',
+        ["a", "! f:2", "! f:3", "b", "c"],
+    ),
+    "a document with no indent that is cut in its steps": (
+        b'{"id":"a"}\n{\n"id":"x",\n"steps":[\n{\n"id":"s"\n},\n{\n"id":"t"\n}\n',
+        ["a", "! f:2"],
     ),
     "a first line with a bracket too few": (b'{"id":"x","input":{"y":1\n{"id":"a"}\n{"id":"b"}', ["! f:1", "a", "b"]),
     "a first line cut after a comma": (b'{"id":"x",\n{"id":"a"}\n{"id":"b"}', ["! f:1", "a", "b"]),
@@ -302,6 +322,41 @@ def test_a_cut_line_takes_no_other_with_it(lines: list[tuple[object, int]], size
         texts.append(text[: max(1, len(text) * kept // 100)].rstrip(b" "))
     found = split(cut(b"\n".join(texts), size), name="f")
     assert [(piece.data, piece.where) for piece in found] == [(text, f"f:{n}") for n, text in enumerate(texts, 1)]
+
+
+@given(DOCUMENTS, DOCUMENTS, st.integers(1, 64), st.integers(0, 100))
+def test_no_step_becomes_a_run(lines: list[object], written: list[dict[str, object]], size: int, kept: int) -> None:
+    """Documents written over many lines without indent come whole after NDJSON, and of a cut one no part comes."""
+    texts = [json.dumps({"id": "run", "steps": [document, document]}, indent=0) for document in written]
+    data = ("\n".join([SMALL.decode(), *map(json.dumps, lines), *texts])).encode()
+    whole = [json.loads(SMALL), *lines, *map(json.loads, texts)]
+    assert [json.loads(piece.data) for piece in split(cut(data, size), name="f")] == whole
+    ids = [each["id"] for each in whole]
+    shorter = data[: len(data) * kept // 100]
+    found = [item.id for item in runs(split(cut(shorter, size), name="f")) if isinstance(item, Run)]
+    assert found == ids[: len(found)]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("line", [b'{"id":"x","steps":[\n', b'{"id":"x","input":{"y":\n'])
+def test_cut_lines_are_looked_at_once(line: bytes) -> None:
+    """Each of them leaves open whether the next one is its own. Were all looked at again for each, this took hours."""
+    count = 60_000
+    data = SMALL + b"\n" + line * count
+    assert sum(1 for _ in split(cut(data, 64 << 10), name="f")) == count + 1
+
+
+def test_a_document_after_a_cut_line_comes_before_the_source_fails() -> None:
+    """It was whole when the source failed, though only the next line would have told that it is no part of the cut."""
+
+    def failing() -> Iterator[bytes]:
+        yield b'{"id":"a"}\n{"id":"x","steps":[\n{"id":"b"}\n'
+        raise OSError("gone")
+
+    found = split(failing(), name="f")
+    assert [next(found).data for _ in range(3)] == [b'{"id":"a"}', b'{"id":"x","steps":[', b'{"id":"b"}']
+    with pytest.raises(OSError, match="gone"):
+        next(found)
 
 
 def test_the_example_runs_in_every_framing() -> None:

@@ -4,7 +4,8 @@ Three framings are told apart by what the stream shows, never by its name:
 
 * it begins with ``[``: an array of documents;
 * a document fills its line: NDJSON from there on, where each line stands for itself, however broken it is. Only a line
-  that opens an object and does not close it may be continued by the next ones, until one of them begins with ``{``;
+  that opens an object and does not close it may be continued by the next ones, unless these are documents themselves
+  (``doubt`` tells that);
 * anything else: documents one after the other, over as many lines as they like.
 
 The splitter finds boundaries and judges no JSON: broken text is handed on, for the parser to name the place in it.
@@ -21,6 +22,7 @@ from typing import Final
 from msgspec import Struct
 
 from runspan.errors import DocumentError
+from runspan.sources.doubt import left_open
 from runspan.sources.window import Taken, Window
 
 MAX_DOCUMENT: Final = 256 << 20
@@ -69,7 +71,7 @@ def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMEN
             yield _piece(window, taken, f"{name}:{line}")
             if not taken.open:
                 by_line = starts_line and line == window.line and window.line_ends()
-            if by_line:
+            if by_line and not window.judged:
                 yield from _lines(window, name)
         else:
             yield _junk(window, name)
@@ -103,10 +105,10 @@ def _lines(window: Window, name: str) -> Iterator[Piece]:
             size = len(line)
             if size > bound:
                 yield _too_large(f"{prefix}{number}", offset + size + newline, size, bound)
-            elif size and line[-1] == _CLOSE_OBJECT:
+            elif size and line[-1] == _CLOSE_OBJECT and not left_open(line):
                 yield Piece(line, f"{prefix}{number}", offset + size + newline)
             elif text := line.strip(_SPACE):
-                if text == b"[" or (text[:1] == b"{" and text[-1:] != b"}"):
+                if text == b"[" or (text[:1] == b"{" and (text[-1:] != b"}" or left_open(text))):
                     window.restore(batch, index, offset=offset, line=number)
                     return
                 yield Piece(line, f"{prefix}{number}", offset + size + newline)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from runspan.sources.doubt import Doubt, allows_value
+
 _SPACES = re.compile(rb"[ \t\r\n]*")
 _SPACES_OF_LINE = re.compile(rb"[ \t\r]*")
 
@@ -26,6 +28,7 @@ _QUOTE, _BACKSLASH, _NEWLINE, _OPEN_OBJECT = b'"\\\n{'
 _OPENING: Final = b"{["
 _SPACE: Final = b" \t\r\n"
 _EXCERPT: Final = 40
+_FIRST_LINES: Final = 4096
 
 
 class Taken(NamedTuple):
@@ -57,12 +60,14 @@ class _Scan:
     """Where one value ends. Knows strings and brackets, and leaves every other question to the parser.
 
     A document ends after its closing bracket. One that was cut, or whose string was left open, also ends where the
-    next document starts: where a line begins with ``{`` and JSON allows none, or, by_line, where any line does. An
-    element of an array ends before the comma or bracket that follows it.
+    next document starts: where a line begins with ``{`` and JSON allows none. By_line it may start where JSON allows a
+    value, too: there the scan stops in ``doubt``, until ``go_on``. An element of an array ends before the comma or
+    bracket that follows it.
     """
 
     def __init__(self, *, element: bool = False, by_line: bool = False) -> None:
         self.position = 0 if element else 1
+        self.doubt = False
         self._element = element
         self._by_line = by_line
         self._opened = bytearray(b"" if element else b"{")
@@ -71,6 +76,15 @@ class _Scan:
     @property
     def open(self) -> bool:
         return self._in_string or bool(self._opened)
+
+    @property
+    def opened(self) -> bytes:
+        """The brackets that are open."""
+        return bytes(self._opened)
+
+    def go_on(self) -> None:
+        """The document is one of several lines: what begins them is never in doubt again."""
+        self.doubt = self._by_line = False
 
     def advance(self, buffer: bytearray) -> bool:
         """Go on to the end of the value, then True, or to the end of the buffer."""
@@ -92,6 +106,8 @@ class _Scan:
             elif byte in _OPENING:
                 if not self._element and self._next_document(buffer, position):
                     return True
+                if self.doubt:
+                    return False
                 opened.append(byte)
             elif opened:
                 opened.pop()
@@ -124,10 +140,10 @@ class _Scan:
     def _next_document(self, buffer: bytearray, position: int) -> bool:
         if buffer[position] != _OPEN_OBJECT or buffer[position - 1] != _NEWLINE:
             return False
-        if self._by_line:
+        if not allows_value(_last_significant(buffer, position), self._opened[-1]):
             return True
-        before = _last_significant(buffer, position)
-        return not (before in b":[" or (before == ord(",") and self._opened[-1] == ord("[")))
+        self.doubt = self._by_line
+        return False
 
 
 class Window:
@@ -145,6 +161,12 @@ class Window:
         self.max_document = max_document
         self._chunks = iter(chunks)
         self._tail: list[bytes] = []
+        self._lines_until = 0
+
+    @property
+    def judged(self) -> bool:
+        """Whether the front was looked at already, and each line found to be a document: all of it is in the buffer."""
+        return self.offset < self._lines_until
 
     def more(self) -> bool:
         """Take in another chunk; False at the end of the stream."""
@@ -187,7 +209,7 @@ class Window:
                 return excerpt
 
     def document(self, *, by_line: bool) -> Taken:
-        """Take the object at the front. by_line: no line inside it begins with ``{``."""
+        """Take the object at the front. by_line: documents before it filled a line each."""
         return self._take(_Scan(by_line=by_line))
 
     def element(self) -> Taken:
@@ -197,6 +219,12 @@ class Window:
     def _take(self, scan: _Scan) -> Taken:
         lost = 0
         while not (ended := scan.advance(self.buffer)):
+            if scan.doubt:
+                if not self._goes_on(scan, lost):
+                    ended = True
+                    break
+                scan.go_on()
+                continue
             if lost + scan.position > self.max_document:
                 lost += self._forget(scan)
             if not self.more():
@@ -209,6 +237,44 @@ class Window:
         self.at_line_start = self.buffer[end - 1 : end] == b"\n"
         self.drop(end)
         return Taken(data, size, ended, scan.open)
+
+    def _goes_on(self, scan: _Scan, lost: int) -> bool:
+        """Whether the document goes on with the line where its scan is in doubt.
+
+        The answer holds for every line that was looked at for it, so that each is looked at once.
+        """
+        if self.offset + scan.position < self._lines_until:
+            return False  # a line that was judged with an earlier one
+        size, text = lost + scan.position, self.buffer[: scan.position]
+        if size > self.max_document or text.strip(_SPACE).count(b"\n"):
+            return True  # a document of several lines already, or one that nobody wants whole
+        doubt, start = Doubt(scan.opened), scan.position
+        searched = start
+        while True:
+            end = self.buffer.find(b"\n", searched)
+            if end < 0:
+                searched = len(self.buffer)
+                if searched <= self.max_document and self._more_or_later():
+                    continue
+                end = searched
+            if end > self.max_document:
+                self._lines_until = self.offset + self.max_document
+                return False
+            verdict = doubt.line(bytes(self.buffer[start:end]))
+            if verdict is None and end < len(self.buffer):
+                start = searched = end + 1
+                continue
+            if not verdict:
+                self._lines_until = self.offset + end
+            return bool(verdict)
+
+    def _more_or_later(self) -> bool:
+        """As ``more``; what it raises is raised by the next one: documents may have to be handed out first."""
+        try:
+            return self.more()
+        except Exception as error:  # whatever the chunks raise
+            self._chunks = _raising(error)
+            return False
 
     def _forget(self, scan: _Scan) -> int:
         """Drop what was scanned, but for the two bytes that tell whether a ``{`` may follow."""
@@ -226,9 +292,7 @@ class Window:
     def lines(self) -> Iterator[Lines]:
         """The rest of the stream, by lines. ``restore`` ends it."""
         tail, size = self._tail, 0
-        chunk = bytes(self.buffer)
-        self.buffer.clear()
-        while True:
+        for chunk in self._rest():
             lines = chunk.split(b"\n")
             if len(lines) > 1:
                 tail.append(lines[0])
@@ -243,23 +307,35 @@ class Window:
                 size += len(chunk)
                 if size > self.max_document:
                     tail.clear()
-            following = next(self._chunks, None)
-            if following is None:
-                break
-            chunk = following
         if size:
             over = size > self.max_document
             last = b"" if over else b"".join(tail)
             tail.clear()
             yield Lines(size, [], 0) if over else Lines(0, [last], 0)
 
+    def _rest(self) -> Iterator[bytes]:
+        """The rest of the stream in chunks: what the buffer holds in growing ones, for much of it may be restored."""
+        size = _FIRST_LINES
+        while self.buffer:
+            chunk = bytes(self.buffer[:size])
+            del self.buffer[:size]
+            size *= 2
+            yield chunk
+        for chunk in self._chunks:  # ``yield from`` would close the chunks when the lines end early
+            yield chunk
+
     def restore(self, lines: Lines, index: int, *, offset: int, line: int) -> None:
         """Put the lines from index on back to the front, with what was read after them."""
-        self.buffer += b"\n".join(lines.lines[index:]) + b"\n" * lines.newline + b"".join(self._tail)
+        self.buffer[:0] = b"\n".join(lines.lines[index:]) + b"\n" * lines.newline + b"".join(self._tail)
         self._tail.clear()
         self.offset = offset
         self.line = line
         self.at_line_start = True
+
+
+def _raising(error: Exception) -> Iterator[bytes]:
+    raise error
+    yield b""
 
 
 def _last_significant(buffer: bytearray, end: int) -> int:
