@@ -253,7 +253,9 @@ class Hand:
         self.now = 1000.0
         self.counts = Counts()
         self.dropped: list[Any] = []
-        self.outbox = Outbox(self.counts, pace, lambda: self.now, lambda: None, self.dropped.append)
+        self.outbox = Outbox(
+            self.counts, pace, lambda: self.now, lambda: None, lambda post, _: self.dropped.append(post)
+        )
 
     def run(self, run_id: str) -> LiveRun:
         record = RunRecord(run_id, "wf", "", 1)
@@ -602,7 +604,7 @@ def test_nothing_is_taken_after_the_shutdown() -> None:
         with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             pass
         assert run.status == "completed"
-        assert run.flush(0.1)
+        assert not run.flush(0.1)
         assert taken.receiver.posts == []
 
 

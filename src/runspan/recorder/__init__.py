@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runspan.recorder.outbox import Pace
+from runspan.recorder.pace import Pace
 from runspan.recorder.recorder import Recorder
 from runspan.recorder.report import RecorderReport
 from runspan.recorder.runs import RunRecording

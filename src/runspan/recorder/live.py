@@ -16,10 +16,10 @@ class LiveRun:
     """on_change: called after a change, outside the lock; True when the run's own status changed.
 
     abandoned: the run belongs to another process, the parent of this one or whoever resumed it: nothing that happens
-    here is recorded.
+    here is recorded. lost: the receiver lacks some of the run, and will not get it from here.
     """
 
-    __slots__ = ("abandoned", "clock", "counts", "on_change", "record")
+    __slots__ = ("abandoned", "clock", "counts", "lost", "on_change", "record")
 
     def __init__(
         self, record: RunRecord, clock: Clock, counts: Counts, on_change: Callable[[LiveRun, bool], None]
@@ -29,11 +29,12 @@ class LiveRun:
         self.counts = counts
         self.on_change = on_change
         self.abandoned = False
+        self.lost = False
 
     def stamp(self, not_before: int | None = None) -> int:
         """The time, not before another one. Call it under the lock."""
         record = self.record
-        record.latest = now = self.clock.stamp(max(not_before or 0, record.epoch))
+        record.latest = now = self.clock.stamp(max(not_before or 0, record.since))
         return now
 
     def change(

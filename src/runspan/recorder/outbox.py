@@ -9,48 +9,32 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
 from runspan.recorder.live import LiveRun
+from runspan.recorder.pace import Pace
 from runspan.recorder.parcels import Post
 from runspan.recorder.report import Counts
 
 ROUND: Final = 256
 """Runs read for one round of sending."""
+ROUND_BYTES: Final = 8 << 20
+"""Of ended runs in one round, about: while it lasts, each byte of it is there several times."""
 FOREIGN_ROUND: Final = 512
 """Spans of other instrumentation in one request."""
 _SHARE: Final = 0.02
 """Of a run's age: the least pause between two snapshots of it, so that their number grows with the logarithm."""
+_TOO_MUCH: Final = "too much waits"
 _NEVER: Final = float("inf")
 _AT_WORK: Final = float("-inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """When to send, in seconds, and how much to hold.
-
-    settle: from a change to its snapshot, and between two snapshots of a run at least; of a run that is older than
-    50 times that, a fiftieth of its age, but a change of its status comes through and none waits longer than a
-    heartbeat. heartbeat: between snapshots of a run that does not change. retry_first, retry_longest: bounds of the
-    backoff while the receiver takes nothing. max_held_bytes: of ended runs that it lacks, beside those that are just
-    being sent. max_foreign: spans of other instrumentation that it lacks.
-    """
-
-    settle: float = 0.1
-    heartbeat: float = 30.0
-    retry_first: float = 0.5
-    retry_longest: float = 30.0
-    max_held_bytes: int = 64 << 20
-    max_foreign: int = 8192
-
-
 class Outbox:
-    """monotonic: seconds. on_first: called when there is something to send. on_dropped: called for a run that was
-    dropped because too much is held."""
+    """monotonic: seconds. on_first: called when there is something to send. on_dropped: called for a run that is given
+    up here, with the reason. disabled: takes nothing from the beginning, and nothing is missed."""
 
     def __init__(
         self,
@@ -58,7 +42,9 @@ class Outbox:
         pace: Pace,
         monotonic: Callable[[], float],
         on_first: Callable[[], None],
-        on_dropped: Callable[[Post], None],
+        on_dropped: Callable[[Post, str], None],
+        *,
+        disabled: bool = False,
     ) -> None:
         self.pace = pace
         self._counts = counts
@@ -77,33 +63,41 @@ class Outbox:
         self._foreign_since = 0.0
         self._sending_foreign = 0
         self._held = 0
+        self._last_ended: Post | None = None
         self._hurry = 0
         self._not_before = 0.0
         self._wake_at = _AT_WORK
-        self.closed = False
+        self._disabled = disabled
+        self.closed = disabled
 
     # What engines' threads do.
 
     def begin(self, live: LiveRun) -> None:
         """Knows the run from now on; calling it again changes nothing."""
         with self._changed:
-            if live in self._posts or self.closed:
+            if live in self._posts or self._disabled:
                 return
+            # After ``close`` too: nothing is sent of it, and at its end that is told.
             self._posts[live] = Post(live, self._monotonic())
             self._counts.add("runs_started")
-        self._on_first()
+            closed = self.closed
+        if not closed:
+            self._on_first()
         self.mark(live, True)
 
     def mark(self, live: LiveRun, urgent: bool) -> None:
         """The run has changed. urgent: its own status has."""
         post = self._posts.get(live)
         ended = urgent and live.record.ended_already
-        if post is None or (post.changed is not None and not ended and (post.urgent or not urgent)):
+        last = ended or (urgent and live.record.released)
+        if post is None or (post.changed is not None and not last and (post.urgent or not urgent)):
             return  # it is to be read anyway
         with self._changed:
             if post.changed is None:
                 post.changed = self._monotonic()
             post.urgent = post.urgent or urgent
+            if last:
+                post.not_before = 0.0  # whatever was put off or refused, this is another thing, and the last
             self._dirty[live] = post
             self._quiet.pop(live, None)
             if self._due(post) < self._wake_at:
@@ -112,27 +106,37 @@ class Outbox:
             self._bound(post)
 
     def _bound(self, ended: Post) -> None:
-        """Drops ended runs, the oldest first, while they are more than may be held."""
+        """Drops ended runs, the oldest first, while they are more than may be held; after ``close`` the run itself."""
         size = ended.live.record.size()
-        dropped = []
         with self._changed:
             if ended.size:
                 return
             ended.size = size
             self._held += size
             self._counts.add("runs_ended")
-            if self._held > self.pace.max_held_bytes:
-                # What is on its way may arrive, and what has just ended was not tried yet.
-                over = self._held - self.pace.max_held_bytes - sum([post.size for post in self._sending.values()])
-                for post in [post for post in self._dirty.values() if post.size and post is not ended]:
-                    if over <= 0:
-                        break
-                    if post.live not in self._sending:
-                        over -= post.size
-                        self._forget(post)
-                        dropped.append(post)
+            self._last_ended = ended
+            if self.closed:
+                self._forget(ended)
+            dropped, reason = ([ended], "it ended after the shutdown") if self.closed else (self._surplus(), _TOO_MUCH)
         for post in dropped:
-            self._on_dropped(post)
+            self._on_dropped(post, reason)
+
+    def _surplus(self) -> list[Post]:
+        """Forgets ended runs, the oldest first, while they are more than may be held. Under the lock."""
+        over = self._held - self.pace.max_held_bytes
+        dropped: list[Post] = []
+        if over > 0:
+            # What is on its way may arrive, and what has just ended was not tried yet.
+            over -= sum([post.size for live, post in self._sending.items() if live in self._posts])
+            for live, post in self._posts.items():
+                if over <= 0:
+                    break
+                if post.size and post is not self._last_ended and live not in self._sending:
+                    over -= post.size
+                    dropped.append(post)
+            for post in dropped:
+                self._forget(post)
+        return dropped
 
     def add_foreign(self, span: ReadableSpan) -> None:
         """A span of other instrumentation; dropped, and counted, when too many wait."""
@@ -148,7 +152,8 @@ class Outbox:
         self._on_first()
 
     def flush(self, timeout: float, live: LiveRun | None = None) -> bool:
-        """Waits until the receiver has everything, or one run, as it stands; False when it has not in time."""
+        """Waits until the receiver has everything, or one run, as it stands; False when it has not in time, or took a
+        run that has not been given up yet, or the one that was asked for, without some of its spans."""
         deadline = self._monotonic() + timeout
         with self._changed:
             self._hurry += 1
@@ -159,7 +164,7 @@ class Outbox:
                     if left <= 0 or self.closed:
                         return False
                     self._changed.wait(left)
-                return True
+                return not self._damaged(live)
             finally:
                 self._hurry -= 1
 
@@ -167,6 +172,11 @@ class Outbox:
         if live is not None:
             return live in self._dirty or live in self._sending
         return bool(self._dirty or self._sending or self._foreign or self._sending_foreign)
+
+    def _damaged(self, live: LiveRun | None) -> bool:
+        if live is None:
+            return any(post.damaged for post in self._posts.values())
+        return live.lost or (live in self._posts and self._posts[live].damaged)
 
     def waiting(self) -> dict[str, int]:
         """What the receiver lacks, for the report."""
@@ -191,7 +201,7 @@ class Outbox:
             while not self.closed:
                 now = self._monotonic()
                 self._beat(now)
-                due = [post for post in self._dirty.values() if self._due(post) <= now][:ROUND]
+                due = self._round(now)
                 foreign: list[ReadableSpan] = []
                 if self._foreign and self._foreign_due() <= now:
                     foreign = [self._foreign.popleft() for _ in range(min(len(self._foreign), FOREIGN_ROUND))]
@@ -208,6 +218,18 @@ class Outbox:
                 self._wake_at = _AT_WORK
             return None
 
+    def _round(self, now: float) -> list[Post]:
+        """The runs that are due, as many as are read at once."""
+        due: list[Post] = []
+        size = 0
+        for post in self._dirty.values():
+            if self._due(post) <= now:
+                due.append(post)
+                size += post.size
+                if len(due) >= ROUND or size >= ROUND_BYTES:
+                    break
+        return due
+
     def done(self, post: Post, final: bool) -> None:
         """The receiver has the run as it was read. final: it will not change again."""
         with self._changed:
@@ -220,10 +242,13 @@ class Outbox:
                 self._quiet[post.live] = post
 
     def later(self, post: Post, wait: float) -> None:
-        """The receiver does not have it; to be tried again after so many seconds."""
+        """The receiver does not have it; to be tried again after so many seconds, or at once when the run changed for
+        the last time while it was asked."""
         now = self._monotonic()
         with self._changed:
-            post.not_before, post.urgent = now + wait, True
+            record = post.live.record
+            is_other = post.changed is not None and (record.ended_already or record.released)
+            post.not_before, post.urgent = 0.0 if is_other else now + wait, True
             if post.changed is None:
                 post.changed = now
             if post.live in self._posts:
@@ -248,7 +273,10 @@ class Outbox:
             for post in posts:
                 self._sending.pop(post.live, None)
             self._sending_foreign = 0
+            dropped = self._surplus()
             self._changed.notify_all()
+        for post in dropped:
+            self._on_dropped(post, _TOO_MUCH)
 
     def forget(self, post: Post) -> None:
         """Nothing more is sent of it."""
@@ -262,11 +290,13 @@ class Outbox:
             self._changed.notify_all()
 
     def left(self) -> list[Post]:
-        """After ``close``: the runs that the receiver does not have as they stand, and no more of them."""
+        """After ``close``: the runs that the receiver lacks as they stand. Of those that go on, the end is told yet."""
         with self._changed:
             left = [post for post in self._posts.values() if post.live in self._dirty or post.live in self._sending]
             for post in left:
                 self._forget(post)
+                if not post.size:
+                    self._posts[post.live] = post
             self._sending.clear()
             self._counts.add("foreign_dropped", len(self._foreign) + self._sending_foreign)
             self._foreign.clear()

@@ -16,16 +16,12 @@ from runspan.span import Span
 
 @dataclass(slots=True)
 class Parcel:
-    """The spans of one run that are to be sent, the head last."""
+    """The spans of one run that are to be sent, the head last. final: the run changes no more here, and this is all."""
 
     post: Post
     run: Run
     spans: list[Span]
-
-    @property
-    def final(self) -> bool:
-        """Whether the run has ended here, and this is all of it."""
-        return self.run.finished or self.post.live.abandoned
+    final: bool
 
     def taken(self) -> None:
         """The receiver has it."""
@@ -38,7 +34,7 @@ class Post:
 
     changed: when the run first changed since it was last read, monotonic seconds; None when it did not. urgent: its
     own status did. sent: when a head was last taken. not_before: when it may be tried again. size: about how many
-    bytes its document has, once it has ended. damaged: the receiver refused some of its spans. usages:
+    bytes its document has, once it has ended. damaged: the receiver took it, but for some spans. usages:
     of its agent steps so far, by span id.
     """
 
@@ -58,7 +54,7 @@ class Post:
         """What is to be sent as of now, nanoseconds since 1970: of what ``encode`` makes of the run, the spans that the
         receiver lacks. Steps that it has are not worked out again: a snapshot costs what is new."""
         record = self.live.record
-        run, step_ids = record.state()
+        run, step_ids, revision, final = record.state(now)
         encoder = RunEncoder(run, record.tenant, exception_events=exception_events)
         spans: list[Span] = []
         names: list[str] = []
@@ -81,5 +77,5 @@ class Post:
                 # Of a step that goes on they stand below its span to come, which is known here already.
                 attempts = encoder.attempts(step, span_id, label)
                 spans += [span for span in attempts if span.span_id not in self.there]
-        spans.append(encoder.head("".join(names), open_steps, record.next_revision(now)))
-        return Parcel(self, run, spans)
+        spans.append(encoder.head("".join(names), open_steps, revision))
+        return Parcel(self, run, spans, final)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -27,7 +27,8 @@ PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
 """Nanoseconds by name; ``ms`` is what the platform writes."""
 _RUN_BYTES: Final = 600
 _STEP_BYTES: Final = 800
-"""What a run and a step hold in memory beside their payloads, about."""
+_ATTEMPT_BYTES: Final = 300
+"""What a run, a step and an attempt hold in memory beside their texts, about."""
 
 
 class Clock:
@@ -41,6 +42,10 @@ class Clock:
         """The time, cut to the precision, and never before a time that was told already: wall clocks are set back."""
         now: int = self.now()
         return max(now - now % self.unit, not_before)
+
+    def cut(self, now: int) -> int:
+        """A time that was read from the clock, as ``stamp`` would tell it."""
+        return now - now % self.unit
 
 
 def time_text(ns: int) -> str:
@@ -130,12 +135,26 @@ class StepRecord:
 
     def output_text(self) -> bytes | None:
         """The output with the token usage and the child's run id where the platform has them."""
-        text, keys = (None, None) if self.output is None else self.output[:2]
+        text = None if self.output is None else self.output.text
+        if self.usage is None and self.child_run_id is None:
+            return text
+        keys = None if self.output is None else self.output.keys
         if self.usage is not None and "usage" not in (keys or ()):
             text, keys = _with_member(text, keys, b"usage", self.usage, wrap="result" not in (keys or ()))
         if self.child_run_id is not None and "runId" not in (keys or ()):
             text, keys = _with_member(text, keys, b"runId", self.child_run_id, wrap=keys is None, first=True)
         return text
+
+    def size(self) -> int:
+        """About how many bytes it holds."""
+        done = self.done
+        if done is not None:  # of a checkpoint, it is all that there is
+            texts = (done.id, done.name, done.type, done.input, done.output, done.error, done.retry_policy, done.extra)
+            return _STEP_BYTES + _length(*texts)
+        output = self.output and self.output.text
+        told = (self.input, output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
+        attempts = sum([_ATTEMPT_BYTES + _length(attempt.error) for attempt in self.attempts]) if self.attempts else 0
+        return _STEP_BYTES + attempts + _length(self.id, self.name, self.type, *told)
 
 
 def _with_member(
@@ -151,7 +170,7 @@ def _with_member(
     return b"{" + b",".join(filter(None, pair)) + b"}", (keys or frozenset()) | {key.decode()}
 
 
-def _length(*texts: bytes | None) -> int:
+def _length(*texts: str | bytes | Raw | UnsetType | None) -> int:
     return sum([len(text) for text in texts if text])
 
 
@@ -159,22 +178,38 @@ def _raw(text: bytes | None) -> Raw | UnsetType:
     return UNSET if text is None else Raw(text)
 
 
-class RunRecord:
-    """One run. ``lock`` guards everything; ``changed`` is what a change calls, outside the lock.
+class State(NamedTuple):
+    """A run as it stood at one moment. span_ids: of all its steps, of those that go on too. revision: how the moment
+    ranks among others of this run. last: whether it changes no more here: it has ended, or was let go."""
 
-    epoch: part of the step ids, so that a run that is taken up again, or run again under its id, gives none out twice.
+    run: Run
+    span_ids: list[bytes]
+    revision: int
+    last: bool
+
+
+class RunRecord:
+    """One run. ``lock`` guards everything.
+
+    since: when it began here, as documents tell it; no time of it is told that is earlier. epoch: the same moment, as
+    the clock has it. turn: how often the run had been taken up from a checkpoint by then. Epoch and turn are part of
+    the step ids, so that a run that is taken up again, or run again under its id, gives none out twice, however soon
+    that is and whatever the clock of another machine says. released: it was let go, under its revision.
     """
 
-    def __init__(self, run_id: str, workflow_id: str | UnsetType, tenant: str, epoch: int) -> None:
+    def __init__(
+        self, run_id: str, workflow_id: str | UnsetType, tenant: str, since: int, epoch: int = 0, turn: int = 0
+    ) -> None:
         self.lock = threading.RLock()
         self.id = run_id
         self.tenant = tenant
         self.trace_id, self.root_id, _ = run_ids(run_id, tenant)
-        self.epoch = epoch
+        self.since = since
+        self.turn = turn
         self.workflow_id = workflow_id
         self.status = "pending"
         self.trigger: str | UnsetType = UNSET
-        self.created: int = epoch
+        self.created: int = since
         self.started: int | None = None
         self.ended: int | None = None
         self.input: bytes | None = None
@@ -182,10 +217,12 @@ class RunRecord:
         self.error: bytes | None = None
         self.extra = b""
         self.steps: list[StepRecord] = []
-        self.latest = epoch
+        self.latest = since
         self.revision = 0
+        self.released = False
         self._waiting: dict[str, list[StepRecord]] = {}
         self._occurrences: Counter[str] = Counter()
+        self._place = self.trace_id + epoch.to_bytes(8, "big") + turn.to_bytes(4, "big")
 
     @property
     def ended_already(self) -> bool:
@@ -205,19 +242,27 @@ class RunRecord:
             self._waiting.setdefault(step_id, []).append(made)
         return made
 
+    def add_finished(self, step: StepRecord) -> None:
+        """A step that had ended before the run was taken up here."""
+        self._occurrences[step.id] += 1
+        self.steps.append(step)
+
     def _next_span_id(self, step_id: str) -> bytes:
         """By position: the run, the step's id, and how many of that id there were."""
         self._occurrences[step_id] += 1
-        place = self.trace_id + self.epoch.to_bytes(8, "big") + step_id.encode()
-        return child_span_id(place, "live step", self._occurrences[step_id])
+        return child_span_id(self._place + step_id.encode(), "live step", self._occurrences[step_id])
 
     def document(self) -> Run:
         """The document as it stands."""
-        return self.state()[0]
+        return self.state().run
 
-    def state(self) -> tuple[Run, list[bytes]]:
-        """The document, and the span ids of its steps, of those that go on too."""
+    def state(self, now: int | None = None) -> State:
+        """The run as it stands. now: nanoseconds since 1970; what is read is to be sent, so it gets a revision of its
+        own, unless the run was let go: that is sent under the one that its checkpoint has, however late."""
         with self.lock:
+            if now is not None and not self.released:
+                self._revise(now)
+            revision, last = self.revision, self.released or self.ended_already
             steps = [record.step() for record in self.steps]
             span_ids = [record.span_id for record in self.steps]
             made = Envelope(
@@ -237,19 +282,24 @@ class RunRecord:
                 steps=steps,
             )
             envelope = with_extra_run(made, self.extra)
-        return Run(envelope, run_text(envelope)), span_ids
+        return State(Run(envelope, run_text(envelope)), span_ids, revision, last)
 
     def size(self) -> int:
-        """About how many bytes the document has."""
+        """About how many bytes the run holds: whatever an engine can tell of it counts, so that a bound is one."""
         with self.lock:
-            steps = sum([_STEP_BYTES + _length(step.input, step.output and step.output.text) for step in self.steps])
-            return _RUN_BYTES + steps + _length(self.input, self.output)
+            steps = sum([step.size() for step in self.steps])
+            named = _length(self.id, self.workflow_id, self.trigger)
+            return _RUN_BYTES + steps + named + _length(self.input, self.output, self.error, self.extra)
 
-    def next_revision(self, now: int) -> int:
-        """The time of observation, above every earlier one of this run."""
+    def release(self, now: int) -> None:
+        """Lets the run go, as of now: whoever takes it up ranks above the revision that it has from here on."""
         with self.lock:
-            self.revision = max(now, self.revision + 1, self.latest)
-            return self.revision
+            self._revise(now)
+            self.released = True
+
+    def _revise(self, now: int) -> None:
+        """The time of observation, above every earlier one of this run."""
+        self.revision = max(now, self.revision + 1, self.latest)
 
 
 def extra_members(found: dict[str, bytes]) -> bytes:

@@ -19,16 +19,17 @@ from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace import Span as SdkSpan
 
-from runspan.delivery import DeadLetters
+from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import DocumentError, SettingError
 from runspan.health import Health
+from runspan.otlp.headers import checked_text
 from runspan.otlp.sdk import sdk_resource
 from runspan.otlp.wire import SCOPE_NAME
 from runspan.parse import MAX_RUN_ID_BYTES
 from runspan.recorder.checkpoint import restored
 from runspan.recorder.live import LiveRun
-from runspan.recorder.outbox import Pace
 from runspan.recorder.outlets import DirectOutlet, Outlet, ProviderOutlet
+from runspan.recorder.pace import Pace
 from runspan.recorder.propagation import caller_of, outgoing
 from runspan.recorder.record import PRECISIONS, Clock, RunRecord, extra_members
 from runspan.recorder.report import Counts, RecorderReport, numbers
@@ -92,7 +93,7 @@ class Recorder:
     ) -> None:
         if precision not in PRECISIONS:
             raise SettingError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
-        self.tenant = tenant
+        self.tenant = checked_text("tenant", tenant)
         self.counts = Counts()
         self._clock = Clock(clock, precision)
         self._new_id = new_id
@@ -113,8 +114,11 @@ class Recorder:
             settings = delivery_settings(environ, endpoint, protocol, headers, timeout)
             resource = resource_of(environ, service_name, resource_attributes)
             outlet = partial(DirectOutlet, settings, resource, requested)
-            if settings.certificate or settings.client_certificate:
-                outlet().close()  # tells of files that cannot be read while there is somebody to hear it
+            if settings.protocol == HTTP or settings.certificate or settings.client_certificate:
+                # Files that cannot be read are told of while there is somebody to hear it. And what the first request
+                # needs is imported here: a fork while the sender's thread imports it would leave the child a lock that
+                # nobody opens. A channel of gRPC must not be there before a fork.
+                outlet().close()
             self._resource = sdk_resource(resource)
         self._sender = Sender(
             outlet,
@@ -123,11 +127,10 @@ class Recorder:
             clock=clock,
             monotonic=monotonic,
             random=random or Random(),  # noqa: S311  (jitter is no secret)
-            letters=None if dead_letter is None else DeadLetters(os.fspath(dead_letter)),
+            letters=None if dead_letter is None or disabled else DeadLetters(os.fspath(dead_letter)),
             exception_events=exception_events,
+            disabled=disabled,
         )
-        if disabled:
-            self._sender.outbox.close()
         if health is not None:
             health.watch(lambda: numbers(self.report()))
         self._at_exit = _weakly(self.shutdown)
@@ -176,7 +179,8 @@ class Recorder:
     ) -> LiveRun:
         found = _check_id(self._new_id() if run_id is None else run_id)
         workflow = UNSET if workflow_id is None else label(workflow_id)
-        record = RunRecord(found, workflow, self.tenant, self._clock.stamp())
+        epoch = self._clock.now()
+        record = RunRecord(found, workflow, self.tenant, self._clock.cut(epoch), epoch)
         record.trigger = UNSET if trigger is None else label(trigger)
         caller = caller_of(headers, record.trace_id)
         parent = parent_run_id or (caller.run_id if caller.run_id != found else "")
@@ -194,7 +198,7 @@ class Recorder:
         Steps that had ended stay as they are. One that was under way goes on at its place when a step of its id begins.
         ValueError when it is no checkpoint, or one of a run that has ended.
         """
-        live = LiveRun(restored(checkpoint, self._clock.stamp()), self._clock, self.counts, self._sender.mark)
+        live = LiveRun(restored(checkpoint, self._clock), self._clock, self.counts, self._sender.mark)
         return RunRecording(self, lambda: live)
 
     def step(

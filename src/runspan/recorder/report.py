@@ -15,11 +15,11 @@ from runspan.health.table import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQ
 class RecorderReport:
     """runs_started, runs_ended: told by the engine. runs_delivered: ended, and the receiver has all of it.
 
-    runs_dropped: given up: too much was waiting, the receiver refused, or the time to shut down was over;
-    runs_kept: of these, the documents in the dead letter file. runs_waiting: not delivered as they stand now, with the
-    time and place to be. bytes_waiting: of documents of ended runs. spans_sent, snapshots_sent: taken by the receiver.
-    spans_rejected: refused by it. foreign_sent, foreign_dropped, foreign_waiting: spans of other instrumentation; they
-    are dropped from a full queue.
+    runs_dropped: given up: too much was waiting, the receiver refused, the time to shut down was over, or they ended
+    after it; runs_kept: of these, the documents in the dead letter file. runs_waiting: not delivered as they stand now,
+    with the time and place to be. bytes_waiting: of ended runs. spans_sent, snapshots_sent: taken by the receiver.
+    spans_rejected: refused by it for good. foreign_sent, foreign_dropped, foreign_waiting: spans of other
+    instrumentation; they are dropped from a full queue.
     retries: requests that have to be sent again. late: what was told of a run or step after its end, and ignored.
     inexact: payloads with values that JSON cannot say, carried as text. defects: errors inside the recorder, logged.
     trouble: why the last request was not taken, or "".
@@ -81,6 +81,12 @@ class Counts:
         """name: a member of ``RecorderReport``."""
         with self._lock:
             self._counts[name] += number
+
+    def dropped(self, kept: bool) -> None:
+        """A run that is given up; both counts at once, so that no report has one without the other."""
+        with self._lock:
+            self._counts["runs_dropped"] += 1
+            self._counts["runs_kept"] += kept
 
     def report(self, **now: int) -> RecorderReport:
         """The counts, with what is counted elsewhere."""

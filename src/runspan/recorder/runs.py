@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -61,6 +62,7 @@ class RunRecording(Block):
         self._input = input
         self._capture = (capture_input, capture_output)
         self._made: LiveRun | None = None
+        self._making = threading.RLock()
         self._scope: Scope | None = None
         self._output_told = False
 
@@ -77,11 +79,15 @@ class RunRecording(Block):
     @property
     def live(self) -> LiveRun:
         """The run itself; it is ``pending`` when first asked for."""
-        if self._made is None:
-            self._made = self._make()
-            if self._input is not UNSET:
-                self.set_input(self._input)
-        return self._made
+        if self._made is not None:
+            return self._made
+        with self._making:
+            if self._made is None:
+                made = self._make()
+                if self._input is not UNSET:
+                    _tell(made, "input", self._input)
+                self._made = self._made or made  # a signal's handler that wants it may have been quicker
+            return self._made
 
     def queue(self) -> Self:
         """Tells of the run while it still waits for its start: it is seen as ``pending``."""
@@ -244,12 +250,19 @@ class RunRecording(Block):
 
     def release(self) -> bytes:
         """The ``checkpoint``, and the run is let go here: it is sent as it stands, and what is told of it from now on
-        changes nothing. In the backend it stays as it is, suspended, say, until it is resumed."""
+        changes nothing. In the backend it stays as it is, suspended, say, until it is resumed. It ranks below all that
+        whoever resumes it tells, however late it arrives there."""
         live = self.live
         with live.record.lock:
+            let_go = not (live.abandoned or live.record.ended_already)
+            if let_go:
+                live.record.release(live.clock.now())
+                live.abandoned = True
             made = checkpoint(live.record)
-            live.change(lambda _: None, status=True)
-            live.abandoned = True
+        if let_go:
+            live.on_change(live, True)
+        else:
+            live.counts.add("late")
         return made
 
     def flush(self, timeout: float = 5.0) -> bool:
@@ -257,10 +270,7 @@ class RunRecording(Block):
         return self._owner.wait_for(self.live, timeout)
 
     def _tell(self, member: str, value: object) -> Self:
-        made = payload(value)
-        if not made.exact:
-            self.live.counts.add("inexact")
-        self.live.change(lambda record: setattr(record, member, made.text))
+        _tell(self.live, member, value)
         return self
 
     def _turn(self, before: str, after: str) -> Self:
@@ -271,3 +281,10 @@ class RunRecording(Block):
 
         self.live.change(write, status=True)
         return self
+
+
+def _tell(live: LiveRun, member: str, value: object) -> None:
+    made = payload(value)
+    if not made.exact:
+        live.counts.add("inexact")
+    live.change(lambda record: setattr(record, member, made.text))

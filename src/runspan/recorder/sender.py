@@ -15,8 +15,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from runspan.delivery import Accepted, DeadLetters, Later, Outcome, Partial, Refused, Scope
 from runspan.errors import SettingError
 from runspan.recorder.live import LiveRun
-from runspan.recorder.outbox import Outbox, Pace
+from runspan.recorder.outbox import Outbox
 from runspan.recorder.outlets import Outlet
+from runspan.recorder.pace import Pace
 from runspan.recorder.parcels import Parcel, Post
 from runspan.recorder.report import Counts
 
@@ -44,6 +45,7 @@ class Sender:
         random: Random,
         letters: DeadLetters | None = None,
         exception_events: bool = True,
+        disabled: bool = False,
     ) -> None:
         self._make_outlet = outlet
         self._counts = counts
@@ -52,8 +54,10 @@ class Sender:
         self._monotonic = monotonic
         self._random = random
         self._letters = letters
-        self._letters_of_child = ""
+        self._letters_path = "" if letters is None else letters.path
+        self._reopened_path = self._letters_path
         self._exception_events = exception_events
+        self._disabled = disabled
         self._fresh()
 
     def _fresh(self) -> None:
@@ -62,8 +66,9 @@ class Sender:
         self._starting = threading.RLock()
         self._keeping = threading.RLock()
         self._failures = 0
+        self._shut = False
         self.outbox = Outbox(
-            self._counts, self._pace, self._monotonic, self._start, lambda post: self._give_up(post, "too much waits")
+            self._counts, self._pace, self._monotonic, self._start, self._give_up, disabled=self._disabled
         )
 
     def mark(self, live: LiveRun, urgent: bool) -> None:
@@ -74,8 +79,8 @@ class Sender:
         """In the child: nothing of the parent's is sent from here. Its dead letters go into a file of its own, made
         when it needs one, since the parent removes an empty one at its end."""
         self.outbox.abandon()
-        if self._letters is not None:
-            self._letters_of_child = f"{self._letters.path}.{os.getpid()}"
+        if self._letters_path:
+            self._reopened_path = f"{self._letters_path}.{os.getpid()}"
             self._letters = None
         self._fresh()
 
@@ -92,8 +97,9 @@ class Sender:
             self._give_up(post, "the time to shut down was over")
         if self._outlet is not None:
             self._outlet.close()
-        if self._letters is not None:
-            self._letters.close()
+        with self._keeping:
+            self._shut = True
+            self._put_letters_away()
 
     # The thread.
 
@@ -162,23 +168,24 @@ class Sender:
 
     def _settle(self, parcel: Parcel, outcome: Outcome) -> None:
         spans = len(parcel.spans)
+        rejected = 0
         match outcome:
-            case Accepted():
-                rejected = 0
             case Partial(rejected_spans, message):
                 # It does not say which, and OTLP forbids to send them again.
                 rejected = min(rejected_spans, spans)
-                self._refused(parcel, f"{rejected} of {spans} spans rejected: {message or 'no reason given'}")
+                parcel.post.damaged = True
+                told = f"{rejected} of {spans} spans rejected: {message or 'no reason given'}"
+                _log.error("runspan.Recorder: run %s: %s", parcel.run.id, told)
             case Refused(reason, scope) if scope is not Scope.ENDPOINT:
-                rejected = spans
                 self._refused(parcel, reason)
+                return
             case Refused(reason, _) | Later(reason):
                 self._later(parcel.post, reason)
                 return
         parcel.taken()
         self._counts.add("spans_rejected", rejected)
         self._counts.add("spans_sent", spans - rejected)
-        self._counts.add("snapshots_sent", not parcel.final and not rejected)
+        self._counts.add("snapshots_sent", not parcel.run.finished and not rejected)
         self.outbox.done(parcel.post, parcel.final)
         if parcel.final and parcel.post.damaged:
             self._give_up(parcel.post, "the receiver refused some of its spans")
@@ -186,8 +193,18 @@ class Sender:
             self._counts.add("runs_delivered")
 
     def _refused(self, parcel: Parcel, reason: str) -> None:
-        parcel.post.damaged = True
-        _log.error("runspan.Recorder: run %s: %s", parcel.run.id, reason)
+        """Nothing of it was taken. Whatever it lacks goes with the next snapshot, and at last with the end of the run:
+        only a refusal of that is one of the run."""
+        post = parcel.post
+        if parcel.final:
+            self._counts.add("spans_rejected", len(parcel.spans))
+            self.outbox.forget(post)
+            self._give_up(post, f"the receiver refused it: {reason}")
+            return
+        if not post.failures:
+            _log.warning("runspan.Recorder: run %s as it stands is refused: %s", parcel.run.id, reason)
+        self._counts.add("retries")
+        self._later(post, reason)
 
     def _later(self, post: Post, reason: str) -> None:
         post.failures += 1
@@ -213,7 +230,8 @@ class Sender:
         if not _is_later(last):
             if self._failures:
                 _log.info("runspan.Recorder: %s takes spans again", where)
-            self._failures, self._counts.trouble = 0, ""
+            self._failures = 0
+            self._counts.trouble = last.reason if isinstance(last, Refused) else ""
             return
         self._failures += 1
         self._counts.add("retries")
@@ -228,25 +246,36 @@ class Sender:
 
     def _give_up(self, post: Post, reason: str) -> None:
         """The receiver lacks some of this run and will not get it from here."""
-        self._counts.add("runs_dropped")
+        # A run that went on at the shutdown is given up then, and once more when it has ended.
+        first, post.live.lost = not post.live.lost, True
         where = self._keep(post.live.record.document().text)
-        self._counts.add("runs_kept", bool(where))
+        if first:
+            self._counts.dropped(bool(where))
         told = f"kept in {where}" if where else "not kept"
         _log.error("runspan.Recorder: run %s is not delivered: %s; %s", post.live.record.id, reason, told)
 
     def _keep(self, text: bytes) -> str:
         """The file that has the document now, or nothing."""
         with self._keeping:
-            if self._letters is None and self._letters_of_child:
+            if self._letters is None and self._reopened_path:
                 try:
-                    self._letters = DeadLetters(self._letters_of_child)
+                    self._letters = DeadLetters(self._reopened_path)
                 except SettingError as error:
                     _log.error("runspan.Recorder: %s", error)
             if self._letters is None:
                 return ""
             before = self._letters.kept
             self._letters.keep_text(text)
-            return self._letters.path if self._letters.kept > before else ""
+            where = self._letters.path if self._letters.kept > before else ""
+            if self._shut:
+                self._put_letters_away()
+            return where
+
+    def _put_letters_away(self) -> None:
+        """On disk, and opened again for what comes later."""
+        if self._letters is not None:
+            self._letters.close()
+            self._letters = None
 
 
 def _is_later(outcome: Outcome) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from runspan.delivery import DeliverySettings, settings_from, with_api_key
 from runspan.errors import SettingError
-from runspan.otlp.headers import read_attributes
+from runspan.otlp.headers import checked_text, read_attributes
 from runspan.otlp.wire import Resource
 
 API_KEY: Final = "RUNSPAN_API_KEY"
@@ -31,6 +31,8 @@ def delivery_settings(
         )
     env = environ or {}
     key = env.get(API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingError(where=API_KEY, expected="one API key in printable ASCII", got="other characters")
     if key and headers is None:
         env = with_api_key(env, key)
     return settings_from(env, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
@@ -39,8 +41,15 @@ def delivery_settings(
 def resource_of(
     environ: Mapping[str, str] | None, service_name: str | None, attributes: Mapping[str, str] | None
 ) -> Resource:
-    """Arguments go before ``OTEL_SERVICE_NAME``, and that before ``OTEL_RESOURCE_ATTRIBUTES``."""
+    """Arguments go before ``OTEL_SERVICE_NAME``, and that before ``OTEL_RESOURCE_ATTRIBUTES``. SettingError when one is
+    no text that UTF-8 can carry."""
     env = environ or {}
-    found = {**read_attributes(env.get("OTEL_RESOURCE_ATTRIBUTES", "")), **(attributes or {})}
+    found = read_attributes(env.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    for key, value in (attributes or {}).items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise SettingError(where="resource_attributes", expected="text", got=f"{key!r}: {value!r}")
+        found[checked_text("resource_attributes", key)] = checked_text("resource_attributes", value)
     own = found.pop("service.name", "")
-    return Resource(service_name or env.get("OTEL_SERVICE_NAME", "").strip() or own or "runspan", found)
+    named = checked_text("service_name", service_name or "")
+    named = named or checked_text("OTEL_SERVICE_NAME", env.get("OTEL_SERVICE_NAME", "").strip())
+    return Resource(named or own or "runspan", found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -178,7 +178,8 @@ class StepRecording(Block):
         Told again, it replaces what was told: sum up over several calls of a model yourself.
         """
         if total_tokens is None and prompt_tokens is not None and completion_tokens is not None:
-            total_tokens = prompt_tokens + completion_tokens
+            with suppress(Exception):  # what a client library calls a number may be none
+                total_tokens = prompt_tokens + completion_tokens
         told = {
             "promptTokens": prompt_tokens,
             "completionTokens": completion_tokens,
@@ -277,6 +278,6 @@ class StepRecording(Block):
 
 def _code_of(error: object) -> str:
     """The code of what is no failure of the step's own; "" for any other error."""
-    if isinstance(error, asyncio.CancelledError):
+    if issubclass(type(error), asyncio.CancelledError):
         return "CANCELLED"
-    return "INTERRUPTED" if isinstance(error, KeyboardInterrupt) else ""
+    return "INTERRUPTED" if issubclass(type(error), KeyboardInterrupt) else ""

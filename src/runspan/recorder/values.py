@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
 
+from runspan import scan
+
 _DEPTH: Final = 100
 _SEPARATORS: Final = (",", ":")
-_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 class Payload(NamedTuple):
-    """text: JSON, UTF-8. keys: of an object, its keys, else None. exact: JSON had a word for all of it."""
+    """text: JSON, UTF-8. exact: JSON had a word for all of it."""
 
     text: bytes
-    keys: frozenset[str] | None = None
     exact: bool = True
+
+    @property
+    def keys(self) -> frozenset[str] | None:
+        """Of an object, its keys, else None."""
+        if not self.text.startswith(b"{"):
+            return None
+        return frozenset([member.key for member in scan.members(self.text.decode(), 0)])
 
 
 def payload(value: object) -> Payload:
-    """The value as JSON. ``msgspec.Raw`` is ready JSON text, which is kept verbatim.
+    """The value as JSON, whatever its own code does. ``msgspec.Raw`` is ready JSON text, which is kept verbatim.
 
     Dataclasses, pydantic and msgspec models, dates, UUIDs, decimals, enums and sets become what msgspec makes of them;
     anything else becomes its ``repr``, and NaN its name as a string, and then the payload is not ``exact``.
     """
-    if type(value) is Raw:
-        return _ready(value)
     try:
-        text = _dumps(value, _convert)
-        exact = True
+        return _ready(value) if type(value) is Raw else Payload(_dumps(value, _convert))
     except Exception:  # whatever a value's own code raises must not reach the engine
-        text = _readable(value)
-        exact = False
-    keys = frozenset(map(str, value)) if isinstance(value, Mapping) else None
-    if keys is None and text.startswith(b"{"):
-        keys = frozenset(_decode_members(text))
-    return Payload(text, keys, exact)
+        return Payload(_readable(value), False)
 
 
 def label(value: object) -> str:
@@ -54,11 +54,17 @@ def label(value: object) -> str:
 
 
 def members(values: Mapping[str, object], known: Iterable[str]) -> bytes:
-    """The text of unknown members, ``"key":value`` joined by commas. ValueError when one has a known member's name."""
-    taken = sorted(set(known).intersection(values))
+    """The text of unknown members, ``"key":value`` joined by commas. ValueError when one has a known member's name, or
+    two have the same, as ``1`` and ``"1"`` have: no reader could tell which of them counts."""
+    named = [(label(key), value) for key, value in values.items()]
+    names = Counter([name for name, _ in named])
+    taken = sorted(names.keys() & set(known))
     if taken:
         raise ValueError(f"{', '.join(taken)}: set by a method of its own, so not among the extra members")
-    return b",".join([_dumps(label(key), repr) + b":" + payload(value).text for key, value in values.items()])
+    twice = sorted([name for name, times in names.items() if times > 1])
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: the name of two extra members")
+    return b",".join([_dumps(name, repr) + b":" + payload(value).text for name, value in named])
 
 
 def error_text(error: object, step_id: str | None = None, code: str = "") -> bytes:
@@ -66,13 +72,11 @@ def error_text(error: object, step_id: str | None = None, code: str = "") -> byt
 
     The code is the exception's own attribute ``code`` when that is text, else its class's name.
     """
-    if isinstance(error, BaseException):
-        own = getattr(error, "code", None)
-        told = {
-            "code": code or (own if isinstance(own, str) and own else type(error).__name__),
-            "message": _said(error),
-        }
-    elif isinstance(error, str):
+    # Of the class alone: an object may answer ``isinstance`` with code of its own.
+    told: dict[str, object]
+    if issubclass(type(error), BaseException):
+        told = {"code": code or _own_code(error) or type(error).__name__, "message": _said(error)}
+    elif issubclass(type(error), str):
         told = {"code": code or "ERROR", "message": error}
     else:
         return payload(error).text
@@ -89,17 +93,12 @@ def object_text(members: Mapping[str, bytes]) -> bytes:
 def _ready(raw: Raw) -> Payload:
     text = bytes(raw).strip(b" \t\r\n")
     try:
-        text.decode()
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return Payload(_dumps(text.decode(errors="replace"), repr), None, False)
-    if not text.startswith(b"{"):
-        return Payload(text)
-    return Payload(text, frozenset(json.loads(text)))
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
+        # ``json.loads`` would take UTF-16 and a byte order mark for JSON, which no reader of the document does.
+        told = text.decode()
+        is_json = scan.end_of_value(told, 0) == len(told)
+    except ValueError:
+        is_json = False
+    return Payload(text) if is_json else Payload(_dumps(text.decode(errors="replace"), repr), False)
 
 
 def _dumps(value: object, default: Any) -> bytes:
@@ -126,25 +125,49 @@ def _convert(value: Any) -> Any:
 
 
 def _plain(value: Any, depth: int, above: set[int]) -> Any:
-    """The value with everything that JSON cannot say made readable."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        return value if type(value) is int or math.isfinite(value) else repr(value)
-    if depth == 0 or id(value) in above:
-        return "…"
-    above = above | {id(value)}
-    if isinstance(value, Mapping):
-        return {label(key): _plain(item, depth - 1, above) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth - 1, above) for item in value]
+    """The value with everything that JSON cannot say made readable; what cannot be read costs only itself."""
     try:
-        return _plain(_convert(value), depth - 1, above)
+        return _told(value, depth, above)
     except Exception:
         return _shown(value)
 
 
-def _said(error: BaseException) -> str:
+def _told(value: Any, depth: int, above: set[int]) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return _whole(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if depth == 0 or id(value) in above:
+        return "…"
+    above = above | {id(value)}
+    if isinstance(value, Mapping):
+        # Copied at once: another thread may be changing it.
+        return {label(key): _plain(item, depth - 1, above) for key, item in list(value.items())}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth - 1, above) for item in list(value)]
+    return _plain(_convert(value), depth - 1, above)
+
+
+def _whole(value: int) -> Any:
+    """An integer, in hexadecimal text when it has more digits than Python writes."""
+    try:
+        int.__repr__(value)
+    except ValueError:
+        return hex(value)
+    return value
+
+
+def _own_code(error: object) -> str:
+    try:
+        own = getattr(error, "code", "")
+        return own if isinstance(own, str) else ""
+    except Exception:
+        return ""
+
+
+def _said(error: object) -> str:
     try:
         return label(str(error))
     except Exception:
@@ -153,6 +176,6 @@ def _said(error: BaseException) -> str:
 
 def _shown(value: object) -> str:
     try:
-        return label(repr(value))
+        return label(str.__str__(value) if issubclass(type(value), str) else repr(value))
     except Exception:
         return f"<{type(value).__name__}>"
