@@ -36,11 +36,46 @@ def test_a_changed_document_becomes_the_newest_revision(store):
     assert ids(store.search(RunQuery())) == ["r"]
 
 
-def test_the_same_document_again_changes_nothing(store):
+def test_the_same_finished_document_again_changes_nothing(store):
     """Not even the revision, whenever it was seen."""
     for number in range(3):
-        store.put(running("r"), observed_at=T0 + number)
-    assert revision(store, "r") == T0
+        store.put(make_run("r"), observed_at=T0 + number)
+    assert revision(store, "r") == ROOT_REVISION
+
+
+def test_the_same_unfinished_document_again_was_seen_later(store):
+    """What was seen in between by somebody else is older, as when the same document comes over OTLP again."""
+    run, between = running("r"), running("r", done=2)
+    store.put(run, observed_at=T0)
+    store.put(run, observed_at=T0 + 2 * SECOND)
+    assert revision(store, "r") == T0 + 2 * SECOND
+    store.write(read_protobuf(otlp(encode(between, observed_at=T0 + SECOND))))
+    assert store.document("r").text == run.text
+    store.put(run, observed_at=T0)
+    assert revision(store, "r") == T0 + 2 * SECOND
+    store.write(read_protobuf(otlp(encode(between, observed_at=T0 + 3 * SECOND))))
+    assert store.document("r").text == between.text
+
+
+def test_a_reopened_run_seen_again_stays_above_its_end(store):
+    """Its revision counts from the root's."""
+    for number, run in enumerate([make_run("r"), running("r"), running("r")]):
+        store.put(run, observed_at=T0 + number)
+    assert revision(store, "r") == ROOT_REVISION + T0 + 2
+
+
+def test_seen_again_after_a_head_that_is_not_proved(store):
+    """The head waits no longer once the document was seen after it, and the answer is whole."""
+    run = running("r")
+    store.put(run, observed_at=T0)
+    head = encode(running("r", steps=[{"id": "other", "status": "completed"}]), observed_at=T0 + 1)[-1]
+    store.write(read_protobuf(otlp([head])))
+    assert len(store.document("r").incomplete) == 1
+    store.put(run, observed_at=T0 + 1)
+    assert len(store.document("r").incomplete) == 1
+    store.put(run, observed_at=T0 + 2)
+    assert store.document("r").incomplete == ()
+    assert store.stats().fragments == 0
 
 
 @pytest.mark.parametrize("observed_at", [T0 - SECOND, T0])

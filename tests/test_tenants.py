@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from runspan import Run, encode
@@ -84,6 +86,24 @@ def test_a_tenant_sees_its_own_spans_of_a_trace(store: SqliteStore, stored: bool
     assert [span.span_id for span in store.spans(TRACE, "beta")] == [(1).to_bytes(8, "big")]
     with pytest.raises(NotFound):
         store.spans(TRACE, "gamma")
+
+
+def test_another_tenants_fragments_hold_no_run_back(store: SqliteStore) -> None:
+    """A run is purged though somebody else left a step in its trace, and the step goes with it."""
+    send(store, encode(ENDED, tenant="acme"), "acme")
+    forged = encode(ENDED, tenant="acme")[0]
+    send(store, [msgspec.structs.replace(forged, own=[*forged.own, ("runspan.step.name", "x")])], "beta")
+    assert store.stats().fragments == 1
+    assert store.purge([(sha256(ENDED.text).digest(), "r")], "acme").deleted == 1
+    assert store.stats().fragments == 0
+
+
+def test_a_tenants_own_fragments_hold_its_run_back(store: SqliteStore) -> None:
+    """A step that waits for its head may be of a newer revision, which nobody keeps elsewhere yet."""
+    send(store, encode(ENDED, tenant="acme"), "acme")
+    own = encode(ENDED, tenant="acme")[0]
+    send(store, [msgspec.structs.replace(own, own=[*own.own, ("runspan.step.name", "x")])], "acme")
+    assert store.purge([(sha256(ENDED.text).digest(), "r")], "acme").changed == ("r",)
 
 
 def test_nobody_else_on_the_machine_reads_the_store(store: SqliteStore, tmp_path: Path) -> None:

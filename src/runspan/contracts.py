@@ -192,6 +192,7 @@ class TraceWriter(Protocol):
     """Writes runs to one backend."""
 
     def put(self, run: Run, *, tenant: str = "", observed_at: int) -> Written:
-        """Takes a whole document. Idempotent: the same document again changes nothing; a changed one becomes the
-        newest revision. observed_at: when it was seen, nanoseconds since 1970."""
+        """Takes a whole document. Idempotent: the same document again changes nothing; only, a run that has not ended
+        counts as seen then. A changed one becomes the newest revision. observed_at: when it was seen, nanoseconds since
+        1970."""
         ...

@@ -89,7 +89,7 @@ def encode(
 
 def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
     """The ids that ``encode`` gives to the spans of the finished steps, without the rest of the work."""
-    return RunEncoder(run, tenant).step_ids()
+    return list(RunEncoder(run, tenant).step_ids())
 
 
 class FaultMark(NamedTuple):
@@ -159,14 +159,23 @@ class RestOfSteps:
 class RunEncoder:
     """One run on its way to spans."""
 
-    def __init__(self, run: Run, tenant: str, *, exception_events: bool = True, after_root: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        tenant: str,
+        *,
+        exception_events: bool = True,
+        after_root: bool = False,
+        is_root: bool | None = None,
+    ) -> None:
+        """is_root: whether the head is the run span; None: as the status says, which is how a document is written."""
         envelope = run.envelope
         self.envelope = envelope
         self.run_text = run.text
         self.tenant = tenant
         self.exception_events = exception_events
         self.after_root = after_root
-        self.is_root = not after_root and envelope.status in TERMINAL_RUN_STATUSES
+        self.is_root = (not after_root and envelope.status in TERMINAL_RUN_STATUSES) if is_root is None else is_root
         self.trace_id, self.root_id, seed = run_ids(envelope.id, tenant)
         self.label = run_label(self.is_root, RUN_TABLE.get_labels(envelope))
         self.fallback = _first_time(envelope)
@@ -175,10 +184,13 @@ class RunEncoder:
         self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity.pairs])
         self.rest = RestOfSteps(tenant, self.fallback, exception_events)
 
-    def spans(self, observed_at: int | None, step_ids: Sequence[bytes] | None) -> list[Span]:
-        """See ``encode``."""
+    def spans(
+        self, observed_at: int | None, step_ids: Sequence[bytes] | None, ended: Sequence[bool] | None = None
+    ) -> list[Span]:
+        """See ``encode``. ended: for each step whether it has a span; None: as its status says."""
         steps = self.envelope.steps
         given = None if step_ids is None else iter(step_ids)
+        told = None if ended is None else iter(ended)
         spans: list[Span] = []
         below: list[Span] = []
         names: list[bytes] = []
@@ -187,7 +199,7 @@ class RunEncoder:
         for step in steps if type(steps) is list else ():
             text = step_text(step)
             label = step_label(STEP_TABLE.get_labels(step))
-            if not label.finished:
+            if not (label.finished if told is None else next(told)):
                 below += self._open_attempts(step, label, len(names))
                 open_steps.append(text)
                 names.append(_OPEN)
@@ -204,15 +216,13 @@ class RunEncoder:
         manifest = b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN for name in names])
         return [*spans, *below, self.head(manifest, open_steps, observed_at)]
 
-    def step_ids(self) -> list[bytes]:
-        """The content ids of the finished steps, as ``draft`` gives them out."""
-        found: list[bytes] = []
+    def step_ids(self) -> Iterator[bytes]:
+        """The content ids of the finished steps, each worked out when it is asked for."""
         taken: dict[bytes, bytes] = {}
         steps = self.envelope.steps
         for step in steps if type(steps) is list else ():
             if step.status in TERMINAL_STEP_STATUSES:
-                found.append(step_span_id(step_text(step), self.step_seed, taken))
-        return found
+                yield step_span_id(step_text(step), self.step_seed, taken)
 
     def step(self, step: Step, span_id: bytes, label: Label) -> Span:
         """The span of a finished step."""

@@ -1,7 +1,8 @@
 """Writing: what arrives is decoded and compressed in the caller's thread, and decided in the writer's transaction.
 
 The decision reads what is stored inside the transaction that changes it, so no two writers can both decide on the same
-state. Almost always a run arrives whole, and then the decision is a comparison; the rest is merged there and then.
+state. Almost always a run arrives whole, and then the decision is a comparison; the rest is merged there and then. What
+a revision brought and the stored one does not tell is kept as fragments: a head that names it may be on the way.
 """
 
 from __future__ import annotations
@@ -11,48 +12,52 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
-
 from runspan.backends.sqlite import tables
+from runspan.backends.sqlite.arriving import (
+    as_foreign,
+    by_role,
+    head_refusal,
+    heads_of,
+    rank_of,
+    revision_refusal,
+    role_of,
+    tenant_refusal,
+)
 from runspan.backends.sqlite.compress import Compression
+from runspan.backends.sqlite.known import Known, known_of, written
 from runspan.backends.sqlite.merge import (
     HEAD_ROLES,
-    OWN_ROLES,
     accounts_for,
     first_revision,
-    foreign_step_ids,
+    left_behind,
+    names_left_behind,
     next_revision,
+    revision_seen_again,
     settle,
+    steps_named,
 )
 from runspan.backends.sqlite.retention import Retention
-from runspan.backends.sqlite.rows import Row, row_of, spans_of, split_digests, with_digest
+from runspan.backends.sqlite.rows import Row, end_time, row_of, split_digests, with_digest
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.contracts import Rejection, Written
 from runspan.decode import Decoded, read_run
 from runspan.errors import NotFound, StoreError, TraceIncomplete
-from runspan.fields import REVISION, ROLE, ROOT_REVISION, RUN_ID, TENANT
-from runspan.ids import run_ids
 from runspan.otlp.received import Foreign, Received
-from runspan.otlp.wire import span_bytes
 from runspan.run import Run
 from runspan.span import Span
 
-ReadRun = Callable[[sqlite3.Connection, tables.Stored], Run]
-
-
-_LAST_REVISION = 2 * ROOT_REVISION - (1 << 32)
-"""What still leaves room for revisions after it in 64 bits."""
+ReadKnown = Callable[[sqlite3.Connection, tables.Stored], Known]
 
 
 @dataclass(slots=True)
 class _Arrival:
-    """The own spans of one trace of a request. row: of the run, when the spans are exactly a whole run's."""
+    """The own spans of one trace of a request. row, known: of the run, when the spans are exactly a whole run's."""
 
     trace_id: bytes
     spans: list[Span]
     resource: bytes | None
     row: Row | None = None
+    known: Known | None = None
 
 
 @dataclass(slots=True)
@@ -67,7 +72,7 @@ class _Request:
 
 
 class Intake:
-    """Takes documents and OTLP requests. read: the document of a stored run."""
+    """Takes documents and OTLP requests. read: the revision of a stored run; StoreError when it cannot be read."""
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class Intake:
         compression: Compression,
         retention: Retention,
         clock: Callable[[], int],
-        read: ReadRun,
+        read: ReadKnown,
     ) -> None:
         self._writer = writer
         self._compression = compression
@@ -98,22 +103,42 @@ class Intake:
         return Written(count)
 
     def _place(self, connection: sqlite3.Connection, run: Run, row: Row, tenant: str, observed_at: int) -> None:
-        state = tables.states(connection, [row.trace_id]).get(row.trace_id)
+        trace_id, now = row.trace_id, row.written_at
+        state = tables.states(connection, [trace_id]).get(trace_id)
+        waiting = bool(tables.with_fragments(connection, [trace_id], tenant))
+        if state is not None and state.digest == row.digest:
+            if not run.finished:
+                revision = revision_seen_again(state.revision, observed_at)
+                tables.seen_again(connection, trace_id, revision, observed_at, now)
+                if waiting:
+                    self._merge(connection, tenant, now, _Arrival(trace_id, [], None), None)
+            return
         if state is not None:
-            if state.digest == row.digest:
-                if not run.finished:
-                    tables.seen_again(connection, row.trace_id, observed_at, row.written_at)
-                return
             row = row.at(next_revision(state.revision, run, observed_at))
-        if tables.with_fragments(connection, [row.trace_id]):
-            loose = tables.fragments(connection, row.trace_id, tenant)
+        known = written(run, tenant, row.revision) if state is not None or waiting else None
+        behind: list[Span] = []
+        if known is not None and waiting:
+            loose = tables.fragments(connection, trace_id, tenant)
             # A head that came before this document and does not rank above it is of no use to anybody.
-            useful = [span for span in loose if _rank(span) > row.revision]
-            decoded, waiting = settle(spans_of(run, tenant, row.revision, None), useful)
-            if decoded is not None:
-                row = self._row(decoded, row.written_at, None)
-                self._replace_fragments(connection, loose, waiting, tenant)
+            useful = [span for span in loose if rank_of(span) > row.revision]
+            settled = settle(known, useful)
+            if settled.known is not None and (settled.known is not known or settled.incomplete):
+                known = settled.known
+                row = self._row(known, now, None, settled.incomplete)
+            self._replace_fragments(connection, loose, settled.loose, tenant, now)
+        if known is not None and state is not None:
+            before = self._stored(connection, trace_id)
+            behind = [] if before is None else left_behind(before, known)
+        tables.hold(connection, behind, tenant, HEAD_ROLES, now)
         tables.upsert(connection, [row])
+
+    def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> Known | None:
+        """The stored revision; None when it is damaged, for what takes its place heals it."""
+        stored = tables.stored_run(connection, trace_id)
+        try:
+            return None if stored is None else self._read(connection, stored)
+        except StoreError:
+            return None
 
     # OTLP.
 
@@ -143,97 +168,130 @@ class Intake:
     def _arrive(self, request: _Request, arrival: _Arrival) -> None:
         decoded = _read(arrival.spans)
         if decoded is None or not accounts_for(decoded, arrival.spans):
-            own, beside = _by_role(arrival.spans)
+            own, beside = by_role(arrival.spans)
             if beside:
                 for span in beside:
-                    self._keep_beside(request, _as_foreign(span, arrival.resource))
+                    self._keep_beside(request, as_foreign(span, arrival.resource))
                 arrival.spans = own
                 decoded = _read(own)
         reason = None
         if not arrival.spans:
             return
         if decoded is not None and accounts_for(decoded, arrival.spans):
-            arrival.row = self._row(decoded, request.now, None)
-            reason = _tenant_refusal(decoded.tenant, request.tenant) or _revision_refusal(decoded.revision)
+            arrival.known = known_of(decoded, arrival.spans)
+            arrival.row = self._row(arrival.known, request.now, None)
+            reason = tenant_refusal(decoded.tenant, request.tenant) or revision_refusal(decoded.revision)
             reason = reason or self._retention.refusal(arrival.row.ended, request.now)
         else:
-            reason = _head_refusal(arrival.spans, request.tenant)
+            reason = head_refusal(arrival.spans, request.tenant)
         if reason:
             what = f"trace {arrival.trace_id.hex()}" if decoded is None else f"run {decoded.run.id}"
             request.rejected.append(Rejection(what, reason, len(arrival.spans)))
         else:
             request.arrivals.append(arrival)
 
-    def _row(self, decoded: Decoded, now: int, resource_id: int | None) -> Row:
+    def _row(self, known: Known, now: int, resource_id: int | None, incomplete: tuple[str, ...] = ()) -> Row:
         return row_of(
-            decoded.run,
-            decoded.tenant,
-            decoded.revision,
-            self._compression.compress(decoded.run.text),
+            known.run,
+            known.tenant,
+            known.revision,
+            self._compression.compress(known.run.text),
             written_at=now,
-            step_ids=foreign_step_ids(decoded),
-            incomplete=decoded.incomplete,
+            step_ids=known.packed_names(),
+            incomplete=incomplete,
             resource_id=resource_id,
         )
 
     def _apply(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
         trace_ids = [arrival.trace_id for arrival in request.arrivals]
         known = tables.states(connection, trace_ids)
-        waiting = tables.with_fragments(connection, trace_ids)
+        waiting = tables.with_fragments(connection, trace_ids, request.tenant)
         resources: dict[bytes | None, int | None] = {None: None}
         rows: list[Row] = []
         rejected: list[Rejection] = []
         for arrival in request.arrivals:
             row, state = arrival.row, known.get(arrival.trace_id)
-            settled = row is not None and arrival.trace_id not in waiting
-            if row is not None and settled and state is not None and not _ranks_above(row, state):
+            whole = row is not None and arrival.trace_id not in waiting
+            if (
+                row is not None
+                and whole
+                and state is not None
+                and not self._counts(connection, request, arrival, row, state)
+            ):
                 continue
             if arrival.resource not in resources and arrival.resource is not None:
                 resources[arrival.resource] = tables.resource_number(connection, arrival.resource)
             resource_id = resources[arrival.resource]
-            if row is not None and settled:
+            if row is not None and whole:
                 if state is not None:
                     row = _after(connection, row, state)
                 rows.append(row._replace(resource_id=resource_id))
             else:
-                reason = self._merge(connection, request, arrival, resource_id)
+                reason = self._merge(connection, request.tenant, request.now, arrival, resource_id)
                 if reason:
                     rejected.append(Rejection(f"trace {arrival.trace_id.hex()}", reason, len(arrival.spans)))
         tables.upsert(connection, rows)
         tables.keep_foreign(connection, request.foreign)
         return rejected
 
+    def _counts(
+        self, connection: sqlite3.Connection, request: _Request, arrival: _Arrival, row: Row, state: tables.State
+    ) -> bool:
+        """Whether a run that came whole takes the place of the stored revision; keeps the steps that only the other
+        of the two tells, unless both are the same revision: then one corrects the other and comes whole."""
+        above = _ranks_above(row, state)
+        same = row.digest == state.digest and row.step_ids == state.step_ids
+        if same or row.revision == state.revision or arrival.known is None:
+            return above
+        stored = self._stored(connection, arrival.trace_id)
+        if stored is None:
+            return above
+        if above:
+            behind = left_behind(stored, arrival.known)
+        else:
+            names = names_left_behind(arrival.known, stored)
+            behind = [span for span in arrival.spans if span.span_id in names and role_of(span) not in HEAD_ROLES]
+        tables.hold(connection, behind, request.tenant, HEAD_ROLES, request.now)
+        return above
+
     def _merge(
-        self, connection: sqlite3.Connection, request: _Request, arrival: _Arrival, resource_id: int | None
+        self, connection: sqlite3.Connection, tenant: str, now: int, arrival: _Arrival, resource_id: int | None
     ) -> str | None:
         """Settles a trace whose spans arrive apart. The reason, when its run is not taken."""
-        trace_id, tenant = arrival.trace_id, request.tenant
+        trace_id = arrival.trace_id
         stored = tables.stored_run(connection, trace_id)
         if stored is not None and stored.tenant != tenant:
             # Whoever knows tenant and run id knows the trace id. What such a sender has to say is kept apart.
-            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, request.now)
+            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, now)
             return None
-        if stored is None and not _heads(arrival.spans) and not tables.has_head(connection, trace_id, tenant):
-            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, request.now)
+        if (
+            stored is None
+            and not heads_of(arrival.spans)
+            and _too_few(connection, trace_id, tenant, len(arrival.spans))
+        ):
+            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, now)
             return None
-        spans: Sequence[Span] = ()
+        base: Known | None = None
         if stored is not None:
             try:
-                spans = spans_of(self._read(connection, stored), stored.tenant, stored.revision, stored.step_ids)
+                base = self._read(connection, stored)
             except StoreError as error:
                 return f"what is stored of the run cannot be read: {error}"
         loose = tables.fragments(connection, trace_id, tenant)
         seen = () if stored is None else split_digests(tables.superseded(connection, trace_id))
-        decoded, waiting = settle(spans, [*loose, *arrival.spans], seen)
-        if decoded is not None:
-            row = self._row(decoded, request.now, resource_id)
-            reason = self._retention.refusal(row.ended, request.now)
+        known, incomplete, waiting = settle(base, [*loose, *arrival.spans], seen)
+        if known is not None:
+            ended = end_time(known.run.envelope, now)
+            reason = self._retention.refusal(ended, now)
             if reason:
                 tables.drop(connection, loose, tenant)
                 return reason
-            if stored is None or _ranks_above(row, stored) or decoded.incomplete != stored.incomplete:
+            if known is not base:
+                row = self._row(known, now, resource_id, incomplete)
                 tables.upsert(connection, [row if stored is None else _after(connection, row, stored)])
-        self._replace_fragments(connection, loose, waiting, tenant, request.now)
+            elif stored is not None and incomplete != stored.incomplete:
+                tables.mark_incomplete(connection, trace_id, incomplete, ended, now)
+        self._replace_fragments(connection, loose, waiting, tenant, now)
         return None
 
     def _replace_fragments(
@@ -242,7 +300,7 @@ class Intake:
         before: Sequence[Span],
         after: Sequence[Span],
         tenant: str,
-        now: int = 0,
+        now: int,
     ) -> None:
         """Makes the fragments of a trace those in after; what was there before keeps its place and time."""
         there, staying = {id(span) for span in before}, {id(span) for span in after}
@@ -255,6 +313,12 @@ def _read(spans: Sequence[Span]) -> Decoded | None:
         return read_run(spans)
     except (TraceIncomplete, NotFound):
         return None
+
+
+def _too_few(connection: sqlite3.Connection, trace_id: bytes, tenant: str, coming: int) -> bool:
+    """Whether every head that waits for its steps needs more of them than wait beside it and are coming."""
+    there = tables.count_steps(connection, trace_id, tenant) + coming
+    return all(steps_named(head) > there for head in tables.heads(connection, trace_id, tenant))
 
 
 def _ranks_above(row: Row, stored: tables.State | tables.Stored) -> bool:
@@ -270,60 +334,3 @@ def _after(connection: sqlite3.Connection, row: Row, stored: tables.State | tabl
     if row.digest != stored.digest:
         before = with_digest(before, stored.digest)
     return row._replace(superseded=before)
-
-
-def _role(span: Span) -> str:
-    """The role, or nothing when it is no text."""
-    role = span.attributes().get(ROLE)
-    return role if type(role) is str else ""
-
-
-def _heads(spans: Sequence[Span]) -> list[Span]:
-    return [span for span in spans if _role(span) in HEAD_ROLES]
-
-
-def _rank(span: Span) -> int:
-    """The revision of a head; above all of them for any other span, which belongs to no revision alone."""
-    revision = span.attributes().get(REVISION)
-    if _role(span) not in HEAD_ROLES:
-        return 2 * ROOT_REVISION
-    return revision if type(revision) is int else -1
-
-
-def _by_role(spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:
-    """The spans that the document is read from, and others: attempts, and roles that a newer runspan may write."""
-    own: list[Span] = []
-    beside: list[Span] = []
-    for span in spans:
-        (own if _role(span) in OWN_ROLES else beside).append(span)
-    return own, beside
-
-
-def _tenant_refusal(claimed: object, tenant: str) -> str | None:
-    return None if claimed == tenant else f"the run is of tenant {claimed!r}, the sender of {tenant!r}"
-
-
-def _revision_refusal(revision: int) -> str | None:
-    return f"revision {revision} is none that a time of observation gives" if revision > _LAST_REVISION else None
-
-
-def _head_refusal(spans: Sequence[Span], tenant: str) -> str | None:
-    """Why these spans are not taken: a head among them tells another tenant, or a run of another trace id."""
-    for head in _heads(spans):
-        attributes = head.attributes()
-        reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(_rank(head))
-        if reason:
-            return reason
-        run_id = attributes.get(RUN_ID)
-        if type(run_id) is not str or run_ids(run_id, tenant).trace_id != head.trace_id:
-            return f"its trace id does not follow from run id {run_id!r}"
-    return None
-
-
-def _as_foreign(span: Span, resource: bytes | None) -> Foreign:
-    data = TracesData()
-    outer = data.resource_spans.add()
-    if resource:
-        outer.resource.CopyFrom(Resource.FromString(resource))
-    outer.scope_spans.append(ScopeSpans.FromString(span_bytes(span)))
-    return Foreign(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))

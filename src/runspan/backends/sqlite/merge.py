@@ -1,72 +1,144 @@
 """What becomes of a trace when spans of it arrive apart: the document they prove, and what must wait; no I/O.
 
-The stored document is the truth about the spans it was read from, so those are made from it again. Beside them stand
-the fragments: spans that came before their head, or before the other spans that their head names.
+The stored document is the truth about the spans it was read from, so of those only what somebody asks for is made from
+it again. Beside it stand the fragments: spans that came before their head or before the other spans that their head
+names, and steps that only an older or a newer head than the stored one names. A sender that was told "taken" sends a
+step never again, so no step is forgotten before the document that is stored tells it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from hashlib import sha256
 from typing import NamedTuple
 
-from runspan.backends.sqlite.rows import fingerprint, spans_of
+from runspan.backends.sqlite.known import Known, known_of, revision_of, step_spans
+from runspan.carry import Missing, take_text
 from runspan.decode import Decoded, read_run
-from runspan.encode import content_step_ids
+from runspan.document import Step
 from runspan.errors import TraceIncomplete
-from runspan.fields import DIGEST, REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, ROOT_REVISION
+from runspan.fields import DIGEST, MANIFEST, OPEN, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, ROOT_REVISION
+from runspan.members import read_step
 from runspan.run import Run
-from runspan.span import Span
+from runspan.span import Span, Value
 
 HEAD_ROLES = frozenset({ROLE_RUN, ROLE_SNAPSHOT})
 OWN_ROLES = HEAD_ROLES | {ROLE_STEP}
 
+_Told = tuple[Span, dict[str, Value]]
+
 
 class Settled(NamedTuple):
-    """decoded: the newest revision proved, or None. loose: the fragments that must wait, in order of arrival."""
+    """known: the newest revision proved, the given one itself when it is that, or None. incomplete: what is missing of
+    newer ones, one line each. loose: the fragments that must wait, in order of arrival."""
 
-    decoded: Decoded | None
+    known: Known | None
+    incomplete: tuple[str, ...]
     loose: list[Span]
 
 
-def settle(stored: Sequence[Span], loose: Sequence[Span], seen: Sequence[bytes] = ()) -> Settled:
-    """What all spans of a trace amount to. stored: of the stored revision. loose: in order of arrival.
+def settle(base: Known | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> Settled:
+    """What all spans of a trace amount to. base: the stored revision. loose: in order of arrival.
 
-    A step waits unless the document has it: its head may be on the way. A head waits only while it ranks above what is
-    proved, since no other revision will ever be asked for.
+    A step waits unless the document tells it: its head may be on the way. A head waits only while it ranks above what
+    is proved, since no other revision will ever be asked for. The stored revision is never proved anew, so whatever
+    comes beside it, it stays readable.
 
     seen: digests of documents that the stored one took the place of, at its own revision. A head of one of these that
     comes alone is a delivery repeated, most likely; so it waits, but the stored document is not incomplete for it.
     """
+    told = [(span, span.attributes()) for span in loose]
     try:
-        decoded = read_run([*stored, *loose])
+        known, unproved = _prove(base, told)
     except TraceIncomplete:
-        return Settled(None, list(loose))
-    unproved = bool(decoded.incomplete)
-    if unproved and seen:
-        others = [span for span in loose if not _is_head_of(span, seen)]
-        decoded = replace(decoded, incomplete=read_run([*stored, *others]).incomplete)
-    again = spans_of(decoded.run, decoded.tenant, decoded.revision, decoded.step_ids)
-    known = {fingerprint(span) for span in again}
-    digest = sha256(decoded.run.text).hexdigest()
+        return Settled(None, (), list(loose))
+    incomplete = unproved
+    if unproved and seen and base is not None:
+        incomplete = _prove(base, [item for item in told if not _is_head_of(item[1], seen)])[1]
     waiting = []
-    for span in loose:
-        attributes = span.attributes()
+    if base is not None and known.revision != base.revision:
+        waiting += left_behind(base, known)
+    steps = known.steps
+    for span, attributes in told:
+        if attributes.get(ROLE) in HEAD_ROLES:
+            if unproved and _ranks_above(attributes, known):
+                waiting.append(span)
+        elif span.span_id not in steps or not _tells(span, attributes, steps[span.span_id]):
+            waiting.append(span)
+    return Settled(known, incomplete, waiting)
+
+
+def left_behind(before: Known, after: Known) -> list[Span]:
+    """The step spans of one revision that another does not make again."""
+    names = names_left_behind(before, after)
+    return step_spans(before, names) if names else []
+
+
+def names_left_behind(before: Known, after: Known) -> set[bytes]:
+    """Their ids."""
+    told = after.steps
+    return {name for name, step in before.steps.items() if not _same(told.get(name), step)}
+
+
+def _same(one: Step | None, other: Step) -> bool:
+    return one == other and one is not None and one.extra == other.extra
+
+
+def steps_named(head: Span) -> int:
+    """How many step spans a head needs, by its manifest; 0 when that cannot be read."""
+    try:
+        manifest = take_text(head.attributes(), MANIFEST) or b""
+    except Missing:
+        return 0
+    return (len(manifest) - manifest.count(b".")) // len(OPEN)
+
+
+def _prove(base: Known | None, told: Sequence[_Told]) -> tuple[Known, tuple[str, ...]]:
+    """The newest revision and what is missing of newer ones. TraceIncomplete only when there is no base."""
+    spans = [span for span, _ in told]
+    if base is None:
+        decoded = read_run(spans)
+        return known_of(decoded, spans), decoded.incomplete
+    again = max([at for at, (_, attributes) in enumerate(told) if _is(attributes, base)], default=-1)
+    spans = []
+    heads = False
+    for at, (span, attributes) in enumerate(told):
         if attributes.get(ROLE) not in HEAD_ROLES:
-            if fingerprint(span) not in known:
-                waiting.append(span)
-        elif unproved:
-            rank = attributes.get(REVISION)
-            revision = rank if type(rank) is int else -1
-            if revision > decoded.revision or (revision == decoded.revision and attributes.get(DIGEST) != digest):
-                waiting.append(span)
-    return Settled(decoded, waiting)
+            spans.append(span)
+        elif _ranks_above(attributes, base) and (at > again or revision_of(attributes) > base.revision):
+            spans.append(span)
+            heads = True
+    if not heads:
+        return base, ()
+    try:
+        decoded = read_run([*step_spans(base), *spans])
+    except TraceIncomplete as error:
+        return base, error.missing
+    return known_of(decoded, spans), decoded.incomplete
 
 
-def _is_head_of(span: Span, digests: Sequence[bytes]) -> bool:
-    digest = span.attributes().get(DIGEST)
+def _ranks_above(attributes: dict[str, Value], known: Known) -> bool:
+    """Whether a head tells a newer revision, or at the same one another document."""
+    revision = revision_of(attributes)
+    return revision > known.revision or (revision == known.revision and attributes.get(DIGEST) != known.digest)
+
+
+def _is(attributes: dict[str, Value], known: Known) -> bool:
+    """Whether these are of a head of this very revision."""
+    same = attributes.get(DIGEST) == known.digest and revision_of(attributes) == known.revision
+    return same and attributes.get(ROLE) in HEAD_ROLES
+
+
+def _is_head_of(attributes: dict[str, Value], digests: Sequence[bytes]) -> bool:
+    digest = attributes.get(DIGEST)
     return isinstance(digest, str) and any(digest.startswith(found.hex()) for found in digests)
+
+
+def _tells(span: Span, attributes: dict[str, Value], step: Step) -> bool:
+    """Whether a span tells this step: a Collector that adds attributes does not change it."""
+    try:
+        return _same(read_step(span, attributes), step)
+    except Missing:
+        return False
 
 
 def accounts_for(decoded: Decoded, spans: Sequence[Span]) -> bool:
@@ -79,13 +151,6 @@ def accounts_for(decoded: Decoded, spans: Sequence[Span]) -> bool:
     )
 
 
-def foreign_step_ids(decoded: Decoded) -> list[bytes] | None:
-    """The ids of the step spans, unless ``encode`` gives the same."""
-    if not decoded.step_ids:
-        return None
-    return None if content_step_ids(decoded.run, decoded.tenant) == decoded.step_ids else decoded.step_ids
-
-
 def next_revision(stored: int, run: Run, observed_at: int) -> int:
     """The revision of a changed document that was read whole: above the stored one always."""
     if stored >= ROOT_REVISION:
@@ -96,3 +161,8 @@ def next_revision(stored: int, run: Run, observed_at: int) -> int:
 def first_revision(run: Run, observed_at: int) -> int:
     """The revision of a document that was read whole and is the first of its run."""
     return ROOT_REVISION if run.finished else observed_at
+
+
+def revision_seen_again(stored: int, observed_at: int) -> int:
+    """The revision of a document of a run that has not ended, when it was read once more as it is stored."""
+    return max(stored, observed_at + (ROOT_REVISION if stored >= ROOT_REVISION else 0))

@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from runspan.backends.sqlite import tables
+from runspan.backends.sqlite import known, tables
 from runspan.backends.sqlite.compress import Compression, Damaged, find_dictionary
 from runspan.backends.sqlite.failures import store_error
-from runspan.backends.sqlite.rows import bytes_to_lines, spans_of
+from runspan.backends.sqlite.rows import bytes_to_lines
 from runspan.backends.sqlite.schema import open_reader
 from runspan.contracts import Cursor, Document, Page, RunQuery
 from runspan.decode import read_run
@@ -95,9 +95,18 @@ class Reading:
                 hint="export the run again, or restore a backup",
             ) from None
 
-    def run(self, connection: sqlite3.Connection, stored: tables.Stored) -> Run:
-        """The document of a stored run."""
-        return Run.from_json(self.text(connection, stored.document, stored.run_id))
+    def known(self, connection: sqlite3.Connection, stored: tables.Stored) -> known.Known:
+        """The revision of a stored run. StoreError when its columns do not fit together."""
+        run = Run.from_json(self.text(connection, stored.document, stored.run_id))
+        try:
+            return known.stored(run, stored.tenant, stored.revision, stored.step_ids)
+        except ValueError as error:
+            raise StoreError(
+                "what is stored cannot be made into spans again",
+                where=f"{self._readers.path} run {stored.run_id}",
+                got=str(error),
+                hint="export the run again",
+            ) from None
 
     def document(self, run_id: str, tenant: str) -> Document:
         trace_id = _trace_id(run_id, tenant)
@@ -131,13 +140,11 @@ class Reading:
                         self._compression.decompress(frame, find)
                         for frame in tables.foreign_of(connection, trace_id, tenant)
                     ]
-                    run = None if stored is None else self.run(connection, stored)
+                    revision = None if stored is None else self.known(connection, stored)
             except Damaged as error:
                 where = f"{self._readers.path} trace {trace_id.hex()}"
                 raise StoreError("what is stored is damaged", where=where, got=str(error)) from None
-        found: list[Span] = []
-        if stored is not None and run is not None:
-            found = spans_of(run, stored.tenant, stored.revision, stored.step_ids)
+        found = [] if revision is None else known.spans_of(revision)
         made = {span.span_id for span in found}
         beside = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in made]
         found = [*found, *loose, *beside]

@@ -9,8 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from runspan.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
-from runspan.encode import encode
-from runspan.fields import ROOT_REVISION, observation
+from runspan.fields import observation
 from runspan.ids import run_ids
 from runspan.run import Run
 from runspan.span import Event, Link, Span, plain
@@ -22,7 +21,7 @@ class Row(NamedTuple):
 
     time: see ``contracts.RunQuery``. ended: when retention begins to count. document: the canonical text, compressed.
     digest: the first half of its SHA-256, to tell a changed document from the same.
-    step_ids: only where ``encode`` would give the step spans other ids than they came with, 8 bytes each.
+    step_ids: only where ``encode`` would give the step spans other ids than they came with: ``Known.packed_names``.
     incomplete: only where a newer revision is known and not proved: what is missing of it, one line each.
     observed_at: of a run that is pending or running, when it was last seen so; else None.
     superseded: the digests of documents that had this very revision before, the latest last.
@@ -85,11 +84,11 @@ def row_of(
     document: bytes,
     *,
     written_at: int,
-    step_ids: Sequence[bytes] | None = None,
+    step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
     resource_id: int | None = None,
 ) -> Row:
-    """The row of a run. document: its text, compressed. step_ids: as its step spans came, None when by ``encode``."""
+    """The row of a run. document: its text, compressed. step_ids: see ``Row``."""
     envelope = run.envelope
     workflow_id, status = plain_text(envelope.workflow_id), plain_text(envelope.status)
     return Row(
@@ -104,7 +103,7 @@ def row_of(
         sha256(run.text).digest()[:16],
         run.summary(),
         document,
-        None if step_ids is None else b"".join(step_ids),
+        step_ids,
         lines_to_bytes(incomplete),
         written_at,
         resource_id,
@@ -119,17 +118,6 @@ def lines_to_bytes(lines: tuple[str, ...]) -> bytes | None:
 
 def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
     return tuple(content.decode().split("\n")) if content else ()
-
-
-def split_ids(step_ids: bytes | None) -> list[bytes] | None:
-    """The step ids of the column of that name."""
-    return None if step_ids is None else [step_ids[at : at + 8] for at in range(0, len(step_ids), 8)]
-
-
-def spans_of(run: Run, tenant: str, revision: int, step_ids: Sequence[bytes] | None) -> list[Span]:
-    """The spans that a stored revision was read from, as ``encode`` makes them again."""
-    after_root = revision > ROOT_REVISION
-    return encode(run, tenant=tenant, observed_at=observation(revision), after_root=after_root, step_ids=step_ids)
 
 
 _EXACT: Final = "runspan."

@@ -30,7 +30,8 @@ UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if stat
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the store holds. bytes: of the database file and its log. fragments: spans that wait for others."""
+    """What the store holds. bytes: of the database file and its log. fragments: spans that wait for others, or for a
+    head that names them."""
 
     runs: int
     bytes: int
@@ -92,7 +93,7 @@ class SqliteStore:
         self._readers = Readers(self.path)
         self._reading = Reading(self._readers, compression)
         self._writer = GroupWriter(connection, self.path, Trainer(compression))
-        self._intake = Intake(self._writer, compression, self._retention, clock, self._reading.run)
+        self._intake = Intake(self._writer, compression, self._retention, clock, self._reading.known)
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """See ``contracts.TraceReader``. StoreError when what is stored is damaged."""

@@ -8,7 +8,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
-from runspan.backends.sqlite.rows import Row, bytes_to_lines, fingerprint, pack_span, split_ids, unpack_span
+from runspan.backends.sqlite.rows import Row, bytes_to_lines, fingerprint, lines_to_bytes, pack_span, unpack_span
 from runspan.fields import ROLE
 from runspan.otlp.received import Foreign
 from runspan.span import Span
@@ -20,21 +20,22 @@ _SIZES = (64, 8, 1)
 
 
 class State(NamedTuple):
-    """Which revision of a run is stored."""
+    """Which revision of a run is stored. step_ids: the column."""
 
     revision: int
     digest: bytes
+    step_ids: bytes | None
 
 
 class Stored(NamedTuple):
-    """A stored run as its columns tell it, the document still compressed."""
+    """A stored run as its columns tell it, the document still compressed. step_ids: the column."""
 
     run_id: str
     tenant: str
     revision: int
     digest: bytes
     document: bytes
-    step_ids: list[bytes] | None
+    step_ids: bytes | None
     incomplete: tuple[str, ...]
     resource_id: int | None
 
@@ -67,11 +68,22 @@ def upsert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     connection.executemany(_UPSERT, rows)
 
 
-def seen_again(connection: sqlite3.Connection, trace_id: bytes, observed_at: int, now: int) -> None:
-    """A run that has not ended was seen again as it is stored."""
+def seen_again(connection: sqlite3.Connection, trace_id: bytes, revision: int, observed_at: int, now: int) -> None:
+    """A run that has not ended was seen again as it is stored. revision: which the stored one is now."""
     connection.execute(
-        "UPDATE runs SET written_at = ?, ended = ?, observed_at = max(observed_at, ?) WHERE trace_id = ?",
-        (now, now, observed_at, trace_id),
+        "UPDATE runs SET written_at = ?1, ended = ?1, observed_at = max(observed_at, ?2), revision = ?3,"
+        " superseded = iif(revision = ?3, superseded, NULL) WHERE trace_id = ?4",
+        (now, observed_at, revision, trace_id),
+    )
+
+
+def mark_incomplete(
+    connection: sqlite3.Connection, trace_id: bytes, incomplete: tuple[str, ...], ended: int, now: int
+) -> None:
+    """What is missing of newer revisions than the stored one, and when retention begins to count."""
+    connection.execute(
+        "UPDATE runs SET incomplete = ?, ended = ?, written_at = ? WHERE trace_id = ?",
+        (lines_to_bytes(incomplete), ended, now, trace_id),
     )
 
 
@@ -85,18 +97,18 @@ def states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[b
     """The stored revisions of these traces; traces without a run are left out."""
     found: dict[bytes, State] = {}
     for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT trace_id, revision, digest FROM runs WHERE trace_id", len(chunk))
-        for trace_id, revision, digest in connection.execute(sql, chunk):
-            found[trace_id] = State(revision, digest)
+        sql = _in_sql("SELECT trace_id, revision, digest, step_ids FROM runs WHERE trace_id", len(chunk))
+        for trace_id, *columns in connection.execute(sql, chunk):
+            found[trace_id] = State(*columns)
     return found
 
 
-def with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> set[bytes]:
-    """Those of these traces that have fragments."""
+def with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
+    """Those of these traces that have fragments of this tenant."""
     found: set[bytes] = set()
     for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT DISTINCT trace_id FROM fragments WHERE trace_id", len(chunk))
-        found.update([trace_id for (trace_id,) in connection.execute(sql, chunk)])
+        sql = _in_sql("SELECT DISTINCT trace_id FROM fragments WHERE tenant = ? AND trace_id", len(chunk))
+        found.update([trace_id for (trace_id,) in connection.execute(sql, (tenant.encode(), *chunk))])
     return found
 
 
@@ -116,7 +128,7 @@ def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> Stored | None
         revision,
         digest,
         document,
-        split_ids(step_ids),
+        step_ids,
         bytes_to_lines(incomplete),
         resource_id,
     )
@@ -146,12 +158,18 @@ def all_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str |
     return [unpack_span(span) for owner, span in rows if tenant is None or owner == tenant.encode()]
 
 
-def has_head(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> bool:
-    """Whether one of the fragments is a head."""
-    row = connection.execute(
-        "SELECT max(head) FROM fragments WHERE trace_id = ? AND tenant = ?", (trace_id, tenant.encode())
-    ).fetchone()
-    return bool(row[0])
+def heads(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
+    """The heads among the fragments of a trace."""
+    rows = connection.execute(
+        "SELECT span FROM fragments WHERE trace_id = ? AND tenant = ? AND head", (trace_id, tenant.encode())
+    )
+    return [unpack_span(content) for (content,) in rows]
+
+
+def count_steps(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> int:
+    """How many of the fragments of a trace are steps."""
+    sql = "SELECT count(*) FROM fragments WHERE trace_id = ? AND tenant = ? AND NOT head"
+    return int(connection.execute(sql, (trace_id, tenant.encode())).fetchone()[0])
 
 
 def hold(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, heads: frozenset[str], now: int) -> None:

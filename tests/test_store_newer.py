@@ -1,0 +1,152 @@
+"""The embedded store: runs of a newer runspan, for which other statuses end a step or a run, come back as they came."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from conformance.harness import SECOND, T0, make_run, otlp, running
+from runspan import Run, decode, encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.known import Known, spans_of, stored
+from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.contracts import Document
+from runspan.decode import read_run
+from runspan.encode import RunEncoder
+from runspan.errors import StoreError
+from runspan.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
+from runspan.ids import run_ids
+from runspan.otlp.protobuf import read_protobuf
+from runspan.span import Span
+
+TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
+IDS = [bytes([number] * 8) for number in range(1, 4)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    with SqliteStore(tmp_path) as opened:
+        yield opened
+
+
+def write(store: SqliteStore, spans: Sequence[Span]) -> None:
+    assert store.write(read_protobuf(otlp(spans))).rejected == ()
+
+
+def run_of(statuses: Sequence[str], status: str = "completed", **members: Any) -> Run:
+    steps = [{"id": f"s{number}", "status": each, **TIMES} for number, each in enumerate(statuses)]
+    return Run.from_dict({"id": "r", "status": status, **TIMES, **members, "steps": steps})
+
+
+def newer_spans(run: Run, ended: Sequence[bool], *, observed_at: int | None = None) -> list[Span]:
+    """The spans of a writer for which these steps have ended."""
+    ids = [name for name, has_ended in zip(IDS, ended, strict=False) if has_ended]
+    return RunEncoder(run, "").spans(observed_at, ids, ended)
+
+
+def as_head(span: Span, role: str, revision: int) -> Span:
+    own = {**span.attributes(), ROLE: role, REVISION: revision}
+    return msgspec.structs.replace(span, shared=(), own=list(own.items()))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ended"),
+    [
+        (["completed", "cancelled"], [True, True]),
+        (["completed", "cancelled", "running"], [True, True, False]),
+        (["cancelled", "skipped"], [True, False]),
+        (["completed", "completed"], [False, False]),
+    ],
+    ids=["more", "more, one open", "as many, others", "none"],
+)
+@pytest.mark.parametrize("apart", [False, True], ids=["whole", "apart"])
+def test_which_steps_have_a_span_is_the_manifests_to_say(
+    store: SqliteStore, statuses: list[str], ended: list[bool], apart: bool
+) -> None:
+    """The run is read, its spans are the ones that came, and later spans of the trace are taken beside other runs."""
+    run = run_of(statuses)
+    spans = newer_spans(run, ended)
+    assert decode(spans) == run
+    for part in [[span] for span in spans] if apart else [spans]:
+        write(store, part)
+    assert store.document("r") == Document(run.text)
+    again = store.spans(run_ids("r").trace_id)
+    assert [span.span_id for span in again] == [span.span_id for span in spans]
+    assert decode(again) == run
+    changed, other = run_of(["completed"], note=1), make_run("other")
+    write(store, [*newer_spans(changed, [True], observed_at=T0)[:1], *encode(other)])
+    assert store.document("other").text == other.text
+    assert store.document("r").text == run.text
+
+
+def test_a_snapshot_may_say_that_its_run_has_ended(store: SqliteStore) -> None:
+    """Its revision stays its own, so the next one counts, whole or apart."""
+    snapshot = as_head(encode(run_of(["completed"]))[-1], ROLE_SNAPSHOT, T0)
+    write(store, [encode(run_of(["completed"]))[0], snapshot])
+    newer = encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)
+    write(store, newer[-1:])
+    assert len(store.document("r").incomplete) == 1
+    write(store, newer[:-1])
+    assert store.document("r") == Document(run_of(["completed", "completed"], "running").text)
+
+
+def test_a_run_span_may_have_a_status_that_nobody_knows(store: SqliteStore) -> None:
+    """What ends a run is the writer's to say: an older snapshot does not take its place."""
+    run = run_of(["completed"], "archived")
+    spans = encode(run, observed_at=T0)
+    write(store, [*spans[:-1], as_head(spans[-1], ROLE_RUN, ROOT_REVISION)])
+    for span in reversed(encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)):
+        write(store, [span])
+    assert store.document("r").text == run.text
+    assert read_run(store.spans(run_ids("r").trace_id)).revision == ROOT_REVISION
+
+
+@pytest.mark.parametrize("revision", [-1, "first", True])
+def test_a_head_without_a_revision_ranks_lowest(store: SqliteStore, revision: Any) -> None:
+    """It is read while there is no other."""
+    spans = encode(run_of(["completed", "running"], "running"), observed_at=T0)
+    write(store, [spans[0], as_head(spans[1], ROLE_SNAPSHOT, revision)])
+    assert store.document("r").text == run_of(["completed", "running"], "running").text
+    assert decode(store.spans(run_ids("r").trace_id)).text == store.document("r").text
+    write(store, encode(run_of(["completed"]), observed_at=T0))
+    assert store.document("r").text == run_of(["completed"]).text
+
+
+@pytest.mark.parametrize("observed_at", [None, T0])
+def test_what_encode_writes_needs_no_column(observed_at: int | None) -> None:
+    """The ids of the steps are stored only where another writer gave others."""
+    for run in (make_run("r"), running("r"), Run.from_json('{"id":"r"}'), Run.from_json('{"id":"r","steps":null}')):
+        spans = encode(run, tenant="t", observed_at=observed_at)
+        known = stored(run, "t", read_run(spans).revision, None)
+        assert known.packed_names() is None
+        assert otlp(spans_of(known)) == otlp(spans)
+
+
+@pytest.mark.parametrize("names", [[IDS[0], b""], [b"", IDS[0]], IDS[:2], [b"", b""]])
+def test_the_ids_of_steps_come_back_from_their_column(names: list[bytes]) -> None:
+    """Whichever of the steps have a span."""
+    run = run_of(["completed", "running"])
+    packed = Known(run, "", T0, names).packed_names()
+    assert stored(run, "", T0, packed).names == names
+
+
+def test_a_row_that_does_not_fit_stops_nothing_else(store: SqliteStore, tmp_path: Path) -> None:
+    """The document is answered, its spans are refused by name, and so is what would have to be merged with them."""
+    run = make_run("r")
+    write(store, encode(run, step_ids=IDS[:2]))
+    connection = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    connection.execute("UPDATE runs SET step_ids = zeroblob(24)")
+    connection.close()
+    with pytest.raises(StoreError, match="made into spans again"):
+        store.spans(run_ids("r").trace_id)
+    other = make_run("other")
+    late = encode(make_run("r", at=T0 + SECOND))[:1]
+    written = store.write(read_protobuf(otlp([*late, *encode(other)])))
+    assert [rejection.spans for rejection in written.rejected] == [1]
+    assert store.document("other").text == other.text
+    assert store.document("r").text == run.text
