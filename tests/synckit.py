@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -25,7 +26,8 @@ from runspan.otlp.protobuf import read_protobuf
 from runspan.otlp.wire import Resource, request_bytes
 from runspan.run import Run
 from runspan.sources.platform import Pace, Patience, Platform
-from runspan.sync import Binding, Checkpoint, Settings, Sync, SyncReport
+from runspan.sync import Binding, Checkpoint, Rhythm, Settings, Sync, SyncReport
+from runspan.times import SECOND
 from runspan.web.app import create_app
 from runspan.web.settings import WebSettings
 from webkit import serving
@@ -105,8 +107,39 @@ def synced(source: str, target: str, checkpoint: Path, *args: object, code: int 
     return report
 
 
-def once(source: str, target: str, checkpoint: Path, *, give_up: float = 30.0) -> SyncReport:
+def once(
+    source: str, target: str, checkpoint: Path, *, give_up: float = 30.0, clock: Callable[[], int] = time.time_ns
+) -> SyncReport:
     """A sync in this process, whose single requests lose patience within a moment."""
+    with _sync(source, target, checkpoint, Settings(give_up=give_up, rescan=0), clock) as syncing:
+        return syncing.run()
+
+
+@contextmanager
+def followed(
+    source: str,
+    target: str,
+    checkpoint: Path,
+    *,
+    clock: Callable[[], int] = time.time_ns,
+    poll: int = SECOND // 5,
+    rescan: int = SECOND,
+    heartbeat: int = 0,
+) -> Iterator[Sync]:
+    """The same, which follows at a quick pace until the block ends, and must not end before."""
+    settings = Settings(follow=True, poll=poll, rescan=rescan, rhythm=Rhythm(refresh=poll, heartbeat=heartbeat))
+    with _sync(source, target, checkpoint, settings, clock) as syncing, ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(syncing.run)
+        try:
+            yield syncing
+            assert not ended.done()
+        finally:
+            syncing.stop()
+        ended.result(WAIT)
+
+
+@contextmanager
+def _sync(source: str, target: str, checkpoint: Path, settings: Settings, clock: Callable[[], int]) -> Iterator[Sync]:
     halted = threading.Event()
 
     def sleep(seconds: float) -> None:
@@ -125,8 +158,8 @@ def once(source: str, target: str, checkpoint: Path, *, give_up: float = 30.0) -
         closing(Checkpoint(checkpoint, Binding(source, delivery.place))) as remembered,
         DeadLetters(f"{checkpoint}.letters") as letters,
     ):
-        return Sync(
-            Settings(give_up=give_up),
+        yield Sync(
+            settings,
             asking,
             remembered,
             connect=lambda on_settled: connect(delivery, on_settled=on_settled),
@@ -134,7 +167,8 @@ def once(source: str, target: str, checkpoint: Path, *, give_up: float = 30.0) -
             letters=letters,
             tenant="",
             resource=Resource("runspan", {}),
-        ).run()
+            clock=clock,
+        )
 
 
 def run_ids_of(post: Post) -> set[str]:

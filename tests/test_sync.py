@@ -14,7 +14,7 @@ import pytest
 from clikit import generated, process, running, runspan, server
 from platform_mock import EVERY_KIND, Faults, failure, platform
 from receivers import OK, Answer, Post, http_receiver, partial
-from runspan.errors import BackendRefused
+from runspan.errors import BackendError
 from runspan.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
 from runspan.ids import run_ids
 from runspan.run import Run
@@ -149,13 +149,14 @@ def test_documents_that_cannot_be_carried_are_reported_kept_and_remembered(
         assert (report["kept"], report["kept_in"]) == (3, str(letters))
         assert set(target.documents()) == {"run_good"}
 
-        again = synced(mock.url, target.url, checkpoint)
-        assert (again["refused_before"], again["counts"]["fetched"]) == (3, 0)
+        again = synced(mock.url, target.url, checkpoint, code=1)
+        assert (again["refused_before"], again["counts"]["fetched"], again["complete"]) == (3, 0, False)
+        assert dict(again["refused_earlier"]) == told
 
         assert synced(mock.url, target.url, checkpoint, "--retry-refused", code=1)["counts"]["refused"] == 3
         mock.replaced.clear()
         source.put(run_document("run_twice", "failed"))
-        changed = synced(mock.url, target.url, checkpoint)
+        changed = synced(mock.url, target.url, checkpoint, code=1)
         assert (changed["counts"]["sent"], changed["refused_before"]) == (1, 2)
         synced(mock.url, target.url, checkpoint, "--retry-refused")
     assert target.documents() == source.documents()
@@ -298,14 +299,16 @@ def test_a_run_that_cannot_be_fetched_today_is_fetched_by_the_next_sync(
     assert target.documents() == source.documents()
 
 
-def test_an_answer_that_never_can_be_read_is_refused_in_the_end(source: Place, target: Place, checkpoint: Path) -> None:
-    """One run's, while those around it can: it is reported like a document that cannot be carried."""
+def test_an_answer_that_cannot_be_read_is_no_refusal(source: Place, target: Place, checkpoint: Path) -> None:
+    """One run's, while those around it can: no document came, so each sync asks for it again, and tells of it."""
     source.put(*(run_document(f"run_{number}", start=number) for number in range(3)))
     with platform(source.url, replaced={"run_1": b'"no object"'}) as mock:
-        report = once(mock.url, target.url, checkpoint)
-        assert [run_id for run_id, _ in report.refused_now] == ["run_1"]
-        assert not report.complete
-        assert once(mock.url, target.url, checkpoint).counts.fetched == 0
+        for _ in range(2):
+            report = once(mock.url, target.url, checkpoint)
+            assert [run_id for run_id, _ in report.failing] == ["run_1"]
+            assert (report.complete, report.refused_now, report.refused_before) == (False, (), 0)
+        mock.replaced.clear()
+        assert once(mock.url, target.url, checkpoint).counts.sent == 1
 
 
 @pytest.mark.parametrize("page", [0, 2])
@@ -323,7 +326,7 @@ def test_a_list_that_cannot_be_read_ends_the_sync(source: Place, target: Place, 
             return real(path, headers)
 
         mock.answer = answer  # type: ignore[method-assign]
-        with pytest.raises(BackendRefused):
+        with pytest.raises(BackendError):
             once(mock.url, target.url, checkpoint, give_up=0.5)
         mock.answer = real  # type: ignore[method-assign]
         assert once(mock.url, target.url, checkpoint).complete

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runspan.errors import SettingError, StoreError
-from runspan.sync.checkpoint import Binding, Checkpoint, Walked
+from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, Walked
 from runspan.sync.entry import Entry, State
 
 BINDING = Binding("http://a", "http://b/v1/traces")
@@ -156,7 +156,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     with opened(path) as checkpoint:
         saved(checkpoint, full_entry())
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
     with pytest.raises(StoreError, match="newer version"), opened(path):
         pass
     with closing(sqlite3.connect(path)) as connection:

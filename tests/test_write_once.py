@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -21,11 +22,13 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.export import Observed
 from runspan.fields import ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
 from runspan.otlp.batch import write_runs
+from runspan.sources.acknowledged import KEEP
 from runspan.sources.ledger import Intent, Signature
 from runspan.sources.versions import MAX_HELD, MAX_HELD_BYTES, Reading, Versions
 from runspan.sources.watch import Candidate
-from runspan.sync.plan import Dispatch
+from runspan.sync.plan import MINUTE, Dispatch
 from synckit import Place, eventually, place, synced
+from synckit import once as sync_once
 from test_watch import Bench
 
 
@@ -189,6 +192,26 @@ def test_spans_that_were_rejected_in_part_are_not_remembered(
         assert kept.text(run_id) == source.documents()[run_id]
     # The first two steps of each, then two more: once in the request that was taken in part, and once alone.
     assert all(numbers(kept.copies(run_id)) == [1, 1, 2, 2] for run_id in runs)
+
+
+def test_what_is_left_out_gets_no_younger(tmp_path: Path, source: Place, checkpoint: Path) -> None:
+    """A snapshot goes without its first steps while they count, and is answered when they do not any more: they come
+    again with the next one."""
+    passed, after = [0], {2: KEEP + MINUTE}
+
+    def clock() -> int:
+        return time.time_ns() + passed[0]
+
+    def answer(post: Post) -> Answer | None:
+        passed[0] = after.get(post.number, passed[0])
+        return None
+
+    with keeping(tmp_path / "kept", answer) as kept:
+        for done, since in ((2, 0), (3, KEEP - MINUTE), (4, KEEP + 2 * MINUTE)):
+            passed[0] = since
+            source.put(growing("run_1", done))
+            sync_once(source.url, kept.url, checkpoint, clock=clock)
+        assert steps_of(kept.receiver.posts) == [2, 1, 3]
 
 
 def test_another_receiver_behind_the_same_address_gets_everything(source: Place, kept: Kept, checkpoint: Path) -> None:

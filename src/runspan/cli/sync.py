@@ -166,7 +166,8 @@ def sync(ctx: click.Context, /, **given: Any) -> None:
 
     A run that has not ended is sent as a snapshot, and again until it ends, but its finished steps once; a finished
     run that changed is sent as a revision. A document that cannot be carried exactly, or that the receiver refuses, is
-    reported, kept in the file of dead letters, and not tried again before it changes.
+    reported, kept in the file of dead letters, and not tried again before it changes. What cannot be fetched because
+    somebody else answers for the platform, or nobody does, is tried until it comes.
 
     \b
     Examples:
@@ -180,7 +181,7 @@ def sync(ctx: click.Context, /, **given: Any) -> None:
     receiver's from RUNSPAN_API_KEY or a file, other headers from OTEL_EXPORTER_OTLP_HEADERS.
 
     SIGTERM and Ctrl-C end it within seconds; a second one at once. The report goes to standard error. The exit code is
-    0 if the receiver has everything, 1 if runs were refused or could not be fetched, 130 if it was stopped before its
+    0 if the receiver has everything, 1 if runs are refused or could not be fetched, 130 if it was stopped before its
     end; --follow ends by being stopped, so with 0.
     """
     options = Options(**given)
@@ -203,14 +204,14 @@ def _print(report: SyncReport, options: Options) -> None:
         return
     for line in report.summary_lines():
         click.echo(line, err=True)
-    for hint in dict.fromkeys(filter(None, (hint_on(reason) for _, reason in report.refused_now))):
+    for hint in dict.fromkeys(filter(None, (hint_on(reason) for _, reason in report.rejected_now))):
         click.echo(f"  hint: {hint}", err=True)
 
 
 def _exit_code(report: SyncReport, options: Options) -> int:
     if report.stopped:
         return INTERRUPTED
-    wrong = report.counts.refused + report.counts.rejected + report.counts.odd
+    wrong = report.counts.refused + report.counts.rejected + report.refused_before + report.counts.odd
     if not options.follow:
         return 0 if report.complete else INCOMPLETE
     return INCOMPLETE if wrong or report.lost else 0

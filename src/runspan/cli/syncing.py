@@ -19,7 +19,7 @@ from runspan.cli.places import api_key, otlp_environment, resource_of
 from runspan.cli.sync_progress import display
 from runspan.delivery import DeadLetters, Delivery, OnSettled, RetryPolicy, connect, settings_from
 from runspan.errors import RunspanError
-from runspan.health import Health, delivered
+from runspan.health import Health, Succession, delivered
 from runspan.sources.platform import Pace, Platform, base_url
 from runspan.sync import Binding, Checkpoint, Filter, Rhythm, Settings, Sync, SyncReport, numbers
 from runspan.times import SECOND
@@ -110,11 +110,13 @@ def synced(options: Options) -> tuple[SyncReport, RunspanError | None]:
         bar = opened.enter_context(display(quiet=options.quiet or options.as_json, retention=options.retention_ns))
 
         health = Health(time.time_ns, parts=("export", "sync"))
+        deliveries = Succession()
+        health.watch(deliveries.read)
 
         def deliver(on_settled: OnSettled) -> Delivery:
             retry = RetryPolicy(budget=options.give_up_after)
             made = connect(delivery, workers=options.workers, retry=retry, on_settled=on_settled)
-            health.watch(lambda: delivered(made.tally.report()))
+            deliveries.follow(lambda: delivered(made.tally.report()))
             return made
 
         syncing = Sync(

@@ -48,8 +48,16 @@ class Acknowledged:
         self._execute = execute
 
     def of(self, run: bytes, now: int) -> frozenset[bytes]:
-        """The digests of the spans that the receiver has."""
-        return frozenset(name for at, names in self._rows(run) if now - KEEP < at <= now for name in names)
+        """The digests of the spans that the receiver has.
+
+        What does not count now is forgotten: a version that does not name it may go next, and no clock that is set
+        afterwards may make it count again.
+        """
+        rows = list(self._rows(run))
+        counting = [names for at, names in rows if now - KEEP < at <= now]
+        if len(counting) < len(rows):
+            self._execute("DELETE FROM spans WHERE run = ? AND (at <= ? OR at > ?)", (run, now - KEEP, now))
+        return frozenset(name for names in counting for name in names)
 
     def narrow(self, run: bytes, names: Collection[bytes]) -> bool:
         """Before a version of the run is handed over: forgets the spans that it does not name. Whether there were any.
@@ -68,7 +76,6 @@ class Acknowledged:
 
     def add(self, run: bytes, names: Collection[bytes], now: int) -> None:
         """The receiver has the version of the run that was handed over last, and with it these spans."""
-        self._execute("DELETE FROM spans WHERE run = ? AND (at <= ? OR at > ?)", (run, now - KEEP, now))
         new = sorted(frozenset(names) - self.of(run, now))
         if new:
             self._execute("INSERT INTO spans (run, at, digests) VALUES (?, ?, ?)", (run, now, b"".join(new)))

@@ -22,7 +22,7 @@ from runspan.sources.acknowledged import Acknowledged
 from runspan.sync.entry import Entry, State
 
 APPLICATION_ID: Final = 0x72737963
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 _TABLES: Final = (
     "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -60,7 +60,15 @@ _TABLES: Final = (
     "CREATE INDEX runs_failing ON runs (due) WHERE failures > 0",
     *SPAN_TABLES,
 )
-_MIGRATIONS: Final = {1: SPAN_TABLES}
+_WRONGLY_REFUSED: Final = (
+    """
+    UPDATE runs SET state = CASE acked WHEN x'' THEN 0 ELSE state END, due = 0, failures = 0
+    WHERE state = 3 AND instr(reason, (SELECT value FROM binding WHERE name = 'source') || ': ') = 1
+    """,
+)
+"""Answers of a gateway in trouble, which begin with the platform's address, were once taken for a refusal."""
+
+_MIGRATIONS: Final = {1: SPAN_TABLES, 2: _WRONGLY_REFUSED}
 """Format number → the statements that lead to the next one."""
 _COLUMNS: Final = (
     "run_id, time, state, due, failures, listed, own, sent, revision, acked, rooted, changed_at, sent_at, reason"
@@ -233,6 +241,11 @@ class Checkpoint:
         self._run(f"DELETE FROM spans WHERE run IN (SELECT CAST(run_id AS BLOB) {chosen})", (since,))  # noqa: S608
         again = "UPDATE runs SET acked = x'', due = 0, failures = 0 WHERE run_id IN (SELECT run_id "
         self._run(f"{again}{chosen})", (since,))
+
+    def bring_forward(self, latest: int) -> None:
+        """Whatever is due later than that is due at once."""
+        for chosen in ("failures > 0", "state <> 0 AND due IS NOT NULL"):  # as the indices have it
+            self._run(f"UPDATE runs SET due = 0 WHERE {chosen} AND due > ?", (latest,))  # noqa: S608  # only constants
 
     def forget_failures(self) -> None:
         """What could not be fetched by an earlier sync is tried as if for the first time."""

@@ -8,9 +8,9 @@ from typing import Final
 
 from runspan.contracts import Document
 from runspan.document import sort_time
-from runspan.errors import BackendRefused, DocumentError, NotFound, QueryError, RunspanError
+from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
 from runspan.run import Run
-from runspan.sources.platform import fingerprint_of_summary
+from runspan.sources.platform import AnswerTooLong, fingerprint_of_summary
 from runspan.sync.desk import Desk
 from runspan.sync.entry import AT_ONCE, Entry, State
 from runspan.sync.plan import PATIENCE, Dispatch, dispatch, refresh_at
@@ -102,15 +102,19 @@ class Fetches:
         self._send(entry, decision)
 
     def fail(self, entry: Entry, error: RunspanError, *, everything: bool) -> None:
-        """No document came. everything: whether the platform answers nothing at all, which says nothing of this run."""
+        """No document came. everything: whether the platform answers nothing at all, which says nothing of this run.
+
+        What a gateway says in its trouble is not the platform's word on a run, so it is asked for again, and told as
+        failing until it comes.
+        """
         self.asked -= 1
         desk = self._desk
         if isinstance(error, NotFound):
             desk.missing(entry)
-        elif isinstance(error, (BackendRefused, QueryError)) and entry.failures + 1 >= PATIENCE:
+        elif isinstance(error, AnswerTooLong) and entry.failures + 1 >= PATIENCE:
             desk.counts.refused += 1
             desk.refuse(entry, str(error), b"")
-        elif everything:
+        elif everything and not isinstance(error, QueryError):
             desk.put_back(entry)
             self.wake()
         else:
@@ -118,9 +122,9 @@ class Fetches:
 
     def _refilled(self, lane: int, now: int) -> deque[Entry]:
         waiting = self._known if lane else self._backlog
-        if waiting or now < self._empty_until[lane]:
-            return waiting
         desk = self._desk
+        if waiting or desk.ticks() < self._empty_until[lane]:
+            return waiting
         ask = desk.checkpoint.known if lane else desk.checkpoint.backlog
         until = now if desk.settings.follow else AT_ONCE
         patience = 1_000_000 if desk.settings.follow else PATIENCE
@@ -129,5 +133,5 @@ class Fetches:
                 desk.busy[entry.run_id] = entry
                 waiting.append(entry)
         if not waiting:
-            self._empty_until[lane] = now + _LOOK_AGAIN
+            self._empty_until[lane] = desk.ticks() + _LOOK_AGAIN
         return waiting

@@ -32,15 +32,18 @@ from runspan.sync.desk import Desk, Settings
 from runspan.sync.entry import Entry, State
 from runspan.sync.fetches import Fetches
 from runspan.sync.lists import Lists
+from runspan.sync.plan import LONGEST_PAUSE, PATIENCE
 from runspan.sync.report import Progress, SyncReport
 from runspan.sync.sends import Connect, Sends
 from runspan.sync.sweep import Sweep
 from runspan.sync.watching import Watch
 from runspan.sync.workers import Workers
+from runspan.times import SECOND
 
 _TICK: Final = 0.25
 _BURST: Final = 500
 _DOWN_AFTER: Final = 20.0
+_PROBE_EVERY: Final = 2.0
 _RECONNECT_AFTER: Final = 5.0
 _RECONNECT_LONGEST: Final = 300.0
 
@@ -86,6 +89,8 @@ class Sync:
         self._error: BaseException | None = None
         self._send_again_at = 0.0
         self._send_pause = _RECONNECT_AFTER
+        self._probe_at = 0.0
+        self._seen = 0
         self._fetching = Workers("sync-fetch", settings.concurrency, self._defect)
         self._listing = Workers("sync-list", 1, self._defect)
 
@@ -133,6 +138,8 @@ class Sync:
         checkpoint = self._checkpoint
         checkpoint.begin()
         checkpoint.forget_failures()
+        self._seen = self._clock()
+        checkpoint.bring_forward(self._seen + LONGEST_PAUSE)
         if not self._settings.follow:
             checkpoint.wake((State.OPEN,))
         if self._settings.resend:
@@ -153,6 +160,7 @@ class Sync:
         """Settles what was posted, and hands over what is to be sent."""
         events = self._posted(timeout)
         self._checkpoint.begin()
+        self._mind_clock()
         for event in events:
             event()
         idle = not self._fetches.asked
@@ -161,6 +169,13 @@ class Sync:
         for lot in lots:
             self._sends.submit(lot)
         self._mind_delivery()
+
+    def _mind_clock(self) -> None:
+        """Moments that were written down by a clock that was ahead are no time to wait for."""
+        before, self._seen = self._seen, self._clock()
+        if self._seen < before - SECOND:  # less than that is a clock that is kept right
+            self._checkpoint.bring_forward(self._seen)
+            self._fetches.wake()
 
     def _posted(self, timeout: float) -> list[Callable[[], None]]:
         events = []
@@ -201,6 +216,8 @@ class Sync:
             return
         room = 2 * self._settings.concurrency
         if self._is_down():
+            if time.monotonic() < self._probe_at:
+                return
             room = 1  # to see whether it is over
         now = self._clock()
         while self._fetches.asked < room:
@@ -250,7 +267,10 @@ class Sync:
         self._give_up(self._lists.fail(sweep, error))
 
     def _not_fetched(self, entry: Entry, error: RunspanError) -> None:
+        self._probe_at = time.monotonic() + _PROBE_EVERY
         self._fetches.fail(entry, error, everything=self._is_down())
+        if self._settings.follow and entry.failures >= PATIENCE:
+            self._watch.tell("runs", f"runs cannot be fetched: {error}; trying again")
         if self._is_final(error):
             self._give_up(error)
 

@@ -7,9 +7,10 @@ from typing import Final
 
 from runspan.errors import BackendRefused, QueryError, RunspanError
 from runspan.sources.platform import Listed, Listing
+from runspan.sync.checkpoint import Walked
 from runspan.sync.desk import Desk
 from runspan.sync.entry import AT_ONCE, Entry, State
-from runspan.sync.plan import HOUR, PATIENCE, retry_at, since_parameter
+from runspan.sync.plan import HOUR, PATIENCE, SKEW, retry_at, since_parameter
 from runspan.sync.sweep import Filter, Sweep
 from runspan.times import SECOND
 
@@ -33,12 +34,14 @@ class Lists:
         self._walked = {each: desk.checkpoint.walked(each.name) for each in self._filters}
         self._full: dict[Filter, Sweep] = {}
         self._top: dict[Filter, Sweep] = {}
-        self._ended = {each: walked.full_ended for each, walked in self._walked.items()}
+        now, ticks = desk.clock(), desk.ticks()
+        self._read_at = {each: ticks - max(0, now - walked.full_ended) for each, walked in self._known().items()}
+        self._full_at: dict[Filter, int] = {}
         self._next_top = dict.fromkeys(self._filters, 0)
         self._once = deque(self._filters)
         self._asked: Sweep | None = None
         self._not_before = 0
-        self._any_page = False
+        self._answered = {each for each, walked in self._walked.items() if walked.full_ended or walked.cursor}
         self._trouble = ""
 
     @property
@@ -55,11 +58,13 @@ class Lists:
     @property
     def polled(self) -> int | None:
         """When the list that waits the longest was last read to where it is known, None: one never was."""
-        return min(self._ended.values()) or None
+        if len(self._read_at) < len(self._filters):
+            return None
+        return self._desk.clock() - (self._desk.ticks() - min(self._read_at.values()))
 
     def next(self, now: int) -> Sweep | None:
         """The walk whose next page is to be read, None when there is nothing to read now."""
-        if self._asked is not None or now < self._not_before:
+        if self._asked is not None or self._desk.ticks() < self._not_before:
             return None
         self._begin(now)
         waiting = [*self._top.values(), *self._full.values()]  # what is new goes before what is old
@@ -70,7 +75,7 @@ class Lists:
         """Learns from a page. The error, if that is the end of the sync."""
         self._asked = None
         now = self._desk.clock()
-        self._any_page = True
+        self._answered.add(sweep.filter)
         counts = self._desk.counts
         counts.pages += 1
         counts.odd += len(page.odd)
@@ -82,7 +87,7 @@ class Lists:
         try:
             ended = sweep.take(page)
         except ValueError as error:
-            return self._again(sweep, BackendRefused(expected="the next page of the list", got=str(error)), now)
+            return self._again(sweep, BackendRefused(expected="the next page of the list", got=str(error)))
         sweep.failures, sweep.failing_since = 0, None
         self._trouble = ""
         walked = self._walked[sweep.filter]
@@ -97,16 +102,17 @@ class Lists:
     def fail(self, sweep: Sweep, error: RunspanError) -> RunspanError | None:
         """A page could not be read. The error, if that is the end of the sync."""
         self._asked = None
-        if isinstance(error, QueryError):
-            if sweep.cursor is None or sweep.restarts >= MAX_RESTARTS:
+        if isinstance(error, QueryError) and sweep.cursor is not None:
+            if sweep.restarts >= MAX_RESTARTS:
                 return error
             sweep.restart()
             return None
-        if isinstance(error, BackendRefused) and not self._any_page:
-            return error
-        return self._again(sweep, error, self._desk.clock())
+        if isinstance(error, (BackendRefused, QueryError)) and sweep.filter not in self._answered:
+            return error  # a wrong address, or a filter that means nothing; else somebody stands before the platform
+        return self._again(sweep, error)
 
-    def _again(self, sweep: Sweep, error: RunspanError, now: int) -> RunspanError | None:
+    def _again(self, sweep: Sweep, error: RunspanError) -> RunspanError | None:
+        now = self._desk.ticks()
         sweep.failures += 1
         sweep.failing_since = now if sweep.failing_since is None else sweep.failing_since
         self._not_before = retry_at(now, sweep.failures)
@@ -121,30 +127,44 @@ class Lists:
     def _begin(self, now: int) -> None:
         """Starts the walks that are due."""
         settings = self._desk.settings
+        if self._desk.doubt:
+            self._desk.doubt = False
+            if not (self._top or self._full):
+                self._top[self._filters[0]] = self._look(self._filters[0], now)
         for each in self._filters:
             if each in self._full and not settings.follow:
                 continue
             first = each in self._once
-            full_due = self._walked[each].full_ended + settings.rescan <= now
+            full_due = self._is_full_due(each, now)
             if each not in self._full and full_due and (first or settings.follow):
                 self._full[each] = self._full_walk(each, now)
-            elif each not in self._top and (first or (settings.follow and self._may_look(each, now))):
+            elif each not in self._top and (first or (settings.follow and self._may_look(each))):
                 self._top[each] = self._look(each, now)
             else:
                 continue
             if first:
                 self._once.remove(each)
 
-    def _may_look(self, each: Filter, now: int) -> bool:
+    def _known(self) -> dict[Filter, Walked]:
+        """The filters whose list was once read to its end."""
+        return {each: walked for each, walked in self._walked.items() if walked.full_ended}
+
+    def _is_full_due(self, each: Filter, now: int) -> bool:
+        rescan = self._desk.settings.rescan
+        if each in self._full_at:
+            return self._desk.ticks() - self._full_at[each] >= rescan
+        return not 0 <= now - self._walked[each].full_ended < rescan
+
+    def _may_look(self, each: Filter) -> bool:
         """Whether the top of the list is to be looked at again. Before a first full walk has begun there is no top."""
-        return self._next_top[each] <= now and self._newest(each) > 0
+        return self._next_top[each] <= self._desk.ticks() and self._newest(each) > 0
 
     def _full_walk(self, each: Filter, now: int) -> Sweep:
         walked, desk = self._walked[each], self._desk
         desk.checkpoint.spans.expire(now)
         if desk.settings.recheck:
             desk.checkpoint.wake((State.ENDED,), since=now - desk.settings.recheck)
-        if walked.under_way and walked.cursor and now - walked.full_began < RESUME_WITHIN:
+        if walked.under_way and walked.cursor and 0 <= now - walked.full_began < RESUME_WITHIN:
             since = since_parameter(walked.edge, now)
             return Sweep(each, walked.edge, True, walked.full_began, walked.cursor, walked.top, since)
         edge = 0 if desk.settings.since is None else max(0, now - desk.settings.since)
@@ -154,8 +174,11 @@ class Lists:
         return Sweep(each, edge, True, now, since=since_parameter(edge, now))
 
     def _look(self, each: Filter, now: int) -> Sweep:
-        edge = max(0, self._newest(each) - self._desk.settings.overlap)
-        return Sweep(each, edge, False, now, since=since_parameter(edge, now))
+        newest = self._newest(each)
+        edge = max(0, min(newest, now) - self._desk.settings.overlap)
+        # Where the newest run is ahead of our clock, one of the two was wrong, and a window would begin too late.
+        since = since_parameter(edge, now) if newest <= now + SKEW else None
+        return Sweep(each, edge, False, now, since=since)
 
     def _newest(self, each: Filter) -> int:
         """Below which start nothing new is expected: known, or on the way of the full walk."""
@@ -163,13 +186,14 @@ class Lists:
         return max(walked.newest, walked.top if each in self._full else 0)
 
     def _end(self, sweep: Sweep, now: int) -> None:
-        each, settings = sweep.filter, self._desk.settings
+        each, settings, ticks = sweep.filter, self._desk.settings, self._desk.ticks()
         walked = self._walked[each]
         self._desk.counts.sweeps += 1
-        self._ended[each] = now
-        self._next_top[each] = now + settings.poll
+        self._read_at[each] = ticks
+        self._next_top[each] = ticks + settings.poll
         if sweep.full:
             del self._full[each]
+            self._full_at[each] = ticks
             walked.full_ended, walked.cursor = max(now, walked.full_began + 1), None
             walked.newest = max(walked.newest, walked.top)
             if not settings.follow:
@@ -192,7 +216,7 @@ class Lists:
                 desk.checkpoint.save(entry)
                 continue
             changed = item.fingerprint not in (entry.listed, entry.own)
-            back = entry.state is State.GONE and sweep.full and sweep.began > entry.changed_at
+            back = entry.state is State.GONE and sweep.full and not sweep.began <= entry.changed_at <= now
             if not (changed or back or item.fingerprint != entry.listed):
                 continue
             entry.listed, entry.time = item.fingerprint, item.time or entry.time

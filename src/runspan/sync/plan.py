@@ -27,11 +27,14 @@ PATIENCE: Final = 3
 _WINDOWS: Final = (("1h", HOUR), ("24h", DAY), ("7d", 7 * DAY), ("30d", 30 * DAY))
 """What the platform documents for ``since``."""
 
-_SKEW: Final = 5 * MINUTE
+SKEW: Final = 5 * MINUTE
 """How far the platform's clock may be from ours when it works out where a window begins."""
 
 _LONGEST_REFRESH: Final = 10 * MINUTE
 _LONGEST_BACKOFF: Final = 10 * MINUTE
+LONGEST_PAUSE: Final = max(_LONGEST_REFRESH, _LONGEST_BACKOFF)
+"""Between two fetches of a run that is still to be fetched. What is due later was put off by a clock that was ahead."""
+
 _QUIET_PARTS: Final = 10
 
 
@@ -110,7 +113,7 @@ def retry_at(now: int, failures: int) -> int:
 
 def since_parameter(edge: int, now: int) -> str | None:
     """The shortest of the platform's windows that reaches back to the edge; None when none does, or edge is 0."""
-    needed = now - edge + _SKEW
+    needed = now - edge + SKEW
     return next((name for name, length in _WINDOWS if length >= needed), None)
 
 
@@ -138,4 +141,4 @@ def _heartbeat_due(entry: Entry, run: Run, now: int, rhythm: Rhythm) -> bool:
     if run.status not in LIVE_RUN_STATUSES:
         # Whoever waits for an approval of days needs no sign every few minutes.
         pause = max(pause, (now - entry.changed_at) // _QUIET_PARTS)
-    return now - entry.sent_at >= pause
+    return not 0 <= now - entry.sent_at < pause  # a clock that was ahead says nothing

@@ -71,8 +71,9 @@ class SyncReport:
     """The end of a sync, or how it stands.
 
     requests: attempts at the platform, with the ``retries`` and those that were answered ``limited`` (429) among them.
-    refused_now: (run id, reason) of runs refused or rejected since the start; refused_before: how many were so at the
-    start and still are. failing: those that could not be fetched and will be tried again. backlog, unfinished: what
+    refused_now: (run id, reason) of runs refused or rejected since the start; rejected_now: of those among them that
+    were rejected; refused_before: how many were so at the start and still are; refused_earlier: of the first of these.
+    failing: those that could not be fetched and will be tried again. backlog, unfinished: what
     there is still to do. stopped: why it ended early, or "". kept, kept_in: documents in the file of dead letters;
     lost: how many should be there and are not, because of ``keeping_failed``.
     """
@@ -87,6 +88,8 @@ class SyncReport:
     refused_before: int
     threatened: int = 0
     refused_now: Sequence[tuple[str, str]] = ()
+    rejected_now: Sequence[tuple[str, str]] = ()
+    refused_earlier: Sequence[tuple[str, str]] = ()
     failing: Sequence[tuple[str, str]] = ()
     failing_count: int = 0
     notes: Sequence[str] = field(default=())
@@ -100,8 +103,8 @@ class SyncReport:
     def complete(self) -> bool:
         """Whether the receiver has every run that the platform showed, as it was when it was fetched."""
         counts = self.counts
-        wrong = counts.refused + counts.rejected + counts.odd + self.failing_count + self.backlog
-        return not wrong and not self.stopped
+        wrong = counts.refused + counts.rejected + self.refused_before
+        return not (wrong or counts.odd or self.failing_count or self.backlog or self.stopped)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -132,7 +135,8 @@ class SyncReport:
             lines += _named(self.failing, self.failing_count)
         if self.refused_before:
             again = "they are asked for again when they change, or with --retry-refused"
-            lines.append(f"{_runs(self.refused_before)} refused by an earlier sync; {again}")
+            lines.append(f"{_runs(self.refused_before)} refused by an earlier sync; {again}:")
+            lines += _named(self.refused_earlier, self.refused_before)
         lines += [f"warning: {note}" for note in self.notes]
         if self.threatened:
             lines.append(f"warning: {_runs(self.threatened)} will be deleted by the platform before their turn comes")

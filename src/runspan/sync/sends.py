@@ -49,6 +49,8 @@ class _Sending:
     entry: Entry
     item: Dispatch
     lot: Lot
+    there: frozenset[bytes]
+    """The digests of spans that were left out."""
 
 
 @dataclass(slots=True)
@@ -127,11 +129,12 @@ class Sends:
             lot = self._ready.pop(0)
             for item in lot.dispatches:
                 entry = self._entries.pop(item.run.id)
-                lot.lacking.append(self._lacking(entry, item))
+                lacking, there = self._lacking(entry, item)
+                lot.lacking.append(lacking)
                 entry.sent, entry.revision = item.digest, item.revision
                 entry.rooted = entry.rooted or item.revision == ROOT_REVISION
                 self.desk.checkpoint.save(entry)
-                self._sending[item.run.id] = _Sending(entry, item, lot)
+                self._sending[item.run.id] = _Sending(entry, item, lot, there)
             self._lots += 1
             self._bytes += lot.size
             taken.append(lot)
@@ -163,15 +166,15 @@ class Sends:
             self._delivery.close()
         self._submitter.close(1.0)
 
-    def _lacking(self, entry: Entry, item: Dispatch) -> Sendable:
-        """A document without the spans that the receiver has."""
+    def _lacking(self, entry: Entry, item: Dispatch) -> tuple[Sendable, frozenset[bytes]]:
+        """A document without the spans that the receiver has, and the digests of these."""
         spans = self.desk.checkpoint.spans
-        there = spans.of(entry.key, self.desk.clock()) if entry.state is State.OPEN else None
+        there = spans.of(entry.key, self.desk.clock()) if entry.state is State.OPEN else frozenset()
         if not there:
-            return item.document
+            return item.document, there
         written = item.observed.written(self.tenant)
         spans.narrow(entry.key, written.names)
-        return written.without(there)
+        return written.without(there), there
 
     def _cut(self) -> None:
         self._ready.append(self._open)
@@ -210,15 +213,16 @@ class Sends:
         for sending in found:
             entry, item = sending.entry, sending.item
             if verdict is Verdict.ACCEPTED:
-                self._taken(entry, item, names[entry.run_id])
+                self._taken(entry, item, [name for name in names[entry.run_id] if name not in sending.there])
             elif verdict is Verdict.REJECTED:
                 self.desk.counts.rejected += 1
-                self.desk.refuse(entry, reason, item.run.text)
+                self.desk.refuse(entry, reason, item.run.text, rejected=True)
             else:
                 entry.due = AT_ONCE
                 self.desk.put_back(entry)
 
     def _taken(self, entry: Entry, item: Dispatch, names: Sequence[bytes]) -> None:
+        """names: the digests of the spans below the head that were sent: what was left out got no younger by that."""
         desk, run = self.desk, item.run
         desk.counts.sent += item.revision == ROOT_REVISION
         desk.counts.snapshots += item.revision < ROOT_REVISION

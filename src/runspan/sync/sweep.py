@@ -32,7 +32,8 @@ class Sweep:
     full: whether it looks for changes of what is known, not only for what is new. began: when. cursor: of the page
     that comes next, None for the first. top: the highest sort time on its first page, 0 until it was read. since: the
     platform's word for a window that reaches down to the edge; one walk keeps one, as its cursors may depend on it.
-    failing_since: when the next page could first not be read, None when it was not tried, or could.
+    failing_since: when the next page could first not be read, None when it was not tried, or could; nanoseconds of a
+    clock that nobody sets.
     """
 
     filter: Filter

@@ -91,6 +91,8 @@ class Watch:
         desk, checkpoint = self._desk, self._desk.checkpoint
         requests, retries, limited = self._platform.requests
         failing = checkpoint.failing_count()
+        now = {run_id for run_id, _ in desk.refused}
+        refused = [] if not self.refused_before else checkpoint.reasons(State.REFUSED, MAX_NAMED + len(now))
         return SyncReport(
             counts=desk.counts,
             seconds=time.monotonic() - self._began,
@@ -102,6 +104,8 @@ class Watch:
             refused_before=min(self.refused_before, checkpoint.counts[State.REFUSED]),
             threatened=self._threatened,
             refused_now=tuple(desk.refused),
+            rejected_now=tuple(desk.rejected),
+            refused_earlier=tuple([each for each in refused if each[0] not in now][:MAX_NAMED]),
             failing=checkpoint.failing(MAX_NAMED) if failing else (),
             failing_count=failing,
             stopped=stopped,
