@@ -45,6 +45,8 @@ from webkit import serving
 SEED = 20261125
 NOW = 1_764_000_000 * 10**9
 WAIT = 60
+REST = int(PATIENCE) + 5
+"""Looks, two seconds apart, after which a file that rests has rested in both places."""
 
 
 class Bench:
@@ -73,18 +75,19 @@ class Bench:
             self.seconds += seconds
             return not left or bool(left.pop())
 
-        settings = Settings("", Resource("test"), 2.0, **self._settings)
-        watch = Watch(
+        self.watch(wait).run()
+
+    def watch(self, wait: Callable[[float], bool]) -> Watch:
+        return Watch(
             self.folder,
             self.ledger,
-            settings,
+            Settings("", Resource("test"), 2.0, **self._settings),
             connect=self._connect,
             wait=wait,
             clock=time.time_ns,
             health=self.health,
             note=self.notes.append,
         )
-        watch.run()
 
     def restart(self) -> None:
         self.ledger.close()
@@ -366,7 +369,7 @@ def test_files_go_to_the_done_folder_when_all_is_accepted(tmp_path: Path, store:
     moving.write("a.json", run("a"))
     moving.write("b.json", run("b"))
     moving.write("c.ndjson", run("c"), {"status": "no id"}, run("d"))
-    moving.look(3)
+    moving.look(REST)
     assert sorted(path.name for path in done.iterdir()) == ["2-a.json", "a.json", "b.json"]
     assert (done / "a.json").read_text() == "mine"
     assert [path.name for path in moving.path.glob("[!.]*")] == ["c.ndjson"]
@@ -407,7 +410,7 @@ def test_what_was_intended_is_intended_in_the_same_way(tmp_path: Path) -> None:
     assert [(item.observed_at, item.after_root) for item in first if item] == [(100, False), (101, False), (102, True)]
     with closing(Ledger(path, "t", "")) as ledger:
         assert [ledger.intend(text, 900) for text in texts] == first
-        ledger.taken(item.key for item in first if item)
+        ledger.taken(item for item in first if item)
     with closing(Ledger(path, "t", "")) as ledger:
         assert [ledger.intend(text, 900) for text in texts] == [None] * 3
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
@@ -18,9 +17,11 @@ from runspan.health.table import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_B
 from runspan.otlp.wire import Resource
 from runspan.run import Run
 from runspan.sources import pieces, runs
-from runspan.sources.ledger import Ledger, Outcome
-from runspan.sources.versions import Reading, Version, Versions
-from runspan.sources.watch import Candidate, Folder
+from runspan.sources.ledger import Intent, Ledger, Outcome
+from runspan.sources.moving import Moving
+from runspan.sources.split import Piece
+from runspan.sources.versions import NAMED, Reading, Version, Versions
+from runspan.sources.watch import Candidate, Folder, head_of
 
 FORGET_EVERY: Final = 3600 * 1_000_000_000
 _LONGEST_PAUSE: Final = 300.0
@@ -73,6 +74,7 @@ class Watch:
         self._delivery: Delivery | None = None
         self._sending: dict[int, Version] = {}
         self._versions = Versions()
+        self._moving = Moving(folder, ledger, settings.done_folder, note)
         self._settled: deque[tuple[tuple[RunSpans, ...], Verdict, str]] = deque()
         self._away = ""
         self._forget_at = 0
@@ -91,6 +93,7 @@ class Watch:
                 self._delivery.interrupt()
                 self._delivery.close()
             self._drain()
+            self._moving.end()
             self._ledger.commit()
 
     @property
@@ -112,6 +115,9 @@ class Watch:
         stopped = self._send(readings) if readings else ""
         for reading in readings:
             self._finish(reading)
+        self._tell_unread(readings)
+        if not self._away:
+            self._moving.look()
         self._tell_health()
         self._ledger.commit()
         if not stopped:
@@ -186,11 +192,13 @@ class Watch:
     def _documents(self, readings: list[Reading]) -> Iterator[Sendable]:
         """What of the files the receiver does not have yet."""
         for reading in readings:
+            file = reading.candidate
+            before = self._ledger.begin_file(file.name, file.signature, partial(head_of, file.path))
             for run in self._read(reading):
-                intent = self._ledger.intend(run, self._clock())
+                intent = self._ledger.intend(run, self._clock(), news=reading.offset > before)
                 if intent is not None:
                     yield from map(self._to_send, self._versions.put(run, intent, reading))
-            returned = self._ledger.returned(reading.candidate.signature.changed)
+            returned = self._ledger.returned(file.signature.changed)
             if returned:
                 yield from self._sent_again(reading, returned)
             reading.read = True
@@ -199,28 +207,38 @@ class Watch:
     def _sent_again(self, reading: Reading, returned: set[bytes]) -> Iterator[Sendable]:
         """A file that ends with an older version of a run takes a change back."""
         last = {}
-        for item in self._read(Reading(reading.candidate)):
+        again = Reading(reading.candidate)
+        for item in self._read(again):
             if (trace_id := self._ledger.trace_id(item)) in returned:
                 last[trace_id] = item
+        reading.unsent |= again.unsent
         for run in last.values():
             intent = self._ledger.intend_again(run, self._clock())
             yield from map(self._to_send, self._versions.put(run, intent, reading))
 
     def _read(self, reading: Reading) -> Iterator[Run]:
+        def followed(found: Iterator[Piece]) -> Iterator[Piece]:
+            for piece in found:
+                reading.offset = piece.end_offset
+                yield piece
+
         try:
-            found = runs(pieces(reading.candidate.path))
-        except SettingError:
-            reading.unsent = True  # it went, or cannot be opened now
+            found = runs(followed(pieces(reading.candidate.path)))
+        except SettingError as error:
+            reading.fail(error)  # it went, or cannot be opened now
             return
         except DocumentError as error:
             reading.refuse(error)
             return
         for item in found:
-            if isinstance(item, DocumentError):
-                reading.refuse(item)
-            else:
+            if not isinstance(item, DocumentError):
+                reading.documents += 1
                 reading.cut = False
                 yield item
+            elif isinstance(item.__cause__, OSError):
+                reading.fail(item)
+            else:
+                reading.refuse(item)
 
     def _to_send(self, version: Version) -> Sendable:
         run, intent = version.run, version.intent
@@ -237,7 +255,7 @@ class Watch:
 
     def _drain(self) -> None:
         """Writes down what was answered since the last time."""
-        taken = []
+        taken: list[Intent] = []
         while self._settled:
             spans, verdict, reason = self._settled.popleft()
             for run in spans:
@@ -247,7 +265,7 @@ class Watch:
                 for reading in version.readings:
                     reading.left -= 1
                 if verdict is Verdict.ACCEPTED:
-                    taken += version.keys
+                    taken += version.settles
                     if run.names:
                         self._ledger.acknowledged(version.intent, run.names, self._clock())
                 elif verdict is Verdict.NOT_SENT:
@@ -260,9 +278,15 @@ class Watch:
     def _finish(self, reading: Reading) -> None:
         """Decides whether a file is done with, and tells what is wrong with it, once."""
         candidate = reading.candidate
-        if not reading.read or reading.unsent or reading.left or not self._folder.same(candidate):
+        if not reading.read or reading.unsent or reading.left:
             return
-        if reading.cut and not self._folder.impatient(candidate):
+        if not self._folder.same(candidate):
+            self._folder.goes_on(candidate)
+            return
+        if (reading.cut or reading.empty) and not self._folder.impatient(candidate):
+            return
+        if reading.empty:
+            self._folder.done(candidate, Outcome.EMPTY)
             return
         for line in reading.faults:
             self._note(line)
@@ -272,22 +296,19 @@ class Watch:
         self._health.add(WATCHED)
         self._health.add(REFUSED, reading.refused)
         self._folder.done(candidate, outcome)
-        if self._settings.done_folder and outcome is Outcome.SENT:
-            self._ledger.commit()
-            self._move(candidate)
 
-    def _move(self, candidate: Candidate) -> None:
-        """Puts a file that is done with aside, beside one that may have its name already."""
-        name = os.path.basename(candidate.path)
-        target = os.path.join(self._settings.done_folder, name)
-        number = 1
-        while os.path.lexists(target):
-            number += 1
-            target = os.path.join(self._settings.done_folder, f"{number}-{name}")
-        try:
-            shutil.move(candidate.path, target)
-        except OSError as error:
-            self._note(f"{candidate.path}: cannot be moved to {target}: {error.strerror or error}; it stays")
+    def _tell_unread(self, readings: list[Reading]) -> None:
+        """Files that are there and that the system does not let us read, once each."""
+        new = [reading for reading in readings if reading.unread and self._is_news(reading.candidate)]
+        for reading in new:
+            reading.candidate.told = True
+        for reading in new[:NAMED]:
+            self._note(f"{reading.candidate.path}: cannot be read: {reading.unread}; it is tried again and again")
+        if more := len(new[NAMED:]):
+            self._note(f"{self._folder.path}: … {more:,} more that cannot be read")
+
+    def _is_news(self, candidate: Candidate) -> bool:
+        return not candidate.told and self._folder.impatient(candidate) and self._folder.same(candidate)
 
     def _tell_health(self) -> None:
         count, oldest = self._ledger.unfinished()

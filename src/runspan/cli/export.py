@@ -117,7 +117,7 @@ GC_THRESHOLD: Final = 50_000
     type=click.Path(path_type=Path),
     metavar="DIR",
     show_default="leave them where they are",
-    help="Move each file there, with --watch, when the receiver has all of its runs.",
+    help="Move each file there, with --watch, when the receiver has all of its runs and it has rested for a minute.",
 )
 @option(
     "--ledger",

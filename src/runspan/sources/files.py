@@ -188,6 +188,7 @@ def _pieces_of(
     except OSError as error:
         hint = "documents after this place were not read" if end_offset else "check the file and its permissions"
         refusal = DocumentError(where=name, expected="a file that can be read", got=_reason(error), hint=hint)
+        refusal.__cause__ = error
         yield Piece(b"", name, end_offset, refusal)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from hashlib import sha256
@@ -24,11 +24,14 @@ from runspan.sources.acknowledged import TABLES as SPAN_TABLES
 from runspan.sources.acknowledged import Acknowledged
 
 APPLICATION_ID: Final = 0x72737764
-FORMAT: Final = 2
+FORMAT: Final = 3
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
 """How long a run is remembered after it was sent, in nanoseconds: longer than the longest plan keeps it."""
 
 _PRUNED: Final = 1000
+_NEVER: Final = -(2**63)
+"""A time at which no file was changed."""
+
 _TABLES: Final = (
     "CREATE TABLE target (name TEXT NOT NULL) STRICT",
     """
@@ -37,7 +40,8 @@ _TABLES: Final = (
         size INTEGER NOT NULL,
         changed INTEGER NOT NULL,
         inode INTEGER NOT NULL,
-        outcome INTEGER NOT NULL
+        outcome INTEGER NOT NULL,
+        head BLOB
     ) STRICT, WITHOUT ROWID
     """,
     "CREATE INDEX files_at_fault ON files (outcome) WHERE outcome <> 0",
@@ -63,7 +67,7 @@ _TABLES: Final = (
     "CREATE INDEX runs_open ON runs (open_since) WHERE open_since IS NOT NULL",
     *SPAN_TABLES,
 )
-_MIGRATIONS: Final = {1: SPAN_TABLES}
+_MIGRATIONS: Final = {1: SPAN_TABLES, 2: ("ALTER TABLE files ADD COLUMN head BLOB",)}
 """Format number → the statements that lead to the next one."""
 _SAVE_RUN: Final = "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)"
 _SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
@@ -79,11 +83,12 @@ class Signature(NamedTuple):
 
 class Outcome(IntEnum):
     """What came of a file. SENT: the receiver has all of its runs. REJECTED: not all, which the next start tries again.
-    BROKEN: something in it cannot be read, until it changes."""
+    BROKEN: something in it cannot be read, until it changes. EMPTY: there is no document in it, until it changes."""
 
     SENT = 0
     REJECTED = 1
     BROKEN = 2
+    EMPTY = 3
 
 
 class Intent(NamedTuple):
@@ -99,11 +104,12 @@ class Ledger:
 
     spans: of runs that go on, by trace id.
     target: where the runs go to and whose they are; what was sent elsewhere says nothing. SettingError when the file is
-    another target's or somebody is using it; StoreError when it cannot be opened.
+    another target's or somebody is using it; StoreError when it cannot be opened, or is damaged.
     """
 
     def __init__(self, path: Path, target: str, tenant: str) -> None:
         self.path = path
+        self.target = target
         self.spans = Acknowledged(self._do)
         self._tenant = tenant
         self._narrowed = False
@@ -117,32 +123,49 @@ class Ledger:
         except sqlite3.Error as error:
             self._connection.close()
             raise self._failure(error) from None
-        except SettingError:
+        except (SettingError, StoreError):
             self._connection.close()
             raise
         self._begin()
 
-    def is_done(self, name: bytes, signature: Signature) -> bool:
-        """Whether a file was sent as it is now."""
-        row = self._do("SELECT size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
-        return row is not None and Signature(*row) == signature
+    def outcome(self, name: bytes, signature: Signature) -> Outcome | None:
+        """What came of a file as it is now, None when it was not read."""
+        row = self._do("SELECT outcome, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
+        return Outcome(row[0]) if row is not None and Signature(*row[1:]) == signature else None
 
-    def done(self, name: bytes, signature: Signature, outcome: Outcome) -> None:
-        """A file needs no look until it changes."""
-        self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *signature, outcome))
+    def begin_file(self, name: bytes, signature: Signature, head_of: Callable[[int], bytes | None]) -> int:
+        """A file is to be read: how many bytes of it were read before, when it goes on with more.
+
+        head_of: the SHA-256 of so many of its first bytes. Once it was another, what was known of it says nothing.
+        """
+        self._forget_order()
+        row = self._do(
+            "SELECT size, head FROM files WHERE name = ? AND inode = ? AND size <= ? AND head IS NOT NULL",
+            (name, signature.inode, signature.size),
+        ).fetchone()
+        if row is not None and head_of(row[0]) == row[1]:
+            return int(row[0])
+        self._do("UPDATE files SET head = NULL WHERE name = ?", (name,))
+        return 0
+
+    def done(self, name: bytes, signature: Signature, outcome: Outcome, head: bytes | None = None) -> None:
+        """A file needs no look until it changes. head: the SHA-256 of its bytes, by which one that grows is known."""
+        self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *signature, outcome, head))
 
     def at_fault(self) -> int:
         """How many files are done with and were not sent as a whole."""
-        count: int = self._do("SELECT count(*) FROM files WHERE outcome <> 0").fetchone()[0]
+        count: int = self._do(
+            "SELECT count(*) FROM files WHERE outcome <> 0 AND outcome <> ?", (Outcome.EMPTY,)
+        ).fetchone()[0]
         return count
 
-    def intend(self, run: Run, now: int) -> Intent | None:
+    def intend(self, run: Run, now: int, *, news: bool = True) -> Intent | None:
         """How a run is to be sent, None when the receiver has it.
 
         A version that may have been sent before its answer was known is intended again in the same way: a kill in
         between leads to the same spans. A log may hold several versions of a run, and is read from its beginning
         whenever it grew: an older version that was sent is passed over, unless the file ends with it; see ``returned``.
-        now: nanoseconds since 1970.
+        now: nanoseconds since 1970. news: whether it stands where the file was not read before.
         """
         trace_id, digest = run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16]
         version = self._do(
@@ -151,25 +174,25 @@ class Ledger:
         if version is None:
             return self._new(run, trace_id, digest, now)
         observed_at, after_root, taken = version
-        if not taken:
-            return Intent((trace_id, digest), observed_at, bool(after_root))
         newest = self._do("SELECT digest FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
-        if newest is not None and newest[0] != digest:
+        if newest is None or newest[0] == digest:
+            self._is_newest(trace_id)
+        elif news:
             self._do("INSERT OR IGNORE INTO older VALUES (?)", (trace_id,))
-        else:
-            self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
-        return None
+        return None if taken else Intent((trace_id, digest), observed_at, bool(after_root))
 
     def returned(self, since: int) -> set[bytes]:
         """The trace ids of runs whose last version in the file that was just read is an older one.
 
-        since: when the file was changed. Those whose newest version was sent after that are left out: the file is an
-        old one that is read again. Begins anew for the next file.
+        since: when the file was changed. Those whose newest version was sent after that are left out, unless it stands
+        in this file too: the file is an old one that is read again. Begins anew for the next file.
         """
         found = self._do(
-            "SELECT trace_id FROM older JOIN runs USING (trace_id) WHERE observed_at < ?", (since,)
+            "SELECT trace_id FROM older JOIN runs USING (trace_id)"
+            " WHERE observed_at < ? OR trace_id IN (SELECT trace_id FROM newest)",
+            (since,),
         ).fetchall()
-        self._do("DELETE FROM older")
+        self._forget_order()
         return {trace_id for (trace_id,) in found}
 
     def intend_again(self, run: Run, now: int) -> Intent:
@@ -180,9 +203,12 @@ class Ledger:
         """How ``returned`` calls a run."""
         return run_ids(run.id, self._tenant).trace_id
 
-    def taken(self, keys: Iterable[tuple[bytes, bytes]]) -> None:
-        """The receiver has these documents."""
-        self._do_many("UPDATE versions SET taken = 1 WHERE trace_id = ? AND digest = ?", keys)
+    def taken(self, intents: Iterable[Intent]) -> None:
+        """The receiver has these documents, as they were to be sent: one that was intended again since then is not."""
+        self._do_many(
+            "UPDATE versions SET taken = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?",
+            [(*intent.key, intent.observed_at) for intent in intents],
+        )
 
     def there(self, intent: Intent, now: int) -> frozenset[bytes]:
         """The digests of the spans of this run that the receiver has."""
@@ -212,8 +238,17 @@ class Ledger:
         rooted = after_root or run.finished
         self._do(_SAVE_RUN, (trace_id, digest, observed_at, rooted, open_since))
         self._do(_SAVE_VERSION, (trace_id, digest, observed_at, after_root))
-        self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
+        self._is_newest(trace_id)
         return Intent((trace_id, digest), observed_at, after_root)
+
+    def _forget_order(self) -> None:
+        self._do("DELETE FROM older")
+        self._do("DELETE FROM newest")
+
+    def _is_newest(self, trace_id: bytes) -> None:
+        """The version that was just read, whatever came before it in the file."""
+        self._do("INSERT OR IGNORE INTO newest VALUES (?)", (trace_id,))
+        self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
 
     def unfinished(self) -> tuple[int, int | None]:
         """How many runs had not ended when they were last read, and the earliest start among them."""
@@ -225,8 +260,12 @@ class Ledger:
     def forget(self, folder: str, now: int) -> None:
         """Forgets files that are gone, runs that were sent long ago, and spans that count as there no more."""
         self.spans.expire(now)
-        for table in ("versions", "runs"):
-            self._do(f"DELETE FROM {table} WHERE observed_at < ?", (now - REMEMBER,))  # noqa: S608
+        self._do("DELETE FROM runs WHERE observed_at < ?", (now - REMEMBER,))
+        # A log may still hold an old version of a run: that it is older is known as long as the newest one is.
+        self._do(
+            "DELETE FROM versions WHERE observed_at < ? AND trace_id NOT IN (SELECT trace_id FROM runs)",
+            (now - REMEMBER,),
+        )
         after = b""
         while rows := self._do(
             "SELECT name FROM files WHERE name > ? ORDER BY name LIMIT ?", (after, _PRUNED)
@@ -259,6 +298,8 @@ class Ledger:
             return self._connection.execute(statement, values)
         except sqlite3.Error as error:
             raise self._failure(error) from error
+        except OverflowError:
+            raise self._damaged("a number that no clock shows") from None
 
     def _do_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         try:
@@ -286,12 +327,13 @@ class Ledger:
                 execute(statement)
             execute(f"PRAGMA user_version = {old + 1}")
         # A file of which the receiver refused something gets another chance.
-        execute("DELETE FROM files WHERE outcome = ?", (Outcome.REJECTED,))
+        execute("UPDATE files SET changed = ? WHERE outcome = ?", (_NEVER, Outcome.REJECTED))
         execute("COMMIT")
         execute("PRAGMA journal_mode = WAL")
         # Without an fsync for each commit a power cut may take the last ones: those runs are sent again.
         execute("PRAGMA synchronous = NORMAL")
-        execute("CREATE TEMP TABLE older (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
+        for name in ("older", "newest"):
+            execute(f"CREATE TEMP TABLE {name} (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
         (known,) = execute("SELECT name FROM target").fetchone()
         if known != target:
             raise SettingError(
@@ -300,6 +342,14 @@ class Ledger:
                 got=f"one of {known}",
                 hint="name another file with --ledger; with another endpoint everything is to be sent again",
             )
+
+        strange = "SELECT outcome FROM files WHERE outcome <> 0 AND outcome NOT BETWEEN 0 AND ?"
+        if (row := execute(strange, (max(Outcome),)).fetchone()) is not None:
+            raise self._damaged(f"an outcome {row[0]}")
+
+    def _damaged(self, got: str) -> StoreError:
+        hint = "it is damaged; name another file with --ledger, and everything is sent again"
+        return StoreError(where=str(self.path), expected="a ledger of this runspan", got=got, hint=hint)
 
     def _failure(self, error: OSError | sqlite3.Error) -> SettingError | StoreError:
         got = str(getattr(error, "strerror", None) or error)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from runspan.errors import DocumentError
+from runspan.errors import DocumentError, RunspanError
 from runspan.run import Run
 from runspan.sources.ledger import Intent
 from runspan.sources.watch import Candidate
@@ -25,8 +25,9 @@ NAMED: Final = 20
 class Reading:
     """A file of a round. left: runs under way. refused, rejected: how many; faults: the first of them in words.
 
-    read: it was read to its end. unsent: some of it did not reach the receiver. cut: the last of it could not be read,
-    as when it is still being written.
+    read: it was read to its end. unsent: some of it did not reach the receiver. unread: why the system does not let it
+    be read. documents: how many could be read. cut: the last of it could not be read, as when it is still being
+    written. offset: where the document ends that was read last.
     """
 
     candidate: Candidate
@@ -36,7 +37,20 @@ class Reading:
     rejected: int = 0
     faults: list[str] = field(default_factory=list)
     unsent: bool = False
+    unread: str = ""
+    documents: int = 0
     cut: bool = False
+    offset: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no document in it, nor a part of one."""
+        return not (self.documents or self.refused)
+
+    def fail(self, error: RunspanError) -> None:
+        """The system does not let it be read, now."""
+        self.unsent = True
+        self.unread = error.got or str(error)
 
     def refuse(self, error: DocumentError) -> None:
         """A document that cannot be read."""
@@ -57,16 +71,16 @@ class Reading:
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """A document that the receiver lacks. keys, readings: its own, and those of older snapshots that go with it."""
+    """A document that the receiver lacks. settles, readings: its own, and those of older snapshots that go with it."""
 
     run: Run
     intent: Intent
-    keys: list[tuple[bytes, bytes]]
+    settles: list[Intent]
     readings: list[Reading]
 
     def replace(self, older: Version) -> None:
         """An older snapshot is told of as this one is, and not sent."""
-        self.keys += older.keys
+        self.settles += older.settles
         for reading in older.readings:
             if reading in self.readings:
                 reading.left -= 1
@@ -88,7 +102,7 @@ class Versions:
 
     def put(self, run: Run, intent: Intent, reading: Reading) -> Iterator[Version]:
         """Takes a document that is to be sent. What is to be sent now."""
-        version = Version(run, intent, [intent.key], [reading])
+        version = Version(run, intent, [intent], [reading])
         reading.left += 1
         trace_id = intent.key[0]
         held = self._held.get(trace_id)
