@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +14,18 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan import Run, decode, encode
 from runspan.errors import PayloadTooLarge
 from runspan.otlp.batch import write_runs
-from runspan.otlp.bounds import MAX_PARTS, MAX_SPANS, _is_crumbs, bound_protobuf, span_bound
-from runspan.otlp.json import read_json
+from runspan.otlp.bounds import (
+    _SMALL_BODY,
+    JSON_VALUE_BYTES,
+    MAX_JSON_VALUES,
+    MAX_PARTS,
+    MAX_SPANS,
+    _is_crumbs,
+    _walk_parts,
+    bound_protobuf,
+    span_bound,
+)
+from runspan.otlp.json import read_json, write_json
 from runspan.otlp.protobuf import read_protobuf
 from runspan.otlp.received import Received
 from runspan.otlp.wire import Resource, request_bytes, span_bytes
@@ -131,6 +142,12 @@ CRUMBS = {
     "an array": field(b"\x4a", field(b"\x12", field(b"\x2a", b"\x0a\x00" * 9000))),
     "a list of pairs": field(b"\x4a", field(b"\x12", field(b"\x32", b"\x0a\x00" * 9000))),
     "unknown fields": b"\x78\x00" * 9000,
+    "attributes with an unknown field": b"\x4a\x02\x08\x01" * 4500,
+    "events with an unknown field": b"\x5a\x02\x20\x01" * 4500,
+    "links with an unknown field": b"\x6a\x02\x28\x01" * 4500,
+    "attributes of a link, with an unknown field": field(b"\x6a", b"\x22\x02\x08\x01" * 4500),
+    "now an array, now a list": field(b"\x4a", field(b"\x12", b"\x2a\x02\x18\x01\x32\x02\x18\x01" * 2250)),
+    "attributes beside a long text": b"\x4a\x00" * 6000 + field(b"\x2a", b"text" * 3000),
 }
 
 
@@ -152,6 +169,55 @@ def test_a_few_crumbs_are_taken(name: str) -> None:
 def test_usual_requests_are_not_walked_through() -> None:
     """What an exporter sends is recognised by the count of a few bytes, at no cost that could be felt."""
     runs = [Run.from_json(text) for text in generate(400, seed=3)]
-    body = request_bytes(Resource(), [span for spans in write_runs(runs) for span in spans])
-    assert len(body) > 1 << 18
+    body = request_bytes(Resource(), [span for spans in write_runs(runs) for span in spans] * 4)
+    assert len(body) > _SMALL_BODY
     assert not _is_crumbs(body)
+    _walk_parts(body)
+
+
+def otlp_json(attributes: str) -> bytes:
+    """A request with one span that has these attributes."""
+    ids = f'"traceId":"{"1" * 32}","spanId":"{"1" * 16}"'
+    span = f'{{{ids},"name":"s","attributes":[{attributes}]}}'
+    return f'{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{span}]}}]}}]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":[' + b"{}," * 3_000_000 + b"{}]}",
+        b'{"x":[' + b"[]," * 3_000_000 + b"[]]}",
+        b'{"x":[' + b'"ab",' * 3_000_000 + b"1]}",
+        b'{"x":"' + b"\\\\" * 500_000 + b'","y":[' + b"{}," * 3_000_000 + b"{}]}",
+        b'{"x":[' + b"{}," * 3_000_000 + b"and what is no JSON",
+        otlp_json("{}," * 3_000_000 + "{}"),
+    ],
+    ids=["objects", "lists", "texts", "objects behind a long text", "objects before no JSON", "attributes"],
+)
+def test_json_of_crumbs_is_refused_before_it_is_parsed(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair of brackets would become an object of many times its size."""
+    monkeypatch.setattr("json.loads", None)
+    with pytest.raises(PayloadTooLarge, match="too many values in one request"):
+        read_json(body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[{}]," * 700_000, '{"a":[1,2,{"b":"c"}]}' * 450_000, '\\"{,\\\\",[' * 500_000, "{" * 2_500_000 + "\\"],
+    ids=["lists", "objects", "escapes", "ends with an escape"],
+)
+def test_brackets_and_commas_inside_of_a_text_are_no_values(text: str) -> None:
+    """A payload is JSON inside of a text, and as long as it likes."""
+    value = json.dumps(text)
+    body = otlp_json(f'{{"key":"k","value":{{"stringValue":{value}}}}},{{"key":"n","value":{{"intValue":"1"}}}}')
+    assert sum(body.count(mark) for mark in (b"{", b"[", b",")) > MAX_JSON_VALUES
+    (kept,) = read_json(body).foreign
+    assert text.encode() in kept.otlp
+
+
+def test_usual_requests_in_json_have_few_values_for_their_size() -> None:
+    """So that the bound, which grows with the size, is met by crumbs alone."""
+    spans = [span for text in generate(100, seed=3) for span in encode(Run.from_json(text))]
+    body = write_json(spans, Resource())
+    outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body)
+    assert sum(outside.count(mark) for mark in (b"{", b"[", b",")) < len(body) // JSON_VALUE_BYTES

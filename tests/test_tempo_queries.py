@@ -106,6 +106,21 @@ def test_a_body_that_is_no_trace(body: bytes) -> None:
         spans_of(body, b'{"trace": 7}')
 
 
+def nested(depth: int) -> bytes:
+    """A trace as JSON with an array in arrays."""
+    value = '{"arrayValue":{"values":[' * depth + "]}}" * depth
+    return f'{{"trace":{{"resourceSpans":[{{"resource":{{"attributes":[{{"value":{value}}}]}}}}]}}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "again", [b"", b"[", b"[" * 100_000, nested(400), nested(50_000), b'{"trace":{"resourceSpans":7}}']
+)
+def test_json_that_is_no_trace(again: bytes) -> None:
+    """Neither nonsense nor nesting without end in the second answer is anything but a ValueError."""
+    with pytest.raises(ValueError, match=r"."):
+        read_trace(wrapped(b"\xff\xff"), wrapped=True, again=lambda: Answer(200, again))
+
+
 def test_a_foreign_attribute_cut_inside_a_character() -> None:
     """The other spans are read all the same, from JSON."""
     sent = encode(make_run("r", error={"message": "é"}))

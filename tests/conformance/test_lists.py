@@ -9,6 +9,7 @@ import pytest
 
 from runspan import encode
 from runspan.contracts import RunQuery
+from runspan.errors import TraceIncomplete
 
 from .harness import MS, SECOND, T0, Harness, all_pages, ids, make_run, running
 
@@ -170,3 +171,47 @@ def test_a_run_that_is_not_proved_is_not_listed(backend: Harness, tenant: str) -
     backend.send_spans(encode(make_run("stepless"), tenant=tenant)[-1:], tenant)
     page = backend.reader.search(RunQuery(tenant))
     assert [json.loads(item)["id"] for item in page.items] == []
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_step_that_came_twice_does_not_stand_for_one_that_was_lost(backend: Harness, tenant: str, lost: int) -> None:
+    """As many step spans as the run has steps are no proof: a list holds what can be read by its id."""
+    *steps, head = encode(make_run("twice"), tenant=tenant)
+    kept = steps[1 - lost]
+    backend.send_spans([kept], tenant)
+    backend.send_spans([kept, head], tenant)
+    backend.send(make_run("whole"), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["whole"]
+    with pytest.raises(TraceIncomplete):
+        backend.reader.document("twice", tenant)
+    backend.send_spans([steps[lost]], tenant)
+    assert backend.reader.document("twice", tenant).incomplete == ()
+
+
+def test_a_step_of_an_older_version_does_not_stand_for_one_that_was_lost(backend: Harness, tenant: str) -> None:
+    """Neither do as many different ones. Beside all of its own, a run may have steps that it no longer names."""
+    older, newer = make_run("changed"), make_run("changed").to_dict()
+    newer["steps"][1]["output"] = "another"
+    newer_run = make_run("changed", steps=newer["steps"])
+    old, own = encode(older, tenant=tenant), encode(newer_run, tenant=tenant)
+    assert old[0].span_id == own[0].span_id
+    backend.send_spans([own[0], old[1], own[-1]], tenant)
+    backend.send(make_run("whole"), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["whole"]
+    with pytest.raises(TraceIncomplete):
+        backend.reader.document("changed", tenant)
+    fresh = encode(make_run("fresh", steps=newer["steps"]), tenant=tenant)
+    stale = encode(make_run("fresh"), tenant=tenant)[1]
+    backend.send_spans([fresh[0], stale, fresh[1], fresh[-1]], tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["whole", "fresh"]
+
+
+@pytest.mark.parametrize("count", [19, 21, 130])
+def test_a_run_of_many_steps_is_listed(backend: Harness, tenant: str, count: int) -> None:
+    """However many there are, and in whichever order they came; without one of them it is not."""
+    steps = [{"id": f"s{number}", "status": "completed", "output": number} for number in range(count)]
+    for run_id, missing in (("many", ()), ("lacking", (count // 2,))):
+        spans = encode(make_run(run_id, steps=steps), tenant=tenant)
+        kept = [span for number, span in enumerate(spans) if number not in missing]
+        backend.send_spans(kept[::-1], tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["many"]

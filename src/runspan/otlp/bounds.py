@@ -2,7 +2,7 @@
 
 Two bytes are enough for an empty span, attribute or container, and each becomes an object of a hundred: a few kilobytes
 of gzip would take gigabytes. So the wire is walked first, over the heads of the spans, as far as the bound; and where a
-body looks as if it were made of such crumbs, over all that the spans hold.
+body may be made of such crumbs, over all that the spans hold. Of JSON, the values are counted before it is parsed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,20 @@ MAX_PARTS: Final = 10_000
 that the span has: a long document stands in many attributes, each of them long."""
 PART_BYTES: Final = 100
 MAX_REQUEST_PARTS: Final = 2_000_000
-"""All messages inside the spans of a request, where they are crumbs."""
+"""All fields inside the spans of a request, attributes, events and links counted twice; or one for each
+``REQUEST_PART_BYTES`` read of a larger request."""
+REQUEST_PART_BYTES: Final = 5
+"""Fewer than the fields of usual spans have on average: a short attribute has four fields in 25 bytes."""
 
-_SMALL_BODY: Final = 1 << 18
-"""Bytes of a body that can do no harm, whatever it holds."""
-_CRUMB_BYTES: Final = 4
+MAX_JSON_VALUES: Final = 2_000_000
+"""Commas and opening brackets in OTLP/JSON, without those inside of text; or one for each ``JSON_VALUE_BYTES`` of a
+larger request. Nothing that JSON can hold comes without one of them."""
+JSON_VALUE_BYTES: Final = 16
+
+_SMALL_BODY: Final = 2 * MAX_REQUEST_PARTS
+"""Bytes of a body that can do no harm, whatever it holds: a field has two bytes at least."""
+_CRUMB_BYTES: Final = 11
+"""Usual spans have a message for so many bytes, or fewer of them."""
 
 _TAGS: Final = b"\x0a\x12\x12"
 """TracesData.resource_spans, ResourceSpans.scope_spans, ScopeSpans.spans: from the top to a span."""
@@ -48,7 +57,7 @@ def bound_protobuf(body: bytes, bound: int) -> None:
     try:
         _walk(body, bound)
         if len(body) > _SMALL_BODY and _is_crumbs(body):
-            _walk_parts(body, MAX_REQUEST_PARTS)
+            _walk_parts(body)
     except (IndexError, _Malformed):
         return
 
@@ -56,6 +65,34 @@ def bound_protobuf(body: bytes, bound: int) -> None:
 def allowed_parts(size: int) -> int:
     """How many attributes, events and links a span of so many bytes may have."""
     return MAX_PARTS + size // PART_BYTES
+
+
+def bound_json_text(body: bytes) -> None:
+    """PayloadTooLarge when OTLP/JSON holds too many values for its size. Before a place where it is no JSON, the count
+    is right, and no parser comes further."""
+    bound = max(MAX_JSON_VALUES, len(body) // JSON_VALUE_BYTES)
+    if len(body) <= bound or _values(body) <= bound:
+        return  # a text may itself be JSON, so only where all brackets and commas are many, the texts are left out
+    bare, inside, counted = body.replace(b"\\\\", b"").replace(b'\\"', b""), 0, 0
+    for start in range(0, len(bare), _CHUNK):
+        parts = bare[start : start + _CHUNK].split(b'"')
+        counted += _values(b"".join(parts[inside::2]))
+        if counted > bound:
+            raise PayloadTooLarge(
+                "too many values in one request",
+                where="body",
+                expected=f"at most {bound} in {len(body)} bytes of OTLP/JSON",
+                got="more",
+                hint="send smaller requests",
+            )
+        inside ^= (len(parts) - 1) & 1
+
+
+_CHUNK: Final = 1 << 20
+
+
+def _values(text: bytes) -> int:
+    return text.count(b"{") + text.count(b"[") + text.count(b",")
 
 
 def bound_json(data: dict[str, Any], bound: int) -> None:
@@ -70,13 +107,18 @@ def bound_json(data: dict[str, Any], bound: int) -> None:
 
 
 _PART_TAGS: Final = b"\x0a\x12\x1a\x4a\x5a\x6a\x00"
-"""Wherever a message inside a span has fewer than four bytes, one of them stands: its tag; or a zero, which is the
-length of an empty one, and the end of a tag or a length that is longer than it need be."""
+"""For a message inside a span, one of these bytes stands: its tag; or a zero, which is the length of an empty one, and
+the end of a tag or a length that is longer than it need be."""
+_RARE_TAGS: Final = b"\x22\x2a\x32"
+"""Or one of these. As characters they are frequent, so they count only before a short length."""
+_RARE: Final = bytes(1 if byte in _RARE_TAGS else 2 if byte < 32 else 0 for byte in range(256))
 
 
 def _is_crumbs(body: bytes) -> bool:
-    """Whether so many of the bytes may be such tags that messages can have fewer than ``_CRUMB_BYTES`` on average."""
-    return len(body) - len(body.translate(None, _PART_TAGS)) > len(body) // _CRUMB_BYTES
+    """Whether so many of the bytes may be tags that messages can have fewer than ``_CRUMB_BYTES`` on average."""
+    bound = max(_SMALL_BODY // 4, len(body) // _CRUMB_BYTES)
+    tags = len(body) - len(body.translate(None, _PART_TAGS))
+    return tags > bound or tags + body.translate(_RARE).count(b"\x01\x02") > bound
 
 
 _MESSAGES: Final[dict[str, dict[int, str]]] = {
@@ -94,10 +136,13 @@ _MESSAGES: Final[dict[str, dict[int, str]]] = {
     "KeyValueList": {0x0A: "KeyValue"},
 }
 """Of each message, the fields that hold messages, by tag: https://github.com/open-telemetry/opentelemetry-proto"""
+_HEAVY: Final = frozenset({"KeyValue", "Event", "Link"})
+"""Each takes a hundred bytes of memory, twice what another field takes."""
 
 
-def _walk_parts(body: bytes, bound: int) -> None:
-    """PayloadTooLarge when the body holds more messages and unknown fields than the bound, wherever they are."""
+def _walk_parts(body: bytes) -> None:
+    """PayloadTooLarge when the body, or what it begins with, holds more fields than ``MAX_REQUEST_PARTS`` says."""
+    bound = MAX_REQUEST_PARTS
     outer: list[tuple[int, dict[int, str]]] = []
     end, fields, position, counted = len(body), _MESSAGES["TracesData"], 0, 0
     while True:
@@ -116,11 +161,13 @@ def _walk_parts(body: bytes, bound: int) -> None:
             size, position = _varint(body, position)
             if position + size > end:
                 raise _Malformed
-            counted += 1
+            counted += 2 if child in _HEAVY else 1
             outer.append((end, fields))
             end, fields = position + size, _MESSAGES[child]
         if counted > bound:
-            _refuse_parts()
+            bound = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
+            if counted > bound:
+                _refuse_parts(bound)
 
 
 class _Malformed(Exception):
@@ -227,11 +274,11 @@ def _refuse(bound: int) -> NoReturn:
     )
 
 
-def _refuse_parts() -> NoReturn:
+def _refuse_parts(bound: int) -> NoReturn:
     raise PayloadTooLarge(
         "too many attributes, events and links in one request",
         where="body",
-        expected=f"at most {MAX_REQUEST_PARTS}, where most of them are empty or nearly so",
+        expected=f"at most {bound} fields, where most of them are empty or nearly so",
         got="more",
         hint="send smaller requests",
     )

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan._version import __version__
 from runspan.errors import PayloadError
-from runspan.otlp.bounds import bound_json, span_bound
+from runspan.otlp.bounds import bound_json, bound_json_text, span_bound
 from runspan.otlp.protobuf import all_spans, sort_spans
 from runspan.otlp.received import Received
 from runspan.otlp.wire import SCOPE_NAME, Resource
@@ -50,6 +50,8 @@ def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes
 
 
 def _parse(body: bytes, max_spans: int | None = None) -> TracesData:
+    if max_spans is not None:
+        bound_json_text(body)
     try:
         data = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from runspan.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP
 from runspan.span import UNSET, Span, Value
 
 _ID_DIGITS: Final = 32
+SPAN_ID_DIGITS: Final = 16
 
 
 class _Value(msgspec.Struct, rename="camel"):
@@ -33,7 +34,6 @@ class _Span(msgspec.Struct, rename={"span_id": "spanID", "start": "startTimeUnix
 
 class _SpanSet(msgspec.Struct):
     spans: list[_Span] = []
-    matched: int = 0
 
 
 class _Trace(msgspec.Struct, rename={"trace_id": "traceID", "start": "startTimeUnixNano", "span_sets": "spanSets"}):
@@ -56,13 +56,13 @@ class _Answer(msgspec.Struct):
 class Candidate:
     """A trace that a search found. start: of the earliest fragment found, nanoseconds.
 
-    heads: one of each revision that matched. steps: how many step spans the fullest of its fragments holds.
+    heads: one of each revision that matched. steps: the ids of its step spans, in hex, as far as the answer has them.
     """
 
     trace_id: bytes
     start: int
     heads: list[Span] = field(default_factory=list)
-    steps: int = 0
+    steps: set[str] = field(default_factory=set)
 
     @property
     def newest(self) -> Span:
@@ -96,14 +96,22 @@ def _candidate(trace: _Trace) -> Candidate:
     # Search leaves out an id's leading zeros.
     candidate = Candidate(bytes.fromhex(trace.trace_id.zfill(_ID_DIGITS)), int(trace.start))
     for span_set in trace.span_sets:
+        has_head = False
         for raw in span_set.spans:
-            span = _span(candidate.trace_id, raw)
-            role = span.attributes().get(ROLE)
+            role = _role(raw)
             if role == ROLE_STEP:
-                candidate.steps = max(candidate.steps, span_set.matched)
-            elif role in (ROLE_RUN, ROLE_SNAPSHOT):
-                candidate.heads.append(span)
+                candidate.steps.add(raw.span_id.zfill(SPAN_ID_DIGITS))
+            elif role in (ROLE_RUN, ROLE_SNAPSHOT) and not has_head:
+                has_head = True
+                candidate.heads.append(_span(candidate.trace_id, raw))
     return candidate
+
+
+def _role(raw: _Span) -> str | None:
+    for attribute in raw.attributes:
+        if attribute.key == ROLE:
+            return attribute.value.string_value
+    return None
 
 
 def _span(trace_id: bytes, raw: _Span) -> Span:
@@ -117,7 +125,7 @@ def _span(trace_id: bytes, raw: _Span) -> Span:
             own.append((attribute.key, value.string_value))
     return Span(
         trace_id=trace_id,
-        span_id=bytes.fromhex(raw.span_id.zfill(16)),
+        span_id=bytes.fromhex(raw.span_id.zfill(SPAN_ID_DIGITS)),
         parent_id=b"",
         name=raw.name,
         kind=0,

@@ -14,12 +14,12 @@ from hashlib import sha256
 from threading import Lock
 from typing import Final
 
-from runspan.backends.tempo.answers import Candidate
+from runspan.backends.tempo.answers import SPAN_ID_DIGITS, Candidate
 from runspan.contracts import RunQuery
 from runspan.decode import Decoded, Heading, read_heading
 from runspan.document import plain_text, sort_time
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.fields import DIGEST, PIECE_BYTES, ROOT_REVISION, STEP_COUNT
+from runspan.fields import DIGEST, MANIFEST, PIECE_BYTES, ROOT_REVISION, STEP_COUNT
 from runspan.ids import run_ids
 from runspan.span import Span
 
@@ -140,10 +140,26 @@ class Judge:
         key = (candidate.trace_id, heading.revision, digest)
         if key in self._proofs:
             return True
-        if len(candidate.heads) == 1 and candidate.steps == attributes.get(STEP_COUNT, 0):
+        if len(candidate.heads) == 1 and _names(candidate.newest) <= candidate.steps:
             self._proofs.add(*key)
             return True
         return False
+
+
+_UNKNOWN: Final = frozenset({""})
+"""A name that no step span has."""
+
+
+def _names(head: Span) -> frozenset[str]:
+    """The step spans that the head names, in hex: an id is a digest of the step, so its span is there in this version.
+
+    An open step is named by no id. Neither is any step of a manifest that was cut, or goes on in further attributes.
+    """
+    attributes = head.attributes()
+    manifest, count = attributes.get(MANIFEST, ""), attributes.get(STEP_COUNT, 0)
+    if type(manifest) is not str or type(count) is not int or len(manifest) != count * SPAN_ID_DIGITS:
+        return _UNKNOWN
+    return frozenset(manifest[start : start + SPAN_ID_DIGITS] for start in range(0, len(manifest), SPAN_ID_DIGITS))
 
 
 def _is_own(heading: Heading, trace_id: bytes) -> bool:
@@ -157,10 +173,15 @@ def _is_own(heading: Heading, trace_id: bytes) -> bool:
 def _is_trusted(head: Span) -> bool:
     return all(
         type(value) is not str or (len(value.encode()) <= TRUSTED_BYTES and _REPLACEMENT not in value)
-        for value in head.attributes().values()
+        for key, value in head.attributes().items()
+        if key != MANIFEST
     )
 
 
 def _is_pieced(head: Span) -> bool:
     """Whether a text is so long that further pieces of it may stand in attributes that were not asked for."""
-    return any(type(value) is str and len(value) > PIECE_BYTES // 4 - 4 for value in head.attributes().values())
+    return any(
+        type(value) is str and len(value) > PIECE_BYTES // 4 - 4
+        for key, value in head.attributes().items()
+        if key != MANIFEST
+    )

@@ -17,6 +17,7 @@ from runspan.contracts import RunQuery
 from runspan.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.fields import (
     DIGEST,
+    MANIFEST,
     ODD,
     REVISION,
     ROLE,
@@ -36,8 +37,8 @@ _FIELDS: Final = {field.member: field for field in RUN_FIELDS}
 _SUMMARY_KEYS: Final = tuple(
     key for member in SUMMARY_MEMBERS if member != "id" for key in (_FIELDS[member].key, _FIELDS[member].key + ODD)
 )
-SELECTED: Final = (ROLE, REVISION, RUN_ID, TENANT, DIGEST, STEP_COUNT, *_SUMMARY_KEYS)
-"""The attributes that a list item is made from."""
+SELECTED: Final = (ROLE, REVISION, RUN_ID, TENANT, DIGEST, STEP_COUNT, MANIFEST, *_SUMMARY_KEYS)
+"""The attributes that a list item is made from, and those that tell which step spans it needs."""
 
 _HEADS: Final = f'(span.{ROLE} = "{ROLE_RUN}" || span.{ROLE} = "{ROLE_SNAPSHOT}")'
 _STEPS: Final = f'{{ span.{ROLE} = "{ROLE_STEP}" }}'
@@ -54,7 +55,7 @@ TIMELESS: Final = f"span.{RUN_TABLE.start.key}{ODD} != nil"
 
 
 def search_text(query: RunQuery, *conditions: str, ended: bool = True) -> str:
-    """The TraceQL of the heads that the query may list, with the steps beside them, which are counted.
+    """The TraceQL of the heads that the query may list, with the steps beside them, whose ids prove the run.
 
     conditions: further ones that every head must meet. ended: with the ends of runs that may have had the status
     before. UnicodeEncodeError when no stored text can be the one asked for.

@@ -20,6 +20,8 @@ CUT: Final = "Tempo has cut attributes of this trace: set distributor.max_attrib
 _TRACE, _STATUS = 1, 3
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _IS_PARTIAL: Final = 1
+_COMPLAINTS: Final = (json_format.ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
+"""What the two readers of JSON raise."""
 
 
 class _Wrapped(msgspec.Struct):
@@ -37,10 +39,11 @@ def read_trace(body: bytes, *, wrapped: bool, again: Callable[[], Answer]) -> tu
     try:
         return read_spans(trace), PARTIAL if partial else ""
     except PayloadError:
-        text = bytes(msgspec.json.decode(again().content, type=_Wrapped).trace)
+        answer = again().content
     try:
+        text = bytes(msgspec.json.decode(answer, type=_Wrapped).trace)
         return all_spans(json_format.Parse(text, TracesData(), ignore_unknown_fields=True)), CUT
-    except json_format.ParseError as error:
+    except _COMPLAINTS as error:
         raise ValueError(f"neither protobuf nor JSON can be read: {error}") from None
 
 

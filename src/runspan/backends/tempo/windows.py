@@ -21,6 +21,11 @@ LATEST: Final = 2**32 - 1
 
 _MAX_LIMIT: Final = 262_144
 _RANGE_REFUSED = re.compile(r"range specified by start and end exceeds (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_MAX_SPANS: Final = 20
+"""Of a trace in an answer: the steps of usual runs. A run of more is read once, which takes Tempo less time."""
+_MAX_ANSWERED: Final = 10_000
+"""Spans of an answer, of about 600 bytes each."""
+_SPANS_REFUSED = re.compile(r"spans per span set exceeds (\d+)")
 _LIMIT_REFUSED = re.compile(r"limit \d+ exceeds max limit (\d+)")
 
 
@@ -39,12 +44,13 @@ class Window:
 
 
 class Searcher:
-    """Asks one Tempo, and remembers which ranges and limits it refuses."""
+    """Asks one Tempo, and remembers which ranges, limits and numbers of spans it refuses."""
 
     def __init__(self, http: RemoteHttp) -> None:
         self._http = http
         self._max_range: int | None = None
         self._max_limit = _MAX_LIMIT
+        self._max_spans = _MAX_SPANS
 
     @property
     def limited(self) -> bool:
@@ -104,7 +110,7 @@ class Searcher:
             "start": low,
             "end": max(high, low + 1),
             "limit": limit,
-            "spss": 1,
+            "spss": self._spans_each(limit),
         }
         answer = self._http.get("/api/search", parameters, hand_over=(400, 422))
         if answer.status != 200:
@@ -112,10 +118,14 @@ class Searcher:
             return None
         try:
             return read_search(answer.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BackendRefused(
                 where=self._http.name, expected="Tempo's search answer", got=str(error), hint="is this a Tempo?"
             ) from None
+
+    def _spans_each(self, limit: int) -> int:
+        """How many spans of a trace the answer may hold: the steps of usual runs, but no answer without end."""
+        return max(1, min(self._max_spans, _MAX_ANSWERED // limit))
 
     def _learn(self, answer: Answer) -> None:
         text = answer.text()
@@ -130,5 +140,9 @@ class Searcher:
         refused = _LIMIT_REFUSED.search(text)
         if refused is not None and 1 < int(refused[1]) < self._max_limit:
             self._max_limit = int(refused[1])
+            return
+        refused = _SPANS_REFUSED.search(text)
+        if refused is not None and 0 < int(refused[1]) < self._max_spans:
+            self._max_spans = int(refused[1])
             return
         raise self._http.refused(answer)
