@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Final
 from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
 from runspan.errors import DocumentError, SettingError
 from runspan.export import TARGET_SPANS, Observed, Sendable, batches
-from runspan.health import Health, Kind, Metric, Numbers, delivered
+from runspan.health import Health, Succession, delivered
 from runspan.health.table import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_BROKEN, WATCH_WAITING, WATCHED
 from runspan.otlp.wire import Resource
 from runspan.run import Run
@@ -78,9 +77,8 @@ class Watch:
         self._settled: deque[tuple[tuple[RunSpans, ...], Verdict, str]] = deque()
         self._away = ""
         self._forget_at = 0
-        self._lock = threading.Lock()
-        self._past: dict[Metric, float] = {}
-        health.watch(self._numbers)
+        self._deliveries = Succession()
+        health.watch(self._deliveries.read)
 
     def run(self) -> None:
         """Looks and sends until it is to end. What is under way then is given a moment and else sent the next time."""
@@ -168,26 +166,14 @@ class Watch:
         if not delivery.stopped:
             return ""
         delivery.close()
-        self._retire(delivery)
+        self._deliveries.follow(dict)  # what it counted stays counted
+        self._delivery = None
         return delivery.stopped
 
     def _connected(self) -> Delivery:
-        self._delivery = self._connect(lambda *settled: self._settled.append(settled))
-        return self._delivery
-
-    def _retire(self, delivery: Delivery) -> None:
-        """What it counted stays counted."""
-        with self._lock:
-            for metric, total in delivered(delivery.tally.report()).items():
-                if metric.kind is Kind.COUNTER:
-                    self._past[metric] = self._past.get(metric, 0) + (total or 0)
-            self._delivery = None
-
-    def _numbers(self) -> Numbers:
-        """Of all deliveries. Called by whoever reads the health."""
-        with self._lock:
-            now = {} if self._delivery is None else dict(delivered(self._delivery.tally.report()))
-            return {metric: (now.get(metric) or 0) + self._past.get(metric, 0) for metric in {**now, **self._past}}
+        made = self._delivery = self._connect(lambda *settled: self._settled.append(settled))
+        self._deliveries.follow(lambda: delivered(made.tally.report()))
+        return made
 
     def _documents(self, readings: list[Reading]) -> Iterator[Sendable]:
         """What of the files the receiver does not have yet."""

@@ -13,9 +13,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from runspan._version import __version__
 from runspan.delivery.batch import Request
-from runspan.delivery.outcome import Later, Outcome, Refused, Scope, response_outcome, tidy
+from runspan.delivery.outcome import Later, Outcome, Refused, Scope, response_outcome
 from runspan.delivery.settings import DeliverySettings
 from runspan.errors import SettingError
+from runspan.net.words import tidy
 
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 

@@ -15,11 +15,12 @@ from isal import igzip
 
 from runspan._version import __version__
 from runspan.delivery.batch import Request
-from runspan.delivery.outcome import Later, Outcome, Refused, Scope, counted, not_otlp, read_response, tidy
+from runspan.delivery.outcome import Later, Outcome, Refused, Scope, counted, not_otlp, read_response
 from runspan.delivery.settings import DeliverySettings
 from runspan.errors import SettingError
 from runspan.net.deadline import DeadlineTransport
 from runspan.net.waits import asked_wait
+from runspan.net.words import tidy
 
 PROTOBUF: Final = "application/x-protobuf"
 RETRIED: Final = frozenset({429, 502, 503, 504})

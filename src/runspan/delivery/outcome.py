@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.delivery.batch import Request
-from runspan.net.words import tidy as tidy  # noqa: PLC0414  # reports take it from here
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any
 from runspan.contracts import Rejection
 from runspan.delivery.batch import RunSpans
 from runspan.delivery.deadletters import DeadLetters
-from runspan.delivery.outcome import tidy
 from runspan.errors import DocumentError
+from runspan.net.words import tidy
 
 MAX_NAMED = 100
 """How many rejections of a kind are kept by name; all of them are counted."""
