@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["servers.fixtures"]
+pytest_plugins = ["servers.fixtures", "syncfixtures"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,7 @@ from runspan.run import Run
 from runspan.sync.checkpoint import Binding, Checkpoint
 from runspan.sync.entry import State
 from runspan.web.keys import KeyRing
-from synckit import Place, eventually, make, once, place, run_document, run_ids_of, synced
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "source") as made:
-        yield made
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "target") as made:
-        yield made
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return tmp_path / "checkpoint"
+from synckit import Place, eventually, make, once, run_document, run_ids_of, synced
 
 
 def test_every_document_arrives_as_it_is(source: Place, target: Place, checkpoint: Path) -> None:

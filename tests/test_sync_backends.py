@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from platform_mock import EVERY_KIND, platform
 from runspan.backends.connect import connect
 from runspan.contracts import Document
 from runspan.errors import NotFound
-from synckit import Place, eventually, place, run_document, synced
+from synckit import Place, eventually, run_document, synced
 
 
 @dataclass
@@ -30,12 +29,6 @@ class Backend:
 def backend(request: pytest.FixtureRequest) -> Backend:
     server = request.getfixturevalue(request.param.replace("-", "_"))
     return Backend(server.otlp, f"{request.param.partition('-')[0]}+{server.url}")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "source") as made:
-        yield made
 
 
 def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Place, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from clikit import WAIT, Running, running
 from platform_mock import EVERY_KIND, platform
@@ -22,18 +21,6 @@ from receivers import CLOSE, OK, Answer, Post, http_receiver
 from runspan.fields import ROLE, ROLE_SNAPSHOT
 from runspan.ids import run_ids
 from synckit import Place, eventually, make, place, run_document, run_ids_of
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "source") as made:
-        yield made
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "target") as made:
-        yield made
 
 
 @contextmanager

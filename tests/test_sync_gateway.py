@@ -6,7 +6,7 @@ import gc
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,29 +26,12 @@ from runspan.sync.checkpoint import FORMAT
 from runspan.sync.entry import Entry, State
 from runspan.sync.plan import LONGEST_PAUSE, MINUTE, Rhythm, dispatch
 from runspan.times import SECOND
-from synckit import Place, eventually, followed, once, place, run_document, synced
+from synckit import Place, eventually, followed, once, run_document, synced
 from test_sync_follow import now_document
 from test_sync_plan import NOW, decided, run_of, sent
 
 DAY = 86_400 * SECOND
 RUNS = [f"run_{number}" for number in range(5)]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "source") as made:
-        yield made
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "target") as made:
-        yield made
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return tmp_path / "checkpoint"
 
 
 @pytest.fixture

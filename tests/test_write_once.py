@@ -27,7 +27,7 @@ from runspan.sources.ledger import Intent, Signature
 from runspan.sources.versions import MAX_HELD, MAX_HELD_BYTES, Reading, Versions
 from runspan.sources.watch import Candidate
 from runspan.sync.plan import MINUTE, Dispatch
-from synckit import Place, eventually, place, synced
+from synckit import Place, eventually, synced
 from synckit import once as sync_once
 from test_watch import Bench
 
@@ -35,17 +35,6 @@ from test_watch import Bench
 def text(document: dict[str, Any]) -> bytes:
     """As it comes back when a file had it."""
     return Run.from_json(json.dumps(document).encode()).text
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path / "source") as made:
-        yield made
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return tmp_path / "checkpoint"
 
 
 @pytest.fixture
