@@ -21,11 +21,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from bench.data import seed
 from bench.figures import Figure, at_most, ratio
 from bench.plan import Plan
-from runspan.encode import encode
-from runspan.otlp.batch import write_runs
-from runspan.otlp.sdk import sdk_resource, to_readable_span
-from runspan.otlp.wire import Resource, request_bytes
-from runspan.run import Run
+from runspan.codec.encode import encode
+from runspan.model.run import Run
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_writer import Resource, request_bytes
+from runspan.otlp.sdk_bridge import sdk_resource, to_readable_span
 from runspan.testing import generate
 
 _SECTION = 2

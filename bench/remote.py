@@ -16,16 +16,16 @@ from typing import Any
 from bench.data import seed
 from bench.figures import Figure, Goal, at_most
 from bench.plan import Plan
-from runspan.backends.connect import connect
-from runspan.backends.jaeger.headings import Headings
+from runspan.backends import connect
 from runspan.backends.jaeger.reader import JaegerReader
+from runspan.backends.jaeger.response_cache import Headings
 from runspan.contracts import RunQuery
 from runspan.delivery import connect as deliver_to
 from runspan.delivery import settings_from
 from runspan.errors import BackendError, NotFound, TraceIncomplete
 from runspan.export import export
-from runspan.otlp.wire import Resource
-from runspan.run import Run
+from runspan.model.run import Run
+from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate
 
 _SECTION = 7

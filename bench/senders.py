@@ -18,12 +18,12 @@ import msgspec
 
 from bench import stock
 from bench.machine import pin
+from runspan.codec.encode import encode
 from runspan.delivery import DeliverySettings, HttpTransport, Request, connect
-from runspan.document import Envelope
-from runspan.encode import encode
 from runspan.errors import DocumentError
 from runspan.export import batches, export
-from runspan.otlp.wire import Resource
+from runspan.model.document import Envelope
+from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
 
 RESOURCE: Final = Resource()

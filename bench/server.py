@@ -16,10 +16,10 @@ from flask import Flask
 
 from bench.machine import pin
 from runspan.backends.sqlite import SqliteStore
+from runspan.web.api_keys import KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import KeyRing
+from runspan.web.config import WebSettings
 from runspan.web.server import WebServer
-from runspan.web.settings import WebSettings
 
 
 def hello() -> Flask:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
-from runspan.span import SERVER, Span
+from runspan.model.span import SERVER, Span
 
 _RESULTS = {"completed": "success", "failed": "failure", "skipped": "skip"}
 _RUN_RESULTS = {"completed": "success", "failed": "failure", "timed_out": "timeout", "cancelled": "cancellation"}

@@ -23,12 +23,12 @@ from bench.figures import Figure, Goal, at_least, at_most, ratio, take_turns
 from bench.plan import Plan
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.otlp.batch import write_runs
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes
-from runspan.run import Run
+from runspan.model.run import Run
+from runspan.model.timestamps import parse_ns
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.testing import generate
-from runspan.times import parse_ns
 
 T = TypeVar("T")
 

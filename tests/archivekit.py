@@ -10,10 +10,10 @@ from runspan import Run, encode
 from runspan.archive import Archived, Asked, Reading, Request, Telling, archive
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.sources import documents
-from runspan.span import Span
 from runspan.testing import generate
 
 SECOND = 1_000_000_000

@@ -12,12 +12,12 @@ import httpx
 
 from runspan import Run
 from runspan.backends.jaeger import JaegerReader
-from runspan.backends.remote.settings import RemoteSettings
+from runspan.backends.remote.config import RemoteSettings
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.delivery import connect, settings_from
 from runspan.export import export
-from runspan.otlp.wire import Resource
+from runspan.otlp.protobuf_writer import Resource
 from servers.jaeger import Jaeger
 
 NOW = 1_768_467_700_000_000_000

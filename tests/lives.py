@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from runspan import Run, encode
-from runspan.fields import REVISION
-from runspan.span import Span
-from runspan.times import MILLISECOND, SECOND, canonical_text
+from runspan.codec.fields import REVISION
+from runspan.model.span import Span
+from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
 
 Members = dict[str, Any]
 

@@ -13,8 +13,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from receivers import OK, Answer, Post, Receiver, http_receiver
 from runspan.backends.sqlite import SqliteStore
-from runspan.fields import ROLE, ROLE_ATTEMPT, ROLE_STEP, RUN_ID
-from runspan.otlp.protobuf import read_protobuf
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT, ROLE_STEP, RUN_ID
+from runspan.otlp.protobuf_reader import read_protobuf
 
 
 def growing(run_id: str, done: int, status: str = "running", **members: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from runspan.delivery import Batch, RunSpans
-from runspan.otlp.wire import Resource, request_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes
 
 PROTOBUF = "application/x-protobuf"
 

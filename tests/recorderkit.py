@@ -14,9 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from receivers import OK, Answer, Post, Receiver, http_receiver
 from runspan import Recorder, Run, Span, decode
-from runspan.fields import ROLE
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.codec.fields import ROLE
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import Pace
 
 BEGIN = 1_790_000_000_000_000_000

@@ -17,19 +17,19 @@ import httpx
 
 from clikit import WAIT, runspan
 from receivers import Post
-from runspan.backends.rest import run_path
+from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.fields import RUN_ID
 from runspan.delivery import DeadLetters, DeliverySettings, connect
-from runspan.fields import RUN_ID
-from runspan.otlp.batch import write_runs
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes
-from runspan.run import Run
-from runspan.sources.platform import Pace, Patience, Platform
+from runspan.model.run import Run
+from runspan.model.timestamps import SECOND
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes
+from runspan.platform_api import Pace, Patience, Platform
 from runspan.sync import Binding, Checkpoint, Rhythm, Settings, Sync, SyncReport
-from runspan.times import SECOND
 from runspan.web.app import create_app
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
 from webkit import serving
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from runspan.delivery import settings_from
 from runspan.errors import SettingError
-from runspan.sources import ledger
-from runspan.sources.acknowledged import KEEP, SIZE, TABLES, Acknowledged
-from runspan.sources.ledger import Intent, Ledger
+from runspan.storage.span_acks import KEEP, SIZE, TABLES, Acknowledged
 from runspan.sync import checkpoint
 from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.watch import state_db as ledger
+from runspan.watch.state_db import Intent, Ledger
 
 NOW = 1_764_000_000 * 10**9
 

@@ -21,8 +21,8 @@ from conformance.harness import foreign_otlp, otlp
 from corpus import cases
 from runspan import Run, encode
 from runspan.archive import Asked, purge
-from runspan.archive.collecting import Reading, before, collect
-from runspan.archive.places import LocalPlace, only_one
+from runspan.archive.select import Reading, before, collect
+from runspan.archive.targets import LocalPlace, only_one
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Document, RunQuery
 from runspan.errors import (
@@ -36,11 +36,11 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.sources import documents, files, tenants, total_bytes
-from runspan.sources.archived import archives_in, faults, manifest_of
-from runspan.sources.manifest import Skips, read_manifest, write_manifest
+from runspan.sources.archive_manifest import Skips, read_manifest, write_manifest
+from runspan.sources.archive_reader import archives_in, faults, manifest_of
 
 COUNT = 300
 

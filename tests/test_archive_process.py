@@ -19,11 +19,11 @@ import pytest
 from archivekit import fill, finished, held, past
 from clikit import Running, process, running, runspan, server, write_ndjson
 from runspan import Run
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import RunQuery
-from runspan.sources.archived import archives_in
+from runspan.sources.archive_reader import archives_in
 from runspan.testing import generate
 
 SEED = 20261125

@@ -9,11 +9,11 @@ import pytest
 from conformance.harness import SECOND, T0
 from lives import life_of
 from runspan import Run, decode, encode
-from runspan.fields import ROLE, ROLE_ATTEMPT
-from runspan.ids import run_ids
-from runspan.otlp.batch import write_runs
-from runspan.otlp.wire import span_bytes
-from runspan.span import Span
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_writer import span_bytes
 
 
 def attempts(spans: list[Span]) -> list[Span]:

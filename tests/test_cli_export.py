@@ -20,9 +20,9 @@ import pytest
 from clikit import SAMPLES, command, environment, generated, process, running, runspan, write_ndjson
 from receivers import OK, Answer, Post, Receiver, grpc_receiver, http_receiver
 from runspan import Run, decode
+from runspan.model.span import Span
 from runspan.otlp.json import read_json
-from runspan.otlp.protobuf import read_protobuf
-from runspan.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
 
 BAD = b'{"id":"run_bad","steps":[7]}'
 

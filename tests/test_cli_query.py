@@ -17,8 +17,8 @@ from click.testing import Result
 from clikit import SAMPLES, command, environment, generated, process, runspan, write_ndjson
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
-from runspan.fields import DIGEST
-from runspan.ids import run_ids
+from runspan.codec.fields import DIGEST
+from runspan.model.ids import run_ids
 from runspan.web.app import create_app
 from webkit import document, serving
 

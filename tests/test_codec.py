@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from corpus import ENVELOPES, cases, runs
 from runspan import Run, decode, encode
-from runspan.decode import read_heading, read_run
-from runspan.document import Envelope, Step
-from runspan.encode import content_step_ids
-from runspan.errors import NotFound, TraceIncomplete
-from runspan.fields import (
+from runspan.codec.decode import read_heading, read_run
+from runspan.codec.encode import content_step_ids
+from runspan.codec.fields import (
     DIGEST,
     KEYS,
     PIECE_BYTES,
@@ -28,8 +26,10 @@ from runspan.fields import (
     STEP_FIELDS,
     WORKFLOW_ID,
 )
-from runspan.ids import run_ids
-from runspan.span import ERROR, INTERNAL, SERVER, Span
+from runspan.errors import NotFound, TraceIncomplete
+from runspan.model.document import Envelope, Step
+from runspan.model.ids import run_ids
+from runspan.model.span import ERROR, INTERNAL, SERVER, Span
 
 CASES = cases()
 NOW = 1_768_467_700_000_000_000

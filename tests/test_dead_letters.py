@@ -14,8 +14,8 @@ import pytest
 from clikit import generated, process, running, runspan, write_ndjson
 from receivers import OK, Answer, Post, http_receiver, partial
 from runspan import Run
+from runspan.codec.fields import RUN_ID
 from runspan.delivery import DeadLetters, RunSpans
-from runspan.fields import RUN_ID
 from runspan.sources import documents
 
 AWKWARD = [

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from clikit import Running, generated, process, running, server, until_stored, write_ndjson
-from runspan.backends.rest import run_path
+from runspan.backends.runspan_api import run_path
 
 SEED = 20261124
 RUNS = 3000

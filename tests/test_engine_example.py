@@ -21,9 +21,9 @@ import pytest
 from clikit import environment, server
 from recorderkit import until
 from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.contracts import RunQuery, TraceReader
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
 from runspan.recorder import Pace, RunRecording
 from servers import Tempo
 from servers.jaeger import Jaeger

@@ -15,9 +15,9 @@ from runspan import Run, decode
 from runspan.delivery import GRPC, Delivery, DeliverySettings, HttpTransport, Report, connect, settings_from
 from runspan.errors import DocumentError
 from runspan.export import TARGET_BYTES, batches, export
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource
-from runspan.span import Span
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource
 from runspan.testing.generate import generate
 
 SAMPLES = sorted((Path(__file__).parent.parent / "examples" / "runs").glob("*.json"))
@@ -223,7 +223,7 @@ def test_memory_does_not_grow_with_the_input() -> None:
         from runspan import Run
         from runspan.delivery import connect, settings_from
         from runspan.export import export
-        from runspan.otlp.wire import Resource
+        from runspan.otlp.protobuf_writer import Resource
         from runspan.testing.generate import generate
 
         with connect(settings_from({}, endpoint=sys.argv[1])) as delivery:

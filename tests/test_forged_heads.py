@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from runspan import Run, decode, encode
-from runspan.decode import read_heading, read_run
-from runspan.document import run_text
+from runspan.codec.decode import read_heading, read_run
+from runspan.codec.fields import DIGEST, OPEN_STEPS, REVISION
 from runspan.errors import TraceIncomplete
-from runspan.fields import DIGEST, OPEN_STEPS, REVISION
-from runspan.span import Span
+from runspan.model.document import run_text
+from runspan.model.span import Span
 
 NOW = 1_768_467_700_000_000_000
 TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
-decoding = importlib.import_module("runspan.decode")
+decoding = importlib.import_module("runspan.codec.decode")
 
 
 def with_attributes(span: Span, attributes: dict[str, Any]) -> Span:

@@ -26,10 +26,8 @@ from runspan import Run, create_app
 from runspan.backends.sqlite import SqliteStore
 from runspan.delivery import Report
 from runspan.errors import SettingError
-from runspan.health import METRICS, Health, Kind, Metric, Succession, delivered
-from runspan.health.otel import instrument, sending, wanted
-from runspan.health.prometheus import serving, text
-from runspan.health.table import (
+from runspan.telemetry import METRICS, Health, Kind, Metric, Succession, delivered
+from runspan.telemetry.instruments import (
     BACKLOG,
     EXPORTED,
     LAG,
@@ -41,6 +39,8 @@ from runspan.health.table import (
     RETRIED,
     UNFINISHED,
 )
+from runspan.telemetry.otel import instrument, sending, wanted
+from runspan.telemetry.prometheus import serving, text
 from servers.process import Program, answers, free_ports
 from servers.programs import require_program
 from webkit import document

@@ -10,14 +10,14 @@ import pytest
 
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.encode import content_step_ids
+from runspan.codec.encode import content_step_ids
+from runspan.codec.fields import REVISION
+from runspan.codec.span_templates import STEP_LABELS
 from runspan.errors import PayloadError, TraceIncomplete
-from runspan.fields import REVISION
-from runspan.labels import STEP_LABELS
+from runspan.model.span import Span
 from runspan.otlp.json import read_json
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 NOW = 1_768_467_700_000_000_000
 TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from runspan import Recorder, SettingError, connect
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.cli import main
 from runspan.delivery import settings_from
-from runspan.net.hosts import check_host
-from runspan.sources.platform.client import base_url
+from runspan.http.urls import check_host
+from runspan.platform_api.client import base_url
 
 WRONG = [
     "http://collector..svc",  # as http://collector.$NAMESPACE.svc, the variable not set

@@ -8,15 +8,15 @@ import pytest
 
 from conformance.harness import make_run
 from runspan import encode
-from runspan.backends.jaeger.answers import (
+from runspan.backends.jaeger.legacy_responses import find_old_traces
+from runspan.backends.jaeger.responses import (
     Unreadable,
     find_traces,
     read_services,
     refusal,
 )
-from runspan.backends.jaeger.older import find_old_traces
+from runspan.model.span import Event, Link, Span
 from runspan.otlp.json import write_json
-from runspan.span import Event, Link, Span
 
 TRACE = b"""{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"runspan"}}]},
 "scopeSpans":[{"scope":{"name":"runspan","version":"1"},"spans":[{"traceId":"00b1c2d3e4f5061728394a5b6c7d8e9f",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runspan.backends.jaeger import pieces
-from runspan.backends.jaeger.answers import Found, Unreadable, find_traces
-from runspan.backends.jaeger.pieces import Pieces
+from runspan.backends.jaeger import response_cache as pieces
+from runspan.backends.jaeger.response_cache import Pieces
+from runspan.backends.jaeger.responses import Found, Unreadable, find_traces
 
 HOSTILE = ('{"resource":', ',{"resource":{', "]}}", '\\"},{"resource":', "ÿ", "\x00", "")
 """Texts that would mislead who cuts without looking at quotes."""

@@ -20,13 +20,13 @@ from corpus import cases
 from jaegerkit import NOW, answering, in_front_of, items_of_all_pages, reader_of, send
 from runspan import Run, encode
 from runspan.backends.jaeger import JaegerReader
-from runspan.backends.remote.settings import RemoteSettings
+from runspan.backends.remote.config import RemoteSettings
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.document import sort_time
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound
-from runspan.ids import run_ids
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.model.document import sort_time
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 from servers.finding import require
 from servers.jaeger import IMAGE, MEMORY, Jaeger, start_jaeger

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from conformance.harness import MS, SECOND, T0, make_run, running
 from runspan import encode
-from runspan.backends.jaeger.answers import Found
-from runspan.backends.jaeger.questions import DepthRefused
-from runspan.backends.jaeger.walk import Hint, Row, Walk
+from runspan.backends.jaeger.queries import DepthRefused
+from runspan.backends.jaeger.responses import Found
+from runspan.backends.jaeger.search import Hint, Row, Walk
+from runspan.codec.fields import REVISION
 from runspan.contracts import Cursor, RunQuery
-from runspan.fields import REVISION
-from runspan.run import Run
-from runspan.span import Span
+from runspan.model.run import Run
+from runspan.model.span import Span
 
 Traces = dict[str, list[Found]]
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from runspan.errors import SettingError
-from runspan.links import Links
+from runspan.web.trace_links import Links
 
 TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
 

@@ -13,18 +13,18 @@ import httpx
 import pytest
 
 from clikit import runspan
-from runspan.backends.remote.http import RemoteHttp
-from runspan.backends.remote.settings import settings_from as remote_settings
-from runspan.backends.rest import RestReader
+from runspan.backends.remote.client import RemoteHttp
+from runspan.backends.remote.config import settings_from as remote_settings
+from runspan.backends.runspan_api import RestReader
 from runspan.delivery import settings_from
 from runspan.delivery.batch import Request
-from runspan.delivery.http import HttpTransport
-from runspan.delivery.outcome import Later
+from runspan.delivery.http_transport import HttpTransport
+from runspan.delivery.result import Later
 from runspan.errors import BackendUnreachable, RunspanError
-from runspan.net.deadline import DeadlineTransport
-from runspan.net.waits import LONGEST_WAIT, asked_wait
-from runspan.net.words import MAX_WORDS, shown_url, tidy
-from runspan.sources.platform import Pace, Patience, Platform
+from runspan.http.retry import LONGEST_WAIT, asked_wait
+from runspan.http.transport import DeadlineTransport
+from runspan.http.urls import MAX_WORDS, shown_url, tidy
+from runspan.platform_api import Pace, Patience, Platform
 
 TIMEOUT = 0.5
 SOON = 10.0

@@ -18,8 +18,8 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import DocumentError, SettingError, StoreError
 from runspan.sources import documents, files, total_bytes
-from runspan.sources.archived import archives_in, faults, manifest_of
-from runspan.sources.objects import Objects, is_url, shown
+from runspan.sources.archive_reader import archives_in, faults, manifest_of
+from runspan.sources.filesystem import Objects, is_url, shown
 
 TWO = b'{"id":"a"}\n{"id":"b"}\n'
 

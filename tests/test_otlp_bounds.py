@@ -13,8 +13,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan import Run, decode, encode
 from runspan.errors import PayloadTooLarge
-from runspan.otlp.batch import write_runs
-from runspan.otlp.bounds import (
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.json import read_json, write_json
+from runspan.otlp.limits import (
     _SMALL_BODY,
     JSON_VALUE_BYTES,
     MAX_JSON_VALUES,
@@ -25,10 +26,8 @@ from runspan.otlp.bounds import (
     bound_protobuf,
     span_bound,
 )
-from runspan.otlp.json import read_json, write_json
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.received import Received
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_reader import Received, read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 
 

@@ -16,14 +16,14 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan import Run, encode
+from runspan.codec.fields import ROLE
 from runspan.errors import PayloadError, PayloadTooLarge
-from runspan.fields import ROLE
+from runspan.model.span import Event, Link, Span, plain
+from runspan.model.timestamps import MAX_NS
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
-from runspan.otlp.protobuf import MAX_NAMED, read_protobuf, read_spans
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.span import Event, Link, Span, plain
-from runspan.times import MAX_NS
+from runspan.otlp.protobuf_reader import MAX_NAMED, read_protobuf, read_spans
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 TRACE = bytes(range(1, 17))
 SPAN = bytes(range(1, 9))

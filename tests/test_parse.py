@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 
 from corpus import BAD_PAYLOADS, ENVELOPES, PAYLOADS, STEP, TEXTS, with_payload
 from runspan import Run
-from runspan.document import RUN_STATUSES, STEP_STATUSES, summary_text
 from runspan.errors import DocumentError
-from runspan.scan import ScanError, elements, end_of_value, members, place_of
+from runspan.model.document import RUN_STATUSES, STEP_STATUSES, summary_text
+from runspan.model.json_scanner import ScanError, elements, end_of_value, members, place_of
 
 PLACES = ("input", "output", "error", "x-run", "steps[0].input", "steps[0].x-step")
 

@@ -16,10 +16,9 @@ from receivers import OK, Answer, http_receiver
 from recorderkit import WAIT, recording, until
 from runspan import Run
 from runspan.recorder import Pace, RunRecording
-from runspan.recorder.live import LiveRun
 from runspan.recorder.outbox import Outbox
-from runspan.recorder.record import Clock, RunRecord
-from runspan.recorder.report import Counts
+from runspan.recorder.state import Clock, LiveRun, RunRecord
+from runspan.recorder.stats import Counts
 from runspan.sources import documents
 
 BIG = "x" * 100_000

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry import baggage, context, propagate, trace
 
 from recorderkit import WAIT, Taken, proved, recording
-from runspan.fields import ROLE
+from runspan.codec.fields import ROLE
 from runspan.recorder import StepRecording
 
 

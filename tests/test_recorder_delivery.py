@@ -24,18 +24,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from receivers import CLOSE, OK, Answer, Post, grpc_receiver, http_receiver, partial
 from recorderkit import QUICK, WAIT, Taken, proved, recording, until
 from runspan import Recorder, Run, decode, encode
+from runspan.codec.fields import REVISION, ROLE
 from runspan.errors import SettingError
-from runspan.fields import REVISION, ROLE
-from runspan.health import Health
-from runspan.health.table import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import Pace
-from runspan.recorder.live import LiveRun
 from runspan.recorder.outbox import Outbox
-from runspan.recorder.record import Clock, RunRecord
-from runspan.recorder.report import Counts
+from runspan.recorder.state import Clock, LiveRun, RunRecord
+from runspan.recorder.stats import Counts
 from runspan.sources import documents
+from runspan.telemetry import Health
+from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 
 
 @pytest.fixture(autouse=True)
@@ -520,7 +519,7 @@ def test_an_error_inside_is_counted_and_the_thread_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A defect of the recorder's own in one run neither reaches the engine nor stops the others."""
-    from runspan.recorder.parcels import Post as Sent
+    from runspan.recorder.delta import Post as Sent
 
     whole = Sent.parcel
 

@@ -23,10 +23,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from recorderkit import QUICK, WAIT, Taken, Ticking, proved, recording
 from runspan import DocumentError, Recorder, SettingError, decode, encode
-from runspan.fields import REVISION, ROLE
-from runspan.otlp.protobuf import read_protobuf
+from runspan.codec.fields import REVISION, ROLE
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import Pace, StepRecording
-from runspan.recorder.values import payload
+from runspan.recorder.serialize import payload
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from receivers import OK, Answer, Post
 from recorderkit import BEGIN, QUICK, WAIT, Ticking, proved, recording, until
 from runspan import Recorder
-from runspan.fields import REVISION
+from runspan.codec.fields import REVISION
 from runspan.recorder import Pace
 
 SECOND = 1_000_000_000

@@ -11,8 +11,8 @@ import pytest
 from receivers import OK, Answer, Post, partial
 from recorderkit import QUICK, WAIT, proved, recording, until
 from runspan import Run
-from runspan.fields import ROLE
-from runspan.otlp.protobuf import read_protobuf
+from runspan.codec.fields import ROLE
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import Pace
 from runspan.sources import documents
 

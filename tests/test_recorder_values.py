@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from recorderkit import WAIT, Taken, proved, recording
 from runspan import Run
-from runspan.recorder.values import label, payload
+from runspan.recorder.serialize import label, payload
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from runspan import connect
-from runspan.backends.remote.http import RemoteHttp
-from runspan.backends.remote.settings import RemoteSettings, settings_from
+from runspan.backends.remote.client import RemoteHttp
+from runspan.backends.remote.config import RemoteSettings, settings_from
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import RunQuery
 from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, QueryError, SettingError

@@ -14,7 +14,7 @@ from flask import Flask, Response
 from clikit import SAMPLES, generated
 from jaegerkit import answering
 from runspan import Run
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.errors import (
@@ -28,11 +28,11 @@ from runspan.errors import (
     TraceIncomplete,
     Unauthorized,
 )
-from runspan.ids import run_ids
-from runspan.otlp.received import Received
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import Received
+from runspan.web.api_keys import RUNS_WRITE, KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import RUNS_WRITE, KeyRing
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
 from webkit import document, serving, spans_of
 
 ODD = {

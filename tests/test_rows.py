@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
-from runspan.otlp import rows
-from runspan.otlp.columns import COMPILED
-from runspan.times import canonical_ns
+from runspan.model.timestamps import canonical_ns
+from runspan.otlp import column_loops as rows
+from runspan.otlp.bulk_columns import COMPILED
 from servers.finding import missing
 
 BOUND = 2000
@@ -24,7 +24,7 @@ KEY = b"runspan.step.input"
 def _modules() -> list[ModuleType]:
     if not COMPILED:
         return [rows]
-    from runspan.otlp import _rows
+    from runspan.otlp import _column_loops as _rows
 
     return [rows, _rows]
 
@@ -107,7 +107,7 @@ def test_anything_else_is_negative(loops: ModuleType, value: object) -> None:
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(2262, 4, 9)), st.integers(0, 23), st.sampled_from("0a:/Z- ٣"))
 def test_every_text_is_judged_as_canonical_ns_judges_it(moment: datetime, place: int, other: str) -> None:
-    """A timestamp, and one with any character changed: both languages and ``times.canonical_ns`` agree."""
+    """A timestamp, and one with any character changed: both languages and ``model.timestamps.canonical_ns`` agree."""
     good = moment.isoformat(timespec="milliseconds") + "Z"
     changed = good[:place] + other + good[place + 1 :]
     for module in _modules():

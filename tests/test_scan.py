@@ -10,7 +10,7 @@ import pytest
 
 from runspan import Run
 from runspan.errors import DocumentError
-from runspan.scan import ScanError, end_of_value, place_of
+from runspan.model.json_scanner import ScanError, end_of_value, place_of
 
 MANY = 1 << 18
 HOSTILE = {

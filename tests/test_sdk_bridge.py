@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from receivers import http_receiver
 from runspan import Run, decode, encode
 from runspan.errors import BackendRefused
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.sdk import SdkExporterWriter, sdk_resource, to_readable_span
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.sdk_bridge import SdkExporterWriter, sdk_resource, to_readable_span
 
 SAMPLES = sorted((Path(__file__).parent.parent / "examples" / "runs").glob("*.json"))
 NOW = 1_790_000_000_000_000_000

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runspan.errors import DocumentError
-from runspan.run import Run
+from runspan.model.run import Run
 from runspan.sources import Piece, runs, split
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "runs").glob("*.json"))

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from runspan.errors import DocumentError, SettingError
-from runspan.run import Run
+from runspan.model.run import Run
 from runspan.sources import documents, files, pieces, total_bytes
 
 TWO = b'{"id":"a"}\n{"id":"b"}\n'

@@ -12,14 +12,14 @@ import zstandard
 
 from conformance.harness import T0, ids, make_run, otlp
 from runspan import Run, encode
-from runspan.backends.connect import connect
+from runspan.backends import connect
 from runspan.backends.sqlite import SqliteStore, reading
-from runspan.backends.sqlite.reading import _statement
+from runspan.backends.sqlite.reader import _statement
 from runspan.backends.sqlite.schema import APPLICATION_ID, FILE_NAME, FORMAT
 from runspan.contracts import Capabilities, Cursor, RunQuery
 from runspan.errors import SettingError, StoreError
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.testing import generate
 
 FORMAT_1 = """

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from conformance.harness import SECOND, T0, foreign_otlp, ids, make_run, otlp, running
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.contracts import Document, RunQuery, Written
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.fields import ROLE, ROLE_ATTEMPT
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
-from runspan.span import Span
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 

@@ -13,16 +13,16 @@ import pytest
 from conformance.harness import SECOND, T0, make_run, otlp, running
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.known import Known, spans_of, stored
+from runspan.backends.sqlite.revision import Known, spans_of, stored
 from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.codec.decode import read_run
+from runspan.codec.encode import RunEncoder
+from runspan.codec.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
 from runspan.contracts import Document
-from runspan.decode import read_run
-from runspan.encode import RunEncoder
 from runspan.errors import StoreError
-from runspan.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
-from runspan.span import Span
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
 
 TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
 IDS = [bytes([number] * 8) for number in range(1, 4)]

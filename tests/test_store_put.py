@@ -7,11 +7,11 @@ import pytest
 from conformance.harness import SECOND, T0, ids, make_run, otlp, running
 from runspan import encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.decode import read_run
+from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
-from runspan.decode import read_run
-from runspan.fields import ROOT_REVISION
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 
 
 @pytest.fixture

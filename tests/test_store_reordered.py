@@ -13,11 +13,11 @@ import pytest
 from conformance.harness import T0, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.compress import Compression
-from runspan.backends.sqlite.reading import Readers, Reading
+from runspan.backends.sqlite.compression import Compression
+from runspan.backends.sqlite.reader import Readers, Reading
 from runspan.backends.sqlite.rows import split_digests, with_digest
-from runspan.otlp.protobuf import read_protobuf
-from runspan.span import Span
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
 
 DAY = 86_400_000_000_000
 

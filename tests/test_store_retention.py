@@ -12,8 +12,8 @@ from runspan import encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 
 DAY = 86_400 * SECOND
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from conformance.harness import SECOND, T0, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore, intake
-from runspan.backends.sqlite.known import Known
 from runspan.backends.sqlite.merge import Settled, settle
+from runspan.backends.sqlite.revision import Known
+from runspan.codec.decode import read_run
+from runspan.codec.fields import DIGEST, MANIFEST, REVISION, ROOT_REVISION
 from runspan.contracts import Document, RunQuery
-from runspan.decode import read_run
-from runspan.fields import DIGEST, MANIFEST, REVISION, ROOT_REVISION
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
-from runspan.span import Span
-from runspan.times import canonical_text
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.model.timestamps import canonical_text
+from runspan.otlp.protobuf_reader import read_protobuf
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 

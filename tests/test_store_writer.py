@@ -20,7 +20,7 @@ from runspan.backends.sqlite.schema import open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.contracts import RunQuery
 from runspan.errors import StoreError
-from runspan.otlp.protobuf import read_protobuf
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.testing import generate
 
 
@@ -209,8 +209,8 @@ CHILD = """
 import sys, threading
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 
 store = SqliteStore(sys.argv[1])

@@ -15,18 +15,18 @@ from flask import Flask, Response
 from clikit import runspan
 from conformance.harness import SECOND, T0, all_pages, ids, make_run, otlp, running
 from runspan import Run, encode
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.reading import _statement
+from runspan.backends.sqlite.reader import _statement
 from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.codec.fields import ROOT_REVISION, observation
 from runspan.contracts import RunQuery
-from runspan.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.errors import NotFound, QueryError, QueryUnsupported
-from runspan.fields import ROOT_REVISION, observation
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
+from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.app import create_app
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
 from webkit import error_of, serving
 
 MINUTE = 60 * SECOND

@@ -13,13 +13,12 @@ import pytest
 from clikit import generated, process, running, runspan, server
 from platform_mock import EVERY_KIND, Faults, failure, platform
 from receivers import OK, Answer, Post, http_receiver, partial
+from runspan.codec.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
 from runspan.errors import BackendError
-from runspan.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
-from runspan.ids import run_ids
-from runspan.run import Run
-from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.sync.entry import State
-from runspan.web.keys import KeyRing
+from runspan.model.ids import run_ids
+from runspan.model.run import Run
+from runspan.sync.checkpoint import Binding, Checkpoint, State
+from runspan.web.api_keys import KeyRing
 from synckit import Place, eventually, make, once, run_document, run_ids_of, synced
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from clikit import generated
 from platform_mock import EVERY_KIND, platform
-from runspan.backends.connect import connect
+from runspan.backends import connect
 from runspan.contracts import Document
 from runspan.errors import NotFound
 from synckit import Place, eventually, run_document, synced

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from runspan.errors import SettingError, StoreError
-from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, Walked
-from runspan.sync.entry import Entry, State
+from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, Entry, State, Walked
 
 BINDING = Binding("http://a", "http://b/v1/traces")
 
@@ -98,7 +97,7 @@ def test_what_was_committed_survives_a_kill_and_the_rest_leaves_no_trace(tmp_pat
 import os, signal, sys
 from pathlib import Path
 from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.sync.entry import Entry
+from runspan.sync.checkpoint import Entry
 checkpoint = Checkpoint(Path(sys.argv[1]), Binding("http://a", "http://b/v1/traces"))
 for number in range(20):
     checkpoint.begin()

@@ -18,8 +18,8 @@ import httpx
 from clikit import WAIT, Running, running
 from platform_mock import EVERY_KIND, platform
 from receivers import CLOSE, OK, Answer, Post, http_receiver
-from runspan.fields import ROLE, ROLE_SNAPSHOT
-from runspan.ids import run_ids
+from runspan.codec.fields import ROLE, ROLE_SNAPSHOT
+from runspan.model.ids import run_ids
 from synckit import Place, eventually, make, place, run_document, run_ids_of
 
 

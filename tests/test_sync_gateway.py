@@ -19,13 +19,12 @@ from receivers import Answer, http_receiver
 from runspan.delivery import Delivery
 from runspan.delivery import connect as delivery_to
 from runspan.errors import BackendBusy, StoreError
-from runspan.health import Health
-from runspan.health.table import REQUESTS
+from runspan.model.timestamps import SECOND
 from runspan.sync import Binding, Checkpoint
-from runspan.sync.checkpoint import FORMAT
-from runspan.sync.entry import Entry, State
-from runspan.sync.plan import LONGEST_PAUSE, MINUTE, Rhythm, dispatch
-from runspan.times import SECOND
+from runspan.sync.checkpoint import FORMAT, Entry, State
+from runspan.sync.policy import LONGEST_PAUSE, MINUTE, Rhythm, dispatch
+from runspan.telemetry import Health
+from runspan.telemetry.instruments import REQUESTS
 from synckit import Place, eventually, followed, once, run_document, synced
 from test_sync_follow import now_document
 from test_sync_plan import NOW, decided, run_of, sent
@@ -312,10 +311,10 @@ def test_deliveries_that_were_replaced_are_let_go_of(
         healths.append(Health(*args, **settings))
         return healths[0]
 
-    monkeypatch.setattr("runspan.sync.following._RECONNECT_AFTER", 0.01)
-    monkeypatch.setattr("runspan.sync.following._RECONNECT_LONGEST", 0.01)
-    monkeypatch.setattr("runspan.cli.syncing.connect", connect)
-    monkeypatch.setattr("runspan.cli.syncing.Health", watched)
+    monkeypatch.setattr("runspan.sync.engine._RECONNECT_AFTER", 0.01)
+    monkeypatch.setattr("runspan.sync.engine._RECONNECT_LONGEST", 0.01)
+    monkeypatch.setattr("runspan.cli.sync.connect", connect)
+    monkeypatch.setattr("runspan.cli.sync.Health", watched)
     with http_receiver(lambda post: Answer(401)) as receiver:
         args = ("--endpoint", receiver.url, "--checkpoint", checkpoint, "--follow", "--requests-per-minute", 0)
         result = runspan("sync", source.url, *args, code=10)

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runspan import Run, decode, encode
+from runspan.codec.fields import ROOT_REVISION
 from runspan.export import Observed
-from runspan.fields import ROOT_REVISION
-from runspan.sources.platform import Listed, Listing
-from runspan.sync.entry import Entry, State
-from runspan.sync.plan import (
+from runspan.model.timestamps import SECOND
+from runspan.platform_api import Listed, Listing
+from runspan.sync.checkpoint import Entry, State
+from runspan.sync.list_scan import Filter, Sweep
+from runspan.sync.policy import (
     DAY,
     HOUR,
     MINUTE,
@@ -25,8 +27,6 @@ from runspan.sync.plan import (
     since_parameter,
     threatened,
 )
-from runspan.sync.sweep import Filter, Sweep
-from runspan.times import SECOND
 from synckit import run_document
 
 NOW = 1_800_000_000 * SECOND

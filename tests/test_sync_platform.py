@@ -25,9 +25,9 @@ from runspan.errors import (
     SettingError,
     Unauthorized,
 )
-from runspan.run import Run
-from runspan.sources.platform import AnswerTooLong, Pace, Patience, Platform, base_url, fingerprint_of_summary
-from runspan.sources.platform.answers import Damaged, read_document, read_listing
+from runspan.model.run import Run
+from runspan.platform_api import AnswerTooLong, Pace, Patience, Platform, base_url, fingerprint_of_summary
+from runspan.platform_api.schema import Damaged, read_document, read_listing
 from synckit import Place, place, run_document
 
 QUICK = Patience(attempts=4, timeout=5.0, first=0.01, longest=0.05)

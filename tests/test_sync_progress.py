@@ -11,8 +11,8 @@ import pytest
 
 from clikit import command, environment
 from platform_mock import Faults, platform
-from runspan.cli.sync_progress import span_of_time
-from runspan.times import SECOND
+from runspan.cli.progress import span_of_time
+from runspan.model.timestamps import SECOND
 from synckit import place, run_document
 
 

@@ -12,12 +12,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from conformance.harness import make_run, otlp
 from runspan import encode
-from runspan.backends.remote.http import Answer
-from runspan.backends.tempo.answers import read_search
+from runspan.backends.remote.client import Answer
+from runspan.backends.tempo.responses import CUT, PARTIAL, read_search, read_trace
 from runspan.backends.tempo.traceql import padded, quoted, search_text
-from runspan.backends.tempo.traces import CUT, PARTIAL, read_trace
 from runspan.contracts import RunQuery
-from runspan.span import Span
+from runspan.model.span import Span
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 STATUSES = [None, "failed", "running", "s" * 700]

@@ -16,14 +16,14 @@ from conformance.harness import MS, SECOND, T0, all_pages, ids, make_run, runnin
 from conformance.remote import VISIBLE_SECONDS, tempo_heads
 from corpus import cases
 from runspan import Run, encode
-from runspan.backends.remote.settings import settings_from as remote_settings
+from runspan.backends.remote.config import settings_from as remote_settings
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import Page, RunQuery, TraceReader
 from runspan.delivery import connect, settings_from
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.export import export
-from runspan.otlp.wire import Resource
+from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate
 from servers import Tempo, require, start_tempo
 from servers.tempo import IMAGE

@@ -13,10 +13,10 @@ import pytest
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.ids import run_ids
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.span import Span
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 NOW = 1_768_467_700_000_000_000
 RUNNING = Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"running"}]}')

@@ -20,9 +20,9 @@ from lives import STAGES, Seen, life_of
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.document import sort_time
-from runspan.ids import run_ids
-from runspan.times import canonical_text
+from runspan.model.document import sort_time
+from runspan.model.ids import run_ids
+from runspan.model.timestamps import canonical_text
 from servers import Tempo, require, start_tempo
 from servers.jaeger import Jaeger
 from servers.tempo import IMAGE

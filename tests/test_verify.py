@@ -18,7 +18,7 @@ from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Document, Page
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, QueryUnsupported, TraceIncomplete
-from runspan.span import Span
+from runspan.model.span import Span
 from runspan.testing import generate
 from runspan.verify import CANARY, Sent, Verdict, canary, verify
 from servers import require, start_tempo

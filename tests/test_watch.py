@@ -19,14 +19,15 @@ import pytest
 from clikit import generated, running, runspan, server, write_ndjson
 from receivers import Answer, http_receiver, partial
 from runspan import Run, create_app
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
 from runspan.delivery import Delivery, OnSettled, RetryPolicy, connect, settings_from
 from runspan.errors import NotFound, SettingError, StoreError
-from runspan.fields import ROOT_REVISION
-from runspan.health import Health
-from runspan.health.table import (
+from runspan.otlp.protobuf_writer import Resource
+from runspan.telemetry import Health
+from runspan.telemetry.instruments import (
     EXPORTED,
     OLDEST_UNFINISHED,
     REFUSED,
@@ -36,10 +37,9 @@ from runspan.health.table import (
     WATCH_WAITING,
     WATCHED,
 )
-from runspan.otlp.wire import Resource
-from runspan.sources.ledger import REMEMBER, Ledger, Outcome
-from runspan.sources.watch import MAX_FILES, PATIENCE, Folder
-from runspan.watch import Settings, Watch
+from runspan.watch.poller import MAX_FILES, PATIENCE, Folder
+from runspan.watch.service import Settings, Watch
+from runspan.watch.state_db import REMEMBER, Ledger, Outcome
 from webkit import serving
 
 SEED = 20261125

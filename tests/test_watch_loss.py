@@ -20,10 +20,10 @@ from oncekit import Kept, growing, keeping
 from receivers import CLOSE, Answer, Post
 from runspan import Run
 from runspan.errors import StoreError
-from runspan.health.table import REJECTED, WATCH_WAITING
-from runspan.sources.ledger import REMEMBER, Ledger, Outcome, Signature
-from runspan.sources.versions import NAMED
-from runspan.sources.watch import PATIENCE, Folder, signature_of
+from runspan.telemetry.instruments import REJECTED, WATCH_WAITING
+from runspan.watch.coalescer import NAMED
+from runspan.watch.poller import PATIENCE, Folder, signature_of
+from runspan.watch.state_db import REMEMBER, Ledger, Outcome, Signature
 from test_watch import NOW, Bench, run
 
 LONG = int(PATIENCE / 2) + 4

@@ -14,9 +14,9 @@ import pytest
 
 from runspan import create_app
 from runspan.backends.sqlite import SqliteStore
-from runspan.health.table import WATCH_WAITING, WATCHED
-from runspan.sources.moving import BETWEEN
-from runspan.sources.watch import PATIENCE
+from runspan.telemetry.instruments import WATCH_WAITING, WATCHED
+from runspan.watch.done_dir import BETWEEN
+from runspan.watch.poller import PATIENCE
 from test_watch import REST, Bench, run, stored
 from webkit import serving
 
@@ -238,7 +238,7 @@ def test_a_kill_at_any_step(
         if elsewhere:
             another_file_system(patch, done)
         dead: list[bool] = []
-        ways = {"copy2": "runspan.sources.moving.shutil.copy2", "commit": "runspan.sources.ledger.Ledger.commit"}
+        ways = {"copy2": "runspan.watch.done_dir.shutil.copy2", "commit": "runspan.watch.state_db.Ledger.commit"}
         for way in ("makedirs", "rename", "link", "unlink", "fsync", "copy2", "commit", "rmdir"):
             path = ways.get(way, f"os.{way}")
             patch.setattr(path, killing(patch, path, dead, at=way == call, after=after))

@@ -19,10 +19,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import NotFound, SettingError, StoreError
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
+from runspan.web.api_keys import KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import KeyRing
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
 from webkit import JSON, PROTOBUF, document, error_of, otlp, serving
 
 SECOND = 1_000_000_000

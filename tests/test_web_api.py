@@ -26,12 +26,12 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.model.timestamps import parse_ns
 from runspan.otlp.json import read_json
-from runspan.span import Span
-from runspan.times import parse_ns
 from runspan.web.app import create_app
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
 from webkit import JSON, PROTOBUF, document, error_of, otlp, raw, serving, spans_of
 
 NOW = parse_ns("2024-01-15T10:00:00.000Z") or 0

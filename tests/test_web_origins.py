@@ -12,11 +12,11 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
+from runspan.web.api_keys import KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import KeyRing
-from runspan.web.origins import OpenDoor
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
+from runspan.web.origin_guard import OpenDoor
 from webkit import JSON, PROTOBUF, document, error_of, otlp, raw, serving
 
 EVIL = "evil.example:8321"

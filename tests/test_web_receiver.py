@@ -28,11 +28,11 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Rejection, Written
 from runspan.errors import StoreError
 from runspan.otlp.json import write_json
-from runspan.otlp.received import Received
-from runspan.otlp.wire import Resource
+from runspan.otlp.protobuf_reader import Received
+from runspan.otlp.protobuf_writer import Resource
 from runspan.web.app import create_app
-from runspan.web.body import inflate
-from runspan.web.settings import MIB, WebSettings
+from runspan.web.config import MIB, WebSettings
+from runspan.web.request_body import inflate
 from webkit import JSON, PROTOBUF, document, otlp, raw, serving, spans_of, zipped
 
 GZIP = {"Content-Encoding": "gzip"}

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from runspan.backends.sqlite import SqliteStore
+from runspan.web.api_keys import KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import KeyRing
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
 from webkit import JSON, document, serving
 
 

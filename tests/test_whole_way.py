@@ -18,14 +18,14 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 
 from corpus import PAYLOADS, TEXTS, cases, with_payload
 from runspan import Run, encode
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.delivery import connect, settings_from
 from runspan.errors import DocumentError
 from runspan.export import export
-from runspan.otlp.sdk import SdkExporterWriter
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.sdk_bridge import SdkExporterWriter
 from runspan.testing import generate
 from runspan.web.app import create_app
 from runspan.web.server import WebServer

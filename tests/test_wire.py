@@ -15,9 +15,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
 from corpus import cases, runs
 from runspan import Run, __version__, encode
-from runspan.otlp.batch import write_runs
-from runspan.otlp.wire import Resource, request_bytes, span_bytes, varint
-from runspan.span import Attributes, Event, Link, Span
+from runspan.model.span import Attributes, Event, Link, Span
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes, varint
 from runspan.testing import generate
 
 CASES = cases()

@@ -18,15 +18,15 @@ from oncekit import Kept, finished_step, growing, keeping, numbers, once, steps_
 from platform_mock import platform
 from receivers import CLOSE, Answer, Post, partial
 from runspan import Run
+from runspan.codec.fields import ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.export import Observed
-from runspan.fields import ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
-from runspan.otlp.batch import write_runs
-from runspan.sources.acknowledged import KEEP
-from runspan.sources.ledger import Intent, Signature
-from runspan.sources.versions import MAX_HELD, MAX_HELD_BYTES, Reading, Versions
-from runspan.sources.watch import Candidate
-from runspan.sync.plan import MINUTE, Dispatch
+from runspan.otlp.bulk_writer import write_runs
+from runspan.storage.span_acks import KEEP
+from runspan.sync.policy import MINUTE, Dispatch
+from runspan.watch.coalescer import MAX_HELD, MAX_HELD_BYTES, Reading, Versions
+from runspan.watch.poller import Candidate
+from runspan.watch.state_db import Intent, Signature
 from synckit import Place, eventually, synced
 from synckit import once as sync_once
 from test_watch import Bench

@@ -21,7 +21,7 @@ from oncekit import attributes, finished_step, growing, store_it
 from receivers import CLOSE, OK, Answer, Post, http_receiver
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
-from runspan.fields import ROLE, ROLE_STEP, RUN_ID
+from runspan.codec.fields import ROLE, ROLE_STEP, RUN_ID
 from synckit import eventually, place
 
 SEED = 20261125

@@ -14,8 +14,8 @@ import httpx
 from flask import Flask
 
 from runspan import Run, encode
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.span import Span
+from runspan.model.span import Span
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.web.server import WebServer
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}

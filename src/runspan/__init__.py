@@ -6,9 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from runspan._version import __version__
-from runspan.decode import decode
-from runspan.document import Step
-from runspan.encode import encode
+from runspan.codec.decode import decode
+from runspan.codec.encode import encode
 from runspan.errors import (
     AccessError,
     BackendError,
@@ -21,11 +20,12 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
-from runspan.run import Run
-from runspan.span import Span
+from runspan.model.document import Step
+from runspan.model.run import Run
+from runspan.model.span import Span
 
 if TYPE_CHECKING:
-    from runspan.backends.connect import connect
+    from runspan.backends import connect
     from runspan.recorder import Recorder
     from runspan.web.app import create_app
 
@@ -53,7 +53,7 @@ __all__ = [
 
 _LATER = {
     "Recorder": "runspan.recorder",
-    "connect": "runspan.backends.connect",
+    "connect": "runspan.backends",
     "create_app": "runspan.web.app",
 }
 """Imported when first asked for: an engine that only encodes should not pay for a web framework or the SDK."""

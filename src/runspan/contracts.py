@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runspan.document import LIVE_RUN_STATUSES, RUN_STATUSES
+from runspan.codec.fields import observation
 from runspan.errors import QueryError
-from runspan.fields import observation
-from runspan.run import Run
-from runspan.span import Span
+from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
+from runspan.model.run import Run
+from runspan.model.span import Span
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200

@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from runspan.run import Run
+    from runspan.model.run import Run
 
 
 class RunspanError(Exception):

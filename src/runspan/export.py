@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
+from runspan.codec.encode import encode
 from runspan.delivery import Batch, Delivery, Report, RunSpans
-from runspan.encode import encode
 from runspan.errors import DocumentError
-from runspan.otlp.batch import write_runs
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.run import Run
-from runspan.sources.acknowledged import digest_of
+from runspan.model.run import Run
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.storage.span_acks import digest_of
 
 TARGET_SPANS: Final = 4096
 """A request has a price of its own, that of encoding twenty runs or more, so small ones are dear. Where spans are not

@@ -12,10 +12,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Page, RunQuery, TraceReader
-from runspan.otlp.protobuf import read_protobuf
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.span import Span
-from runspan.times import canonical_text
+from runspan.model.span import Span
+from runspan.model.timestamps import canonical_text
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 T0 = 1_760_000_000_000_000_000
 """The start of the first run of a test, nanoseconds since 1970: whole milliseconds."""

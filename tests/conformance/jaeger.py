@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runspan.backends.jaeger import JaegerReader
-from runspan.backends.remote.settings import settings_from
+from runspan.backends.remote.config import settings_from
 from servers.jaeger import Jaeger
 
 from .sending import ByOtlp, delivery_to

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import httpx
 
-from runspan.backends.remote.settings import settings_from
+from runspan.backends.remote.config import settings_from
 from runspan.backends.tempo import TempoReader
+from runspan.codec.fields import REVISION
 from runspan.contracts import Document, Page, RunQuery, TraceReader
-from runspan.fields import REVISION
-from runspan.span import Span
+from runspan.model.span import Span
 from servers import Tempo
 
 from .sending import ByOtlp, delivery_to

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from runspan import Run, encode
+from runspan.codec.fields import RUN_ID
 from runspan.contracts import TraceReader
 from runspan.delivery import Batch, Delivery, RunSpans, connect, settings_from
-from runspan.fields import RUN_ID
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
-from runspan.span import Span
+from runspan.model.span import Span
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 from .harness import T0
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from runspan import Run, encode
+from runspan.codec.fields import ROLE
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.fields import ROLE
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
 
 from .harness import SECOND, T0, Harness, make_run, running
 

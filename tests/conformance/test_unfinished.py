@@ -12,12 +12,12 @@ import pytest
 
 from lives import STAGES, Seen, is_head, life_of
 from runspan import Run, encode
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.contracts import RunQuery, TraceReader
-from runspan.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.fields import ROLE, ROLE_ATTEMPT
-from runspan.ids import run_ids
-from runspan.span import Span
+from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
 
 from .harness import SECOND, T0, Harness, all_pages, ids, make_run, running
 

@@ -15,7 +15,7 @@ import yaml
 from clikit import server
 from operate.gate import Gate
 from runspan import connect
-from runspan.backends.rest import RestReader
+from runspan.backends.runspan_api import RestReader
 from runspan.errors import RunspanError
 from servers import jaeger as jaegers
 from servers import tempo as tempos

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clikit import SAMPLES
 from runspan import Run
-from runspan.times import parse_ns
+from runspan.model.timestamps import parse_ns
 
 _TIME = re.compile(rb'"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d))"')
 _AGO = 5_000_000_000

@@ -18,8 +18,8 @@ from clikit import Running, running, runspan, server
 from operate.fresh import samples, unfinished, whole, write
 from operate.kit import wait_until
 from runspan import Run, encode
-from runspan.document import TERMINAL_RUN_STATUSES
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.model.document import TERMINAL_RUN_STATUSES
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from servers.alertmanager import Webhook, start_alertmanager
 from servers.collector import Collector, start_collector
 from servers.process import free_ports

@@ -15,7 +15,7 @@ from operate.conftest import Stack
 from operate.kit import REPLAY, document, moment, send, step, wait_until
 from runspan import Run, encode
 from runspan.otlp.json import write_json
-from runspan.otlp.wire import Resource
+from runspan.otlp.protobuf_writer import Resource
 from servers.collector import total
 
 SECONDS = 60

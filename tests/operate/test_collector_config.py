@@ -23,11 +23,11 @@ from clikit import environment, running, server
 from operate.kit import REPLAY, document, send, step, wait_until
 from operate.promql import names
 from runspan import Run, encode
-from runspan.health import METRICS, Health, Kind
-from runspan.health.otel import sending
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
 from runspan.otlp.json import write_json
-from runspan.otlp.wire import Resource
+from runspan.otlp.protobuf_writer import Resource
+from runspan.telemetry import METRICS, Health, Kind
+from runspan.telemetry.otel import sending
 from servers.collector import CONFIG, Collector, scraped, start_collector
 from servers.programs import ROOT, require_program
 from synckit import place as platform

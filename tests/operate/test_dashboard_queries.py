@@ -16,7 +16,7 @@ from operate.kit import wait_until
 from operate.promql import names, selectors
 from operate.scene import Scene, export, scene
 from runspan import Run, encode
-from runspan.document import TERMINAL_RUN_STATUSES
+from runspan.model.document import TERMINAL_RUN_STATUSES
 from servers.prometheus import Prometheus
 from servers.tempo import Tempo
 

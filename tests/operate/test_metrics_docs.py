@@ -18,9 +18,9 @@ from operate.fresh import unfinished, whole
 from operate.promql import names
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, Kind
-from runspan.health import METRICS
-from runspan.span import Span
+from runspan.codec.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, Kind
+from runspan.model.span import Span
+from runspan.telemetry import METRICS
 from runspan.testing import generate
 from runspan.web.metrics import Metrics
 

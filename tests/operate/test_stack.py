@@ -19,7 +19,7 @@ from clikit import SAMPLES, environment
 from operate.boards import BOARDS, ROOT
 from operate.kit import wait_until
 from runspan import Run, __version__
-from runspan.links import Links
+from runspan.web.trace_links import Links
 from servers.collector import start_collector
 from servers.finding import missing
 from servers.process import Program, answers, free_ports

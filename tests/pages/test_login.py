@@ -21,11 +21,11 @@ from pages.chromium import NAMED, Watch
 from pages.kit import fill, run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
+from runspan.web.api_keys import KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import KeyRing
-from runspan.web.pages.places import Places, local_target
-from runspan.web.pages.sessions import SESSIONS_FILE, Sessions
-from runspan.web.settings import WebSettings
+from runspan.web.config import WebSettings
+from runspan.web.public_url import Places, local_target
+from runspan.web.sessions import SESSIONS_FILE, Sessions
 from webkit import serving
 
 HOUR = 3600 * 1_000_000_000

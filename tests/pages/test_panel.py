@@ -18,7 +18,7 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Page as RunPage
 from runspan.contracts import RunQuery
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
 from runspan.web.app import create_app
 from servers.process import free_ports
 from webkit import serving

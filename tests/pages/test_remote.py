@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from clikit import server
 from pages.chromium import Watch
 from pages.kit import agent, run, unfinished
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
 from servers.jaeger import Jaeger
 from webkit import PROTOBUF, otlp
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from clikit import server
 from pages.chromium import Watch
 from pages.kit import fill, run, unfinished
-from runspan.web.pages.policy import POLICY
+from runspan.web.pages.views import POLICY
 
 SCRIPT = "<script>alert('pwned')</script>"
 IMAGE = "<img src=x onerror=alert(1)>"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from runspan.archive.collecting import Found, Reading, Skipped
-from runspan.archive.making import Archived, Asked, Request, Telling, archive
-from runspan.archive.places import unfinished
-from runspan.archive.purging import PurgeReport, purge
+from runspan.archive.create import Archived, Asked, Request, Telling, archive
+from runspan.archive.purge import PurgeReport, purge
+from runspan.archive.select import Found, Reading, Skipped
+from runspan.archive.targets import unfinished
 
 __all__ = [
     "Archived",

@@ -13,16 +13,16 @@ from typing import Final
 import click
 import httpx
 
-from runspan.backends.rest import run_path
+from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
+from runspan.cli.errors import INCOMPLETE, INTERRUPTED, terminating, visible
 from runspan.cli.options import option, port_option
-from runspan.cli.places import make_key_ring
-from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, visible
+from runspan.cli.resources import make_key_ring
 from runspan.delivery import connect, settings_from
 from runspan.errors import SettingError
 from runspan.export import export
-from runspan.otlp.wire import Resource
-from runspan.run import Run
+from runspan.model.run import Run
+from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
 from runspan.testing import generate
 from runspan.web.app import create_app

@@ -15,22 +15,22 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from runspan.cli.export_hints import hint_on
-from runspan.cli.metrics import metrics_option
+from runspan.cli.errors import INCOMPLETE, INTERRUPTED, hint_on, terminating, told
 from runspan.cli.options import (
     Seconds,
     api_key_option,
     json_option,
+    metrics_option,
     option,
     receiver_options,
     replay_option,
     service_name_option,
     tenant_option,
 )
-from runspan.cli.places import otlp_environment, resource_of
-from runspan.cli.process import INCOMPLETE, INTERRUPTED, terminating, told
 from runspan.cli.progress import progress, telling_trouble
-from runspan.cli.watching import Options, watch
+from runspan.cli.resources import otlp_environment, resource_of
+from runspan.cli.watch import Options, watch
+from runspan.codec.encode import encode
 from runspan.delivery import (
     DeadLetters,
     DeliverySettings,
@@ -39,16 +39,15 @@ from runspan.delivery import (
     connect,
     settings_from,
 )
-from runspan.delivery.settings import COMPRESSIONS
-from runspan.encode import encode
+from runspan.delivery.config import COMPRESSIONS
 from runspan.errors import DocumentError, SettingError
 from runspan.export import TARGET_SPANS
 from runspan.export import export as export_documents
+from runspan.model.run import Run
 from runspan.otlp.json import write_json
-from runspan.otlp.wire import Resource
-from runspan.run import Run
+from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents, tenants
-from runspan.sources.objects import shown
+from runspan.sources.filesystem import shown
 
 _WATCHED: Final = ("done_dir", "ledger", "metrics_listen")
 _NOT_WATCHED: Final = ("dead_letter", "dry_run", "as_json")

@@ -9,10 +9,10 @@ from typing import Final
 
 import click
 
+from runspan.cli.errors import visible
 from runspan.cli.options import Length, Utf8, data_option, json_option, option
-from runspan.cli.places import make_key_ring, open_key_ring
-from runspan.cli.process import visible
-from runspan.web.keys import PERMISSIONS, Key
+from runspan.cli.resources import make_key_ring, open_key_ring
+from runspan.web.api_keys import PERMISSIONS, Key
 
 _LONGEST: Final = 36_500
 """Days of a key's life: a later end is as good as none, and no date."""

@@ -7,9 +7,9 @@ import click
 from runspan._version import __version__
 from runspan.cli.archive import archive_runs
 from runspan.cli.demo import demo
+from runspan.cli.errors import Commands, exit_codes
 from runspan.cli.export import export
 from runspan.cli.keys import keys
-from runspan.cli.process import Commands, exit_codes
 from runspan.cli.query import get, list_runs
 from runspan.cli.serve import serve
 from runspan.cli.sync import sync

@@ -1,20 +1,38 @@
-"""What an export shows while it runs: a bar by bytes read on a terminal, and why it is waiting."""
+"""What a sync shows while it runs: a bar with rate, backlog and lag on a terminal, else a line now and then.
+
+What an export shows while it runs: a bar by bytes read on a terminal, and why it is waiting.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Final, Protocol
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
+from runspan.cli.errors import visible
 from runspan.delivery import Report
+from runspan.model.timestamps import SECOND
 from runspan.sources import total_bytes
+from runspan.sync import Progress as SyncProgress
 
 _LOOK_AFTER: Final = 1.0
 _TELL_AGAIN_AFTER: Final = 30.0
@@ -98,3 +116,94 @@ def telling_trouble(delivery: HasTrouble, bar: Bar, retry_for: float) -> Iterato
     finally:
         ended.set()
         thread.join()
+
+
+_LINE_EVERY: Final = 60.0
+_RATE_OVER: Final = 10.0
+
+
+class Display:
+    """Tells how far a sync is, and its notes. retention: nanoseconds that the platform keeps a run, None: not told."""
+
+    def __init__(self, bar: Progress | None, *, quiet: bool, retention: int | None, clock: Callable[[], int]) -> None:
+        self._bar = bar
+        self._quiet = quiet
+        self._retention = retention
+        self._clock = clock
+        self._task = bar.add_task("sync", total=None, words="") if bar else None
+        self._line_at = time.monotonic() + _LINE_EVERY
+        self._fetched: deque[tuple[float, int]] = deque(maxlen=100)
+
+    def tell(self, progress: SyncProgress) -> None:
+        """So far it is."""
+        if self._quiet:
+            return
+        now = time.monotonic()
+        self._fetched.append((now, progress.counts.fetched))
+        while len(self._fetched) > 2 and now - self._fetched[0][0] > _RATE_OVER:
+            self._fetched.popleft()
+        if self._bar is not None and self._task is not None:
+            total = None if progress.walking else progress.known
+            done = progress.known - progress.backlog
+            self._bar.update(self._task, total=total, completed=done, words=self._words(progress))
+        elif now >= self._line_at:
+            self._line_at = now + _LINE_EVERY
+            click.echo(f"runspan: {progress.known - progress.backlog:,} runs there, {self._words(progress)}", err=True)
+
+    def note(self, words: str) -> None:
+        """A line that stays, above the bar. Warnings and refusals are told in quiet as well."""
+        line = visible(f"runspan: {words}")
+        if self._bar is not None:
+            self._bar.console.print(Text(line), soft_wrap=True)
+        else:
+            click.echo(line, err=True)
+
+    def _words(self, progress: SyncProgress) -> str:
+        parts = [f"{self._rate():,.1f}/s"]
+        if progress.walking:
+            parts.append(f"reading the list, {progress.counts.pages:,} pages")
+        parts.append(f"backlog {progress.backlog:,}")
+        if progress.unfinished:
+            parts.append(f"{progress.unfinished:,} unfinished")
+        if progress.behind is not None:
+            behind = max(0, self._clock() - progress.behind)
+            parts.append(f"lag {span_of_time(behind)}")
+            if self._retention is not None:
+                left = self._retention - behind
+                parts.append(f"deleted in {span_of_time(left)}" if left > 0 else "past the platform's retention")
+        wrong = progress.counts.refused + progress.counts.rejected
+        if wrong:
+            parts.append(f"{wrong:,} refused")
+        return ", ".join(parts)
+
+    def _rate(self) -> float:
+        (began, before), (now, fetched) = self._fetched[0], self._fetched[-1]
+        return (fetched - before) / (now - began) if now > began else 0.0
+
+
+@contextmanager
+def display(*, quiet: bool, retention: int | None, clock: Callable[[], int] = time.time_ns) -> Iterator[Display]:
+    """A bar on standard error if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield Display(None, quiet=quiet, retention=retention, clock=clock)
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Display(bar, quiet=quiet, retention=retention, clock=clock)
+
+
+def span_of_time(nanoseconds: int) -> str:
+    """A length of time in the two units that matter: ``2d 3h``, ``4m 5s``."""
+    seconds = nanoseconds // SECOND
+    units = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+    for (unit, length), (smaller, part) in pairwise(units):
+        if seconds >= length:
+            rest = seconds % length // part
+            return f"{seconds // length}{unit} {rest}{smaller}" if rest else f"{seconds // length}{unit}"
+    return f"{seconds}s"

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runspan.cli.errors import visible
 from runspan.cli.options import SECOND, STUCK_SECONDS, Length, Seconds, Utf8, json_option, option, reading_options
-from runspan.cli.places import open_reader
-from runspan.cli.process import visible
+from runspan.cli.resources import open_reader
 from runspan.contracts import MAX_LIMIT, Cursor, Page, RunQuery, TraceReader
-from runspan.document import RUN_STATUSES
 from runspan.errors import SettingError
-from runspan.scan import members, string_value
+from runspan.model.document import RUN_STATUSES
+from runspan.model.json_scanner import members, string_value
 
 _STYLES: Final = {
     "completed": "green",

@@ -14,19 +14,19 @@ from typing import Any
 
 import click
 
-from runspan.backends.connect import FORMS, connect, open_store
+from runspan.backends import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
+from runspan.cli.errors import visible
 from runspan.cli.options import STUCK_SECONDS, Length, Retention, Seconds, Utf8, data_option, option, port_option
-from runspan.cli.places import backend_name, directory, is_remote, is_rest, make_key_ring
-from runspan.cli.process import visible
+from runspan.cli.resources import backend_name, directory, is_remote, is_rest, make_key_ring
 from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
+from runspan.web.api_keys import KeyRing
 from runspan.web.app import create_app
-from runspan.web.keys import KeyRing
-from runspan.web.pages.sessions import SESSIONS_FILE, Sessions
+from runspan.web.config import MIB, WebSettings
 from runspan.web.server import WebServer
 from runspan.web.server import serve as serve_app
-from runspan.web.settings import MIB, WebSettings
+from runspan.web.sessions import SESSIONS_FILE, Sessions
 
 EXPIRE_EVERY = 3600.0
 

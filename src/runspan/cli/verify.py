@@ -16,18 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runspan.backends.connect import open_store
+from runspan.backends import open_store
 from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.cli.export_hints import hint_on
+from runspan.cli.errors import INCOMPLETE, hint_on, terminating, told, visible
 from runspan.cli.options import Seconds, Utf8, json_option, option, reading_options
-from runspan.cli.places import is_remote, is_rest, open_reader, otlp_environment
-from runspan.cli.process import INCOMPLETE, terminating, told, visible
+from runspan.cli.resources import is_remote, is_rest, open_reader, otlp_environment
 from runspan.contracts import TraceReader, TraceWriter
 from runspan.delivery import GRPC, HTTP, DeliverySettings, RetryPolicy, connect, settings_from
 from runspan.errors import BackendUnreachable, DocumentError, SettingError
 from runspan.export import export
-from runspan.otlp.wire import Resource
-from runspan.run import Run
+from runspan.model.run import Run
+from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
 from runspan.verify import CANARY, Send, Sent, Verdict, canary
 from runspan.verify import verify as verify_runs

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from runspan.delivery.batch import Batch, Frame, Request, RunSpans
-from runspan.delivery.deadletters import DeadLetters
-from runspan.delivery.grpc import GrpcTransport
-from runspan.delivery.http import HttpTransport
-from runspan.delivery.outcome import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
+from runspan.delivery.config import GRPC, HTTP, DeliverySettings, settings_from, with_api_key
+from runspan.delivery.dead_letters import DeadLetters
+from runspan.delivery.exporter import Delivery, RetryPolicy
+from runspan.delivery.grpc_transport import GrpcTransport
+from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.report import OnSettled, Report, Verdict
-from runspan.delivery.retry import RetryPolicy
-from runspan.delivery.sender import Delivery
-from runspan.delivery.settings import GRPC, HTTP, DeliverySettings, settings_from, with_api_key
+from runspan.delivery.result import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
 
 __all__ = [
     "GRPC",

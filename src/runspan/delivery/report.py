@@ -14,9 +14,9 @@ from typing import Any
 
 from runspan.contracts import Rejection
 from runspan.delivery.batch import RunSpans
-from runspan.delivery.deadletters import DeadLetters
+from runspan.delivery.dead_letters import DeadLetters
 from runspan.errors import DocumentError
-from runspan.net.words import tidy
+from runspan.http.urls import tidy
 
 MAX_NAMED = 100
 """How many rejections of a kind are kept by name; all of them are counted."""

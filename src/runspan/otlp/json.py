@@ -18,11 +18,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan._version import __version__
 from runspan.errors import PayloadError
-from runspan.otlp.bounds import bound_json, bound_json_text, span_bound
-from runspan.otlp.protobuf import all_spans, sort_spans
-from runspan.otlp.received import Received
-from runspan.otlp.wire import SCOPE_NAME, Resource
-from runspan.span import Span, Value
+from runspan.model.span import Span, Value
+from runspan.otlp.limits import bound_json, bound_json_text, span_bound
+from runspan.otlp.protobuf_reader import Received, all_spans, sort_spans
+from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 

@@ -10,13 +10,13 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from runspan.document import TERMINAL_STEP_STATUSES, Step
 from runspan.errors import DocumentError
-from runspan.recorder.record import Attempt, Clock, RunRecord, StepRecord
-from runspan.recorder.values import Payload
-from runspan.run import Run
-from runspan.scan import Member, elements, end_of_value, members, skip_space, string_value
-from runspan.times import parse_ns
+from runspan.model.document import TERMINAL_STEP_STATUSES, Step
+from runspan.model.json_scanner import Member, elements, end_of_value, members, skip_space, string_value
+from runspan.model.run import Run
+from runspan.model.timestamps import parse_ns
+from runspan.recorder.serialize import Payload
+from runspan.recorder.state import Attempt, Clock, RunRecord, StepRecord
 
 _MOST_TURNS: Final = 2**32 - 2
 

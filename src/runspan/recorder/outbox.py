@@ -14,10 +14,10 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from runspan.recorder.live import LiveRun
-from runspan.recorder.pace import Pace
-from runspan.recorder.parcels import Post
-from runspan.recorder.report import Counts
+from runspan.recorder.config import Pace
+from runspan.recorder.delta import Post
+from runspan.recorder.state import LiveRun
+from runspan.recorder.stats import Counts
 
 ROUND: Final = 256
 """Runs read for one round of sending."""

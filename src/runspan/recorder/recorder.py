@@ -21,24 +21,21 @@ from opentelemetry.sdk.trace import Span as SdkSpan
 
 from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import DocumentError, SettingError
-from runspan.health import Health
-from runspan.otlp.headers import checked_text
-from runspan.otlp.sdk import sdk_resource
-from runspan.otlp.wire import SCOPE_NAME
-from runspan.parse import MAX_RUN_ID_BYTES
+from runspan.model.parse import MAX_RUN_ID_BYTES
+from runspan.otlp.env import checked_text
+from runspan.otlp.protobuf_writer import SCOPE_NAME
+from runspan.otlp.sdk_bridge import sdk_resource
 from runspan.recorder.checkpoint import restored
-from runspan.recorder.live import LiveRun
-from runspan.recorder.outlets import DirectOutlet, Outlet, ProviderOutlet
-from runspan.recorder.pace import Pace
-from runspan.recorder.propagation import caller_of, outgoing
-from runspan.recorder.record import PRECISIONS, Clock, RunRecord, extra_members
-from runspan.recorder.report import Counts, RecorderReport, numbers
-from runspan.recorder.runs import KNOWN, RunRecording
-from runspan.recorder.scope import scopes
-from runspan.recorder.sender import Sender
-from runspan.recorder.settings import delivery_settings, resource_of
-from runspan.recorder.steps import StepRecording
-from runspan.recorder.values import label, members, payload
+from runspan.recorder.config import Pace, delivery_settings, resource_of
+from runspan.recorder.context import caller_of, outgoing, scopes
+from runspan.recorder.run import KNOWN, RunRecording
+from runspan.recorder.serialize import label, members, payload
+from runspan.recorder.sinks import DirectOutlet, Outlet, ProviderOutlet
+from runspan.recorder.state import PRECISIONS, Clock, LiveRun, RunRecord, extra_members
+from runspan.recorder.stats import Counts, RecorderReport, numbers
+from runspan.recorder.step import StepRecording
+from runspan.recorder.worker import Sender
+from runspan.telemetry import Health
 
 
 def new_run_id() -> str:

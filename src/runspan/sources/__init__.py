@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from runspan.sources.files import documents, files, pieces, runs, tenants, total_bytes
-from runspan.sources.split import MAX_DOCUMENT, Piece, split
+from runspan.sources.splitter import MAX_DOCUMENT, Piece, split
 
 __all__ = ["MAX_DOCUMENT", "Piece", "documents", "files", "pieces", "runs", "split", "tenants", "total_bytes"]

@@ -10,13 +10,23 @@ from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from runspan.errors import DocumentError, SettingError
-from runspan.run import Run
-from runspan.sources.archived import archives_in, manifest_of, proved
-from runspan.sources.chunks import plain
-from runspan.sources.manifest import MANIFEST, Manifest, Part, is_part_name
-from runspan.sources.objects import is_url, shown
-from runspan.sources.opening import SUFFIXES, chunks, inside, is_document_name, reported, require_file, size_of, sizes
-from runspan.sources.split import MAX_DOCUMENT, Piece, split
+from runspan.model.run import Run
+from runspan.sources.archive_manifest import MANIFEST, Manifest, Part, is_part_name
+from runspan.sources.archive_reader import archives_in, manifest_of, proved
+from runspan.sources.decompress import plain
+from runspan.sources.filesystem import (
+    SUFFIXES,
+    chunks,
+    inside,
+    is_document_name,
+    is_url,
+    reported,
+    require_file,
+    shown,
+    size_of,
+    sizes,
+)
+from runspan.sources.splitter import MAX_DOCUMENT, Piece, split
 
 STDIN: Final = "-"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.sync.desk import Settings
-from runspan.sync.following import Sync
-from runspan.sync.numbers import numbers
-from runspan.sync.plan import Rhythm
+from runspan.sync.context import Settings
+from runspan.sync.engine import Sync
+from runspan.sync.list_scan import Filter
+from runspan.sync.monitor import numbers
+from runspan.sync.policy import Rhythm
 from runspan.sync.report import Progress, SyncReport
-from runspan.sync.sweep import Filter
 
 __all__ = ["Binding", "Checkpoint", "Filter", "Progress", "Rhythm", "Settings", "Sync", "SyncReport", "numbers"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from runspan.net.words import tidy
+from runspan.http.urls import tidy
 
 MAX_NAMED: Final = 20
 """How many runs of a kind are named; all of them are counted."""

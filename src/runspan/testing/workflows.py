@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from .blocks import Block, blocks, paragraphs
+from .step_kinds import Block, blocks, paragraphs
 
 # workflow id, triggerType, weight; `in` and `out` are the run's payloads; then a line a step:
 # id | name | block | what it follows (default: the step above) and when it is executed.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from runspan.run import Run
-from runspan.times import SECOND, canonical_text
+from runspan.model.run import Run
+from runspan.model.timestamps import SECOND, canonical_text
 
 CANARY: Final = "runspan-canary"
 """Its workflow and its service name, by which dashboards and sampling rules leave it out."""

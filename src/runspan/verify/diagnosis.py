@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from runspan.span import Span
+from runspan.model.span import Span
 
 DAY: Final = 86_400.0
 TEMPO: Final = "tempo"

@@ -15,20 +15,20 @@ from flask_openapi3.utils import parse_query
 from pydantic import ValidationError
 from werkzeug.routing import BaseConverter
 
+from runspan.codec.fields import RUN_ID
 from runspan.contracts import Cursor, Document, RunQuery, TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
-from runspan.fields import RUN_ID
-from runspan.ids import run_ids
+from runspan.model.ids import run_ids
+from runspan.model.run import Run
+from runspan.model.span import Span
 from runspan.otlp.json import write_json
-from runspan.run import Run
-from runspan.span import Span
-from runspan.web.access import Caller
-from runspan.web.body import read_body
-from runspan.web.direct import FAILED
-from runspan.web.documents import PARTIAL, document_body, document_headers, noted
+from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
+from runspan.web.app_context import Parts
+from runspan.web.auth import Caller
 from runspan.web.errors import JSON, OTLP_PATH, error_response, invalid_query
-from runspan.web.keys import RUNS_READ, RUNS_WRITE
-from runspan.web.models import (
+from runspan.web.fast_path import FAILED, PARTIAL, document_body, document_headers, noted
+from runspan.web.request_body import read_body
+from runspan.web.schemas import (
     Meta,
     RunAnswer,
     RunDocument,
@@ -39,7 +39,6 @@ from runspan.web.models import (
     TraceLink,
     TraceLinkAnswer,
 )
-from runspan.web.parts import Parts
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -13,25 +13,24 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from runspan._version import __version__
 from runspan.contracts import TraceReader
-from runspan.links import Links
-from runspan.times import SECOND
-from runspan.web.access import Access
+from runspan.model.timestamps import SECOND
 from runspan.web.api import RUN_RULE, RunId, add_listing, add_pushing, add_reading, add_refusing, add_traces
-from runspan.web.direct import DirectReads
-from runspan.web.edge import Edge
+from runspan.web.api_keys import RUNS_READ, KeyRing
+from runspan.web.app_context import Parts, Store
+from runspan.web.auth import Access
+from runspan.web.config import WebSettings
 from runspan.web.errors import ErrorBody, install
-from runspan.web.keys import RUNS_READ, KeyRing
+from runspan.web.fast_path import DirectReads
 from runspan.web.metrics import Metrics
-from runspan.web.models import Health, Readiness
-from runspan.web.pages.cookies import Cookies
-from runspan.web.pages.data import add_data
+from runspan.web.middleware import Edge
+from runspan.web.otlp import add_receiver
 from runspan.web.pages.login import add_login
-from runspan.web.pages.places import Places
-from runspan.web.pages.routes import Frame, add_pages
-from runspan.web.pages.sessions import Sessions
-from runspan.web.parts import Parts, Store
-from runspan.web.receiver import add_receiver
-from runspan.web.settings import WebSettings
+from runspan.web.pages.panel_api import add_data
+from runspan.web.pages.views import Frame, add_pages
+from runspan.web.public_url import Places
+from runspan.web.schemas import Health, Readiness
+from runspan.web.sessions import Cookies, Sessions
+from runspan.web.trace_links import Links
 
 OPERATIONS = Tag(name="operations", description="For those who run the server.")
 

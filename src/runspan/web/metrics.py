@@ -12,10 +12,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from runspan.errors import RunspanError
-from runspan.health import Health, Numbers
-from runspan.health.prometheus import HealthCollector
-from runspan.health.table import OLDEST_UNFINISHED, STUCK, UNFINISHED
-from runspan.times import SECOND
+from runspan.model.timestamps import SECOND
+from runspan.telemetry import Health, Numbers
+from runspan.telemetry.instruments import OLDEST_UNFINISHED, STUCK, UNFINISHED
+from runspan.telemetry.prometheus import HealthCollector
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

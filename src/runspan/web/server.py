@@ -18,9 +18,9 @@ from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 from waitress.task import ErrorTask  # type: ignore[import-untyped]
 
 from runspan.errors import SettingError
-from runspan.web.edge import SECURITY_HEADERS
+from runspan.web.config import MIB, WebSettings
 from runspan.web.errors import JSON, ErrorBody, ErrorInfo
-from runspan.web.settings import MIB, WebSettings
+from runspan.web.middleware import SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

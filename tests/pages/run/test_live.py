@@ -15,7 +15,7 @@ from pages.chromium import Watch
 from pages.kit import push
 from pages.run.documents import document, step
 from runspan import Run, encode
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 POLL = 21_000
 """Milliseconds after which the page has asked again, however long nothing changed."""

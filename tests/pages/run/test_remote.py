@@ -10,8 +10,8 @@ from playwright.sync_api import Page, expect
 from clikit import SAMPLES, server
 from pages.run.documents import EXACT_OUTPUT, document, exact_run, step
 from runspan import Run, encode
-from runspan.ids import run_ids
-from runspan.otlp.wire import Resource, request_bytes, span_bytes
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from servers.jaeger import Jaeger
 from webkit import PROTOBUF
 

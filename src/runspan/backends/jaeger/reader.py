@@ -8,18 +8,16 @@ from itertools import islice
 from threading import Lock
 from typing import Final
 
-from runspan.backends.jaeger.answers import Found, Unreadable, read_services
-from runspan.backends.jaeger.headings import Headings
-from runspan.backends.jaeger.pieces import Pieces
-from runspan.backends.jaeger.questions import Asking, DepthRefused, choose_asking, get_trace
-from runspan.backends.jaeger.walk import Hint, Row, Traces, Walk
-from runspan.backends.remote.http import RemoteHttp
-from runspan.backends.remote.reading import document_of, read_again, trace_id_of
-from runspan.backends.remote.settings import RemoteSettings
+from runspan.backends.jaeger.queries import Asking, DepthRefused, choose_asking, get_trace
+from runspan.backends.jaeger.response_cache import Headings, Pieces
+from runspan.backends.jaeger.responses import Found, Unreadable, read_services
+from runspan.backends.jaeger.search import Hint, Row, Traces, Walk
+from runspan.backends.remote.client import RemoteHttp, document_of, read_again, trace_id_of
+from runspan.backends.remote.config import RemoteSettings
+from runspan.codec.fields import PIECE_BYTES, ROLE, ROLE_SNAPSHOT, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
-from runspan.fields import PIECE_BYTES, ROLE, ROLE_SNAPSHOT, RUN_TABLE, TENANT, WORKFLOW_ID
-from runspan.span import Span
+from runspan.model.span import Span
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0

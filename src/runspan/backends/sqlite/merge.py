@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from runspan.backends.sqlite.known import Known, known_of, revision_of, step_spans
-from runspan.carry import Missing, take_text
-from runspan.decode import Decoded, read_run
-from runspan.document import Step
+from runspan.backends.sqlite.revision import Known, known_of, revision_of, step_spans
+from runspan.codec.attributes import Missing, read_step, take_text
+from runspan.codec.decode import Decoded, read_run
+from runspan.codec.fields import DIGEST, MANIFEST, OPEN, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, ROOT_REVISION
 from runspan.errors import TraceIncomplete
-from runspan.fields import DIGEST, MANIFEST, OPEN, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, ROOT_REVISION
-from runspan.members import read_step
-from runspan.run import Run
-from runspan.span import Span, Value
+from runspan.model.document import Step
+from runspan.model.run import Run
+from runspan.model.span import Span, Value
 
 HEAD_ROLES = frozenset({ROLE_RUN, ROLE_SNAPSHOT})
 OWN_ROLES = HEAD_ROLES | {ROLE_STEP}

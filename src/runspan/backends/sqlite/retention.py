@@ -1,18 +1,58 @@
 """How long runs are kept: refused past the edge on arrival, deleted past it later, and the disk given back.
 
 Deleting goes through the writer in small batches, so that what arrives meanwhile waits for milliseconds.
+
+Deleting runs that somebody keeps elsewhere: each only while what is stored is exactly what that copy holds.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
-from runspan.backends.sqlite.tables import states
+from runspan.backends.sqlite.queries import states, with_fragments
 from runspan.backends.sqlite.writer import GroupWriter
+from runspan.model.ids import run_ids
+
+_DIGEST = "SELECT id, digest, incomplete IS NOT NULL FROM runs WHERE trace_id = ?"
+
+
+class Purged(NamedTuple):
+    """deleted: runs. changed: ids of those that stay. gone: runs that were not there. spans: foreign ones deleted."""
+
+    deleted: int
+    changed: tuple[str, ...]
+    gone: int
+    spans: int
+
+
+def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> Purged:
+    """Deletes runs in the transaction that compares them. items: SHA-256 of the document's text, and run id.
+
+    A run stays when its document is another, when a newer revision of it is known but not proved yet, or when spans
+    that its tenant sent wait for others. What another tenant left in its trace goes with it.
+    """
+    deleted = gone = spans = 0
+    changed = []
+    named = [(run_ids(run_id, tenant).trace_id, digest, run_id) for digest, run_id in items]
+    waiting = with_fragments(connection, [trace_id for trace_id, _, _ in named], tenant)
+    for trace_id, digest, run_id in named:
+        row = connection.execute(_DIGEST, (trace_id,)).fetchone()
+        if row is None:
+            gone += 1
+        elif row[1] != digest[: len(row[1])] or row[2] or trace_id in waiting:
+            changed.append(run_id)
+        else:
+            spans += connection.execute("DELETE FROM foreign_spans WHERE trace_id = ?", (trace_id,)).rowcount
+            connection.execute("DELETE FROM fragments WHERE trace_id = ?", (trace_id,))
+            connection.execute("DELETE FROM runs WHERE id = ?", (row[0],))
+            deleted += 1
+    return Purged(deleted, tuple(changed), gone, spans)
+
 
 DAY: Final = 86_400 * 1_000_000_000
 _BATCH = 500

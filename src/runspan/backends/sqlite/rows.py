@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from runspan.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
-from runspan.fields import observation
-from runspan.ids import run_ids
-from runspan.run import Run
-from runspan.span import Event, Link, Span, plain
-from runspan.times import parse_ns
+from runspan.codec.fields import observation
+from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
+from runspan.model.ids import run_ids
+from runspan.model.run import Run
+from runspan.model.span import Event, Link, Span, plain
+from runspan.model.timestamps import parse_ns
 
 
 class Row(NamedTuple):

@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from runspan.backends.sqlite.failures import store_error
 from runspan.errors import StoreError
+from runspan.storage.sqlite_file import store_error
 
 FILE_NAME: Final = "runspan.sqlite3"
 APPLICATION_ID: Final = 0x72737061

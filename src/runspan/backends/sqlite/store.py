@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import Final
 
 from runspan.backends.sqlite import retention
-from runspan.backends.sqlite.compress import Compression, Trainer, load_dictionaries
-from runspan.backends.sqlite.failures import store_error
-from runspan.backends.sqlite.intake import Intake
-from runspan.backends.sqlite.purging import Purged, purge
-from runspan.backends.sqlite.reading import Readers, Reading
+from runspan.backends.sqlite.compression import Compression, Trainer, load_dictionaries
+from runspan.backends.sqlite.ingest import Intake
+from runspan.backends.sqlite.reader import Readers, Reading
+from runspan.backends.sqlite.retention import Purged, purge
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.contracts import Capabilities, Document, Page, RunQuery, Written
-from runspan.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 from runspan.errors import StoreError
-from runspan.otlp.received import Received
-from runspan.run import Run
-from runspan.span import Span
+from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
+from runspan.model.run import Run
+from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import Received
+from runspan.storage.sqlite_file import store_error
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, TypeVar
 
-from runspan.backends.sqlite.failures import store_error
 from runspan.errors import StoreError
+from runspan.storage.sqlite_file import store_error
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]

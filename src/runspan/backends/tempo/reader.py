@@ -8,17 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from runspan.backends.remote.http import PROTOBUF, RemoteHttp
-from runspan.backends.remote.reading import Sleep, document_of, read_again, trace_id_of
-from runspan.backends.remote.settings import RemoteSettings
-from runspan.backends.tempo.judging import Judge, Proofs
-from runspan.backends.tempo.listing import Listing, Paces
-from runspan.backends.tempo.traces import read_trace
-from runspan.backends.tempo.windows import SECOND, Searcher
+from runspan.backends.remote.client import PROTOBUF, RemoteHttp, Sleep, document_of, read_again, trace_id_of
+from runspan.backends.remote.config import RemoteSettings
+from runspan.backends.tempo.responses import read_trace
+from runspan.backends.tempo.search import Listing, Paces
+from runspan.backends.tempo.verify_candidates import Judge, Proofs
+from runspan.backends.tempo.window_search import SECOND, Searcher
+from runspan.codec.decode import Decoded
 from runspan.contracts import Capabilities, Document, Page, RunQuery
-from runspan.decode import Decoded
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, TraceIncomplete
-from runspan.span import Span
+from runspan.model.span import Span
 
 LIST_SECONDS: Final = 60.0
 _CHECK_SECONDS: Final = 5.0

@@ -12,10 +12,8 @@ from typing import Final
 
 import msgspec
 
-from runspan.carry import Pairs, put_value
-from runspan.contracts import RunQuery
-from runspan.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
-from runspan.fields import (
+from runspan.codec.attributes import Pairs, put_value
+from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
     ODD,
@@ -31,7 +29,9 @@ from runspan.fields import (
     STEP_COUNT,
     TENANT,
 )
-from runspan.span import plain
+from runspan.contracts import RunQuery
+from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
+from runspan.model.span import plain
 
 _FIELDS: Final = {field.member: field for field in RUN_FIELDS}
 _SUMMARY_KEYS: Final = tuple(

@@ -11,11 +11,11 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from runspan.web.keys import RUNS_READ, KeyRing
-from runspan.web.origins import is_from_here
-from runspan.web.pages.cookies import Cookies
-from runspan.web.pages.places import local_target
-from runspan.web.pages.routes import Frame
+from runspan.web.api_keys import RUNS_READ, KeyRing
+from runspan.web.origin_guard import is_from_here
+from runspan.web.pages.views import Frame
+from runspan.web.public_url import local_target
+from runspan.web.sessions import Cookies
 
 logger = logging.getLogger("runspan.login")
 

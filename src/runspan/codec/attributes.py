@@ -1,0 +1,294 @@
+"""How one member becomes attributes and comes back, kind by kind, the two directions side by side; no I/O.
+
+The members of a run or a step from the attributes of its span, by the table in ``fields``; no I/O.
+
+``carry`` has the other direction beside this one, member by member; here is the way for spans on which every member has
+its usual form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from runspan.codec.fields import ABSENT, ODD, PARTS, PIECE_BYTES, RUN_TABLE, STEP_EXTRA, STEP_TABLE, Field, Kind, Table
+from runspan.model.document import Step, with_extra_step
+from runspan.model.parse import parse_document
+from runspan.model.span import Span, Value
+from runspan.model.timestamps import canonical_ns, canonical_text, parse_ns
+
+Pairs = list[tuple[str, Value]]
+_json = msgspec.json.encode
+_INT64 = 1 << 63
+
+
+class Missing(Exception):
+    """An attribute is not there, or is not what encode writes. The text says which."""
+
+
+# Text, cut at code points into pieces that every backend keeps.
+
+
+def put_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
+    """Appends a text, in numbered pieces when it is long. It must not be empty: stores drop empty strings."""
+    if type(text) is not Raw:
+        text = Raw(text)
+    if memoryview(text).nbytes <= PIECE_BYTES:
+        pairs.append((key, text))
+        return
+    pieces = list(_cut(bytes(text)))
+    pairs.append((key, pieces[0]))
+    pairs.extend((f"{key}.{number}", piece) for number, piece in enumerate(pieces[1:], 1))
+    pairs.append((key + PARTS, len(pieces)))
+
+
+def take_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
+    """The text, its pieces joined; None when there is none."""
+    first = attributes.get(key)
+    parts = attributes.get(key + PARTS)
+    if parts is None:
+        if first is None:
+            return None
+        return _piece(attributes, key)
+    if type(parts) is not int or parts < 1:
+        raise Missing(f"attribute {key}{PARTS} is no count")
+    return b"".join([_piece(attributes, f"{key}.{number}" if number else key) for number in range(parts)])
+
+
+def _cut(text: bytes) -> Iterator[Raw]:
+    start = 0
+    while start < len(text):
+        end = min(start + PIECE_BYTES, len(text))
+        while end < len(text) and text[end] & 0xC0 == 0x80:
+            end -= 1
+        yield Raw(text[start:end])
+        start = end
+
+
+def _piece(attributes: Mapping[str, Value], key: str) -> bytes:
+    value = attributes.get(key)
+    if type(value) is Raw:
+        return bytes(value)
+    if type(value) is not str:
+        raise Missing(f"attribute {key} is missing" if value is None else f"attribute {key} is no string")
+    return value.encode()
+
+
+# A member's JSON text, where the usual form cannot carry it.
+
+
+def _put_odd(pairs: Pairs, key: str, value: Any) -> None:
+    put_text(pairs, key + ODD, value if type(value) is Raw else _json(value))
+
+
+def _take_odd(attributes: Mapping[str, Value], key: str) -> Any:
+    """``Raw`` or a plain string or None; UNSET when there is none."""
+    text = take_text(attributes, key + ODD)
+    if text is None:
+        return UNSET
+    return _plain(text)
+
+
+def _plain(text: bytes) -> Any:
+    if text == b"null":
+        return None
+    if text.startswith(b'"'):
+        try:
+            return msgspec.json.decode(text, type=str)
+        except (msgspec.MsgspecError, ValueError):
+            return Raw(text)  # a lone surrogate: JSON has it, UTF-8 does not
+    return Raw(text)
+
+
+# Members that have an attribute of their own.
+
+
+def put_value(pairs: Pairs, field: Field, value: Any) -> None:
+    """Appends one member of the kinds LABEL, TEXT, INTEGER and PAYLOAD. UNSET appends nothing."""
+    if value is UNSET:
+        return
+    if field.kind is Kind.PAYLOAD:
+        put_text(pairs, field.key, value)
+    elif field.kind is Kind.INTEGER:
+        number = _integer(bytes(value))
+        if number is None:
+            _put_odd(pairs, field.key, value)
+        else:
+            pairs.append((field.key, number))
+    elif type(value) is str and 0 < len(value) <= PIECE_BYTES // 4:
+        pairs.append((field.key, value))
+    else:
+        _put_odd(pairs, field.key, value)
+
+
+def take_value(attributes: Mapping[str, Value], field: Field) -> Any:
+    """The member as the document classes hold it; UNSET when the document has none."""
+    if field.kind is Kind.PAYLOAD:
+        text = take_text(attributes, field.key)
+        return UNSET if text is None else Raw(text)
+    value = attributes.get(field.key)
+    if field.kind is Kind.INTEGER:
+        if type(value) is int:
+            return Raw(b"%d" % value)
+        odd = take_text(attributes, field.key + ODD)
+        return UNSET if odd is None else Raw(odd)
+    if type(value) is str:
+        return value
+    return _take_odd(attributes, field.key)
+
+
+def _integer(text: bytes) -> int | None:
+    """The integer when it is the shortest text of one that has 64 bits."""
+    if text.isdigit() and len(text) < 19 and (text[0] != 0x30 or len(text) == 1):
+        return int(text)
+    digits = text[1:] if text[:1] == b"-" else text
+    if digits.isdigit() and digits[0] != 0x30 and len(digits) <= 19:
+        number = int(text)
+        return number if -_INT64 <= number < _INT64 else None
+    return None
+
+
+# Times, which are the span's own where they follow from its nanoseconds.
+
+
+def put_times(
+    pairs: Pairs,
+    table: Table,
+    started: Any,
+    completed: Any,
+    fallback: int,
+    observed_at: int | None = None,
+    *,
+    early: bool = False,
+) -> tuple[int, int]:
+    """The span's start and end in nanoseconds; what they cannot carry is appended.
+
+    fallback: the start of a span whose document has no usable time. observed_at: the end of a snapshot span, whatever
+    the document says. early: without a start, begin at the fallback even when there is an end; lists are searched by
+    where heads begin. The end is after the start always, because Jaeger moves any other.
+    """
+    start_ns = canonical_ns(started) if type(started) is str else None
+    end_ns = canonical_ns(completed) if type(completed) is str else None
+    if start_ns is not None and end_ns is not None and end_ns > start_ns and observed_at is None:
+        return start_ns, end_ns
+    last = end_ns if end_ns is not None else _near(completed)
+    first = start_ns if start_ns is not None else _near(started)
+    if first is None:
+        first = fallback if last is None or early else last
+    if start_ns is None:
+        _put_time(pairs, table.start, started)
+    if observed_at is not None:
+        last, end_ns = observed_at, None
+    if last is None or last <= first:
+        last, end_ns = first + 1, None
+    if end_ns is None:
+        _put_time(pairs, table.end, completed)
+    return first, last
+
+
+def _put_time(pairs: Pairs, field: Field, value: Any) -> None:
+    if value is UNSET:
+        pairs.append((field.key + ODD, ABSENT))
+    else:
+        _put_odd(pairs, field.key, value)
+
+
+def take_time(attributes: Mapping[str, Value], field: Field, ns: int) -> Any:
+    """The time as the document has it: what stands beside the span's own, else the span's own."""
+    text = take_text(attributes, field.key + ODD)
+    if text is not None:
+        return UNSET if text == ABSENT.encode() else _plain(text)
+    canonical = canonical_text(ns)
+    if canonical is None:
+        raise Missing(f"the span's {field.kind.name.lower()} was changed")
+    return canonical
+
+
+def _near(value: Any) -> int | None:
+    return parse_ns(value) if type(value) is str else None
+
+
+def parse_step(text: str) -> Step:
+    """A step from its canonical text."""
+    envelope, _, _ = parse_document('{"id":"_","steps":[' + text + "]}")
+    if type(envelope.steps) is not list or len(envelope.steps) != 1:
+        raise ValueError(text)
+    return envelope.steps[0]
+
+
+def read_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
+    """The step that a step span carries; Missing when a piece is not there."""
+    attributes = span.attributes() if attributes is None else attributes
+    values = members_of(attributes, STEP_TABLE, span)
+    if "id" not in values:
+        raise Missing(f"span {span.span_id.hex()}: the step's id is missing")
+    return with_extra_step(Step(**values), without_braces(take_text(attributes, STEP_EXTRA)))
+
+
+class _Unusual:
+    """The type of no value."""
+
+
+def _rows(table: Table) -> dict[str, tuple[str, type, Kind]]:
+    """By attribute name: member, type and kind of the usual form. A name that says that some member is not in its usual
+    form has a type that no value has."""
+    usual: dict[str, tuple[str, type, Kind]] = {
+        field.key: (field.member, int if field.kind is Kind.INTEGER else str, field.kind)
+        for field in (*table.labels, *table.values)
+    }
+    for field in table.fields:
+        for ending in (ODD, PARTS):
+            usual[field.key + ending] = "", _Unusual, field.kind
+    return usual
+
+
+_ROWS = {table: _rows(table) for table in (RUN_TABLE, STEP_TABLE)}
+_PAYLOAD, _INTEGER = Kind.PAYLOAD, Kind.INTEGER
+
+
+def members_of(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+    """The members by their names in the document classes."""
+    start, end = canonical_text(span.start), canonical_text(span.end)
+    if start is None or end is None:
+        return _odd_members(attributes, table, span)
+    values: dict[str, Any] = {table.start.member: start, table.end.member: end}
+    row_of = _ROWS[table].get
+    for key, value in attributes.items():
+        row = row_of(key)
+        if row is None:
+            continue
+        member, usual, kind = row
+        if type(value) is not usual:
+            return _odd_members(attributes, table, span)
+        if kind is _PAYLOAD:
+            values[member] = Raw(value.encode())  # type: ignore[union-attr]
+        elif kind is _INTEGER:
+            values[member] = Raw(str(value).encode())
+        else:
+            values[member] = value
+    return values
+
+
+def _odd_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+    """The same for spans on which some member is odd, long or absent."""
+    values: dict[str, Any] = {}
+    try:
+        for field in (*table.labels, *table.values):
+            value = take_value(attributes, field)
+            if value is not UNSET:
+                values[field.member] = value
+        for field, ns in ((table.start, span.start), (table.end, span.end)):
+            value = take_time(attributes, field, ns)
+            if value is not UNSET:
+                values[field.member] = value
+    except Missing as error:
+        raise Missing(f"span {span.span_id.hex()}: {error}") from None
+    return values
+
+
+def without_braces(extra: bytes | None) -> bytes:
+    """The members in an object's text; nothing for None."""
+    return b"" if extra is None else extra[1:-1]

@@ -1,0 +1,151 @@
+"""What a step's or a run's labels decide, worked out once for all spans that share them; no I/O.
+
+Ids, names, types and statuses of steps recur in every run of a workflow, so their attributes, the span's name and the
+projection that follows from them are remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Raw
+
+from runspan.codec.attributes import Pairs, put_value
+from runspan.codec.fields import (
+    REVISION,
+    ROLE,
+    ROLE_RUN,
+    ROLE_SNAPSHOT,
+    ROLE_STEP,
+    ROOT_REVISION,
+    RUN_TABLE,
+    STEP_TABLE,
+    WORKFLOW_ID,
+)
+from runspan.codec.semconv import RUN_ERRORS, RUN_RESULTS, STEP_ERRORS, STEP_RESULTS
+from runspan.model.document import TERMINAL_STEP_STATUSES
+from runspan.model.ids import salt
+from runspan.model.span import INTERNAL, SERVER, Attributes
+
+_BOUND = 4096
+"""Labels remembered per table. They are short in all but odd documents, so a few megabytes."""
+_SHOWN = 500
+"""Characters of a label in the projection: at most 2000 bytes."""
+
+
+class Label:
+    """name, kind: the span's. shared: its attributes, the role among them. error_type: set when its status is an error.
+
+    identity: of a run's label, what it puts on all spans of the run; salt: 64 bits of it. wire: the OTLP bytes of
+    name, kind and shared, once a writer has made them. finished: of a step's label, whether the step has ended.
+    special: whether the span has more than its members tell directly (agents, sub-workflows, errors).
+    """
+
+    __slots__ = (
+        "agent",
+        "calls",
+        "error_type",
+        "finished",
+        "identity",
+        "kind",
+        "name",
+        "salt",
+        "shared",
+        "special",
+        "wire",
+    )
+
+    def __init__(self, name: str, kind: int, pairs: Pairs, error_type: str | None, step_type: object = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.shared = Attributes(pairs)
+        self.error_type = error_type
+        self.agent = step_type == "agent"
+        self.calls = step_type == "sub-workflow"
+        self.special = self.agent or self.calls or error_type is not None
+        self.finished = False
+        self.identity = Attributes([])
+        self.salt = 0
+        self.wire: bytes | None = None
+
+
+class _Labels(dict[tuple[Any, ...], Label]):
+    """Labels by their members' values, made when first asked for."""
+
+    def __init__(self, make: Callable[..., Label]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key: tuple[Any, ...]) -> Label:
+        label = self.make(*key)
+        if sum([len(value) for value in key if type(value) is str]) > _SHOWN:
+            return label  # odd, and the memory would have no bound
+        if len(self) >= _BOUND:
+            self.clear()
+        self[key] = label
+        return label
+
+
+def _step_label(*values: Any) -> Label:
+    pairs: Pairs = [(ROLE, ROLE_STEP)]
+    members: dict[str, Any] = {}
+    for field, value in zip(STEP_TABLE.labels, values, strict=True):
+        put_value(pairs, field, value)
+        members[field.member] = value
+    shown = next((text[:_SHOWN] for text in (members["name"], members["id"]) if type(text) is str and text), "step")
+    kind = members["type"] if type(members["type"]) is str else None
+    status = members["status"] if type(members["status"]) is str else ""
+    pairs.append(("cicd.pipeline.task.name", shown))
+    if status in STEP_RESULTS:
+        pairs.append(("cicd.pipeline.task.run.result", STEP_RESULTS[status]))
+    if kind == "agent":
+        pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", shown)]
+        shown = f"invoke_agent {shown}"
+    label = Label(shown, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    label.finished = status in TERMINAL_STEP_STATUSES
+    return label
+
+
+def _run_label(is_root: bool, *values: Any) -> Label:
+    pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_SNAPSHOT)]
+    members: dict[str, Any] = {}
+    identity: Pairs = []
+    for field, value in zip(RUN_TABLE.labels, values, strict=True):
+        put_value(identity if field.key == WORKFLOW_ID else pairs, field, value)
+        members[field.member] = value
+    workflow = members["workflow_id"]
+    status = members["status"] if type(members["status"]) is str else ""
+    shown = workflow[:_SHOWN] if type(workflow) is str and workflow else "workflow"
+    pairs.append(("cicd.pipeline.name", shown))
+    if status in RUN_RESULTS:
+        pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
+    name = f"run {shown}" if is_root else f"snapshot {shown}"
+    label = Label(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
+    label.identity = Attributes(identity)
+    parts = [(key, bytes(value) if type(value) is Raw else str(value).encode()) for key, value in identity]
+    label.salt = salt(*[part for key, value in parts for part in (key.encode(), value)])
+    return label
+
+
+STEP_LABELS = _Labels(_step_label)
+"""The labels of steps by the values of ``STEP_TABLE.labels``. TypeError for an odd value, which is ``Raw``."""
+ROOT_LABELS = _Labels(lambda *values: _run_label(True, *values))
+"""The labels of root spans by the values of ``RUN_TABLE.labels``."""
+_SNAPSHOT_LABELS = _Labels(lambda *values: _run_label(False, *values))
+
+
+def step_label(values: tuple[Any, ...]) -> Label:
+    """The label of a step by the values of ``STEP_TABLE.labels``, odd ones too."""
+    try:
+        return STEP_LABELS[values]
+    except TypeError:
+        return _step_label(*values)
+
+
+def run_label(is_root: bool, values: tuple[Any, ...]) -> Label:
+    """The label of a head by the values of ``RUN_TABLE.labels``, odd ones too."""
+    try:
+        return (ROOT_LABELS if is_root else _SNAPSHOT_LABELS)[values]
+    except TypeError:
+        return _run_label(is_root, *values)

@@ -1,0 +1,156 @@
+"""The members of a run document in documented order, payloads as their own text, and the canonical text; no I/O.
+
+Two documents are the same when their canonical texts are the same bytes. The canonical text has the known members in
+the order in which the classes below declare them, then the unknown ones in their own order, without white space
+between members. Payloads, numbers and unknown members keep their text, verbatim.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from runspan.model.timestamps import parse_ns
+
+Text = str | UnsetType | None
+"""A member that the platform writes as a string. The careful parser puts ``Raw`` here when it is anything else."""
+
+Json = Raw | UnsetType
+"""A member whose text is kept."""
+
+RUN_STATUSES: Final = ("pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out")
+TERMINAL_RUN_STATUSES: Final = ("completed", "failed", "cancelled", "timed_out")
+LIVE_RUN_STATUSES: Final = ("pending", "running")
+"""Of a run in one of these its engine tells again and again. A suspended one waits for people or events, and rightly
+stays as it is."""
+STEP_STATUSES: Final = ("pending", "running", "completed", "failed", "skipped", "retrying")
+TERMINAL_STEP_STATUSES: Final = ("completed", "failed", "skipped")
+"""Tuples, because an odd status is ``Raw``, which has no hash."""
+
+
+class Step(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename="camel"):
+    """One step. ``extra`` is the text of its unknown members, ``"key":value`` joined by commas."""
+
+    extra: ClassVar[bytes] = b""
+
+    id: str
+    name: Text = UNSET
+    type: Text = UNSET
+    status: Text = UNSET
+    started_at: Text = UNSET
+    completed_at: Text = UNSET
+    duration_ms: Json = UNSET
+    attempt: Json = UNSET
+    input: Json = UNSET
+    output: Json = UNSET
+    error: Json = UNSET
+    retry_policy: Json = UNSET
+
+
+class Envelope(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename="camel"):
+    """A run's members. ``extra`` is the text of its unknown members, ``"key":value`` joined by commas."""
+
+    extra: ClassVar[bytes] = b""
+
+    id: str
+    workflow_id: Text = UNSET
+    status: Text = UNSET
+    trigger_type: Text = UNSET
+    started_at: Text = UNSET
+    completed_at: Text = UNSET
+    duration_ms: Json = UNSET
+    input: Json = UNSET
+    output: Json = UNSET
+    error: Json = UNSET
+    created_at: Text = UNSET
+    steps: list[Step] | UnsetType | None = UNSET
+
+
+class ExtendedStep(Step, frozen=True, gc=True, dict=True, rename="camel"):
+    """A step with unknown members; kept apart so that the usual step costs nothing for them."""
+
+
+class ExtendedEnvelope(Envelope, frozen=True, gc=True, dict=True, rename="camel"):
+    """A run with unknown members."""
+
+
+class Summary(Struct, frozen=True, gc=False, rename="camel"):
+    """The members of a list item."""
+
+    id: str
+    workflow_id: Text = UNSET
+    status: Text = UNSET
+    trigger_type: Text = UNSET
+    started_at: Text = UNSET
+    completed_at: Text = UNSET
+    duration_ms: Json = UNSET
+    error: Json = UNSET
+    created_at: Text = UNSET
+
+
+SUMMARY_MEMBERS: Final = Summary.__struct_fields__
+"""The members of a list item, in the order that the platform documents."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def with_extra_step(step: Step, extra: bytes) -> Step:
+    """The step with the text of unknown members."""
+    if not extra:
+        return step
+    extended = ExtendedStep(**{name: getattr(step, name) for name in Step.__struct_fields__})
+    extended.__dict__["extra"] = extra
+    return extended
+
+
+def with_extra_run(envelope: Envelope, extra: bytes) -> Envelope:
+    """The envelope with the text of unknown members."""
+    if not extra:
+        return envelope
+    extended = ExtendedEnvelope(**{name: getattr(envelope, name) for name in Envelope.__struct_fields__})
+    extended.__dict__["extra"] = extra
+    return extended
+
+
+def step_text(step: Step) -> bytes:
+    """The canonical text of a step."""
+    text = _encode(step)
+    return text[:-1] + b"," + step.extra + b"}" if step.extra else text
+
+
+def run_text(envelope: Envelope) -> bytes:
+    """The canonical text of a run."""
+    steps = envelope.steps
+    if type(steps) is list and any(step.extra for step in steps):
+        bare = _encode(_without_steps(envelope))
+        listed = b",".join([step_text(step) for step in steps])
+        text = bare[:-1] + b',"steps":[' + listed + b"]}"
+    else:
+        text = _encode(envelope)
+    return text[:-1] + b"," + envelope.extra + b"}" if envelope.extra else text
+
+
+def summary_text(envelope: Envelope) -> bytes:
+    """The list item of a run: canonical JSON of ``SUMMARY_MEMBERS``, members absent here left out."""
+    return _encode(Summary(*[getattr(envelope, name) for name in SUMMARY_MEMBERS]))
+
+
+def _without_steps(envelope: Envelope) -> Envelope:
+    values = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
+    return Envelope(**{**values, "steps": UNSET})
+
+
+def sort_time(envelope: Envelope) -> int:
+    """What lists are ordered by, in nanoseconds: the run's start, else its creation, else 0."""
+    for value in (envelope.started_at, envelope.created_at):
+        ns = parse_ns(value) if type(value) is str else None
+        if ns is not None:
+            return ns
+    return 0
+
+
+def plain_text(value: object) -> str | None:
+    """The member when it is a string, else None."""
+    return value if type(value) is str else None

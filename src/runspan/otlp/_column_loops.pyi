@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+from runspan.otlp.column_loops import Column
+
+def nanoseconds(values: Sequence[object], /) -> list[int]: ...
+def joined_spans(columns: list[Column], count: int, bound: int, absent: object, /) -> tuple[list[bytes], list[int]]: ...

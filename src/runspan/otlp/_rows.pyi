@@ -1,6 +1,0 @@
-from collections.abc import Sequence
-
-from runspan.otlp.rows import Column
-
-def nanoseconds(values: Sequence[object], /) -> list[int]: ...
-def joined_spans(columns: list[Column], count: int, bound: int, absent: object, /) -> tuple[list[bytes], list[int]]: ...

@@ -1,0 +1,97 @@
+"""The bridge to the OpenTelemetry SDK: our spans as its ReadableSpans, so that any of its SpanExporters can send them.
+
+It is for interoperation, not for speed: the SDK's own encoder takes many times as long as ``otlp.protobuf_writer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from opentelemetry.sdk.resources import Resource as SdkResource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from runspan._version import __version__
+from runspan.codec.encode import encode
+from runspan.contracts import Written
+from runspan.errors import BackendRefused
+from runspan.model.run import Run
+from runspan.model.span import INTERNAL, SERVER, Span, Value, plain
+from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
+
+_SCOPE: Final = InstrumentationScope(SCOPE_NAME, __version__)
+_KINDS: Final = {
+    INTERNAL: SpanKind.INTERNAL,
+    SERVER: SpanKind.SERVER,
+    3: SpanKind.CLIENT,
+    4: SpanKind.PRODUCER,
+    5: SpanKind.CONSUMER,
+}
+"""OTLP's numbers, which are one more than the SDK's. The SDK has no kind for OTLP's 0, unspecified."""
+
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+
+
+def sdk_resource(resource: Resource) -> SdkResource:
+    """The SDK's resource, without what the SDK adds of its own process."""
+    return SdkResource(resource.pairs())
+
+
+def to_readable_span(span: Span, resource: SdkResource) -> ReadableSpan:
+    """The span as the SDK's exporters take it, every attribute kept, whatever the SDK's limits are."""
+    return ReadableSpan(
+        name=span.name,
+        context=_context(span.trace_id, span.span_id),
+        parent=_context(span.trace_id, span.parent_id) if span.parent_id else None,
+        resource=resource,
+        attributes=_attributes(span.pairs()),
+        events=[Event(event.name, _attributes(event.attributes), event.time) for event in span.events],
+        links=[Link(_context(link.trace_id, link.span_id), _attributes(link.attributes)) for link in span.links],
+        kind=_KINDS.get(span.kind, SpanKind.INTERNAL),
+        status=Status(StatusCode(span.status), span.message or None),
+        start_time=span.start,
+        end_time=span.end,
+        instrumentation_scope=_SCOPE,
+    )
+
+
+def export_spans(exporter: SpanExporter, spans: Sequence[Span], resource: SdkResource) -> None:
+    """Sends spans. BackendRefused when the exporter says that it failed: the SDK does not tell why."""
+    result = exporter.export([to_readable_span(span, resource) for span in spans])
+    if result is not SpanExportResult.SUCCESS:
+        raise BackendRefused(
+            where=type(exporter).__name__,
+            expected="SUCCESS",
+            got=getattr(result, "name", repr(result)),
+            hint="the SDK's exporter logs the reason",
+        )
+
+
+class SdkExporterWriter:
+    """A ``TraceWriter`` over an SDK SpanExporter. The exporter's SUCCESS is all that is known of a write: the SDK's
+    OTLP exporters say it even when the receiver rejected some of the spans."""
+
+    def __init__(self, exporter: SpanExporter, resource: Resource | None = None) -> None:
+        self._exporter = exporter
+        self._resource = sdk_resource(resource or Resource())
+
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> Written:
+        """Sends the spans of a run. BackendRefused when the exporter fails."""
+        spans = encode(run, tenant=tenant, observed_at=observed_at)
+        export_spans(self._exporter, spans, self._resource)
+        return Written(accepted=len(spans))
+
+    def close(self) -> None:
+        """Shuts the exporter down."""
+        self._exporter.shutdown()
+
+
+def _context(trace_id: bytes, span_id: bytes) -> SpanContext:
+    return SpanContext(int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big"), False, _SAMPLED)
+
+
+def _attributes(pairs: Iterable[tuple[str, Value]]) -> dict[str, Any]:
+    return {key: plain(value) for key, value in pairs}

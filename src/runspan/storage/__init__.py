@@ -1,0 +1,1 @@
+"""What every SQLite file of runspan shares."""

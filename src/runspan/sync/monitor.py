@@ -1,0 +1,180 @@
+"""``Watch``: tells how a sync stands, what keeps it waiting, and whether retention is faster than it is.
+
+A sync's progress as health tells it; no I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from runspan.errors import RateLimited
+from runspan.platform_api import Platform
+from runspan.sync.checkpoint import State
+from runspan.sync.context import Desk
+from runspan.sync.list_crawler import Lists
+from runspan.sync.policy import MINUTE, threatened
+from runspan.sync.report import MAX_NAMED, Progress, SyncReport
+from runspan.sync.send_queue import Sends
+from runspan.telemetry import Numbers
+from runspan.telemetry.instruments import (
+    BACKLOG,
+    FETCHED,
+    LAG,
+    OLDEST_UNFINISHED,
+    POLLED,
+    REFUSED,
+    RETENTION_MARGIN,
+    SYNC_REQUESTS,
+    SYNC_RETRIED,
+    UNFINISHED,
+)
+
+
+def numbers(progress: Progress, retention: int | None) -> Numbers:
+    """What is not known is left out: an age of 0 would say that all is well.
+
+    retention: how long the platform keeps a run, nanoseconds, None: not told.
+    """
+    requests, retries, _ = progress.requests
+    told = {
+        REFUSED: progress.counts.refused,
+        FETCHED: progress.counts.fetched,
+        SYNC_REQUESTS: requests,
+        SYNC_RETRIED: retries,
+        BACKLOG: progress.backlog,
+        LAG: progress.behind,
+        UNFINISHED: progress.unfinished,
+        OLDEST_UNFINISHED: progress.oldest_unfinished,
+    }
+    if progress.polled is not None:
+        told[POLLED] = progress.polled
+    if retention is not None:
+        told[RETENTION_MARGIN] = None if progress.behind is None else progress.behind + retention
+    return told
+
+
+_QUIET: Final = 2.0
+"""Seconds without an answer before that is worth a word: single failures are asked again and forgotten."""
+
+_RATE_EVERY: Final = 30.0
+_RATE_OVER: Final = 300.0
+_FIRST_RATE: Final = 5.0
+_TELL_AGAIN: Final = 60.0
+_SPANS_OF_TIME: Final = 15 * MINUTE
+
+
+class Watch:
+    """Looks at the parts of a sync, and changes nothing. refused_before: runs that an earlier sync left refused.
+    latest: how far it was when last looked at, for readers on other threads."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        platform: Platform,
+        sends: Sends,
+        lists: Lists,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.refused_before = 0
+        self._desk = desk
+        self._platform = platform
+        self._sends = sends
+        self._lists = lists
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self._rate_from = (self._began, 0)
+        self._rate_at = self._began + _FIRST_RATE
+        self._threatened = 0
+        self._told: dict[str, tuple[str, float]] = {}
+        self.latest = self.progress()
+
+    def look(self) -> RateLimited | None:
+        """Tells what there is to tell. An error when the platform asks to wait longer than the sync may take."""
+        self.latest = self.progress()
+        self._on_progress(self.latest)
+        platform, settings = self._platform, self._desk.settings
+        if platform.trouble and platform.silent_for > _QUIET:
+            self.tell("platform", f"{platform.base}: {platform.trouble}; trying again")
+        delivery = self._sends.delivery
+        if delivery is not None and delivery.trouble and not self._sends.stopped:
+            self.tell("receiver", f"{delivery.endpoint}: {delivery.trouble}; trying again")
+        if time.monotonic() >= self._rate_at:
+            self._rate_at = time.monotonic() + _RATE_EVERY
+            self._mind_retention()
+        held = platform.pace.held_for
+        if held <= settings.give_up or settings.follow:
+            return None
+        hint = "sync again then; it goes on from here"
+        return RateLimited(f"{platform.base} asks to wait {held:.0f} s", retry_after=held, hint=hint)
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        checkpoint, counts = self._desk.checkpoint, self._desk.checkpoint.counts
+        return Progress(
+            counts=self._desk.counts,
+            requests=self._platform.requests,
+            known=counts.total(),
+            backlog=counts[State.NEW],
+            unfinished=counts[State.OPEN],
+            behind=checkpoint.oldest(State.NEW),
+            oldest_unfinished=checkpoint.oldest(State.OPEN),
+            polled=self._lists.polled,
+            threatened=self._threatened,
+            walking=self._lists.walking,
+            in_flight=self._sends.in_flight,
+        )
+
+    def report(self, stopped: str) -> SyncReport:
+        """How it stands. stopped: why it ended early, or ""."""
+        desk, checkpoint = self._desk, self._desk.checkpoint
+        requests, retries, limited = self._platform.requests
+        failing = checkpoint.failing_count()
+        now = {run_id for run_id, _ in desk.refused}
+        refused = [] if not self.refused_before else checkpoint.reasons(State.REFUSED, MAX_NAMED + len(now))
+        return SyncReport(
+            counts=desk.counts,
+            seconds=time.monotonic() - self._began,
+            requests=requests,
+            retries=retries,
+            limited=limited,
+            backlog=checkpoint.counts[State.NEW],
+            unfinished=checkpoint.counts[State.OPEN],
+            refused_before=min(self.refused_before, checkpoint.counts[State.REFUSED]),
+            threatened=self._threatened,
+            refused_now=tuple(desk.refused),
+            rejected_now=tuple(desk.rejected),
+            refused_earlier=tuple([each for each in refused if each[0] not in now][:MAX_NAMED]),
+            failing=checkpoint.failing(MAX_NAMED) if failing else (),
+            failing_count=failing,
+            stopped=stopped,
+        )
+
+    def tell(self, what: str, words: str) -> None:
+        """A line for whoever looks on: at once when it is another, and now and then while it stays."""
+        before, at = self._told.get(what, ("", float("-inf")))
+        now = time.monotonic()
+        if (words != before and now - at > _QUIET) or now - at > _TELL_AGAIN:
+            self._told[what] = (words, now)
+            self._desk.note(words)
+
+    def _mind_retention(self) -> None:
+        """Warns when the platform deletes runs before their turn comes."""
+        retention = self._desk.settings.retention
+        if retention is None or self._lists.walking:
+            return
+        since, fetched = self._rate_from
+        seconds = time.monotonic() - since
+        rate = max(self._desk.counts.fetched - fetched, 1) / seconds
+        if seconds > _RATE_OVER:
+            self._rate_from = (time.monotonic(), self._desk.counts.fetched)
+        backlog = self._desk.checkpoint.backlog_by_time(_SPANS_OF_TIME)
+        self._threatened = threatened(backlog, per_second=rate, retention=retention, now=self._desk.clock())
+        if self._threatened:
+            self.tell(
+                "retention",
+                f"warning: at {rate:,.1f} runs a second, {self._threatened:,} runs of the backlog will be past the "
+                "platform's retention before their turn comes; raise --requests-per-minute, or narrow the sync with "
+                "--workflow",
+            )

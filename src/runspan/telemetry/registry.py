@@ -1,0 +1,158 @@
+"""``Health``: the numbers as they stand, reported from any thread and read by whoever shows them; no I/O."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol
+
+from runspan.telemetry.instruments import EXPORTED, METRICS, QUEUE, REFUSED, REJECTED, REQUESTS, RETRIED, Kind, Metric
+
+Numbers = Mapping[Metric, float | None]
+"""Counts and levels as they are; of a metric of kind AGE or UNTIL its moment, nanoseconds since 1970."""
+
+_SECOND: Final = 1_000_000_000
+
+
+class Health:
+    """What one process tells. Reporting costs a lock and an addition; nothing is computed before somebody reads.
+
+    clock: nanoseconds since 1970, asked when ages are read.
+    parts: whose counters are there from the start, at 0: a rate over a counter that is born at its first event misses
+    that event. Every other metric is there from its first report on.
+    All methods may be called from several threads.
+    """
+
+    def __init__(self, clock: Callable[[], int], parts: Iterable[str] = ()) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        wanted = set(parts)
+        self._numbers: dict[Metric, float | None] = {
+            metric: 0 for metric in METRICS if metric.kind is Kind.COUNTER and metric.part in wanted
+        }
+        self._sources: list[Callable[[], Numbers]] = []
+
+    def add(self, metric: Metric, amount: float = 1) -> None:
+        """So much more of a counter."""
+        _expect(metric, Kind.COUNTER)
+        if amount < 0:
+            raise ValueError(f"{metric.name} only grows, got {amount}")
+        with self._lock:
+            self._numbers[metric] = (self._numbers.get(metric) or 0) + amount
+
+    def set(self, metric: Metric, level: float) -> None:
+        """What a gauge stands at."""
+        _expect(metric, Kind.GAUGE)
+        with self._lock:
+            self._numbers[metric] = level
+
+    def moment(self, metric: Metric, at: int | None) -> None:
+        """Since when, or until when, nanoseconds since 1970.
+
+        None: there is nothing to wait for. An age is 0 then, and a time until something is not told.
+        """
+        _expect(metric, Kind.AGE, Kind.UNTIL)
+        with self._lock:
+            self._numbers[metric] = at
+
+    def watch(self, source: Callable[[], Numbers]) -> None:
+        """Asks the source whenever somebody reads. Its counters are totals; those of several sources are added up.
+
+        The source is called from the reader's thread and must be quick. It stays for as long as this object: a part
+        that ends leaves its totals behind, or counters would fall. For parts that follow each other see ``Succession``.
+        """
+        with self._lock:
+            self._sources.append(source)
+
+    def read(self) -> dict[Metric, float]:
+        """Every metric that was reported, in the order of the table; ages in seconds as of now."""
+        with self._lock:
+            numbers = dict(self._numbers)
+            sources = tuple(self._sources)
+        for source in sources:
+            for metric, value in source().items():
+                numbers[metric] = _together(metric, numbers.get(metric), value)
+        now = self._clock()
+        told = {metric: _value(metric, numbers[metric], now) for metric in METRICS if metric in numbers}
+        return {metric: value for metric, value in told.items() if value is not None}
+
+
+class Succession:
+    """Parts of one kind of which there is one at a time, as one source: ``health.watch(succession.read)``.
+
+    Counters go on from one part to the next; levels and moments are those of the part that is there. A part that was
+    followed by another is not held any more. All methods may be called from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._past: dict[Metric, float] = {}
+        self._part: Callable[[], Numbers] | None = None
+
+    def follow(self, part: Callable[[], Numbers]) -> None:
+        """The part before has ended, and this one takes its place."""
+        with self._lock:
+            ended = {} if self._part is None else self._part()
+            for metric, total in ended.items():
+                if metric.kind is Kind.COUNTER:
+                    self._past[metric] = self._past.get(metric, 0) + (total or 0)
+            self._part = part
+
+    def read(self) -> Numbers:
+        """The numbers of all of them."""
+        with self._lock:
+            told: dict[Metric, float | None] = dict(self._past)
+            for metric, value in {} if self._part is None else self._part().items():
+                told[metric] = _together(metric, told.get(metric), value)
+            return told
+
+
+class Delivered(Protocol):
+    """What is needed of a delivery's report."""
+
+    @property
+    def runs_accepted(self) -> int: ...
+    @property
+    def runs_rejected(self) -> int: ...
+    @property
+    def runs_in_doubt(self) -> int: ...
+    @property
+    def runs_pending(self) -> int: ...
+    @property
+    def documents_refused(self) -> int: ...
+    @property
+    def requests(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+
+
+def delivered(report: Delivered) -> Numbers:
+    """A delivery's report as health tells it: ``health.watch(lambda: delivered(delivery.report()))``."""
+    return {
+        EXPORTED: report.runs_accepted,
+        REJECTED: report.runs_rejected + report.runs_in_doubt,
+        REFUSED: report.documents_refused,
+        REQUESTS: report.requests,
+        RETRIED: report.retries,
+        QUEUE: report.runs_pending,
+    }
+
+
+def _expect(metric: Metric, *kinds: Kind) -> None:
+    if metric.kind not in kinds:
+        raise TypeError(f"{metric.name} is of kind {metric.kind.value}, not {kinds[0].value}")
+
+
+def _together(metric: Metric, one: float | None, other: float | None) -> float | None:
+    """Two reports of one metric: counts add up, and levels, as two queues do; of two moments the earlier counts."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other if metric.kind in {Kind.COUNTER, Kind.GAUGE} else min(one, other)
+
+
+def _value(metric: Metric, number: float | None, now: int) -> float | None:
+    if metric.kind is Kind.AGE:
+        return 0.0 if number is None else max(0.0, (now - number) / _SECOND)
+    if metric.kind is Kind.UNTIL:
+        return None if number is None else (number - now) / _SECOND
+    return number

@@ -1,0 +1,1 @@
+"""Follow a folder of run documents and export what changes."""
