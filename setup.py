@@ -1,6 +1,6 @@
-"""The part of the build that pyproject.toml has no settled words for: the exporter's inner loops in C.
+"""Build the exporter's inner loops in C, which pyproject.toml cannot describe yet.
 
-Without a C compiler the package is built without them, and exporting is slower: see ``src/runspan/otlp/column_loops.py``.
+Without a C compiler the package is built without them and exports more slowly: see ``runspan.otlp.column_loops``.
 """
 
 from setuptools import Extension, setup

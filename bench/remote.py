@@ -18,10 +18,10 @@ from bench.figures import Figure, Goal, at_most
 from bench.plan import Plan
 from runspan.backends import connect
 from runspan.backends.jaeger.reader import JaegerReader
-from runspan.backends.jaeger.response_cache import Headings
+from runspan.backends.jaeger.response_cache import RevisionCache
 from runspan.contracts import RunQuery
 from runspan.delivery import connect as deliver_to
-from runspan.delivery import settings_from
+from runspan.delivery import exporter_config
 from runspan.errors import BackendError, NotFound, TraceIncomplete
 from runspan.export import export
 from runspan.model.run import Run
@@ -47,7 +47,7 @@ def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
     name = f"bench-{time.time_ns()}"
     start = datetime.now(UTC) - timedelta(days=2)
     documents = [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, 0), start=start, span_days=1.9)]
-    with deliver_to(settings_from({}, endpoint=otlp)) as delivery:
+    with deliver_to(exporter_config({}, endpoint=otlp)) as delivery:
         report = export(documents, delivery, tenant=name, observed_at=time.time_ns, resource=Resource(name))
     if not report.complete:
         raise RuntimeError(f"{url}: {report.summary_lines()}")
@@ -69,7 +69,7 @@ def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
 def _list_of_new(reader: Any, tenant: str) -> None:
     """The same list by a reader that remembers none of its runs."""
     if isinstance(reader, JaegerReader):
-        reader._headings = Headings()
+        reader._headings = RevisionCache()
         reader._pieces.clear()
     reader.search(RunQuery(tenant=tenant))
 

@@ -19,7 +19,7 @@ import msgspec
 from bench import stock
 from bench.machine import pin
 from runspan.codec.encode import encode
-from runspan.delivery import DeliverySettings, HttpTransport, Request, connect
+from runspan.delivery import ExporterConfig, HttpTransport, Request, connect
 from runspan.errors import DocumentError
 from runspan.export import batches, export
 from runspan.model.document import Envelope
@@ -38,7 +38,7 @@ class Ours:
     """``runspan.export`` as the command line puts it together."""
 
     def __init__(self, url: str, compression: str) -> None:
-        self._settings = DeliverySettings(url, compression=compression, timeout=60)
+        self._settings = ExporterConfig(url, compression=compression, timeout=60)
 
     def prepare(self, path: str) -> None:
         """Nothing is worked out beforehand."""
@@ -102,7 +102,7 @@ class Floor:
     """The least that any exporter does: take each document apart, and send bytes that were ready before."""
 
     def __init__(self, url: str) -> None:
-        self._transport = HttpTransport(DeliverySettings(url, compression="none", timeout=60))
+        self._transport = HttpTransport(ExporterConfig(url, compression="none", timeout=60))
         self._requests: list[Request] = []
 
     def prepare(self, path: str) -> None:

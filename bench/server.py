@@ -16,9 +16,9 @@ from flask import Flask
 
 from bench.machine import pin
 from runspan.backends.sqlite import SqliteStore
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
+from runspan.web.config import WebConfig
 from runspan.web.server import WebServer
 
 
@@ -43,10 +43,10 @@ def main() -> None:
         data = Path(options["data"])
         keys = None
         if options.get("keyed"):
-            keys = KeyRing(data / "keys.sqlite3")
+            keys = ApiKeyStore(data / "keys.sqlite3")
             ready["key"] = keys.create("bench")[0]
         # A limit that is counted and never reached.
-        settings = WebSettings(reads_per_minute=100_000_000)
+        settings = WebConfig(reads_per_minute=100_000_000)
         store = SqliteStore(data)
         app = create_app(store, store, settings=settings, keys=keys)
     server = WebServer(app)

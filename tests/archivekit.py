@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runspan import Run, encode
-from runspan.archive import Archived, Asked, Reading, Request, Telling, archive
+from runspan.archive import AgeRange, ArchiveCallbacks, ArchiveRequest, ArchiveResult, RetryingReader, create_archive
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span
@@ -48,7 +48,7 @@ def make(
     now: int = NOW,
     other: Callable[[str, str], None] | None = None,
     **request: Any,
-) -> Archived:
+) -> ArchiveResult:
     """An archive of everything, in small files. other: told of unfinished archives that it does not go on with."""
     asked: dict[str, Any] = {
         "tenant": "",
@@ -57,11 +57,13 @@ def make(
         "source": "sqlite",
         "source_url": "sqlite:data",
         "to": str(to),
-        "asked": Asked(3600 * SECOND, None),
+        "asked": AgeRange(3600 * SECOND, None),
         **request,
     }
-    telling = Telling(lambda found: None, lambda size: None, other or (lambda where, asked: None))
-    return archive(Request(**asked), Reading(reader, 2, _never), now=now, telling=telling, part_bytes=part_bytes)
+    telling = ArchiveCallbacks(lambda found: None, lambda size: None, other or (lambda where, asked: None))
+    return create_archive(
+        ArchiveRequest(**asked), RetryingReader(reader, 2, _never), now=now, telling=telling, part_bytes=part_bytes
+    )
 
 
 def held(path: Path | str) -> dict[str, bytes]:

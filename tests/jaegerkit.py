@@ -12,10 +12,10 @@ import httpx
 
 from runspan import Run
 from runspan.backends.jaeger import JaegerReader
-from runspan.backends.remote.config import RemoteSettings
+from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.delivery import connect, settings_from
+from runspan.delivery import connect, exporter_config
 from runspan.export import export
 from runspan.otlp.protobuf_writer import Resource
 from servers.jaeger import Jaeger
@@ -28,7 +28,7 @@ Answer = tuple[int, str, bytes]
 
 def send(server: Jaeger, runs: Sequence[Run], tenant: str, observed_at: int = NOW, service: str = "runspan") -> None:
     """The runs by the project's own export; all must be accepted."""
-    with connect(settings_from({}, endpoint=server.otlp)) as delivery:
+    with connect(exporter_config({}, endpoint=server.otlp)) as delivery:
         report = export(
             runs, delivery, tenant=tenant, observed_at=lambda: observed_at, resource=Resource(service_name=service)
         )
@@ -41,7 +41,7 @@ def reader_of(
     url: str, *, timeout: float = 15.0, services: Sequence[str] | None = ("runspan",)
 ) -> Iterator[JaegerReader]:
     """A reader of a query API."""
-    reader = JaegerReader(RemoteSettings("jaeger", url, timeout=timeout), services=services)
+    reader = JaegerReader(RemoteConfig("jaeger", url, timeout=timeout), services=services)
     try:
         yield reader
     finally:

@@ -17,11 +17,11 @@ from runspan import Recorder, Run, Span, decode
 from runspan.codec.fields import ROLE
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import Pace
+from runspan.recorder import ExportConfig
 
 BEGIN = 1_790_000_000_000_000_000
 """2026-09-21T14:13:20Z."""
-QUICK = Pace(settle=0.005, retry_first=0.02, retry_longest=0.05)
+QUICK = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.05)
 WAIT = 20.0
 
 

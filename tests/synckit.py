@@ -20,16 +20,16 @@ from receivers import Post
 from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import RUN_ID
-from runspan.delivery import DeadLetters, DeliverySettings, connect
+from runspan.delivery import DeadLetters, ExporterConfig, connect
 from runspan.model.run import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
-from runspan.platform_api import Pace, Patience, Platform
-from runspan.sync import Binding, Checkpoint, Rhythm, Settings, Sync, SyncReport
+from runspan.platform_api import PlatformClient, RateLimiter, RetryPolicy
+from runspan.sync import Binding, Checkpoint, RefreshPolicy, SyncConfig, SyncEngine, SyncReport
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
+from runspan.web.config import WebConfig
 from webkit import serving
 
 
@@ -67,7 +67,7 @@ def _run_of(document: bytes | dict[str, Any]) -> Run:
 def place(folder: Path, **settings: Any) -> Iterator[Place]:
     """A server until the block ends. settings: of the store."""
     with SqliteStore(folder, **settings) as store:
-        app = create_app(store, store, settings=WebSettings())
+        app = create_app(store, store, settings=WebConfig())
         with serving(app, threads=8) as client:
             yield Place(store, str(client.base_url).rstrip("/"))
 
@@ -111,7 +111,7 @@ def once(
     source: str, target: str, checkpoint: Path, *, give_up: float = 30.0, clock: Callable[[], int] = time.time_ns
 ) -> SyncReport:
     """A sync in this process, whose single requests lose patience within a moment."""
-    with _sync(source, target, checkpoint, Settings(give_up=give_up, rescan=0), clock) as syncing:
+    with _sync(source, target, checkpoint, SyncConfig(give_up=give_up, rescan=0), clock) as syncing:
         return syncing.run()
 
 
@@ -125,9 +125,11 @@ def followed(
     poll: int = SECOND // 5,
     rescan: int = SECOND,
     heartbeat: int = 0,
-) -> Iterator[Sync]:
+) -> Iterator[SyncEngine]:
     """The same, which follows at a quick pace until the block ends, and must not end before."""
-    settings = Settings(follow=True, poll=poll, rescan=rescan, rhythm=Rhythm(refresh=poll, heartbeat=heartbeat))
+    settings = SyncConfig(
+        follow=True, poll=poll, rescan=rescan, rhythm=RefreshPolicy(refresh=poll, heartbeat=heartbeat)
+    )
     with _sync(source, target, checkpoint, settings, clock) as syncing, ThreadPoolExecutor(1) as thread:
         ended = thread.submit(syncing.run)
         try:
@@ -139,26 +141,28 @@ def followed(
 
 
 @contextmanager
-def _sync(source: str, target: str, checkpoint: Path, settings: Settings, clock: Callable[[], int]) -> Iterator[Sync]:
+def _sync(
+    source: str, target: str, checkpoint: Path, settings: SyncConfig, clock: Callable[[], int]
+) -> Iterator[SyncEngine]:
     halted = threading.Event()
 
     def sleep(seconds: float) -> None:
         halted.wait(seconds)
 
-    asking = Platform(
+    asking = PlatformClient(
         source,
         key=lambda: None,
-        pace=Pace(0, sleep=sleep),
+        pace=RateLimiter(0, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
-        patience=Patience(attempts=2, timeout=5.0, first=0.01, longest=0.02),
+        patience=RetryPolicy(attempts=2, timeout=5.0, first=0.01, longest=0.02),
     )
-    delivery = DeliverySettings(f"{target}/v1/traces")
+    delivery = ExporterConfig(f"{target}/v1/traces")
     with (
-        closing(Checkpoint(checkpoint, Binding(source, delivery.place))) as remembered,
+        closing(Checkpoint(checkpoint, Binding(source, delivery.display_url))) as remembered,
         DeadLetters(f"{checkpoint}.letters") as letters,
     ):
-        yield Sync(
+        yield SyncEngine(
             settings,
             asking,
             remembered,

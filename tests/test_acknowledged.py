@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runspan.delivery import settings_from
+from runspan.delivery import exporter_config
 from runspan.errors import SettingError
-from runspan.storage.span_acks import KEEP, SIZE, TABLES, Acknowledged
+from runspan.storage.span_acks import KEEP, SIZE, TABLES, SpanAcks
 from runspan.sync import checkpoint
 from runspan.sync.checkpoint import Binding, Checkpoint
 from runspan.watch import state_db as ledger
-from runspan.watch.state_db import Intent, Ledger
+from runspan.watch.state_db import SendPlan, WatchState
 
 NOW = 1_764_000_000 * 10**9
 
@@ -36,90 +36,90 @@ def connection() -> Iterator[sqlite3.Connection]:
 
 
 @pytest.fixture
-def spans(connection: sqlite3.Connection) -> Acknowledged:
-    return Acknowledged(connection.execute)
+def spans(connection: sqlite3.Connection) -> SpanAcks:
+    return SpanAcks(connection.execute)
 
 
-def test_only_what_every_later_version_names_stays(spans: Acknowledged) -> None:
+def test_only_what_every_later_version_names_stays(spans: SpanAcks) -> None:
     """A span that a version leaves out may be gone at the receiver from then on, though it is named again later."""
     spans.add(b"run", names(1, 2), NOW)
-    assert not spans.narrow(b"run", names(1, 2, 3))
-    assert spans.of(b"run", NOW) == set(names(1, 2))
-    assert spans.narrow(b"run", names(2, 3))
-    assert not spans.narrow(b"run", names(1, 2, 3))
-    assert spans.of(b"run", NOW) == set(names(2))
+    assert not spans.retain_only(b"run", names(1, 2, 3))
+    assert spans.get(b"run", NOW) == set(names(1, 2))
+    assert spans.retain_only(b"run", names(2, 3))
+    assert not spans.retain_only(b"run", names(1, 2, 3))
+    assert spans.get(b"run", NOW) == set(names(2))
     spans.add(b"run", names(1, 2, 3), NOW + 1)
-    assert spans.of(b"run", NOW + 1) == set(names(1, 2, 3))
-    assert spans.of(b"other", NOW) == set()
+    assert spans.get(b"run", NOW + 1) == set(names(1, 2, 3))
+    assert spans.get(b"other", NOW) == set()
     spans.add(b"other", names(9), NOW)
     spans.forget(b"run")
-    assert (spans.of(b"run", NOW), spans.of(b"other", NOW)) == (set(), set(names(9)))
+    assert (spans.get(b"run", NOW), spans.get(b"other", NOW)) == (set(), set(names(9)))
 
 
-def test_a_span_counts_as_there_for_a_day(spans: Acknowledged, connection: sqlite3.Connection) -> None:
+def test_a_span_counts_as_there_for_a_day(spans: SpanAcks, connection: sqlite3.Connection) -> None:
     """From its own acknowledgement on; then its place is free again."""
     spans.add(b"run", names(1), NOW)
     spans.add(b"run", names(1, 2), NOW + KEEP // 2)
-    assert spans.of(b"run", NOW + KEEP - 1) == set(names(1, 2))
-    assert spans.of(b"run", NOW + KEEP) == set(names(2))
+    assert spans.get(b"run", NOW + KEEP - 1) == set(names(1, 2))
+    assert spans.get(b"run", NOW + KEEP) == set(names(2))
     spans.add(b"run", names(1, 2), NOW + KEEP)
     assert connection.execute("SELECT count(*) FROM spans").fetchone() == (2,)
-    assert spans.of(b"run", NOW + KEEP + KEEP // 2) == set(names(1))
+    assert spans.get(b"run", NOW + KEEP + KEEP // 2) == set(names(1))
     assert connection.execute("SELECT count(*) FROM spans").fetchone() == (1,)
     spans.expire(NOW + 3 * KEEP)
     assert connection.execute("SELECT count(*) FROM spans").fetchone() == (0,)
 
 
 def test_a_run_of_ten_thousand_steps_is_remembered_in_little_space(
-    spans: Acknowledged, connection: sqlite3.Connection
+    spans: SpanAcks, connection: sqlite3.Connection
 ) -> None:
     """Sixteen bytes a span, each once, however many snapshots there were."""
     ids = [number.to_bytes(SIZE, "big") for number in range(10_000)]
     for count in range(100, 10_001, 100):
-        assert not spans.narrow(b"run", ids[:count])
+        assert not spans.retain_only(b"run", ids[:count])
         spans.add(b"run", ids[:count], NOW + count)
-    assert len(spans.of(b"run", NOW + 10_000)) == 10_000
+    assert len(spans.get(b"run", NOW + 10_000)) == 10_000
     assert connection.execute("SELECT count(*), sum(length(digests)) FROM spans").fetchone() == (100, 160_000)
     pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     assert pages * size < 400_000
 
 
-def test_another_receiver_has_nothing(spans: Acknowledged) -> None:
+def test_another_receiver_has_nothing(spans: SpanAcks) -> None:
     """A change of endpoint, login, tenant or protocol forgets everything; a replay is not another receiver."""
 
     def receiver(endpoint: str = "http://a", headers: str = "x-scope-orgid=one,authorization=Bearer%20abc") -> bytes:
-        return settings_from({"OTEL_EXPORTER_OTLP_HEADERS": headers}, endpoint=endpoint).receiver
+        return exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": headers}, endpoint=endpoint).identity
 
-    spans.belongs_to(receiver())
+    spans.bind_receiver(receiver())
     for other in (
         receiver("http://b"),
         receiver("http://a/v1/traces?account=2"),
         receiver(headers="x-scope-orgid=two,authorization=Bearer%20abc"),
         receiver(headers="x-scope-orgid=one,authorization=Bearer%20def"),
         receiver(headers=""),
-        settings_from({}, endpoint="a:4317", protocol="grpc").receiver,
+        exporter_config({}, endpoint="a:4317", protocol="grpc").identity,
     ):
-        spans.belongs_to(receiver())
+        spans.bind_receiver(receiver())
         spans.add(b"run", names(1), NOW)
-        spans.belongs_to(receiver())
-        assert spans.of(b"run", NOW)
-        spans.belongs_to(other)
-        assert not spans.of(b"run", NOW)
-    replay = settings_from({}, endpoint="http://a").as_replay()
-    assert replay.receiver == receiver(headers="") == receiver(headers="x-runspan-replay=yes")
+        spans.bind_receiver(receiver())
+        assert spans.get(b"run", NOW)
+        spans.bind_receiver(other)
+        assert not spans.get(b"run", NOW)
+    replay = exporter_config({}, endpoint="http://a").as_replay()
+    assert replay.identity == receiver(headers="") == receiver(headers="x-runspan-replay=yes")
 
 
 def test_no_secret_is_stored(tmp_path: Path) -> None:
     """Neither as it is nor as a plain hash, which a guessed password would be compared with at once."""
-    settings = settings_from({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
-    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), settings.receiver)):
+    settings = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
+    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), settings.identity)):
         pass
-    with closing(Ledger(tmp_path / "ledger", "a", "")) as ledger:
-        ledger.spans.belongs_to(settings.receiver)
+    with closing(WatchState(tmp_path / "ledger", "a", "")) as ledger:
+        ledger.spans.bind_receiver(settings.identity)
     for name in ("cp", "ledger"):
         content = (tmp_path / name).read_bytes()
         assert b"hunter2" not in content
-        assert sha256(settings.receiver).digest() not in content
+        assert sha256(settings.identity).digest() not in content
     with closing(sqlite3.connect(tmp_path / "cp")) as one, closing(sqlite3.connect(tmp_path / "ledger")) as two:
         rows = [connection.execute("SELECT salt, hash FROM receiver").fetchone() for connection in (one, two)]
     assert rows[0][0] != rows[1][0]
@@ -131,8 +131,8 @@ def test_an_older_file_is_brought_up(tmp_path: Path, kind: str) -> None:
     """Nothing that it knows is lost, and everything of running runs is sent once more. A newer one is not touched."""
     path = tmp_path / "file"
 
-    def opened() -> Checkpoint | Ledger:
-        return Checkpoint(path, Binding("a", "b")) if kind == "checkpoint" else Ledger(path, "b", "")
+    def opened() -> Checkpoint | WatchState:
+        return Checkpoint(path, Binding("a", "b")) if kind == "checkpoint" else WatchState(path, "b", "")
 
     opened().close()
     with closing(sqlite3.connect(path)) as connection:
@@ -147,7 +147,7 @@ def test_an_older_file_is_brought_up(tmp_path: Path, kind: str) -> None:
         connection.commit()
     with closing(opened()) as file:
         file.spans.add(b"run", names(1), NOW)
-        assert file.spans.of(b"run", NOW) == set(names(1))
+        assert file.spans.get(b"run", NOW) == set(names(1))
     with closing(sqlite3.connect(path)) as connection:
         table = "sweeps" if kind == "checkpoint" else "runs"
         assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
@@ -162,15 +162,15 @@ def test_what_was_taken_out_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> 
     """A power cut may take the ledger's last commits, but none that took a span out: the file alone, without the log
     beside it that is not synced, knows of it."""
     path = tmp_path / "ledger"
-    with closing(Ledger(path, "t", "")) as ledger:
+    with closing(WatchState(path, "t", "")) as ledger:
         for number in range(3):
             ledger.spans.add(bytes([number]), names(1, 2), NOW)
         ledger.commit()
-        intent = Intent((b"\x01", b""), NOW, False)
-        ledger.narrow(intent, names(1, 2, 3))
+        intent = SendPlan((b"\x01", b""), NOW, False)
+        ledger.retain_only(intent, names(1, 2, 3))
         ledger.commit()
         assert _alone(path, tmp_path / "before") is None
-        ledger.narrow(intent, names(2))
+        ledger.retain_only(intent, names(2))
         ledger.commit()
         assert _alone(path, tmp_path / "after") == b"".join(names(2))
 
@@ -193,12 +193,12 @@ Versions = st.lists(
 )
 
 
-def test_what_did_not_count_once_never_counts_again(spans: Acknowledged) -> None:
+def test_what_did_not_count_once_never_counts_again(spans: SpanAcks) -> None:
     """The clock was ahead, then set right, then ahead again: in between a version may have gone without the span."""
     for later in (NOW - 1, NOW + KEEP):
         spans.add(b"run", names(1), NOW)
-        assert spans.of(b"run", later) == set()
-        assert spans.of(b"run", NOW) == set()
+        assert spans.get(b"run", later) == set()
+        assert spans.get(b"run", NOW) == set()
 
 
 @given(Versions)
@@ -209,15 +209,15 @@ def test_nothing_is_left_out_that_a_receiver_lacks(versions: list[tuple[frozense
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statement in TABLES:
             connection.execute(statement)
-        spans, now = Acknowledged(connection.execute), NOW
+        spans, now = SpanAcks(connection.execute), NOW
         kept: set[bytes] = set()
         for steps, outcome, pause in versions:
             now += pause
             named = set(names(*steps))
             connection.execute("BEGIN")
-            there = spans.of(b"run", now)
+            there = spans.get(b"run", now)
             if there:
-                spans.narrow(b"run", named)
+                spans.retain_only(b"run", named)
             if outcome == "killed before":
                 connection.execute("ROLLBACK")
                 continue
@@ -236,9 +236,9 @@ def test_nothing_is_left_out_that_a_receiver_lacks(versions: list[tuple[frozense
 def test_a_ledger_of_somebody_else_is_not_brought_up(tmp_path: Path) -> None:
     """Only a number that this program ever wrote is one of its own."""
     path = tmp_path / "ledger"
-    Ledger(path, "t", "").close()
+    WatchState(path, "t", "").close()
     for version in (0, ledger.FORMAT + 1):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(f"PRAGMA user_version = {version}")
         with pytest.raises(SettingError, match="another file"):
-            Ledger(path, "t", "")
+            WatchState(path, "t", "")

@@ -20,9 +20,9 @@ from clikit import runspan
 from conformance.harness import foreign_otlp, otlp
 from corpus import cases
 from runspan import Run, encode
-from runspan.archive import Asked, purge
-from runspan.archive.select import Reading, before, collect
-from runspan.archive.targets import LocalPlace, only_one
+from runspan.archive import AgeRange, purge
+from runspan.archive.select import RetryingReader, before, collect
+from runspan.archive.targets import LocalTarget, exclusive
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Document, RunQuery
 from runspan.errors import (
@@ -39,8 +39,8 @@ from runspan.errors import (
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.sources import documents, files, tenants, total_bytes
-from runspan.sources.archive_manifest import Skips, read_manifest, write_manifest
-from runspan.sources.archive_reader import archives_in, faults, manifest_of
+from runspan.sources.archive_manifest import SkipCount, read_manifest, write_manifest
+from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
 
 COUNT = 300
 
@@ -153,7 +153,7 @@ def test_archives_of_one_second_do_not_collide(store: SqliteStore, tmp_path: Pat
 
 def test_only_one_archives_into_a_folder(store: SqliteStore, tmp_path: Path) -> None:
     """The second is told, and does not go on with what the first is writing."""
-    with only_one(str(tmp_path / "to")), pytest.raises(SettingError, match="nobody archives into"):
+    with exclusive(str(tmp_path / "to")), pytest.raises(SettingError, match="nobody archives into"):
         make(store, tmp_path / "to")
     assert make(store, tmp_path / "to").path
 
@@ -180,10 +180,10 @@ def test_what_cannot_be_archived_is_told_and_the_rest_is(
     done = make(reader, tmp_path / "to")
     assert held(done.path).keys() == set(names[5:])
     left = done.manifest.left
-    assert left.vanished == Skips(1, (gone,))
+    assert left.vanished == SkipCount(1, (gone,))
     assert left.incomplete.runs == 2
     assert f"{behind}: step 3 of a newer revision is missing" in left.incomplete.some
-    assert left.unreadable == Skips(1, (f"{odd}: there: no",))
+    assert left.unreadable == SkipCount(1, (f"{odd}: there: no",))
     assert left.unfinished.runs == COUNT - len(names) + 1
     assert done.manifest.partial == ("a block could not be read",)
     assert not done.complete
@@ -195,7 +195,7 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     slept: list[float] = []
     reader = Troubled(store, {first: [BackendUnreachable("gone"), BackendBusy("later", retry_after=7.5)]})
     waits: list[tuple[str, float]] = []
-    reading = Reading(reader, 1, slept.append, 300.0, lambda trouble, seconds: waits.append((trouble, seconds)))
+    reading = RetryingReader(reader, 1, slept.append, 300.0, lambda trouble, seconds: waits.append((trouble, seconds)))
     found = collect(reading, RunQuery(), after=before(NOW), on_partial=print)
     assert sum(isinstance(item.what, Run) for item in found) == len(finished(texts))
     assert slept[:8] == [1.0] * 7 + [0.5]
@@ -204,7 +204,7 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     reader = Troubled(store, {first: BackendUnreachable("gone for good")})
     slept.clear()
     with pytest.raises(BackendUnreachable):
-        list(collect(Reading(reader, 4, slept.append, 60.0), RunQuery(), after=before(NOW), on_partial=print))
+        list(collect(RetryingReader(reader, 4, slept.append, 60.0), RunQuery(), after=before(NOW), on_partial=print))
     assert sum(slept) <= 60
 
 
@@ -217,7 +217,7 @@ def test_a_backend_that_asks_for_more_patience_than_there_is_ends_it_at_once(
     reader = Troubled(store, dict.fromkeys(texts, trouble))
     slept: list[float] = []
     with pytest.raises(RateLimited, match="slowly"):
-        list(collect(Reading(reader, 2, slept.append), RunQuery(), after=before(NOW), on_partial=print))
+        list(collect(RetryingReader(reader, 2, slept.append), RunQuery(), after=before(NOW), on_partial=print))
     assert slept == []
 
 
@@ -260,8 +260,8 @@ def test_another_request_does_not_go_on_with_it(store: SqliteStore, tmp_path: Pa
     hour = 3600 * SECOND
     others = (
         {"compression": "gzip"},
-        {"asked": Asked(2 * hour, None)},
-        {"asked": Asked(hour, 48 * hour), "since": 0},
+        {"asked": AgeRange(2 * hour, None)},
+        {"asked": AgeRange(hour, 48 * hour), "since": 0},
         {"source_url": "sqlite:elsewhere"},
         {"tenant": "acme"},
     )
@@ -295,15 +295,15 @@ def test_what_does_not_come_back_is_no_archive(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that changes a byte of what it was given is told with the file, and nothing is published."""
-    write = LocalPlace.write
+    write = LocalTarget.write
 
-    def lying(self: LocalPlace, name: str, content: bytes) -> None:
+    def lying(self: LocalTarget, name: str, content: bytes) -> None:
         changed = bytearray(content)
         if name.endswith(".zst") and "000002" in name:
             changed[len(changed) // 2] ^= 4
         write(self, name, bytes(changed))
 
-    monkeypatch.setattr(LocalPlace, "write", lying)
+    monkeypatch.setattr(LocalTarget, "write", lying)
     with pytest.raises(StoreError, match=r"does not come back.*|runs-000002") as caught:
         make(store, tmp_path / "to")
     assert "runs-000002.ndjson.zst" in caught.value.where
@@ -398,7 +398,7 @@ def _faults(folder: Path) -> Iterator[DocumentError]:
         yield error
         return
     assert manifest is not None
-    yield from faults(str(folder), manifest)
+    yield from find_damage(str(folder), manifest)
 
 
 # Purging.

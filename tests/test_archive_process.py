@@ -19,7 +19,7 @@ import pytest
 from archivekit import fill, finished, held, past
 from clikit import Running, process, running, runspan, server, write_ndjson
 from runspan import Run
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import RunQuery
@@ -52,7 +52,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, bytes]) ->
 
 def everything(url: str, data: Path) -> dict[str, bytes]:
     """Every document that a server lists, from its store; some of them from its API too."""
-    with closing(RestReader(url)) as reader, SqliteStore(data) as store:
+    with closing(RunspanApiReader(url)) as reader, SqliteStore(data) as store:
         page = reader.search(RunQuery(limit=200))
         ids = [json.loads(item)["id"] for item in page.items]
         while page.cursor is not None:

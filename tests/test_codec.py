@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corpus import ENVELOPES, cases, runs
 from runspan import Run, decode, encode
-from runspan.codec.decode import read_heading, read_run
+from runspan.codec.decode import read_summary, verify_run
 from runspan.codec.encode import content_step_ids
 from runspan.codec.fields import (
     DIGEST,
@@ -79,7 +79,7 @@ def test_any_document_comes_back(run: Run, order: random.Random, events: bool) -
     """What hypothesis makes comes back the same, whatever the order of its spans."""
     spans = encode(run, tenant="acme", exception_events=events)
     order.shuffle(spans)
-    decoded = read_run(spans)
+    decoded = verify_run(spans)
     assert decoded.run.text == run.text
     assert decoded.tenant == "acme"
     assert not decoded.incomplete
@@ -191,7 +191,7 @@ def test_an_older_whole_revision_stands_in() -> None:
     """When the newest revision is incomplete, read_run answers the older one and says what is missing."""
     snapshot = encode(Run.from_json('{"id":"r","status":"running","steps":[]}'), observed_at=10)
     root = encode(Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"}]}'))
-    decoded = read_run(snapshot + root[1:])
+    decoded = verify_run(snapshot + root[1:])
     assert decoded.run.status == "running"
     assert "1 of 1 step spans" in decoded.incomplete[0]
     with pytest.raises(TraceIncomplete) as caught:
@@ -327,14 +327,14 @@ def test_step_ids_must_match() -> None:
     run = Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"}]}')
     with pytest.raises(ValueError, match="0 step ids for 1 finished steps"):
         encode(run, step_ids=[])
-    assert read_run(encode(run, step_ids=[b"12345678"])).step_ids == [b"12345678"]
+    assert verify_run(encode(run, step_ids=[b"12345678"])).step_ids == [b"12345678"]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_head_alone_tells_the_list_item(name: str) -> None:
     """The head span of a run has all that a list needs, exact, without its steps."""
     run = Run.from_json(CASES[name])
-    heading = read_heading(encode(run, tenant="t", observed_at=NOW)[-1])
+    heading = read_summary(encode(run, tenant="t", observed_at=NOW)[-1])
     assert heading is not None
     assert heading.summary == run.summary()
     assert (heading.run_id, heading.tenant, heading.status) == (run.id, "t", run.status)
@@ -344,5 +344,5 @@ def test_a_head_alone_tells_the_list_item(name: str) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_content_ids_are_those_of_the_spans(run: Run) -> None:
     """The ids worked out alone are the ids of the step spans, at every revision."""
-    assert content_step_ids(run, "t") == read_run(encode(run, tenant="t")).step_ids
-    assert content_step_ids(run, "t") == read_run(encode(run, tenant="t", observed_at=5, after_root=True)).step_ids
+    assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t")).step_ids
+    assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t", observed_at=5, after_root=True)).step_ids

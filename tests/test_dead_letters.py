@@ -46,7 +46,7 @@ def test_every_text_comes_back_as_it_went(tmp_path: Path, order: int) -> None:
     path = tmp_path / "left.ndjson"
     for half in (texts[:3], texts[3:]):
         with DeadLetters(str(path)) as letters:
-            letters.keep([RunSpans("x", (), 0, text) for text in half])
+            letters.write([RunSpans("x", (), 0, text) for text in half])
     assert texts_in(path) == texts
     assert path.stat().st_mode & 0o077 == 0
 
@@ -56,7 +56,7 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next_document(tmp_path: Pa
     path = tmp_path / "left.ndjson"
     path.write_bytes(b'{"id":"whole"}\n{"id":"ha')
     with DeadLetters(str(path)) as letters:
-        letters.keep_text(b'{"id":"next"}')
+        letters.write_text(b'{"id":"next"}')
     found = [each.id for each in documents(str(path)) if isinstance(each, Run)]
     assert found == ["whole", "next"]
 
@@ -67,7 +67,7 @@ def test_a_file_that_another_process_made_and_removed_is_made_again(tmp_path: Pa
     with DeadLetters(str(path)) as first, DeadLetters(str(path)) as second:
         first.close()
         assert not path.exists()
-        second.keep_text(b'{"id":"b"}')
+        second.write_text(b'{"id":"b"}')
     assert second.kept == 1
     assert texts_in(path) == [b'{"id":"b"}']
 
@@ -76,9 +76,9 @@ def test_a_file_that_was_moved_away_to_be_sent_is_made_again(tmp_path: Path) -> 
     """A process that runs for long goes on with a new one, and neither has what is in the other."""
     path, moved = tmp_path / "left.ndjson", tmp_path / "moved.ndjson"
     with DeadLetters(str(path)) as letters:
-        letters.keep_text(b'{"id":"a"}')
+        letters.write_text(b'{"id":"a"}')
         path.rename(moved)
-        letters.keep_text(b'{"id":"b"}')
+        letters.write_text(b'{"id":"b"}')
     assert (texts_in(moved), texts_in(path)) == ([b'{"id":"a"}'], [b'{"id":"b"}'])
     assert (letters.kept, letters.lost) == (2, 0)
 
@@ -97,7 +97,7 @@ def test_a_document_is_never_written_into_a_file_that_is_being_removed(tmp_path:
         for path in paths:
             together.wait(60)
             with DeadLetters(str(path)) as letters:
-                letters.keep_text(b'{"id":"kept"}')
+                letters.write_text(b'{"id":"kept"}')
 
     threads = [threading.Thread(target=idle), threading.Thread(target=work)]
     for thread in threads:
@@ -122,7 +122,7 @@ def test_lines_of_two_processes_do_not_mix(tmp_path: Path, monkeypatch: pytest.M
     def work(name: bytes) -> None:
         with DeadLetters(str(path)) as letters:
             for text in texts[name]:
-                letters.keep_text(text)
+                letters.write_text(text)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in texts]
     for thread in threads:
@@ -269,10 +269,10 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with DeadLetters(str(path)) as letters:
-            letters.keep_text(b'{"id":"first"}')
+            letters.write_text(b'{"id":"first"}')
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-            letters.keep_text(large)
-            letters.keep_text(b'{"id":"second"}')
+            letters.write_text(large)
+            letters.write_text(b'{"id":"second"}')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -24,22 +24,22 @@ from receivers import (
     partial,
     run_of,
 )
-from runspan.delivery import GRPC, Batch, Delivery, DeliverySettings, GrpcTransport, Report, RetryPolicy
+from runspan.delivery import GRPC, Batch, ExporterConfig, ExportReport, GrpcTransport, OtlpExporter, RetryPolicy
 from runspan.errors import SettingError
 
 POLICY = RetryPolicy(budget=60.0, first=0.5, longest=30.0)
 RETRYABLE = ("CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS")
 
 
-def settings_for(receiver: Receiver, **other: object) -> DeliverySettings:
+def settings_for(receiver: Receiver, **other: object) -> ExporterConfig:
     plain = {"protocol": GRPC, "compression": "none", "insecure": True}
-    return DeliverySettings(f"127.0.0.1:{receiver.port}", **{**plain, **other})  # type: ignore[arg-type]
+    return ExporterConfig(f"127.0.0.1:{receiver.port}", **{**plain, **other})  # type: ignore[arg-type]
 
 
-def deliver(settings: DeliverySettings, *batches: Batch, time: FakeTime | None = None) -> Report:
+def deliver(settings: ExporterConfig, *batches: Batch, time: FakeTime | None = None) -> ExportReport:
     """Sends batches on a clock that moves only by waiting, and checks that every run is in exactly one count."""
     time = time or FakeTime()
-    delivery = Delivery(GrpcTransport(settings), workers=1, retry=POLICY, clock=time.clock, sleep=time.sleep)
+    delivery = OtlpExporter(GrpcTransport(settings), workers=1, retry=POLICY, clock=time.clock, sleep=time.sleep)
     runs = 0
     for batch in batches:
         delivery.submit(batch)
@@ -174,7 +174,7 @@ def test_an_unreachable_endpoint_stops_the_export_after_one_budget() -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     time = FakeTime()
-    settings = DeliverySettings(f"127.0.0.1:{port}", protocol=GRPC, insecure=True, compression="none")
+    settings = ExporterConfig(f"127.0.0.1:{port}", protocol=GRPC, insecure=True, compression="none")
     report = deliver(settings, *[batch_of(f"r{n}") for n in range(10)], time=time)
     assert report.runs_not_sent == 10
     assert time.now == pytest.approx(POLICY.budget, abs=0.1)
@@ -190,7 +190,7 @@ def test_nothing_is_lost_over_a_server_that_often_fails() -> None:
     time = FakeTime()
     with grpc_receiver(flaky) as receiver:
         transport = GrpcTransport(settings_for(receiver))
-        with Delivery(transport, workers=4, retry=POLICY, clock=time.clock, sleep=time.sleep) as delivery:
+        with OtlpExporter(transport, workers=4, retry=POLICY, clock=time.clock, sleep=time.sleep) as delivery:
             for number in range(120):
                 assert delivery.submit(batch_of(f"r{number:03}"))
         report = delivery.report()
@@ -218,4 +218,4 @@ def test_tls_with_the_given_authority_and_client_certificate(tmp_path: Path) -> 
 def test_a_missing_certificate_file_is_a_setting_error() -> None:
     """The error names the file."""
     with pytest.raises(SettingError, match=r"nowhere\.pem"):
-        GrpcTransport(DeliverySettings("127.0.0.1:1", protocol=GRPC, certificate="nowhere.pem"))
+        GrpcTransport(ExporterConfig("127.0.0.1:1", protocol=GRPC, certificate="nowhere.pem"))

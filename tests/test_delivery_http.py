@@ -26,20 +26,20 @@ from receivers import (
     partial,
     run_of,
 )
-from runspan.delivery import Batch, Delivery, DeliverySettings, HttpTransport, Report, RetryPolicy, connect
+from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
 from runspan.errors import SettingError
 
 POLICY = RetryPolicy(budget=60.0, first=0.5, longest=30.0)
 
 
 def deliver(
-    settings: DeliverySettings | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
-) -> Report:
+    settings: ExporterConfig | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
+) -> ExportReport:
     """Sends batches on a clock that moves only by waiting, and checks that every run is in exactly one count."""
     time = time or FakeTime()
     if isinstance(settings, str):
-        settings = DeliverySettings(settings)
-    delivery = Delivery(HttpTransport(settings), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
+        settings = ExporterConfig(settings)
+    delivery = OtlpExporter(HttpTransport(settings), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
     runs = spans = 0
     for batch in batches:
         delivery.submit(batch)
@@ -71,7 +71,7 @@ def refuse_bad(status: int) -> Callable[[Post], Answer]:
 def test_spans_arrive_whole_with_the_headers_that_otlp_wants(compression: str) -> None:
     """Every span of every run arrives, in one protobuf POST, compressed or not, with the headers that were set."""
     with http_receiver() as receiver:
-        settings = DeliverySettings(receiver.url, headers=(("x-api-key", "wfk_1"),), compression=compression)
+        settings = ExporterConfig(receiver.url, headers=(("x-api-key", "wfk_1"),), compression=compression)
         report = deliver(settings, batch_of("a", "b"))
     (post,) = receiver.posts
     assert post.path == "/v1/traces"
@@ -126,7 +126,7 @@ def test_retry_after_as_a_date_counts_from_our_clock_when_the_answer_has_none() 
     """Without a Date in the answer the clock here is all there is."""
     later = {"Retry-After": formatdate(1_000_012, usegmt=True)}
     with http_receiver(first_then_ok(Answer(503, headers=later))) as receiver:
-        transport = HttpTransport(DeliverySettings(receiver.url), now=lambda: 1_000_002.0)
+        transport = HttpTransport(ExporterConfig(receiver.url), now=lambda: 1_000_002.0)
         outcome = transport.send(batch_of("a").request())
         transport.close()
     assert getattr(outcome, "delay", None) == 10.0
@@ -180,7 +180,7 @@ def test_a_receiver_that_does_not_answer_in_time_is_tried_again() -> None:
         return OK
 
     with http_receiver(hang_once) as receiver:
-        report = deliver(DeliverySettings(receiver.url, timeout=0.2), batch_of("a"))
+        report = deliver(ExporterConfig(receiver.url, timeout=0.2), batch_of("a"))
         done.set()
     assert report.complete
     assert report.retries >= 1
@@ -267,7 +267,7 @@ def test_a_run_over_our_own_limit_is_sent_in_parts_without_asking() -> None:
     """Some collectors drop silently what is too large, so a request never grows past the bound."""
     time = FakeTime()
     with http_receiver() as receiver:
-        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url)), max_request_bytes=4000, clock=time.clock)
+        delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)), max_request_bytes=4000, clock=time.clock)
         delivery.submit(batch_of(run_of("large", spans=10, padding=1000)))
         report = delivery.close()
     assert report.runs_accepted == 1
@@ -351,7 +351,7 @@ def test_submit_waits_while_enough_is_under_way() -> None:
         return OK
 
     with http_receiver(slow) as receiver:
-        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url)), workers=2)
+        delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)), workers=2)
         for number in range(100):
             delivery.submit(batch_of(run_of(f"r{number}", spans=1)))
             produced += 1
@@ -374,7 +374,7 @@ def test_submit_waits_while_too_many_bytes_are_under_way() -> None:
         return OK
 
     with http_receiver(watch) as receiver:
-        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url)), workers=4, max_held_bytes=1000)
+        delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)), workers=4, max_held_bytes=1000)
         for batch in batches:
             delivery.submit(batch)
             produced += 1
@@ -392,7 +392,7 @@ def test_stopping_wakes_a_worker_that_waits_for_its_next_attempt() -> None:
         return Answer(503, headers={"Retry-After": "200"})
 
     with http_receiver(later) as receiver:
-        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url)), workers=1)
+        delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)), workers=1)
         delivery.submit(batch_of("a"))
         assert asked.wait(30)
         delivery.stop("enough")
@@ -411,7 +411,7 @@ def test_an_interrupt_does_not_wait_for_an_answer_and_counts_it_as_pending() -> 
         return OK
 
     with http_receiver(silent) as receiver:
-        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url, timeout=60)), workers=1)
+        delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url, timeout=60)), workers=1)
         delivery.submit(batch_of("a"))
         assert asked.wait(30)
         delivery.interrupt()
@@ -429,7 +429,7 @@ def test_secrets_of_headers_and_url_appear_nowhere(caplog: pytest.LogCaptureFixt
         return Answer(401, f"key {post.headers['x-api-key']} unknown".encode(), content_type="text/plain")
 
     with http_receiver(echo) as receiver, caplog.at_level(logging.DEBUG):
-        settings = DeliverySettings(
+        settings = ExporterConfig(
             f"{receiver.url}?token={secret}", headers=(("x-api-key", secret), ("authorization", f"Bearer {secret}x"))
         )
         report = deliver(settings, batch_of("a"))
@@ -477,11 +477,11 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
     with http_receiver(tls=context) as receiver:
         url = receiver.url.replace("http:", "https:")
         files = {"certificate": str(cert), "client_certificate": str(cert), "client_key": str(key)}
-        trusted = deliver(DeliverySettings(url, **files), batch_of("a"))  # type: ignore[arg-type]
+        trusted = deliver(ExporterConfig(url, **files), batch_of("a"))  # type: ignore[arg-type]
     assert trusted.complete
     context.verify_mode = ssl.CERT_NONE
     with http_receiver(tls=context) as receiver:
-        untrusted = deliver(DeliverySettings(receiver.url.replace("http:", "https:")), batch_of("a"))
+        untrusted = deliver(ExporterConfig(receiver.url.replace("http:", "https:")), batch_of("a"))
     assert receiver.posts == []
     assert untrusted.runs_not_sent == 1
     assert untrusted.requests == 1
@@ -491,7 +491,7 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
 def test_a_missing_certificate_file_is_a_setting_error() -> None:
     """The error names the file before anything is sent."""
     with pytest.raises(SettingError, match=r"nowhere\.pem"):
-        connect(DeliverySettings("https://127.0.0.1/v1/traces", certificate="nowhere.pem"))
+        connect(ExporterConfig("https://127.0.0.1/v1/traces", certificate="nowhere.pem"))
 
 
 def test_a_report_is_plain_json_values() -> None:
@@ -512,7 +512,7 @@ def test_a_report_is_plain_json_values() -> None:
 def test_a_batch_after_close_is_refused() -> None:
     """A batch that nobody would send is not taken."""
     with http_receiver() as receiver:
-        delivery = connect(DeliverySettings(receiver.url))
+        delivery = connect(ExporterConfig(receiver.url))
         assert delivery.submit(batch_of("a"))
         assert delivery.close().complete
         assert delivery.close().complete

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runspan.delivery import settings_from
+from runspan.delivery import exporter_config
 from runspan.errors import SettingError
 
 OTLP = "OTEL_EXPORTER_OTLP_"
@@ -33,7 +33,7 @@ def env(**values: str) -> dict[str, str]:
 )
 def test_http_endpoints_follow_the_specification(given: dict[str, str], endpoint: str) -> None:
     """The general variable gets the path appended, the one for traces is used as it is, an empty one is unset."""
-    assert settings_from(given).endpoint == endpoint
+    assert exporter_config(given).endpoint == endpoint
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_http_endpoints_follow_the_specification(given: dict[str, str], endpoint
 )
 def test_an_endpoint_argument_goes_first_and_gets_the_path_when_it_has_none(argument: str, endpoint: str) -> None:
     """What a person types after ``--endpoint`` is a base or the whole address; its path tells which."""
-    assert settings_from(env(TRACES_ENDPOINT="http://other/x"), endpoint=argument).endpoint == endpoint
+    assert exporter_config(env(TRACES_ENDPOINT="http://other/x"), endpoint=argument).endpoint == endpoint
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_an_endpoint_argument_goes_first_and_gets_the_path_when_it_has_none(argu
 )
 def test_grpc_endpoints_follow_the_specification(given: dict[str, str], target: str, insecure: bool) -> None:
     """The scheme says whether there is TLS; INSECURE counts only without a scheme."""
-    settings = settings_from({**given, OTLP + "PROTOCOL": "grpc"})
+    settings = exporter_config({**given, OTLP + "PROTOCOL": "grpc"})
     assert (settings.endpoint, settings.insecure) == (target, insecure)
 
 
 def test_variables_for_traces_go_before_the_general_ones() -> None:
     """Each setting is looked up by itself."""
-    settings = settings_from(
+    settings = exporter_config(
         env(
             PROTOCOL="grpc",
             TRACES_PROTOCOL="http/protobuf",
@@ -96,13 +96,13 @@ def test_variables_for_traces_go_before_the_general_ones() -> None:
 
 def test_headers_are_percent_decoded_and_lower_case() -> None:
     """The form is that of the specification, spaces around allowed."""
-    settings = settings_from(env(HEADERS=" X-Api-Key = wfk%5F1 ,authorization=Bearer%20a=b,,"))
+    settings = exporter_config(env(HEADERS=" X-Api-Key = wfk%5F1 ,authorization=Bearer%20a=b,,"))
     assert settings.headers == (("x-api-key", "wfk_1"), ("authorization", "Bearer a=b"))
 
 
 def test_an_argument_goes_before_every_variable() -> None:
     """Flags win over the environment."""
-    settings = settings_from(
+    settings = exporter_config(
         env(TIMEOUT="20", HEADERS="a=1", COMPRESSION="gzip"), timeout=3.0, headers={"B": "2"}, compression="none"
     )
     assert (settings.timeout, settings.headers, settings.compression) == (3.0, (("b", "2"),), "none")
@@ -111,19 +111,19 @@ def test_an_argument_goes_before_every_variable() -> None:
 @pytest.mark.parametrize(("text", "seconds"), [("10", 10.0), ("2.5", 2.5), ("10000", 10.0), ("1000", 1.0)])
 def test_a_timeout_is_milliseconds_or_seconds_where_it_can_only_be_one(text: str, seconds: float) -> None:
     """The specification writes milliseconds, OpenTelemetry's Python packages read seconds."""
-    assert settings_from(env(TIMEOUT=text)).timeout == seconds
+    assert exporter_config(env(TIMEOUT=text)).timeout == seconds
 
 
 def test_defaults_are_gzip_over_http_and_none_over_grpc() -> None:
     """gzip is nearly free over HTTP and dear in grpc's own implementation."""
-    assert settings_from({}).compression == "gzip"
-    assert settings_from({}, protocol="grpc").compression == "none"
-    assert settings_from({}).timeout == 10.0
+    assert exporter_config({}).compression == "gzip"
+    assert exporter_config({}, protocol="grpc").compression == "none"
+    assert exporter_config({}).timeout == 10.0
 
 
 def test_a_login_in_the_url_becomes_a_header() -> None:
     """So that the endpoint can be shown."""
-    settings = settings_from(env(ENDPOINT="https://ann:s%40cret@collector"))
+    settings = exporter_config(env(ENDPOINT="https://ann:s%40cret@collector"))
     assert settings.endpoint == "https://collector/v1/traces"
     assert settings.headers == (("authorization", "Basic " + b64encode(b"ann:s@cret").decode()),)
     assert "s@cret" not in repr(settings)
@@ -148,7 +148,7 @@ def test_a_login_in_the_url_becomes_a_header() -> None:
 def test_a_wrong_value_names_its_variable(given: dict[str, str], named: str) -> None:
     """The error says which variable it is."""
     with pytest.raises(SettingError, match=named):
-        settings_from(given)
+        exporter_config(given)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_an_error_about_a_secret_does_not_tell_it(arguments: dict[str, Any]) -> 
     """Headers and logins are refused without being quoted."""
     given = arguments.pop("env")
     with pytest.raises(SettingError) as caught:
-        settings_from(given, **arguments)
+        exporter_config(given, **arguments)
     assert "s3cret" not in str(caught.value)
 
 
@@ -184,7 +184,7 @@ def test_an_error_about_a_secret_does_not_tell_it(arguments: dict[str, Any]) -> 
 def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> None:
     """A command line is seen by others; the error tells where a login may stand, and not the login."""
     with pytest.raises(SettingError, match="expected a URL without a login") as caught:
-        settings_from({}, endpoint=endpoint, protocol=protocol)
+        exporter_config({}, endpoint=endpoint, protocol=protocol)
     assert "s3cret" not in str(caught.value)
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in caught.value.hint
 
@@ -193,13 +193,13 @@ def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> No
 def test_an_endpoint_argument_that_cannot_be_read_is_told(protocol: str) -> None:
     """An unclosed bracket is a wrong setting, not a failure of ours."""
     with pytest.raises(SettingError, match="endpoint: expected a URL"):
-        settings_from({}, endpoint="http://[::1", protocol=protocol)
+        exporter_config({}, endpoint="http://[::1", protocol=protocol)
 
 
 @pytest.mark.parametrize("given", [{}, env(HEADERS="x-runspan-replay=no,x-a=b"), env(HEADERS="X-Runspan-Replay=1")])
 def test_a_replay_has_its_header_once(given: dict[str, str]) -> None:
     """Beside the others. Its value is no secret, else messages would lose a word of every day."""
-    before = settings_from(given)
+    before = exporter_config(given)
     settings = before.as_replay()
     assert settings.headers.count(("x-runspan-replay", "true")) == 1
     assert len(dict(settings.headers)) == len(settings.headers)
@@ -210,4 +210,4 @@ def test_a_replay_has_its_header_once(given: dict[str, str]) -> None:
 
 def test_an_at_sign_in_a_path_is_no_login() -> None:
     """Only what stands before the host is."""
-    assert settings_from({}, endpoint="http://collector/a@b").endpoint == "http://collector/a@b"
+    assert exporter_config({}, endpoint="http://collector/a@b").endpoint == "http://collector/a@b"

@@ -21,10 +21,10 @@ import pytest
 from clikit import environment, server
 from recorderkit import until
 from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.contracts import RunQuery, TraceReader
 from runspan.model.ids import run_ids
-from runspan.recorder import Pace, RunRecording
+from runspan.recorder import ExportConfig, RunRecording
 from servers import Tempo
 from servers.jaeger import Jaeger
 
@@ -62,7 +62,7 @@ def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watch
     engine, workflows = example
     watched = Watched()
     ended = threading.Event()
-    recorder = Recorder(endpoint=otlp, service_name="example-engine", pace=Pace(settle=0.02))
+    recorder = Recorder(endpoint=otlp, service_name="example-engine", pace=ExportConfig(settle=0.02))
 
     def execute() -> None:
         try:
@@ -136,7 +136,7 @@ def check_what_was_seen(watched: Watched) -> None:
 def test_the_embedded_store_answers_over_rest_while_it_runs_and_after(example: Any, tmp_path: Path) -> None:
     """``runspan serve`` shows the run running, retrying, suspended, in lists too, and at the end its exact document."""
     with server(tmp_path) as (url, _):
-        reader = RestReader(url)
+        reader = RunspanApiReader(url)
         watched = watch(example, url, reader, lists=True)
         check_what_was_seen(watched)
         assert watched.listed["running"] > 0
@@ -155,7 +155,7 @@ def test_jaeger_shows_the_trace_as_it_should_be(
     tokens on the agent, errors where they belong and links both ways; the REST API over Jaeger answers all along."""
     jaeger: Jaeger = request.getfixturevalue(f"jaeger_{storage}")
     with server(tmp_path, "--backend", f"jaeger+{jaeger.url}") as (url, _):
-        reader = RestReader(url)
+        reader = RunspanApiReader(url)
         watched = watch(example, jaeger.otlp, reader, lists=False)
         check_what_was_seen(watched)
         reader.close()
@@ -217,7 +217,7 @@ def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
 def test_tempo_has_it_too_while_it_runs_and_after(example: Any, tempo: Tempo, tmp_path: Path) -> None:
     """The REST API over Tempo answers the running run, and in the end the exact document and the whole trace."""
     with server(tmp_path, "--backend", f"tempo+{tempo.url}") as (url, _):
-        reader = RestReader(url)
+        reader = RunspanApiReader(url)
         watched = watch(example, tempo.otlp, reader, lists=False)
         check_what_was_seen(watched)
         reader.close()
@@ -248,7 +248,7 @@ def test_killed_at_any_moment_no_acknowledged_step_is_lost_and_the_run_is_seen_r
     dice = random.Random(20261125)
     unfinished = 0
     with server(tmp_path) as (url, _):
-        reader = RestReader(url)
+        reader = RunspanApiReader(url)
         for number in range(KILLS):
             run_id = f"run_killed_{number}"
             process = start_engine(url, run_id)
@@ -280,11 +280,11 @@ def test_killed_at_any_moment_no_acknowledged_step_is_lost_and_the_run_is_seen_r
     assert running, "no killed run is listed as running"
 
 
-def _ids(reader: RestReader, query: RunQuery) -> set[str]:
+def _ids(reader: RunspanApiReader, query: RunQuery) -> set[str]:
     return {json.loads(item)["id"] for item in reader.search(query).items}
 
 
-def check_killed(reader: RestReader, run_id: str, told: list[str]) -> bool:
+def check_killed(reader: RunspanApiReader, run_id: str, told: list[str]) -> bool:
     """Whether the run had not ended. told: what the engine printed."""
     acknowledged = Counter(line.split()[2] for line in told if line.startswith(f"acknowledged {run_id} "))
     try:
@@ -310,6 +310,6 @@ def test_it_ends_well_as_a_program_and_says_what_it_did(tmp_path: Path) -> None:
         assert process.returncode == 0, err
         assert "3 of 3 runs delivered" in out
         assert out.count("acknowledged run_1 send-reminder") == 3
-        reader = RestReader(url)
+        reader = RunspanApiReader(url)
         assert json.loads(reader.document("run_1").text)["status"] == "completed"
         reader.close()

@@ -12,7 +12,7 @@ import pytest
 
 from receivers import OK, Answer, Post, grpc_receiver, http_receiver
 from runspan import Run, decode
-from runspan.delivery import GRPC, Delivery, DeliverySettings, HttpTransport, Report, connect, settings_from
+from runspan.delivery import GRPC, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, connect, exporter_config
 from runspan.errors import DocumentError
 from runspan.export import TARGET_BYTES, batches, export
 from runspan.model.span import Span
@@ -57,7 +57,7 @@ def test_every_sample_arrives_as_the_same_document(protocol: str) -> None:
     runs = [Run.from_json(path.read_bytes()) for path in SAMPLES]
     receiving = grpc_receiver if protocol == GRPC else http_receiver
     with receiving() as receiver:
-        settings = settings_from({}, endpoint=f"http://127.0.0.1:{receiver.port}", protocol=protocol)
+        settings = exporter_config({}, endpoint=f"http://127.0.0.1:{receiver.port}", protocol=protocol)
         with connect(settings) as delivery:
             report = export(runs, delivery, observed_at=lambda: NOW, resource=Resource())
     assert documents_in(receiver.posts) == {run.id: run.text for run in runs}
@@ -70,7 +70,7 @@ def test_documents_that_cannot_be_carried_are_counted_with_place_and_reason() ->
     """They are not sent, the others are, and the report names them."""
     good = generated(3)
     bad = DocumentError(where="runs.ndjson:2", expected="an object", got="a list")
-    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+    with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         documents: list[Run | DocumentError] = [good[0], bad, *good[1:], bad]
         report = export(documents, delivery, observed_at=lambda: NOW, resource=Resource())
     assert (report.runs_accepted, report.documents_refused) == (3, 2)
@@ -83,7 +83,7 @@ def test_documents_that_cannot_be_carried_are_counted_with_place_and_reason() ->
 def test_the_resource_and_tenant_are_those_given() -> None:
     """service.name comes from the resource, and the tenant decides the trace id."""
     run = generated(1)[0]
-    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+    with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         for tenant in ("", "acme"):
             resource = Resource("flows", {"service.namespace": "billing"})
             export([run], delivery, tenant=tenant, observed_at=lambda: NOW, resource=resource)
@@ -120,7 +120,7 @@ def test_a_batch_stays_under_the_bound_of_a_request_and_a_larger_run_goes_alone(
 def test_a_run_larger_than_a_request_arrives_whole() -> None:
     """It is sent in parts under the bound, and decodes to the same document."""
     huge = large_run("huge", 20, 400_000)
-    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+    with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         report = export([huge], delivery, observed_at=lambda: NOW, resource=Resource())
     assert report.runs_accepted == 1
     assert len(receiver.posts) > 1
@@ -130,8 +130,8 @@ def test_a_run_larger_than_a_request_arrives_whole() -> None:
 
 def test_progress_is_told_after_each_request_that_was_handed_over() -> None:
     """The counts only grow, and end at the report's."""
-    told: list[Report] = []
-    with http_receiver() as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+    told: list[ExportReport] = []
+    with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         report = export(
             generated(60),
             delivery,
@@ -157,7 +157,7 @@ def test_reading_stops_when_the_receiver_refuses_us() -> None:
             read += 1
             yield run
 
-    with http_receiver(lambda post: Answer(401)) as receiver, connect(DeliverySettings(receiver.url)) as delivery:
+    with http_receiver(lambda post: Answer(401)) as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         report = export(endless(), delivery, observed_at=lambda: NOW, resource=Resource())
     assert "HTTP 401" in report.stopped
     assert report.runs_accepted == 0
@@ -173,7 +173,7 @@ def test_an_interrupt_ends_the_export_with_a_report() -> None:
 
     later = Answer(503, headers={"Retry-After": "200"})
     with http_receiver(lambda post: later) as receiver:
-        delivery = Delivery(HttpTransport(DeliverySettings(receiver.url)))
+        delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)))
         report = export(interrupted(), delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=40)
         final = delivery.close()
     assert report.stopped == "interrupted"
@@ -190,7 +190,7 @@ def test_an_error_of_the_input_is_not_swallowed() -> None:
 
     later = Answer(503, headers={"Retry-After": "200"})
     with http_receiver(lambda post: later) as receiver, pytest.raises(OSError, match="disk gone"):  # noqa: SIM117
-        with connect(DeliverySettings(receiver.url)) as delivery:
+        with connect(ExporterConfig(receiver.url)) as delivery:
             export(broken(), delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=40)
 
 
@@ -203,8 +203,8 @@ def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
 
     runs = list({run.id: run for run in generated(400)}.values())
     with http_receiver(flaky) as receiver:
-        transport = HttpTransport(DeliverySettings(receiver.url))
-        with Delivery(transport, sleep=lambda seconds: None) as delivery:
+        transport = HttpTransport(ExporterConfig(receiver.url))
+        with OtlpExporter(transport, sleep=lambda seconds: None) as delivery:
             report = export(runs, delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=50)
     assert report.complete
     assert report.retries > 0

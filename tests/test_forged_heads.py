@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runspan import Run, decode, encode
-from runspan.codec.decode import read_heading, read_run
+from runspan.codec.decode import read_summary, verify_run
 from runspan.codec.fields import DIGEST, OPEN_STEPS, REVISION
 from runspan.errors import TraceIncomplete
 from runspan.model.document import run_text
@@ -51,7 +51,7 @@ def test_many_heads_and_twins_are_not_all_tried(rebuilt: list[int]) -> None:
     twins = [with_attributes(span, {"runspan.step.name": "other"}) for span in spans[:-1]]
     heads = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 1001)]
     with pytest.raises(TraceIncomplete) as refusal:
-        read_run([*spans, *twins, *heads])
+        verify_run([*spans, *twins, *heads])
     assert len(rebuilt) == decoding._MAX_TEXTS
     assert len(refusal.value.missing) == decoding._MAX_NOTES + 1
     assert "not looked at" not in refusal.value.missing[0]
@@ -62,10 +62,10 @@ def test_large_documents_are_rebuilt_less_often(rebuilt: list[int], monkeypatch:
     monkeypatch.setattr(decoding, "_MAX_BYTES", 1_000_000)
     spans = encode(running(1, "y" * 300_000), observed_at=NOW)
     forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 50)]
-    assert read_run([*spans, *forged[:3]]).run == running(1, "y" * 300_000)
+    assert verify_run([*spans, *forged[:3]]).run == running(1, "y" * 300_000)
     rebuilt.clear()
     with pytest.raises(TraceIncomplete):
-        read_run([*spans, *forged])
+        verify_run([*spans, *forged])
     assert len(rebuilt) == 4
 
 
@@ -81,7 +81,7 @@ def test_a_step_is_read_once_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(decoding, "read_step", counted)
     spans = encode(running(5), observed_at=NOW)
     forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 20)]
-    decoded = read_run([*spans, *forged])
+    decoded = verify_run([*spans, *forged])
     assert (decoded.revision, len(decoded.incomplete), len(read)) == (NOW, 19, 5)
 
 
@@ -98,10 +98,10 @@ def test_open_steps_that_are_none(text: str) -> None:
     run = Run.from_dict({"id": "r", "status": "running", "steps": [{"id": "a", "status": "running"}]})
     spans = encode(run, observed_at=NOW)
     newer = with_attributes(spans[-1], {OPEN_STEPS: text, REVISION: NOW + 1})
-    decoded = read_run([*spans, newer])
+    decoded = verify_run([*spans, newer])
     assert (decoded.run, decoded.revision, len(decoded.incomplete)) == (run, NOW, 1)
     with pytest.raises(TraceIncomplete):
-        read_run([newer])
+        verify_run([newer])
 
 
 @pytest.mark.parametrize("text", ["}{", '1,"status":"failed"', "tru", '"\x01"', "1 2", " 1", "", "[1", "\u0661"])
@@ -109,10 +109,10 @@ def test_a_heading_is_json_whatever_its_span_says(text: str) -> None:
     """A list's item is made of a head alone, without the proof of the digest; what it says has to be one value."""
     run = Run.from_dict({"id": "r", "status": "completed", **TIMES, "durationMs": 1.5, "steps": []})
     head = encode(run)[-1]
-    assert json.loads(read_heading(head).summary)["durationMs"] == 1.5  # type: ignore[union-attr]
+    assert json.loads(read_summary(head).summary)["durationMs"] == 1.5  # type: ignore[union-attr]
     key = next(key for key in head.attributes() if key.startswith("runspan.run.duration_ms"))
     with pytest.raises(TraceIncomplete, match="duration_ms"):
-        read_heading(with_attributes(head, {key: text}))
+        read_summary(with_attributes(head, {key: text}))
 
 
 def test_costs_beyond_all_numbers_are_not_summed() -> None:

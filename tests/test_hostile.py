@@ -12,7 +12,7 @@ from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.encode import content_step_ids
 from runspan.codec.fields import REVISION
-from runspan.codec.span_templates import STEP_LABELS
+from runspan.codec.span_templates import STEP_TEMPLATES
 from runspan.errors import PayloadError, TraceIncomplete
 from runspan.model.span import Span
 from runspan.otlp.json import read_json
@@ -107,11 +107,11 @@ def test_a_manifest_that_names_a_span_often() -> None:
 
 def test_long_labels_are_not_remembered() -> None:
     """The memory of labels has a bound in bytes too."""
-    before = len(STEP_LABELS)
+    before = len(STEP_TEMPLATES)
     for number in range(5):
         step = {"id": f"{number}" + "x" * 100_000, "status": "completed"}
         encode(Run.from_dict({"id": "r", "status": "completed", "steps": [step]}))
-    assert len(STEP_LABELS) == before
+    assert len(STEP_TEMPLATES) == before
 
 
 def test_many_spans_of_one_id() -> None:

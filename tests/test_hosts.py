@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from runspan import Recorder, SettingError, connect
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.cli import main
-from runspan.delivery import settings_from
-from runspan.http.urls import check_host
+from runspan.delivery import exporter_config
+from runspan.http.urls import validate_host
 from runspan.platform_api.client import base_url
 
 WRONG = [
@@ -48,11 +48,11 @@ PLACES: dict[str, Callable[[str], Any]] = {
     "recorder": lambda url: Recorder(endpoint=url),
     "recorder, environ": lambda url: Recorder(environ={"OTEL_EXPORTER_OTLP_ENDPOINT": url}),
     "recorder, gRPC": lambda url: Recorder(endpoint=url, protocol="grpc"),
-    "export": lambda url: settings_from({}, endpoint=url),
-    "export, variable": lambda url: settings_from({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url}),
-    "export, gRPC": lambda url: settings_from({}, endpoint=url, protocol="grpc"),
+    "export": lambda url: exporter_config({}, endpoint=url),
+    "export, variable": lambda url: exporter_config({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url}),
+    "export, gRPC": lambda url: exporter_config({}, endpoint=url, protocol="grpc"),
     "sync": base_url,
-    "list, get": RestReader,
+    "list, get": RunspanApiReader,
     "list, get from Tempo": lambda url: connect(f"tempo+{url}"),
     "list, get from Jaeger": lambda url: connect(f"jaeger+{url}"),
 }
@@ -74,13 +74,13 @@ def test_a_host_that_cannot_be_looked_up_is_told_at_once(place: str, url: str) -
 @pytest.mark.parametrize("url", RIGHT)
 def test_every_other_host_is_left_to_the_network(url: str) -> None:
     """Names with underscores, a final dot, other scripts, and addresses."""
-    check_host("URL", url)
+    validate_host("URL", url)
 
 
 def test_the_error_guesses_at_a_variable_and_shows_no_login() -> None:
     """An empty part of a name is what a template without its value leaves."""
     with pytest.raises(SettingError) as caught:
-        settings_from({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://ann:s3cret@collector..svc"})
+        exporter_config({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://ann:s3cret@collector..svc"})
     assert str(caught.value) == (
         "OTEL_EXPORTER_OTLP_ENDPOINT: expected the name or address of a host, got 'collector..svc' "
         "(a part of it is empty: is a variable not set?)"

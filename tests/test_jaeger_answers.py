@@ -8,9 +8,9 @@ import pytest
 
 from conformance.harness import make_run
 from runspan import encode
-from runspan.backends.jaeger.legacy_responses import find_old_traces
+from runspan.backends.jaeger.legacy_responses import find_legacy_traces
 from runspan.backends.jaeger.responses import (
-    Unreadable,
+    MalformedResponse,
     find_traces,
     read_services,
     refusal,
@@ -108,7 +108,7 @@ def test_spans_that_were_written_as_otlp_json_come_back() -> None:
 )
 def test_what_is_no_answer_is_not_read_as_an_empty_one(content: bytes) -> None:
     """Pages of other servers, and errors that follow a success, are errors."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(MalformedResponse):
         read_traces(content)
 
 
@@ -125,13 +125,13 @@ def test_the_older_api() -> None:
     "logs":[{"timestamp":1795500000300000,"fields":[{"key":"event","type":"string","value":"exception"}]}],
     "processID":"p1","warnings":null}],"processes":{"p1":{"serviceName":"runspan","tags":[]}},"warnings":null}],
     "total":0,"limit":0,"offset":0,"errors":null}"""
-    (found,) = find_old_traces(answer)
+    (found,) = find_legacy_traces(answer)
     span = found.span()
     assert span.attributes() == {"s": "x", "i": 1 << 62, "d": 1.0, "b": True, "y": b"\x00\xff"}
     assert (span.start, span.end) == (1795500000200000000, 1795500002000000000)
     assert span.parent_id == bytes.fromhex("0102030405060708")
     assert span.links == (Link(bytes([7] * 16), bytes([6] * 8)),)
-    assert find_old_traces(b'{"data":null,"errors":null}') == []
+    assert find_legacy_traces(b'{"data":null,"errors":null}') == []
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runspan.backends.jaeger import response_cache as pieces
-from runspan.backends.jaeger.response_cache import Pieces
-from runspan.backends.jaeger.responses import Found, Unreadable, find_traces
+from runspan.backends.jaeger.response_cache import ResourceSpanCache
+from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_traces
 
 HOSTILE = ('{"resource":', ',{"resource":{', "]}}", '\\"},{"resource":', "ÿ", "\x00", "")
 """Texts that would mislead who cuts without looking at quotes."""
@@ -49,7 +49,7 @@ def answer(resources: Sequence[object]) -> bytes:
     return text.encode()
 
 
-def told(found: Sequence[Found]) -> list[object]:
+def told(found: Sequence[FoundSpan]) -> list[object]:
     """All that an answer tells."""
     return [(each.trace_id, each.span_id, each.start, each.is_head, each.text, each.span()) for each in found]
 
@@ -66,7 +66,7 @@ def told(found: Sequence[Found]) -> list[object]:
 )
 def test_pieces_tell_what_the_whole_tells(answers: list[bytes], colliding: bool) -> None:
     """The same answers again and again, with pieces in common, and with digests that are all the same."""
-    reader = Pieces()
+    reader = ResourceSpanCache()
     with pytest.MonkeyPatch.context() as patch:
         if colliding:
             patch.setattr(pieces, "xxh3_64_intdigest", lambda content: 7)
@@ -78,13 +78,13 @@ def test_what_is_familiar_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second time on an answer is cut, from the third on nothing of it is read; a new piece is read alone."""
     read: list[bytes] = []
 
-    def counted(content: bytes) -> list[Found]:
+    def counted(content: bytes) -> list[FoundSpan]:
         read.append(content)
         return real(content)
 
     real = pieces.read_resource
     monkeypatch.setattr(pieces, "read_resource", counted)
-    reader = Pieces()
+    reader = ResourceSpanCache()
     first = answer([resource(number) for number in range(5)])
     counts = []
     for _ in range(4):
@@ -110,21 +110,21 @@ def test_what_is_familiar_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_cannot_be_read_is_refused_each_time(spoil: object) -> None:
     """An answer that is like one before, but damaged, is not helped out by what is remembered."""
-    reader = Pieces()
+    reader = ResourceSpanCache()
     content = answer([resource(number) for number in range(4)])
     for _ in range(3):
         reader.find(content)
     damaged = spoil(content)  # type: ignore[operator]
     assert damaged != content
     for _ in range(3):
-        with pytest.raises(Unreadable):
+        with pytest.raises(MalformedResponse):
             reader.find(damaged)
     assert told(reader.find(content)) == told(find_traces(content))
 
 
 def test_another_way_of_writing_is_read_whole() -> None:
     """Spaces, members in another order, a resource left out, an object a line: right, if without the shortcut."""
-    reader = Pieces()
+    reader = ResourceSpanCache()
     bare = [{"scopeSpans": resource(number)["scopeSpans"]} for number in range(3)]
     spaced = json.dumps({"result": {"resourceSpans": [resource(1), resource(2)]}}).encode()
     mixed = answer([resource(0), *bare, resource(1)])
@@ -138,7 +138,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_BOUND", 20_000)
     monkeypatch.setattr(pieces, "_LONG", 5_000)
     monkeypatch.setattr(pieces, "_SEEN", 8)
-    reader = Pieces()
+    reader = ResourceSpanCache()
     for number in range(0, 400, 4):
         content = answer([resource(0), *(resource(number + each) for each in range(4)), resource(9, "y" * 6_000)])
         assert told(reader.find(content)) == told(find_traces(content))

@@ -20,7 +20,7 @@ from corpus import cases
 from jaegerkit import NOW, answering, in_front_of, items_of_all_pages, reader_of, send
 from runspan import Run, encode
 from runspan.backends.jaeger import JaegerReader
-from runspan.backends.remote.config import RemoteSettings
+from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound
@@ -223,7 +223,7 @@ def test_answers_over_the_bound_are_asked_for_in_smaller_parts(jaeger: Jaeger, t
     runs = [make_run(f"r{number:02}", T0 + number * SECOND, input=payload) for number in range(12)]
     send(jaeger, runs, tenant)
     for max_bytes, largest in ((600_000, len(runs)), (50_000, 0)):
-        reader = JaegerReader(RemoteSettings("jaeger", jaeger.url, max_bytes=max_bytes))
+        reader = JaegerReader(RemoteConfig("jaeger", jaeger.url, max_bytes=max_bytes))
         if largest:
             assert items_of_all_pages(reader, RunQuery(tenant, limit=10)) == [run.summary() for run in reversed(runs)]
         else:

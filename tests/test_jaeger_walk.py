@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from conformance.harness import MS, SECOND, T0, make_run, running
 from runspan import encode
 from runspan.backends.jaeger.queries import DepthRefused
-from runspan.backends.jaeger.responses import Found
-from runspan.backends.jaeger.search import Hint, Row, Walk
+from runspan.backends.jaeger.responses import FoundSpan
+from runspan.backends.jaeger.search import DensityHint, TraceRow, WindowedSearch
 from runspan.codec.fields import REVISION
 from runspan.contracts import Cursor, RunQuery
 from runspan.model.run import Run
 from runspan.model.span import Span
 
-Traces = dict[str, list[Found]]
+Traces = dict[str, list[FoundSpan]]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Kept:
         return self.span
 
 
-def found(span: Span) -> Found:
+def found(span: Span) -> FoundSpan:
     is_head = REVISION in span.attributes()
-    return Found(span.trace_id.hex(), span.span_id.hex(), span.start // 1000, is_head, Kept(span))
+    return FoundSpan(span.trace_id.hex(), span.span_id.hex(), span.start // 1000, is_head, Kept(span))
 
 
 class Store:
@@ -60,11 +60,11 @@ class Store:
         return [{name: self.traces[name] for name in within[:depth]}]
 
 
-def walked(store: Store, query: RunQuery, hint: Hint) -> list[str]:
+def walked(store: Store, query: RunQuery, hint: DensityHint) -> list[str]:
     """The run ids of all pages."""
     ids: list[str] = []
     while True:
-        rows: list[Row] = list(islice(Walk(store, query, hint).rows(), query.limit + 1))
+        rows: list[TraceRow] = list(islice(WindowedSearch(store, query, hint).rows(), query.limit + 1))
         ids += [row.run_id for row in rows[: query.limit]]
         if len(rows) <= query.limit:
             return ids
@@ -88,12 +88,12 @@ _SPREADS = st.sampled_from([1, 1000, MS, SECOND, 3600 * SECOND, 24 * 3600 * SECO
     starts=st.lists(st.tuples(st.integers(0, 12), _SPREADS), max_size=90),
     order=st.sampled_from(sorted(ORDERS)),
     limit=st.sampled_from([1, 3, 20]),
-    hint=st.builds(Hint, st.integers(0, 2 * T0 // 1000), st.none() | st.integers(0, 10**12)),
+    hint=st.builds(DensityHint, st.integers(0, 2 * T0 // 1000), st.none() | st.integers(0, 10**12)),
     bound=st.sampled_from([95, 10_000]),
 )
 @settings(max_examples=60, deadline=None)
 def test_any_store_is_walked_whole_and_in_order(
-    starts: list[tuple[int, int]], order: str, limit: int, hint: Hint, bound: int
+    starts: list[tuple[int, int]], order: str, limit: int, hint: DensityHint, bound: int
 ) -> None:
     """Pages hold every run once, newest first, wherever the runs lie and whichever traces the store prefers."""
     placed = [(T0 + steps * spread // 1000 * 1000 // MS * MS, f"r{n}") for n, (steps, spread) in enumerate(starts)]
@@ -107,14 +107,14 @@ def test_hundreds_of_runs_in_one_microsecond(order: str, bound: int) -> None:
     """A range that cannot be split is asked deeper, up to what the store can hold and so to all that it has."""
     placed = [(T0, f"r{number:03}") for number in range(min(300, bound))]
     store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], bound)
-    assert walked(store, RunQuery(limit=100), Hint(T0 // 1000)) == newest_first(placed)
+    assert walked(store, RunQuery(limit=100), DensityHint(T0 // 1000)) == newest_first(placed)
 
 
 def test_a_store_that_holds_few_traces_is_asked_within_its_depth() -> None:
     """A depth that is refused is halved, and the next list does not try it again."""
     placed = [(T0 + number * SECOND, f"r{number}") for number in range(10)]
     store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS["shuffled"], bound=10)
-    walk = Walk(store, RunQuery(), Hint(T0 // 1000))
+    walk = WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000))
     assert [row.run_id for row in walk.rows()] == newest_first(placed)
     assert 0 < walk.max_depth <= 10
 
@@ -122,7 +122,7 @@ def test_a_store_that_holds_few_traces_is_asked_within_its_depth() -> None:
 def test_a_store_without_any_depth_is_refused() -> None:
     """When not even one trace may be searched for, the walk says so instead of finding nothing."""
     with pytest.raises(DepthRefused):
-        list(Walk(Store([], ORDERS["as sent"], bound=0), RunQuery(), Hint(0)).rows())
+        list(WindowedSearch(Store([], ORDERS["as sent"], bound=0), RunQuery(), DensityHint(0)).rows())
 
 
 def test_a_newer_head_that_is_cut_leaves_the_older_revision() -> None:
@@ -136,7 +136,7 @@ def test_a_newer_head_that_is_cut_leaves_the_older_revision() -> None:
         own=[pair for pair in newer.pairs() if not pair[0].startswith("runspan.run.")],
     )
     spans.append(found(cut))
-    rows = list(Walk(store, RunQuery(), Hint(T0 // 1000)).rows())
+    rows = list(WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000)).rows())
     assert [row.summary for row in rows] == [running("r").summary()]
 
 
@@ -145,6 +145,6 @@ def test_a_page_of_many_runs_takes_few_searches(order: str) -> None:
     """A page out of two thousand runs over weeks costs some splits and not a walk through all of them."""
     placed = [(T0 + number * 1800 * SECOND, f"r{number:04}") for number in range(2000)]
     store = Store([make_run(run_id, at, steps=[]) for at, run_id in placed], ORDERS[order])
-    rows = list(islice(Walk(store, RunQuery(), Hint(T0 // 1000 + 10**14)).rows(), 50))
+    rows = list(islice(WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000 + 10**14)).rows(), 50))
     assert [row.run_id for row in rows] == newest_first(placed)[:50]
     assert store.asked < 40

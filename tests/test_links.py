@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from runspan.errors import SettingError
-from runspan.web.trace_links import Links
+from runspan.web.trace_links import TraceLinks
 
 TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
 
@@ -17,12 +17,12 @@ TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
 def test_jaeger_takes_the_trace_id_in_the_path() -> None:
     """With the base path that the pages have, and the leading zeros."""
     for base in ("https://obs.example/jaeger", "https://obs.example/jaeger/"):
-        assert Links(jaeger=base).of(TRACE) == {"jaeger": f"https://obs.example/jaeger/trace/{TRACE.hex()}"}
+        assert TraceLinks(jaeger=base).of(TRACE) == {"jaeger": f"https://obs.example/jaeger/trace/{TRACE.hex()}"}
 
 
 def test_grafana_takes_explores_state_in_the_query() -> None:
     """One pane, one TraceQL query that is the trace id, on the data source of that uid."""
-    url = urlsplit(Links(grafana="http://g:3000/sub", datasource='uid "1"&x').of(TRACE)["grafana"])
+    url = urlsplit(TraceLinks(grafana="http://g:3000/sub", datasource='uid "1"&x').of(TRACE)["grafana"])
     assert (url.netloc, url.path) == ("g:3000", "/sub/explore")
     parameters = parse_qs(url.query, strict_parsing=True)
     assert parameters["schemaVersion"] == ["1"]
@@ -36,11 +36,11 @@ def test_grafana_takes_explores_state_in_the_query() -> None:
 
 def test_the_place_of_ones_own_goes_first() -> None:
     """Then Jaeger, then Grafana; none at all is fine."""
-    links = Links("http://j", "http://g", template="https://x.example/{trace_id}?a={trace_id}")
+    links = TraceLinks("http://j", "http://g", template="https://x.example/{trace_id}?a={trace_id}")
     found = links.of(TRACE)
     assert list(found) == ["trace", "jaeger", "grafana"]
     assert found["trace"] == f"https://x.example/{TRACE.hex()}?a={TRACE.hex()}"
-    assert Links().of(TRACE) == {}
+    assert TraceLinks().of(TRACE) == {}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,6 @@ def test_the_place_of_ones_own_goes_first() -> None:
 def test_what_no_browser_should_follow_is_refused(settings: dict[str, Any], where: str) -> None:
     """At the start, with the setting's name and without a password."""
     with pytest.raises(SettingError) as refused:
-        Links(**settings)
+        TraceLinks(**settings)
     assert refused.value.where == where
     assert "secret" not in str(refused.value)

@@ -13,18 +13,18 @@ import httpx
 import pytest
 
 from clikit import runspan
-from runspan.backends.remote.client import RemoteHttp
-from runspan.backends.remote.config import settings_from as remote_settings
-from runspan.backends.runspan_api import RestReader
-from runspan.delivery import settings_from
+from runspan.backends.remote.client import RemoteClient
+from runspan.backends.remote.config import remote_config as remote_settings
+from runspan.backends.runspan_api import RunspanApiReader
+from runspan.delivery import exporter_config
 from runspan.delivery.batch import Request
 from runspan.delivery.http_transport import HttpTransport
-from runspan.delivery.result import Later
+from runspan.delivery.result import Retryable
 from runspan.errors import BackendUnreachable, RunspanError
-from runspan.http.retry import LONGEST_WAIT, asked_wait
+from runspan.http.retry import LONGEST_WAIT, parse_retry_after
 from runspan.http.transport import DeadlineTransport
-from runspan.http.urls import MAX_WORDS, shown_url, tidy
-from runspan.platform_api import Pace, Patience, Platform
+from runspan.http.urls import MAX_WORDS, redact_url, sanitize_message
+from runspan.platform_api import PlatformClient, RateLimiter, RetryPolicy
 
 TIMEOUT = 0.5
 SOON = 10.0
@@ -87,25 +87,25 @@ def dripping(part: str) -> Callable[[socket.socket, threading.Event], None]:
 
 
 def delivery(url: str) -> None:
-    with closing(HttpTransport(settings_from({}, endpoint=url, timeout=TIMEOUT))) as transport:
-        assert isinstance(transport.send(Request(b"", ("r",), 1)), Later)
+    with closing(HttpTransport(exporter_config({}, endpoint=url, timeout=TIMEOUT))) as transport:
+        assert isinstance(transport.send(Request(b"", ("r",), 1)), Retryable)
     raise BackendUnreachable("it comes later, as it should")
 
 
 def platform(url: str) -> None:
-    patience, pace = Patience(attempts=1, timeout=TIMEOUT), Pace(0, sleep=time.sleep)
-    asking = Platform(url, key=lambda: None, pace=pace, sleep=time.sleep, halted=lambda: False, patience=patience)
+    patience, pace = RetryPolicy(attempts=1, timeout=TIMEOUT), RateLimiter(0, sleep=time.sleep)
+    asking = PlatformClient(url, key=lambda: None, pace=pace, sleep=time.sleep, halted=lambda: False, patience=patience)
     with closing(asking):
         asking.document("a")
 
 
 def rest(url: str) -> None:
-    with closing(RestReader(url, timeout=TIMEOUT)) as reader:
+    with closing(RunspanApiReader(url, timeout=TIMEOUT)) as reader:
         reader.document("a")
 
 
 def remote(url: str) -> None:
-    with closing(RemoteHttp(remote_settings(f"tempo+{url}", {"RUNSPAN_BACKEND_TIMEOUT": str(TIMEOUT)}))) as client:
+    with closing(RemoteClient(remote_settings(f"tempo+{url}", {"RUNSPAN_BACKEND_TIMEOUT": str(TIMEOUT)}))) as client:
         client.get("/")
 
 
@@ -200,7 +200,7 @@ def test_a_name_that_is_none_is_a_connection_that_failed(host: str) -> None:
 )
 def test_a_wait_is_read_and_bounded(headers: dict[str, str], seconds: float | None) -> None:
     """As a number or as a date; nobody is made to wait for thousands of years."""
-    assert asked_wait(headers, now=4.0) == seconds
+    assert parse_retry_after(headers, now=4.0) == seconds
 
 
 def test_a_pace_that_is_held_for_long_sleeps_in_parts() -> None:
@@ -213,17 +213,17 @@ def test_a_pace_that_is_held_for_long_sleeps_in_parts() -> None:
         slept.append(seconds)
         now += seconds
 
-    pace = Pace(0, sleep=sleep, clock=lambda: now)
-    pace.hold(1e11)
-    assert not pace.take(lambda: len(slept) == 5)
+    pace = RateLimiter(0, sleep=sleep, clock=lambda: now)
+    pace.pause(1e11)
+    assert not pace.acquire(lambda: len(slept) == 5)
     assert max(slept) <= 60
 
 
 def test_words_of_a_server_are_one_line_without_secrets() -> None:
     """Whatever it repeats, and whatever it would do to a terminal."""
-    assert tidy("key s3cr3t\x1b[2J\nis no key", ["s3cr3t"]) == "key *** [2J is no key"
-    assert tidy("abc is short", ["abc"]) == "abc is short"
-    long = tidy("x" * (MAX_WORDS - 3) + "s3cr3t" * 10, ["s3cr3t"])
+    assert sanitize_message("key s3cr3t\x1b[2J\nis no key", ["s3cr3t"]) == "key *** [2J is no key"
+    assert sanitize_message("abc is short", ["abc"]) == "abc is short"
+    long = sanitize_message("x" * (MAX_WORDS - 3) + "s3cr3t" * 10, ["s3cr3t"])
     assert "s3" not in long
     assert len(long) == MAX_WORDS
 
@@ -240,7 +240,7 @@ def test_words_of_a_server_are_one_line_without_secrets() -> None:
 )
 def test_a_url_is_shown_without_what_is_secret_in_it(url: str, expected: str) -> None:
     """Queries and logins carry keys."""
-    assert shown_url(url) == expected
+    assert redact_url(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -279,16 +279,18 @@ def test_no_client_repeats_the_key_that_a_server_repeats(status: int) -> None:
     """Errors are printed, logged, and kept in checkpoints."""
     key = "rs_s3cr3t"
     with raw_server(echoing(status)) as url:
-        reader = RestReader(url, api_key=key)
+        reader = RunspanApiReader(url, api_key=key)
         with closing(reader), pytest.raises(RunspanError) as caught:
             reader.document("a")
         assert key not in str(caught.value)
         assert "key *** is of no use" in str(caught.value)
         if status == 429:
             return  # the platform's client waits for as long as it takes
-        pace, patience = Pace(0, sleep=time.sleep), Patience(attempts=1, timeout=5.0)
-        asking = Platform(url, key=lambda: key, pace=pace, sleep=time.sleep, halted=lambda: False, patience=patience)
+        pace, patience = RateLimiter(0, sleep=time.sleep), RetryPolicy(attempts=1, timeout=5.0)
+        asking = PlatformClient(
+            url, key=lambda: key, pace=pace, sleep=time.sleep, halted=lambda: False, patience=patience
+        )
         with closing(asking), pytest.raises(RunspanError) as caught:
             asking.document("a")
-        assert key not in str(caught.value) + asking.trouble
+        assert key not in str(caught.value) + asking.last_error
         assert "key *** is of no use" in str(caught.value)

@@ -18,8 +18,8 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import DocumentError, SettingError, StoreError
 from runspan.sources import documents, files, total_bytes
-from runspan.sources.archive_reader import archives_in, faults, manifest_of
-from runspan.sources.filesystem import Objects, is_url, shown
+from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.filesystem import ObjectStore, display_path, is_url
 
 TWO = b'{"id":"a"}\n{"id":"b"}\n'
 
@@ -88,7 +88,7 @@ def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
         again = make(store, f"{bucket}/archives", compression="gzip")
     assert held(again.path) == finished(texts)
     assert len(archives_in(f"{bucket}/archives")) == 2
-    objects = Objects(done.path)
+    objects = ObjectStore(done.path)
     there = objects.sizes(done.path)
     assert there is not None
     assert "progress.json" not in there
@@ -97,7 +97,7 @@ def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
         content = bytearray(file.read())
     content[len(content) // 2] ^= 1
     objects.write(f"{done.path}/{name}", bytes(content))
-    found = list(faults(done.path, done.manifest))
+    found = list(find_damage(done.path, done.manifest))
     assert found
     assert all(name in fault.where for fault in found)
     objects.remove(f"{done.path}/manifest.json")
@@ -190,7 +190,7 @@ def test_secrets_in_a_url_are_refused_and_never_shown(args: tuple[str, ...]) -> 
     output = runspan(*args, "ftp://me:hunter2@127.0.0.1/runs.json", code=2).output
     assert "no place for a password" in output
     assert "hunter2" not in output
-    assert shown("https://me@host/a/b?signature=hunter2") == "https://host/a/b"
+    assert display_path("https://me@host/a/b?signature=hunter2") == "https://host/a/b"
 
 
 def test_only_urls_are_urls() -> None:

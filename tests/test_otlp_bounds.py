@@ -21,12 +21,12 @@ from runspan.otlp.limits import (
     MAX_JSON_VALUES,
     MAX_PARTS,
     MAX_SPANS,
-    _is_crumbs,
+    _is_fragmented,
     _walk_parts,
-    bound_protobuf,
-    span_bound,
+    check_protobuf,
+    default_max_spans,
 )
-from runspan.otlp.protobuf_reader import Received, read_protobuf
+from runspan.otlp.protobuf_reader import ParsedRequest, read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 
@@ -68,7 +68,7 @@ def request_with(fill: Callable[[WireSpan, int], None], count: int) -> TracesDat
     return data
 
 
-def read(data: TracesData, form: str) -> Received:
+def read(data: TracesData, form: str) -> ParsedRequest:
     if form == "protobuf":
         return read_protobuf(data.SerializeToString())
     answer = MessageToDict(data)
@@ -109,9 +109,9 @@ def test_a_run_of_more_steps_than_small_spans_are_allowed_comes_in_one_request()
     steps = ",".join([step % number for number in range(count)])
     run = Run.from_json(f'{{"id":"r","status":"completed","steps":[{steps}]}}')
     body = request_bytes(Resource(), write_runs([run])[0])
-    bound_protobuf(body, span_bound(len(body)))
+    check_protobuf(body, default_max_spans(len(body)))
     with pytest.raises(PayloadTooLarge) as caught:
-        bound_protobuf(body, MAX_SPANS)
+        check_protobuf(body, MAX_SPANS)
     assert "/api/v1/runs" in caught.value.hint
 
 
@@ -156,13 +156,13 @@ def test_a_request_of_crumbs_is_refused_before_anything_is_made_of_it(name: str)
     span = CRUMBS[name]
     body = wire(span, 9_000_000 // len(span))
     with pytest.raises(PayloadTooLarge, match="attributes, events and links in one request"):
-        bound_protobuf(body, span_bound(len(body)))
+        check_protobuf(body, default_max_spans(len(body)))
 
 
 @pytest.mark.parametrize("name", CRUMBS)
 def test_a_few_crumbs_are_taken(name: str) -> None:
     """A small request of the same is odd and harmless."""
-    bound_protobuf(wire(CRUMBS[name], 10), MAX_SPANS)
+    check_protobuf(wire(CRUMBS[name], 10), MAX_SPANS)
 
 
 def test_usual_requests_are_not_walked_through() -> None:
@@ -170,7 +170,7 @@ def test_usual_requests_are_not_walked_through() -> None:
     runs = [Run.from_json(text) for text in generate(400, seed=3)]
     body = request_bytes(Resource(), [span for spans in write_runs(runs) for span in spans] * 4)
     assert len(body) > _SMALL_BODY
-    assert not _is_crumbs(body)
+    assert not _is_fragmented(body)
     _walk_parts(body)
 
 

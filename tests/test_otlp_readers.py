@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan import Run, encode
 from runspan.codec.fields import ROLE
 from runspan.errors import PayloadError, PayloadTooLarge
-from runspan.model.span import Event, Link, Span, plain
+from runspan.model.span import Event, Link, Span, to_plain
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
@@ -66,7 +66,7 @@ def same(span: Span) -> tuple[object, ...]:
     """What must survive of a span: everything, however its attributes are held."""
 
     def pairs(items: Any) -> list[tuple[str, object]]:
-        return [(key, plain(value)) for key, value in items]
+        return [(key, to_plain(value)) for key, value in items]
 
     return (
         *(span.trace_id, span.span_id, span.parent_id, span.name, span.kind, span.start, span.end),

@@ -15,10 +15,10 @@ import pytest
 from receivers import OK, Answer, http_receiver
 from recorderkit import WAIT, recording, until
 from runspan import Run
-from runspan.recorder import Pace, RunRecording
+from runspan.recorder import ExportConfig, RunRecording
 from runspan.recorder.outbox import Outbox
-from runspan.recorder.state import Clock, LiveRun, RunRecord
-from runspan.recorder.stats import Counts
+from runspan.recorder.state import RunRecord, RunSession, TimestampFormat
+from runspan.recorder.stats import Counters
 from runspan.sources import documents
 
 BIG = "x" * 100_000
@@ -63,7 +63,7 @@ TOLD: dict[str, Callable[[RunRecording], Any]] = {
 @pytest.mark.parametrize("what", TOLD)
 def test_whatever_is_told_counts_as_held(what: str) -> None:
     """Each member by itself, before a snapshot was made of it and after, and from a checkpoint."""
-    with recording(pace=Pace(settle=60)) as taken:
+    with recording(pace=ExportConfig(settle=60)) as taken:
         run = taken.recorder.run("wf").start()
         TOLD[what](run)
         assert run.live.record.size() > len(BIG)
@@ -76,7 +76,7 @@ def test_whatever_is_told_counts_as_held(what: str) -> None:
 
 def test_extra_members_of_a_run_count_as_held() -> None:
     """They are told when it is made, as are its workflow and trigger."""
-    with recording(pace=Pace(settle=60)) as taken:
+    with recording(pace=ExportConfig(settle=60)) as taken:
         assert taken.recorder.run("wf", extra={"more": BIG}).start().live.record.size() > len(BIG)
         assert taken.recorder.run(BIG).start().live.record.size() > len(BIG)
         assert taken.recorder.run("wf", trigger=BIG).start().live.record.size() > len(BIG)
@@ -84,7 +84,7 @@ def test_extra_members_of_a_run_count_as_held() -> None:
 
 def test_errors_do_not_fill_the_memory() -> None:
     """A receiver that is away, and steps that fail with large errors: the oldest runs are dropped, and counted."""
-    pace = Pace(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=5 * len(BIG))
+    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=5 * len(BIG))
     with recording(lambda post: Answer(503), pace=pace) as taken:
         for _ in range(40):
             with taken.recorder.run("wf") as run:
@@ -98,10 +98,10 @@ def test_errors_do_not_fill_the_memory() -> None:
 def test_what_comes_back_from_a_try_is_bounded_too() -> None:
     """What was on its way is beside the bound; when it was not taken, the oldest of all are dropped, and no more."""
     dropped: list[str] = []
-    counts = Counts()
+    counts = Counters()
     outbox = Outbox(
         counts,
-        Pace(max_held_bytes=3 * len(BIG) + 10_000),
+        ExportConfig(max_held_bytes=3 * len(BIG) + 10_000),
         lambda: 1000.0,
         lambda: None,
         lambda post, reason: dropped.append(post.live.record.id),
@@ -109,24 +109,24 @@ def test_what_comes_back_from_a_try_is_bounded_too() -> None:
 
     def end(run_id: str) -> None:
         record = RunRecord(run_id, "wf", "", 1)
-        live = LiveRun(record, Clock(lambda: 1, "ms"), counts, outbox.mark)
-        outbox.begin(live)
+        live = RunSession(record, TimestampFormat(lambda: 1, "ms"), counts, outbox.mark_dirty)
+        outbox.register(live)
         record.output = BIG.encode()
         live.change(lambda record: setattr(record, "status", "completed"), status=True)
 
     for number in range(3):
         end(f"sent_{number}")
-    round_ = outbox.take()
+    round_ = outbox.get_due()
     assert round_ is not None
     assert len(round_[0]) == 3
     for number in range(3):
         end(f"new_{number}")
     assert dropped == []
     for post in round_[0]:
-        outbox.later(post, 1.0)
-    outbox.round_over(round_[0])
+        outbox.retry_later(post, 1.0)
+    outbox.finish_round(round_[0])
     assert dropped == ["sent_0", "sent_1", "sent_2"]
-    assert outbox.waiting()["bytes_waiting"] <= outbox.pace.max_held_bytes
+    assert outbox.backlog()["bytes_waiting"] <= outbox.pace.max_held_bytes
 
 
 # After the end.

@@ -28,12 +28,12 @@ from runspan.codec.fields import REVISION, ROLE
 from runspan.errors import SettingError
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import Pace
+from runspan.recorder import ExportConfig
 from runspan.recorder.outbox import Outbox
-from runspan.recorder.state import Clock, LiveRun, RunRecord
-from runspan.recorder.stats import Counts
+from runspan.recorder.state import RunRecord, RunSession, TimestampFormat
+from runspan.recorder.stats import Counters
 from runspan.sources import documents
-from runspan.telemetry import Health
+from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 
 
@@ -145,7 +145,7 @@ def test_a_full_outbox_drops_whole_runs_oldest_first_and_keeps_their_documents(t
     """Over the bound the oldest ended runs are given up: counted, kept as dead letters, and exportable as they were."""
     letters = tmp_path / "left.ndjson"
     up = threading.Event()
-    pace = Pace(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=60_000)
+    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=60_000)
     with recording(lambda post: OK if up.is_set() else Answer(503), pace=pace, dead_letter=letters) as taken:
         runs = []
         for number in range(30):
@@ -171,7 +171,7 @@ def test_a_full_outbox_drops_whole_runs_oldest_first_and_keeps_their_documents(t
 def test_a_run_that_is_refused_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
     """A receiver that refuses a request for one run in it gets the others all the same."""
     bad = run_ids("run_3").trace_id
-    with recording(lambda post: Answer(400) if bad in traces_of(post) else OK, pace=Pace(settle=0.2)) as taken:
+    with recording(lambda post: Answer(400) if bad in traces_of(post) else OK, pace=ExportConfig(settle=0.2)) as taken:
         for number in range(6):
             with taken.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
                 pass
@@ -208,7 +208,7 @@ def test_rejected_spans_are_counted_and_the_run_is_not_called_delivered(tmp_path
 
 def test_a_large_run_goes_in_several_requests_the_head_last() -> None:
     """A run over the bound of a request is cut, and its document is proved in the end."""
-    with recording(pace=Pace(settle=60)) as taken:
+    with recording(pace=ExportConfig(settle=60)) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run:
             for _ in range(8):
                 with run.step("big") as step:
@@ -248,38 +248,38 @@ def test_grpc_and_the_environments_settings() -> None:
 class Hand:
     """An outbox whose time is moved by hand, and which is asked what is due."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: ExportConfig) -> None:
         self.now = 1000.0
-        self.counts = Counts()
+        self.counts = Counters()
         self.dropped: list[Any] = []
         self.outbox = Outbox(
             self.counts, pace, lambda: self.now, lambda: None, lambda post, _: self.dropped.append(post)
         )
 
-    def run(self, run_id: str) -> LiveRun:
+    def run(self, run_id: str) -> RunSession:
         record = RunRecord(run_id, "wf", "", 1)
         record.status, record.started = "running", 1
-        live = LiveRun(record, Clock(lambda: 1, "ms"), self.counts, self.outbox.mark)
-        self.outbox.begin(live)
+        live = RunSession(record, TimestampFormat(lambda: 1, "ms"), self.counts, self.outbox.mark_dirty)
+        self.outbox.register(live)
         return live
 
     def due(self) -> list[str]:
         """Takes what is due now, as a sender that succeeds would, and forgets it if it ended."""
         with self.outbox._changed:
-            self.outbox._beat(self.now)
+            self.outbox._mark_heartbeats(self.now)
             if all(self.outbox._due(post) > self.now for post in self.outbox._dirty.values()):
                 return []
-        taken = self.outbox.take()
+        taken = self.outbox.get_due()
         assert taken is not None
         for post in taken[0]:
-            self.outbox.done(post, post.live.record.ended_already)
-        self.outbox.round_over(taken[0])
+            self.outbox.ack(post, post.live.record.ended_already)
+        self.outbox.finish_round(taken[0])
         return [post.live.record.id for post in taken[0]]
 
 
 def test_a_run_that_does_not_change_beats() -> None:
     """Unchanged runs are due after a heartbeat each, from when each was last sent; suspended ones rest."""
-    hand = Hand(Pace(settle=1, heartbeat=30))
+    hand = Hand(ExportConfig(settle=1, heartbeat=30))
     first, second = hand.run("first"), hand.run("second")
     hand.now += 1
     assert hand.due() == ["first", "second"]
@@ -307,7 +307,7 @@ def test_a_run_that_does_not_change_beats() -> None:
 
 def test_an_old_run_pauses_longer_between_snapshots_but_not_for_its_status() -> None:
     """A fiftieth of its age, never more than a heartbeat; a change of status and the end come through at once."""
-    hand = Hand(Pace(settle=0.1, heartbeat=30))
+    hand = Hand(ExportConfig(settle=0.1, heartbeat=30))
     live = hand.run("run")
     for age, pause in ((100, 2), (1000, 20), (1_000_000, 30)):
         hand.now = 1000.0 + age
@@ -328,7 +328,7 @@ def test_an_old_run_pauses_longer_between_snapshots_but_not_for_its_status() -> 
 
 def test_heartbeats_really_come() -> None:
     """A run that waits is sent again and again with a rising revision and the same document."""
-    with recording(pace=Pace(settle=0.005, heartbeat=0.03)) as taken:
+    with recording(pace=ExportConfig(settle=0.005, heartbeat=0.03)) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run:
             until(lambda: len(taken.role("snapshot")) >= 4)
             assert len({span.attributes()[REVISION] for span in taken.role("snapshot")}) >= 4
@@ -383,7 +383,7 @@ def test_a_provider_that_is_shut_down_is_told(caplog: pytest.LogCaptureFixture) 
 
 def test_spans_of_other_instrumentation_are_sent_together() -> None:
     """A thousand spans make a few requests, not a thousand."""
-    with recording(pace=Pace(settle=0.2)) as taken:
+    with recording(pace=ExportConfig(settle=0.2)) as taken:
         tracer = taken.recorder.tracer_provider.get_tracer("t")
         for _ in range(1000):
             tracer.start_span("GET").end()
@@ -395,7 +395,7 @@ def test_spans_of_other_instrumentation_are_sent_together() -> None:
 def test_too_many_spans_of_other_instrumentation_are_counted() -> None:
     """Beyond its bound the queue of foreign spans drops, counts, and the runs are not touched."""
     up = threading.Event()
-    pace = Pace(settle=0.005, retry_first=0.02, retry_longest=0.02, max_foreign=50)
+    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_foreign=50)
     with recording(lambda post: OK if up.is_set() else Answer(503), pace=pace) as taken:
         tracer = taken.recorder.tracer_provider.get_tracer("t")
         with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
@@ -519,9 +519,9 @@ def test_an_error_inside_is_counted_and_the_thread_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A defect of the recorder's own in one run neither reaches the engine nor stops the others."""
-    from runspan.recorder.delta import Post as Sent
+    from runspan.recorder.delta import RunExportState as Sent
 
-    whole = Sent.parcel
+    whole = Sent.build_delta
 
     def broken(self: Sent, *args: Any) -> Any:
         if self.live.record.id == "run_bad":
@@ -651,7 +651,7 @@ def test_many_threads_on_one_run_over_a_flaky_receiver() -> None:
     def answer(post: Post) -> Answer:
         return Answer(503) if post.number % 3 == 0 else CLOSE if post.number % 5 == 0 else OK
 
-    pace = Pace(settle=0.001, heartbeat=0.01, retry_first=0.002, retry_longest=0.005)
+    pace = ExportConfig(settle=0.001, heartbeat=0.01, retry_first=0.002, retry_longest=0.005)
     with recording(answer, pace=pace, clock=time.time_ns) as taken:
 
         def engine(worker: int) -> None:
@@ -714,25 +714,25 @@ def test_a_burst_of_short_runs_is_delivered_whole(caplog: pytest.LogCaptureFixtu
 def test_health_tells_what_the_recorder_does() -> None:
     """What waits is in the queue while the receiver is away, and is counted as delivered once it is there."""
     up = threading.Event()
-    health = Health(lambda: 0, parts=("recorder", "export"))
+    health = MetricsRegistry(lambda: 0, parts=("recorder", "export"))
     with recording(lambda post: OK if up.is_set() else Answer(503), health=health) as taken:
         with taken.recorder.run("wf"):
             pass
-        until(lambda: health.read()[RETRIED] > 0)
-        before = health.read()
+        until(lambda: health.collect()[RETRIED] > 0)
+        before = health.collect()
         assert (before[RECORDED], before[EXPORTED], before[QUEUE], before[RECORDER_FAILED]) == (1, 0, 1, 0)
         up.set()
         assert taken.recorder.flush(WAIT)
-        after = health.read()
+        after = health.collect()
         assert (after[EXPORTED], after[QUEUE], after[RECORDER_FAILED]) == (1, 0, 0)
         assert after[REQUESTS] == taken.recorder.report().requests
 
 
 def test_health_counts_what_is_given_up() -> None:
     """A run that is dropped because the time to shut down is over is a failure that an alert can see."""
-    health = Health(lambda: 0, parts=("recorder",))
+    health = MetricsRegistry(lambda: 0, parts=("recorder",))
     with recording(lambda post: Answer(503), health=health) as taken:
         with taken.recorder.run("wf"):
             pass
         taken.recorder.shutdown(0.05)
-        assert health.read()[RECORDER_FAILED] == taken.recorder.report().runs_dropped == 1
+        assert health.collect()[RECORDER_FAILED] == taken.recorder.report().runs_dropped == 1

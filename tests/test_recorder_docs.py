@@ -13,7 +13,7 @@ from opentelemetry import trace
 from receivers import http_receiver
 from recorderkit import WAIT, Taken
 from runspan import Recorder
-from runspan.recorder import Pace, RecorderReport
+from runspan.recorder import ExportConfig, RecorderReport
 
 PAGE = (Path(__file__).parent.parent / "docs" / "recorder.md").read_text()
 
@@ -50,7 +50,7 @@ def _tracer_of(names: dict[str, Any]) -> Callable[[str], trace.Tracer]:
 
 def test_the_defaults_on_the_page_are_those_of_the_code() -> None:
     """Times and bounds that the page tells, and the names that it writes as code."""
-    pace = Pace()
+    pace = ExportConfig()
     assert (pace.settle, pace.heartbeat, pace.max_held_bytes) == (0.1, 30.0, 64 << 20)
     assert "0.1 s later" in PAGE
     assert "each 30 s" in PAGE

@@ -25,7 +25,7 @@ from recorderkit import QUICK, WAIT, Taken, Ticking, proved, recording
 from runspan import DocumentError, Recorder, SettingError, decode, encode
 from runspan.codec.fields import REVISION, ROLE
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import Pace, StepRecording
+from runspan.recorder import ExportConfig, StepRecording
 from runspan.recorder.serialize import payload
 
 
@@ -37,7 +37,9 @@ def taken() -> Iterator[Taken]:
 
 def test_a_whole_run_is_the_document_that_was_told() -> None:
     """Every member of run and step stands in the document in the platform's form; clock and ids are arguments."""
-    with recording(pace=Pace(settle=60), new_id=lambda: "run_1") as taken:  # nothing is sent, so only the run ticks
+    with recording(
+        pace=ExportConfig(settle=60), new_id=lambda: "run_1"
+    ) as taken:  # nothing is sent, so only the run ticks
         with taken.recorder.run("wf_billing", trigger="webhook", input={"id": 7}) as run:
             with run.step("fetch", name="Fetch", type="action", input={"q": 1}, retry={"maxAttempts": 3}) as step:
                 step.set_output({"count": 12})

@@ -14,7 +14,7 @@ from receivers import OK, Answer, Post
 from recorderkit import BEGIN, QUICK, WAIT, Ticking, proved, recording, until
 from runspan import Recorder
 from runspan.codec.fields import REVISION
-from runspan.recorder import Pace
+from runspan.recorder import ExportConfig
 
 SECOND = 1_000_000_000
 
@@ -43,7 +43,11 @@ def test_a_run_that_is_let_go_while_a_request_is_under_way_is_sent(status: int) 
         assert go.wait(WAIT)
         return OK if post.number > 1 else Answer(status)
 
-    pace = Pace(settle=0.005, retry_first=0.02, retry_longest=0.02) if status == 503 else Pace(0.005, retry_first=600)
+    pace = (
+        ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02)
+        if status == 503
+        else ExportConfig(0.005, retry_first=600)
+    )
     with recording(answer, pace=pace) as taken:
         run = taken.recorder.run("wf", run_id="run_1").start()
         with run.step("fetch"):

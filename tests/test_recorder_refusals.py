@@ -13,10 +13,10 @@ from recorderkit import QUICK, WAIT, proved, recording, until
 from runspan import Run
 from runspan.codec.fields import ROLE
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import Pace
+from runspan.recorder import ExportConfig
 from runspan.sources import documents
 
-NEVER_AGAIN = Pace(settle=0.005, retry_first=600, retry_longest=600)
+NEVER_AGAIN = ExportConfig(settle=0.005, retry_first=600, retry_longest=600)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from recorderkit import WAIT, Taken, proved, recording
 from runspan import Run
-from runspan.recorder.serialize import label, payload
+from runspan.recorder.serialize import payload, to_utf8_text
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_keys_are_those_of_the_text(taken: Taken) -> None:
     proved(taken, run)
     output = run.document().text.partition(b'"output":')[2]
     assert output.startswith(b'{"result":1,"usage":{"promptTokens":5}}')
-    assert label(Key.USAGE) == "usage"
+    assert to_utf8_text(Key.USAGE) == "usage"
     assert payload({Key.USAGE: float("nan")}).text == b'{"usage":"nan"}'
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from runspan import connect
-from runspan.backends.remote.client import RemoteHttp
-from runspan.backends.remote.config import RemoteSettings, settings_from
+from runspan.backends.remote.client import RemoteClient
+from runspan.backends.remote.config import RemoteConfig, remote_config
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import RunQuery
 from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, QueryError, SettingError
@@ -79,12 +79,12 @@ def serve() -> Iterator[Callable[[Answering], Server]]:
         server.stop()
 
 
-def client_of(url: str, **variables: str) -> RemoteHttp:
-    return RemoteHttp(settings(url, **variables))
+def client_of(url: str, **variables: str) -> RemoteClient:
+    return RemoteClient(settings(url, **variables))
 
 
-def settings(url: str, **variables: str) -> RemoteSettings:
-    return settings_from(f"tempo+{url}", {f"RUNSPAN_BACKEND_{name}": value for name, value in variables.items()})
+def settings(url: str, **variables: str) -> RemoteConfig:
+    return remote_config(f"tempo+{url}", {f"RUNSPAN_BACKEND_{name}": value for name, value in variables.items()})
 
 
 def test_prefix_headers_and_logins_reach_the_backend(serve: Callable[[Answering], Server]) -> None:

@@ -14,7 +14,7 @@ from flask import Flask, Response
 from clikit import SAMPLES, generated
 from jaegerkit import answering
 from runspan import Run
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.errors import (
@@ -29,10 +29,10 @@ from runspan.errors import (
     Unauthorized,
 )
 from runspan.model.ids import run_ids
-from runspan.otlp.protobuf_reader import Received
-from runspan.web.api_keys import RUNS_WRITE, KeyRing
+from runspan.otlp.protobuf_reader import ParsedRequest
+from runspan.web.api_keys import RUNS_WRITE, ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
+from runspan.web.config import WebConfig
 from webkit import document, serving, spans_of
 
 ODD = {
@@ -48,11 +48,11 @@ ODD = {
 
 
 @contextmanager
-def reading(store: SqliteStore, **more: Any) -> Iterator[RestReader]:
+def reading(store: SqliteStore, **more: Any) -> Iterator[RunspanApiReader]:
     """A reader of a real server on the store."""
     key = more.pop("api_key", None)
     with serving(create_app(store, store, **more)) as client:
-        reader = RestReader(str(client.base_url), api_key=key)
+        reader = RunspanApiReader(str(client.base_url), api_key=key)
         try:
             yield reader
         finally:
@@ -111,13 +111,13 @@ def test_an_older_revision_is_told(store: SqliteStore) -> None:
     running = document("run_1", status="running", steps=[])
     store.put(Run.from_dict(running), observed_at=1)
     head = spans_of(document("run_1"))[-1]
-    store.write(Received([head]))
+    store.write(ParsedRequest([head]))
     with reading(store) as reader:
         found = reader.document("run_1")
         assert found.text == store.document("run_1").text
         assert found.incomplete
         assert all(note in found.incomplete[0] for note in store.document("run_1").incomplete)
-    store.write(Received([spans_of(document("run_2"))[-1]]))
+    store.write(ParsedRequest([spans_of(document("run_2"))[-1]]))
     with reading(store) as reader, pytest.raises(TraceIncomplete):
         reader.document("run_2")
 
@@ -125,14 +125,14 @@ def test_an_older_revision_is_told(store: SqliteStore) -> None:
 def test_access_and_limits_are_our_errors(store: SqliteStore, tmp_path: Path) -> None:
     """No key, a wrong one, one without the permission, and too many requests each have their own class."""
     store.put(Run.from_dict(document("run_1")), tenant="acme", observed_at=1)
-    ring = KeyRing(tmp_path / "keys.sqlite3")
+    ring = ApiKeyStore(tmp_path / "keys.sqlite3")
     secret, _ = ring.create("all", company="acme")
     writing, _ = ring.create("writer", permissions=[RUNS_WRITE])
     for key, kind in ((None, Unauthorized), ("wfk_wrong", Unauthorized), (writing, Forbidden)):
         with reading(store, keys=ring, api_key=key) as reader, pytest.raises(kind) as caught:
             reader.document("run_1")
         assert not key or key not in str(caught.value)
-    with reading(store, keys=ring, api_key=secret, settings=WebSettings(reads_per_minute=2)) as reader:
+    with reading(store, keys=ring, api_key=secret, settings=WebConfig(reads_per_minute=2)) as reader:
         assert json.loads(reader.document("run_1").text)["id"] == "run_1"
         with pytest.raises(NotFound):
             reader.document("run_2")
@@ -146,7 +146,7 @@ def test_a_named_tenant_is_proved_and_not_believed(store: SqliteStore, tmp_path:
     """The key decides whose runs come; asking for another company's is refused and not answered with the key's own."""
     for tenant in ("acme", "beta"):
         store.put(Run.from_dict(document("run_1", workflowId=tenant)), tenant=tenant, observed_at=1)
-    ring = KeyRing(tmp_path / "keys.sqlite3")
+    ring = ApiKeyStore(tmp_path / "keys.sqlite3")
     secret, _ = ring.create("all", company="acme")
     with reading(store, keys=ring, api_key=secret) as reader:
         assert json.loads(reader.document("run_1", "acme").text)["workflowId"] == "acme"
@@ -166,7 +166,7 @@ def test_a_wrong_question_is_told_by_the_server(store: SqliteStore) -> None:
 
 def test_a_server_that_does_not_answer_is_unreachable() -> None:
     """The error names the address and what to start."""
-    reader = RestReader("http://127.0.0.1:1")
+    reader = RunspanApiReader("http://127.0.0.1:1")
     for ask in (reader.check, lambda: reader.document("x"), lambda: reader.search(RunQuery())):
         with pytest.raises(BackendUnreachable, match=r"http://127.0.0.1:1: .*runspan serve"):
             ask()
@@ -194,7 +194,7 @@ def test_an_answer_that_is_not_the_api_is_refused(body: bytes, status: int) -> N
     app = Flask("other")
     app.add_url_rule("/<path:path>", "any", lambda path: Response(body, status))
     with serving(app) as client:
-        reader = RestReader(str(client.base_url))
+        reader = RunspanApiReader(str(client.base_url))
         if not (status == 200 and body.startswith(b'{"data":[]')):
             with pytest.raises(BackendRefused, match="is this a runspan server"):
                 reader.document("x")
@@ -209,7 +209,7 @@ def test_an_answer_that_is_not_the_api_is_refused(body: bytes, status: int) -> N
 def test_a_url_that_is_none_is_a_setting_error(url: str) -> None:
     """It is told at once, and a password in it is not repeated."""
     with pytest.raises(SettingError) as caught:
-        RestReader(url)
+        RunspanApiReader(url)
     assert ":p@" not in str(caught.value)
 
 
@@ -220,7 +220,7 @@ def test_a_proxy_of_the_environment_is_not_used(store: SqliteStore, monkeypatch:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     with serving(create_app(store, store)) as client:
-        reader = RestReader(str(client.base_url))
+        reader = RunspanApiReader(str(client.base_url))
         reader.check()
         reader.close()
 
@@ -229,16 +229,16 @@ def test_the_api_path_may_stand_in_the_url(store: SqliteStore) -> None:
     """People copy the base URL of the API's documentation."""
     store.put(Run.from_dict(document("run_1")), observed_at=1)
     with serving(create_app(store, store)) as client:
-        reader = RestReader(f"{client.base_url}/api/v1/")
+        reader = RunspanApiReader(f"{client.base_url}/api/v1/")
         assert json.loads(reader.document("run_1").text)["id"] == "run_1"
         reader.close()
 
 
 @contextmanager
-def reading_answers(body: str) -> Iterator[RestReader]:
+def reading_answers(body: str) -> Iterator[RunspanApiReader]:
     """A reader of a server that answers everything with this JSON."""
     with answering(lambda path: (200, "application/json", body.encode())) as url:
-        reader = RestReader(url)
+        reader = RunspanApiReader(url)
         yield reader
         reader.close()
 

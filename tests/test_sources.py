@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from runspan.errors import DocumentError
 from runspan.model.run import Run
-from runspan.sources import Piece, runs, split
+from runspan.sources import RawDocument, runs, split
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "runs").glob("*.json"))
 MEGABYTE = 1 << 20
@@ -25,7 +25,7 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
     return (data[start : start + size] for start in range(0, len(data), size))
 
 
-def pieces(data: bytes, **options: int) -> list[Piece]:
+def pieces(data: bytes, **options: int) -> list[RawDocument]:
     """The pieces of a stream that comes in one chunk."""
     return list(split([data], name="f", **options))
 
@@ -42,7 +42,7 @@ def errors(data: bytes, **options: int) -> list[DocumentError]:
     return [item for item in runs(split([data], name="f", **options)) if isinstance(item, DocumentError)]
 
 
-def comparable(found: Iterable[Piece]) -> list[tuple[bytes, str, int, str]]:
+def comparable(found: Iterable[RawDocument]) -> list[tuple[bytes, str, int, str]]:
     """Pieces as plain values; two errors are the same when they read the same."""
     return [(piece.data, piece.where, piece.end_offset, str(piece.error)) for piece in found]
 

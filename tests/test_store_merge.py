@@ -11,7 +11,7 @@ from conformance.harness import SECOND, T0, foreign_otlp, ids, make_run, otlp, r
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT
-from runspan.contracts import Document, RunQuery, Written
+from runspan.contracts import Document, RunQuery, WriteResult
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
@@ -26,7 +26,7 @@ def store(tmp_path):
         yield opened
 
 
-def write(store: SqliteStore, spans: list[Span], tenant: str = "") -> Written:
+def write(store: SqliteStore, spans: list[Span], tenant: str = "") -> WriteResult:
     return store.write(read_protobuf(otlp(spans)), tenant)
 
 

@@ -13,11 +13,11 @@ import pytest
 from conformance.harness import SECOND, T0, make_run, otlp, running
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.revision import Known, spans_of, stored
+from runspan.backends.sqlite.revision import StoredRevision, from_verified, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.codec.decode import read_run
+from runspan.codec.decode import verify_run
 from runspan.codec.encode import RunEncoder
-from runspan.codec.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
+from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION
 from runspan.contracts import Document
 from runspan.errors import StoreError
 from runspan.model.ids import run_ids
@@ -86,7 +86,7 @@ def test_which_steps_have_a_span_is_the_manifests_to_say(
 
 def test_a_snapshot_may_say_that_its_run_has_ended(store: SqliteStore) -> None:
     """Its revision stays its own, so the next one counts, whole or apart."""
-    snapshot = as_head(encode(run_of(["completed"]))[-1], ROLE_SNAPSHOT, T0)
+    snapshot = as_head(encode(run_of(["completed"]))[-1], ROLE_REVISION, T0)
     write(store, [encode(run_of(["completed"]))[0], snapshot])
     newer = encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)
     write(store, newer[-1:])
@@ -103,14 +103,14 @@ def test_a_run_span_may_have_a_status_that_nobody_knows(store: SqliteStore) -> N
     for span in reversed(encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)):
         write(store, [span])
     assert store.document("r").text == run.text
-    assert read_run(store.spans(run_ids("r").trace_id)).revision == ROOT_REVISION
+    assert verify_run(store.spans(run_ids("r").trace_id)).revision == ROOT_REVISION
 
 
 @pytest.mark.parametrize("revision", [-1, "first", True])
 def test_a_head_without_a_revision_ranks_lowest(store: SqliteStore, revision: Any) -> None:
     """It is read while there is no other."""
     spans = encode(run_of(["completed", "running"], "running"), observed_at=T0)
-    write(store, [spans[0], as_head(spans[1], ROLE_SNAPSHOT, revision)])
+    write(store, [spans[0], as_head(spans[1], ROLE_REVISION, revision)])
     assert store.document("r").text == run_of(["completed", "running"], "running").text
     assert decode(store.spans(run_ids("r").trace_id)).text == store.document("r").text
     write(store, encode(run_of(["completed"]), observed_at=T0))
@@ -122,17 +122,17 @@ def test_what_encode_writes_needs_no_column(observed_at: int | None) -> None:
     """The ids of the steps are stored only where another writer gave others."""
     for run in (make_run("r"), running("r"), Run.from_json('{"id":"r"}'), Run.from_json('{"id":"r","steps":null}')):
         spans = encode(run, tenant="t", observed_at=observed_at)
-        known = stored(run, "t", read_run(spans).revision, None)
-        assert known.packed_names() is None
-        assert otlp(spans_of(known)) == otlp(spans)
+        known = from_verified(run, "t", verify_run(spans).revision, None)
+        assert known.packed_span_ids() is None
+        assert otlp(to_spans(known)) == otlp(spans)
 
 
 @pytest.mark.parametrize("names", [[IDS[0], b""], [b"", IDS[0]], IDS[:2], [b"", b""]])
 def test_the_ids_of_steps_come_back_from_their_column(names: list[bytes]) -> None:
     """Whichever of the steps have a span."""
     run = run_of(["completed", "running"])
-    packed = Known(run, "", T0, names).packed_names()
-    assert stored(run, "", T0, packed).names == names
+    packed = StoredRevision(run, "", T0, names).packed_span_ids()
+    assert from_verified(run, "", T0, packed).names == names
 
 
 def test_a_row_that_does_not_fit_stops_nothing_else(store: SqliteStore, tmp_path: Path) -> None:

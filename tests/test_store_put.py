@@ -7,7 +7,7 @@ import pytest
 from conformance.harness import SECOND, T0, ids, make_run, otlp, running
 from runspan import encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.codec.decode import read_run
+from runspan.codec.decode import verify_run
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
 from runspan.model.ids import run_ids
@@ -21,7 +21,7 @@ def store(tmp_path):
 
 
 def revision(store: SqliteStore, run_id: str) -> int:
-    return read_run(store.spans(run_ids(run_id).trace_id)).revision
+    return verify_run(store.spans(run_ids(run_id).trace_id)).revision
 
 
 def test_a_changed_document_becomes_the_newest_revision(store):

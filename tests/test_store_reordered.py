@@ -14,7 +14,7 @@ from conformance.harness import T0, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.reader import Readers, Reading
+from runspan.backends.sqlite.reader import ConnectionPool, StoreReader
 from runspan.backends.sqlite.rows import split_digests, with_digest
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
@@ -115,12 +115,12 @@ def test_a_run_that_becomes_whole_while_it_is_read_is_found(store: SqliteStore) 
     spans = encode(run)
     write(store, spans[:1])
 
-    class Between(Readers):
+    class Between(ConnectionPool):
         @contextmanager
         def connection(self) -> Iterator[sqlite3.Connection]:
             with super().connection() as connection:
                 yield Interrupted(connection, lambda: write(store, spans[1:]))  # type: ignore[misc]
 
     readers = Between(store.path)
-    assert Reading(readers, Compression()).document("r", "").text == run.text
+    assert StoreReader(readers, Compression()).document("r", "").text == run.text
     readers.close()

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from conformance.harness import SECOND, T0, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore, intake
-from runspan.backends.sqlite.merge import Settled, settle
-from runspan.backends.sqlite.revision import Known
-from runspan.codec.decode import read_run
+from runspan.backends.sqlite.merge import MergeResult, merge_fragments
+from runspan.backends.sqlite.revision import StoredRevision
+from runspan.codec.decode import verify_run
 from runspan.codec.fields import DIGEST, MANIFEST, REVISION, ROOT_REVISION
 from runspan.contracts import Document, RunQuery
 from runspan.model.ids import run_ids
@@ -75,7 +75,7 @@ def test_a_recorder_and_a_sync_of_one_run_end_at_its_end(
     finished = run_of([step(1), step(2)], "completed")
     assert store.document("r") == Document(finished.text)
     assert [b'"completed"' in item for item in store.search(RunQuery()).items] == [True]
-    assert read_run(store.spans(run_ids("r").trace_id)).run == finished
+    assert verify_run(store.spans(run_ids("r").trace_id)).run == finished
 
 
 def test_a_document_that_was_put_between_forgets_no_step(store: SqliteStore) -> None:
@@ -191,9 +191,9 @@ def test_steps_that_come_one_by_one_after_their_head_are_looked_at_once(
     *steps, root = encode(run)
     tried: list[int] = []
 
-    def counted(base: Known | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> Settled:
+    def counted(base: StoredRevision | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> MergeResult:
         tried.append(len(loose))
-        return settle(base, loose, seen)
+        return merge_fragments(base, loose, seen)
 
     monkeypatch.setattr(intake, "settle", counted)
     for span in [root, *steps]:
@@ -226,6 +226,6 @@ def test_the_store_answers_as_a_decoder_of_all_spans(store: SqliteStore, data: s
     order = data.draw(st.permutations(requests))
     for spans in order:
         write(store, spans)
-    expected = read_run([span for spans in order for span in spans])
+    expected = verify_run([span for spans in order for span in spans])
     assert store.document(run_id) == Document(expected.run.text, expected.incomplete)
-    assert read_run(store.spans(run_ids(run_id).trace_id)).run == expected.run
+    assert verify_run(store.spans(run_ids(run_id).trace_id)).run == expected.run

@@ -15,18 +15,18 @@ from flask import Flask, Response
 from clikit import runspan
 from conformance.harness import SECOND, T0, all_pages, ids, make_run, otlp, running
 from runspan import Run, encode
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.reader import _statement
 from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.codec.fields import ROOT_REVISION, observation
+from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
+from runspan.web.config import WebConfig
 from webkit import error_of, serving
 
 MINUTE = 60 * SECOND
@@ -70,7 +70,7 @@ def listed(client: httpx.Client, **parameters: object) -> list[str]:
 
 def test_a_revision_tells_when_it_was_seen() -> None:
     """A snapshot before the end has the time itself, one after the end the time above the root's revision."""
-    assert [observation(T0), observation(ROOT_REVISION), observation(ROOT_REVISION + T0)] == [T0, 0, T0]
+    assert [observed_time(T0), observed_time(ROOT_REVISION), observed_time(ROOT_REVISION + T0)] == [T0, 0, T0]
 
 
 @pytest.mark.parametrize("status", sorted(set(RUN_STATUSES) - set(LIVE_RUN_STATUSES)))
@@ -204,7 +204,7 @@ def test_a_run_may_be_called_stuck(client: httpx.Client, store: SqliteStore) -> 
 
 def test_another_server_answers_for_its_stuck_runs(client: httpx.Client, store: SqliteStore) -> None:
     """A reader of the server gives what the store gives."""
-    reader = RestReader(str(client.base_url), clock=lambda: NOW)
+    reader = RunspanApiReader(str(client.base_url), clock=lambda: NOW)
     for before in (NOW - 20 * MINUTE, NOW - 15 * MINUTE, NOW - SECOND):
         for limit in (1, 50):
             query = RunQuery(stuck_before=before, limit=limit)
@@ -222,7 +222,7 @@ def test_a_server_that_knows_no_stuck_runs_is_not_believed() -> None:
         return Response(body, content_type="application/json")
 
     with serving(app) as client:
-        reader = RestReader(str(client.base_url), clock=lambda: NOW)
+        reader = RunspanApiReader(str(client.base_url), clock=lambda: NOW)
         assert ids(reader.search(RunQuery())) == ["r"]
         with pytest.raises(QueryUnsupported, match="stuckAfter"):
             reader.search(RunQuery(stuck_before=NOW - MINUTE))
@@ -254,7 +254,7 @@ def test_metrics_count_stuck_runs(store: SqliteStore) -> None:
     """``runspan_runs_stuck`` follows the clock, with the threshold of the settings."""
     fill(store)
     now = NOW
-    settings = WebSettings(stuck_after=60 * 20)
+    settings = WebConfig(stuck_after=60 * 20)
     with serving(create_app(store, store, settings=settings, clock=lambda: now)) as client:
         assert "\nrunspan_runs_stuck 1.0\n" in client.get("/metrics").text
         now += 10 * MINUTE

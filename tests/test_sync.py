@@ -13,12 +13,12 @@ import pytest
 from clikit import generated, process, running, runspan, server
 from platform_mock import EVERY_KIND, Faults, failure, platform
 from receivers import OK, Answer, Post, http_receiver, partial
-from runspan.codec.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
+from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION
 from runspan.errors import BackendError
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
-from runspan.sync.checkpoint import Binding, Checkpoint, State
-from runspan.web.api_keys import KeyRing
+from runspan.sync.checkpoint import Binding, Checkpoint, TrackState
+from runspan.web.api_keys import ApiKeyStore
 from synckit import Place, eventually, make, once, run_document, run_ids_of, synced
 
 
@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_is_superseded_by_its_end(source: Place, target: Plac
         synced(source.url, target.url, checkpoint)
         assert target.documents() == source.documents()
     spans = [span.attributes() for span in target.store.spans(run_ids("run_1").trace_id)]
-    assert [span[ROLE] for span in spans if span[ROLE] in (ROLE_RUN, ROLE_SNAPSHOT)] == [ROLE_RUN]
+    assert [span[ROLE] for span in spans if span[ROLE] in (ROLE_RUN, ROLE_REVISION)] == [ROLE_RUN]
 
 
 def test_a_finished_run_that_changed_becomes_a_revision(source: Place, target: Place, checkpoint: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_finished_run_that_changed_becomes_a_revision(source: Place, target: P
     (head,) = [
         span.attributes()
         for span in target.store.spans(run_ids("run_1").trace_id)
-        if span.attributes()[ROLE] == ROLE_SNAPSHOT
+        if span.attributes()[ROLE] == ROLE_REVISION
     ]
     revision = head[REVISION]
     assert isinstance(revision, int)
@@ -355,7 +355,7 @@ def test_a_receiver_that_does_not_answer_ends_a_sync_and_the_next_goes_on(
     assert (report["counts"]["sent"], report["backlog"], report["complete"]) == (0, 50, False)
     assert "took nothing for 1 s" in result.stderr
     with closing(Checkpoint(checkpoint, Binding(source.url, receiver.url))) as left:
-        assert left.counts == {State.NEW: 50}
+        assert left.counts == {TrackState.NEW: 50}
 
 
 def test_a_platform_that_asks_to_wait_for_long_ends_a_sync_with_its_code(
@@ -397,7 +397,7 @@ def test_a_refused_key_ends_a_sync_with_its_code(
 def test_keys_of_both_sides_and_a_tenant(tmp_path: Path) -> None:
     """Server to server, each with its own company and key, as processes that anybody could run."""
     for name, company in (("a", "acme"), ("b", "acme")):
-        with closing(KeyRing(make(tmp_path / name) / "keys.sqlite3")) as ring:
+        with closing(ApiKeyStore(make(tmp_path / name) / "keys.sqlite3")) as ring:
             secret, _ = ring.create("sync", company=company)
             (tmp_path / f"{name}.key").write_text(secret)
     path = tmp_path / "runs.ndjson"

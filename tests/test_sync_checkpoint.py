@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runspan.errors import SettingError, StoreError
-from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, Entry, State, Walked
+from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, ListPosition, TrackedRun, TrackState
 
 BINDING = Binding("http://a", "http://b/v1/traces")
 
@@ -25,34 +25,34 @@ def opened(path: Path, binding: Binding = BINDING) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def saved(checkpoint: Checkpoint, *entries: Entry) -> None:
+def saved(checkpoint: Checkpoint, *entries: TrackedRun) -> None:
     checkpoint.begin()
     for entry in entries:
         checkpoint.save(entry)
     checkpoint.commit()
 
 
-def full_entry() -> Entry:
-    return Entry("run_ü/1", 5, State.OPEN, 7, 2, b"l", b"o", b"s", 1 << 62, b"a", True, 11, 13, "why")
+def full_entry() -> TrackedRun:
+    return TrackedRun("run_ü/1", 5, TrackState.OPEN, 7, 2, b"l", b"o", b"s", 1 << 62, b"a", True, 11, 13, "why")
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     """Each member of an entry, and how far the list was read."""
-    walked = Walked(1, 2, 3, 4, 5, "cursor")
+    walked = ListPosition(1, 2, 3, 4, 5, "cursor")
     with opened(tmp_path / "cp") as checkpoint:
         saved(checkpoint, full_entry())
         checkpoint.begin()
-        checkpoint.save_walked("/", walked)
+        checkpoint.save_list_position("/", walked)
         checkpoint.commit()
     with opened(tmp_path / "cp") as checkpoint:
         again = checkpoint.entries(["run_ü/1", "unknown"])
         expected = full_entry()
-        expected.stored = State.OPEN
+        expected.stored = TrackState.OPEN
         assert again == {"run_ü/1": expected}
         assert type(again["run_ü/1"].rooted) is bool
-        assert checkpoint.walked("/") == walked
-        assert checkpoint.walked("other") == Walked()
-        assert checkpoint.counts == {State.OPEN: 1}
+        assert checkpoint.list_position("/") == walked
+        assert checkpoint.list_position("other") == ListPosition()
+        assert checkpoint.counts == {TrackState.OPEN: 1}
 
 
 def test_the_backlog_comes_oldest_first_and_the_known_by_their_turn(tmp_path: Path) -> None:
@@ -60,17 +60,17 @@ def test_the_backlog_comes_oldest_first_and_the_known_by_their_turn(tmp_path: Pa
     with opened(tmp_path / "cp") as checkpoint:
         saved(
             checkpoint,
-            *(Entry(f"new_{time}", time) for time in (30, 10, 20)),
-            Entry("new_failed", 5, due=90, failures=1),
-            Entry("new_hopeless", 4, due=90, failures=4),
-            Entry("open_late", 1, State.OPEN, due=80),
-            Entry("open_now", 2, State.OPEN, due=0),
-            Entry("changed", 3, State.ENDED, due=0),
-            Entry("ended", 3, State.ENDED, due=None),
+            *(TrackedRun(f"new_{time}", time) for time in (30, 10, 20)),
+            TrackedRun("new_failed", 5, due=90, failures=1),
+            TrackedRun("new_hopeless", 4, due=90, failures=4),
+            TrackedRun("open_late", 1, TrackState.OPEN, due=80),
+            TrackedRun("open_now", 2, TrackState.OPEN, due=0),
+            TrackedRun("changed", 3, TrackState.ENDED, due=0),
+            TrackedRun("ended", 3, TrackState.ENDED, due=None),
         )
 
         def ids(until: int, again: int) -> tuple[list[str], list[str]]:
-            lanes = checkpoint.backlog, checkpoint.known
+            lanes = checkpoint.new_runs, checkpoint.due_runs
             old, known = ([e.run_id for e in lane(9, until=until, again=again, patience=4)] for lane in lanes)
             return old, known
 
@@ -79,12 +79,12 @@ def test_the_backlog_comes_oldest_first_and_the_known_by_their_turn(tmp_path: Pa
         assert ids(90, 90)[0][0] == "new_hopeless"
         assert ids(80, 80)[1][-1] == "open_late"
         assert checkpoint.next_retry(4) == 90
-        assert checkpoint.oldest(State.NEW) == 4
+        assert checkpoint.oldest(TrackState.NEW) == 4
         assert checkpoint.backlog_by_time(10) == [(0, 2), (10, 1), (20, 1), (30, 1)]
         assert checkpoint.failing_count() == 2
         checkpoint.begin()
         checkpoint.forget_failures()
-        checkpoint.wake((State.ENDED,), since=4)
+        checkpoint.reschedule((TrackState.ENDED,), since=4)
         checkpoint.commit()
         assert ids(0, 0)[0][:2] == ["new_hopeless", "new_failed"]
         assert "ended" not in ids(0, 0)[1]
@@ -110,7 +110,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", code, path], check=False)
     assert done.returncode == -signal.SIGKILL
     with opened(path) as checkpoint:
-        assert checkpoint.counts == {State.NEW: 20}
+        assert checkpoint.counts == {TrackState.NEW: 20}
 
 
 def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:

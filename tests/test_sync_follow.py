@@ -18,7 +18,7 @@ import httpx
 from clikit import WAIT, Running, running
 from platform_mock import EVERY_KIND, platform
 from receivers import CLOSE, OK, Answer, Post, http_receiver
-from runspan.codec.fields import ROLE, ROLE_SNAPSHOT
+from runspan.codec.fields import ROLE, ROLE_REVISION
 from runspan.model.ids import run_ids
 from synckit import Place, eventually, make, place, run_document, run_ids_of
 
@@ -76,7 +76,7 @@ def source_run(run_id: str, source: Place, status: str, **members: Any) -> dict[
 def newest(target: Place, run_id: str) -> int:
     """The highest revision of a run that the receiver has."""
     spans = [span.attributes() for span in target.store.spans(run_ids(run_id).trace_id)]
-    found = [span["runspan.revision"] for span in spans if span[ROLE] == ROLE_SNAPSHOT]
+    found = [span["runspan.revision"] for span in spans if span[ROLE] == ROLE_REVISION]
     return max(int(str(revision)) for revision in found)
 
 

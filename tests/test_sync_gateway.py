@@ -16,14 +16,14 @@ import pytest
 from clikit import running, runspan
 from platform_mock import LIST, Mock, failure, platform
 from receivers import Answer, http_receiver
-from runspan.delivery import Delivery
+from runspan.delivery import OtlpExporter
 from runspan.delivery import connect as delivery_to
 from runspan.errors import BackendBusy, StoreError
 from runspan.model.timestamps import SECOND
 from runspan.sync import Binding, Checkpoint
-from runspan.sync.checkpoint import FORMAT, Entry, State
-from runspan.sync.policy import LONGEST_PAUSE, MINUTE, Rhythm, dispatch
-from runspan.telemetry import Health
+from runspan.sync.checkpoint import FORMAT, TrackedRun, TrackState
+from runspan.sync.policy import LONGEST_PAUSE, MINUTE, RefreshPolicy, plan_send
+from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import REQUESTS
 from synckit import Place, eventually, followed, once, run_document, synced
 from test_sync_follow import now_document
@@ -40,9 +40,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"runspan.sync.{module}.retry_at", lambda now, failures: now + SECOND // 50)
 
 
-def states(checkpoint: Path) -> dict[str, State]:
+def states(checkpoint: Path) -> dict[str, TrackState]:
     with closing(sqlite3.connect(checkpoint)) as connection:
-        return {run_id: State(state) for run_id, state in connection.execute("SELECT run_id, state FROM runs")}
+        return {run_id: TrackState(state) for run_id, state in connection.execute("SELECT run_id, state FROM runs")}
 
 
 def asked(mock: Mock, times: int) -> Callable[[], bool]:
@@ -78,7 +78,7 @@ def test_a_gateway_in_trouble_costs_no_run(
         assert syncing.latest.backlog == len(RUNS)
         mock.gateway = None
         eventually(lambda: target.documents() == source.documents())
-    assert set(states(checkpoint).values()) == {State.ENDED}
+    assert set(states(checkpoint).values()) == {TrackState.ENDED}
 
 
 @TROUBLES
@@ -143,10 +143,10 @@ def test_a_run_is_gone_only_while_the_list_works(source: Place, target: Place, c
         with pytest.raises(BackendBusy):
             once(mock.url, target.url, checkpoint, give_up=2.0)
         assert asked(mock, 3)()
-        assert set(states(checkpoint).values()) == {State.NEW}
+        assert set(states(checkpoint).values()) == {TrackState.NEW}
         mock.answer = real  # type: ignore[method-assign]
         assert once(mock.url, target.url, checkpoint).counts.vanished == len(RUNS)
-        assert set(states(checkpoint).values()) == {State.GONE}
+        assert set(states(checkpoint).values()) == {TrackState.GONE}
         mock.gateway = None
         assert once(mock.url, target.url, checkpoint).counts.sent == len(RUNS)
     assert target.documents() == source.documents()
@@ -188,13 +188,13 @@ def test_what_an_older_version_refused_for_a_gateways_words_is_tried_again(
     with closing(Checkpoint(checkpoint, Binding(source.url, f"{target.url}/v1/traces"))) as made:
         made.begin()
         for run_id, reason in reasons.items():
-            made.save(Entry(run_id, 1, State.REFUSED, None, reason=reason))
-        made.save(Entry("run_4", 1, State.REFUSED, None, acked=b"there", reason=reasons["run_0"]))
+            made.save(TrackedRun(run_id, 1, TrackState.REFUSED, None, reason=reason))
+        made.save(TrackedRun("run_4", 1, TrackState.REFUSED, None, acked=b"there", reason=reasons["run_0"]))
         made.commit()
     with closing(sqlite3.connect(checkpoint)) as connection:
         connection.execute("PRAGMA user_version = 2")
     with closing(Checkpoint(checkpoint, Binding(source.url, f"{target.url}/v1/traces"))) as made:
-        assert made.counts == {State.NEW: 2, State.REFUSED: 3}
+        assert made.counts == {TrackState.NEW: 2, TrackState.REFUSED: 3}
         due = {run_id: entry.due for run_id, entry in made.entries(RUNS).items()}
         assert due == {"run_0": 0, "run_1": 0, "run_2": None, "run_3": None, "run_4": 0}
     with closing(sqlite3.connect(checkpoint)) as connection:
@@ -272,9 +272,9 @@ def test_moments_beyond_the_longest_pause_are_brought_forward(checkpoint: Path) 
     with closing(Checkpoint(checkpoint, Binding("a", "b"))) as made:
         made.begin()
         for number, due in enumerate((0, NOW + LONGEST_PAUSE, NOW + LONGEST_PAUSE + 1, NOW + DAY, None)):
-            made.save(Entry(f"run_{number}", 1, State.OPEN, due=due))
-        made.save(Entry("run_5", 1, State.NEW, due=NOW + DAY, failures=1))
-        made.bring_forward(NOW + LONGEST_PAUSE)
+            made.save(TrackedRun(f"run_{number}", 1, TrackState.OPEN, due=due))
+        made.save(TrackedRun("run_5", 1, TrackState.NEW, due=NOW + DAY, failures=1))
+        made.clamp_due(NOW + LONGEST_PAUSE)
         found = made.entries([f"run_{number}" for number in range(6)])
         made.commit()
     assert [found[f"run_{number}"].due for number in range(6)] == [0, NOW + LONGEST_PAUSE, 0, 0, None, 0]
@@ -282,11 +282,11 @@ def test_moments_beyond_the_longest_pause_are_brought_forward(checkpoint: Path) 
 
 def test_a_heartbeat_does_not_wait_for_a_clock_that_was_ahead() -> None:
     """What was sent a day from now was sent long ago."""
-    entry, run = Entry("run_1", 0), run_of("running")
-    rhythm = Rhythm(heartbeat=5 * MINUTE)
+    entry, run = TrackedRun("run_1", 0), run_of("running")
+    rhythm = RefreshPolicy(heartbeat=5 * MINUTE)
     sent(entry, decided(entry, run, NOW), NOW)
-    assert dispatch(entry, run, NOW + MINUTE, rhythm) is None
-    assert dispatch(entry, run, NOW - DAY, rhythm) is not None
+    assert plan_send(entry, run, NOW + MINUTE, rhythm) is None
+    assert plan_send(entry, run, NOW - DAY, rhythm) is not None
 
 
 # Deliveries.
@@ -297,24 +297,24 @@ def test_deliveries_that_were_replaced_are_let_go_of(
 ) -> None:
     """A service before a receiver that refuses it makes a new one again and again, for days; its counts go on."""
     source.put(run_document("run_1"))
-    made: list[weakref.ref[Delivery]] = []
-    healths: list[Health] = []
+    made: list[weakref.ref[OtlpExporter]] = []
+    healths: list[MetricsRegistry] = []
 
-    def connect(*args: Any, **settings: Any) -> Delivery:
+    def connect(*args: Any, **settings: Any) -> OtlpExporter:
         if len(made) == 6:
             raise StoreError("enough")
         delivery = delivery_to(*args, **settings)
         made.append(weakref.ref(delivery))
         return delivery
 
-    def watched(*args: Any, **settings: Any) -> Health:
-        healths.append(Health(*args, **settings))
+    def watched(*args: Any, **settings: Any) -> MetricsRegistry:
+        healths.append(MetricsRegistry(*args, **settings))
         return healths[0]
 
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_AFTER", 0.01)
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_LONGEST", 0.01)
     monkeypatch.setattr("runspan.cli.sync.connect", connect)
-    monkeypatch.setattr("runspan.cli.sync.Health", watched)
+    monkeypatch.setattr("runspan.cli.sync.MetricsRegistry", watched)
     with http_receiver(lambda post: Answer(401)) as receiver:
         args = ("--endpoint", receiver.url, "--checkpoint", checkpoint, "--follow", "--requests-per-minute", 0)
         result = runspan("sync", source.url, *args, code=10)
@@ -322,7 +322,7 @@ def test_deliveries_that_were_replaced_are_let_go_of(
         gc.collect()
         assert sum(each() is not None for each in made) <= 1
         assert len(made) == 6
-        assert healths[0].read()[REQUESTS] == len(receiver.posts) >= 6
+        assert healths[0].collect()[REQUESTS] == len(receiver.posts) >= 6
 
 
 def test_a_sync_that_follows_tells_of_what_is_refused_too(source: Place, target: Place, checkpoint: Path) -> None:

@@ -26,11 +26,18 @@ from runspan.errors import (
     Unauthorized,
 )
 from runspan.model.run import Run
-from runspan.platform_api import AnswerTooLong, Pace, Patience, Platform, base_url, fingerprint_of_summary
-from runspan.platform_api.schema import Damaged, read_document, read_listing
+from runspan.platform_api import (
+    PlatformClient,
+    RateLimiter,
+    ResponseTooLong,
+    RetryPolicy,
+    base_url,
+    fingerprint_of_summary,
+)
+from runspan.platform_api.schema import MalformedResponse, read_document, read_page
 from synckit import Place, place, run_document
 
-QUICK = Patience(attempts=4, timeout=5.0, first=0.01, longest=0.05)
+QUICK = RetryPolicy(attempts=4, timeout=5.0, first=0.01, longest=0.05)
 
 
 class Clock:
@@ -48,15 +55,15 @@ class Clock:
         self.now += seconds
 
 
-def client(url: str, *, key: Callable[[], str | None] = lambda: None, **settings: Any) -> Platform:
+def client(url: str, *, key: Callable[[], str | None] = lambda: None, **settings: Any) -> PlatformClient:
     settings = {
-        "pace": Pace(0, sleep=time.sleep),
+        "pace": RateLimiter(0, sleep=time.sleep),
         "sleep": time.sleep,
         "halted": lambda: False,
         "patience": QUICK,
         **settings,
     }
-    return Platform(url, key=key, **settings)
+    return PlatformClient(url, key=key, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, bytes]) ->
         yield made
 
 
-def all_listed(asking: Platform, **filters: str) -> list[str]:
+def all_listed(asking: PlatformClient, **filters: str) -> list[str]:
     ids: list[str] = []
     cursor = None
     while True:
@@ -112,7 +119,7 @@ def test_ids_of_every_script_are_asked_for_whole(tmp_path: Path) -> None:
 def test_what_fails_for_a_while_is_asked_again(source: Place, texts: dict[str, bytes]) -> None:
     """Through every kind of fault all lists and documents come, unharmed."""
     with platform(source.url, faults=EVERY_KIND, seed=7, pause=0.01) as mock:
-        patience = Patience(attempts=10, timeout=5.0, first=0.001, longest=0.01)
+        patience = RetryPolicy(attempts=10, timeout=5.0, first=0.001, longest=0.01)
         with closing(client(mock.url, patience=patience)) as asking:
             assert {run_id: asking.document(run_id).text for run_id in list(texts)[:300]} == dict(
                 list(texts.items())[:300]
@@ -137,20 +144,20 @@ def test_what_fails_for_good_is_an_error_after_so_many_attempts(
     source: Place, texts: dict[str, bytes], kind: str, expected: type[RunspanError]
 ) -> None:
     """Each kind of fault has its own, and the number of attempts is bounded."""
-    patience = Patience(attempts=3, timeout=0.2, first=0.001, longest=0.01)
+    patience = RetryPolicy(attempts=3, timeout=0.2, first=0.001, longest=0.01)
     with platform(source.url, faults=Faults(**{kind: 1.0}), pause=0.5) as mock:
         with closing(client(mock.url, patience=patience)) as asking:
             with pytest.raises(expected) as caught:
                 asking.document(next(iter(texts)))
             assert mock.url in str(caught.value)
-            assert asking.trouble
-            assert asking.silent_for > 0
+            assert asking.last_error
+            assert asking.unanswered_for > 0
         assert len(mock.arrivals) == 3
 
 
 def test_nobody_listening_is_unreachable() -> None:
     """The error names the address."""
-    asking = client("http://127.0.0.1:9", patience=Patience(attempts=1))
+    asking = client("http://127.0.0.1:9", patience=RetryPolicy(attempts=1))
     with closing(asking), pytest.raises(BackendUnreachable, match=r"127\.0\.0\.1:9"):
         asking.runs()
 
@@ -158,7 +165,7 @@ def test_nobody_listening_is_unreachable() -> None:
 def test_a_wait_that_is_asked_for_holds_every_thread(source: Place, texts: dict[str, bytes]) -> None:
     """After a 429 nothing goes out before the time it names, and 429s use up no attempts."""
     with platform(source.url, limit=5, window=1.0) as mock:
-        with closing(client(mock.url, patience=Patience(attempts=1, timeout=5.0))) as asking:
+        with closing(client(mock.url, patience=RetryPolicy(attempts=1, timeout=5.0))) as asking:
             ids = list(texts)[:12]
             got: dict[str, bytes] = {}
 
@@ -188,7 +195,7 @@ def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool
             clock.sleep(seconds)
             mock.faults = Faults()
 
-        with closing(client(mock.url, pace=Pace(0, sleep=sleep, clock=clock))) as asking:
+        with closing(client(mock.url, pace=RateLimiter(0, sleep=sleep, clock=clock))) as asking:
             assert asking.runs().items
     assert 0 < sum(clock.slept) <= 2.0
 
@@ -196,12 +203,12 @@ def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool
 def test_the_pace_is_kept_in_every_window() -> None:
     """Real time: in no ten seconds do more go out than a sixth of the minute's, however many threads want to."""
     halted = threading.Event()
-    pace = Pace(600, sleep=lambda seconds: halted.wait(seconds) and None)
+    pace = RateLimiter(600, sleep=lambda seconds: halted.wait(seconds) and None)
     taken: list[float] = []
     lock = threading.Lock()
 
     def work() -> None:
-        while pace.take(halted.is_set):
+        while pace.acquire(halted.is_set):
             with lock:
                 taken.append(time.monotonic())
 
@@ -237,11 +244,11 @@ def test_permanent_refusals_are_errors_of_their_own(source: Place, texts: dict[s
     with platform(source.url, vanished={run_id}) as mock, closing(client(mock.url)) as asking:
         with pytest.raises(NotFound):
             asking.document(run_id)
-        assert asking.silent_for == 0
+        assert asking.unanswered_for == 0
         with pytest.raises(QueryError, match="cursor"):
             asking.runs(cursor="nonsense")
         assert len(mock.arrivals) == 2
-        assert asking.silent_for > 0  # a gateway may say so too, and then for every request
+        assert asking.unanswered_for > 0  # a gateway may say so too, and then for every request
 
 
 def scripted(mock: Mock, status: int, body: bytes = b"") -> None:
@@ -293,11 +300,11 @@ def test_what_a_gateway_says_of_a_document_is_asked_again(
         with pytest.raises(BackendRefused, match="expected the platform's API"):
             asking.document(run_id)
         assert len(mock.arrivals) == QUICK.attempts
-        assert asking.silent_for > 0
-        assert asking.trouble
+        assert asking.unanswered_for > 0
+        assert asking.last_error
         mock.gateway = None
         assert asking.document(run_id).text == texts[run_id]
-        assert asking.silent_for == 0
+        assert asking.unanswered_for == 0
 
 
 def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
@@ -320,7 +327,7 @@ def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
 def test_an_answer_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
     """One that is larger is refused while it arrives, and not asked for again at once."""
     with closing(client(source.url, max_answer=1000)) as asking:
-        with pytest.raises(AnswerTooLong, match="1000 bytes"):
+        with pytest.raises(ResponseTooLong, match="1000 bytes"):
             asking.document(next(iter(texts)))
         assert asking.requests[0] == 1
 
@@ -328,8 +335,8 @@ def test_an_answer_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
 def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None:
     """However long the platform asked to wait."""
     halted = threading.Event()
-    pace = Pace(0, sleep=lambda seconds: halted.wait(seconds) and None)
-    pace.hold(3600)
+    pace = RateLimiter(0, sleep=lambda seconds: halted.wait(seconds) and None)
+    pace.pause(3600)
     with closing(client(source.url, pace=pace, halted=halted.is_set)) as asking:
         threading.Timer(0.05, halted.set).start()
         with pytest.raises(BackendUnreachable, match="stopped"):
@@ -364,7 +371,7 @@ def test_payloads_that_are_odd_come_through_verbatim() -> None:
     odd = b'{"id":"a","output":{"b":1, "a" :1e400,"b":12.10,"x":"\\ud800"},"error":null}'
     assert read_document(b'{"success":true,"data":' + odd + b',"meta":{}}') == odd
     assert read_document(b' { "data" : ' + odd + b"}") == odd
-    listing = read_listing(b'{"data":[{"id":"a","error":{"message":"\\ud800"}},{"id":5},{"id":"\\ud800"}]}')
+    listing = read_page(b'{"data":[{"id":"a","error":{"message":"\\ud800"}},{"id":5},{"id":"\\ud800"}]}')
     assert [item.run_id for item in listing.items] == ["a"]
     assert len(listing.odd) == 2
 
@@ -373,5 +380,5 @@ def test_payloads_that_are_odd_come_through_verbatim() -> None:
 def test_a_document_that_is_cut_off_is_damaged(cut: int) -> None:
     """Wherever it ends."""
     whole = b'{"success":true,"data":{"id":"run_1","status":"completed","steps":[]}}'
-    with pytest.raises(Damaged):
+    with pytest.raises(MalformedResponse):
         read_document(whole[:cut])

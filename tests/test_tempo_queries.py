@@ -12,7 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from conformance.harness import make_run, otlp
 from runspan import encode
-from runspan.backends.remote.client import Answer
+from runspan.backends.remote.client import Response
 from runspan.backends.tempo.responses import CUT, PARTIAL, read_search, read_trace
 from runspan.backends.tempo.traceql import padded, quoted, search_text
 from runspan.contracts import RunQuery
@@ -23,7 +23,7 @@ STATUSES = [None, "failed", "running", "s" * 700]
 NAMES = [None, "wf", "x" * 600, "é" * 499, "🚀" * 250, 'a " \\ \n {}', ""]
 
 
-def never() -> Answer:
+def never() -> Response:
     raise AssertionError("there is no need to ask again")
 
 
@@ -78,7 +78,7 @@ def test_ids_without_their_leading_zeros() -> None:
 
 
 def spans_of(body: bytes, again: bytes = b"") -> tuple[list[Span], str]:
-    return read_trace(body, wrapped=True, again=lambda: Answer(200, again) if again else never())
+    return read_trace(body, wrapped=True, again=lambda: Response(200, again) if again else never())
 
 
 def wrapped(trace: bytes, more: bytes = b"") -> bytes:
@@ -117,7 +117,7 @@ def nested(depth: int) -> bytes:
 def test_json_that_is_no_trace(again: bytes) -> None:
     """Neither nonsense nor nesting without end in the second answer is anything but a ValueError."""
     with pytest.raises(ValueError, match=r"."):
-        read_trace(wrapped(b"\xff\xff"), wrapped=True, again=lambda: Answer(200, again))
+        read_trace(wrapped(b"\xff\xff"), wrapped=True, again=lambda: Response(200, again))
 
 
 def test_a_foreign_attribute_cut_inside_a_character() -> None:

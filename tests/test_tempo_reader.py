@@ -16,11 +16,11 @@ from conformance.harness import MS, SECOND, T0, all_pages, ids, make_run, runnin
 from conformance.remote import VISIBLE_SECONDS, tempo_heads
 from corpus import cases
 from runspan import Run, encode
-from runspan.backends.remote.config import settings_from as remote_settings
+from runspan.backends.remote.config import remote_config as remote_settings
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import Page, RunQuery, TraceReader
-from runspan.delivery import connect, settings_from
+from runspan.delivery import connect, exporter_config
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.export import export
 from runspan.otlp.protobuf_writer import Resource
@@ -68,7 +68,7 @@ def send(
     server: Tempo, *runs: Run, tenant: str = "", observed_at: int = T0, headers: dict[str, str] | None = None
 ) -> None:
     """Exports the runs; all are accepted."""
-    with connect(settings_from({}, endpoint=server.otlp, headers=headers or {})) as delivery:
+    with connect(exporter_config({}, endpoint=server.otlp, headers=headers or {})) as delivery:
         report = export(runs, delivery, tenant=tenant, observed_at=lambda: observed_at, resource=Resource())
     assert report.complete, report.summary_lines()
 

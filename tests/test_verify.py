@@ -20,7 +20,7 @@ from runspan.contracts import Document, Page
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, QueryUnsupported, TraceIncomplete
 from runspan.model.span import Span
 from runspan.testing import generate
-from runspan.verify import CANARY, Sent, Verdict, canary, verify
+from runspan.verify import CANARY, Sent, VerifyResult, canary, verify
 from servers import require, start_tempo
 from servers.jaeger import Jaeger
 from servers.tempo import IMAGE, Tempo
@@ -194,7 +194,7 @@ class Backend:
                 raise error
 
 
-def check(backend: Backend, run: Run, *, kind: str = "tempo", wait: float = 10.0) -> tuple[Verdict, FakeTime]:
+def check(backend: Backend, run: Run, *, kind: str = "tempo", wait: float = 10.0) -> tuple[VerifyResult, FakeTime]:
     clock = FakeTime()
     (verdict,) = verify(
         [run],

@@ -19,14 +19,14 @@ import pytest
 from clikit import generated, running, runspan, server, write_ndjson
 from receivers import Answer, http_receiver, partial
 from runspan import Run, create_app
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
-from runspan.delivery import Delivery, OnSettled, RetryPolicy, connect, settings_from
+from runspan.delivery import OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
 from runspan.errors import NotFound, SettingError, StoreError
 from runspan.otlp.protobuf_writer import Resource
-from runspan.telemetry import Health
+from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import (
     EXPORTED,
     OLDEST_UNFINISHED,
@@ -37,15 +37,15 @@ from runspan.telemetry.instruments import (
     WATCH_WAITING,
     WATCHED,
 )
-from runspan.watch.poller import MAX_FILES, PATIENCE, Folder
-from runspan.watch.service import Settings, Watch
-from runspan.watch.state_db import REMEMBER, Ledger, Outcome
+from runspan.watch.poller import MAX_FILES, MAX_QUIET_WAIT, DirectoryPoller
+from runspan.watch.service import WatchConfig, WatchService
+from runspan.watch.state_db import REMEMBER, FileStatus, WatchState
 from webkit import serving
 
 SEED = 20261125
 NOW = 1_764_000_000 * 10**9
 WAIT = 60
-REST = int(PATIENCE) + 5
+REST = int(MAX_QUIET_WAIT) + 5
 """Looks, two seconds apart, after which a file that rests has rested in both places."""
 
 
@@ -56,15 +56,15 @@ class Bench:
         self.path = path
         self.seconds = 0.0
         self.notes: list[str] = []
-        self.health = Health(lambda: NOW, parts=("export", "watch"))
+        self.health = MetricsRegistry(lambda: NOW, parts=("export", "watch"))
         self._url = url
         self._settings = settings
         self.open()
 
     def open(self, url: str = "") -> None:
         """A new process, as it were."""
-        self.ledger = Ledger(self.path / ".ledger", url or "here", "")
-        self.folder = Folder(str(self.path), self.ledger, lambda: self.seconds)
+        self.ledger = WatchState(self.path / ".ledger", url or "here", "")
+        self.folder = DirectoryPoller(str(self.path), self.ledger, lambda: self.seconds)
 
     def look(self, times: int = 2, *, seconds: float = 2.0) -> None:
         """So many rounds. Two are what it takes to see that a file is whole."""
@@ -77,11 +77,11 @@ class Bench:
 
         self.watch(wait).run()
 
-    def watch(self, wait: Callable[[float], bool]) -> Watch:
-        return Watch(
+    def watch(self, wait: Callable[[float], bool]) -> WatchService:
+        return WatchService(
             self.folder,
             self.ledger,
-            Settings("", Resource("test"), 2.0, **self._settings),
+            WatchConfig("", Resource("test"), 2.0, **self._settings),
             connect=self._connect,
             wait=wait,
             clock=time.time_ns,
@@ -103,10 +103,10 @@ class Bench:
 
     def sent(self) -> float:
         """Runs accepted until now."""
-        return self.health.read()[EXPORTED]
+        return self.health.collect()[EXPORTED]
 
-    def _connect(self, on_settled: OnSettled) -> Delivery:
-        return connect(settings_from({}, endpoint=self._url), retry=RetryPolicy(budget=0.0), on_settled=on_settled)
+    def _connect(self, on_settled: OnSettled) -> OtlpExporter:
+        return connect(exporter_config({}, endpoint=self._url), retry=RetryPolicy(budget=0.0), on_settled=on_settled)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
     with pytest.raises(NotFound):
         store.document("no")
     assert bench.sent() == 5
-    told = bench.health.read()
+    told = bench.health.collect()
     assert (told[WATCHED], told[WATCH_WAITING], told[WATCH_BROKEN], told[UNFINISHED]) == (3, 0, 0, 1)
     assert told[OLDEST_UNFINISHED] == (NOW - 1_736_931_601 * 10**9) / 10**9
     bench.look(3)
@@ -186,12 +186,12 @@ def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> No
             assert bench.sent() == 1
     bench.look(3)
     assert bench.notes == []
-    assert bench.health.read()[WATCH_WAITING] == 1
+    assert bench.health.collect()[WATCH_WAITING] == 1
     with path.open("ab") as file:
         file.write(whole[20:])
     bench.look(2)
     assert stored(store, "c") == run("c")
-    assert bench.health.read()[WATCH_WAITING] == 0
+    assert bench.health.collect()[WATCH_WAITING] == 0
 
 
 def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
@@ -206,10 +206,10 @@ def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
 def test_a_file_that_never_rests_is_read_all_the_same(bench: Bench, store: SqliteStore) -> None:
     """A log that is written all the time does not wait for ever; its documents are there, the cut one comes later."""
     bench.write("log.ndjson", run("r0"))
-    for number in range(1, int(PATIENCE / 2) + 3):
+    for number in range(1, int(MAX_QUIET_WAIT / 2) + 3):
         bench.write("log.ndjson", run(f"r{number}"), replaced=False)
         bench.look(1)
-    assert bench.sent() >= PATIENCE / 4
+    assert bench.sent() >= MAX_QUIET_WAIT / 4
     assert stored(store, "r3") == run("r3")
 
 
@@ -217,26 +217,26 @@ def test_what_stays_broken_is_told_once(bench: Bench, store: SqliteStore) -> Non
     """After a time a cut file counts as broken, with its place; the good documents in it are there; mended, it goes."""
     path = bench.write("a.ndjson", run("a"))
     path.write_bytes(path.read_bytes() + b'{"id":"b","status"')
-    bench.look(int(PATIENCE / 2) + 4)
+    bench.look(int(MAX_QUIET_WAIT / 2) + 4)
     (note,) = bench.notes
     assert note.startswith(f"{path}:2")
     bench.restart()
     bench.look(3)
-    assert bench.health.read()[WATCH_BROKEN] == 1
+    assert bench.health.collect()[WATCH_BROKEN] == 1
     assert len(bench.notes) == 1
     assert stored(store, "a") == run("a")
     bench.write("a.ndjson", run("a"), run("b"))
     bench.look()
     assert stored(store, "b") == run("b")
     assert bench.sent() == 2
-    assert bench.health.read()[WATCH_BROKEN] == 0
+    assert bench.health.collect()[WATCH_BROKEN] == 0
 
 
 def test_many_faults_are_counted_and_some_told(bench: Bench, store: SqliteStore) -> None:
     """A log that is broken in every line fills neither the screen nor the memory."""
     path = bench.write("a.ndjson", *({"status": "no id"} for _ in range(70)), run("a"))
     bench.look()
-    assert bench.health.read()[REFUSED] == 70
+    assert bench.health.collect()[REFUSED] == 70
     assert bench.notes[-1] == f"{path}: … 50 more"
     assert len(bench.notes) == 21
     assert stored(store, "a") == run("a")
@@ -316,7 +316,7 @@ def test_what_is_rejected_stays_and_gets_another_chance(bench: Bench, tmp_path: 
         (note,) = other.notes
         assert note.startswith(f"{path}: run a rejected: ")
         assert "no room" in note
-        assert (other.sent(), other.health.read()[REJECTED]) == (0, 1)
+        assert (other.sent(), other.health.collect()[REJECTED]) == (0, 1)
         other.restart()
         other.look(3)
         assert (len(receiver.posts), other.sent()) == (2, 1)
@@ -384,19 +384,19 @@ def test_files_go_to_the_done_folder_when_all_is_accepted(tmp_path: Path, store:
 def test_a_ledger_is_of_one_target_and_one_process(tmp_path: Path) -> None:
     """Another endpoint needs another one; two processes would send everything twice; other files are not touched."""
     path = tmp_path / "ledger"
-    with closing(Ledger(path, "http://one", "")), pytest.raises(SettingError, match="another process"):
-        Ledger(path, "http://one", "")
+    with closing(WatchState(path, "http://one", "")), pytest.raises(SettingError, match="another process"):
+        WatchState(path, "http://one", "")
     with pytest.raises(SettingError, match="http://one"):
-        Ledger(path, "http://two", "")
+        WatchState(path, "http://two", "")
     assert path.stat().st_mode & 0o077 == 0
     SqliteStore(tmp_path).close()
     with pytest.raises(SettingError, match="another file"):
-        Ledger(tmp_path / "runspan.sqlite3", "http://one", "")
+        WatchState(tmp_path / "runspan.sqlite3", "http://one", "")
     (tmp_path / "text").write_text("no database" * 100)
     with pytest.raises(StoreError, match="--ledger"):
-        Ledger(tmp_path / "text", "http://one", "")
+        WatchState(tmp_path / "text", "http://one", "")
     with pytest.raises(StoreError):
-        Ledger(tmp_path / "none" / "ledger", "http://one", "")
+        WatchState(tmp_path / "none" / "ledger", "http://one", "")
 
 
 def test_what_was_intended_is_intended_in_the_same_way(tmp_path: Path) -> None:
@@ -405,27 +405,27 @@ def test_what_was_intended_is_intended_in_the_same_way(tmp_path: Path) -> None:
     texts = [Run.from_dict(run("a", status, **more)) for status, more in
              (("running", {}), ("completed", {}), ("completed", {"fixed": True}))]  # fmt: skip
     path = tmp_path / "ledger"
-    with closing(Ledger(path, "t", "")) as ledger:
-        first = [ledger.intend(text, 100) for text in texts]
+    with closing(WatchState(path, "t", "")) as ledger:
+        first = [ledger.plan_send(text, 100) for text in texts]
     assert [(item.observed_at, item.after_root) for item in first if item] == [(100, False), (101, False), (102, True)]
-    with closing(Ledger(path, "t", "")) as ledger:
-        assert [ledger.intend(text, 900) for text in texts] == first
-        ledger.taken(item for item in first if item)
-    with closing(Ledger(path, "t", "")) as ledger:
-        assert [ledger.intend(text, 900) for text in texts] == [None] * 3
+    with closing(WatchState(path, "t", "")) as ledger:
+        assert [ledger.plan_send(text, 900) for text in texts] == first
+        ledger.mark_acked(item for item in first if item)
+    with closing(WatchState(path, "t", "")) as ledger:
+        assert [ledger.plan_send(text, 900) for text in texts] == [None] * 3
 
 
 def test_the_ledger_forgets(tmp_path: Path) -> None:
     """Files that are gone, and runs that were sent longer ago than any plan keeps them."""
-    with closing(Ledger(tmp_path / "ledger", "t", "")) as ledger:
-        folder = Folder(str(tmp_path), ledger, lambda: 0.0)
+    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
+        folder = DirectoryPoller(str(tmp_path), ledger, lambda: 0.0)
         for name in ("stays.json", "goes.json"):
             (tmp_path / name).write_text("{}")
-        folder.look()
-        for candidate in folder.look():
-            folder.done(candidate, Outcome.SENT)
-        ledger.intend(Run.from_dict(run("old")), NOW)
-        ledger.intend(Run.from_dict(run("new")), NOW + REMEMBER)
+        folder.poll()
+        for candidate in folder.poll():
+            folder.done(candidate, FileStatus.SENT)
+        ledger.plan_send(Run.from_dict(run("old")), NOW)
+        ledger.plan_send(Run.from_dict(run("new")), NOW + REMEMBER)
         (tmp_path / "goes.json").unlink()
         ledger.forget(str(tmp_path), NOW + REMEMBER + 1)
         names = ledger._connection.execute("SELECT name FROM files").fetchall()
@@ -440,17 +440,17 @@ def test_a_round_is_bounded(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.json"
         path.touch()
         os.utime(path, ns=(0, 10**18 + (-number) % 7919))
-    with closing(Ledger(tmp_path / ".ledger", "t", "")) as ledger:
-        folder = Folder(str(tmp_path), ledger, lambda: 0.0)
-        folder.look()
-        found = folder.look()
+    with closing(WatchState(tmp_path / ".ledger", "t", "")) as ledger:
+        folder = DirectoryPoller(str(tmp_path), ledger, lambda: 0.0)
+        folder.poll()
+        found = folder.poll()
         assert len(found) == folder.waiting == MAX_FILES
         times = [candidate.signature.changed for candidate in found]
         assert times == sorted(times)
         for candidate in found:
-            folder.done(candidate, Outcome.SENT)
-        folder.look()
-        assert len(folder.look()) == 500
+            folder.done(candidate, FileStatus.SENT)
+        folder.poll()
+        assert len(folder.poll()) == 500
 
 
 # The command.
@@ -524,7 +524,7 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
             assert number_of(metrics, "runspan_export_requests_total") == 0
             assert child.end() == 0
         assert "0 runs accepted" in child.lines[-1]
-        with closing(RestReader(url)) as reader:
+        with closing(RunspanApiReader(url)) as reader:
             assert {run_id: reader.document(run_id).text for run_id in texts} == texts
             page = reader.search(RunQuery(limit=200))
             ids = [json.loads(item)["id"] for item in page.items]

@@ -22,11 +22,11 @@ from runspan import Run
 from runspan.errors import StoreError
 from runspan.telemetry.instruments import REJECTED, WATCH_WAITING
 from runspan.watch.coalescer import NAMED
-from runspan.watch.poller import PATIENCE, Folder, signature_of
-from runspan.watch.state_db import REMEMBER, Ledger, Outcome, Signature
+from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
+from runspan.watch.state_db import REMEMBER, FileStat, FileStatus, WatchState
 from test_watch import NOW, Bench, run
 
-LONG = int(PATIENCE / 2) + 4
+LONG = int(MAX_QUIET_WAIT / 2) + 4
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def test_a_file_that_may_not_be_read_is_told_once(bench: Bench, kept: Kept, monk
     with monkeypatch.context() as patch:
         real = os.access
         patch.setattr(os, "access", lambda place, mode, **named: str(place) != str(path) and real(place, mode, **named))
-        bench.look(int(PATIENCE / 2) - 1)
+        bench.look(int(MAX_QUIET_WAIT / 2) - 1)
         assert bench.notes == []
         bench.look(3 * LONG)
         assert bench.notes == [f"{path}: cannot be read: Permission denied; it is tried again and again"]
-        assert (bench.sent(), bench.health.read()[WATCH_WAITING]) == (1, 1)
+        assert (bench.sent(), bench.health.collect()[WATCH_WAITING]) == (1, 1)
     bench.look(1)
     assert there(kept) == run("a")
     assert len(bench.notes) == 1
@@ -256,14 +256,14 @@ def test_a_file_that_was_another_for_a_moment(bench: Bench, kept: Kept, monkeypa
     bench.write("log.ndjson", *before)
     bench.look()
     bench.write("log.ndjson", run("a", "suspended"), run("b"))
-    real = Folder.same
+    real = DirectoryPoller.same
 
-    def same(folder: Folder, candidate: Any) -> bool:
-        monkeypatch.setattr(Folder, "same", real)
+    def same(folder: DirectoryPoller, candidate: Any) -> bool:
+        monkeypatch.setattr(DirectoryPoller, "same", real)
         bench.write("log.ndjson", *before)
         return real(folder, candidate)
 
-    monkeypatch.setattr(Folder, "same", same)
+    monkeypatch.setattr(DirectoryPoller, "same", same)
     bench.look()
     bench.look(3)
     assert there(kept) == run("a", "running")
@@ -272,41 +272,41 @@ def test_a_file_that_was_another_for_a_moment(bench: Bench, kept: Kept, monkeypa
 def test_the_order_in_one_file_says_nothing_of_the_next(tmp_path: Path) -> None:
     """Reading ends in the midst of a file when the receiver is away."""
     old, new = Run.from_dict(run("a", "running")), Run.from_dict(run("a"))
-    with closing(Ledger(tmp_path / "ledger", "t", "")) as ledger:
+    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
         for document in (old, new, old):
-            ledger.intend(document, NOW)
-        assert ledger.begin_file(b"b.json", Signature(1, 2, 3), lambda size: None) == 0
-        assert ledger.intend(old, NOW) is not None
-        assert ledger.returned(NOW - 1) == set()
+            ledger.plan_send(document, NOW)
+        assert ledger.start_file(b"b.json", FileStat(1, 2, 3), lambda size: None) == 0
+        assert ledger.plan_send(old, NOW) is not None
+        assert ledger.reverted_runs(NOW - 1) == set()
 
 
 def test_an_old_version_is_known_as_long_as_its_run(tmp_path: Path) -> None:
     """A log tells of a run from long ago that was corrected not so long ago: the old version is no news."""
     old, new = Run.from_dict(run("a")), Run.from_dict(run("a", fixed=True))
-    with closing(Ledger(tmp_path / "ledger", "t", "")) as ledger:
+    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
         for document, at in ((old, NOW), (new, NOW + REMEMBER)):
-            intent = ledger.intend(document, at)
+            intent = ledger.plan_send(document, at)
             assert intent is not None
-            ledger.taken([intent])
+            ledger.mark_acked([intent])
         ledger.forget(str(tmp_path), NOW + REMEMBER + 5)
-        assert [ledger.intend(document, NOW + 2 * REMEMBER) for document in (old, new)] == [None, None]
-        assert ledger.returned(NOW) == set()
+        assert [ledger.plan_send(document, NOW + 2 * REMEMBER) for document in (old, new)] == [None, None]
+        assert ledger.reverted_runs(NOW) == set()
         ledger.forget(str(tmp_path), NOW + 2 * REMEMBER + 5)
-        assert ledger.intend(old, NOW + 3 * REMEMBER) is not None
+        assert ledger.plan_send(old, NOW + 3 * REMEMBER) is not None
 
 
 def test_an_older_answer_does_not_count_for_a_newer_intent(tmp_path: Path) -> None:
     """A version that became the newest once more while it was on its way is not there by the answer to the first."""
     old, new = Run.from_dict(run("a", output=1)), Run.from_dict(run("a", output=2))
-    with closing(Ledger(tmp_path / "ledger", "t", "")) as ledger:
-        first, second = ledger.intend(old, NOW), ledger.intend(new, NOW)
+    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
+        first, second = ledger.plan_send(old, NOW), ledger.plan_send(new, NOW)
         assert first is not None
         assert second is not None
-        again = ledger.intend_again(old, NOW)
-        ledger.taken([first, second])
-        assert ledger.intend(old, NOW + 5) == again
-        ledger.taken([again])
-        assert ledger.intend(old, NOW + 5) is None
+        again = ledger.plan_resend(old, NOW)
+        ledger.mark_acked([first, second])
+        assert ledger.plan_send(old, NOW + 5) == again
+        ledger.mark_acked([again])
+        assert ledger.plan_send(old, NOW + 5) is None
 
 
 # What is refused.
@@ -323,7 +323,7 @@ def test_older_versions_do_not_count_as_sent_with_a_refused_one(
     bench.write("2.ndjson" if apart else "1.ndjson", newer, replaced=apart)
     mood.append(Answer(400))
     bench.look(2)
-    assert (bench.sent(), bench.health.read()[REJECTED], len(bench.notes)) == (0, 1, 1 + apart)
+    assert (bench.sent(), bench.health.collect()[REJECTED], len(bench.notes)) == (0, 1, 1 + apart)
     (bench.path / "2.ndjson").unlink(missing_ok=True)
     bench.write("1.ndjson", older)
     bench.restart()
@@ -339,30 +339,30 @@ def test_numbers_that_are_too_large_for_a_ledger(tmp_path: Path) -> None:
     """Some file systems number their files with all 64 bits, or have files of the year 2300 and later."""
     told = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ino=2**64 - 1)
     other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ino=2**63)
-    first, second = (signature_of(cast("os.stat_result", each)) for each in (told, other))
+    first, second = (file_stat(cast("os.stat_result", each)) for each in (told, other))
     assert first != second
-    with closing(Ledger(tmp_path / "ledger", "t", "")) as ledger:
+    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
         for signature in (first, second):
-            ledger.done(b"a", signature, Outcome.SENT)
-            assert ledger.outcome(b"a", signature) is Outcome.SENT
-            assert ledger.returned(signature.changed) == set()
+            ledger.done(b"a", signature, FileStatus.SENT)
+            assert ledger.outcome(b"a", signature) is FileStatus.SENT
+            assert ledger.reverted_runs(signature.changed) == set()
 
 
 def test_a_damaged_ledger_is_told(tmp_path: Path) -> None:
     """With what to do, and not as a defect of ours."""
     path = tmp_path / "ledger"
-    with closing(Ledger(path, "t", "")) as ledger:
-        ledger.done(b"a.json", Signature(1, 2, 3), Outcome.EMPTY)
-        ledger.intend(Run.from_dict(run("a")), NOW)
+    with closing(WatchState(path, "t", "")) as ledger:
+        ledger.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
+        ledger.plan_send(Run.from_dict(run("a")), NOW)
     change(path, f"UPDATE runs SET observed_at = {2**63 - 1}")
-    with closing(Ledger(path, "t", "")) as ledger, pytest.raises(StoreError, match="another file with --ledger"):
-        ledger.intend(Run.from_dict(run("a", fixed=True)), NOW)
+    with closing(WatchState(path, "t", "")) as ledger, pytest.raises(StoreError, match="another file with --ledger"):
+        ledger.plan_send(Run.from_dict(run("a", fixed=True)), NOW)
     for outcome in (9, -1):
         change(path, f"UPDATE files SET outcome = {outcome}")
         with pytest.raises(StoreError, match=f"got an outcome {outcome} .*another file with --ledger"):
-            Ledger(path, "t", "")
+            WatchState(path, "t", "")
     change(path, "UPDATE files SET outcome = 0")
-    Ledger(path, "t", "").close()
+    WatchState(path, "t", "").close()
 
 
 def change(path: Path, statement: str) -> None:
@@ -374,9 +374,9 @@ def change(path: Path, statement: str) -> None:
 def test_an_empty_file_is_no_fault(tmp_path: Path) -> None:
     """It is not counted among those that are broken."""
     (tmp_path / "a.json").touch()
-    with closing(Ledger(tmp_path / ".ledger", "t", "")) as ledger:
-        folder = Folder(str(tmp_path), ledger, lambda: 0.0)
-        folder.look()
-        (found,) = folder.look()
-        folder.done(found, Outcome.EMPTY)
-        assert (ledger.at_fault(), folder.look()) == (0, [])
+    with closing(WatchState(tmp_path / ".ledger", "t", "")) as ledger:
+        folder = DirectoryPoller(str(tmp_path), ledger, lambda: 0.0)
+        folder.poll()
+        (found,) = folder.poll()
+        folder.done(found, FileStatus.EMPTY)
+        assert (ledger.failed_files(), folder.poll()) == (0, [])

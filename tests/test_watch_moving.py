@@ -16,11 +16,11 @@ from runspan import create_app
 from runspan.backends.sqlite import SqliteStore
 from runspan.telemetry.instruments import WATCH_WAITING, WATCHED
 from runspan.watch.done_dir import BETWEEN
-from runspan.watch.poller import PATIENCE
+from runspan.watch.poller import MAX_QUIET_WAIT
 from test_watch import REST, Bench, run, stored
 from webkit import serving
 
-HALF = int(PATIENCE / 2) + 4
+HALF = int(MAX_QUIET_WAIT / 2) + 4
 """Looks after which a file that is done with is on its way, and not yet there."""
 
 
@@ -82,7 +82,7 @@ def test_a_file_without_a_document_is_not_done(bench: Staying, store: SqliteStor
     with (bench.path / "a.json").open("w") as file:
         bench.look(2 * REST)
         assert (names(bench.path), names(done)) == (["a.json"], [])
-        assert (bench.health.read()[WATCHED], bench.health.read()[WATCH_WAITING], bench.notes) == (0, 0, [])
+        assert (bench.health.collect()[WATCHED], bench.health.collect()[WATCH_WAITING], bench.notes) == (0, 0, [])
         json.dump(run("a"), file)
     bench.write("b.json")
     (bench.path / "c.json").write_text("[]")

@@ -31,7 +31,7 @@ from runspan.model.span import Span
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.json import read_json
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
+from runspan.web.config import WebConfig
 from webkit import JSON, PROTOBUF, document, error_of, otlp, raw, serving, spans_of
 
 NOW = parse_ns("2024-01-15T10:00:00.000Z") or 0
@@ -347,7 +347,7 @@ def test_a_document_must_be_called_json(client: httpx.Client) -> None:
 
 def test_without_a_writer_nothing_can_be_written() -> None:
     """Over a backend that is only read, the routes that write say so, to an OTLP sender in its own form."""
-    settings = WebSettings(backend="Tempo at http://tempo:3200")
+    settings = WebConfig(backend="Tempo at http://tempo:3200")
     with serving(create_app(Fake(NotFound()), settings=settings)) as client:
         error = error_of(push(client, json.dumps(document())), 501, "READ_ONLY")
         assert "only reads from Tempo at http://tempo:3200" in error["message"]
@@ -380,7 +380,7 @@ def test_unknown_and_impossible_trace_ids_are_told_apart(client: httpx.Client) -
 
 def test_a_run_tells_its_trace_and_where_to_look_at_it(store: SqliteStore) -> None:
     """The link is made of the setting; an id that ends in /trace is asked for with its slash escaped."""
-    settings = WebSettings(trace_url="https://jaeger.example/trace/{trace_id}")
+    settings = WebConfig(trace_url="https://jaeger.example/trace/{trace_id}")
     with serving(create_app(store, store, settings=settings)) as client:
         push(client, json.dumps(document("a")))
         push(client, json.dumps(document("a/trace")))
@@ -398,7 +398,7 @@ def test_a_run_tells_its_trace_and_where_to_look_at_it(store: SqliteStore) -> No
 def test_a_browser_is_sent_to_the_first_place_and_a_program_gets_them_all(store: SqliteStore) -> None:
     """Whoever prefers HTML is redirected; everybody else reads JSON. Without a place there is only JSON."""
     page, program = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, {"Accept": "*/*"}
-    places = WebSettings(jaeger_url="https://j.example/ui/", grafana_url="https://g.example", grafana_datasource="T1")
+    places = WebConfig(jaeger_url="https://j.example/ui/", grafana_url="https://g.example", grafana_datasource="T1")
     with serving(create_app(store, store, settings=places)) as client:
         push(client, json.dumps(document("a")))
         trace_id = run_ids("a").trace_id.hex()
@@ -417,7 +417,7 @@ def test_a_browser_is_sent_to_the_first_place_and_a_program_gets_them_all(store:
 
 def test_an_incomplete_run_has_a_trace_to_look_at() -> None:
     """Whoever wants to know what is missing looks at the trace."""
-    with serving(create_app(Fake(TraceIncomplete("x")), settings=WebSettings(jaeger_url="http://j:1"))) as client:
+    with serving(create_app(Fake(TraceIncomplete("x")), settings=WebConfig(jaeger_url="http://j:1"))) as client:
         assert client.get("/api/v1/runs/a/trace").json()["data"]["url"].startswith("http://j:1/trace/")
 
 
@@ -452,7 +452,7 @@ def test_health_and_readiness_differ(client: httpx.Client) -> None:
     with serving(create_app(Fake(BackendUnreachable("down")))) as down:
         assert down.get("/healthz").status_code == 200
         error_of(down.get("/readyz"), 503, "BACKEND_UNREACHABLE")
-    with serving(create_app(Fake(Page([])), settings=WebSettings(backend="Jaeger at http://j:1"))) as named:
+    with serving(create_app(Fake(Page([])), settings=WebConfig(backend="Jaeger at http://j:1"))) as named:
         assert named.get("/readyz").json() == {"status": "ok", "backend": "Jaeger at http://j:1"}
 
 

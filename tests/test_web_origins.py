@@ -13,10 +13,10 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
 from runspan.model.ids import run_ids
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
-from runspan.web.origin_guard import OpenDoor
+from runspan.web.config import WebConfig
+from runspan.web.origin_guard import OriginGuard
 from webkit import JSON, PROTOBUF, document, error_of, otlp, raw, serving
 
 EVIL = "evil.example:8321"
@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteStore]:
 @pytest.fixture(scope="module")
 def client(store: SqliteStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of a server that could have keys and has none."""
-    keys = KeyRing(tmp_path_factory.mktemp("keys") / "keys")
+    keys = ApiKeyStore(tmp_path_factory.mktemp("keys") / "keys")
     with serving(create_app(store, store, keys=keys)) as client:
         yield client
     keys.close()
@@ -157,7 +157,7 @@ def test_probes_and_scrapers_use_any_name(client: httpx.Client) -> None:
 def test_names_can_be_allowed(store: SqliteStore) -> None:
     """Those of the setting and the one of the public URL, with any port; theirs, and not what stands below them."""
     allowed = ("host.docker.internal", "My-Box.", "192.0.2.7", "2001:db8::0:1")
-    settings = WebSettings(allowed_hosts=allowed, public_url="https://runs.example.com/runspan", metrics_open=False)
+    settings = WebConfig(allowed_hosts=allowed, public_url="https://runs.example.com/runspan", metrics_open=False)
     with serving(create_app(store, store, settings=settings)) as client:
         for name in (*LOOPBACK, "host.docker.internal:8321", "my-box", "192.0.2.7:1", "[2001:db8::1]:80"):
             assert under(client, name).status_code == 200, name
@@ -176,12 +176,12 @@ def test_names_can_be_allowed(store: SqliteStore) -> None:
 def test_a_name_that_is_none_is_refused(name: str) -> None:
     """It would never be met, and the server would look as if it were allowed."""
     with pytest.raises(SettingError, match="without a port, such as"):
-        OpenDoor([name])
+        OriginGuard([name])
 
 
 def test_with_keys_any_name_will_do(store: SqliteStore, tmp_path: Path) -> None:
     """No other site has a key: whoever sends one may call the server as they like, and others hear 401 as ever."""
-    keys = KeyRing(tmp_path / "keys")
+    keys = ApiKeyStore(tmp_path / "keys")
     secret, _ = keys.create("a")
     with serving(create_app(store, store, keys=keys)) as client:
         assert under(client, EVIL, "/api/v1/runs", **{"x-api-key": secret}).status_code == 200

@@ -25,13 +25,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import Rejection, Written
+from runspan.contracts import Rejection, WriteResult
 from runspan.errors import StoreError
 from runspan.otlp.json import write_json
-from runspan.otlp.protobuf_reader import Received
+from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.otlp.protobuf_writer import Resource
 from runspan.web.app import create_app
-from runspan.web.config import MIB, WebSettings
+from runspan.web.config import MIB, WebConfig
 from runspan.web.request_body import inflate
 from webkit import JSON, PROTOBUF, document, otlp, raw, serving, spans_of, zipped
 
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 @pytest.fixture
 def client(store: SqliteStore) -> Iterator[httpx.Client]:
-    with serving(create_app(store, store, settings=WebSettings(max_body=MIB)), max_body=MIB) as client:
+    with serving(create_app(store, store, settings=WebConfig(max_body=MIB)), max_body=MIB) as client:
         yield client
 
 
@@ -259,10 +259,10 @@ def test_an_empty_request_is_a_success(client: httpx.Client) -> None:
 class Broken:
     """A store whose disk is full."""
 
-    def put(self, run: object, *, tenant: str = "", observed_at: int) -> Written:
+    def put(self, run: object, *, tenant: str = "", observed_at: int) -> WriteResult:
         raise StoreError("the disk is full")
 
-    def write(self, received: Received, tenant: str = "") -> Written:
+    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
         raise StoreError("the disk is full")
 
 
@@ -276,8 +276,8 @@ def test_the_stores_own_rejections_are_told(store: SqliteStore) -> None:
     """What the writer rejects counts with its spans."""
 
     class Picky(Broken):
-        def write(self, received: Received, tenant: str = "") -> Written:
-            return Written(0, (Rejection("run run_1", "past retention", 3),))
+        def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
+            return WriteResult(0, (Rejection("run run_1", "past retention", 3),))
 
     with serving(create_app(store, Picky())) as client:
         answer = ExportTraceServiceResponse.FromString(send(client, otlp(document()), **PROTOBUF).content)

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
+from runspan.web.config import WebConfig
 from webkit import JSON, document, serving
 
 
@@ -38,9 +38,9 @@ class Live:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     directory: Path = tmp_path_factory.mktemp("data")
-    keys = KeyRing(directory / "keys.sqlite3")
+    keys = ApiKeyStore(directory / "keys.sqlite3")
     headers = {"x-api-key": keys.create("test")[0]}
-    limits = WebSettings(reads_per_minute=0, writes_per_minute=0)
+    limits = WebConfig(reads_per_minute=0, writes_per_minute=0)
     with SqliteStore(directory) as store, serving(create_app(store, store, keys=keys, settings=limits)) as client:
         client.post("/api/v1/runs", content=json.dumps(document("run_1")), headers=JSON | headers)
         yield Live(str(client.base_url), headers)

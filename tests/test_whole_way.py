@@ -18,10 +18,10 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 
 from corpus import PAYLOADS, TEXTS, cases, with_payload
 from runspan import Run, encode
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.delivery import connect, settings_from
+from runspan.delivery import connect, exporter_config
 from runspan.errors import DocumentError
 from runspan.export import export
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
@@ -135,13 +135,13 @@ def test_any_document_through_the_server(client: httpx.Client, text: str) -> Non
 def test_export_of_many_runs(server: WebServer, client: httpx.Client) -> None:
     """The exporter's report is complete, and every one of its runs is answered byte for byte and listed once."""
     runs = [Run.from_json(text) for text in generate(600, seed=11, unfinished=True)]
-    with connect(settings_from({}, endpoint=server.url)) as delivery:
+    with connect(exporter_config({}, endpoint=server.url)) as delivery:
         report = export(runs, delivery, observed_at=time.time_ns, resource=Resource())
     assert report.complete
     assert report.runs_accepted == 600
     for run in runs:
         assert read(client, run.id) == run.text
-    reader = RestReader(server.url)
+    reader = RunspanApiReader(server.url)
     listed: list[str] = []
     page = reader.search(RunQuery(limit=200))
     listed += [Run.from_json(item).id for item in page.items]
@@ -168,7 +168,7 @@ def test_bad_documents_do_not_stop_good_ones(server: WebServer, client: httpx.Cl
     """A refused document is reported with its place, and those around it arrive."""
     good = [renamed(with_payload(PAYLOADS["2**70"]).encode(), f"good {number}") for number in range(3)]
     bad = DocumentError(where="runs.ndjson:2", expected="a JSON value", got="'NaN'")
-    with connect(settings_from({}, endpoint=server.url)) as delivery:
+    with connect(exporter_config({}, endpoint=server.url)) as delivery:
         report = export([good[0], bad, *good[1:]], delivery, observed_at=time.time_ns, resource=Resource())
     assert not report.complete
     assert report.documents_refused == 1

@@ -18,15 +18,15 @@ from oncekit import Kept, finished_step, growing, keeping, numbers, once, steps_
 from platform_mock import platform
 from receivers import CLOSE, Answer, Post, partial
 from runspan import Run
-from runspan.codec.fields import ROLE_RUN, ROLE_SNAPSHOT, ROOT_REVISION
+from runspan.codec.fields import ROLE_REVISION, ROLE_RUN, ROOT_REVISION
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.export import Observed
+from runspan.export import ObservedRun
 from runspan.otlp.bulk_writer import write_runs
 from runspan.storage.span_acks import KEEP
-from runspan.sync.policy import MINUTE, Dispatch
-from runspan.watch.coalescer import MAX_HELD, MAX_HELD_BYTES, Reading, Versions
-from runspan.watch.poller import Candidate
-from runspan.watch.state_db import Intent, Signature
+from runspan.sync.policy import MINUTE, PlannedSend
+from runspan.watch.coalescer import MAX_HELD, MAX_HELD_BYTES, FileProgress, SnapshotCoalescer
+from runspan.watch.poller import WatchedFile
+from runspan.watch.state_db import FileStat, SendPlan
 from synckit import Place, eventually, synced
 from synckit import once as sync_once
 from test_watch import Bench
@@ -82,14 +82,14 @@ def test_spans_below_the_head_follow_from_the_document_alone() -> None:
     runs = [Run.from_json(made) for made in generated(60, seed=17, unfinished=True).values()]
     runs += [Run.from_json(path.read_bytes()) for path in SAMPLES.glob("*.json")]
     for run in runs:
-        first = Observed(run, 5).written("acme")
+        first = ObservedRun(run, 5).written("acme")
         assert len(first.names) == len(first.spans) - 1 == len(set(first.names))
-        for other in (Observed(run, 10**18), Observed(run, 7, after_root=True)):
+        for other in (ObservedRun(run, 10**18), ObservedRun(run, 7, after_root=True)):
             assert other.written("acme").names == first.names
             assert other.written("acme").spans[:-1] == first.spans[:-1]
-        assert set(Observed(run, 5).written("other").names).isdisjoint(first.names)
+        assert set(ObservedRun(run, 5).written("other").names).isdisjoint(first.names)
         if run.finished:
-            root = Dispatch(run, b"", ROOT_REVISION)
+            root = PlannedSend(run, b"", ROOT_REVISION)
             assert root.document is run
             assert root.observed.written("acme").spans == write_runs([run], tenant="acme")[0]
         left = first.without(frozenset(first.names[::2]))
@@ -108,7 +108,7 @@ def test_a_run_that_is_synced_again_and_again_sends_each_step_once(source: Place
     assert remembered(checkpoint) == 9 + 3
     follow(source, kept, checkpoint, growing("run_1", 10, "completed"))
     once(kept, 10)
-    assert len(kept.copies(role=ROLE_SNAPSHOT)) == 5
+    assert len(kept.copies(role=ROLE_REVISION)) == 5
     assert len(kept.copies(role=ROLE_RUN)) == 1
     assert remembered(checkpoint) == 0
 
@@ -315,7 +315,7 @@ def test_a_file_that_is_rewritten_again_and_again_sends_each_step_once(bench: Be
     bench.write("run.json", growing("run_1", 10, "completed"))
     bench.look()
     once(kept, 10)
-    assert len(kept.copies(role=ROLE_SNAPSHOT)) == 5
+    assert len(kept.copies(role=ROLE_REVISION)) == 5
     bench.ledger.close()
     assert remembered(ledger) == 0
     bench.open()
@@ -339,7 +339,7 @@ def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: Kept) -> Non
     bench.look()
     once(kept, 10, run_id="run_1")
     once(kept, 9, run_id="run_2")
-    assert (len(kept.copies("run_1", ROLE_SNAPSHOT)), len(kept.copies("run_2", ROLE_SNAPSHOT))) == (4, 4)
+    assert (len(kept.copies("run_1", ROLE_REVISION)), len(kept.copies("run_2", ROLE_REVISION))) == (4, 4)
     posts = len(kept.receiver.posts)
     bench.restart()
     bench.look(3)
@@ -349,13 +349,15 @@ def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: Kept) -> Non
 
 def test_snapshots_wait_in_bounds() -> None:
     """The one that waits the longest goes when there are too many, or when they are too large."""
-    reading = Reading(Candidate(b"", "", Signature(0, 0, 0), 0.0))
+    reading = FileProgress(WatchedFile(b"", "", FileStat(0, 0, 0), 0.0))
 
-    def put(versions: Versions, run_id: str, at: int, status: str = "running", size: int = 0) -> list[str]:
+    def put(versions: SnapshotCoalescer, run_id: str, at: int, status: str = "running", size: int = 0) -> list[str]:
         run = Run.from_dict({"id": run_id, "status": status, "output": "x" * size})
-        return [found.run.id for found in versions.put(run, Intent((run_id.encode(), b"%d" % at), at, False), reading)]
+        return [
+            found.run.id for found in versions.put(run, SendPlan((run_id.encode(), b"%d" % at), at, False), reading)
+        ]
 
-    versions = Versions()
+    versions = SnapshotCoalescer()
     for number in range(MAX_HELD):
         assert put(versions, f"run_{number}", number) == []
     assert put(versions, "run_0", MAX_HELD) == []

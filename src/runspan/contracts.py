@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runspan.codec.fields import observation
+from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
 from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.model.run import Run
@@ -91,7 +91,9 @@ class RunQuery:
             return False
         if self.statuses and status not in self.statuses:
             return False
-        return self.stuck_before is None or (status in LIVE_RUN_STATUSES and observation(revision) < self.stuck_before)
+        return self.stuck_before is None or (
+            status in LIVE_RUN_STATUSES and observed_time(revision) < self.stuck_before
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """The result of a write: how many spans were taken, and which were not."""
 
     accepted: int = 0
@@ -191,7 +193,7 @@ class TraceReader(Protocol):
 class TraceWriter(Protocol):
     """Writes runs to one backend."""
 
-    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> Written:
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
         """Takes a whole document. Idempotent: the same document again changes nothing; only, a run that has not ended
         counts as seen then. A changed one becomes the newest revision. observed_at: when it was seen, nanoseconds since
         1970."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from runspan.codec.encode import encode
-from runspan.delivery import Batch, Delivery, Report, RunSpans
+from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
 from runspan.errors import DocumentError
 from runspan.model.run import Run
 from runspan.otlp.bulk_writer import write_runs
@@ -25,7 +25,7 @@ TARGET_BYTES: Final = 2_900_000
 """Of spans; the resource and lengths around them stay below the bound of a request."""
 
 
-class Observed(NamedTuple):
+class ObservedRun(NamedTuple):
     """A run by somebody who knows when it was seen, nanoseconds since 1970, and whether its run span was written
     before: see ``encode``."""
 
@@ -41,20 +41,20 @@ class Observed(NamedTuple):
         return RunSpans(self.run.id, parts, sum(map(len, parts)), self.run.text, names)
 
 
-Sendable = Run | Observed | RunSpans
+Sendable = Run | ObservedRun | RunSpans
 """A run, or what is left to be written or to be sent of it."""
 
 
 def export(
     documents: Iterable[Run | DocumentError],
-    delivery: Delivery,
+    delivery: OtlpExporter,
     *,
     tenant: str = "",
     observed_at: Callable[[], int],
     resource: Resource,
     target_spans: int = TARGET_SPANS,
-    on_progress: Callable[[Report], None] | None = None,
-) -> Report:
+    on_progress: Callable[[ExportReport], None] | None = None,
+) -> ExportReport:
     """Sends every document, waits for all answers, and reports what the delivery did so far.
 
     documents: runs, and in their places the errors of documents that could not be read; both are counted.
@@ -66,7 +66,7 @@ def export(
     the report says ``stopped="interrupted"``: the caller decides whether to go on.
     """
     letters = delivery.tally.letters
-    read = iter(documents) if letters is None else letters.watch(documents)
+    read = iter(documents) if letters is None else letters.track(documents)
     try:
         for batch in batches(
             read,
@@ -88,7 +88,7 @@ def export(
         return delivery.report()
 
 
-def _keep_rest(documents: Iterable[Run | DocumentError], delivery: Delivery) -> None:
+def _keep_rest(documents: Iterable[Run | DocumentError], delivery: OtlpExporter) -> None:
     """Nothing is sent any more: what is still to be read becomes dead letters."""
     letters = delivery.tally.letters
     if letters is None:
@@ -97,7 +97,7 @@ def _keep_rest(documents: Iterable[Run | DocumentError], delivery: Delivery) -> 
         if isinstance(document, DocumentError):
             delivery.tally.refused(document)
         else:
-            letters.keep_text(document.text)
+            letters.write_text(document.text)
 
 
 def batches(
@@ -141,7 +141,7 @@ def _written(group: list[Sendable], tenant: str, now: int, keep_texts: bool) -> 
             parts = next(written)
             yield RunSpans(document.id, parts, sum(map(len, parts)), document.text if keep_texts else b"")
         else:
-            yield document.written(tenant) if isinstance(document, Observed) else document
+            yield document.written(tenant) if isinstance(document, ObservedRun) else document
 
 
 def _groups(

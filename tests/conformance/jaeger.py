@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runspan.backends.jaeger import JaegerReader
-from runspan.backends.remote.config import settings_from
+from runspan.backends.remote.config import remote_config
 from servers.jaeger import Jaeger
 
 from .sending import ByOtlp, delivery_to
@@ -11,4 +11,4 @@ from .sending import ByOtlp, delivery_to
 
 def jaeger_by_otlp(server: Jaeger) -> ByOtlp:
     """A Jaeger of a test run."""
-    return ByOtlp(JaegerReader(settings_from(f"jaeger+{server.url}", {})), delivery_to(server.otlp))
+    return ByOtlp(JaegerReader(remote_config(f"jaeger+{server.url}", {})), delivery_to(server.otlp))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from runspan.backends.remote.config import settings_from
+from runspan.backends.remote.config import remote_config
 from runspan.backends.tempo import TempoReader
 from runspan.codec.fields import REVISION
 from runspan.contracts import Document, Page, RunQuery, TraceReader
@@ -74,7 +74,7 @@ class TempoByOtlp(ByOtlp):
 
 def tempo_by_otlp(server: Tempo) -> TempoByOtlp:
     """The Tempo of a test run."""
-    reader = TempoReader(settings_from(f"tempo+{server.url}", {}))
+    reader = TempoReader(remote_config(f"tempo+{server.url}", {}))
     return TempoByOtlp(WaitingReader(reader, partial(tempo_heads, server.url)), delivery_to(server.otlp))
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from runspan import Run, encode
 from runspan.codec.fields import RUN_ID
 from runspan.contracts import TraceReader
-from runspan.delivery import Batch, Delivery, RunSpans, connect, settings_from
+from runspan.delivery import Batch, OtlpExporter, RunSpans, connect, exporter_config
 from runspan.model.span import Span
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
@@ -21,7 +21,7 @@ class ByOtlp:
     """A backend that takes OTLP/HTTP, whose reader sees what was accepted at once."""
 
     reader: TraceReader
-    delivery: Delivery
+    delivery: OtlpExporter
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
         for run in runs:
@@ -39,6 +39,6 @@ class ByOtlp:
         self.reader.close()
 
 
-def delivery_to(otlp: str) -> Delivery:
+def delivery_to(otlp: str) -> OtlpExporter:
     """A delivery to where a server takes OTLP/HTTP."""
-    return connect(settings_from({}, endpoint=otlp))
+    return connect(exporter_config({}, endpoint=otlp))

@@ -15,7 +15,7 @@ import yaml
 from clikit import server
 from operate.gate import Gate
 from runspan import connect
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.errors import RunspanError
 from servers import jaeger as jaegers
 from servers import tempo as tempos
@@ -36,7 +36,7 @@ class Backend:
 
     def lacks(self, texts: dict[str, bytes]) -> list[str]:
         """The runs that it does not give back byte for byte."""
-        with closing(RestReader(self.reader) if "+" not in self.reader else connect(self.reader)) as reader:
+        with closing(RunspanApiReader(self.reader) if "+" not in self.reader else connect(self.reader)) as reader:
             return [run_id for run_id, text in texts.items() if not _same(reader, run_id, text)]
 
 

@@ -26,8 +26,8 @@ from runspan import Run, encode
 from runspan.model.ids import run_ids
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
-from runspan.telemetry import METRICS, Health, Kind
-from runspan.telemetry.otel import sending
+from runspan.telemetry import INSTRUMENTS, InstrumentKind, MetricsRegistry
+from runspan.telemetry.otel import push_metrics
 from servers.collector import CONFIG, Collector, scraped, start_collector
 from servers.programs import ROOT, require_program
 from synckit import place as platform
@@ -304,17 +304,17 @@ def test_runspans_own_health_arrives_under_the_names_of_its_metrics_page(
 ) -> None:
     """What a process sends as OTLP metrics is named as what `runspan serve` and `sync` answer at ``/metrics``."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{collector.otlp}/v1/metrics")
-    health = Health(time.time_ns)
-    for metric in METRICS:
-        if metric.kind is Kind.COUNTER:
+    health = MetricsRegistry(time.time_ns)
+    for metric in INSTRUMENTS:
+        if metric.kind is InstrumentKind.COUNTER:
             health.add(metric, 1)
-        elif metric.kind is Kind.GAUGE:
+        elif metric.kind is InstrumentKind.GAUGE:
             health.set(metric, 1)
         else:
-            health.moment(metric, time.time_ns() + (HOUR if metric.kind is Kind.UNTIL else -HOUR))
-    with sending(health, os.environ):
+            health.set_timestamp(metric, time.time_ns() + (HOUR if metric.kind is InstrumentKind.UNTIL else -HOUR))
+    with push_metrics(health, os.environ):
         pass
-    wanted = {metric.prometheus_name for metric in METRICS}
+    wanted = {metric.prometheus_name for metric in INSTRUMENTS}
     told = re.compile(r"^(runspan_\w+)[{ ]", re.MULTILINE)
     wait_until(lambda: wanted <= set(told.findall(scraped(collector.url("HEALTH")))), SECONDS, "its metrics")
 

@@ -18,9 +18,9 @@ from operate.fresh import unfinished, whole
 from operate.promql import names
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.codec.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, Kind
+from runspan.codec.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, FieldKind
 from runspan.model.span import Span
-from runspan.telemetry import METRICS
+from runspan.telemetry import INSTRUMENTS
 from runspan.testing import generate
 from runspan.web.metrics import Metrics
 
@@ -96,7 +96,7 @@ def test_every_row_of_the_codecs_table_is_documented() -> None:
     """``fields`` is the source: a member that is added there must be added here, with its type."""
     assert set(ATTRIBUTES) >= KEYS
     for field in (*RUN_TABLE.fields, *STEP_TABLE.fields):
-        assert ATTRIBUTES[field.key][0] == ("integer" if field.kind is Kind.INTEGER else "string")
+        assert ATTRIBUTES[field.key][0] == ("integer" if field.kind is FieldKind.INTEGER else "string")
 
 
 def test_links_and_events_are_documented(spans: list[Span]) -> None:
@@ -140,7 +140,7 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
         told = {family.name: family for family in metrics.registry.collect()}
     finally:
         store.close()
-    health = {metric.prometheus_name.removesuffix("_total") for metric in METRICS}
+    health = {metric.prometheus_name.removesuffix("_total") for metric in INSTRUMENTS}
     assert {name.removesuffix("_total") for name in SERVER} == set(told) - health
     for name, (kind, named, _) in SERVER.items():
         family = told[name.removesuffix("_total")]
@@ -148,7 +148,7 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
         seen = {label for sample in family.samples for label in sample.labels} - {"le"}
         assert set(re.findall(r"`(\w+)`", named)) == seen
     page = (ROOT / "docs" / "health.md").read_text()
-    assert all(f"`{metric.prometheus_name}`" in page for metric in METRICS)
+    assert all(f"`{metric.prometheus_name}`" in page for metric in INSTRUMENTS)
 
 
 def test_every_metric_that_is_asked_for_is_documented() -> None:
@@ -160,6 +160,6 @@ def test_every_metric_that_is_asked_for_is_documented() -> None:
         for group in yaml.safe_load(file.read_text())["groups"]:
             asked |= {name for rule in group["rules"] for name in names(rule["expr"])}
     asked = {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked}
-    health = {metric.prometheus_name for metric in METRICS}
+    health = {metric.prometheus_name for metric in INSTRUMENTS}
     assert sorted(asked - health - {*COUNTED, *OWN, *SERVER, *BESIDES}) == []
     assert sorted({*OWN, *BESIDES} - asked) == []

@@ -19,7 +19,7 @@ from clikit import SAMPLES, environment
 from operate.boards import BOARDS, ROOT
 from operate.kit import wait_until
 from runspan import Run, __version__
-from runspan.web.trace_links import Links
+from runspan.web.trace_links import TraceLinks
 from servers.collector import start_collector
 from servers.finding import missing
 from servers.process import Program, answers, free_ports
@@ -161,7 +161,9 @@ def test_data_sources_fit_the_dashboards_and_each_other() -> None:
 def test_runspans_links_lead_into_the_stack() -> None:
     """The server's settings of the stack make links to the drill-down, to Jaeger and to Grafana Explore."""
     values = SERVICES["runspan"]["environment"]
-    links = Links(values["RUNSPAN_JAEGER_URL"], values["RUNSPAN_GRAFANA_URL"], "tempo", values["RUNSPAN_TRACE_URL"])
+    links = TraceLinks(
+        values["RUNSPAN_JAEGER_URL"], values["RUNSPAN_GRAFANA_URL"], "tempo", values["RUNSPAN_TRACE_URL"]
+    )
     found = links.of(bytes(range(16)))
     assert found["trace"].endswith("/d/runspan-run?var-trace_id=000102030405060708090a0b0c0d0e0f")
     published = {port.split(":")[1] for name in ("grafana", "jaeger") for port in SERVICES[name]["ports"]}

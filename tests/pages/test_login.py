@@ -21,11 +21,11 @@ from pages.chromium import NAMED, Watch
 from pages.kit import fill, run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.config import WebSettings
-from runspan.web.public_url import Places, local_target
-from runspan.web.sessions import SESSIONS_FILE, Sessions
+from runspan.web.config import WebConfig
+from runspan.web.public_url import PublicUrl, local_target
+from runspan.web.sessions import SESSIONS_FILE, SessionStore
 from webkit import serving
 
 HOUR = 3600 * 1_000_000_000
@@ -180,7 +180,7 @@ class Clock:
 class Site:
     """A server with keys. login() gives a client with a session."""
 
-    def __init__(self, app: Flask, client: httpx.Client, keys: KeyRing, clock: Clock) -> None:
+    def __init__(self, app: Flask, client: httpx.Client, keys: ApiKeyStore, clock: Clock) -> None:
         self.app, self.client, self.keys, self.clock = app, client, keys, clock
 
     def login(self, secret: str, **headers: str) -> httpx.Response:
@@ -190,9 +190,9 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     clock = Clock()
-    keys = KeyRing(tmp_path / "keys", clock=clock)
+    keys = ApiKeyStore(tmp_path / "keys", clock=clock)
     with SqliteStore(tmp_path / "data") as store:
-        sessions = Sessions(tmp_path / "sessions", keys, clock=clock)
+        sessions = SessionStore(tmp_path / "sessions", keys, clock=clock)
         app = create_app(store, store, keys=keys, sessions=sessions, clock=clock)
         with serving(app) as client:
             yield Site(app, client, keys, clock)
@@ -317,14 +317,14 @@ def test_a_login_leads_nowhere_else(site: Site, target: str) -> None:
 
 def test_behind_tls_the_cookie_travels_over_tls_only(tmp_path: Path) -> None:
     """A public URL with https makes the cookie Secure and its name one that no neighbour can set; a path is kept."""
-    keys = KeyRing(tmp_path / "keys")
+    keys = ApiKeyStore(tmp_path / "keys")
     secret, _ = keys.create("a")
     with SqliteStore(tmp_path / "data") as store:
         for public, cookie, target in (
             ("https://runs.example.com", "__Host-runspan=", "/compare"),
             ("https://example.com/runspan/", "runspan=", "/runspan/compare"),
         ):
-            settings = WebSettings(public_url=public)
+            settings = WebConfig(public_url=public)
             with serving(create_app(store, store, keys=keys, settings=settings)) as client:
                 headers = {"Origin": public.rstrip("/").removesuffix("/runspan")}
                 done = client.post("/login", data={"key": secret, "next": "/compare"}, headers=headers)
@@ -332,10 +332,10 @@ def test_behind_tls_the_cookie_travels_over_tls_only(tmp_path: Path) -> None:
                 sent = done.headers["Set-Cookie"]
                 assert sent.startswith(cookie)
                 assert {"Secure", "HttpOnly", "SameSite=Strict"} <= set(sent.split("; "))
-                assert f"Path={Places(public).root or '/'}" in sent
+                assert f"Path={PublicUrl(public).root or '/'}" in sent
                 name, value = sent.partition(";")[0].split("=", 1)
                 page = client.get("/", headers={"Cookie": f"{name}={value}"})
-                assert f'data-root="{Places(public).root}"' in page.text
+                assert f'data-root="{PublicUrl(public).root}"' in page.text
     keys.close()
 
 
@@ -345,7 +345,7 @@ def test_behind_tls_the_cookie_travels_over_tls_only(tmp_path: Path) -> None:
 def test_a_public_url_that_is_none_is_refused(url: str) -> None:
     """The server does not start with an address that no browser could use."""
     with pytest.raises(SettingError, match=r"https://runs\.example\.com"):
-        Places(url)
+        PublicUrl(url)
 
 
 def test_two_servers_on_one_machine_do_not_log_each_other_out(site: Site) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from runspan.archive.create import Archived, Asked, Request, Telling, archive
+from runspan.archive.create import AgeRange, ArchiveCallbacks, ArchiveRequest, ArchiveResult, create_archive
 from runspan.archive.purge import PurgeReport, purge
-from runspan.archive.select import Found, Reading, Skipped
+from runspan.archive.select import CollectedRun, RetryingReader, SkippedRuns
 from runspan.archive.targets import unfinished
 
 __all__ = [
-    "Archived",
-    "Asked",
-    "Found",
+    "AgeRange",
+    "ArchiveCallbacks",
+    "ArchiveRequest",
+    "ArchiveResult",
+    "CollectedRun",
     "PurgeReport",
-    "Reading",
-    "Request",
-    "Skipped",
-    "Telling",
-    "archive",
+    "RetryingReader",
+    "SkippedRuns",
+    "create_archive",
     "purge",
     "unfinished",
 ]

@@ -13,31 +13,47 @@ import msgspec
 from msgspec import Struct
 
 from runspan._version import __version__
-from runspan.archive.select import Found, Reading, before, collect
-from runspan.archive.targets import Place, only_one, place_at, place_name, taken, told, unfinished
+from runspan.archive.select import CollectedRun, RetryingReader, before, collect
+from runspan.archive.targets import (
+    ArchiveTarget,
+    exclusive,
+    existing_names,
+    open_target,
+    target_name,
+    translate_os_errors,
+    unfinished,
+)
 from runspan.archive.writer import PART_BYTES, PartWriter
 from runspan.contracts import Cursor, RunQuery
 from runspan.errors import StoreError
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import FORMAT, PROGRESS, VERSION, Left, Manifest, Part, write_manifest
-from runspan.sources.archive_reader import faults
+from runspan.sources.archive_manifest import (
+    FORMAT,
+    PROGRESS,
+    VERSION,
+    ArchivePart,
+    Manifest,
+    UnfinishedArchive,
+    write_manifest,
+)
+from runspan.sources.archive_reader import find_damage
 
 SECOND: Final = 1_000_000_000
 
 
-class Asked(Struct, frozen=True):
+class AgeRange(Struct, frozen=True):
     """How long ago runs must have started, and may have at most; nanoseconds. since: None: however long ago."""
 
     before: int
     since: int | None
 
     def __str__(self) -> str:
-        since = "" if self.since is None else f" --since {length_of(self.since)}"
-        return f"--before {length_of(self.before)}{since}"
+        since = "" if self.since is None else f" --since {format_duration(self.since)}"
+        return f"--before {format_duration(self.before)}{since}"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ArchiveRequest:
     """What to archive, and where to.
 
     before, since: nanoseconds since 1970; runs that started at or after ``since`` and earlier than ``before``.
@@ -52,11 +68,11 @@ class Request:
     source: str
     source_url: str
     to: str
-    asked: Asked
+    asked: AgeRange
     compression: str = "zstd"
 
 
-class Progress(Struct, rename="camel"):
+class ArchiveProgress(Struct, rename="camel"):
     """What stands in the file of progress of an archive that is not finished. after: where the list goes on."""
 
     source_digest: str
@@ -67,14 +83,14 @@ class Progress(Struct, rename="camel"):
     source: str
     compression: str
     after: tuple[int, str]
-    left: Left
+    left: UnfinishedArchive
     partial: tuple[str, ...]
-    parts: tuple[Part, ...]
-    asked: Asked | None = None
+    parts: tuple[ArchivePart, ...]
+    asked: AgeRange | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Archived:
+class ArchiveResult:
     """What came of it. path: the archive, "" when there was nothing to archive. resumed: one that was killed before."""
 
     path: str
@@ -89,32 +105,37 @@ class Archived:
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class ArchiveCallbacks:
     """Told on the way. found: after each run, with what came of it. checked: how many bytes were just read back.
 
     other: of each unfinished archive of the same runs that another request began: where it is, and what that asked for.
     """
 
-    found: Callable[[Found], None]
+    found: Callable[[CollectedRun], None]
     checked: Callable[[int], None]
     other: Callable[[str, str], None] = lambda where, asked: None
 
 
-def archive(
-    request: Request, reading: Reading, *, now: int, telling: Telling, part_bytes: int = PART_BYTES
-) -> Archived:
+def create_archive(
+    request: ArchiveRequest,
+    reading: RetryingReader,
+    *,
+    now: int,
+    telling: ArchiveCallbacks,
+    part_bytes: int = PART_BYTES,
+) -> ArchiveResult:
     """Writes the archive, reads back every byte of it and proves every document, and only then gives it its name.
 
     now: nanoseconds since 1970. StoreError when it cannot be written, or comes back otherwise than it was written.
     """
-    with told(request.to), only_one(request.to):
-        work = _Work.begin(request, now, telling.other)
+    with translate_os_errors(request.to), exclusive(request.to):
+        work = _ArchiveJob.begin(request, now, telling.other)
         work.collect(reading, telling, part_bytes)
         manifest = work.manifest()
         if not work.progress.parts:
-            return Archived("", manifest, resumed=False)
+            return ArchiveResult("", manifest, resumed=False)
         place = work.place
-        for fault in faults(place.path, manifest, on_bytes=telling.checked):
+        for fault in find_damage(place.path, manifest, on_bytes=telling.checked):
             raise StoreError(
                 "what was written does not come back",
                 where=fault.where or place.path,
@@ -123,20 +144,20 @@ def archive(
                 hint="nothing was deleted; delete this unfinished archive, check the disk, and archive again",
             )
         place.publish(write_manifest(manifest))
-        return Archived(place.path, manifest, work.resumed)
+        return ArchiveResult(place.path, manifest, work.resumed)
 
 
-class _Work:
+class _ArchiveJob:
     """An archive on its way."""
 
-    def __init__(self, name: str, to: str, progress: Progress, *, resumed: bool) -> None:
+    def __init__(self, name: str, to: str, progress: ArchiveProgress, *, resumed: bool) -> None:
         self.progress = progress
         self.resumed = resumed
         self._name, self._to = name, to
-        self._place: Place | None = None
+        self._place: ArchiveTarget | None = None
 
     @classmethod
-    def begin(cls, request: Request, now: int, other: Callable[[str, str], None]) -> _Work:
+    def begin(cls, request: ArchiveRequest, now: int, other: Callable[[str, str], None]) -> _ArchiveJob:
         """One that was killed, when its request was the same but for the moment; else a new one.
 
         One of other bounds holds other runs, which ``--purge`` would delete, so it is never gone on with. It stays for
@@ -145,7 +166,7 @@ class _Work:
         digest = sha256(request.source_url.encode()).hexdigest()
         for name, content in sorted(unfinished(request.to).items()):
             try:
-                progress = msgspec.json.decode(content, type=Progress)
+                progress = msgspec.json.decode(content, type=ArchiveProgress)
             except msgspec.MsgspecError:
                 continue
             if progress.source_digest != digest or progress.tenant != request.tenant:
@@ -153,9 +174,9 @@ class _Work:
             if progress.compression == request.compression and progress.asked == request.asked:
                 return cls(name, request.to, progress, resumed=True)
             asked = str(progress.asked) if progress.asked else "bounds that it does not tell"
-            other(place_name(request.to, name), f"{asked} --format {progress.compression}")
+            other(target_name(request.to, name), f"{asked} --format {progress.compression}")
         moment = datetime.fromtimestamp(now / SECOND, UTC)
-        progress = Progress(
+        progress = ArchiveProgress(
             source_digest=digest,
             created_at=moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
             tenant=request.tenant,
@@ -164,20 +185,20 @@ class _Work:
             source=request.source,
             compression=request.compression,
             after=_pair(before(request.before)),
-            left=Left(),
+            left=UnfinishedArchive(),
             partial=(),
             parts=(),
             asked=request.asked,
         )
-        return cls(_free_name(moment, taken(request.to)), request.to, progress, resumed=False)
+        return cls(_free_name(moment, existing_names(request.to)), request.to, progress, resumed=False)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ArchiveTarget:
         """Made when the first file is written, so that nothing to archive leaves nothing behind."""
-        self._place = self._place or place_at(self._to, self._name)
+        self._place = self._place or open_target(self._to, self._name)
         return self._place
 
-    def collect(self, reading: Reading, telling: Telling, part_bytes: int) -> None:
+    def collect(self, reading: RetryingReader, telling: ArchiveCallbacks, part_bytes: int) -> None:
         """Writes the rest of the list, file by file."""
         progress = self.progress
 
@@ -239,7 +260,7 @@ def _pair(place: Cursor) -> tuple[int, str]:
     return place.time, place.run_id
 
 
-def length_of(nanoseconds: int) -> str:
+def format_duration(nanoseconds: int) -> str:
     """A length of time as an option takes it: ``30d``, ``36h``, ``90m``."""
     minutes = nanoseconds // (60 * SECOND)
     for unit, size in (("d", 1440), ("h", 60)):

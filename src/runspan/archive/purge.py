@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from runspan.backends.sqlite.retention import Purged
+from runspan.backends.sqlite.retention import PurgeResult
 from runspan.sources.archive_manifest import Manifest
 from runspan.sources.archive_reader import digests_of
 
@@ -19,7 +19,7 @@ MAX_NAMED: Final = 20
 class Purge(Protocol):
     """A store that deletes runs by their digest."""
 
-    def purge(self, items: list[tuple[bytes, str]], tenant: str) -> Purged: ...
+    def purge(self, items: list[tuple[bytes, str]], tenant: str) -> PurgeResult: ...
 
     def vacuum(self) -> None: ...
 

@@ -17,21 +17,21 @@ from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
 from runspan.model.document import TERMINAL_RUN_STATUSES, sort_time
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import Left, Skips
+from runspan.sources.archive_manifest import SkipCount, UnfinishedArchive
 
 T = TypeVar("T")
 
 _FIRST_ID: Final = "\0"
 """Sorts before every run id that is usual, so that a cursor with it stands before all runs of its moment."""
 
-GIVE_UP: Final = 300.0
+GIVE_UP_AFTER: Final = 300.0
 _BACKOFF: Final = wait_random_exponential(multiplier=0.5, max=30.0)
 _SLICE: Final = 1.0
 MAX_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RetryingReader:
     """How a backend is asked. workers: documents fetched at once.
 
     sleep: waits between attempts, a second at a time. give_up: seconds for which a backend that is away or asks to wait
@@ -41,7 +41,7 @@ class Reading:
     reader: TraceReader
     workers: int
     sleep: Callable[[float], None]
-    give_up: float = GIVE_UP
+    give_up: float = GIVE_UP_AFTER
     waiting: Callable[[str, float], None] = lambda trouble, seconds: None
 
     def ask(self, question: Callable[[], T], ended: Callable[[], bool] = lambda: False) -> T:
@@ -75,7 +75,7 @@ class Reading:
         return retrying(question)
 
 
-class Skipped(NamedTuple):
+class SkippedRuns(NamedTuple):
     """A run that is not archived. kind: the member of ``Left`` that counts it. why: in words, empty where kind says
     it."""
 
@@ -83,22 +83,24 @@ class Skipped(NamedTuple):
     run_id: str
     why: str = ""
 
-    def counted(self, left: Left) -> Left:
+    def counted(self, left: UnfinishedArchive) -> UnfinishedArchive:
         """One run more that is left; some are named."""
-        skips: Skips = getattr(left, self.kind)
+        skips: SkipCount = getattr(left, self.kind)
         named = f"{self.run_id}: {self.why}" if self.why else self.run_id
         some = skips.some if len(skips.some) == MAX_NAMED else (*skips.some, named)
-        return msgspec.structs.replace(left, **{self.kind: Skips(skips.runs + 1, some)})
+        return msgspec.structs.replace(left, **{self.kind: SkipCount(skips.runs + 1, some)})
 
 
-class Found(NamedTuple):
+class CollectedRun(NamedTuple):
     """What came of one item of the list. place: where the list goes on after it."""
 
-    what: Run | Skipped
+    what: Run | SkippedRuns
     place: Cursor
 
 
-def collect(reading: Reading, query: RunQuery, *, after: Cursor, on_partial: Callable[[str], None]) -> Iterator[Found]:
+def collect(
+    reading: RetryingReader, query: RunQuery, *, after: Cursor, on_partial: Callable[[str], None]
+) -> Iterator[CollectedRun]:
     """Everything of the list that sorts after a place, newest first, in its order.
 
     query: its tenant and ``since`` count. on_partial: told what the backend could not look at.
@@ -118,22 +120,22 @@ def before(moment: int) -> Cursor:
 
 
 def _fetched(
-    reading: Reading,
+    reading: RetryingReader,
     query: RunQuery,
     after: Cursor,
     on_partial: Callable[[str], None],
     pool: ThreadPoolExecutor,
     stopping: threading.Event,
-) -> Iterator[Found]:
+) -> Iterator[CollectedRun]:
     """Documents are fetched ahead of the one that is handed out, a few for each worker."""
-    waiting: deque[tuple[Future[Run | Skipped], Cursor]] = deque()
+    waiting: deque[tuple[Future[Run | SkippedRuns], Cursor]] = deque()
     for summary in _summaries(reading, query, after, on_partial):
         waiting.append((pool.submit(_document, reading, summary, query.tenant, stopping), summary.place))
         while len(waiting) > 4 * reading.workers:
             future, place = waiting.popleft()
-            yield Found(future.result(), place)
+            yield CollectedRun(future.result(), place)
     for future, place in waiting:
-        yield Found(future.result(), place)
+        yield CollectedRun(future.result(), place)
 
 
 class _Summary(NamedTuple):
@@ -143,7 +145,7 @@ class _Summary(NamedTuple):
 
 
 def _summaries(
-    reading: Reading, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]
+    reading: RetryingReader, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]
 ) -> Iterator[_Summary]:
     place: Cursor | None = after
     while place is not None:
@@ -162,27 +164,27 @@ def _summary(item: bytes) -> _Summary:
     return _Summary(run.id, run.status or "", Cursor(sort_time(run.envelope), run.id))
 
 
-def _document(reading: Reading, summary: _Summary, tenant: str, stopping: threading.Event) -> Run | Skipped:
+def _document(reading: RetryingReader, summary: _Summary, tenant: str, stopping: threading.Event) -> Run | SkippedRuns:
     """The run of a list's item, or why it is left. Raises what concerns the backend and not this run."""
     run_id = summary.run_id
     if summary.status not in TERMINAL_RUN_STATUSES:
-        return Skipped("unfinished", run_id)
+        return SkippedRuns("unfinished", run_id)
     if stopping.is_set():
-        return Skipped("unreadable", run_id, "not looked at")
+        return SkippedRuns("unreadable", run_id, "not looked at")
     try:
         document = reading.ask(lambda: reading.reader.document(run_id, tenant), stopping.is_set)
         if document.incomplete:
-            return Skipped("incomplete", run_id, "; ".join(document.incomplete[:3]))
+            return SkippedRuns("incomplete", run_id, "; ".join(document.incomplete[:3]))
         run = Run.from_json(document.text)
     except NotFound:
-        return Skipped("vanished", run_id)
+        return SkippedRuns("vanished", run_id)
     except TraceIncomplete as error:
-        return Skipped("incomplete", run_id, str(error))
+        return SkippedRuns("incomplete", run_id, str(error))
     except (BackendBusy, BackendUnreachable, RateLimited):
         raise
     except RunspanError as error:
-        return Skipped("unreadable", run_id, str(error))
-    return run if run.finished else Skipped("unfinished", run_id)
+        return SkippedRuns("unreadable", run_id, str(error))
+    return run if run.finished else SkippedRuns("unfinished", run_id)
 
 
 def _pause(state: RetryCallState) -> float:

@@ -11,10 +11,10 @@ from typing import Protocol
 from runspan.errors import SettingError, StoreError
 from runspan.sources.archive_manifest import MANIFEST, PROGRESS
 from runspan.sources.archive_reader import UNFINISHED_SUFFIX
-from runspan.sources.filesystem import Objects, folders, is_url, join, shown, sizes, whole
+from runspan.sources.filesystem import ObjectStore, display_path, folders, is_url, join, list_files, read_all
 
 
-class Place(Protocol):
+class ArchiveTarget(Protocol):
     """The folder of one archive that is being written. A file that was written is durable.
 
     path: where it can be read now. name: where it will be once it is published, for people.
@@ -35,7 +35,7 @@ class Place(Protocol):
         ...
 
 
-class LocalPlace:
+class LocalTarget:
     """A folder with a suffix that says that it is not finished; renamed at the end."""
 
     def __init__(self, parent: str, name: str) -> None:
@@ -68,13 +68,13 @@ class LocalPlace:
             os.unlink(os.path.join(self.path, PROGRESS))
 
 
-class ObjectPlace:
+class ObjectTarget:
     """A prefix of objects. It is an archive once the manifest is there, which is put last."""
 
     def __init__(self, parent: str, name: str) -> None:
         self.path = join(parent, name)
-        self.name = shown(self.path)
-        self._objects = Objects(parent)
+        self.name = display_path(self.path)
+        self._objects = ObjectStore(parent)
 
     def write(self, name: str, content: bytes) -> None:
         """See ``Place``."""
@@ -86,17 +86,17 @@ class ObjectPlace:
         self._objects.remove(join(self.path, PROGRESS))
 
 
-def place_at(parent: str, name: str) -> Place:
+def open_target(parent: str, name: str) -> ArchiveTarget:
     """The place of an archive in a folder or below a URL; made when it is not there."""
-    return ObjectPlace(parent, name) if is_url(parent) else LocalPlace(parent, name)
+    return ObjectTarget(parent, name) if is_url(parent) else LocalTarget(parent, name)
 
 
-def place_name(parent: str, name: str) -> str:
+def target_name(parent: str, name: str) -> str:
     """Where an unfinished archive is, for people."""
-    return shown(join(parent, name)) if is_url(parent) else os.path.join(parent, name) + UNFINISHED_SUFFIX
+    return display_path(join(parent, name)) if is_url(parent) else os.path.join(parent, name) + UNFINISHED_SUFFIX
 
 
-def taken(parent: str) -> set[str]:
+def existing_names(parent: str) -> set[str]:
     """The names of the archives in a folder, finished and not."""
     return {name.removesuffix(UNFINISHED_SUFFIX) for name in folders(parent)}
 
@@ -107,14 +107,14 @@ def unfinished(parent: str) -> dict[str, bytes]:
     for folder in folders(parent):
         name = folder.removesuffix(UNFINISHED_SUFFIX)
         path = join(parent, folder)
-        there = sizes(path) or {}
+        there = list_files(path) or {}
         if PROGRESS in there and (MANIFEST not in there or folder != name):
-            found[name] = whole(join(path, PROGRESS))
+            found[name] = read_all(join(path, PROGRESS))
     return found
 
 
 @contextmanager
-def only_one(parent: str) -> Iterator[None]:
+def exclusive(parent: str) -> Iterator[None]:
     """One process writes archives into a folder at a time; the system lets go of the lock of one that was killed.
 
     An object store has no such lock: whoever runs the command there twice at once gets two archives at worst.
@@ -140,14 +140,14 @@ def only_one(parent: str) -> Iterator[None]:
 
 
 @contextmanager
-def told(place: str) -> Iterator[None]:
+def translate_os_errors(place: str) -> Iterator[None]:
     """What the disk or the object store will not do comes out as a StoreError with the place."""
     try:
         yield
     except OSError as error:
         raise StoreError(
             "the archive cannot be written",
-            where=shown(place),
+            where=display_path(place),
             got=error.strerror or str(error),
             hint="nothing was deleted; run the same command again once there is room and permission",
         ) from error

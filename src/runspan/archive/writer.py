@@ -11,7 +11,7 @@ import zstandard
 from runspan.delivery.dead_letters import framed
 from runspan.model.document import sort_time
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import PART_PREFIX, PART_SUFFIXES, Part, digest_line
+from runspan.sources.archive_manifest import PART_PREFIX, PART_SUFFIXES, ArchivePart, digest_line
 
 PART_BYTES: Final = 32 << 20
 """Of documents in a file, about: it is packed in memory, and one that is cut short costs at most so much work again."""
@@ -29,7 +29,7 @@ class _Packer(Protocol):
 class WrittenPart(NamedTuple):
     """A file and the one beside it, and what the manifest says of them."""
 
-    part: Part
+    part: ArchivePart
     content: bytes
     digests: bytes
 
@@ -66,7 +66,7 @@ class PartWriter:
         """The files; nothing can be added any more."""
         content = b"".join([*self._packed, self._packer.flush()])
         digests = b"".join(self._digests)
-        part = Part(
+        part = ArchivePart(
             name=self._stem + self._suffix,
             runs=self.runs,
             bytes=len(content),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import SettingError
-from runspan.http.urls import shown_url
+from runspan.http.urls import redact_url
 
 if TYPE_CHECKING:
     from runspan.backends.jaeger import JaegerReader
@@ -49,7 +49,7 @@ def open_store(url: str, *, retention_days: float | None = None, forms: tuple[st
     """The embedded store of a URL. SettingError when the URL is another backend's or none."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme != "sqlite":
-        got = repr(shown_url(url))
+        got = repr(redact_url(url))
         raise SettingError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
     if not rest:
         raise SettingError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
@@ -58,9 +58,9 @@ def open_store(url: str, *, retention_days: float | None = None, forms: tuple[st
 
 def _remote(kind: str, url: str, env: Mapping[str, str], services: Sequence[str] | None) -> TempoReader | JaegerReader:
     # Imported here, so that who uses the embedded store alone pays for no HTTP client.
-    from runspan.backends.remote.config import settings_from  # noqa: PLC0415
+    from runspan.backends.remote.config import remote_config  # noqa: PLC0415
 
-    settings = settings_from(url, env)
+    settings = remote_config(url, env)
     if kind == "tempo":
         from runspan.backends.tempo import TempoReader  # noqa: PLC0415
 

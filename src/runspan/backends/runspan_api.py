@@ -30,9 +30,9 @@ from runspan.errors import (
     TraceIncomplete,
     Unauthorized,
 )
-from runspan.http.retry import asked_wait
+from runspan.http.retry import parse_retry_after
 from runspan.http.transport import DeadlineTransport
-from runspan.http.urls import check_host, shown_url, tidy
+from runspan.http.urls import redact_url, sanitize_message, validate_host
 from runspan.model.ids import run_ids
 from runspan.model.json_scanner import elements, members, skip_space, string_value
 from runspan.model.parse import MAX_RUN_ID_BYTES
@@ -43,7 +43,7 @@ from runspan.otlp.json import read_spans
 TIMEOUT: Final = 30.0
 """Seconds for a request, from the connection to the last byte."""
 
-UNTOLD_WAIT: Final = 60.0
+DEFAULT_RETRY_AFTER: Final = 60.0
 """Seconds after a 429 that does not say how long to wait."""
 
 _CLASSES: Final[dict[str, type[RunspanError]]] = {
@@ -67,20 +67,20 @@ class _Meta(msgspec.Struct, rename="camel"):
     stuck_after: str | None = None
 
 
-class _Fault(msgspec.Struct):
+class _ErrorInfo(msgspec.Struct):
     code: str = ""
     message: str = ""
 
 
-class _Failure(msgspec.Struct):
-    error: _Fault
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorInfo
 
 
 class _TraceLink(msgspec.Struct, rename="camel"):
     trace_id: str
 
 
-class RestReader:
+class RunspanApiReader:
     """A ``TraceReader`` over ``base/api/v1``. api_key: sent as ``x-api-key``.
 
     A server takes the tenant from the key. A query for a named tenant is proved by the trace id of what comes, and
@@ -188,7 +188,7 @@ class RestReader:
         try:
             trace_id = msgspec.json.decode(text, type=_TraceLink).trace_id
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise self._refused("a run's trace id", tidy(str(error), self._secrets)) from None
+            raise self._refused("a run's trace id", sanitize_message(str(error), self._secrets)) from None
         if trace_id != run_ids(run_id, tenant).trace_id.hex():
             raise Forbidden(
                 where=self._base,
@@ -206,7 +206,7 @@ class RestReader:
             raise BackendUnreachable(
                 where=self._base,
                 expected="an answer",
-                got=tidy(str(error), self._secrets) or type(error).__name__,
+                got=sanitize_message(str(error), self._secrets) or type(error).__name__,
                 hint="is the server running? start one with: runspan serve",
             ) from None
         if response.is_success:
@@ -215,13 +215,13 @@ class RestReader:
 
     def _error(self, response: httpx.Response) -> RunspanError:
         try:
-            fault = msgspec.json.decode(response.content, type=_Failure).error
+            fault = msgspec.json.decode(response.content, type=_ErrorBody).error
         except (msgspec.MsgspecError, RecursionError):
-            fault = _Fault("", response.reason_phrase)
-        words = tidy(fault.message, self._secrets)
+            fault = _ErrorInfo("", response.reason_phrase)
+        words = sanitize_message(fault.message, self._secrets)
         if response.status_code == 429:
-            asked = asked_wait(response.headers)
-            seconds = UNTOLD_WAIT if asked is None else asked
+            asked = parse_retry_after(response.headers)
+            seconds = DEFAULT_RETRY_AFTER if asked is None else asked
             return RateLimited(f"{self._base}: {words}", retry_after=seconds, hint=f"ask again in {seconds:g} seconds")
         kind = _CLASSES.get(fault.code)
         if kind is None:
@@ -243,7 +243,7 @@ class RestReader:
                 if data.startswith(opening):
                     return data, msgspec.json.decode(answer.get("meta", "{}"), type=_Meta)
         except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-            got = tidy(str(error), self._secrets)
+            got = sanitize_message(str(error), self._secrets)
         raise self._refused("the platform's API", got)
 
     def _id_of(self, text: str) -> str:
@@ -288,9 +288,9 @@ def _checked(base: str) -> str:
             where="backend", expected="a URL without a login", got="one with it", hint="put the key in RUNSPAN_API_KEY"
         )
     if url.query or url.fragment:
-        got = f"{shown_url(base)!r} with a query or fragment"
+        got = f"{redact_url(base)!r} with a query or fragment"
         raise SettingError(where="backend", expected="http://HOST:PORT", got=got)
     if url.scheme not in ("http", "https") or not url.raw_host:
-        raise SettingError(where="backend", expected="http://HOST:PORT", got=repr(shown_url(base)))
-    check_host("backend", base)
+        raise SettingError(where="backend", expected="http://HOST:PORT", got=repr(redact_url(base)))
+    validate_host("backend", base)
     return str(url).rstrip("/").removesuffix("/api/v1")

@@ -24,24 +24,35 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from runspan.archive import Archived, Asked, Found, PurgeReport, Reading, Request, Telling, archive, purge, unfinished
+from runspan.archive import (
+    AgeRange,
+    ArchiveCallbacks,
+    ArchiveRequest,
+    ArchiveResult,
+    CollectedRun,
+    PurgeReport,
+    RetryingReader,
+    create_archive,
+    purge,
+    unfinished,
+)
 from runspan.backends import open_store
-from runspan.backends.remote.config import PREFIX, settings_from
+from runspan.backends.remote.config import PREFIX, remote_config
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.errors import INCOMPLETE, terminating, told, visible
-from runspan.cli.options import Length, Seconds, json_option, option, reading_options
+from runspan.cli.errors import INCOMPLETE, escape_control, format_error, terminating
+from runspan.cli.options import Duration, Seconds, json_option, option, reading_options
 from runspan.cli.resources import api_key, is_remote, is_rest, open_reader
 from runspan.errors import DocumentError, NotFound, SettingError, outcome
 from runspan.model.run import Run
 from runspan.sources.archive_manifest import PART_SUFFIXES, Manifest
-from runspan.sources.archive_reader import archives_in, faults, manifest_of
-from runspan.sources.filesystem import inside, shown
+from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.filesystem import display_path, path_inside
 
 _NAMED: Final = 5
 _TELL_AGAIN_AFTER: Final = 30.0
 
 
-class Bar:
+class ArchiveBar:
     """Counts while it works. Silent without a ``Progress``."""
 
     def __init__(self, bar: Progress | None, *, quiet: bool = True) -> None:
@@ -52,8 +63,8 @@ class Bar:
         self._task = bar.add_task("archive", words="looking", total=None) if bar else None
         self._runs = self._left = self._bytes = self._looked = 0
 
-    def telling(self) -> Telling:
-        return Telling(self._found, self.checked, self._other)
+    def telling(self) -> ArchiveCallbacks:
+        return ArchiveCallbacks(self._found, self.checked, self._other)
 
     def waiting(self, trouble: str, seconds: float) -> None:
         """The backend is asked again after so many seconds. Told once in a while, not by every worker."""
@@ -75,7 +86,7 @@ class Bar:
         self._looked += runs
         self._tell(f"purging: {self._looked:,} runs looked at")
 
-    def _found(self, found: Found) -> None:
+    def _found(self, found: CollectedRun) -> None:
         if isinstance(found.what, Run):
             self._runs += 1
         else:
@@ -85,12 +96,12 @@ class Bar:
 
     def _other(self, where: str, asked: str) -> None:
         self._note(
-            f"{shown(where)}: an unfinished archive of {asked}; its own command goes on with it, this one begins anew"
+            f"{display_path(where)}: an unfinished archive of {asked}; its own command resumes it, this one starts anew"
         )
 
     def _note(self, words: str) -> None:
         """A line that stays, above the bar."""
-        line = visible(f"runspan: {words}")
+        line = escape_control(f"runspan: {words}")
         if self._bar is not None:
             self._bar.console.print(Text(line), soft_wrap=True)
         else:
@@ -102,17 +113,17 @@ class Bar:
 
 
 @contextmanager
-def counting(*, quiet: bool) -> Iterator[Bar]:
+def archive_progress(*, quiet: bool) -> Iterator[ArchiveBar]:
     """Counts on standard error if that is a terminal."""
     if quiet or not sys.stderr.isatty():
-        yield Bar(None, quiet=quiet)
+        yield ArchiveBar(None, quiet=quiet)
         return
     columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.fields[words]}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Bar(bar, quiet=quiet)
+        yield ArchiveBar(bar, quiet=quiet)
 
 
-def print_report(done: Archived, report: PurgeReport, *, purge: bool, quiet: bool, as_json: bool) -> None:
+def print_report(done: ArchiveResult, report: PurgeReport, *, purge: bool, quiet: bool, as_json: bool) -> None:
     """What came of it, for people or for programs."""
     left = done.manifest.left
     if as_json:
@@ -120,10 +131,10 @@ def print_report(done: Archived, report: PurgeReport, *, purge: bool, quiet: boo
         return
     if quiet and done.complete and not left.unfinished.runs and not report.changed:
         return
-    place = shown(done.path)
+    place = display_path(done.path)
     if done.path:
         verb = "archived" if not done.resumed else "went on with an unfinished archive, and archived"
-        click.echo(f"{verb} {about(done.manifest)}; every byte read back: {visible(place)}", err=True)
+        click.echo(f"{verb} {about(done.manifest)}; every byte read back: {escape_control(place)}", err=True)
     else:
         click.echo("nothing to archive", err=True)
     for skips, words in (
@@ -135,14 +146,14 @@ def print_report(done: Archived, report: PurgeReport, *, purge: bool, quiet: boo
         if skips.runs:
             more = ", …" if skips.runs > _NAMED else ""
             click.echo(
-                f"{_count(skips.runs, 'run')} {words}: {visible(', '.join(skips.some[:_NAMED]))}{more}", err=True
+                f"{_count(skips.runs, 'run')} {words}: {escape_control(', '.join(skips.some[:_NAMED]))}{more}", err=True
             )
     for line in done.manifest.partial:
-        click.echo(f"the list was incomplete: {visible(line)}", err=True)
+        click.echo(f"the list was incomplete: {escape_control(line)}", err=True)
     if purge:
         _print_purge(report)
     if done.path:
-        click.echo(f"to read it back in: {visible(shlex.join(('runspan', 'export', place)))}", err=True)
+        click.echo(f"to read it back in: {escape_control(shlex.join(('runspan', 'export', place)))}", err=True)
 
 
 def _print_purge(report: PurgeReport) -> None:
@@ -152,13 +163,13 @@ def _print_purge(report: PurgeReport) -> None:
     if report.changed:
         named = ", ".join(report.named[:_NAMED])
         words = "stay because they changed meanwhile; the next archive has them as they are now"
-        click.echo(f"{_count(report.changed, 'run')} {words}: {visible(named)}", err=True)
+        click.echo(f"{_count(report.changed, 'run')} {words}: {escape_control(named)}", err=True)
 
 
-def _json(done: Archived, report: PurgeReport) -> dict[str, Any]:
+def _json(done: ArchiveResult, report: PurgeReport) -> dict[str, Any]:
     manifest = done.manifest
     return {
-        "archive": shown(done.path),
+        "archive": display_path(done.path),
         "complete": done.complete,
         "resumed": done.resumed,
         "runs": manifest.runs,
@@ -174,7 +185,7 @@ def about(manifest: Manifest) -> str:
     """What an archive holds, in one line."""
     stored = sum(part.bytes for part in manifest.files)
     times = f", {_moment(manifest.oldest)} to {_moment(manifest.newest)}" if manifest.runs else ""
-    tenant = f", of {visible(manifest.tenant)}" if manifest.tenant else ""
+    tenant = f", of {escape_control(manifest.tenant)}" if manifest.tenant else ""
     return (
         f"{_count(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
         f"{_count(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
@@ -194,13 +205,13 @@ def _count(number: int, noun: str) -> str:
 @click.command("archive")
 @option(
     "--before",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     help="Archive runs that started longer ago than this, such as 12h or 30d.",
 )
 @option(
     "--since",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     show_default="all that there are",
     help="Only runs that started in the last 37d, or any number of m, h or d.",
@@ -307,14 +318,14 @@ def archive_runs(
         if since is not None and since <= before:
             raise SettingError(where="--since", expected="longer ago than --before", got="no time between the two")
         url = backend or f"sqlite:{data}"
-        request = Request(
+        request = ArchiveRequest(
             tenant,
             max(0, now - before),
             None if since is None else max(0, now - since),
             _kind(url),
             _source(url, api_key_file),
             to,
-            Asked(before, since),
+            AgeRange(before, since),
             compression,
         )
         if purge and request.source != "sqlite":
@@ -324,18 +335,18 @@ def archive_runs(
                 got=f"a {request.source} backend",
                 hint="leave --purge away: the backend's own retention deletes there",
             )
-        with closing(open_reader(backend, data, api_key_file)) as reader, counting(quiet=quiet) as bar:
-            reading = Reading(reader, fetches, time.sleep, give_up_after, bar.waiting)
-            done = archive(request, reading, now=now, telling=bar.telling(), part_bytes=file_size << 20)
+        with closing(open_reader(backend, data, api_key_file)) as reader, archive_progress(quiet=quiet) as bar:
+            reading = RetryingReader(reader, fetches, time.sleep, give_up_after, bar.waiting)
+            done = create_archive(request, reading, now=now, telling=bar.telling(), part_bytes=file_size << 20)
         report = PurgeReport()
         if purge and done.path:
-            with closing(open_store(url)) as store, counting(quiet=quiet) as bar:
+            with closing(open_store(url)) as store, archive_progress(quiet=quiet) as bar:
                 report = _purged(store, done, bar)
     print_report(done, report, purge=purge, quiet=quiet, as_json=as_json)
     ctx.exit(0 if done.complete else INCOMPLETE)
 
 
-def _purged(store: SqliteStore, done: Archived, bar: Bar) -> PurgeReport:
+def _purged(store: SqliteStore, done: ArchiveResult, bar: ArchiveBar) -> PurgeReport:
     return purge(store, done.path, done.manifest, on_progress=bar.purged)
 
 
@@ -349,7 +360,7 @@ def _source(url: str, key_file: Path | None) -> str:
         return f"{url} {api_key(key_file) or ''}"  # a server takes the company from the key
     if not is_remote(url):
         return f"sqlite:{os.path.realpath(url.removeprefix('sqlite:'))}"
-    headers = [pair for pair in settings_from(url, os.environ).headers if pair[0] != "authorization"]
+    headers = [pair for pair in remote_config(url, os.environ).headers if pair[0] != "authorization"]
     return json.dumps([url, headers, os.environ.get(f"{PREFIX}SERVICES", "")])
 
 
@@ -365,17 +376,17 @@ def _check(place: str, *, quiet: bool, as_json: bool) -> int:
         manifest = None
         try:
             manifest = manifest_of(folder)
-            with counting(quiet=quiet) as bar:
-                found += faults(folder, manifest, on_bytes=bar.checked) if manifest is not None else ()
+            with archive_progress(quiet=quiet) as bar:
+                found += find_damage(folder, manifest, on_bytes=bar.checked) if manifest is not None else ()
         except DocumentError as error:
             found.append(error)
         for fault in found:
             worst = outcome(fault).exit
-            for line in told(fault):
+            for line in format_error(fault):
                 click.echo(line, err=True)
         results.append(
             {
-                "archive": shown(folder),
+                "archive": display_path(folder),
                 "intact": not found,
                 "runs": manifest.runs if manifest else None,
                 "faults": [str(fault) for fault in found],
@@ -383,7 +394,7 @@ def _check(place: str, *, quiet: bool, as_json: bool) -> int:
         )
         if not as_json and not (quiet and not found):
             words = "DAMAGED" if found else f"intact, {about(manifest)}" if manifest else ""
-            click.echo(f"{visible(shown(folder))}: {words}", err=True)
+            click.echo(f"{escape_control(display_path(folder))}: {words}", err=True)
     if as_json:
         click.echo(json.dumps({"intact": not worst, "archives": results}))
     return worst
@@ -398,15 +409,15 @@ def _archives(place: str) -> list[str]:
             whole = True
         found = [place] if whole else archives_in(place)
         for name in [] if whole else unfinished(place):
-            where = visible(shown(inside(place, name)))
+            where = escape_control(display_path(path_inside(place, name)))
             click.echo(f"{where}: not finished; the command that began it goes on with it", err=True)
     except OSError as error:
         got = error.strerror or str(error)
-        raise SettingError(where=shown(place), expected="a place that can be read", got=got) from None
+        raise SettingError(where=display_path(place), expected="a place that can be read", got=got) from None
     if not found:
         raise NotFound(
             "no archive is here",
-            where=shown(place),
+            where=display_path(place),
             hint="name the folder that has a manifest.json, or the one that --to named",
         )
     return found

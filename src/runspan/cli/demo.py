@@ -15,10 +15,10 @@ import httpx
 
 from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.errors import INCOMPLETE, INTERRUPTED, terminating, visible
+from runspan.cli.errors import INCOMPLETE, INTERRUPTED, escape_control, terminating
 from runspan.cli.options import option, port_option
-from runspan.cli.resources import make_key_ring
-from runspan.delivery import connect, settings_from
+from runspan.cli.resources import create_key_store
+from runspan.delivery import connect, exporter_config
 from runspan.errors import SettingError
 from runspan.export import export
 from runspan.model.run import Run
@@ -65,7 +65,7 @@ def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bo
     with terminating(), _serving(data, port) as url:
         click.echo(f"runspan is serving at {url}, its store is in {data}")
         click.echo(f"sending {len(runs)} runs, {origin}")
-        with connect(settings_from({}, endpoint=url)) as delivery:
+        with connect(exporter_config({}, endpoint=url)) as delivery:
             report = export(runs, delivery, observed_at=time.time_ns, resource=Resource())
         for line in report.summary_lines():
             click.echo(line)
@@ -105,7 +105,7 @@ def _samples(source: str | None) -> tuple[str, list[Run]]:
 def _serving(data: str, port: int) -> Iterator[str]:
     """A server on a store in the directory, in a thread; its URL."""
     with ExitStack() as opened:
-        keys = opened.enter_context(closing(make_key_ring(data)))
+        keys = opened.enter_context(closing(create_key_store(data)))
         if not keys.unused:
             raise SettingError(
                 "this directory has API keys", where=data, hint="give the demo a directory of its own with --data"
@@ -131,7 +131,7 @@ def _compare(runs: list[Run], url: str) -> int:
             if response.content == b'{"success":true,"data":' + run.text + b"}":
                 same += 1
             else:
-                click.echo(f"  {visible(run.id)}: HTTP {response.status_code}, not the same", err=True)
+                click.echo(f"  {escape_control(run.id)}: HTTP {response.status_code}, not the same", err=True)
     return same
 
 
@@ -145,4 +145,4 @@ def _where_to_look(runs: list[Run], url: str, data: str) -> None:
     )
     click.echo(f"\nlook around in a browser: {url}/\nor here:")
     for command in commands:
-        click.echo(f"  {visible(shlex.join(command))}")
+        click.echo(f"  {escape_control(shlex.join(command))}")

@@ -53,16 +53,16 @@ _WORDS: Final = {
 }
 
 
-class Commands(click.Group):
+class CliGroup(click.Group):
     """A group that tells our errors in a few lines, without a stack trace, and ends with their exit code."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """See ``click.Command``; with streams that were closed by whoever started us."""
-        _stand_in_for_closed_streams()
+        _replace_closed_streams()
         try:
             return super().main(*args, **extra)
         except OSError as error:  # while the arguments were read: --help and --version print by then
-            _tell_of_system(error)
+            _format_system_error(error)
             sys.exit(INCOMPLETE)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -70,7 +70,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RunspanError as error:
-            for line in told(error):
+            for line in format_error(error):
                 click.echo(line, err=True)
             ctx.exit(outcome(error).exit)
         except KeyboardInterrupt:
@@ -81,24 +81,24 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(READER_GONE)
         except OSError as error:
-            _tell_of_system(error)
+            _format_system_error(error)
             ctx.exit(INCOMPLETE)
 
 
-def _tell_of_system(error: OSError) -> None:
-    place = f"{visible(str(error.filename))}: " if error.filename else ""
+def _format_system_error(error: OSError) -> None:
+    place = f"{escape_control(str(error.filename))}: " if error.filename else ""
     click.echo(f"runspan: {place}{error.strerror or error}", err=True)
 
 
-def told(error: RunspanError) -> list[str]:
+def format_error(error: RunspanError) -> list[str]:
     """The lines that a person reads: what is wrong, and what to do."""
     suffix = f" ({error.hint})" if error.hint else ""
     text = str(error).removesuffix(suffix) or type(error).__name__
-    lines = [f"runspan: {visible(text)}"]
-    return [*lines, f"  hint: {visible(error.hint)}"] if error.hint else lines
+    lines = [f"runspan: {escape_control(text)}"]
+    return [*lines, f"  hint: {escape_control(error.hint)}"] if error.hint else lines
 
 
-def visible(text: str) -> str:
+def escape_control(text: str) -> str:
     """Text on one line that cannot steer a terminal: control characters are spelled out."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
@@ -146,7 +146,7 @@ class _Closed(io.RawIOBase):
         return 0
 
 
-def _stand_in_for_closed_streams() -> None:
+def _replace_closed_streams() -> None:
     """Python has None for a stream that was closed (``2>&-``), which no library expects.
 
     What would be told on standard error then goes nowhere; a command that has something to print on standard output

@@ -15,7 +15,7 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from runspan.cli.errors import INCOMPLETE, INTERRUPTED, hint_on, terminating, told
+from runspan.cli.errors import INCOMPLETE, INTERRUPTED, format_error, hint_on, terminating
 from runspan.cli.options import (
     Seconds,
     api_key_option,
@@ -27,17 +27,17 @@ from runspan.cli.options import (
     service_name_option,
     tenant_option,
 )
-from runspan.cli.progress import progress, telling_trouble
+from runspan.cli.progress import progress, report_trouble
 from runspan.cli.resources import otlp_environment, resource_of
-from runspan.cli.watch import Options, watch
+from runspan.cli.watch import WatchOptions, watch
 from runspan.codec.encode import encode
 from runspan.delivery import (
     DeadLetters,
-    DeliverySettings,
-    Report,
+    ExporterConfig,
+    ExportReport,
     RetryPolicy,
     connect,
-    settings_from,
+    exporter_config,
 )
 from runspan.delivery.config import COMPRESSIONS
 from runspan.errors import DocumentError, SettingError
@@ -47,7 +47,7 @@ from runspan.model.run import Run
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents, tenants
-from runspan.sources.filesystem import shown
+from runspan.sources.filesystem import display_path
 
 _WATCHED: Final = ("done_dir", "ledger", "metrics_listen")
 _NOT_WATCHED: Final = ("dead_letter", "dry_run", "as_json")
@@ -186,16 +186,16 @@ def export(
     if dry_run:
         ctx.exit(_dry_run(_all(files, None), resource, tenant, quiet))
 
-    def settings() -> DeliverySettings:
+    def settings() -> ExporterConfig:
         environment = otlp_environment(api_key_file)
-        found = settings_from(
+        found = exporter_config(
             environment, endpoint=endpoint, protocol=protocol, compression=compression, timeout=timeout
         )
         return found.as_replay() if replay else found
 
     if watched is not None:
         watch(
-            Options(
+            WatchOptions(
                 watched,
                 settings,
                 tenant,
@@ -216,7 +216,7 @@ def export(
     with terminating(), progress(files, quiet=quiet or as_json) as bar, letters or nullcontext():
         delivery = connect(settings(), workers=workers, retry=RetryPolicy(budget=retry_for), letters=letters)
         # The delivery counts what an interrupt left behind, so it ends in a report as well.
-        with suppress(KeyboardInterrupt), delivery, telling_trouble(delivery, bar, retry_for):
+        with suppress(KeyboardInterrupt), delivery, report_trouble(delivery, bar, retry_for):
             export_documents(
                 _all(files, bar.advance),
                 delivery,
@@ -228,7 +228,7 @@ def export(
             )
         report = delivery.report()
     if letters is not None:
-        report = report.with_letters(letters)
+        report = report.with_dead_letters(letters)
     _print(report, quiet=quiet, as_json=as_json)
     ctx.exit(0 if report.complete else INTERRUPTED if report.stopped == "interrupted" else INCOMPLETE)
 
@@ -249,7 +249,10 @@ def _check_files(ctx: click.Context, files: tuple[str, ...], tenant: str) -> Non
             if owner != tenant and ctx.get_parameter_source("tenant") is ParameterSource.DEFAULT:
                 hint = f"runspan export --tenant {shlex.quote(owner)} …; another name makes them that company's"
                 raise SettingError(
-                    where=shown(file), expected="an archive of runs without a company", got=f"one of {owner}", hint=hint
+                    where=display_path(file),
+                    expected="an archive of runs without a company",
+                    got=f"one of {owner}",
+                    hint=hint,
                 )
 
 
@@ -258,7 +261,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _print(report: Report, *, quiet: bool, as_json: bool) -> None:
+def _print(report: ExportReport, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.to_dict()))
         return
@@ -307,7 +310,7 @@ def _dry_run(found: Iterable[Run | DocumentError], resource: Resource, tenant: s
                 raise document
             encoded = encode(document, tenant=tenant, observed_at=time.time_ns())
         except DocumentError as error:
-            for line in told(error):
+            for line in format_error(error):
                 click.echo(line, err=True)
             refused += 1
             continue

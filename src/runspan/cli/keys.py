@@ -9,10 +9,10 @@ from typing import Final
 
 import click
 
-from runspan.cli.errors import visible
-from runspan.cli.options import Length, Utf8, data_option, json_option, option
-from runspan.cli.resources import make_key_ring, open_key_ring
-from runspan.web.api_keys import PERMISSIONS, Key
+from runspan.cli.errors import escape_control
+from runspan.cli.options import Duration, Utf8Text, data_option, json_option, option
+from runspan.cli.resources import create_key_store, open_key_store
+from runspan.web.api_keys import PERMISSIONS, ApiKey
 
 _LONGEST: Final = 36_500
 """Days of a key's life: a later end is as good as none, and no date."""
@@ -35,10 +35,10 @@ def keys() -> None:
 
 @keys.command()
 @data_option
-@option("--name", type=Utf8(), required=True, env="RUNSPAN_KEY_NAME", help="What the key is for.")
+@option("--name", type=Utf8Text(), required=True, env="RUNSPAN_KEY_NAME", help="What the key is for.")
 @option(
     "--company",
-    type=Utf8(),
+    type=Utf8Text(),
     default="",
     show_default="runs without a company",
     help="Whose runs it reads and writes: the tenant of the runs, as in export --tenant.",
@@ -52,7 +52,9 @@ def keys() -> None:
     show_default="both",
     help="May be given twice.",
 )
-@option("--expires", type=Length(_LONGEST), metavar="TIME", show_default="until revoked", help="Lifetime, such as 90d.")
+@option(
+    "--expires", type=Duration(_LONGEST), metavar="TIME", show_default="until revoked", help="Lifetime, such as 90d."
+)
 @json_option
 def create(
     data: str, name: str, company: str, permissions: tuple[str, ...], expires: int | None, as_json: bool
@@ -66,7 +68,7 @@ def create(
       runspan keys create --data ./data --name grafana --permission runs:read
       (umask 077; runspan keys create --data ./data --name exporter >exporter.key)
     """
-    ring = make_key_ring(data)
+    ring = create_key_store(data)
     until = None if expires is None else time.time_ns() + expires
     secret, key = ring.create(name, company=company, permissions=permissions or PERMISSIONS, expires=until)
     ring.close()
@@ -83,7 +85,7 @@ def list_keys(data: str, as_json: bool) -> None:
     Example:
       runspan keys list --data ./data --json
     """
-    ring = open_key_ring(data)
+    ring = open_key_store(data)
     found = ring.list()
     ring.close()
     for key in found:
@@ -102,10 +104,10 @@ def revoke(data: str, key_id: str) -> None:
     Example:
       runspan keys revoke --data ./data 1f2e3d4c
     """
-    ring = open_key_ring(data)
+    ring = open_key_store(data)
     key = ring.revoke(key_id)
     ring.close()
-    click.echo(f"key {key.id} ({visible(key.name)}) is revoked", err=True)
+    click.echo(f"key {key.id} ({escape_control(key.name)}) is revoked", err=True)
 
 
 @keys.command()
@@ -113,7 +115,7 @@ def revoke(data: str, key_id: str) -> None:
 @click.argument("key_id", metavar="ID")
 @option(
     "--grace",
-    type=Length(_LONGEST),
+    type=Duration(_LONGEST),
     metavar="TIME",
     default="24h",
     help="How long the old key stays valid beside the new one.",
@@ -126,31 +128,31 @@ def rotate(data: str, key_id: str, grace: int, as_json: bool) -> None:
     Example:
       runspan keys rotate --data ./data 1f2e3d4c --grace 1h
     """
-    ring = open_key_ring(data)
+    ring = open_key_store(data)
     secret, key = ring.rotate(key_id, grace=grace)
     ring.close()
     _show(secret, key, as_json)
 
 
-def _show(secret: str, key: Key, as_json: bool) -> None:
+def _show(secret: str, key: ApiKey, as_json: bool) -> None:
     """The secret alone on standard output, so that it can be put into a file."""
     if as_json:
         click.echo(json.dumps({"key": secret, **_plain(key)}))
         return
     click.echo(secret)
     click.echo(
-        f"key {key.id} ({visible(key.name)}): keep it now, it is not shown again; send it as header x-api-key",
+        f"key {key.id} ({escape_control(key.name)}): keep it now, it is not shown again; send it as header x-api-key",
         err=True,
     )
 
 
-def _line(key: Key) -> str:
-    granted, company = ",".join(sorted(key.permissions)), visible(key.company) or "-"
+def _line(key: ApiKey) -> str:
+    granted, company = ",".join(sorted(key.permissions)), escape_control(key.company) or "-"
     state = key.state(time.time_ns())
-    return f"{key.id}  {state:8}  {granted:20}  {_iso(key.created)}  {company}  {visible(key.name)}"
+    return f"{key.id}  {state:8}  {granted:20}  {_iso(key.created)}  {company}  {escape_control(key.name)}"
 
 
-def _plain(key: Key) -> dict[str, object]:
+def _plain(key: ApiKey) -> dict[str, object]:
     return {
         "id": key.id,
         "name": key.name,

@@ -7,7 +7,7 @@ import click
 from runspan._version import __version__
 from runspan.cli.archive import archive_runs
 from runspan.cli.demo import demo
-from runspan.cli.errors import Commands, exit_codes
+from runspan.cli.errors import CliGroup, exit_codes
 from runspan.cli.export import export
 from runspan.cli.keys import keys
 from runspan.cli.query import get, list_runs
@@ -17,7 +17,7 @@ from runspan.cli.verify import verify
 
 
 @click.group(
-    cls=Commands,
+    cls=CliGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=f"""\
 Every option has an environment variable: --max-body is RUNSPAN_MAX_BODY. `runspan COMMAND -h` names them.

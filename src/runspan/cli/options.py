@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from runspan.delivery import GRPC, HTTP
-from runspan.telemetry import Health
-from runspan.telemetry.otel import sending
-from runspan.telemetry.prometheus import serving
+from runspan.telemetry import MetricsRegistry
+from runspan.telemetry.otel import push_metrics
+from runspan.telemetry.prometheus import serve_metrics
 
 _LOOPBACK: Final = "127.0.0.1"
 
@@ -48,14 +48,16 @@ def metrics_option(command: F) -> F:
 
 
 @contextmanager
-def reporting(health: Health, listen: tuple[str, int] | None, *, service_name: str, quiet: bool) -> Iterator[None]:
+def export_metrics(
+    health: MetricsRegistry, listen: tuple[str, int] | None, *, service_name: str, quiet: bool
+) -> Iterator[None]:
     """Shows the health while the block runs: at an address, and over OTLP if the environment asks for it."""
     with ExitStack() as shown:
         if listen is not None:
-            url = shown.enter_context(serving(health, *listen))
+            url = shown.enter_context(serve_metrics(health, *listen))
             if not quiet:
                 click.echo(f"runspan: metrics at {url}", err=True)
-        shown.enter_context(sending(health, os.environ, service_name=service_name))
+        shown.enter_context(push_metrics(health, os.environ, service_name=service_name))
         yield
 
 
@@ -80,7 +82,7 @@ def option(*names: str, env: str | Sequence[str] = "", **attributes: Any) -> Cal
     return click.option(*names, envvar=variable, show_envvar=True, **attributes)
 
 
-class Utf8(click.ParamType[str]):
+class Utf8Text(click.ParamType[str]):
     """Text that can be sent and stored; a shell hands over any bytes."""
 
     name = "text"
@@ -94,7 +96,7 @@ class Utf8(click.ParamType[str]):
         return text
 
 
-class Length(click.ParamType[int]):
+class Duration(click.ParamType[int]):
     """A length of time such as ``90m``, ``24h`` or ``30d``; nanoseconds. longest: in days."""
 
     name = "time"
@@ -182,7 +184,7 @@ def service_name_option(command: F) -> F:
     """``--service-name``: who sends."""
     return option(
         "--service-name",
-        type=Utf8(),
+        type=Utf8Text(),
         metavar="NAME",
         env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
         default="runspan",
@@ -204,7 +206,7 @@ def tenant_option(command: F) -> F:
     """``--tenant NAME``: whose runs."""
     return option(
         "--tenant",
-        type=Utf8(),
+        type=Utf8Text(),
         metavar="NAME",
         default="",
         show_default="runs without a company",

@@ -28,23 +28,23 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from runspan.cli.errors import visible
-from runspan.delivery import Report
+from runspan.cli.errors import escape_control
+from runspan.delivery import ExportReport
 from runspan.model.timestamps import SECOND
 from runspan.sources import total_bytes
-from runspan.sync import Progress as SyncProgress
+from runspan.sync import SyncProgress
 
 _LOOK_AFTER: Final = 1.0
 _TELL_AGAIN_AFTER: Final = 30.0
 
 
-class HasTrouble(Protocol):
+class HasLastError(Protocol):
     """Something that sends. trouble: why the last request will be sent again, or ""."""
 
     @property
     def endpoint(self) -> str: ...
     @property
-    def trouble(self) -> str: ...
+    def last_error(self) -> str: ...
 
 
 class Bar:
@@ -60,7 +60,7 @@ class Bar:
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, size)
 
-    def tell(self, report: Report) -> None:
+    def tell(self, report: ExportReport) -> None:
         """So much came of it until now."""
         if self._bar is not None and self._task is not None:
             words = f"{report.runs_accepted:,} runs accepted"
@@ -95,7 +95,7 @@ def progress(files: Iterable[str], *, quiet: bool) -> Iterator[Bar]:
 
 
 @contextmanager
-def telling_trouble(delivery: HasTrouble, bar: Bar, retry_for: float) -> Iterator[None]:
+def report_trouble(delivery: HasLastError, bar: Bar, retry_for: float) -> Iterator[None]:
     """Tells why requests are being sent again, so that nobody waits minutes for a receiver that is not there."""
     ended = threading.Event()
 
@@ -103,7 +103,7 @@ def telling_trouble(delivery: HasTrouble, bar: Bar, retry_for: float) -> Iterato
         told = ""
         pause = _LOOK_AFTER
         while not ended.wait(pause):
-            trouble = delivery.trouble
+            trouble = delivery.last_error
             pause = _LOOK_AFTER
             if trouble and trouble != told:
                 bar.note(f"runspan: {delivery.endpoint}: {trouble}; trying again for {retry_for:g} s, Ctrl-C ends it")
@@ -152,7 +152,7 @@ class Display:
 
     def note(self, words: str) -> None:
         """A line that stays, above the bar. Warnings and refusals are told in quiet as well."""
-        line = visible(f"runspan: {words}")
+        line = escape_control(f"runspan: {words}")
         if self._bar is not None:
             self._bar.console.print(Text(line), soft_wrap=True)
         else:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runspan.cli.errors import visible
-from runspan.cli.options import SECOND, STUCK_SECONDS, Length, Seconds, Utf8, json_option, option, reading_options
+from runspan.cli.errors import escape_control
+from runspan.cli.options import SECOND, STUCK_SECONDS, Duration, Seconds, Utf8Text, json_option, option, reading_options
 from runspan.cli.resources import open_reader
 from runspan.contracts import MAX_LIMIT, Cursor, Page, RunQuery, TraceReader
 from runspan.errors import SettingError
@@ -41,7 +41,7 @@ _LONGEST: Final = 200
 
 @click.command("list")
 @reading_options
-@option("--workflow", "workflow_id", type=Utf8(), metavar="ID", help="Only runs of this workflow.")
+@option("--workflow", "workflow_id", type=Utf8Text(), metavar="ID", help="Only runs of this workflow.")
 @option(
     "--status",
     type=click.Choice(RUN_STATUSES),
@@ -50,7 +50,7 @@ _LONGEST: Final = 200
 )
 @option(
     "--since",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     help="Only runs that started in the last 1h, 24h, 7d, 30d, or any number of m, h or d.",
 )
@@ -104,7 +104,7 @@ def list_runs(
     try:
         for page in _pages(reader, query):
             for note in page.partial:
-                click.echo(f"runspan: the list is incomplete: {visible(note)}", err=True)
+                click.echo(f"runspan: the list is incomplete: {escape_control(note)}", err=True)
             if as_json:
                 for item in page.items:
                     click.echo(_one_line(item))
@@ -120,7 +120,7 @@ def list_runs(
 
 
 @click.command()
-@click.argument("run_id", type=Utf8(), metavar="ID")
+@click.argument("run_id", type=Utf8Text(), metavar="ID")
 @reading_options
 @option(
     "--out",
@@ -146,7 +146,7 @@ def get(run_id: str, data: str, backend: str | None, tenant: str, api_key_file: 
     finally:
         reader.close()
     for note in document.incomplete:
-        click.echo(f"runspan: an older revision, because the newest is incomplete: {visible(note)}", err=True)
+        click.echo(f"runspan: an older revision, because the newest is incomplete: {escape_control(note)}", err=True)
     if out is not None:
         _write(out, document.text)
         return
@@ -221,7 +221,7 @@ def _words(text: str) -> str:
     """A JSON value in a cell: a string's own words, null as nothing, control characters made visible."""
     if text == "null":
         return ""
-    words = visible(string_value(text) if text.startswith('"') else text)
+    words = escape_control(string_value(text) if text.startswith('"') else text)
     return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
 
 

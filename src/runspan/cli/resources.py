@@ -12,14 +12,14 @@ from typing import Final
 import click
 
 from runspan.backends import connect
-from runspan.backends.runspan_api import RestReader
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import TraceReader
 from runspan.delivery import with_api_key
 from runspan.errors import SettingError, StoreError
 from runspan.otlp.env import read_attributes
 from runspan.otlp.protobuf_writer import Resource
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 
 KEYS_FILE: Final = "keys.sqlite3"
 _HTTP: Final = ("http://", "https://")
@@ -57,17 +57,17 @@ def directory(data: str) -> Path:
     return path
 
 
-def make_key_ring(data: str) -> KeyRing:
+def create_key_store(data: str) -> ApiKeyStore:
     """The key ring of a data directory, made when it is not there. Warns when others on this machine can change it."""
     path = directory(data) / KEYS_FILE
-    ring = KeyRing(path)
+    ring = ApiKeyStore(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         click.echo(f"runspan: {path} is open to other users (mode {mode:04o}); close it: chmod 600 {path}", err=True)
     return ring
 
 
-def open_key_ring(data: str) -> KeyRing:
+def open_key_store(data: str) -> ApiKeyStore:
     """The key ring of a data directory that has one."""
     if not Path(data, KEYS_FILE).exists():
         raise SettingError(
@@ -75,7 +75,7 @@ def open_key_ring(data: str) -> KeyRing:
             where=data,
             hint="name the server's directory with --data, or make a key: runspan keys create --data DIR --name NAME",
         )
-    return make_key_ring(data)
+    return create_key_store(data)
 
 
 def api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str = "--api-key-file") -> str | None:
@@ -122,7 +122,7 @@ def open_reader(
     services: the names under which runs were sent, for backends that search by them; None: see ``connect``.
     """
     if backend is not None and is_rest(backend):
-        return RestReader(backend, api_key=api_key(key_file))
+        return RunspanApiReader(backend, api_key=api_key(key_file))
     url = backend or f"sqlite:{data}"
     place = url.removeprefix("sqlite:")
     if place and place != url and not Path(place, FILE_NAME).exists():

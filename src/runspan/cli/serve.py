@@ -16,17 +16,17 @@ import click
 
 from runspan.backends import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.errors import visible
-from runspan.cli.options import STUCK_SECONDS, Length, Retention, Seconds, Utf8, data_option, option, port_option
-from runspan.cli.resources import backend_name, directory, is_remote, is_rest, make_key_ring
+from runspan.cli.errors import escape_control
+from runspan.cli.options import STUCK_SECONDS, Duration, Retention, Seconds, Utf8Text, data_option, option, port_option
+from runspan.cli.resources import backend_name, create_key_store, directory, is_remote, is_rest
 from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.config import MIB, WebSettings
+from runspan.web.config import MIB, WebConfig
 from runspan.web.server import WebServer
 from runspan.web.server import serve as serve_app
-from runspan.web.sessions import SESSIONS_FILE, Sessions
+from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 EXPIRE_EVERY = 3600.0
 
@@ -50,7 +50,7 @@ EXPIRE_EVERY = 3600.0
 @option(
     "--allow-host",
     "allowed_hosts",
-    type=Utf8(),
+    type=Utf8Text(),
     multiple=True,
     metavar="NAME",
     show_default="names of this machine's loopback: localhost, 127.0.0.1, [::1]",
@@ -138,7 +138,7 @@ EXPIRE_EVERY = 3600.0
 )
 @option(
     "--session",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     default="12h",
     help="How long a browser stays logged in; never longer than its API key is valid.",
@@ -207,7 +207,7 @@ def serve(
             got=repr(url),
             hint="`runspan list` and `runspan get` read from a running server",
         )
-    settings = WebSettings(
+    settings = WebConfig(
         max_body=max_body * MIB,
         reads_per_minute=reads_per_minute,
         writes_per_minute=writes_per_minute,
@@ -225,9 +225,9 @@ def serve(
         backend=backend_name(url),
     )
     with ExitStack() as opened:
-        keys = opened.enter_context(closing(make_key_ring(data)))
-        sessions = opened.enter_context(closing(Sessions(directory(data) / SESSIONS_FILE, keys, lifetime=session)))
-        _refuse_strangers(keys, host, data)
+        keys = opened.enter_context(closing(create_key_store(data)))
+        sessions = opened.enter_context(closing(SessionStore(directory(data) / SESSIONS_FILE, keys, lifetime=session)))
+        _require_keys(keys, host, data)
         reader = opened.enter_context(closing(_open(url, retention)))
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
@@ -239,7 +239,7 @@ def serve(
             threads=threads,
             max_body=settings.max_body,
             trusted_proxy=trusted_proxy,
-            on_ready=lambda server: _tell(server, url, keys, reads_only=store is None, pages=not no_pages),
+            on_ready=lambda server: _print_banner(server, url, keys, reads_only=store is None, pages=not no_pages),
         )
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
@@ -250,7 +250,7 @@ class LogFormatter(logging.Formatter):
     look like another record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return visible(super().formatMessage(record))
+        return escape_control(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
         return _indented(super().formatException(ei))
@@ -260,7 +260,7 @@ class LogFormatter(logging.Formatter):
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {visible(line)}" for line in text.split("\n"))
+    return "\n".join(f"  {escape_control(line)}" for line in text.split("\n"))
 
 
 def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
@@ -276,7 +276,7 @@ def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
     return connect(url, env=os.environ)
 
 
-def _tell(server: WebServer, url: str, keys: KeyRing, *, reads_only: bool, pages: bool) -> None:
+def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, reads_only: bool, pages: bool) -> None:
     click.echo(f"runspan is serving {url} at {server.url}", err=True)
     if pages:
         click.echo(f"  look:   {server.url}/", err=True)
@@ -290,7 +290,7 @@ def _tell(server: WebServer, url: str, keys: KeyRing, *, reads_only: bool, pages
         click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)
 
 
-def _refuse_strangers(keys: KeyRing, host: str, data: str) -> None:
+def _require_keys(keys: ApiKeyStore, host: str, data: str) -> None:
     if keys.unused and not _is_loopback(host):
         raise SettingError(
             "refusing to listen beyond this machine without API keys",

@@ -24,29 +24,38 @@ import click
 from runspan.cli.errors import INCOMPLETE, INTERRUPTED, hint_on
 from runspan.cli.export import GC_THRESHOLD
 from runspan.cli.options import (
-    Length,
+    Duration,
     Retention,
     Seconds,
-    Utf8,
+    Utf8Text,
     api_key_option,
+    export_metrics,
     json_option,
     metrics_option,
     option,
     receiver_options,
     replay_option,
-    reporting,
     service_name_option,
     tenant_option,
 )
 from runspan.cli.progress import display
 from runspan.cli.resources import api_key, otlp_environment, resource_of
-from runspan.delivery import DeadLetters, Delivery, OnSettled, RetryPolicy, connect, settings_from
+from runspan.delivery import DeadLetters, OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
 from runspan.errors import RunspanError, SettingError
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import Pace, Platform, base_url
-from runspan.sync import Binding, Checkpoint, Filter, Rhythm, Settings, Sync, SyncReport, numbers
-from runspan.telemetry import Health, Succession, delivered
+from runspan.platform_api import PlatformClient, RateLimiter, base_url
+from runspan.sync import (
+    Binding,
+    Checkpoint,
+    ListFilter,
+    RefreshPolicy,
+    SyncConfig,
+    SyncEngine,
+    SyncReport,
+    sync_samples,
+)
+from runspan.telemetry import CumulativeSource, MetricsRegistry, delivery_samples
 
 KEY_VARIABLE: Final = "RUNSPAN_SYNC_API_KEY"
 DAY: Final = 86_400 * SECOND
@@ -54,7 +63,7 @@ SHORTEST_POLL: Final = SECOND // 10
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SyncOptions:
     """The values of the command's options."""
 
     url: str
@@ -95,55 +104,55 @@ class Options:
         """The file of dead letters."""
         return self.dead_letter or self.checkpoint.with_name(self.checkpoint.name + ".dead-letters.ndjson")
 
-    def settings(self) -> Settings:
+    def settings(self) -> SyncConfig:
         """What the sync does."""
         rescan = self.rescan if self.rescan is not None else 3600.0 if self.follow else 0.0
         filters = product(self.workflows or (None,), self.statuses or (None,))
         poll = max(_nanoseconds(self.poll), SHORTEST_POLL)
-        return Settings(
-            filters=tuple(Filter(workflow, status) for workflow, status in dict.fromkeys(filters)),
+        return SyncConfig(
+            filters=tuple(ListFilter(workflow, status) for workflow, status in dict.fromkeys(filters)),
             since=self.since,
             follow=self.follow,
             poll=poll,
             rescan=_nanoseconds(rescan),
             recheck=self.recheck or 0,
             resend=self.resend or 0,
-            rhythm=Rhythm(refresh=poll, heartbeat=_nanoseconds(self.heartbeat)),
+            rhythm=RefreshPolicy(refresh=poll, heartbeat=_nanoseconds(self.heartbeat)),
             retention=self.retention_ns,
             concurrency=self.concurrency,
             give_up=self.give_up_after,
         )
 
 
-def synced(options: Options) -> tuple[SyncReport, RunspanError | None]:
+def run_sync(options: SyncOptions) -> tuple[SyncReport, RunspanError | None]:
     """What came of it, and what made going on useless."""
-    delivery = settings_from(
+    delivery = exporter_config(
         otlp_environment(options.api_key_file), endpoint=options.endpoint, protocol=options.protocol
     )
     if options.replay:
         delivery = delivery.as_replay()
     resource = resource_of(options.service_name)
     workflows, statuses = tuple(set(options.workflows)), tuple(set(options.statuses))
-    binding = Binding(base_url(options.url), delivery.place, options.tenant, workflows, statuses)
+    binding = Binding(base_url(options.url), delivery.display_url, options.tenant, workflows, statuses)
     halted = threading.Event()
     error: RunspanError | None = None
     with ExitStack() as opened:
-        checkpoint = opened.enter_context(closing(Checkpoint(options.checkpoint, binding, delivery.receiver)))
+        checkpoint = opened.enter_context(closing(Checkpoint(options.checkpoint, binding, delivery.identity)))
         platform = _platform(options, halted)
         letters = opened.enter_context(DeadLetters(str(options.letters)))
         bar = opened.enter_context(display(quiet=options.quiet or options.as_json, retention=options.retention_ns))
 
-        health = Health(time.time_ns, parts=("export", "sync"))
-        deliveries = Succession()
-        health.watch(deliveries.read)
+        health = MetricsRegistry(time.time_ns, parts=("export", "sync"))
+        deliveries = CumulativeSource()
+        health.register(deliveries.collect)
 
-        def deliver(on_settled: OnSettled) -> Delivery:
+        def deliver(on_settled: OnSettled) -> OtlpExporter:
             retry = RetryPolicy(budget=options.give_up_after)
             made = connect(delivery, workers=options.workers, retry=retry, on_settled=on_settled)
-            deliveries.follow(lambda: delivered(made.tally.report()))
+            deliveries.replace(lambda: delivery_samples(made.tally.report()))
             return made
 
-        syncing = Sync(
+        syncing = SyncEngine(
             options.settings(),
             platform,
             checkpoint,
@@ -157,9 +166,9 @@ def synced(options: Options) -> tuple[SyncReport, RunspanError | None]:
             note=bar.note,
             on_progress=bar.tell,
         )
-        health.watch(lambda: numbers(syncing.latest, options.retention_ns))
-        shown = reporting(health, options.metrics_listen, service_name=options.service_name, quiet=options.quiet)
-        with stopping(syncing.stop), shown:
+        health.register(lambda: sync_samples(syncing.latest, options.retention_ns))
+        shown = export_metrics(health, options.metrics_listen, service_name=options.service_name, quiet=options.quiet)
+        with handle_signals(syncing.stop), shown:
             try:
                 report = syncing.run()
             except RunspanError as failure:
@@ -168,14 +177,14 @@ def synced(options: Options) -> tuple[SyncReport, RunspanError | None]:
     return kept, error
 
 
-def _platform(options: Options, halted: threading.Event) -> Platform:
+def _platform(options: SyncOptions, halted: threading.Event) -> PlatformClient:
     def sleep(seconds: float) -> None:
         halted.wait(seconds)
 
-    return Platform(
+    return PlatformClient(
         options.url,
         key=partial(api_key, options.source_key_file, variable=KEY_VARIABLE, flag="--source-key-file"),
-        pace=Pace(options.requests_per_minute, sleep=sleep),
+        pace=RateLimiter(options.requests_per_minute, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
         connections=options.concurrency + 1,
@@ -183,7 +192,7 @@ def _platform(options: Options, halted: threading.Event) -> Platform:
 
 
 @contextmanager
-def stopping(stop: Callable[[], None]) -> Iterator[None]:
+def handle_signals(stop: Callable[[], None]) -> Iterator[None]:
     """The first SIGTERM or Ctrl-C ends the sync in order, a second one at once. Signals reach only the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -225,7 +234,7 @@ RATE: Final = 900
 @option("--follow", is_flag=True, help="Go on: new runs as they come, unfinished ones until they end.")
 @option(
     "--since",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     show_default="all that the platform has",
     help="Begin with runs that started in the last 24h, 7d, or any number of m, h or d. A later sync goes on where the "
@@ -234,7 +243,7 @@ RATE: Final = 900
 @option(
     "--workflow",
     "workflows",
-    type=Utf8(),
+    type=Utf8Text(),
     multiple=True,
     metavar="ID",
     help="Only runs of this workflow. May be given several times.",
@@ -281,14 +290,14 @@ RATE: Final = 900
 )
 @option(
     "--recheck",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     show_default="trust the list",
     help="With each rescan fetch the finished runs that started in this last while again, and compare them whole.",
 )
 @option(
     "--resend",
-    type=Length(),
+    type=Duration(),
     metavar="TIME",
     show_default="what the receiver acknowledged is not sent again",
     help="First send runs again, whole, that started in this last while and that the receiver has acknowledged: for "
@@ -361,19 +370,19 @@ def sync(ctx: click.Context, /, **given: Any) -> None:
     0 if the receiver has everything, 1 if runs are refused or could not be fetched, 130 if it was stopped before its
     end; --follow ends by being stopped, so with 0.
     """
-    options = Options(**given)
+    options = SyncOptions(**given)
     if options.resend and options.follow:
         hint = "stop the one that follows, run this once, and start it again"
         raise SettingError(where="--resend", expected="a sync that ends", got="--follow", hint=hint)
     gc.set_threshold(GC_THRESHOLD, 20, 20)
-    report, error = synced(options)
+    report, error = run_sync(options)
     _print(report, options)
     if error is not None:
         raise error
     ctx.exit(_exit_code(report, options))
 
 
-def _print(report: SyncReport, options: Options) -> None:
+def _print(report: SyncReport, options: SyncOptions) -> None:
     if options.as_json:
         click.echo(json.dumps(report.to_dict()))
         return
@@ -385,7 +394,7 @@ def _print(report: SyncReport, options: Options) -> None:
         click.echo(f"  hint: {hint}", err=True)
 
 
-def _exit_code(report: SyncReport, options: Options) -> int:
+def _exit_code(report: SyncReport, options: SyncOptions) -> int:
     if report.stopped:
         return INTERRUPTED
     wrong = report.counts.refused + report.counts.rejected + report.refused_before + report.counts.odd

@@ -18,17 +18,17 @@ from rich.text import Text
 
 from runspan.backends import open_store
 from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.cli.errors import INCOMPLETE, hint_on, terminating, told, visible
-from runspan.cli.options import Seconds, Utf8, json_option, option, reading_options
+from runspan.cli.errors import INCOMPLETE, escape_control, format_error, hint_on, terminating
+from runspan.cli.options import Seconds, Utf8Text, json_option, option, reading_options
 from runspan.cli.resources import is_remote, is_rest, open_reader, otlp_environment
 from runspan.contracts import TraceReader, TraceWriter
-from runspan.delivery import GRPC, HTTP, DeliverySettings, RetryPolicy, connect, settings_from
+from runspan.delivery import GRPC, HTTP, ExporterConfig, RetryPolicy, connect, exporter_config
 from runspan.errors import BackendUnreachable, DocumentError, SettingError
 from runspan.export import export
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
-from runspan.verify import CANARY, Send, Sent, Verdict, canary
+from runspan.verify import CANARY, Send, Sent, VerifyResult, canary
 from runspan.verify import verify as verify_runs
 
 _IS_IT: Final = "is this the address of an OTLP receiver, with this protocol?"
@@ -57,7 +57,7 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
 )
 @option(
     "--service-name",
-    type=Utf8(),
+    type=Utf8Text(),
     metavar="NAME",
     env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
     show_default=f"runspan, {CANARY} for the canary",
@@ -103,7 +103,7 @@ def verify(
         _refuse_no_store(data)
     settings = None
     if endpoint is not None:
-        settings = settings_from(otlp_environment(api_key_file), endpoint=endpoint, protocol=protocol)
+        settings = exporter_config(otlp_environment(api_key_file), endpoint=endpoint, protocol=protocol)
     elif is_remote(url) or is_rest(url):
         raise SettingError(
             "this backend is not written directly",
@@ -145,7 +145,7 @@ def verify(
 class _Sender:
     """Sends over OTLP."""
 
-    def __init__(self, settings: DeliverySettings, resource: Resource, tenant: str, wait: float) -> None:
+    def __init__(self, settings: ExporterConfig, resource: Resource, tenant: str, wait: float) -> None:
         self._settings = settings
         self._resource = resource
         self._tenant = tenant
@@ -161,7 +161,7 @@ class _Sender:
         if report.stopped and not report.runs_accepted:
             raise BackendUnreachable(
                 "nothing was taken",
-                where=self._settings.place,
+                where=self._settings.display_url,
                 got=report.stopped,
                 hint=hint_on(report.stopped) or _IS_IT,
             )
@@ -197,7 +197,7 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
         for document in documents(file):
             if isinstance(document, DocumentError):
                 refused += 1
-                for line in told(document):
+                for line in format_error(document):
                     click.echo(line, err=True)
             else:
                 runs.pop(document.id, None)
@@ -218,7 +218,7 @@ def _refuse_no_store(data: str) -> None:
         )
 
 
-def _print(verdicts: Sequence[Verdict], url: str, same: int, refused: int) -> None:
+def _print(verdicts: Sequence[VerifyResult], url: str, same: int, refused: int) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("RUN", no_wrap=True)
@@ -228,11 +228,11 @@ def _print(verdicts: Sequence[Verdict], url: str, same: int, refused: int) -> No
     table.add_column("DETAIL", overflow="fold")
     for verdict in verdicts:
         table.add_row(
-            Text(visible(verdict.run_id)),
+            Text(escape_control(verdict.run_id)),
             Text(verdict.result, style=_STYLES.get(verdict.result, "red")),
             _seconds(verdict.by_id),
             _seconds(verdict.in_lists),
-            Text(visible(verdict.detail)),
+            Text(escape_control(verdict.detail)),
         )
     with console.capture() as rendered:
         console.print(table)
@@ -240,9 +240,9 @@ def _print(verdicts: Sequence[Verdict], url: str, same: int, refused: int) -> No
         click.echo(line.rstrip())
     summary = f"{same} of {len(verdicts) + refused} documents came back the same, byte for byte, and stand in lists"
     not_sent = f"; {refused} refused, not sent" if refused else ""
-    click.echo(f"{visible(url)}: {summary}{not_sent}", err=True)
+    click.echo(f"{escape_control(url)}: {summary}{not_sent}", err=True)
     for advice in dict.fromkeys(line for verdict in verdicts for line in verdict.settings):
-        click.echo(f"  check: {visible(advice)}", err=True)
+        click.echo(f"  check: {escape_control(advice)}", err=True)
 
 
 def _seconds(seconds: float | None) -> str:

@@ -13,28 +13,28 @@ from typing import Final
 
 import click
 
-from runspan.cli.errors import hint_on, terminating, visible
-from runspan.cli.options import reporting
-from runspan.cli.progress import Bar, telling_trouble
-from runspan.delivery import Delivery, DeliverySettings, OnSettled, RetryPolicy, connect
+from runspan.cli.errors import escape_control, hint_on, terminating
+from runspan.cli.options import export_metrics
+from runspan.cli.progress import Bar, report_trouble
+from runspan.delivery import ExporterConfig, OnSettled, OtlpExporter, RetryPolicy, connect
 from runspan.errors import SettingError
 from runspan.otlp.protobuf_writer import Resource
-from runspan.telemetry import Health
+from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import EXPORTED, REFUSED, REJECTED, WATCH_WAITING, WATCHED
-from runspan.watch.poller import Folder
-from runspan.watch.service import Settings, Watch
-from runspan.watch.state_db import Ledger
+from runspan.watch.poller import DirectoryPoller
+from runspan.watch.service import WatchConfig, WatchService
+from runspan.watch.state_db import WatchState
 
 LEDGER: Final = ".runspan-ledger-{}.sqlite3"
 """Beside the files, so that it goes where they go; one for each target."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class WatchOptions:
     """The values of the command's options. settings: made anew for each delivery, so that a new API key counts."""
 
     folder: str
-    settings: Callable[[], DeliverySettings]
+    settings: Callable[[], ExporterConfig]
     tenant: str
     resource: Resource
     service_name: str
@@ -48,30 +48,30 @@ class Options:
     quiet: bool
 
 
-def watch(options: Options) -> None:
+def watch(options: WatchOptions) -> None:
     """Returns after SIGTERM or Ctrl-C. SettingError when the folder or the ledger cannot be used."""
     folder = _folder(options)
-    target = options.settings().place
+    target = options.settings().display_url
     whose = f"{target} for {options.tenant}" if options.tenant else target
     path = options.ledger or folder / LEDGER.format(sha256(whose.encode()).hexdigest()[:8])
-    health = Health(time.time_ns, parts=("export", "watch"))
+    health = MetricsRegistry(time.time_ns, parts=("export", "watch"))
     bar = Bar(None, None, quiet=options.quiet)
 
-    def deliver(on_settled: OnSettled) -> Delivery:
+    def deliver(on_settled: OnSettled) -> OtlpExporter:
         retry = RetryPolicy(budget=options.retry_for)
         settings = options.settings()
-        ledger.spans.belongs_to(settings.receiver)
+        ledger.spans.bind_receiver(settings.identity)
         return connect(settings, workers=options.workers, retry=retry, on_settled=on_settled)
 
     with (
-        closing(Ledger(path, whose, options.tenant)) as ledger,
+        closing(WatchState(path, whose, options.tenant)) as ledger,
         terminating(),
-        reporting(health, options.listen, service_name=options.service_name, quiet=options.quiet),
+        export_metrics(health, options.listen, service_name=options.service_name, quiet=options.quiet),
     ):
-        watching = Watch(
-            Folder(str(folder), ledger, time.monotonic),
+        watching = WatchService(
+            DirectoryPoller(str(folder), ledger, time.monotonic),
             ledger,
-            Settings(
+            WatchConfig(
                 options.tenant,
                 options.resource,
                 options.poll,
@@ -85,14 +85,14 @@ def watch(options: Options) -> None:
             note=_note,
         )
         if not options.quiet:
-            click.echo(f"runspan: watching {visible(str(folder))} for {visible(whose)}", err=True)
-        with suppress(KeyboardInterrupt), telling_trouble(watching, bar, options.retry_for):
+            click.echo(f"runspan: watching {escape_control(str(folder))} for {escape_control(whose)}", err=True)
+        with suppress(KeyboardInterrupt), report_trouble(watching, bar, options.retry_for):
             watching.run()
     if not options.quiet:
         click.echo(_summary(health), err=True)
 
 
-def _folder(options: Options) -> Path:
+def _folder(options: WatchOptions) -> Path:
     folder = Path(options.folder)
     for place, name in ((folder, "--watch"), (options.done_folder, "--done-dir")):
         if place is not None and not place.is_dir():
@@ -104,13 +104,13 @@ def _folder(options: Options) -> Path:
 
 
 def _note(line: str) -> None:
-    click.echo(f"runspan: {visible(line)}", err=True)
+    click.echo(f"runspan: {escape_control(line)}", err=True)
     if hint := hint_on(line):
         click.echo(f"  hint: {hint}", err=True)
 
 
-def _summary(health: Health) -> str:
-    told = health.read()
+def _summary(health: MetricsRegistry) -> str:
+    told = health.collect()
     words = f"{told[EXPORTED]:,.0f} runs accepted, {told[WATCHED]:,.0f} files done with"
     if told[REJECTED] or told[REFUSED]:
         words += f", {told[REJECTED]:,.0f} runs rejected, {told[REFUSED]:,.0f} documents refused"

@@ -14,7 +14,18 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from runspan.codec.fields import ABSENT, ODD, PARTS, PIECE_BYTES, RUN_TABLE, STEP_EXTRA, STEP_TABLE, Field, Kind, Table
+from runspan.codec.fields import (
+    ABSENT,
+    NON_CANONICAL,
+    PARTS,
+    PIECE_BYTES,
+    RUN_TABLE,
+    STEP_EXTRA,
+    STEP_TABLE,
+    Field,
+    FieldKind,
+    Table,
+)
 from runspan.model.document import Step, with_extra_step
 from runspan.model.parse import parse_document
 from runspan.model.span import Span, Value
@@ -25,14 +36,14 @@ _json = msgspec.json.encode
 _INT64 = 1 << 63
 
 
-class Missing(Exception):
+class AttributeDecodeError(Exception):
     """An attribute is not there, or is not what encode writes. The text says which."""
 
 
 # Text, cut at code points into pieces that every backend keeps.
 
 
-def put_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
+def encode_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
     """Appends a text, in numbered pieces when it is long. It must not be empty: stores drop empty strings."""
     if type(text) is not Raw:
         text = Raw(text)
@@ -45,7 +56,7 @@ def put_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
     pairs.append((key + PARTS, len(pieces)))
 
 
-def take_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
+def decode_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
     """The text, its pieces joined; None when there is none."""
     first = attributes.get(key)
     parts = attributes.get(key + PARTS)
@@ -54,7 +65,7 @@ def take_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
             return None
         return _piece(attributes, key)
     if type(parts) is not int or parts < 1:
-        raise Missing(f"attribute {key}{PARTS} is no count")
+        raise AttributeDecodeError(f"attribute {key}{PARTS} is no count")
     return b"".join([_piece(attributes, f"{key}.{number}" if number else key) for number in range(parts)])
 
 
@@ -73,20 +84,20 @@ def _piece(attributes: Mapping[str, Value], key: str) -> bytes:
     if type(value) is Raw:
         return bytes(value)
     if type(value) is not str:
-        raise Missing(f"attribute {key} is missing" if value is None else f"attribute {key} is no string")
+        raise AttributeDecodeError(f"attribute {key} is missing" if value is None else f"attribute {key} is no string")
     return value.encode()
 
 
 # A member's JSON text, where the usual form cannot carry it.
 
 
-def _put_odd(pairs: Pairs, key: str, value: Any) -> None:
-    put_text(pairs, key + ODD, value if type(value) is Raw else _json(value))
+def _encode_non_canonical(pairs: Pairs, key: str, value: Any) -> None:
+    encode_text(pairs, key + NON_CANONICAL, value if type(value) is Raw else _json(value))
 
 
-def _take_odd(attributes: Mapping[str, Value], key: str) -> Any:
+def _decode_non_canonical(attributes: Mapping[str, Value], key: str) -> Any:
     """``Raw`` or a plain string or None; UNSET when there is none."""
-    text = take_text(attributes, key + ODD)
+    text = decode_text(attributes, key + NON_CANONICAL)
     if text is None:
         return UNSET
     return _plain(text)
@@ -106,38 +117,38 @@ def _plain(text: bytes) -> Any:
 # Members that have an attribute of their own.
 
 
-def put_value(pairs: Pairs, field: Field, value: Any) -> None:
+def encode_value(pairs: Pairs, field: Field, value: Any) -> None:
     """Appends one member of the kinds LABEL, TEXT, INTEGER and PAYLOAD. UNSET appends nothing."""
     if value is UNSET:
         return
-    if field.kind is Kind.PAYLOAD:
-        put_text(pairs, field.key, value)
-    elif field.kind is Kind.INTEGER:
+    if field.kind is FieldKind.PAYLOAD:
+        encode_text(pairs, field.key, value)
+    elif field.kind is FieldKind.INTEGER:
         number = _integer(bytes(value))
         if number is None:
-            _put_odd(pairs, field.key, value)
+            _encode_non_canonical(pairs, field.key, value)
         else:
             pairs.append((field.key, number))
     elif type(value) is str and 0 < len(value) <= PIECE_BYTES // 4:
         pairs.append((field.key, value))
     else:
-        _put_odd(pairs, field.key, value)
+        _encode_non_canonical(pairs, field.key, value)
 
 
-def take_value(attributes: Mapping[str, Value], field: Field) -> Any:
+def decode_value(attributes: Mapping[str, Value], field: Field) -> Any:
     """The member as the document classes hold it; UNSET when the document has none."""
-    if field.kind is Kind.PAYLOAD:
-        text = take_text(attributes, field.key)
+    if field.kind is FieldKind.PAYLOAD:
+        text = decode_text(attributes, field.key)
         return UNSET if text is None else Raw(text)
     value = attributes.get(field.key)
-    if field.kind is Kind.INTEGER:
+    if field.kind is FieldKind.INTEGER:
         if type(value) is int:
             return Raw(b"%d" % value)
-        odd = take_text(attributes, field.key + ODD)
+        odd = decode_text(attributes, field.key + NON_CANONICAL)
         return UNSET if odd is None else Raw(odd)
     if type(value) is str:
         return value
-    return _take_odd(attributes, field.key)
+    return _decode_non_canonical(attributes, field.key)
 
 
 def _integer(text: bytes) -> int | None:
@@ -154,7 +165,7 @@ def _integer(text: bytes) -> int | None:
 # Times, which are the span's own where they follow from its nanoseconds.
 
 
-def put_times(
+def encode_times(
     pairs: Pairs,
     table: Table,
     started: Any,
@@ -179,31 +190,31 @@ def put_times(
     if first is None:
         first = fallback if last is None or early else last
     if start_ns is None:
-        _put_time(pairs, table.start, started)
+        _encode_time(pairs, table.start, started)
     if observed_at is not None:
         last, end_ns = observed_at, None
     if last is None or last <= first:
         last, end_ns = first + 1, None
     if end_ns is None:
-        _put_time(pairs, table.end, completed)
+        _encode_time(pairs, table.end, completed)
     return first, last
 
 
-def _put_time(pairs: Pairs, field: Field, value: Any) -> None:
+def _encode_time(pairs: Pairs, field: Field, value: Any) -> None:
     if value is UNSET:
-        pairs.append((field.key + ODD, ABSENT))
+        pairs.append((field.key + NON_CANONICAL, ABSENT))
     else:
-        _put_odd(pairs, field.key, value)
+        _encode_non_canonical(pairs, field.key, value)
 
 
-def take_time(attributes: Mapping[str, Value], field: Field, ns: int) -> Any:
+def decode_time(attributes: Mapping[str, Value], field: Field, ns: int) -> Any:
     """The time as the document has it: what stands beside the span's own, else the span's own."""
-    text = take_text(attributes, field.key + ODD)
+    text = decode_text(attributes, field.key + NON_CANONICAL)
     if text is not None:
         return UNSET if text == ABSENT.encode() else _plain(text)
     canonical = canonical_text(ns)
     if canonical is None:
-        raise Missing(f"the span's {field.kind.name.lower()} was changed")
+        raise AttributeDecodeError(f"the span's {field.kind.name.lower()} was changed")
     return canonical
 
 
@@ -211,7 +222,7 @@ def _near(value: Any) -> int | None:
     return parse_ns(value) if type(value) is str else None
 
 
-def parse_step(text: str) -> Step:
+def parse_open_step(text: str) -> Step:
     """A step from its canonical text."""
     envelope, _, _ = parse_document('{"id":"_","steps":[' + text + "]}")
     if type(envelope.steps) is not list or len(envelope.steps) != 1:
@@ -219,41 +230,41 @@ def parse_step(text: str) -> Step:
     return envelope.steps[0]
 
 
-def read_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
+def decode_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
     """The step that a step span carries; Missing when a piece is not there."""
     attributes = span.attributes() if attributes is None else attributes
-    values = members_of(attributes, STEP_TABLE, span)
+    values = decode_members(attributes, STEP_TABLE, span)
     if "id" not in values:
-        raise Missing(f"span {span.span_id.hex()}: the step's id is missing")
-    return with_extra_step(Step(**values), without_braces(take_text(attributes, STEP_EXTRA)))
+        raise AttributeDecodeError(f"span {span.span_id.hex()}: the step's id is missing")
+    return with_extra_step(Step(**values), strip_braces(decode_text(attributes, STEP_EXTRA)))
 
 
 class _Unusual:
     """The type of no value."""
 
 
-def _rows(table: Table) -> dict[str, tuple[str, type, Kind]]:
+def _rows(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
     """By attribute name: member, type and kind of the usual form. A name that says that some member is not in its usual
     form has a type that no value has."""
-    usual: dict[str, tuple[str, type, Kind]] = {
-        field.key: (field.member, int if field.kind is Kind.INTEGER else str, field.kind)
+    usual: dict[str, tuple[str, type, FieldKind]] = {
+        field.key: (field.member, int if field.kind is FieldKind.INTEGER else str, field.kind)
         for field in (*table.labels, *table.values)
     }
     for field in table.fields:
-        for ending in (ODD, PARTS):
+        for ending in (NON_CANONICAL, PARTS):
             usual[field.key + ending] = "", _Unusual, field.kind
     return usual
 
 
 _ROWS = {table: _rows(table) for table in (RUN_TABLE, STEP_TABLE)}
-_PAYLOAD, _INTEGER = Kind.PAYLOAD, Kind.INTEGER
+_PAYLOAD, _INTEGER = FieldKind.PAYLOAD, FieldKind.INTEGER
 
 
-def members_of(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+def decode_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
     """The members by their names in the document classes."""
     start, end = canonical_text(span.start), canonical_text(span.end)
     if start is None or end is None:
-        return _odd_members(attributes, table, span)
+        return _non_canonical_members(attributes, table, span)
     values: dict[str, Any] = {table.start.member: start, table.end.member: end}
     row_of = _ROWS[table].get
     for key, value in attributes.items():
@@ -262,7 +273,7 @@ def members_of(attributes: Mapping[str, Value], table: Table, span: Span) -> dic
             continue
         member, usual, kind = row
         if type(value) is not usual:
-            return _odd_members(attributes, table, span)
+            return _non_canonical_members(attributes, table, span)
         if kind is _PAYLOAD:
             values[member] = Raw(value.encode())  # type: ignore[union-attr]
         elif kind is _INTEGER:
@@ -272,23 +283,23 @@ def members_of(attributes: Mapping[str, Value], table: Table, span: Span) -> dic
     return values
 
 
-def _odd_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+def _non_canonical_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
     """The same for spans on which some member is odd, long or absent."""
     values: dict[str, Any] = {}
     try:
         for field in (*table.labels, *table.values):
-            value = take_value(attributes, field)
+            value = decode_value(attributes, field)
             if value is not UNSET:
                 values[field.member] = value
         for field, ns in ((table.start, span.start), (table.end, span.end)):
-            value = take_time(attributes, field, ns)
+            value = decode_time(attributes, field, ns)
             if value is not UNSET:
                 values[field.member] = value
-    except Missing as error:
-        raise Missing(f"span {span.span_id.hex()}: {error}") from None
+    except AttributeDecodeError as error:
+        raise AttributeDecodeError(f"span {span.span_id.hex()}: {error}") from None
     return values
 
 
-def without_braces(extra: bytes | None) -> bytes:
+def strip_braces(extra: bytes | None) -> bytes:
     """The members in an object's text; nothing for None."""
     return b"" if extra is None else extra[1:-1]

@@ -15,17 +15,24 @@ from itertools import islice, product
 
 from msgspec import UNSET, Raw, UnsetType
 
-from runspan.codec.attributes import Missing, members_of, parse_step, read_step, take_text, without_braces
+from runspan.codec.attributes import (
+    AttributeDecodeError,
+    decode_members,
+    decode_step,
+    decode_text,
+    parse_open_step,
+    strip_braces,
+)
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
-    ODD,
-    OPEN,
+    NON_CANONICAL,
+    OPEN_STEP_MARK,
     OPEN_STEPS,
     REVISION,
     ROLE,
+    ROLE_REVISION,
     ROLE_RUN,
-    ROLE_SNAPSHOT,
     ROLE_STEP,
     RUN_EXTRA,
     RUN_ID,
@@ -38,10 +45,10 @@ from runspan.model.document import (
     SUMMARY_MEMBERS,
     Envelope,
     Step,
-    plain_text,
     run_text,
     sort_time,
     summary_text,
+    unquote,
     with_extra_run,
 )
 from runspan.model.ids import run_ids
@@ -50,14 +57,14 @@ from runspan.model.parse import parse_document
 from runspan.model.run import Run
 from runspan.model.span import Span, Value
 
-_ID_DIGITS = len(OPEN)
+_ID_DIGITS = len(OPEN_STEP_MARK)
 _NO_ID = b""
 _MANIFEST = re.compile(r"(?:[0-9a-f]{16}|\.{16})*")
 _MAX_CHOICES = 64
 """How many combinations of spans that share ids are tried before the head counts as damaged."""
-_MAX_TEXTS = 256
+_MAX_REBUILDS = 256
 _MAX_BYTES = 128 << 20
-_FEW_TEXTS = 4
+_MIN_REBUILDS = 4
 """How many documents one reading rebuilds, and how many bytes of them, if more than a few: a trace of forged heads must
 not take minutes."""
 _MAX_NOTES = 20
@@ -65,7 +72,7 @@ _MAX_NOTES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class VerifiedRun:
     """A run as its spans prove it.
 
     revision: the head's. step_ids: the spans of the finished steps, in the document's order.
@@ -81,7 +88,7 @@ class Decoded:
 
 def decode(spans: Iterable[Span]) -> Run:
     """The newest revision of the run. TraceIncomplete names what is missing of it, NotFound says it is no run."""
-    decoded = read_run(spans)
+    decoded = verify_run(spans)
     if decoded.incomplete:
         raise TraceIncomplete(
             "the newest revision of the run is incomplete",
@@ -93,19 +100,19 @@ def decode(spans: Iterable[Span]) -> Run:
     return decoded.run
 
 
-def read_run(spans: Iterable[Span]) -> Decoded:
+def verify_run(spans: Iterable[Span]) -> VerifiedRun:
     """The newest revision that the spans prove. Of equals, the later in the given order wins.
 
     Raises TraceIncomplete when none is proved, NotFound when no span of them is runspan's.
     """
     heads: list[tuple[int, int, Span, dict[str, Value]]] = []
-    steps = _Steps()
+    steps = _StepSpans()
     for order, span in enumerate(spans):
         attributes = span.attributes()
         role = attributes.get(ROLE)
         if role == ROLE_STEP:
             steps.spans.setdefault(span.span_id, []).append((span, attributes))
-        elif role in (ROLE_RUN, ROLE_SNAPSHOT):
+        elif role in (ROLE_RUN, ROLE_REVISION):
             revision = attributes.get(REVISION)
             heads.append((revision if type(revision) is int else -1, order, span, attributes))
     if not heads and not steps.spans:
@@ -113,12 +120,12 @@ def read_run(spans: Iterable[Span]) -> Decoded:
     missing = {} if heads else {f"the run span; {len(steps.spans)} step spans are there": None}
     for revision, _, span, attributes in sorted(heads, key=_rank, reverse=True):
         try:
-            run, step_ids = _Head(span, attributes, steps).document()
-        except Missing as error:
+            run, step_ids = _RevisionSpan(span, attributes, steps).document()
+        except AttributeDecodeError as error:
             missing[f"revision {revision}: {error}"] = None
             continue
         tenant = attributes.get(TENANT, "")
-        return Decoded(run, tenant if type(tenant) is str else "", revision, step_ids, _notes(missing))
+        return VerifiedRun(run, tenant if type(tenant) is str else "", revision, step_ids, _notes(missing))
     raise TraceIncomplete(
         "no revision of the run can be proved",
         missing=_notes(missing),
@@ -138,7 +145,7 @@ def _notes(missing: Mapping[str, None]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Heading:
+class RunSummary:
     """What a head span tells without the steps: enough for a list item, though without the proof of the digest.
 
     time: the sort time of ``contracts.RunQuery``. summary: the list item's JSON text.
@@ -153,35 +160,35 @@ class Heading:
     summary: bytes
 
 
-def read_heading(span: Span) -> Heading | None:
+def read_summary(span: Span) -> RunSummary | None:
     """The heading of a run or snapshot span; None for any other span, TraceIncomplete when a piece is missing."""
     attributes = span.attributes()
     revision = attributes.get(REVISION)
     run_id, tenant = attributes.get(RUN_ID), attributes.get(TENANT, "")
-    if attributes.get(ROLE) not in (ROLE_RUN, ROLE_SNAPSHOT):
+    if attributes.get(ROLE) not in (ROLE_RUN, ROLE_REVISION):
         return None
     try:
         if type(revision) is not int or type(run_id) is not str or type(tenant) is not str:
-            raise Missing(f"span {span.span_id.hex()}: attribute {REVISION} or {RUN_ID} is missing")
-        envelope = Envelope(id=run_id, **members_of(attributes, RUN_TABLE, span))
+            raise AttributeDecodeError(f"span {span.span_id.hex()}: attribute {REVISION} or {RUN_ID} is missing")
+        envelope = Envelope(id=run_id, **decode_members(attributes, RUN_TABLE, span))
         for name in SUMMARY_MEMBERS:
             value = getattr(envelope, name)
             if type(value) is Raw and not is_one_value(bytes(value)):  # no digest proves a list's item
-                raise Missing(f"span {span.span_id.hex()}: {name} is no JSON value")
-    except Missing as error:
+                raise AttributeDecodeError(f"span {span.span_id.hex()}: {name} is no JSON value")
+    except AttributeDecodeError as error:
         raise TraceIncomplete("the head of a run is cut", where=f"run {run_id!r}", missing=(str(error),)) from None
-    return Heading(
+    return RunSummary(
         run_id,
         tenant,
         revision,
-        plain_text(envelope.workflow_id),
-        plain_text(envelope.status),
+        unquote(envelope.workflow_id),
+        unquote(envelope.status),
         sort_time(envelope),
         summary_text(envelope),
     )
 
 
-class _Steps:
+class _StepSpans:
     """The step spans of one reading, and what it may still rebuild.
 
     spans: with their attributes, by span id, in the given order.
@@ -192,27 +199,27 @@ class _Steps:
         self._read: dict[bytes, list[Step]] = {}
         self._texts = self._bytes = 0
 
-    def of(self, span_id: bytes) -> list[Step]:
+    def candidates(self, span_id: bytes) -> list[Step]:
         """The steps that spans under one id may tell; Missing when none can be read."""
         steps = self._read.get(span_id)
         if steps is None:
-            steps = self._read[span_id] = _readable(self.spans[span_id])
+            steps = self._read[span_id] = _decode_candidates(self.spans[span_id])
         return steps
 
     def rebuild(self, envelope: Envelope) -> bytes:
         """The document's text; Missing when there were too many before."""
-        if self._texts >= _MAX_TEXTS or (self._bytes >= _MAX_BYTES and self._texts >= _FEW_TEXTS):
-            raise Missing("not looked at: too many revisions above it could not be proved")
+        if self._texts >= _MAX_REBUILDS or (self._bytes >= _MAX_BYTES and self._texts >= _MIN_REBUILDS):
+            raise AttributeDecodeError("not looked at: too many revisions above it could not be proved")
         text = run_text(envelope)
         self._texts += 1
         self._bytes += len(text)
         return text
 
 
-class _Head:
+class _RevisionSpan:
     """One head with the step spans that may belong to it."""
 
-    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: _Steps) -> None:
+    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: _StepSpans) -> None:
         self.span = span
         self.attributes = attributes
         self.steps = steps
@@ -222,79 +229,81 @@ class _Head:
         run_id = self.attributes.get(RUN_ID)
         tenant = self.attributes.get(TENANT, "")
         if type(run_id) is not str or type(tenant) is not str:
-            raise Missing(f"attribute {RUN_ID} is missing")
+            raise AttributeDecodeError(f"attribute {RUN_ID} is missing")
         if run_ids(run_id, tenant).trace_id != self.span.trace_id:
-            raise Missing(f"the trace id does not follow from run id {run_id!r}")
+            raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
         names = self._manifest()
         step_ids = [name for name in names or () if name]
-        values = members_of(self.attributes, RUN_TABLE, self.span)
-        extra = without_braces(take_text(self.attributes, RUN_EXTRA))
+        values = decode_members(self.attributes, RUN_TABLE, self.span)
+        extra = strip_braces(decode_text(self.attributes, RUN_EXTRA))
         for steps in self._choices(names):
             envelope = with_extra_run(Envelope(id=run_id, steps=steps, **values), extra)
             text = self.steps.rebuild(envelope)
             if sha256(text).hexdigest() == self.attributes.get(DIGEST):
                 break
         else:
-            raise Missing("the document rebuilt does not have the digest that the head tells: something was changed")
+            raise AttributeDecodeError(
+                "the document rebuilt does not have the digest that the head tells: something was changed"
+            )
         try:
             return Run(*parse_document(text)), step_ids
         except DocumentError as error:
-            raise Missing(f"the document is not one that encode carries: {error}") from None
+            raise AttributeDecodeError(f"the document is not one that encode carries: {error}") from None
 
     def _manifest(self) -> list[bytes] | None:
         """The span ids of the steps, an empty one for a step without; None when the document has no list of steps."""
         count = self.attributes.get(STEP_COUNT)
         if count is None:
             return None
-        manifest = (take_text(self.attributes, MANIFEST) or b"").decode()
+        manifest = (decode_text(self.attributes, MANIFEST) or b"").decode()
         if type(count) is not int or len(manifest) != count * _ID_DIGITS:
-            raise Missing(f"the manifest names {len(manifest) // _ID_DIGITS} of {count!r} steps")
+            raise AttributeDecodeError(f"the manifest names {len(manifest) // _ID_DIGITS} of {count!r} steps")
         if not _MANIFEST.fullmatch(manifest):
-            raise Missing("the manifest names a step by something else than a span id")
+            raise AttributeDecodeError("the manifest names a step by something else than a span id")
         starts = range(0, len(manifest), _ID_DIGITS)
         names = [bytes.fromhex(manifest[start : start + _ID_DIGITS].strip(".")) for start in starts]
         finished = [name for name in names if name]
         if len(set(finished)) != len(finished):
-            raise Missing("the manifest names a span twice")
+            raise AttributeDecodeError("the manifest names a span twice")
         return names
 
     def _choices(self, names: list[bytes] | None) -> Iterator[list[Step] | UnsetType | None]:
         """The lists of steps that the spans allow: one, unless two spans of different content share an id."""
         if names is None:
-            yield None if self.attributes.get(MANIFEST + ODD) == "null" else UNSET
+            yield None if self.attributes.get(MANIFEST + NON_CANONICAL) == "null" else UNSET
             return
         open_steps = iter(self._open_steps(names.count(_NO_ID)))
         absent = [name.hex() for name in names if name and name not in self.steps.spans]
         if absent:
             shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-            raise Missing(f"{len(absent)} of {len(names) - names.count(_NO_ID)} step spans: {shown}")
-        candidates = [self.steps.of(name) if name else [next(open_steps)] for name in names]
+            raise AttributeDecodeError(f"{len(absent)} of {len(names) - names.count(_NO_ID)} step spans: {shown}")
+        candidates = [self.steps.candidates(name) if name else [next(open_steps)] for name in names]
         for choice in islice(product(*candidates), _MAX_CHOICES):
             yield list(choice)
 
     def _open_steps(self, count: int) -> list[Step]:
         if not count:
             return []
-        text = (take_text(self.attributes, OPEN_STEPS) or b"[]").decode()
+        text = (decode_text(self.attributes, OPEN_STEPS) or b"[]").decode()
         try:
-            found = [parse_step(element.value_text) for element in elements(text, 0)]
+            found = [parse_open_step(element.value_text) for element in elements(text, 0)]
         except (ValueError, DocumentError):
-            raise Missing(f"attribute {OPEN_STEPS} is cut") from None
+            raise AttributeDecodeError(f"attribute {OPEN_STEPS} is cut") from None
         if len(found) != count:
-            raise Missing(f"{len(found)} of {count} open steps")
+            raise AttributeDecodeError(f"{len(found)} of {count} open steps")
         return found
 
 
-def _readable(found: list[tuple[Span, dict[str, Value]]]) -> list[Step]:
+def _decode_candidates(found: list[tuple[Span, dict[str, Value]]]) -> list[Step]:
     """The steps of spans with one id: of the latest span, of the first, then of the others; Missing when there is none.
 
     In most places the first is the stored one, which must not be lost among many others.
     """
     if len(found) == 1:
-        return [read_step(*found[0])]
+        return [decode_step(*found[0])]
     steps: list[Step] = []
     seen: list[Span] = []
-    failure = Missing("")
+    failure = AttributeDecodeError("")
     for span, attributes in (found[-1], found[0], *found[-2:0:-1]):
         if len(seen) == _MAX_CHOICES:
             break
@@ -302,8 +311,8 @@ def _readable(found: list[tuple[Span, dict[str, Value]]]) -> list[Step]:
             continue
         seen.append(span)
         try:
-            steps.append(read_step(span, attributes))
-        except Missing as error:
+            steps.append(decode_step(span, attributes))
+        except AttributeDecodeError as error:
             failure = error
     if not steps:
         raise failure

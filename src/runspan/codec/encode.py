@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from runspan.codec.attributes import Pairs, put_text, put_times, put_value
+from runspan.codec.attributes import Pairs, encode_text, encode_times, encode_value
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
-    ODD,
-    OPEN,
+    NON_CANONICAL,
+    OPEN_STEP_MARK,
     OPEN_STEPS,
     REVISION,
     ROLE,
@@ -39,20 +39,20 @@ from runspan.codec.semconv import (
     PIPELINE_RUN_ID,
     Attempt,
     Usage,
+    add_totals,
+    add_usage,
     attempts_of,
     caller_links,
     child_link,
     child_run_of,
     current_attempt,
-    fault_of,
+    error_of,
     parent_run_of,
-    put_totals,
-    put_usage,
     usage_of,
 )
-from runspan.codec.span_templates import Label, run_label, step_label
+from runspan.codec.span_templates import SpanTemplate, run_template, step_template
 from runspan.model.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, sort_time, step_text
-from runspan.model.ids import child_span_id, run_ids, snapshot_span_id, step_span_id
+from runspan.model.ids import child_span_id, revision_span_id, run_ids, step_span_id
 from runspan.model.run import Run
 from runspan.model.span import ERROR, INTERNAL, Attributes, Event, Link, Span
 from runspan.model.span import UNSET as STATUS_UNSET
@@ -92,7 +92,7 @@ def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
     return list(RunEncoder(run, tenant).step_ids())
 
 
-class FaultMark(NamedTuple):
+class SpanStatus(NamedTuple):
     """How a span says that it failed, or that it did not."""
 
     status: int = STATUS_UNSET
@@ -100,29 +100,29 @@ class FaultMark(NamedTuple):
     events: tuple[Event, ...] = ()
 
 
-NO_FAULT: Final = FaultMark()
+NO_ERROR: Final = SpanStatus()
 
 
-def put_fault(own: Pairs, error: object, label: Label, end: int, exception_events: bool) -> FaultMark:
+def set_error_status(own: Pairs, error: object, label: SpanTemplate, end: int, exception_events: bool) -> SpanStatus:
     """Status, description and events of a span; ``error.type`` is appended when its label is an error's."""
     if label.error_type is None:
-        return NO_FAULT
-    fault = fault_of(error, label.error_type)
+        return NO_ERROR
+    fault = error_of(error, label.error_type)
     own.append((ERROR_TYPE, fault.type))
-    return FaultMark(ERROR, fault.message, (fault.event(end),) if exception_events else ())
+    return SpanStatus(ERROR, fault.message, (fault.event(end),) if exception_events else ())
 
 
-class Rest(NamedTuple):
+class StepSpanParts(NamedTuple):
     """What a step span has beside its label and the members in their usual attributes."""
 
     own: Pairs
     start: int
     end: int
-    fault: FaultMark
+    fault: SpanStatus
     links: tuple[Link, ...]
 
 
-class RestOfSteps:
+class StepPartsBuilder:
     """Works out ``Rest`` for the steps of one run. usages: what its agent steps used so far; grows.
 
     fallback: the start of a span without a time, nanoseconds since 1970.
@@ -136,24 +136,24 @@ class RestOfSteps:
         self.exception_events = exception_events
         self.usages = [] if usages is None else usages
 
-    def of(self, step: Step, label: Label) -> Rest:
+    def build(self, step: Step, label: SpanTemplate) -> StepSpanParts:
         own: Pairs = []
         if step.extra:
-            put_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
-        start, end = put_times(own, STEP_TABLE, step.started_at, step.completed_at, self.fallback)
+            encode_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
+        start, end = encode_times(own, STEP_TABLE, step.started_at, step.completed_at, self.fallback)
         links: tuple[Link, ...] = ()
         if label.agent:
             usage = usage_of(step.output)
             if usage is not None:
                 self.usages.append(usage)
-                put_usage(own, usage)
+                add_usage(own, usage)
         elif label.calls:
             child = child_run_of(step.output)
             if child:
                 own.append((CHILD_RUN_ID, child[:500]))
                 links = (child_link(child, self.tenant),)
-        fault = put_fault(own, step.error, label, end, self.exception_events)
-        return Rest(own, start, end, fault, links)
+        fault = set_error_status(own, step.error, label, end, self.exception_events)
+        return StepSpanParts(own, start, end, fault, links)
 
 
 class RunEncoder:
@@ -177,12 +177,12 @@ class RunEncoder:
         self.after_root = after_root
         self.is_root = (not after_root and envelope.status in TERMINAL_RUN_STATUSES) if is_root is None else is_root
         self.trace_id, self.root_id, seed = run_ids(envelope.id, tenant)
-        self.label = run_label(self.is_root, RUN_TABLE.get_labels(envelope))
+        self.label = run_template(self.is_root, RUN_TABLE.get_labels(envelope))
         self.fallback = _first_time(envelope)
         self.step_seed = seed ^ self.label.salt ^ self.fallback ^ (not exception_events)
         self.seed = self.step_seed.to_bytes(8, "big")
         self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity.pairs])
-        self.rest = RestOfSteps(tenant, self.fallback, exception_events)
+        self.rest = StepPartsBuilder(tenant, self.fallback, exception_events)
 
     def spans(
         self, observed_at: int | None, step_ids: Sequence[bytes] | None, ended: Sequence[bool] | None = None
@@ -198,7 +198,7 @@ class RunEncoder:
         open_steps: list[bytes] = []
         for step in steps if type(steps) is list else ():
             text = step_text(step)
-            label = step_label(STEP_TABLE.get_labels(step))
+            label = step_template(STEP_TABLE.get_labels(step))
             if not (label.finished if told is None else next(told)):
                 below += self._open_attempts(step, label, len(names))
                 open_steps.append(text)
@@ -206,15 +206,17 @@ class RunEncoder:
                 continue
             span_id = step_span_id(text, self.step_seed, taken) if given is None else next(given, _OPEN)
             names.append(span_id)
-            spans.append(self.step(step, span_id, label))
+            spans.append(self.step_span(step, span_id, label))
             if step.extra:
-                below += self.attempts(step, span_id, label)
+                below += self.attempt_spans(step, span_id, label)
         if step_ids is not None and len(set(step_ids)) != len(step_ids):
             raise ValueError("a step id stands twice: every span has its own")
         if step_ids is not None and len(step_ids) != len(spans):
             raise ValueError(f"{len(step_ids)} step ids for {len(spans)} finished steps")
-        manifest = b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN for name in names])
-        return [*spans, *below, self.head(manifest, open_steps, observed_at)]
+        manifest = (
+            b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN_STEP_MARK for name in names])
+        )
+        return [*spans, *below, self.revision_span(manifest, open_steps, observed_at)]
 
     def step_ids(self) -> Iterator[bytes]:
         """The content ids of the finished steps, each worked out when it is asked for."""
@@ -224,12 +226,12 @@ class RunEncoder:
             if step.status in TERMINAL_STEP_STATUSES:
                 yield step_span_id(step_text(step), self.step_seed, taken)
 
-    def step(self, step: Step, span_id: bytes, label: Label) -> Span:
+    def step_span(self, step: Step, span_id: bytes, label: SpanTemplate) -> Span:
         """The span of a finished step."""
         own: Pairs = []
         for field, value in zip(STEP_TABLE.values, STEP_TABLE.get_values(step), strict=True):
-            put_value(own, field, value)
-        rest = self.rest.of(step, label)
+            encode_value(own, field, value)
+        rest = self.rest.build(step, label)
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
@@ -246,12 +248,12 @@ class RunEncoder:
             links=rest.links,
         )
 
-    def attempts(self, step: Step, step_id: bytes, label: Label) -> Iterator[Span]:
+    def attempt_spans(self, step: Step, step_id: bytes, label: SpanTemplate) -> Iterator[Span]:
         """The spans of the attempts that a step lists and that have ended, below the step's span."""
         for attempt in attempts_of(step.extra):
             yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, label)
 
-    def _open_attempts(self, step: Step, label: Label, place: int) -> Iterator[Span]:
+    def _open_attempts(self, step: Step, label: SpanTemplate, place: int) -> Iterator[Span]:
         """The attempts of a step that goes on, below the root to come.
 
         Every snapshot tells them all, so the id of each follows from all that its span carries, and it is one span.
@@ -268,11 +270,11 @@ class RunEncoder:
             span_id = child_span_id(key, "open attempt", attempt.position)
             yield self._attempt(attempt, span_id, self.root_id, step, label)
 
-    def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, label: Label) -> Span:
+    def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, label: SpanTemplate) -> Span:
         own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
         if attempt.status:
             own.append(("runspan.attempt.status", attempt.status[:500]))
-        put_value(own, _STEP_ID, step.id)
+        encode_value(own, _STEP_ID, step.id)
         events: tuple[Event, ...] = ()
         if attempt.fault is not None:
             own.append((ERROR_TYPE, attempt.fault.type))
@@ -292,7 +294,7 @@ class RunEncoder:
             events=events,
         )
 
-    def head(self, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
+    def revision_span(self, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
         """The root span, or a snapshot. manifest and open_steps: see ``codec.fields.MANIFEST``."""
         envelope = self.envelope
         own: Pairs = [(DIGEST, sha256(self.run_text).hexdigest())]
@@ -305,32 +307,32 @@ class RunEncoder:
         if self.tenant:
             own.append((TENANT, self.tenant))
         if type(envelope.steps) is list:
-            own.append((STEP_COUNT, len(manifest) // len(OPEN)))
+            own.append((STEP_COUNT, len(manifest) // len(OPEN_STEP_MARK)))
             if manifest:
-                put_text(own, MANIFEST, manifest.encode())
+                encode_text(own, MANIFEST, manifest.encode())
             if open_steps:
-                put_text(own, OPEN_STEPS, b"[" + b",".join(open_steps) + b"]")
+                encode_text(own, OPEN_STEPS, b"[" + b",".join(open_steps) + b"]")
         elif envelope.steps is None:
-            own.append((MANIFEST + ODD, "null"))
+            own.append((MANIFEST + NON_CANONICAL, "null"))
         for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
-            put_value(own, field, value)
+            encode_value(own, field, value)
         links: tuple[Link, ...] = ()
         if envelope.extra:
-            put_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
+            encode_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
             parent = parent_run_of(envelope.extra)
             if parent:
                 own.append((PARENT_RUN_ID, parent[:500]))
             links = caller_links(envelope.extra, self.trace_id)
         seen = None if self.is_root else observed_at
         place = sort_time(envelope) or 1  # not the completion: lists are searched by where heads begin
-        start, end = put_times(own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, early=True)
+        start, end = encode_times(own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, early=True)
         own.append((PIPELINE_RUN_ID, envelope.id))
-        put_totals(own, self.rest.usages)
+        add_totals(own, self.rest.usages)
         label = self.label
-        fault = put_fault(own, envelope.error, label, end, self.exception_events)
+        fault = set_error_status(own, envelope.error, label, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:
-            span_id = snapshot_span_id(self.trace_id, self.run_text, revision, self.seed)
+            span_id = revision_span_id(self.trace_id, self.run_text, revision, self.seed)
             parent_id = self.root_id
         shared = (label.shared, self.identity)
         return Span(

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 ROLE: Final = "runspan.role"
 ROLE_RUN: Final = "run"
-ROLE_SNAPSHOT: Final = "snapshot"
+ROLE_REVISION: Final = "snapshot"
 ROLE_STEP: Final = "step"
 ROLE_ATTEMPT: Final = "attempt"
 
@@ -27,7 +27,7 @@ ROOT_REVISION: Final = 1 << 62
 revisions of a finished run have both added up, which stays below 2**63."""
 
 
-def observation(revision: int) -> int:
+def observed_time(revision: int) -> int:
     """When the document of a snapshot was seen, nanoseconds since 1970: what its revision tells. Of a root it is 0."""
     return revision - ROOT_REVISION if revision >= ROOT_REVISION else revision
 
@@ -38,7 +38,7 @@ STEP_COUNT: Final = "runspan.run.step_count"
 """How many steps the document lists; absent when it has no ``steps`` or ``null``."""
 MANIFEST: Final = "runspan.run.steps"
 """The steps in their order: 16 hex digits each, the id of the step's span, or ``OPEN``."""
-OPEN: Final = "." * 16
+OPEN_STEP_MARK: Final = "." * 16
 """In the manifest: a step that has not ended. Its text stands in ``OPEN_STEPS``."""
 OPEN_STEPS: Final = "runspan.run.open_steps"
 """A JSON array of the steps that have not ended, in their order."""
@@ -46,7 +46,7 @@ RUN_EXTRA: Final = "runspan.run.extra"
 STEP_EXTRA: Final = "runspan.step.extra"
 """A JSON object of the unknown members, in their order."""
 
-ODD: Final = ".json"
+NON_CANONICAL: Final = ".json"
 """Appended to an attribute's name: the member's JSON text, where the usual form cannot carry it."""
 PARTS: Final = ".parts"
 """Appended to an attribute's name: how many pieces its text was cut into. Piece n > 0 is called ``name.n``."""
@@ -56,7 +56,7 @@ PIECE_BYTES: Final = 2000
 """The longest string attribute that we write. Tempo silently cuts at 2048 bytes."""
 
 
-class Kind(Enum):
+class FieldKind(Enum):
     """How a member is carried. In every case its JSON text goes to ``name.json`` when the usual form cannot hold it."""
 
     LABEL = auto()
@@ -78,36 +78,36 @@ class Field(NamedTuple):
 
     member: str
     key: str
-    kind: Kind
+    kind: FieldKind
 
 
 RUN_FIELDS: Final = (
-    Field("workflow_id", WORKFLOW_ID, Kind.LABEL),
-    Field("status", "runspan.run.status", Kind.LABEL),
-    Field("trigger_type", "runspan.run.trigger_type", Kind.LABEL),
-    Field("started_at", "runspan.run.started_at", Kind.START),
-    Field("completed_at", "runspan.run.completed_at", Kind.END),
-    Field("duration_ms", "runspan.run.duration_ms", Kind.INTEGER),
-    Field("input", "runspan.run.input", Kind.PAYLOAD),
-    Field("output", "runspan.run.output", Kind.PAYLOAD),
-    Field("error", "runspan.run.error", Kind.PAYLOAD),
-    Field("created_at", "runspan.run.created_at", Kind.TEXT),
+    Field("workflow_id", WORKFLOW_ID, FieldKind.LABEL),
+    Field("status", "runspan.run.status", FieldKind.LABEL),
+    Field("trigger_type", "runspan.run.trigger_type", FieldKind.LABEL),
+    Field("started_at", "runspan.run.started_at", FieldKind.START),
+    Field("completed_at", "runspan.run.completed_at", FieldKind.END),
+    Field("duration_ms", "runspan.run.duration_ms", FieldKind.INTEGER),
+    Field("input", "runspan.run.input", FieldKind.PAYLOAD),
+    Field("output", "runspan.run.output", FieldKind.PAYLOAD),
+    Field("error", "runspan.run.error", FieldKind.PAYLOAD),
+    Field("created_at", "runspan.run.created_at", FieldKind.TEXT),
 )
 """A run's members but ``id`` (``RUN_ID``, on every span) and ``steps`` (the manifest)."""
 
 STEP_FIELDS: Final = (
-    Field("id", "runspan.step.id", Kind.LABEL),
-    Field("name", "runspan.step.name", Kind.LABEL),
-    Field("type", "runspan.step.type", Kind.LABEL),
-    Field("status", "runspan.step.status", Kind.LABEL),
-    Field("started_at", "runspan.step.started_at", Kind.START),
-    Field("completed_at", "runspan.step.completed_at", Kind.END),
-    Field("duration_ms", "runspan.step.duration_ms", Kind.INTEGER),
-    Field("attempt", "runspan.step.attempt", Kind.INTEGER),
-    Field("input", "runspan.step.input", Kind.PAYLOAD),
-    Field("output", "runspan.step.output", Kind.PAYLOAD),
-    Field("error", "runspan.step.error", Kind.PAYLOAD),
-    Field("retry_policy", "runspan.step.retry_policy", Kind.PAYLOAD),
+    Field("id", "runspan.step.id", FieldKind.LABEL),
+    Field("name", "runspan.step.name", FieldKind.LABEL),
+    Field("type", "runspan.step.type", FieldKind.LABEL),
+    Field("status", "runspan.step.status", FieldKind.LABEL),
+    Field("started_at", "runspan.step.started_at", FieldKind.START),
+    Field("completed_at", "runspan.step.completed_at", FieldKind.END),
+    Field("duration_ms", "runspan.step.duration_ms", FieldKind.INTEGER),
+    Field("attempt", "runspan.step.attempt", FieldKind.INTEGER),
+    Field("input", "runspan.step.input", FieldKind.PAYLOAD),
+    Field("output", "runspan.step.output", FieldKind.PAYLOAD),
+    Field("error", "runspan.step.error", FieldKind.PAYLOAD),
+    Field("retry_policy", "runspan.step.retry_policy", FieldKind.PAYLOAD),
 )
 """All of a step's members."""
 
@@ -117,10 +117,10 @@ class Table:
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
         self.fields = fields
-        self.labels = [field for field in fields if field.kind is Kind.LABEL]
-        kinds = (Kind.INTEGER, Kind.PAYLOAD, Kind.TEXT)
-        self.start = next(field for field in fields if field.kind is Kind.START)
-        self.end = next(field for field in fields if field.kind is Kind.END)
+        self.labels = [field for field in fields if field.kind is FieldKind.LABEL]
+        kinds = (FieldKind.INTEGER, FieldKind.PAYLOAD, FieldKind.TEXT)
+        self.start = next(field for field in fields if field.kind is FieldKind.START)
+        self.end = next(field for field in fields if field.kind is FieldKind.END)
         self.get_labels = attrgetter(*[field.member for field in self.labels])
         self.values = [field for kind in kinds for field in fields if field.kind is kind]
         self.get_values = attrgetter(*[field.member for field in self.values])

@@ -59,7 +59,7 @@ _PROVIDERS = (
 )
 
 
-class Fault(Struct, frozen=True):
+class ErrorInfo(Struct, frozen=True):
     """What a failed run or step says of its error: for ``error.type``, the span's status and the exception event."""
 
     type: str
@@ -117,20 +117,20 @@ _decode_extra = msgspec.json.Decoder(_Extra).decode
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-def fault_of(error: object, default_type: str) -> Fault:
+def error_of(error: object, default_type: str) -> ErrorInfo:
     """The fault that a member ``error`` tells; default_type when it has no code."""
     if type(error) is not Raw:
-        return Fault(default_type)
+        return ErrorInfo(default_type)
     text = bytes(error)
     try:
         if text.startswith(b'"'):
-            return Fault(default_type, msgspec.json.decode(text, type=str)[:_MESSAGE_LENGTH])
+            return ErrorInfo(default_type, msgspec.json.decode(text, type=str)[:_MESSAGE_LENGTH])
         if text.startswith(b"{"):
             known = _decode_error(text)
-            return Fault(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
+            return ErrorInfo(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
     except _UNREADABLE:
         pass  # the error's own text is carried all the same
-    return Fault(default_type)
+    return ErrorInfo(default_type)
 
 
 def usage_of(output: object) -> Usage | None:
@@ -146,13 +146,13 @@ def usage_of(output: object) -> Usage | None:
         return None
 
 
-def put_usage(pairs: Pairs, usage: Usage) -> None:
+def add_usage(pairs: Pairs, usage: Usage) -> None:
     """Appends an agent step's model, provider, tokens and cost, as far as they are known."""
-    put_model(pairs, usage.model)
-    put_counts(pairs, usage)
+    add_model(pairs, usage.model)
+    add_counts(pairs, usage)
 
 
-def put_model(pairs: Pairs, model: str) -> None:
+def add_model(pairs: Pairs, model: str) -> None:
     """Appends a model that is known, and its provider."""
     if model:
         for prefix, provider in _PROVIDERS:
@@ -162,7 +162,7 @@ def put_model(pairs: Pairs, model: str) -> None:
         pairs.append((MODEL, model[:_MESSAGE_LENGTH]))
 
 
-def put_counts(pairs: Pairs, usage: Usage) -> None:
+def add_counts(pairs: Pairs, usage: Usage) -> None:
     """Appends tokens and cost, as far as they are known."""
     if 0 <= usage.prompt_tokens < _INT64:
         pairs.append((INPUT_TOKENS, usage.prompt_tokens))
@@ -172,7 +172,7 @@ def put_counts(pairs: Pairs, usage: Usage) -> None:
         pairs.append((COST, usage.estimated_cost_usd))
 
 
-def put_totals(pairs: Pairs, usages: list[Usage]) -> None:
+def add_totals(pairs: Pairs, usages: list[Usage]) -> None:
     """Appends a run's sums over its agent steps, under names that no step has."""
     if not usages:
         return
@@ -238,7 +238,7 @@ class Attempt(Struct, frozen=True):
     status: str
     start: int
     end: int
-    fault: Fault | None
+    fault: ErrorInfo | None
 
 
 def attempts_of(extra: bytes) -> list[Attempt]:
@@ -255,7 +255,7 @@ def attempts_of(extra: bytes) -> list[Attempt]:
         if start is None or end is None:
             continue
         failed = attempt.error is not None or attempt.status == "failed"
-        fault = fault_of(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
+        fault = error_of(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
         number = attempt.attempt if 0 < attempt.attempt < _INT64 else position
         told.append(Attempt(position, number, attempt.status, start, max(end, start + 1), fault))
     return told
@@ -269,5 +269,5 @@ def current_attempt(number: object, status: str, error: object, start: int) -> A
     text = bytes(number) if type(number) is Raw else b""
     if not text.isdigit() or len(text) > 18:
         return None
-    fault = fault_of(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
+    fault = error_of(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
     return Attempt(1, int(text), status, start, start + 1, fault)

@@ -11,12 +11,12 @@ from typing import Any
 
 from msgspec import Raw
 
-from runspan.codec.attributes import Pairs, put_value
+from runspan.codec.attributes import Pairs, encode_value
 from runspan.codec.fields import (
     REVISION,
     ROLE,
+    ROLE_REVISION,
     ROLE_RUN,
-    ROLE_SNAPSHOT,
     ROLE_STEP,
     ROOT_REVISION,
     RUN_TABLE,
@@ -25,16 +25,16 @@ from runspan.codec.fields import (
 )
 from runspan.codec.semconv import RUN_ERRORS, RUN_RESULTS, STEP_ERRORS, STEP_RESULTS
 from runspan.model.document import TERMINAL_STEP_STATUSES
-from runspan.model.ids import salt
+from runspan.model.ids import hash_parts
 from runspan.model.span import INTERNAL, SERVER, Attributes
 
-_BOUND = 4096
+_MAX_TEMPLATES = 4096
 """Labels remembered per table. They are short in all but odd documents, so a few megabytes."""
 _SHOWN = 500
 """Characters of a label in the projection: at most 2000 bytes."""
 
 
-class Label:
+class SpanTemplate:
     """name, kind: the span's. shared: its attributes, the role among them. error_type: set when its status is an error.
 
     identity: of a run's label, what it puts on all spans of the run; salt: 64 bits of it. wire: the OTLP bytes of
@@ -70,28 +70,28 @@ class Label:
         self.wire: bytes | None = None
 
 
-class _Labels(dict[tuple[Any, ...], Label]):
+class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
     """Labels by their members' values, made when first asked for."""
 
-    def __init__(self, make: Callable[..., Label]) -> None:
+    def __init__(self, make: Callable[..., SpanTemplate]) -> None:
         super().__init__()
         self.make = make
 
-    def __missing__(self, key: tuple[Any, ...]) -> Label:
+    def __missing__(self, key: tuple[Any, ...]) -> SpanTemplate:
         label = self.make(*key)
         if sum([len(value) for value in key if type(value) is str]) > _SHOWN:
             return label  # odd, and the memory would have no bound
-        if len(self) >= _BOUND:
+        if len(self) >= _MAX_TEMPLATES:
             self.clear()
         self[key] = label
         return label
 
 
-def _step_label(*values: Any) -> Label:
+def _make_step_template(*values: Any) -> SpanTemplate:
     pairs: Pairs = [(ROLE, ROLE_STEP)]
     members: dict[str, Any] = {}
     for field, value in zip(STEP_TABLE.labels, values, strict=True):
-        put_value(pairs, field, value)
+        encode_value(pairs, field, value)
         members[field.member] = value
     shown = next((text[:_SHOWN] for text in (members["name"], members["id"]) if type(text) is str and text), "step")
     kind = members["type"] if type(members["type"]) is str else None
@@ -102,17 +102,17 @@ def _step_label(*values: Any) -> Label:
     if kind == "agent":
         pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", shown)]
         shown = f"invoke_agent {shown}"
-    label = Label(shown, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    label = SpanTemplate(shown, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
     label.finished = status in TERMINAL_STEP_STATUSES
     return label
 
 
-def _run_label(is_root: bool, *values: Any) -> Label:
-    pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_SNAPSHOT)]
+def _make_run_template(is_root: bool, *values: Any) -> SpanTemplate:
+    pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_REVISION)]
     members: dict[str, Any] = {}
     identity: Pairs = []
     for field, value in zip(RUN_TABLE.labels, values, strict=True):
-        put_value(identity if field.key == WORKFLOW_ID else pairs, field, value)
+        encode_value(identity if field.key == WORKFLOW_ID else pairs, field, value)
         members[field.member] = value
     workflow = members["workflow_id"]
     status = members["status"] if type(members["status"]) is str else ""
@@ -121,31 +121,31 @@ def _run_label(is_root: bool, *values: Any) -> Label:
     if status in RUN_RESULTS:
         pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
     name = f"run {shown}" if is_root else f"snapshot {shown}"
-    label = Label(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
+    label = SpanTemplate(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
     label.identity = Attributes(identity)
     parts = [(key, bytes(value) if type(value) is Raw else str(value).encode()) for key, value in identity]
-    label.salt = salt(*[part for key, value in parts for part in (key.encode(), value)])
+    label.salt = hash_parts(*[part for key, value in parts for part in (key.encode(), value)])
     return label
 
 
-STEP_LABELS = _Labels(_step_label)
+STEP_TEMPLATES = _TemplateCache(_make_step_template)
 """The labels of steps by the values of ``STEP_TABLE.labels``. TypeError for an odd value, which is ``Raw``."""
-ROOT_LABELS = _Labels(lambda *values: _run_label(True, *values))
+ROOT_TEMPLATES = _TemplateCache(lambda *values: _make_run_template(True, *values))
 """The labels of root spans by the values of ``RUN_TABLE.labels``."""
-_SNAPSHOT_LABELS = _Labels(lambda *values: _run_label(False, *values))
+_REVISION_TEMPLATES = _TemplateCache(lambda *values: _make_run_template(False, *values))
 
 
-def step_label(values: tuple[Any, ...]) -> Label:
+def step_template(values: tuple[Any, ...]) -> SpanTemplate:
     """The label of a step by the values of ``STEP_TABLE.labels``, odd ones too."""
     try:
-        return STEP_LABELS[values]
+        return STEP_TEMPLATES[values]
     except TypeError:
-        return _step_label(*values)
+        return _make_step_template(*values)
 
 
-def run_label(is_root: bool, values: tuple[Any, ...]) -> Label:
+def run_template(is_root: bool, values: tuple[Any, ...]) -> SpanTemplate:
     """The label of a head by the values of ``RUN_TABLE.labels``, odd ones too."""
     try:
-        return (ROOT_LABELS if is_root else _SNAPSHOT_LABELS)[values]
+        return (ROOT_TEMPLATES if is_root else _REVISION_TEMPLATES)[values]
     except TypeError:
-        return _run_label(is_root, *values)
+        return _make_run_template(is_root, *values)

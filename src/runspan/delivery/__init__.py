@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from runspan.delivery.batch import Batch, Frame, Request, RunSpans
-from runspan.delivery.config import GRPC, HTTP, DeliverySettings, settings_from, with_api_key
+from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config, with_api_key
 from runspan.delivery.dead_letters import DeadLetters
-from runspan.delivery.exporter import Delivery, RetryPolicy
+from runspan.delivery.exporter import OtlpExporter, RetryPolicy
 from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.http_transport import HttpTransport
-from runspan.delivery.report import OnSettled, Report, Verdict
-from runspan.delivery.result import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
+from runspan.delivery.report import ExportReport, OnSettled, RunStatus
+from runspan.delivery.result import (
+    Accepted,
+    ExportResult,
+    PartialSuccess,
+    Rejected,
+    RejectionScope,
+    Retryable,
+    Transport,
+)
 
 __all__ = [
     "GRPC",
@@ -17,38 +25,38 @@ __all__ = [
     "Accepted",
     "Batch",
     "DeadLetters",
-    "Delivery",
-    "DeliverySettings",
+    "ExportReport",
+    "ExportResult",
+    "ExporterConfig",
     "Frame",
     "GrpcTransport",
     "HttpTransport",
-    "Later",
     "OnSettled",
-    "Outcome",
-    "Partial",
-    "Refused",
-    "Report",
+    "OtlpExporter",
+    "PartialSuccess",
+    "Rejected",
+    "RejectionScope",
     "Request",
     "RetryPolicy",
+    "Retryable",
     "RunSpans",
-    "Scope",
+    "RunStatus",
     "Transport",
-    "Verdict",
     "connect",
-    "settings_from",
+    "exporter_config",
     "with_api_key",
 ]
 
 
 def connect(
-    settings: DeliverySettings,
+    settings: ExporterConfig,
     *,
     workers: int = 4,
     retry: RetryPolicy | None = None,
     letters: DeadLetters | None = None,
     on_settled: OnSettled | None = None,
-) -> Delivery:
+) -> OtlpExporter:
     """A delivery to the endpoint of the settings. SettingError when a TLS file cannot be read."""
     grpc = settings.protocol == GRPC
     transport: Transport = GrpcTransport(settings) if grpc else HttpTransport(settings, connections=workers)
-    return Delivery(transport, workers=workers, retry=retry, letters=letters, on_settled=on_settled)
+    return OtlpExporter(transport, workers=workers, retry=retry, letters=letters, on_settled=on_settled)

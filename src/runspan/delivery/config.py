@@ -13,8 +13,8 @@ from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from runspan.errors import SettingError
-from runspan.http.urls import check_host
-from runspan.otlp.env import basic_login, checked_headers, read_headers, secret_parts
+from runspan.http.urls import validate_host
+from runspan.otlp.env import basic_auth, read_headers, secret_parts, validate_headers
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
@@ -28,7 +28,7 @@ _AFTER_HOST = re.compile(r"[/?#\\]")
 
 
 @dataclass(frozen=True, slots=True)
-class DeliverySettings:
+class ExporterConfig:
     """endpoint: for HTTP the URL that is posted to, for gRPC ``host:port``. It holds no password.
 
     headers: names in lower case; their values are secrets and appear nowhere. timeout: seconds for one attempt.
@@ -53,23 +53,23 @@ class DeliverySettings:
         return tuple(secret_parts([*values, urlsplit(self.endpoint).query]))
 
     @property
-    def place(self) -> str:
+    def display_url(self) -> str:
         """The endpoint as errors and reports show it."""
         return self.endpoint.partition("?")[0]
 
     @property
-    def receiver(self) -> bytes:
+    def identity(self) -> bytes:
         """Who takes what is sent: another URL, login or tenant is another one. Holds secrets."""
         headers = sorted(header for header in self.headers if header[0] != REPLAY_HEADER)
         return repr((self.protocol, self.endpoint, headers, self.client_certificate)).encode()
 
-    def as_replay(self) -> DeliverySettings:
+    def as_replay(self) -> ExporterConfig:
         """The same for runs that are no news: with the header that says so."""
         others = [header for header in self.headers if header[0] != REPLAY_HEADER]
         return replace(self, headers=(*others, (REPLAY_HEADER, "true")))
 
 
-def settings_from(
+def exporter_config(
     env: Mapping[str, str],
     *,
     endpoint: str | None = None,
@@ -81,7 +81,7 @@ def settings_from(
     client_certificate: str | None = None,
     client_key: str | None = None,
     insecure: bool | None = None,
-) -> DeliverySettings:
+) -> ExporterConfig:
     """The settings of OTEL_EXPORTER_OTLP_[TRACES_]* variables; an argument that is not None goes before them.
 
     An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. It holds no login, as
@@ -93,10 +93,10 @@ def settings_from(
     insecure = _flag(*_variable(env, "INSECURE")) if insecure is None else insecure
     resolve = _http_endpoint if protocol == HTTP else _grpc_endpoint
     address, insecure, login = resolve(env, endpoint, insecure)
-    return DeliverySettings(
+    return ExporterConfig(
         endpoint=address,
         protocol=protocol,
-        headers=checked_headers("OTLP headers", [*login, *given]),
+        headers=validate_headers("OTLP headers", [*login, *given]),
         timeout=_timeout(*_variable(env, "TIMEOUT")) if timeout is None else _seconds(timeout),
         compression=_one_of("COMPRESSION", chosen, COMPRESSIONS),
         certificate=certificate or _variable(env, "CERTIFICATE")[1] or None,
@@ -178,7 +178,7 @@ def _http_endpoint(
     url = _split(name, text)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise SettingError(where=name, expected="http://host:4318 or https://host", got=repr(_place(url, text)))
-    check_host(name, text)
+    validate_host(name, text)
     path = url.path.rstrip("/") + TRACES_PATH if base else url.path or "/"
     bare = url._replace(netloc=url.netloc.rpartition("@")[2], path=path, fragment="")
     return bare.geturl(), url.scheme == "http", _login(url)
@@ -193,7 +193,7 @@ def _grpc_endpoint(
     url = _split(name, text)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise SettingError(where=name, expected="host:4317, http://… or https://…", got=repr(_place(url, text)))
-    check_host(name, text)
+    validate_host(name, text)
     netloc = url.netloc.rpartition("@")[2]
     port = "" if url.port else ":443" if url.scheme == "https" else ":80"
     return netloc + port, url.scheme == "http", _login(url)
@@ -226,4 +226,4 @@ def _login(url: SplitResult) -> list[tuple[str, str]]:
     """A user and password in the URL, as the header that carries them."""
     if url.username is None:
         return []
-    return [basic_login(unquote(url.username), unquote(url.password or ""))]
+    return [basic_auth(unquote(url.username), unquote(url.password or ""))]

@@ -44,7 +44,7 @@ class DeadLetters:
             got = getattr(error, "strerror", None) or str(error)
             raise SettingError(where=path, expected="a file to keep documents in", got=got) from None
 
-    def watch(self, documents: Iterable[Run | DocumentError]) -> Iterator[Run | DocumentError]:
+    def track(self, documents: Iterable[Run | DocumentError]) -> Iterator[Run | DocumentError]:
         """The same documents; each run is held from now on."""
         for document in documents:
             if isinstance(document, Run):
@@ -52,18 +52,18 @@ class DeadLetters:
                     self._open[id(document.text)] = document.text
             yield document
 
-    def taken(self, runs: Iterable[RunSpans]) -> None:
+    def ack(self, runs: Iterable[RunSpans]) -> None:
         """The receiver has them."""
         with self._lock:
             for run in runs:
                 self._open.pop(id(run.text), None)
 
-    def keep(self, runs: Iterable[RunSpans]) -> None:
+    def write(self, runs: Iterable[RunSpans]) -> None:
         """The receiver does not have them, or not surely."""
         for run in runs:
-            self.keep_text(run.text)
+            self.write_text(run.text)
 
-    def keep_text(self, text: bytes) -> None:
+    def write_text(self, text: bytes) -> None:
         """The same for a document that never became spans."""
         with self._lock:
             self._open.pop(id(text), None)

@@ -18,8 +18,16 @@ from tenacity import RetryCallState, Retrying, retry_if_result, wait_random_expo
 
 from runspan.delivery.batch import Batch
 from runspan.delivery.dead_letters import DeadLetters
-from runspan.delivery.report import OnSettled, Report, Tally
-from runspan.delivery.result import Accepted, Later, Outcome, Partial, Refused, Scope, Transport
+from runspan.delivery.report import ExportReport, ExportStats, OnSettled
+from runspan.delivery.result import (
+    Accepted,
+    ExportResult,
+    PartialSuccess,
+    Rejected,
+    RejectionScope,
+    Retryable,
+    Transport,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +40,40 @@ class RetryPolicy:
     longest: float = 30.0
 
 
-def send_until_settled(
-    attempt: Callable[[], Outcome],
+def send_with_retry(
+    attempt: Callable[[], ExportResult],
     policy: RetryPolicy,
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     halted: Callable[[], bool],
-) -> Outcome:
+) -> ExportResult:
     """The outcome of the last attempt; ``Later`` when the budget is spent, or would be by the wait asked for.
 
     sleep may return early; then ``halted()`` is true, and nothing is sent any more.
     """
     deadline = clock() + policy.budget
     last = [attempt()]
-    if not isinstance(last[0], Later):
+    if not isinstance(last[0], Retryable):
         # tenacity's state refers to itself: it would keep the body of each request until the next garbage collection.
         return last[0]
     backoff = wait_random_exponential(multiplier=policy.first, max=policy.longest)
     tries = count()
 
-    def once() -> Outcome:
+    def once() -> ExportResult:
         if next(tries) and not halted():
             last[0] = attempt()
         return last[0]
 
     def wait(state: RetryCallState) -> float:
         # The last attempt comes when the budget ends.
-        return _asked(last[0]) or min(backoff(state), max(0.0, deadline - clock()))
+        return _server_delay(last[0]) or min(backoff(state), max(0.0, deadline - clock()))
 
     def stop(state: RetryCallState) -> bool:
-        return halted() or clock() + _asked(last[0]) >= deadline
+        return halted() or clock() + _server_delay(last[0]) >= deadline
 
     retrying = Retrying(
-        retry=retry_if_result(_is_later),
+        retry=retry_if_result(_is_retryable),
         wait=wait,
         stop=stop,
         sleep=sleep,
@@ -74,31 +82,31 @@ def send_until_settled(
     return retrying(once)
 
 
-def _asked(outcome: Outcome) -> float:
+def _server_delay(outcome: ExportResult) -> float:
     """The wait that the receiver asks for, or 0; a receiver that asks for none gets the backoff, or it would be asked
     again without pause."""
-    return (isinstance(outcome, Later) and outcome.delay) or 0.0
+    return (isinstance(outcome, Retryable) and outcome.delay) or 0.0
 
 
-def _is_later(outcome: Outcome) -> bool:
-    return isinstance(outcome, Later)
+def _is_retryable(outcome: ExportResult) -> bool:
+    return isinstance(outcome, Retryable)
 
 
 MAX_REQUEST_BYTES = 3_000_000
 """Collectors, Tempo and gRPC receivers bound a request, gRPC ones at 4 MiB; some drop what is larger silently."""
 
 MAX_HELD_BYTES = 16 << 20
-HOPELESS = 1000
+MAX_CONSECUTIVE_REJECTIONS = 1000
 """So many runs refused while none was ever taken: it is not the runs."""
 
 TENANT_MISSING = "no org id"
 """Tempo's words, with a status that asks to be asked again, to a sender without its tenant's header: it never helps."""
 
-NEVER = float("-inf")
+NO_RETRY = float("-inf")
 _GRACE = 1.0
 
 
-class Delivery:
+class OtlpExporter:
     """Sends batches. ``submit`` blocks while enough is under way; ``close`` drains and reports.
 
     workers: requests in flight. max_held_bytes: of all batches under way; a single larger one passes alone.
@@ -124,7 +132,7 @@ class Delivery:
         letters: DeadLetters | None = None,
         on_settled: OnSettled | None = None,
     ) -> None:
-        self.tally = Tally(letters, on_settled)
+        self.tally = ExportStats(letters, on_settled)
         self._transport = transport
         self._retry = retry or RetryPolicy()
         self._max_request_bytes = max_request_bytes
@@ -141,7 +149,7 @@ class Delivery:
         self._reason = ""
         self._trouble = ""
         self._defect: BaseException | None = None
-        self._last_taken = NEVER
+        self._last_taken = NO_RETRY
         # Daemons: an interrupted program does not wait for an answer that may take minutes.
         self._threads = [
             threading.Thread(target=self._work, name=f"runspan-delivery-{number}", daemon=True)
@@ -161,7 +169,7 @@ class Delivery:
         return self._reason
 
     @property
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """Why the last request that was answered will be sent again, or ""."""
         return self._trouble
 
@@ -183,14 +191,14 @@ class Delivery:
             self._changed.notify_all()
         return True
 
-    def flush(self) -> Report:
+    def flush(self) -> ExportReport:
         """Waits until everything submitted so far is answered for."""
         with self._changed:
             while self._held_batches and not self._interrupted:
                 self._changed.wait()
         return self.report()
 
-    def report(self) -> Report:
+    def report(self) -> ExportReport:
         """The counts as they stand."""
         if self._defect is not None:
             raise self._defect
@@ -212,7 +220,7 @@ class Delivery:
         self._interrupted = True
         self.stop("interrupted")
 
-    def close(self) -> Report:
+    def close(self) -> ExportReport:
         """Drains, releases threads and connections, and reports. Calling it twice is allowed."""
         try:
             self.flush()
@@ -280,23 +288,23 @@ class Delivery:
             case Accepted(message):
                 self._last_taken = self._clock()
                 self.tally.accepted(batch.runs, message)
-            case Partial(rejected_spans, message):
+            case PartialSuccess(rejected_spans, message):
                 self._last_taken = self._clock()
                 self.tally.partial(batch.runs, rejected_spans, message)
-            case Refused(reason, Scope.ENDPOINT):
+            case Rejected(reason, RejectionScope.ENDPOINT):
                 self.tally.not_sent(batch.runs)
                 self.stop(f"{self.endpoint} refuses: {reason}")
-            case Refused(_, Scope.RUNS | Scope.SIZE) if len(batch.runs) > 1:
+            case Rejected(_, RejectionScope.RUNS | RejectionScope.SIZE) if len(batch.runs) > 1:
                 for half in batch.halves():
                     self._deliver(half, retry)
-            case Refused(reason, _):
+            case Rejected(reason, _):
                 self._reject(batch, reason)
-            case Later(reason, delay):
+            case Retryable(reason, delay):
                 self._give_up(batch, retry, begun, f"{reason}, asks to wait {delay:g} s" if delay else reason)
 
     def _reject(self, batch: Batch, reason: str) -> None:
         rejected = self.tally.rejected(batch.runs, reason)
-        if rejected >= HOPELESS and self._last_taken == NEVER:
+        if rejected >= MAX_CONSECUTIVE_REJECTIONS and self._last_taken == NO_RETRY:
             self.stop(f"{self.endpoint} refused the first {rejected} runs: {reason}")
 
     def _give_up(self, batch: Batch, retry: RetryPolicy, begun: float, reason: str) -> None:
@@ -327,37 +335,39 @@ class Delivery:
                 return True
         return False
 
-    def _send_run(self, batch: Batch, retry: RetryPolicy) -> Outcome:
+    def _send_run(self, batch: Batch, retry: RetryPolicy) -> ExportResult:
         """Sends one run, in several requests when it is too large for one: the head span last, and only if all of the
         others were taken, so that no receiver holds a finished run without its steps."""
         divisible = batch.spans > 1
         if batch.size <= self._max_request_bytes or not divisible:
             outcome = self._send(batch, retry)
-            if not (divisible and isinstance(outcome, Refused) and outcome.scope is Scope.SIZE):
+            if not (divisible and isinstance(outcome, Rejected) and outcome.scope is RejectionScope.SIZE):
                 return outcome
         first, second = batch.halves()
         match self._send_run(first, retry):
             case Accepted():
                 return self._send_run(second, retry)
-            case Partial(rejected_spans, message):
-                return Refused(f"{rejected_spans} spans rejected: {message or 'no reason given'}", Scope.REQUEST)
+            case PartialSuccess(rejected_spans, message):
+                return Rejected(
+                    f"{rejected_spans} spans rejected: {message or 'no reason given'}", RejectionScope.REQUEST
+                )
             case failure:
                 return failure
 
-    def _send(self, batch: Batch, retry: RetryPolicy) -> Outcome:
+    def _send(self, batch: Batch, retry: RetryPolicy) -> ExportResult:
         request = batch.request()
         attempts = 0
 
-        def attempt() -> Outcome:
+        def attempt() -> ExportResult:
             nonlocal attempts
             attempts += 1
             self.tally.sent(len(request.body), again=attempts > 1)
             outcome = self._transport.send(request)
-            if isinstance(outcome, Later) and TENANT_MISSING in outcome.reason:
-                outcome = Refused(outcome.reason, Scope.ENDPOINT)
-            self._trouble = outcome.reason if isinstance(outcome, Later) else ""
+            if isinstance(outcome, Retryable) and TENANT_MISSING in outcome.reason:
+                outcome = Rejected(outcome.reason, RejectionScope.ENDPOINT)
+            self._trouble = outcome.reason if isinstance(outcome, Retryable) else ""
             return outcome
 
         if self._halt.is_set():
-            return Later("sending has stopped")
-        return send_until_settled(attempt, retry, clock=self._clock, sleep=self._sleep, halted=self._halt.is_set)
+            return Retryable("sending has stopped")
+        return send_with_retry(attempt, retry, clock=self._clock, sleep=self._sleep, halted=self._halt.is_set)

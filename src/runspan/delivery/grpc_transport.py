@@ -13,10 +13,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from runspan._version import __version__
 from runspan.delivery.batch import Request
-from runspan.delivery.config import DeliverySettings
-from runspan.delivery.result import Later, Outcome, Refused, Scope, response_outcome
+from runspan.delivery.config import ExporterConfig
+from runspan.delivery.result import ExportResult, Rejected, RejectionScope, Retryable, result_of_status
 from runspan.errors import SettingError
-from runspan.http.urls import tidy
+from runspan.http.urls import sanitize_message
 
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
@@ -33,10 +33,10 @@ RETRIED: Final = frozenset(
 """The codes that OTLP allows to send again after; RESOURCE_EXHAUSTED joins them when it comes with RetryInfo."""
 
 _SCOPES: Final = {
-    grpc.StatusCode.INVALID_ARGUMENT: Scope.RUNS,
-    grpc.StatusCode.UNAUTHENTICATED: Scope.ENDPOINT,
-    grpc.StatusCode.PERMISSION_DENIED: Scope.ENDPOINT,
-    grpc.StatusCode.UNIMPLEMENTED: Scope.ENDPOINT,
+    grpc.StatusCode.INVALID_ARGUMENT: RejectionScope.RUNS,
+    grpc.StatusCode.UNAUTHENTICATED: RejectionScope.ENDPOINT,
+    grpc.StatusCode.PERMISSION_DENIED: RejectionScope.ENDPOINT,
+    grpc.StatusCode.UNIMPLEMENTED: RejectionScope.ENDPOINT,
 }
 
 _OPTIONS: Final = (
@@ -56,7 +56,7 @@ _OPTIONS: Final = (
 class GrpcTransport:
     """Calls ``TraceService/Export`` at ``settings.endpoint``."""
 
-    def __init__(self, settings: DeliverySettings) -> None:
+    def __init__(self, settings: ExporterConfig) -> None:
         self._settings = settings
         compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
         options = {"options": _OPTIONS, "compression": compression}
@@ -68,9 +68,9 @@ class GrpcTransport:
 
     @property
     def endpoint(self) -> str:
-        return self._settings.place
+        return self._settings.display_url
 
-    def send(self, request: Request) -> Outcome:
+    def send(self, request: Request) -> ExportResult:
         """Calls once and reads the answer."""
         try:
             response = self._call(request.body, timeout=self._settings.timeout, metadata=self._settings.headers)
@@ -78,22 +78,22 @@ class GrpcTransport:
             return self._failure(error)
         except ValueError as error:
             # Raised for a channel that was closed meanwhile, which only an interrupted export does.
-            return Later(tidy(str(error), self._settings.secrets))
-        return response_outcome(response)
+            return Retryable(sanitize_message(str(error), self._settings.secrets))
+        return result_of_status(response)
 
     def close(self) -> None:
         self._channel.close()
 
-    def _failure(self, error: Any) -> Outcome:
+    def _failure(self, error: Any) -> ExportResult:
         code = error.code()
-        words = tidy(error.details() or "", self._settings.secrets)
+        words = sanitize_message(error.details() or "", self._settings.secrets)
         reason = f"gRPC {code.name}: {words}" if words else f"gRPC {code.name}"
         delay = _retry_info(error.trailing_metadata() or ())
         if code in RETRIED or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None):
-            return Later(reason, delay)
+            return Retryable(reason, delay)
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in words:
-            return Refused(reason, Scope.SIZE)
-        return Refused(reason, _SCOPES.get(code, Scope.REQUEST))
+            return Rejected(reason, RejectionScope.SIZE)
+        return Rejected(reason, _SCOPES.get(code, RejectionScope.REQUEST))
 
 
 def _retry_info(metadata: Any) -> float | None:
@@ -112,7 +112,7 @@ def _retry_info(metadata: Any) -> float | None:
     return None
 
 
-def _credentials(settings: DeliverySettings) -> Any:
+def _credentials(settings: ExporterConfig) -> Any:
     return grpc.ssl_channel_credentials(
         root_certificates=_file(settings.certificate),
         private_key=_file(settings.client_key),

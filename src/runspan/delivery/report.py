@@ -16,7 +16,7 @@ from runspan.contracts import Rejection
 from runspan.delivery.batch import RunSpans
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.errors import DocumentError
-from runspan.http.urls import tidy
+from runspan.http.urls import sanitize_message
 
 MAX_NAMED = 100
 """How many rejections of a kind are kept by name; all of them are counted."""
@@ -25,7 +25,7 @@ _NAMED_IN_ONE = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ExportReport:
     """Runs and spans as the receiver answered for them.
 
     in_doubt: runs of a request from which the receiver rejected some spans without saying which. pending: no answer
@@ -68,7 +68,7 @@ class Report:
         """Plain values for JSON."""
         return {"complete": self.complete, **asdict(self)}
 
-    def with_letters(self, letters: DeadLetters) -> Report:
+    def with_dead_letters(self, letters: DeadLetters) -> ExportReport:
         """The same with what a closed file of dead letters holds."""
         return replace(
             self,
@@ -101,28 +101,30 @@ class Report:
         if self.runs_pending:
             lines.append(f"{_count(self.runs_pending, 'run')} without an answer, {_count(self.spans_pending, 'span')}")
         if self.documents_kept:
-            again = tidy(f"runspan export {shlex.quote(self.kept_in)}")
-            lines.append(f"{_count(self.documents_kept, 'document')} kept in {tidy(self.kept_in)}; to send: {again}")
+            again = sanitize_message(f"runspan export {shlex.quote(self.kept_in)}")
+            lines.append(
+                f"{_count(self.documents_kept, 'document')} kept in {sanitize_message(self.kept_in)}; to send: {again}"
+            )
         if self.documents_lost:
-            failure = f"{tidy(self.kept_in)} could not be written: {self.keeping_failed}"
+            failure = f"{sanitize_message(self.kept_in)} could not be written: {self.keeping_failed}"
             lines.append(f"{_count(self.documents_lost, 'document')} NOT kept: {failure}")
         return lines
 
 
-class Verdict(Enum):
+class RunStatus(Enum):
     """What came of a run that was handed over; each run gets one."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
-    IN_DOUBT = "in doubt"
+    UNKNOWN = "in doubt"
     NOT_SENT = "not sent"
 
 
-OnSettled = Callable[[tuple[RunSpans, ...], Verdict, str], None]
+OnSettled = Callable[[tuple[RunSpans, ...], RunStatus, str], None]
 """Told of the runs that got a verdict, and why, or "". Called from the threads that send: it must be quick."""
 
 
-class Tally:
+class ExportStats:
     """Counts while requests are under way. Every method may be called from several threads.
 
     letters: keeps the documents that are not taken. on_settled: see ``OnSettled``.
@@ -155,10 +157,10 @@ class Tally:
         with self._lock:
             self._add("accepted", runs)
             if self.letters is not None:
-                self.letters.taken(runs)
+                self.letters.ack(runs)
             if message and message not in self._warnings and len(self._warnings) < MAX_NAMED:
                 self._warnings.append(message)
-            self._on_settled(runs, Verdict.ACCEPTED, message)
+            self._on_settled(runs, RunStatus.ACCEPTED, message)
 
     def rejected(self, runs: tuple[RunSpans, ...], reason: str) -> int:
         """Returns how many runs were rejected so far."""
@@ -167,7 +169,7 @@ class Tally:
             self._keep(runs)
             for run in runs[: MAX_NAMED - len(self._rejections)]:
                 self._rejections.append(Rejection(run.run_id, reason, len(run.spans)))
-            self._on_settled(runs, Verdict.REJECTED, reason)
+            self._on_settled(runs, RunStatus.REJECTED, reason)
             return self._runs["rejected"]
 
     def partial(self, runs: tuple[RunSpans, ...], rejected_spans: int, message: str) -> None:
@@ -185,13 +187,13 @@ class Tally:
             self._spans["accepted"] += total - rejected_spans
             if len(self._rejections) < MAX_NAMED:
                 self._rejections.append(Rejection(_which(runs), message, rejected_spans))
-            self._on_settled(runs, Verdict.REJECTED if len(runs) == 1 else Verdict.IN_DOUBT, message)
+            self._on_settled(runs, RunStatus.REJECTED if len(runs) == 1 else RunStatus.UNKNOWN, message)
 
     def not_sent(self, runs: tuple[RunSpans, ...]) -> None:
         with self._lock:
             self._add("not_sent", runs)
             self._keep(runs)
-            self._on_settled(runs, Verdict.NOT_SENT, "")
+            self._on_settled(runs, RunStatus.NOT_SENT, "")
 
     def refused(self, error: DocumentError) -> None:
         """A document that cannot be carried exactly."""
@@ -202,12 +204,12 @@ class Tally:
                 what, text = error.where, str(error)
                 self._refusals.append(Rejection(what, text.removeprefix(f"{what}: "), 0))
 
-    def report(self, stopped: str = "") -> Report:
+    def report(self, stopped: str = "") -> ExportReport:
         """The counts as they stand."""
         with self._lock:
             runs, spans = self._runs, self._spans
             answered = runs["accepted"] + runs["rejected"] + runs["in_doubt"] + runs["not_sent"]
-            return Report(
+            return ExportReport(
                 runs_accepted=runs["accepted"],
                 runs_rejected=runs["rejected"],
                 runs_in_doubt=runs["in_doubt"],
@@ -233,10 +235,10 @@ class Tally:
 
     def _keep(self, runs: tuple[RunSpans, ...]) -> None:
         if self.letters is not None:
-            self.letters.keep(runs)
+            self.letters.write(runs)
 
 
-def _ignore(runs: tuple[RunSpans, ...], verdict: Verdict, reason: str) -> None:
+def _ignore(runs: tuple[RunSpans, ...], verdict: RunStatus, reason: str) -> None:
     pass
 
 
@@ -262,7 +264,7 @@ def _folded(reason: str, names: list[str]) -> str:
     named = ", ".join(filter(None, names[:_NAMED_IN_ONE]))
     more = f", … {len(names) - _NAMED_IN_ONE} more" if len(names) > _NAMED_IN_ONE else ""
     times = f"{len(names)} times: " if len(names) > 1 else ""
-    return "  " + tidy(f"{times}{named}{more}: {reason}" if named else f"{times}{reason}")
+    return "  " + sanitize_message(f"{times}{named}{more}: {reason}" if named else f"{times}{reason}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,14 +20,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
+class PartialSuccess:
     """The receiver took the request without some spans, and does not say which. OTLP forbids to send it again."""
 
     rejected_spans: int
     message: str
 
 
-class Scope(Enum):
+class RejectionScope(Enum):
     """Whom a refusal concerns."""
 
     SIZE = "the request is too large"
@@ -37,22 +37,22 @@ class Scope(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Rejected:
     """The receiver will not take this request; sending it again will not help."""
 
     reason: str
-    scope: Scope
+    scope: RejectionScope
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Retryable:
     """The receiver did not take the request now. delay: the seconds it asks to wait, None when it does not say."""
 
     reason: str
     delay: float | None = None
 
 
-Outcome = Accepted | Partial | Refused | Later
+ExportResult = Accepted | PartialSuccess | Rejected | Retryable
 
 
 class Transport(Protocol):
@@ -63,7 +63,7 @@ class Transport(Protocol):
         """Where it sends to, without secrets."""
         ...
 
-    def send(self, request: Request) -> Outcome:
+    def send(self, request: Request) -> ExportResult:
         """Sends once and reads the answer."""
         ...
 
@@ -72,25 +72,27 @@ class Transport(Protocol):
         ...
 
 
-def read_response(body: bytes) -> Outcome:
+def read_response(body: bytes) -> ExportResult:
     """The outcome that a serialized ExportTraceServiceResponse tells."""
     try:
-        return response_outcome(ExportTraceServiceResponse.FromString(body))
+        return result_of_status(ExportTraceServiceResponse.FromString(body))
     except DecodeError:
         return not_otlp("a body that is no ExportTraceServiceResponse")
 
 
-def response_outcome(response: ExportTraceServiceResponse) -> Outcome:
+def result_of_status(response: ExportTraceServiceResponse) -> ExportResult:
     """The outcome that the response to a successful request tells."""
     partial = response.partial_success
     return counted(partial.rejected_spans, partial.error_message)
 
 
-def counted(rejected_spans: int, message: str) -> Outcome:
+def counted(rejected_spans: int, message: str) -> ExportResult:
     """The outcome of a ``partial_success``. Zero rejected spans with a message is a warning, not a loss."""
-    return Partial(rejected_spans, message) if rejected_spans > 0 else Accepted(message)
+    return PartialSuccess(rejected_spans, message) if rejected_spans > 0 else Accepted(message)
 
 
-def not_otlp(got: str) -> Refused:
+def not_otlp(got: str) -> Rejected:
     """A success that no OTLP receiver would answer: to count it would lose the spans without a word."""
-    return Refused(f"the answer is not OTLP: got {got}; is this the address of an OTLP receiver?", Scope.ENDPOINT)
+    return Rejected(
+        f"the answer is not OTLP: got {got}; is this the address of an OTLP receiver?", RejectionScope.ENDPOINT
+    )

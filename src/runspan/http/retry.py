@@ -11,7 +11,7 @@ LONGEST_WAIT: Final = 3600.0
 """Seconds. Who asks for more, or for a thousand years, is asked again after that."""
 
 
-def asked_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
+def parse_retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds from 0 to ``LONGEST_WAIT``, None when the answer names none.
 
     headers: looked up by lower-case names. A date counts from the answer's own date, so the two clocks may differ; now:

@@ -49,7 +49,7 @@ class DeadlineTransport(httpx.BaseTransport):
             url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
             headers=request.headers.raw,
             content=request.stream,
-            extensions={**request.extensions, "timeout": _until(request.extensions.get("timeout", {}))},
+            extensions={**request.extensions, "timeout": _current_deadline(request.extensions.get("timeout", {}))},
         )
         with _as_httpx():
             answer = self._pool.handle_request(asked)
@@ -62,7 +62,7 @@ class DeadlineTransport(httpx.BaseTransport):
         self._pool.close()
 
 
-class _Until(float):
+class _Deadline(float):
     """Seconds, as httpcore hands them on to each wait, that know when they began."""
 
     __slots__ = ("moment",)
@@ -71,14 +71,14 @@ class _Until(float):
         self.moment = time.monotonic() + seconds
 
 
-def _until(timeouts: dict[str, float | None]) -> dict[str, float]:
+def _current_deadline(timeouts: dict[str, float | None]) -> dict[str, float]:
     given = [seconds for seconds in timeouts.values() if seconds is not None]
-    return dict.fromkeys(("connect", "read", "write", "pool"), _Until(min(given))) if given else {}
+    return dict.fromkeys(("connect", "read", "write", "pool"), _Deadline(min(given))) if given else {}
 
 
-def _left(timeout: float | None, late: type[Exception]) -> float | None:
+def _remaining(timeout: float | None, late: type[Exception]) -> float | None:
     """What is left of a timeout now; raises ``late`` when that is nothing."""
-    if not isinstance(timeout, _Until):
+    if not isinstance(timeout, _Deadline):
         return timeout
     seconds = timeout.moment - time.monotonic()
     if seconds <= 0:
@@ -91,11 +91,11 @@ class _Stream(httpcore.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        return self._inner.read(max_bytes, _remaining(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), SLICE):
-            self._inner.write(buffer[start : start + SLICE], _left(timeout, httpcore.WriteTimeout))
+            self._inner.write(buffer[start : start + SLICE], _remaining(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -103,7 +103,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
+        left = _remaining(timeout, httpcore.ConnectTimeout)
         return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
@@ -125,7 +125,7 @@ class _Backend(httpcore.NetworkBackend):
         """Tries the host's addresses in turn, each for its part of what is left; the library would give all to each."""
         addresses = _addresses(host, port)
         for index, address in enumerate(addresses):
-            left = _left(timeout, httpcore.ConnectTimeout)
+            left = _remaining(timeout, httpcore.ConnectTimeout)
             part = None if left is None else left / (len(addresses) - index)
             try:
                 return _Stream(self._inner.connect_tcp(address, port, part, local_address, socket_options))

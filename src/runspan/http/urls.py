@@ -18,7 +18,7 @@ _MOST: Final = 253
 """Characters of a name that DNS carries."""
 
 
-def check_host(where: str, url: str) -> None:
+def validate_host(where: str, url: str) -> None:
     """SettingError when no client could look up the host of a URL, now or later. where: what errors call the place.
 
     The system's own look-up raises no network error for these, and an HTTP client passes that on as it is. What names
@@ -48,7 +48,7 @@ MAX_WORDS: Final = 300
 _SHORTEST_SECRET: Final = 4
 
 
-def tidy(text: str, secrets: Iterable[str] = ()) -> str:
+def sanitize_message(text: str, secrets: Iterable[str] = ()) -> str:
     """A server's words on one line, without control characters and without the secrets it may have echoed."""
     for secret in secrets:
         if len(secret) >= _SHORTEST_SECRET:
@@ -57,7 +57,7 @@ def tidy(text: str, secrets: Iterable[str] = ()) -> str:
     return line if len(line) <= MAX_WORDS else line[: MAX_WORDS - 1] + "…"
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL as others may see it: without a query, which is where signed URLs carry their secret, and a login."""
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
     place = rest.partition("?")[0].partition("#")[0]

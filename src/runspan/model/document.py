@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from runspan.model.timestamps import parse_ns
 
-Text = str | UnsetType | None
+OptionalText = str | UnsetType | None
 """A member that the platform writes as a string. The careful parser puts ``Raw`` here when it is anything else."""
 
 Json = Raw | UnsetType
@@ -36,11 +36,11 @@ class Step(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename="ca
     extra: ClassVar[bytes] = b""
 
     id: str
-    name: Text = UNSET
-    type: Text = UNSET
-    status: Text = UNSET
-    started_at: Text = UNSET
-    completed_at: Text = UNSET
+    name: OptionalText = UNSET
+    type: OptionalText = UNSET
+    status: OptionalText = UNSET
+    started_at: OptionalText = UNSET
+    completed_at: OptionalText = UNSET
     duration_ms: Json = UNSET
     attempt: Json = UNSET
     input: Json = UNSET
@@ -55,16 +55,16 @@ class Envelope(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename
     extra: ClassVar[bytes] = b""
 
     id: str
-    workflow_id: Text = UNSET
-    status: Text = UNSET
-    trigger_type: Text = UNSET
-    started_at: Text = UNSET
-    completed_at: Text = UNSET
+    workflow_id: OptionalText = UNSET
+    status: OptionalText = UNSET
+    trigger_type: OptionalText = UNSET
+    started_at: OptionalText = UNSET
+    completed_at: OptionalText = UNSET
     duration_ms: Json = UNSET
     input: Json = UNSET
     output: Json = UNSET
     error: Json = UNSET
-    created_at: Text = UNSET
+    created_at: OptionalText = UNSET
     steps: list[Step] | UnsetType | None = UNSET
 
 
@@ -80,14 +80,14 @@ class Summary(Struct, frozen=True, gc=False, rename="camel"):
     """The members of a list item."""
 
     id: str
-    workflow_id: Text = UNSET
-    status: Text = UNSET
-    trigger_type: Text = UNSET
-    started_at: Text = UNSET
-    completed_at: Text = UNSET
+    workflow_id: OptionalText = UNSET
+    status: OptionalText = UNSET
+    trigger_type: OptionalText = UNSET
+    started_at: OptionalText = UNSET
+    completed_at: OptionalText = UNSET
     duration_ms: Json = UNSET
     error: Json = UNSET
-    created_at: Text = UNSET
+    created_at: OptionalText = UNSET
 
 
 SUMMARY_MEMBERS: Final = Summary.__struct_fields__
@@ -151,6 +151,6 @@ def sort_time(envelope: Envelope) -> int:
     return 0
 
 
-def plain_text(value: object) -> str | None:
+def unquote(value: object) -> str | None:
     """The member when it is a string, else None."""
     return value if type(value) is str else None

@@ -59,7 +59,7 @@ def _run_prefix(tenant: str) -> bytes:
     return _prefixed(b"run", tenant.encode())
 
 
-def salt(*parts: bytes) -> int:
+def hash_parts(*parts: bytes) -> int:
     """64 bits of a digest, to be mixed into a run's step seed."""
     return int.from_bytes(_digest(b"salt", *parts)[:8], "big")
 
@@ -85,7 +85,7 @@ step_digest: Callable[[bytes, int], bytes] = xxh3_64_digest
 """What ``step_span_id`` gives to a text that no other step of the run has: 8 bytes."""
 
 
-def snapshot_span_id(trace_id: bytes, text: bytes, revision: int, context: bytes) -> bytes:
+def revision_span_id(trace_id: bytes, text: bytes, revision: int, context: bytes) -> bytes:
     """The id of a snapshot span: of this document, at this revision."""
     return _nonzero(_digest(b"snapshot", trace_id, text, str(revision).encode(), context)[:8])
 

@@ -27,14 +27,14 @@ _MEMBER = rf"{_STRING.pattern}{_WS}:{_WS}"
 """A key and its colon."""
 
 
-def _around(value: str) -> str:
+def _excerpt(value: str) -> str:
     """The pattern of such a value, and of an array or an object of such values."""
     array = rf"\[{_WS}(?:{value}{_WS}(?:,{_WS}{value}{_WS})*+)?+\]"
     members = rf"\{{{_WS}(?:{_MEMBER}{value}{_WS}(?:,{_WS}{_MEMBER}{value}{_WS})*+)?+\}}"
     return f"(?:{value}|{array}|{members})"
 
 
-_SHALLOW_VALUE = _around(_around(f"(?:{_SCALAR.pattern})"))
+_SHALLOW_VALUE = _excerpt(_excerpt(f"(?:{_SCALAR.pattern})"))
 _SHALLOW = re.compile(_SHALLOW_VALUE, re.ASCII)
 _MORE_ELEMENTS = re.compile(rf"(?:,{_WS}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
 _MORE_MEMBERS = re.compile(rf"(?:,{_WS}{_MEMBER}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)

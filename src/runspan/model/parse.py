@@ -58,7 +58,7 @@ def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, byt
             return envelope, text, True
     except (ValueError, msgspec.MsgspecError, RecursionError):
         pass  # the careful path accepts it or says what is wrong
-    return _Careful(data, where).document()
+    return _CarefulParser(data, where).document()
 
 
 def text_of(document: dict[str, Any]) -> bytes:
@@ -85,7 +85,7 @@ def _utf8(text: str, where: str) -> bytes:
         ) from None
 
 
-class _Careful:
+class _CarefulParser:
     """One document, scanned member by member."""
 
     def __init__(self, data: bytes, where: str) -> None:

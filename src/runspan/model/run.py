@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from runspan.model.document import TERMINAL_RUN_STATUSES, Envelope, Step, plain_text, summary_text
+from runspan.model.document import TERMINAL_RUN_STATUSES, Envelope, Step, summary_text, unquote
 from runspan.model.parse import parse_document, text_of
 
 
@@ -48,11 +48,11 @@ class Run:
 
     @property
     def workflow_id(self) -> str | None:
-        return plain_text(self.envelope.workflow_id)
+        return unquote(self.envelope.workflow_id)
 
     @property
     def status(self) -> str | None:
-        return plain_text(self.envelope.status)
+        return unquote(self.envelope.status)
 
     @property
     def finished(self) -> bool:

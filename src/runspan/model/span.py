@@ -75,11 +75,11 @@ class Span(Struct, frozen=True, gc=False):
             attributes = dict(self.own)
             for key, value in attributes.items():
                 if type(value) is Raw:
-                    attributes[key] = plain(value)
+                    attributes[key] = to_plain(value)
             return attributes
-        return {key: plain(value) for key, value in self.pairs()}
+        return {key: to_plain(value) for key, value in self.pairs()}
 
 
-def plain(value: Value) -> Value:
+def to_plain(value: Value) -> Value:
     """The value as a reader of the span sees it."""
     return bytes(value).decode() if type(value) is Raw else value

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
-from runspan.codec.fields import PIECE_BYTES, RUN_TABLE, STEP_TABLE, Field, Kind
-from runspan.otlp.column_loops import Column, where_true
+from runspan.codec.fields import PIECE_BYTES, RUN_TABLE, STEP_TABLE, Field, FieldKind
+from runspan.otlp.column_loops import Column, true_indices
 
 try:
     from runspan.otlp._column_loops import joined_spans, nanoseconds
@@ -25,7 +25,7 @@ except ImportError:
     COMPILED = False
 """Whether the loops over rows are the ones in C."""
 
-__all__ = ["COMPILED", "RUN_MEMBERS", "STEP_MEMBERS", "Column", "joined", "nanoseconds", "where_true"]
+__all__ = ["COMPILED", "RUN_MEMBERS", "STEP_MEMBERS", "Column", "join_columns", "nanoseconds", "true_indices"]
 
 _TOO_LONG: Final = bytes(PIECE_BYTES + 1)
 
@@ -33,17 +33,17 @@ Members = Iterable[Callable[[list[Any]], Column]]
 """For each member, what makes a column of it for a list of runs or steps."""
 
 
-def joined(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
+def join_columns(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
     """The columns as so many spans; and the places of those with a text or number that does not fit one attribute."""
     return joined_spans(columns, count, PIECE_BYTES, UNSET)
 
 
 def _column(field: Field) -> Callable[[list[Any]], Column]:
     get, key = attrgetter(field.member), field.key.encode()
-    if field.kind is Kind.PAYLOAD:
+    if field.kind is FieldKind.PAYLOAD:
         # They stay ``Raw``, and are copied once, when the span is joined.
         return lambda rows: (key, list(map(get, rows)))
-    if field.kind is Kind.TEXT:
+    if field.kind is FieldKind.TEXT:
         return lambda rows: (key, list(map(_text, map(get, rows))))
     return lambda rows: (list(map(get, rows)), key)
 

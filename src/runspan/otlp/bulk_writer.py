@@ -16,18 +16,18 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from runspan.codec.attributes import Pairs, put_times
-from runspan.codec.encode import RestOfSteps, encode, put_fault
-from runspan.codec.fields import DIGEST, MANIFEST, ODD, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
-from runspan.codec.semconv import PIPELINE_RUN_ID, Usage, put_counts, put_model, put_totals, usage_of
-from runspan.codec.span_templates import ROOT_LABELS, STEP_LABELS, Label
+from runspan.codec.attributes import Pairs, encode_times
+from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
+from runspan.codec.fields import DIGEST, MANIFEST, NON_CANONICAL, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
+from runspan.codec.semconv import PIPELINE_RUN_ID, Usage, add_counts, add_model, add_totals, usage_of
+from runspan.codec.span_templates import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.model.document import Step
 from runspan.model.ids import run_digests, step_digest
 from runspan.model.run import Run
-from runspan.otlp.bulk_columns import RUN_MEMBERS, STEP_MEMBERS, Column, joined, nanoseconds, where_true
+from runspan.otlp.bulk_columns import RUN_MEMBERS, STEP_MEMBERS, Column, join_columns, nanoseconds, true_indices
 from runspan.otlp.protobuf_writer import (
-    HEADS,
     IN_SPAN,
+    KEY_PREFIXES,
     PARENT_ID,
     PLAIN_END,
     SPAN_ID,
@@ -36,14 +36,14 @@ from runspan.otlp.protobuf_writer import (
     attributes_bytes,
     end_bytes,
     integer_bytes,
-    label_bytes,
     shared_bytes,
     span_bytes,
+    template_bytes,
 )
 
 _ZERO: Final = bytes(8)
 _step_text = msgspec.json.Encoder().encode
-_IDENTITY: Final = HEADS[RUN_ID]
+_IDENTITY: Final = KEY_PREFIXES[RUN_ID]
 _RUN_DIGEST, _STEPS, _PIPELINE_RUN = (key.encode() for key in (DIGEST, MANIFEST, PIPELINE_RUN_ID))
 
 
@@ -66,14 +66,14 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
     counts = [len(envelope.steps) for envelope in envelopes]  # type: ignore[arg-type]
     starts = nanoseconds([envelope.started_at for envelope in envelopes])
     ends = nanoseconds([envelope.completed_at for envelope in envelopes])
-    odd = {*where_true(map(ge, starts, ends)), *where_true(map(le, starts, repeat(0)))}
+    odd = {*true_indices(map(ge, starts, ends)), *true_indices(map(le, starts, repeat(0)))}
     identities = [envelope.id.encode() for envelope in envelopes]
     digests = run_digests(identities, tenant)
     traces, roots = [digest[:16] for digest in digests], [digest[16:24] for digest in digests]
-    odd |= {*where_true(map(eq, roots, repeat(_ZERO))), *where_true(map(eq, traces, repeat(2 * _ZERO)))}
+    odd |= {*true_indices(map(eq, roots, repeat(_ZERO))), *true_indices(map(eq, traces, repeat(2 * _ZERO)))}
     for place in odd:
         starts[place] = ends[place] = 0
-    labels = list(map(ROOT_LABELS.__getitem__, map(RUN_TABLE.get_labels, envelopes)))
+    labels = list(map(ROOT_TEMPLATES.__getitem__, map(RUN_TABLE.get_labels, envelopes)))
     seeds = [
         int.from_bytes(digest[24:], "big") ^ label.salt ^ start
         for digest, label, start in zip(digests, labels, starts, strict=True)
@@ -95,7 +95,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         manifests.append(b"".join(steps.span_ids[place : place + count]).hex().encode())
         place += count
     rests, closings = [b""] * len(runs), [PLAIN_END] * len(runs)
-    for place in where_true(map(attrgetter("special"), labels)):
+    for place in true_indices(map(attrgetter("special"), labels)):
         rests[place], closings[place] = _rest_of_failed(
             envelopes[place].error, labels[place], ends[place], steps.usages.pop(place, [])
         )
@@ -105,7 +105,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         ids,
         roots,
         (starts, ends),
-        [label.wire or label_bytes(label) for label in labels],
+        [label.wire or template_bytes(label) for label in labels],
         shared,
         (_RUN_DIGEST, [sha256(run.text).hexdigest().encode() for run in runs]),
         attribute_bytes(TENANT, tenant) if tenant else b"",
@@ -116,7 +116,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         rests,
         closings,
     ]
-    heads, unfit = joined(columns, len(runs))
+    heads, unfit = join_columns(columns, len(runs))
     odd |= {*steps.odd_runs, *unfit}
 
     written: list[list[bytes] | None] = []
@@ -132,42 +132,42 @@ def _each(counts: list[int], values: Iterable[Any]) -> list[Any]:
     return list(chain.from_iterable(map(repeat, values, counts)))
 
 
-def _rest_of_failed(error: object, label: Label, end: int, usages: list[Usage]) -> tuple[bytes, bytes]:
+def _rest_of_failed(error: object, label: SpanTemplate, end: int, usages: list[Usage]) -> tuple[bytes, bytes]:
     """A failed head's attributes after the usual ones, and what stands after all attributes."""
     own: Pairs = []
-    put_totals(own, usages)
-    fault = put_fault(own, error, label, end, True)
+    add_totals(own, usages)
+    fault = set_error_status(own, error, label, end, True)
     return attributes_bytes(own), end_bytes(fault.events, (), fault.status, fault.message)
 
 
 def _totals_bytes(usages: list[Usage]) -> bytes:
     own: Pairs = []
-    put_totals(own, usages)
+    add_totals(own, usages)
     return attributes_bytes(own)
 
 
 def _usage_bytes(usage: Usage) -> bytes:
     own: Pairs = []
-    put_counts(own, usage)
+    add_counts(own, usage)
     return _model_bytes(usage.model) + attributes_bytes(own)
 
 
 @lru_cache(maxsize=256)
 def _model_bytes(model: str) -> bytes:
     own: Pairs = []
-    put_model(own, model)
+    add_model(own, model)
     return attributes_bytes(own)
 
 
 def _no_times() -> bytes:
     """What stands on the span of a step that was skipped: it has neither start nor end."""
     own: Pairs = []
-    put_times(own, STEP_TABLE, UNSET, UNSET, 1)
+    encode_times(own, STEP_TABLE, UNSET, UNSET, 1)
     return attributes_bytes(own)
 
 
 _NO_TIMES: Final = _no_times()
-_NO_LENGTH: Final = HEADS[STEP_TABLE.end.key + ODD][len('"2024-01-15T09:00:01.200Z"')] + b'"'
+_NO_LENGTH: Final = KEY_PREFIXES[STEP_TABLE.end.key + NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
 """What stands on the span of a step that ended when it began, before that time."""
 
 
@@ -182,7 +182,7 @@ class _Steps:
         self.steps = steps
         self.owners = owners
         self.texts = list(map(_step_text, steps))
-        self.labels: list[Label] = list(map(STEP_LABELS.__getitem__, map(STEP_TABLE.get_labels, steps)))
+        self.labels: list[SpanTemplate] = list(map(STEP_TEMPLATES.__getitem__, map(STEP_TABLE.get_labels, steps)))
         self.odd_runs: set[int] = set()
         self.usages: dict[int, list[Usage]] = {}
         self.span_ids: list[bytes] = []
@@ -191,7 +191,7 @@ class _Steps:
         """Gives the spans their ids, as ``model.ids.step_span_id`` does."""
         self.span_ids = list(map(step_digest, self.texts, seeds))
         owners = self.owners
-        unfinished = where_true(map(not_, map(attrgetter("finished"), self.labels)))
+        unfinished = true_indices(map(not_, map(attrgetter("finished"), self.labels)))
         self.odd_runs = {owners[place] for place in unfinished}
         if len(set(self.span_ids)) < len(self.span_ids) or _ZERO in self.span_ids:
             seen: set[tuple[int, bytes]] = set()
@@ -213,9 +213,9 @@ class _Steps:
         starts = nanoseconds([step.started_at for step in steps])
         ends = nanoseconds([step.completed_at for step in steps])
         unusual = {
-            *where_true(map(attrgetter("special"), labels)),
-            *where_true(map(ge, starts, ends)),
-            *where_true(map(lt, starts, repeat(0))),
+            *true_indices(map(attrgetter("special"), labels)),
+            *true_indices(map(ge, starts, ends)),
+            *true_indices(map(lt, starts, repeat(0))),
         }
         rests, closings = [b""] * len(steps), [PLAIN_END] * len(steps)
         for place in sorted(unusual):
@@ -236,7 +236,7 @@ class _Steps:
                 rests[place] = _NO_LENGTH + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
                 continue
             usages = self.usages.setdefault(owner, []) if label.agent else []
-            rest = RestOfSteps(tenant, fallbacks[owner], usages=usages).of(step, label)
+            rest = StepPartsBuilder(tenant, fallbacks[owner], usages=usages).build(step, label)
             starts[place], ends[place] = rest.start, rest.end
             rests[place] = attributes_bytes(rest.own)
             closings[place] = end_bytes(rest.fault.events, rest.links, rest.fault.status, rest.fault.message)
@@ -245,12 +245,12 @@ class _Steps:
             self.span_ids,
             parents,
             (starts, ends),
-            [label.wire or label_bytes(label) for label in labels],
+            [label.wire or template_bytes(label) for label in labels],
             shared,
             *[member(steps) for member in STEP_MEMBERS],
             rests,
             closings,
         ]
-        spans, unfit = joined(columns, len(steps))
+        spans, unfit = join_columns(columns, len(steps))
         self.odd_runs |= {self.owners[place] for place in unfit}
         return spans

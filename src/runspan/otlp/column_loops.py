@@ -15,14 +15,23 @@ from typing import Any, Final
 from msgspec import Raw
 
 from runspan.model.timestamps import FRACTIONS, MINUTES, SECONDS
-from runspan.otlp.protobuf_writer import END_TAG, IN_SPAN, SPANS, START_TAG, Heads, integer_bytes, times_bytes, varint
+from runspan.otlp.protobuf_writer import (
+    END_TAG,
+    IN_SPAN,
+    SPANS,
+    START_TAG,
+    KeyPrefixes,
+    integer_bytes,
+    times_bytes,
+    varint,
+)
 
 Column = bytes | list[bytes] | tuple[bytes, list[Any]] | tuple[list[Any], bytes] | tuple[list[int], list[int]]
 """One part of all spans. Bytes: the same on every span. A list: ready bytes, for each span its own. A key and a list:
 a string attribute with these texts, bytes or ``Raw``; none where the text is empty or absent. A list and a key: an
 integer attribute with the numbers that these texts are. Two lists: starts and ends, nanoseconds since 1970."""
 
-_BAD: Final = -(1 << 70)
+_INVALID: Final = -(1 << 70)
 """Nanoseconds of a text that is no canonical timestamp: so low that every sum with it is negative."""
 _MEMO: Final = 10_000
 _REMEMBERED_LENGTHS: Final = 16384
@@ -34,21 +43,21 @@ _FEW: Final = 4
 """A column of which less than this part is there is written cell by cell."""
 
 
-class _MinutesOrBad(dict[str, int]):
+class _MinutesOrInvalid(dict[str, int]):
     """``times.MINUTES`` for a column: ``_BAD`` instead of an error."""
 
     def __missing__(self, prefix: str) -> int:
         try:
             ns = MINUTES[prefix]
         except KeyError:
-            return _BAD
+            return _INVALID
         if len(self) >= _MEMO:
             self.clear()
         self[prefix] = ns
         return ns
 
 
-_MINUTES: Final = _MinutesOrBad()
+_MINUTES: Final = _MinutesOrInvalid()
 _TO_MINUTE, _TO_SECOND, _TO_END = itemgetter(slice(0, 17)), itemgetter(slice(17, 19)), itemgetter(slice(19, None))
 
 
@@ -56,8 +65,8 @@ def nanoseconds(values: Sequence[object]) -> list[int]:
     """Canonical timestamps in nanoseconds since 1970; anything negative for other values."""
     texts = [value if type(value) is str else "" for value in values]
     minutes = map(_MINUTES.__getitem__, map(_TO_MINUTE, texts))
-    seconds = map(SECONDS.get, map(_TO_SECOND, texts), repeat(_BAD))
-    fractions = map(FRACTIONS.get, map(_TO_END, texts), repeat(_BAD))
+    seconds = map(SECONDS.get, map(_TO_SECOND, texts), repeat(_INVALID))
+    fractions = map(FRACTIONS.get, map(_TO_END, texts), repeat(_INVALID))
     return list(map(add, map(add, minutes, seconds), fractions))
 
 
@@ -86,7 +95,7 @@ def joined_spans(columns: list[Column], count: int, bound: int, absent: object) 
     return list(map(add, map(_SPAN_HEADS.__getitem__, map(len, contents)), contents)), sorted(odd)
 
 
-def where_true(flags: Iterable[object]) -> Iterator[int]:
+def true_indices(flags: Iterable[object]) -> Iterator[int]:
     """The places of what is true."""
     return compress(range(1 << 62), flags)
 
@@ -95,7 +104,7 @@ def _attributes(
     key: bytes, texts: list[Any], bound: int, absent: object, odd: set[int]
 ) -> tuple[Iterable[bytes | Raw], ...]:
     """What stands before the texts, and the texts. odd: the places of texts over the bound are added."""
-    places = list(where_true(map(is_not, texts, repeat(absent))))
+    places = list(true_indices(map(is_not, texts, repeat(absent))))
     if not places:
         return ()
     heads = _HEADS[key]
@@ -103,7 +112,7 @@ def _attributes(
     written = [texts[place] for place in places] if few else [b"" if text is absent else text for text in texts]
     lengths = list(map(len, written))
     if max(lengths) > bound:
-        over = where_true(map(gt, lengths, repeat(bound)))
+        over = true_indices(map(gt, lengths, repeat(bound)))
         odd.update([places[number] for number in over] if few else over)
     before = map(heads.__getitem__, lengths)
     return (_filled(places, before, len(texts)), _filled(places, written, len(texts))) if few else (before, written)
@@ -114,7 +123,7 @@ def _numbers(key: bytes, texts: list[Any], absent: object, odd: set[int]) -> lis
     attributes = _NUMBERS[key]
     cells = [b"" if text is absent else attributes[bytes(text)] for text in texts]
     if _NO_NUMBER in cells:
-        odd.update(where_true(map(eq, cells, repeat(_NO_NUMBER))))
+        odd.update(true_indices(map(eq, cells, repeat(_NO_NUMBER))))
         cells = [b"" if cell is _NO_NUMBER else cell for cell in cells]
     return cells
 
@@ -127,16 +136,16 @@ def _filled(places: list[int], cells: Iterable[bytes | Raw], count: int) -> list
     return filled
 
 
-class _HeadsByKey(dict[bytes, Heads]):
+class _KeyPrefixesByKey(dict[bytes, KeyPrefixes]):
     """What stands before the strings of a key; nothing before an empty one, which is not written."""
 
-    def __missing__(self, key: bytes) -> Heads:
-        heads = self[key] = Heads(key.decode())
+    def __missing__(self, key: bytes) -> KeyPrefixes:
+        heads = self[key] = KeyPrefixes(key.decode())
         heads[0] = b""
         return heads
 
 
-class _Numbers(dict[bytes, bytes]):
+class _IntegerTexts(dict[bytes, bytes]):
     """The integer attributes of one key by the number's text: durations and attempts recur."""
 
     def __init__(self, key: str) -> None:
@@ -156,15 +165,15 @@ class _Numbers(dict[bytes, bytes]):
         return attribute
 
 
-class _NumbersByKey(dict[bytes, _Numbers]):
+class _IntegerTextsByKey(dict[bytes, _IntegerTexts]):
     """``_Numbers`` by key: those of the tables."""
 
-    def __missing__(self, key: bytes) -> _Numbers:
-        numbers = self[key] = _Numbers(key.decode())
+    def __missing__(self, key: bytes) -> _IntegerTexts:
+        numbers = self[key] = _IntegerTexts(key.decode())
         return numbers
 
 
-class _SpanHeads(dict[int, bytes]):
+class _SpanPrefixes(dict[int, bytes]):
     """Tag and length of a span by its length."""
 
     def __missing__(self, length: int) -> bytes:
@@ -174,6 +183,6 @@ class _SpanHeads(dict[int, bytes]):
         return head
 
 
-_HEADS: Final = _HeadsByKey()
-_NUMBERS: Final = _NumbersByKey()
-_SPAN_HEADS: Final = _SpanHeads()
+_HEADS: Final = _KeyPrefixesByKey()
+_NUMBERS: Final = _IntegerTextsByKey()
+_SPAN_HEADS: Final = _SpanPrefixes()

@@ -39,7 +39,7 @@ def read_headers(where: str, text: str) -> list[tuple[str, str]]:
     return found
 
 
-def checked_headers(where: str, items: Iterable[tuple[str, str]]) -> Headers:
+def validate_headers(where: str, items: Iterable[tuple[str, str]]) -> Headers:
     """The headers, of a name that stands twice the last. SettingError when HTTP cannot carry a name or a value.
 
     where: what errors call the place.
@@ -60,7 +60,7 @@ def read_attributes(text: str) -> dict[str, str]:
 
     https://opentelemetry.io/docs/specs/otel/resource/sdk/#specifying-resource-information-via-an-environment-variable
     """
-    checked_text("OTEL_RESOURCE_ATTRIBUTES", text)
+    validate_text("OTEL_RESOURCE_ATTRIBUTES", text)
     attributes: dict[str, str] = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         key, equals, value = pair.partition("=")
@@ -70,7 +70,7 @@ def read_attributes(text: str) -> dict[str, str]:
     return attributes
 
 
-def checked_text(where: str, text: str) -> str:
+def validate_text(where: str, text: str) -> str:
     """The text. SettingError when UTF-8 cannot carry it: an environment variable or an argument may have any bytes.
 
     where: what errors call the place.
@@ -83,7 +83,7 @@ def checked_text(where: str, text: str) -> str:
     return text
 
 
-def basic_login(user: str, password: str) -> tuple[str, str]:
+def basic_auth(user: str, password: str) -> tuple[str, str]:
     """The header that logs in with a user and a password."""
     return "authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode()
 

@@ -19,19 +19,19 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan._version import __version__
 from runspan.errors import PayloadError
 from runspan.model.span import Span, Value
-from runspan.otlp.limits import bound_json, bound_json_text, span_bound
-from runspan.otlp.protobuf_reader import Received, all_spans, sort_spans
+from runspan.otlp.limits import check_json, check_json_text
+from runspan.otlp.protobuf_reader import ParsedRequest, all_spans, sort_spans
 from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 
 
-def read_json(body: bytes, max_spans: int | None = None) -> Received:
+def read_json(body: bytes, max_spans: int | None = None) -> ParsedRequest:
     """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when it is none, or holds too many.
 
-    max_spans: without it ``bounds.span_bound``.
+    max_spans: without it ``limits.default_max_spans``.
     """
-    return sort_spans(_parse(body, span_bound(len(body)) if max_spans is None else max_spans))
+    return sort_spans(_parse(body, default_max_spans(len(body)) if max_spans is None else max_spans))
 
 
 def read_spans(body: bytes) -> list[Span]:
@@ -50,7 +50,7 @@ def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes
 
 def _parse(body: bytes, max_spans: int | None = None) -> TracesData:
     if max_spans is not None:
-        bound_json_text(body)
+        check_json_text(body)
     try:
         data = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ def _parse(body: bytes, max_spans: int | None = None) -> TracesData:
     if not isinstance(data, dict):
         raise _unreadable(f"{type(data).__name__} at the top")
     if max_spans is not None:
-        bound_json(data, max_spans)
+        check_json(data, max_spans)
     _ids_to_base64(data)
     message = TracesData()
     try:

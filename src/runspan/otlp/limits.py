@@ -34,7 +34,7 @@ JSON_VALUE_BYTES: Final = 16
 
 _SMALL_BODY: Final = 2 * MAX_REQUEST_PARTS
 """Bytes of a body that can do no harm, whatever it holds: a field has two bytes at least."""
-_CRUMB_BYTES: Final = 11
+_FRAGMENT_BYTES: Final = 11
 """Usual spans have a message for so many bytes, or fewer of them."""
 
 _TAGS: Final = b"\x0a\x12\x12"
@@ -43,12 +43,12 @@ _SPAN_LEVEL: Final = 2
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 
-def span_bound(size: int) -> int:
+def default_max_spans(size: int) -> int:
     """How many spans, and lists that hold them, a request of so many bytes may have."""
     return max(MAX_SPANS, size // SPAN_BYTES)
 
 
-def bound_protobuf(body: bytes, bound: int) -> None:
+def check_protobuf(body: bytes, bound: int) -> None:
     """PayloadTooLarge when a TracesData holds more. What is no protobuf passes: its reader stops at the same place.
 
     Fields that are neither spans nor their containers count by themselves, to twice the bound: an honest container
@@ -56,7 +56,7 @@ def bound_protobuf(body: bytes, bound: int) -> None:
     """
     try:
         _walk(body, bound)
-        if len(body) > _SMALL_BODY and _is_crumbs(body):
+        if len(body) > _SMALL_BODY and _is_fragmented(body):
             _walk_parts(body)
     except (IndexError, _Malformed):
         return
@@ -67,7 +67,7 @@ def allowed_parts(size: int) -> int:
     return MAX_PARTS + size // PART_BYTES
 
 
-def bound_json_text(body: bytes) -> None:
+def check_json_text(body: bytes) -> None:
     """PayloadTooLarge when OTLP/JSON holds too many values for its size. Before a place where it is no JSON, the count
     is right, and no parser comes further."""
     bound = max(MAX_JSON_VALUES, len(body) // JSON_VALUE_BYTES)
@@ -95,7 +95,7 @@ def _values(text: bytes) -> int:
     return text.count(b"{") + text.count(b"[") + text.count(b",")
 
 
-def bound_json(data: dict[str, Any], bound: int) -> None:
+def check_json(data: dict[str, Any], bound: int) -> None:
     """PayloadTooLarge when an OTLP/JSON request holds more. What has another form passes: its reader refuses it."""
     counted, level = 0, [data]
     for names in (("resourceSpans", "resource_spans"), ("scopeSpans", "scope_spans"), ("spans",)):
@@ -114,9 +114,9 @@ _RARE_TAGS: Final = b"\x22\x2a\x32"
 _RARE: Final = bytes(1 if byte in _RARE_TAGS else 2 if byte < 32 else 0 for byte in range(256))
 
 
-def _is_crumbs(body: bytes) -> bool:
+def _is_fragmented(body: bytes) -> bool:
     """Whether so many of the bytes may be tags that messages can have fewer than ``_CRUMB_BYTES`` on average."""
-    bound = max(_SMALL_BODY // 4, len(body) // _CRUMB_BYTES)
+    bound = max(_SMALL_BODY // 4, len(body) // _FRAGMENT_BYTES)
     tags = len(body) - len(body.translate(None, _PART_TAGS))
     return tags > bound or tags + body.translate(_RARE).count(b"\x01\x02") > bound
 

@@ -21,11 +21,11 @@ from runspan.contracts import Rejection
 from runspan.errors import PayloadError
 from runspan.model.span import Event, Link, Span, Value
 from runspan.model.timestamps import MAX_NS
-from runspan.otlp.limits import MAX_PARTS, allowed_parts, bound_protobuf, span_bound
+from runspan.otlp.limits import MAX_PARTS, allowed_parts, check_protobuf
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class ForeignSpan:
     """A span that is not runspan's, kept as it came.
 
     otlp: a serialized ``opentelemetry.proto.trace.v1.TracesData`` of this one span with its resource and scope.
@@ -37,7 +37,7 @@ class Foreign:
 
 
 @dataclass(slots=True)
-class Received:
+class ParsedRequest:
     """spans: those with the attribute ``runspan.role``. resources: per trace of theirs, the serialized Resource.
 
     total: how many spans the request held, rejected ones included.
@@ -45,7 +45,7 @@ class Received:
 
     spans: list[Span] = field(default_factory=list)
     resources: dict[bytes, bytes] = field(default_factory=dict)
-    foreign: list[Foreign] = field(default_factory=list)
+    foreign: list[ForeignSpan] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     total: int = 0
 
@@ -56,15 +56,15 @@ MAX_NAMED = 100
 """So many refused spans of a request get a rejection each; one more counts the rest."""
 
 
-def read_protobuf(body: bytes, max_spans: int | None = None) -> Received:
+def read_protobuf(body: bytes, max_spans: int | None = None) -> ParsedRequest:
     """The spans of an ExportTraceServiceRequest, sorted. PayloadError when the body is none, or holds too many.
 
     A span that cannot be placed (an id of the wrong length or all zero, a time that no store can hold), or that has
     more attributes, events and links than its size explains, is rejected alone; the others of the request are taken.
 
-    max_spans: without it ``bounds.span_bound``.
+    max_spans: without it ``limits.default_max_spans``.
     """
-    bound_protobuf(body, span_bound(len(body)) if max_spans is None else max_spans)
+    check_protobuf(body, default_max_spans(len(body)) if max_spans is None else max_spans)
     return sort_spans(parse(body))
 
 
@@ -90,16 +90,16 @@ def parse(body: bytes) -> TracesData:
 def all_spans(data: TracesData) -> list[Span]:
     """Every span of a parsed message, whoever made it."""
     return [
-        neutral(span, _pairs(span))
+        to_span(span, _pairs(span))
         for resource_spans in data.resource_spans
         for scope_spans in resource_spans.scope_spans
         for span in scope_spans.spans
     ]
 
 
-def sort_spans(data: TracesData) -> Received:
+def sort_spans(data: TracesData) -> ParsedRequest:
     """What a parsed request holds: runspan's own spans, everybody else's, and what is refused."""
-    received, unnamed = Received(), 0
+    received, unnamed = ParsedRequest(), 0
     take, resources, keep = received.spans.append, received.resources, received.foreign.append
     for resource_spans in data.resource_spans:
         resource: bytes | None = None
@@ -117,7 +117,7 @@ def sort_spans(data: TracesData) -> Received:
                 elif reason:
                     received.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
                 elif own:
-                    take(neutral(span, pairs))
+                    take(to_span(span, pairs))
                     if trace_id not in resources:
                         if resource is None:
                             resource = resource_spans.resource.SerializeToString(deterministic=True)
@@ -125,13 +125,13 @@ def sort_spans(data: TracesData) -> Received:
                 else:
                     if envelope is None:
                         envelope = _Envelope(resource_spans, scope_spans)
-                    keep(Foreign(trace_id, span_id, envelope.around(span)))
+                    keep(ForeignSpan(trace_id, span_id, envelope.around(span)))
     if unnamed:
         received.rejected.append(Rejection("further spans", "for such reasons too", unnamed))
     return received
 
 
-def neutral(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
+def to_span(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
     """The neutral record of a protobuf span. pairs: its attributes, read."""
     parent_id, code, message = span.parent_span_id, 0, ""
     if span.HasField("status"):

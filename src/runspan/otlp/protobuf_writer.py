@@ -15,9 +15,9 @@ from typing import Final
 from msgspec import Raw
 
 from runspan._version import __version__
-from runspan.codec.fields import KEYS, ODD, PIECE_BYTES
+from runspan.codec.fields import KEYS, NON_CANONICAL, PIECE_BYTES
 from runspan.codec.semconv import PROJECTED_KEYS, PROJECTED_NUMBERS
-from runspan.codec.span_templates import Label
+from runspan.codec.span_templates import SpanTemplate
 from runspan.model.span import Attributes, Event, Link, Span, Value
 
 SCOPE_NAME: Final = "runspan"
@@ -73,7 +73,7 @@ def _string_head(lead: bytes, key: bytes, length: int) -> bytes:
     return lead + varint(len(middle) + length) + middle
 
 
-class Heads(dict[int, bytes]):
+class KeyPrefixes(dict[int, bytes]):
     """The heads of one key's strings by length, for lengths up to a piece's."""
 
     def __init__(self, key: str) -> None:
@@ -87,10 +87,10 @@ class Heads(dict[int, bytes]):
         return head
 
 
-HEADS: Final = {key: Heads(key) for key in KEYS | {key + ODD for key in KEYS} | PROJECTED_KEYS}
+KEY_PREFIXES: Final = {key: KeyPrefixes(key) for key in KEYS | {key + NON_CANONICAL for key in KEYS} | PROJECTED_KEYS}
 
 
-class _NumberHeads(dict[tuple[bytes, str, bytes, int], bytes]):
+class _IntegerKeyPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
     """All bytes before a number: tag, key, and the number's own tag, by the first tag, key, tag and size in bytes.
 
     Only those of known keys are remembered: the memory needs a bound.
@@ -106,7 +106,7 @@ class _NumberHeads(dict[tuple[bytes, str, bytes, int], bytes]):
 
 
 _NUMBERS: Final = KEYS | PROJECTED_NUMBERS
-_NUMBER_HEADS: Final = _NumberHeads()
+_NUMBER_HEADS: Final = _IntegerKeyPrefixes()
 
 
 def integer_bytes(lead: bytes, key: str, number: int) -> bytes:
@@ -171,7 +171,7 @@ def attribute_bytes(key: str, value: Value) -> bytes:
         return _NUMBER_HEADS[IN_SPAN, key, b"\x21", 8] + _DOUBLE(value)
     else:
         return _key_value(IN_SPAN, key.encode(), _any(value))
-    heads = HEADS.get(key)
+    heads = KEY_PREFIXES.get(key)
     return (_string_head(IN_SPAN, key.encode(), len(text)) if heads is None else heads[len(text)]) + text
 
 
@@ -228,7 +228,7 @@ def end_bytes(events: tuple[Event, ...], links: tuple[Link, ...], status: int, m
     return b"".join(parts)
 
 
-def label_bytes(label: Label) -> bytes:
+def template_bytes(label: SpanTemplate) -> bytes:
     """Name, kind and shared attributes of a label's spans, in the order of ``span_bytes``."""
     label.wire = wire = _name_and_kind(label.name, label.kind) + shared_bytes(label.shared)
     return wire

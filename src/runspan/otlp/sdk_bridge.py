@@ -16,10 +16,10 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from runspan._version import __version__
 from runspan.codec.encode import encode
-from runspan.contracts import Written
+from runspan.contracts import WriteResult
 from runspan.errors import BackendRefused
 from runspan.model.run import Run
-from runspan.model.span import INTERNAL, SERVER, Span, Value, plain
+from runspan.model.span import INTERNAL, SERVER, Span, Value, to_plain
 from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
 
 _SCOPE: Final = InstrumentationScope(SCOPE_NAME, __version__)
@@ -78,11 +78,11 @@ class SdkExporterWriter:
         self._exporter = exporter
         self._resource = sdk_resource(resource or Resource())
 
-    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> Written:
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
         """Sends the spans of a run. BackendRefused when the exporter fails."""
         spans = encode(run, tenant=tenant, observed_at=observed_at)
         export_spans(self._exporter, spans, self._resource)
-        return Written(accepted=len(spans))
+        return WriteResult(accepted=len(spans))
 
     def close(self) -> None:
         """Shuts the exporter down."""
@@ -94,4 +94,4 @@ def _context(trace_id: bytes, span_id: bytes) -> SpanContext:
 
 
 def _attributes(pairs: Iterable[tuple[str, Value]]) -> dict[str, Any]:
-    return {key: plain(value) for key, value in pairs}
+    return {key: to_plain(value) for key, value in pairs}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from runspan.platform_api.client import Pace, Patience, Platform, base_url
-from runspan.platform_api.schema import AnswerTooLong, Listed, Listing, fingerprint, fingerprint_of_summary
+from runspan.platform_api.client import PlatformClient, RateLimiter, RetryPolicy, base_url
+from runspan.platform_api.schema import ResponseTooLong, RunListItem, RunListPage, fingerprint, fingerprint_of_summary
 
 __all__ = [
-    "AnswerTooLong",
-    "Listed",
-    "Listing",
-    "Pace",
-    "Patience",
-    "Platform",
+    "PlatformClient",
+    "RateLimiter",
+    "ResponseTooLong",
+    "RetryPolicy",
+    "RunListItem",
+    "RunListPage",
     "base_url",
     "fingerprint",
     "fingerprint_of_summary",

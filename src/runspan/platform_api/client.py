@@ -39,17 +39,17 @@ from runspan.errors import (
     SettingError,
     Unauthorized,
 )
-from runspan.http.retry import asked_wait
+from runspan.http.retry import parse_retry_after
 from runspan.http.transport import DeadlineTransport
-from runspan.http.urls import check_host, shown_url, tidy
+from runspan.http.urls import redact_url, sanitize_message, validate_host
 from runspan.platform_api.schema import (
-    AnswerTooLong,
-    Damaged,
-    Listing,
+    MalformedResponse,
+    ResponseTooLong,
+    RunListPage,
     is_not_found,
     read_document,
     read_failure,
-    read_listing,
+    read_page,
 )
 
 _PARTS: Final = 6
@@ -58,7 +58,7 @@ _LONGEST: Final = 60.0
 """Seconds of one wait. A longer one is slept in parts, so that no caller's sleep has to take any number."""
 
 
-class Pace:
+class RateLimiter:
     """At most ``per_minute`` requests in any 60 seconds, whenever they begin; 0: no limit.
 
     From 60 a minute on, the limit is kept in every ten seconds, so that a long backlog flows evenly and does not stop
@@ -82,17 +82,17 @@ class Pace:
             self._window = MovingWindowRateLimiter(MemoryStorage())
 
     @property
-    def held_for(self) -> float:
+    def paused_for(self) -> float:
         """Seconds for which nothing is sent, because the platform asked for it; 0 when it did not."""
         with self._lock:
             return max(0.0, self._held_until - self._clock())
 
-    def hold(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Nothing is sent for so long. A shorter wait asked for later does not cut it."""
         with self._lock:
             self._held_until = max(self._held_until, self._clock() + seconds)
 
-    def take(self, halted: Callable[[], bool]) -> bool:
+    def acquire(self, halted: Callable[[], bool]) -> bool:
         """Returns True when a request may go out now, which counts it; False once ``halted()`` is true."""
         while not halted():
             pause = self._pause()
@@ -123,11 +123,11 @@ T = TypeVar("T")
 Read = Callable[[bytes, httpx.Headers], T]
 
 PATH: Final = "/api/v1"
-MAX_ANSWER: Final = 256 << 20
+MAX_RESPONSE_BYTES: Final = 256 << 20
 SMALL_LIMIT: Final = 100
 """Items in a page where the platform refuses ``MAX_LIMIT``: one of its pages documents this one."""
 
-UNTOLD_WAIT: Final = 10.0
+DEFAULT_RETRY_AFTER: Final = 10.0
 """Seconds after a 429 that does not say how long to wait."""
 
 _AGAIN: Final = frozenset({408, 425, 500, 502, 503, 504})
@@ -135,7 +135,7 @@ _HINT: Final = "is this the base URL of the platform, or of a runspan server?"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """attempts: for one request, those that the platform answers with 429 not counted. timeout: seconds for one
     attempt, from the request to the last byte. first, longest: seconds, bounds of the backoff between attempts."""
 
@@ -145,7 +145,7 @@ class Patience:
     longest: float = 20.0
 
 
-class _TryAgain(Exception):
+class _RetryableFailure(Exception):
     """What went wrong may be over soon. error: what to raise if it is not."""
 
     def __init__(self, error: RunspanError) -> None:
@@ -153,7 +153,7 @@ class _TryAgain(Exception):
         self.error = error
 
 
-class Platform:
+class PlatformClient:
     """The runs below ``base/api/v1``. All methods may be called from several threads.
 
     key: the API key to send, asked for again when the platform refuses it: keys are rotated while a sync runs.
@@ -170,12 +170,12 @@ class Platform:
         base: str,
         *,
         key: Callable[[], str | None],
-        pace: Pace,
+        pace: RateLimiter,
         sleep: Callable[[float], None],
         halted: Callable[[], bool],
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         connections: int = 8,
-        max_answer: int = MAX_ANSWER,
+        max_answer: int = MAX_RESPONSE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.base = base_url(base)
@@ -184,7 +184,7 @@ class Platform:
         self._key = key()
         self._sleep = sleep
         self._halted = halted
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._max_answer = max_answer
         self._clock = clock
         self._lock = threading.Lock()
@@ -206,12 +206,12 @@ class Platform:
             return self._requests, self._retries, self._limited
 
     @property
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """Why the last request that ended is sent again, or ""."""
         return self._trouble
 
     @property
-    def silent_for(self) -> float:
+    def unanswered_for(self) -> float:
         """Seconds since the first request that came to nothing, while none since was answered; else 0."""
         since = self._failing_since
         return 0.0 if since is None else self._clock() - since
@@ -223,13 +223,13 @@ class Platform:
         status: str | None = None,
         since: str | None = None,
         cursor: str | None = None,
-    ) -> Listing:
+    ) -> RunListPage:
         """A page of the list, newest first. since: ``1h``, ``24h``, ``7d`` or ``30d``."""
         wanted = {"workflowId": workflow_id, "status": status, "since": since, "cursor": cursor}
         parameters = {name: value for name, value in wanted.items() if value is not None}
         limit = self._limit
         try:
-            return self._ask("/runs", {"limit": str(limit), **parameters}, lambda body, _: read_listing(body))
+            return self._ask("/runs", {"limit": str(limit), **parameters}, lambda body, _: read_page(body))
         except QueryError as error:
             if limit == SMALL_LIMIT or "limit" not in str(error):
                 raise
@@ -257,7 +257,7 @@ class Platform:
     ) -> T:
         """One question, asked again while that may help. again: errors that may be over soon here."""
         retrying = Retrying(
-            retry=retry_if_exception_type((_TryAgain, *again)) & retry_if_not_exception_type(AnswerTooLong),
+            retry=retry_if_exception_type((_RetryableFailure, *again)) & retry_if_not_exception_type(ResponseTooLong),
             stop=lambda state: self._halted() or stop_after_attempt(self._patience.attempts)(state),
             wait=wait_random_exponential(multiplier=self._patience.first, max=self._patience.longest),
             sleep=self._sleep,
@@ -267,20 +267,20 @@ class Platform:
         try:
             answer: T = retrying(self._noted, path, parameters, read)
             return answer
-        except _TryAgain as failure:
+        except _RetryableFailure as failure:
             raise failure.error from None
 
     def _noted(self, path: str, parameters: Mapping[str, str], read: Read[T]) -> T:
         try:
             return self._attempt(path, parameters, read)
-        except (_TryAgain, BackendRefused, QueryError) as failure:
+        except (_RetryableFailure, BackendRefused, QueryError) as failure:
             self._failed(str(failure))
             raise
 
     def _attempt(self, path: str, parameters: Mapping[str, str], read: Read[T]) -> T:
         key = self._key
         while True:
-            if not self.pace.take(self._halted):
+            if not self.pace.acquire(self._halted):
                 raise BackendUnreachable("sending has stopped", where=self.base)
             status, headers, body = self._send(path, parameters, key)
             if status == 401 and self._renewed(key):
@@ -290,7 +290,7 @@ class Platform:
             if wait is None:
                 break
             self._failed(f"HTTP {status}, asks to wait {wait:g} s")
-            self.pace.hold(wait)
+            self.pace.pause(wait)
             with self._lock:
                 self._limited += status == 429
         try:
@@ -299,10 +299,10 @@ class Platform:
         except NotFound:
             self._answered()
             raise
-        except Damaged as damage:
+        except MalformedResponse as damage:
             got = self._tidy(str(damage), key)
             error = BackendRefused(where=self.base, expected="the platform's API", got=got, hint=_HINT)
-            raise _TryAgain(error) from None
+            raise _RetryableFailure(error) from None
         self._answered()
         return answer
 
@@ -324,21 +324,21 @@ class Platform:
                     pieces.append(piece)
                     size += len(piece)
                     if size > self._max_answer:
-                        raise AnswerTooLong(
+                        raise ResponseTooLong(
                             where=self.base, expected=f"at most {self._max_answer} bytes", got="a longer answer"
                         )
                 return response.status_code, response.headers, b"".join(pieces)
         except httpx.TimeoutException as error:
             got = f"none in {seconds:g} s ({type(error).__name__})"
-            raise _TryAgain(BackendTimeout(where=self.base, expected="an answer", got=got)) from None
+            raise _RetryableFailure(BackendTimeout(where=self.base, expected="an answer", got=got)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             words = self._tidy(str(error), key)
             got = f"{type(error).__name__}: {words}" if words else type(error).__name__
-            raise _TryAgain(BackendUnreachable(where=self.base, expected="an answer", got=got)) from None
+            raise _RetryableFailure(BackendUnreachable(where=self.base, expected="an answer", got=got)) from None
 
     def _tidy(self, words: str, key: str | None) -> str:
         """Words of the platform for an error, without the key that was sent, should it repeat it."""
-        return tidy(words, (key,) if key else ())
+        return sanitize_message(words, (key,) if key else ())
 
     def _refuse(self, status: int, body: bytes, key: str | None) -> None:
         """Raises what a status other than 200 means."""
@@ -348,7 +348,7 @@ class Platform:
         words = self._tidy(message, key)
         got = f"HTTP {status} {self._tidy(code, key)}".rstrip()
         if status in _AGAIN:
-            raise _TryAgain(BackendBusy(f"{got}: {words}".rstrip(": "), where=self.base))
+            raise _RetryableFailure(BackendBusy(f"{got}: {words}".rstrip(": "), where=self.base))
         if status == 401 and code:
             raise Unauthorized(words, where=self.base, got=got, hint="set RUNSPAN_SYNC_API_KEY, or --source-key-file")
         if status == 403 and code:
@@ -410,10 +410,10 @@ def base_url(text: str) -> str:
         )
     expected = "http(s)://HOST of the platform's API"
     if url.query or url.fragment:
-        raise SettingError(where="URL", expected=expected, got=f"{shown_url(text)!r} with a query or fragment")
+        raise SettingError(where="URL", expected=expected, got=f"{redact_url(text)!r} with a query or fragment")
     if url.scheme not in ("http", "https") or not url.raw_host:
-        raise SettingError(where="URL", expected=expected, got=repr(shown_url(text)))
-    check_host("URL", text)
+        raise SettingError(where="URL", expected=expected, got=repr(redact_url(text)))
+    validate_host("URL", text)
     return str(url).rstrip("/").removesuffix(PATH)
 
 
@@ -421,5 +421,5 @@ def _asked_wait(status: int, headers: httpx.Headers) -> float | None:
     """Seconds to wait after a 429, or after a 503 that names a time; None for every other answer."""
     if status not in (429, 503):
         return None
-    asked = asked_wait(headers)
-    return UNTOLD_WAIT if asked is None and status == 429 else asked
+    asked = parse_retry_after(headers)
+    return DEFAULT_RETRY_AFTER if asked is None and status == 429 else asked

@@ -19,15 +19,15 @@ _SORTED_BY: Final = ("startedAt", "createdAt")
 _SHOWN: Final = 160
 
 
-class AnswerTooLong(BackendRefused):
+class ResponseTooLong(BackendRefused):
     """The answer is over the bound, and asking for it again costs as much."""
 
 
-class Damaged(Exception):
+class MalformedResponse(Exception):
     """A success whose body is not what was asked for: cut off, or not the platform's API at all."""
 
 
-class Listed(NamedTuple):
+class RunListItem(NamedTuple):
     """An item of a list. time: what lists are sorted by, nanoseconds since 1970; 0 when the item has none.
 
     fingerprint: of the members that the platform documents for list items. Another one means that the run changed.
@@ -38,13 +38,13 @@ class Listed(NamedTuple):
     fingerprint: bytes
 
 
-class Listing(NamedTuple):
+class RunListPage(NamedTuple):
     """A page of a list. cursor: where the next one begins, None at the end. partial: what the server could not see.
 
     odd: items of no use, as text: they have no id by which a run could be asked for.
     """
 
-    items: tuple[Listed, ...]
+    items: tuple[RunListItem, ...]
     cursor: str | None
     partial: tuple[str, ...] = ()
     odd: tuple[str, ...] = ()
@@ -61,29 +61,29 @@ class _Page(msgspec.Struct):
     meta: _Meta | None = None
 
 
-class _Answer(msgspec.Struct):
+class _RunBody(msgspec.Struct):
     data: msgspec.Raw
 
 
-class _Detail(msgspec.Struct):
+class _ErrorDetail(msgspec.Struct):
     field: str = ""
     message: str = ""
 
 
-class _Fault(msgspec.Struct):
+class _ErrorInfo(msgspec.Struct):
     code: str = ""
     message: str = ""
-    details: list[_Detail] = []
+    details: list[_ErrorDetail] = []
 
 
-class _Failure(msgspec.Struct):
-    error: _Fault
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorInfo
     success: bool | None = None
 
 
 _page = msgspec.json.Decoder(_Page).decode
-_answer = msgspec.json.Decoder(_Answer).decode
-_failure = msgspec.json.Decoder(_Failure).decode
+_answer = msgspec.json.Decoder(_RunBody).decode
+_failure = msgspec.json.Decoder(_ErrorBody).decode
 
 
 def fingerprint(item: Mapping[str, bytes]) -> bytes:
@@ -101,7 +101,7 @@ def fingerprint_of_summary(summary: bytes) -> bytes:
     return fingerprint(_members(summary.decode()))
 
 
-def read_listing(body: bytes) -> Listing:
+def read_page(body: bytes) -> RunListPage:
     """A page of a list. Damaged when the body is none, or says that there is more and not where."""
     try:
         page = _page(body)
@@ -110,13 +110,13 @@ def read_listing(body: bytes) -> Listing:
         items, meta = _read_carefully(body)
     more = meta.cursor is not None if meta.has_more is None else meta.has_more
     if more and not meta.cursor:
-        raise Damaged("meta.hasMore without meta.cursor")
+        raise MalformedResponse("meta.hasMore without meta.cursor")
     listed = [_listed(item) for item in items]
     odd = [_shown(item) for item, found in zip(items, listed, strict=True) if found is None]
     if odd and len(odd) == len(items):
-        raise Damaged(f"no item of the list has a usable id; the first is {odd[0]}")
+        raise MalformedResponse(f"no item of the list has a usable id; the first is {odd[0]}")
     cursor = meta.cursor if more else None
-    return Listing(tuple(found for found in listed if found is not None), cursor, tuple(meta.partial), tuple(odd))
+    return RunListPage(tuple(found for found in listed if found is not None), cursor, tuple(meta.partial), tuple(odd))
 
 
 def read_document(body: bytes) -> bytes:
@@ -126,7 +126,7 @@ def read_document(body: bytes) -> bytes:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         text = _member(_outer(body), "data")
     if not text.startswith(b"{"):
-        raise Damaged(f"data is {kind_of(text.decode(errors='replace'))}, not a run document")
+        raise MalformedResponse(f"data is {kind_of(text.decode(errors='replace'))}, not a run document")
     return text
 
 
@@ -157,7 +157,7 @@ def _shown(item: Mapping[str, bytes]) -> str:
     return f"{{{', '.join(pairs)}}}"[:_SHOWN]
 
 
-def _listed(item: Mapping[str, bytes]) -> Listed | None:
+def _listed(item: Mapping[str, bytes]) -> RunListItem | None:
     """The item, None when its id is none that a run can have."""
     text = item.get("id", b"null").decode(errors="replace")
     run_id = string_value(text) if text.startswith('"') else ""
@@ -167,8 +167,8 @@ def _listed(item: Mapping[str, bytes]) -> Listed | None:
         text = item.get(name, b"null").decode(errors="replace")
         time = parse_ns(string_value(text)) if text.startswith('"') else None
         if time is not None:
-            return Listed(run_id, time, fingerprint(item))
-    return Listed(run_id, 0, fingerprint(item))
+            return RunListItem(run_id, time, fingerprint(item))
+    return RunListItem(run_id, 0, fingerprint(item))
 
 
 def _read_carefully(body: bytes) -> tuple[list[dict[str, bytes]], _Meta]:
@@ -176,22 +176,22 @@ def _read_carefully(body: bytes) -> tuple[list[dict[str, bytes]], _Meta]:
     outer = _outer(body)
     data = _member(outer, "data").decode()
     if not data.startswith("["):
-        raise Damaged(f"data is {kind_of(data)}, not a list")
+        raise MalformedResponse(f"data is {kind_of(data)}, not a list")
     try:
         meta = msgspec.json.decode(outer.get("meta", b"{}"), type=_Meta)
         return [_members(element.value_text) for element in elements(data, 0)], meta
     except (ScanError, msgspec.MsgspecError) as error:
-        raise Damaged(str(error)) from None
+        raise MalformedResponse(str(error)) from None
 
 
 def _outer(body: bytes) -> dict[str, bytes]:
     try:
         text = body.decode()
         if not text.startswith("{", skip_space(text, 0)):
-            raise Damaged("the body is no JSON object")
+            raise MalformedResponse("the body is no JSON object")
         return _members(text)
     except (ScanError, UnicodeDecodeError) as error:
-        raise Damaged(str(error)) from None
+        raise MalformedResponse(str(error)) from None
 
 
 def _members(text: str) -> dict[str, bytes]:
@@ -201,5 +201,5 @@ def _members(text: str) -> dict[str, bytes]:
 
 def _member(outer: Mapping[str, bytes], name: str) -> bytes:
     if name not in outer:
-        raise Damaged(f"there is no member {name!r}")
+        raise MalformedResponse(f"there is no member {name!r}")
     return outer[name]

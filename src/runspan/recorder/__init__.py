@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from runspan.recorder.config import Pace
+from runspan.recorder.config import ExportConfig
 from runspan.recorder.recorder import Recorder
 from runspan.recorder.run import RunRecording
 from runspan.recorder.stats import RecorderReport
 from runspan.recorder.step import StepRecording
 
-__all__ = ["Pace", "Recorder", "RecorderReport", "RunRecording", "StepRecording"]
+__all__ = ["ExportConfig", "Recorder", "RecorderReport", "RunRecording", "StepRecording"]

@@ -16,7 +16,7 @@ from runspan.model.json_scanner import Member, elements, end_of_value, members, 
 from runspan.model.run import Run
 from runspan.model.timestamps import parse_ns
 from runspan.recorder.serialize import Payload
-from runspan.recorder.state import Attempt, Clock, RunRecord, StepRecord
+from runspan.recorder.state import Attempt, RunRecord, StepRecord, TimestampFormat
 
 _MOST_TURNS: Final = 2**32 - 2
 
@@ -47,7 +47,7 @@ class _Checkpoint(msgspec.Struct, rename="camel"):
     document: Raw
 
 
-def restored(checkpoint: bytes | str, clock: Clock) -> RunRecord:
+def restored(checkpoint: bytes | str, clock: TimestampFormat) -> RunRecord:
     """The run of a checkpoint, taken up now: what is done again is another span than what may have been sent.
 
     ValueError when it is no checkpoint, or one of a run that has ended.

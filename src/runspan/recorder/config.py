@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from runspan.delivery import DeliverySettings, settings_from, with_api_key
+from runspan.delivery import ExporterConfig, exporter_config, with_api_key
 from runspan.errors import SettingError
-from runspan.otlp.env import checked_text, read_attributes
+from runspan.otlp.env import read_attributes, validate_text
 from runspan.otlp.protobuf_writer import Resource
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ExportConfig:
     """When to send, in seconds, and how much to hold.
 
     settle: from a change to its snapshot, and between two snapshots of a run at least; of a run that is older than
@@ -38,13 +38,13 @@ API_KEY: Final = "RUNSPAN_API_KEY"
 """The variable with the API key of a runspan server, as ``runspan export`` has it too."""
 
 
-def delivery_settings(
+def exporter_config_from(
     environ: Mapping[str, str] | None,
     endpoint: str | None,
     protocol: str | None,
     headers: Mapping[str, str] | None,
     timeout: float | None,
-) -> DeliverySettings:
+) -> ExporterConfig:
     """SettingError when nothing says where to send to: a default would hide that the environment was not passed in."""
     if endpoint is None and environ is None:
         raise SettingError(
@@ -59,7 +59,7 @@ def delivery_settings(
         raise SettingError(where=API_KEY, expected="one API key in printable ASCII", got="other characters")
     if key and headers is None:
         env = with_api_key(env, key)
-    return settings_from(env, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
+    return exporter_config(env, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
 
 
 def resource_of(
@@ -72,8 +72,8 @@ def resource_of(
     for key, value in (attributes or {}).items():
         if not (isinstance(key, str) and isinstance(value, str)):
             raise SettingError(where="resource_attributes", expected="text", got=f"{key!r}: {value!r}")
-        found[checked_text("resource_attributes", key)] = checked_text("resource_attributes", value)
+        found[validate_text("resource_attributes", key)] = validate_text("resource_attributes", value)
     own = found.pop("service.name", "")
-    named = checked_text("service_name", service_name or "")
-    named = named or checked_text("OTEL_SERVICE_NAME", env.get("OTEL_SERVICE_NAME", "").strip())
+    named = validate_text("service_name", service_name or "")
+    named = named or validate_text("OTEL_SERVICE_NAME", env.get("OTEL_SERVICE_NAME", "").strip())
     return Resource(named or own or "runspan", found)

@@ -16,7 +16,7 @@ from opentelemetry.context import Context, attach, create_key, get_current, set_
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from runspan.recorder.state import LiveRun
+from runspan.recorder.state import RunSession
 
 RUN_BAGGAGE: Final = "runspan.run.id"
 """The baggage entry that carries the run's id into called services."""
@@ -25,12 +25,12 @@ _SCOPE: Final = create_key("runspan-scope")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
-class Scope:
+class ActiveSpan:
     """A run, or a step or attempt of it, that is current. recording: what tells of it. previous: the context before."""
 
     __slots__ = ("context", "left", "live", "previous", "recording")
 
-    def __init__(self, live: LiveRun, recording: object, previous: Context) -> None:
+    def __init__(self, live: RunSession, recording: object, previous: Context) -> None:
         self.live = live
         self.recording = recording
         self.previous = previous
@@ -38,21 +38,21 @@ class Scope:
         self.left = False
 
 
-def enter(live: LiveRun, recording: object, span_id: bytes) -> Scope:
+def activate(live: RunSession, recording: object, span_id: bytes) -> ActiveSpan:
     """Makes a span of the run current in this thread or task. The span is not written by whoever is inside it."""
     previous = get_current()
-    scope = Scope(live, recording, previous)
+    scope = ActiveSpan(live, recording, previous)
     span = SpanContext(int.from_bytes(live.record.trace_id, "big"), int.from_bytes(span_id, "big"), False, _SAMPLED)
     context = set_span_in_context(NonRecordingSpan(span), previous)
     around = previous.get(_SCOPE)
-    if not (isinstance(around, Scope) and around.live is live):
+    if not (isinstance(around, ActiveSpan) and around.live is live):
         context = baggage.set_baggage(RUN_BAGGAGE, live.record.id, context)
     scope.context = set_value(_SCOPE, scope, context)
     attach(scope.context)
     return scope
 
 
-def leave(scope: Scope) -> None:
+def deactivate(scope: ActiveSpan) -> None:
     """Makes current again what was before.
 
     Generators, and blocks that end in another order than they began, leave scopes while another one is current, or in
@@ -60,31 +60,31 @@ def leave(scope: Scope) -> None:
     """
     scope.left = True
     context = found = get_current()
-    while isinstance(top := context.get(_SCOPE), Scope) and top.left and context is top.context:
+    while isinstance(top := context.get(_SCOPE), ActiveSpan) and top.left and context is top.context:
         context = top.previous
     if context is not found:
         attach(context)
 
 
 @contextmanager
-def inside(live: LiveRun, recording: object, span_id: bytes) -> Iterator[None]:
+def active(live: RunSession, recording: object, span_id: bytes) -> Iterator[None]:
     """Current for a block, whatever begins and ends elsewhere."""
-    scope = enter(live, recording, span_id)
+    scope = activate(live, recording, span_id)
     try:
         yield
     finally:
-        leave(scope)
+        deactivate(scope)
 
 
-def scopes() -> Iterator[Scope]:
+def active_spans() -> Iterator[ActiveSpan]:
     """The scopes of this thread or task, the innermost first."""
     context = get_current()
-    while isinstance(found := context.get(_SCOPE), Scope):
+    while isinstance(found := context.get(_SCOPE), ActiveSpan):
         yield found
         context = found.previous
 
 
-class Block:
+class SyncAsyncContextManager:
     """A context manager that is an asynchronous one too: beginning and ending never wait."""
 
     def __enter__(self) -> Self:
@@ -108,14 +108,14 @@ _TRACE: Final = TraceContextTextMapPropagator()
 _BAGGAGE: Final = W3CBaggagePropagator()
 
 
-class Caller(NamedTuple):
+class CallerContext(NamedTuple):
     """Who started a run. traceparent: in W3C form, or "". run_id: of the run that called, or ""."""
 
     traceparent: str = ""
     run_id: str = ""
 
 
-def outgoing(headers: Mapping[str, str] | None = None) -> dict[str, str]:
+def outgoing_headers(headers: Mapping[str, str] | None = None) -> dict[str, str]:
     """The headers with ``traceparent`` and ``baggage`` of what is current, for a call to another service."""
     carrier = dict(headers or {})
     _TRACE.inject(carrier)
@@ -123,7 +123,7 @@ def outgoing(headers: Mapping[str, str] | None = None) -> dict[str, str]:
     return carrier
 
 
-def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> Caller:
+def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> CallerContext:
     """Who called, by the headers of a request, or without any by what is current. trace_id: of the run that begins.
 
     A caller inside the run's own trace is none: the run span never links into its own trace.
@@ -133,8 +133,8 @@ def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> Caller:
     found = run_id if isinstance(run_id, str) else ""
     span = get_current_span(context).get_span_context()
     if not span.is_valid or span.trace_id == int.from_bytes(trace_id, "big"):
-        return Caller("", found)
-    return Caller(f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", found)
+        return CallerContext("", found)
+    return CallerContext(f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", found)
 
 
 def _extracted(headers: Mapping[str, str]) -> Context:

@@ -22,9 +22,9 @@ class Recording(Protocol):
     def returned(self, value: object) -> None: ...
 
 
-def recorded(function: F, make: Callable[[], Recording], takes_input: bool, takes_output: bool) -> F:
+def record_calls(function: F, make: Callable[[], Recording], takes_input: bool, takes_output: bool) -> F:
     """The function, each call of it a recording of its own. make: the recording of one call."""
-    calls = _Calls(function, make, takes_input, takes_output)
+    calls = _CallWrappers(function, make, takes_input, takes_output)
     if inspect.isasyncgenfunction(function):
         return cast("F", calls.async_generator())
     if inspect.isgeneratorfunction(function):
@@ -34,7 +34,7 @@ def recorded(function: F, make: Callable[[], Recording], takes_input: bool, take
     return cast("F", calls.plain())
 
 
-class _Calls:
+class _CallWrappers:
     """Wrappers of a function, one for each kind."""
 
     def __init__(

@@ -5,31 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from runspan.codec.encode import RunEncoder
-from runspan.codec.fields import OPEN, STEP_TABLE
+from runspan.codec.fields import OPEN_STEP_MARK, STEP_TABLE
 from runspan.codec.semconv import Usage
-from runspan.codec.span_templates import step_label
+from runspan.codec.span_templates import step_template
 from runspan.model.document import step_text
 from runspan.model.run import Run
 from runspan.model.span import Span
-from runspan.recorder.state import LiveRun
+from runspan.recorder.state import RunSession
 
 
 @dataclass(slots=True)
-class Parcel:
+class RunDelta:
     """The spans of one run that are to be sent, the head last. final: the run changes no more here, and this is all."""
 
-    post: Post
+    post: RunExportState
     run: Run
     spans: list[Span]
     final: bool
 
-    def taken(self) -> None:
+    def acknowledged(self) -> None:
         """The receiver has it."""
         self.post.there.update([span.span_id for span in self.spans[:-1]])
 
 
 @dataclass(slots=True, eq=False)
-class Post:
+class RunExportState:
     """One run on its way. there: ids of the spans that the receiver has.
 
     changed: when the run first changed since it was last read, monotonic seconds; None when it did not. urgent: its
@@ -38,7 +38,7 @@ class Post:
     of its agent steps so far, by span id.
     """
 
-    live: LiveRun
+    live: RunSession
     begun: float
     there: set[bytes] = field(default_factory=set)
     changed: float | None = None
@@ -50,7 +50,7 @@ class Post:
     damaged: bool = False
     usages: dict[bytes, list[Usage]] = field(default_factory=dict)
 
-    def parcel(self, now: int, exception_events: bool) -> Parcel:
+    def build_delta(self, now: int, exception_events: bool) -> RunDelta:
         """What is to be sent as of now, nanoseconds since 1970: of what ``encode`` makes of the run, the spans that the
         receiver lacks. Steps that it has are not worked out again: a snapshot costs what is new."""
         record = self.live.record
@@ -60,22 +60,22 @@ class Post:
         names: list[str] = []
         open_steps: list[bytes] = []
         for step, span_id in zip(run.steps, step_ids, strict=True):
-            label = step_label(STEP_TABLE.get_labels(step))
+            label = step_template(STEP_TABLE.get_labels(step))
             if label.finished:
                 names.append(span_id.hex())
                 if span_id in self.there:
                     encoder.rest.usages += self.usages.get(span_id, ())
                     continue
                 before = len(encoder.rest.usages)
-                spans.append(encoder.step(step, span_id, label))
+                spans.append(encoder.step_span(step, span_id, label))
                 if label.agent:
                     self.usages[span_id] = encoder.rest.usages[before:]
             else:
-                names.append(OPEN)
+                names.append(OPEN_STEP_MARK)
                 open_steps.append(step_text(step))
             if step.extra:
                 # Of a step that goes on they stand below its span to come, which is known here already.
-                attempts = encoder.attempts(step, span_id, label)
+                attempts = encoder.attempt_spans(step, span_id, label)
                 spans += [span for span in attempts if span.span_id not in self.there]
-        spans.append(encoder.head("".join(names), open_steps, revision))
-        return Parcel(self, run, spans, final)
+        spans.append(encoder.revision_span("".join(names), open_steps, revision))
+        return RunDelta(self, run, spans, final)

@@ -14,10 +14,10 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from runspan.recorder.config import Pace
-from runspan.recorder.delta import Post
-from runspan.recorder.state import LiveRun
-from runspan.recorder.stats import Counts
+from runspan.recorder.config import ExportConfig
+from runspan.recorder.delta import RunExportState
+from runspan.recorder.state import RunSession
+from runspan.recorder.stats import Counters
 
 ROUND: Final = 256
 """Runs read for one round of sending."""
@@ -38,11 +38,11 @@ class Outbox:
 
     def __init__(
         self,
-        counts: Counts,
-        pace: Pace,
+        counts: Counters,
+        pace: ExportConfig,
         monotonic: Callable[[], float],
         on_first: Callable[[], None],
-        on_dropped: Callable[[Post, str], None],
+        on_dropped: Callable[[RunExportState, str], None],
         *,
         disabled: bool = False,
     ) -> None:
@@ -52,18 +52,18 @@ class Outbox:
         self._on_first = on_first
         self._on_dropped = on_dropped
         self._changed = threading.Condition()
-        self._posts: dict[LiveRun, Post] = {}
+        self._posts: dict[RunSession, RunExportState] = {}
         """Every run that has not ended, or that the receiver lacks something of."""
-        self._dirty: dict[LiveRun, Post] = {}
+        self._dirty: dict[RunSession, RunExportState] = {}
         """Those that changed since they were read."""
-        self._quiet: OrderedDict[LiveRun, Post] = OrderedDict()
+        self._quiet: OrderedDict[RunSession, RunExportState] = OrderedDict()
         """Those that the receiver has as they stand, the one that was sent longest ago first."""
-        self._sending: dict[LiveRun, Post] = {}
+        self._sending: dict[RunSession, RunExportState] = {}
         self._foreign: deque[ReadableSpan] = deque()
         self._foreign_since = 0.0
         self._sending_foreign = 0
         self._held = 0
-        self._last_ended: Post | None = None
+        self._last_ended: RunExportState | None = None
         self._hurry = 0
         self._not_before = 0.0
         self._wake_at = _AT_WORK
@@ -72,20 +72,20 @@ class Outbox:
 
     # What engines' threads do.
 
-    def begin(self, live: LiveRun) -> None:
+    def register(self, live: RunSession) -> None:
         """Knows the run from now on; calling it again changes nothing."""
         with self._changed:
             if live in self._posts or self._disabled:
                 return
             # After ``close`` too: nothing is sent of it, and at its end that is told.
-            self._posts[live] = Post(live, self._monotonic())
+            self._posts[live] = RunExportState(live, self._monotonic())
             self._counts.add("runs_started")
             closed = self.closed
         if not closed:
             self._on_first()
-        self.mark(live, True)
+        self.mark_dirty(live, True)
 
-    def mark(self, live: LiveRun, urgent: bool) -> None:
+    def mark_dirty(self, live: RunSession, urgent: bool) -> None:
         """The run has changed. urgent: its own status has."""
         post = self._posts.get(live)
         ended = urgent and live.record.ended_already
@@ -103,9 +103,9 @@ class Outbox:
             if self._due(post) < self._wake_at:
                 self._changed.notify_all()
         if ended:
-            self._bound(post)
+            self._enforce_limit(post)
 
-    def _bound(self, ended: Post) -> None:
+    def _enforce_limit(self, ended: RunExportState) -> None:
         """Drops ended runs, the oldest first, while they are more than may be held; after ``close`` the run itself."""
         size = ended.live.record.size()
         with self._changed:
@@ -117,14 +117,16 @@ class Outbox:
             self._last_ended = ended
             if self.closed:
                 self._forget(ended)
-            dropped, reason = ([ended], "it ended after the shutdown") if self.closed else (self._surplus(), _TOO_MUCH)
+            dropped, reason = (
+                ([ended], "it ended after the shutdown") if self.closed else (self._evict_over_limit(), _TOO_MUCH)
+            )
         for post in dropped:
             self._on_dropped(post, reason)
 
-    def _surplus(self) -> list[Post]:
+    def _evict_over_limit(self) -> list[RunExportState]:
         """Forgets ended runs, the oldest first, while they are more than may be held. Under the lock."""
         over = self._held - self.pace.max_held_bytes
-        dropped: list[Post] = []
+        dropped: list[RunExportState] = []
         if over > 0:
             # What is on its way may arrive, and what has just ended was not tried yet.
             over -= sum([post.size for live, post in self._sending.items() if live in self._posts])
@@ -151,7 +153,7 @@ class Outbox:
                 self._changed.notify_all()
         self._on_first()
 
-    def flush(self, timeout: float, live: LiveRun | None = None) -> bool:
+    def flush(self, timeout: float, live: RunSession | None = None) -> bool:
         """Waits until the receiver has everything, or one run, as it stands; False when it has not in time, or took a
         run that has not been given up yet, or the one that was asked for, without some of its spans."""
         deadline = self._monotonic() + timeout
@@ -159,26 +161,26 @@ class Outbox:
             self._hurry += 1
             self._changed.notify_all()
             try:
-                while self._lacks(live):
+                while self._is_pending(live):
                     left = deadline - self._monotonic()
                     if left <= 0 or self.closed:
                         return False
                     self._changed.wait(left)
-                return not self._damaged(live)
+                return not self._is_incomplete(live)
             finally:
                 self._hurry -= 1
 
-    def _lacks(self, live: LiveRun | None) -> bool:
+    def _is_pending(self, live: RunSession | None) -> bool:
         if live is not None:
             return live in self._dirty or live in self._sending
         return bool(self._dirty or self._sending or self._foreign or self._sending_foreign)
 
-    def _damaged(self, live: LiveRun | None) -> bool:
+    def _is_incomplete(self, live: RunSession | None) -> bool:
         if live is None:
             return any(post.damaged for post in self._posts.values())
         return live.lost or (live in self._posts and self._posts[live].damaged)
 
-    def waiting(self) -> dict[str, int]:
+    def backlog(self) -> dict[str, int]:
         """What the receiver lacks, for the report."""
         with self._changed:
             return {
@@ -187,7 +189,7 @@ class Outbox:
                 "foreign_waiting": len(self._foreign) + self._sending_foreign,
             }
 
-    def abandon(self) -> None:
+    def disown(self) -> None:
         """In a forked child: what the parent has in hand stays the parent's, whoever held its locks."""
         for live in self._posts:
             live.abandoned = True
@@ -195,13 +197,13 @@ class Outbox:
 
     # What the sender does.
 
-    def take(self) -> tuple[list[Post], list[ReadableSpan]] | None:
+    def get_due(self) -> tuple[list[RunExportState], list[ReadableSpan]] | None:
         """Waits for what is due, and gives it out; None when there will be no more."""
         with self._changed:
             while not self.closed:
                 now = self._monotonic()
-                self._beat(now)
-                due = self._round(now)
+                self._mark_heartbeats(now)
+                due = self._due_runs(now)
                 foreign: list[ReadableSpan] = []
                 if self._foreign and self._foreign_due() <= now:
                     foreign = [self._foreign.popleft() for _ in range(min(len(self._foreign), FOREIGN_ROUND))]
@@ -213,14 +215,14 @@ class Outbox:
                         del self._dirty[post.live]
                         self._sending[post.live] = post
                     return due, foreign
-                self._wake_at = self._next()
+                self._wake_at = self._next_due()
                 self._changed.wait(None if self._wake_at == _NEVER else max(0.0, self._wake_at - now))
                 self._wake_at = _AT_WORK
             return None
 
-    def _round(self, now: float) -> list[Post]:
+    def _due_runs(self, now: float) -> list[RunExportState]:
         """The runs that are due, as many as are read at once."""
-        due: list[Post] = []
+        due: list[RunExportState] = []
         size = 0
         for post in self._dirty.values():
             if self._due(post) <= now:
@@ -230,7 +232,7 @@ class Outbox:
                     break
         return due
 
-    def done(self, post: Post, final: bool) -> None:
+    def ack(self, post: RunExportState, final: bool) -> None:
         """The receiver has the run as it was read. final: it will not change again."""
         with self._changed:
             post.failures, post.not_before = 0, 0.0
@@ -241,7 +243,7 @@ class Outbox:
             if post.changed is None and post.live in self._posts:
                 self._quiet[post.live] = post
 
-    def later(self, post: Post, wait: float) -> None:
+    def retry_later(self, post: RunExportState, wait: float) -> None:
         """The receiver does not have it; to be tried again after so many seconds, or at once when the run changed for
         the last time while it was asked."""
         now = self._monotonic()
@@ -254,12 +256,12 @@ class Outbox:
             if post.live in self._posts:
                 self._dirty[post.live] = post
 
-    def rest(self, wait: float) -> None:
+    def pause(self, wait: float) -> None:
         """The receiver takes nothing now: not to be asked for so many seconds."""
         with self._changed:
             self._not_before = self._monotonic() + wait
 
-    def put_back(self, spans: list[ReadableSpan]) -> None:
+    def requeue(self, spans: list[ReadableSpan]) -> None:
         """Spans of other instrumentation that the receiver does not have; what has no room is dropped, and counted."""
         with self._changed:
             room = max(0, self.pace.max_foreign - len(self._foreign))
@@ -267,18 +269,18 @@ class Outbox:
             self._sending_foreign = 0
         self._counts.add("foreign_dropped", len(spans) - min(room, len(spans)))
 
-    def round_over(self, posts: Iterable[Post]) -> None:
+    def finish_round(self, posts: Iterable[RunExportState]) -> None:
         """Nothing that was taken is under way any more."""
         with self._changed:
             for post in posts:
                 self._sending.pop(post.live, None)
             self._sending_foreign = 0
-            dropped = self._surplus()
+            dropped = self._evict_over_limit()
             self._changed.notify_all()
         for post in dropped:
             self._on_dropped(post, _TOO_MUCH)
 
-    def forget(self, post: Post) -> None:
+    def forget(self, post: RunExportState) -> None:
         """Nothing more is sent of it."""
         with self._changed:
             self._forget(post)
@@ -289,7 +291,7 @@ class Outbox:
             self.closed = True
             self._changed.notify_all()
 
-    def left(self) -> list[Post]:
+    def drain(self) -> list[RunExportState]:
         """After ``close``: the runs that the receiver lacks as they stand. Of those that go on, the end is told yet."""
         with self._changed:
             left = [post for post in self._posts.values() if post.live in self._dirty or post.live in self._sending]
@@ -304,7 +306,7 @@ class Outbox:
 
     # When. All of it under the lock.
 
-    def _due(self, post: Post) -> float:
+    def _due(self, post: RunExportState) -> float:
         """When a changed run is to be sent, in monotonic seconds."""
         due = 0.0 if post.changed is None else post.changed
         if not (self._hurry or post.live.record.ended_already):
@@ -321,29 +323,29 @@ class Outbox:
         at_once = self._hurry or len(self._foreign) >= FOREIGN_ROUND
         return max(self._foreign_since + (0.0 if at_once else self.pace.settle), self._not_before)
 
-    def _beat(self, now: float) -> None:
+    def _mark_heartbeats(self, now: float) -> None:
         """Marks the runs that did not change for a heartbeat. A suspended run rests: nobody takes it for stuck."""
         while self._quiet:
             live, post = next(iter(self._quiet.items()))
-            if now < self._beats_at(post):
+            if now < self._heartbeat_at(post):
                 return
             del self._quiet[live]
             if live.record.status != "suspended":
                 post.changed = now - self.pace.settle
                 self._dirty[live] = post
 
-    def _beats_at(self, post: Post) -> float:
+    def _heartbeat_at(self, post: RunExportState) -> float:
         return (post.begun if post.sent is None else post.sent) + self.pace.heartbeat
 
-    def _next(self) -> float:
+    def _next_due(self) -> float:
         """When there will be something to do."""
         times = [self._due(post) for post in self._dirty.values()]
-        times += [self._beats_at(post) for post in islice(self._quiet.values(), 1)]
+        times += [self._heartbeat_at(post) for post in islice(self._quiet.values(), 1)]
         if self._foreign:
             times.append(self._foreign_due())
         return min(times, default=_NEVER)
 
-    def _forget(self, post: Post) -> None:
+    def _forget(self, post: RunExportState) -> None:
         if self._posts.pop(post.live, None) is not None:
             self._held -= post.size
         self._dirty.pop(post.live, None)

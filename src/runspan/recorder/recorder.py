@@ -22,20 +22,20 @@ from opentelemetry.sdk.trace import Span as SdkSpan
 from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import DocumentError, SettingError
 from runspan.model.parse import MAX_RUN_ID_BYTES
-from runspan.otlp.env import checked_text
+from runspan.otlp.env import validate_text
 from runspan.otlp.protobuf_writer import SCOPE_NAME
 from runspan.otlp.sdk_bridge import sdk_resource
 from runspan.recorder.checkpoint import restored
-from runspan.recorder.config import Pace, delivery_settings, resource_of
-from runspan.recorder.context import caller_of, outgoing, scopes
+from runspan.recorder.config import ExportConfig, exporter_config_from, resource_of
+from runspan.recorder.context import active_spans, caller_of, outgoing_headers
 from runspan.recorder.run import KNOWN, RunRecording
-from runspan.recorder.serialize import label, members, payload
-from runspan.recorder.sinks import DirectOutlet, Outlet, ProviderOutlet
-from runspan.recorder.state import PRECISIONS, Clock, LiveRun, RunRecord, extra_members
-from runspan.recorder.stats import Counts, RecorderReport, numbers
+from runspan.recorder.serialize import members, payload, to_utf8_text
+from runspan.recorder.sinks import OtlpSink, SdkProcessorSink, SpanSink
+from runspan.recorder.state import PRECISIONS, RunRecord, RunSession, TimestampFormat, extra_members
+from runspan.recorder.stats import Counters, RecorderReport, recorder_samples
 from runspan.recorder.step import StepRecording
-from runspan.recorder.worker import Sender
-from runspan.telemetry import Health
+from runspan.recorder.worker import ExportWorker
+from runspan.telemetry import MetricsRegistry
 
 
 def new_run_id() -> str:
@@ -77,12 +77,12 @@ class Recorder:
         service_name: str | None = None,
         resource_attributes: Mapping[str, str] | None = None,
         tenant: str = "",
-        pace: Pace | None = None,
+        pace: ExportConfig | None = None,
         dead_letter: str | os.PathLike[str] | None = None,
         exit_timeout: float = 5.0,
         precision: str = "ms",
         exception_events: bool = True,
-        health: Health | None = None,
+        health: MetricsRegistry | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         new_id: Callable[[], str] = new_run_id,
@@ -90,37 +90,37 @@ class Recorder:
     ) -> None:
         if precision not in PRECISIONS:
             raise SettingError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
-        self.tenant = checked_text("tenant", tenant)
-        self.counts = Counts()
-        self._clock = Clock(clock, precision)
+        self.tenant = validate_text("tenant", tenant)
+        self.counts = Counters()
+        self._clock = TimestampFormat(clock, precision)
         self._new_id = new_id
         self._exit_timeout = exit_timeout
         self._own_provider: TracerProvider | None = None
         self._given_provider = provider
         requested = partial(self.counts.add, "requests")
-        outlet: Callable[[], Outlet]
+        outlet: Callable[[], SpanSink]
         disabled = (environ or {}).get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
         if provider is not None:
             if endpoint is not None:
                 raise SettingError(where="Recorder", expected="endpoint= or provider=", got="both")
             tracer = provider.get_tracer(SCOPE_NAME)
             disabled = disabled or not isinstance(tracer, Tracer)
-            outlet = partial(ProviderOutlet, provider, tracer, exit_timeout, requested)
+            outlet = partial(SdkProcessorSink, provider, tracer, exit_timeout, requested)
             self._resource = provider.resource
         else:
-            settings = delivery_settings(environ, endpoint, protocol, headers, timeout)
+            settings = exporter_config_from(environ, endpoint, protocol, headers, timeout)
             resource = resource_of(environ, service_name, resource_attributes)
-            outlet = partial(DirectOutlet, settings, resource, requested)
+            outlet = partial(OtlpSink, settings, resource, requested)
             if settings.protocol == HTTP or settings.certificate or settings.client_certificate:
                 # Files that cannot be read are told of while there is somebody to hear it. And what the first request
                 # needs is imported here: a fork while the sender's thread imports it would leave the child a lock that
                 # nobody opens. A channel of gRPC must not be there before a fork.
                 outlet().close()
             self._resource = sdk_resource(resource)
-        self._sender = Sender(
+        self._sender = ExportWorker(
             outlet,
             self.counts,
-            pace or Pace(),
+            pace or ExportConfig(),
             clock=clock,
             monotonic=monotonic,
             random=random or Random(),  # noqa: S311  (jitter is no secret)
@@ -129,7 +129,7 @@ class Recorder:
             disabled=disabled,
         )
         if health is not None:
-            health.watch(lambda: numbers(self.report()))
+            health.register(lambda: recorder_samples(self.report()))
         self._at_exit = _weakly(self.shutdown)
         atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
@@ -173,21 +173,21 @@ class Recorder:
         headers: Mapping[str, str] | None,
         parent_run_id: str | None,
         extra: bytes,
-    ) -> LiveRun:
+    ) -> RunSession:
         found = _check_id(self._new_id() if run_id is None else run_id)
-        workflow = UNSET if workflow_id is None else label(workflow_id)
+        workflow = UNSET if workflow_id is None else to_utf8_text(workflow_id)
         epoch = self._clock.now()
         record = RunRecord(found, workflow, self.tenant, self._clock.cut(epoch), epoch)
-        record.trigger = UNSET if trigger is None else label(trigger)
+        record.trigger = UNSET if trigger is None else to_utf8_text(trigger)
         caller = caller_of(headers, record.trace_id)
         parent = parent_run_id or (caller.run_id if caller.run_id != found else "")
         told: dict[str, bytes] = {}
         if parent:
-            told["parentRunId"] = payload(label(parent)).text
+            told["parentRunId"] = payload(to_utf8_text(parent)).text
         if caller.traceparent:
             told["traceparent"] = payload(caller.traceparent).text
         record.extra = b",".join(filter(None, [extra_members(told), extra]))
-        return LiveRun(record, self._clock, self.counts, self._sender.mark)
+        return RunSession(record, self._clock, self.counts, self._sender.mark)
 
     def resume(self, checkpoint: bytes | str) -> RunRecording:
         """Takes up the run of a ``RunRecording.checkpoint``, in another process, say, after an approval came in.
@@ -195,7 +195,7 @@ class Recorder:
         Steps that had ended stay as they are. One that was under way goes on at its place when a step of its id begins.
         ValueError when it is no checkpoint, or one of a run that has ended.
         """
-        live = LiveRun(restored(checkpoint, self._clock), self._clock, self.counts, self._sender.mark)
+        live = RunSession(restored(checkpoint, self._clock), self._clock, self.counts, self._sender.mark)
         return RunRecording(self, lambda: live)
 
     def step(
@@ -231,12 +231,12 @@ class Recorder:
     @property
     def current_run(self) -> RunRecording | None:
         """The run that is current in this thread or task."""
-        return next((scope.recording for scope in scopes() if isinstance(scope.recording, RunRecording)), None)
+        return next((scope.recording for scope in active_spans() if isinstance(scope.recording, RunRecording)), None)
 
     @property
     def current_step(self) -> StepRecording:
         """The step that is current in this thread or task; outside any, one that records nothing."""
-        for scope in scopes():
+        for scope in active_spans():
             if isinstance(scope.recording, StepRecording):
                 return scope.recording
             break
@@ -244,7 +244,7 @@ class Recorder:
 
     def headers(self, headers: Mapping[str, str] | None = None) -> dict[str, str]:
         """The headers for a call to another service, with ``traceparent`` and the run's id as ``baggage``."""
-        return outgoing(headers)
+        return outgoing_headers(headers)
 
     # Other people's spans.
 
@@ -256,14 +256,14 @@ class Recorder:
             return self._given_provider
         if self._own_provider is None:
             self._own_provider = TracerProvider(resource=SdkResource(self._resource.attributes), shutdown_on_exit=False)
-            self._own_provider.add_span_processor(_Beside(self._sender))
+            self._own_provider.add_span_processor(_ForeignSpanProcessor(self._sender))
         return self._own_provider
 
     # How it goes.
 
     def report(self) -> RecorderReport:
         """What was recorded and what became of it so far."""
-        return self.counts.report(**self._sender.outbox.waiting())
+        return self.counts.report(**self._sender.outbox.backlog())
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Waits until the receiver has everything as it stands; False when it has not after ``timeout`` seconds."""
@@ -288,11 +288,11 @@ class Recorder:
 
     # What runs ask of it.
 
-    def begin(self, live: LiveRun) -> None:
+    def begin(self, live: RunSession) -> None:
         """See ``runs.Owner``."""
-        self._sender.outbox.begin(live)
+        self._sender.outbox.register(live)
 
-    def wait_for(self, live: LiveRun, timeout: float) -> bool:
+    def wait_for(self, live: RunSession, timeout: float) -> bool:
         """See ``runs.Owner``."""
         return self._sender.outbox.flush(timeout, live)
 
@@ -301,10 +301,10 @@ class Recorder:
         self._sender.after_fork()
 
 
-class _Beside(SpanProcessor):
+class _ForeignSpanProcessor(SpanProcessor):
     """Puts other people's spans into the outbox."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: ExportWorker) -> None:
         self._sender = sender
 
     def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
@@ -325,7 +325,7 @@ class _Beside(SpanProcessor):
 
 def _check_id(run_id: str) -> str:
     size = len(run_id.encode("utf-8", "surrogatepass"))
-    if not 0 < size <= MAX_RUN_ID_BYTES or label(run_id) != run_id:
+    if not 0 < size <= MAX_RUN_ID_BYTES or to_utf8_text(run_id) != run_id:
         raise DocumentError(where="run_id", expected=f"1 to {MAX_RUN_ID_BYTES} bytes of Unicode", got=f"{size} bytes")
     return run_id
 

@@ -14,10 +14,10 @@ from msgspec import UNSET
 from runspan.model.document import Envelope
 from runspan.model.run import Run
 from runspan.recorder.checkpoint import checkpoint
-from runspan.recorder.context import Block, Scope, enter, inside, leave
-from runspan.recorder.decorators import recorded
-from runspan.recorder.serialize import error_text, label, payload
-from runspan.recorder.state import LiveRun, RunRecord
+from runspan.recorder.context import ActiveSpan, SyncAsyncContextManager, activate, active, deactivate
+from runspan.recorder.decorators import record_calls
+from runspan.recorder.serialize import error_text, payload, to_utf8_text
+from runspan.recorder.state import RunRecord, RunSession
 from runspan.recorder.step import StepRecording
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,19 +26,19 @@ KNOWN: Final = {*Envelope.__struct_encode_fields__, "parentRunId", "traceparent"
 _ENDED_FROM_OUTSIDE: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
 
-class Owner(Protocol):
+class RunOwner(Protocol):
     """What a run asks of the recorder that made it."""
 
-    def begin(self, live: LiveRun) -> None:
+    def begin(self, live: RunSession) -> None:
         """The run exists from now on."""
         ...
 
-    def wait_for(self, live: LiveRun, timeout: float) -> bool:
+    def wait_for(self, live: RunSession, timeout: float) -> bool:
         """Waits until the receiver has the run as it stands."""
         ...
 
 
-class RunRecording(Block):
+class RunRecording(SyncAsyncContextManager):
     """A run: a context manager, with or without ``async``, and a decorator of functions. Made by ``Recorder.run``.
 
     An exception that leaves the block makes the run failed, or cancelled when it is a cancellation, Ctrl-C or
@@ -48,8 +48,8 @@ class RunRecording(Block):
 
     def __init__(
         self,
-        owner: Owner,
-        make: Callable[[], LiveRun],
+        owner: RunOwner,
+        make: Callable[[], RunSession],
         *,
         input: object = UNSET,
         capture_input: bool = True,
@@ -60,15 +60,15 @@ class RunRecording(Block):
         self._make = make
         self._input = input
         self._capture = (capture_input, capture_output)
-        self._made: LiveRun | None = None
+        self._made: RunSession | None = None
         self._making = threading.RLock()
-        self._scope: Scope | None = None
+        self._scope: ActiveSpan | None = None
         self._output_told = False
 
     def __call__(self, function: F) -> F:
         """Decorates a function, coroutine function or generator: each call is a run of its own."""
         takes_input, takes_output = self._capture
-        return recorded(function, self._again, takes_input and self._input is UNSET, takes_output)
+        return record_calls(function, self._again, takes_input and self._input is UNSET, takes_output)
 
     def _again(self) -> RunRecording:
         return RunRecording(self._owner, self._make, input=self._input)
@@ -76,7 +76,7 @@ class RunRecording(Block):
     # Begin and end.
 
     @property
-    def live(self) -> LiveRun:
+    def live(self) -> RunSession:
         """The run itself; it is ``pending`` when first asked for."""
         if self._made is not None:
             return self._made
@@ -137,14 +137,14 @@ class RunRecording(Block):
 
     def __enter__(self) -> Self:
         self.start()
-        self._scope = enter(self.live, self, self.live.record.root_id)
+        self._scope = activate(self.live, self, self.live.record.root_id)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._scope is not None:
-            leave(self._scope)
+            deactivate(self._scope)
             self._scope = None
         if error is None or isinstance(error, GeneratorExit):
             self.end()
@@ -156,7 +156,7 @@ class RunRecording(Block):
     @contextmanager
     def active(self) -> Iterator[Self]:
         """Makes a run that was begun current for a block: in a thread that works on it, say. It ends elsewhere."""
-        with inside(self.live, self, self.live.record.root_id):
+        with active(self.live, self, self.live.record.root_id):
             yield self
 
     # Steps.
@@ -180,7 +180,10 @@ class RunRecording(Block):
     def plan(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
         """A step that is to come: it is listed as ``pending`` at this place until a step of that id begins."""
         self.live.begin_step(
-            label(step_id), UNSET if name is None else label(name), UNSET if type is None else label(type), planned=True
+            to_utf8_text(step_id),
+            UNSET if name is None else to_utf8_text(name),
+            UNSET if type is None else to_utf8_text(type),
+            planned=True,
         )
         return self
 
@@ -207,12 +210,12 @@ class RunRecording(Block):
 
     def set_input(self, value: object) -> Self:
         """The run's input, as it is now: what changes in the value later does not change the document."""
-        return self._tell("input", value)
+        return self._set_member("input", value)
 
     def set_output(self, value: object) -> Self:
         """The run's output, as it is now."""
         self._output_told = True
-        return self._tell("output", value)
+        return self._set_member("output", value)
 
     def returned(self, value: object) -> None:
         """The output, unless it was told already; for decorators."""
@@ -221,11 +224,11 @@ class RunRecording(Block):
 
     def suspend(self) -> Self:
         """The run waits for an approval or an event: it is ``suspended``, and nobody takes it for stuck."""
-        return self._turn("running", "suspended")
+        return self._transition("running", "suspended")
 
     def resume(self) -> Self:
         """It goes on."""
-        return self._turn("suspended", "running")
+        return self._transition("suspended", "running")
 
     @contextmanager
     def suspended(self) -> Iterator[Self]:
@@ -268,11 +271,11 @@ class RunRecording(Block):
         """Waits until the receiver has the run as it stands; False when it has not after ``timeout`` seconds."""
         return self._owner.wait_for(self.live, timeout)
 
-    def _tell(self, member: str, value: object) -> Self:
+    def _set_member(self, member: str, value: object) -> Self:
         _tell(self.live, member, value)
         return self
 
-    def _turn(self, before: str, after: str) -> Self:
+    def _transition(self, before: str, after: str) -> Self:
         def write(record: RunRecord) -> None:
             if record.status == before:
                 record.status = after
@@ -282,7 +285,7 @@ class RunRecording(Block):
         return self
 
 
-def _tell(live: LiveRun, member: str, value: object) -> None:
+def _tell(live: RunSession, member: str, value: object) -> None:
     made = payload(value)
     if not made.exact:
         live.counts.add("inexact")

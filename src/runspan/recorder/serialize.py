@@ -43,9 +43,9 @@ def payload(value: object) -> Payload:
         return Payload(_readable(value), False)
 
 
-def label(value: object) -> str:
+def to_utf8_text(value: object) -> str:
     """Text that UTF-8 can carry."""
-    text = value if type(value) is str else _shown(value)
+    text = value if type(value) is str else _abbreviated(value)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -56,7 +56,7 @@ def label(value: object) -> str:
 def members(values: Mapping[str, object], known: Iterable[str]) -> bytes:
     """The text of unknown members, ``"key":value`` joined by commas. ValueError when one has a known member's name, or
     two have the same, as ``1`` and ``"1"`` have: no reader could tell which of them counts."""
-    named = [(label(key), value) for key, value in values.items()]
+    named = [(to_utf8_text(key), value) for key, value in values.items()]
     names = Counter([name for name, _ in named])
     taken = sorted(names.keys() & set(known))
     if taken:
@@ -75,7 +75,7 @@ def error_text(error: object, step_id: str | None = None, code: str = "") -> byt
     # Of the class alone: an object may answer ``isinstance`` with code of its own.
     told: dict[str, object]
     if issubclass(type(error), BaseException):
-        told = {"code": code or _own_code(error) or type(error).__name__, "message": _said(error)}
+        told = {"code": code or _own_code(error) or type(error).__name__, "message": _message_of(error)}
     elif issubclass(type(error), str):
         told = {"code": code or "ERROR", "message": error}
     else:
@@ -114,7 +114,7 @@ def _readable(value: object) -> bytes:
     try:
         return _dumps(_plain(value, _DEPTH, set()), repr)
     except Exception:
-        return _dumps(_shown(value), repr)
+        return _dumps(_abbreviated(value), repr)
 
 
 def _convert(value: Any) -> Any:
@@ -127,16 +127,16 @@ def _convert(value: Any) -> Any:
 def _plain(value: Any, depth: int, above: set[int]) -> Any:
     """The value with everything that JSON cannot say made readable; what cannot be read costs only itself."""
     try:
-        return _told(value, depth, above)
+        return _described(value, depth, above)
     except Exception:
-        return _shown(value)
+        return _abbreviated(value)
 
 
-def _told(value: Any, depth: int, above: set[int]) -> Any:
+def _described(value: Any, depth: int, above: set[int]) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
-        return _whole(value)
+        return _complete_text(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if depth == 0 or id(value) in above:
@@ -144,13 +144,13 @@ def _told(value: Any, depth: int, above: set[int]) -> Any:
     above = above | {id(value)}
     if isinstance(value, Mapping):
         # Copied at once: another thread may be changing it.
-        return {label(key): _plain(item, depth - 1, above) for key, item in list(value.items())}
+        return {to_utf8_text(key): _plain(item, depth - 1, above) for key, item in list(value.items())}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, depth - 1, above) for item in list(value)]
     return _plain(_convert(value), depth - 1, above)
 
 
-def _whole(value: int) -> Any:
+def _complete_text(value: int) -> Any:
     """An integer, in hexadecimal text when it has more digits than Python writes."""
     try:
         int.__repr__(value)
@@ -167,15 +167,15 @@ def _own_code(error: object) -> str:
         return ""
 
 
-def _said(error: object) -> str:
+def _message_of(error: object) -> str:
     try:
-        return label(str(error))
+        return to_utf8_text(str(error))
     except Exception:
         return ""
 
 
-def _shown(value: object) -> str:
+def _abbreviated(value: object) -> str:
     try:
-        return label(str.__str__(value) if issubclass(type(value), str) else repr(value))
+        return to_utf8_text(str.__str__(value) if issubclass(type(value), str) else repr(value))
     except Exception:
         return f"<{type(value).__name__}>"

@@ -26,7 +26,7 @@ from runspan.model.ids import child_span_id, run_ids
 from runspan.model.run import Run
 from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
 from runspan.recorder.serialize import Payload, object_text, payload
-from runspan.recorder.stats import Counts
+from runspan.recorder.stats import Counters
 
 PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
 """Nanoseconds by name; ``ms`` is what the platform writes."""
@@ -36,7 +36,7 @@ _ATTEMPT_BYTES: Final = 300
 """What a run, a step and an attempt hold in memory beside their texts, about."""
 
 
-class Clock:
+class TimestampFormat:
     """Times as documents write them. now: nanoseconds since 1970. precision: a key of ``PRECISIONS``."""
 
     def __init__(self, now: Any, precision: str) -> None:
@@ -183,7 +183,7 @@ def _raw(text: bytes | None) -> Raw | UnsetType:
     return UNSET if text is None else Raw(text)
 
 
-class State(NamedTuple):
+class RunSnapshot(NamedTuple):
     """A run as it stood at one moment. span_ids: of all its steps, of those that go on too. revision: how the moment
     ranks among others of this run. last: whether it changes no more here: it has ended, or was let go."""
 
@@ -261,7 +261,7 @@ class RunRecord:
         """The document as it stands."""
         return self.state().run
 
-    def state(self, now: int | None = None) -> State:
+    def state(self, now: int | None = None) -> RunSnapshot:
         """The run as it stands. now: nanoseconds since 1970; what is read is to be sent, so it gets a revision of its
         own, unless the run was let go: that is sent under the one that its checkpoint has, however late."""
         with self.lock:
@@ -287,7 +287,7 @@ class RunRecord:
                 steps=steps,
             )
             envelope = with_extra_run(made, self.extra)
-        return State(Run(envelope, run_text(envelope)), span_ids, revision, last)
+        return RunSnapshot(Run(envelope, run_text(envelope)), span_ids, revision, last)
 
     def size(self) -> int:
         """About how many bytes the run holds: whatever an engine can tell of it counts, so that a bound is one."""
@@ -312,7 +312,7 @@ def extra_members(found: dict[str, bytes]) -> bytes:
     return object_text(found)[1:-1]
 
 
-class LiveRun:
+class RunSession:
     """on_change: called after a change, outside the lock; True when the run's own status changed.
 
     abandoned: the run belongs to another process, the parent of this one or whoever resumed it: nothing that happens
@@ -322,7 +322,7 @@ class LiveRun:
     __slots__ = ("abandoned", "clock", "counts", "lost", "on_change", "record")
 
     def __init__(
-        self, record: RunRecord, clock: Clock, counts: Counts, on_change: Callable[[LiveRun, bool], None]
+        self, record: RunRecord, clock: TimestampFormat, counts: Counters, on_change: Callable[[RunSession, bool], None]
     ) -> None:
         self.record = record
         self.clock = clock

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runspan.telemetry import Numbers
+from runspan.telemetry import Samples
 from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 
 
@@ -56,7 +56,7 @@ class RecorderReport:
         return {"complete": self.complete, **asdict(self)}
 
 
-def numbers(report: RecorderReport) -> Numbers:
+def recorder_samples(report: RecorderReport) -> Samples:
     """The report as health tells it."""
     return {
         RECORDED: report.runs_ended,
@@ -68,7 +68,7 @@ def numbers(report: RecorderReport) -> Numbers:
     }
 
 
-class Counts:
+class Counters:
     """Counts while things happen. Every method may be called from several threads, and from a signal's handler: the
     locks of a recorder can be taken again by who holds them."""
 

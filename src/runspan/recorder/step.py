@@ -11,17 +11,17 @@ from typing import Any, Self, TypeVar
 from msgspec import UNSET, UnsetType
 
 from runspan.model.document import Step
-from runspan.recorder.context import Block, Scope, enter, inside, leave, scopes
-from runspan.recorder.decorators import recorded
-from runspan.recorder.serialize import error_text, label, members, payload
-from runspan.recorder.state import Attempt, LiveRun, RunRecord, StepRecord, attempt_span_id
+from runspan.recorder.context import ActiveSpan, SyncAsyncContextManager, activate, active, active_spans, deactivate
+from runspan.recorder.decorators import record_calls
+from runspan.recorder.serialize import error_text, members, payload, to_utf8_text
+from runspan.recorder.state import Attempt, RunRecord, RunSession, StepRecord, attempt_span_id
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _KNOWN = {*Step.__struct_encode_fields__, "attempts"}
 
 
-class StepRecording(Block):
+class StepRecording(SyncAsyncContextManager):
     """A step of a run: a context manager, with or without ``async``, and a decorator of functions.
 
     Made by ``Recorder.step``, for the run that is current when it begins (outside any run it records nothing), or by
@@ -33,7 +33,7 @@ class StepRecording(Block):
 
     def __init__(
         self,
-        live: LiveRun | None,
+        live: RunSession | None,
         step_id: str,
         *,
         name: str | None = None,
@@ -47,15 +47,15 @@ class StepRecording(Block):
         """See ``Recorder.step``."""
         self._given = live
         self._live = live
-        self._id = label(step_id)
-        self._name: str | UnsetType = UNSET if name is None else label(name)
-        self._type: str | UnsetType = UNSET if type is None else label(type)
+        self._id = to_utf8_text(step_id)
+        self._name: str | UnsetType = UNSET if name is None else to_utf8_text(name)
+        self._type: str | UnsetType = UNSET if type is None else to_utf8_text(type)
         self._input = input
         self._retry = retry
         self._extra = members(extra, _KNOWN) if extra else b""
         self._capture = (capture_input, capture_output)
         self._record: StepRecord | None = None
-        self._scope: Scope | None = None
+        self._scope: ActiveSpan | None = None
         self._attempt: Attempt | None = None
         self._failed = False
         self._output_told = False
@@ -67,7 +67,7 @@ class StepRecording(Block):
         of a generator lasts until it ends, and is current while the generator itself is at work.
         """
         takes_input, takes_output = self._capture
-        return recorded(function, self._again, takes_input and self._input is UNSET, takes_output)
+        return record_calls(function, self._again, takes_input and self._input is UNSET, takes_output)
 
     def _again(self) -> StepRecording:
         made = StepRecording(self._given, self._id, input=self._input, retry=self._retry)
@@ -81,7 +81,7 @@ class StepRecording(Block):
         its end it begins once more, another execution."""
         if self._record is not None and not self._record.finished:
             return self
-        self._live = self._given if self._given is not None else next((scope.live for scope in scopes()), None)
+        self._live = self._given if self._given is not None else next((scope.live for scope in active_spans()), None)
         self._record, self._attempt, self._failed, self._output_told = None, None, False, False
         if self._live is None:
             return self
@@ -114,14 +114,14 @@ class StepRecording(Block):
     def __enter__(self) -> Self:
         self.start()
         if self._live is not None and self._record is not None:
-            self._scope = enter(self._live, self, self._record.span_id)
+            self._scope = activate(self._live, self, self._record.span_id)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._scope is not None:
-            leave(self._scope)
+            deactivate(self._scope)
             self._scope = None
         # A generator that is closed early was not wanted further; nothing failed.
         self.end(None if isinstance(error, GeneratorExit) else error)
@@ -132,7 +132,7 @@ class StepRecording(Block):
         if self._live is None or self._record is None:
             yield self
             return
-        with inside(self._live, self, self._record.span_id):
+        with active(self._live, self, self._record.span_id):
             yield self
 
     # What is told of it.
@@ -150,13 +150,13 @@ class StepRecording(Block):
     def set_input(self, value: object) -> Self:
         """The step's input, as it is now: what changes in the value later does not change the document."""
         made = payload(value)
-        return self._tell("input", made.text, made.exact)
+        return self._set_member("input", made.text, made.exact)
 
     def set_output(self, value: object) -> Self:
         """The step's output, as it is now. While the step runs, it may be told again."""
         made = payload(value)
         self._output_told = True
-        return self._tell("output", made, made.exact)
+        return self._set_member("output", made, made.exact)
 
     def returned(self, value: object) -> None:
         """The output, unless it was told already; for decorators."""
@@ -187,20 +187,20 @@ class StepRecording(Block):
             "estimatedCostUsd": cost_usd,
         }
         made = payload({key: value for key, value in told.items() if value is not None})
-        return self._tell("usage", made.text, made.exact)
+        return self._set_member("usage", made.text, made.exact)
 
     def set_child(self, run_id: str) -> Self:
         """The run that this step started, in this process or another: ``runId`` in the output, and a link to it."""
-        return self._tell("child_run_id", payload(label(run_id)).text)
+        return self._set_member("child_run_id", payload(to_utf8_text(run_id)).text)
 
     def fail(self, error: object) -> Self:
         """The step fails, though no exception leaves its block; it ends with the block."""
         self._failed = True
-        return self._tell("error", error_text(error, self._id, _code_of(error)))
+        return self._set_member("error", error_text(error, self._id, _code_of(error)))
 
     def skip(self) -> Self:
         """The condition of the step is false, so it is not executed: it ends at once, and has no times."""
-        return self._tell("status", "skipped")
+        return self._set_member("status", "skipped")
 
     # Attempts.
 
@@ -217,7 +217,7 @@ class StepRecording(Block):
             if live is None or step is None or attempt is None:
                 yield 1
             else:
-                with inside(live, self, attempt_span_id(step, attempt)):
+                with active(live, self, attempt_span_id(step, attempt)):
                     yield attempt.position
         except GeneratorExit:
             raise
@@ -266,7 +266,7 @@ class StepRecording(Block):
 
         live.change(write, step)
 
-    def _tell(self, member: str, value: Any, exact: bool = True) -> Self:
+    def _set_member(self, member: str, value: Any, exact: bool = True) -> Self:
         live, step = self._live, self._record
         if live is not None and step is not None:
             if not exact:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from runspan.sources.files import documents, files, pieces, runs, tenants, total_bytes
-from runspan.sources.splitter import MAX_DOCUMENT, Piece, split
+from runspan.sources.splitter import MAX_DOCUMENT, RawDocument, split
 
-__all__ = ["MAX_DOCUMENT", "Piece", "documents", "files", "pieces", "runs", "split", "tenants", "total_bytes"]
+__all__ = ["MAX_DOCUMENT", "RawDocument", "documents", "files", "pieces", "runs", "split", "tenants", "total_bytes"]

@@ -26,7 +26,7 @@ PART_SUFFIXES: Final = {"zstd": ".ndjson.zst", "gzip": ".ndjson.gz"}
 _DAMAGED: Final = "restore the archive from another copy"
 
 
-class Part(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class ArchivePart(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """A file of documents.
 
     name: of the file. bytes, sha256: of the file as it is stored. document_bytes: of the texts of its documents.
@@ -46,24 +46,24 @@ class Part(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     newest: int
 
 
-class Skips(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class SkipCount(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """Runs that are not in the archive for one reason. some: the first of them with what is to be said, by run id."""
 
     runs: int = 0
     some: tuple[str, ...] = ()
 
 
-class Left(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class UnfinishedArchive(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """Runs that were listed and are not in the archive.
 
     unfinished: they had not ended. incomplete: the backend could not prove their newest revision. vanished: deleted
     between list and get. unreadable: anything else.
     """
 
-    unfinished: Skips = Skips()
-    incomplete: Skips = Skips()
-    vanished: Skips = Skips()
-    unreadable: Skips = Skips()
+    unfinished: SkipCount = SkipCount()
+    incomplete: SkipCount = SkipCount()
+    vanished: SkipCount = SkipCount()
+    unreadable: SkipCount = SkipCount()
 
 
 class Manifest(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -87,9 +87,9 @@ class Manifest(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     document_bytes: int
     oldest: int | None
     newest: int | None
-    left: Left
+    left: UnfinishedArchive
     partial: tuple[str, ...]
-    files: tuple[Part, ...]
+    files: tuple[ArchivePart, ...]
     sha256: str = ""
 
 

@@ -9,10 +9,10 @@ from typing import Final
 from msgspec import MsgspecError
 
 from runspan.errors import DocumentError, SettingError
-from runspan.sources.archive_manifest import MANIFEST, PROGRESS, Manifest, Part, read_digests, read_manifest
-from runspan.sources.decompress import plain
-from runspan.sources.filesystem import chunks, folders, inside, shown, sizes, whole
-from runspan.sources.splitter import Piece, split
+from runspan.sources.archive_manifest import MANIFEST, PROGRESS, ArchivePart, Manifest, read_digests, read_manifest
+from runspan.sources.decompress import decompress
+from runspan.sources.filesystem import chunks, display_path, folders, list_files, path_inside, read_all
+from runspan.sources.splitter import RawDocument, split
 
 UNFINISHED_SUFFIX: Final = ".partial"
 """Of the folder of an archive that is being written on a disk."""
@@ -27,12 +27,12 @@ def manifest_of(folder: str) -> Manifest | None:
 
     DocumentError when it is damaged; SettingError when the archive was never finished. OSError when it is not there.
     """
-    found = sizes(folder)
+    found = list_files(folder)
     if found is None:
         return None
-    name = shown(folder)
+    name = display_path(folder)
     if MANIFEST in found and not folder.rstrip("/").endswith(UNFINISHED_SUFFIX):
-        return read_manifest(whole(inside(folder, MANIFEST)), where=inside(name, MANIFEST))
+        return read_manifest(read_all(path_inside(folder, MANIFEST)), where=path_inside(name, MANIFEST))
     if PROGRESS in found or MANIFEST in found:
         raise SettingError(where=name, expected="an archive", got="one that was never finished", hint=_UNFINISHED)
     return None
@@ -40,23 +40,23 @@ def manifest_of(folder: str) -> Manifest | None:
 
 def archives_in(folder: str) -> list[str]:
     """The finished archives directly in a folder, sorted by name, which is by time."""
-    places = [inside(folder, name) for name in folders(folder) if not name.endswith(UNFINISHED_SUFFIX)]
-    return [place for place in places if MANIFEST in (sizes(place) or ())]
+    places = [path_inside(folder, name) for name in folders(folder) if not name.endswith(UNFINISHED_SUFFIX)]
+    return [place for place in places if MANIFEST in (list_files(place) or ())]
 
 
-def proved(
-    folder: str, part: Part, *, on_bytes: Callable[[int], object] | None = None, max_document: int = _UNBOUNDED
-) -> Iterator[Piece]:
+def verified_runs(
+    folder: str, part: ArchivePart, *, on_bytes: Callable[[int], object] | None = None, max_document: int = _UNBOUNDED
+) -> Iterator[RawDocument]:
     """The documents of a file of an archive. What is not as the manifest says comes as an error in its place.
 
     A document whose digest is another is not handed out. When the documents no longer can be told apart, the file's
     error is the last piece.
     """
-    path, name = inside(folder, part.name), inside(shown(folder), part.name)
+    path, name = path_inside(folder, part.name), path_inside(display_path(folder), part.name)
     try:
         digests = digests_of(folder, part)
     except DocumentError as error:
-        yield Piece(b"", name, 0, error)
+        yield RawDocument(b"", name, 0, error)
         return
     stored = sha256()
     size = 0
@@ -70,28 +70,28 @@ def proved(
 
     count = 0
     try:
-        for piece in split(plain(read(), name=name), name=name, max_document=max_document):
+        for piece in split(decompress(read(), name=name), name=name, max_document=max_document):
             digest, run_id = digests[count] if count < len(digests) else (b"", "")
             count += 1
             if piece.error is not None or sha256(piece.data).digest() == digest:
                 yield piece
             else:
-                yield Piece(b"", piece.where, piece.end_offset, _other_document(piece.where, run_id))
+                yield RawDocument(b"", piece.where, piece.end_offset, _other_document(piece.where, run_id))
     except (DocumentError, OSError) as error:
-        yield Piece(b"", name, 0, error if isinstance(error, DocumentError) else _unreadable(name, error))
+        yield RawDocument(b"", name, 0, error if isinstance(error, DocumentError) else _unreadable(name, error))
         return
     if count != part.runs:
-        yield Piece(b"", name, 0, _refusal(name, f"{part.runs} documents", f"{count}"))
+        yield RawDocument(b"", name, 0, _refusal(name, f"{part.runs} documents", f"{count}"))
     elif size != part.bytes or stored.hexdigest() != part.sha256:
         got = f"{size} bytes with another SHA-256" if size == part.bytes else f"{size} bytes"
-        yield Piece(b"", name, 0, _refusal(name, f"{part.bytes} bytes with SHA-256 {part.sha256}", got))
+        yield RawDocument(b"", name, 0, _refusal(name, f"{part.bytes} bytes with SHA-256 {part.sha256}", got))
 
 
-def digests_of(folder: str, part: Part) -> list[tuple[bytes, str]]:
+def digests_of(folder: str, part: ArchivePart) -> list[tuple[bytes, str]]:
     """SHA-256 and run id of each document of a file. DocumentError when what names them is damaged."""
-    name = inside(shown(folder), part.digests)
+    name = path_inside(display_path(folder), part.digests)
     try:
-        content = whole(inside(folder, part.digests))
+        content = read_all(path_inside(folder, part.digests))
     except OSError as error:
         raise _unreadable(name, error) from None
     if sha256(content).hexdigest() != part.digests_sha256:
@@ -105,12 +105,12 @@ def digests_of(folder: str, part: Part) -> list[tuple[bytes, str]]:
     return digests
 
 
-def faults(
+def find_damage(
     folder: str, manifest: Manifest, *, on_bytes: Callable[[int], object] | None = None
 ) -> Iterator[DocumentError]:
     """Everything in an archive that is not as its manifest says; nothing when all of it can be read back as it was."""
     for part in manifest.files:
-        for piece in proved(folder, part, on_bytes=on_bytes):
+        for piece in verified_runs(folder, part, on_bytes=on_bytes):
             if piece.error is not None:
                 yield piece.error
     for what, told, found in (
@@ -118,7 +118,7 @@ def faults(
         ("bytes of documents", manifest.document_bytes, sum(part.document_bytes for part in manifest.files)),
     ):
         if told != found:
-            yield _refusal(inside(shown(folder), MANIFEST), f"{told} {what}", f"{found} in its files")
+            yield _refusal(path_inside(display_path(folder), MANIFEST), f"{told} {what}", f"{found} in its files")
 
 
 def _unreadable(name: str, error: OSError) -> DocumentError:

@@ -35,7 +35,7 @@ _FOREIGN: Final = {
 }
 
 
-def plain(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
+def decompress(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
     """The chunks as they are, or inflated when they begin like gzip or zstd."""
     stream = iter(chunks)
     head = b""
@@ -77,7 +77,7 @@ def _inflate(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
             try:
                 data = member.decompress(rest, CHUNK)
             except zlib.error as error:
-                data, index = _salvage(before, rest)
+                data, index = _recover_prefix(before, rest)
                 yield data
                 raise _damaged(f"{name} compressed byte {read - len(rest) + index}", str(error)) from None
             yield data
@@ -121,7 +121,7 @@ def _inflate_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
         raise _damaged(f"{name} compressed byte {read}", _CUT, "zstd")
 
 
-def _salvage(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
+def _recover_prefix(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
     """What can be inflated before the byte that fails, and the index of that byte."""
     parts = []
     for index in range(len(chunk)):

@@ -11,22 +11,22 @@ from typing import Final, Protocol, cast
 
 from runspan.errors import DocumentError, SettingError
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import MANIFEST, Manifest, Part, is_part_name
-from runspan.sources.archive_reader import archives_in, manifest_of, proved
-from runspan.sources.decompress import plain
+from runspan.sources.archive_manifest import MANIFEST, ArchivePart, Manifest, is_part_name
+from runspan.sources.archive_reader import archives_in, manifest_of, verified_runs
+from runspan.sources.decompress import decompress
 from runspan.sources.filesystem import (
     SUFFIXES,
     chunks,
-    inside,
+    display_path,
     is_document_name,
     is_url,
-    reported,
+    list_files,
+    path_inside,
     require_file,
-    shown,
     size_of,
-    sizes,
+    with_progress,
 )
-from runspan.sources.splitter import MAX_DOCUMENT, Piece, split
+from runspan.sources.splitter import MAX_DOCUMENT, RawDocument, split
 
 STDIN: Final = "-"
 
@@ -47,7 +47,7 @@ class _File:
     size: int | None = None
     archive: str = ""
     manifest: Manifest | None = None
-    part: Part | None = None
+    part: ArchivePart | None = None
 
 
 def documents(
@@ -70,7 +70,7 @@ def documents(
     return runs(found)
 
 
-def runs(found: Iterable[Piece]) -> Iterator[Run | DocumentError]:
+def runs(found: Iterable[RawDocument]) -> Iterator[Run | DocumentError]:
     """The run of each piece, or what is wrong with it."""
     parse = Run.from_json
     for piece in found:
@@ -91,7 +91,7 @@ def pieces(
     max_document: int = MAX_DOCUMENT,
     on_bytes: Callable[[int], object] | None = None,
     stdin: Input | None = None,
-) -> Iterator[Piece]:
+) -> Iterator[RawDocument]:
     """The unparsed documents, for callers that need to know where in the stream each one ends."""
     found = _files(path)
     return (
@@ -139,7 +139,7 @@ def _files(path: str) -> list[_File]:
     if path == STDIN:
         return [_File(path)]
     try:
-        found = sizes(path)
+        found = list_files(path)
         if found is None:
             require_file(path)
             return _part_of_archive(path) or [_File(path)]
@@ -151,55 +151,55 @@ def _files(path: str) -> list[_File]:
             return [file for archive in archives for file in _files(archive)]
     except (OSError, ValueError) as error:
         raise SettingError(
-            where=shown(path),
+            where=display_path(path),
             expected="a file or folder that can be read",
             got=_reason(error),
             hint="check the path; - reads standard input",
         ) from None
     if not names:
         raise SettingError(
-            where=shown(path),
+            where=display_path(path),
             expected=f"files named *{', *'.join(SUFFIXES[:3])}, or *.gz or *.zst of them",
             got="a folder without any",
             hint="name the files themselves if they are called otherwise; folders inside it are not searched",
         )
-    return [_File(inside(path, name), found[name]) for name in names]
+    return [_File(path_inside(path, name), found[name]) for name in names]
 
 
 def _part_of_archive(path: str) -> list[_File]:
     """A file of an archive that is named itself: what the manifest beside it says of it counts too."""
     folder, name = os.path.split(path)
-    if not is_part_name(name) or MANIFEST not in (sizes(folder or os.curdir) or ()):
+    if not is_part_name(name) or MANIFEST not in (list_files(folder or os.curdir) or ()):
         return []
     manifest = manifest_of(folder or os.curdir)
     return [] if manifest is None else [file for file in _of_archive(folder, manifest) if file.path == path]
 
 
 def _of_archive(folder: str, manifest: Manifest) -> list[_File]:
-    return [_File(inside(folder, part.name), part.bytes, folder, manifest, part) for part in manifest.files]
+    return [_File(path_inside(folder, part.name), part.bytes, folder, manifest, part) for part in manifest.files]
 
 
 def _pieces_of(
     file: _File, *, max_document: int, on_bytes: Callable[[int], object] | None, stdin: Input | None
-) -> Iterator[Piece]:
+) -> Iterator[RawDocument]:
     """The pieces of one file. What keeps it from being read to its end comes as the last of them."""
     if file.part is not None:
-        yield from proved(file.archive, file.part, on_bytes=on_bytes)
+        yield from verified_runs(file.archive, file.part, on_bytes=on_bytes)
         return
-    name = "stdin" if file.path == STDIN else shown(file.path)
-    read = reported(_stdin(stdin).read1, on_bytes) if file.path == STDIN else chunks(file.path, on_bytes)
+    name = "stdin" if file.path == STDIN else display_path(file.path)
+    read = with_progress(_stdin(stdin).read1, on_bytes) if file.path == STDIN else chunks(file.path, on_bytes)
     end_offset = 0
     try:
-        for piece in split(plain(read, name=name), name=name, max_document=max_document):
+        for piece in split(decompress(read, name=name), name=name, max_document=max_document):
             end_offset = piece.end_offset
             yield piece
     except DocumentError as damage:
-        yield Piece(b"", name, end_offset, damage)
+        yield RawDocument(b"", name, end_offset, damage)
     except OSError as error:
         hint = "documents after this place were not read" if end_offset else "check the file and its permissions"
         refusal = DocumentError(where=name, expected="a file that can be read", got=_reason(error), hint=hint)
         refusal.__cause__ = error
-        yield Piece(b"", name, end_offset, refusal)
+        yield RawDocument(b"", name, end_offset, refusal)
 
 
 def _stdin(stdin: Input | None) -> Input:

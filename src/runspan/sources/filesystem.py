@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
 from runspan.errors import SettingError
-from runspan.http.urls import shown_url
+from runspan.http.urls import redact_url
 from runspan.sources.decompress import CHUNK
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -28,9 +28,9 @@ def is_url(path: str) -> bool:
     return bool(_URL.match(path))
 
 
-def shown(url: str) -> str:
+def display_path(url: str) -> str:
     """A place as others may see it: see ``shown_url``; a path is shown as it is."""
-    return shown_url(url) if is_url(url) else url
+    return redact_url(url) if is_url(url) else url
 
 
 def join(folder: str, name: str) -> str:
@@ -38,7 +38,7 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-class Objects:
+class ObjectStore:
     """The file system of a URL. Every method takes URLs of it, and raises OSError for whatever goes wrong there.
 
     SettingError at once when a package that it needs is not installed, or when a secret stands in the URL.
@@ -47,27 +47,32 @@ class Objects:
     def __init__(self, url: str) -> None:
         if urlsplit(url).password:
             raise SettingError(
-                "a command line is no place for a password", where=shown(url), hint=f"leave it away: {_ENVIRONMENT}"
+                "a command line is no place for a password",
+                where=display_path(url),
+                hint=f"leave it away: {_ENVIRONMENT}",
             )
         try:
             fsspec: Any = import_module("fsspec")
         except ImportError:
             raise SettingError(
-                where=shown(url), expected="fsspec, which reads such URLs", got="no such package", hint=_EXTRA
+                where=display_path(url), expected="fsspec, which reads such URLs", got="no such package", hint=_EXTRA
             ) from None
         try:
             self._files: Any = fsspec.core.url_to_fs(url)[0]
             self._split: Callable[[str], tuple[Any, str]] = fsspec.core.url_to_fs
         except ImportError as error:
             raise SettingError(
-                where=shown(url), expected="the package for this kind of URL", got=str(error), hint=_package(error)
+                where=display_path(url),
+                expected="the package for this kind of URL",
+                got=str(error),
+                hint=_package(error),
             ) from None
         except ValueError as error:
             known = "one that fsspec knows, such as s3://, gs://, abfs://, file://"
-            raise SettingError(where=shown(url), expected=known, got=str(error)) from None
+            raise SettingError(where=display_path(url), expected=known, got=str(error)) from None
         except Exception as error:  # each of these packages has a tree of errors of its own
             raise SettingError(
-                where=shown(url), expected="a place that can be reached", got=_words(error), hint=_ENVIRONMENT
+                where=display_path(url), expected="a place that can be reached", got=_words(error), hint=_ENVIRONMENT
             ) from None
 
     def sizes(self, folder: str) -> dict[str, int | None] | None:
@@ -146,13 +151,13 @@ SUFFIXES: Final = tuple(f".{name}{packed}" for packed in ("", ".gz", ".zst") for
 """The names that are taken from a folder. A file that is named itself may be called anything."""
 
 
-def sizes(path: str) -> dict[str, int | None] | None:
+def list_files(path: str) -> dict[str, int | None] | None:
     """The files directly in a folder by name, with their sizes; None when path is no folder. OSError otherwise.
 
     A link to nothing is among them, so that it is told and not passed over.
     """
     if is_url(path):
-        return Objects(path).sizes(path)
+        return ObjectStore(path).sizes(path)
     if not os.path.isdir(path):
         return None
     with os.scandir(path) as entries:
@@ -163,14 +168,14 @@ def sizes(path: str) -> dict[str, int | None] | None:
 def folders(path: str) -> list[str]:
     """The names of the folders directly in a folder, sorted."""
     if is_url(path):
-        return Objects(path).folders(path)
+        return ObjectStore(path).folders(path)
     if not os.path.isdir(path):
         return []
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def inside(folder: str, name: str) -> str:
+def path_inside(folder: str, name: str) -> str:
     """The path or URL of a name in a folder."""
     return join(folder, name) if is_url(folder) else os.path.join(folder, name)
 
@@ -183,7 +188,7 @@ def is_document_name(name: str) -> bool:
 def require_file(path: str) -> None:
     """OSError unless the file can be opened."""
     if is_url(path):
-        Objects(path).size(path)
+        ObjectStore(path).size(path)
     elif not os.access(path, os.R_OK):
         os.stat(path)
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -191,20 +196,20 @@ def require_file(path: str) -> None:
 
 def size_of(url: str) -> int | None:
     """The bytes of a file behind a URL, as they are stored."""
-    return Objects(url).size(url)
+    return ObjectStore(url).size(url)
 
 
 def chunks(path: str, on_bytes: Callable[[int], object] | None = None) -> Iterator[bytes]:
     """The bytes of a file. on_bytes: called with the number of those just read."""
     if is_url(path):
-        with Objects(path).open(path) as file:
-            yield from reported(file.read, on_bytes)
+        with ObjectStore(path).open(path) as file:
+            yield from with_progress(file.read, on_bytes)
         return
     with open(path, "rb", buffering=0) as file:
-        yield from reported(file.read, on_bytes)
+        yield from with_progress(file.read, on_bytes)
 
 
-def reported(read: Callable[[int], bytes | None], on_bytes: Callable[[int], object] | None) -> Iterator[bytes]:
+def with_progress(read: Callable[[int], bytes | None], on_bytes: Callable[[int], object] | None) -> Iterator[bytes]:
     """What a reader gives until its end."""
     while chunk := read(CHUNK):
         if on_bytes is not None:
@@ -212,6 +217,6 @@ def reported(read: Callable[[int], bytes | None], on_bytes: Callable[[int], obje
         yield chunk
 
 
-def whole(path: str) -> bytes:
+def read_all(path: str) -> bytes:
     """All of a small file."""
     return b"".join(chunks(path))

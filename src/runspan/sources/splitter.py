@@ -22,7 +22,7 @@ from typing import Final
 from msgspec import Struct
 
 from runspan.errors import DocumentError
-from runspan.sources.stream_buffer import Taken, Window, left_open
+from runspan.sources.stream_buffer import ScannedValue, StreamBuffer, has_unclosed_object
 
 MAX_DOCUMENT: Final = 256 << 20
 """The default bound of one document, in bytes."""
@@ -34,7 +34,7 @@ _CLOSE_OBJECT: Final = ord("}")
 _OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
-class Piece(Struct, frozen=True, gc=False):
+class RawDocument(Struct, frozen=True, gc=False):
     """The text of one document as it stands in the stream.
 
     data: the text, empty when ``error`` tells why there is none.
@@ -48,16 +48,16 @@ class Piece(Struct, frozen=True, gc=False):
     error: DocumentError | None = None
 
 
-def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMENT) -> Iterator[Piece]:
+def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMENT) -> Iterator[RawDocument]:
     """The documents of a stream, in order; how the stream is cut into chunks makes no difference.
 
     A piece is handed out before the next chunk is asked for. So whatever the chunks raise comes after every document
     that was whole by then.
     """
-    window = Window(chunks, max_document)
+    window = StreamBuffer(chunks, max_document)
     refusal = _start(window, name)
     if refusal:
-        yield Piece(b"", name, 0, refusal)
+        yield RawDocument(b"", name, 0, refusal)
         return
     by_line = False
     while window.skip_space():
@@ -73,10 +73,10 @@ def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMEN
             if by_line and not window.judged:
                 yield from _lines(window, name)
         else:
-            yield _junk(window, name)
+            yield _stray_text(window, name)
 
 
-def _start(window: Window, name: str) -> DocumentError | None:
+def _start(window: StreamBuffer, name: str) -> DocumentError | None:
     """Skip a byte order mark; the error of a stream in another encoding."""
     while len(window.buffer) < 4 and window.more():
         pass
@@ -90,7 +90,7 @@ def _start(window: Window, name: str) -> DocumentError | None:
     return None
 
 
-def _lines(window: Window, name: str) -> Iterator[Piece]:
+def _lines(window: StreamBuffer, name: str) -> Iterator[RawDocument]:
     """NDJSON, until a line opens an object, or an array of documents, and does not close it."""
     number, offset, bound = window.line, window.offset, window.max_document
     prefix = f"{name}:"
@@ -104,19 +104,19 @@ def _lines(window: Window, name: str) -> Iterator[Piece]:
             size = len(line)
             if size > bound:
                 yield _too_large(f"{prefix}{number}", offset + size + newline, size, bound)
-            elif size and line[-1] == _CLOSE_OBJECT and not left_open(line):
-                yield Piece(line, f"{prefix}{number}", offset + size + newline)
+            elif size and line[-1] == _CLOSE_OBJECT and not has_unclosed_object(line):
+                yield RawDocument(line, f"{prefix}{number}", offset + size + newline)
             elif text := line.strip(_SPACE):
-                if text == b"[" or (text[:1] == b"{" and (text[-1:] != b"}" or left_open(text))):
+                if text == b"[" or (text[:1] == b"{" and (text[-1:] != b"}" or has_unclosed_object(text))):
                     window.restore(batch, index, offset=offset, line=number)
                     return
-                yield Piece(line, f"{prefix}{number}", offset + size + newline)
+                yield RawDocument(line, f"{prefix}{number}", offset + size + newline)
             offset += size + newline
             number += 1
     window.offset, window.line = offset, number
 
 
-def _array(window: Window, name: str) -> Iterator[Piece]:
+def _array(window: StreamBuffer, name: str) -> Iterator[RawDocument]:
     window.drop(1)
     if window.skip_space() and window.buffer[:1] == b"]":
         window.drop(1)
@@ -137,7 +137,7 @@ def _array(window: Window, name: str) -> Iterator[Piece]:
             window.at_line_start = False
             return
         index += 1
-    yield Piece(
+    yield RawDocument(
         b"",
         f"{name}:{window.line}",
         window.offset,
@@ -150,23 +150,23 @@ def _array(window: Window, name: str) -> Iterator[Piece]:
     )
 
 
-def _piece(window: Window, taken: Taken, where: str) -> Piece:
+def _piece(window: StreamBuffer, taken: ScannedValue, where: str) -> RawDocument:
     if taken.size > window.max_document:
         return _too_large(where, window.offset, taken.size, window.max_document)
-    return Piece(taken.data.rstrip(_SPACE), where, window.offset)
+    return RawDocument(taken.data.rstrip(_SPACE), where, window.offset)
 
 
-def _too_large(where: str, end_offset: int, size: int, bound: int) -> Piece:
+def _too_large(where: str, end_offset: int, size: int, bound: int) -> RawDocument:
     error = DocumentError(
         where=where,
         expected=f"at most {bound} bytes",
         got=f"{size} bytes",
         hint="raise the bound if there is memory for several times that size",
     )
-    return Piece(b"", where, end_offset, error)
+    return RawDocument(b"", where, end_offset, error)
 
 
-def _junk(window: Window, name: str) -> Piece:
+def _stray_text(window: StreamBuffer, name: str) -> RawDocument:
     """What stands where a document should: stray brackets and commas, or else the rest of the line."""
     where = f"{name}:{window.line}"
     excerpt = window.run(_STRAY if window.buffer[0] in b"]}," else _REST_OF_LINE)
@@ -178,4 +178,4 @@ def _junk(window: Window, name: str) -> Piece:
         got=repr(got[:20] + "…" if len(got) > 20 else got),
         hint="documents stand one after the other, or in an array",
     )
-    return Piece(b"", where, window.offset, error)
+    return RawDocument(b"", where, window.offset, error)

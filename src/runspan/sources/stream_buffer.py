@@ -24,7 +24,7 @@ _PAIRS: Final = {ord("}"): ord("{"), ord("]"): ord("[")}
 _OPENERS: Final = b"{["
 
 
-class Doubt:
+class ContinuationDetector:
     """Judges by the lines from the doubtful one on. opened: the brackets that are open before it."""
 
     def __init__(self, opened: bytes) -> None:
@@ -68,7 +68,7 @@ def allows_value(before: int, opened: int) -> bool:
     return before in b":[" or (before == ord(",") and opened == ord("["))
 
 
-def left_open(line: bytes) -> bool:
+def has_unclosed_object(line: bytes) -> bool:
     """Whether a line of NDJSON ends inside its object, though it ends with a bracket that closes one."""
     if line.count(b"{") <= line.count(b"}"):
         return False
@@ -99,7 +99,7 @@ _EXCERPT: Final = 40
 _FIRST_LINES: Final = 4096
 
 
-class Taken(NamedTuple):
+class ScannedValue(NamedTuple):
     """What a scan took off the window.
 
     data: the text; empty when size is over the bound. ended: a bracket or separator ended it, not the end of the
@@ -112,7 +112,7 @@ class Taken(NamedTuple):
     open: bool
 
 
-class Lines(NamedTuple):
+class LineBatch(NamedTuple):
     """Whole lines without their line breaks.
 
     lost: the size of a line over the bound that stood before them, else 0. newline: 1 when each of the lines, the
@@ -124,7 +124,7 @@ class Lines(NamedTuple):
     newline: int
 
 
-class _Scan:
+class _ValueScanner:
     """Where one value ends. Knows strings and brackets, and leaves every other question to the parser.
 
     A document ends after its closing bracket. One that was cut, or whose string was left open, also ends where the
@@ -214,7 +214,7 @@ class _Scan:
         return False
 
 
-class Window:
+class StreamBuffer:
     """The part of a stream that is being looked at.
 
     buffer: the bytes not yet taken. offset: how many were taken before them. line: the number of the line at the front.
@@ -276,15 +276,15 @@ class Window:
             if self.buffer or not self.more():
                 return excerpt
 
-    def document(self, *, by_line: bool) -> Taken:
+    def document(self, *, by_line: bool) -> ScannedValue:
         """Take the object at the front. by_line: documents before it filled a line each."""
-        return self._take(_Scan(by_line=by_line))
+        return self._take(_ValueScanner(by_line=by_line))
 
-    def element(self) -> Taken:
+    def element(self) -> ScannedValue:
         """Take the element of an array at the front, without the separator that follows."""
-        return self._take(_Scan(element=True))
+        return self._take(_ValueScanner(element=True))
 
-    def _take(self, scan: _Scan) -> Taken:
+    def _take(self, scan: _ValueScanner) -> ScannedValue:
         lost = 0
         while not (ended := scan.advance(self.buffer)):
             if scan.doubt:
@@ -304,9 +304,9 @@ class Window:
             data = b"" if size > self.max_document else bytes(view[:end])
         self.at_line_start = self.buffer[end - 1 : end] == b"\n"
         self.drop(end)
-        return Taken(data, size, ended, scan.open)
+        return ScannedValue(data, size, ended, scan.open)
 
-    def _goes_on(self, scan: _Scan, lost: int) -> bool:
+    def _goes_on(self, scan: _ValueScanner, lost: int) -> bool:
         """Whether the document goes on with the line where its scan is in doubt.
 
         The answer holds for every line that was looked at for it, so that each is looked at once.
@@ -316,7 +316,7 @@ class Window:
         size, text = lost + scan.position, self.buffer[: scan.position]
         if size > self.max_document or text.strip(_SPACE).count(b"\n"):
             return True  # a document of several lines already, or one that nobody wants whole
-        doubt, start = Doubt(scan.opened), scan.position
+        doubt, start = ContinuationDetector(scan.opened), scan.position
         searched = start
         while True:
             end = self.buffer.find(b"\n", searched)
@@ -344,7 +344,7 @@ class Window:
             self._chunks = _raising(error)
             return False
 
-    def _forget(self, scan: _Scan) -> int:
+    def _forget(self, scan: _ValueScanner) -> int:
         """Drop what was scanned, but for the two bytes that tell whether a ``{`` may follow."""
         size = scan.position - 2
         if size <= 0:
@@ -357,7 +357,7 @@ class Window:
         scan.position = len(kept)
         return size
 
-    def lines(self) -> Iterator[Lines]:
+    def lines(self) -> Iterator[LineBatch]:
         """The rest of the stream, by lines. ``restore`` ends it."""
         tail, size = self._tail, 0
         for chunk in self._rest():
@@ -368,7 +368,7 @@ class Window:
                 over = size > self.max_document
                 lines[0] = b"" if over else b"".join(tail)
                 tail[:] = [lines.pop()]
-                yield Lines(size, lines[1:], 1) if over else Lines(0, lines, 1)
+                yield LineBatch(size, lines[1:], 1) if over else LineBatch(0, lines, 1)
                 size = len(tail[0])
             else:
                 tail.append(chunk)
@@ -379,7 +379,7 @@ class Window:
             over = size > self.max_document
             last = b"" if over else b"".join(tail)
             tail.clear()
-            yield Lines(size, [], 0) if over else Lines(0, [last], 0)
+            yield LineBatch(size, [], 0) if over else LineBatch(0, [last], 0)
 
     def _rest(self) -> Iterator[bytes]:
         """The rest of the stream in chunks: what the buffer holds in growing ones, for much of it may be restored."""
@@ -392,7 +392,7 @@ class Window:
         for chunk in self._chunks:  # ``yield from`` would close the chunks when the lines end early
             yield chunk
 
-    def restore(self, lines: Lines, index: int, *, offset: int, line: int) -> None:
+    def restore(self, lines: LineBatch, index: int, *, offset: int, line: int) -> None:
         """Put the lines from index on back to the front, with what was read after them."""
         self.buffer[:0] = b"\n".join(lines.lines[index:]) + b"\n" * lines.newline + b"".join(self._tail)
         self._tail.clear()

@@ -40,14 +40,14 @@ def digest_of(span: bytes) -> bytes:
     return sha256(span).digest()[:SIZE]
 
 
-class Acknowledged:
+class SpanAcks:
     """execute: runs a statement in the transaction of whoever has the file; what is said here counts once that is
     committed. A run goes by any bytes that tell it from all others. Times are nanoseconds since 1970."""
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
 
-    def of(self, run: bytes, now: int) -> frozenset[bytes]:
+    def get(self, run: bytes, now: int) -> frozenset[bytes]:
         """The digests of the spans that the receiver has.
 
         What does not count now is forgotten: a version that does not name it may go next, and no clock that is set
@@ -59,7 +59,7 @@ class Acknowledged:
             self._execute("DELETE FROM spans WHERE run = ? AND (at <= ? OR at > ?)", (run, now - KEEP, now))
         return frozenset(name for names in counting for name in names)
 
-    def narrow(self, run: bytes, names: Collection[bytes]) -> bool:
+    def retain_only(self, run: bytes, names: Collection[bytes]) -> bool:
         """Before a version of the run is handed over: forgets the spans that it does not name. Whether there were any.
 
         names: the digests of all spans below the head of that version.
@@ -76,7 +76,7 @@ class Acknowledged:
 
     def add(self, run: bytes, names: Collection[bytes], now: int) -> None:
         """The receiver has the version of the run that was handed over last, and with it these spans."""
-        new = sorted(frozenset(names) - self.of(run, now))
+        new = sorted(frozenset(names) - self.get(run, now))
         if new:
             self._execute("INSERT INTO spans (run, at, digests) VALUES (?, ?, ?)", (run, now, b"".join(new)))
 
@@ -88,7 +88,7 @@ class Acknowledged:
         """Gives the place of what does not count any more free."""
         self._execute("DELETE FROM spans WHERE at <= ? OR at > ?", (now - KEEP, now))
 
-    def belongs_to(self, receiver: bytes) -> None:
+    def bind_receiver(self, receiver: bytes) -> None:
         """Forgets everything, unless this receiver is the one that it was said of the last time.
 
         receiver: whatever tells one from another, login and tenant included. As these are secrets, only a salted slow

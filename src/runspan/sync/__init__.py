@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.sync.context import Settings
-from runspan.sync.engine import Sync
-from runspan.sync.list_scan import Filter
-from runspan.sync.monitor import numbers
-from runspan.sync.policy import Rhythm
-from runspan.sync.report import Progress, SyncReport
+from runspan.sync.context import SyncConfig
+from runspan.sync.engine import SyncEngine
+from runspan.sync.list_scan import ListFilter
+from runspan.sync.monitor import sync_samples
+from runspan.sync.policy import RefreshPolicy
+from runspan.sync.report import SyncProgress, SyncReport
 
-__all__ = ["Binding", "Checkpoint", "Filter", "Progress", "Rhythm", "Settings", "Sync", "SyncReport", "numbers"]
+__all__ = [
+    "Binding",
+    "Checkpoint",
+    "ListFilter",
+    "RefreshPolicy",
+    "SyncConfig",
+    "SyncEngine",
+    "SyncProgress",
+    "SyncReport",
+    "sync_samples",
+]

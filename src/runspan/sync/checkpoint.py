@@ -20,11 +20,11 @@ from typing import Any, Final
 
 from runspan.errors import SettingError, StoreError
 from runspan.storage.span_acks import TABLES as SPAN_TABLES
-from runspan.storage.span_acks import Acknowledged
+from runspan.storage.span_acks import SpanAcks
 from runspan.storage.sqlite_file import store_error
 
 
-class State(IntEnum):
+class TrackState(IntEnum):
     """Where a run stands. The numbers are those of the checkpoint's file."""
 
     NEW = 0
@@ -44,7 +44,7 @@ AT_ONCE = 0
 
 
 @dataclass(slots=True)
-class Entry:
+class TrackedRun:
     """One run. Times are nanoseconds since 1970.
 
     time: what the platform sorts it by. due: when it is to be fetched, None: not before something is heard of it.
@@ -59,7 +59,7 @@ class Entry:
 
     run_id: str
     time: int
-    state: State = State.NEW
+    state: TrackState = TrackState.NEW
     due: int | None = AT_ONCE
     failures: int = 0
     listed: bytes = b""
@@ -71,7 +71,7 @@ class Entry:
     changed_at: int = 0
     sent_at: int = 0
     reason: str = ""
-    stored: State | None = None
+    stored: TrackState | None = None
     """Its state as it stands in the file, None when it is not there."""
     again: bool = False
     """It was listed as another while it was fetched or sent: what was fetched may be the older one."""
@@ -160,7 +160,7 @@ class Binding:
 
 
 @dataclass(slots=True)
-class Walked:
+class ListPosition:
     """How far the list of one filter was read. Times are nanoseconds since 1970, 0 for never.
 
     newest: everything that started until then was listed. full_began, full_ended: the last walk all the way down;
@@ -189,7 +189,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, binding: Binding, receiver: bytes = b"") -> None:
         self.path = path
-        self.spans = Acknowledged(self._run)
+        self.spans = SpanAcks(self._run)
         try:
             # What the platform's errors say stands in it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -199,7 +199,7 @@ class Checkpoint:
         try:
             self._open(binding, receiver)
             rows = self._connection.execute("SELECT state, count(*) FROM runs GROUP BY state")
-            self.counts: Counter[State] = Counter({State(state): count for state, count in rows})
+            self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
         except sqlite3.Error as error:
             self._connection.close()
             raise _taken(path) if _is_locked(error) else store_error(error, path) from error
@@ -218,17 +218,17 @@ class Checkpoint:
         """Calling it twice is allowed. What was not committed is forgotten."""
         self._connection.close()
 
-    def entries(self, run_ids: Sequence[str]) -> dict[str, Entry]:
+    def entries(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
         """What is known of these runs; at most some hundreds at a time."""
         holders = ", ".join("?" * len(run_ids))
         return {entry.run_id: entry for entry in self._entries(f"run_id IN ({holders})", run_ids)}
 
-    def save(self, entry: Entry) -> None:
+    def save(self, entry: TrackedRun) -> None:
         """Writes an entry down; it is on disk after ``commit``."""
         if entry.stored is not entry.state:
             if entry.stored is not None:
                 self.counts[entry.stored] -= 1
-            if entry.stored is State.OPEN:
+            if entry.stored is TrackState.OPEN:
                 self.spans.forget(entry.key)
             self.counts[entry.state] += 1
             entry.stored = entry.state
@@ -250,12 +250,12 @@ class Checkpoint:
         )
         self._run(_SAVE, values)
 
-    def backlog(self, limit: int, *, until: int, again: int, patience: int) -> list[Entry]:
+    def new_runs(self, limit: int, *, until: int, again: int, patience: int) -> list[TrackedRun]:
         """Runs that the receiver has nothing of, the oldest first. until, again, patience: see ``known``."""
         where = "state = 0 AND due IS NOT NULL AND " + _DUE
         return self._entries(f"{where} ORDER BY time LIMIT ?", (until, patience, again, limit))
 
-    def known(self, limit: int, *, until: int, again: int, patience: int) -> list[Entry]:
+    def due_runs(self, limit: int, *, until: int, again: int, patience: int) -> list[TrackedRun]:
         """Runs that are to be fetched again, those first that wait the longest.
 
         until: which are due. again: which are due among those that failed, but fewer than ``patience`` times in a row.
@@ -267,7 +267,7 @@ class Checkpoint:
         """When the first of those is due that failed, but fewer than ``patience`` times in a row."""
         return self._number("SELECT min(due) FROM runs WHERE failures > 0 AND failures < ? AND due > 0", (patience,))
 
-    def oldest(self, state: State) -> int | None:
+    def oldest(self, state: TrackState) -> int | None:
         """The earliest time of the runs in a state that have one."""
         return self._number("SELECT min(time) FROM runs WHERE state = ? AND time > 0", (state,))
 
@@ -278,7 +278,7 @@ class Checkpoint:
             (length, length),
         )
 
-    def reasons(self, state: State, limit: int) -> list[tuple[str, str]]:
+    def reasons(self, state: TrackState, limit: int) -> list[tuple[str, str]]:
         """(run id, reason) of the first runs in a state."""
         return self._all("SELECT run_id, reason FROM runs WHERE state = ? ORDER BY time LIMIT ?", (state, limit))
 
@@ -290,20 +290,20 @@ class Checkpoint:
         """(run id, reason) of the first runs whose last fetch came to nothing."""
         return self._all("SELECT run_id, reason FROM runs WHERE failures > 0 ORDER BY time LIMIT ?", (limit,))
 
-    def wake(self, states: Collection[State], *, since: int = 0) -> None:
+    def reschedule(self, states: Collection[TrackState], *, since: int = 0) -> None:
         """Everything in these states that started since then is to be fetched at once."""
         for state in states:
             self._run("UPDATE runs SET due = 0, failures = 0 WHERE state = ? AND time >= ?", (state, since))
 
-    def send_again(self, since: int) -> None:
+    def resend(self, since: int) -> None:
         """Whatever the receiver acknowledged of runs that started since then, or at an unknown time, is to be sent once
         more, as the same spans."""
-        chosen = f"FROM runs WHERE state IN ({State.ENDED:d}, {State.OPEN:d}) AND (time >= ? OR time = 0)"
+        chosen = f"FROM runs WHERE state IN ({TrackState.ENDED:d}, {TrackState.OPEN:d}) AND (time >= ? OR time = 0)"
         self._run(f"DELETE FROM spans WHERE run IN (SELECT CAST(run_id AS BLOB) {chosen})", (since,))  # noqa: S608
         again = "UPDATE runs SET acked = x'', due = 0, failures = 0 WHERE run_id IN (SELECT run_id "
         self._run(f"{again}{chosen})", (since,))
 
-    def bring_forward(self, latest: int) -> None:
+    def clamp_due(self, latest: int) -> None:
         """Whatever is due later than that is due at once."""
         for chosen in ("failures > 0", "state <> 0 AND due IS NOT NULL"):  # as the indices have it
             self._run(f"UPDATE runs SET due = 0 WHERE {chosen} AND due > ?", (latest,))  # noqa: S608  # only constants
@@ -312,13 +312,13 @@ class Checkpoint:
         """What could not be fetched by an earlier sync is tried as if for the first time."""
         self._run("UPDATE runs SET due = 0, failures = 0 WHERE failures > 0")
 
-    def walked(self, filter_name: str) -> Walked:
+    def list_position(self, filter_name: str) -> ListPosition:
         """How far a filter's list was read."""
         statement = "SELECT newest, full_began, full_ended, edge, top, cursor FROM sweeps WHERE filter = ?"
         rows = self._all(statement, (filter_name,))
-        return Walked(*rows[0]) if rows else Walked()
+        return ListPosition(*rows[0]) if rows else ListPosition()
 
-    def save_walked(self, filter_name: str, walked: Walked) -> None:
+    def save_list_position(self, filter_name: str, walked: ListPosition) -> None:
         """The same, to be remembered."""
         values = (walked.newest, walked.full_began, walked.full_ended, walked.edge, walked.top, walked.cursor)
         self._run("INSERT OR REPLACE INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?)", (filter_name, *values))
@@ -357,7 +357,7 @@ class Checkpoint:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {old + 1}")
         self._refuse_another(binding)
-        self.spans.belongs_to(receiver)
+        self.spans.bind_receiver(receiver)
         connection.execute("COMMIT")
 
     def _refuse_another(self, binding: Binding) -> None:
@@ -372,7 +372,7 @@ class Checkpoint:
                     hint="name another file with --checkpoint, or sync as before",
                 )
 
-    def _entries(self, where: str, values: Iterable[Any]) -> list[Entry]:
+    def _entries(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
         rows = self._all(f"SELECT {_COLUMNS} FROM runs WHERE {where}", values)  # noqa: S608  # only constants
         return [_entry(row) for row in rows]
 
@@ -393,9 +393,9 @@ class Checkpoint:
             raise store_error(error, self.path) from error
 
 
-def _entry(row: Sequence[Any]) -> Entry:
-    entry = Entry(*row)
-    entry.state = entry.stored = State(row[2])
+def _entry(row: Sequence[Any]) -> TrackedRun:
+    entry = TrackedRun(*row)
+    entry.state = entry.stored = TrackState(row[2])
     entry.rooted = bool(entry.rooted)
     return entry
 

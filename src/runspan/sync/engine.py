@@ -27,16 +27,16 @@ from runspan.errors import (
 from runspan.model.run import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_writer import Resource
-from runspan.platform_api import Listing, Platform
-from runspan.sync.checkpoint import Checkpoint, Entry, State
-from runspan.sync.context import Desk, Settings
-from runspan.sync.fetch_queue import Fetches
-from runspan.sync.list_crawler import Lists
-from runspan.sync.list_scan import Sweep
-from runspan.sync.monitor import Watch
-from runspan.sync.policy import LONGEST_PAUSE, PATIENCE
-from runspan.sync.report import Progress, SyncReport
-from runspan.sync.send_queue import Connect, Sends
+from runspan.platform_api import PlatformClient, RunListPage
+from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
+from runspan.sync.context import SyncConfig, SyncContext
+from runspan.sync.fetch_queue import FetchQueue
+from runspan.sync.list_crawler import ListCrawler
+from runspan.sync.list_scan import ListScan
+from runspan.sync.monitor import SyncMonitor
+from runspan.sync.policy import GIVE_UP_AFTER, LONGEST_PAUSE
+from runspan.sync.report import SyncProgress, SyncReport
+from runspan.sync.send_queue import Connect, SendQueue
 from runspan.sync.workers import Workers
 
 _TICK: Final = 0.25
@@ -47,7 +47,7 @@ _RECONNECT_AFTER: Final = 5.0
 _RECONNECT_LONGEST: Final = 300.0
 
 
-class Sync:
+class SyncEngine:
     """Syncs until everything is there, or, if it follows, until ``stop``.
 
     platform: where runs come from; halt: ends its waits, called when the sync ends. connect: see ``Sends``.
@@ -57,8 +57,8 @@ class Sync:
 
     def __init__(
         self,
-        settings: Settings,
-        platform: Platform,
+        settings: SyncConfig,
+        platform: PlatformClient,
         checkpoint: Checkpoint,
         *,
         connect: Connect,
@@ -70,7 +70,7 @@ class Sync:
         retry_refused: bool = False,
         clock: Callable[[], int] = time.time_ns,
         note: Callable[[str], None] = lambda words: None,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[SyncProgress], None] = lambda progress: None,
     ) -> None:
         self._settings = settings
         self._platform = platform
@@ -78,12 +78,12 @@ class Sync:
         self._halt = halt
         self._clock = clock
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._desk = Desk(settings, checkpoint, clock, letters, note)
-        self._sends = Sends(self._desk, connect, self._post, self._defect, tenant, resource, workers)
-        self._fetches = Fetches(self._desk, self._sends.add)
-        self._lists = Lists(self._desk)
+        self._desk = SyncContext(settings, checkpoint, clock, letters, note)
+        self._sends = SendQueue(self._desk, connect, self._post, self._defect, tenant, resource, workers)
+        self._fetches = FetchQueue(self._desk, self._sends.add)
+        self._lists = ListCrawler(self._desk)
         self._retry_refused = retry_refused
-        self._watch = Watch(self._desk, platform, self._sends, self._lists, on_progress)
+        self._watch = SyncMonitor(self._desk, platform, self._sends, self._lists, on_progress)
         self._stopping = False
         self._error: BaseException | None = None
         self._send_again_at = 0.0
@@ -109,11 +109,11 @@ class Sync:
             self._prepare()
             while not (self._stopping or self._error or self._done()):
                 self._round(_TICK)
-                self._give_up(self._watch.look())
+                self._give_up(self._watch.update())
                 if not (self._stopping or self._error):
                     self._fetch()
                     self._list()
-            self._wind_down()
+            self._drain()
         finally:
             self._halt()
             self._sends.close()
@@ -123,7 +123,7 @@ class Sync:
         return self.report()
 
     @property
-    def latest(self) -> Progress:
+    def latest(self) -> SyncProgress:
         """How far it was a moment ago, for any thread."""
         return self._watch.latest
 
@@ -138,15 +138,15 @@ class Sync:
         checkpoint.begin()
         checkpoint.forget_failures()
         self._seen = self._clock()
-        checkpoint.bring_forward(self._seen + LONGEST_PAUSE)
+        checkpoint.clamp_due(self._seen + LONGEST_PAUSE)
         if not self._settings.follow:
-            checkpoint.wake((State.OPEN,))
+            checkpoint.reschedule((TrackState.OPEN,))
         if self._settings.resend:
-            checkpoint.send_again(self._clock() - self._settings.resend)
+            checkpoint.resend(self._clock() - self._settings.resend)
         if self._retry_refused:
-            checkpoint.wake((State.REFUSED,))
+            checkpoint.reschedule((TrackState.REFUSED,))
         else:
-            self._watch.refused_before = checkpoint.counts[State.REFUSED]
+            self._watch.refused_before = checkpoint.counts[TrackState.REFUSED]
         checkpoint.commit()
 
     def _done(self) -> bool:
@@ -159,21 +159,21 @@ class Sync:
         """Settles what was posted, and hands over what is to be sent."""
         events = self._posted(timeout)
         self._checkpoint.begin()
-        self._mind_clock()
+        self._handle_clock_reset()
         for event in events:
             event()
         idle = not self._fetches.asked
-        lots = self._sends.take_lots(idle=idle)
+        lots = self._sends.take_batches(idle=idle)
         self._checkpoint.commit()
         for lot in lots:
             self._sends.submit(lot)
-        self._mind_delivery()
+        self._restart_exporter()
 
-    def _mind_clock(self) -> None:
+    def _handle_clock_reset(self) -> None:
         """Moments that were written down by a clock that was ahead are no time to wait for."""
         before, self._seen = self._seen, self._clock()
         if self._seen < before - SECOND:  # less than that is a clock that is kept right
-            self._checkpoint.bring_forward(self._seen)
+            self._checkpoint.clamp_due(self._seen)
             self._fetches.wake()
 
     def _posted(self, timeout: float) -> list[Callable[[], None]]:
@@ -186,7 +186,7 @@ class Sync:
             pass
         return events
 
-    def _mind_delivery(self) -> None:
+    def _restart_exporter(self) -> None:
         """A delivery that has stopped is closed once all of its documents came back, and replaced if that may help."""
         sends = self._sends
         sends.check()
@@ -200,7 +200,7 @@ class Sync:
             self._error = self._error or kind(reason, hint="check --endpoint; the next sync goes on from here")
             return
         if not self._send_again_at:
-            self._watch.tell("receiver", f"{reason}; trying again")
+            self._watch.log("receiver", f"{reason}; trying again")
             self._send_again_at = time.monotonic() + self._send_pause
             self._send_pause = min(2 * self._send_pause, _RECONNECT_LONGEST)
         elif time.monotonic() >= self._send_again_at:
@@ -225,7 +225,7 @@ class Sync:
                 return
             self._fetching.submit(self._fetching_of(entry))
 
-    def _fetching_of(self, entry: Entry) -> Callable[[], None]:
+    def _fetching_of(self, entry: TrackedRun) -> Callable[[], None]:
         def job() -> None:
             try:
                 got = self._platform.document(entry.run_id)
@@ -256,38 +256,38 @@ class Sync:
 
         self._listing.submit(job)
 
-    def _listed(self, sweep: Sweep, page: Listing) -> None:
+    def _listed(self, sweep: ListScan, page: RunListPage) -> None:
         self._give_up(self._lists.take(sweep, page))
         self._fetches.wake()
 
-    def _not_listed(self, sweep: Sweep, error: RunspanError) -> None:
+    def _not_listed(self, sweep: ListScan, error: RunspanError) -> None:
         if self._is_final(error):
             self._give_up(error)
         self._give_up(self._lists.fail(sweep, error))
 
-    def _not_fetched(self, entry: Entry, error: RunspanError) -> None:
+    def _not_fetched(self, entry: TrackedRun, error: RunspanError) -> None:
         self._probe_at = time.monotonic() + _PROBE_EVERY
         self._fetches.fail(entry, error, everything=self._is_down())
-        if self._settings.follow and entry.failures >= PATIENCE:
-            self._watch.tell("runs", f"runs cannot be fetched: {error}; trying again")
+        if self._settings.follow and entry.failures >= GIVE_UP_AFTER:
+            self._watch.log("runs", f"runs cannot be fetched: {error}; trying again")
         if self._is_final(error):
             self._give_up(error)
 
     def _is_down(self) -> bool:
         """Whether the platform has answered nothing for a while although it was asked."""
-        return self._platform.silent_for > _DOWN_AFTER
+        return self._platform.unanswered_for > _DOWN_AFTER
 
     def _is_final(self, error: RunspanError) -> bool:
         """Whether nothing more can come of the platform."""
         if isinstance(error, (Unauthorized, Forbidden)):
             return True
-        silent = self._platform.silent_for > self._settings.give_up
+        silent = self._platform.unanswered_for > self._settings.give_up
         return silent and not self._settings.follow and isinstance(error, BackendError)
 
     def _give_up(self, error: RunspanError | None) -> None:
         self._error = self._error or error
 
-    def _wind_down(self) -> None:
+    def _drain(self) -> None:
         """Nothing more is begun; what is under way to the receiver gets a while for its answer."""
         self._fetches.release()
         if isinstance(self._error, StoreError):

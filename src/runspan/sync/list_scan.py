@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from runspan.platform_api import Listing
+from runspan.platform_api import RunListPage
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class ListFilter:
     """What the platform is asked to list; None means any."""
 
     workflow_id: str | None = None
@@ -26,7 +26,7 @@ class Filter:
 
 
 @dataclass(slots=True)
-class Sweep:
+class ListScan:
     """A walk. edge: the sort time below which runs are of no interest, nanoseconds since 1970; 0: all the way down.
 
     full: whether it looks for changes of what is known, not only for what is new. began: when. cursor: of the page
@@ -36,7 +36,7 @@ class Sweep:
     clock that nobody sets.
     """
 
-    filter: Filter
+    filter: ListFilter
     edge: int
     full: bool
     began: int
@@ -48,7 +48,7 @@ class Sweep:
     failing_since: int | None = None
     seen: set[str] = field(default_factory=set)
 
-    def take(self, page: Listing) -> bool:
+    def take(self, page: RunListPage) -> bool:
         """Goes past a page; True when it was the last that is of interest.
 
         The walk ends only at a page of which every run is below the edge: the order of two runs that started in one

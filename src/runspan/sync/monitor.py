@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from runspan.errors import RateLimited
-from runspan.platform_api import Platform
-from runspan.sync.checkpoint import State
-from runspan.sync.context import Desk
-from runspan.sync.list_crawler import Lists
-from runspan.sync.policy import MINUTE, threatened
-from runspan.sync.report import MAX_NAMED, Progress, SyncReport
-from runspan.sync.send_queue import Sends
-from runspan.telemetry import Numbers
+from runspan.platform_api import PlatformClient
+from runspan.sync.checkpoint import TrackState
+from runspan.sync.context import SyncContext
+from runspan.sync.list_crawler import ListCrawler
+from runspan.sync.policy import MINUTE, at_risk_of_retention
+from runspan.sync.report import MAX_NAMED, SyncProgress, SyncReport
+from runspan.sync.send_queue import SendQueue
+from runspan.telemetry import Samples
 from runspan.telemetry.instruments import (
     BACKLOG,
     FETCHED,
@@ -32,7 +32,7 @@ from runspan.telemetry.instruments import (
 )
 
 
-def numbers(progress: Progress, retention: int | None) -> Numbers:
+def sync_samples(progress: SyncProgress, retention: int | None) -> Samples:
     """What is not known is left out: an age of 0 would say that all is well.
 
     retention: how long the platform keeps a run, nanoseconds, None: not told.
@@ -65,17 +65,17 @@ _TELL_AGAIN: Final = 60.0
 _SPANS_OF_TIME: Final = 15 * MINUTE
 
 
-class Watch:
+class SyncMonitor:
     """Looks at the parts of a sync, and changes nothing. refused_before: runs that an earlier sync left refused.
     latest: how far it was when last looked at, for readers on other threads."""
 
     def __init__(
         self,
-        desk: Desk,
-        platform: Platform,
-        sends: Sends,
-        lists: Lists,
-        on_progress: Callable[[Progress], None],
+        desk: SyncContext,
+        platform: PlatformClient,
+        sends: SendQueue,
+        lists: ListCrawler,
+        on_progress: Callable[[SyncProgress], None],
     ) -> None:
         self.refused_before = 0
         self._desk = desk
@@ -90,36 +90,36 @@ class Watch:
         self._told: dict[str, tuple[str, float]] = {}
         self.latest = self.progress()
 
-    def look(self) -> RateLimited | None:
+    def update(self) -> RateLimited | None:
         """Tells what there is to tell. An error when the platform asks to wait longer than the sync may take."""
         self.latest = self.progress()
         self._on_progress(self.latest)
         platform, settings = self._platform, self._desk.settings
-        if platform.trouble and platform.silent_for > _QUIET:
-            self.tell("platform", f"{platform.base}: {platform.trouble}; trying again")
+        if platform.last_error and platform.unanswered_for > _QUIET:
+            self.log("platform", f"{platform.base}: {platform.last_error}; trying again")
         delivery = self._sends.delivery
-        if delivery is not None and delivery.trouble and not self._sends.stopped:
-            self.tell("receiver", f"{delivery.endpoint}: {delivery.trouble}; trying again")
+        if delivery is not None and delivery.last_error and not self._sends.stopped:
+            self.log("receiver", f"{delivery.endpoint}: {delivery.last_error}; trying again")
         if time.monotonic() >= self._rate_at:
             self._rate_at = time.monotonic() + _RATE_EVERY
-            self._mind_retention()
-        held = platform.pace.held_for
+            self._check_retention()
+        held = platform.pace.paused_for
         if held <= settings.give_up or settings.follow:
             return None
         hint = "sync again then; it goes on from here"
         return RateLimited(f"{platform.base} asks to wait {held:.0f} s", retry_after=held, hint=hint)
 
-    def progress(self) -> Progress:
+    def progress(self) -> SyncProgress:
         """How far it is."""
         checkpoint, counts = self._desk.checkpoint, self._desk.checkpoint.counts
-        return Progress(
+        return SyncProgress(
             counts=self._desk.counts,
             requests=self._platform.requests,
             known=counts.total(),
-            backlog=counts[State.NEW],
-            unfinished=counts[State.OPEN],
-            behind=checkpoint.oldest(State.NEW),
-            oldest_unfinished=checkpoint.oldest(State.OPEN),
+            backlog=counts[TrackState.NEW],
+            unfinished=counts[TrackState.OPEN],
+            behind=checkpoint.oldest(TrackState.NEW),
+            oldest_unfinished=checkpoint.oldest(TrackState.OPEN),
             polled=self._lists.polled,
             threatened=self._threatened,
             walking=self._lists.walking,
@@ -132,16 +132,16 @@ class Watch:
         requests, retries, limited = self._platform.requests
         failing = checkpoint.failing_count()
         now = {run_id for run_id, _ in desk.refused}
-        refused = [] if not self.refused_before else checkpoint.reasons(State.REFUSED, MAX_NAMED + len(now))
+        refused = [] if not self.refused_before else checkpoint.reasons(TrackState.REFUSED, MAX_NAMED + len(now))
         return SyncReport(
             counts=desk.counts,
             seconds=time.monotonic() - self._began,
             requests=requests,
             retries=retries,
             limited=limited,
-            backlog=checkpoint.counts[State.NEW],
-            unfinished=checkpoint.counts[State.OPEN],
-            refused_before=min(self.refused_before, checkpoint.counts[State.REFUSED]),
+            backlog=checkpoint.counts[TrackState.NEW],
+            unfinished=checkpoint.counts[TrackState.OPEN],
+            refused_before=min(self.refused_before, checkpoint.counts[TrackState.REFUSED]),
             threatened=self._threatened,
             refused_now=tuple(desk.refused),
             rejected_now=tuple(desk.rejected),
@@ -151,7 +151,7 @@ class Watch:
             stopped=stopped,
         )
 
-    def tell(self, what: str, words: str) -> None:
+    def log(self, what: str, words: str) -> None:
         """A line for whoever looks on: at once when it is another, and now and then while it stays."""
         before, at = self._told.get(what, ("", float("-inf")))
         now = time.monotonic()
@@ -159,7 +159,7 @@ class Watch:
             self._told[what] = (words, now)
             self._desk.note(words)
 
-    def _mind_retention(self) -> None:
+    def _check_retention(self) -> None:
         """Warns when the platform deletes runs before their turn comes."""
         retention = self._desk.settings.retention
         if retention is None or self._lists.walking:
@@ -170,9 +170,9 @@ class Watch:
         if seconds > _RATE_OVER:
             self._rate_from = (time.monotonic(), self._desk.counts.fetched)
         backlog = self._desk.checkpoint.backlog_by_time(_SPANS_OF_TIME)
-        self._threatened = threatened(backlog, per_second=rate, retention=retention, now=self._desk.clock())
+        self._threatened = at_risk_of_retention(backlog, per_second=rate, retention=retention, now=self._desk.clock())
         if self._threatened:
-            self.tell(
+            self.log(
                 "retention",
                 f"warning: at {rate:,.1f} runs a second, {self._threatened:,} runs of the backlog will be past the "
                 "platform's retention before their turn comes; raise --requests-per-minute, or narrow the sync with "

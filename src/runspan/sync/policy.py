@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from runspan.codec.fields import ROOT_REVISION, observation
-from runspan.export import Observed
+from runspan.codec.fields import ROOT_REVISION, observed_time
+from runspan.export import ObservedRun
 from runspan.model.document import LIVE_RUN_STATUSES
 from runspan.model.run import Run
 from runspan.model.timestamps import SECOND
-from runspan.sync.checkpoint import Entry
+from runspan.sync.checkpoint import TrackedRun
 
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 3600 * SECOND
 DAY: Final = 24 * HOUR
 
-PATIENCE: Final = 3
+GIVE_UP_AFTER: Final = 3
 """Fetches in a row that come to nothing, each with attempts of its own, before a run is left for later."""
 
 _WINDOWS: Final = (("1h", HOUR), ("24h", DAY), ("7d", 7 * DAY), ("30d", 30 * DAY))
@@ -39,7 +39,7 @@ _QUIET_PARTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Rhythm:
+class RefreshPolicy:
     """How often an unfinished run is looked at and told of, nanoseconds.
 
     refresh: the shortest time between two fetches of a run. heartbeat: after this long an unchanged snapshot is sent
@@ -51,7 +51,7 @@ class Rhythm:
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
+class PlannedSend:
     """A document to be sent. digest: 16 bytes of the SHA-256 of its text; revision: see ``encode``."""
 
     run: Run
@@ -59,21 +59,21 @@ class Dispatch:
     revision: int
 
     @property
-    def document(self) -> Run | Observed:
+    def document(self) -> Run | ObservedRun:
         """What the export takes: a run that ended is written once, everything else says when it was seen."""
         return self.run if self.revision == ROOT_REVISION else self.observed
 
     @property
-    def observed(self) -> Observed:
+    def observed(self) -> ObservedRun:
         """The same, always with when it was seen, which changes nothing of a run span."""
-        return Observed(self.run, observation(self.revision), self.revision > ROOT_REVISION)
+        return ObservedRun(self.run, observed_time(self.revision), self.revision > ROOT_REVISION)
 
     @property
     def size(self) -> int:
         return len(self.run.text)
 
 
-def dispatch(entry: Entry, run: Run, now: int, rhythm: Rhythm) -> Dispatch | None:
+def plan_send(entry: TrackedRun, run: Run, now: int, rhythm: RefreshPolicy) -> PlannedSend | None:
     """How to write the document that was just fetched; None when the receiver has it and need not hear of it.
 
     What may have arrived already, since it was sent and no answer was seen, is written with the same revision: the
@@ -83,17 +83,17 @@ def dispatch(entry: Entry, run: Run, now: int, rhythm: Rhythm) -> Dispatch | Non
     digest = sha256(run.text).digest()[:16]
     if digest == entry.sent:
         if digest != entry.acked:
-            return Dispatch(run, digest, entry.revision)
+            return PlannedSend(run, digest, entry.revision)
         if run.finished or not _heartbeat_due(entry, run, now, rhythm):
             return None
     if run.finished and not entry.rooted:
-        return Dispatch(run, digest, ROOT_REVISION)
+        return PlannedSend(run, digest, ROOT_REVISION)
     # A clock that was set back must not rank what is newer below what is older.
-    seen = max(now, observation(entry.revision) + 1) if entry.sent else now
-    return Dispatch(run, digest, seen + (ROOT_REVISION if entry.rooted else 0))
+    seen = max(now, observed_time(entry.revision) + 1) if entry.sent else now
+    return PlannedSend(run, digest, seen + (ROOT_REVISION if entry.rooted else 0))
 
 
-def refresh_at(entry: Entry, run: Run, now: int, rhythm: Rhythm) -> int | None:
+def refresh_at(entry: TrackedRun, run: Run, now: int, rhythm: RefreshPolicy) -> int | None:
     """When to fetch a run again that the receiver has as it is; None when it has ended.
 
     The longer nothing changed, the less often: an approval may wait for days, and reads are limited.
@@ -117,7 +117,7 @@ def since_parameter(edge: int, now: int) -> str | None:
     return next((name for name, length in _WINDOWS if length >= needed), None)
 
 
-def threatened(backlog: Iterable[tuple[int, int]], *, per_second: float, retention: int, now: int) -> int:
+def at_risk_of_retention(backlog: Iterable[tuple[int, int]], *, per_second: float, retention: int, now: int) -> int:
     """How many runs of the backlog the platform will have deleted before their turn comes.
 
     backlog: (start, runs) of spans of time, the oldest first, which is the order in which they are fetched; runs
@@ -134,7 +134,7 @@ def threatened(backlog: Iterable[tuple[int, int]], *, per_second: float, retenti
     return lost
 
 
-def _heartbeat_due(entry: Entry, run: Run, now: int, rhythm: Rhythm) -> bool:
+def _heartbeat_due(entry: TrackedRun, run: Run, now: int, rhythm: RefreshPolicy) -> bool:
     if not rhythm.heartbeat:
         return False
     pause = rhythm.heartbeat

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from runspan.http.urls import tidy
+from runspan.http.urls import sanitize_message
 
 MAX_NAMED: Final = 20
 """How many runs of a kind are named; all of them are counted."""
@@ -16,7 +16,7 @@ _NAMED_IN_ONE: Final = 5
 
 
 @dataclass(slots=True)
-class Counts:
+class SyncCounts:
     """What happened since the start.
 
     noticed: runs listed for the first time. fetched: documents read, again and again of a run that goes on. sent: of
@@ -42,7 +42,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SyncProgress:
     """How far a sync is. Times are nanoseconds since 1970.
 
     counts: see ``Counts``, not to be changed. requests: see ``Platform.requests``. known: runs in the checkpoint.
@@ -53,7 +53,7 @@ class Progress:
     wait for the receiver's answer.
     """
 
-    counts: Counts
+    counts: SyncCounts
     requests: tuple[int, int, int]
     known: int
     backlog: int
@@ -78,7 +78,7 @@ class SyncReport:
     lost: how many should be there and are not, because of ``keeping_failed``.
     """
 
-    counts: Counts
+    counts: SyncCounts
     seconds: float
     requests: int
     retries: int
@@ -147,10 +147,12 @@ class SyncReport:
         if self.unfinished:
             lines.append(f"{_runs(self.unfinished)} have not ended; --follow, or the next sync, fetches them again")
         if self.kept:
-            again = tidy(f"runspan export {shlex.quote(self.kept_in)}")
-            lines.append(f"{self.kept:,} documents kept in {tidy(self.kept_in)}; to send them again: {again}")
+            again = sanitize_message(f"runspan export {shlex.quote(self.kept_in)}")
+            lines.append(
+                f"{self.kept:,} documents kept in {sanitize_message(self.kept_in)}; to send them again: {again}"
+            )
         if self.lost:
-            lines.append(f"{self.lost:,} documents NOT kept in {tidy(self.kept_in)}: {self.keeping_failed}")
+            lines.append(f"{self.lost:,} documents NOT kept in {sanitize_message(self.kept_in)}: {self.keeping_failed}")
         return lines
 
 
@@ -162,7 +164,7 @@ def _named(runs: Sequence[tuple[str, str]], total: int) -> list[str]:
     lines = []
     for reason, found in names.items():
         more = f", … {len(found) - _NAMED_IN_ONE} more" if len(found) > _NAMED_IN_ONE else ""
-        lines.append(f"  {tidy(', '.join(found[:_NAMED_IN_ONE]))}{more}: {tidy(reason)}")
+        lines.append(f"  {sanitize_message(', '.join(found[:_NAMED_IN_ONE]))}{more}: {sanitize_message(reason)}")
     return lines if total <= len(runs) else [*lines, f"  … the first {len(runs)} by name"]
 
 

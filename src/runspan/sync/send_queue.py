@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runspan.codec.fields import ROOT_REVISION
-from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
+from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError
 from runspan.export import TARGET_SPANS, Sendable, batches
 from runspan.otlp.protobuf_writer import Resource
-from runspan.sync.checkpoint import AT_ONCE, Entry, State
-from runspan.sync.context import Desk
-from runspan.sync.policy import Dispatch, refresh_at
+from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
+from runspan.sync.context import SyncContext
+from runspan.sync.policy import PlannedSend, refresh_at
 from runspan.sync.workers import Workers
 
 LINGER: Final = 0.2
@@ -23,21 +23,21 @@ LINGER: Final = 0.2
 MAX_BYTES: Final = 16 << 20
 """Of documents under way, and again of documents that wait; a single larger one passes alone."""
 
-Connect = Callable[[OnSettled], Delivery]
+Connect = Callable[[OnSettled], OtlpExporter]
 Post = Callable[[Callable[[], None]], None]
 
 
 @dataclass(slots=True)
-class Lot:
+class SendBatch:
     """Documents that are handed over together. left: those of them without an answer. lacking: what goes of each."""
 
-    dispatches: list[Dispatch]
+    dispatches: list[PlannedSend]
     lacking: list[Sendable] = field(default_factory=list)
     left: int = 0
     spans: int = 0
     size: int = 0
 
-    def add(self, item: Dispatch) -> None:
+    def add(self, item: PlannedSend) -> None:
         self.dispatches.append(item)
         self.left += 1
         self.spans += 1 + len(item.run.steps)
@@ -46,19 +46,19 @@ class Lot:
 
 @dataclass(slots=True)
 class _Sending:
-    entry: Entry
-    item: Dispatch
-    lot: Lot
+    entry: TrackedRun
+    item: PlannedSend
+    lot: SendBatch
     there: frozenset[bytes]
     """The digests of spans that were left out."""
 
 
 @dataclass(slots=True)
-class Sends:
+class SendQueue:
     """connect: makes a delivery; another one, once that has stopped. post: has something done by the sync's own
     thread, where all methods are called as well. target_spans: of a lot, about."""
 
-    desk: Desk
+    desk: SyncContext
     connect: Connect
     post: Post
     failed: Callable[[BaseException], None]
@@ -71,11 +71,11 @@ class Sends:
     """Why the delivery takes nothing any more, or ""."""
     proved: bool = False
     """Whether the receiver has taken, or judged, anything since the delivery was made."""
-    _delivery: Delivery | None = None
-    _open: Lot = field(default_factory=lambda: Lot([]))
-    _ready: list[Lot] = field(default_factory=list)
+    _delivery: OtlpExporter | None = None
+    _open: SendBatch = field(default_factory=lambda: SendBatch([]))
+    _ready: list[SendBatch] = field(default_factory=list)
     _since: float = 0.0
-    _entries: dict[str, Entry] = field(default_factory=dict)
+    _entries: dict[str, TrackedRun] = field(default_factory=dict)
     _sending: dict[str, _Sending] = field(default_factory=dict)
     _lots: int = 0
     _bytes: int = 0
@@ -105,11 +105,11 @@ class Sends:
         return len(self._ready) > 1 or self._open.size > MAX_BYTES
 
     @property
-    def delivery(self) -> Delivery | None:
+    def delivery(self) -> OtlpExporter | None:
         """The one that is in use."""
         return self._delivery
 
-    def add(self, entry: Entry, item: Dispatch) -> None:
+    def add(self, entry: TrackedRun, item: PlannedSend) -> None:
         """Takes a document of a run that is in ``desk.busy``."""
         if not self._open.dispatches:
             self._since = self.clock()
@@ -118,7 +118,7 @@ class Sends:
         if self._open.spans >= self.target_spans or self._open.size > MAX_BYTES // 4:
             self._cut()
 
-    def take_lots(self, *, idle: bool) -> list[Lot]:
+    def take_batches(self, *, idle: bool) -> list[SendBatch]:
         """What goes now. Each run's entry is written with what is about to be sent, and what the receiver will keep of
         the run for sure; once that is on disk, hand the lots to ``submit``. idle: whether nothing is being fetched that
         could go with the last lot."""
@@ -140,7 +140,7 @@ class Sends:
             taken.append(lot)
         return taken
 
-    def submit(self, lot: Lot) -> None:
+    def submit(self, lot: SendBatch) -> None:
         """Hands a lot over, on a thread of its own: the delivery blocks while too much is under way."""
         if self._delivery is None:
             self._delivery = self.connect(self._on_settled)
@@ -166,24 +166,24 @@ class Sends:
             self._delivery.close()
         self._submitter.close(1.0)
 
-    def _lacking(self, entry: Entry, item: Dispatch) -> tuple[Sendable, frozenset[bytes]]:
+    def _lacking(self, entry: TrackedRun, item: PlannedSend) -> tuple[Sendable, frozenset[bytes]]:
         """A document without the spans that the receiver has, and the digests of these."""
         spans = self.desk.checkpoint.spans
-        there = spans.of(entry.key, self.desk.clock()) if entry.state is State.OPEN else frozenset()
+        there = spans.get(entry.key, self.desk.clock()) if entry.state is TrackState.OPEN else frozenset()
         if not there:
             return item.document, there
         written = item.observed.written(self.tenant)
-        spans.narrow(entry.key, written.names)
+        spans.retain_only(entry.key, written.names)
         return written.without(there), there
 
     def _cut(self) -> None:
         self._ready.append(self._open)
-        self._open = Lot([])
+        self._open = SendBatch([])
 
-    def _has_room(self, lot: Lot) -> bool:
+    def _has_room(self, lot: SendBatch) -> bool:
         return not self._lots or (self._lots <= self.workers and self._bytes + lot.size <= MAX_BYTES)
 
-    def _hand_over(self, delivery: Delivery, lot: Lot) -> None:
+    def _hand_over(self, delivery: OtlpExporter, lot: SendBatch) -> None:
         refused: list[DocumentError] = []
         for batch in batches(
             lot.lacking,
@@ -195,52 +195,52 @@ class Sends:
         ):
             delivery.submit(batch)
 
-    def _on_settled(self, runs: tuple[RunSpans, ...], verdict: Verdict, reason: str) -> None:
+    def _on_settled(self, runs: tuple[RunSpans, ...], verdict: RunStatus, reason: str) -> None:
         names = {run.run_id: run.names for run in runs}
         self.post(lambda: self._settle(names, verdict, reason))
 
-    def _settle(self, names: Mapping[str, Sequence[bytes]], verdict: Verdict, reason: str) -> None:
+    def _settle(self, names: Mapping[str, Sequence[bytes]], verdict: RunStatus, reason: str) -> None:
         found = [self._sending.pop(run_id) for run_id in names]
         for sending in found:
             sending.lot.left -= 1
             if not sending.lot.left:
                 self._lots -= 1
                 self._bytes -= sending.lot.size
-        self.proved = self.proved or verdict is not Verdict.NOT_SENT
-        if verdict is Verdict.IN_DOUBT:
+        self.proved = self.proved or verdict is not RunStatus.NOT_SENT
+        if verdict is RunStatus.UNKNOWN:
             self._halve(found)
             return
         for sending in found:
             entry, item = sending.entry, sending.item
-            if verdict is Verdict.ACCEPTED:
+            if verdict is RunStatus.ACCEPTED:
                 self._taken(entry, item, [name for name in names[entry.run_id] if name not in sending.there])
-            elif verdict is Verdict.REJECTED:
+            elif verdict is RunStatus.REJECTED:
                 self.desk.counts.rejected += 1
                 self.desk.refuse(entry, reason, item.run.text, rejected=True)
             else:
                 entry.due = AT_ONCE
-                self.desk.put_back(entry)
+                self.desk.save(entry)
 
-    def _taken(self, entry: Entry, item: Dispatch, names: Sequence[bytes]) -> None:
+    def _taken(self, entry: TrackedRun, item: PlannedSend, names: Sequence[bytes]) -> None:
         """names: the digests of the spans below the head that were sent: what was left out got no younger by that."""
         desk, run = self.desk, item.run
         desk.counts.sent += item.revision == ROOT_REVISION
         desk.counts.snapshots += item.revision < ROOT_REVISION
         desk.counts.revisions += item.revision > ROOT_REVISION
         entry.acked = item.digest
-        entry.state = State.ENDED if run.finished else State.OPEN
+        entry.state = TrackState.ENDED if run.finished else TrackState.OPEN
         entry.reason = ""
         entry.sent_at = desk.clock()
         entry.due = refresh_at(entry, run, entry.sent_at, desk.settings.rhythm)
-        desk.put_back(entry)
-        if entry.state is State.OPEN:
+        desk.save(entry)
+        if entry.state is TrackState.OPEN:
             desk.checkpoint.spans.add(entry.key, names, entry.sent_at)
 
     def _halve(self, found: Sequence[_Sending]) -> None:
         """The receiver took some of them and does not say which: smaller lots tell. The same spans again change
         nothing."""
         for part in (found[: len(found) // 2], found[len(found) // 2 :]):
-            lot = Lot([])
+            lot = SendBatch([])
             for sending in part:
                 self._entries[sending.entry.run_id] = sending.entry
                 lot.add(sending.item)

@@ -6,7 +6,16 @@ only records runs loads neither.
 
 from __future__ import annotations
 
-from runspan.telemetry.instruments import METRICS, Kind, Metric
-from runspan.telemetry.registry import Delivered, Health, Numbers, Succession, delivered
+from runspan.telemetry.instruments import INSTRUMENTS, Instrument, InstrumentKind
+from runspan.telemetry.registry import CumulativeSource, DeliveryCounts, MetricsRegistry, Samples, delivery_samples
 
-__all__ = ["METRICS", "Delivered", "Health", "Kind", "Metric", "Numbers", "Succession", "delivered"]
+__all__ = [
+    "INSTRUMENTS",
+    "CumulativeSource",
+    "DeliveryCounts",
+    "Instrument",
+    "InstrumentKind",
+    "MetricsRegistry",
+    "Samples",
+    "delivery_samples",
+]

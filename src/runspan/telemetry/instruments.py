@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Final
 
 
-class Kind(Enum):
+class InstrumentKind(Enum):
     """How a metric is reported to ``Health``, and read."""
 
     COUNTER = "counter"
@@ -21,11 +21,11 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class Instrument:
     """name: as OpenTelemetry has it. unit: by UCUM, ``s`` or a noun in braces. about: one sentence."""
 
     name: str
-    kind: Kind
+    kind: InstrumentKind
     unit: str
     about: str
 
@@ -38,75 +38,92 @@ class Metric:
     def prometheus_name(self) -> str:
         """By the OpenTelemetry specification's rules for Prometheus: unit and ``_total`` are part of the name."""
         unit = "_seconds" if self.unit == "s" else ""
-        return self.name.replace(".", "_") + unit + ("_total" if self.kind is Kind.COUNTER else "")
+        return self.name.replace(".", "_") + unit + ("_total" if self.kind is InstrumentKind.COUNTER else "")
 
 
-EXPORTED: Final = Metric("runspan.export.runs", Kind.COUNTER, "{run}", "Runs that the receiver accepted.")
-REJECTED: Final = Metric("runspan.export.rejected", Kind.COUNTER, "{run}", "Runs of which the receiver rejected spans.")
-REFUSED: Final = Metric(
-    "runspan.export.refused", Kind.COUNTER, "{document}", "Documents that cannot be carried exactly, not sent."
+EXPORTED: Final = Instrument("runspan.export.runs", InstrumentKind.COUNTER, "{run}", "Runs that the receiver accepted.")
+REJECTED: Final = Instrument(
+    "runspan.export.rejected", InstrumentKind.COUNTER, "{run}", "Runs of which the receiver rejected spans."
 )
-REQUESTS: Final = Metric("runspan.export.requests", Kind.COUNTER, "{request}", "OTLP requests, each attempt counted.")
-RETRIED: Final = Metric("runspan.export.retries", Kind.COUNTER, "{request}", "OTLP requests that were sent again.")
-QUEUE: Final = Metric(
-    "runspan.export.queue", Kind.GAUGE, "{run}", "Runs that wait to be sent, or for the receiver's answer."
+REFUSED: Final = Instrument(
+    "runspan.export.refused",
+    InstrumentKind.COUNTER,
+    "{document}",
+    "Documents that cannot be carried exactly, not sent.",
 )
-FETCHED: Final = Metric("runspan.sync.runs", Kind.COUNTER, "{run}", "Runs fetched from the platform.")
-SYNC_REQUESTS: Final = Metric(
-    "runspan.sync.requests", Kind.COUNTER, "{request}", "Requests to the platform, each attempt counted."
+REQUESTS: Final = Instrument(
+    "runspan.export.requests", InstrumentKind.COUNTER, "{request}", "OTLP requests, each attempt counted."
 )
-SYNC_RETRIED: Final = Metric(
-    "runspan.sync.retries", Kind.COUNTER, "{request}", "Requests to the platform that were sent again."
+RETRIED: Final = Instrument(
+    "runspan.export.retries", InstrumentKind.COUNTER, "{request}", "OTLP requests that were sent again."
 )
-BACKLOG: Final = Metric(
-    "runspan.sync.backlog", Kind.GAUGE, "{run}", "Runs that the platform listed and the receiver does not have yet."
+QUEUE: Final = Instrument(
+    "runspan.export.queue", InstrumentKind.GAUGE, "{run}", "Runs that wait to be sent, or for the receiver's answer."
 )
-LAG: Final = Metric(
-    "runspan.sync.lag", Kind.AGE, "s", "Age of the oldest run of the backlog; 0 when there is no backlog."
+FETCHED: Final = Instrument("runspan.sync.runs", InstrumentKind.COUNTER, "{run}", "Runs fetched from the platform.")
+SYNC_REQUESTS: Final = Instrument(
+    "runspan.sync.requests", InstrumentKind.COUNTER, "{request}", "Requests to the platform, each attempt counted."
 )
-POLLED: Final = Metric(
-    "runspan.sync.poll.age", Kind.AGE, "s", "Time since the platform's list was last read to its end."
+SYNC_RETRIED: Final = Instrument(
+    "runspan.sync.retries", InstrumentKind.COUNTER, "{request}", "Requests to the platform that were sent again."
 )
-RETENTION_MARGIN: Final = Metric(
+BACKLOG: Final = Instrument(
+    "runspan.sync.backlog",
+    InstrumentKind.GAUGE,
+    "{run}",
+    "Runs that the platform listed and the receiver does not have yet.",
+)
+LAG: Final = Instrument(
+    "runspan.sync.lag", InstrumentKind.AGE, "s", "Age of the oldest run of the backlog; 0 when there is no backlog."
+)
+POLLED: Final = Instrument(
+    "runspan.sync.poll.age", InstrumentKind.AGE, "s", "Time since the platform's list was last read to its end."
+)
+RETENTION_MARGIN: Final = Instrument(
     "runspan.sync.retention.margin",
-    Kind.UNTIL,
+    InstrumentKind.UNTIL,
     "s",
     "Time until the platform's retention deletes the oldest run of the backlog.",
 )
-UNFINISHED: Final = Metric("runspan.runs.unfinished", Kind.GAUGE, "{run}", "Runs that have not ended.")
-OLDEST_UNFINISHED: Final = Metric(
+UNFINISHED: Final = Instrument("runspan.runs.unfinished", InstrumentKind.GAUGE, "{run}", "Runs that have not ended.")
+OLDEST_UNFINISHED: Final = Instrument(
     "runspan.runs.oldest_unfinished.age",
-    Kind.AGE,
+    InstrumentKind.AGE,
     "s",
     "Time since the start of the oldest run that has not ended; 0 when all have.",
 )
-STUCK: Final = Metric(
+STUCK: Final = Instrument(
     "runspan.runs.stuck",
-    Kind.GAUGE,
+    InstrumentKind.GAUGE,
     "{run}",
     "Runs that are pending or running and were not observed so for as long as `--stuck-after` says.",
 )
-RECORDED: Final = Metric("runspan.recorder.runs", Kind.COUNTER, "{run}", "Runs that the recorder saw end.")
-RECORDER_FAILED: Final = Metric(
+RECORDED: Final = Instrument(
+    "runspan.recorder.runs", InstrumentKind.COUNTER, "{run}", "Runs that the recorder saw end."
+)
+RECORDER_FAILED: Final = Instrument(
     "runspan.recorder.failures",
-    Kind.COUNTER,
+    InstrumentKind.COUNTER,
     "{failure}",
     "Times that the recorder could not record something and let the engine go on.",
 )
-WATCHED: Final = Metric(
-    "runspan.watch.files", Kind.COUNTER, "{file}", "Files of the watched directory that were read to their end."
+WATCHED: Final = Instrument(
+    "runspan.watch.files",
+    InstrumentKind.COUNTER,
+    "{file}",
+    "Files of the watched directory that were read to their end.",
 )
-WATCH_WAITING: Final = Metric(
-    "runspan.watch.waiting", Kind.GAUGE, "{file}", "Files that are new or changed and were not sent yet."
+WATCH_WAITING: Final = Instrument(
+    "runspan.watch.waiting", InstrumentKind.GAUGE, "{file}", "Files that are new or changed and were not sent yet."
 )
-WATCH_BROKEN: Final = Metric(
+WATCH_BROKEN: Final = Instrument(
     "runspan.watch.broken",
-    Kind.GAUGE,
+    InstrumentKind.GAUGE,
     "{file}",
     "Files that were not sent as a whole: something in them is broken, or was rejected.",
 )
 
-METRICS: Final = (
+INSTRUMENTS: Final = (
     EXPORTED,
     REJECTED,
     REFUSED,

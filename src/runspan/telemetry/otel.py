@@ -14,8 +14,8 @@ from opentelemetry.sdk.resources import Resource
 
 from runspan._version import __version__
 from runspan.errors import SettingError
-from runspan.telemetry.instruments import METRICS, Kind, Metric
-from runspan.telemetry.registry import Health
+from runspan.telemetry.instruments import INSTRUMENTS, Instrument, InstrumentKind
+from runspan.telemetry.registry import MetricsRegistry
 
 SCOPE = "runspan"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
@@ -26,17 +26,17 @@ _LONGEST_MILLIS = 86_400_000
 _END_MILLIS = 5000
 
 
-def instrument(health: Health, provider: MeterProvider) -> None:
+def register_instruments(health: MetricsRegistry, provider: MeterProvider) -> None:
     """Makes an observable instrument of every metric of the table. What was not reported yet gives no data point."""
     meter = provider.get_meter(SCOPE, __version__)
-    for metric in METRICS:
+    for metric in INSTRUMENTS:
         create: Any = meter.create_observable_counter
-        if metric.kind is not Kind.COUNTER:
+        if metric.kind is not InstrumentKind.COUNTER:
             create = meter.create_observable_gauge
-        create(metric.name, callbacks=[_observing(health, metric)], unit=metric.unit, description=metric.about)
+        create(metric.name, callbacks=[_callback(health, metric)], unit=metric.unit, description=metric.about)
 
 
-def wanted(environment: Mapping[str, str]) -> bool:
+def is_enabled(environment: Mapping[str, str]) -> bool:
     """Whether somebody asked for metrics over OTLP: by their own endpoint, or by ``OTEL_METRICS_EXPORTER=otlp``.
 
     ``OTEL_EXPORTER_OTLP_ENDPOINT`` alone does not: it is where the traces go, and receivers of traces that take no
@@ -49,19 +49,21 @@ def wanted(environment: Mapping[str, str]) -> bool:
 
 
 @contextmanager
-def sending(health: Health, environment: Mapping[str, str], *, service_name: str = "runspan") -> Iterator[bool]:
+def push_metrics(
+    health: MetricsRegistry, environment: Mapping[str, str], *, service_name: str = "runspan"
+) -> Iterator[bool]:
     """Sends the metrics, if ``wanted``, until the block ends, and once more then; yields whether it does.
 
     The exporter is the SDK's and takes endpoint, headers, protocol, interval and certificates from the ``OTEL_…``
     variables of the process.
     """
-    if not wanted(environment):
+    if not is_enabled(environment):
         yield False
         return
     resource = Resource.create({"service.name": service_name})
     reader = PeriodicExportingMetricReader(_exporter(environment), _interval(environment))
     provider = SdkMeterProvider([reader], resource=resource, shutdown_on_exit=False)
-    instrument(health, provider)
+    register_instruments(health, provider)
     try:
         yield True
     finally:
@@ -92,9 +94,9 @@ def _exporter(environment: Mapping[str, str]) -> MetricExporter:
     return exporter
 
 
-def _observing(health: Health, metric: Metric) -> Callable[[CallbackOptions], list[Observation]]:
+def _callback(health: MetricsRegistry, metric: Instrument) -> Callable[[CallbackOptions], list[Observation]]:
     def observe(options: CallbackOptions) -> list[Observation]:
-        value = health.read().get(metric)
+        value = health.collect().get(metric)
         return [] if value is None else [Observation(value)]
 
     return observe

@@ -10,14 +10,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from runspan.errors import SettingError
-from runspan.telemetry.instruments import Kind
-from runspan.telemetry.registry import Health
+from runspan.telemetry.instruments import InstrumentKind
+from runspan.telemetry.registry import MetricsRegistry
 
 
-class HealthCollector(Collector):
+class RegistryCollector(Collector):
     """Reads the health when somebody scrapes."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: MetricsRegistry) -> None:
         self._health = health
 
     def describe(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
@@ -25,18 +25,18 @@ class HealthCollector(Collector):
         return iter(())
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        for metric, value in self._health.read().items():
-            family = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+        for metric, value in self._health.collect().items():
+            family = CounterMetricFamily if metric.kind is InstrumentKind.COUNTER else GaugeMetricFamily
             yield family(metric.prometheus_name, metric.about, value=value)
 
 
-def text(health: Health) -> bytes:
+def exposition(health: MetricsRegistry) -> bytes:
     """All of it in Prometheus' text format."""
     return generate_latest(_registry(health))
 
 
 @contextmanager
-def serving(health: Health, host: str, port: int) -> Iterator[str]:
+def serve_metrics(health: MetricsRegistry, host: str, port: int) -> Iterator[str]:
     """Answers ``/metrics`` on this address in a thread of its own; yields the URL. port 0 takes a free one."""
     try:
         server, thread = start_http_server(port, host, _registry(health))
@@ -53,7 +53,7 @@ def serving(health: Health, host: str, port: int) -> Iterator[str]:
         thread.join()
 
 
-def _registry(health: Health) -> CollectorRegistry:
+def _registry(health: MetricsRegistry) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(HealthCollector(health))
+    registry.register(RegistryCollector(health))
     return registry

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from runspan.verify.canary import CANARY, canary
-from runspan.verify.verifier import Result, Send, Sent, Verdict, verify
+from runspan.verify.verifier import Result, Send, Sent, VerifyResult, verify
 
-__all__ = ["CANARY", "Result", "Send", "Sent", "Verdict", "canary", "verify"]
+__all__ = ["CANARY", "Result", "Send", "Sent", "VerifyResult", "canary", "verify"]

@@ -25,7 +25,7 @@ _MAX_BYTES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class SpanDamage:
     """expected, missing: spans. cut, cut_at: attributes that came back shorter, and the bytes of the longest of them.
 
     changed: other attributes that came back with another value, or not at all. size: of the strings sent, in bytes.
@@ -50,7 +50,7 @@ class Damage:
         return ", ".join(parts)
 
 
-def damage(sent: Sequence[Span], found: Sequence[Span]) -> Damage:
+def span_damage(sent: Sequence[Span], found: Sequence[Span]) -> SpanDamage:
     """Compares spans by their ids. What was added on the way is no damage."""
     by_id: dict[bytes, list[Span]] = {}
     for span in found:
@@ -74,10 +74,10 @@ def damage(sent: Sequence[Span], found: Sequence[Span]) -> Damage:
                 cut_at = max(cut_at, len(kept.encode()))
             else:
                 changed += 1
-    return Damage(len(sent), missing, cut, cut_at, changed, size)
+    return SpanDamage(len(sent), missing, cut, cut_at, changed, size)
 
 
-def advice_on_damage(kind: str, found: Damage) -> list[str]:
+def advice_on_damage(kind: str, found: SpanDamage) -> list[str]:
     """Which settings make a backend keep all of a run's spans."""
     lines = []
     if found.cut:

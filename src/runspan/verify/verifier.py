@@ -18,12 +18,12 @@ from runspan.errors import (
     RunspanError,
     TraceIncomplete,
 )
-from runspan.model.document import RUN_STATUSES, plain_text, sort_time
+from runspan.model.document import RUN_STATUSES, sort_time, unquote
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND, parse_ns
-from runspan.verify.diagnosis import advice_on_absence, advice_on_damage, advice_on_search, damage
+from runspan.verify.diagnosis import advice_on_absence, advice_on_damage, advice_on_search, span_damage
 
 Result = Literal["same", "not in lists", "different", "incomplete", "not found", "not taken", "not read"]
 FIRST_PAUSE: Final = 0.1
@@ -45,7 +45,7 @@ class Send(Protocol):
 
 
 @dataclass(slots=True)
-class Verdict:
+class VerifyResult:
     """What came of one run.
 
     result: ``same`` when the document came back byte for byte and lists show it. detail: what else there is to say.
@@ -84,7 +84,7 @@ def verify(
     now: int,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
-) -> list[Verdict]:
+) -> list[VerifyResult]:
     """Sends runs with different ids, and reports on each of them in order.
 
     kind: of the backend, ``tempo``, ``jaeger`` or another, which decides what is advised. wait: seconds until a run
@@ -92,8 +92,8 @@ def verify(
     BackendUnreachable when the backend was not reached in all that time, and so nothing is known of any run.
     """
     sent = send(runs, now)
-    check = _Check(reader, kind, tenant, now)
-    verdicts = [Verdict(run.id, run_ids(run.id, tenant).trace_id.hex()) for run in runs]
+    check = _Verification(reader, kind, tenant, now)
+    verdicts = [VerifyResult(run.id, run_ids(run.id, tenant).trace_id.hex()) for run in runs]
     open_ones = []
     for run, verdict in zip(runs, verdicts, strict=True):
         if run.id in sent.refused:
@@ -121,7 +121,9 @@ def verify(
     return verdicts
 
 
-def _round(check: _Check, runs: Sequence[tuple[Run, Verdict]], seconds: Callable[[], float]) -> BackendError | None:
+def _round(
+    check: _Verification, runs: Sequence[tuple[Run, VerifyResult]], seconds: Callable[[], float]
+) -> BackendError | None:
     """Looks once for each run; ends early when the backend does not answer, and tells how."""
     for run, verdict in runs:
         try:
@@ -137,7 +139,7 @@ def _round(check: _Check, runs: Sequence[tuple[Run, Verdict]], seconds: Callable
     return None
 
 
-class _Check:
+class _Verification:
     """Looks for single runs."""
 
     def __init__(self, reader: TraceReader, kind: str, tenant: str, now: int) -> None:
@@ -146,7 +148,7 @@ class _Check:
         self._tenant = tenant
         self._now = now
 
-    def by_id(self, run: Run, verdict: Verdict) -> bool:
+    def by_id(self, run: Run, verdict: VerifyResult) -> bool:
         """Whether the document is there, the same."""
         try:
             document = self._reader.document(run.id, self._tenant)
@@ -162,7 +164,7 @@ class _Check:
             verdict.detail = "; ".join(document.incomplete[:3]) or "the backend has another revision of this run"
         return False
 
-    def in_lists(self, run: Run, verdict: Verdict) -> bool:
+    def in_lists(self, run: Run, verdict: VerifyResult) -> bool:
         """Whether a list of its workflow and status at its time begins with it."""
         at = sort_time(run.envelope)
         query = RunQuery(
@@ -183,7 +185,7 @@ class _Check:
         verdict.detail = "; ".join(page.partial[:3])
         return list(page.items) == [run.summary()]
 
-    def explain(self, run: Run, verdict: Verdict, trouble: str) -> None:
+    def explain(self, run: Run, verdict: VerifyResult, trouble: str) -> None:
         """Says what the backend did to a run that did not come back, and which settings to change."""
         if verdict.result == "not in lists":
             verdict.settings = tuple(advice_on_search(self._kind, self._age(run)))
@@ -191,18 +193,18 @@ class _Check:
             verdict.settings = tuple(advice_on_absence(self._kind, self._age(run)))
             verdict.detail = verdict.detail or trouble
         elif verdict.result in ("incomplete", "different", "not read"):
-            found = damage(self._sent(run), self._found(run))
+            found = span_damage(self._sent(run), self._found(run))
             verdict.settings = tuple(advice_on_damage(self._kind, found))
             if found.missing == found.expected and verdict.result == "incomplete":
                 verdict.settings = tuple(advice_on_absence(self._kind, self._age(run)))
             verdict.detail = "; ".join(filter(None, (found.words(), verdict.detail)))
 
-    def warn(self, run: Run, verdict: Verdict) -> None:
+    def warn(self, run: Run, verdict: VerifyResult) -> None:
         """Notes what the backend cut of the attributes for people, which no document depends on."""
         sent = self._sent(run)
         if not any(_is_long(value) for span in sent for value in span.attributes().values()):
             return
-        found = damage(sent, self._found(run))
+        found = span_damage(sent, self._found(run))
         if found.cut:
             verdict.detail = f"{found.words()}, none that the document needs"
             verdict.settings = tuple(advice_on_damage(self._kind, found))
@@ -218,7 +220,7 @@ class _Check:
 
     def _age(self, run: Run) -> float:
         """Seconds since the run's end, or since its start while it has none; below 0 in the future."""
-        completed = plain_text(run.envelope.completed_at)
+        completed = unquote(run.envelope.completed_at)
         at = (completed and parse_ns(completed)) or sort_time(run.envelope) or self._now
         return (self._now - at) / SECOND
 

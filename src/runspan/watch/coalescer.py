@@ -12,8 +12,8 @@ from typing import Final
 
 from runspan.errors import DocumentError, RunspanError
 from runspan.model.run import Run
-from runspan.watch.poller import Candidate
-from runspan.watch.state_db import Intent
+from runspan.watch.poller import WatchedFile
+from runspan.watch.state_db import SendPlan
 
 MAX_HELD: Final = 500
 MAX_HELD_BYTES: Final = 8 << 20
@@ -22,7 +22,7 @@ NAMED: Final = 20
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
+class FileProgress:
     """A file of a round. left: runs under way. refused, rejected: how many; faults: the first of them in words.
 
     read: it was read to its end. unsent: some of it did not reach the receiver. unread: why the system does not let it
@@ -30,7 +30,7 @@ class Reading:
     written. offset: where the document ends that was read last.
     """
 
-    candidate: Candidate
+    candidate: WatchedFile
     read: bool = False
     left: int = 0
     refused: int = 0
@@ -70,15 +70,15 @@ class Reading:
 
 
 @dataclass(slots=True, eq=False)
-class Version:
+class PendingRun:
     """A document that the receiver lacks. settles, readings: its own, and those of older snapshots that go with it."""
 
     run: Run
-    intent: Intent
-    settles: list[Intent]
-    readings: list[Reading]
+    intent: SendPlan
+    settles: list[SendPlan]
+    readings: list[FileProgress]
 
-    def replace(self, older: Version) -> None:
+    def replace(self, older: PendingRun) -> None:
         """An older snapshot is told of as this one is, and not sent."""
         self.settles += older.settles
         for reading in older.readings:
@@ -93,16 +93,16 @@ class Version:
             reading.unsent = True
 
 
-class Versions:
+class SnapshotCoalescer:
     """Snapshots that wait whether a newer one of their run is read at once; a bounded number, of a bounded size."""
 
     def __init__(self) -> None:
-        self._held: dict[bytes, Version] = {}
+        self._held: dict[bytes, PendingRun] = {}
         self._bytes = 0
 
-    def put(self, run: Run, intent: Intent, reading: Reading) -> Iterator[Version]:
+    def put(self, run: Run, intent: SendPlan, reading: FileProgress) -> Iterator[PendingRun]:
         """Takes a document that is to be sent. What is to be sent now."""
-        version = Version(run, intent, [intent], [reading])
+        version = PendingRun(run, intent, [intent], [reading])
         reading.left += 1
         trace_id = intent.key[0]
         held = self._held.get(trace_id)
@@ -120,12 +120,12 @@ class Versions:
         while len(self._held) > MAX_HELD or self._bytes > MAX_HELD_BYTES:
             yield self._pop(next(iter(self._held)))
 
-    def rest(self) -> Iterator[Version]:
+    def rest(self) -> Iterator[PendingRun]:
         """All that waits, the first first."""
         while self._held:
             yield self._pop(next(iter(self._held)))
 
-    def _pop(self, trace_id: bytes) -> Version:
+    def _pop(self, trace_id: bytes) -> PendingRun:
         version = self._held.pop(trace_id)
         self._bytes -= len(version.run.text)
         return version

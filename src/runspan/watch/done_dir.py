@@ -16,8 +16,8 @@ from contextlib import suppress
 from hashlib import file_digest, sha256
 from typing import Final
 
-from runspan.watch.poller import Candidate, Folder, signature_of
-from runspan.watch.state_db import Ledger, Outcome, Signature
+from runspan.watch.poller import DirectoryPoller, WatchedFile, file_stat
+from runspan.watch.state_db import FileStat, FileStatus, WatchState
 
 BETWEEN: Final = ".runspan-moving-"
 """How the hidden folder is called, before some digits that follow from the target."""
@@ -26,41 +26,43 @@ _NO_LINKS: Final = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 """What systems answer where a file cannot have two names."""
 
 
-class Moving:
+class ProcessedFileMover:
     """The files of a folder that leave it. Used by one thread.
 
     done_folder: where they go, or "" for nowhere; what is on its way then goes back. note: told what people should
     know, one line each.
     """
 
-    def __init__(self, folder: Folder, ledger: Ledger, done_folder: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: DirectoryPoller, ledger: WatchState, done_folder: str, note: Callable[[str], None]
+    ) -> None:
         self._folder = folder
         self._ledger = ledger
         self._done_folder = done_folder
         self._note = note
         self._name = BETWEEN + sha256(ledger.target.encode()).hexdigest()[:8]
         self._between = os.path.join(folder.path, self._name)
-        self._resting: dict[bytes, tuple[Signature, float]] = {}
+        self._resting: dict[bytes, tuple[FileStat, float]] = {}
         self._told: set[str] = set()
         self._began = False
         if done_folder:
             folder.follow_rest()
 
-    def look(self) -> None:
+    def step(self) -> None:
         """One step of each file that is on its way or is to leave. After each look at the folder."""
         now = self._folder.clock()
         before, self._resting = self._resting, {}
         for name, signature in self._found():
-            if not self._done_folder or self._ledger.outcome(self._key(name), signature) is not Outcome.SENT:
-                self._back(name)
+            if not self._done_folder or self._ledger.outcome(self._key(name), signature) is not FileStatus.SENT:
+                self._restore(name)
                 continue
             known, since = before.get(name, (signature, now))
             since = since if known == signature else now
             if now - since >= self._folder.patience:
                 since = now  # for one that cannot go on, until it is tried again
-                self._out(name, signature)
+                self._stage(name, signature)
             self._resting[name] = signature, since
-        self._take()
+        self._finish()
         if not self._began:
             self._began = True
             self._tell_others()
@@ -68,17 +70,15 @@ class Moving:
     def end(self) -> None:
         """Nobody looks any more: what is on its way goes back, and is taken again at the next start."""
         for name, _ in self._found():
-            self._back(name)
+            self._restore(name)
         with suppress(OSError):
             os.rmdir(self._between)
 
-    def _found(self) -> list[tuple[bytes, Signature]]:
+    def _found(self) -> list[tuple[bytes, FileStat]]:
         """What is in the hidden folder, which is there only as long as it is needed."""
         try:
             with os.scandir(self._between) as entries:
-                found = [
-                    (os.fsencode(entry.name), signature_of(entry.stat(follow_symlinks=False))) for entry in entries
-                ]
+                found = [(os.fsencode(entry.name), file_stat(entry.stat(follow_symlinks=False))) for entry in entries]
         except OSError:
             return []
         if not found:
@@ -86,28 +86,30 @@ class Moving:
                 os.rmdir(self._between)
         return found
 
-    def _take(self) -> None:
+    def _finish(self) -> None:
         """Takes those that have rested out of the folder. What is known of them is written down before."""
-        rested = [candidate for candidate in self._folder.rested() if not os.path.lexists(self._path(candidate.name))]
+        rested = [
+            candidate for candidate in self._folder.quiescent() if not os.path.lexists(self._path(candidate.name))
+        ]
         if not rested:
             return
         for candidate in rested:
-            self._ledger.done(self._key(candidate.name), candidate.signature, Outcome.SENT)
+            self._ledger.done(self._key(candidate.name), candidate.signature, FileStatus.SENT)
         self._ledger.commit()
         for candidate in rested:
-            self._folder.wait_again(candidate)
+            self._folder.reset_quiescence(candidate)
             try:
                 self._rename(candidate)
             except OSError as error:
                 self._tell(candidate.path, error)
 
-    def _rename(self, candidate: Candidate) -> None:
+    def _rename(self, candidate: WatchedFile) -> None:
         if self._folder.same(candidate):
             os.makedirs(self._between, exist_ok=True)
             with suppress(FileNotFoundError):
                 os.rename(candidate.path, self._path(candidate.name))
 
-    def _out(self, name: bytes, signature: Signature) -> None:
+    def _stage(self, name: bytes, signature: FileStat) -> None:
         """From the hidden folder to the other one, unless it is written to in this moment."""
         source = self._path(name)
         try:
@@ -118,7 +120,7 @@ class Moving:
                     raise
                 target = copied(source, self._done_folder, os.fsdecode(name))
             left = os.path.lexists(source)
-            if signature_of(os.lstat(source if left else target)) == signature:
+            if file_stat(os.lstat(source if left else target)) == signature:
                 if left:
                     os.unlink(source)
             elif left:
@@ -127,11 +129,11 @@ class Moving:
                 os.rename(target, source)
         except OSError as error:
             with suppress(OSError):
-                if signature_of(os.lstat(source)) != signature:
+                if file_stat(os.lstat(source)) != signature:
                     return  # it was written to, so it goes back
             self._tell(os.path.join(self._folder.path, os.fsdecode(name)), error)
 
-    def _back(self, name: bytes) -> None:
+    def _restore(self, name: bytes) -> None:
         """It is read again. An engine may have put another file in its place, which is not overwritten."""
         source, own = self._path(name), os.path.join(self._folder.path, os.fsdecode(name))
         try:

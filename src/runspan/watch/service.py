@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from runspan.delivery import Delivery, OnSettled, RunSpans, Verdict
+from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError, SettingError
-from runspan.export import TARGET_SPANS, Observed, Sendable, batches
+from runspan.export import TARGET_SPANS, ObservedRun, Sendable, batches
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import pieces, runs
-from runspan.sources.splitter import Piece
-from runspan.telemetry import Health, Succession, delivered
+from runspan.sources.splitter import RawDocument
+from runspan.telemetry import CumulativeSource, MetricsRegistry, delivery_samples
 from runspan.telemetry.instruments import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_BROKEN, WATCH_WAITING, WATCHED
-from runspan.watch.coalescer import NAMED, Reading, Version, Versions
-from runspan.watch.done_dir import Moving
-from runspan.watch.poller import Candidate, Folder, head_of
-from runspan.watch.state_db import Intent, Ledger, Outcome
+from runspan.watch.coalescer import NAMED, FileProgress, PendingRun, SnapshotCoalescer
+from runspan.watch.done_dir import ProcessedFileMover
+from runspan.watch.poller import DirectoryPoller, WatchedFile, head_of
+from runspan.watch.state_db import FileStatus, SendPlan, WatchState
 
 FORGET_EVERY: Final = 3600 * 1_000_000_000
 _LONGEST_PAUSE: Final = 300.0
@@ -29,7 +29,7 @@ _IDLE: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class WatchConfig:
     """poll: seconds between two looks. done_folder: where files go that are done with, or "" for nowhere."""
 
     tenant: str
@@ -39,7 +39,7 @@ class Settings:
     target_spans: int = TARGET_SPANS
 
 
-class Watch:
+class WatchService:
     """Used by one thread.
 
     connect: makes a delivery that tells what came of each run; another one when it has stopped. wait: returns after so
@@ -52,14 +52,14 @@ class Watch:
 
     def __init__(
         self,
-        folder: Folder,
-        ledger: Ledger,
-        settings: Settings,
+        folder: DirectoryPoller,
+        ledger: WatchState,
+        settings: WatchConfig,
         *,
-        connect: Callable[[OnSettled], Delivery],
+        connect: Callable[[OnSettled], OtlpExporter],
         wait: Callable[[float], bool],
         clock: Callable[[], int],
-        health: Health,
+        health: MetricsRegistry,
         note: Callable[[str], None],
     ) -> None:
         self._folder = folder
@@ -70,15 +70,15 @@ class Watch:
         self._clock = clock
         self._health = health
         self._note = note
-        self._delivery: Delivery | None = None
-        self._sending: dict[int, Version] = {}
-        self._versions = Versions()
-        self._moving = Moving(folder, ledger, settings.done_folder, note)
-        self._settled: deque[tuple[tuple[RunSpans, ...], Verdict, str]] = deque()
+        self._delivery: OtlpExporter | None = None
+        self._sending: dict[int, PendingRun] = {}
+        self._versions = SnapshotCoalescer()
+        self._moving = ProcessedFileMover(folder, ledger, settings.done_folder, note)
+        self._settled: deque[tuple[tuple[RunSpans, ...], RunStatus, str]] = deque()
         self._away = ""
         self._forget_at = 0
-        self._deliveries = Succession()
-        health.watch(self._deliveries.read)
+        self._deliveries = CumulativeSource()
+        health.register(self._deliveries.collect)
 
     def run(self) -> None:
         """Looks and sends until it is to end. What is under way then is given a moment and else sent the next time."""
@@ -101,21 +101,21 @@ class Watch:
         return "" if delivery is None else delivery.endpoint
 
     @property
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """Why a request is sent again now, or ""."""
         delivery = self._delivery
-        return "" if delivery is None else delivery.trouble
+        return "" if delivery is None else delivery.last_error
 
     def _round(self, pause: float) -> float:
         """One look, and what it leads to; how long to wait for the next."""
         found = self._look()
-        readings = [Reading(candidate) for candidate in found]
+        readings = [FileProgress(candidate) for candidate in found]
         stopped = self._send(readings) if readings else ""
         for reading in readings:
             self._finish(reading)
         self._tell_unread(readings)
         if not self._away:
-            self._moving.look()
+            self._moving.step()
         self._tell_health()
         self._ledger.commit()
         if not stopped:
@@ -124,11 +124,11 @@ class Watch:
         self._note(f"{stopped}; nothing is lost, trying again in {pause:g} s")
         return pause
 
-    def _look(self) -> list[Candidate]:
+    def _look(self) -> list[WatchedFile]:
         """A folder that is away for a while is no reason to end."""
         now = self._clock()
         try:
-            found = self._folder.look()
+            found = self._folder.poll()
             if now >= self._forget_at:
                 self._ledger.forget(self._folder.path, now)
                 self._forget_at = now + FORGET_EVERY
@@ -141,7 +141,7 @@ class Watch:
         self._away = ""
         return found
 
-    def _send(self, readings: list[Reading]) -> str:
+    def _send(self, readings: list[FileProgress]) -> str:
         """Sends the files and waits for all answers. Why the delivery has stopped, or ""."""
         delivery = self._delivery or self._connected()
         for batch in batches(
@@ -166,44 +166,44 @@ class Watch:
         if not delivery.stopped:
             return ""
         delivery.close()
-        self._deliveries.follow(dict)  # what it counted stays counted
+        self._deliveries.replace(dict)  # what it counted stays counted
         self._delivery = None
         return delivery.stopped
 
-    def _connected(self) -> Delivery:
+    def _connected(self) -> OtlpExporter:
         made = self._delivery = self._connect(lambda *settled: self._settled.append(settled))
-        self._deliveries.follow(lambda: delivered(made.tally.report()))
+        self._deliveries.replace(lambda: delivery_samples(made.tally.report()))
         return made
 
-    def _documents(self, readings: list[Reading]) -> Iterator[Sendable]:
+    def _documents(self, readings: list[FileProgress]) -> Iterator[Sendable]:
         """What of the files the receiver does not have yet."""
         for reading in readings:
             file = reading.candidate
-            before = self._ledger.begin_file(file.name, file.signature, partial(head_of, file.path))
+            before = self._ledger.start_file(file.name, file.signature, partial(head_of, file.path))
             for run in self._read(reading):
-                intent = self._ledger.intend(run, self._clock(), news=reading.offset > before)
+                intent = self._ledger.plan_send(run, self._clock(), news=reading.offset > before)
                 if intent is not None:
                     yield from map(self._to_send, self._versions.put(run, intent, reading))
-            returned = self._ledger.returned(file.signature.changed)
+            returned = self._ledger.reverted_runs(file.signature.changed)
             if returned:
                 yield from self._sent_again(reading, returned)
             reading.read = True
         yield from map(self._to_send, self._versions.rest())
 
-    def _sent_again(self, reading: Reading, returned: set[bytes]) -> Iterator[Sendable]:
+    def _sent_again(self, reading: FileProgress, returned: set[bytes]) -> Iterator[Sendable]:
         """A file that ends with an older version of a run takes a change back."""
         last = {}
-        again = Reading(reading.candidate)
+        again = FileProgress(reading.candidate)
         for item in self._read(again):
             if (trace_id := self._ledger.trace_id(item)) in returned:
                 last[trace_id] = item
         reading.unsent |= again.unsent
         for run in last.values():
-            intent = self._ledger.intend_again(run, self._clock())
+            intent = self._ledger.plan_resend(run, self._clock())
             yield from map(self._to_send, self._versions.put(run, intent, reading))
 
-    def _read(self, reading: Reading) -> Iterator[Run]:
-        def followed(found: Iterator[Piece]) -> Iterator[Piece]:
+    def _read(self, reading: FileProgress) -> Iterator[Run]:
+        def followed(found: Iterator[RawDocument]) -> Iterator[RawDocument]:
             for piece in found:
                 reading.offset = piece.end_offset
                 yield piece
@@ -226,22 +226,22 @@ class Watch:
             else:
                 reading.refuse(item)
 
-    def _to_send(self, version: Version) -> Sendable:
+    def _to_send(self, version: PendingRun) -> Sendable:
         run, intent = version.run, version.intent
         self._sending[id(run.text)] = version
-        there = self._ledger.there(intent, self._clock())
+        there = self._ledger.acked_spans(intent, self._clock())
         if run.finished and not (intent.after_root or there):
             return run  # its spans do not depend on when it was seen, and many are written at once
-        observed = Observed(run, intent.observed_at, intent.after_root)
+        observed = ObservedRun(run, intent.observed_at, intent.after_root)
         if not there:
             return observed
         written = observed.written(self._settings.tenant)
-        self._ledger.narrow(intent, written.names)
+        self._ledger.retain_only(intent, written.names)
         return written.without(there)
 
     def _drain(self) -> None:
         """Writes down what was answered since the last time."""
-        taken: list[Intent] = []
+        taken: list[SendPlan] = []
         while self._settled:
             spans, verdict, reason = self._settled.popleft()
             for run in spans:
@@ -250,40 +250,40 @@ class Watch:
                     continue
                 for reading in version.readings:
                     reading.left -= 1
-                if verdict is Verdict.ACCEPTED:
+                if verdict is RunStatus.ACCEPTED:
                     taken += version.settles
                     if run.names:
                         self._ledger.acknowledged(version.intent, run.names, self._clock())
-                elif verdict is Verdict.NOT_SENT:
+                elif verdict is RunStatus.NOT_SENT:
                     version.not_sent()
                 else:
                     for reading in version.readings:
                         reading.reject(f"run {run.run_id} {verdict.value}: {reason}")
-        self._ledger.taken(taken)
+        self._ledger.mark_acked(taken)
 
-    def _finish(self, reading: Reading) -> None:
+    def _finish(self, reading: FileProgress) -> None:
         """Decides whether a file is done with, and tells what is wrong with it, once."""
         candidate = reading.candidate
         if not reading.read or reading.unsent or reading.left:
             return
         if not self._folder.same(candidate):
-            self._folder.goes_on(candidate)
+            self._folder.touch(candidate)
             return
-        if (reading.cut or reading.empty) and not self._folder.impatient(candidate):
+        if (reading.cut or reading.empty) and not self._folder.is_overdue(candidate):
             return
         if reading.empty:
-            self._folder.done(candidate, Outcome.EMPTY)
+            self._folder.done(candidate, FileStatus.EMPTY)
             return
         for line in reading.faults:
             self._note(line)
         if more := reading.refused + reading.rejected - len(reading.faults):
             self._note(f"{candidate.path}: … {more:,} more")
-        outcome = Outcome.REJECTED if reading.rejected else Outcome.BROKEN if reading.refused else Outcome.SENT
+        outcome = FileStatus.REJECTED if reading.rejected else FileStatus.BROKEN if reading.refused else FileStatus.SENT
         self._health.add(WATCHED)
         self._health.add(REFUSED, reading.refused)
         self._folder.done(candidate, outcome)
 
-    def _tell_unread(self, readings: list[Reading]) -> None:
+    def _tell_unread(self, readings: list[FileProgress]) -> None:
         """Files that are there and that the system does not let us read, once each."""
         new = [reading for reading in readings if reading.unread and self._is_news(reading.candidate)]
         for reading in new:
@@ -293,12 +293,12 @@ class Watch:
         if more := len(new[NAMED:]):
             self._note(f"{self._folder.path}: … {more:,} more that cannot be read")
 
-    def _is_news(self, candidate: Candidate) -> bool:
-        return not candidate.told and self._folder.impatient(candidate) and self._folder.same(candidate)
+    def _is_news(self, candidate: WatchedFile) -> bool:
+        return not candidate.told and self._folder.is_overdue(candidate) and self._folder.same(candidate)
 
     def _tell_health(self) -> None:
         count, oldest = self._ledger.unfinished()
         self._health.set(UNFINISHED, count)
-        self._health.moment(OLDEST_UNFINISHED, oldest)
+        self._health.set_timestamp(OLDEST_UNFINISHED, oldest)
         self._health.set(WATCH_WAITING, self._folder.waiting)
-        self._health.set(WATCH_BROKEN, self._ledger.at_fault())
+        self._health.set(WATCH_BROKEN, self._ledger.failed_files())

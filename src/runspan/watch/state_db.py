@@ -21,7 +21,7 @@ from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.storage.span_acks import TABLES as SPAN_TABLES
-from runspan.storage.span_acks import Acknowledged
+from runspan.storage.span_acks import SpanAcks
 
 APPLICATION_ID: Final = 0x72737764
 FORMAT: Final = 3
@@ -73,7 +73,7 @@ _SAVE_RUN: Final = "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)"
 _SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
 
 
-class Signature(NamedTuple):
+class FileStat(NamedTuple):
     """What tells a changed file from the same: bytes, time of change in nanoseconds, and which file it is."""
 
     size: int
@@ -81,7 +81,7 @@ class Signature(NamedTuple):
     inode: int
 
 
-class Outcome(IntEnum):
+class FileStatus(IntEnum):
     """What came of a file. SENT: the receiver has all of its runs. REJECTED: not all, which the next start tries again.
     BROKEN: something in it cannot be read, until it changes. EMPTY: there is no document in it, until it changes."""
 
@@ -91,7 +91,7 @@ class Outcome(IntEnum):
     EMPTY = 3
 
 
-class Intent(NamedTuple):
+class SendPlan(NamedTuple):
     """How a document is to be sent: see ``encode``. key: names it to ``taken``."""
 
     key: tuple[bytes, bytes]
@@ -99,7 +99,7 @@ class Intent(NamedTuple):
     after_root: bool
 
 
-class Ledger:
+class WatchState:
     """The file. Used by one thread; what was done since the last ``commit`` is forgotten in a crash.
 
     spans: of runs that go on, by trace id.
@@ -110,7 +110,7 @@ class Ledger:
     def __init__(self, path: Path, target: str, tenant: str) -> None:
         self.path = path
         self.target = target
-        self.spans = Acknowledged(self._do)
+        self.spans = SpanAcks(self._do)
         self._tenant = tenant
         self._narrowed = False
         try:
@@ -128,12 +128,12 @@ class Ledger:
             raise
         self._begin()
 
-    def outcome(self, name: bytes, signature: Signature) -> Outcome | None:
+    def outcome(self, name: bytes, signature: FileStat) -> FileStatus | None:
         """What came of a file as it is now, None when it was not read."""
         row = self._do("SELECT outcome, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
-        return Outcome(row[0]) if row is not None and Signature(*row[1:]) == signature else None
+        return FileStatus(row[0]) if row is not None and FileStat(*row[1:]) == signature else None
 
-    def begin_file(self, name: bytes, signature: Signature, head_of: Callable[[int], bytes | None]) -> int:
+    def start_file(self, name: bytes, signature: FileStat, head_of: Callable[[int], bytes | None]) -> int:
         """A file is to be read: how many bytes of it were read before, when it goes on with more.
 
         head_of: the SHA-256 of so many of its first bytes. Once it was another, what was known of it says nothing.
@@ -148,18 +148,18 @@ class Ledger:
         self._do("UPDATE files SET head = NULL WHERE name = ?", (name,))
         return 0
 
-    def done(self, name: bytes, signature: Signature, outcome: Outcome, head: bytes | None = None) -> None:
+    def done(self, name: bytes, signature: FileStat, outcome: FileStatus, head: bytes | None = None) -> None:
         """A file needs no look until it changes. head: the SHA-256 of its bytes, by which one that grows is known."""
         self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *signature, outcome, head))
 
-    def at_fault(self) -> int:
+    def failed_files(self) -> int:
         """How many files are done with and were not sent as a whole."""
         count: int = self._do(
-            "SELECT count(*) FROM files WHERE outcome <> 0 AND outcome <> ?", (Outcome.EMPTY,)
+            "SELECT count(*) FROM files WHERE outcome <> 0 AND outcome <> ?", (FileStatus.EMPTY,)
         ).fetchone()[0]
         return count
 
-    def intend(self, run: Run, now: int, *, news: bool = True) -> Intent | None:
+    def plan_send(self, run: Run, now: int, *, news: bool = True) -> SendPlan | None:
         """How a run is to be sent, None when the receiver has it.
 
         A version that may have been sent before its answer was known is intended again in the same way: a kill in
@@ -179,9 +179,9 @@ class Ledger:
             self._is_newest(trace_id)
         elif news:
             self._do("INSERT OR IGNORE INTO older VALUES (?)", (trace_id,))
-        return None if taken else Intent((trace_id, digest), observed_at, bool(after_root))
+        return None if taken else SendPlan((trace_id, digest), observed_at, bool(after_root))
 
-    def returned(self, since: int) -> set[bytes]:
+    def reverted_runs(self, since: int) -> set[bytes]:
         """The trace ids of runs whose last version in the file that was just read is an older one.
 
         since: when the file was changed. Those whose newest version was sent after that are left out, unless it stands
@@ -195,7 +195,7 @@ class Ledger:
         self._forget_order()
         return {trace_id for (trace_id,) in found}
 
-    def intend_again(self, run: Run, now: int) -> Intent:
+    def plan_resend(self, run: Run, now: int) -> SendPlan:
         """The same for an older version that became the newest once more."""
         return self._new(run, run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16], now)
 
@@ -203,22 +203,22 @@ class Ledger:
         """How ``returned`` calls a run."""
         return run_ids(run.id, self._tenant).trace_id
 
-    def taken(self, intents: Iterable[Intent]) -> None:
+    def mark_acked(self, intents: Iterable[SendPlan]) -> None:
         """The receiver has these documents, as they were to be sent: one that was intended again since then is not."""
         self._do_many(
             "UPDATE versions SET taken = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?",
             [(*intent.key, intent.observed_at) for intent in intents],
         )
 
-    def there(self, intent: Intent, now: int) -> frozenset[bytes]:
+    def acked_spans(self, intent: SendPlan, now: int) -> frozenset[bytes]:
         """The digests of the spans of this run that the receiver has."""
-        return self.spans.of(intent.key[0], now)
+        return self.spans.get(intent.key[0], now)
 
-    def narrow(self, intent: Intent, names: Collection[bytes]) -> None:
+    def retain_only(self, intent: SendPlan, names: Collection[bytes]) -> None:
         """What is about to be sent names these spans, and the receiver may keep no others."""
-        self._narrowed = self.spans.narrow(intent.key[0], names) or self._narrowed
+        self._narrowed = self.spans.retain_only(intent.key[0], names) or self._narrowed
 
-    def acknowledged(self, intent: Intent, names: Collection[bytes], now: int) -> None:
+    def acknowledged(self, intent: SendPlan, names: Collection[bytes], now: int) -> None:
         """The receiver has these spans too. Only what was intended last tells which spans it keeps, and once the run
         has ended there is no more to be sent."""
         trace_id, digest = intent.key
@@ -231,7 +231,7 @@ class Ledger:
         elif newest is not None:
             self.spans.forget(trace_id)
 
-    def _new(self, run: Run, trace_id: bytes, digest: bytes, now: int) -> Intent:
+    def _new(self, run: Run, trace_id: bytes, digest: bytes, now: int) -> SendPlan:
         before = self._do("SELECT observed_at, rooted FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
         observed_at, after_root = (now, False) if before is None else (max(now, before[0] + 1), bool(before[1]))
         open_since = None if run.finished else sort_time(run.envelope)
@@ -239,7 +239,7 @@ class Ledger:
         self._do(_SAVE_RUN, (trace_id, digest, observed_at, rooted, open_since))
         self._do(_SAVE_VERSION, (trace_id, digest, observed_at, after_root))
         self._is_newest(trace_id)
-        return Intent((trace_id, digest), observed_at, after_root)
+        return SendPlan((trace_id, digest), observed_at, after_root)
 
     def _forget_order(self) -> None:
         self._do("DELETE FROM older")
@@ -327,7 +327,7 @@ class Ledger:
                 execute(statement)
             execute(f"PRAGMA user_version = {old + 1}")
         # A file of which the receiver refused something gets another chance.
-        execute("UPDATE files SET changed = ? WHERE outcome = ?", (_NEVER, Outcome.REJECTED))
+        execute("UPDATE files SET changed = ? WHERE outcome = ?", (_NEVER, FileStatus.REJECTED))
         execute("COMMIT")
         execute("PRAGMA journal_mode = WAL")
         # Without an fsync for each commit a power cut may take the last ones: those runs are sent again.
@@ -344,7 +344,7 @@ class Ledger:
             )
 
         strange = "SELECT outcome FROM files WHERE outcome <> 0 AND outcome NOT BETWEEN 0 AND ?"
-        if (row := execute(strange, (max(Outcome),)).fetchone()) is not None:
+        if (row := execute(strange, (max(FileStatus),)).fetchone()) is not None:
             raise self._damaged(f"an outcome {row[0]}")
 
     def _damaged(self, got: str) -> StoreError:

@@ -23,21 +23,21 @@ from runspan.model.run import Run
 from runspan.model.span import Span
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
-from runspan.web.app_context import Parts
-from runspan.web.auth import Caller
+from runspan.web.app_context import AppContext
+from runspan.web.auth import Principal
 from runspan.web.errors import JSON, OTLP_PATH, error_response, invalid_query
-from runspan.web.fast_path import FAILED, PARTIAL, document_body, document_headers, noted
+from runspan.web.fast_path import FAILED, PARTIAL, document_body, document_headers, note_header
 from runspan.web.request_body import read_body
 from runspan.web.schemas import (
     Meta,
-    RunAnswer,
     RunDocument,
-    RunsAnswer,
+    RunListResponse,
+    RunResponse,
     RunsQuery,
-    StoredAnswer,
     StoredRun,
+    StoredRunResponse,
     TraceLink,
-    TraceLinkAnswer,
+    TraceLinkResponse,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def path_parameter(name: str, description: str, pattern: str | None = None) -> d
     return {"parameters": [parameter]}
 
 
-def add_reading(app: OpenAPI, parts: Parts) -> None:
+def add_reading(app: OpenAPI, parts: AppContext) -> None:
     """``GET /api/v1/runs/{id}`` and ``GET /api/v1/runs/{id}/trace``."""
     reader, access = parts.reader, parts.access
 
@@ -75,7 +75,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         RUN_RULE,
         tags=[RUNS],
         security=SECURITY,
-        responses={200: RunAnswer},
+        responses={200: RunResponse},
         operation_id="getRun",
         openapi_extensions=path_parameter("run_id", "The run's id; percent-encode what is no plain letter."),
     )
@@ -84,7 +84,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         failed = request.environ.get(FAILED)
         if failed is not None:
             raise failed
-        caller = access.admit(request, RUNS_READ)
+        caller = access.authorize(request, RUNS_READ)
         _refuse_other_encodings(request.environ)
         return _document_response(reader.document(run_id, caller.tenant))
 
@@ -92,7 +92,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         "/api/v1/runs/<run_id:run_id>/trace",
         tags=[RUNS],
         security=SECURITY,
-        responses={200: TraceLinkAnswer, 302: {"description": "For a browser: the first of the links"}},
+        responses={200: TraceLinkResponse, 302: {"description": "For a browser: the first of the links"}},
         operation_id="getRunTrace",
         openapi_extensions=path_parameter("run_id", "The run's id."),
     )
@@ -101,7 +101,7 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
 
         An id that itself ends in ``/trace`` is told apart by its slash, which then is percent-encoded.
         """
-        caller = access.admit(request, RUNS_READ)
+        caller = access.authorize(request, RUNS_READ)
         _refuse_other_encodings(request.environ)
         if _is_one_id(request.environ.get("REQUEST_URI", ""), run_id):
             return _document_response(reader.document(run_id + "/trace", caller.tenant))
@@ -112,26 +112,26 @@ def add_reading(app: OpenAPI, parts: Parts) -> None:
         url = next(iter(links.values()), None)
         if url is not None and request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html":
             return Response(status=302, headers={"Location": url, "Vary": "Accept"}, content_type="text/plain")
-        answer = TraceLinkAnswer(data=TraceLink(traceId=trace_id.hex(), url=url, links=links))
+        answer = TraceLinkResponse(data=TraceLink(traceId=trace_id.hex(), url=url, links=links))
         return Response(answer.model_dump_json(), headers={"Vary": "Accept"}, content_type=JSON)
 
     _unwrap(app, get_run, get_run_trace)
 
 
-def add_listing(app: OpenAPI, parts: Parts) -> None:
+def add_listing(app: OpenAPI, parts: AppContext) -> None:
     """``GET /api/v1/runs``. The parameters are read only once the caller is admitted."""
 
     @app.get(
         "/api/v1/runs",
         tags=[RUNS],
         security=SECURITY,
-        responses={200: RunsAnswer},
+        responses={200: RunListResponse},
         operation_id="listRuns",
         openapi_extensions={"parameters": parse_query(RunsQuery)[0]},
     )
     def list_runs() -> Response:
         """Summaries of runs, newest first."""
-        caller = parts.access.admit(request, RUNS_READ)
+        caller = parts.access.authorize(request, RUNS_READ)
         for name, values in request.args.lists():
             if len(values) > 1 and name in RunsQuery.model_fields:
                 raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
@@ -161,10 +161,10 @@ def add_listing(app: OpenAPI, parts: Parts) -> None:
             b",".join(page.items),
             meta.model_dump_json(exclude_unset=True).encode(),
         )
-        return Response(body, headers=noted(PARTIAL, page.partial), content_type=JSON)
+        return Response(body, headers=note_header(PARTIAL, page.partial), content_type=JSON)
 
 
-def add_pushing(app: OpenAPI, parts: Parts) -> None:
+def add_pushing(app: OpenAPI, parts: AppContext) -> None:
     """``POST /api/v1/runs``, where there is something to write to."""
     writer, settings = parts.writer, parts.settings
     if writer is None:
@@ -174,7 +174,7 @@ def add_pushing(app: OpenAPI, parts: Parts) -> None:
         "/api/v1/runs",
         tags=[RUNS],
         security=SECURITY,
-        responses={200: StoredAnswer, 201: StoredAnswer},
+        responses={200: StoredRunResponse, 201: StoredRunResponse},
         operation_id="pushRun",
         openapi_extensions={
             "requestBody": {
@@ -185,7 +185,7 @@ def add_pushing(app: OpenAPI, parts: Parts) -> None:
     )
     def push_run() -> Response:
         """Stores one run document; the same document again changes nothing."""
-        caller = parts.access.admit(request, RUNS_WRITE)
+        caller = parts.access.authorize(request, RUNS_WRITE)
         if request.mimetype != JSON:
             raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))
         run = Run.from_json(read_body(request, settings.max_body))
@@ -196,10 +196,10 @@ def add_pushing(app: OpenAPI, parts: Parts) -> None:
         if new:
             parts.metrics.runs_stored.inc()
         answer = StoredRun(id=run.id, traceId=run_ids(run.id, caller.tenant).trace_id.hex(), new=new)
-        return Response(StoredAnswer(data=answer).model_dump_json(), 201 if new else 200, content_type=JSON)
+        return Response(StoredRunResponse(data=answer).model_dump_json(), 201 if new else 200, content_type=JSON)
 
 
-def add_refusing(app: OpenAPI, parts: Parts) -> None:
+def add_refusing(app: OpenAPI, parts: AppContext) -> None:
     """The routes that write, over a backend that is only read: a sender hears why, and sends nothing again."""
     backend = parts.settings.backend or "its backend"
 
@@ -215,7 +215,7 @@ def add_refusing(app: OpenAPI, parts: Parts) -> None:
 _ELSEWHERE: Final = "send runs to the OTLP receiver of the backend, or of a Collector before it: runspan export"
 
 
-def add_traces(app: OpenAPI, parts: Parts) -> None:
+def add_traces(app: OpenAPI, parts: AppContext) -> None:
     """``GET /api/v1/traces/{traceId}``."""
 
     @app.get(
@@ -228,7 +228,7 @@ def add_traces(app: OpenAPI, parts: Parts) -> None:
     )
     def get_trace(trace_id: str) -> Response:
         """All spans of a trace, those of other instrumentation included, as OTLP/JSON."""
-        caller = parts.access.admit(request, RUNS_READ)
+        caller = parts.access.authorize(request, RUNS_READ)
         if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
             raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
         spans = parts.reader.spans(bytes.fromhex(trace_id), caller.tenant if caller.keyed else None)
@@ -275,7 +275,7 @@ def _is_one_id(uri: str, run_id: str) -> bool:
     return not (slash and last == "trace" and unquote_to_bytes(encoded).endswith(run_id.encode()))
 
 
-def _may_see(caller: Caller, spans: list[Span]) -> bool:
+def _may_see(caller: Principal, spans: list[Span]) -> bool:
     """A trace id follows from tenant and run id, so one span that names the run proves whose trace it is."""
     if not caller.keyed:
         return True

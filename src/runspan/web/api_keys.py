@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS keys (
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ApiKey:
     """What is known of a key: all but its secret. Times are nanoseconds since 1970."""
 
     id: str
@@ -55,7 +55,7 @@ class Key:
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
-class KeyRing:
+class ApiKeyStore:
     """The keys of one file. All methods may be called from several threads and processes.
 
     company: whose runs a key reads and writes, the tenant of the spans; "" is the tenant of runs without one.
@@ -65,7 +65,7 @@ class KeyRing:
         self._clock = clock
         self._lock = threading.Lock()
         self._version = -1
-        self._by_prefix: dict[bytes, list[tuple[bytes, Key]]] = {}
+        self._by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -83,7 +83,7 @@ class KeyRing:
         company: str = "",
         permissions: Iterable[str] = PERMISSIONS,
         expires: int | None = None,
-    ) -> tuple[str, Key]:
+    ) -> tuple[str, ApiKey]:
         """A new key: its secret, which is shown this once, and the rest."""
         granted = frozenset(permissions)
         if not granted or granted - set(PERMISSIONS):
@@ -93,7 +93,7 @@ class KeyRing:
                 got=", ".join(sorted(granted)) or "none",
             )
         secret = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(32))
-        key = Key(secrets.token_hex(4), name, company, granted, self._clock(), expires)
+        key = ApiKey(secrets.token_hex(4), name, company, granted, self._clock(), expires)
         self._change(
             "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             key.id,
@@ -106,20 +106,20 @@ class KeyRing:
         )
         return secret, key
 
-    def list(self) -> list[Key]:
+    def list(self) -> list[ApiKey]:
         """Every key ever made, oldest first, revoked and expired ones too."""
         with self._lock:
             self._reload_if_changed()
             keys = [key for entries in self._by_prefix.values() for _, key in entries]
         return sorted(keys, key=lambda key: (key.created, key.id))
 
-    def revoke(self, key_id: str) -> Key:
+    def revoke(self, key_id: str) -> ApiKey:
         """Ends a key at once. Revoking it again changes nothing. NotFound when there is none."""
         self._get(key_id)
         self._change("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
         return self._get(key_id)
 
-    def rotate(self, key_id: str, *, grace: int) -> tuple[str, Key]:
+    def rotate(self, key_id: str, *, grace: int) -> tuple[str, ApiKey]:
         """A new key in place of an old one; both are valid for ``grace`` nanoseconds, then only the new one.
 
         A key that was made to expire gets a successor with the same lifetime.
@@ -136,7 +136,7 @@ class KeyRing:
         )
         return secret, key
 
-    def find(self, secret: str) -> Key | None:
+    def find(self, secret: str) -> ApiKey | None:
         """The active key of this secret, or None.
 
         Candidates are found by the first bytes of the digest, which no caller can steer, and then compared in
@@ -163,7 +163,7 @@ class KeyRing:
         with self._lock:
             self._db.close()
 
-    def _get(self, key_id: str) -> Key:
+    def _get(self, key_id: str) -> ApiKey:
         for key in self.list():
             if key.id == key_id:
                 return key
@@ -185,9 +185,9 @@ class KeyRing:
             rows = self._db.execute("SELECT * FROM keys").fetchall()
         except sqlite3.Error as error:
             raise StoreError("cannot read the keys", got=str(error)) from error
-        by_prefix: dict[bytes, list[tuple[bytes, Key]]] = {}
+        by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
         for key_id, digest, name, company, permissions, created, expires, revoked in rows:
-            key = Key(key_id, name, company, frozenset(permissions.split()), created, expires, revoked)
+            key = ApiKey(key_id, name, company, frozenset(permissions.split()), created, expires, revoked)
             by_prefix.setdefault(digest[:4], []).append((digest, key))
         self._by_prefix, self._version = by_prefix, version
 

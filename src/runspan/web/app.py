@@ -15,22 +15,22 @@ from runspan._version import __version__
 from runspan.contracts import TraceReader
 from runspan.model.timestamps import SECOND
 from runspan.web.api import RUN_RULE, RunId, add_listing, add_pushing, add_reading, add_refusing, add_traces
-from runspan.web.api_keys import RUNS_READ, KeyRing
-from runspan.web.app_context import Parts, Store
-from runspan.web.auth import Access
-from runspan.web.config import WebSettings
+from runspan.web.api_keys import RUNS_READ, ApiKeyStore
+from runspan.web.app_context import AppContext, Store
+from runspan.web.auth import Authenticator
+from runspan.web.config import WebConfig
 from runspan.web.errors import ErrorBody, install
-from runspan.web.fast_path import DirectReads
+from runspan.web.fast_path import RunFastPath
 from runspan.web.metrics import Metrics
-from runspan.web.middleware import Edge
+from runspan.web.middleware import ResponseMiddleware
 from runspan.web.otlp import add_receiver
 from runspan.web.pages.login import add_login
 from runspan.web.pages.panel_api import add_data
-from runspan.web.pages.views import Frame, add_pages
-from runspan.web.public_url import Places
-from runspan.web.schemas import Health, Readiness
-from runspan.web.sessions import Cookies, Sessions
-from runspan.web.trace_links import Links
+from runspan.web.pages.views import PageRenderer, add_pages
+from runspan.web.public_url import PublicUrl
+from runspan.web.schemas import HealthBody, ReadinessBody
+from runspan.web.sessions import SessionCookie, SessionStore
+from runspan.web.trace_links import TraceLinks
 
 OPERATIONS = Tag(name="operations", description="For those who run the server.")
 
@@ -39,9 +39,9 @@ def create_app(
     reader: TraceReader,
     writer: Store | None = None,
     *,
-    settings: WebSettings | None = None,
-    keys: KeyRing | None = None,
-    sessions: Sessions | None = None,
+    settings: WebConfig | None = None,
+    keys: ApiKeyStore | None = None,
+    sessions: SessionStore | None = None,
     clock: Callable[[], int] = time.time_ns,
 ) -> Flask:
     """The application.
@@ -52,14 +52,14 @@ def create_app(
     sessions: logins of browsers with one of the keys; None: those of this application, which end with it.
     ``app.extensions["runspan"]`` is its ``Parts``, for pages that are added to it.
     """
-    settings = settings or WebSettings()
+    settings = settings or WebConfig()
     metrics = Metrics(reader, clock, stuck_after=int(settings.stuck_after * SECOND))
-    links = Links(settings.jaeger_url, settings.grafana_url, settings.grafana_datasource, settings.trace_url)
-    places = Places(settings.public_url)
+    links = TraceLinks(settings.jaeger_url, settings.grafana_url, settings.grafana_datasource, settings.trace_url)
+    places = PublicUrl(settings.public_url)
     cookies = None
     if keys is not None and settings.pages:
-        cookies = Cookies(sessions or Sessions(None, keys, clock=clock), places)
-    parts = Parts(reader, writer, Access(keys, settings, cookies), settings, metrics, links, clock)
+        cookies = SessionCookie(sessions or SessionStore(None, keys, clock=clock), places)
+    parts = AppContext(reader, writer, Authenticator(keys, settings, cookies), settings, metrics, links, clock)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),
@@ -87,31 +87,31 @@ def create_app(
         add_refusing(app, parts)
     _add_operations(app, parts)
     if settings.pages:
-        frame = Frame(parts, places, cookies)
+        frame = PageRenderer(parts, places, cookies)
         add_pages(app, frame)
         add_data(app, parts)
         if keys is not None and cookies is not None:
             add_login(app, frame, cookies, keys)
-    direct = DirectReads(app.wsgi_app, parts, RUN_RULE)
-    app.wsgi_app = Edge(direct, metrics, log=settings.access_log)  # type: ignore[method-assign]
+    direct = RunFastPath(app.wsgi_app, parts, RUN_RULE)
+    app.wsgi_app = ResponseMiddleware(direct, metrics, log=settings.access_log)  # type: ignore[method-assign]
     return app
 
 
-def _add_operations(app: OpenAPI, parts: Parts) -> None:
+def _add_operations(app: OpenAPI, parts: AppContext) -> None:
     @app.get("/api/v1/openapi.json", doc_ui=False)
     def openapi() -> Response:
         return jsonify(app.api_doc)
 
-    @app.get("/healthz", tags=[OPERATIONS], responses={200: Health}, operation_id="healthz")
+    @app.get("/healthz", tags=[OPERATIONS], responses={200: HealthBody}, operation_id="healthz")
     def healthz() -> Response:
         """The process answers."""
-        return jsonify(Health().model_dump())
+        return jsonify(HealthBody().model_dump())
 
-    @app.get("/readyz", tags=[OPERATIONS], responses={200: Readiness}, operation_id="readyz")
+    @app.get("/readyz", tags=[OPERATIONS], responses={200: ReadinessBody}, operation_id="readyz")
     def readyz() -> Response:
         """The backend answers too; if not, the error says why."""
         parts.reader.check()
-        ready = Readiness(backend=parts.settings.backend or None)
+        ready = ReadinessBody(backend=parts.settings.backend or None)
         return jsonify(ready.model_dump(exclude_none=True))
 
     @app.get(
@@ -123,5 +123,5 @@ def _add_operations(app: OpenAPI, parts: Parts) -> None:
     def metrics() -> Response:
         """Counts for Prometheus."""
         if not parts.settings.metrics_open:
-            parts.access.admit(request, RUNS_READ)
+            parts.access.authorize(request, RUNS_READ)
         return Response(parts.metrics.text(), content_type=CONTENT_TYPE_LATEST)

@@ -13,10 +13,10 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from runspan.errors import Forbidden, RateLimited, Unauthorized
-from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, Key, KeyRing
-from runspan.web.config import WebSettings
-from runspan.web.origin_guard import OpenDoor
-from runspan.web.public_url import Places
+from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKey, ApiKeyStore
+from runspan.web.config import WebConfig
+from runspan.web.origin_guard import OriginGuard
+from runspan.web.public_url import PublicUrl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -25,12 +25,12 @@ TRACES = "traces"
 """The kind of request that ``/v1/traces`` counts as; see ``WebSettings.traces_per_minute``."""
 
 
-ADMITTED = "runspan.admitted"
+PRINCIPAL_KEY = "runspan.admitted"
 """In the environment of a request for a run by id: the caller, once admitted, so that it is counted once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Principal:
     """Whoever sent a request. tenant: whose runs it sees; keyed: whether it is bound to that tenant by a key."""
 
     tenant: str = ""
@@ -40,12 +40,12 @@ class Caller:
 class Logins(Protocol):
     """Browsers that logged in with a key."""
 
-    def key_of(self, environ: WSGIEnvironment) -> Key | None:
+    def key_of(self, environ: WSGIEnvironment) -> ApiKey | None:
         """The active key behind a request that only reads, or None."""
         ...
 
 
-class Access:
+class Authenticator:
     """Admits requests. Without a key ring, or with one that never held a key, everybody may do everything that no other
     site makes a browser do: see ``OpenDoor``.
 
@@ -53,26 +53,26 @@ class Access:
     write.
     """
 
-    def __init__(self, keys: KeyRing | None, settings: WebSettings, logins: Logins | None = None) -> None:
+    def __init__(self, keys: ApiKeyStore | None, settings: WebConfig, logins: Logins | None = None) -> None:
         self._keys = keys
         self._logins = logins
-        self._door = OpenDoor(settings.allowed_hosts, Places(settings.public_url).origin)
+        self._door = OriginGuard(settings.allowed_hosts, PublicUrl(settings.public_url).origin)
         self._window: MovingWindowRateLimiter | None = None
         self._keyed = _limits(settings.reads_per_minute, settings.writes_per_minute, settings.traces_per_minute)
         self._open = _limits(settings.open_reads_per_minute, settings.open_writes_per_minute, 0)
         if self._keyed or self._open:
             self._window = MovingWindowRateLimiter(MemoryStorage())
 
-    def admit(self, request: Request, permission: str, kind: str = "") -> Caller:
+    def authorize(self, request: Request, permission: str, kind: str = "") -> Principal:
         """The caller, if it may. Unauthorized, Forbidden or RateLimited if not.
 
         kind: what the request counts as, when it is not its permission.
         """
-        return self.admit_environ(request.environ, permission, kind)
+        return self.authorize_environ(request.environ, permission, kind)
 
-    def admit_environ(self, environ: WSGIEnvironment, permission: str, kind: str = "") -> Caller:
+    def authorize_environ(self, environ: WSGIEnvironment, permission: str, kind: str = "") -> Principal:
         """The same for a WSGI environment."""
-        known: Caller | None = environ.get(ADMITTED)
+        known: Principal | None = environ.get(PRINCIPAL_KEY)
         if known is not None:
             return known
         keys = self._keys
@@ -84,7 +84,7 @@ class Access:
             if keys is None or keys.unused:
                 self._door.check(environ, writes=permission == RUNS_WRITE)
                 self._count(self._open.get(kind or permission), f"address {environ.get('REMOTE_ADDR')}")
-                return _ANYBODY
+                return _ANONYMOUS
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
                 hint="send a key in the header x-api-key; `runspan keys create` makes one",
@@ -97,7 +97,7 @@ class Access:
                 hint="use a key that has it",
             )
         self._count(self._keyed.get(kind or permission), f"key {key.id}")
-        return Caller(key.company, keyed=True)
+        return Principal(key.company, keyed=True)
 
     def _count(self, limit: RateLimitItem | None, who: str) -> None:
         if limit is None or self._window is None or self._window.hit(limit, who):
@@ -110,7 +110,7 @@ class Access:
         )
 
 
-_ANYBODY = Caller()
+_ANONYMOUS = Principal()
 
 
 def _limits(reads: int, writes: int, traces: int) -> dict[str, RateLimitItem]:

@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class WebSettings:
+class WebConfig:
     """The command line fills it; the application reads no environment.
 
     max_body: the bound of a request body in bytes, as sent and again once inflated.

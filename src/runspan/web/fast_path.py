@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from runspan.contracts import Document
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import Parts
-from runspan.web.auth import ADMITTED
+from runspan.web.app_context import AppContext
+from runspan.web.auth import PRINCIPAL_KEY
 from runspan.web.errors import JSON
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def document_body(document: Document) -> bytes:
 
 def document_headers(document: Document) -> list[tuple[str, str]]:
     """Content type, and what is missing of a newer revision."""
-    return [*_HEADERS, *noted(INCOMPLETE, document.incomplete).items()] if document.incomplete else _HEADERS
+    return [*_HEADERS, *note_header(INCOMPLETE, document.incomplete).items()] if document.incomplete else _HEADERS
 
 
-def noted(header: str, lines: Sequence[str]) -> dict[str, str]:
+def note_header(header: str, lines: Sequence[str]) -> dict[str, str]:
     """A header that tells lines in ASCII, or none without lines."""
     if not lines:
         return {}
@@ -51,10 +51,10 @@ FAILED: Final = "runspan.failed"
 """In the environment: the error that came of the question, for the view to raise."""
 
 
-class DirectReads:
+class RunFastPath:
     """Wraps the application. rule: the rule of the view that would answer."""
 
-    def __init__(self, application: WSGIApplication, parts: Parts, rule: str) -> None:
+    def __init__(self, application: WSGIApplication, parts: AppContext, rule: str) -> None:
         self._application = application
         self._reader = parts.reader
         self._access = parts.access
@@ -66,8 +66,8 @@ class DirectReads:
             return self._application(environ, start_response)
         try:
             run_id = path[len(PREFIX) :].encode("latin-1").decode()  # as WSGI hands bytes over
-            caller = self._access.admit_environ(environ, RUNS_READ)
-            environ[ADMITTED] = caller
+            caller = self._access.authorize_environ(environ, RUNS_READ)
+            environ[PRINCIPAL_KEY] = caller
             document = self._reader.document(run_id, caller.tenant)
         except UnicodeError:
             return self._application(environ, start_response)

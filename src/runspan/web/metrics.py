@@ -13,16 +13,16 @@ from prometheus_client.registry import Collector
 
 from runspan.errors import RunspanError
 from runspan.model.timestamps import SECOND
-from runspan.telemetry import Health, Numbers
+from runspan.telemetry import MetricsRegistry, Samples
 from runspan.telemetry.instruments import OLDEST_UNFINISHED, STUCK, UNFINISHED
-from runspan.telemetry.prometheus import HealthCollector
+from runspan.telemetry.prometheus import RegistryCollector
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 @runtime_checkable
-class HasStats(Protocol):
+class SupportsStats(Protocol):
     """A backend that counts what it holds: a dataclass of numbers."""
 
     def stats(self) -> Any: ...
@@ -38,14 +38,14 @@ class Unfinished(Protocol):
 
 
 @runtime_checkable
-class KnowsUnfinished(Protocol):
+class SupportsUnfinished(Protocol):
     """A backend that can tell cheaply which runs have not ended."""
 
     def unfinished(self) -> Unfinished: ...
 
 
 @runtime_checkable
-class KnowsStuck(Protocol):
+class SupportsStuck(Protocol):
     """A backend that can tell cheaply how many runs nobody saw go on; see ``RunQuery.stuck_before``."""
 
     def stuck(self, before: int) -> int: ...
@@ -61,7 +61,7 @@ class Metrics:
     def __init__(
         self, store: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
     ) -> None:
-        self.health = Health(clock)
+        self.health = MetricsRegistry(clock)
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "runspan_http_requests_total", "Requests answered.", ("route", "method", "status"), registry=self.registry
@@ -84,13 +84,13 @@ class Metrics:
             "Documents that came new or changed to POST /api/v1/runs, and runs touched by a request to /v1/traces.",
             registry=self.registry,
         )
-        if isinstance(store, HasStats):
+        if isinstance(store, SupportsStats):
             self.registry.register(_StoreCollector(store))
-        if isinstance(store, KnowsUnfinished):
-            self.health.watch(lambda: _unfinished(store))
-        if isinstance(store, KnowsStuck):
-            self.health.watch(lambda: _stuck(store, clock() - stuck_after))
-        self.registry.register(HealthCollector(self.health))
+        if isinstance(store, SupportsUnfinished):
+            self.health.register(lambda: _unfinished(store))
+        if isinstance(store, SupportsStuck):
+            self.health.register(lambda: _stuck(store, clock() - stuck_after))
+        self.registry.register(RegistryCollector(self.health))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -108,7 +108,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _unfinished(store: KnowsUnfinished) -> Numbers:
+def _unfinished(store: SupportsUnfinished) -> Samples:
     """A store that cannot answer leaves them out."""
     try:
         found = store.unfinished()
@@ -117,7 +117,7 @@ def _unfinished(store: KnowsUnfinished) -> Numbers:
     return {UNFINISHED: found.runs, OLDEST_UNFINISHED: found.oldest}
 
 
-def _stuck(store: KnowsStuck, before: int) -> Numbers:
+def _stuck(store: SupportsStuck, before: int) -> Samples:
     """The same."""
     try:
         return {STUCK: store.stuck(before)}
@@ -128,7 +128,7 @@ def _stuck(store: KnowsStuck, before: int) -> Numbers:
 class _StoreCollector(Collector):
     """Asks the store when somebody scrapes. A store that cannot answer leaves its series out."""
 
-    def __init__(self, store: HasStats) -> None:
+    def __init__(self, store: SupportsStats) -> None:
         self._store = store
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

@@ -25,7 +25,7 @@ SECURITY_HEADERS: dict[str, str] = {
 """Added unless the view set its own: a page says what it may load, a static file how long it keeps."""
 
 
-class Edge:
+class ResponseMiddleware:
     """Wraps a WSGI application. Done here, once, it also covers the answers that no view made.
 
     log: whether requests are logged: address, method, path as a quoted text, status and time. No headers and no query,

@@ -36,7 +36,7 @@ def is_from_here(environ: WSGIEnvironment, origin: str) -> bool:
         return False
 
 
-class OpenDoor:
+class OriginGuard:
     """Who may come in where nobody needs a key: programs, and browsers that are on this server's own pages.
 
     A page of another site may not read what is here, for a browser keeps sites apart by their names. But its name may

@@ -16,7 +16,7 @@ from runspan.otlp.json import read_json
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.api import SECURITY, TRACES
 from runspan.web.api_keys import RUNS_WRITE
-from runspan.web.app_context import Parts
+from runspan.web.app_context import AppContext
 from runspan.web.auth import TRACES as TRACES_LIMIT
 from runspan.web.errors import JSON, OTLP_PATH, PROTOBUF, StatusBody
 from runspan.web.request_body import read_body
@@ -24,7 +24,7 @@ from runspan.web.request_body import read_body
 _SHOWN = 5
 
 
-def add_receiver(app: OpenAPI, parts: Parts) -> None:
+def add_receiver(app: OpenAPI, parts: AppContext) -> None:
     """``POST /v1/traces``, where there is something to write to."""
     writer, settings, metrics = parts.writer, parts.settings, parts.metrics
     if writer is None:
@@ -40,7 +40,7 @@ def add_receiver(app: OpenAPI, parts: Parts) -> None:
     )
     def export_traces() -> Response:
         """OTLP/HTTP: takes spans, runspan's own and others in the same traces."""
-        caller = parts.access.admit(request, RUNS_WRITE, TRACES_LIMIT)
+        caller = parts.access.authorize(request, RUNS_WRITE, TRACES_LIMIT)
         kind = request.mimetype
         if kind not in (PROTOBUF, JSON):
             raise PayloadUnsupported(where="Content-Type", expected=f"{PROTOBUF} or {JSON}", got=repr(kind[:60]))

@@ -9,7 +9,7 @@ from runspan.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class PublicUrl:
     """public_url: the server as browsers reach it, through whatever stands before it; "" when they reach it directly.
 
     SettingError when it is no such URL. A path in it is the prefix that the proxy takes away before it hands a request

@@ -74,7 +74,7 @@ class RunDocument(BaseModel):
     steps: Any = None
 
 
-class RunSummary(BaseModel):
+class RunSummaryBody(BaseModel):
     """A run without its steps and payloads; members that the document does not have are left out."""
 
     id: str
@@ -88,7 +88,7 @@ class RunSummary(BaseModel):
     createdAt: Any = None
 
 
-class RunAnswer(BaseModel):
+class RunResponse(BaseModel):
     success: Literal[True]
     data: RunDocument
 
@@ -103,9 +103,9 @@ class Meta(BaseModel):
     stuckAfter: str | None = None
 
 
-class RunsAnswer(BaseModel):
+class RunListResponse(BaseModel):
     success: Literal[True]
-    data: list[RunSummary]
+    data: list[RunSummaryBody]
     meta: Meta
 
 
@@ -117,7 +117,7 @@ class StoredRun(BaseModel):
     new: bool
 
 
-class StoredAnswer(BaseModel):
+class StoredRunResponse(BaseModel):
     success: Literal[True] = True
     data: StoredRun
 
@@ -131,16 +131,16 @@ class TraceLink(BaseModel):
     links: dict[str, str]
 
 
-class TraceLinkAnswer(BaseModel):
+class TraceLinkResponse(BaseModel):
     success: Literal[True] = True
     data: TraceLink
 
 
-class Health(BaseModel):
+class HealthBody(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-class Readiness(Health):
+class ReadinessBody(HealthBody):
     """backend: what answered."""
 
     backend: str | None = None

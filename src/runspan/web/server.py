@@ -18,7 +18,7 @@ from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 from waitress.task import ErrorTask  # type: ignore[import-untyped]
 
 from runspan.errors import SettingError
-from runspan.web.config import MIB, WebSettings
+from runspan.web.config import MIB, WebConfig
 from runspan.web.errors import JSON, ErrorBody, ErrorInfo
 from runspan.web.middleware import SECURITY_HEADERS
 
@@ -62,7 +62,7 @@ class WebServer:
             sockets=[self._socket],
             threads=threads,
             ident="runspan",
-            max_request_body_size=2 * (max_body or WebSettings().max_body) + MIB,
+            max_request_body_size=2 * (max_body or WebConfig().max_body) + MIB,
             inbuf_overflow=4 * MIB,
             connection_limit=1000,
             asyncore_use_poll=True,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from flask import Response
 from werkzeug.http import parse_cookie
 
-from runspan.web.api_keys import Key
-from runspan.web.public_url import Places
+from runspan.web.api_keys import ApiKey
+from runspan.web.public_url import PublicUrl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -30,27 +30,27 @@ from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import StoreError
-from runspan.web.api_keys import KeyRing
+from runspan.web.api_keys import ApiKeyStore
 
 NAME: Final = "runspan"
 _READS: Final = frozenset({"GET", "HEAD"})
 
 
-class Cookies:
+class SessionCookie:
     """The cookies of one application. They open what is read and nothing that is written, whatever the key may do."""
 
-    def __init__(self, sessions: Sessions, places: Places) -> None:
+    def __init__(self, sessions: SessionStore, places: PublicUrl) -> None:
         self._sessions = sessions
         self._places = places
 
-    def key_of(self, environ: WSGIEnvironment) -> Key | None:
+    def key_of(self, environ: WSGIEnvironment) -> ApiKey | None:
         """The key behind a request that only reads, or None."""
         if environ["REQUEST_METHOD"] not in _READS:
             return None
         token = self._token(environ)
         return self._sessions.key_of(token) if token else None
 
-    def begin(self, key: Key, response: Response, environ: WSGIEnvironment) -> None:
+    def begin(self, key: ApiKey, response: Response, environ: WSGIEnvironment) -> None:
         """Starts a session of the key, in place of the one that the browser may have."""
         self.end(response, environ)
         token, seconds = self._sessions.begin(key)
@@ -103,7 +103,7 @@ CREATE TABLE IF NOT EXISTS sessions (
 """
 
 
-class Sessions:
+class SessionStore:
     """The sessions of one file. All methods may be called from several threads and processes.
 
     path: the file, or None for sessions that live as long as this object. lifetime: nanoseconds.
@@ -112,7 +112,7 @@ class Sessions:
     def __init__(
         self,
         path: Path | str | None,
-        keys: KeyRing,
+        keys: ApiKeyStore,
         *,
         lifetime: int = DEFAULT_LIFETIME,
         clock: Callable[[], int] = time.time_ns,
@@ -135,7 +135,7 @@ class Sessions:
                 hint="check the data directory's permissions",
             ) from error
 
-    def begin(self, key: Key) -> tuple[str, int]:
+    def begin(self, key: ApiKey) -> tuple[str, int]:
         """A new session of a key: the token for the cookie, and how many seconds it lives."""
         token = secrets.token_urlsafe(32)
         now = self._clock()
@@ -150,7 +150,7 @@ class Sessions:
         )
         return token, max(1, (expires - now) // 1_000_000_000)
 
-    def key_of(self, token: str) -> Key | None:
+    def key_of(self, token: str) -> ApiKey | None:
         """The active key whose session this is, or None. The row is found by a digest that no caller can steer."""
         rows = self._execute("SELECT key_id, expires FROM sessions WHERE sha256 = ?", _digest(token))
         if not rows or rows[0][1] <= (now := self._clock()):

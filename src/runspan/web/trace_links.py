@@ -13,7 +13,7 @@ MARK = "{trace_id}"
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class TraceLinks:
     """jaeger, grafana: the base URLs of the pages as a browser reaches them, with their prefix if they have one.
 
     datasource: the uid of a Tempo data source in Grafana. template: any other place, with ``{trace_id}`` in it. Empty

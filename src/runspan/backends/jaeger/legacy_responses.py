@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from runspan.backends.jaeger.responses import Found, hex_id, reading, span_id_of, trace_id_of
+from runspan.backends.jaeger.responses import FoundSpan, decoding, hex_id, span_id_of, trace_id_of
 from runspan.codec.fields import REVISION
 from runspan.model.span import Event, Link, Span, Value
 
@@ -28,7 +28,7 @@ class _Tag(Struct):
         return self.value  # type: ignore[no-any-return]
 
 
-class _Log(Struct):
+class _LegacyLog(Struct):
     timestamp: int = 0
     fields: list[_Tag] = []
 
@@ -39,7 +39,7 @@ class _Reference(Struct):
     span_id: str = msgspec.field(name="spanID", default="")
 
 
-class _OldSpan(Struct, rename="camel"):
+class _LegacySpan(Struct, rename="camel"):
     trace_id: str = msgspec.field(name="traceID")
     span_id: str = msgspec.field(name="spanID")
     operation_name: str = ""
@@ -47,7 +47,7 @@ class _OldSpan(Struct, rename="camel"):
     start_time: int = 0
     duration: int = 0
     tags: list[_Tag] | None = None
-    logs: list[_Log] | None = None
+    logs: list[_LegacyLog] | None = None
 
     def neutral(self) -> Span:
         trace_id = trace_id_of(self.trace_id)
@@ -79,29 +79,29 @@ class _OldSpan(Struct, rename="camel"):
         )
 
 
-class _OldTrace(Struct):
-    spans: list[_OldSpan] = []
+class _LegacyTrace(Struct):
+    spans: list[_LegacySpan] = []
 
 
-class _OldAnswer(Struct):
-    data: list[_OldTrace] | None = None
+class _LegacyResponse(Struct):
+    data: list[_LegacyTrace] | None = None
 
 
-_OLD_ANSWER = msgspec.json.Decoder(_OldAnswer)
+_LEGACY_RESPONSE = msgspec.json.Decoder(_LegacyResponse)
 
 
-def find_old_traces(content: bytes) -> list[Found]:
+def find_legacy_traces(content: bytes) -> list[FoundSpan]:
     """The spans of all traces in an answer of the older API, cut to whole microseconds: enough for a run's document,
     whose times are whole milliseconds or stand in attributes."""
-    with reading():
+    with decoding():
         return [
-            Found(
+            FoundSpan(
                 hex_id(span.trace_id, 32),
                 hex_id(span.span_id, 16),
                 span.start_time,
                 any(tag.key == REVISION for tag in span.tags or ()),
                 span,
             )
-            for trace in _OLD_ANSWER.decode(content).data or ()
+            for trace in _LEGACY_RESPONSE.decode(content).data or ()
             for span in trace.spans
         ]

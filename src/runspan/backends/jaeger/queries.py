@@ -9,10 +9,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from runspan.backends.jaeger.legacy_responses import find_old_traces
-from runspan.backends.jaeger.response_cache import Pieces
-from runspan.backends.jaeger.responses import Found, Unreadable, read_trace, refusal
-from runspan.backends.remote.client import Answer, RemoteHttp
+from runspan.backends.jaeger.legacy_responses import find_legacy_traces
+from runspan.backends.jaeger.response_cache import ResourceSpanCache
+from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_trace, refusal
+from runspan.backends.remote.client import RemoteClient, Response
 from runspan.errors import BackendRefused
 from runspan.model.span import Span
 from runspan.model.timestamps import MAX_NS
@@ -27,10 +27,10 @@ class DepthRefused(Exception):
     """The store does not search that deep: its memory holds at most ``max_traces``."""
 
 
-class Asking(Protocol):
+class SearchApi(Protocol):
     """One way of searching."""
 
-    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[Found]:
+    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[FoundSpan]:
         """The spans of at most ``depth`` whole traces that have a span of the service with these attributes that starts
         in ``lo <= microsecond < hi``; and of some more traces, since no store answers exactly that.
 
@@ -39,14 +39,14 @@ class Asking(Protocol):
         ...
 
 
-class AskingByAttributes:
+class V3Search:
     """Search by API v3, which compares attributes since 2.19."""
 
-    def __init__(self, http: RemoteHttp, pieces: Pieces) -> None:
+    def __init__(self, http: RemoteClient, pieces: ResourceSpanCache) -> None:
         self._http = http
         self._pieces = pieces
 
-    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[Found]:
+    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[FoundSpan]:
         parameters: dict[str, str | int] = {
             "query.service_name": service,
             "query.start_time_min": _moment(lo),
@@ -70,13 +70,13 @@ class AskingByAttributes:
             return self._pieces.find(answer.content)
 
 
-class AskingByTags:
+class LegacySearch:
     """Search by the older API, which has whole microseconds only and was removed after 2.20."""
 
-    def __init__(self, http: RemoteHttp) -> None:
+    def __init__(self, http: RemoteClient) -> None:
         self._http = http
 
-    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[Found]:
+    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[FoundSpan]:
         parameters: dict[str, str | int] = {"service": service, "start": lo, "end": min(hi, END - 1), "limit": depth}
         parameters["raw"] = "true"
         if attributes:
@@ -85,10 +85,10 @@ class AskingByTags:
         if answer.status != 200:
             raise _refused(self._http, answer)
         with _readable(self._http, answer):
-            return find_old_traces(answer.content)
+            return find_legacy_traces(answer.content)
 
 
-def choose_asking(http: RemoteHttp, pieces: Pieces) -> Asking:
+def detect_search_api(http: RemoteClient, pieces: ResourceSpanCache) -> SearchApi:
     """The way of searching that this Jaeger knows. pieces: reads the answers, and knows those of earlier searches.
 
     Trace summaries and attributes in a search came with the same release, and one without attributes would ignore
@@ -96,13 +96,13 @@ def choose_asking(http: RemoteHttp, pieces: Pieces) -> Asking:
     """
     answer = http.get("/api/v3/trace-summaries", hand_over=(400, 404))
     if answer.status == 400 and refusal(answer.content) is not None:
-        return AskingByAttributes(http, pieces)
+        return V3Search(http, pieces)
     if answer.status == 400:
         raise http.refused(answer, _WRONG_PATH)
-    return AskingByTags(http)
+    return LegacySearch(http)
 
 
-def get_trace(http: RemoteHttp, trace_id: bytes) -> list[Span]:
+def get_trace(http: RemoteClient, trace_id: bytes) -> list[Span]:
     """All spans of a trace as stored; none when it is not known."""
     answer = http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, hand_over=(404,))
     if answer.status == 404:
@@ -115,14 +115,14 @@ def get_trace(http: RemoteHttp, trace_id: bytes) -> list[Span]:
 
 
 @contextmanager
-def _readable(http: RemoteHttp, answer: Answer) -> Iterator[None]:
+def _readable(http: RemoteClient, answer: Response) -> Iterator[None]:
     try:
         yield
-    except Unreadable:
+    except MalformedResponse:
         raise http.refused(answer, _WRONG_PATH) from None
 
 
-def _refused(http: RemoteHttp, answer: Answer) -> Exception:
+def _refused(http: RemoteClient, answer: Response) -> Exception:
     message = refusal(answer.content)
     if message is not None and "search depth" in message:
         return DepthRefused(message)

@@ -8,13 +8,13 @@ from itertools import islice
 from threading import Lock
 from typing import Final
 
-from runspan.backends.jaeger.queries import Asking, DepthRefused, choose_asking, get_trace
-from runspan.backends.jaeger.response_cache import Headings, Pieces
-from runspan.backends.jaeger.responses import Found, Unreadable, read_services
-from runspan.backends.jaeger.search import Hint, Row, Traces, Walk
-from runspan.backends.remote.client import RemoteHttp, document_of, read_again, trace_id_of
-from runspan.backends.remote.config import RemoteSettings
-from runspan.codec.fields import PIECE_BYTES, ROLE, ROLE_SNAPSHOT, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.backends.jaeger.queries import DepthRefused, SearchApi, detect_search_api, get_trace
+from runspan.backends.jaeger.response_cache import ResourceSpanCache, RevisionCache
+from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_services
+from runspan.backends.jaeger.search import DensityHint, TraceRow, Traces, WindowedSearch
+from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
+from runspan.backends.remote.config import RemoteConfig
+from runspan.codec.fields import PIECE_BYTES, ROLE, ROLE_REVISION, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
 from runspan.model.span import Span
@@ -44,7 +44,7 @@ class JaegerReader:
 
     def __init__(
         self,
-        settings: RemoteSettings,
+        settings: RemoteConfig,
         *,
         services: Sequence[str] | None = None,
         clock: Callable[[], int] = time.time_ns,
@@ -52,21 +52,21 @@ class JaegerReader:
         sleep: Callable[[float], None] = time.sleep,
         list_seconds: float = LIST_SECONDS,
     ) -> None:
-        self._http = RemoteHttp(settings)
+        self._http = RemoteClient(settings)
         self._services = None if services is None else tuple(services)
         self._clock = clock
         self._monotonic = monotonic
         self._sleep = sleep
         self._list_seconds = list_seconds
         self._lock = Lock()
-        self._asking: Asking | None = None
-        self._hints: dict[_Like, Hint] = {}
-        self._headings = Headings()
-        self._pieces = Pieces()
+        self._asking: SearchApi | None = None
+        self._hints: dict[_Like, DensityHint] = {}
+        self._headings = RevisionCache()
+        self._pieces = ResourceSpanCache()
         self._max_depth = 0
 
     @property
-    def settings(self) -> RemoteSettings:
+    def settings(self) -> RemoteConfig:
         """Where the Jaeger is."""
         return self._http.settings
 
@@ -82,7 +82,7 @@ class JaegerReader:
             # What Jaeger has stored it answers at once, so that only an incomplete trace is worth another look.
             first = [self.spans(trace_id)]
             return document_of(
-                read_again(lambda: first.pop() if first else self.spans(trace_id), self._sleep, patient=True)
+                fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep, patient=True)
             )
         except NotFound:
             raise self._not_found(f"run {run_id!r}") from None
@@ -113,8 +113,8 @@ class JaegerReader:
             return [_by_trace(asking(service, attributes, lo, hi, depth)) for service in services]
 
         like = (query.tenant, query.workflow_id, query.statuses, query.stuck_before is None)
-        hint = self._hints.get(like) or Hint(self._clock() // 1000)
-        walk = Walk(ask, query, hint, self._max_depth, self._headings)
+        hint = self._hints.get(like) or DensityHint(self._clock() // 1000)
+        walk = WindowedSearch(ask, query, hint, self._max_depth, self._headings)
         try:
             rows = list(islice(walk.rows(), query.limit + 1))
         except DepthRefused as error:
@@ -128,7 +128,7 @@ class JaegerReader:
             with self._lock:
                 self._asking = None  # The server may be another version by now.
             raise
-        except Unreadable as error:
+        except MalformedResponse as error:
             raise BackendRefused(
                 where=self._http.name, expected="spans as Jaeger writes them", got=str(error)[:300]
             ) from None
@@ -139,13 +139,13 @@ class JaegerReader:
         cursor = Cursor(rows[-1].time, rows[-1].run_id) if more and rows else None
         return Page([row.summary for row in rows], cursor)
 
-    def _learn(self, like: _Like, hint: Hint, query: RunQuery, rows: list[Row]) -> None:
+    def _learn(self, like: _Like, hint: DensityHint, query: RunQuery, rows: list[TraceRow]) -> None:
         """Remembers where the runs of a list lie, for the next one like it."""
         if len(rows) < 2:
             return
         newest, oldest = rows[0].time // 1000, rows[-1].time // 1000
         gap = (newest - oldest) // (len(rows) - 1) if len(rows) >= _TELLING or hint.gap is None else hint.gap
-        hint = Hint(newest if query.cursor is None else hint.newest, gap)
+        hint = DensityHint(newest if query.cursor is None else hint.newest, gap)
         if len(self._hints) >= _HINTS:
             self._hints.clear()
         self._hints[like] = hint
@@ -158,11 +158,11 @@ class JaegerReader:
         """See ``TraceReader``."""
         self._http.close()
 
-    def _chosen_asking(self) -> Asking:
+    def _chosen_asking(self) -> SearchApi:
         with self._lock:
             if self._asking is not None:
                 return self._asking
-        asking = choose_asking(self._http, self._pieces)
+        asking = detect_search_api(self._http, self._pieces)
         with self._lock:
             self._asking = asking
         return asking
@@ -175,7 +175,7 @@ class JaegerReader:
         answer = self._http.get("/api/v3/services", timeout=timeout)
         try:
             return read_services(answer.content)
-        except Unreadable:
+        except MalformedResponse:
             raise self._http.refused(answer, "is this the address of Jaeger's query API?") from None
 
     def _not_found(self, what: str) -> NotFound:
@@ -186,8 +186,8 @@ class JaegerReader:
         )
 
 
-def _by_trace(spans: Sequence[Found]) -> Traces:
-    traces: dict[str, list[Found]] = {}
+def _by_trace(spans: Sequence[FoundSpan]) -> Traces:
+    traces: dict[str, list[FoundSpan]] = {}
     for found in spans:
         traces.setdefault(found.trace_id, []).append(found)
     return traces
@@ -199,7 +199,7 @@ def _attributes(query: RunQuery) -> dict[str, str] | None:
     Values that are carried in another form are left to the comparison with the document.
     """
     # What has not ended is carried by snapshots alone.
-    role = None if query.stuck_before is None else ROLE_SNAPSHOT
+    role = None if query.stuck_before is None else ROLE_REVISION
     wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status, ROLE: role}
     attributes = {key: value for key, value in wanted.items() if value is not None}
     try:

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from runspan.backends.jaeger.responses import Found, Unreadable, find_traces, read_resource
-from runspan.codec.attributes import Missing, take_text
-from runspan.codec.decode import Heading, read_heading, read_run
-from runspan.codec.fields import MANIFEST, OPEN, STEP_COUNT
+from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_traces, read_resource
+from runspan.codec.attributes import AttributeDecodeError, decode_text
+from runspan.codec.decode import RunSummary, read_summary, verify_run
+from runspan.codec.fields import MANIFEST, OPEN_STEP_MARK, STEP_COUNT
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
@@ -33,7 +33,7 @@ _PIECE: Final = b'{"resource":'
 _NEXT: Final = b"," + _PIECE
 
 
-class Pieces:
+class ResourceSpanCache:
     """Reads answers as ``find_traces`` does, and remembers what pieces told. May be used from several threads.
 
     A piece is known when all its bytes are those of an earlier one; its digest only says where to look. An answer that
@@ -44,23 +44,23 @@ class Pieces:
     def __init__(self) -> None:
         self.clear()
 
-    def find(self, content: bytes) -> list[Found]:
+    def find(self, content: bytes) -> list[FoundSpan]:
         """The spans of all traces in an answer, in its order. Unreadable when it is none."""
         inner = _inner(content)
         if inner is None or not self._familiar(inner):
             return find_traces(content)
-        found: list[Found] = []
+        found: list[FoundSpan] = []
         try:
             # That each object is whole is seen when it is read: objects with commas between them are the list.
             for piece in inner.split(_NEXT):
                 found += self._read(piece)
-        except Unreadable:
+        except MalformedResponse:
             return find_traces(content)  # Not cut as Jaeger cuts it, or really unreadable.
         return found
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._known: dict[int, tuple[bytes, list[Found]]] = {}
+        self._known: dict[int, tuple[bytes, list[FoundSpan]]] = {}
         self._bytes = 0
         self._seen: set[int] = set()
 
@@ -77,7 +77,7 @@ class Pieces:
         self._seen |= ends
         return False
 
-    def _read(self, piece: bytes) -> list[Found]:
+    def _read(self, piece: bytes) -> list[FoundSpan]:
         """piece: without its beginning."""
         digest = xxh3_64_intdigest(piece)
         known = self._known.get(digest)
@@ -109,11 +109,11 @@ _LONG_TEXT: Final = 16_384
 class _Told(NamedTuple):
     """What one head tells. steps: the hex ids of the spans it names; None when no spans could make it whole."""
 
-    heading: Heading
+    heading: RunSummary
     steps: frozenset[str] | None
 
 
-class Headings:
+class RevisionCache:
     """Reads the headings of runs, and remembers what heads told. May be used from several threads.
 
     What is remembered goes by everything that a heading follows from: the trace id, the span's times, and the text of
@@ -123,7 +123,7 @@ class Headings:
     def __init__(self) -> None:
         self._known: dict[tuple[str, object, object, bytes], _Told] = {}
 
-    def of(self, spans: Sequence[Found]) -> Heading | None:
+    def get(self, spans: Sequence[FoundSpan]) -> RunSummary | None:
         """The newest revision of a trace's run that is whole; None when there is none."""
         try:
             told = [told for found in spans if found.is_head and (told := self._told(found)) is not None]
@@ -132,11 +132,11 @@ class Headings:
             newest = max(reversed(told), key=_revision)
             if newest.steps is not None and newest.steps.issubset([found.span_id for found in spans]):
                 return newest.heading
-        except (TraceIncomplete, Missing):
+        except (TraceIncomplete, AttributeDecodeError):
             pass  # What is wrong with one head says nothing about older ones.
         return _proved(spans)
 
-    def _told(self, found: Found) -> _Told | None:
+    def _told(self, found: FoundSpan) -> _Told | None:
         if not 0 < len(found.text) < _LONG_TEXT:
             return _read(found.span())
         source = found.source
@@ -157,7 +157,7 @@ def _revision(told: _Told) -> int:
 
 def _read(head: Span) -> _Told | None:
     """None when the span is no head. TraceIncomplete or Missing when a piece of it is."""
-    heading = read_heading(head)
+    heading = read_summary(head)
     if heading is None:
         return None
     if run_ids(heading.run_id, heading.tenant).trace_id != head.trace_id:
@@ -166,19 +166,19 @@ def _read(head: Span) -> _Told | None:
     count = attributes.get(STEP_COUNT)
     if count is None:
         return _Told(heading, frozenset())
-    manifest = (take_text(attributes, MANIFEST) or b"").decode()
-    names = [manifest[start : start + len(OPEN)] for start in range(0, len(manifest), len(OPEN))]
-    return _Told(heading, frozenset(names) - {OPEN} if len(names) == count else None)
+    manifest = (decode_text(attributes, MANIFEST) or b"").decode()
+    names = [manifest[start : start + len(OPEN_STEP_MARK)] for start in range(0, len(manifest), len(OPEN_STEP_MARK))]
+    return _Told(heading, frozenset(names) - {OPEN_STEP_MARK} if len(names) == count else None)
 
 
-def _proved(spans: Sequence[Found]) -> Heading | None:
+def _proved(spans: Sequence[FoundSpan]) -> RunSummary | None:
     """The newest revision that can be proved from all spans; a list looks at the heads alone where that is enough."""
     try:
-        decoded = read_run([found.span() for found in spans])
+        decoded = verify_run([found.span() for found in spans])
     except (NotFound, TraceIncomplete):
         return None
     run = decoded.run
-    return Heading(
+    return RunSummary(
         run.id,
         decoded.tenant,
         decoded.revision,

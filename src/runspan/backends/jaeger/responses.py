@@ -17,7 +17,7 @@ from runspan.codec.fields import REVISION
 from runspan.model.span import Event, Link, Span, Value
 
 
-class Unreadable(ValueError):
+class MalformedResponse(ValueError):
     """The content is not what Jaeger writes."""
 
 
@@ -31,7 +31,7 @@ class _Source(Protocol):
     def neutral(self) -> Span: ...
 
 
-class Found(Struct, frozen=True, gc=False):
+class FoundSpan(Struct, frozen=True, gc=False):
     """A span of an answer, looked into no further than a list needs.
 
     trace_id, span_id: hex. is_head: true of every head of a run, and rarely of others. Of a head, start: microseconds
@@ -51,16 +51,16 @@ class Found(Struct, frozen=True, gc=False):
         try:
             return source.neutral()
         except COMPLAINTS as error:
-            raise Unreadable(str(error)) from None
+            raise MalformedResponse(str(error)) from None
 
 
 @contextmanager
-def reading() -> Iterator[None]:
+def decoding() -> Iterator[None]:
     """Every complaint about the content as Unreadable."""
     try:
         yield
     except COMPLAINTS as error:
-        raise Unreadable(str(error)) from None
+        raise MalformedResponse(str(error)) from None
 
 
 class _Value(Struct, gc=False, rename="camel"):
@@ -199,20 +199,20 @@ class _TracesData(Struct, gc=False, rename="camel"):
     resource_spans: list[_ResourceSpans] = []
 
 
-class _Answer(Struct, gc=False):
+class _TracesResponse(Struct, gc=False):
     result: _TracesData
 
 
-_ANSWER = msgspec.json.Decoder(_Answer)
+_ANSWER = msgspec.json.Decoder(_TracesResponse)
 _RESOURCE = msgspec.json.Decoder(_ResourceSpans)
 
 
-def find_traces(content: bytes) -> list[Found]:
+def find_traces(content: bytes) -> list[FoundSpan]:
     """The spans of all traces in an answer of API v3, in its order. Unreadable when it is none.
 
     The gateway writes one JSON object; a streaming one would write an object a line, and is read as well.
     """
-    with reading():
+    with decoding():
         return [
             found
             for answer in _answers(content)
@@ -223,7 +223,7 @@ def find_traces(content: bytes) -> list[Found]:
 
 def read_trace(content: bytes) -> list[Span]:
     """The whole spans of an answer of API v3, in its order. Unreadable when it is none."""
-    with reading():
+    with decoding():
         return [
             span.neutral()
             for answer in _answers(content)
@@ -233,14 +233,14 @@ def read_trace(content: bytes) -> list[Span]:
         ]
 
 
-def read_resource(content: bytes) -> list[Found]:
+def read_resource(content: bytes) -> list[FoundSpan]:
     """The spans of one object of the answer's ``resourceSpans``. Unreadable when it is none."""
-    with reading():
+    with decoding():
         return _found(_RESOURCE.decode(content))
 
 
-def _found(resource: _ResourceSpans) -> list[Found]:
-    found: list[Found] = []
+def _found(resource: _ResourceSpans) -> list[FoundSpan]:
+    found: list[FoundSpan] = []
     for scope in resource.scope_spans:
         for span in scope.spans:
             trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
@@ -249,14 +249,14 @@ def _found(resource: _ResourceSpans) -> list[Found]:
             if len(span_id) != 16:
                 span_id = hex_id(span_id, 16)
             if _STEP in text or _HEAD not in text:
-                found.append(Found(trace_id, span_id, 0, False, span))
+                found.append(FoundSpan(trace_id, span_id, 0, False, span))
             else:
                 start = int(span.start_time_unix_nano) // 1000
-                found.append(Found(trace_id, span_id, start, True, span, text))
+                found.append(FoundSpan(trace_id, span_id, start, True, span, text))
     return found
 
 
-def _answers(content: bytes) -> list[_Answer]:
+def _answers(content: bytes) -> list[_TracesResponse]:
     try:
         return [_ANSWER.decode(content)]
     except msgspec.MsgspecError:
@@ -302,34 +302,34 @@ class _Services(Struct):
 
 def read_services(content: bytes) -> list[str]:
     """The service names of an answer of either API. Unreadable when it is none."""
-    with reading():
+    with decoding():
         answer = msgspec.json.decode(content, type=_Services)
     return answer.services or answer.data or []
 
 
-class _Fault(Struct):
+class _ErrorInfo(Struct):
     message: str = ""
 
 
-class _Refusal(Struct):
-    error: _Fault
+class _ErrorBody(Struct):
+    error: _ErrorInfo
 
 
-class _OldFault(Struct):
+class _LegacyErrorInfo(Struct):
     msg: str = ""
 
 
-class _OldRefusal(Struct):
-    errors: list[_OldFault]
+class _LegacyErrorBody(Struct):
+    errors: list[_LegacyErrorInfo]
 
 
 def refusal(content: bytes) -> str | None:
     """What Jaeger itself says in an error, "" when that is nothing; None when it is not Jaeger who answered."""
     try:
-        return msgspec.json.decode(content, type=_Refusal).error.message
+        return msgspec.json.decode(content, type=_ErrorBody).error.message
     except msgspec.MsgspecError:
         pass
     try:
-        return "; ".join(fault.msg for fault in msgspec.json.decode(content, type=_OldRefusal).errors)
+        return "; ".join(fault.msg for fault in msgspec.json.decode(content, type=_LegacyErrorBody).errors)
     except msgspec.MsgspecError:
         return None

@@ -14,9 +14,9 @@ from statistics import median_high
 from typing import Final
 
 from runspan.backends.jaeger.queries import END, DepthRefused
-from runspan.backends.jaeger.response_cache import Headings
-from runspan.backends.jaeger.responses import Found
-from runspan.backends.remote.client import TooLarge
+from runspan.backends.jaeger.response_cache import RevisionCache
+from runspan.backends.jaeger.responses import FoundSpan
+from runspan.backends.remote.client import ResponseTooLarge
 from runspan.contracts import RunQuery
 
 _FIRST_WIDTH: Final = 3_600_000_000
@@ -24,13 +24,13 @@ _FIRST_WIDTH: Final = 3_600_000_000
 _MIN_DEPTH: Final = 32
 _GROWTH: Final = 64
 
-Traces = Mapping[str, Sequence[Found]]
+Traces = Mapping[str, Sequence[FoundSpan]]
 Ask = Callable[[int, int, int], Sequence[Traces]]
 """Traces by id for ``lo <= start < hi`` in microseconds and a depth, one mapping for each service that was asked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hint:
+class DensityHint:
     """What earlier lists like this one learnt about where their runs lie, in microseconds; it is about speed alone.
 
     newest: the start of the newest run. gap: the average time between two.
@@ -41,7 +41,7 @@ class Hint:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TraceRow:
     """A run that belongs to a list."""
 
     time: int
@@ -53,7 +53,7 @@ class Row:
         return self.time, self.run_id
 
 
-class Walk:
+class WindowedSearch:
     """One list being walked. ``rows`` may be left at any row.
 
     hint: where the runs likely are. max_depth: 0, or the deepest search that the store is known to take. headings:
@@ -61,17 +61,17 @@ class Walk:
     """
 
     def __init__(
-        self, ask: Ask, query: RunQuery, hint: Hint, max_depth: int = 0, headings: Headings | None = None
+        self, ask: Ask, query: RunQuery, hint: DensityHint, max_depth: int = 0, headings: RevisionCache | None = None
     ) -> None:
         self._ask = ask
-        self._headings = headings or Headings()
+        self._headings = headings or RevisionCache()
         self._query = query
         self._hint = hint
         self.max_depth = max_depth
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
         self._depth = min(depth, max_depth) if max_depth else depth
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[TraceRow]:
         """The runs that meet the query, in its order, from its cursor on."""
         query, newest = self._query, self._hint.newest
         hi = END if query.cursor is None else min(query.cursor.time // 1000 + 1, END)
@@ -111,7 +111,7 @@ class Walk:
                     raise
                 self._depth = self.max_depth = self._depth // 2
                 continue
-            except TooLarge:
+            except ResponseTooLarge:
                 if self._depth == 1:
                     raise
                 self._depth //= 2
@@ -142,19 +142,19 @@ class Walk:
 
     def _search(self, lo: int, hi: int, depth: int) -> tuple[Traces, bool]:
         answers = self._ask(lo, hi, depth)
-        found: dict[str, Sequence[Found]] = {}
+        found: dict[str, Sequence[FoundSpan]] = {}
         for answer in answers:
             found.update(answer)
         return found, all(len(answer) < depth for answer in answers)
 
-    def _rows(self, traces: Traces, lo: int, hi: int) -> list[Row]:
+    def _rows(self, traces: Traces, lo: int, hi: int) -> list[TraceRow]:
         rows = [row for spans in traces.values() if (row := self._row(spans, lo, hi)) is not None]
         return sorted(rows, key=lambda row: row.place, reverse=True)
 
-    def _row(self, spans: Sequence[Found], lo: int, hi: int) -> Row | None:
+    def _row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> TraceRow | None:
         """The run of a trace when it belongs to the list and to this window."""
         query = self._query
-        run = self._headings.of(spans)
+        run = self._headings.get(spans)
         if run is None:
             return None
         time = run.time
@@ -166,7 +166,7 @@ class Walk:
             return None
         if query.cursor is not None and (time, run.run_id) >= (query.cursor.time, query.cursor.run_id):
             return None
-        return Row(time, run.run_id, run.summary)
+        return TraceRow(time, run.run_id, run.summary)
 
 
 def _middle(lo: int, hi: int, level: int, traces: Traces) -> int:

@@ -15,8 +15,8 @@ from typing import Final
 import httpx
 
 from runspan._version import __version__
-from runspan.backends.remote.config import PREFIX, RemoteSettings
-from runspan.codec.decode import Decoded, read_run
+from runspan.backends.remote.config import PREFIX, RemoteConfig
+from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.contracts import Document
 from runspan.errors import (
     BackendBusy,
@@ -29,9 +29,9 @@ from runspan.errors import (
     SettingError,
     TraceIncomplete,
 )
-from runspan.http.retry import asked_wait
+from runspan.http.retry import parse_retry_after
 from runspan.http.transport import DeadlineTransport
-from runspan.http.urls import MAX_WORDS, tidy
+from runspan.http.urls import MAX_WORDS, sanitize_message
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 
@@ -51,16 +51,16 @@ def trace_id_of(run_id: str, tenant: str) -> bytes:
         raise NotFound("no such run", where=f"run {run_id!a}") from None
 
 
-def read_again(fetch: Callable[[], Sequence[Span]], sleep: Sleep, *, patient: bool) -> Decoded:
+def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep, *, patient: bool) -> VerifiedRun:
     """The run of a trace; NotFound or TraceIncomplete only after it was asked for again.
 
     patient: whether an incomplete trace is waited for too.
     """
     gaps, waits = iter(PAUSES), iter(LONG_PAUSES if patient else ())
     while True:
-        found: Decoded | None = None
+        found: VerifiedRun | None = None
         try:
-            found = read_run(fetch())
+            found = verify_run(fetch())
             if not found.incomplete:
                 return found
             pause = next(waits, None)
@@ -77,7 +77,7 @@ def read_again(fetch: Callable[[], Sequence[Span]], sleep: Sleep, *, patient: bo
         sleep(pause)
 
 
-def document_of(decoded: Decoded) -> Document:
+def document_of(decoded: VerifiedRun) -> Document:
     """The document of a run as read."""
     return Document(decoded.run.text, decoded.incomplete)
 
@@ -91,7 +91,7 @@ _NO_STATUSES: Final[frozenset[int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A backend's answer: a success, or one of the statuses that the caller asked to have handed over."""
 
     status: int
@@ -103,11 +103,11 @@ class Answer:
         return " ".join(self.content[: 4 * MAX_WORDS].decode("utf-8", "replace").split())[:MAX_WORDS]
 
 
-class TooLarge(BackendRefused):
+class ResponseTooLarge(BackendRefused):
     """The answer is over ``max_bytes``; less may be asked for at a time."""
 
 
-class RemoteHttp:
+class RemoteClient:
     """The HTTP client of one backend. All methods may be called from several threads.
 
     Never more than ``settings.concurrency`` requests are under way; a caller that gets no place within
@@ -115,7 +115,7 @@ class RemoteHttp:
     SettingError when a TLS file cannot be read.
     """
 
-    def __init__(self, settings: RemoteSettings) -> None:
+    def __init__(self, settings: RemoteConfig) -> None:
         self.settings = settings
         self._places = BoundedSemaphore(settings.concurrency)
         self._client = httpx.Client(
@@ -138,7 +138,7 @@ class RemoteHttp:
         accept: str = JSON,
         hand_over: Container[int] = _NO_STATUSES,
         timeout: float | None = None,
-    ) -> Answer:
+    ) -> Response:
         """What the backend answers at a path below the base.
 
         hand_over: statuses above 299 that are an answer to this request, and no failure. timeout: seconds, when they
@@ -169,7 +169,7 @@ class RemoteHttp:
         """Closes the connections. Calling it twice is allowed."""
         self._client.close()
 
-    def refused(self, answer: Answer, hint: str = "") -> BackendRefused:
+    def refused(self, answer: Response, hint: str = "") -> BackendRefused:
         """The error for an answer that cannot be what was asked for."""
         return BackendRefused(
             where=self.name,
@@ -180,7 +180,7 @@ class RemoteHttp:
 
     def _get(
         self, path: str, parameters: Parameters | None, accept: str, hand_over: Container[int], seconds: float
-    ) -> Answer:
+    ) -> Response:
         with self._client.stream(
             "GET",
             self.settings.base + path,
@@ -194,12 +194,12 @@ class RemoteHttp:
                 size += len(chunk)
                 if size > self.settings.max_bytes:
                     raise self._too_large()
-            answer = Answer(response.status_code, b"".join(chunks), response.headers.get("content-type", ""))
+            answer = Response(response.status_code, b"".join(chunks), response.headers.get("content-type", ""))
             if response.is_success or response.status_code in hand_over:
                 return answer
-            raise self._failure(answer, asked_wait(response.headers))
+            raise self._failure(answer, parse_retry_after(response.headers))
 
-    def _failure(self, answer: Answer, wait: float | None) -> BackendError:
+    def _failure(self, answer: Response, wait: float | None) -> BackendError:
         status = answer.status
         if status in (401, 403):
             hint = f"check the login in {PREFIX}USER and {PREFIX}PASSWORD, or {PREFIX}TOKEN, and {PREFIX}TENANT"
@@ -232,22 +232,22 @@ class RemoteHttp:
         return BackendUnreachable(
             where=self.name,
             expected="an answer",
-            got=tidy(str(error), self.settings.secrets) or type(error).__name__,
+            got=sanitize_message(str(error), self.settings.secrets) or type(error).__name__,
             hint="is it running, and is the URL right?",
         )
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(
+    def _too_large(self) -> ResponseTooLarge:
+        return ResponseTooLarge(
             where=self.name,
             expected=f"an answer of at most {self.settings.max_bytes} bytes",
             got="a larger one",
             hint=f"raise {PREFIX}MAX_BYTES when there is memory for it",
         )
 
-    def _tidy(self, answer: Answer) -> str:
+    def _tidy(self, answer: Response) -> str:
         """Its words without secrets: some gateways repeat what they were sent. Taken from enough of them that no secret
         is cut in two, which would hide it from the search."""
-        return tidy(answer.content[:_SEARCHED].decode("utf-8", "replace"), self.settings.secrets)
+        return sanitize_message(answer.content[:_SEARCHED].decode("utf-8", "replace"), self.settings.secrets)
 
 
 def too_long(where: str) -> QueryError:
@@ -260,7 +260,7 @@ def too_long(where: str) -> QueryError:
     )
 
 
-def _tls(settings: RemoteSettings) -> ssl.SSLContext | None:
+def _tls(settings: RemoteConfig) -> ssl.SSLContext | None:
     if not settings.base.startswith("https:"):
         return None
     try:

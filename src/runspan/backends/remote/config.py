@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from runspan.errors import SettingError
-from runspan.http.urls import check_host
-from runspan.otlp.env import basic_login, checked_headers, read_headers, secret_parts
+from runspan.http.urls import validate_host
+from runspan.otlp.env import basic_auth, read_headers, secret_parts, validate_headers
 
 PREFIX: Final = "RUNSPAN_BACKEND_"
 HEADERS: Final = PREFIX + "HEADERS"
@@ -24,7 +24,7 @@ _N = TypeVar("_N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteSettings:
+class RemoteConfig:
     """kind: ``tempo`` or ``jaeger``. base: ``http(s)://host:port/prefix`` without a login and without a last slash.
 
     headers: sent with every request, the login and the backend's tenant among them; names in lower case. Their values
@@ -54,7 +54,7 @@ class RemoteSettings:
         return f"{self.kind.title()} at {self.base}"
 
 
-def settings_from(url: str, env: Mapping[str, str]) -> RemoteSettings:
+def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
     """The settings of ``KIND+http(s)://host:port/prefix`` and the ``RUNSPAN_BACKEND_…`` variables.
 
     HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT
@@ -65,10 +65,10 @@ def settings_from(url: str, env: Mapping[str, str]) -> RemoteSettings:
     variable = _Variables(env)
     tenant, tenant_header = variable("TENANT"), variable("TENANT_HEADER") or TENANT_HEADERS[kind]
     headers = [*_login(variable), *([(tenant_header, tenant)] if tenant else [])]
-    return RemoteSettings(
+    return RemoteConfig(
         kind,
         base,
-        headers=checked_headers(HEADERS, [*headers, *read_headers(HEADERS, variable("HEADERS"))]),
+        headers=validate_headers(HEADERS, [*headers, *read_headers(HEADERS, variable("HEADERS"))]),
         timeout=variable.number("TIMEOUT", "seconds above 0", DEFAULT_TIMEOUT, lambda text: _positive(float(text))),
         concurrency=variable.number("CONCURRENCY", "1 or more", DEFAULT_CONCURRENCY, lambda text: _positive(int(text))),
         max_bytes=variable.number("MAX_BYTES", "bytes", DEFAULT_MAX_BYTES, lambda text: _positive(int(text))),
@@ -121,7 +121,7 @@ def _place(url: str) -> tuple[str, str]:
     known = plus and kind.lower() in TENANT_HEADERS and parts.scheme in ("http", "https") and parts.hostname
     if not known:
         raise SettingError(where="backend", expected=forms, got=repr(url[:200]))
-    check_host("backend", rest)
+    validate_host("backend", rest)
     return kind.lower(), parts.geturl().rstrip("/")
 
 
@@ -145,5 +145,5 @@ def _login(variable: _Variables) -> list[tuple[str, str]]:
     if password and not user:
         raise SettingError(where=PREFIX + "USER", expected="a user for the password", got="none")
     if user:
-        return [basic_login(user, password)]
+        return [basic_auth(user, password)]
     return []

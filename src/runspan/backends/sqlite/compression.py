@@ -30,7 +30,7 @@ _FIRST_ID = 1 << 15
 Find = Callable[[int], bytes | None]
 
 
-class Damaged(Exception):
+class CorruptFrame(Exception):
     """A frame cannot be read. The text says why."""
 
 
@@ -70,7 +70,7 @@ class Compression:
             if number and number not in self._dictionaries:
                 content = find(number)
                 if content is None:
-                    raise Damaged(f"dictionary {number} is not there")
+                    raise CorruptFrame(f"dictionary {number} is not there")
                 self.add(number, content)
             codec = self._take()
             try:
@@ -78,7 +78,7 @@ class Compression:
             finally:
                 self._idle.append(codec)
         except (ZstdError, MemoryError) as error:
-            raise Damaged(str(error) or "its length is damaged") from None
+            raise CorruptFrame(str(error) or "its length is damaged") from None
 
     def _take(self) -> _Codec:
         try:
@@ -126,7 +126,7 @@ def load_dictionaries(connection: sqlite3.Connection, compression: Compression) 
         compression.add(number, content)
 
 
-class Trainer:
+class DictionaryTrainer:
     """Trains the dictionary once the store has enough documents; called after every commit, in the writer thread.
 
     Rows written before keep their frames: they are a bounded number.
@@ -160,7 +160,7 @@ class Trainer:
         for (frame,) in connection.execute(newest, (TRAINING_RUNS,)):
             try:
                 samples.append(self._compression.decompress(frame, find)[: _DICTIONARY_BYTES // 2])
-            except Damaged:
+            except CorruptFrame:
                 continue
             size += len(samples[-1])
             if size > _TRAINING_BYTES:

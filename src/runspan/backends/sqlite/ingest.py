@@ -20,29 +20,29 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
 from runspan.backends.sqlite import queries as tables
 from runspan.backends.sqlite.compression import Compression
 from runspan.backends.sqlite.merge import (
-    HEAD_ROLES,
     OWN_ROLES,
-    accounts_for,
+    REVISION_ROLES,
     first_revision,
-    left_behind,
-    names_left_behind,
+    is_exact_match,
+    merge_fragments,
     next_revision,
     revision_seen_again,
-    settle,
     steps_named,
+    superseded_span_ids,
+    superseded_steps,
 )
 from runspan.backends.sqlite.retention import Retention
-from runspan.backends.sqlite.revision import Known, known_of, revision_of, written
+from runspan.backends.sqlite.revision import StoredRevision, from_row, from_run, revision_of
 from runspan.backends.sqlite.rows import Row, end_time, row_of, split_digests, with_digest
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.codec.decode import Decoded, read_run
+from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.fields import ROLE, ROOT_REVISION, RUN_ID, TENANT
-from runspan.contracts import Rejection, Written
+from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Span
-from runspan.otlp.protobuf_reader import Foreign, Received
+from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest
 from runspan.otlp.protobuf_writer import span_bytes
 
 _LAST_REVISION = 2 * ROOT_REVISION - (1 << 32)
@@ -55,13 +55,13 @@ def role_of(span: Span) -> str:
     return role if type(role) is str else ""
 
 
-def heads_of(spans: Sequence[Span]) -> list[Span]:
-    return [span for span in spans if role_of(span) in HEAD_ROLES]
+def revision_spans_of(spans: Sequence[Span]) -> list[Span]:
+    return [span for span in spans if role_of(span) in REVISION_ROLES]
 
 
 def rank_of(span: Span) -> int:
     """The revision of a head; above all of them for any other span, which belongs to no revision alone."""
-    return revision_of(span.attributes()) if role_of(span) in HEAD_ROLES else 2 * ROOT_REVISION
+    return revision_of(span.attributes()) if role_of(span) in REVISION_ROLES else 2 * ROOT_REVISION
 
 
 def by_role(spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:
@@ -81,9 +81,9 @@ def revision_refusal(revision: int) -> str | None:
     return f"revision {revision} is none that a time of observation gives" if revision > _LAST_REVISION else None
 
 
-def head_refusal(spans: Sequence[Span], tenant: str) -> str | None:
+def revision_span_refusal(spans: Sequence[Span], tenant: str) -> str | None:
     """Why these spans are not taken: a head among them tells another tenant, or a run of another trace id."""
-    for head in heads_of(spans):
+    for head in revision_spans_of(spans):
         attributes = head.attributes()
         reason = tenant_refusal(attributes.get(TENANT, ""), tenant) or revision_refusal(rank_of(head))
         if reason:
@@ -94,16 +94,16 @@ def head_refusal(spans: Sequence[Span], tenant: str) -> str | None:
     return None
 
 
-def as_foreign(span: Span, resource: bytes | None) -> Foreign:
+def as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
     data = TracesData()
     outer = data.resource_spans.add()
     if resource:
         outer.resource.CopyFrom(Resource.FromString(resource))
     outer.scope_spans.append(ScopeSpans.FromString(span_bytes(span)))
-    return Foreign(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
+    return ForeignSpan(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
 
 
-ReadKnown = Callable[[sqlite3.Connection, tables.Stored], Known]
+ReadRevision = Callable[[sqlite3.Connection, tables.StoredRow], StoredRevision]
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class _Arrival:
     spans: list[Span]
     resource: bytes | None
     row: Row | None = None
-    known: Known | None = None
+    known: StoredRevision | None = None
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class _Request:
     rejected: list[Rejection] = field(default_factory=list)
 
 
-class Intake:
+class Ingester:
     """Takes documents and OTLP requests. read: the revision of a stored run; StoreError when it cannot be read."""
 
     def __init__(
@@ -137,7 +137,7 @@ class Intake:
         compression: Compression,
         retention: Retention,
         clock: Callable[[], int],
-        read: ReadKnown,
+        read: ReadRevision,
     ) -> None:
         self._writer = writer
         self._compression = compression
@@ -147,7 +147,7 @@ class Intake:
 
     # Documents.
 
-    def put(self, run: Run, tenant: str, observed_at: int) -> Written:
+    def put(self, run: Run, tenant: str, observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter.put``."""
         now = self._clock()
         revision = first_revision(run, observed_at)
@@ -155,11 +155,13 @@ class Intake:
         count = 1 + len(run.steps)
         reason = self._retention.refusal(row.ended, now)
         if reason:
-            return Written(0, (Rejection(f"run {run.id}", reason, count),))
-        self._writer.submit(lambda connection: self._place(connection, run, row, tenant, observed_at))
-        return Written(count)
+            return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
+        self._writer.submit(lambda connection: self._store_document(connection, run, row, tenant, observed_at))
+        return WriteResult(count)
 
-    def _place(self, connection: sqlite3.Connection, run: Run, row: Row, tenant: str, observed_at: int) -> None:
+    def _store_document(
+        self, connection: sqlite3.Connection, run: Run, row: Row, tenant: str, observed_at: int
+    ) -> None:
         trace_id, now = row.trace_id, row.written_at
         state = tables.states(connection, [trace_id]).get(trace_id)
         waiting = bool(tables.with_fragments(connection, [trace_id], tenant))
@@ -172,24 +174,24 @@ class Intake:
             return
         if state is not None:
             row = row.at(next_revision(state.revision, run, observed_at))
-        known = written(run, tenant, row.revision) if state is not None or waiting else None
+        known = from_run(run, tenant, row.revision) if state is not None or waiting else None
         behind: list[Span] = []
         if known is not None and waiting:
             loose = tables.fragments(connection, trace_id, tenant)
             # A head that came before this document and does not rank above it is of no use to anybody.
             useful = [span for span in loose if rank_of(span) > row.revision]
-            settled = settle(known, useful)
+            settled = merge_fragments(known, useful)
             if settled.known is not None and (settled.known is not known or settled.incomplete):
                 known = settled.known
                 row = self._row(known, now, None, settled.incomplete)
             self._replace_fragments(connection, loose, settled.loose, tenant, now)
         if known is not None and state is not None:
             before = self._stored(connection, trace_id)
-            behind = [] if before is None else left_behind(before, known)
-        tables.hold(connection, behind, tenant, HEAD_ROLES, now)
+            behind = [] if before is None else superseded_steps(before, known)
+        tables.insert_fragments(connection, behind, tenant, REVISION_ROLES, now)
         tables.upsert(connection, [row])
 
-    def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> Known | None:
+    def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
         """The stored revision; None when it is damaged, for what takes its place heals it."""
         stored = tables.stored_run(connection, trace_id)
         try:
@@ -199,62 +201,62 @@ class Intake:
 
     # OTLP.
 
-    def write(self, received: Received, tenant: str) -> Written:
+    def write(self, received: ParsedRequest, tenant: str) -> WriteResult:
         """Takes the spans of a request; each run and foreign span is taken or rejected by itself."""
         request = self._prepare(received, tenant)
         rejected = [*received.rejected, *request.rejected]
         if request.arrivals or request.foreign:
             rejected += self._writer.submit(lambda connection: self._apply(connection, request))
-        return Written(received.total - sum(item.spans for item in rejected), tuple(rejected))
+        return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
 
-    def _prepare(self, received: Received, tenant: str) -> _Request:
+    def _prepare(self, received: ParsedRequest, tenant: str) -> _Request:
         request = _Request(tenant, self._clock())
         traces: dict[bytes, list[Span]] = {}
         for span in received.spans:
             traces.setdefault(span.trace_id, []).append(span)
         for trace_id, spans in traces.items():
-            self._arrive(request, _Arrival(trace_id, spans, received.resources.get(trace_id)))
+            self._prepare_trace(request, _Arrival(trace_id, spans, received.resources.get(trace_id)))
         for item in received.foreign:
-            self._keep_beside(request, item)
+            self._store_foreign(request, item)
         return request
 
-    def _keep_beside(self, request: _Request, item: Foreign) -> None:
+    def _store_foreign(self, request: _Request, item: ForeignSpan) -> None:
         compressed = self._compression.compress(item.otlp)
         request.foreign.append(tables.foreign_row(item, request.tenant, request.now, compressed))
 
-    def _arrive(self, request: _Request, arrival: _Arrival) -> None:
+    def _prepare_trace(self, request: _Request, arrival: _Arrival) -> None:
         decoded = _read(arrival.spans)
-        if decoded is None or not accounts_for(decoded, arrival.spans):
+        if decoded is None or not is_exact_match(decoded, arrival.spans):
             own, beside = by_role(arrival.spans)
             if beside:
                 for span in beside:
-                    self._keep_beside(request, as_foreign(span, arrival.resource))
+                    self._store_foreign(request, as_foreign(span, arrival.resource))
                 arrival.spans = own
                 decoded = _read(own)
         reason = None
         if not arrival.spans:
             return
-        if decoded is not None and accounts_for(decoded, arrival.spans):
-            arrival.known = known_of(decoded, arrival.spans)
+        if decoded is not None and is_exact_match(decoded, arrival.spans):
+            arrival.known = from_row(decoded, arrival.spans)
             arrival.row = self._row(arrival.known, request.now, None)
             reason = tenant_refusal(decoded.tenant, request.tenant) or revision_refusal(decoded.revision)
             reason = reason or self._retention.refusal(arrival.row.ended, request.now)
         else:
-            reason = head_refusal(arrival.spans, request.tenant)
+            reason = revision_span_refusal(arrival.spans, request.tenant)
         if reason:
             what = f"trace {arrival.trace_id.hex()}" if decoded is None else f"run {decoded.run.id}"
             request.rejected.append(Rejection(what, reason, len(arrival.spans)))
         else:
             request.arrivals.append(arrival)
 
-    def _row(self, known: Known, now: int, resource_id: int | None, incomplete: tuple[str, ...] = ()) -> Row:
+    def _row(self, known: StoredRevision, now: int, resource_id: int | None, incomplete: tuple[str, ...] = ()) -> Row:
         return row_of(
             known.run,
             known.tenant,
             known.revision,
             self._compression.compress(known.run.text),
             written_at=now,
-            step_ids=known.packed_names(),
+            step_ids=known.packed_span_ids(),
             incomplete=incomplete,
             resource_id=resource_id,
         )
@@ -273,7 +275,7 @@ class Intake:
                 row is not None
                 and whole
                 and state is not None
-                and not self._counts(connection, request, arrival, row, state)
+                and not self._supersedes(connection, request, arrival, row, state)
             ):
                 continue
             if arrival.resource not in resources and arrival.resource is not None:
@@ -288,11 +290,16 @@ class Intake:
                 if reason:
                     rejected.append(Rejection(f"trace {arrival.trace_id.hex()}", reason, len(arrival.spans)))
         tables.upsert(connection, rows)
-        tables.keep_foreign(connection, request.foreign)
+        tables.insert_foreign(connection, request.foreign)
         return rejected
 
-    def _counts(
-        self, connection: sqlite3.Connection, request: _Request, arrival: _Arrival, row: Row, state: tables.State
+    def _supersedes(
+        self,
+        connection: sqlite3.Connection,
+        request: _Request,
+        arrival: _Arrival,
+        row: Row,
+        state: tables.RevisionState,
     ) -> bool:
         """Whether a run that came whole takes the place of the stored revision; keeps the steps that only the other
         of the two tells, unless both are the same revision: then one corrects the other and comes whole."""
@@ -304,11 +311,11 @@ class Intake:
         if stored is None:
             return above
         if above:
-            behind = left_behind(stored, arrival.known)
+            behind = superseded_steps(stored, arrival.known)
         else:
-            names = names_left_behind(arrival.known, stored)
-            behind = [span for span in arrival.spans if span.span_id in names and role_of(span) not in HEAD_ROLES]
-        tables.hold(connection, behind, request.tenant, HEAD_ROLES, request.now)
+            names = superseded_span_ids(arrival.known, stored)
+            behind = [span for span in arrival.spans if span.span_id in names and role_of(span) not in REVISION_ROLES]
+        tables.insert_fragments(connection, behind, request.tenant, REVISION_ROLES, request.now)
         return above
 
     def _merge(
@@ -319,16 +326,16 @@ class Intake:
         stored = tables.stored_run(connection, trace_id)
         if stored is not None and stored.tenant != tenant:
             # Whoever knows tenant and run id knows the trace id. What such a sender has to say is kept apart.
-            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, now)
+            tables.insert_fragments(connection, arrival.spans, tenant, REVISION_ROLES, now)
             return None
         if (
             stored is None
-            and not heads_of(arrival.spans)
+            and not revision_spans_of(arrival.spans)
             and _too_few(connection, trace_id, tenant, len(arrival.spans))
         ):
-            tables.hold(connection, arrival.spans, tenant, HEAD_ROLES, now)
+            tables.insert_fragments(connection, arrival.spans, tenant, REVISION_ROLES, now)
             return None
-        base: Known | None = None
+        base: StoredRevision | None = None
         if stored is not None:
             try:
                 base = self._read(connection, stored)
@@ -336,12 +343,12 @@ class Intake:
                 return f"what is stored of the run cannot be read: {error}"
         loose = tables.fragments(connection, trace_id, tenant)
         seen = () if stored is None else split_digests(tables.superseded(connection, trace_id))
-        known, incomplete, waiting = settle(base, [*loose, *arrival.spans], seen)
+        known, incomplete, waiting = merge_fragments(base, [*loose, *arrival.spans], seen)
         if known is not None:
             ended = end_time(known.run.envelope, now)
             reason = self._retention.refusal(ended, now)
             if reason:
-                tables.drop(connection, loose, tenant)
+                tables.delete_fragments(connection, loose, tenant)
                 return reason
             if known is not base:
                 row = self._row(known, now, resource_id, incomplete)
@@ -361,13 +368,15 @@ class Intake:
     ) -> None:
         """Makes the fragments of a trace those in after; what was there before keeps its place and time."""
         there, staying = {id(span) for span in before}, {id(span) for span in after}
-        tables.drop(connection, [span for span in before if id(span) not in staying], tenant)
-        tables.hold(connection, [span for span in after if id(span) not in there], tenant, HEAD_ROLES, now)
+        tables.delete_fragments(connection, [span for span in before if id(span) not in staying], tenant)
+        tables.insert_fragments(
+            connection, [span for span in after if id(span) not in there], tenant, REVISION_ROLES, now
+        )
 
 
-def _read(spans: Sequence[Span]) -> Decoded | None:
+def _read(spans: Sequence[Span]) -> VerifiedRun | None:
     try:
-        return read_run(spans)
+        return verify_run(spans)
     except (TraceIncomplete, NotFound):
         return None
 
@@ -375,15 +384,15 @@ def _read(spans: Sequence[Span]) -> Decoded | None:
 def _too_few(connection: sqlite3.Connection, trace_id: bytes, tenant: str, coming: int) -> bool:
     """Whether every head that waits for its steps needs more of them than wait beside it and are coming."""
     there = tables.count_steps(connection, trace_id, tenant) + coming
-    return all(steps_named(head) > there for head in tables.heads(connection, trace_id, tenant))
+    return all(steps_named(head) > there for head in tables.revision_spans(connection, trace_id, tenant))
 
 
-def _ranks_above(row: Row, stored: tables.State | tables.Stored) -> bool:
+def _ranks_above(row: Row, stored: tables.RevisionState | tables.StoredRow) -> bool:
     """Of one revision with two contents, the later to arrive counts."""
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
 
 
-def _after(connection: sqlite3.Connection, row: Row, stored: tables.State | tables.Stored) -> Row:
+def _after(connection: sqlite3.Connection, row: Row, stored: tables.RevisionState | tables.StoredRow) -> Row:
     """The row that takes the place of a stored one; of its own revision it remembers what was there."""
     if row.revision != stored.revision:
         return row

@@ -11,31 +11,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from runspan.backends.sqlite.revision import Known, known_of, revision_of, step_spans
-from runspan.codec.attributes import Missing, read_step, take_text
-from runspan.codec.decode import Decoded, read_run
-from runspan.codec.fields import DIGEST, MANIFEST, OPEN, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP, ROOT_REVISION
+from runspan.backends.sqlite.revision import StoredRevision, from_row, revision_of, step_spans
+from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text
+from runspan.codec.decode import VerifiedRun, verify_run
+from runspan.codec.fields import (
+    DIGEST,
+    MANIFEST,
+    OPEN_STEP_MARK,
+    ROLE,
+    ROLE_REVISION,
+    ROLE_RUN,
+    ROLE_STEP,
+    ROOT_REVISION,
+)
 from runspan.errors import TraceIncomplete
 from runspan.model.document import Step
 from runspan.model.run import Run
 from runspan.model.span import Span, Value
 
-HEAD_ROLES = frozenset({ROLE_RUN, ROLE_SNAPSHOT})
-OWN_ROLES = HEAD_ROLES | {ROLE_STEP}
+REVISION_ROLES = frozenset({ROLE_RUN, ROLE_REVISION})
+OWN_ROLES = REVISION_ROLES | {ROLE_STEP}
 
-_Told = tuple[Span, dict[str, Value]]
+_StepsByEnd = tuple[Span, dict[str, Value]]
 
 
-class Settled(NamedTuple):
+class MergeResult(NamedTuple):
     """known: the newest revision proved, the given one itself when it is that, or None. incomplete: what is missing of
     newer ones, one line each. loose: the fragments that must wait, in order of arrival."""
 
-    known: Known | None
+    known: StoredRevision | None
     incomplete: tuple[str, ...]
     loose: list[Span]
 
 
-def settle(base: Known | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> Settled:
+def merge_fragments(base: StoredRevision | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> MergeResult:
     """What all spans of a trace amount to. base: the stored revision. loose: in order of arrival.
 
     A step waits unless the document tells it: its head may be on the way. A head waits only while it ranks above what
@@ -49,30 +58,30 @@ def settle(base: Known | None, loose: Sequence[Span], seen: Sequence[bytes] = ()
     try:
         known, unproved = _prove(base, told)
     except TraceIncomplete:
-        return Settled(None, (), list(loose))
+        return MergeResult(None, (), list(loose))
     incomplete = unproved
     if unproved and seen and base is not None:
-        incomplete = _prove(base, [item for item in told if not _is_head_of(item[1], seen)])[1]
+        incomplete = _prove(base, [item for item in told if not _is_revision_span_of(item[1], seen)])[1]
     waiting = []
     if base is not None and known.revision != base.revision:
-        waiting += left_behind(base, known)
+        waiting += superseded_steps(base, known)
     steps = known.steps
     for span, attributes in told:
-        if attributes.get(ROLE) in HEAD_ROLES:
+        if attributes.get(ROLE) in REVISION_ROLES:
             if unproved and _ranks_above(attributes, known):
                 waiting.append(span)
-        elif span.span_id not in steps or not _tells(span, attributes, steps[span.span_id]):
+        elif span.span_id not in steps or not _matches_step(span, attributes, steps[span.span_id]):
             waiting.append(span)
-    return Settled(known, incomplete, waiting)
+    return MergeResult(known, incomplete, waiting)
 
 
-def left_behind(before: Known, after: Known) -> list[Span]:
+def superseded_steps(before: StoredRevision, after: StoredRevision) -> list[Span]:
     """The step spans of one revision that another does not make again."""
-    names = names_left_behind(before, after)
+    names = superseded_span_ids(before, after)
     return step_spans(before, names) if names else []
 
 
-def names_left_behind(before: Known, after: Known) -> set[bytes]:
+def superseded_span_ids(before: StoredRevision, after: StoredRevision) -> set[bytes]:
     """Their ids."""
     told = after.steps
     return {name for name, step in before.steps.items() if not _same(told.get(name), step)}
@@ -85,23 +94,23 @@ def _same(one: Step | None, other: Step) -> bool:
 def steps_named(head: Span) -> int:
     """How many step spans a head needs, by its manifest; 0 when that cannot be read."""
     try:
-        manifest = take_text(head.attributes(), MANIFEST) or b""
-    except Missing:
+        manifest = decode_text(head.attributes(), MANIFEST) or b""
+    except AttributeDecodeError:
         return 0
-    return (len(manifest) - manifest.count(b".")) // len(OPEN)
+    return (len(manifest) - manifest.count(b".")) // len(OPEN_STEP_MARK)
 
 
-def _prove(base: Known | None, told: Sequence[_Told]) -> tuple[Known, tuple[str, ...]]:
+def _prove(base: StoredRevision | None, told: Sequence[_StepsByEnd]) -> tuple[StoredRevision, tuple[str, ...]]:
     """The newest revision and what is missing of newer ones. TraceIncomplete only when there is no base."""
     spans = [span for span, _ in told]
     if base is None:
-        decoded = read_run(spans)
-        return known_of(decoded, spans), decoded.incomplete
+        decoded = verify_run(spans)
+        return from_row(decoded, spans), decoded.incomplete
     again = max([at for at, (_, attributes) in enumerate(told) if _is(attributes, base)], default=-1)
     spans = []
     heads = False
     for at, (span, attributes) in enumerate(told):
-        if attributes.get(ROLE) not in HEAD_ROLES:
+        if attributes.get(ROLE) not in REVISION_ROLES:
             spans.append(span)
         elif _ranks_above(attributes, base) and (at > again or revision_of(attributes) > base.revision):
             spans.append(span)
@@ -109,38 +118,38 @@ def _prove(base: Known | None, told: Sequence[_Told]) -> tuple[Known, tuple[str,
     if not heads:
         return base, ()
     try:
-        decoded = read_run([*step_spans(base), *spans])
+        decoded = verify_run([*step_spans(base), *spans])
     except TraceIncomplete as error:
         return base, error.missing
-    return known_of(decoded, spans), decoded.incomplete
+    return from_row(decoded, spans), decoded.incomplete
 
 
-def _ranks_above(attributes: dict[str, Value], known: Known) -> bool:
+def _ranks_above(attributes: dict[str, Value], known: StoredRevision) -> bool:
     """Whether a head tells a newer revision, or at the same one another document."""
     revision = revision_of(attributes)
     return revision > known.revision or (revision == known.revision and attributes.get(DIGEST) != known.digest)
 
 
-def _is(attributes: dict[str, Value], known: Known) -> bool:
+def _is(attributes: dict[str, Value], known: StoredRevision) -> bool:
     """Whether these are of a head of this very revision."""
     same = attributes.get(DIGEST) == known.digest and revision_of(attributes) == known.revision
-    return same and attributes.get(ROLE) in HEAD_ROLES
+    return same and attributes.get(ROLE) in REVISION_ROLES
 
 
-def _is_head_of(attributes: dict[str, Value], digests: Sequence[bytes]) -> bool:
+def _is_revision_span_of(attributes: dict[str, Value], digests: Sequence[bytes]) -> bool:
     digest = attributes.get(DIGEST)
     return isinstance(digest, str) and any(digest.startswith(found.hex()) for found in digests)
 
 
-def _tells(span: Span, attributes: dict[str, Value], step: Step) -> bool:
+def _matches_step(span: Span, attributes: dict[str, Value], step: Step) -> bool:
     """Whether a span tells this step: a Collector that adds attributes does not change it."""
     try:
-        return _same(read_step(span, attributes), step)
-    except Missing:
+        return _same(decode_step(span, attributes), step)
+    except AttributeDecodeError:
         return False
 
 
-def accounts_for(decoded: Decoded, spans: Sequence[Span]) -> bool:
+def is_exact_match(decoded: VerifiedRun, spans: Sequence[Span]) -> bool:
     """Whether the document was read from exactly these spans: its steps, each once, and its head."""
     step_ids = set(decoded.step_ids)
     return (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from runspan.backends.sqlite.rows import Row, bytes_to_lines, fingerprint, lines_to_bytes, pack_span, unpack_span
 from runspan.codec.fields import ROLE
 from runspan.model.span import Span
-from runspan.otlp.protobuf_reader import Foreign
+from runspan.otlp.protobuf_reader import ForeignSpan
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ _SIZES = (64, 8, 1)
 """How many ids a look-up takes: few forms, so that each is prepared once."""
 
 
-class State(NamedTuple):
+class RevisionState(NamedTuple):
     """Which revision of a run is stored. step_ids: the column."""
 
     revision: int
@@ -27,7 +27,7 @@ class State(NamedTuple):
     step_ids: bytes | None
 
 
-class Stored(NamedTuple):
+class StoredRow(NamedTuple):
     """A stored run as its columns tell it, the document still compressed. step_ids: the column."""
 
     run_id: str
@@ -93,13 +93,13 @@ def superseded(connection: sqlite3.Connection, trace_id: bytes) -> bytes | None:
     return None if row is None else row[0]
 
 
-def states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, State]:
+def states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, RevisionState]:
     """The stored revisions of these traces; traces without a run are left out."""
-    found: dict[bytes, State] = {}
+    found: dict[bytes, RevisionState] = {}
     for chunk in _chunks(trace_ids):
         sql = _in_sql("SELECT trace_id, revision, digest, step_ids FROM runs WHERE trace_id", len(chunk))
         for trace_id, *columns in connection.execute(sql, chunk):
-            found[trace_id] = State(*columns)
+            found[trace_id] = RevisionState(*columns)
     return found
 
 
@@ -112,7 +112,7 @@ def with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes], t
     return found
 
 
-def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> Stored | None:
+def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
     """The run of a trace."""
     row = connection.execute(
         "SELECT run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id"
@@ -122,7 +122,7 @@ def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> Stored | None
     if row is None:
         return None
     run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id = row
-    return Stored(
+    return StoredRow(
         run_id.decode(),
         tenant.decode(),
         revision,
@@ -158,7 +158,7 @@ def all_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str |
     return [unpack_span(span) for owner, span in rows if tenant is None or owner == tenant.encode()]
 
 
-def heads(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
+def revision_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
     """The heads among the fragments of a trace."""
     rows = connection.execute(
         "SELECT span FROM fragments WHERE trace_id = ? AND tenant = ? AND head", (trace_id, tenant.encode())
@@ -172,7 +172,9 @@ def count_steps(connection: sqlite3.Connection, trace_id: bytes, tenant: str) ->
     return int(connection.execute(sql, (trace_id, tenant.encode())).fetchone()[0])
 
 
-def hold(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, heads: frozenset[str], now: int) -> None:
+def insert_fragments(
+    connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, heads: frozenset[str], now: int
+) -> None:
     """Keeps fragments. One that is there already counts as arrived anew."""
     connection.executemany(
         "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, head, received_at, span)"
@@ -191,7 +193,7 @@ def hold(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, hea
     )
 
 
-def drop(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str) -> None:
+def delete_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str) -> None:
     """Forgets fragments."""
     connection.executemany(
         "DELETE FROM fragments WHERE trace_id = ? AND tenant = ? AND fingerprint = ?",
@@ -202,12 +204,12 @@ def drop(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str) -> 
 # Foreign spans.
 
 
-def foreign_row(item: Foreign, tenant: str, now: int, compressed: bytes) -> tuple[Any, ...]:
+def foreign_row(item: ForeignSpan, tenant: str, now: int, compressed: bytes) -> tuple[Any, ...]:
     """The row of a foreign span. Its digest tells two versions of one span apart and keeps one of equal ones."""
     return (item.trace_id, tenant.encode(), item.span_id, sha256(item.otlp).digest()[:16], now, compressed)
 
 
-def keep_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Keeps foreign spans; those that are there already change nothing."""
     columns = "trace_id, tenant, span_id, digest, received_at, otlp"
     insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 only names

@@ -11,10 +11,10 @@ from typing import Any
 
 from runspan.backends.sqlite import queries as tables
 from runspan.backends.sqlite import revision as known
-from runspan.backends.sqlite.compression import Compression, Damaged, find_dictionary
+from runspan.backends.sqlite.compression import Compression, CorruptFrame, find_dictionary
 from runspan.backends.sqlite.rows import bytes_to_lines
 from runspan.backends.sqlite.schema import open_reader
-from runspan.codec.decode import read_run
+from runspan.codec.decode import verify_run
 from runspan.contracts import Cursor, Document, Page, RunQuery
 from runspan.errors import NotFound, StoreError
 from runspan.model.ids import run_ids
@@ -32,7 +32,7 @@ _DOCUMENT = "SELECT document, incomplete FROM runs WHERE trace_id = ?"
 
 
 @contextmanager
-def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     """All that is read inside is of one state of the store."""
     connection.execute("BEGIN")
     try:
@@ -41,7 +41,7 @@ def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-class Readers:
+class ConnectionPool:
     """Connections that wait to be used. A pool and not one a thread: servers make threads by the request."""
 
     def __init__(self, path: Path) -> None:
@@ -77,10 +77,10 @@ class Readers:
             self._idle.pop().close()
 
 
-class Reading:
+class StoreReader:
     """The questions of ``contracts.TraceReader``."""
 
-    def __init__(self, readers: Readers, compression: Compression) -> None:
+    def __init__(self, readers: ConnectionPool, compression: Compression) -> None:
         self._readers = readers
         self._compression = compression
 
@@ -88,7 +88,7 @@ class Reading:
         """The canonical text in a stored frame. StoreError when it is damaged: the frame's checksum tells."""
         try:
             return self._compression.decompress(frame, find_dictionary(connection))
-        except Damaged as error:
+        except CorruptFrame as error:
             raise StoreError(
                 "what is stored is damaged",
                 where=f"{self._readers.path} run {run_id}",
@@ -96,11 +96,11 @@ class Reading:
                 hint="export the run again, or restore a backup",
             ) from None
 
-    def known(self, connection: sqlite3.Connection, stored: tables.Stored) -> known.Known:
+    def revision(self, connection: sqlite3.Connection, stored: tables.StoredRow) -> known.StoredRevision:
         """The revision of a stored run. StoreError when its columns do not fit together."""
         run = Run.from_json(self.text(connection, stored.document, stored.run_id))
         try:
-            return known.stored(run, stored.tenant, stored.revision, stored.step_ids)
+            return known.from_verified(run, stored.tenant, stored.revision, stored.step_ids)
         except ValueError as error:
             raise StoreError(
                 "what is stored cannot be made into spans again",
@@ -116,7 +116,7 @@ class Reading:
             row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
             if row is None:
                 # Both at one moment: between two, the fragments may become the run.
-                with _one_moment(connection):
+                with _snapshot(connection):
                     row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
                     loose = tables.fragments(connection, trace_id, tenant) if row is None else ()
             text = b"" if row is None else self.text(connection, row[0], run_id)
@@ -124,13 +124,13 @@ class Reading:
             return Document(text, bytes_to_lines(row[1]))
         if not loose:
             raise _not_found(f"run {run_id}")
-        decoded = read_run(loose)  # raises TraceIncomplete, or they would not be fragments
+        decoded = verify_run(loose)  # raises TraceIncomplete, or they would not be fragments
         return Document(decoded.run.text, decoded.incomplete)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         with self._readers.connection() as connection:
             try:
-                with _one_moment(connection):
+                with _snapshot(connection):
                     stored = tables.stored_run(connection, trace_id)
                     if stored is not None and tenant not in (None, stored.tenant):
                         stored = None
@@ -141,11 +141,11 @@ class Reading:
                         self._compression.decompress(frame, find)
                         for frame in tables.foreign_of(connection, trace_id, tenant)
                     ]
-                    revision = None if stored is None else self.known(connection, stored)
-            except Damaged as error:
+                    revision = None if stored is None else self.revision(connection, stored)
+            except CorruptFrame as error:
                 where = f"{self._readers.path} trace {trace_id.hex()}"
                 raise StoreError("what is stored is damaged", where=where, got=str(error)) from None
-        found = [] if revision is None else known.spans_of(revision)
+        found = [] if revision is None else known.to_spans(revision)
         made = {span.span_id for span in found}
         beside = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in made]
         found = [*found, *loose, *beside]

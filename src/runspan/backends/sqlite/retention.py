@@ -21,7 +21,7 @@ from runspan.model.ids import run_ids
 _DIGEST = "SELECT id, digest, incomplete IS NOT NULL FROM runs WHERE trace_id = ?"
 
 
-class Purged(NamedTuple):
+class PurgeResult(NamedTuple):
     """deleted: runs. changed: ids of those that stay. gone: runs that were not there. spans: foreign ones deleted."""
 
     deleted: int
@@ -30,7 +30,7 @@ class Purged(NamedTuple):
     spans: int
 
 
-def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> Purged:
+def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeResult:
     """Deletes runs in the transaction that compares them. items: SHA-256 of the document's text, and run id.
 
     A run stays when its document is another, when a newer revision of it is known but not proved yet, or when spans
@@ -51,7 +51,7 @@ def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], te
             connection.execute("DELETE FROM fragments WHERE trace_id = ?", (trace_id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (row[0],))
             deleted += 1
-    return Purged(deleted, tuple(changed), gone, spans)
+    return PurgeResult(deleted, tuple(changed), gone, spans)
 
 
 DAY: Final = 86_400 * 1_000_000_000
@@ -92,11 +92,11 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
         _in_batches(writer, "foreign_spans", edge)
         _in_batches(writer, "fragments", edge)
     _in_batches(writer, "fragments", now - _SETTLED_FRAGMENTS, settled=True)
-    give_back(writer)
+    release_pages(writer)
     return deleted
 
 
-def give_back(writer: GroupWriter) -> None:
+def release_pages(writer: GroupWriter) -> None:
     """Gives the disk space of what was deleted back to the file system."""
     while writer.submit(_vacuum):
         pass

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 
-from runspan.codec.attributes import Missing, take_text
-from runspan.codec.decode import Decoded
+from runspan.codec.attributes import AttributeDecodeError, decode_text
+from runspan.codec.decode import VerifiedRun
 from runspan.codec.encode import RunEncoder, content_step_ids
-from runspan.codec.fields import DIGEST, MANIFEST, OPEN, REVISION, ROOT_REVISION, STEP_TABLE, observation
-from runspan.codec.span_templates import step_label
+from runspan.codec.fields import DIGEST, MANIFEST, OPEN_STEP_MARK, REVISION, ROOT_REVISION, STEP_TABLE, observed_time
+from runspan.codec.span_templates import step_template
 from runspan.model.document import TERMINAL_STEP_STATUSES, Step
 from runspan.model.run import Run
 from runspan.model.span import Span, Value
@@ -26,7 +26,7 @@ _NO_ID = bytes(_ID_BYTES)
 
 
 @dataclass(frozen=True)
-class Known:
+class StoredRevision:
     """A proved revision. names: of each step the id of its span, empty for a step without."""
 
     run: Run
@@ -44,7 +44,7 @@ class Known:
         """The steps that have a span, by its id, in order."""
         return {name: step for name, step in zip(self.names, self.run.steps, strict=True) if name}
 
-    def packed_names(self) -> bytes | None:
+    def packed_span_ids(self) -> bytes | None:
         """The column ``step_ids``: None when ``encode`` gives the same, the ids alone when it gives other ids to the
         same steps, else an id or a zero for each step."""
         ids = [name for name in self.names if name]
@@ -56,12 +56,12 @@ class Known:
         return None if same else b"".join(ids)
 
 
-def written(run: Run, tenant: str, revision: int) -> Known:
+def from_run(run: Run, tenant: str, revision: int) -> StoredRevision:
     """A revision as ``encode`` writes it."""
-    return stored(run, tenant, revision, None)
+    return from_verified(run, tenant, revision, None)
 
 
-def stored(run: Run, tenant: str, revision: int, step_ids: bytes | None) -> Known:
+def from_verified(run: Run, tenant: str, revision: int, step_ids: bytes | None) -> StoredRevision:
     """A revision from its columns. ValueError when the ids are not those of its steps."""
     if step_ids is None:
         ids = content_step_ids(run, tenant)
@@ -76,32 +76,32 @@ def stored(run: Run, tenant: str, revision: int, step_ids: bytes | None) -> Know
             raise ValueError(f"{len(ids)} step ids for {sum(ended)} of {len(steps)} steps")
         given = iter(ids)
         names = [next(given) if has_ended else b"" for has_ended in ended]
-    return Known(run, tenant, revision, names)
+    return StoredRevision(run, tenant, revision, names)
 
 
-def known_of(decoded: Decoded, spans: Sequence[Span]) -> Known:
+def from_row(decoded: VerifiedRun, spans: Sequence[Span]) -> StoredRevision:
     """What was decoded. spans: its head among them."""
-    known = Known(decoded.run, decoded.tenant, decoded.revision, decoded.step_ids)
+    known = StoredRevision(decoded.run, decoded.tenant, decoded.revision, decoded.step_ids)
     if len(known.names) == len(known.run.steps):
         return known
     return replace(known, names=_manifest(known, spans))
 
 
-def spans_of(known: Known) -> list[Span]:
+def to_spans(known: StoredRevision) -> list[Span]:
     """The spans that a revision was read from, the attempts that its steps tell, and the head last."""
     revision = known.revision
     encoder = RunEncoder(
         known.run, known.tenant, after_root=revision > ROOT_REVISION, is_root=revision == ROOT_REVISION
     )
     ids = [name for name in known.names if name]
-    return encoder.spans(observation(revision), ids, [bool(name) for name in known.names])
+    return encoder.spans(observed_time(revision), ids, [bool(name) for name in known.names])
 
 
-def step_spans(known: Known, names: Container[bytes] | None = None) -> list[Span]:
+def step_spans(known: StoredRevision, names: Container[bytes] | None = None) -> list[Span]:
     """The step spans of a revision. names: only these."""
     encoder = RunEncoder(known.run, known.tenant)
     return [
-        encoder.step(step, name, step_label(STEP_TABLE.get_labels(step)))
+        encoder.step_span(step, name, step_template(STEP_TABLE.get_labels(step)))
         for name, step in known.steps.items()
         if names is None or name in names
     ]
@@ -117,18 +117,18 @@ def _ended(run: Run) -> list[bool]:
     return [step.status in TERMINAL_STEP_STATUSES for step in run.steps]
 
 
-def _manifest(known: Known, spans: Sequence[Span]) -> list[bytes]:
+def _manifest(known: StoredRevision, spans: Sequence[Span]) -> list[bytes]:
     """The names in the manifest of its head. known: with the names of the steps that have a span."""
-    size = len(OPEN)
+    size = len(OPEN_STEP_MARK)
     for span in reversed(spans):
         attributes = span.attributes()
         if attributes.get(DIGEST) != known.digest or revision_of(attributes) != known.revision:
             continue
         try:
-            manifest = (take_text(attributes, MANIFEST) or b"").decode()
+            manifest = (decode_text(attributes, MANIFEST) or b"").decode()
             parts = [manifest[at : at + size] for at in range(0, len(manifest), size)]
-            names = [b"" if part == OPEN else bytes.fromhex(part) for part in parts]
-        except (Missing, ValueError):
+            names = [b"" if part == OPEN_STEP_MARK else bytes.fromhex(part) for part in parts]
+        except (AttributeDecodeError, ValueError):
             continue  # another head that tells the same digest
         if len(names) == len(known.run.steps) and [name for name in names if name] == known.names:
             return names

@@ -8,11 +8,11 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from runspan.codec.fields import observation
-from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, plain_text, sort_time
+from runspan.codec.fields import observed_time
+from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, sort_time, unquote
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
-from runspan.model.span import Event, Link, Span, plain
+from runspan.model.span import Event, Link, Span, to_plain
 from runspan.model.timestamps import parse_ns
 
 
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
     def at(self, revision: int) -> Row:
         """The same at another revision."""
-        observed_at = None if self.observed_at is None else observation(revision)
+        observed_at = None if self.observed_at is None else observed_time(revision)
         return self._replace(revision=revision, observed_at=observed_at)
 
 
@@ -71,9 +71,9 @@ def end_time(envelope: Envelope, written_at: int) -> int:
 
     A run may wait for an approval longer than retention lasts, and must not be gone when it goes on.
     """
-    if plain_text(envelope.status) not in TERMINAL_RUN_STATUSES:
+    if unquote(envelope.status) not in TERMINAL_RUN_STATUSES:
         return written_at
-    completed = plain_text(envelope.completed_at)
+    completed = unquote(envelope.completed_at)
     return (completed and parse_ns(completed)) or sort_time(envelope) or written_at
 
 
@@ -90,7 +90,7 @@ def row_of(
 ) -> Row:
     """The row of a run. document: its text, compressed. step_ids: see ``Row``."""
     envelope = run.envelope
-    workflow_id, status = plain_text(envelope.workflow_id), plain_text(envelope.status)
+    workflow_id, status = unquote(envelope.workflow_id), unquote(envelope.status)
     return Row(
         run_ids(envelope.id, tenant).trace_id,
         tenant.encode(),
@@ -107,7 +107,7 @@ def row_of(
         lines_to_bytes(incomplete),
         written_at,
         resource_id,
-        observation(revision) if status in LIVE_RUN_STATUSES else None,
+        observed_time(revision) if status in LIVE_RUN_STATUSES else None,
         None,
     )
 
@@ -127,7 +127,7 @@ _unpack = msgspec.msgpack.Decoder().decode
 
 def fingerprint(span: Span) -> bytes:
     """What the decoder sees of a span, as 16 bytes: a Collector that adds attributes does not change it."""
-    exact = [(key, plain(value)) for key, value in span.pairs() if key.startswith(_EXACT)]
+    exact = [(key, to_plain(value)) for key, value in span.pairs() if key.startswith(_EXACT)]
     pairs = sorted(exact, key=lambda pair: (pair[0], repr(pair[1])))
     return sha256(_pack((span.span_id, span.start, span.end, pairs))).digest()[:16]
 
@@ -145,7 +145,7 @@ def pack_span(span: Span) -> bytes:
             span.end,
             span.status,
             span.message,
-            [(key, plain(value)) for key, value in span.pairs()],
+            [(key, to_plain(value)) for key, value in span.pairs()],
             [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events],
             [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links],
         )
@@ -173,7 +173,7 @@ def unpack_span(content: bytes) -> Span:
 
 
 def _plain_pairs(pairs: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    return [(key, plain(value)) for key, value in pairs]
+    return [(key, to_plain(value)) for key, value in pairs]
 
 
 def _pairs(pairs: list[list[Any]]) -> tuple[tuple[str, Any], ...]:

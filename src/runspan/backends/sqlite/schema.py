@@ -104,7 +104,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         # Payloads are nobody else's business on this machine; SQLite gives the files beside it the same mode.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        _refuse_others(connection, path)
+        _check_application(connection, path)
         if not _number(connection, "user_version"):  # neither has an effect once a page is written
             connection.execute("PRAGMA page_size = 8192")  # rows of 900 bytes would leave a tenth of 4096 empty
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -116,7 +116,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA wal_autocheckpoint = 16000")
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        _bring_up(connection)
+        _migrate(connection)
     except (sqlite3.Error, OSError) as error:
         if connection is not None:
             connection.close()
@@ -145,7 +145,7 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
 
-def _refuse_others(connection: sqlite3.Connection, path: Path) -> None:
+def _check_application(connection: sqlite3.Connection, path: Path) -> None:
     """StoreError unless the file is empty or a store of this format or an older one."""
     application, version = _number(connection, "application_id"), _number(connection, "user_version")
     if application == APPLICATION_ID and 1 <= version <= FORMAT:
@@ -167,7 +167,7 @@ def _refuse_others(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _bring_up(connection: sqlite3.Connection) -> None:
+def _migrate(connection: sqlite3.Connection) -> None:
     """Creates the tables or migrates them, in one transaction: after a crash the file is as before."""
     if _number(connection, "application_id") and _number(connection, "user_version") == FORMAT:
         return

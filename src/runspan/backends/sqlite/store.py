@@ -11,18 +11,18 @@ from types import TracebackType
 from typing import Final
 
 from runspan.backends.sqlite import retention
-from runspan.backends.sqlite.compression import Compression, Trainer, load_dictionaries
-from runspan.backends.sqlite.ingest import Intake
-from runspan.backends.sqlite.reader import Readers, Reading
-from runspan.backends.sqlite.retention import Purged, purge
+from runspan.backends.sqlite.compression import Compression, DictionaryTrainer, load_dictionaries
+from runspan.backends.sqlite.ingest import Ingester
+from runspan.backends.sqlite.reader import ConnectionPool, StoreReader
+from runspan.backends.sqlite.retention import PurgeResult, purge
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.contracts import Capabilities, Document, Page, RunQuery, Written
+from runspan.contracts import Capabilities, Document, Page, RunQuery, WriteResult
 from runspan.errors import StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 from runspan.model.run import Run
 from runspan.model.span import Span
-from runspan.otlp.protobuf_reader import Received
+from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.storage.sqlite_file import store_error
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
@@ -90,10 +90,10 @@ class SqliteStore:
             connection.close()
             raise store_error(error, self.path) from error
         self._retention = retention.Retention(retention_days)
-        self._readers = Readers(self.path)
-        self._reading = Reading(self._readers, compression)
-        self._writer = GroupWriter(connection, self.path, Trainer(compression))
-        self._intake = Intake(self._writer, compression, self._retention, clock, self._reading.known)
+        self._readers = ConnectionPool(self.path)
+        self._reading = StoreReader(self._readers, compression)
+        self._writer = GroupWriter(connection, self.path, DictionaryTrainer(compression))
+        self._intake = Ingester(self._writer, compression, self._retention, clock, self._reading.revision)
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """See ``contracts.TraceReader``. StoreError when what is stored is damaged."""
@@ -114,11 +114,11 @@ class SqliteStore:
         )
         return None if row is None else bytes(row[0])
 
-    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> Written:
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter``."""
         return self._intake.put(run, tenant, observed_at)
 
-    def write(self, received: Received, tenant: str = "") -> Written:
+    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
         """Takes the spans of an OTLP request from a sender of this tenant, in any order and split over requests.
 
         A run shows once its head and all steps that the head names have come. Runs of another tenant, and runs past
@@ -133,7 +133,7 @@ class SqliteStore:
         """
         return retention.expire(self._writer, self._retention, now)
 
-    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> Purged:
+    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeResult:
         """Deletes these runs of a tenant, in one transaction, while they are as somebody keeps them elsewhere.
 
         items: SHA-256 of the document's text, and run id. A run whose document is another now stays.
@@ -142,7 +142,7 @@ class SqliteStore:
 
     def vacuum(self) -> None:
         """Gives the disk space of deleted runs back. Writes go on meanwhile."""
-        retention.give_back(self._writer)
+        retention.release_pages(self._writer)
 
     def stats(self) -> Stats:
         """Counts, for metrics."""

@@ -106,7 +106,7 @@ class GroupWriter:
         try:
             result = job.work(self._connection)
         except Exception as error:
-            job.future.set_exception(self._told(error))
+            job.future.set_exception(self._finish(error))
         else:
             job.future.set_result(result)
 
@@ -116,7 +116,7 @@ class GroupWriter:
             execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             for job in group:
-                job.future.set_exception(self._told(error))
+                job.future.set_exception(self._finish(error))
             return
         try:
             outcomes = [self._attempt(job) for job in group]
@@ -128,7 +128,7 @@ class GroupWriter:
                 for job in group:
                     self._commit([job])
             else:
-                group[0].future.set_exception(self._told(error))
+                group[0].future.set_exception(self._finish(error))
             return
         for job, (result, failure) in zip(group, outcomes, strict=True):
             if failure is None:
@@ -146,9 +146,9 @@ class GroupWriter:
             if not self._connection.in_transaction:
                 raise
             execute("ROLLBACK TO job")
-            result, failure = None, self._told(error)
+            result, failure = None, self._finish(error)
         execute("RELEASE job")
         return result, failure
 
-    def _told(self, error: Exception) -> Exception:
+    def _finish(self, error: Exception) -> Exception:
         return store_error(error, self._path) if isinstance(error, sqlite3.Error) else error

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from runspan.backends.remote.client import PROTOBUF, RemoteHttp, Sleep, document_of, read_again, trace_id_of
-from runspan.backends.remote.config import RemoteSettings
+from runspan.backends.remote.client import PROTOBUF, RemoteClient, Sleep, document_of, fetch_with_retry, trace_id_of
+from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.tempo.responses import read_trace
-from runspan.backends.tempo.search import Listing, Paces
-from runspan.backends.tempo.verify_candidates import Judge, Proofs
-from runspan.backends.tempo.window_search import SECOND, Searcher
-from runspan.codec.decode import Decoded
+from runspan.backends.tempo.search import RunSearch, WindowSizes
+from runspan.backends.tempo.verify_candidates import CandidateVerifier, VerifiedCache
+from runspan.backends.tempo.window_search import SECOND, WindowSearcher
+from runspan.codec.decode import VerifiedRun
 from runspan.contracts import Capabilities, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, TraceIncomplete
 from runspan.model.span import Span
@@ -32,19 +32,19 @@ class TempoReader:
 
     def __init__(
         self,
-        settings: RemoteSettings,
+        settings: RemoteConfig,
         *,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
-        self._http = RemoteHttp(settings)
+        self._http = RemoteClient(settings)
         self._clock = clock
         self._monotonic = monotonic
         self._sleep = sleep
-        self._searcher = Searcher(self._http)
-        self._proofs = Proofs()
-        self._paces = Paces()
+        self._searcher = WindowSearcher(self._http)
+        self._proofs = VerifiedCache()
+        self._paces = WindowSizes()
         self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="tempo")
 
     def document(self, run_id: str, tenant: str = "") -> Document:
@@ -79,9 +79,9 @@ class TempoReader:
                     hint="ask for a later since, a workflow or a status",
                 )
 
-        judge = Judge(query, partial(self._run, patient=False), self._proofs, self._pool)
+        judge = CandidateVerifier(query, partial(self._run, patient=False), self._proofs, self._pool)
         try:
-            return Listing(query, self._searcher, judge, self._paces, self._clock() // SECOND, go_on).page()
+            return RunSearch(query, self._searcher, judge, self._paces, self._clock() // SECOND, go_on).page()
         except UnicodeEncodeError:
             return Page([])  # a lone surrogate is in no stored text
 
@@ -96,7 +96,7 @@ class TempoReader:
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
 
-    def _run(self, trace_id: bytes, *, patient: bool) -> Decoded:
+    def _run(self, trace_id: bytes, *, patient: bool) -> VerifiedRun:
         notes: list[str] = []
 
         def fetch() -> list[Span]:
@@ -105,7 +105,7 @@ class TempoReader:
             return spans
 
         try:
-            return read_again(fetch, self._sleep, patient=patient)
+            return fetch_with_retry(fetch, self._sleep, patient=patient)
         except TraceIncomplete as error:
             if notes:
                 error.hint = notes[0]

@@ -13,8 +13,8 @@ import msgspec
 from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
-from runspan.backends.remote.client import Answer
-from runspan.codec.fields import REVISION, ROLE, ROLE_RUN, ROLE_SNAPSHOT, ROLE_STEP
+from runspan.backends.remote.client import Response
+from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROLE_STEP
 from runspan.errors import PayloadError
 from runspan.model.span import UNSET, Span, Value
 from runspan.otlp.protobuf_reader import all_spans, read_spans
@@ -56,7 +56,7 @@ class _Metrics(msgspec.Struct, rename="camel"):
     total_jobs: int = 0
 
 
-class _Answer(msgspec.Struct):
+class _SearchResponse(msgspec.Struct):
     traces: list[_Trace] = []
     metrics: _Metrics = msgspec.field(default_factory=_Metrics)
 
@@ -80,7 +80,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """traces: all that came, heads or not. missing: how many parts of its data Tempo did not look at."""
 
     candidates: list[Candidate]
@@ -89,11 +89,11 @@ class Found:
     missing: int
 
 
-def read_search(body: bytes) -> Found:
+def read_search(body: bytes) -> SearchResult:
     """The answer of ``/api/search``; ValueError when it is none."""
-    answer = msgspec.json.decode(body, type=_Answer)
+    answer = msgspec.json.decode(body, type=_SearchResponse)
     candidates = [_candidate(trace) for trace in answer.traces]
-    return Found(
+    return SearchResult(
         [candidate for candidate in candidates if candidate.heads],
         len(candidates),
         sorted((candidate.start for candidate in candidates), reverse=True),
@@ -110,7 +110,7 @@ def _candidate(trace: _Trace) -> Candidate:
             role = _role(raw)
             if role == ROLE_STEP:
                 candidate.steps.add(raw.span_id.zfill(SPAN_ID_DIGITS))
-            elif role in (ROLE_RUN, ROLE_SNAPSHOT) and not has_head:
+            elif role in (ROLE_RUN, ROLE_REVISION) and not has_head:
                 has_head = True
                 candidate.heads.append(_span(candidate.trace_id, raw))
     return candidate
@@ -166,7 +166,7 @@ class _Wrapped(msgspec.Struct):
     trace: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-def read_trace(body: bytes, *, wrapped: bool, again: Callable[[], Answer]) -> tuple[list[Span], str]:
+def read_trace(body: bytes, *, wrapped: bool, again: Callable[[], Response]) -> tuple[list[Span], str]:
     """The spans, and what is wrong with the trace as a whole. ValueError when the body is no trace.
 
     wrapped: whether it is the second version's answer, which has a status. again: asks for the same as JSON. An

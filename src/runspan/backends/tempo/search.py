@@ -9,8 +9,8 @@ from typing import Final
 
 from runspan.backends.tempo.responses import Candidate
 from runspan.backends.tempo.traceql import OVERTAKING, TIMELESS, may_have_ended, search_text
-from runspan.backends.tempo.verify_candidates import Item, Judge, Key, Verdict
-from runspan.backends.tempo.window_search import EARLIEST, LATEST, SECOND, Searcher, Window
+from runspan.backends.tempo.verify_candidates import CandidateVerifier, Decision, Key, ListItem
+from runspan.backends.tempo.window_search import EARLIEST, LATEST, SECOND, SearchWindow, WindowSearcher
 from runspan.contracts import Cursor, Page, RunQuery
 
 LOOKBACK_DAYS: Final = 400
@@ -26,27 +26,27 @@ _MAX_PACES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WindowSize:
     """How many seconds a full page of a kind of query lately reached back, and the limit that its search needed."""
 
     seconds: int
     limit: int
 
 
-class Paces:
+class WindowSizes:
     """The paces by kind of query, so that the next search asks for little more than it needs.
 
     A wrong guess costs a search, never a run.
     """
 
     def __init__(self) -> None:
-        self._known: dict[object, Pace] = {}
+        self._known: dict[object, WindowSize] = {}
         self._lock = Lock()
 
-    def get(self, kind: object) -> Pace | None:
+    def get(self, kind: object) -> WindowSize | None:
         return self._known.get(kind)
 
-    def put(self, kind: object, pace: Pace) -> None:
+    def put(self, kind: object, pace: WindowSize) -> None:
         with self._lock:
             if len(self._known) >= _MAX_PACES:
                 self._known.clear()
@@ -57,27 +57,27 @@ class Paces:
 class _State:
     """What a list has found so far. items: by trace. settled: traces that were judged for good."""
 
-    items: dict[bytes, Item] = field(default_factory=dict)
+    items: dict[bytes, ListItem] = field(default_factory=dict)
     settled: set[bytes] = field(default_factory=set)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def take(self, candidate: Candidate, verdict: Verdict) -> None:
+    def take(self, candidate: Candidate, verdict: Decision) -> None:
         self.settled.add(candidate.trace_id)
-        if isinstance(verdict, Item):
+        if isinstance(verdict, ListItem):
             self.items[candidate.trace_id] = verdict
         if verdict.note:
             self.notes[verdict.note] = None
 
 
-class Listing:
+class RunSearch:
     """One call of ``search``. now: seconds since 1970. go_on: raises when the list takes too long."""
 
     def __init__(
         self,
         query: RunQuery,
-        searcher: Searcher,
-        judge: Judge,
-        paces: Paces,
+        searcher: WindowSearcher,
+        judge: CandidateVerifier,
+        paces: WindowSizes,
         now: int,
         go_on: Callable[[], None],
     ) -> None:
@@ -117,7 +117,7 @@ class Listing:
         page = self._cut()
         if page.cursor is not None:
             reach = max((newest - page.cursor.time // SECOND) * 5 // 4, 2)
-            self._paces.put(kind, Pace(reach, min(self._limit, _MAX_START)))
+            self._paces.put(kind, WindowSize(reach, min(self._limit, _MAX_START)))
         return page
 
     def _find_changed_above(self, low: int) -> set[bytes] | None:
@@ -130,7 +130,7 @@ class Listing:
         self._note_missing(window)
         return {candidate.trace_id for candidate in window.candidates}
 
-    def _note_missing(self, window: Window) -> None:
+    def _note_missing(self, window: SearchWindow) -> None:
         if window.missing:
             self._state.notes[f"Tempo left out {window.missing} parts of its data"] = None
 
@@ -184,26 +184,26 @@ class Listing:
         lookback = self._now - LOOKBACK_DAYS * 86_400
         return high, min(max(floor, lookback), high - 1)
 
-    def _further(self, window: Window, floor: int, found: int) -> int:
+    def _further(self, window: SearchWindow, floor: int, found: int) -> int:
         """Where the next window begins: far enough back for what is missing, judged by what was found so far."""
         if found * 8 < self._wanted:
             return floor
         return max(floor, window.low - (window.high - window.low) * max(4, 2 * self._wanted // found))
 
-    def _take(self, window: Window, complete_from: int, *, timeless: bool = False) -> bool:
+    def _take(self, window: SearchWindow, complete_from: int, *, timeless: bool = False) -> bool:
         """Judges what is new in a window, newest first, until the page is full; whether it is.
 
         timeless: whether only heads without a start were looked for; a newer head of such a run may have one.
         """
         self._note_missing(window)
         reaches_up = window.high >= min(LATEST, self._now + _AHEAD)
-        waiting: list[tuple[Key, Candidate, Verdict | None]] = []
+        waiting: list[tuple[Key, Candidate, Decision | None]] = []
         unplaced: list[Candidate] = []
         for candidate in window.candidates:
             if candidate.trace_id in self._state.settled:
                 continue
             changed = self._changed_above is None or candidate.trace_id in self._changed_above
-            key, verdict = self._judge.quick(
+            key, verdict = self._judge.from_search(
                 candidate, all_seen=not timeless and not changed, all_newer_seen=reaches_up
             )
             if verdict is None and not key[1]:

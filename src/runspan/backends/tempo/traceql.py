@@ -12,15 +12,15 @@ from typing import Final
 
 import msgspec
 
-from runspan.codec.attributes import Pairs, put_value
+from runspan.codec.attributes import Pairs, encode_value
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
-    ODD,
+    NON_CANONICAL,
     REVISION,
     ROLE,
+    ROLE_REVISION,
     ROLE_RUN,
-    ROLE_SNAPSHOT,
     ROLE_STEP,
     ROOT_REVISION,
     RUN_FIELDS,
@@ -31,16 +31,19 @@ from runspan.codec.fields import (
 )
 from runspan.contracts import RunQuery
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
-from runspan.model.span import plain
+from runspan.model.span import to_plain
 
 _FIELDS: Final = {field.member: field for field in RUN_FIELDS}
 _SUMMARY_KEYS: Final = tuple(
-    key for member in SUMMARY_MEMBERS if member != "id" for key in (_FIELDS[member].key, _FIELDS[member].key + ODD)
+    key
+    for member in SUMMARY_MEMBERS
+    if member != "id"
+    for key in (_FIELDS[member].key, _FIELDS[member].key + NON_CANONICAL)
 )
 SELECTED: Final = (ROLE, REVISION, RUN_ID, TENANT, DIGEST, STEP_COUNT, MANIFEST, *_SUMMARY_KEYS)
 """The attributes that a list item is made from, and those that tell which step spans it needs."""
 
-_HEADS: Final = f'(span.{ROLE} = "{ROLE_RUN}" || span.{ROLE} = "{ROLE_SNAPSHOT}")'
+_HEADS: Final = f'(span.{ROLE} = "{ROLE_RUN}" || span.{ROLE} = "{ROLE_REVISION}")'
 _STEPS: Final = f'{{ span.{ROLE} = "{ROLE_STEP}" }}'
 OVERTAKING: Final = f"span.{REVISION} > {ROOT_REVISION}"
 """Heads of runs that changed after their end."""
@@ -50,7 +53,7 @@ _BUFFER: Final = 1024
 _MARGIN: Final = 16
 """A character of several bytes at the end of the buffer moves the next one's place."""
 
-TIMELESS: Final = f"span.{RUN_TABLE.start.key}{ODD} != nil"
+TIMELESS: Final = f"span.{RUN_TABLE.start.key}{NON_CANONICAL} != nil"
 """Heads whose document has no usable start, and which may sort elsewhere than where their span lies."""
 
 
@@ -113,8 +116,8 @@ def may_have_ended(query: RunQuery) -> bool:
 def _member(member: str, value: str) -> str:
     """The condition that a head carries this value, in whichever attributes the table puts it."""
     pairs: Pairs = []
-    put_value(pairs, _FIELDS[member], value)
-    terms = [_equal(key, plain(carried)) for key, carried in pairs]
+    encode_value(pairs, _FIELDS[member], value)
+    terms = [_equal(key, to_plain(carried)) for key, carried in pairs]
     return terms[0] if len(terms) == 1 else f"({' && '.join(terms)})"
 
 

@@ -15,11 +15,11 @@ from threading import Lock
 from typing import Final
 
 from runspan.backends.tempo.responses import SPAN_ID_DIGITS, Candidate
-from runspan.codec.decode import Decoded, Heading, read_heading
+from runspan.codec.decode import RunSummary, VerifiedRun, read_summary
 from runspan.codec.fields import DIGEST, MANIFEST, PIECE_BYTES, ROOT_REVISION, STEP_COUNT
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.document import plain_text, sort_time
+from runspan.model.document import sort_time, unquote
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 
@@ -34,7 +34,7 @@ Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ListItem:
     """One run of the list. note: what is missing of it, empty when nothing is."""
 
     key: Key
@@ -43,16 +43,16 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class Excluded:
     """A trace that is not in the list. note: why that may be wrong, empty when it is certain."""
 
     note: str = ""
 
 
-Verdict = Item | Dropped
+Decision = ListItem | Excluded
 
 
-class Proofs:
+class VerifiedCache:
     """Revisions that were once read whole: what was proved stays proved. The oldest are forgotten."""
 
     def __init__(self, bound: int = _REMEMBERED) -> None:
@@ -71,11 +71,11 @@ class Proofs:
         return key in self._known
 
 
-class Judge:
+class CandidateVerifier:
     """Judges the candidates of one query. read: the run of a trace, as ``codec.decode.read_run`` proves it."""
 
     def __init__(
-        self, query: RunQuery, read: Callable[[bytes], Decoded], proofs: Proofs, pool: ThreadPoolExecutor
+        self, query: RunQuery, read: Callable[[bytes], VerifiedRun], proofs: VerifiedCache, pool: ThreadPoolExecutor
     ) -> None:
         self._query = query
         self._read = read
@@ -83,7 +83,7 @@ class Judge:
         self._pool = pool
         self._filtered = query.workflow_id is not None or bool(query.statuses)
 
-    def quick(self, candidate: Candidate, *, all_seen: bool, all_newer_seen: bool) -> tuple[Key, Verdict | None]:
+    def from_search(self, candidate: Candidate, *, all_seen: bool, all_newer_seen: bool) -> tuple[Key, Decision | None]:
         """The place of a candidate, and its verdict when the search answer alone proves one.
 
         all_seen: whether every head of a run that may be in the list meets the search's conditions, or a newer one
@@ -91,48 +91,48 @@ class Judge:
         """
         newest = candidate.newest
         try:
-            heading = read_heading(newest)
+            heading = read_summary(newest)
         except TraceIncomplete:
             heading = None
         if heading is None or _is_pieced(newest) or not _is_own(heading, candidate.trace_id):
             return (newest.start, ""), None
         key = (heading.time, heading.run_id)
         if heading.tenant != self._query.tenant:
-            return key, Dropped()
+            return key, Excluded()
         is_newest = all_seen and (heading.revision >= ROOT_REVISION or (all_newer_seen and not self._filtered))
         if is_newest and not self._matches(heading):
-            return key, Dropped() if _is_trusted(newest) else None
+            return key, Excluded() if _is_trusted(newest) else None
         if is_newest and _is_trusted(newest) and self._is_proved(candidate, heading):
-            return key, Item(key, heading.summary)
+            return key, ListItem(key, heading.summary)
         return key, None
 
-    def read_all(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+    def read_all(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """The verdicts on traces that are read, several at a time."""
         if len(candidates) < 2:
             return [self._read_one(candidate) for candidate in candidates]
         return list(self._pool.map(self._read_one, candidates))
 
-    def _read_one(self, candidate: Candidate) -> Verdict:
+    def _read_one(self, candidate: Candidate) -> Decision:
         try:
             decoded = self._read(candidate.trace_id)
         except NotFound:
-            return Dropped()
+            return Excluded()
         except TraceIncomplete as error:
-            return Dropped(f"trace {candidate.trace_id.hex()} is not listed: {'; '.join(error.missing[:3]) or error}")
+            return Excluded(f"trace {candidate.trace_id.hex()} is not listed: {'; '.join(error.missing[:3]) or error}")
         run = decoded.run
         envelope = run.envelope
         self._proofs.add(candidate.trace_id, decoded.revision, sha256(run.text).hexdigest())
-        workflow, status = plain_text(envelope.workflow_id), plain_text(envelope.status)
+        workflow, status = unquote(envelope.workflow_id), unquote(envelope.status)
         if decoded.tenant != self._query.tenant or not self._query.admits(workflow, status, decoded.revision):
-            return Dropped()
+            return Excluded()
         note = f"run {run.id} is listed as of an older revision: {decoded.incomplete[0]}" if decoded.incomplete else ""
-        return Item((sort_time(envelope), run.id), run.summary(), note)
+        return ListItem((sort_time(envelope), run.id), run.summary(), note)
 
-    def _matches(self, heading: Heading) -> bool:
+    def _matches(self, heading: RunSummary) -> bool:
         query = self._query
         return heading.tenant == query.tenant and query.admits(heading.workflow_id, heading.status, heading.revision)
 
-    def _is_proved(self, candidate: Candidate, heading: Heading) -> bool:
+    def _is_proved(self, candidate: Candidate, heading: RunSummary) -> bool:
         attributes = candidate.newest.attributes()
         digest = attributes.get(DIGEST)
         if type(digest) is not str:
@@ -162,7 +162,7 @@ def _names(head: Span) -> frozenset[str]:
     return frozenset(manifest[start : start + SPAN_ID_DIGITS] for start in range(0, len(manifest), SPAN_ID_DIGITS))
 
 
-def _is_own(heading: Heading, trace_id: bytes) -> bool:
+def _is_own(heading: RunSummary, trace_id: bytes) -> bool:
     """Whether run id and tenant are whole: the trace id follows from them."""
     try:
         return run_ids(heading.run_id, heading.tenant).trace_id == trace_id

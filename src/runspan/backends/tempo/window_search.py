@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from runspan.backends.remote.client import Answer, RemoteHttp
-from runspan.backends.tempo.responses import Candidate, Found, read_search
+from runspan.backends.remote.client import RemoteClient, Response
+from runspan.backends.tempo.responses import Candidate, SearchResult, read_search
 from runspan.errors import BackendRefused, QueryUnsupported
 
 SECOND: Final = 1_000_000_000
@@ -30,7 +30,7 @@ _LIMIT_REFUSED = re.compile(r"limit \d+ exceeds max limit (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class SearchWindow:
     """Everything found in the seconds from ``low`` to ``high``.
 
     missing: parts of the data that were not looked at. limit: the one that sufficed.
@@ -43,10 +43,10 @@ class Window:
     limit: int
 
 
-class Searcher:
+class WindowSearcher:
     """Asks one Tempo, and remembers which ranges, limits and numbers of spans it refuses."""
 
-    def __init__(self, http: RemoteHttp) -> None:
+    def __init__(self, http: RemoteClient) -> None:
         self._http = http
         self._max_range: int | None = None
         self._max_limit = _MAX_LIMIT
@@ -57,7 +57,7 @@ class Searcher:
         """Whether the server is known to refuse wide ranges."""
         return self._max_range is not None
 
-    def window(self, text: str, low: int, high: int, limit: int, enough: int) -> Window | None:
+    def window(self, text: str, low: int, high: int, limit: int, enough: int) -> SearchWindow | None:
         """The newest part of a range that could be searched whole: it ends at ``high`` and begins at ``low`` or later.
 
         None when it turned out just now that the server is ``limited``. limit: how many traces to ask for at first.
@@ -74,7 +74,7 @@ class Searcher:
                     return None
                 continue
             if found.traces < limit:
-                return Window(low, high, found.candidates, found.missing, limit)
+                return SearchWindow(low, high, found.candidates, found.missing, limit)
             kept = found.starts[min(enough, len(found.starts) - 1)] // SECOND
             if low < kept < high:
                 low = kept
@@ -93,7 +93,7 @@ class Searcher:
             hint="name a workflow or a status, or raise query_frontend.search.max_result_limit",
         )
 
-    def at_once(self, text: str, low: int, high: int, limit: int) -> Window | None:
+    def at_once(self, text: str, low: int, high: int, limit: int) -> SearchWindow | None:
         """All of a range when one search can tell it, with fewer traces than the limit; else None."""
         limit = min(limit, self._max_limit)
         if self._max_range is not None and high - low > self._max_range:
@@ -101,9 +101,9 @@ class Searcher:
         found = self._search(text, low, high, limit)
         if found is None or found.traces >= limit:
             return None
-        return Window(low, high, found.candidates, found.missing, limit)
+        return SearchWindow(low, high, found.candidates, found.missing, limit)
 
-    def _search(self, text: str, low: int, high: int, limit: int) -> Found | None:
+    def _search(self, text: str, low: int, high: int, limit: int) -> SearchResult | None:
         """None when the server refused the range or limit, which is remembered."""
         parameters: dict[str, str | int] = {
             "q": text,
@@ -127,7 +127,7 @@ class Searcher:
         """How many spans of a trace the answer may hold: the steps of usual runs, but no answer without end."""
         return max(1, min(self._max_spans, _MAX_ANSWERED // limit))
 
-    def _learn(self, answer: Answer) -> None:
+    def _learn(self, answer: Response) -> None:
         text = answer.text()
         refused = _RANGE_REFUSED.search(text)
         if refused is not None:

@@ -11,11 +11,11 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from runspan.web.api_keys import RUNS_READ, KeyRing
+from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.origin_guard import is_from_here
-from runspan.web.pages.views import Frame
+from runspan.web.pages.views import PageRenderer
 from runspan.web.public_url import local_target
-from runspan.web.sessions import Cookies
+from runspan.web.sessions import SessionCookie
 
 logger = logging.getLogger("runspan.login")
 
@@ -23,10 +23,10 @@ _LONGEST_KEY = 200
 _MOST_FORM_BYTES = 20_000
 
 
-def add_login(app: Flask, frame: Frame, cookies: Cookies, keys: KeyRing) -> None:
+def add_login(app: Flask, frame: PageRenderer, cookies: SessionCookie, keys: ApiKeyStore) -> None:
     """The routes, where the server has a key ring. While it never held a key, everybody may read without a login."""
     pages = Blueprint("login", __name__)
-    tries = Tries(frame.parts.settings.logins_per_minute)
+    tries = LoginRateLimit(frame.parts.settings.logins_per_minute)
 
     def show(status: int = 200, problem: str = "") -> Response:
         target = local_target(request.values.get("next", "/"))
@@ -75,7 +75,7 @@ def add_login(app: Flask, frame: Frame, cookies: Cookies, keys: KeyRing) -> None
     app.register_blueprint(pages)
 
 
-class Tries:
+class LoginRateLimit:
     """Counts wrong keys by address. per_minute: how many one may send; 0 means any number."""
 
     def __init__(self, per_minute: int) -> None:

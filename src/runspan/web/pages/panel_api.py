@@ -24,9 +24,9 @@ from runspan.model.document import RUN_STATUSES
 from runspan.model.run import Run
 from runspan.model.timestamps import MILLISECOND, parse_ns
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import Parts
+from runspan.web.app_context import AppContext
 from runspan.web.errors import JSON, invalid_query
-from runspan.web.fast_path import PARTIAL, noted
+from runspan.web.fast_path import PARTIAL, note_header
 from runspan.web.schemas import RunsQuery
 
 MOST_TOTALS: Final = 50
@@ -55,7 +55,7 @@ class _Summary(Struct, rename="camel"):
     created_at: Any = None
 
 
-class Spread(Struct, rename="camel"):
+class RunHistogram(Struct, rename="camel"):
     """How runs spread over time.
 
     times: starts in milliseconds since 1970, newest first; statuses: of each, as an index into names, whose last entry
@@ -71,20 +71,20 @@ class Spread(Struct, rename="camel"):
     whole: bool
 
 
-def add_data(app: Flask, parts: Parts, timer: Callable[[], float] = time.monotonic) -> None:
+def add_data(app: Flask, parts: AppContext, timer: Callable[[], float] = time.monotonic) -> None:
     """``/pages/totals`` and ``/pages/spread``. Errors are told as those of the API."""
     pages = Blueprint("data", __name__)
 
     def totals() -> Response:
-        caller = parts.access.admit(request, RUNS_READ)
+        caller = parts.access.authorize(request, RUNS_READ)
         ids = request.args.getlist("run")
         if not 0 < len(ids) <= MOST_TOTALS:
             raise QueryError(where="run", expected=f"1 to {MOST_TOTALS} of them", got=str(len(ids)))
-        found, left = sum_up(parts.reader, ids, caller.tenant, _until(timer))
+        found, left = totals_for(parts.reader, ids, caller.tenant, _until(timer))
         return _answer({"success": True, "data": found, "meta": {"left": left}})
 
     def spread() -> Response:
-        caller = parts.access.admit(request, RUNS_READ)
+        caller = parts.access.authorize(request, RUNS_READ)
         try:
             asked = RunsQuery.model_validate(request.args.to_dict())
         except ValidationError as error:
@@ -98,9 +98,9 @@ def add_data(app: Flask, parts: Parts, timer: Callable[[], float] = time.monoton
             limit=MAX_LIMIT,
             stuck_before=asked.stuck_ns(now),
         )
-        found, partial = count_over_time(parts.reader, query, _until(timer))
+        found, partial = histogram_for(parts.reader, query, _until(timer))
         answer = _answer({"success": True, "data": found, "meta": {"partial": partial}})
-        answer.headers.extend(noted(PARTIAL, partial))
+        answer.headers.extend(note_header(PARTIAL, partial))
         return answer
 
     pages.add_url_rule("/pages/totals", "totals", totals)
@@ -108,7 +108,7 @@ def add_data(app: Flask, parts: Parts, timer: Callable[[], float] = time.monoton
     app.register_blueprint(pages)
 
 
-def sum_up(
+def totals_for(
     reader: TraceReader, ids: list[str], tenant: str, in_time: Callable[[], bool]
 ) -> tuple[dict[str, Totals], list[str]]:
     """The totals of runs by id, and the ids that were not looked at any more. Runs that cannot be read are left out."""
@@ -135,9 +135,9 @@ def totals_of(run: Run) -> Totals:
     return totals
 
 
-def count_over_time(reader: TraceReader, query: RunQuery, in_time: Callable[[], bool]) -> tuple[Spread, list[str]]:
+def histogram_for(reader: TraceReader, query: RunQuery, in_time: Callable[[], bool]) -> tuple[RunHistogram, list[str]]:
     """The newest runs of a query as a ``Spread``, and what the backend could not look at."""
-    spread = Spread((*RUN_STATUSES, "other"), [], [], 0, [], whole=False)
+    spread = RunHistogram((*RUN_STATUSES, "other"), [], [], 0, [], whole=False)
     places = {name: place for place, name in enumerate(RUN_STATUSES)}
     workflows: set[str] = set()
     partial: dict[str, None] = {}

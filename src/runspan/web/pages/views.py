@@ -15,12 +15,12 @@ from werkzeug.exceptions import NotFound
 from runspan.errors import NotFound as NoSuchRun
 from runspan.errors import RunspanError, Unauthorized, outcome
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import Parts
-from runspan.web.auth import Access
+from runspan.web.app_context import AppContext
+from runspan.web.auth import Authenticator
 from runspan.web.errors import JSON, error_response
 from runspan.web.pages.assets import Assets, load_assets
-from runspan.web.public_url import Places
-from runspan.web.sessions import Cookies
+from runspan.web.public_url import PublicUrl
+from runspan.web.sessions import SessionCookie
 
 POLICY: Final = "; ".join(
     (
@@ -57,12 +57,12 @@ HTML: Final = "text/html; charset=utf-8"
 _FOR_PROGRAMS: Final = ("/api/", "/v1/", "/pages/", "/static/")
 
 
-class Frame:
+class PageRenderer:
     """What all pages of one application share. cookies: None where no key can be asked for."""
 
-    def __init__(self, parts: Parts, places: Places, cookies: Cookies | None) -> None:
+    def __init__(self, parts: AppContext, places: PublicUrl, cookies: SessionCookie | None) -> None:
         self.parts = parts
-        self.access: Access = parts.access
+        self.access: Authenticator = parts.access
         self.places = places
         self.cookies = cookies
         self.assets: Assets = load_assets()
@@ -97,7 +97,7 @@ class Frame:
 
         def guarded_view(**arguments: str) -> Response:
             try:
-                self.access.admit(request, RUNS_READ)
+                self.access.authorize(request, RUNS_READ)
                 return view(**arguments)
             except Unauthorized as error:
                 if self.cookies is None:
@@ -120,7 +120,7 @@ class Frame:
         return response
 
 
-def add_pages(app: Flask, frame: Frame) -> None:
+def add_pages(app: Flask, frame: PageRenderer) -> None:
     """``/``, ``/runs/{id}``, ``/compare`` and the static files."""
     pages = Blueprint("pages", __name__, template_folder="templates")
 
