@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["servers.fixtures", "syncfixtures"]
+pytest_plugins = ["support.servers.fixtures", "support.sync_fixtures"]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from receivers import OK, Answer, Post, grpc_receiver, http_receiver
 from runspan import Run, decode
 from runspan.delivery import GRPC, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, connect, exporter_config
 from runspan.errors import DocumentError
@@ -19,6 +18,7 @@ from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing.generate import generate
+from support.receivers import OK, Answer, Post, grpc_receiver, http_receiver
 
 SAMPLES = sorted((Path(__file__).parent.parent / "examples" / "runs").glob("*.json"))
 NOW = 1_790_000_000_000_000_000

@@ -8,11 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from conformance.harness import Harness, StoreByDocument, StoreByOtlp
+from conformance.jaeger import jaeger_by_otlp
+from conformance.remote import tempo_by_otlp
 from runspan.backends.sqlite import SqliteStore
-
-from .harness import Harness, StoreByDocument, StoreByOtlp
-from .jaeger import jaeger_by_otlp
-from .remote import tempo_by_otlp
 
 
 @pytest.fixture(params=["store-by-document", "store-by-otlp", "tempo", "jaeger-memory", "jaeger-badger"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from conformance.sending import ByOtlp, delivery_to
 from runspan.backends.jaeger import JaegerReader
 from runspan.backends.remote.config import remote_config
-from servers.jaeger import Jaeger
-
-from .sending import ByOtlp, delivery_to
+from support.servers.jaeger import Jaeger
 
 
 def jaeger_by_otlp(server: Jaeger) -> ByOtlp:

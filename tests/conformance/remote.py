@@ -10,14 +10,13 @@ from typing import Any, Final
 
 import httpx
 
+from conformance.sending import ByOtlp, delivery_to
 from runspan.backends.remote.config import remote_config
 from runspan.backends.tempo import TempoReader
 from runspan.codec.fields import REVISION
 from runspan.contracts import Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span
-from servers import Tempo
-
-from .sending import ByOtlp, delivery_to
+from support.servers import Tempo
 
 VISIBLE_SECONDS: Final = 60.0
 LATEST: Final = 2**32 - 1

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from conformance.harness import T0
 from runspan import Run, encode
 from runspan.codec.fields import RUN_ID
 from runspan.contracts import TraceReader
 from runspan.delivery import Batch, OtlpExporter, RunSpans, connect, exporter_config
 from runspan.model.span import Span
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
-
-from .harness import T0
 
 
 @dataclass

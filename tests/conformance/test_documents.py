@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from conformance.harness import SECOND, T0, Harness, make_run, running
 from runspan import Run, encode
 from runspan.codec.fields import ROLE
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.ids import run_ids
-
-from .harness import SECOND, T0, Harness, make_run, running
 
 SAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.json"))
 ODD_IDS = [

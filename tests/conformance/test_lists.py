@@ -7,11 +7,10 @@ from itertools import chain, product
 
 import pytest
 
+from conformance.harness import MS, SECOND, T0, Harness, all_pages, ids, make_run, running
 from runspan import encode
 from runspan.contracts import RunQuery
 from runspan.errors import TraceIncomplete
-
-from .harness import MS, SECOND, T0, Harness, all_pages, ids, make_run, running
 
 WORKFLOWS = ("wf_a", "wf_b")
 STATUSES = ("completed", "failed", "running")

@@ -10,7 +10,7 @@ from itertools import islice
 
 import pytest
 
-from lives import STAGES, Seen, is_head, life_of
+from conformance.harness import SECOND, T0, Harness, all_pages, ids, make_run, running
 from runspan import Run, encode
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.contracts import RunQuery, TraceReader
@@ -18,8 +18,7 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
-
-from .harness import SECOND, T0, Harness, all_pages, ids, make_run, running
+from support.run_histories import STAGES, Seen, is_head, life_of
 
 ENDINGS = ("completed", "failed", "cancelled", "timed_out")
 

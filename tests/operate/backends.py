@@ -12,16 +12,16 @@ from typing import Any
 import httpx
 import yaml
 
-from clikit import server
 from operate.gate import Gate
 from runspan import connect
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.errors import RunspanError
-from servers import jaeger as jaegers
-from servers import tempo as tempos
-from servers.finding import USED, Place, find
-from servers.process import Program, answers, free_ports
-from servers.programs import ROOT
+from support.cli import server
+from support.servers import jaeger as jaegers
+from support.servers import tempo as tempos
+from support.servers.finding import USED, Place, find
+from support.servers.process import Program, answers, free_ports
+from support.servers.programs import ROOT
 
 IMAGES = {"tempo": tempos.IMAGE, "jaeger": jaegers.IMAGE}
 

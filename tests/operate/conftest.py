@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from alerts.__main__ import rule_file
 
-from clikit import server
-from servers.alertmanager import Alertmanager, Webhook, start_alertmanager
-from servers.collector import Collector, start_collector
-from servers.programs import require_program
-from servers.prometheus import Prometheus, start_prometheus
+from support.cli import server
+from support.servers.alertmanager import Alertmanager, Webhook, start_alertmanager
+from support.servers.collector import Collector, start_collector
+from support.servers.programs import require_program
+from support.servers.prometheus import Prometheus, start_prometheus
 
 
 @dataclass

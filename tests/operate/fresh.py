@@ -7,9 +7,9 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clikit import SAMPLES
 from runspan import Run
 from runspan.model.timestamps import parse_ns
+from support.cli import SAMPLES
 
 _TIME = re.compile(rb'"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d))"')
 _AGO = 5_000_000_000

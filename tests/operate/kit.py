@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from clikit import runspan
+from support.cli import runspan
 
 REPLAY = "x-runspan-replay=true"
 """The header of requests whose spans are stored and not counted, as ``OTEL_EXPORTER_OTLP_HEADERS`` has it."""

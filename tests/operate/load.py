@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from clikit import command, environment
 from operate.kit import document, step
 from runspan import Run
+from support.cli import command, environment
 
 
 class Load:

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import httpx
 
-from clikit import Running, running, runspan, server
 from operate.fresh import samples, unfinished, whole, write
 from operate.kit import wait_until
 from runspan import Run, encode
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
-from servers.alertmanager import Webhook, start_alertmanager
-from servers.collector import Collector, start_collector
-from servers.process import free_ports
-from servers.prometheus import Prometheus, start_prometheus
+from support.cli import Running, running, runspan, server
+from support.servers.alertmanager import Webhook, start_alertmanager
+from support.servers.collector import Collector, start_collector
+from support.servers.process import free_ports
+from support.servers.prometheus import Prometheus, start_prometheus
 
 QUEUE_BYTES = 2_000_000
 """Of each exporter's queue: room for all documents, and soon full while a backend is down."""

@@ -16,7 +16,7 @@ from operate.kit import REPLAY, document, moment, send, step, wait_until
 from runspan import Run, encode
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
-from servers.collector import total
+from support.servers.collector import total
 
 SECONDS = 60
 SCRAPE = 5.0

@@ -19,7 +19,6 @@ import yaml
 from alerts.__main__ import OUTPUT
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from clikit import environment, running, server
 from operate.kit import REPLAY, document, send, step, wait_until
 from operate.promql import names
 from runspan import Run, encode
@@ -28,10 +27,11 @@ from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import INSTRUMENTS, InstrumentKind, MetricsRegistry
 from runspan.telemetry.otel import push_metrics
-from servers.collector import CONFIG, Collector, scraped, start_collector
-from servers.programs import ROOT, require_program
-from synckit import place as platform
-from synckit import synced
+from support.cli import environment, running, server
+from support.servers.collector import CONFIG, Collector, scraped, start_collector
+from support.servers.programs import ROOT, require_program
+from support.sync import place as platform
+from support.sync import synced
 
 TEXT = CONFIG.read_text()
 SETTINGS: dict[str, Any] = yaml.safe_load(TEXT)

@@ -21,9 +21,9 @@ from alerts.__main__ import rule_file
 from operate.backends import Backend, runspan_backend, shipped
 from operate.kit import wait_until
 from operate.load import Load
-from servers.collector import Collector, start_collector
-from servers.programs import require_program
-from servers.prometheus import Prometheus, start_prometheus
+from support.servers.collector import Collector, start_collector
+from support.servers.programs import require_program
+from support.servers.prometheus import Prometheus, start_prometheus
 
 REFUSED = "otelcol_exporter_enqueue_failed_spans"
 QUICK = (

@@ -17,8 +17,8 @@ from operate.promql import names, selectors
 from operate.scene import Scene, export, scene
 from runspan import Run, encode
 from runspan.model.document import TERMINAL_RUN_STATUSES
-from servers.prometheus import Prometheus
-from servers.tempo import Tempo
+from support.servers.prometheus import Prometheus
+from support.servers.tempo import Tempo
 
 PATIENCE = 60
 EXPRESSIONS = {where: target["expr"] for where, target in targets("prometheus")}

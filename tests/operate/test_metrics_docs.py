@@ -11,8 +11,6 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-import corpus
-from clikit import SAMPLES
 from operate.boards import ROOT, filled_in, targets
 from operate.fresh import unfinished, whole
 from operate.promql import names
@@ -23,6 +21,8 @@ from runspan.model.span import Span
 from runspan.telemetry import INSTRUMENTS
 from runspan.testing import generate
 from runspan.web.metrics import Metrics
+from support import corpus
+from support.cli import SAMPLES
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "otel-collector.yaml").read_text())

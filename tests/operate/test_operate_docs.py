@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from clikit import environment
 from operate.boards import BOARDS, ROOT
 from operate.fresh import whole, write
-from receivers import http_receiver
-from servers.collector import CONFIG, total
-from servers.process import Program, answers, free_ports
-from servers.programs import require_program
+from support.cli import environment
+from support.receivers import http_receiver
+from support.servers.collector import CONFIG, total
+from support.servers.process import Program, answers, free_ports
+from support.servers.programs import require_program
 
 OPERATE = (ROOT / "docs" / "operate.md").read_text()
 SIZING = (ROOT / "docs" / "sizing.md").read_text()

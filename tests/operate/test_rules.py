@@ -14,8 +14,8 @@ from alerts.rules import expression, seconds
 from alerts.source import SourceError, read
 
 from operate.cases import CASES, Case
-from servers.collector import CONFIG
-from servers.programs import ROOT, require_program
+from support.servers.collector import CONFIG
+from support.servers.programs import ROOT, require_program
 
 WRITTEN: dict[str, Any] = yaml.safe_load(OUTPUT.read_text())
 RULES: dict[str, dict[str, Any]] = {rule["alert"]: rule for group in WRITTEN["groups"] for rule in group["rules"]}

@@ -15,14 +15,14 @@ import httpx
 import pytest
 import yaml
 
-from clikit import SAMPLES, environment
 from operate.boards import BOARDS, ROOT
 from operate.kit import wait_until
 from runspan import Run, __version__
 from runspan.web.trace_links import TraceLinks
-from servers.collector import start_collector
-from servers.finding import missing
-from servers.process import Program, answers, free_ports
+from support.cli import SAMPLES, environment
+from support.servers.collector import start_collector
+from support.servers.finding import missing
+from support.servers.process import Program, answers, free_ports
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

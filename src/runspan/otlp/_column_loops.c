@@ -1,6 +1,6 @@
 /* The two loops of the exporter's hot path in C: what rows.py does, byte for byte and number for number.
  *
- * tests/test_column_loops.py runs one case list through both. Without a compiler the package is built without this file.
+ * tests/otlp/test_column_loops.py runs one case list through both. Without a compiler the package is built without this file.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

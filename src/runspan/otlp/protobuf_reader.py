@@ -21,7 +21,7 @@ from runspan.contracts import Rejection
 from runspan.errors import PayloadError
 from runspan.model.span import Event, Link, Span, Value
 from runspan.model.timestamps import MAX_NS
-from runspan.otlp.limits import MAX_PARTS, allowed_parts, check_protobuf
+from runspan.otlp.limits import MAX_PARTS, allowed_parts, check_protobuf, default_max_spans
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,386 @@
+"""Runs read from a real Jaeger, in memory and in Badger: by id, in lists, after other readers, and when it is gone."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, groupby, islice, product
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+
+from conformance.harness import MS, SECOND, T0, all_pages, foreign_otlp, make_run, running
+from runspan import Run, encode
+from runspan.backends.jaeger import JaegerReader
+from runspan.backends.remote.config import RemoteConfig
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import RunQuery
+from runspan.errors import BackendRefused, BackendUnreachable, NotFound
+from runspan.model.document import sort_time
+from runspan.model.ids import run_ids
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.testing import generate
+from support.corpus import cases
+from support.jaeger import NOW, answering, in_front_of, items_of_all_pages, reader_of, send
+from support.servers.finding import require
+from support.servers.jaeger import IMAGE, MEMORY, Jaeger, start_jaeger
+
+CASES = cases()
+PROTOBUF = {"content-type": "application/x-protobuf"}
+
+
+@pytest.fixture(params=["jaeger_memory", "jaeger_badger"])
+def jaeger(request: pytest.FixtureRequest) -> Jaeger:
+    server: Jaeger = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def reader(jaeger: Jaeger) -> Iterator[JaegerReader]:
+    with reader_of(jaeger.url) as reader:
+        yield reader
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant of this test alone."""
+    return f"tenant-{uuid4().hex}"
+
+
+@pytest.fixture
+def own_jaeger(tmp_path: Path) -> Iterator[Jaeger]:
+    """A Jaeger in memory of this test alone, that holds forty traces."""
+    server = start_jaeger(require("jaeger", IMAGE), tmp_path, MEMORY, max_traces=40)
+    yield server
+    server.stop()
+
+
+def ui_reads(server: Jaeger, run_id: str, tenant: str) -> None:
+    """What Jaeger's own pages ask for. Its memory store keeps how it adjusts the answers."""
+    trace_id = run_ids(run_id, tenant).trace_id.hex()
+    window = {"start": 0, "end": 4_102_444_800_000_000, "limit": 1000}
+    times = {"query.start_time_min": "1970-01-01T00:00:00Z", "query.start_time_max": "2100-01-01T00:00:00Z"}
+    searches = {**times, "query.service_name": "runspan", "query.search_depth": 1000}
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        for path, parameters in (
+            (f"/api/traces/{trace_id}", {}),
+            (f"/api/v3/traces/{trace_id}", {}),
+            ("/api/traces", {**window, "service": "runspan", "tags": json.dumps({"runspan.tenant": tenant})}),
+            ("/api/v3/trace-summaries", {**searches, "query.attributes": json.dumps({"runspan.tenant": tenant})}),
+        ):
+            response = client.get(path, params=parameters)
+            assert response.status_code == 200, response.text[:300]
+            assert trace_id in response.text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_of_the_corpus(jaeger: Jaeger, reader: JaegerReader, tenant: str, name: str) -> None:
+    """A document that was exported comes back byte for byte and is the one item of the list, also after it was sent
+    again and Jaeger's own pages were looked at."""
+    run = Run.from_json(CASES[name])
+    query = RunQuery(tenant)
+    send(jaeger, [run], tenant)
+    assert reader.document(run.id, tenant).text == run.text
+    assert list(reader.search(query).items) == [run.summary()]
+    ui_reads(jaeger, run.id, tenant)
+    assert reader.document(run.id, tenant).text == run.text
+    send(jaeger, [run], tenant)
+    ui_reads(jaeger, run.id, tenant)
+    document = reader.document(run.id, tenant)
+    assert (document.text, document.incomplete) == (run.text, ())
+    assert list(reader.search(query).items) == [run.summary()]
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["attributes", "older-api"])
+def test_every_list_of_many_runs_is_the_embedded_stores(
+    jaeger: Jaeger, tenant: str, tmp_path: Path, older: bool
+) -> None:
+    """Four hundred runs over ninety days, a third first seen running and some sent twice: every filter, alone and
+    combined, gives the same items in the same order, on pages of every size."""
+    runs = [Run.from_json(text) for text in generate(400, seed=17, unfinished=True)]
+    order = random.Random(17)
+    early = [seen_running(run) for run in runs[::3] if run.finished]
+    again = runs[::10]
+    order.shuffle(runs)
+    send(jaeger, early, tenant, NOW - SECOND)
+    send(jaeger, runs, tenant)
+    send(jaeger, again, tenant)
+    paths: list[str] = []
+    with (
+        SqliteStore(tmp_path) as store,
+        in_front_of(jaeger, paths, is_old=lambda: older) as url,
+        reader_of(url) as reader,
+    ):
+        for run, at in [*((run, NOW - SECOND) for run in early), *((run, NOW) for run in runs)]:
+            store.put(run, tenant=tenant, observed_at=at)
+        starts = sorted(sort_time(run.envelope) for run in runs)
+        workflows = [None, *sorted({run.workflow_id or "" for run in runs})[:4], "wf_none"]
+        statuses = [None, "completed", "failed", "running", "cancelled", "pending", "suspended", "none"]
+        for workflow, status, since in product(workflows, statuses, [None, starts[200], starts[-1] + 1]):
+            query = RunQuery(tenant, workflow, status, since, limit=200)
+            assert items_of_all_pages(reader, query) == items_of_all_pages(store, query), query
+        for limit in (1, 7, 50):
+            query = RunQuery(tenant, since=starts[-60 if limit == 1 else 0], limit=limit)
+            assert items_of_all_pages(reader, query) == items_of_all_pages(store, query), query
+        for run in runs:
+            assert reader.document(run.id, tenant).text == run.text
+    ways = {path.partition("?")[0] for path in paths} & {"/api/traces", "/api/v3/traces"}
+    assert ways == {"/api/traces" if older else "/api/v3/traces"}
+
+
+def seen_running(run: Run) -> Run:
+    """The run as it was before it ended."""
+    return Run.from_dict({**run.to_dict(), "status": "running", "completedAt": None, "steps": []})
+
+
+@pytest.mark.parametrize("spread", [0, MS // 1000], ids=["one-microsecond", "one-millisecond"])
+def test_hundreds_of_runs_at_one_time(jaeger: Jaeger, reader: JaegerReader, tenant: str, spread: int) -> None:
+    """Three hundred runs of one instant come on pages, complete, none twice, ties by run id."""
+    made = []
+    for number in range(300):
+        ns = T0 + number * spread // 1000 * 1000
+        made.append((ns, make_run(f"r{number:03}", startedAt=text_of(ns), completedAt=text_of(ns + SECOND), steps=[])))
+    random.Random(3).shuffle(made)
+    send(jaeger, [run for _, run in made], tenant)
+    expected = [run.id for _, run in sorted(made, key=lambda item: (item[0], item[1].id), reverse=True)]
+    for limit in (50, 200):
+        pages = all_pages(reader, RunQuery(tenant, limit=limit))
+        assert [run_id for page in pages for run_id in page] == expected
+
+
+def text_of(ns: int) -> str:
+    """The nanoseconds as a timestamp with microseconds, within the second of ``T0``."""
+    return f"2025-10-09T08:53:2{(ns - T0) // SECOND}.{(ns - T0) % SECOND // 1000:06}Z"
+
+
+def test_trace_ids_that_badger_hides_at_the_end_of_a_range(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """Traces whose id begins with ff are found in the microsecond at which a page ends."""
+    begin_with_ff = (name for name in map("r{}".format, count()) if run_ids(name, tenant).trace_id[0] == 0xFF)
+    hidden = list(islice(begin_with_ff, 5))
+    send(jaeger, [make_run(run_id) for run_id in hidden], tenant)
+    pages = all_pages(reader, RunQuery(tenant, limit=1))
+    assert [run_id for page in pages for run_id in page] == sorted(hidden, reverse=True)
+
+
+def test_times_that_are_absent_odd_or_early(jaeger: Jaeger, reader: JaegerReader, tenant: str, tmp_path: Path) -> None:
+    """A run without a start stands where it was created, one without either at the end, whatever else it tells."""
+    times = [None, ..., "yesterday", "1970-01-01T00:00:00.000Z", "1969-12-31T23:59:59.000Z", "2262-04-11T23:47:16.854Z"]
+    times += ["2025-10-09T10:53:20.123456789+02:00", "2025-10-09T08:53:20.000Z", "1970-01-01T00:00:00.000001Z"]
+    chosen = random.Random(5).sample(list(product(times, times, times, ("completed", "running"))), 150)
+    runs = [
+        make_run(f"r{number:03}", startedAt=start, completedAt=end, createdAt=created, status=status, steps=[])
+        for number, (start, created, end, status) in enumerate(chosen)
+    ]
+    send(jaeger, runs, tenant)
+    with SqliteStore(tmp_path) as store:
+        for run in runs:
+            store.put(run, tenant=tenant, observed_at=NOW)
+        for query in (
+            RunQuery(tenant, limit=7),
+            RunQuery(tenant, since=0, limit=50),
+            RunQuery(tenant, since=1000),
+            RunQuery(tenant, since=T0 + 1, status="running"),
+            RunQuery(tenant, since=(1 << 63) - 1),
+        ):
+            assert items_of_all_pages(reader, query) == items_of_all_pages(store, query), query
+    for run in runs:
+        assert reader.document(run.id, tenant).text == run.text
+
+
+def test_foreign_spans_beside_a_run_change_nothing(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """Spans that other instrumentation put into the run's trace are there in ``spans``, and are no part of the run."""
+    run = make_run("r")
+    send(jaeger, [run], tenant)
+    trace_id, span_id = run_ids("r", tenant).trace_id, bytes(range(1, 9))
+    body = foreign_otlp(trace_id, span_id, "POST /v1/chat")
+    httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+    assert reader.document("r", tenant).text == run.text
+    assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
+    assert span_id in {span.span_id for span in reader.spans(trace_id)}
+    assert reader.capabilities.foreign_spans
+
+
+def test_a_head_in_a_trace_of_another_run_is_no_run(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """A copy of a run's spans under another trace id is not listed a second time: no get would find it."""
+    run = make_run("r")
+    send(jaeger, [run], tenant)
+    elsewhere = run_ids("another", tenant).trace_id
+    copies = [msgspec.structs.replace(span, trace_id=elsewhere) for span in encode(run, tenant=tenant)]
+    body = request_bytes(Resource(), map(span_bytes, copies))
+    httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+    assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
+
+
+def test_answers_over_the_bound_are_asked_for_in_smaller_parts(jaeger: Jaeger, tenant: str) -> None:
+    """Runs that together are over the largest answer read are listed; one that is over it alone is refused aloud."""
+    payload = "x" * 100_000
+    runs = [make_run(f"r{number:02}", T0 + number * SECOND, input=payload) for number in range(12)]
+    send(jaeger, runs, tenant)
+    for max_bytes, largest in ((600_000, len(runs)), (50_000, 0)):
+        reader = JaegerReader(RemoteConfig("jaeger", jaeger.url, max_bytes=max_bytes))
+        if largest:
+            assert items_of_all_pages(reader, RunQuery(tenant, limit=10)) == [run.summary() for run in reversed(runs)]
+        else:
+            with pytest.raises(BackendRefused, match="MAX_BYTES"):
+                reader.search(RunQuery(tenant))
+        reader.close()
+
+
+def test_another_version_is_noticed(jaeger: Jaeger, tenant: str) -> None:
+    """When the way of searching is gone after an upgrade, the next list finds the new way."""
+    run = make_run("r")
+    send(jaeger, [run], tenant)
+    paths: list[str] = []
+    old = [True]
+    with in_front_of(jaeger, paths, is_old=lambda: old[0]) as url, reader_of(url) as reader:
+        assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
+        old[0] = False
+        with pytest.raises(BackendRefused):
+            reader.search(RunQuery(tenant))
+        assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
+    ways = [way for way, _ in groupby(path.partition("?")[0] for path in paths)]
+    assert ways == ["/api/v3/trace-summaries", "/api/traces", "/api/v3/trace-summaries", "/api/v3/traces"]
+
+
+def test_other_services_are_looked_through_when_asked_for(jaeger: Jaeger, tenant: str) -> None:
+    """Runs that were exported under another service name are found by that name, or by looking through all."""
+    run = make_run("r")
+    send(jaeger, [run], tenant, service="orders")
+    for services, found in ((None, [run.summary()]), (("orders",), [run.summary()]), (("runspan",), [])):
+        with reader_of(jaeger.url, services=services) as reader:
+            assert list(reader.search(RunQuery(tenant)).items) == found
+            assert reader.document("r", tenant).text == run.text
+
+
+def test_values_that_are_cut_or_run_together(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """An index that joins names and values without a mark between them gives nobody else's runs."""
+    send(
+        jaeger, [make_run("a", workflowId="xy"), make_run("b", workflowId="x"), make_run("c", workflowId="xyz")], tenant
+    )
+    for name, run_ids_ in (("x", ["b"]), ("xy", ["a"]), ("xyz", ["c"]), ("", []), ("y", []), ("\ud800", [])):
+        assert all_pages(reader, RunQuery(tenant, workflow_id=name)) == [run_ids_]
+
+
+def test_many_readers_at_once(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """One reader serves several threads."""
+    runs = [make_run(f"r{number:02}", T0 + number * SECOND) for number in range(40)]
+    send(jaeger, runs, tenant)
+    expected = [run.summary() for run in reversed(runs)]
+    with ThreadPoolExecutor(8) as threads:
+        texts = threads.map(lambda run: reader.document(run.id, tenant).text, runs)
+        lists = threads.map(
+            lambda limit: items_of_all_pages(reader, RunQuery(tenant, limit=limit)), [3, 7, 50, 200] * 3
+        )
+        assert list(texts) == [run.text for run in runs]
+        assert all(items == expected for items in lists)
+
+
+def test_a_memory_store_with_little_room(own_jaeger: Jaeger, tenant: str) -> None:
+    """A store that refuses deep searches lists all that it holds, even when that is one instant."""
+    if own_jaeger.program is None and own_jaeger.container is None:
+        pytest.skip("the server is not this test's own")
+    runs = [make_run(f"r{number:02}") for number in range(50)]
+    send(own_jaeger, runs, tenant)
+    with reader_of(own_jaeger.url) as reader:
+        for limit in (1, 15, 50):
+            held = items_of_all_pages(reader, RunQuery(tenant, limit=limit))
+            assert len(held) == 40
+            assert held == sorted(held, reverse=True)
+        for run in runs:
+            if run.summary() in held:
+                assert reader.document(run.id, tenant).text == run.text
+            else:
+                with pytest.raises(NotFound):
+                    reader.document(run.id, tenant)
+
+
+def test_a_jaeger_that_is_gone(own_jaeger: Jaeger, tenant: str) -> None:
+    """A Jaeger that ends between two pages makes every question an error that names it, and never an empty answer."""
+    if own_jaeger.program is None and own_jaeger.container is None:
+        pytest.skip("the server is not this test's own")
+    send(own_jaeger, [make_run(f"r{number}", T0 + number) for number in range(9)], tenant)
+    with reader_of(own_jaeger.url, timeout=3) as reader:
+        page = reader.search(RunQuery(tenant, limit=3))
+        reader.check()
+        own_jaeger.stop()
+        for ask in (
+            lambda: reader.search(RunQuery(tenant, limit=3, cursor=page.cursor)),
+            lambda: reader.search(RunQuery("never sent")),
+            lambda: reader.document("r0", tenant),
+            lambda: reader.document("none", tenant),
+            lambda: reader.spans(bytes(range(16))),
+            reader.check,
+        ):
+            with pytest.raises(BackendUnreachable) as caught:
+                ask()
+            assert own_jaeger.url in str(caught.value)
+
+
+def test_a_jaeger_that_never_answers() -> None:
+    """A server that takes the connection and says nothing is unreachable once the time is over."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        reader_of(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2) as reader,
+    ):
+        for ask in (lambda: reader.search(RunQuery()), lambda: reader.document("r"), reader.check):
+            with pytest.raises(BackendUnreachable):
+                ask()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, "text/html", b"<!doctype html><title>Shop</title>"),
+        (404, "text/plain", b"404 page not found\n"),
+        (404, "text/html", b"<h1>Not here</h1>"),
+        (500, "application/json", b'{"error":{"httpCode":500,"message":"disk full"}}'),
+        (400, "text/plain", b"what?"),
+    ],
+)
+def test_a_server_that_is_no_jaeger_or_a_broken_one(answer: tuple[int, str, bytes]) -> None:
+    """What is not Jaeger's answer is refused; it is neither an empty list nor an unknown run."""
+    with answering(lambda path: answer) as url, reader_of(url) as reader:
+        for ask in (lambda: reader.search(RunQuery()), lambda: reader.document("r"), reader.check):
+            with pytest.raises(BackendRefused) as caught:
+                ask()
+            assert url in str(caught.value)
+
+
+def test_a_list_that_takes_too_long_ends(jaeger: Jaeger, tenant: str) -> None:
+    """The searches of one list have a time in all, and what was found by then is not taken for the whole."""
+    send(jaeger, [make_run(f"r{number}") for number in range(3)], tenant)
+    with reader_of(jaeger.url) as made:
+        made.close()
+        ticks = iter(range(1000))
+        reader = JaegerReader(made.settings, monotonic=lambda: float(next(ticks)), list_seconds=2.0)
+        with pytest.raises(BackendUnreachable, match="within 2 seconds"):
+            reader.search(RunQuery(tenant))
+        reader.close()
+
+
+def test_an_incomplete_run_is_read_again(jaeger: Jaeger, tenant: str) -> None:
+    """A step that arrives while the reader waits completes the answer."""
+    run = running("r", done=1)
+    spans = encode(run, tenant=tenant, observed_at=NOW)
+    pauses: list[float] = []
+
+    def post(part: slice) -> None:
+        body = request_bytes(Resource(), map(span_bytes, spans[part]))
+        httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        post(slice(0, 1))
+
+    post(slice(1, None))
+    with reader_of(jaeger.url) as made:
+        reader = JaegerReader(made.settings, sleep=sleep)
+        assert reader.document("r", tenant).text == run.text
+        reader.close()
+    assert len(pauses) == 1

@@ -1,0 +1,357 @@
+"""Against a real Tempo: documents by id, and every list the same as the embedded store's."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.harness import MS, SECOND, T0, all_pages, ids, make_run, running
+from conformance.remote import VISIBLE_SECONDS, tempo_heads
+from runspan import Run, encode
+from runspan.backends.remote.config import remote_config as remote_settings
+from runspan.backends.sqlite import SqliteStore
+from runspan.backends.tempo import TempoReader
+from runspan.contracts import Page, RunQuery, TraceReader
+from runspan.delivery import connect, exporter_config
+from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
+from runspan.export import export
+from runspan.otlp.protobuf_writer import Resource
+from runspan.testing import generate
+from support.corpus import cases
+from support.servers import Tempo, require, start_tempo
+from support.servers.tempo import IMAGE
+
+DAYS = 90
+DAY = 86_400 * SECOND
+CASES = cases()
+
+
+def reader_of(server: Tempo, **variables: str) -> TempoReader:
+    """A reader of the server, with ``RUNSPAN_BACKEND_…`` variables."""
+    env = {f"RUNSPAN_BACKEND_{name}": value for name, value in variables.items()}
+    return TempoReader(remote_settings(f"tempo+{server.url}", env))
+
+
+@pytest.fixture
+def reader(tempo: Tempo) -> Iterator[TempoReader]:
+    """A reader of the shared server."""
+    reader = reader_of(tempo)
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Any]:
+    """Starts servers of this test's own, with changed settings."""
+    servers: list[Tempo] = []
+
+    def start(**options: Any) -> Tempo:
+        place = require("tempo", IMAGE)
+        if place.urls is not None:
+            pytest.skip("needs a Tempo with settings of its own, and the environment names one")
+        servers.append(start_tempo(place, tmp_path, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def send(
+    server: Tempo, *runs: Run, tenant: str = "", observed_at: int = T0, headers: dict[str, str] | None = None
+) -> None:
+    """Exports the runs; all are accepted."""
+    with connect(exporter_config({}, endpoint=server.otlp, headers=headers or {})) as delivery:
+        report = export(runs, delivery, tenant=tenant, observed_at=lambda: observed_at, resource=Resource())
+    assert report.complete, report.summary_lines()
+
+
+def wait_for(server: Tempo, runs: Sequence[Run], tenant: str = "", observed_at: int = T0) -> None:
+    """Returns when a search of Tempo finds the heads of all these runs."""
+    spans = [encode(run, tenant=tenant, observed_at=observed_at)[-1] for run in runs]
+    heads = {(span.trace_id.hex(), span.span_id.hex()) for span in spans}
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while left := heads - tempo_heads(server.url, tenant):
+        assert time.monotonic() < deadline, f"{len(left)} of {len(heads)} runs are not visible"
+        time.sleep(0.1)
+
+
+def pages(reader: TraceReader, query: RunQuery, at_most: int = 1000) -> list[Page]:
+    """The pages of a list, at most so many."""
+    found: list[Page] = []
+    while len(found) < at_most:
+        page = reader.search(query)
+        found.append(page)
+        if page.cursor is None:
+            break
+        query = RunQuery(query.tenant, query.workflow_id, query.status, query.since, query.limit, page.cursor)
+    return found
+
+
+def renamed(text: bytes, name: str) -> Run:
+    """The document under an id of its own."""
+    run = Run.from_json(text)
+    return Run.from_json(b'{"id":' + repr_json(name) + run.text[len(b'{"id":' + repr_json(run.id)) :])
+
+
+def repr_json(text: str) -> bytes:
+    """The text as the canonical document has it."""
+    return Run.from_dict({"id": text}).text[len(b'{"id":') : -1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_comes_back_by_id(tempo: Tempo, reader: TempoReader, name: str) -> None:
+    """Each document of the corpus is read from Tempo byte for byte."""
+    run = renamed(CASES[name], f"tempo {name}")
+    send(tempo, run)
+    document = reader.document(run.id)
+    assert document.text == run.text
+    assert document.incomplete == ()
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tempo, SqliteStore, list[Run]]]:
+    """300 runs over 90 days, searched in blocks on disk as in production, and the embedded store with the same runs."""
+    place = require("tempo", IMAGE)
+    if place.urls is not None:
+        pytest.skip("needs an empty Tempo, and the environment names one")
+    server = start_tempo(place, tmp_path_factory.mktemp("tempo"), from_blocks=True)
+    try:
+        began = datetime.now(UTC) - timedelta(days=DAYS)
+        runs = [Run.from_json(text) for text in generate(300, seed=9, start=began, span_days=DAYS, unfinished=True)]
+        now = time.time_ns()
+        send(server, *runs, observed_at=now)
+        with SqliteStore(tmp_path_factory.mktemp("store")) as store:
+            for run in runs:
+                store.put(run, observed_at=now)
+            wait_for(server, runs, observed_at=now)
+            yield server, store, runs
+    finally:
+        server.stop()
+
+
+def test_a_history_comes_back_by_id(history: tuple[Tempo, SqliteStore, list[Run]]) -> None:
+    """Every one of 300 runs is read byte for byte from blocks on disk."""
+    server, _, runs = history
+    reader = reader_of(server)
+    for run in runs:
+        assert reader.document(run.id).text == run.text
+    reader.close()
+
+
+@pytest.mark.parametrize("limit", [50, 7])
+@pytest.mark.parametrize("days", [None, 89, 30, 1])
+def test_lists_of_a_history_equal_the_stores(
+    history: tuple[Tempo, SqliteStore, list[Run]], days: int | None, limit: int
+) -> None:
+    """Every query's pages have the same items and the same cursors as the embedded store's."""
+    server, store, runs = history
+    reader = reader_of(server)
+    since = None if days is None else time.time_ns() - days * DAY
+    workflows = [None, *sorted({str(run.workflow_id) for run in runs})[:4], "wf_none"]
+    statuses = [None, "completed", "failed", "cancelled", "running", "suspended", "pending", "unheard of"]
+    for workflow, status in product(workflows, statuses):
+        query = RunQuery("", workflow, status, since, limit)
+        expected, found = pages(store, query, 5), pages(reader, query, 5)
+        assert [list(page.items) for page in found] == [list(page.items) for page in expected], query
+        assert [page.cursor for page in found] == [page.cursor for page in expected], query
+        assert not any(page.partial for page in found)
+    reader.close()
+
+
+def test_statuses_that_changed_while_blocks_were_written(history: tuple[Tempo, SqliteStore, list[Run]]) -> None:
+    """Runs whose snapshots lie in other blocks than their end answer to their end, however they are asked for."""
+    server, _, _ = history
+    reader, tenant = reader_of(server), "changing"
+    at = time.time_ns() // MS * MS - 20 * DAY
+    names = [f"r{number:02}" for number in range(20)]
+    stages = [
+        [running(name, at + number * SECOND, done=0, status="pending") for number, name in enumerate(names)],
+        [running(name, at + number * SECOND) for number, name in enumerate(names)],
+        [make_run(name, at + number * SECOND) for number, name in enumerate(names) if number % 2],
+    ]
+    for number, runs in enumerate(stages):
+        observed_at = at + DAY + number * SECOND
+        send(server, *runs, tenant=tenant, observed_at=observed_at)
+        wait_for(server, runs, tenant, observed_at)
+    ended = sorted(names[1::2], reverse=True)
+    open_ = sorted(names[0::2], reverse=True)
+    for limit in (3, 50):
+        lists = {
+            status: [name for page in all_pages(reader, RunQuery(tenant, None, status, limit=limit)) for name in page]
+            for status in ("pending", "running", "completed", None)
+        }
+        assert lists == {
+            "pending": [],
+            "running": open_,
+            "completed": ended,
+            None: sorted(names, reverse=True),
+        }
+    reader.close()
+
+
+def test_hundreds_of_runs_in_one_millisecond(tempo: Tempo, reader: TempoReader) -> None:
+    """They come in the order of their ids, each once, page by page, while others arrive at the same moment."""
+    tenant, order = "crowd", random.Random(1)
+    names = [f"{number:03}" for number in range(400)]
+    runs = [make_run(name) for name in names]
+    order.shuffle(runs)
+    send(tempo, *runs, tenant=tenant)
+    wait_for(tempo, runs, tenant)
+    assert [name for page in all_pages(reader, RunQuery(tenant, limit=37)) for name in page] == sorted(names)[::-1]
+    first = reader.search(RunQuery(tenant, limit=100))
+    late = [make_run("zzz"), make_run("later", T0 + SECOND)]
+    send(tempo, *late, tenant=tenant)
+    wait_for(tempo, late, tenant)
+    rest = all_pages(reader, RunQuery(tenant, limit=100, cursor=first.cursor))
+    assert [*ids(first), *[name for page in rest for name in page]] == sorted(names)[::-1]
+
+
+def test_runs_without_a_start_sort_where_the_store_sorts_them(
+    tempo: Tempo, reader: TempoReader, tmp_path: Path
+) -> None:
+    """By their creation, and without one last, on whatever page the walk comes to them."""
+    created = "2025-10-09T08:53:%02d.500Z"
+    runs = [make_run(f"started-{number}", T0 + number * SECOND) for number in range(6)]
+    runs += [
+        make_run("cancelled", startedAt=..., status="cancelled", createdAt=created % 22, completedAt=created % 59),
+        make_run("pending", startedAt=..., completedAt=..., status="pending", createdAt=created % 21),
+        make_run("end only", startedAt=..., completedAt=created % 23),
+        make_run("odd", startedAt=7, completedAt=..., createdAt=created % 24),
+    ]
+    tenant = "startless"
+    send(tempo, *runs, tenant=tenant)
+    wait_for(tempo, runs, tenant)
+    with SqliteStore(tmp_path) as store:
+        for run in runs:
+            store.put(run, tenant=tenant, observed_at=T0)
+        for limit in (1, 2, 3, 50):
+            query = RunQuery(tenant, limit=limit)
+            assert all_pages(reader, query) == all_pages(store, query)
+        since = RunQuery(tenant, since=T0 + SECOND)
+        assert all_pages(reader, since) == all_pages(store, since)
+
+
+def test_a_server_that_refuses_wide_ranges_and_many_results(started: Any, tmp_path: Path) -> None:
+    """Its limits are heeded, and the lists are the same."""
+    server = started(
+        changes={"query_frontend.search.max_duration": "168h", "query_frontend.search.max_result_limit": 20}
+    )
+    now = time.time_ns() // MS * MS
+    runs = [make_run(f"r{number:02}", now - number * 2 * DAY) for number in range(30)]
+    send(server, *runs)
+    wait_for_few(server, runs)
+    reader = reader_of(server)
+    with SqliteStore(tmp_path / "store") as store:
+        for run in runs:
+            store.put(run, observed_at=T0)
+        for query in (RunQuery(limit=7), RunQuery(since=now - 31 * DAY), RunQuery(status="completed", limit=11)):
+            assert all_pages(reader, query) == all_pages(store, query)
+    assert reader.search(RunQuery(limit=7)).partial == ()
+    assert "days ago" in reader.search(RunQuery(limit=200)).partial[0]
+    assert reader.search(RunQuery(limit=200, since=now - 70 * DAY)).partial == ()
+    reader.close()
+
+
+def wait_for_few(server: Tempo, runs: Sequence[Run]) -> None:
+    """The same for a server that answers little at once: by the reader's own list, week by week."""
+    reader = reader_of(server)
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while len([name for page in all_pages(reader, RunQuery(limit=10)) for name in page]) < len(runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    reader.close()
+
+
+def test_a_server_that_cuts_attributes_as_by_default(started: Any) -> None:
+    """Our pieces are shorter than its limit, so every document is whole."""
+    server = started(changes={"distributor.max_attribute_bytes": 2048})
+    reader = reader_of(server)
+    for name in ("payload 300 KB string", "envelope same step twice"):
+        send(server, renamed(CASES[name], name))
+        assert reader.document(name).text == renamed(CASES[name], name).text
+    reader.close()
+
+
+@pytest.mark.parametrize("filler", ["x", "é"])
+def test_a_server_that_cuts_attributes_too_short(started: Any, filler: str) -> None:
+    """No wrong document and no wrong item is answered, even where an attribute was cut inside a character."""
+    server = started(changes={"distributor.max_attribute_bytes": 301})
+    reader = reader_of(server)
+    whole, cut = make_run("whole", T0 + SECOND), make_run("cut", error={"message": filler * 900})
+    send(server, whole, cut)
+    with pytest.raises(TraceIncomplete):
+        reader.document("cut")
+    assert reader.document("whole").text == whole.text
+    wait_for(server, [whole, cut])
+    page = reader.search(RunQuery())
+    assert list(page.items) == [whole.summary()]
+    assert len(page.partial) == 1
+    reader.close()
+
+
+def test_a_trace_past_the_servers_size(started: Any) -> None:
+    """Tempo drops the spans that are too many, silently: the run is refused as incomplete, not answered short."""
+    server = started(changes={"overrides.defaults.global.max_bytes_per_trace": 20_000})
+    reader = reader_of(server)
+    steps = [{"id": f"s{number}", "status": "completed", "output": "x" * 1500} for number in range(60)]
+    run = make_run("large", steps=steps)
+    for part in range(0, 61, 10):
+        _send_spans(server, encode(run)[::-1][part : part + 10])
+    with pytest.raises(TraceIncomplete, match="step spans"):
+        reader.document("large")
+    reader.close()
+
+
+def _send_spans(server: Tempo, spans: Sequence[Any]) -> None:
+    import httpx
+
+    from conformance.harness import otlp
+
+    headers = {"content-type": "application/x-protobuf"}
+    httpx.post(f"{server.otlp}/v1/traces", content=otlp(spans), headers=headers, trust_env=False)
+
+
+def test_tenants_of_the_backend(started: Any) -> None:
+    """The backend's own tenant goes in a header; without it the refusal says what to set."""
+    server = started(changes={"multitenancy_enabled": True})
+    run = make_run("mine")
+    send(server, run, headers={"x-scope-orgid": "acme"})
+    reader, stranger, nobody = reader_of(server, TENANT="acme"), reader_of(server, TENANT="other"), reader_of(server)
+    assert reader.document("mine").text == run.text
+    with pytest.raises(NotFound, match="not in this Tempo"):
+        stranger.document("mine")
+    for call in (lambda: nobody.document("mine"), lambda: nobody.search(RunQuery())):
+        with pytest.raises(BackendRefused, match="RUNSPAN_BACKEND_TENANT"):
+            call()
+    for each in (reader, stranger, nobody):
+        each.close()
+
+
+def test_a_server_that_is_stopped_in_the_middle_of_a_list(started: Any) -> None:
+    """The next page is an error with the backend's name, not an empty page; so are a document and the check."""
+    server = started()
+    runs = [make_run(f"r{number}", T0 + number * SECOND) for number in range(6)]
+    send(server, *runs)
+    wait_for(server, runs)
+    reader = reader_of(server)
+    page = reader.search(RunQuery(limit=2))
+    assert page.cursor is not None
+    server.stop()
+    calls = (
+        lambda: reader.search(RunQuery(limit=2, cursor=page.cursor)),
+        lambda: reader.document("r0"),
+        lambda: reader.spans(bytes(range(16))),
+        reader.check,
+    )
+    for call in calls:
+        with pytest.raises(BackendUnreachable, match=f"Tempo at {server.url}"):
+            call()
+    reader.close()

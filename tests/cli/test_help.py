@@ -1,0 +1,138 @@
+"""The help texts: complete, with examples, and one name for one thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from runspan.cli import main
+from runspan.errors import OUTCOMES
+from support.cli import runspan
+
+Words = tuple[str, ...]
+
+
+def commands(group: click.Group = main, path: Words = ()) -> Iterator[tuple[Words, click.Command]]:
+    yield path, group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(commands())
+
+
+def options(command: click.Command) -> list[click.Option]:
+    """The options apart from --version; --help is not among a command's own."""
+    return [each for each in command.params if isinstance(each, click.Option) and each.name != "version"]
+
+
+OPTIONS = [(path, option) for path, command in COMMANDS.items() for option in options(command)]
+
+
+def variables(option: click.Option) -> list[str]:
+    return [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
+
+
+def flat(text: str) -> str:
+    """Help as one line: it is wrapped wherever the terminal ends, at hyphens too."""
+    return re.sub(r"(?<=-) ", "", " ".join(text.split()))
+
+
+def test_the_commands_are_those_that_are_promised() -> None:
+    """Others script against these names."""
+    assert {" ".join(path) for path in COMMANDS if path} == {
+        "serve",
+        "archive",
+        "export",
+        "sync",
+        "list",
+        "get",
+        "verify",
+        "demo",
+        "keys",
+        "keys create",
+        "keys list",
+        "keys revoke",
+        "keys rotate",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else value.name
+)
+def test_every_option_has_help_and_shows_its_variable(path: Words, option: click.Option) -> None:
+    """The command's help explains the option, and names the environment variable that sets it."""
+    assert option.help
+    assert option.help.endswith(".")
+    assert variables(option)
+    assert variables(option)[0].startswith("RUNSPAN_")
+    shown = flat(runspan(*path, "-h").output)
+    assert flat(option.help) in shown
+    assert f"env var: {', '.join(variables(option))}" in shown
+
+
+def test_an_option_and_its_variable_have_the_same_meaning_in_every_command() -> None:
+    """No variable sets two different options, and an option has no second variable except where a name says so."""
+    flags: dict[str, set[str]] = {}
+    for _, option in OPTIONS:
+        for variable in variables(option):
+            flags.setdefault(variable, set()).add(option.opts[-1])
+            assert re.fullmatch(r"RUNSPAN_[A-Z_]+|OTEL_SERVICE_NAME", variable)
+    assert {variable: names for variable, names in flags.items() if len(names) > 1} == {}
+    for path, command in COMMANDS.items():
+        names = [variable for option in options(command) for variable in variables(option)]
+        assert len(names) == len(set(names)), path
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_help_has_an_example_of_the_command(path: Words) -> None:
+    """Whoever asks for help can copy a line from it, and its options exist."""
+    shown = runspan(*path, "-h").output
+    lines = [line for line in shown.splitlines() if re.search(rf"^    .*\brunspan {' '.join(path)}".rstrip(), line)]
+    assert lines
+    for line in lines:
+        words = line.split("runspan ", 1)[1].split("|")[0].split(">")[0].split()
+        told = next((COMMANDS[tuple(words[:n])] for n in (2, 1) if tuple(words[:n]) in COMMANDS), None)
+        assert told is not None, line
+        known = {flag for option in options(told) for flag in option.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_fits_its_terminal_and_uses_a_wide_one(path: Words) -> None:
+    """80 columns are enough, and a wide terminal is used up to 100, in subcommands as well."""
+    narrow = runspan(*path, "-h", COLUMNS="80").output.splitlines()
+    wide = runspan(*path, "-h", COLUMNS="200").output.splitlines()
+    described = [line for line in narrow if not line.startswith(("  GET", "    "))]
+    assert max(map(len, described)) <= 80
+    assert max(map(len, wide)) <= 100
+    assert len(wide) <= len(narrow)
+
+
+def test_the_exit_codes_are_told_each_on_one_line() -> None:
+    """Every code of the table of errors is there once, with what it stands for."""
+    shown = runspan("-h").output
+    told = re.findall(r"^    (\d+) +(\S.*)$", shown[shown.index("Exit codes:") :], re.MULTILINE)
+    assert [int(code) for code, _ in told] == sorted({int(code) for code, _ in told})
+    assert {row.exit for row in OUTCOMES.values()} | {0, 130, 141} == {int(code) for code, _ in told}
+    assert dict(told)["7"] == "unauthorized or forbidden"
+
+
+def test_no_option_takes_a_secret() -> None:
+    """A command line is read by every process on the machine: keys come from the environment or from a file."""
+    for _, option in OPTIONS:
+        if re.search("key|secret|token|password|header", option.opts[-1]):
+            assert option.opts[-1] in ("--api-key-file", "--source-key-file")
+    for path in (("export",), ("list",), ("get",), ("sync",)):
+        assert "RUNSPAN_API_KEY" in runspan(*path, "-h").output
+
+
+def test_the_version_is_told() -> None:
+    """One line, for bug reports."""
+    assert re.fullmatch(r"runspan \d+\.\d+\.\d+\S*\n", runspan("--version").stdout)

@@ -1,0 +1,241 @@
+"""``runspan serve``: how it starts, what its options do, and that its end loses nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from runspan import Run
+from runspan.backends.sqlite import SqliteStore
+from runspan.cli.serve import LogFormatter
+from support.cli import SAMPLES, generated, process, running, runspan, server, until_stored, write_ndjson
+from support.web import document
+
+
+def get(url: str, path: str = "/api/v1/runs", key: str = "") -> httpx.Response:
+    return httpx.get(url + path, headers={"x-api-key": key} if key else {}, trust_env=False)
+
+
+def test_it_says_where_it_is_and_that_it_is_open(tmp_path: Path) -> None:
+    """The address, the two paths that people need, and who may use them; its end is told too."""
+    with server(tmp_path / "data") as (url, child):
+        assert get(url).json() == {"success": True, "data": [], "meta": {"cursor": None, "hasMore": False}}
+        assert get(url, "/healthz").status_code == get(url, "/readyz").status_code == 200
+        child.wait_for("no API key was made")
+        assert child.end() == 0
+    told = "".join(child.lines)
+    assert f"runs:   {url}/api/v1/runs" in told
+    assert f"traces: {url}/v1/traces" in told
+    assert told.endswith("runspan stopped; everything acknowledged is on disk\n")
+
+
+def test_its_options_reach_the_application(tmp_path: Path) -> None:
+    """Body bound, limits, trace link, private metrics and access log, set by variables."""
+    key = json.loads(runspan("keys", "create", "--data", tmp_path, "--name", "x", "--json").stdout)["key"]
+    env = {
+        "RUNSPAN_MAX_BODY": "1",
+        "RUNSPAN_READS_PER_MINUTE": "3",
+        "RUNSPAN_WRITES_PER_MINUTE": "1",
+        "RUNSPAN_TRACES_PER_MINUTE": "1",
+        "RUNSPAN_TRACE_URL": "http://jaeger/trace/{trace_id}",
+        "RUNSPAN_PRIVATE_METRICS": "1",
+        "RUNSPAN_ACCESS_LOG": "1",
+        "RUNSPAN_THREADS": "2",
+    }
+    headers = {"x-api-key": key, "content-type": "application/json"}
+    with (
+        server(tmp_path, **env) as (url, child),
+        httpx.Client(base_url=url, headers=headers, trust_env=False) as client,
+    ):
+        large = b'{"id":"run_1","input":"' + b"x" * (1 << 20) + b'"}'
+        assert client.post("/api/v1/runs", content=large).status_code == 413
+        assert client.post("/api/v1/runs", content=b'{"id":"run_1"}').status_code == 429
+        assert client.post("/v1/traces", content=b"{}").status_code == 200
+        assert client.post("/v1/traces", content=b"{}").status_code == 429
+        assert get(url, "/metrics").status_code == 401
+        with SqliteStore(tmp_path) as store:
+            store.put(Run.from_dict(document("run_2")), observed_at=1)
+        link = client.get("/api/v1/runs/run_2/trace").json()["data"]
+        assert link["url"] == f"http://jaeger/trace/{link['traceId']}"
+        assert [client.get("/api/v1/runs").status_code for _ in range(3)] == [200, 200, 429]
+        limited = runspan("list", "--backend", url, code=8, RUNSPAN_API_KEY=key)
+        assert re.search(r"hint: ask again in \d+ seconds", limited.stderr)
+        assert child.end() == 0
+    assert any("POST '/v1/traces' 429" in line for line in child.lines)
+
+
+def test_the_log_cannot_be_forged() -> None:
+    """One line starts a record and its stack trace is indented, whatever text from outside is in either."""
+    try:
+        raise ValueError("bad\nERROR forged\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord(
+            "x", logging.ERROR, "", 1, "on %s", ("a\r\nERROR\x9b b",), sys.exc_info(), None, "st"
+        )
+    first, *others = LogFormatter("%(levelname)s %(message)s").format(record).split("\n")
+    assert first == r"ERROR on a\r\nERROR\x9b b"
+    assert others[0] == "  Traceback (most recent call last):"
+    assert r"  ERROR forged\x1b[2J" in others
+    assert others[-1] == "  st"
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+def test_names_that_are_allowed(tmp_path: Path) -> None:
+    """--allow-host and its variable add names under which a server without keys answers; others are refused, and an
+    export hears what to do."""
+    with server(tmp_path, RUNSPAN_ALLOW_HOST="host.docker.internal my-box") as (url, _):
+        told = {name: named(url, name) for name in ("localhost", "host.docker.internal:1", "my-box", "evil.example")}
+    assert told == {"localhost": 200, "host.docker.internal:1": 200, "my-box": 200, "evil.example": 403}
+    with server(tmp_path, "--allow-host", "my-box", "--allow-host", "192.0.2.7") as (url, _):
+        assert [named(url, name) for name in ("my-box", "192.0.2.7", "host.docker.internal")] == [200, 200, 403]
+        headers = {"OTEL_EXPORTER_OTLP_HEADERS": "host=evil.example"}
+        refused = runspan(
+            "export", SAMPLES / "agent-invoice-extraction-openai.json", "--endpoint", url, code=1, **headers
+        )
+        assert "hint: call it by 127.0.0.1, or start it with: runspan serve --allow-host NAME" in refused.stderr
+    refused = runspan("serve", "--data", tmp_path, "--allow-host", "http://my-box", "--port", 0, code=2)
+    assert "allowed host: expected a name or an address without a port" in refused.stderr
+
+
+def named(url: str, name: str) -> int:
+    return httpx.get(f"{url}/api/v1/runs", headers={"Host": name}, trust_env=False).status_code
+
+
+def test_behind_a_proxy_the_log_names_the_client(tmp_path: Path) -> None:
+    """--trusted-proxy believes the last entry of that address's X-Forwarded-For; without it the header is nothing."""
+    headers = {"X-Forwarded-For": "198.51.100.9, 192.0.2.7"}
+    for options, address in ((("--trusted-proxy", "127.0.0.1"), "192.0.2.7"), ((), "127.0.0.1")):
+        with server(tmp_path, "--access-log", *options) as (url, child):
+            httpx.get(f"{url}/api/v1/runs", headers=headers, trust_env=False)
+            assert child.wait_for(r"runspan.access (\S+) GET")[1] == address
+    refused = runspan("serve", "--data", tmp_path, "--trusted-proxy", "*", "--port", 0, code=2)
+    assert "trusted proxy: expected the address that the proxy's connections come from" in refused.stderr
+
+
+def test_a_store_elsewhere(tmp_path: Path) -> None:
+    """--backend names the store, and the keys stay in --data."""
+    with server(tmp_path / "keys", "--backend", f"sqlite:{tmp_path / 'store'}") as (url, _):
+        assert get(url).status_code == 200
+    assert (tmp_path / "store" / "runspan.sqlite3").exists()
+    assert not (tmp_path / "keys" / "runspan.sqlite3").exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1"])
+def test_beyond_this_machine_it_refuses_without_keys(tmp_path: Path, host: str) -> None:
+    """The message says how to make one."""
+    result = runspan("serve", "--data", tmp_path, "--host", host, "--port", 0, code=2)
+    assert "refusing to listen beyond this machine without API keys" in result.stderr
+    assert f"hint: make one first: runspan keys create --data {tmp_path} --name NAME" in result.stderr
+
+
+def test_beyond_this_machine_it_serves_with_keys(tmp_path: Path) -> None:
+    """Requests without a key are refused."""
+    key = runspan("keys", "create", "--data", tmp_path, "--name", "x").stdout.strip()
+    with server(tmp_path, "--host", "0.0.0.0") as (url, child):
+        assert (get(url).status_code, get(url, key=key).status_code) == (401, 200)
+        assert child.end(signal.SIGINT) == 0
+    assert not any("no API key was made" in line for line in child.lines)
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [
+        ("http://127.0.0.1:8321", "a server cannot be served again"),
+        ("mysql://x", "backend: expected sqlite:DIR"),
+        ("sqlite:", "backend: expected sqlite:DIR"),
+    ],
+)
+def test_a_backend_that_cannot_be_written_is_refused(tmp_path: Path, backend: str, told: str) -> None:
+    """Told in two lines, before anything listens."""
+    lines = runspan("serve", "--data", tmp_path, "--backend", backend, "--port", 0, code=2).stderr.splitlines()
+    assert told in lines[0]
+    assert lines[1].startswith("  hint: ")
+    assert len(lines) == 2
+
+
+def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    """Two lines, exit code 2."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = process("serve", "--data", tmp_path, "--port", port, code=2)
+    first, second = done.stderr.decode().splitlines()
+    assert first.startswith(f"runspan: 127.0.0.1:{port}: cannot listen, got ")
+    assert second.startswith("  hint: choose another")
+
+
+def test_a_directory_that_cannot_be_made_ends_with_10(tmp_path: Path) -> None:
+    """A file stands where the directory should be."""
+    (tmp_path / "file").touch()
+    for data in (tmp_path / "file", tmp_path / "file" / "data"):
+        first, second = runspan("serve", "--data", data, "--port", 0, code=10).stderr.splitlines()
+        assert first.startswith(f"runspan: {data}: cannot make the data directory, got ")
+        assert "--data" in second
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_directory_that_cannot_be_written_ends_with_10(tmp_path: Path) -> None:
+    """The keys are the first file that is opened."""
+    tmp_path.chmod(0o500)
+    assert "cannot open the keys" in runspan("serve", "--data", tmp_path, "--port", 0, code=10).stderr
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "30h", "nan", "1e3"])
+def test_a_retention_that_is_none_is_told(tmp_path: Path, value: str) -> None:
+    """Days, or a plan's name."""
+    result = runspan("serve", "--data", tmp_path, "--retention", value, code=2)
+    assert "expected days such as 90, or one of free, pro, enterprise" in result.stderr
+
+
+def test_retention_deletes_and_gives_the_disk_back(tmp_path: Path) -> None:
+    """Runs past it are gone after the start, others stay, and the file shrinks."""
+    file = tmp_path / "runspan.sqlite3"
+    with SqliteStore(tmp_path) as store:
+        for number in range(600):
+            noise = os.urandom(4000).hex()
+            store.put(Run.from_dict(document(f"old_{number}", input=noise)), observed_at=1)
+        now = datetime.now(UTC).isoformat()
+        store.put(Run.from_dict(document("new", completedAt=now)), observed_at=1)
+    before = file.stat().st_size
+    with server(tmp_path, "--retention", "free") as (url, child):
+        assert child.wait_for(r"deleted (\d+) runs past their retention of (\d+) days").groups() == ("600", "7")
+        kept = {run["id"] for run in get(url).json()["data"]}
+        assert child.end() == 0
+    assert kept == {"new"}
+    assert file.stat().st_size < before / 4
+
+
+def test_its_end_during_an_export_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """SIGTERM while requests arrive: what the exporter counts as accepted is in the store, and a second export, to a
+    server that was started again, completes it."""
+    texts = generated(2000, seed=3)
+    path = write_ndjson(tmp_path / "runs.ndjson", texts)
+    args = ("--batch-spans", 40, "--retry-for", 0, "--json")
+    with (
+        server(tmp_path / "data") as (url, child),
+        running("export", path, "--endpoint", url, *args, prints_on="stdout") as exporting,
+    ):
+        until_stored(tmp_path / "data", 200, exporting)
+        assert child.end() == 0
+        assert exporting.process.wait(60) == 1
+        report = json.loads(exporting.wait_for("{").string)
+    assert 200 <= report["runs_accepted"] < len(texts)
+    stored = {json.loads(line)["id"] for line in listed(tmp_path / "data")}
+    assert len(stored) >= report["runs_accepted"]
+    assert list(texts)[: report["runs_accepted"] // 2][-1] in stored
+    with server(tmp_path / "data") as (url, _):
+        runspan("export", path, "--endpoint", url)
+    assert {json.loads(line)["id"] for line in listed(tmp_path / "data")} == texts.keys()
+
+
+def listed(data: Path) -> list[str]:
+    return runspan("list", "--data", data, "--limit", 10_000, "--json").stdout.splitlines()

@@ -1,0 +1,103 @@
+"""Attempts of a step as spans: below a finished step, and below the root to come while the step goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from conformance.harness import SECOND, T0
+from runspan import Run, decode, encode
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT
+from runspan.model.ids import run_ids
+from runspan.model.span import Span
+from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.protobuf_writer import span_bytes
+from support.run_histories import life_of
+
+
+def attempts(spans: list[Span]) -> list[Span]:
+    return [span for span in spans if span.attributes()[ROLE] == ROLE_ATTEMPT]
+
+
+def retrying(number: Any = 1, status: str = "running", **members: Any) -> Run:
+    """A run with a step that is at an attempt, told as the platform's log tells it."""
+    step = {"id": "pay", "name": "Pay", "status": "retrying", "attempt": number, **members}
+    return Run.from_dict({"id": "r", "status": status, "startedAt": "2026-01-15T09:00:01.000Z", "steps": [step]})
+
+
+def test_snapshots_that_repeat_an_attempt_repeat_its_span() -> None:
+    """Two spans of one id are the same bytes, in all snapshots of a run, so a trace shows each attempt once."""
+    life = life_of("r", T0)
+    seen: dict[bytes, bytes] = {}
+    for moment in (*life, *life[3:6]):
+        for shift in (0, 1):
+            for span in encode(moment.run, observed_at=moment.at + shift):
+                assert seen.setdefault(span.span_id, span_bytes(span)) == span_bytes(span)
+
+
+def test_attempts_of_a_step_that_goes_on_stand_below_the_root() -> None:
+    """The step has no span yet; when it has ended, its attempts stand below it."""
+    life = life_of("r", T0)
+    root = run_ids("r").root_id
+    for moment, count in ((life[3], 1), (life[4], 2)):
+        found = attempts(encode(moment.run, observed_at=moment.at))
+        assert [span.attributes()["runspan.attempt.number"] for span in found] == list(range(1, count + 1))
+        assert {span.parent_id for span in found} == {root}
+    ended = encode(life[5].run, observed_at=life[5].at)
+    (charge,) = [span for span in ended if span.name == "Charge Card"]
+    assert {span.parent_id for span in attempts(ended)} == {charge.span_id}
+    assert len(attempts(ended)) == 3
+
+
+def test_every_attempt_can_be_placed_by_itself() -> None:
+    """Run, workflow and step are attributes of the span, whatever the step's state."""
+    for moment in life_of("r", T0)[4:6]:
+        for span in attempts(encode(moment.run, observed_at=moment.at)):
+            found = span.attributes()
+            assert (found["runspan.run.id"], found["runspan.workflow.id"]) == ("r", "wf_live")
+            assert found["runspan.step.id"] == "charge"
+
+
+def test_a_number_alone_makes_an_attempt() -> None:
+    """With the error of the step, at the step's start, of no length that anybody could take for a measurement."""
+    started = "2026-01-15T09:00:05.000Z"
+    run = retrying(2, startedAt=started, error={"code": "TIMEOUT", "message": "slow"})
+    (span,) = attempts(encode(run, observed_at=T0))
+    found = span.attributes()
+    assert (found["runspan.attempt.number"], found["runspan.attempt.status"]) == (2, "retrying")
+    assert (found["error.type"], span.events[0].name) == ("TIMEOUT", "exception")
+    assert span.end - span.start == 1
+    assert (span.name, span.status) == ("attempt of Pay", 0)
+    (again,) = attempts(encode(run, observed_at=T0 + SECOND))
+    assert span_bytes(again) == span_bytes(span)
+    assert attempts(encode(run, observed_at=T0, exception_events=False))[0].span_id != span.span_id
+
+
+@pytest.mark.parametrize("number", [None, "2", 1.5, -1, 10**30, [1], True])
+def test_a_number_that_is_none_makes_no_attempt(number: Any) -> None:
+    """The document is carried all the same."""
+    run = retrying(number)
+    spans = encode(run, observed_at=T0)
+    assert attempts(spans) == []
+    assert decode(spans) == run
+
+
+def test_equal_steps_of_a_loop_have_attempts_of_their_own() -> None:
+    """Two open steps with one id, at the same attempt, are told apart by their place."""
+    step = {"id": "pay", "status": "retrying", "attempt": 1}
+    run = Run.from_dict({"id": "r", "status": "running", "steps": [step, step]})
+    spans = encode(run, observed_at=T0)
+    assert len({span.span_id for span in attempts(spans)}) == 2
+    assert decode(spans) == run
+
+
+@pytest.mark.parametrize("status", ["running", "cancelled"])
+def test_documents_with_open_attempts_come_back(status: str) -> None:
+    """The decoder looks at no attempt; the exporter writes what ``encode`` makes, whatever the run's status."""
+    tries = [{"startedAt": "2026-01-15T09:00:02.000Z", "completedAt": "2026-01-15T09:00:03.000Z"}]
+    for run in (retrying(status=status), retrying(status=status, attempts=tries)):
+        spans = encode(run, observed_at=T0)
+        assert len(attempts(spans)) == 1
+        assert decode(spans) == run
+        assert write_runs([run], observed_at=T0) == [[span_bytes(span) for span in spans]]

@@ -1,0 +1,348 @@
+"""encode and decode are inverses: for every case, in any order of spans, and only with proof."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runspan import Run, decode, encode
+from runspan.codec.decode import read_summary, verify_run
+from runspan.codec.encode import content_step_ids
+from runspan.codec.fields import (
+    DIGEST,
+    KEYS,
+    PIECE_BYTES,
+    REVISION,
+    ROLE,
+    ROOT_REVISION,
+    RUN_FIELDS,
+    RUN_ID,
+    STEP_FIELDS,
+    WORKFLOW_ID,
+)
+from runspan.errors import NotFound, TraceIncomplete
+from runspan.model.document import Envelope, Step
+from runspan.model.ids import run_ids
+from runspan.model.span import ERROR, INTERNAL, SERVER, Span
+from support.corpus import ENVELOPES, cases, runs
+
+CASES = cases()
+NOW = 1_768_467_700_000_000_000
+
+
+def foreign(trace_id: bytes, number: int = 1) -> Span:
+    return Span(
+        trace_id=trace_id,
+        span_id=number.to_bytes(8, "big"),
+        parent_id=b"",
+        name="GET /",
+        kind=3,
+        start=1,
+        end=2,
+        status=0,
+        message="",
+        shared=(),
+        own=[("http.request.method", "GET"), ("error", True)],
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_comes_back(name: str) -> None:
+    """A document comes back the same from its spans, shuffled and doubled and among foreign ones."""
+    run = Run.from_json(CASES[name])
+    spans = encode(run, observed_at=NOW)
+    assert decode(spans) == run
+    mixed = [*spans, *spans, foreign(spans[0].trace_id)]
+    random.Random(name).shuffle(mixed)
+    assert decode(mixed).text == run.text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_canonical_text_keeps_the_document(name: str) -> None:
+    """The canonical text is the same JSON value as what came in, and parsing it changes nothing more."""
+    run = Run.from_json(CASES[name])
+    assert Run.from_json(run.text).text == run.text
+    if "depth" in name or "deep" in name or "long integer" in name:
+        return  # the standard library cannot read these at all
+    pairs = {"object_pairs_hook": lambda members: sorted(members, key=lambda member: member[0])}
+    assert repr(json.loads(run.text, **pairs)) == repr(json.loads(CASES[name], **pairs))
+
+
+@given(runs(), st.randoms(use_true_random=False), st.booleans())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_document_comes_back(run: Run, order: random.Random, events: bool) -> None:
+    """What hypothesis makes comes back the same, whatever the order of its spans."""
+    spans = encode(run, tenant="acme", exception_events=events)
+    order.shuffle(spans)
+    decoded = verify_run(spans)
+    assert decoded.run.text == run.text
+    assert decoded.tenant == "acme"
+    assert not decoded.incomplete
+
+
+@given(runs())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_spans_keep_what_backends_lose(run: Run) -> None:
+    """No span relies on what some backend changes: long strings, bad times, arrays, shared keys, repeated ids."""
+    spans = encode(run, observed_at=NOW)
+    assert len({span.span_id for span in spans}) == len(spans)
+    for span in spans:
+        pairs = list(span.pairs())
+        keys = [key for key, _ in pairs]
+        assert len(set(keys)) == len(keys)
+        assert not {"error", "span.kind", "otel.status_code", "w3c.tracestate"} & set(keys)
+        assert span.end > span.start >= 0
+        assert span.name
+        assert any(span.span_id)
+        for key, value in span.attributes().items():
+            assert type(value) in {str, int, float}, key
+            if isinstance(value, str):
+                assert 0 < len(value.encode()) <= PIECE_BYTES, key
+            if isinstance(value, int):
+                assert -(2**63) <= value < 2**63
+
+
+@given(runs())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_encode_is_deterministic(run: Run) -> None:
+    """The same document gives the same spans, so that a re-export is the same spans again."""
+    again = Run.from_json(run.text)
+    assert encode(run, observed_at=5) == encode(again, observed_at=5) or [
+        span.attributes() for span in encode(run, observed_at=5)
+    ] == [span.attributes() for span in encode(again, observed_at=5)]
+
+
+@pytest.mark.parametrize("name", ["sample agent-support-triage", "envelope same step twice", "payload 300 KB string"])
+def test_nothing_missing_goes_unnoticed(name: str) -> None:
+    """Without any one span, or any one exact attribute, the trace is incomplete: never a wrong document."""
+    text = CASES.get(name) or next(text for case, text in CASES.items() if case.startswith("sample agent"))
+    spans = encode(Run.from_json(text))
+    for index, span in enumerate(spans):
+        with pytest.raises(TraceIncomplete):
+            decode(spans[:index] + spans[index + 1 :])
+        for key, value in span.attributes().items():
+            if key.split(".json")[0] not in KEYS and not key.startswith("runspan.step.input."):
+                continue
+            if key in {ROLE, REVISION, "runspan.tenant"}:
+                continue
+            for changed in ({}, {key: f"{value}x"}):
+                attributes = {**span.attributes(), **changed}
+                if not changed:
+                    del attributes[key]
+                other = rebuilt(span, attributes)
+                rest = [*spans[:index], other, *spans[index + 1 :]]
+                if key in {RUN_ID, WORKFLOW_ID} and index < len(spans) - 1:
+                    continue  # on a step span these only place it
+                with pytest.raises(TraceIncomplete):
+                    decode(rest)
+
+
+def rebuilt(span: Span, attributes: dict[str, object]) -> Span:
+    values = {name: getattr(span, name) for name in Span.__struct_fields__}
+    return Span(**{**values, "shared": (), "own": list(attributes.items())})
+
+
+def test_incomplete_names_what_is_missing() -> None:
+    """The error says how many step spans are missing and names them."""
+    run = Run.from_json(json.dumps(ENVELOPES["same step twice"]))
+    spans = encode(run)
+    with pytest.raises(TraceIncomplete) as caught:
+        decode(spans[1:])
+    assert spans[0].span_id.hex() in str(caught.value)
+    assert "1 of 4 step spans" in str(caught.value)
+    with pytest.raises(TraceIncomplete, match="4 step spans are there"):
+        decode(spans[:-1])
+
+
+def test_a_trace_without_ours_is_not_found() -> None:
+    """Foreign spans alone are no run."""
+    with pytest.raises(NotFound):
+        decode([foreign(b"t" * 16)])
+    with pytest.raises(NotFound):
+        decode([])
+
+
+def test_the_highest_revision_counts() -> None:
+    """Snapshots rank by time below the root, revisions of a finished run rank above it."""
+    early = Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"completed"}]}')
+    later = Run.from_json(
+        '{"id":"r","status":"running","steps":[{"id":"a","status":"completed"},{"id":"b","status":"running"}]}'
+    )
+    final = Run.from_json(
+        '{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"},{"id":"b","status":"completed"}]}'
+    )
+    fixed = Run.from_json('{"id":"r","status":"completed","output":1,"steps":[{"id":"a","status":"completed"}]}')
+    spans = encode(early, observed_at=10) + encode(later, observed_at=20)
+    assert decode(spans) == later
+    assert decode(reversed(spans)) == later
+    spans += encode(final)
+    assert decode(spans) == final
+    spans += encode(fixed, observed_at=30, after_root=True)
+    assert decode(spans) == fixed
+    assert len({span.span_id for span in spans if span.attributes()[ROLE] == "step"}) == 2
+
+
+def test_an_older_whole_revision_stands_in() -> None:
+    """When the newest revision is incomplete, read_run answers the older one and says what is missing."""
+    snapshot = encode(Run.from_json('{"id":"r","status":"running","steps":[]}'), observed_at=10)
+    root = encode(Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"}]}'))
+    decoded = verify_run(snapshot + root[1:])
+    assert decoded.run.status == "running"
+    assert "1 of 1 step spans" in decoded.incomplete[0]
+    with pytest.raises(TraceIncomplete) as caught:
+        decode(snapshot + root[1:])
+    assert caught.value.fallback == decoded.run
+
+
+def test_one_id_with_two_contents() -> None:
+    """Two whole spans under one id do not mix: the content that the digest proves is taken."""
+    ids = [b"a" * 8]
+    first = encode(
+        Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"completed"}]}'), step_ids=ids
+    )
+    second = encode(
+        Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed","output":1}]}'),
+        step_ids=ids,
+    )
+    for spans in (first + second, second + first):
+        assert b'"output":1' in decode(spans).text
+    assert decode([*second, first[0]]).status == "completed"
+
+
+def test_heads_of_another_trace_are_refused() -> None:
+    """A head whose trace id does not follow from its run id proves nothing."""
+    spans = encode(Run.from_json('{"id":"r","status":"completed"}'))
+    moved = [Span(**{**{n: getattr(s, n) for n in Span.__struct_fields__}, "trace_id": b"x" * 16}) for s in spans]
+    with pytest.raises(TraceIncomplete, match="does not follow"):
+        decode(moved)
+
+
+def test_the_digest_is_that_of_the_text() -> None:
+    """``runspan get ID | sha256sum`` prints the attribute of the run span."""
+    run = Run.from_json(CASES["payload duplicate keys"])
+    assert encode(run)[-1].attributes()[DIGEST] == hashlib.sha256(run.text).hexdigest()
+
+
+def test_tenants_do_not_meet() -> None:
+    """The same run id of two tenants is two traces, and joined parts are not confused."""
+    assert run_ids("r", "a") != run_ids("r", "b")
+    assert run_ids("b", "a") != run_ids("ab", "")
+    assert run_ids("", "ab") != run_ids("ab", "")
+
+
+def test_projection_of_a_run() -> None:
+    """Names, kinds, status, tokens and error attributes follow the conventions."""
+    document = json.loads(next(text for name, text in CASES.items() if name == "envelope usage"))
+    spans = encode(Run.from_dict(document))
+    agent, head = spans[0], spans[-1]
+    assert (agent.name, agent.kind, head.kind) == ("invoke_agent s", INTERNAL, SERVER)
+    attributes = agent.attributes()
+    assert attributes["gen_ai.operation.name"] == "invoke_agent"
+    assert attributes["gen_ai.provider.name"] == "anthropic"
+    assert attributes["gen_ai.request.model"] == "claude-sonnet-4-6"
+    assert attributes["gen_ai.usage.input_tokens"] == 1250
+    assert attributes["gen_ai.usage.output_tokens"] == 340
+    assert attributes["runspan.cost.usd"] == 0.0095
+    assert attributes["cicd.pipeline.task.run.result"] == "success"
+    assert "gen_ai.usage.input_tokens" not in head.attributes()
+    assert head.attributes()["runspan.run.input_tokens"] == 1250
+    assert head.name == "run wf"
+    assert head.attributes()["cicd.pipeline.result"] == "success"
+    assert head.attributes()[REVISION] == ROOT_REVISION
+    assert all(span.status == 0 and not span.events for span in spans)
+
+
+def test_projection_of_errors() -> None:
+    """A failed step and run are errors with type, description and an exception event that can be switched off."""
+    document = {
+        "id": "r",
+        "status": "failed",
+        "error": {"code": "INTEGRATION_ERROR", "message": "not found"},
+        "steps": [
+            {"id": "a", "status": "failed", "error": {"code": "X", "message": "m"}},
+            {"id": "b", "status": "skipped"},
+        ],
+    }
+    failed, skipped, head = encode(Run.from_dict(document))
+    assert (failed.status, failed.message, failed.attributes()["error.type"]) == (ERROR, "m", "X")
+    assert failed.events[0].name == "exception"
+    assert dict(failed.events[0].attributes) == {"exception.type": "X", "exception.message": "m"}
+    assert (head.status, head.message) == (ERROR, "not found")
+    assert (skipped.status, skipped.attributes()["cicd.pipeline.task.run.result"]) == (0, "skip")
+    quiet = encode(Run.from_dict(document), exception_events=False)
+    assert not quiet[0].events
+    assert quiet[0].span_id != failed.span_id, "spans of different bytes must not share an id"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "result"),
+    [
+        ("completed", 0, "success"),
+        ("failed", 2, "failure"),
+        ("timed_out", 2, "timeout"),
+        ("cancelled", 0, "cancellation"),
+        ("running", 0, None),
+        ("suspended", 0, None),
+        ("pending", 0, None),
+    ],
+)
+def test_run_status_rules(status: str, code: int, result: str | None) -> None:
+    """The run's status comes from the run; success and what is not over are unset, failure and timeout are errors."""
+    head = encode(Run.from_dict({"id": "r", "status": status}))[-1]
+    assert head.status == code
+    assert head.attributes().get("cicd.pipeline.result") == result
+    assert head.attributes()[ROLE] == ("run" if result else "snapshot")
+
+
+def test_links_and_attempts() -> None:
+    """A sub-workflow links to its child's run span, and listed attempts are spans below the step."""
+    spans = encode(Run.from_dict(ENVELOPES["sub-workflows"]))
+    child = run_ids("run_child")
+    assert (spans[0].links[0].trace_id, spans[0].links[0].span_id) == (child.trace_id, child.root_id)
+    assert not spans[1].links
+    assert not spans[2].links
+    assert spans[-1].attributes()["runspan.parent.run.id"] == "run_parent"
+    spans = encode(Run.from_dict(ENVELOPES["attempts"]))
+    attempts = [span for span in spans if span.attributes()[ROLE] == "attempt"]
+    assert [span.attributes()["runspan.attempt.number"] for span in attempts] == [1, 2]
+    assert {span.parent_id for span in attempts} == {spans[0].span_id}
+    assert attempts[0].attributes()["error.type"] == "TIMEOUT"
+
+
+def test_the_table_covers_the_document() -> None:
+    """Every member of the document classes has a row, so that none can be added in one direction only."""
+    assert {field.member for field in STEP_FIELDS} == set(Step.__struct_fields__)
+    assert {field.member for field in RUN_FIELDS} | {"id", "steps"} == set(Envelope.__struct_fields__)
+    keys = [field.key for field in RUN_FIELDS + STEP_FIELDS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_step_ids_must_match() -> None:
+    """A recorder that names too few or too many spans is told at once."""
+    run = Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"}]}')
+    with pytest.raises(ValueError, match="0 step ids for 1 finished steps"):
+        encode(run, step_ids=[])
+    assert verify_run(encode(run, step_ids=[b"12345678"])).step_ids == [b"12345678"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_head_alone_tells_the_list_item(name: str) -> None:
+    """The head span of a run has all that a list needs, exact, without its steps."""
+    run = Run.from_json(CASES[name])
+    heading = read_summary(encode(run, tenant="t", observed_at=NOW)[-1])
+    assert heading is not None
+    assert heading.summary == run.summary()
+    assert (heading.run_id, heading.tenant, heading.status) == (run.id, "t", run.status)
+
+
+@given(runs())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_content_ids_are_those_of_the_spans(run: Run) -> None:
+    """The ids worked out alone are the ids of the step spans, at every revision."""
+    assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t")).step_ids
+    assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t", observed_at=5, after_root=True)).step_ids

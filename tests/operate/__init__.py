@@ -1,1 +1,0 @@
-"""The operations stack on the real programs: the Collector's configuration, the alerts, and what survives faults."""

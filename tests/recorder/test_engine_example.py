@@ -1,0 +1,315 @@
+"""The example engine under the Recorder, before real servers: at work, ended, and killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
+from runspan.backends.runspan_api import RunspanApiReader
+from runspan.contracts import RunQuery, TraceReader
+from runspan.model.ids import run_ids
+from runspan.recorder import ExportConfig, RunRecording
+from support.cli import environment, server
+from support.recorder import until
+from support.servers import Tempo
+from support.servers.jaeger import Jaeger
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "engine"
+KILLS = 10
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The example's modules, ``engine`` and ``workflows``."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    import engine
+    import workflows
+
+    yield engine, workflows
+    for name in ("engine", "workflows"):
+        sys.modules.pop(name, None)
+
+
+@dataclass
+class Watched:
+    """What a reader answered while the engine was at work, and the runs that it executed."""
+
+    runs: list[RunRecording] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    listed: Counter[str] = field(default_factory=Counter)
+
+    def run(self, workflow_id: str) -> RunRecording:
+        (found,) = [run for run in self.runs if run.document().workflow_id == workflow_id]
+        return found
+
+
+def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watched:
+    """Executes both workflows, and reads the first run over and over meanwhile. lists: ask for lists of it too."""
+    engine, workflows = example
+    watched = Watched()
+    ended = threading.Event()
+    recorder = Recorder(endpoint=otlp, service_name="example-engine", pace=ExportConfig(settle=0.02))
+
+    def execute() -> None:
+        try:
+            made = engine.Engine(recorder, slowness=1.5)
+            caller = {"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"}
+            result = made.execute(
+                workflows.ORDER, {"customer": "cus_7"}, trigger="webhook", headers=caller, begun=watched.runs.append
+            )
+            assert result["paid"] is True
+            with pytest.raises(workflows.IntegrationError):
+                made.execute(workflows.PAYOUT, {"vendor": 4}, begun=watched.runs.append)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    until(lambda: watched.runs)
+    run_id = watched.runs[0].id
+    while not ended.is_set():
+        try:
+            document = reader.document(run_id)
+        except (NotFound, TraceIncomplete):
+            assert not watched.seen, "what was there once is gone"
+        else:
+            assert not document.incomplete
+            watched.seen.append(json.loads(document.text))
+        if lists:
+            for status in ("running", "suspended"):
+                ids = [json.loads(item)["id"] for item in reader.search(RunQuery(status=status)).items]
+                watched.listed[status] += run_id in ids
+    thread.join()
+    report = recorder.shutdown(20)
+    assert report.complete, report
+    assert report.runs_delivered == 3
+    child = json.loads(watched.run("wf_order_to_cash").document().text)["steps"]
+    (child_id,) = [step["output"]["runId"] for step in child if step["id"] == "book"]
+    for run in watched.runs:
+        assert until(lambda run=run: _read(reader, run.id)) == run.document().text
+    assert json.loads(reader.document(child_id).text)["status"] == "completed"
+    return watched
+
+
+def _read(reader: TraceReader, run_id: str) -> bytes | None:
+    """The document once it has ended."""
+    try:
+        text = reader.document(run_id).text
+    except (NotFound, TraceIncomplete):
+        return None
+    return text if Run.from_json(text).finished else None
+
+
+def check_what_was_seen(watched: Watched) -> None:
+    """Steps never went back: each answer tells a later state of the run than the one before."""
+    order = {"pending": 0, "running": 1, "retrying": 2, "suspended": 1, "completed": 9, "failed": 9, "skipped": 9}
+    before: dict[tuple[str, int], int] = {}
+    for document in watched.seen:
+        seen: Counter[str] = Counter()
+        for step in document["steps"]:
+            place = (step["id"], seen[step["id"]])
+            seen[step["id"]] += 1
+            rank = 10 * step.get("attempt", 0) + order[step["status"]]
+            assert rank >= before.get(place, 0) or step["status"] in ("running", "skipped"), (place, step)
+            assert order[step["status"]] == 9 or before.get(place, 0) % 10 != 9, "a step that had ended goes on"
+            before[place] = rank
+    assert {"running", "suspended"} <= {document["status"] for document in watched.seen}
+    assert len({len([s for s in document["steps"] if s["status"] == "completed"]) for document in watched.seen}) > 2
+    statuses = {step["status"] for document in watched.seen for step in document["steps"]}
+    assert {"pending", "running", "retrying", "completed"} <= statuses
+
+
+def test_the_embedded_store_answers_over_rest_while_it_runs_and_after(example: Any, tmp_path: Path) -> None:
+    """``runspan serve`` shows the run running, retrying, suspended, in lists too, and at the end its exact document."""
+    with server(tmp_path) as (url, _):
+        reader = RunspanApiReader(url)
+        watched = watch(example, url, reader, lists=True)
+        check_what_was_seen(watched)
+        assert watched.listed["running"] > 0
+        assert watched.listed["suspended"] > 0
+        assert reader.search(RunQuery(status="running")).items == []
+        failed = reader.search(RunQuery(status="failed")).items
+        assert [json.loads(item)["error"]["code"] for item in failed] == ["INTEGRATION_ERROR"]
+        reader.close()
+
+
+@pytest.mark.parametrize("storage", ["memory", "badger"])
+def test_jaeger_shows_the_trace_as_it_should_be(
+    example: Any, tmp_path: Path, storage: str, request: pytest.FixtureRequest
+) -> None:
+    """Jaeger's own API has one root, the steps below it, the clients' spans below their steps, attempts below theirs,
+    tokens on the agent, errors where they belong and links both ways; the REST API over Jaeger answers all along."""
+    jaeger: Jaeger = request.getfixturevalue(f"jaeger_{storage}")
+    with server(tmp_path, "--backend", f"jaeger+{jaeger.url}") as (url, _):
+        reader = RunspanApiReader(url)
+        watched = watch(example, jaeger.otlp, reader, lists=False)
+        check_what_was_seen(watched)
+        reader.close()
+    order, payout = watched.run("wf_order_to_cash"), watched.run("wf_payout")
+    check_trace(jaeger_spans(jaeger, order.trace_id), order)
+    failed = jaeger_spans(jaeger, payout.trace_id)
+    assert named(failed, "run wf_payout")["status"]["code"] == 2
+    assert named(failed, "Pay out")["status"]["code"] == 2
+    assert "status" not in named(failed, "Match statement") or not named(failed, "Match statement")["status"]
+
+
+def jaeger_spans(jaeger: Jaeger, trace_id: bytes) -> list[dict[str, Any]]:
+    """The spans of a trace as Jaeger's API tells them, without runspan's reader."""
+    answer = httpx.get(f"{jaeger.url}/api/v3/traces/{trace_id.hex()}?raw_traces=true", trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return [
+        span
+        for resource in answer.json()["result"]["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def named(spans: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (found,) = [span for span in spans if span["name"] == name]
+    return found
+
+
+def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
+    """The trace of the order-to-cash run."""
+    assert len({span["spanId"] for span in spans}) == len(spans), "a span is there twice"
+    roots = [span for span in spans if not span.get("parentSpanId")]
+    assert [root["name"] for root in roots] == ["run wf_order_to_cash"]
+    root = roots[0]
+    by_id = {span["spanId"]: span for span in spans}
+    assert all(span is root or span["parentSpanId"] in by_id for span in spans), "a span without its parent"
+    parents = {span["name"]: by_id[span["parentSpanId"]]["name"] for span in spans if span is not root}
+    assert parents["GET /v1/invoices"] == "Fetch overdue invoices"
+    assert parents["TLS handshake"] == "GET /v1/invoices"
+    assert parents["GET /v1/customers/{id}"] == "Fetch customer"
+    assert parents["chat claude-sonnet-4-6"] == "invoke_agent Assess customer"
+    assert parents["attempt of Charge card"] == "Charge card"
+    assert parents["POST /v1/charges"] == "attempt of Charge card"
+    for name in ("Fetch overdue invoices", "Fetch customer", "Charge card", "Send reminder", "Book the payment"):
+        assert parents[name] == root["name"]
+    counts = Counter(span["name"] for span in spans)
+    assert (counts["Send reminder"], counts["attempt of Charge card"], counts["POST /v1/charges"]) == (3, 3, 3)
+    first, second = named(spans, "Fetch overdue invoices"), named(spans, "Fetch customer")
+    assert int(first["startTimeUnixNano"]) < int(second["endTimeUnixNano"])
+    assert int(second["startTimeUnixNano"]) < int(first["endTimeUnixNano"]), "the two do not overlap"
+    agent = {pair["key"]: pair["value"] for pair in named(spans, "invoke_agent Assess customer")["attributes"]}
+    assert agent["gen_ai.usage.input_tokens"] == {"intValue": "1250"}
+    assert agent["gen_ai.request.model"] == {"stringValue": "claude-sonnet-4-6"}
+    assert root["links"][0]["traceId"] == "c" * 32
+    (child,) = [step["output"]["runId"] for step in run.document().to_dict()["steps"] if step["id"] == "book"]
+    assert named(spans, "Book the payment")["links"][0]["traceId"] == run_ids(child).trace_id.hex()
+
+
+def test_tempo_has_it_too_while_it_runs_and_after(example: Any, tempo: Tempo, tmp_path: Path) -> None:
+    """The REST API over Tempo answers the running run, and in the end the exact document and the whole trace."""
+    with server(tmp_path, "--backend", f"tempo+{tempo.url}") as (url, _):
+        reader = RunspanApiReader(url)
+        watched = watch(example, tempo.otlp, reader, lists=False)
+        check_what_was_seen(watched)
+        reader.close()
+    direct = connect(f"tempo+{tempo.url}")
+    run = watched.run("wf_order_to_cash")
+    spans = until(lambda: _whole(lambda: direct.spans(run.trace_id)))
+    (root,) = [span for span in spans if not span.parent_id]
+    known = {span.span_id for span in spans}
+    assert all(span.parent_id in known for span in spans if span is not root)
+    direct.close()
+
+
+def _whole(spans: Callable[[], list[Any]]) -> list[Any] | None:
+    """All spans, once the run span and a client's span are there."""
+    found = spans()
+    names = {span.name for span in found}
+    return found if {"run wf_order_to_cash", "TLS handshake"} <= names else None
+
+
+def start_engine(url: str, run_id: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLE), "--endpoint", url, "--run-id", run_id, "--acknowledged"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def test_killed_at_any_moment_no_acknowledged_step_is_lost_and_the_run_is_seen_running(tmp_path: Path) -> None:
+    """kill -9 of the engine at ten random moments: the server has every step that was acknowledged, as an exact
+    document, in a status of its life; and a run that was killed stays as it was last seen."""
+    dice = random.Random(20261125)
+    unfinished = 0
+    with server(tmp_path) as (url, _):
+        reader = RunspanApiReader(url)
+        for number in range(KILLS):
+            run_id = f"run_killed_{number}"
+            process = start_engine(url, run_id)
+            assert process.stdout is not None
+            told: list[str] = []
+            begun = threading.Event()
+
+            def read(stream: Any = process.stdout, told: list[str] = told, begun: threading.Event = begun) -> None:
+                for line in stream:
+                    told.append(line)
+                    begun.set()
+
+            thread = threading.Thread(target=read, daemon=True)
+            thread.start()
+            assert begun.wait(60)
+            time.sleep(dice.uniform(0, 1.6))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            thread.join()
+            process.stdout.close()
+            assert process.stderr is not None
+            process.stderr.close()
+            unfinished += check_killed(reader, run_id, told)
+        running = _ids(reader, RunQuery(status="running", limit=200))
+        stuck = until(lambda: _ids(reader, RunQuery(stuck_before=time.time_ns() - 10**9, limit=200)) >= running)
+        assert stuck, "a run whose engine is gone is not reported as stuck"
+        reader.close()
+    assert unfinished >= KILLS // 2, "the moments were not in the midst of runs"
+    assert running, "no killed run is listed as running"
+
+
+def _ids(reader: RunspanApiReader, query: RunQuery) -> set[str]:
+    return {json.loads(item)["id"] for item in reader.search(query).items}
+
+
+def check_killed(reader: RunspanApiReader, run_id: str, told: list[str]) -> bool:
+    """Whether the run had not ended. told: what the engine printed."""
+    acknowledged = Counter(line.split()[2] for line in told if line.startswith(f"acknowledged {run_id} "))
+    try:
+        document = json.loads(reader.document(run_id).text)
+    except NotFound:
+        assert not acknowledged
+        return False
+    ended = Counter(step["id"] for step in document["steps"] if step["status"] in ("completed", "skipped"))
+    assert not acknowledged - ended, "an acknowledged step is lost"
+    assert all("output" in step for step in document["steps"] if step["status"] == "completed")
+    if document["status"] == "completed":
+        return False
+    assert document["status"] in ("running", "suspended")
+    assert "completedAt" not in document
+    return True
+
+
+def test_it_ends_well_as_a_program_and_says_what_it_did(tmp_path: Path) -> None:
+    """One command against a server: exit code 0, three runs delivered, each step acknowledged once."""
+    with server(tmp_path) as (url, _):
+        process = start_engine(url, "run_1")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "3 of 3 runs delivered" in out
+        assert out.count("acknowledged run_1 send-reminder") == 3
+        reader = RunspanApiReader(url)
+        assert json.loads(reader.document("run_1").text)["status"] == "completed"
+        reader.close()

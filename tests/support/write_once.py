@@ -1,0 +1,110 @@
+"""What the tests of steps that are sent once share: runs that grow, a receiver that keeps what it took, and counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from runspan.backends.sqlite import SqliteStore
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT, ROLE_STEP, RUN_ID
+from runspan.otlp.protobuf_reader import read_protobuf
+from support.receivers import OK, Answer, Post, Receiver, http_receiver
+
+
+def growing(run_id: str, done: int, status: str = "running", **members: Any) -> dict[str, Any]:
+    """A run of which so many steps have ended and, while it runs, another goes on. Every third is an agent, and tells
+    its attempts."""
+    begin = "2026-01-15T12:00:00.000Z"
+    steps: list[dict[str, Any]] = [finished_step(number) for number in range(done)]
+    if status == "running":
+        steps.append({"id": f"step_{done}", "type": "action", "status": "running", "startedAt": begin})
+    end = {} if status in ("pending", "running", "suspended") else {"completedAt": "2026-01-15T13:00:00.000Z"}
+    head = {"id": run_id, "workflowId": "wf_grows", "status": status, "startedAt": begin, "createdAt": begin}
+    return {**head, **end, "steps": steps, **members}
+
+
+def finished_step(number: int, **members: Any) -> dict[str, Any]:
+    minute = f"{number // 60:02}:{number % 60:02}"
+    times = {"startedAt": f"2026-01-15T12:{minute}.000Z", "completedAt": f"2026-01-15T12:{minute}.500Z"}
+    step = {"id": f"step_{number}", "type": "action", "status": "completed", **times, "output": {"n": number}}
+    if number % 3 == 2:
+        attempt = {"attempt": 1, "status": "failed", **times, "error": {"code": "TIMEOUT", "message": "no answer"}}
+        step |= {"type": "agent", "attempt": 2, "attempts": [attempt]}
+        step["output"] = {"model": "claude-sonnet-4", "usage": {"inputTokens": 100, "outputTokens": 10}}
+    return step | members
+
+
+@dataclass
+class Kept:
+    """A receiver in front of a store."""
+
+    receiver: Receiver
+    store: SqliteStore
+
+    @property
+    def url(self) -> str:
+        return self.receiver.url.removesuffix("/v1/traces")
+
+    def text(self, run_id: str) -> bytes:
+        """The document, which no newer revision lacks anything of."""
+        document = self.store.document(run_id)
+        assert document.incomplete == ()
+        return document.text
+
+    def copies(self, run_id: str = "", role: str = ROLE_STEP) -> Counter[bytes]:
+        """How often each span came in requests that were taken."""
+        found = [(span, attributes(span)) for span in self.receiver.taken]
+        ids = [span.span_id for span, told in found if told.get(ROLE) == role and run_id in ("", told.get(RUN_ID))]
+        return Counter(ids)
+
+
+def attributes(span: Span) -> dict[str, str]:
+    return {each.key: each.value.string_value for each in span.attributes}
+
+
+@contextmanager
+def keeping(folder: Path, answer: Callable[[Post], Answer | None] = lambda post: None) -> Iterator[Kept]:
+    """A receiver that stores what it takes. answer: what it says instead of taking a request, which is not stored, or
+    None."""
+    with SqliteStore(folder) as store:
+
+        def told(post: Post) -> Answer:
+            instead = answer(post)
+            if instead is not None:
+                return instead
+            store_it(store, post)
+            return OK
+
+        with http_receiver(told) as receiver:
+            yield Kept(receiver, store)
+
+
+def store_it(store: SqliteStore, post: Post) -> None:
+    """As ``serve`` does with a request."""
+    written = store.write(read_protobuf(post.message.SerializeToString()))
+    assert not written.rejected
+
+
+def once(kept: Kept, steps: int, attempts: int = -1, run_id: str = "") -> None:
+    """So many different step spans were taken, each once; and each of their attempts."""
+    copies = kept.copies(run_id)
+    assert (len(copies), set(copies.values())) == (steps, {1})
+    copies = kept.copies(run_id, ROLE_ATTEMPT)
+    assert len(copies) == (steps // 3 if attempts < 0 else attempts)
+    assert set(copies.values()) <= {1}
+
+
+def numbers(copies: Counter[bytes]) -> list[int]:
+    """How often spans came, the rarest first."""
+    return sorted(copies.values())
+
+
+def steps_of(posts: Iterable[Post]) -> list[int]:
+    """How many step spans each request has."""
+    return [sum(attributes(span).get(ROLE) == ROLE_STEP for span in post.spans) for post in posts]

@@ -1,0 +1,58 @@
+"""Sync into an unmodified Tempo and Jaeger: what is read back from them is what the platform has, at each moment."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from runspan.backends import connect
+from runspan.contracts import Document
+from runspan.errors import NotFound
+from support.cli import generated
+from support.faulty_platform import EVERY_KIND, platform
+from support.sync import Place, eventually, run_document, synced
+
+
+@dataclass
+class Backend:
+    """otlp: where it takes traces. query: its URL as ``connect`` takes it."""
+
+    otlp: str
+    query: str
+
+
+@pytest.fixture(params=["tempo", "jaeger-memory", "jaeger-badger"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    server = request.getfixturevalue(request.param.replace("-", "_"))
+    return Backend(server.otlp, f"{request.param.partition('-')[0]}+{server.url}")
+
+
+def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Place, tmp_path: Path) -> None:
+    """Through faults of the platform: many finished runs, and one from pending to its end and a change after it."""
+    tenant = f"tenant-{uuid4().hex}"
+    texts = generated(60, seed=int(uuid4().hex[:6], 16), unfinished=True)
+    source.fill(*texts.values())
+    with (
+        platform(source.url, faults=EVERY_KIND, seed=3, pause=0.01) as mock,
+        closing(connect(backend.query, services=["runspan"])) as reader,
+    ):
+
+        def same(run_id: str) -> bool:
+            try:
+                return reader.document(run_id, tenant) == Document(source.store.document(run_id).text)
+            except NotFound:
+                return False
+
+        def sync() -> None:
+            synced(mock.url, backend.otlp, tmp_path / "checkpoint", "--tenant", tenant)
+
+        for status in ("pending", "running", "suspended", "completed", "failed"):
+            source.put(run_document("run_live", status))
+            sync()
+            eventually(lambda: same("run_live"), f"{status} was not read back")
+        for run_id in texts:
+            eventually(lambda: same(run_id), run_id)  # noqa: B023  # called before the loop goes on

@@ -1,0 +1,181 @@
+"""The checkpoint's file: what it remembers after a kill, whose it is, and what it refuses to be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from runspan.errors import SettingError, StoreError
+from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, ListPosition, TrackedRun, TrackState
+
+BINDING = Binding("http://a", "http://b/v1/traces")
+
+
+@contextmanager
+def opened(path: Path, binding: Binding = BINDING) -> Iterator[Checkpoint]:
+    with closing(Checkpoint(path, binding)) as checkpoint:
+        yield checkpoint
+
+
+def saved(checkpoint: Checkpoint, *entries: TrackedRun) -> None:
+    checkpoint.begin()
+    for entry in entries:
+        checkpoint.save(entry)
+    checkpoint.commit()
+
+
+def full_entry() -> TrackedRun:
+    return TrackedRun("run_ü/1", 5, TrackState.OPEN, 7, 2, b"l", b"o", b"s", 1 << 62, b"a", True, 11, 13, "why")
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    """Each member of an entry, and how far the list was read."""
+    walked = ListPosition(1, 2, 3, 4, 5, "cursor")
+    with opened(tmp_path / "cp") as checkpoint:
+        saved(checkpoint, full_entry())
+        checkpoint.begin()
+        checkpoint.save_list_position("/", walked)
+        checkpoint.commit()
+    with opened(tmp_path / "cp") as checkpoint:
+        again = checkpoint.entries(["run_ü/1", "unknown"])
+        expected = full_entry()
+        expected.stored = TrackState.OPEN
+        assert again == {"run_ü/1": expected}
+        assert type(again["run_ü/1"].rooted) is bool
+        assert checkpoint.list_position("/") == walked
+        assert checkpoint.list_position("other") == ListPosition()
+        assert checkpoint.counts == {TrackState.OPEN: 1}
+
+
+def test_the_backlog_comes_oldest_first_and_the_known_by_their_turn(tmp_path: Path) -> None:
+    """What is not due is in neither, and what failed is due by itself until patience ends."""
+    with opened(tmp_path / "cp") as checkpoint:
+        saved(
+            checkpoint,
+            *(TrackedRun(f"new_{time}", time) for time in (30, 10, 20)),
+            TrackedRun("new_failed", 5, due=90, failures=1),
+            TrackedRun("new_hopeless", 4, due=90, failures=4),
+            TrackedRun("open_late", 1, TrackState.OPEN, due=80),
+            TrackedRun("open_now", 2, TrackState.OPEN, due=0),
+            TrackedRun("changed", 3, TrackState.ENDED, due=0),
+            TrackedRun("ended", 3, TrackState.ENDED, due=None),
+        )
+
+        def ids(until: int, again: int) -> tuple[list[str], list[str]]:
+            lanes = checkpoint.new_runs, checkpoint.due_runs
+            old, known = ([e.run_id for e in lane(9, until=until, again=again, patience=4)] for lane in lanes)
+            return old, known
+
+        assert ids(0, 50) == (["new_10", "new_20", "new_30"], ["changed", "open_now"])
+        assert ids(0, 90) == (["new_failed", "new_10", "new_20", "new_30"], ["changed", "open_now"])
+        assert ids(90, 90)[0][0] == "new_hopeless"
+        assert ids(80, 80)[1][-1] == "open_late"
+        assert checkpoint.next_retry(4) == 90
+        assert checkpoint.oldest(TrackState.NEW) == 4
+        assert checkpoint.backlog_by_time(10) == [(0, 2), (10, 1), (20, 1), (30, 1)]
+        assert checkpoint.failing_count() == 2
+        checkpoint.begin()
+        checkpoint.forget_failures()
+        checkpoint.reschedule((TrackState.ENDED,), since=4)
+        checkpoint.commit()
+        assert ids(0, 0)[0][:2] == ["new_hopeless", "new_failed"]
+        assert "ended" not in ids(0, 0)[1]
+
+
+def test_what_was_committed_survives_a_kill_and_the_rest_leaves_no_trace(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a transaction; the lock goes with the process."""
+    path = tmp_path / "cp"
+    code = """
+import os, signal, sys
+from pathlib import Path
+from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.sync.checkpoint import Entry
+checkpoint = Checkpoint(Path(sys.argv[1]), Binding("http://a", "http://b/v1/traces"))
+for number in range(20):
+    checkpoint.begin()
+    checkpoint.save(Entry(f"run_{number}", number))
+    checkpoint.commit()
+checkpoint.begin()
+checkpoint.save(Entry("run_lost", 1))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with opened(path) as checkpoint:
+        assert checkpoint.counts == {TrackState.NEW: 20}
+
+
+def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:
+    """The second hears why, and the first is not disturbed."""
+    path = tmp_path / "cp"
+    with opened(path) as checkpoint:
+        code = f"from sync.test_checkpoint import *\nwith opened(Path({str(path)!r})): pass"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+        assert "another sync is using this checkpoint" in done.stderr
+        with pytest.raises(StoreError, match="another sync"), opened(path):
+            pass
+        saved(checkpoint, full_entry())
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (Binding("http://x", BINDING.target), "source"),
+        (Binding(BINDING.source, "http://x"), "target"),
+        (Binding(BINDING.source, BINDING.target, "acme"), "tenant"),
+        (Binding(BINDING.source, BINDING.target, "", ("wf_1",)), "workflow"),
+        (Binding(BINDING.source, BINDING.target, "", (), ("failed",)), "status"),
+    ],
+)
+def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: Path, other: Binding, name: str) -> None:
+    """With another its memory would be wrong; the order of filters does not matter."""
+    with opened(tmp_path / "cp"):
+        pass
+    with pytest.raises(SettingError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
+        pass
+    assert "--checkpoint" in str(caught.value)
+    with opened(tmp_path / "two", Binding("a", "b", "", ("x", "y"))):
+        pass
+    with opened(tmp_path / "two", Binding("a", "b", "", ("y", "x"))):
+        pass
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    """Nothing in it is touched."""
+    path = tmp_path / "cp"
+    with opened(path) as checkpoint:
+        saved(checkpoint, full_entry())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    with pytest.raises(StoreError, match="newer version"), opened(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    """Another application's database, a file that is none, and a folder that is not there."""
+    with closing(sqlite3.connect(tmp_path / "db")) as connection:
+        connection.execute("CREATE TABLE something (x)")
+    with pytest.raises(StoreError, match="another application"), opened(tmp_path / "db"):
+        pass
+    (tmp_path / "text").write_bytes(b"no database at all, but long enough to look at" * 100)
+    with pytest.raises(StoreError, match="no SQLite database"), opened(tmp_path / "text"):
+        pass
+    with pytest.raises(StoreError), opened(tmp_path / "missing" / "cp"):
+        pass
+
+
+def test_the_file_is_the_users_alone(tmp_path: Path) -> None:
+    """Error messages of the platform stand in it."""
+    with opened(tmp_path / "cp"):
+        assert (tmp_path / "cp").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,352 @@
+"""``runspan verify``: what comes back is compared, and what does not come back is explained."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from runspan import Run, decode, encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import Document, Page
+from runspan.errors import BackendRefused, BackendUnreachable, NotFound, QueryUnsupported, TraceIncomplete
+from runspan.model.span import Span
+from runspan.testing import generate
+from runspan.verify import CANARY, Sent, VerifyResult, canary, verify
+from support.cli import SAMPLES, generated, process, runspan, server, write_ndjson
+from support.receivers import Answer, FakeTime, http_receiver
+from support.servers import require, start_tempo
+from support.servers.jaeger import Jaeger
+from support.servers.tempo import IMAGE, Tempo
+
+NOW = 1_790_000_000_000_000_000
+DAY = 86_400 * 10**9
+
+
+def now_runs(count: int = 12) -> dict[str, bytes]:
+    """Runs of the last days, under ids of this test alone."""
+    began = datetime.now(UTC) - timedelta(days=9)
+    texts = generate(count, seed=uuid4().int % 10_000, start=began, span_days=8, unfinished=True)
+    return {run.id: run.text for run in map(Run.from_json, texts)}
+
+
+# The canary
+
+
+def test_the_canary_has_what_backends_lose() -> None:
+    """Text over 2048 bytes cut inside a character, non-ASCII, steps of no length and without times, 300 of them.
+    Nothing in it failed, and it used no tokens."""
+    run = canary("c", NOW)
+    document = run.to_dict()
+    assert (run.workflow_id, run.status, len(run.steps)) == (CANARY, "completed", 300)
+    assert any(step.get("durationMs") == 0 and step["startedAt"] == step["completedAt"] for step in document["steps"])
+    assert any("startedAt" not in step for step in document["steps"])
+    assert len(json.dumps(document["input"])) > 10 * 2048
+    assert b"12.10" in run.text
+    assert b"1e400" in run.text
+    assert not {step["status"] for step in document["steps"]} - {"completed", "skipped"}
+    spans = encode(run, observed_at=NOW)
+    assert decode(spans).text == run.text
+    assert len(spans) > 300
+    assert not any("token" in key or "cost" in key for span in spans for key in span.attributes())
+    assert all(span.status != 2 for span in spans)
+
+
+# On a store of our own
+
+
+def test_the_samples_come_back_the_same_from_the_embedded_store(tmp_path: Path) -> None:
+    """Written directly: every run is a row of the table, the exit code is 0, and the runs are there."""
+    done = process("verify", SAMPLES, "--backend", f"sqlite:{tmp_path}")
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].split() == ["RUN", "RESULT", "BY", "ID", "IN", "LISTS", "DETAIL"]
+    assert len(lines) == 58
+    assert all(line.split()[1] == "same" for line in lines[1:])
+    told = done.stderr.decode()
+    assert f"sqlite:{tmp_path}: 57 of 57 documents came back the same, byte for byte, and stand in lists\n" in told
+    assert b"run" in process("list", "--data", tmp_path).stdout
+
+
+def test_a_server_is_checked_over_its_own_api(tmp_path: Path) -> None:
+    """Sent over OTLP, read back over REST; the report as JSON."""
+    path = write_ndjson(tmp_path / "runs.ndjson", generated(30, unfinished=True))
+    with server(tmp_path / "data") as (url, _):
+        shown = runspan("verify", path, "--backend", url, "--endpoint", url, "--json")
+        canary_shown = runspan("verify", "--canary", "--backend", url, "--endpoint", url, "--json")
+    report = json.loads(shown.stdout)
+    assert (report["complete"], report["same"], report["refused"], len(report["runs"])) == (True, 30, 0, 30)
+    assert report["runs"][0].keys() >= {"id", "traceId", "result", "detail", "settings", "secondsById"}
+    (only,) = json.loads(canary_shown.stdout)["runs"]
+    assert only["id"].startswith("runspan-canary-")
+
+
+def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> None:
+    """It is named, and the others are checked; of an id that stands twice the last document counts."""
+    path = tmp_path / "runs.ndjson"
+    path.write_bytes(b'{"id":"a","status":"failed"}\n{"no":"id"}\n{"id":"a","status":"completed"}\n')
+    result = runspan("verify", path, "--backend", f"sqlite:{tmp_path / 'data'}", code=1)
+    assert f"{path}:2" in result.stderr
+    assert (
+        "1 of 2 documents came back the same, byte for byte, and stand in lists; 1 refused, not sent" in result.stderr
+    )
+    with SqliteStore(tmp_path / "data") as store:
+        assert store.document("a").text == b'{"id":"a","status":"completed"}'
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        ((), 2, "expected files or --canary, got neither"),
+        (("x.ndjson", "--canary"), 2, "expected files or --canary, got both"),
+        (("--canary", "--backend", "tempo+http://127.0.0.1:1"), 2, "this backend is not written directly"),
+        (("--canary", "--backend", "http://127.0.0.1:1"), 2, "--endpoint http://HOST:4318"),
+        (("--canary", "--wait", "soon"), 2, "expected a length of time such as 60s"),
+        (
+            ("--canary", "--backend", "jaeger+http://127.0.0.1:1", "--endpoint", "http://127.0.0.1:1", "--wait", "0s"),
+            9,
+            "http://127.0.0.1:1/v1/traces: nothing was taken",
+        ),
+    ],
+)
+def test_what_cannot_be_checked_is_told(tmp_path: Path, args: tuple[str, ...], code: int, told: str) -> None:
+    """Wrong use ends with 2, an endpoint that is not there with 9."""
+    assert told in runspan("verify", "--data", tmp_path, *args, code=code).stderr
+
+
+@pytest.mark.parametrize("args", [(), ("--data", "nowhere"), ("--endpoint", "http://127.0.0.1:1")])
+def test_without_a_backend_no_store_is_made_and_found_good(
+    args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever forgets --backend must not hear that all is well."""
+    monkeypatch.chdir(tmp_path)
+    first, second = runspan("verify", "--canary", *args, code=2).stderr.splitlines()
+    assert "no backend was named" in first
+    assert second.startswith("  hint: name what to check: --backend ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_backend_a_store_that_is_there_is_checked(tmp_path: Path) -> None:
+    """--data names it, and the summary does."""
+    SqliteStore(tmp_path).close()
+    result = runspan("verify", "--canary", "--data", tmp_path)
+    assert f"sqlite:{tmp_path}: 1 of 1 documents came back the same" in result.stderr
+    shown = json.loads(runspan("verify", "--canary", "--data", tmp_path, "--json").stdout)
+    assert shown["backend"] == f"sqlite:{tmp_path}"
+
+
+def test_a_backend_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
+    """The receiver took the run, and nobody answers for it: that is no verdict on the run."""
+    with http_receiver() as receiver:
+        args = ("--backend", "tempo+http://127.0.0.1:1", "--endpoint", receiver.url, "--wait", "1s")
+        result = runspan("verify", "--canary", *args, code=9)
+    assert "Tempo at http://127.0.0.1:1: expected an answer" in result.stderr
+
+
+def test_a_run_that_the_receiver_refuses_is_not_waited_for(tmp_path: Path) -> None:
+    """The receiver's words are the detail."""
+    with http_receiver(lambda post: Answer(400, b"odd", content_type="text/plain")) as receiver:
+        args = ("--data", tmp_path, "--endpoint", receiver.url, "--wait", "60s", "--json")
+        SqliteStore(tmp_path).close()
+        (run,) = json.loads(runspan("verify", "--canary", *args, code=1).stdout)["runs"]
+    assert (run["result"], run["detail"]) == ("not taken", "HTTP 400: odd")
+
+
+# The use case, with a backend that fails as told
+
+
+class Backend:
+    """A reader over what was sent, with faults: what becomes of a trace's spans, and what each call raises first."""
+
+    def __init__(self, **faults: Any) -> None:
+        self.faults = faults
+        self.runs: dict[str, Run] = {}
+
+    def send(self, runs: Sequence[Run], observed_at: int) -> Sent:
+        self.runs = {run.id: run for run in runs}
+        return Sent(self.faults.get("refused", {}))
+
+    def document(self, run_id: str, tenant: str = "") -> Document:
+        self._fail("document")
+        return self.faults.get("answer") or Document(self.runs[run_id].text)
+
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
+        (run,) = self.runs.values()
+        found: list[Span] = self.faults.get("spans", list)(encode(run, observed_at=NOW))
+        return found
+
+    def search(self, query: Any) -> Page:
+        self._fail("search")
+        assert query.cursor is not None
+        items = [run.summary() for run in self.runs.values() if run.id + "\0" == query.cursor.run_id]
+        return Page(items, partial=self.faults.get("partial", ()))
+
+    def _fail(self, call: str) -> None:
+        left = self.faults.get(call, [])
+        if left:
+            error = left.pop(0) if len(left) > 1 or not self.faults.get("always") else left[0]
+            if error is not None:
+                raise error
+
+
+def check(backend: Backend, run: Run, *, kind: str = "tempo", wait: float = 10.0) -> tuple[VerifyResult, FakeTime]:
+    clock = FakeTime()
+    (verdict,) = verify(
+        [run],
+        backend.send,
+        backend,  # type: ignore[arg-type]  # no capabilities, check and close: they are not used
+        kind=kind,
+        wait=wait,
+        now=NOW,
+        clock=clock.clock,
+        sleep=clock.sleep,
+    )
+    return verdict, clock
+
+
+def run_of(age: int = 0) -> Run:
+    return canary("c", NOW - age)
+
+
+def test_it_waits_until_the_run_can_be_seen() -> None:
+    """Gone, incomplete, unreachable and missing in lists at first: all of it passes, with longer and longer pauses."""
+    faults = [NotFound(), TraceIncomplete("x"), BackendUnreachable("x"), None]
+    verdict, clock = check(Backend(document=faults, search=[BackendUnreachable("x"), None]), run_of())
+    assert verdict.result == "same"
+    assert verdict.by_id is not None
+    assert verdict.in_lists is not None
+    assert verdict.in_lists > verdict.by_id
+    assert clock.slept == sorted(clock.slept)
+    assert len(clock.slept) == 4
+
+
+@pytest.mark.parametrize(
+    ("age", "setting"), [(0, "query_end_cutoff"), (DAY, "ingestion_time_range_slack"), (20 * DAY, "block_retention")]
+)
+def test_a_run_that_lists_do_not_show_is_explained_by_its_age(age: int, setting: str) -> None:
+    """New runs, backfill and runs past retention have different settings; the wait is used up and no longer."""
+    verdict, clock = check(Backend(search=[QueryUnsupported("cannot")], always=True), run_of(age))
+    assert (verdict.result, verdict.in_lists) == ("not in lists", None)
+    assert any(setting in line for line in verdict.settings)
+    assert "cannot" in verdict.detail
+    assert sum(clock.slept) == pytest.approx(10, abs=0.1)
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("tempo", "max_traces_per_user"), ("jaeger", "max_traces")])
+def test_a_run_that_never_shows_is_explained(kind: str, setting: str) -> None:
+    """The settings are the backend's own."""
+    verdict, _ = check(Backend(document=[NotFound()], always=True), run_of(), kind=kind)
+    assert verdict.result == "not found"
+    assert any(setting in line for line in verdict.settings)
+
+
+def test_missing_spans_are_counted() -> None:
+    """Tempo drops what is over its bound on a trace."""
+    backend = Backend(document=[TraceIncomplete("x", missing=("step 3",))], always=True, spans=lambda all: all[100:])
+    verdict, _ = check(backend, run_of())
+    assert verdict.result == "incomplete"
+    assert verdict.detail == "100 of 301 spans are missing; step 3"
+    assert any("max_bytes_per_trace" in line for line in verdict.settings)
+
+
+def test_another_document_and_an_answer_that_cannot_be_read_are_told_apart() -> None:
+    """A newer revision that was there before is not the backend's fault."""
+    verdict, _ = check(Backend(answer=Document(b'{"id":"c"}')), run_of())
+    assert (verdict.result, verdict.settings) == ("different", ())
+    verdict, _ = check(Backend(document=[BackendRefused("no trace")], always=True), run_of())
+    assert (verdict.result, verdict.detail) == ("not read", "no trace")
+
+
+def test_the_backend_must_have_answered_once() -> None:
+    """Else nothing is known, and that is said instead of a verdict."""
+    with pytest.raises(BackendUnreachable):
+        check(Backend(document=[BackendUnreachable("x")], always=True), run_of())
+
+
+# On real backends
+
+
+@pytest.mark.parametrize("name", ["tempo", "jaeger_memory", "jaeger_badger"])
+def test_a_real_backend_gives_everything_back(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
+    """Runs of a file and the canary, over HTTP; what was sent under another service name is found as well."""
+    place = request.getfixturevalue(name)
+    backend = f"{name.partition('_')[0]}+{place.url}"
+    path = write_ndjson(tmp_path / "runs.ndjson", now_runs())
+    where = ("--backend", backend, "--endpoint", place.otlp, "--wait", "60s")
+    assert "12 of 12 documents came back the same" in runspan("verify", path, *where).stderr
+    assert "1 of 1 documents came back the same" in runspan("verify", "--canary", *where).stderr
+    args = ("--canary", "--canary-age", "40d", "--service-name", "elsewhere")
+    assert "1 of 1 documents came back the same" in runspan("verify", *args, *where).stderr
+
+
+def test_a_span_over_badgers_bound_is_named_and_the_others_come_back(jaeger_badger: Jaeger, tmp_path: Path) -> None:
+    """Badger asks to be asked again for ever. The export ends, says whose limit it is, and keeps the run."""
+    texts = now_runs(3)
+    large = {"id": f"large-{uuid4().hex}", "status": "completed", "steps": [{"id": "s", "output": "x" * 12_000_000}]}
+    path = write_ndjson(tmp_path / "runs.ndjson", texts | {"large": json.dumps(large).encode()})
+    where = ("--backend", f"jaeger+{jaeger_badger.url}", "--endpoint", jaeger_badger.otlp, "--wait", "5s", "--json")
+    runs = json.loads(runspan("verify", path, *where, code=1).stdout)["runs"]
+    assert {run["id"]: run["result"] for run in runs} == dict.fromkeys(texts, "same") | {large["id"]: "not taken"}
+    assert "Jaeger's Badger" in runs[-1]["detail"]
+    left = tmp_path / "left.ndjson"
+    args = ("--endpoint", jaeger_badger.otlp, "--retry-for", 2, "--dead-letter", left)
+    assert "hint: a span of that run is over the 9 to 10 MB" in runspan("export", path, *args, code=1).stderr
+    assert left.read_bytes() == Run.from_dict(large).text + b"\n"
+
+
+def tempo_with(tmp_path: Path, changes: dict[str, Any]) -> Tempo:
+    place = require("tempo", IMAGE)
+    if place.urls is not None:
+        pytest.skip("needs a tempo of its own to misconfigure, and the environment names a running one")
+    return start_tempo(place, tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "args", "result", "told"),
+    [
+        ({"distributor.max_attribute_bytes": 1000}, (), "incomplete", "distributor.max_attribute_bytes"),
+        ({"overrides.defaults.global.max_bytes_per_trace": 50_000}, (), "not found", "max_bytes_per_trace"),
+        ({"query_frontend.query_end_cutoff": "30m"}, (), "not in lists", "query_frontend.query_end_cutoff"),
+        (
+            {"live_store.wal.ingestion_time_range_slack": "2m", "query_frontend.search.query_backend_after": "1m"},
+            ("--canary-age", "30d"),
+            "not in lists",
+            "live_store.wal.ingestion_time_range_slack",
+        ),
+    ],
+    ids=["cut", "dropped", "cutoff", "backfill"],
+)
+def test_a_misconfigured_tempo_is_found_out(
+    tmp_path: Path, changes: dict[str, Any], args: tuple[str, ...], result: str, told: str
+) -> None:
+    """Each of the settings that make Tempo lose or hide runs without a word is named, and nothing wrong is served."""
+    tempo = tempo_with(tmp_path, changes)
+    try:
+        where = ("--backend", f"tempo+{tempo.url}", "--endpoint", tempo.otlp, "--wait", "6s", "--json")
+        (verdict,) = json.loads(runspan("verify", "--canary", *args, *where, code=1).stdout)["runs"]
+    finally:
+        tempo.stop()
+    assert verdict["result"] == result, verdict
+    assert any(told in line for line in verdict["settings"]), verdict
+
+
+def test_tempos_usual_cut_leaves_documents_whole_and_is_told(tmp_path: Path) -> None:
+    """At 2048 bytes only the attributes for people are cut: the check succeeds, and says so where there are such."""
+    tempo = tempo_with(tmp_path, {"distributor.max_attribute_bytes": 2048})
+    try:
+        where = ("--backend", f"tempo+{tempo.url}", "--endpoint", tempo.otlp)
+        text = {"id": f"r-{uuid4().hex}", "status": "failed", "error": {"code": "X", "message": "ü" * 5000}}
+        path = write_ndjson(tmp_path / "run.ndjson", {"x": json.dumps(text | {"startedAt": now_text()}).encode()})
+        runspan("verify", path, *where)
+        runspan("verify", "--canary", *where)
+    finally:
+        tempo.stop()
+
+
+def now_text() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())

@@ -1,0 +1,379 @@
+"""The run page as people use it: look, click, go on by keyboard, share the address."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from support.cli import SAMPLES
+from web.pages.chromium import Watch, watched
+
+Opening = Callable[..., Page]
+
+FAILED = "run_c4w81nqz0ty6"
+PARENT, CHILD = "run_k1r8e4zc7dpm", "run_w5n0q9ab2tjx"
+AGENT = "run_t9a2j6x1ve0g"
+LOOP = "run_2lmc0x7e9gqu"
+
+
+def node(page: Page, key: str) -> Locator:
+    """A node of the canvas."""
+    return page.locator(f'.node[data-key="{key}"]')
+
+
+def panel(page: Page) -> Locator:
+    """What is at the side."""
+    return page.locator(".detail")
+
+
+def test_samples_open(page: Page, runs: str) -> None:
+    """Every fourth sample run is shown without a complaint, with as many steps as it has."""
+    for path in sorted(SAMPLES.glob("*.json"))[::4]:
+        parsed = json.loads(path.read_text())
+        page.goto("about:blank")
+        page.goto(f"{runs}/runs/{parsed['id']}")
+        expect(page.locator(".stat-steps .stat-value")).to_have_text(str(len(parsed["steps"])))
+        if parsed["steps"]:
+            expect(page.locator(".node").first).to_be_visible()
+        else:
+            expect(page.locator(".views .state")).to_be_visible()
+
+
+def test_the_head_tells_the_run(opened: Opening) -> None:
+    """Workflow, status, duration, trigger, tokens, cost and the slowest steps stand at the top."""
+    page = opened(AGENT)
+    head = page.locator(".run-head")
+    expect(head.locator("h1")).to_have_text("wf_support_triage")
+    expect(head.locator(".run-title .badge")).to_have_text("Completed")
+    expect(head.locator(".stat", has_text="Duration")).to_contain_text("11.4 s")
+    expect(head.locator(".stat", has_text="Tokens")).to_contain_text("1,590")
+    expect(head.locator(".stat", has_text="Cost")).to_contain_text("claude-sonnet-4-6")
+    expect(head.locator(".slow").first).to_contain_text("Reply with the draft")
+    expect(page).to_have_title(re.compile("wf_support_triage, completed"))
+    head.locator(".slow").first.click()
+    expect(panel(page).locator("h2")).to_have_text("Reply with the draft")
+
+
+def test_the_first_failure_is_up_front(opened: Opening) -> None:
+    """Its step and message stand above everything, and lead to the step, whose error is shown first."""
+    page = opened(FAILED)
+    notice = page.locator(".failure")
+    expect(notice).to_contain_text("Create invoice failed")
+    expect(notice).to_contain_text("Customer not found")
+    notice.get_by_role("button", name="Show step").click()
+    expect(panel(page).locator("h2")).to_have_text("Create invoice")
+    expect(page.get_by_role("tab", name="Error")).to_have_attribute("aria-selected", "true")
+    expect(panel(page).locator(".tree")).to_contain_text("INTEGRATION_ERROR")
+    expect(node(page, "create-invoice")).to_have_class(re.compile("chosen"))
+
+
+def test_a_tolerated_failure_is_told_as_one(opened: Opening) -> None:
+    """A failed step of a run that completed is no alarm."""
+    notice = opened("run_c8x4l0i6v9sj").locator(".failure")
+    expect(notice).to_contain_text("failed and the run went on")
+    expect(notice).not_to_have_class(re.compile("bad"))
+
+
+def test_a_click_shows_the_step(opened: Opening) -> None:
+    """Input, output, timing, status, tokens and cost of a step, and the address leads back to it."""
+    page = opened(AGENT)
+    node(page, "triage").locator(".node-body").click()
+    facts = panel(page).locator(".facts")
+    for text in ("Completed", "5.37 s", "claude-sonnet-4-6", "1,590", "$0.0089", "47 % of the run"):
+        expect(facts).to_contain_text(text)
+    expect(panel(page).locator(".tree")).to_contain_text('"billing"')
+    page.get_by_role("tab", name="Input").click()
+    expect(panel(page).locator(".tree")).to_contain_text("Classify the ticket")
+    assert page.url.endswith("#step=triage&tab=input")
+    page.get_by_role("button", name="Close (Esc)").click()
+    expect(panel(page).locator("h2")).to_have_text("Run")
+    assert "#" not in page.url
+
+
+def test_an_address_is_shared(opened: Opening) -> None:
+    """The address holds view, step, execution and payload: another browser shows the same."""
+    page = opened(LOOP, "view=timeline&step=send-letter&round=3&tab=input")
+    expect(page.get_by_role("tab", name="Timeline")).to_have_attribute("aria-selected", "true")
+    expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("5")
+    expect(panel(page).locator(".tree")).to_contain_text('"final"')
+    page.evaluate("location.hash = '#step=mark-account'")
+    expect(panel(page).locator("h2")).to_have_text("Mark account")
+    expect(page.get_by_role("tab", name="Canvas")).to_have_attribute("aria-selected", "true")
+    page.go_back()
+    expect(panel(page).locator("h2")).to_have_text("Send letter")
+
+
+def test_both_views_share_the_selection(opened: Opening) -> None:
+    """A step chosen in the timeline is chosen on the canvas."""
+    page = opened(AGENT, "view=timeline")
+    page.get_by_role("treeitem", name="Urgent?").click()
+    page.get_by_role("tab", name="Canvas").click()
+    expect(node(page, "is-urgent")).to_have_class(re.compile("chosen"))
+    expect(panel(page).locator("h2")).to_have_text("Urgent?")
+
+
+def test_a_loop_is_folded_and_opens(opened: Opening) -> None:
+    """Four executions are one node; opened, each is a cell of its own, and the panel goes from one to the next."""
+    page = opened(LOOP)
+    letter = node(page, "send-letter")
+    expect(letter.locator(".node-count")).to_contain_text("\u00d74")
+    letter.locator(".node-count").click()
+    expect(letter.locator(".cell")).to_have_count(4)
+    letter.locator(".cell").nth(2).click()
+    expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("5")
+    expect(letter.locator(".cell").nth(2)).to_have_attribute("aria-current", "true")
+    panel(page).get_by_role("button", name="Next execution").click()
+    expect(letter.locator(".cell").nth(3)).to_have_attribute("aria-current", "true")
+    assert page.url.endswith("#step=send-letter&round=4")
+
+
+def test_a_long_loop_turns_to_the_execution_that_failed(opened: Opening) -> None:
+    """Of 2,500 executions the node shows the worst status and opens the one that has it; cells come in pages."""
+    page = opened("run_loop")
+    fetch = node(page, "fetch")
+    expect(fetch).to_have_class(re.compile("status-failed"))
+    fetch.locator(".node-body").click()
+    expect(panel(page).locator(".rounds")).to_contain_text("of 2,500")
+    assert page.url.endswith("#step=fetch&round=1235")
+    fetch.locator(".node-count").click()
+    expect(fetch.locator(".cells-pager")).to_contain_text("1,217\u20131,280 of 2,500")
+    expect(fetch.locator(".cell.status-failed")).to_have_count(1)
+    fetch.get_by_role("button", name="Later executions").click()
+    expect(fetch.locator(".cells-pager")).to_contain_text("1,281\u20131,344 of 2,500")
+
+
+def test_a_sub_workflow_leads_to_its_run(opened: Opening) -> None:
+    """The node and the panel of a sub-workflow step lead to the child's page."""
+    page = opened(PARENT)
+    expect(node(page, "provision-billing").locator("a")).to_have_attribute("href", f"/runs/{CHILD}")
+    node(page, "provision-billing").locator(".node-body").click()
+    panel(page).get_by_role("link", name="Open the child run").click()
+    expect(page.locator(".run-id")).to_have_text(CHILD)
+
+
+def test_attempts_are_shown(opened: Opening) -> None:
+    """A step of several attempts says so on the canvas, in its bar and in the panel."""
+    page = opened("run_3w8n5y2t0apl", "step=upsert-page")
+    expect(node(page, "upsert-page").locator(".node-attempt")).to_have_text("↻ 5/5")
+    expect(panel(page).locator(".facts")).to_contain_text("5 of 5")
+    page.get_by_role("tab", name="Timeline").click()
+    row = page.get_by_role("treeitem", name="Upsert contacts")
+    expect(row.locator(".dot")).to_have_count(5)
+    expect(row.locator(".bar-text")).to_contain_text("attempt 5 of 5")
+
+
+def test_listed_attempts_are_shown_at_their_times(opened: Opening) -> None:
+    """Where the document lists the attempts, each has its part of the bar and its line in the panel, with its error."""
+    page = opened("run_retried", "view=timeline&step=call")
+    parts = page.locator(".bar-attempt")
+    expect(parts).to_have_count(3)
+    assert parts.nth(1).evaluate("part => [part.style.left, part.style.width]") == ["33.3333%", "22.2222%"]
+    expect(page.locator(".bar-attempt.status-failed")).to_have_count(2)
+    lines = panel(page).locator(".attempt-list li")
+    expect(lines).to_have_count(3)
+    expect(lines.first).to_contain_text("TIMEOUT: no answer in 2 s")
+
+
+def test_links_lead_to_the_trace(opened: Opening, runs: str) -> None:
+    """Jaeger and Grafana are offered in the head and beside the step, with the trace id that follows from the run's."""
+    page = opened(FAILED, "step=create-invoice")
+    trace = httpx.get(f"{runs}/api/v1/runs/{FAILED}/trace", trust_env=False).json()["data"]["traceId"]
+    for place in (page.locator(".run-links"), panel(page)):
+        jaeger = place.get_by_role("link", name="Jaeger")
+        expect(jaeger).to_have_attribute("href", f"http://127.0.0.1:16686/trace/{trace}")
+        expect(jaeger).to_have_attribute("rel", re.compile("noopener"))
+        expect(place.get_by_role("link", name="Grafana")).to_have_attribute("href", re.compile(trace))
+    expect(page.get_by_role("link", name="REST")).to_have_attribute("href", f"/api/v1/runs/{FAILED}")
+    expect(page.locator(".run-links").get_by_role("link", name="Compare")).to_have_attribute(
+        "href", f"/compare?a={FAILED}"
+    )
+
+
+def test_the_document_is_saved_exactly(opened: Opening, runs: str) -> None:
+    """The file is the document's own bytes."""
+    page = opened("run_exact")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="JSON").click()
+    body = httpx.get(f"{runs}/api/v1/runs/run_exact", trust_env=False).content
+    assert download.value.suggested_filename == "run_exact.json"
+    assert download.value.path().read_bytes() == body.removeprefix(b'{"success":true,"data":')[:-1]
+
+
+def test_the_canvas_goes_by_keyboard(opened: Opening) -> None:
+    """Arrows go from step to step, Enter opens, Escape closes and leaves the focus where it was."""
+    page = opened("run_f1k6v0j9b3om")
+    node(page, "first-of-month").locator(".node-body").focus()
+    for key, wanted in [
+        ("ArrowDown", "close-uk"),
+        ("ArrowLeft", "close-us"),
+        ("ArrowRight", "close-uk"),
+        ("ArrowRight", "close-nz"),
+        ("ArrowDown", "consolidate"),
+        ("End", "mail-board"),
+        ("Home", "first-of-month"),
+        ("ArrowUp", "first-of-month"),
+    ]:
+        page.keyboard.press(key)
+        expect(node(page, wanted).locator(".node-body")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(panel(page).locator("h2")).to_have_text("Close UK in Xero")
+    page.keyboard.press("Escape")
+    expect(panel(page).locator("h2")).to_have_text("Run")
+    expect(node(page, "close-uk").locator(".node-body")).to_be_focused()
+
+
+def test_the_timeline_goes_by_keyboard(opened: Opening) -> None:
+    """Arrows go over the rows, right and left open and shut a loop, Enter opens a step."""
+    page = opened(LOOP, "view=timeline")
+    rows = page.locator(".timeline-row")
+    expect(rows).to_have_count(4)
+    rows.first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("treeitem", name="Send letter")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(rows).to_have_count(8)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("3")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(rows).to_have_count(4)
+
+
+def test_shortcuts_work_everywhere(opened: Opening) -> None:
+    """j and k go through the steps, e to the first failure, v to the other view; ? lists them."""
+    page = opened(FAILED)
+    title = panel(page).locator("h2")
+    page.keyboard.press("j")
+    expect(title).to_have_text("Deal closed")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    expect(title).to_have_text("Deal closed")
+    page.keyboard.press("e")
+    expect(title).to_have_text("Create invoice")
+    page.keyboard.press("v")
+    expect(page.get_by_role("tab", name="Timeline")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Escape")
+    expect(title).to_have_text("Run")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("The first failure")
+
+
+def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
+    """Wheel moves, wheel with Ctrl zooms, a drag moves and opens nothing, and a click on what is too small opens it."""
+    page = opened("run_500")
+    world = page.locator(".canvas-world")
+    area = page.locator(".canvas-area")
+    before = world.evaluate("world => world.style.transform")
+    area.hover(position={"x": 200, "y": 200})
+    page.mouse.wheel(0, 600)
+    expect(world).not_to_have_css("transform", before)
+    expect(node(page, "step-0")).to_have_count(1)
+    expect(page.locator(".node", has_text="Step number 21")).to_be_visible()
+    level = page.get_by_title("Full size")
+    page.keyboard.down("Control")
+    for _ in range(12):
+        page.mouse.wheel(0, 120)
+    page.keyboard.up("Control")
+    expect(level).to_have_text("2 %")
+    expect(page.locator(".node")).to_have_count(1)
+    page.mouse.down()
+    page.mouse.move(340, 400, steps=4)
+    page.mouse.up()
+    expect(panel(page).locator("h2")).to_have_text("Run")
+    page.get_by_role("button", name="Show everything").click()
+    box = area.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(panel(page).locator("h2")).to_contain_text("Step number")
+
+
+def test_the_overview_leads_through_a_long_run(opened: Opening) -> None:
+    """A click near the end of the strip brings the end into sight."""
+    page = opened("run_5000")
+    strip = page.locator(".overview")
+    expect(strip).to_be_visible()
+    box = strip.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 6, box["y"] + box["height"] - 1)
+    expect(page.locator(".node", has_text="Step number 4999")).to_be_visible()
+
+
+def test_time_is_zoomed(opened: Opening) -> None:
+    """Zooming in shows a shorter time in finer ticks; showing everything goes back."""
+    page = opened("run_5y3g7n1d9wqs", "view=timeline")
+    ticks = page.locator(".tick")
+    expect(ticks.nth(1)).to_have_text("5 s")
+    for _ in range(6):
+        page.locator(".timeline").get_by_role("button", name="Zoom in").click()
+    expect(page.locator(".tick", has_text="11.5 s")).to_be_visible()
+    page.keyboard.press("f")
+    expect(ticks.nth(1)).to_have_text("5 s")
+
+
+def test_a_bar_of_a_loop_leads_to_that_execution(opened: Opening) -> None:
+    """A click into a folded row opens the execution under the pointer."""
+    page = opened(LOOP, "view=timeline")
+    track = page.get_by_role("treeitem", name="Pause").locator(".timeline-track")
+    expect(track).to_be_visible()
+    width = track.evaluate("track => track.clientWidth")
+    track.click(position={"x": width * 0.9, "y": 16})
+    expect(panel(page).locator(".rounds")).to_contain_text("of 4")
+    assert page.url.endswith("step=pause&round=4")
+
+
+@pytest.mark.parametrize("run_id", ["run/with spaces & slashes?"])
+def test_ids_of_any_letters(opened: Opening, run_id: str) -> None:
+    """Ids of runs and steps may have slashes, spaces and marks."""
+    page = opened(run_id)
+    expect(page.locator(".run-id")).to_have_text(run_id)
+    node(page, "a/b c#d").locator(".node-body").click()
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    expect(panel(page).locator("h2")).to_have_text("A/b c#d")
+
+
+def test_what_cannot_be_shown_says_what_to_do(page: Page, runs: str, watch: Watch) -> None:
+    """An unknown run and a server that is gone are told in words, and the page can try again."""
+    watch.allow("Failed to load resource")
+    page.goto(f"{runs}/runs/run_nobody_knows")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("No such run")
+    expect(alert).to_contain_text("Check the id")
+    page.route("**/api/v1/runs/*", lambda route: route.abort())
+    page.goto(f"{runs}/runs/run_two")
+    expect(alert).to_contain_text("The server does not answer")
+    page.unroute("**/api/v1/runs/*")
+    alert.get_by_role("button", name="Try again").click()
+    expect(page.locator(".run-id")).to_have_text("run_two")
+
+
+def test_an_answer_that_is_no_run_is_told(page: Page, runs: str) -> None:
+    """A proxy's page in place of the answer is not shown as a run."""
+    page.route("**/api/v1/runs/*", lambda route: route.fulfill(status=200, body="<html>please log in</html>"))
+    page.goto(f"{runs}/runs/run_two")
+    expect(page.get_by_role("alert")).to_contain_text("This run cannot be shown")
+
+
+def test_narrow_screens_have_a_sheet(browser: Browser, runs: str) -> None:
+    """On a phone the panel rises over the view when a step is opened; the run's payloads have a button of their own."""
+    with watched(browser, viewport={"width": 390, "height": 844}, has_touch=True) as (_, page, _watch):
+        page.goto(f"{runs}/runs/{FAILED}")
+        expect(panel(page)).to_be_hidden()
+        page.get_by_role("button", name="Input and output").tap()
+        expect(panel(page).locator("h2")).to_have_text("Run")
+        panel(page).get_by_role("button", name="Close (Esc)").tap()
+        expect(panel(page)).to_be_hidden()
+        node(page, "create-invoice").locator(".node-body").tap()
+        expect(panel(page).locator("h2")).to_have_text("Create invoice")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        panel(page).get_by_role("button", name="Close (Esc)").tap()
+        expect(panel(page)).to_be_hidden()

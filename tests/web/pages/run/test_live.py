@@ -1,0 +1,185 @@
+"""A run that goes on: the page follows it to its end, and says what is missing and what went wrong meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from runspan import Run, encode
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from support.cli import server
+from web.pages.chromium import Watch
+from web.pages.kit import push
+from web.pages.run.documents import document, step
+
+POLL = 21_000
+"""Milliseconds after which the page has asked again, however long nothing changed."""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """A server of this test's own."""
+    with server(tmp_path) as (address, _):
+        yield address
+
+
+def asked(page: Page) -> list[str]:
+    """The API requests for runs that the page sends from now on."""
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url) if "/api/v1/runs/" in request.url else None)
+    return requests
+
+
+def opened(page: Page, url: str, run_id: str) -> None:
+    """Opens a run's page under a clock that only the test moves."""
+    page.clock.install()
+    page.goto(f"{url}/runs/{run_id}")
+    page.clock.run_for(500)
+    expect(page.locator(".run-head")).to_be_visible()
+
+
+def answered(page: Page) -> int:
+    """Lets the page ask for the run once more; the seconds until it asked. Returns once it has the answer."""
+    requests = asked(page)
+    seconds = 0
+    with page.expect_response("**/api/v1/runs/*") as response:
+        while not requests:
+            assert seconds < 30, "the page does not ask"
+            page.clock.run_for(1000)
+            seconds += 1
+    response.value.finished()
+    return seconds
+
+
+def shown(page: Page) -> None:
+    """Lets the page draw."""
+    page.clock.run_for(100)
+
+
+def test_a_run_is_followed_to_its_end(page: Page, url: str) -> None:
+    """New steps and the result appear by themselves; selection and payload stay; after the end nothing is asked."""
+    begin = [step("fetch", 0, 100), step("book", 110, input={"n": 1})]
+    push(url, document("r", begin, status="running"))
+    opened(page, url, "r")
+    expect(page.locator(".live")).to_be_visible()
+    page.locator('.node[data-key="book"] .node-body').click()
+    shown(page)
+    expect(page.locator(".detail .badge")).to_have_text("Running")
+    push(url, document("r", [*begin, step("tell", status="pending")], status="running"))
+    answered(page)
+    expect(page.locator(".stat-steps .stat-value")).to_have_text("3")
+    expect(page.locator(".detail h2")).to_have_text("Book")
+    expect(page.locator(".detail .tree")).to_contain_text("n: 1")
+    ended = [step("fetch", 0, 100), step("book", 110, 400, input={"n": 1}, output={"ok": True}), step("tell", 410, 500)]
+    push(url, document("r", ended))
+    answered(page)
+    expect(page.locator(".run-title .badge")).to_have_text("Completed")
+    expect(page.locator(".live")).to_have_count(0)
+    expect(page.locator(".detail .facts .badge")).to_have_text("Completed")
+    expect(page.locator(".detail .facts")).to_contain_text("290 ms")
+    expect(page.get_by_role("tab", name="Input")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#announcer")).to_have_text("The run is now completed")
+    requests = asked(page)
+    page.clock.run_for(10 * POLL)
+    assert requests == []
+
+
+def test_zoom_and_scroll_stay(page: Page, url: str) -> None:
+    """What a reader moved is where they left it when the run changes."""
+    steps = [step(f"s{number}", number * 10, number * 10 + 9) for number in range(60)]
+    push(url, document("r", [*steps, step("now", 700)], status="running"))
+    opened(page, url, "r")
+    page.locator(".canvas-area").hover()
+    page.mouse.wheel(0, 900)
+    shown(page)
+    world = page.locator(".canvas-world")
+    before = world.get_attribute("style")
+    push(url, document("r", [*steps, step("now", 700, 750), step("next", 760)], status="running"))
+    answered(page)
+    expect(page.locator(".stat-steps .stat-value")).to_have_text("62")
+    shown(page)
+    assert world.get_attribute("style") == before
+
+
+def test_the_clock_runs(page: Page, url: str) -> None:
+    """The duration of what goes on grows without asking."""
+    push(url, document("r", [step("wait", 0)], status="running"))
+    opened(page, url, "r")
+    value = page.locator(".stat", has_text="Duration").locator(".stat-value")
+    first = value.text_content()
+    page.clock.fast_forward(3 * 24 * 3600 * 1000)
+    page.clock.run_for(1500)
+    expect(value).not_to_have_text(first or "")
+
+
+def test_nothing_is_asked_while_nobody_looks(page: Page, url: str) -> None:
+    """A hidden page rests; shown again, it asks at once."""
+    push(url, document("r", [step("wait", 0)], status="running"))
+    opened(page, url, "r")
+    answered(page)
+    turn = """(hidden) => {
+      Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(turn, True)
+    requests = asked(page)
+    page.clock.run_for(10 * POLL)
+    assert requests == []
+    page.evaluate(turn, False)
+    assert answered(page) <= 1
+
+
+def test_a_page_that_nothing_changes_on_asks_less_and_less(page: Page, url: str) -> None:
+    """Two seconds at first, twenty at most."""
+    push(url, document("r", [step("wait", 0)], status="running"))
+    opened(page, url, "r")
+    waits = [answered(page) for _ in range(12)]
+    assert waits[0] <= 3
+    assert 15 <= waits[-1] <= 21
+
+
+def test_trouble_is_told_and_passes(page: Page, url: str, watch: Watch) -> None:
+    """While the server is away the page keeps what it shows, says so, goes on asking, and is quiet when it is back."""
+    watch.allow("Failed to load resource")
+    push(url, document("r", [step("wait", 0)], status="running"))
+    opened(page, url, "r")
+    page.route("**/api/v1/runs/r", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        page.clock.run_for(POLL)
+    expect(page.locator(".run-notices")).to_contain_text("The server does not answer")
+    expect(page.locator(".node")).to_have_count(1)
+    page.unroute("**/api/v1/runs/r")
+    answered(page)
+    expect(page.locator(".run-notices")).not_to_contain_text("The server does not answer")
+
+
+def test_a_run_without_steps_waits_for_them(page: Page, url: str) -> None:
+    """A pending run says that its steps are to come, and shows them when they do."""
+    push(url, document("r", [], status="pending"))
+    opened(page, url, "r")
+    expect(page.locator(".views .state")).to_contain_text("No steps yet")
+    push(url, document("r", [step("first", 0)], status="running"))
+    answered(page)
+    shown(page)
+    expect(page.locator(".node")).to_have_count(1)
+    expect(page.locator(".views .state")).to_be_hidden()
+
+
+def test_an_incomplete_revision_is_noted(page: Page, url: str) -> None:
+    """When spans of a newer revision are missing, the older one is shown, with what is missing of the newer."""
+    first = Run.from_dict(document("half", [step("a", 0, 1)]))
+    *_, root = encode(Run.from_dict(document("half", [step("a", 0, 1), step("b", 2, 3)], durationMs=3)))
+    for spans in (encode(first), [root]):
+        body = request_bytes(Resource(), [span_bytes(span) for span in spans])
+        headers = {"Content-Type": "application/x-protobuf"}
+        assert httpx.post(f"{url}/v1/traces", content=body, headers=headers, trust_env=False).is_success
+    opened(page, url, "half")
+    expect(page.locator(".run-notices")).to_contain_text("A newer revision is not complete yet")
+    expect(page.locator(".run-notices")).to_contain_text("step spans")
+    expect(page.locator(".stat-steps .stat-value")).to_have_text("1")
+    assert json.loads(httpx.get(f"{url}/api/v1/runs/half", trust_env=False).content)["data"]["steps"]

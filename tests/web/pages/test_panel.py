@@ -1,0 +1,406 @@
+"""The runs panel in Chromium: what it shows, finds, pages through and keeps up to date."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from runspan import Run
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import Page as RunPage
+from runspan.contracts import RunQuery
+from runspan.model.ids import run_ids
+from runspan.web.app import create_app
+from support.cli import server
+from support.servers.process import free_ports
+from support.web import serving
+from web.pages.chromium import Watch, watched
+from web.pages.kit import fill, push, run, unfinished
+
+ROWS = "table.runs tbody tr"
+
+
+def ids(page: Page) -> list[str]:
+    """The ids in the list, from the top."""
+    return [row.get_attribute("data-run") or "" for row in page.locator(ROWS).all()]
+
+
+def row(page: Page, run_id: str) -> Locator:
+    """The row of a run."""
+    return page.locator(f'{ROWS}[data-run="{run_id}"]')
+
+
+def choice(page: Page, name: str) -> Locator:
+    """The filter of this name."""
+    return page.get_by_role("combobox", name=name)
+
+
+def opened(page: Page, url: str) -> Page:
+    page.goto(url)
+    expect(page.locator(ROWS).first).to_be_visible()
+    return page
+
+
+def test_rows_show_what_the_api_and_the_documents_say(page: Page, filled: str) -> None:
+    """Newest first, with workflow, status, trigger, start, duration; and tokens and cost, which only documents tell."""
+    opened(page, filled)
+    assert ids(page) == [f"run_{number:03}" for number in range(50)]
+    agents = row(page, "run_000")
+    expect(agents.locator(".cell-status")).to_have_text("Completed")
+    expect(agents.locator(".cell-workflow")).to_contain_text("wf_triage")
+    expect(agents.locator(".cell-workflow")).to_contain_text("webhook")
+    expect(agents.locator(".cell-started")).to_contain_text(re.compile(r"\d+ m ago"))
+    expect(agents.locator(".cell-duration")).to_have_text("3.50 s")
+    expect(agents.locator(".cell-tokens")).to_have_text("3,180")
+    expect(agents.locator(".cell-cost")).to_have_text("$0.0190")
+    expect(row(page, "run_001").locator(".cell-tokens")).to_have_text("\u2013")
+    expect(row(page, "run_005").locator(".cell-run")).to_contain_text("Xero: line 5 does not balance")
+    started = httpx.get(f"{filled}/api/v1/runs/run_000", trust_env=False).json()["data"]["startedAt"]
+    title = agents.locator("time").get_attribute("title")
+    assert title is not None
+    assert "UTC" in title
+    assert started in title
+
+
+def test_totals_are_asked_only_for_rows_that_come_into_view(page: Page, filled: str) -> None:
+    """The panel asks for a few runs at a time, and for those far below only when somebody scrolls there."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/pages/totals" in request.url else None)
+    opened(page, filled)
+    expect(row(page, "run_000").locator(".cell-cost")).to_have_text("$0.0190")
+    assert not any("run_049" in url for url in asked)
+    row(page, "run_049").scroll_into_view_if_needed()
+    expect(row(page, "run_049").locator(".cell-cost")).to_have_text("$0.0190")
+    assert all(url.count("run=") <= 10 for url in asked)
+
+
+def test_filters_are_the_apis_parameters_in_the_url(page: Page, filled: str) -> None:
+    """A choice changes the URL, the URL alone brings the list back, and the browser's buttons walk through them."""
+    opened(page, filled)
+    choice(page, "Status").select_option("failed")
+    expect(page).to_have_url(re.compile(r"\?status=failed$"))
+    expect(page.locator(ROWS)).to_have_count(13)
+    choice(page, "Started").select_option("24h")
+    expect(page.locator(ROWS)).to_have_count(5)
+    page.get_by_role("combobox", name="Workflow").fill("wf_ledger")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"\?workflowId=wf_ledger&status=failed&since=24h$"))
+    expect(page.locator(ROWS)).to_have_count(5)
+    found = ids(page)
+    query = httpx.URL(page.url).params
+    listed = httpx.get(f"{filled}/api/v1/runs", params=query, trust_env=False).json()["data"]
+    assert [each["id"] for each in listed] == found
+
+    page.reload()
+    expect(page.locator(ROWS)).to_have_count(5)
+    assert ids(page) == found
+    expect(page.get_by_role("combobox", name="Workflow")).to_have_value("wf_ledger")
+    expect(choice(page, "Status")).to_have_value("failed")
+
+    page.go_back()
+    page.go_back()
+    expect(page.locator(ROWS)).to_have_count(13)
+    expect(choice(page, "Started")).to_have_value("")
+    page.go_forward()
+    expect(page.locator(ROWS)).to_have_count(5)
+    page.get_by_role("button", name="Clear filters").click()
+    expect(page).to_have_url(f"{filled}/")
+    expect(page.locator(ROWS)).to_have_count(50)
+
+
+def test_a_shared_url_may_ask_for_what_the_form_does_not_offer(page: Page, filled: str) -> None:
+    """since=90m and limit=3 come from a URL, stay in it, and the form shows them."""
+    opened(page, f"{filled}/?since=90m&limit=2")
+    assert ids(page) == ["run_000", "run_001"]
+    expect(choice(page, "Started")).to_have_value("90m")
+    choice(page, "Status").select_option("completed")
+    expect(page).to_have_url(re.compile("limit=2"))
+    expect(page).to_have_url(re.compile("since=90m"))
+
+
+def test_stuck_runs_are_a_choice(page: Page, tmp_path: Path) -> None:
+    """Runs that stopped telling about themselves are listed by the API's stuckAfter."""
+    now = datetime.now(UTC)
+    with SqliteStore(tmp_path) as store:
+        for run_id, age in (("run_stuck", 20 * 60), ("run_live", 5)):
+            document = unfinished(run_id, now - timedelta(hours=1))
+            store.put(Run.from_dict(document), observed_at=time.time_ns() - age * 1_000_000_000)
+    with server(tmp_path) as (url, _):
+        opened(page, url)
+        choice(page, "Status").select_option("Stuck for 15m")
+        expect(page).to_have_url(f"{url}/?stuckAfter=15m")
+        expect(page.locator(ROWS)).to_have_count(1)
+        assert ids(page) == ["run_stuck"]
+        page.goto(f"{url}/?stuckAfter=3s")
+        expect(page.locator(ROWS)).to_have_count(2)
+        expect(choice(page, "Status").locator("option:checked")).to_have_text("Stuck for 3s")
+        choice(page, "Status").select_option("failed")
+        expect(page).to_have_url(f"{url}/?status=failed")
+
+
+def test_a_workflow_in_the_list_filters_by_it(page: Page, filled: str) -> None:
+    """A click on a workflow's name shows only its runs, with the other filters kept."""
+    opened(page, f"{filled}/?since=7d")
+    row(page, "run_005").get_by_text("wf_ledger").click()
+    expect(page).to_have_url(re.compile(r"workflowId=wf_ledger&since=7d"))
+    expect(page.locator(ROWS)).to_have_count(13)
+
+
+def test_pages_go_to_older_runs_and_back(page: Page, filled: str) -> None:
+    """Keyset pages hold every run once; Newer returns to the page before, also after a reload."""
+    opened(page, filled)
+    first = ids(page)
+    expect(page.get_by_role("button", name="Newer")).to_be_disabled()
+    page.get_by_role("button", name="Older").click()
+    expect(row(page, "run_050")).to_be_visible()
+    second = ids(page)
+    page.get_by_role("button", name="Older").click()
+    expect(row(page, "run_100")).to_be_visible()
+    third = ids(page)
+    assert first + second + third == [f"run_{number:03}" for number in range(130)]
+    expect(page.get_by_role("button", name="Older")).to_be_disabled()
+    page.reload()
+    expect(row(page, "run_100")).to_be_visible()
+    page.get_by_role("button", name="Newer").click()
+    expect(row(page, "run_050")).to_be_visible()
+    assert ids(page) == second
+    page.get_by_role("button", name="Newest").click()
+    expect(row(page, "run_000")).to_be_visible()
+    expect(page).to_have_url(f"{filled}/")
+
+
+def test_a_run_is_found_by_its_id_or_its_trace_id(page: Page, watch: Watch, filled: str) -> None:
+    """The field opens the page of any id as it stands there, and of a trace id the run's."""
+    watch.allow("status of 404")
+    opened(page, filled)
+    page.keyboard.press("/")
+    page.keyboard.type("run_077")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{filled}/runs/run_077")
+    for text, path in ((run_ids("run_042", "").trace_id.hex(), "run_042"), ("a/b?c#d", "a%2Fb%3Fc%23d")):
+        page.goto(f"{filled}/compare")
+        field = page.get_by_role("searchbox", name="Run id or trace id")
+        field.fill(text)
+        field.press("Enter")
+        expect(page).to_have_url(f"{filled}/runs/{path}")
+
+
+def test_the_keyboard_reaches_everything(page: Page, filled: str) -> None:
+    """j and k walk, x picks, c compares, Enter opens, ? explains, and the skip link comes first."""
+    opened(page, filled)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("ArrowDown")
+    expect(row(page, "run_002").locator(".row-link")).to_be_focused()
+    page.keyboard.press("x")
+    page.keyboard.press("k")
+    expect(row(page, "run_001").locator(".row-link")).to_be_focused()
+    page.keyboard.press("x")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("Compare the two picked runs")
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    expect(page).to_have_url(f"{filled}/compare?a=run_002&b=run_001")
+    page.go_back()
+    expect(row(page, "run_001").locator(".row-link")).to_be_focused()
+    page.keyboard.press("k")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{filled}/runs/run_000")
+
+
+def test_who_comes_back_from_a_run_is_where_they_were(page: Page, filled: str) -> None:
+    """Back from a run the list has its row in sight and in focus, so that the next one is a key away."""
+    opened(page, f"{filled}/?status=completed")
+    row(page, "run_040").locator(".row-link").click()
+    expect(page).to_have_url(f"{filled}/runs/run_040")
+    expect(page.locator("#run h1")).to_be_visible()
+    page.go_back()
+    expect(row(page, "run_040").locator(".row-link")).to_be_focused()
+    expect(row(page, "run_040")).to_be_in_viewport()
+    page.keyboard.press("j")
+    expect(row(page, "run_041").locator(".row-link")).to_be_focused()
+
+
+def test_the_chart_counts_what_the_list_has(page: Page, filled: str) -> None:
+    """Its counts are those of all runs of the filter, its table adds up to them, and a status in it filters."""
+    opened(page, filled)
+    spread = page.get_by_role("region", name="Runs over time")
+    expect(spread.get_by_role("heading")).to_have_text("130 runs")
+    expect(spread.get_by_role("button", name="Failed 13")).to_be_visible()
+    expect(spread.get_by_role("button", name="Suspended 1")).to_be_visible()
+    expect(spread.get_by_role("img", name=re.compile("Runs over time"))).to_be_visible()
+    spread.get_by_text("As a table").click()
+    failed = spread.locator("thead th").all_inner_texts().index("Failed")
+    cells = [int(each.locator("th, td").nth(failed).inner_text()) for each in spread.locator("tbody tr").all()]
+    assert sum(cells) == 13
+    spread.get_by_role("button", name="Failed 13").click()
+    expect(page).to_have_url(f"{filled}/?status=failed")
+    expect(spread.get_by_role("heading")).to_have_text("13 runs")
+
+
+def test_a_running_run_is_followed_to_its_end(page: Page, tmp_path: Path) -> None:
+    """The row changes by itself, keeps the focus, and its time counts on until the run ends."""
+    now = datetime.now(UTC)
+    fill(tmp_path, [unfinished("run_live", now - timedelta(seconds=70)), run("run_done", now - timedelta(hours=1))])
+    with server(tmp_path) as (url, _):
+        opened(page, url)
+        live = row(page, "run_live")
+        expect(live.locator(".cell-status")).to_have_text("Running")
+        expect(live.locator(".cell-duration")).to_have_text(re.compile(r"1 m \d\d s"))
+        expect(page.locator("#live-text")).to_have_text("Live · 1 unfinished")
+        live.locator(".row-link").focus()
+        push(url, run("run_live", now - timedelta(seconds=70), seconds=71.2, status="failed", error={"message": "no"}))
+        expect(live.locator(".cell-status")).to_have_text("Failed")
+        expect(live.locator(".cell-duration")).to_have_text("1 m 11 s")
+        expect(live.locator(".row-link")).to_be_focused()
+        expect(page.locator("#live-text")).to_have_text("Up to date")
+        expect(page.get_by_role("button", name="Failed 1")).to_be_visible()
+
+
+def test_asking_again_is_polite(page: Page, tmp_path: Path) -> None:
+    """While a run goes on the panel asks every few seconds; paused or hidden it does not ask at all."""
+    fill(tmp_path, [unfinished("run_live", datetime.now(UTC))])
+    with server(tmp_path) as (url, _):
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url) if "/api/v1/runs" in request.url else None)
+        page.clock.install()
+        opened(page, url)
+        expect(page.locator("#live-text")).to_have_text("Live · 1 unfinished")
+        with page.expect_response(re.compile("/api/v1/runs")):
+            page.clock.run_for(3_500)
+        expect(page.locator("#live-text")).to_have_text("Live · 1 unfinished")
+        page.get_by_role("button", name="Pause").click()
+        before = len(asked)
+        page.clock.run_for(120_000)
+        assert len(asked) == before
+        with page.expect_response(re.compile("/api/v1/runs")):
+            page.get_by_role("button", name="Resume").click()
+        expect(page.locator("#live-text")).to_have_text("Live · 1 unfinished")
+        see(page, hidden=True)
+        before = len(asked)
+        page.clock.run_for(120_000)
+        assert len(asked) == before
+        with page.expect_response(re.compile("/api/v1/runs")):
+            see(page, hidden=False)
+
+
+def see(page: Page, *, hidden: bool) -> None:
+    """Tells the page that its tab is hidden, or seen again; a headless browser shows all of its tabs."""
+    script = "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+    page.evaluate(script + " document.dispatchEvent(new Event('visibilitychange')); }", hidden)
+
+
+def test_a_server_that_went_away_is_waited_for(page: Page, watch: Watch, tmp_path: Path) -> None:
+    """The list stays, a notice says what to do, the panel tries again by itself and recovers."""
+    watch.allow("Failed to load resource")
+    fill(tmp_path, [unfinished("run_live", datetime.now(UTC))])
+    (port,) = free_ports(1)
+    with server(tmp_path, "--port", port) as (url, running):
+        opened(page, url)
+        running.end()
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("The server does not answer")
+        expect(alert).to_contain_text("runspan serve")
+        expect(page.locator("#live-text")).to_have_text(re.compile("Trying again in"))
+        assert ids(page) == ["run_live"]
+    with server(tmp_path, "--port", port):
+        expect(alert).to_have_count(0, timeout=30_000)
+        expect(page.locator("#live-text")).to_have_text("Live · 1 unfinished")
+
+
+def test_an_error_says_what_to_do(page: Page, watch: Watch, filled: str) -> None:
+    """A cursor or a filter that means nothing is told, with the ways out of it as buttons."""
+    watch.allow("status of 400")
+    page.goto(f"{filled}/?cursor=nonsense&status=failed")
+    expect(page.get_by_role("alert")).to_contain_text("cursor")
+    page.get_by_role("button", name="Newest runs").click()
+    expect(page).to_have_url(f"{filled}/?status=failed")
+    expect(page.locator(ROWS)).to_have_count(13)
+    page.goto(f"{filled}/?since=yesterday")
+    expect(page.get_by_role("alert")).to_contain_text("since")
+    page.get_by_role("alert").get_by_role("button", name="Clear filters").click()
+    expect(page.locator(ROWS)).to_have_count(50)
+
+
+def test_an_empty_list_says_what_to_do(page: Page, tmp_path: Path, filled: str) -> None:
+    """Without runs: how to send some. With filters that nothing meets: how to get rid of them."""
+    with server(tmp_path) as (url, _):
+        page.goto(url)
+        expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
+        expect(page.locator("#list")).to_contain_text(f"runspan export runs.ndjson --endpoint {url}")
+    page.goto(f"{filled}/?workflowId=wf_nothing")
+    expect(page.get_by_role("heading", name="No run matches these filters")).to_be_visible()
+    page.locator("#list").get_by_role("button", name="Clear filters").click()
+    expect(page.locator(ROWS)).to_have_count(50)
+
+
+class HalfBlind(SqliteStore):
+    """A store that could not look at everything, as a remote backend at times cannot."""
+
+    def search(self, query: RunQuery) -> RunPage:
+        found = super().search(query)
+        return RunPage(
+            found.items, found.cursor, ("the search stopped after 1000 traces; <b>older</b> ones may be missing",)
+        )
+
+
+def test_a_part_of_an_answer_is_called_one(page: Page, tmp_path: Path) -> None:
+    """What the backend could not look at stands above the list, as text."""
+    fill(tmp_path, [run("run_1", datetime.now(UTC))])
+    with HalfBlind(tmp_path) as store, serving(create_app(store)) as client:
+        opened(page, str(client.base_url))
+        notice = page.locator("#notices")
+        expect(notice).to_contain_text("Not everything was looked at.")
+        expect(notice).to_contain_text("stopped after 1000 traces; <b>older</b> ones")
+        expect(notice).to_contain_text("Narrow the time")
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_narrow_screens_need_no_sideways_scrolling(browser: Browser, filled: str, width: int) -> None:
+    """At 360 and 768 pixels everything is there, and nothing is wider than the screen."""
+    with watched(browser, viewport={"width": width, "height": 740}) as (_, page, _watch):
+        opened(page, filled)
+        expect(row(page, "run_005").locator(".cell-run")).to_be_visible()
+        expect(row(page, "run_000").locator(".cell-cost")).to_have_text("$0.0190")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_colours_are_the_systems_until_somebody_chooses(page: Page, filled: str) -> None:
+    """Dark and light follow the system; a choice holds on every page and after a reload."""
+    background = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="dark")
+    opened(page, filled)
+    dark = page.evaluate(background)
+    page.emulate_media(color_scheme="light")
+    light = page.evaluate(background)
+    assert dark != light
+    page.keyboard.press("t")
+    page.keyboard.press("t")
+    assert page.evaluate(background) == dark
+    page.goto(f"{filled}/compare")
+    assert page.evaluate(background) == dark
+    expect(page.get_by_role("button", name="Colours: dark")).to_be_visible()
+
+
+def test_the_pages_can_be_switched_off(tmp_path: Path) -> None:
+    """--no-pages leaves the API alone: no page, no asset, no private data."""
+    with server(tmp_path, "--no-pages") as (url, running):
+        for path in ("/", "/compare", "/runs/run_1", "/login", "/pages/spread", "/pages/totals?run=a"):
+            assert httpx.get(url + path, trust_env=False).status_code == 404
+        assert httpx.get(f"{url}/api/v1/runs", trust_env=False).status_code == 200
+        running.end()
+        assert not any("look:" in line for line in running.lines)
+
+
+def test_serve_says_where_to_look(tmp_path: Path) -> None:
+    """The URL of the page is the first thing that `runspan serve` offers."""
+    with server(tmp_path) as (url, running):
+        running.wait_for(rf"look: +{re.escape(url)}/")

@@ -1,0 +1,342 @@
+"""Keys, companies, permissions and rate limits, on a real server and with a second process at the key file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from runspan.backends.sqlite import SqliteStore
+from runspan.errors import NotFound, SettingError, StoreError
+from runspan.model.ids import run_ids
+from runspan.web.api_keys import ApiKeyStore
+from runspan.web.app import create_app
+from runspan.web.config import WebConfig
+from support.web import JSON, PROTOBUF, document, error_of, otlp, serving
+
+SECOND = 1_000_000_000
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000 * SECOND
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keys(tmp_path: Path, clock: Clock) -> Iterator[ApiKeyStore]:
+    ring = ApiKeyStore(tmp_path / "keys.sqlite3", clock=clock)
+    yield ring
+    ring.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    with SqliteStore(tmp_path / "data") as store:
+        yield store
+
+
+@pytest.fixture
+def client(store: SqliteStore, keys: ApiKeyStore) -> Iterator[httpx.Client]:
+    with serving(create_app(store, store, keys=keys)) as client:
+        yield client
+
+
+def listed(client: httpx.Client, secret: str) -> httpx.Response:
+    return client.get("/api/v1/runs", headers={"x-api-key": secret})
+
+
+def push(client: httpx.Client, secret: str, run_id: str = "run_1") -> httpx.Response:
+    return client.post("/api/v1/runs", content=json.dumps(document(run_id)), headers=JSON | {"x-api-key": secret})
+
+
+# The ring
+
+
+def test_a_key_has_the_documented_form_and_only_its_digest_is_stored(keys: ApiKeyStore, tmp_path: Path) -> None:
+    """wfk_ and 32 letters or digits; neither the file nor its log holds them."""
+    secret, key = keys.create("ci", company="acme", permissions=["runs:read"])
+    assert re.fullmatch("wfk_[A-Za-z0-9]{32}", secret)
+    assert secret not in repr(key)
+    for file in tmp_path.glob("keys.sqlite3*"):
+        assert secret.encode() not in file.read_bytes()
+    assert keys.find(secret) == key
+    assert keys.list() == [key]
+
+
+def test_secrets_and_ids_never_repeat(keys: ApiKeyStore) -> None:
+    """Fifty keys of one name are fifty keys."""
+    made = [keys.create("same") for _ in range(50)]
+    assert len({secret for secret, _ in made}) == len({key.id for _, key in made}) == 50
+
+
+@pytest.mark.parametrize("secret", ["", "wfk_", "wfk_" + "a" * 32, "ü", "\ud800"])
+def test_other_texts_are_no_key(keys: ApiKeyStore, secret: str) -> None:
+    """Whatever is sent, it is only looked up."""
+    keys.create("one")
+    assert keys.find(secret) is None
+
+
+def test_the_file_is_for_its_owner_only(keys: ApiKeyStore, tmp_path: Path) -> None:
+    """Digests and companies are nobody else's business."""
+    assert stat.S_IMODE(os.stat(tmp_path / "keys.sqlite3").st_mode) == 0o600
+
+
+def test_a_key_ends_when_it_expires(keys: ApiKeyStore, clock: Clock) -> None:
+    """Valid before that moment, not from then on."""
+    secret, key = keys.create("short", expires=clock.now + 10 * SECOND)
+    clock.now += 10 * SECOND - 1
+    assert keys.find(secret) == key
+    clock.now += 1
+    assert keys.find(secret) is None
+    assert keys.list()[0].state(clock.now) == "expired"
+
+
+def test_a_revoked_key_ends_at_once_and_stays_listed(keys: ApiKeyStore, clock: Clock) -> None:
+    """Revoking it again keeps the first time."""
+    secret, key = keys.create("gone")
+    revoked = keys.revoke(key.id)
+    assert keys.find(secret) is None
+    assert (revoked.state(clock.now), revoked.revoked) == ("revoked", clock.now)
+    clock.now += SECOND
+    assert keys.revoke(key.id) == revoked
+    with pytest.raises(NotFound):
+        keys.revoke("none")
+
+
+def test_rotation_keeps_both_keys_for_the_grace_period(keys: ApiKeyStore, clock: Clock) -> None:
+    """The new key has the old one's name, company and permissions; the old one ends with the period."""
+    old_secret, old = keys.create("ci", company="acme", permissions=["runs:read"])
+    new_secret, new = keys.rotate(old.id, grace=60 * SECOND)
+    assert (new.name, new.company, new.permissions, new.expires) == ("ci", "acme", old.permissions, None)
+    assert keys.find(old_secret) is not None
+    assert keys.find(new_secret) == new
+    clock.now += 60 * SECOND
+    assert keys.find(old_secret) is None
+    assert keys.find(new_secret) == new
+
+
+def test_rotation_never_makes_a_key_live_longer(keys: ApiKeyStore, clock: Clock) -> None:
+    """A key that ends before the grace period does keeps its end, and its successor gets the same lifetime."""
+    secret, old = keys.create("ci", expires=clock.now + 30 * SECOND)
+    clock.now += 10 * SECOND
+    _, new = keys.rotate(old.id, grace=3600 * SECOND)
+    assert new.expires == clock.now + 30 * SECOND
+    assert next(key.expires for key in keys.list() if key.id == old.id) == old.expires
+    clock.now += 20 * SECOND
+    assert keys.find(secret) is None
+    with pytest.raises(SettingError, match="expired"):
+        keys.rotate(old.id, grace=SECOND)
+
+
+@pytest.mark.parametrize("permissions", [[], ["runs:delete"], ["runs:read", "x"]])
+def test_unknown_permissions_are_refused(keys: ApiKeyStore, permissions: list[str]) -> None:
+    """A typing error would make a key that can do nothing."""
+    with pytest.raises(SettingError, match="permissions"):
+        keys.create("x", permissions=permissions)
+
+
+def test_a_file_that_is_no_key_ring_is_refused(tmp_path: Path) -> None:
+    """StoreError names the file."""
+    path = tmp_path / "keys.sqlite3"
+    path.write_text("no database, and long enough to have a header that could be one" * 3)
+    with pytest.raises(StoreError, match=r"keys\.sqlite3"):
+        ApiKeyStore(path)
+    with pytest.raises(StoreError, match="missing"):
+        ApiKeyStore(tmp_path / "missing" / "keys.sqlite3")
+
+
+def test_processes_write_at_once_and_lose_nothing(keys: ApiKeyStore, tmp_path: Path) -> None:
+    """Four processes make ten keys each while this one reads."""
+    script = (
+        "import sys\nfrom runspan.web.keys import KeyRing\nring = KeyRing(sys.argv[1])\n"
+        "[ring.create(sys.argv[2]) for _ in range(10)]\nring.close()"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "keys.sqlite3"), f"p{number}"])
+        for number in range(4)
+    ]
+    while any(process.poll() is None for process in processes):
+        keys.list()
+    assert [process.returncode for process in processes] == [0] * 4
+    names = [key.name for key in keys.list()]
+    assert sorted(names) == sorted(f"p{number}" for number in range(4) for _ in range(10))
+
+
+# The server
+
+
+def test_without_any_key_the_server_is_open(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """The first key closes it without a restart, and revoking the last key does not open it again."""
+    assert listed(client, "").status_code == 200
+    _, key = keys.create("first")
+    error_of(listed(client, ""), 401, "UNAUTHORIZED")
+    keys.revoke(key.id)
+    error_of(listed(client, ""), 401, "UNAUTHORIZED")
+
+
+def test_a_key_made_by_another_process_counts_at_once(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
+    """And so does its revocation."""
+    keys.create("first")
+    other = ApiKeyStore(tmp_path / "keys.sqlite3", clock=Clock())
+    secret, key = other.create("second")
+    assert listed(client, secret).status_code == 200
+    other.revoke(key.id)
+    error_of(listed(client, secret), 401, "UNAUTHORIZED")
+    other.close()
+
+
+def test_a_key_may_come_as_a_bearer_token(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """x-api-key counts first; other schemes are no key."""
+    secret, _ = keys.create("one")
+
+    def status(**headers: str) -> int:
+        return client.get(
+            "/api/v1/runs", headers={name.replace("_", "-"): text for name, text in headers.items()}
+        ).status_code
+
+    assert status(Authorization=f"Bearer {secret}") == 200
+    assert status(Authorization=f"bearer {secret}") == 200
+    assert status(Authorization=f"Basic {secret}") == 401
+    assert status(x_api_key="wrong", Authorization=f"Bearer {secret}") == 401
+    assert "bearer" in client.get("/api/v1/runs").headers["www-authenticate"].lower()
+
+
+@pytest.mark.parametrize("path", ["/api/v1/runs/x", "/api/v1/runs/x/trace", "/api/v1/runs?limit=0", "/api/v1/traces/x"])
+def test_a_wrong_key_learns_nothing(client: httpx.Client, keys: ApiKeyStore, path: str) -> None:
+    """401 comes before anything is said about parameters or runs."""
+    keys.create("one")
+    error_of(client.get(path, headers={"x-api-key": "wfk_" + "x" * 32}), 401, "UNAUTHORIZED")
+    error_of(client.get(path), 401, "UNAUTHORIZED")
+
+
+def test_permissions_are_apart(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """A reading key cannot write, a writing one cannot read: 403, on every route."""
+    reading, _ = keys.create("r", permissions=["runs:read"])
+    writing, _ = keys.create("w", permissions=["runs:write"])
+    error_of(push(client, reading), 403, "FORBIDDEN")
+    headers = PROTOBUF | {"x-api-key": reading}
+    assert client.post("/v1/traces", content=otlp(document()), headers=headers).status_code == 403
+    assert push(client, writing).status_code == 201
+    error_of(listed(client, writing), 403, "FORBIDDEN")
+    trace = run_ids("run_1").trace_id.hex()
+    for path in ("/api/v1/runs/run_1", "/api/v1/runs/run_1/trace", f"/api/v1/traces/{trace}"):
+        error_of(client.get(path, headers={"x-api-key": writing}), 403, "FORBIDDEN")
+        assert client.get(path, headers={"x-api-key": reading}).status_code == 200
+
+
+def test_companies_do_not_see_each_other(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """Runs of one id in two companies are two runs, and each key finds its own, as document, in lists and as trace."""
+    acme, _ = keys.create("a", company="acme")
+    umbrella, _ = keys.create("u", company="umbrella")
+    assert push(client, acme, "shared").status_code == 201
+    assert push(client, acme, "only-acme").status_code == 201
+    assert push(client, umbrella, "shared").status_code == 201
+    for secret, count in ((acme, 2), (umbrella, 1)):
+        assert len(listed(client, secret).json()["data"]) == count
+    error_of(client.get("/api/v1/runs/only-acme", headers={"x-api-key": umbrella}), 404, "NOT_FOUND")
+    trace = "/api/v1/traces/" + run_ids("only-acme", "acme").trace_id.hex()
+    assert client.get(trace, headers={"x-api-key": acme}).status_code == 200
+    error_of(client.get(trace, headers={"x-api-key": umbrella}), 404, "NOT_FOUND")
+
+
+def test_spans_of_another_company_are_rejected(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """What does not belong to the key's company is rejected by name; the rest of the request is taken."""
+    acme, _ = keys.create("a", company="acme")
+    headers = PROTOBUF | {"x-api-key": acme}
+    foreign = otlp(document("theirs"), tenant="umbrella") + otlp(document("nobodys"))
+    response = client.post("/v1/traces", content=foreign + otlp(document("ours"), tenant="acme"), headers=headers)
+    answer = ExportTraceServiceResponse.FromString(response.content)
+    assert answer.partial_success.rejected_spans == 6
+    assert "tenant" in answer.partial_success.error_message
+    assert [item["id"] for item in listed(client, acme).json()["data"]] == ["ours"]
+
+
+def test_reads_and_writes_are_limited_apart_and_per_key(store: SqliteStore, keys: ApiKeyStore) -> None:
+    """429 with Retry-After once a key has used up its minute; other keys and the other kind go on."""
+    first, _ = keys.create("a")
+    second, _ = keys.create("b")
+    settings = WebConfig(reads_per_minute=3, writes_per_minute=2)
+    with serving(create_app(store, store, keys=keys, settings=settings)) as client:
+        assert [listed(client, first).status_code for _ in range(4)] == [200, 200, 200, 429]
+        response = listed(client, first)
+        error_of(response, 429, "RATE_LIMITED")
+        assert 1 <= int(response.headers["retry-after"]) <= 60
+        assert [push(client, first).status_code for _ in range(3)] == [201, 200, 429]
+        assert listed(client, second).status_code == 200
+        headers = PROTOBUF | {"x-api-key": first}
+        statuses = [client.post("/v1/traces", headers=headers).status_code for _ in range(5)]
+        assert statuses == [200] * 5
+
+
+def test_spans_and_open_servers_can_be_limited(store: SqliteStore, keys: ApiKeyStore) -> None:
+    """/v1/traces has a limit of its own, and without keys the address counts."""
+    with serving(create_app(store, store, settings=WebConfig(open_reads_per_minute=1))) as client:
+        assert [listed(client, "").status_code for _ in range(2)] == [200, 429]
+        assert push(client, "").status_code == 201
+    secret, _ = keys.create("a")
+    with serving(create_app(store, store, keys=keys, settings=WebConfig(traces_per_minute=1))) as client:
+        headers = PROTOBUF | {"x-api-key": secret}
+        responses = [client.post("/v1/traces", headers=headers) for _ in range(2)]
+        assert [response.status_code for response in responses] == [200, 429]
+        assert int(responses[1].headers["retry-after"]) >= 1
+
+
+def test_operations_need_no_key_unless_told(store: SqliteStore, keys: ApiKeyStore) -> None:
+    """Probes and scrapers have none; metrics can be closed."""
+    secret, _ = keys.create("a")
+    with serving(create_app(store, store, keys=keys)) as client:
+        for path in ("/healthz", "/readyz", "/metrics", "/api/v1/openapi.json"):
+            assert client.get(path).status_code == 200
+    with serving(create_app(store, store, keys=keys, settings=WebConfig(metrics_open=False))) as client:
+        error_of(client.get("/metrics"), 401, "UNAUTHORIZED")
+        assert client.get("/metrics", headers={"x-api-key": secret}).status_code == 200
+
+
+def test_keys_are_never_logged_or_told(store: SqliteStore, keys: ApiKeyStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither logs, errors nor metrics repeat what was sent as a key; the access log quotes the path."""
+    keys.create("a")
+    wrong = "wfk_" + "Q" * 32
+    app = create_app(store, store, keys=keys, settings=WebConfig(access_log=True))
+    with caplog.at_level(logging.DEBUG), serving(app) as client:
+        answers = [listed(client, wrong), client.get("/metrics", headers={"x-api-key": wrong})]
+        answers.append(client.get("/api/v1/runs/a%0Ab?key=secret"))
+    lines = [record.getMessage() for record in caplog.records if record.name == "runspan.access"]
+    assert "127.0.0.1 GET '/api/v1/runs/a\\nb' 401" in lines[-1]
+    assert len(lines) == 3
+    logged = "".join(
+        record.getMessage() for record in caplog.records if record.name.startswith(("runspan", "waitress"))
+    )
+    assert wrong not in logged
+    assert "secret" not in logged
+    assert all(wrong not in answer.text for answer in answers)
+
+
+def test_a_broken_key_file_lets_nobody_in(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
+    """When the keys cannot be read, the answer is an error, never an open door."""
+    keys.create("a")
+    with sqlite3.connect(tmp_path / "keys.sqlite3") as other:
+        other.execute("DROP TABLE keys")
+    other.close()
+    error_of(listed(client, "wfk_" + "x" * 32), 500, "STORE_ERROR")
+    error_of(listed(client, ""), 500, "STORE_ERROR")

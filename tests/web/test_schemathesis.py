@@ -1,0 +1,69 @@
+"""The API against its own OpenAPI document: schemathesis makes right and wrong requests and checks the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from runspan.backends.sqlite import SqliteStore
+from runspan.web.api_keys import ApiKeyStore
+from runspan.web.app import create_app
+from runspan.web.config import WebConfig
+from support.web import JSON, document, serving
+
+
+@schemathesis.serializer("application/x-protobuf")
+def as_bytes(context: Any, value: Any) -> bytes:
+    """Any bytes will do for what must not break the receiver."""
+    return bytes(value) if isinstance(value, (bytes, bytearray)) else str(getattr(value, "data", value)).encode()
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running server, and a key that may do everything on it."""
+
+    url: str
+    headers: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    directory: Path = tmp_path_factory.mktemp("data")
+    keys = ApiKeyStore(directory / "keys.sqlite3")
+    headers = {"x-api-key": keys.create("test")[0]}
+    limits = WebConfig(reads_per_minute=0, writes_per_minute=0)
+    with SqliteStore(directory) as store, serving(create_app(store, store, keys=keys, settings=limits)) as client:
+        client.post("/api/v1/runs", content=json.dumps(document("run_1")), headers=JSON | headers)
+        yield Live(str(client.base_url), headers)
+    keys.close()
+
+
+def described(directory: Path) -> dict[str, Any]:
+    """The OpenAPI document, which is needed when tests are collected: one becomes many."""
+    with SqliteStore(directory) as store:
+        found: dict[str, Any] = create_app(store, store).test_client().get("/api/v1/openapi.json").get_json()
+    return found
+
+
+with TemporaryDirectory() as temporary:
+    schema = schemathesis.openapi.from_dict(described(Path(temporary)))
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_answers_are_those_that_the_document_describes(case: schemathesis.Case[Any], live: Live) -> None:
+    """Status codes, content types, headers and bodies are documented, and nothing is answered with a failure of ours.
+
+    That every request which fits the schema is taken is not asked: JSON Schema has no words for what a cursor is, or
+    for a document without repeated keys.
+    """
+    case.call_and_validate(base_url=live.url, headers=live.headers, excluded_checks=[positive_data_acceptance])

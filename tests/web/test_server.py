@@ -1,0 +1,149 @@
+"""The server: where it listens, how it ends, and that it is quiet."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from flask import Flask, Response
+
+from runspan.backends.sqlite import SqliteStore
+from runspan.errors import SettingError
+from runspan.web.app import create_app
+from runspan.web.server import WebServer, serve
+from support.web import JSON, PROTOBUF, document, otlp, serving
+
+SCRIPT = """
+import sys
+from runspan.backends.sqlite import SqliteStore
+from runspan.web.app import create_app
+from runspan.web.server import serve
+
+store = SqliteStore(sys.argv[1])
+
+def ready(server):
+    print(server.url, flush=True)
+
+def stop():
+    store.close()
+    print("closed", flush=True)
+
+serve(create_app(store, store), port=0, on_ready=ready, on_stop=stop)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_process_in_order(tmp_path: Path, number: int) -> None:
+    """It answers until then, closes the store, says nothing on its own, exits with 0, and has lost nothing."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process:
+        url = process.stdout.readline().strip()
+        with httpx.Client(base_url=url) as client:
+            assert client.post("/api/v1/runs", content=json.dumps(document()), headers=JSON).status_code == 201
+            assert client.post("/v1/traces", content=otlp(document("run_2")), headers=PROTOBUF).status_code == 200
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+    assert (out, err, process.returncode) == ("closed\n", "", 0)
+    with SqliteStore(tmp_path) as store:
+        assert json.loads(store.document("run_1").text)["id"] == "run_1"
+        assert json.loads(store.document("run_2").text)["id"] == "run_2"
+
+
+def slow_app(entered: threading.Event, leave: threading.Event) -> Flask:
+    app = Flask("slow")
+
+    @app.get("/slow")
+    def slow() -> Response:
+        entered.set()
+        assert leave.wait(30)
+        return Response(b"x" * 3_000_000)
+
+    return app
+
+
+def test_running_requests_are_answered_before_the_end() -> None:
+    """Stopping refuses new connections at once, and the request under way gets its whole answer."""
+    entered, leave, closed = threading.Event(), threading.Event(), threading.Event()
+    ready: list[WebServer] = []
+    listening = threading.Event()
+
+    def on_ready(server: WebServer) -> None:
+        ready.append(server)
+        listening.set()
+
+    thread = threading.Thread(
+        target=serve,
+        args=(slow_app(entered, leave),),
+        kwargs={"port": 0, "on_ready": on_ready, "on_stop": closed.set},
+    )
+    thread.start()
+    assert listening.wait(30)
+    (server,) = ready
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(httpx.get(f"{server.url}/slow", timeout=60)))
+    asking.start()
+    assert entered.wait(30)
+    server.stop()
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+        except ConnectionError:
+            break
+    assert not closed.is_set()
+    leave.set()
+    asking.join(60)
+    thread.join(60)
+    assert closed.is_set()
+    assert [(answer.status_code, len(answer.content)) for answer in answers] == [(200, 3_000_000)]
+    server.stop()
+
+
+def test_an_idle_connection_does_not_hold_the_end_up() -> None:
+    """Clients keep connections open; the server closes them when it ends."""
+    server = WebServer(Flask("idle"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_an_address_in_use_is_a_setting_error() -> None:
+    """The error names the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingError, match=f"127.0.0.1:{port}"):
+            WebServer(Flask("x"), port=port)
+
+
+def test_many_clients_at_once_are_all_answered(tmp_path: Path) -> None:
+    """Writers and readers over several threads; every run that was acknowledged is there."""
+    with SqliteStore(tmp_path) as store, serving(create_app(store, store), threads=8) as client:
+
+        def work(number: int) -> None:
+            for count in range(10):
+                text = json.dumps(document(f"run_{number}_{count}"))
+                statuses.append(client.post("/api/v1/runs", content=text, headers=JSON).status_code)
+                statuses.append(client.get(f"/api/v1/runs/run_{number}_{count}").status_code)
+
+        statuses: list[int] = []
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(set(statuses)) == [200, 201]
+        assert len(client.get("/api/v1/runs?limit=200").json()["data"]) == 80
