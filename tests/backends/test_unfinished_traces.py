@@ -22,7 +22,7 @@ from runspan.contracts import RunQuery
 from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
 from runspan.model.timestamps import canonical_text
-from support.run_histories import STAGES, Seen, life_of
+from support.run_histories import STAGE_COUNT, Observation, run_history
 from support.servers import Tempo, require, start_tempo
 from support.servers.jaeger import Jaeger
 from support.servers.tempo import IMAGE
@@ -31,9 +31,9 @@ DAY = 86_400 * SECOND
 SNAPSHOT = "snapshot wf_live"
 
 
-def life_now(run_id: str) -> list[Seen]:
+def life_now(run_id: str) -> list[Observation]:
     """A life that began some days ago, at a time of this test run's own."""
-    return life_of(run_id, time.time_ns() // SECOND * SECOND - 3 * DAY)
+    return run_history(run_id, time.time_ns() // SECOND * SECOND - 3 * DAY)
 
 
 @pytest.fixture(params=["jaeger-memory", "jaeger-badger"])
@@ -128,13 +128,13 @@ def test_lists_from_tempos_blocks_equal_the_stores(tmp_path: Path) -> None:
         backend = tempo_by_otlp(server)
         with SqliteStore(tmp_path / "store") as store:
             began = time.time_ns() // SECOND * SECOND - 5 * DAY
-            lives = [life_of(f"run-{number:02}", began + number * SECOND) for number in range(STAGES * 2)]
-            for stage in range(STAGES):
+            lives = [run_history(f"run-{number:02}", began + number * SECOND) for number in range(STAGE_COUNT * 2)]
+            for stage in range(STAGE_COUNT):
                 for number, life in enumerate(lives):
                     if stage <= number // 2:
                         backend.send(life[stage].run, tenant="", observed_at=life[stage].at)
                         store.put(life[stage].run, observed_at=life[stage].at)
-                if stage % 3 == 0 or stage == STAGES - 1:
+                if stage % 3 == 0 or stage == STAGE_COUNT - 1:
                     backend.reader.search(RunQuery(""))  # waits until it is searchable: stages get blocks of their own
             for number, seconds in ((18, -8), (19, 40)):
                 moved = moved_by(lives[number][-1].run, seconds * SECOND)

@@ -13,7 +13,7 @@ from runspan.model.ids import run_ids
 from runspan.model.span import Span
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import span_bytes
-from support.run_histories import life_of
+from support.run_histories import run_history
 
 
 def attempts(spans: list[Span]) -> list[Span]:
@@ -28,7 +28,7 @@ def retrying(number: Any = 1, status: str = "running", **members: Any) -> Run:
 
 def test_snapshots_that_repeat_an_attempt_repeat_its_span() -> None:
     """Two spans of one id are the same bytes, in all snapshots of a run, so a trace shows each attempt once."""
-    life = life_of("r", T0)
+    life = run_history("r", T0)
     seen: dict[bytes, bytes] = {}
     for moment in (*life, *life[3:6]):
         for shift in (0, 1):
@@ -38,7 +38,7 @@ def test_snapshots_that_repeat_an_attempt_repeat_its_span() -> None:
 
 def test_attempts_of_a_step_that_goes_on_stand_below_the_root() -> None:
     """The step has no span yet; when it has ended, its attempts stand below it."""
-    life = life_of("r", T0)
+    life = run_history("r", T0)
     root = run_ids("r").root_id
     for moment, count in ((life[3], 1), (life[4], 2)):
         found = attempts(encode(moment.run, observed_at=moment.at))
@@ -52,7 +52,7 @@ def test_attempts_of_a_step_that_goes_on_stand_below_the_root() -> None:
 
 def test_every_attempt_can_be_placed_by_itself() -> None:
     """Run, workflow and step are attributes of the span, whatever the step's state."""
-    for moment in life_of("r", T0)[4:6]:
+    for moment in run_history("r", T0)[4:6]:
         for span in attempts(encode(moment.run, observed_at=moment.at)):
             found = span.attributes()
             assert (found["runspan.run.id"], found["runspan.workflow.id"]) == ("r", "wf_live")

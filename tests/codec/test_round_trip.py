@@ -16,7 +16,7 @@ from runspan.codec.encode import content_step_ids
 from runspan.codec.fields import (
     DIGEST,
     KEYS,
-    PIECE_BYTES,
+    MAX_ATTRIBUTE_BYTES,
     REVISION,
     ROLE,
     ROOT_REVISION,
@@ -102,7 +102,7 @@ def test_spans_keep_what_backends_lose(run: Run) -> None:
         for key, value in span.attributes().items():
             assert type(value) in {str, int, float}, key
             if isinstance(value, str):
-                assert 0 < len(value.encode()) <= PIECE_BYTES, key
+                assert 0 < len(value.encode()) <= MAX_ATTRIBUTE_BYTES, key
             if isinstance(value, int):
                 assert -(2**63) <= value < 2**63
 

@@ -18,7 +18,7 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
-from support.run_histories import STAGES, Seen, is_head, life_of
+from support.run_histories import STAGE_COUNT, Observation, is_revision_span, run_history
 
 ENDINGS = ("completed", "failed", "cancelled", "timed_out")
 
@@ -36,8 +36,8 @@ def chunks(spans: list[Span], size: int) -> Iterator[list[Span]]:
 
 def test_each_state_is_answered_and_listed_as_it_is(backend: Harness, tenant: str) -> None:
     """Pending, running, retrying, suspended, ended: document, summary and every status filter tell the state of now."""
-    lives = [life_of(f"life-{ending}", T0 + number * SECOND, ending) for number, ending in enumerate(ENDINGS)]
-    for stage in range(STAGES):
+    lives = [run_history(f"life-{ending}", T0 + number * SECOND, ending) for number, ending in enumerate(ENDINGS)]
+    for stage in range(STAGE_COUNT):
         now = [life[stage] for life in lives]
         for seen in now:
             backend.send(seen.run, tenant=tenant, observed_at=seen.at)
@@ -54,14 +54,14 @@ def test_each_state_is_answered_and_listed_as_it_is(backend: Harness, tenant: st
 def test_snapshots_arrive_shuffled_and_twice(backend: Harness, tenant: str, size: int) -> None:
     """The newest revision counts, in whatever order and company its spans and those of older ones come."""
     chance = random.Random(size)
-    lives = [life_of(f"shuffled-{number}", T0 + number * SECOND) for number in range(3)]
+    lives = [run_history(f"shuffled-{number}", T0 + number * SECOND) for number in range(3)]
     for number, life in enumerate(lives):
-        spans = [span for seen in life[: STAGES - number] for span in seen.spans(tenant)]
+        spans = [span for seen in life[: STAGE_COUNT - number] for span in seen.spans(tenant)]
         spans += chance.sample(spans, len(spans) // 2)
         chance.shuffle(spans)
         for chunk in chunks(spans, size):
             backend.send_spans(chunk, tenant)
-    expected = [life[STAGES - 1 - number].run for number, life in enumerate(lives)]
+    expected = [life[STAGE_COUNT - 1 - number].run for number, life in enumerate(lives)]
     for run in expected:
         document = backend.reader.document(run.id, tenant)
         assert (document.text, document.incomplete) == (run.text, ())
@@ -86,7 +86,7 @@ def test_many_heartbeats_are_one_run(backend: Harness, tenant: str) -> None:
 
 def test_a_reader_sees_only_states_that_were_sent_and_never_an_older_one(backend: Harness, tenant: str) -> None:
     """Whoever reads while a run goes on gets one sent document after the other, never a mixture and never backwards."""
-    life = life_of("watched", T0)
+    life = run_history("watched", T0)
     order = {seen.run.text: number for number, seen in enumerate(life)}
     read: list[bytes] = []
     failures: list[BaseException] = []
@@ -154,7 +154,7 @@ def attempts_in(backend: Harness, run_id: str, tenant: str) -> list[tuple[int, s
 
 def test_attempts_of_a_retrying_step_are_seen_one_by_one(backend: Harness, tenant: str) -> None:
     """Each attempt is a span of its own as soon as a snapshot tells it, once, however often snapshots repeat it."""
-    life = life_of("retried", T0)
+    life = run_history("retried", T0)
     first, second = (1, "charge", "TIMEOUT_1"), (2, "charge", "TIMEOUT_2")
     for seen in life[:4]:
         backend.send_spans(seen.spans(tenant), tenant)
@@ -178,10 +178,10 @@ def test_attempts_that_only_a_number_tells_are_seen_one_by_one(backend: Harness,
 
 def test_a_correction_after_the_end_counts_and_late_snapshots_do_not(backend: Harness, tenant: str) -> None:
     """A finished run that changes is answered as changed, whatever snapshots of before arrive after it."""
-    life = life_of("corrected", T0)
+    life = run_history("corrected", T0)
     for seen in life:
         backend.send_spans(seen.spans(tenant), tenant)
-    failed = life_of("corrected", T0, "failed")[-1].run
+    failed = run_history("corrected", T0, "failed")[-1].run
     correction = encode(failed, tenant=tenant, observed_at=T0 + 60 * SECOND, after_root=True)
     backend.send_spans(correction, tenant)
     for seen in (life[2], life[6], life[-1]):
@@ -195,14 +195,14 @@ def test_a_correction_after_the_end_counts_and_late_snapshots_do_not(backend: Ha
 
 def test_a_run_that_is_reopened_runs_again(backend: Harness, tenant: str) -> None:
     """A finished run may go on; then it is listed as running, until it ends again."""
-    life = life_of("reopened", T0)
+    life = run_history("reopened", T0)
     backend.send_spans(life[-1].spans(tenant), tenant)
     again = life[8].run
     backend.send_spans(encode(again, tenant=tenant, observed_at=T0 + 60 * SECOND, after_root=True), tenant)
     assert backend.reader.document("reopened", tenant).text == again.text
     assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["reopened"]
     assert ids(backend.reader.search(RunQuery(tenant, status="completed"))) == []
-    ended = life_of("reopened", T0, "cancelled")[-1].run
+    ended = run_history("reopened", T0, "cancelled")[-1].run
     backend.send_spans(encode(ended, tenant=tenant, observed_at=T0 + 61 * SECOND, after_root=True), tenant)
     assert backend.reader.document("reopened", tenant).text == ended.text
     assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == []
@@ -211,15 +211,15 @@ def test_a_run_that_is_reopened_runs_again(backend: Harness, tenant: str) -> Non
 
 def test_a_snapshot_before_its_steps_leaves_the_older_state(backend: Harness, tenant: str) -> None:
     """While steps that a newer head names are on their way, the newest whole state is answered, and says so."""
-    life = life_of("fragments", T0)
+    life = run_history("fragments", T0)
     backend.send_spans(life[1].spans(tenant), tenant)
     newer = life[5].spans(tenant)
-    backend.send_spans([span for span in newer if is_head(span)], tenant)
+    backend.send_spans([span for span in newer if is_revision_span(span)], tenant)
     document = backend.reader.document("fragments", tenant)
     assert document.text == life[1].run.text
     assert document.incomplete
     for span in newer:
-        if not is_head(span):
+        if not is_revision_span(span):
             backend.send_spans([span], tenant)
     document = backend.reader.document("fragments", tenant)
     assert (document.text, document.incomplete) == (life[5].run.text, ())
@@ -228,7 +228,7 @@ def test_a_snapshot_before_its_steps_leaves_the_older_state(backend: Harness, te
 
 def test_a_first_snapshot_without_its_steps_is_no_document_yet(backend: Harness, tenant: str) -> None:
     """Nothing is made up for steps that have not come; when they come, the run is there."""
-    seen = life_of("headfirst", T0)[5]
+    seen = run_history("headfirst", T0)[5]
     spans = seen.spans(tenant)
     backend.send_spans(spans[-1:], tenant)
     with pytest.raises(TraceIncomplete):
@@ -281,10 +281,10 @@ def test_a_reopened_run_may_be_stuck(backend: Harness, tenant: str) -> None:
 def test_stuck_runs_by_every_filter_and_page(backend: Harness, tenant: str) -> None:
     """Together with workflow, status, since and pages the list is exactly what the runs' last states give."""
     chance = random.Random(7)
-    last: list[tuple[Seen, str]] = []
+    last: list[tuple[Observation, str]] = []
     for number in range(24):
-        life = life_of(f"run-{number:02}", T0 + number * SECOND, workflowId=f"wf_{number % 3}")
-        seen = life[: chance.randint(1, STAGES)]
+        life = run_history(f"run-{number:02}", T0 + number * SECOND, workflowId=f"wf_{number % 3}")
+        seen = life[: chance.randint(1, STAGE_COUNT)]
         for moment in seen:
             backend.send_spans(moment.spans(tenant), tenant)
         last.append((seen[-1], str(seen[-1].run.workflow_id)))

@@ -1,4 +1,4 @@
-"""The scanner: what it takes is what JSON is, and no text makes it slow."""
+"""The scanner accepts exactly JSON, and no text makes it slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from runspan import Run
 from runspan.errors import DocumentError
-from runspan.model.json_scanner import ScanError, end_of_value, place_of
+from runspan.model.json_scanner import ScanError, end_of_value, path_at
 
 MANY = 1 << 18
 HOSTILE = {
@@ -26,14 +26,13 @@ HOSTILE = {
     "quotes that stay open": b'["' + b"a" * (4 * MANY),
 }
 BOUND_SECONDS = 60.0
-"""Of processor time: ten times what the slowest of these takes on a slow machine. Looking at each byte again for each
-bracket, which is what the test is about, takes many minutes."""
+"""Processor time: ten times what the slowest case takes on a slow machine. Quadratic time takes many minutes."""
 
 
 @pytest.mark.parametrize("place", ['"input"', '"unknown"', '"steps":[{"id":"a","input"'])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_takes_no_longer_than_other_text(name: str, place: str) -> None:
-    """Megabytes of anything are taken verbatim or refused with their place in a bounded time."""
+def test_hostile_text_takes_bounded_time(name: str, place: str) -> None:
+    """Megabytes of hostile text are kept verbatim or refused with their place in a bounded time."""
     text = b'{"id":"r",' + place.encode() + b":" + HOSTILE[name] + (b"}]}" if "steps" in place else b"}")
     began = time.process_time()
     if "stay open" in name:
@@ -45,7 +44,7 @@ def test_hostile_text_takes_no_longer_than_other_text(name: str, place: str) -> 
 
 
 def value(chance: random.Random, depth: int) -> str:
-    """A JSON text with white space in odd places."""
+    """Return a random JSON text with white space between its tokens."""
     space = ["", "", " ", "\n\t", "\r"]
     kind = chance.random()
     if depth <= 0 or kind < 0.35:
@@ -59,7 +58,7 @@ def value(chance: random.Random, depth: int) -> str:
     return "{" + (",".join(map(":".join, zip(keys, inner, strict=True))) or chance.choice(space)) + "}"
 
 
-def is_whole(text: str) -> bool:
+def is_scanned(text: str) -> bool:
     try:
         return end_of_value(text, 0) == len(text.rstrip(" \n\t\r"))
     except ScanError:
@@ -77,19 +76,19 @@ def is_json(text: str) -> bool:
     return True
 
 
-def test_it_takes_what_the_standard_library_takes() -> None:
-    """Of thousands of texts, whole and damaged at one place, exactly those that are JSON are read to their end."""
+def test_it_accepts_what_the_standard_library_accepts() -> None:
+    """Of thousands of texts, valid and damaged at one place, exactly those that are JSON are accepted."""
     chance = random.Random(11)
-    taken = 0
+    accepted_count = 0
     for _ in range(8000):
         text = value(chance, chance.randint(0, 8)).strip(" \n\t\r")
         place = chance.randrange(len(text) + 1)
         if chance.random() < 0.6:
             text = text[:place] + chance.choice([*'[]{},:"1 \\\nx-', ""]) + text[place + chance.randint(0, 1) :]
-        whole = is_whole(text)
-        assert whole == is_json(text), text
-        taken += whole
-    assert 2000 < taken < 7000
+        accepted = is_scanned(text)
+        assert accepted == is_json(text), text
+        accepted_count += accepted
+    assert 2000 < accepted_count < 7000
 
 
 @pytest.mark.parametrize(
@@ -106,8 +105,8 @@ def test_it_takes_what_the_standard_library_takes() -> None:
         ('{"a":"no end', "a"),
     ],
 )
-def test_the_place_of_what_is_wrong(text: str, expected: str) -> None:
-    """The envelope's member, or the step's, however deep in a payload it is."""
+def test_the_path_of_an_error(text: str, expected: str) -> None:
+    """The path names the member of the run or step, however deep in a payload the error is."""
     with pytest.raises(ScanError) as caught:
         end_of_value(text, 0)
-    assert place_of(text, caught.value.position) == expected
+    assert path_at(text, caught.value.position) == expected

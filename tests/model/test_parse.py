@@ -1,4 +1,4 @@
-"""Parsing: what is carried, what is refused, and what the refusal says."""
+"""Parsing keeps documents verbatim or refuses them with a precise error."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from hypothesis import HealthCheck, given, settings
 from runspan import Run
 from runspan.errors import DocumentError
 from runspan.model.document import RUN_STATUSES, STEP_STATUSES, summary_text
-from runspan.model.json_scanner import ScanError, elements, end_of_value, members, place_of
+from runspan.model.json_scanner import ScanError, elements, end_of_value, members, path_at
 from support.corpus import BAD_PAYLOADS, ENVELOPES, PAYLOADS, STEP, TEXTS, with_payload
 
-PLACES = ("input", "output", "error", "x-run", "steps[0].input", "steps[0].x-step")
+MEMBER_PATHS = ("input", "output", "error", "x-run", "steps[0].input", "steps[0].x-step")
 
 
 def at(place: str, payload: str) -> str:
-    """A document with the payload at one place only."""
+    """Return a document with the payload at one place only."""
     if place.startswith("steps"):
         member = place.rpartition(".")[2]
         return '{"id":"r","steps":[' + STEP % f',"{member}":{payload}' + "]}"
     return f'{{"id":"r","{place}":{payload}}}'
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", MEMBER_PATHS)
 @pytest.mark.parametrize("name", BAD_PAYLOADS)
 def test_bad_json_is_refused_with_its_place(name: str, place: str) -> None:
-    """What is not JSON is refused, and the error names the member and the position."""
+    """Text that is not JSON is refused, and the error names the member and the position."""
     with pytest.raises(DocumentError) as caught:
         Run.from_json(at(place, BAD_PAYLOADS[name]), where="runs.ndjson:7")
     assert caught.value.where.startswith("runs.ndjson:7")
@@ -48,7 +48,7 @@ def test_bad_json_is_refused_with_its_place(name: str, place: str) -> None:
 
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_payloads_are_kept_verbatim(name: str) -> None:
-    """The text of a payload stands in the canonical text as it came."""
+    """The canonical text contains the text of a payload unchanged."""
     run = Run.from_json(with_payload(PAYLOADS[name]))
     assert run.text.decode().count(PAYLOADS[name]) >= 8
     assert bytes(run.steps[0].input).decode() == PAYLOADS[name]  # type: ignore[arg-type]
@@ -56,8 +56,8 @@ def test_payloads_are_kept_verbatim(name: str) -> None:
 
 @given(TEXTS)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_fast_and_careful_paths_agree(text: str) -> None:
-    """White space decides which path is taken, never what comes out."""
+def test_fast_and_strict_paths_agree(text: str) -> None:
+    """White space decides which path is taken, never the result."""
     run = Run.from_json(text)
     compact = json.dumps(json.loads(text), separators=(",", ":"))
     assert json.loads(Run.from_json(compact).text) == json.loads(run.text) == json.loads(text)
@@ -91,8 +91,8 @@ def test_fast_and_careful_paths_agree(text: str) -> None:
         ('{\n"id":"a",\n  "input": {"x": NaN}}', "f:1 input line 3 column 18", "a JSON value", "NaN"),
     ],
 )
-def test_refusals_say_where_and_what(text: str, place: str, expected: str, got: str) -> None:
-    """Every refusal tells the place, what was expected and what was got."""
+def test_errors_say_where_and_what(text: str, place: str, expected: str, got: str) -> None:
+    """Every error names the place, what was expected and what was found."""
     with pytest.raises(DocumentError) as caught:
         Run.from_json(text, where="f:1")
     assert caught.value.where == place
@@ -109,15 +109,15 @@ def test_invalid_utf8_is_refused() -> None:
         Run.from_json('{"id":"a","input":"\ud800"}')
 
 
-def test_an_api_answer_gets_a_hint() -> None:
-    """Who saved the API's whole answer is told to take its data."""
+def test_an_api_response_gets_a_hint() -> None:
+    """A saved API response is refused with a hint to use its data."""
     with pytest.raises(DocumentError, match="'data'"):
         Run.from_json('{"success":true,"data":{"id":"a"}}')
 
 
 @pytest.mark.parametrize("status", RUN_STATUSES)
 def test_run_statuses(status: str) -> None:
-    """All seven statuses are known, four of them as the end of a run."""
+    """All seven statuses are known, four of them as terminal."""
     run = Run.from_dict({"id": "r", "status": status})
     assert run.status == status
     assert run.finished == (status in {"completed", "failed", "cancelled", "timed_out"})
@@ -139,7 +139,7 @@ def test_null_is_not_absent() -> None:
 
 
 def test_known_members_are_in_documented_order() -> None:
-    """Order of the envelope is the documented one, unknown members follow in their own."""
+    """Known members are in documented order, unknown members follow in their original order."""
     run = Run.from_json(
         '{"zz":1,"steps":[{"b":1,"status":"completed","a":2,"id":"s"}],"aa":2,"status":"failed","id":"r"}'
     )
@@ -161,8 +161,8 @@ def test_summary_has_the_documented_members() -> None:
     assert summary_text(Run.from_dict({"id": "r"}).envelope) == b'{"id":"r"}'
 
 
-def test_from_dict_refuses_what_json_lacks() -> None:
-    """NaN and objects that JSON has no word for are refused, not written as something else."""
+def test_from_dict_refuses_values_that_json_lacks() -> None:
+    """NaN and objects that JSON cannot represent are refused instead of converted."""
     for value in (float("nan"), object(), {1, 2}):
         with pytest.raises(DocumentError):
             Run.from_dict({"id": "r", "input": value})
@@ -190,4 +190,4 @@ def test_scanner_boundaries() -> None:
     assert list(members("{ }", 0)) == []
     with pytest.raises(ScanError):
         end_of_value("", 0)
-    assert place_of('{"id":"x","steps":[{"id":"a"},{"input":{"deep":[', 48) == "steps[1].input"
+    assert path_at('{"id":"x","steps":[{"id":"a"},{"input":{"deep":[', 48) == "steps[1].input"

@@ -12,12 +12,12 @@ from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
 
 Members = dict[str, Any]
 
-STAGES: Final = 10
+STAGE_COUNT: Final = 10
 """How many documents ``life_of`` gives."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """A document, and when it was seen: nanoseconds since 1970."""
 
     run: Run
@@ -28,7 +28,7 @@ class Seen:
         return encode(self.run, tenant=tenant, observed_at=self.at)
 
 
-def life_of(run_id: str, created: int, ending: str = "completed", **members: Any) -> list[Seen]:
+def run_history(run_id: str, created: int, ending: str = "completed", **members: Any) -> list[Observation]:
     """One run, seen every second: pending, running, a step that is retried twice, suspended, running, ended.
 
     Two steps end between the first snapshots; the retried one tells its attempts one by one. members: of the run.
@@ -71,12 +71,12 @@ def life_of(run_id: str, created: int, ending: str = "completed", **members: Any
     if ending in ("failed", "timed_out"):
         stages[-1]["error"] = {"code": "GATEWAY", "message": "down", "step": "notify"}
     return [
-        Seen(_run(run_id, created, stage | members), created + (number + 1) * SECOND)
+        Observation(_run(run_id, created, stage | members), created + (number + 1) * SECOND)
         for number, stage in enumerate(stages)
     ]
 
 
-def is_head(span: Span) -> bool:
+def is_revision_span(span: Span) -> bool:
     """Whether the span tells a revision of its run."""
     return REVISION in span.attributes()
 

@@ -16,9 +16,9 @@ from msgspec import UNSET, Raw
 
 from runspan.codec.fields import (
     ABSENT,
+    MAX_ATTRIBUTE_BYTES,
     NON_CANONICAL,
     PARTS,
-    PIECE_BYTES,
     RUN_TABLE,
     STEP_EXTRA,
     STEP_TABLE,
@@ -47,7 +47,7 @@ def encode_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
     """Appends a text, in numbered pieces when it is long. It must not be empty: stores drop empty strings."""
     if type(text) is not Raw:
         text = Raw(text)
-    if memoryview(text).nbytes <= PIECE_BYTES:
+    if memoryview(text).nbytes <= MAX_ATTRIBUTE_BYTES:
         pairs.append((key, text))
         return
     pieces = list(_cut(bytes(text)))
@@ -72,7 +72,7 @@ def decode_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
 def _cut(text: bytes) -> Iterator[Raw]:
     start = 0
     while start < len(text):
-        end = min(start + PIECE_BYTES, len(text))
+        end = min(start + MAX_ATTRIBUTE_BYTES, len(text))
         while end < len(text) and text[end] & 0xC0 == 0x80:
             end -= 1
         yield Raw(text[start:end])
@@ -129,7 +129,7 @@ def encode_value(pairs: Pairs, field: Field, value: Any) -> None:
             _encode_non_canonical(pairs, field.key, value)
         else:
             pairs.append((field.key, number))
-    elif type(value) is str and 0 < len(value) <= PIECE_BYTES // 4:
+    elif type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4:
         pairs.append((field.key, value))
     else:
         _encode_non_canonical(pairs, field.key, value)
@@ -173,7 +173,7 @@ def encode_times(
     fallback: int,
     observed_at: int | None = None,
     *,
-    early: bool = False,
+    start_at_fallback: bool = False,
 ) -> tuple[int, int]:
     """The span's start and end in nanoseconds; what they cannot carry is appended.
 
@@ -188,7 +188,7 @@ def encode_times(
     last = end_ns if end_ns is not None else _near(completed)
     first = start_ns if start_ns is not None else _near(started)
     if first is None:
-        first = fallback if last is None or early else last
+        first = fallback if last is None or start_at_fallback else last
     if start_ns is None:
         _encode_time(pairs, table.start, started)
     if observed_at is not None:

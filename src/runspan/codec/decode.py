@@ -47,12 +47,12 @@ from runspan.model.document import (
     Step,
     run_text,
     sort_time,
+    str_or_none,
     summary_text,
-    unquote,
     with_extra_run,
 )
 from runspan.model.ids import run_ids
-from runspan.model.json_scanner import elements, is_one_value
+from runspan.model.json_scanner import elements, is_json_value
 from runspan.model.parse import parse_document
 from runspan.model.run import Run
 from runspan.model.span import Span, Value
@@ -173,7 +173,7 @@ def read_summary(span: Span) -> RunSummary | None:
         envelope = Envelope(id=run_id, **decode_members(attributes, RUN_TABLE, span))
         for name in SUMMARY_MEMBERS:
             value = getattr(envelope, name)
-            if type(value) is Raw and not is_one_value(bytes(value)):  # no digest proves a list's item
+            if type(value) is Raw and not is_json_value(bytes(value)):  # no digest proves a list's item
                 raise AttributeDecodeError(f"span {span.span_id.hex()}: {name} is no JSON value")
     except AttributeDecodeError as error:
         raise TraceIncomplete("the head of a run is cut", where=f"run {run_id!r}", missing=(str(error),)) from None
@@ -181,8 +181,8 @@ def read_summary(span: Span) -> RunSummary | None:
         run_id,
         tenant,
         revision,
-        unquote(envelope.workflow_id),
-        unquote(envelope.status),
+        str_or_none(envelope.workflow_id),
+        str_or_none(envelope.status),
         sort_time(envelope),
         summary_text(envelope),
     )

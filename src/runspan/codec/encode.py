@@ -41,14 +41,14 @@ from runspan.codec.semconv import (
     Usage,
     add_totals,
     add_usage,
-    attempts_of,
     caller_links,
     child_link,
-    child_run_of,
     current_attempt,
-    error_of,
-    parent_run_of,
-    usage_of,
+    read_attempts,
+    read_child_run_id,
+    read_error,
+    read_parent_run_id,
+    read_usage,
 )
 from runspan.codec.span_templates import SpanTemplate, run_template, step_template
 from runspan.model.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, sort_time, step_text
@@ -107,7 +107,7 @@ def set_error_status(own: Pairs, error: object, label: SpanTemplate, end: int, e
     """Status, description and events of a span; ``error.type`` is appended when its label is an error's."""
     if label.error_type is None:
         return NO_ERROR
-    fault = error_of(error, label.error_type)
+    fault = read_error(error, label.error_type)
     own.append((ERROR_TYPE, fault.type))
     return SpanStatus(ERROR, fault.message, (fault.event(end),) if exception_events else ())
 
@@ -118,7 +118,7 @@ class StepSpanParts(NamedTuple):
     own: Pairs
     start: int
     end: int
-    fault: SpanStatus
+    status: SpanStatus
     links: tuple[Link, ...]
 
 
@@ -142,13 +142,13 @@ class StepPartsBuilder:
             encode_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
         start, end = encode_times(own, STEP_TABLE, step.started_at, step.completed_at, self.fallback)
         links: tuple[Link, ...] = ()
-        if label.agent:
-            usage = usage_of(step.output)
+        if label.is_agent:
+            usage = read_usage(step.output)
             if usage is not None:
                 self.usages.append(usage)
                 add_usage(own, usage)
-        elif label.calls:
-            child = child_run_of(step.output)
+        elif label.is_sub_workflow:
+            child = read_child_run_id(step.output)
             if child:
                 own.append((CHILD_RUN_ID, child[:500]))
                 links = (child_link(child, self.tenant),)
@@ -177,12 +177,12 @@ class RunEncoder:
         self.after_root = after_root
         self.is_root = (not after_root and envelope.status in TERMINAL_RUN_STATUSES) if is_root is None else is_root
         self.trace_id, self.root_id, seed = run_ids(envelope.id, tenant)
-        self.label = run_template(self.is_root, RUN_TABLE.get_labels(envelope))
+        self.template = run_template(self.is_root, RUN_TABLE.get_labels(envelope))
         self.fallback = _first_time(envelope)
-        self.step_seed = seed ^ self.label.salt ^ self.fallback ^ (not exception_events)
+        self.step_seed = seed ^ self.template.salt ^ self.fallback ^ (not exception_events)
         self.seed = self.step_seed.to_bytes(8, "big")
-        self.identity = Attributes([(RUN_ID, envelope.id), *self.label.identity.pairs])
-        self.rest = StepPartsBuilder(tenant, self.fallback, exception_events)
+        self.identity = Attributes([(RUN_ID, envelope.id), *self.template.identity.pairs])
+        self.step_parts = StepPartsBuilder(tenant, self.fallback, exception_events)
 
     def spans(
         self, observed_at: int | None, step_ids: Sequence[bytes] | None, ended: Sequence[bool] | None = None
@@ -231,7 +231,7 @@ class RunEncoder:
         own: Pairs = []
         for field, value in zip(STEP_TABLE.values, STEP_TABLE.get_values(step), strict=True):
             encode_value(own, field, value)
-        rest = self.rest.build(step, label)
+        rest = self.step_parts.build(step, label)
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
@@ -240,17 +240,17 @@ class RunEncoder:
             kind=label.kind,
             start=rest.start,
             end=rest.end,
-            status=rest.fault.status,
-            message=rest.fault.message,
+            status=rest.status.status,
+            message=rest.status.message,
             shared=(label.shared, self.identity),
             own=own + rest.own,
-            events=rest.fault.events,
+            events=rest.status.events,
             links=rest.links,
         )
 
     def attempt_spans(self, step: Step, step_id: bytes, label: SpanTemplate) -> Iterator[Span]:
         """The spans of the attempts that a step lists and that have ended, below the step's span."""
-        for attempt in attempts_of(step.extra):
+        for attempt in read_attempts(step.extra):
             yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, label)
 
     def _open_attempts(self, step: Step, label: SpanTemplate, place: int) -> Iterator[Span]:
@@ -259,7 +259,7 @@ class RunEncoder:
         Every snapshot tells them all, so the id of each follows from all that its span carries, and it is one span.
         place: of the step in the document.
         """
-        attempts = attempts_of(step.extra)
+        attempts = read_attempts(step.extra)
         if not attempts and step.status == "retrying":
             start = parse_ns(step.started_at) if type(step.started_at) is str else None
             current = current_attempt(step.attempt, "retrying", step.error, start or self.fallback)
@@ -276,9 +276,9 @@ class RunEncoder:
             own.append(("runspan.attempt.status", attempt.status[:500]))
         encode_value(own, _STEP_ID, step.id)
         events: tuple[Event, ...] = ()
-        if attempt.fault is not None:
-            own.append((ERROR_TYPE, attempt.fault.type))
-            events = (attempt.fault.event(attempt.end),) if self.exception_events else ()
+        if attempt.error is not None:
+            own.append((ERROR_TYPE, attempt.error.type))
+            events = (attempt.error.event(attempt.end),) if self.exception_events else ()
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
@@ -319,16 +319,18 @@ class RunEncoder:
         links: tuple[Link, ...] = ()
         if envelope.extra:
             encode_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
-            parent = parent_run_of(envelope.extra)
+            parent = read_parent_run_id(envelope.extra)
             if parent:
                 own.append((PARENT_RUN_ID, parent[:500]))
             links = caller_links(envelope.extra, self.trace_id)
         seen = None if self.is_root else observed_at
         place = sort_time(envelope) or 1  # not the completion: lists are searched by where heads begin
-        start, end = encode_times(own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, early=True)
+        start, end = encode_times(
+            own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, start_at_fallback=True
+        )
         own.append((PIPELINE_RUN_ID, envelope.id))
-        add_totals(own, self.rest.usages)
-        label = self.label
+        add_totals(own, self.step_parts.usages)
+        label = self.template
         fault = set_error_status(own, envelope.error, label, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:

@@ -52,7 +52,7 @@ PARTS: Final = ".parts"
 """Appended to an attribute's name: how many pieces its text was cut into. Piece n > 0 is called ``name.n``."""
 ABSENT: Final = "absent"
 """In the ``.json`` attribute of a time: the document has none. No JSON text reads so."""
-PIECE_BYTES: Final = 2000
+MAX_ATTRIBUTE_BYTES: Final = 2000
 """The longest string attribute that we write. Tempo silently cuts at 2048 bytes."""
 
 

@@ -40,10 +40,10 @@ ERROR_TYPE: Final = "error.type"
 PIPELINE_RUN_ID: Final = "cicd.pipeline.run.id"
 CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
-PROJECTED_KEYS: Final = frozenset({PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID})
+SEMCONV_STRING_KEYS: Final = frozenset({PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID})
 """The strings among a span's own projected attributes."""
 _RUN_INPUT, _RUN_OUTPUT, _RUN_COST = "runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd"
-PROJECTED_NUMBERS: Final = frozenset({INPUT_TOKENS, OUTPUT_TOKENS, COST, _RUN_INPUT, _RUN_OUTPUT, _RUN_COST})
+SEMCONV_NUMBER_KEYS: Final = frozenset({INPUT_TOKENS, OUTPUT_TOKENS, COST, _RUN_INPUT, _RUN_OUTPUT, _RUN_COST})
 """The numbers among them."""
 
 _MESSAGE_LENGTH = 500
@@ -117,7 +117,7 @@ _decode_extra = msgspec.json.Decoder(_Extra).decode
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-def error_of(error: object, default_type: str) -> ErrorInfo:
+def read_error(error: object, default_type: str) -> ErrorInfo:
     """The fault that a member ``error`` tells; default_type when it has no code."""
     if type(error) is not Raw:
         return ErrorInfo(default_type)
@@ -133,7 +133,7 @@ def error_of(error: object, default_type: str) -> ErrorInfo:
     return ErrorInfo(default_type)
 
 
-def usage_of(output: object) -> Usage | None:
+def read_usage(output: object) -> Usage | None:
     """The token usage that an agent's output tells, or None."""
     if type(output) is not Raw:
         return None
@@ -183,7 +183,7 @@ def add_totals(pairs: Pairs, usages: list[Usage]) -> None:
         pairs.append((_RUN_COST, cost))
 
 
-def child_run_of(output: object) -> str:
+def read_child_run_id(output: object) -> str:
     """The run id that a sub-workflow's output tells, or nothing."""
     if type(output) is not Raw:
         return ""
@@ -199,7 +199,7 @@ def child_link(run_id: str, tenant: str) -> Link:
     return Link(child.trace_id, child.root_id, (("runspan.link", "sub-workflow"),))
 
 
-def parent_run_of(extra: bytes) -> str:
+def read_parent_run_id(extra: bytes) -> str:
     """The run id that a child run's unknown member ``parentRunId`` tells, or nothing."""
     if b"parentRunId" not in extra:
         return ""
@@ -238,10 +238,10 @@ class Attempt(Struct, frozen=True):
     status: str
     start: int
     end: int
-    fault: ErrorInfo | None
+    error: ErrorInfo | None
 
 
-def attempts_of(extra: bytes) -> list[Attempt]:
+def read_attempts(extra: bytes) -> list[Attempt]:
     """The attempts that a step's unknown member ``attempts`` tells; those without times are left out."""
     if b'"attempts"' not in extra:
         return []
@@ -255,7 +255,7 @@ def attempts_of(extra: bytes) -> list[Attempt]:
         if start is None or end is None:
             continue
         failed = attempt.error is not None or attempt.status == "failed"
-        fault = error_of(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
+        fault = read_error(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
         number = attempt.attempt if 0 < attempt.attempt < _INT64 else position
         told.append(Attempt(position, number, attempt.status, start, max(end, start + 1), fault))
     return told
@@ -269,5 +269,5 @@ def current_attempt(number: object, status: str, error: object, start: int) -> A
     text = bytes(number) if type(number) is Raw else b""
     if not text.isdigit() or len(text) > 18:
         return None
-    fault = error_of(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
+    fault = read_error(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
     return Attempt(1, int(text), status, start, start + 1, fault)

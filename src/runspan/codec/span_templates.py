@@ -43,11 +43,11 @@ class SpanTemplate:
     """
 
     __slots__ = (
-        "agent",
-        "calls",
         "error_type",
         "finished",
         "identity",
+        "is_agent",
+        "is_sub_workflow",
         "kind",
         "name",
         "salt",
@@ -61,9 +61,9 @@ class SpanTemplate:
         self.kind = kind
         self.shared = Attributes(pairs)
         self.error_type = error_type
-        self.agent = step_type == "agent"
-        self.calls = step_type == "sub-workflow"
-        self.special = self.agent or self.calls or error_type is not None
+        self.is_agent = step_type == "agent"
+        self.is_sub_workflow = step_type == "sub-workflow"
+        self.special = self.is_agent or self.is_sub_workflow or error_type is not None
         self.finished = False
         self.identity = Attributes([])
         self.salt = 0

@@ -1,1 +1,1 @@
-"""The run document, its parsing, ids and timestamps: pure, no I/O and no clock."""
+"""Run documents, spans, ids and timestamps, with no I/O and no clock."""

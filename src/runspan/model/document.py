@@ -1,8 +1,8 @@
-"""The members of a run document in documented order, payloads as their own text, and the canonical text; no I/O.
+"""The members of a run document and its canonical text; no I/O.
 
 Two documents are the same when their canonical texts are the same bytes. The canonical text has the known members in
-the order in which the classes below declare them, then the unknown ones in their own order, without white space
-between members. Payloads, numbers and unknown members keep their text, verbatim.
+the order in which the classes below declare them, then the unknown members in their original order, without white
+space between members. Payloads, numbers and unknown members keep their text verbatim.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from runspan.model.timestamps import parse_ns
 
 OptionalText = str | UnsetType | None
-"""A member that the platform writes as a string. The careful parser puts ``Raw`` here when it is anything else."""
+"""A member that the platform writes as a string. Any other JSON value is kept as ``Raw``."""
 
 Json = Raw | UnsetType
-"""A member whose text is kept."""
+"""A member whose JSON text is kept verbatim."""
 
 RUN_STATUSES: Final = ("pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out")
 TERMINAL_RUN_STATUSES: Final = ("completed", "failed", "cancelled", "timed_out")
 LIVE_RUN_STATUSES: Final = ("pending", "running")
-"""Of a run in one of these its engine tells again and again. A suspended one waits for people or events, and rightly
-stays as it is."""
+"""Statuses that an engine updates frequently. A suspended run is excluded: it may wait for days without a change."""
 STEP_STATUSES: Final = ("pending", "running", "completed", "failed", "skipped", "retrying")
 TERMINAL_STEP_STATUSES: Final = ("completed", "failed", "skipped")
-"""Tuples, because an odd status is ``Raw``, which has no hash."""
+"""These are tuples, not sets, because a non-canonical status is ``Raw``, which is not hashable."""
 
 
 class Step(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename="camel"):
-    """One step. ``extra`` is the text of its unknown members, ``"key":value`` joined by commas."""
+    """One step of a run."""
 
     extra: ClassVar[bytes] = b""
+    """The text of the unknown members, ``"key":value`` pairs joined by commas."""
 
     id: str
     name: OptionalText = UNSET
@@ -50,9 +50,10 @@ class Step(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename="ca
 
 
 class Envelope(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename="camel"):
-    """A run's members. ``extra`` is the text of its unknown members, ``"key":value`` joined by commas."""
+    """The members of a run."""
 
     extra: ClassVar[bytes] = b""
+    """The text of the unknown members, ``"key":value`` pairs joined by commas."""
 
     id: str
     workflow_id: OptionalText = UNSET
@@ -69,7 +70,7 @@ class Envelope(Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename
 
 
 class ExtendedStep(Step, frozen=True, gc=True, dict=True, rename="camel"):
-    """A step with unknown members; kept apart so that the usual step costs nothing for them."""
+    """A step with unknown members. A class of its own, so that other steps need no ``__dict__``."""
 
 
 class ExtendedEnvelope(Envelope, frozen=True, gc=True, dict=True, rename="camel"):
@@ -91,13 +92,13 @@ class Summary(Struct, frozen=True, gc=False, rename="camel"):
 
 
 SUMMARY_MEMBERS: Final = Summary.__struct_fields__
-"""The members of a list item, in the order that the platform documents."""
+"""The members of a list item in documented order."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def with_extra_step(step: Step, extra: bytes) -> Step:
-    """The step with the text of unknown members."""
+    """Return the step with the text of its unknown members."""
     if not extra:
         return step
     extended = ExtendedStep(**{name: getattr(step, name) for name in Step.__struct_fields__})
@@ -106,7 +107,7 @@ def with_extra_step(step: Step, extra: bytes) -> Step:
 
 
 def with_extra_run(envelope: Envelope, extra: bytes) -> Envelope:
-    """The envelope with the text of unknown members."""
+    """Return the envelope with the text of its unknown members."""
     if not extra:
         return envelope
     extended = ExtendedEnvelope(**{name: getattr(envelope, name) for name in Envelope.__struct_fields__})
@@ -115,25 +116,25 @@ def with_extra_run(envelope: Envelope, extra: bytes) -> Envelope:
 
 
 def step_text(step: Step) -> bytes:
-    """The canonical text of a step."""
+    """Return the canonical text of a step."""
     text = _encode(step)
     return text[:-1] + b"," + step.extra + b"}" if step.extra else text
 
 
 def run_text(envelope: Envelope) -> bytes:
-    """The canonical text of a run."""
+    """Return the canonical text of a run."""
     steps = envelope.steps
     if type(steps) is list and any(step.extra for step in steps):
-        bare = _encode(_without_steps(envelope))
-        listed = b",".join([step_text(step) for step in steps])
-        text = bare[:-1] + b',"steps":[' + listed + b"]}"
+        without_steps = _encode(_without_steps(envelope))
+        step_texts = b",".join([step_text(step) for step in steps])
+        text = without_steps[:-1] + b',"steps":[' + step_texts + b"]}"
     else:
         text = _encode(envelope)
     return text[:-1] + b"," + envelope.extra + b"}" if envelope.extra else text
 
 
 def summary_text(envelope: Envelope) -> bytes:
-    """The list item of a run: canonical JSON of ``SUMMARY_MEMBERS``, members absent here left out."""
+    """Return the list item of a run: canonical JSON of ``SUMMARY_MEMBERS``, without absent members."""
     return _encode(Summary(*[getattr(envelope, name) for name in SUMMARY_MEMBERS]))
 
 
@@ -143,7 +144,7 @@ def _without_steps(envelope: Envelope) -> Envelope:
 
 
 def sort_time(envelope: Envelope) -> int:
-    """What lists are ordered by, in nanoseconds: the run's start, else its creation, else 0."""
+    """Return the sort key of lists in nanoseconds since 1970: the run's start, else its creation, else 0."""
     for value in (envelope.started_at, envelope.created_at):
         ns = parse_ns(value) if type(value) is str else None
         if ns is not None:
@@ -151,6 +152,6 @@ def sort_time(envelope: Envelope) -> int:
     return 0
 
 
-def unquote(value: object) -> str | None:
-    """The member when it is a string, else None."""
+def str_or_none(value: object) -> str | None:
+    """Return the value if it is a string, else None."""
     return value if type(value) is str else None

@@ -1,8 +1,8 @@
-"""Trace and span ids that follow from what they name; no I/O.
+"""Trace and span ids derived from run identity and content; no I/O.
 
-SHA-256 over a domain tag and length-prefixed parts (RFC 9162 does the same for its leaves), so that run ``1`` attempt
-``23`` and run ``12`` attempt ``3`` never meet; for steps, of which there are many, XXH3 under a seed made so. An id is
-never all zero: OpenTelemetry calls that one invalid.
+Ids are SHA-256 over a domain tag and length-prefixed parts (as RFC 9162 hashes its leaves), so that run ``1`` attempt
+``23`` and run ``12`` attempt ``3`` have different ids. Steps are many, so their ids are XXH3 with a seed derived in the
+same way. An id is never all zero, which OpenTelemetry declares invalid.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ _ZERO = bytes(8)
 
 
 class RunIds(NamedTuple):
-    """What follows from a run's identity alone."""
+    """The ids derived from a run's identity alone."""
 
     trace_id: bytes
+    """16 bytes."""
     root_id: bytes
+    """The span id of the run span, 8 bytes."""
     seed: int
+    """64 bits, for the ids of the step spans."""
 
 
-def _prefixed(role: bytes, *parts: bytes) -> bytes:
-    pieces = [_DOMAIN]
+def _length_prefixed(role: bytes, *parts: bytes) -> bytes:
+    encoded = [_DOMAIN]
     for part in (role, *parts):
-        pieces.append(len(part).to_bytes(8, "big"))
-        pieces.append(part)
-    return b"".join(pieces)
+        encoded.append(len(part).to_bytes(8, "big"))
+        encoded.append(part)
+    return b"".join(encoded)
 
 
 def _digest(role: bytes, *parts: bytes) -> bytes:
-    return sha256(_prefixed(role, *parts)).digest()
+    return sha256(_length_prefixed(role, *parts)).digest()
 
 
 def _nonzero(value: bytes) -> bytes:
@@ -43,53 +46,53 @@ def _nonzero(value: bytes) -> bytes:
 
 
 def run_ids(run_id: str, tenant: str = "") -> RunIds:
-    """The trace id (16 bytes), root span id (8 bytes) and step seed (64 bits) of a run of a tenant."""
+    """Return the ids of a tenant's run."""
     digest = run_digests([run_id.encode()], tenant)[0]
     return RunIds(_nonzero(digest[:16]), _nonzero(digest[16:24]), int.from_bytes(digest[24:], "big"))
 
 
 def run_digests(identities: Sequence[bytes], tenant: str) -> list[bytes]:
-    """For many runs, the digests that ``run_ids`` cuts: 16 bytes of trace id, 8 of root span id, 8 of step seed."""
+    """Return a 32-byte digest per run: 16 bytes of trace id, 8 of root span id, 8 of step seed; see ``run_ids``."""
     prefix = _run_prefix(tenant)
     return [sha256(prefix + len(text).to_bytes(8, "big") + text).digest() for text in identities]
 
 
 @lru_cache(maxsize=1024)
 def _run_prefix(tenant: str) -> bytes:
-    return _prefixed(b"run", tenant.encode())
+    return _length_prefixed(b"run", tenant.encode())
 
 
 def hash_parts(*parts: bytes) -> int:
-    """64 bits of a digest, to be mixed into a run's step seed."""
+    """Return 64 bits of a digest of the parts, to be mixed into a run's step seed."""
     return int.from_bytes(_digest(b"salt", *parts)[:8], "big")
 
 
-def step_span_id(text: bytes, seed: int, taken: dict[bytes, bytes]) -> bytes:
-    """The id of a finished step's span: a digest of the step's canonical text under the seed.
+def step_span_id(text: bytes, seed: int, used_ids: dict[bytes, bytes]) -> bytes:
+    """Return the id of a finished step's span: a seeded digest of the step's canonical text.
 
-    seed: 64 bits over everything else that the span carries, so that nothing can change under an id. One content has
-    one id, a changed step gets another; equal steps of one run are told apart by counting them.
-    taken: the ids of the run so far, each with the last that was given out for its content; the new one is added.
+    The same content has the same id and a changed step has another one. Equal steps of a run are numbered. XXH3 is
+    enough: 64 bits of any digest prevent accidental collisions only, and the run's SHA-256 digest proves the document.
 
-    XXH3, since 64 bits of any digest withstand chance and no forger; that a document is right, its own digest proves.
+    - ``seed``: 64 bits derived from everything else that the span carries.
+    - ``used_ids``: the ids of the run so far, each with the last id issued for the same content. Updated in place.
     """
     first = step_digest(text, seed)
-    span_id = taken.get(first, first)
-    while span_id in taken or span_id == _ZERO:
+    span_id = used_ids.get(first, first)
+    while span_id in used_ids or span_id == _ZERO:
         span_id = child_span_id(seed.to_bytes(8, "big") + span_id, "again", 1)
-    taken[first] = taken[span_id] = span_id
+    used_ids[first] = used_ids[span_id] = span_id
     return span_id
 
 
 step_digest: Callable[[bytes, int], bytes] = xxh3_64_digest
-"""What ``step_span_id`` gives to a text that no other step of the run has: 8 bytes."""
+"""Return the 8 bytes that ``step_span_id`` returns for a text that no other step of the run has."""
 
 
 def revision_span_id(trace_id: bytes, text: bytes, revision: int, context: bytes) -> bytes:
-    """The id of a snapshot span: of this document, at this revision."""
+    """Return the id of the snapshot span of a document at a revision."""
     return _nonzero(_digest(b"snapshot", trace_id, text, str(revision).encode(), context)[:8])
 
 
 def child_span_id(parent_id: bytes, role: str, number: int) -> bytes:
-    """The id of a span below a step: attempt 2 of a step, say."""
+    """Return the id of a span below a step, for example that of attempt 2."""
     return _nonzero(_digest(role.encode(), parent_id, str(number).encode())[:8])

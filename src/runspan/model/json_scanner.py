@@ -1,8 +1,8 @@
-"""A strict JSON scanner that finds where values begin and end, and keeps their own text; no I/O.
+"""A strict JSON scanner that returns the boundaries of values instead of decoding them; no I/O.
 
-It accepts what RFC 8259 accepts and nothing else, at any depth, since it keeps its own stack. It builds no values:
-the text between the boundaries it returns is the value, verbatim. Runs of what is alike are one match of a regular
-expression each, because ten megabytes of brackets must not take longer than ten megabytes of words.
+The scanner accepts exactly the grammar of RFC 8259, at any depth, since it keeps its own stack. The text between the
+returned boundaries is the value, verbatim. Consecutive tokens of the same kind are one match of a regular expression,
+so that ten megabytes of brackets take no longer than ten megabytes of words.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MEMBER = rf"{_STRING.pattern}{_WS}:{_WS}"
 """A key and its colon."""
 
 
-def _excerpt(value: str) -> str:
-    """The pattern of such a value, and of an array or an object of such values."""
+def _or_container_of(value: str) -> str:
+    """Return a pattern that matches the value, or an array or object of such values."""
     array = rf"\[{_WS}(?:{value}{_WS}(?:,{_WS}{value}{_WS})*+)?+\]"
     members = rf"\{{{_WS}(?:{_MEMBER}{value}{_WS}(?:,{_WS}{_MEMBER}{value}{_WS})*+)?+\}}"
     return f"(?:{value}|{array}|{members})"
 
 
-_SHALLOW_VALUE = _excerpt(_excerpt(f"(?:{_SCALAR.pattern})"))
+_SHALLOW_VALUE = _or_container_of(_or_container_of(f"(?:{_SCALAR.pattern})"))
 _SHALLOW = re.compile(_SHALLOW_VALUE, re.ASCII)
 _MORE_ELEMENTS = re.compile(rf"(?:,{_WS}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
 _MORE_MEMBERS = re.compile(rf"(?:,{_WS}{_MEMBER}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
@@ -46,17 +46,18 @@ _CLOSER_OF = {"[": "]", "{": "}"}
 
 
 class ScanError(ValueError):
-    """The text is not JSON. position counts characters from the start of the text."""
+    """The text is not JSON."""
 
     def __init__(self, position: int, expected: str, got: str) -> None:
         super().__init__(f"expected {expected}, got {got}")
         self.position = position
+        """Characters from the start of the text."""
         self.expected = expected
         self.got = got
 
 
 class Member(NamedTuple):
-    """One member of an object: key decoded, both texts verbatim, positions in characters."""
+    """One member of an object: the decoded key, both texts verbatim, and the position of the value in characters."""
 
     key: str
     key_text: str
@@ -65,20 +66,20 @@ class Member(NamedTuple):
 
 
 class Element(NamedTuple):
-    """One element of an array."""
+    """One element of an array: its text verbatim and its position in characters."""
 
     value_text: str
     position: int
 
 
 def skip_space(text: str, position: int) -> int:
-    """The position of the next character that is no JSON white space."""
+    """Return the position of the next character that is not JSON white space."""
     match = _SPACE.match(text, position)
     return match.end() if match else position
 
 
-def is_one_value(text: bytes) -> bool:
-    """Whether the text is one JSON value, UTF-8, with nothing around it."""
+def is_json_value(text: bytes) -> bool:
+    """Return whether the text is exactly one JSON value in UTF-8, without surrounding white space."""
     if text.isdigit() and (text[0] != 0x30 or len(text) == 1):
         return True
     try:
@@ -89,13 +90,13 @@ def is_one_value(text: bytes) -> bool:
 
 
 def end_of_value(text: str, position: int) -> int:
-    """The position just past the value that starts at position; ScanError when there is none."""
+    """Return the position just past the value that starts at ``position``. Raises ScanError."""
     position = skip_space(text, position)
     shallow = _SHALLOW.match(text, position)
     if shallow is not None:
         return shallow.end()
     closers: list[str] = []
-    """What closes the arrays and objects that are open, the innermost last."""
+    """The closing characters of the open arrays and objects, innermost last."""
     while True:
         if shallow is None:
             position = _open(text, position, closers)
@@ -111,7 +112,7 @@ def end_of_value(text: str, position: int) -> int:
 
 
 def _open(text: str, position: int, closers: list[str]) -> int:
-    """Past the brackets, and braces with their first keys, that open here; ScanError when no value begins so."""
+    """Return the position past the opening brackets, and braces with their first keys, that start here."""
     openers = _OPENERS.match(text, position)
     if openers is None:
         if text.startswith("{", position):
@@ -123,7 +124,7 @@ def _open(text: str, position: int, closers: list[str]) -> int:
 
 
 def _after_value(text: str, position: int, closers: list[str]) -> int:
-    """From the end of a value to where the next one begins, or just past the last closing bracket."""
+    """Return where the value after this one begins, or the position past the last closing bracket."""
     while closers:
         position = skip_space(text, position)
         is_array = closers[-1] == "]"
@@ -139,7 +140,7 @@ def _after_value(text: str, position: int, closers: list[str]) -> int:
 
 
 def _close(text: str, position: int, closers: list[str]) -> int:
-    """Past the brackets and braces that close here; ScanError when one is not what must come."""
+    """Return the position past the closing brackets and braces that start here."""
     run = _CLOSERS.match(text, position)
     found = [] if run is None else _CLOSER.findall(text, position, run.end())
     if run is not None and len(found) < len(closers) and found == closers[: -len(found) - 1 : -1]:
@@ -156,17 +157,17 @@ def _close(text: str, position: int, closers: list[str]) -> int:
 
 
 def members(text: str, position: int) -> Iterator[Member]:
-    """The members of the object at position, in their order, repeated keys included."""
+    """Yield the members of the object at ``position`` in order, including repeated keys."""
     position = skip_space(text, position + 1)
     if text[position : position + 1] == "}":
         return
     while True:
-        head = _KEY.match(text, position)
-        if head is None:
+        key = _KEY.match(text, position)
+        if key is None:
             raise _not_a_member(text, position)
-        key_text, value = head[1], head.end()
-        end = end_of_value(text, value)
-        yield Member(string_value(key_text), key_text, text[value:end], value)
+        key_text, start = key[1], key.end()
+        end = end_of_value(text, start)
+        yield Member(string_value(key_text), key_text, text[start:end], start)
         position = skip_space(text, end)
         if text[position : position + 1] == "}":
             return
@@ -176,7 +177,7 @@ def members(text: str, position: int) -> Iterator[Member]:
 
 
 def elements(text: str, position: int) -> Iterator[Element]:
-    """The elements of the array at position, in their order."""
+    """Yield the elements of the array at ``position`` in order."""
     position = skip_space(text, position + 1)
     if text[position : position + 1] == "]":
         return
@@ -193,43 +194,46 @@ def elements(text: str, position: int) -> Iterator[Element]:
 
 
 def string_value(text: str) -> str:
-    """The value of a JSON string's text; lone surrogates stay what they are."""
+    """Return the value of a JSON string's text. Lone surrogates are kept."""
     if "\\" not in text:
         return text[1:-1]
     value: str = json.loads(text)
     return value
 
 
-def kind_of(text: str) -> str:
-    """What a JSON text is, in the words of an error message."""
+def json_type(text: str) -> str:
+    """Return the type of a JSON text as error messages call it."""
     names = {"{": "an object", "[": "an array", '"': "a string", "t": "true", "f": "false", "n": "null"}
     return names.get(text[:1], "a number")
 
 
 def line_and_column(text: str, position: int) -> tuple[int, int]:
-    """Line and column of a position, both from 1."""
+    """Return line and column of a position, both counted from 1."""
     return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
-def place_of(text: str, position: int) -> str:
-    """The member in which a position lies, as ``steps[2].input``: the envelope's members, not a payload's inside.
+def path_at(text: str, position: int) -> str:
+    """Return the path of the member that contains a position, such as ``steps[2].input``.
 
-    The text before the position must be JSON as far as it goes.
+    Paths end at the members of the run and its steps and do not descend into payloads. The text before the position
+    must be a prefix of valid JSON.
     """
-    place, start = "", skip_space(text, 0)
+    path, start = "", skip_space(text, 0)
     for depth in range(3):
         if start >= position or text[start : start + 1] not in ("{", "["):
             break
         label, start = (_member_at if text[start] == "{" else _element_at)(text, start, position)
-        place += label
+        path += label
         if depth == 0 and label != ".steps":
             break
-    return place.removeprefix(".")
+    return path.removeprefix(".")
 
 
 def _member_at(text: str, start: int, position: int) -> tuple[str, int]:
-    """The member of an object that a position lies in, as ``.key``, and where its value begins; the position itself
-    when it does not lie in a value."""
+    """Return the member of an object that contains a position as ``.key``, and where its value begins.
+
+    The second item is the position itself when it is not inside a value.
+    """
     start += 1
     while True:
         start = skip_space(text, start)
@@ -252,7 +256,7 @@ def _member_at(text: str, start: int, position: int) -> tuple[str, int]:
 
 
 def _element_at(text: str, start: int, position: int) -> tuple[str, int]:
-    """The same of an array: ``[2]``."""
+    """Return the element of an array that contains a position as ``[2]``, and where its value begins."""
     index = 0
     while True:
         start = skip_space(text, start + 1)
@@ -266,7 +270,7 @@ def _element_at(text: str, start: int, position: int) -> tuple[str, int]:
 
 
 def _end_before(text: str, start: int, position: int) -> int | None:
-    """Where a value ends that ends at or before a position, else None."""
+    """Return the end of the value at ``start`` if that is at or before ``position``, else None."""
     try:
         end = end_of_value(text, start)
     except ScanError:
@@ -275,10 +279,10 @@ def _end_before(text: str, start: int, position: int) -> int | None:
 
 
 def _past_key(text: str, position: int) -> int:
-    head = _KEY.match(text, position)
-    if head is None:
+    key = _KEY.match(text, position)
+    if key is None:
         raise _not_a_member(text, position)
-    return head.end()
+    return key.end()
 
 
 def _not_a_value(text: str, position: int) -> ScanError:

@@ -1,9 +1,8 @@
-"""JSON text to a run document: a fast path with proof, a careful path for the rest; no I/O.
+"""The parser of run documents, with a verified fast path and a strict path for everything else; no I/O.
 
-The fast path lets msgspec take the document apart. It drops nothing silently only when the canonical text has the same
-length as what came in: re-encoding never makes a member longer, so anything dropped, repeated, escaped or spaced
-otherwise leaves the canonical text shorter. Then the careful path scans the document and keeps every text, or refuses
-it and names the place.
+The fast path decodes with msgspec and is taken when the canonical text is as long as the input. Re-encoding never makes
+a member longer, so a member that msgspec dropped, a repeated key, an escape or white space makes the canonical text
+shorter. The strict path then scans the document and keeps every text, or raises an error that names the place.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from runspan.model.json_scanner import (
     ScanError,
     elements,
     end_of_value,
-    kind_of,
+    json_type,
     line_and_column,
     members,
-    place_of,
+    path_at,
     skip_space,
     string_value,
 )
 
 MAX_RUN_ID_BYTES = 512
-"""A run id is an attribute of every span of the run, in one piece, so that backends can search for it."""
+"""A run id has to fit one attribute, so that backends can search for it."""
 
 _decode = msgspec.json.Decoder(Envelope).decode
 _encode = msgspec.json.Encoder().encode
@@ -40,12 +39,14 @@ _STEP_NAMES = dict(zip(Step.__struct_encode_fields__, Step.__struct_fields__, st
 
 
 def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, bytes, bool]:
-    """The members and the canonical text of one document, from its JSON text; and whether it is plain: no member is
-    unknown or of another type than the platform writes.
+    """Return the members of a document, its canonical text, and whether the document is plain.
 
-    where: what errors call the source, for example ``runs.ndjson:12``.
-    Raises DocumentError for what cannot be carried exactly: text that is not JSON, invalid UTF-8, a key that stands
-    twice in the run or in a step, a missing or unusable id, a step that is no object.
+    A plain document has no unknown members and no members of another type than the platform writes.
+
+    ``where`` is the name of the source in errors, for example ``runs.ndjson:12``.
+
+    Raises DocumentError for a document that cannot be carried exactly: text that is not JSON, invalid UTF-8, a repeated
+    key in the run or in a step, a missing or invalid id, a step that is not an object.
     """
     if isinstance(data, str):
         data = _utf8(data, where)
@@ -57,19 +58,19 @@ def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, byt
         if len(text) == len(data) and 0 < len(envelope.id) <= MAX_RUN_ID_BYTES // 4:
             return envelope, text, True
     except (ValueError, msgspec.MsgspecError, RecursionError):
-        pass  # the careful path accepts it or says what is wrong
-    return _CarefulParser(data, where).document()
+        pass  # the strict path accepts the document or raises an error with its position
+    return _StrictParser(data, where).document()
 
 
-def text_of(document: dict[str, Any]) -> bytes:
-    """JSON text of a plain dict; DocumentError where JSON has no word for a value."""
+def document_text(document: dict[str, Any]) -> bytes:
+    """Return the JSON text of a dict. Raises DocumentError for a value that JSON cannot represent."""
     try:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
             "utf-8", "surrogatepass"
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise DocumentError(
-            where="document", expected="values that JSON has", got=str(error), hint="convert it first"
+            where="document", expected="JSON values", got=str(error), hint="convert the value first"
         ) from None
 
 
@@ -81,12 +82,12 @@ def _utf8(text: str, where: str) -> bytes:
             where=f"{where} character {error.start}".strip(),
             expected="Unicode text",
             got=f"a lone surrogate {text[error.start]!r}",
-            hint="write it as a JSON escape, which is carried verbatim",
+            hint="write it as a JSON escape, which is kept verbatim",
         ) from None
 
 
-class _CarefulParser:
-    """One document, scanned member by member."""
+class _StrictParser:
+    """Parses one document member by member."""
 
     def __init__(self, data: bytes, where: str) -> None:
         self.where = where
@@ -105,15 +106,15 @@ class _CarefulParser:
         try:
             end = skip_space(text, end_of_value(text, start))
         except ScanError as error:
-            place = f"{place_of(text, error.position)} {self._position(error.position)}".strip()
-            raise self._error(place, error.expected, error.got) from None
+            path = f"{path_at(text, error.position)} {self._position(error.position)}".strip()
+            raise self._error(path, error.expected, error.got) from None
         if end != len(text):
             raise self._error(self._position(end), "the end of the document", repr(text[end : end + 20]))
         if text[start] != "{":
-            raise self._error("", "a run document, a JSON object", kind_of(text[start:]))
+            raise self._error("", "a run document, a JSON object", json_type(text[start:]))
         values, extra = self._members("", start, _RUN_NAMES)
         if "id" not in values and "data" in extra and "success" in extra:
-            hint = "this is an answer of the API: take the document in its 'data'"
+            hint = "this is a response of the REST API: use the document in its 'data'"
             raise self._error("id", "a string", "nothing", hint)
         run_id = self._id("id", values)
         if not 0 < len(run_id.encode()) <= MAX_RUN_ID_BYTES:
@@ -124,17 +125,17 @@ class _CarefulParser:
         envelope = with_extra_run(Envelope(**values), _joined(extra))
         return envelope, run_text(envelope), False
 
-    def _members(self, place: str, position: int, names: dict[str, str]) -> tuple[dict[str, Any], dict[str, Member]]:
+    def _members(self, path: str, position: int, names: dict[str, str]) -> tuple[dict[str, Any], dict[str, Member]]:
         known: dict[str, Any] = {}
         extra: dict[str, Member] = {}
         for member in members(self.text, position):
             name = names.get(member.key)
             if (name in known) or (member.key in extra):
                 raise self._error(
-                    f"{place}.{member.key}".removeprefix("."),
+                    f"{path}.{member.key}".removeprefix("."),
                     "one member of that name",
                     "two",
-                    "no reader could tell which of them counts",
+                    "remove the repeated key: which value is meant is ambiguous",
                 )
             if name is None:
                 extra[member.key] = member
@@ -159,36 +160,36 @@ class _CarefulParser:
         if member.value_text == "null":
             return None
         if not member.value_text.startswith("["):
-            raise self._error("steps", "an array", kind_of(member.value_text))
+            raise self._error("steps", "an array", json_type(member.value_text))
         steps = []
         for index, element in enumerate(elements(self.text, member.position)):
-            place = f"steps[{index}]"
+            path = f"steps[{index}]"
             if not element.value_text.startswith("{"):
-                raise self._error(place, "an object", kind_of(element.value_text))
-            values, extra = self._members(place, element.position, _STEP_NAMES)
+                raise self._error(path, "an object", json_type(element.value_text))
+            values, extra = self._members(path, element.position, _STEP_NAMES)
             if type(values.get("id")) is not str and not isinstance(values.get("id"), Raw):
-                raise self._error(f"{place}.id", "a string", "nothing")
+                raise self._error(f"{path}.id", "a string", "nothing")
             if isinstance(values["id"], Raw) and not bytes(values["id"]).startswith(b'"'):
-                raise self._error(f"{place}.id", "a string", kind_of(bytes(values["id"]).decode()))
+                raise self._error(f"{path}.id", "a string", json_type(bytes(values["id"]).decode()))
             steps.append(with_extra_step(Step(**values), _joined(extra)))
         return steps
 
-    def _id(self, place: str, values: dict[str, Any]) -> str:
+    def _id(self, path: str, values: dict[str, Any]) -> str:
         value = values.get("id")
         if value is None:
-            raise self._error(place, "a string", "nothing")
+            raise self._error(path, "a string", "nothing")
         if isinstance(value, Raw):
             text = bytes(value).decode()
-            got = "a lone surrogate" if text.startswith('"') else kind_of(text)
-            raise self._error(place, "a string of Unicode characters", got)
+            got = "a lone surrogate" if text.startswith('"') else json_type(text)
+            raise self._error(path, "a string of Unicode characters", got)
         return str(value)
 
     def _position(self, position: int) -> str:
         line, column = line_and_column(self.text, position)
         return f"line {line} column {column}" if line > 1 else f"column {column}"
 
-    def _error(self, place: str, expected: str, got: str, hint: str = "") -> DocumentError:
-        return DocumentError(where=f"{self.where} {place}".strip(), expected=expected, got=got, hint=hint)
+    def _error(self, path: str, expected: str, got: str, hint: str = "") -> DocumentError:
+        return DocumentError(where=f"{self.where} {path}".strip(), expected=expected, got=got, hint=hint)
 
 
 def _encodable(value: str) -> bool:

@@ -1,44 +1,43 @@
-"""``Run``: a run document as the package hands it about; no I/O."""
+"""The parsed, immutable run document; no I/O."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from runspan.model.document import TERMINAL_RUN_STATUSES, Envelope, Step, summary_text, unquote
-from runspan.model.parse import parse_document, text_of
+from runspan.model.document import TERMINAL_RUN_STATUSES, Envelope, Step, str_or_none, summary_text
+from runspan.model.parse import document_text, parse_document
 
 
 class Run:
-    """A run document. Made by ``Run.from_json``; immutable.
-
-    text: the canonical text, UTF-8. envelope: the members; ``envelope.steps`` are ``Step``s. plain: surely without
-    unknown members and members of another type than the platform writes.
-    """
+    """A run document. Create one with ``Run.from_json`` or ``Run.from_dict``."""
 
     __slots__ = ("envelope", "plain", "text")
 
     def __init__(self, envelope: Envelope, text: bytes, plain: bool = False) -> None:
         self.envelope = envelope
+        """The members; ``envelope.steps`` are ``Step`` objects."""
         self.text = text
+        """The canonical text in UTF-8."""
         self.plain = plain
+        """True if the document has no unknown members and no members of another type than the platform writes."""
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: str = "") -> Run:
-        """Parse one document. DocumentError names the place when it cannot be carried exactly."""
+        """Parse one document. Raises DocumentError, with the place, if it cannot be carried exactly."""
         return cls(*parse_document(data, where=where))
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Run:
-        """The document of a plain dict; NaN and what JSON has no word for are refused."""
-        return cls(*parse_document(text_of(document)))
+        """Return the run of a dict. Raises DocumentError for NaN and other values that JSON cannot represent."""
+        return cls(*parse_document(document_text(document)))
 
     def to_json(self) -> bytes:
-        """The canonical text, UTF-8."""
+        """Return the canonical text in UTF-8."""
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, for reading: numbers beyond a float's precision are rounded here, never in ``text``."""
+        """Return the document as Python values. Numbers beyond a float's precision are rounded; ``text`` keeps them."""
         document: dict[str, Any] = json.loads(self.text)
         return document
 
@@ -48,15 +47,15 @@ class Run:
 
     @property
     def workflow_id(self) -> str | None:
-        return unquote(self.envelope.workflow_id)
+        return str_or_none(self.envelope.workflow_id)
 
     @property
     def status(self) -> str | None:
-        return unquote(self.envelope.status)
+        return str_or_none(self.envelope.status)
 
     @property
     def finished(self) -> bool:
-        """Whether the status is one that no run leaves by itself."""
+        """Whether the status is terminal."""
         return self.status in TERMINAL_RUN_STATUSES
 
     @property
@@ -65,7 +64,7 @@ class Run:
         return tuple(steps) if type(steps) is list else ()
 
     def summary(self) -> bytes:
-        """The list item of this run, JSON without steps and payloads; members absent here are left out."""
+        """Return the list item of this run: JSON without steps, payloads and absent members."""
         return summary_text(self.envelope)
 
     def __eq__(self, other: object) -> bool:

@@ -1,4 +1,4 @@
-"""The neutral span: what encode makes, what decode reads, what every wire format is written from; no I/O."""
+"""The span model shared by the codec and every wire format; no I/O."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any, Final
 from msgspec import Raw, Struct
 
 Value = str | int | float | bool | bytes | list[Any] | dict[str, Any] | Raw | None
-"""An attribute's value. ``Raw`` is JSON text that becomes a string attribute; list and dict are OTLP's array and
-kvlist; None is a value that was sent without one."""
+"""The value of an attribute.
+
+``Raw`` is JSON text that becomes a string attribute. list and dict are OTLP's array and kvlist. None is an attribute
+that was sent without a value.
+"""
 
 INTERNAL: Final = 1
 SERVER: Final = 2
@@ -18,7 +21,7 @@ ERROR: Final = 2
 
 
 class Attributes:
-    """Attributes that many spans share. Immutable; ``wire`` holds their OTLP bytes once a writer has made them."""
+    """Attributes shared by many spans. Immutable, except that a writer caches their OTLP bytes in ``wire``."""
 
     __slots__ = ("pairs", "wire")
 
@@ -28,7 +31,7 @@ class Attributes:
 
 
 class Event(Struct, frozen=True, gc=False):
-    """A span event: time in nanoseconds since 1970."""
+    """A span event. ``time`` is in nanoseconds since 1970."""
 
     name: str
     time: int
@@ -44,33 +47,34 @@ class Link(Struct, frozen=True, gc=False):
 
 
 class Span(Struct, frozen=True, gc=False):
-    """One span. start and end are nanoseconds since 1970; parent_id is empty for a root.
-
-    shared and own together are its attributes; a key stands in one of them only.
-    """
+    """One span. Its attributes are ``shared`` and ``own``; a key is in one of them only."""
 
     trace_id: bytes
     span_id: bytes
     parent_id: bytes
+    """Empty for a root span."""
     name: str
     kind: int
     start: int
+    """Nanoseconds since 1970."""
     end: int
+    """Nanoseconds since 1970."""
     status: int
     message: str
+    """The description of the status."""
     shared: tuple[Attributes, ...]
     own: Sequence[tuple[str, Value]]
     events: tuple[Event, ...] = ()
     links: tuple[Link, ...] = ()
 
     def pairs(self) -> Iterator[tuple[str, Value]]:
-        """All attributes in order, JSON text as ``Raw``."""
+        """Yield all attributes in order, JSON text as ``Raw``."""
         for group in self.shared:
             yield from group.pairs
         yield from self.own
 
     def attributes(self) -> dict[str, Value]:
-        """All attributes as plain values, JSON text as ``str``."""
+        """Return all attributes, JSON text as ``str``."""
         if not self.shared:
             attributes = dict(self.own)
             for key, value in attributes.items():
@@ -81,5 +85,5 @@ class Span(Struct, frozen=True, gc=False):
 
 
 def to_plain(value: Value) -> Value:
-    """The value as a reader of the span sees it."""
+    """Return the value with ``Raw`` decoded to ``str``."""
     return bytes(value).decode() if type(value) is Raw else value

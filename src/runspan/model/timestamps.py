@@ -1,7 +1,7 @@
-"""Timestamps of run documents and nanoseconds of spans, both ways; no I/O, no clock.
+"""Conversion between timestamps of run documents and nanoseconds of spans; no I/O, no clock.
 
-The platform writes ``2024-01-15T09:00:01.200Z``. That form is *canonical*: it follows from the nanoseconds
-alone, so a span's own start and end carry it. Any other RFC 3339 text has nanoseconds too, but is carried as text.
+The platform writes ``2024-01-15T09:00:01.200Z``. That form is *canonical*: it can be rebuilt from the nanoseconds, so
+a span's start and end carry it. Any other RFC 3339 text is converted to nanoseconds too, and carried as text.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from functools import lru_cache
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 MAX_NS = (1 << 63) - 1
-"""OTLP has 64 unsigned bits, but stores keep signed ones: 2262-04-11 is the last day that all of them can hold."""
+"""OTLP has 64 unsigned bits, but stores keep signed integers: 2262-04-11 is the last day that all can hold."""
 
 _SUFFIXES = [f"{second:02}" for second in range(60)]
 _ENDINGS = [f".{ms:03}Z" for ms in range(1000)]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = 60 * SECOND
 _DAY = 1440 * _MINUTE
-_MEMO = 10_000
+_CACHE_SIZE = 10_000
 
 _RFC3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?(?:([Zz])|([+-])(\d{2}):(\d{2}))", re.ASCII
@@ -28,7 +28,7 @@ _RFC3339 = re.compile(
 
 
 class _Days(dict[str, int]):
-    """Nanoseconds of ``2024-01-15T``; KeyError when a text is not that form, or a span cannot hold it."""
+    """Nanoseconds by date, ``2024-01-15T``. KeyError for another form and for dates that a span cannot hold."""
 
     def __missing__(self, prefix: str) -> int:
         if not re.fullmatch(r"\d{4}-\d\d-\d\dT", prefix, re.ASCII):
@@ -40,18 +40,18 @@ class _Days(dict[str, int]):
         ns = (moment - _EPOCH) // timedelta(seconds=1) * SECOND
         if not 0 <= ns < MAX_NS - _DAY:
             raise KeyError(prefix)
-        if len(self) >= _MEMO:
+        if len(self) >= _CACHE_SIZE:
             self.clear()
         self[prefix] = ns
         return ns
 
 
 class _Minutes(dict[str, int]):
-    """Nanoseconds of ``2024-01-15T09:00:``; KeyError as above."""
+    """Nanoseconds by minute, ``2024-01-15T09:00:``. KeyError as for ``_Days``."""
 
     def __missing__(self, prefix: str) -> int:
         ns = _DAYS[prefix[:11]] + _CLOCK[prefix[11:]]
-        if len(self) >= _MEMO:
+        if len(self) >= _CACHE_SIZE:
             self.clear()
         self[prefix] = ns
         return ns
@@ -62,7 +62,7 @@ _CLOCK = {f"{hour:02}:{minute:02}:": (hour * 60 + minute) * _MINUTE for hour in 
 MINUTES = _Minutes()
 SECONDS = {f"{second:02}": second * SECOND for second in range(60)}
 FRACTIONS = {f".{ms:03}Z": ms * MILLISECOND for ms in range(1000)}
-"""The three parts of a canonical timestamp, cut at 17 and 19: its nanoseconds are their sum."""
+"""Nanoseconds of the three parts of a canonical timestamp, which is split at characters 17 and 19."""
 
 
 @lru_cache(maxsize=8192)
@@ -71,7 +71,7 @@ def _minute_text(minute: int) -> str:
 
 
 def canonical_ns(text: str) -> int | None:
-    """Nanoseconds since 1970 of a canonical timestamp, or None when the text has another form."""
+    """Return the nanoseconds since 1970 of a canonical timestamp, or None for any other text."""
     try:
         return MINUTES[text[:17]] + SECONDS[text[17:19]] + FRACTIONS[text[19:]]
     except KeyError:
@@ -79,7 +79,7 @@ def canonical_ns(text: str) -> int | None:
 
 
 def canonical_text(ns: int) -> str | None:
-    """The canonical timestamp of these nanoseconds, or None when they are no whole milliseconds."""
+    """Return the canonical timestamp of these nanoseconds, or None if they are not a multiple of a millisecond."""
     if ns % MILLISECOND or not 0 <= ns <= MAX_NS:
         return None
     second, rest = divmod(ns, SECOND)
@@ -87,9 +87,9 @@ def canonical_text(ns: int) -> str | None:
 
 
 def parse_ns(text: str) -> int | None:
-    """Nanoseconds since 1970 of any RFC 3339 timestamp; None when it is none or a span cannot hold it.
+    """Return the nanoseconds since 1970 of any RFC 3339 timestamp, or None for text that is none or out of range.
 
-    Digits past the nanosecond are cut off: the span's time is then near, and the text is carried beside it.
+    Digits past the nanosecond are truncated.
     """
     ns = canonical_ns(text)
     if ns is not None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
-from runspan.codec.fields import PIECE_BYTES, RUN_TABLE, STEP_TABLE, Field, FieldKind
+from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, RUN_TABLE, STEP_TABLE, Field, FieldKind
 from runspan.otlp.column_loops import Column, true_indices
 
 try:
@@ -27,7 +27,7 @@ except ImportError:
 
 __all__ = ["COMPILED", "RUN_MEMBERS", "STEP_MEMBERS", "Column", "join_columns", "nanoseconds", "true_indices"]
 
-_TOO_LONG: Final = bytes(PIECE_BYTES + 1)
+_TOO_LONG: Final = bytes(MAX_ATTRIBUTE_BYTES + 1)
 
 Members = Iterable[Callable[[list[Any]], Column]]
 """For each member, what makes a column of it for a list of runs or steps."""
@@ -35,7 +35,7 @@ Members = Iterable[Callable[[list[Any]], Column]]
 
 def join_columns(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
     """The columns as so many spans; and the places of those with a text or number that does not fit one attribute."""
-    return joined_spans(columns, count, PIECE_BYTES, UNSET)
+    return joined_spans(columns, count, MAX_ATTRIBUTE_BYTES, UNSET)
 
 
 def _column(field: Field) -> Callable[[list[Any]], Column]:
@@ -52,7 +52,7 @@ def _text(value: Any) -> Any:
     """The bytes of a member of kind TEXT. What does not fit is made too long, which ``joined`` tells."""
     if value is UNSET:
         return value
-    return value.encode() if type(value) is str and 0 < len(value) <= PIECE_BYTES // 4 else _TOO_LONG
+    return value.encode() if type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4 else _TOO_LONG
 
 
 STEP_MEMBERS: Final[Members] = [_column(field) for field in STEP_TABLE.values]

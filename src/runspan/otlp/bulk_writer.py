@@ -19,7 +19,7 @@ from msgspec import UNSET
 from runspan.codec.attributes import Pairs, encode_times
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
 from runspan.codec.fields import DIGEST, MANIFEST, NON_CANONICAL, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
-from runspan.codec.semconv import PIPELINE_RUN_ID, Usage, add_counts, add_model, add_totals, usage_of
+from runspan.codec.semconv import PIPELINE_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
 from runspan.codec.span_templates import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.model.document import Step
 from runspan.model.ids import run_digests, step_digest
@@ -221,8 +221,8 @@ class _Steps:
         for place in sorted(unusual):
             step, label, owner = steps[place], labels[place], self.owners[place]
             if label.special:
-                if label.agent and label.error_type is None and 0 <= starts[place] < ends[place]:
-                    usage = usage_of(step.output)
+                if label.is_agent and label.error_type is None and 0 <= starts[place] < ends[place]:
+                    usage = read_usage(step.output)
                     if usage is not None:
                         self.usages.setdefault(owner, []).append(usage)
                         rests[place] = _usage_bytes(usage)
@@ -235,11 +235,11 @@ class _Steps:
                 ends[place] += 1
                 rests[place] = _NO_LENGTH + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
                 continue
-            usages = self.usages.setdefault(owner, []) if label.agent else []
+            usages = self.usages.setdefault(owner, []) if label.is_agent else []
             rest = StepPartsBuilder(tenant, fallbacks[owner], usages=usages).build(step, label)
             starts[place], ends[place] = rest.start, rest.end
             rests[place] = attributes_bytes(rest.own)
-            closings[place] = end_bytes(rest.fault.events, rest.links, rest.fault.status, rest.fault.message)
+            closings[place] = end_bytes(rest.status.events, rest.links, rest.status.status, rest.status.message)
         columns: list[Column] = [
             ids,
             self.span_ids,

@@ -15,8 +15,8 @@ from typing import Final
 from msgspec import Raw
 
 from runspan._version import __version__
-from runspan.codec.fields import KEYS, NON_CANONICAL, PIECE_BYTES
-from runspan.codec.semconv import PROJECTED_KEYS, PROJECTED_NUMBERS
+from runspan.codec.fields import KEYS, MAX_ATTRIBUTE_BYTES, NON_CANONICAL
+from runspan.codec.semconv import SEMCONV_NUMBER_KEYS, SEMCONV_STRING_KEYS
 from runspan.codec.span_templates import SpanTemplate
 from runspan.model.span import Attributes, Event, Link, Span, Value
 
@@ -82,12 +82,14 @@ class KeyPrefixes(dict[int, bytes]):
 
     def __missing__(self, length: int) -> bytes:
         head = _string_head(IN_SPAN, self.key, length)
-        if length <= PIECE_BYTES:
+        if length <= MAX_ATTRIBUTE_BYTES:
             self[length] = head
         return head
 
 
-KEY_PREFIXES: Final = {key: KeyPrefixes(key) for key in KEYS | {key + NON_CANONICAL for key in KEYS} | PROJECTED_KEYS}
+KEY_PREFIXES: Final = {
+    key: KeyPrefixes(key) for key in KEYS | {key + NON_CANONICAL for key in KEYS} | SEMCONV_STRING_KEYS
+}
 
 
 class _IntegerKeyPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
@@ -105,7 +107,7 @@ class _IntegerKeyPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
         return head
 
 
-_NUMBERS: Final = KEYS | PROJECTED_NUMBERS
+_NUMBERS: Final = KEYS | SEMCONV_NUMBER_KEYS
 _NUMBER_HEADS: Final = _IntegerKeyPrefixes()
 
 

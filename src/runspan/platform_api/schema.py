@@ -10,7 +10,7 @@ import msgspec
 
 from runspan.errors import BackendRefused
 from runspan.model.document import Summary
-from runspan.model.json_scanner import ScanError, elements, kind_of, members, skip_space, string_value
+from runspan.model.json_scanner import ScanError, elements, json_type, members, skip_space, string_value
 from runspan.model.timestamps import parse_ns
 
 _SUMMARY: Final = Summary.__struct_encode_fields__
@@ -126,7 +126,7 @@ def read_document(body: bytes) -> bytes:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         text = _member(_outer(body), "data")
     if not text.startswith(b"{"):
-        raise MalformedResponse(f"data is {kind_of(text.decode(errors='replace'))}, not a run document")
+        raise MalformedResponse(f"data is {json_type(text.decode(errors='replace'))}, not a run document")
     return text
 
 
@@ -176,7 +176,7 @@ def _read_carefully(body: bytes) -> tuple[list[dict[str, bytes]], _Meta]:
     outer = _outer(body)
     data = _member(outer, "data").decode()
     if not data.startswith("["):
-        raise MalformedResponse(f"data is {kind_of(data)}, not a list")
+        raise MalformedResponse(f"data is {json_type(data)}, not a list")
     try:
         meta = msgspec.json.decode(outer.get("meta", b"{}"), type=_Meta)
         return [_members(element.value_text) for element in elements(data, 0)], meta

@@ -64,12 +64,12 @@ class RunExportState:
             if label.finished:
                 names.append(span_id.hex())
                 if span_id in self.there:
-                    encoder.rest.usages += self.usages.get(span_id, ())
+                    encoder.step_parts.usages += self.usages.get(span_id, ())
                     continue
-                before = len(encoder.rest.usages)
+                before = len(encoder.step_parts.usages)
                 spans.append(encoder.step_span(step, span_id, label))
-                if label.agent:
-                    self.usages[span_id] = encoder.rest.usages[before:]
+                if label.is_agent:
+                    self.usages[span_id] = encoder.step_parts.usages[before:]
             else:
                 names.append(OPEN_STEP_MARK)
                 open_steps.append(step_text(step))

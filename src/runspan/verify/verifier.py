@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
 from runspan.codec.encode import encode
-from runspan.codec.fields import PIECE_BYTES
+from runspan.codec.fields import MAX_ATTRIBUTE_BYTES
 from runspan.contracts import Cursor, RunQuery, TraceReader
 from runspan.errors import (
     BackendBusy,
@@ -18,7 +18,7 @@ from runspan.errors import (
     RunspanError,
     TraceIncomplete,
 )
-from runspan.model.document import RUN_STATUSES, sort_time, unquote
+from runspan.model.document import RUN_STATUSES, sort_time, str_or_none
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Span
@@ -220,10 +220,10 @@ class _Verification:
 
     def _age(self, run: Run) -> float:
         """Seconds since the run's end, or since its start while it has none; below 0 in the future."""
-        completed = unquote(run.envelope.completed_at)
+        completed = str_or_none(run.envelope.completed_at)
         at = (completed and parse_ns(completed)) or sort_time(run.envelope) or self._now
         return (self._now - at) / SECOND
 
 
 def _is_long(value: object) -> bool:
-    return isinstance(value, str) and len(value.encode()) > PIECE_BYTES
+    return isinstance(value, str) and len(value.encode()) > MAX_ATTRIBUTE_BYTES

@@ -14,7 +14,7 @@ from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read
 from runspan.backends.jaeger.search import DensityHint, TraceRow, Traces, WindowedSearch
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
-from runspan.codec.fields import PIECE_BYTES, ROLE, ROLE_REVISION, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
 from runspan.model.span import Span
@@ -28,7 +28,7 @@ _TELLING: Final = 10
 _HINTS: Final = 256
 """How many kinds of lists are remembered."""
 _STATUS: Final = next(field.key for field in RUN_TABLE.labels if field.member == "status")
-_LONGEST: Final = PIECE_BYTES // 4
+_LONGEST: Final = MAX_ATTRIBUTE_BYTES // 4
 """Characters of a value that is one attribute under its usual name."""
 _Like = tuple[str, str | None, tuple[str, ...], bool]
 """What lists have in common whose runs lie alike."""

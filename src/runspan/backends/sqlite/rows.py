@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from runspan.codec.fields import observed_time
-from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, sort_time, unquote
+from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, sort_time, str_or_none
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Event, Link, Span, to_plain
@@ -71,9 +71,9 @@ def end_time(envelope: Envelope, written_at: int) -> int:
 
     A run may wait for an approval longer than retention lasts, and must not be gone when it goes on.
     """
-    if unquote(envelope.status) not in TERMINAL_RUN_STATUSES:
+    if str_or_none(envelope.status) not in TERMINAL_RUN_STATUSES:
         return written_at
-    completed = unquote(envelope.completed_at)
+    completed = str_or_none(envelope.completed_at)
     return (completed and parse_ns(completed)) or sort_time(envelope) or written_at
 
 
@@ -90,7 +90,7 @@ def row_of(
 ) -> Row:
     """The row of a run. document: its text, compressed. step_ids: see ``Row``."""
     envelope = run.envelope
-    workflow_id, status = unquote(envelope.workflow_id), unquote(envelope.status)
+    workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
     return Row(
         run_ids(envelope.id, tenant).trace_id,
         tenant.encode(),

@@ -16,10 +16,10 @@ from typing import Final
 
 from runspan.backends.tempo.responses import SPAN_ID_DIGITS, Candidate
 from runspan.codec.decode import RunSummary, VerifiedRun, read_summary
-from runspan.codec.fields import DIGEST, MANIFEST, PIECE_BYTES, ROOT_REVISION, STEP_COUNT
+from runspan.codec.fields import DIGEST, MANIFEST, MAX_ATTRIBUTE_BYTES, ROOT_REVISION, STEP_COUNT
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.document import sort_time, unquote
+from runspan.model.document import sort_time, str_or_none
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 
@@ -122,7 +122,7 @@ class CandidateVerifier:
         run = decoded.run
         envelope = run.envelope
         self._proofs.add(candidate.trace_id, decoded.revision, sha256(run.text).hexdigest())
-        workflow, status = unquote(envelope.workflow_id), unquote(envelope.status)
+        workflow, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
         if decoded.tenant != self._query.tenant or not self._query.admits(workflow, status, decoded.revision):
             return Excluded()
         note = f"run {run.id} is listed as of an older revision: {decoded.incomplete[0]}" if decoded.incomplete else ""
@@ -181,7 +181,7 @@ def _is_trusted(head: Span) -> bool:
 def _is_pieced(head: Span) -> bool:
     """Whether a text is so long that further pieces of it may stand in attributes that were not asked for."""
     return any(
-        type(value) is str and len(value) > PIECE_BYTES // 4 - 4
+        type(value) is str and len(value) > MAX_ATTRIBUTE_BYTES // 4 - 4
         for key, value in head.attributes().items()
         if key != MANIFEST
     )

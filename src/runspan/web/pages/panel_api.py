@@ -17,7 +17,7 @@ from flask import Blueprint, Flask, Response, request
 from msgspec import Struct
 from pydantic import ValidationError
 
-from runspan.codec.semconv import usage_of
+from runspan.codec.semconv import read_usage
 from runspan.contracts import MAX_LIMIT, RunQuery, TraceReader
 from runspan.errors import NotFound, QueryError, TraceIncomplete
 from runspan.model.document import RUN_STATUSES
@@ -123,7 +123,7 @@ def totals_for(
 
 def totals_of(run: Run) -> Totals:
     """Steps, tokens and cost of a run."""
-    usages = [usage for step in run.steps if step.type == "agent" and (usage := usage_of(step.output)) is not None]
+    usages = [usage for step in run.steps if step.type == "agent" and (usage := read_usage(step.output)) is not None]
     totals = Totals(len(run.steps))
     prompts = [usage.prompt_tokens for usage in usages if usage.prompt_tokens >= 0]
     completions = [usage.completion_tokens for usage in usages if usage.completion_tokens >= 0]
