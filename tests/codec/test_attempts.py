@@ -1,4 +1,4 @@
-"""Attempts of a step as spans: below a finished step, and below the root to come while the step goes on."""
+"""Attempts of a step are spans below a finished step, and below the future root while the step is open."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ def attempts(spans: list[Span]) -> list[Span]:
 
 
 def retrying(number: Any = 1, status: str = "running", **members: Any) -> Run:
-    """A run with a step that is at an attempt, told as the platform's log tells it."""
+    """Return a run with a step that has only the number of its attempt, as in the platform's log."""
     step = {"id": "pay", "name": "Pay", "status": "retrying", "attempt": number, **members}
     return Run.from_dict({"id": "r", "status": status, "startedAt": "2026-01-15T09:00:01.000Z", "steps": [step]})
 
 
 def test_snapshots_that_repeat_an_attempt_repeat_its_span() -> None:
-    """Two spans of one id are the same bytes, in all snapshots of a run, so a trace shows each attempt once."""
-    life = run_history("r", T0)
+    """Spans with the same id are the same bytes in all snapshots of a run, so a trace shows each attempt once."""
+    history = run_history("r", T0)
     seen: dict[bytes, bytes] = {}
-    for moment in (*life, *life[3:6]):
+    for moment in (*history, *history[3:6]):
         for shift in (0, 1):
             for span in encode(moment.run, observed_at=moment.at + shift):
                 assert seen.setdefault(span.span_id, span_bytes(span)) == span_bytes(span)
 
 
-def test_attempts_of_a_step_that_goes_on_stand_below_the_root() -> None:
-    """The step has no span yet; when it has ended, its attempts stand below it."""
-    life = run_history("r", T0)
+def test_attempts_of_an_open_step_are_children_of_the_root() -> None:
+    """An open step has no span. Once it has ended, its attempts are children of its span."""
+    history = run_history("r", T0)
     root = run_ids("r").root_id
-    for moment, count in ((life[3], 1), (life[4], 2)):
+    for moment, count in ((history[3], 1), (history[4], 2)):
         found = attempts(encode(moment.run, observed_at=moment.at))
         assert [span.attributes()["runspan.attempt.number"] for span in found] == list(range(1, count + 1))
         assert {span.parent_id for span in found} == {root}
-    ended = encode(life[5].run, observed_at=life[5].at)
+    ended = encode(history[5].run, observed_at=history[5].at)
     (charge,) = [span for span in ended if span.name == "Charge Card"]
     assert {span.parent_id for span in attempts(ended)} == {charge.span_id}
     assert len(attempts(ended)) == 3
 
 
-def test_every_attempt_can_be_placed_by_itself() -> None:
-    """Run, workflow and step are attributes of the span, whatever the step's state."""
+def test_an_attempt_names_its_run_and_step() -> None:
+    """Run, workflow and step are attributes of the span, whether the step has ended or not."""
     for moment in run_history("r", T0)[4:6]:
         for span in attempts(encode(moment.run, observed_at=moment.at)):
             found = span.attributes()
@@ -60,7 +60,7 @@ def test_every_attempt_can_be_placed_by_itself() -> None:
 
 
 def test_a_number_alone_makes_an_attempt() -> None:
-    """With the error of the step, at the step's start, of no length that anybody could take for a measurement."""
+    """It has the error of the step, is placed at the step's start, and has no measurable duration."""
     started = "2026-01-15T09:00:05.000Z"
     run = retrying(2, startedAt=started, error={"code": "TIMEOUT", "message": "slow"})
     (span,) = attempts(encode(run, observed_at=T0))
@@ -75,8 +75,8 @@ def test_a_number_alone_makes_an_attempt() -> None:
 
 
 @pytest.mark.parametrize("number", [None, "2", 1.5, -1, 10**30, [1], True])
-def test_a_number_that_is_none_makes_no_attempt(number: Any) -> None:
-    """The document is carried all the same."""
+def test_an_invalid_number_makes_no_attempt(number: Any) -> None:
+    """The document comes back regardless."""
     run = retrying(number)
     spans = encode(run, observed_at=T0)
     assert attempts(spans) == []
@@ -84,7 +84,7 @@ def test_a_number_that_is_none_makes_no_attempt(number: Any) -> None:
 
 
 def test_equal_steps_of_a_loop_have_attempts_of_their_own() -> None:
-    """Two open steps with one id, at the same attempt, are told apart by their place."""
+    """Two open steps with the same id and attempt have different attempt spans."""
     step = {"id": "pay", "status": "retrying", "attempt": 1}
     run = Run.from_dict({"id": "r", "status": "running", "steps": [step, step]})
     spans = encode(run, observed_at=T0)
@@ -94,7 +94,7 @@ def test_equal_steps_of_a_loop_have_attempts_of_their_own() -> None:
 
 @pytest.mark.parametrize("status", ["running", "cancelled"])
 def test_documents_with_open_attempts_come_back(status: str) -> None:
-    """The decoder looks at no attempt; the exporter writes what ``encode`` makes, whatever the run's status."""
+    """The decoder ignores attempts, and the exporter writes the same spans as ``encode`` for every run status."""
     tries = [{"startedAt": "2026-01-15T09:00:02.000Z", "completedAt": "2026-01-15T09:00:03.000Z"}]
     for run in (retrying(status=status), retrying(status=status, attempts=tries)):
         spans = encode(run, observed_at=T0)

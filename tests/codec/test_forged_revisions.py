@@ -1,4 +1,4 @@
-"""Heads that were forged, damaged, or written by somebody who takes liberties: bounded work, no wrong answer."""
+"""Forged and damaged revision spans cause bounded work and never a wrong document."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def running(steps: int, text: str = "x") -> Run:
 
 @pytest.fixture
 def rebuilt(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The bytes of each document that was rebuilt."""
+    """Record the size of each document that is rebuilt."""
     sizes: list[int] = []
 
     def counted(envelope: Any) -> bytes:
@@ -45,20 +45,20 @@ def rebuilt(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_many_heads_and_twins_are_not_all_tried(rebuilt: list[int]) -> None:
-    """A thousand heads with a wrong digest, each with 64 combinations of steps: some hundred documents are rebuilt."""
+def test_forged_revisions_are_not_all_tried(rebuilt: list[int]) -> None:
+    """A thousand revisions with a wrong digest, each with 64 combinations of steps, cause a few hundred rebuilds."""
     spans = encode(running(6), observed_at=NOW)
-    twins = [with_attributes(span, {"runspan.step.name": "other"}) for span in spans[:-1]]
-    heads = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 1001)]
+    other_contents = [with_attributes(span, {"runspan.step.name": "other"}) for span in spans[:-1]]
+    forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 1001)]
     with pytest.raises(TraceIncomplete) as refusal:
-        verify_run([*spans, *twins, *heads])
-    assert len(rebuilt) == decoding._MAX_TEXTS
-    assert len(refusal.value.missing) == decoding._MAX_NOTES + 1
-    assert "not looked at" not in refusal.value.missing[0]
+        verify_run([*spans, *other_contents, *forged])
+    assert len(rebuilt) == decoding._MAX_REBUILDS
+    assert len(refusal.value.missing) == decoding._MAX_REPORTED + 1
+    assert "not tried" not in refusal.value.missing[0]
 
 
 def test_large_documents_are_rebuilt_less_often(rebuilt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes count too; but a few revisions are always tried, however large they are."""
+    """Bytes are bounded too, but a few revisions are always tried, whatever their size."""
     monkeypatch.setattr(decoding, "_MAX_BYTES", 1_000_000)
     spans = encode(running(1, "y" * 300_000), observed_at=NOW)
     forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 50)]
@@ -69,54 +69,54 @@ def test_large_documents_are_rebuilt_less_often(rebuilt: list[int], monkeypatch:
     assert len(rebuilt) == 4
 
 
-def test_a_step_is_read_once_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Revisions share their steps; what they tell is not read again for each."""
-    read: list[bytes] = []
-    real = decoding.read_step
+def test_a_step_is_decoded_once_for_all_revisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Revisions share their steps, which are not decoded again for each."""
+    decoded_ids: list[bytes] = []
+    real = decoding.decode_step
 
     def counted(span: Span, attributes: Any) -> Any:
-        read.append(span.span_id)
+        decoded_ids.append(span.span_id)
         return real(span, attributes)
 
-    monkeypatch.setattr(decoding, "read_step", counted)
+    monkeypatch.setattr(decoding, "decode_step", counted)
     spans = encode(running(5), observed_at=NOW)
     forged = [with_attributes(spans[-1], {REVISION: NOW + n, DIGEST: "0" * 64}) for n in range(1, 20)]
-    decoded = verify_run([*spans, *forged])
-    assert (decoded.revision, len(decoded.incomplete), len(read)) == (NOW, 19, 5)
+    verified = verify_run([*spans, *forged])
+    assert (verified.revision, len(verified.incomplete), len(decoded_ids)) == (NOW, 19, 5)
 
 
 def test_the_first_of_many_spans_with_one_id_is_tried() -> None:
-    """What was there first is not lost behind more contents than are tried."""
+    """The span that came first is tried even if there are more spans with its id than are tried."""
     spans = encode(running(2), observed_at=NOW)
     others = [with_attributes(spans[0], {"runspan.step.name": f"other {number}"}) for number in range(200)]
     assert decode([*spans, *others]) == running(2)
 
 
 @pytest.mark.parametrize("text", ["[1]", "[null]", '["s"]', "[[]]", '[{"status":"running"}]', '[{"id":1}]', "[{]", "7"])
-def test_open_steps_that_are_none(text: str) -> None:
-    """JSON that is no list of steps is a head that cannot be proved, as any other damage; older revisions still are."""
+def test_open_steps_that_are_no_steps(text: str) -> None:
+    """A revision whose open steps are no list of steps is damaged; older revisions can still be verified."""
     run = Run.from_dict({"id": "r", "status": "running", "steps": [{"id": "a", "status": "running"}]})
     spans = encode(run, observed_at=NOW)
     newer = with_attributes(spans[-1], {OPEN_STEPS: text, REVISION: NOW + 1})
-    decoded = verify_run([*spans, newer])
-    assert (decoded.run, decoded.revision, len(decoded.incomplete)) == (run, NOW, 1)
+    verified = verify_run([*spans, newer])
+    assert (verified.run, verified.revision, len(verified.incomplete)) == (run, NOW, 1)
     with pytest.raises(TraceIncomplete):
         verify_run([newer])
 
 
 @pytest.mark.parametrize("text", ["}{", '1,"status":"failed"', "tru", '"\x01"', "1 2", " 1", "", "[1", "\u0661"])
-def test_a_heading_is_json_whatever_its_span_says(text: str) -> None:
-    """A list's item is made of a head alone, without the proof of the digest; what it says has to be one value."""
+def test_a_summary_is_valid_json_whatever_its_span_holds(text: str) -> None:
+    """A list item is read without verifying the digest, so each value in it has to be one JSON value."""
     run = Run.from_dict({"id": "r", "status": "completed", **TIMES, "durationMs": 1.5, "steps": []})
-    head = encode(run)[-1]
-    assert json.loads(read_summary(head).summary)["durationMs"] == 1.5  # type: ignore[union-attr]
-    key = next(key for key in head.attributes() if key.startswith("runspan.run.duration_ms"))
+    span = encode(run)[-1]
+    assert json.loads(read_summary(span).summary)["durationMs"] == 1.5  # type: ignore[union-attr]
+    key = next(key for key in span.attributes() if key.startswith("runspan.run.duration_ms"))
     with pytest.raises(TraceIncomplete, match="duration_ms"):
-        read_summary(with_attributes(head, {key: text}))
+        read_summary(with_attributes(span, {key: text}))
 
 
-def test_costs_beyond_all_numbers_are_not_summed() -> None:
-    """A sum that is no number any more is left out: a backend that writes JSON has no word for it."""
+def test_an_infinite_sum_of_costs_is_omitted() -> None:
+    """A sum that overflows to infinity is omitted, because JSON cannot represent it."""
     usage = {"promptTokens": 1, "completionTokens": 2, "estimatedCostUsd": 1.7e308}
     step = {"type": "agent", "status": "completed", "output": {"usage": usage}, **TIMES}
     run = Run.from_dict(

@@ -1,4 +1,4 @@
-"""Spans and documents that nobody sends by accident: no wrong answer, no crash, no time or memory without bound."""
+"""Hostile spans and documents cause no wrong document, no crash, and bounded time and memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def send(store: SqliteStore, *spans: Span) -> None:
 
 @pytest.mark.parametrize("steps", [2, 1], ids=["the same steps", "fewer steps"])
 def test_a_document_put_later_counts(store: SqliteStore, steps: int) -> None:
-    """A head that waited for a lost step does not come back over a document that was put after it."""
+    """A revision span that waited for a lost step does not replace a document that was put after it."""
     older, newer = run_of("A"), run_of("B", steps)
     spans = encode(older)
     send(store, spans[0], spans[-1])
@@ -62,8 +62,8 @@ def test_a_document_put_later_counts(store: SqliteStore, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("5", 5), ("null", None), ("[]", [])])
-def test_what_differs_on_a_span_differs_in_its_id(one: object, other: object) -> None:
-    """A workflow id that is a text and one that is a number of the same characters do not share span ids."""
+def test_different_attributes_give_different_span_ids(one: object, other: object) -> None:
+    """A workflow id that is a string and one that is a number with the same digits have different span ids."""
     step = {"id": "a", "status": "completed"}
     spans = [
         encode(Run.from_dict({"id": "r", "workflowId": workflow, "status": "completed", "steps": [step]}))[0]
@@ -73,14 +73,14 @@ def test_what_differs_on_a_span_differs_in_its_id(one: object, other: object) ->
 
 
 def test_a_run_after_2116_ends(store: SqliteStore) -> None:
-    """A running run whose times lie far ahead does not outrank its own end."""
-    going = Run.from_json('{"id":"r","status":"running","startedAt":"2200-01-01T00:00:00.000Z","steps":[]}')
+    """A snapshot with times far in the future does not outrank the finished run."""
+    running = Run.from_json('{"id":"r","status":"running","startedAt":"2200-01-01T00:00:00.000Z","steps":[]}')
     ended = Run.from_json('{"id":"r","status":"completed","startedAt":"2200-01-01T00:00:00.000Z","steps":[]}')
-    assert decode([*encode(going), *encode(ended)]) == ended
+    assert decode([*encode(running), *encode(ended)]) == ended
 
 
 def test_many_equal_steps() -> None:
-    """Twenty thousand equal steps each get a span id of their own, in time that grows with their number."""
+    """Twenty thousand equal steps have different span ids, computed in linear time."""
     steps = [{"id": "a", "status": "skipped"}] * 20_000
     run = Run.from_dict({"id": "r", "status": "completed", "steps": steps})
     spans = encode(run)
@@ -89,24 +89,26 @@ def test_many_equal_steps() -> None:
     assert decode(spans) == run
 
 
-def test_a_manifest_that_names_a_span_often() -> None:
-    """A head cannot make one large step many."""
-    step, head = encode(Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]}))
-    names = 1000
-    many = with_attributes(head, runspan__run__steps__0=None, runspan__run__step_count=names)
+def test_a_manifest_that_repeats_a_span_id() -> None:
+    """A revision span cannot multiply one large step."""
+    step, revision = encode(
+        Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]})
+    )
+    count = 1000
+    many = with_attributes(revision, runspan__run__steps__0=None, runspan__run__step_count=count)
     attributes = {key: value for key, value in many.attributes().items() if not key.startswith("runspan.run.steps")}
-    manifest = step.span_id.hex() * names
-    pieces = [manifest[start : start + 2000] for start in range(0, len(manifest), 2000)]
+    manifest = step.span_id.hex() * count
+    parts = [manifest[start : start + 2000] for start in range(0, len(manifest), 2000)]
     attributes |= {
-        f"runspan.run.steps.{number}" if number else "runspan.run.steps": piece for number, piece in enumerate(pieces)
+        f"runspan.run.steps.{number}" if number else "runspan.run.steps": part for number, part in enumerate(parts)
     }
-    attributes["runspan.run.steps.parts"] = len(pieces)
+    attributes["runspan.run.steps.parts"] = len(parts)
     with pytest.raises(TraceIncomplete, match="twice"):
-        decode([step, changed(head, shared=(), own=list(attributes.items()))])
+        decode([step, changed(revision, shared=(), own=list(attributes.items()))])
 
 
-def test_long_labels_are_not_remembered() -> None:
-    """The memory of labels has a bound in bytes too."""
+def test_long_labels_are_not_cached() -> None:
+    """The cache of span templates is bounded in bytes too."""
     before = len(STEP_TEMPLATES)
     for number in range(5):
         step = {"id": f"{number}" + "x" * 100_000, "status": "completed"}
@@ -115,25 +117,27 @@ def test_long_labels_are_not_remembered() -> None:
 
 
 def test_many_spans_of_one_id() -> None:
-    """Thousands of different spans under one id are looked at as far as it makes sense."""
-    step, head = encode(Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]}))
+    """Of thousands of different spans with the same id a bounded number is tried."""
+    step, revision = encode(
+        Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]})
+    )
     others = [with_attributes(step, runspan__step__name=f"n{number}") for number in range(3000)]
     with pytest.raises(TraceIncomplete):
-        decode([*others, head])
-    assert decode([*others, step, head]).steps[0].id == "a"
+        decode([*others, revision])
+    assert decode([*others, step, revision]).steps[0].id == "a"
 
 
-def test_a_role_that_is_no_text(store: SqliteStore) -> None:
-    """A span whose role is a list is kept like any other, and spans beside it are taken."""
+def test_a_role_that_is_not_a_string(store: SqliteStore) -> None:
+    """A span whose role is a list is kept, and other spans of the request are stored."""
     run = run_of("A")
     spans = encode(run)
-    odd = with_attributes(changed(spans[0], span_id=b"12345678"), runspan__role=["step"])
-    send(store, odd, *spans)
+    invalid = with_attributes(changed(spans[0], span_id=b"12345678"), runspan__role=["step"])
+    send(store, invalid, *spans)
     assert store.document("r1").text == run.text
 
 
 def test_the_same_key_with_different_kinds_of_value(store: SqliteStore) -> None:
-    """A fragment with one key twice does not stop the writer."""
+    """A fragment with a repeated key does not stop the writer."""
     spans = encode(run_of("A"))
     own = [
         *spans[0].pairs(),
@@ -149,28 +153,25 @@ def test_the_same_key_with_different_kinds_of_value(store: SqliteStore) -> None:
 
 
 def test_negative_enumerations(store: SqliteStore) -> None:
-    """A kind below zero is kept as it came."""
+    """A negative kind is kept unchanged."""
     attempt = with_attributes(changed(encode(run_of("A"))[0], kind=-20_000, status=-1), runspan__role="attempt")
     send(store, attempt)
     assert [span.kind for span in store.spans(attempt.trace_id)] == [-20_000]
 
 
-def test_a_revision_that_leaves_no_room(store: SqliteStore) -> None:
-    """A head with the highest integer as its revision is rejected, and the run can still be written."""
-    head = encode(Run.from_dict({"id": "r1", "status": "running", "steps": []}), observed_at=NOW)[-1]
-    written = store.write(
-        read_protobuf(
-            request_bytes(Resource(), [span_bytes(with_attributes(head, **{REVISION.replace(".", "__"): 2**63 - 1}))])
-        )
-    )
-    assert written.rejected
+def test_the_highest_possible_revision_is_rejected(store: SqliteStore) -> None:
+    """A revision span with the highest integer as its revision is rejected, and the run can still be written."""
+    revision = encode(Run.from_dict({"id": "r1", "status": "running", "steps": []}), observed_at=NOW)[-1]
+    highest = with_attributes(revision, **{REVISION.replace(".", "__"): 2**63 - 1})
+    result = store.write(read_protobuf(request_bytes(Resource(), [span_bytes(highest)])))
+    assert result.rejected
     store.put(run_of("A"), observed_at=NOW)
     store.put(run_of("B"), observed_at=NOW)
     assert store.document("r1").text == run_of("B").text
 
 
-def test_numbers_that_no_double_holds() -> None:
-    """OTLP/JSON with a double beyond all doubles is an unreadable payload, not a crash."""
+def test_numbers_out_of_range_of_a_double() -> None:
+    """OTLP/JSON with a number too large for a double is an unreadable payload, not a crash."""
     span = {"traceId": "1" * 32, "spanId": "1" * 16, "attributes": [{"key": "x", "value": {"doubleValue": 10**400}}]}
     body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
     with pytest.raises(PayloadError):

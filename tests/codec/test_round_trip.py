@@ -1,4 +1,4 @@
-"""encode and decode are inverses: for every case, in any order of spans, and only with proof."""
+"""``encode`` and ``decode`` are inverses for every case and any order of spans, and ``decode`` verifies the result."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def foreign(trace_id: bytes, number: int = 1) -> Span:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_comes_back(name: str) -> None:
-    """A document comes back the same from its spans, shuffled and doubled and among foreign ones."""
+    """A document comes back unchanged from its spans, shuffled, duplicated and mixed with foreign spans."""
     run = Run.from_json(CASES[name])
     spans = encode(run, observed_at=NOW)
     assert decode(spans) == run
@@ -64,11 +64,11 @@ def test_every_case_comes_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_canonical_text_keeps_the_document(name: str) -> None:
-    """The canonical text is the same JSON value as what came in, and parsing it changes nothing more."""
+    """The canonical text is the same JSON value as the input, and parsing it again does not change it."""
     run = Run.from_json(CASES[name])
     assert Run.from_json(run.text).text == run.text
     if "depth" in name or "deep" in name or "long integer" in name:
-        return  # the standard library cannot read these at all
+        return  # the standard library cannot parse these
     pairs = {"object_pairs_hook": lambda members: sorted(members, key=lambda member: member[0])}
     assert repr(json.loads(run.text, **pairs)) == repr(json.loads(CASES[name], **pairs))
 
@@ -76,7 +76,7 @@ def test_canonical_text_keeps_the_document(name: str) -> None:
 @given(runs(), st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_document_comes_back(run: Run, order: random.Random, events: bool) -> None:
-    """What hypothesis makes comes back the same, whatever the order of its spans."""
+    """Any generated document comes back unchanged, whatever the order of its spans."""
     spans = encode(run, tenant="acme", exception_events=events)
     order.shuffle(spans)
     decoded = verify_run(spans)
@@ -87,8 +87,8 @@ def test_any_document_comes_back(run: Run, order: random.Random, events: bool) -
 
 @given(runs())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_spans_keep_what_backends_lose(run: Run) -> None:
-    """No span relies on what some backend changes: long strings, bad times, arrays, shared keys, repeated ids."""
+def test_spans_use_only_what_every_backend_keeps(run: Run) -> None:
+    """No span has long strings, invalid times, arrays, reserved keys or repeated ids, which some backend changes."""
     spans = encode(run, observed_at=NOW)
     assert len({span.span_id for span in spans}) == len(spans)
     for span in spans:
@@ -110,7 +110,7 @@ def test_spans_keep_what_backends_lose(run: Run) -> None:
 @given(runs())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_encode_is_deterministic(run: Run) -> None:
-    """The same document gives the same spans, so that a re-export is the same spans again."""
+    """The same document gives the same spans, so that a re-export repeats them."""
     again = Run.from_json(run.text)
     assert encode(run, observed_at=5) == encode(again, observed_at=5) or [
         span.attributes() for span in encode(run, observed_at=5)
@@ -119,7 +119,7 @@ def test_encode_is_deterministic(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["sample agent-support-triage", "envelope same step twice", "payload 300 KB string"])
 def test_nothing_missing_goes_unnoticed(name: str) -> None:
-    """Without any one span, or any one exact attribute, the trace is incomplete: never a wrong document."""
+    """A trace without any one span or exact attribute is incomplete and never gives a wrong document."""
     text = CASES.get(name) or next(text for case, text in CASES.items() if case.startswith("sample agent"))
     spans = encode(Run.from_json(text))
     for index, span in enumerate(spans):
@@ -137,7 +137,7 @@ def test_nothing_missing_goes_unnoticed(name: str) -> None:
                 other = rebuilt(span, attributes)
                 rest = [*spans[:index], other, *spans[index + 1 :]]
                 if key in {RUN_ID, WORKFLOW_ID} and index < len(spans) - 1:
-                    continue  # on a step span these only place it
+                    continue  # on a step span ``decode`` ignores these
                 with pytest.raises(TraceIncomplete):
                     decode(rest)
 
@@ -148,19 +148,19 @@ def rebuilt(span: Span, attributes: dict[str, object]) -> Span:
 
 
 def test_incomplete_names_what_is_missing() -> None:
-    """The error says how many step spans are missing and names them."""
+    """The error has the number and the ids of the missing step spans."""
     run = Run.from_json(json.dumps(ENVELOPES["same step twice"]))
     spans = encode(run)
     with pytest.raises(TraceIncomplete) as caught:
         decode(spans[1:])
     assert spans[0].span_id.hex() in str(caught.value)
     assert "1 of 4 step spans" in str(caught.value)
-    with pytest.raises(TraceIncomplete, match="4 step spans are there"):
+    with pytest.raises(TraceIncomplete, match="the trace has 4 step spans"):
         decode(spans[:-1])
 
 
-def test_a_trace_without_ours_is_not_found() -> None:
-    """Foreign spans alone are no run."""
+def test_a_trace_of_foreign_spans_is_not_found() -> None:
+    """Foreign spans alone are not a run."""
     with pytest.raises(NotFound):
         decode([foreign(b"t" * 16)])
     with pytest.raises(NotFound):
@@ -168,7 +168,7 @@ def test_a_trace_without_ours_is_not_found() -> None:
 
 
 def test_the_highest_revision_counts() -> None:
-    """Snapshots rank by time below the root, revisions of a finished run rank above it."""
+    """Snapshots rank by time below the root, later revisions of a finished run rank above it."""
     early = Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"completed"}]}')
     later = Run.from_json(
         '{"id":"r","status":"running","steps":[{"id":"a","status":"completed"},{"id":"b","status":"running"}]}'
@@ -187,20 +187,20 @@ def test_the_highest_revision_counts() -> None:
     assert len({span.span_id for span in spans if span.attributes()[ROLE] == "step"}) == 2
 
 
-def test_an_older_whole_revision_stands_in() -> None:
-    """When the newest revision is incomplete, read_run answers the older one and says what is missing."""
+def test_an_older_complete_revision_is_the_fallback() -> None:
+    """If the newest revision is incomplete, the older one is returned with what is missing."""
     snapshot = encode(Run.from_json('{"id":"r","status":"running","steps":[]}'), observed_at=10)
     root = encode(Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"}]}'))
-    decoded = verify_run(snapshot + root[1:])
-    assert decoded.run.status == "running"
-    assert "1 of 1 step spans" in decoded.incomplete[0]
+    verified = verify_run(snapshot + root[1:])
+    assert verified.run.status == "running"
+    assert "1 of 1 step spans" in verified.incomplete[0]
     with pytest.raises(TraceIncomplete) as caught:
         decode(snapshot + root[1:])
-    assert caught.value.fallback == decoded.run
+    assert caught.value.fallback == verified.run
 
 
 def test_one_id_with_two_contents() -> None:
-    """Two whole spans under one id do not mix: the content that the digest proves is taken."""
+    """Of two spans with the same id, the one whose content the digest verifies is used."""
     ids = [b"a" * 8]
     first = encode(
         Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"completed"}]}'), step_ids=ids
@@ -214,8 +214,8 @@ def test_one_id_with_two_contents() -> None:
     assert decode([*second, first[0]]).status == "completed"
 
 
-def test_heads_of_another_trace_are_refused() -> None:
-    """A head whose trace id does not follow from its run id proves nothing."""
+def test_revision_spans_of_another_trace_are_refused() -> None:
+    """A revision span whose trace id is not that of its run id is refused."""
     spans = encode(Run.from_json('{"id":"r","status":"completed"}'))
     moved = [Span(**{**{n: getattr(s, n) for n in Span.__struct_fields__}, "trace_id": b"x" * 16}) for s in spans]
     with pytest.raises(TraceIncomplete, match="does not follow"):
@@ -223,24 +223,24 @@ def test_heads_of_another_trace_are_refused() -> None:
 
 
 def test_the_digest_is_that_of_the_text() -> None:
-    """``runspan get ID | sha256sum`` prints the attribute of the run span."""
+    """``runspan get ID | sha256sum`` prints the digest attribute of the run span."""
     run = Run.from_json(CASES["payload duplicate keys"])
     assert encode(run)[-1].attributes()[DIGEST] == hashlib.sha256(run.text).hexdigest()
 
 
-def test_tenants_do_not_meet() -> None:
-    """The same run id of two tenants is two traces, and joined parts are not confused."""
+def test_tenants_have_different_ids() -> None:
+    """The same run id of two tenants is two traces, and the boundary between tenant and run id is unambiguous."""
     assert run_ids("r", "a") != run_ids("r", "b")
     assert run_ids("b", "a") != run_ids("ab", "")
     assert run_ids("", "ab") != run_ids("ab", "")
 
 
-def test_projection_of_a_run() -> None:
+def test_semantic_conventions_of_a_run() -> None:
     """Names, kinds, status, tokens and error attributes follow the conventions."""
     document = json.loads(next(text for name, text in CASES.items() if name == "envelope usage"))
     spans = encode(Run.from_dict(document))
-    agent, head = spans[0], spans[-1]
-    assert (agent.name, agent.kind, head.kind) == ("invoke_agent s", INTERNAL, SERVER)
+    agent, root = spans[0], spans[-1]
+    assert (agent.name, agent.kind, root.kind) == ("invoke_agent s", INTERNAL, SERVER)
     attributes = agent.attributes()
     assert attributes["gen_ai.operation.name"] == "invoke_agent"
     assert attributes["gen_ai.provider.name"] == "anthropic"
@@ -249,16 +249,16 @@ def test_projection_of_a_run() -> None:
     assert attributes["gen_ai.usage.output_tokens"] == 340
     assert attributes["runspan.cost.usd"] == 0.0095
     assert attributes["cicd.pipeline.task.run.result"] == "success"
-    assert "gen_ai.usage.input_tokens" not in head.attributes()
-    assert head.attributes()["runspan.run.input_tokens"] == 1250
-    assert head.name == "run wf"
-    assert head.attributes()["cicd.pipeline.result"] == "success"
-    assert head.attributes()[REVISION] == ROOT_REVISION
+    assert "gen_ai.usage.input_tokens" not in root.attributes()
+    assert root.attributes()["runspan.run.input_tokens"] == 1250
+    assert root.name == "run wf"
+    assert root.attributes()["cicd.pipeline.result"] == "success"
+    assert root.attributes()[REVISION] == ROOT_REVISION
     assert all(span.status == 0 and not span.events for span in spans)
 
 
-def test_projection_of_errors() -> None:
-    """A failed step and run are errors with type, description and an exception event that can be switched off."""
+def test_semantic_conventions_of_errors() -> None:
+    """A failed step and run have an error type, a status description and an optional exception event."""
     document = {
         "id": "r",
         "status": "failed",
@@ -268,15 +268,15 @@ def test_projection_of_errors() -> None:
             {"id": "b", "status": "skipped"},
         ],
     }
-    failed, skipped, head = encode(Run.from_dict(document))
+    failed, skipped, root = encode(Run.from_dict(document))
     assert (failed.status, failed.message, failed.attributes()["error.type"]) == (ERROR, "m", "X")
     assert failed.events[0].name == "exception"
     assert dict(failed.events[0].attributes) == {"exception.type": "X", "exception.message": "m"}
-    assert (head.status, head.message) == (ERROR, "not found")
+    assert (root.status, root.message) == (ERROR, "not found")
     assert (skipped.status, skipped.attributes()["cicd.pipeline.task.run.result"]) == (0, "skip")
-    quiet = encode(Run.from_dict(document), exception_events=False)
-    assert not quiet[0].events
-    assert quiet[0].span_id != failed.span_id, "spans of different bytes must not share an id"
+    without_events = encode(Run.from_dict(document), exception_events=False)
+    assert not without_events[0].events
+    assert without_events[0].span_id != failed.span_id, "spans of different bytes must not share an id"
 
 
 @pytest.mark.parametrize(
@@ -292,15 +292,15 @@ def test_projection_of_errors() -> None:
     ],
 )
 def test_run_status_rules(status: str, code: int, result: str | None) -> None:
-    """The run's status comes from the run; success and what is not over are unset, failure and timeout are errors."""
-    head = encode(Run.from_dict({"id": "r", "status": status}))[-1]
-    assert head.status == code
-    assert head.attributes().get("cicd.pipeline.result") == result
-    assert head.attributes()[ROLE] == ("run" if result else "snapshot")
+    """Failure and timeout have the status ERROR, all other runs UNSET."""
+    span = encode(Run.from_dict({"id": "r", "status": status}))[-1]
+    assert span.status == code
+    assert span.attributes().get("cicd.pipeline.result") == result
+    assert span.attributes()[ROLE] == ("run" if result else "snapshot")
 
 
 def test_links_and_attempts() -> None:
-    """A sub-workflow links to its child's run span, and listed attempts are spans below the step."""
+    """A sub-workflow step links to its child's run span, and listed attempts are spans below the step."""
     spans = encode(Run.from_dict(ENVELOPES["sub-workflows"]))
     child = run_ids("run_child")
     assert (spans[0].links[0].trace_id, spans[0].links[0].span_id) == (child.trace_id, child.root_id)
@@ -323,7 +323,7 @@ def test_the_table_covers_the_document() -> None:
 
 
 def test_step_ids_must_match() -> None:
-    """A recorder that names too few or too many spans is told at once."""
+    """A wrong number of step ids is a ValueError."""
     run = Run.from_json('{"id":"r","status":"completed","steps":[{"id":"a","status":"completed"}]}')
     with pytest.raises(ValueError, match="0 step ids for 1 finished steps"):
         encode(run, step_ids=[])
@@ -331,18 +331,18 @@ def test_step_ids_must_match() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_head_alone_tells_the_list_item(name: str) -> None:
-    """The head span of a run has all that a list needs, exact, without its steps."""
+def test_a_revision_span_carries_the_list_item(name: str) -> None:
+    """The list item of a run can be read from its revision span alone."""
     run = Run.from_json(CASES[name])
-    heading = read_summary(encode(run, tenant="t", observed_at=NOW)[-1])
-    assert heading is not None
-    assert heading.summary == run.summary()
-    assert (heading.run_id, heading.tenant, heading.status) == (run.id, "t", run.status)
+    summary = read_summary(encode(run, tenant="t", observed_at=NOW)[-1])
+    assert summary is not None
+    assert summary.summary == run.summary()
+    assert (summary.run_id, summary.tenant, summary.status) == (run.id, "t", run.status)
 
 
 @given(runs())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_content_ids_are_those_of_the_spans(run: Run) -> None:
-    """The ids worked out alone are the ids of the step spans, at every revision."""
+    """The content ids are the ids of the step spans at every revision."""
     assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t")).step_ids
     assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t", observed_at=5, after_root=True)).step_ids

@@ -1,1 +1,1 @@
-"""Run documents to spans and back over one field table: pure, no I/O and no clock."""
+"""Conversion between run documents and spans by one field table, with no I/O and no clock."""

@@ -1,9 +1,8 @@
-"""How one member becomes attributes and comes back, kind by kind, the two directions side by side; no I/O.
+"""Conversion of document members to span attributes and back, one kind of field at a time; no I/O.
 
-The members of a run or a step from the attributes of its span, by the table in ``fields``; no I/O.
-
-``carry`` has the other direction beside this one, member by member; here is the way for spans on which every member has
-its usual form.
+``encode_text``, ``encode_value`` and ``encode_times`` append attributes; ``decode_text``, ``decode_value`` and
+``decode_time`` are their inverses. ``decode_members`` and ``decode_step`` read all members of a span at once, by the
+tables in ``fields``.
 """
 
 from __future__ import annotations
@@ -34,42 +33,43 @@ from runspan.model.timestamps import canonical_ns, canonical_text, parse_ns
 Pairs = list[tuple[str, Value]]
 _json = msgspec.json.encode
 _INT64 = 1 << 63
+_PAYLOAD, _INTEGER = FieldKind.PAYLOAD, FieldKind.INTEGER
 
 
 class AttributeDecodeError(Exception):
-    """An attribute is not there, or is not what encode writes. The text says which."""
+    """An attribute is missing, or has a value that ``encode`` never writes."""
 
 
-# Text, cut at code points into pieces that every backend keeps.
+# Text, split at code points into parts that every backend keeps.
 
 
 def encode_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
-    """Appends a text, in numbered pieces when it is long. It must not be empty: stores drop empty strings."""
+    """Append a text, in numbered parts if it is long. It must not be empty: stores drop empty strings."""
     if type(text) is not Raw:
         text = Raw(text)
     if memoryview(text).nbytes <= MAX_ATTRIBUTE_BYTES:
         pairs.append((key, text))
         return
-    pieces = list(_cut(bytes(text)))
-    pairs.append((key, pieces[0]))
-    pairs.extend((f"{key}.{number}", piece) for number, piece in enumerate(pieces[1:], 1))
-    pairs.append((key + PARTS, len(pieces)))
+    parts = list(_split(bytes(text)))
+    pairs.append((key, parts[0]))
+    pairs.extend((f"{key}.{number}", part) for number, part in enumerate(parts[1:], 1))
+    pairs.append((key + PARTS, len(parts)))
 
 
 def decode_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
-    """The text, its pieces joined; None when there is none."""
+    """Return the text with its parts joined, or None if there is none. Raises AttributeDecodeError."""
     first = attributes.get(key)
-    parts = attributes.get(key + PARTS)
-    if parts is None:
+    count = attributes.get(key + PARTS)
+    if count is None:
         if first is None:
             return None
-        return _piece(attributes, key)
-    if type(parts) is not int or parts < 1:
-        raise AttributeDecodeError(f"attribute {key}{PARTS} is no count")
-    return b"".join([_piece(attributes, f"{key}.{number}" if number else key) for number in range(parts)])
+        return _part(attributes, key)
+    if type(count) is not int or count < 1:
+        raise AttributeDecodeError(f"attribute {key}{PARTS} is not a count")
+    return b"".join([_part(attributes, f"{key}.{number}" if number else key) for number in range(count)])
 
 
-def _cut(text: bytes) -> Iterator[Raw]:
+def _split(text: bytes) -> Iterator[Raw]:
     start = 0
     while start < len(text):
         end = min(start + MAX_ATTRIBUTE_BYTES, len(text))
@@ -79,16 +79,17 @@ def _cut(text: bytes) -> Iterator[Raw]:
         start = end
 
 
-def _piece(attributes: Mapping[str, Value], key: str) -> bytes:
+def _part(attributes: Mapping[str, Value], key: str) -> bytes:
     value = attributes.get(key)
     if type(value) is Raw:
         return bytes(value)
     if type(value) is not str:
-        raise AttributeDecodeError(f"attribute {key} is missing" if value is None else f"attribute {key} is no string")
+        problem = "is missing" if value is None else "is not a string"
+        raise AttributeDecodeError(f"attribute {key} {problem}")
     return value.encode()
 
 
-# A member's JSON text, where the usual form cannot carry it.
+# The JSON text of a member that has no canonical form.
 
 
 def _encode_non_canonical(pairs: Pairs, key: str, value: Any) -> None:
@@ -96,21 +97,19 @@ def _encode_non_canonical(pairs: Pairs, key: str, value: Any) -> None:
 
 
 def _decode_non_canonical(attributes: Mapping[str, Value], key: str) -> Any:
-    """``Raw`` or a plain string or None; UNSET when there is none."""
+    """Return ``Raw``, a string or None; UNSET if there is no such attribute."""
     text = decode_text(attributes, key + NON_CANONICAL)
-    if text is None:
-        return UNSET
-    return _plain(text)
+    return UNSET if text is None else _string_or_raw(text)
 
 
-def _plain(text: bytes) -> Any:
+def _string_or_raw(text: bytes) -> Any:
     if text == b"null":
         return None
     if text.startswith(b'"'):
         try:
             return msgspec.json.decode(text, type=str)
         except (msgspec.MsgspecError, ValueError):
-            return Raw(text)  # a lone surrogate: JSON has it, UTF-8 does not
+            return Raw(text)  # a lone surrogate, which JSON can represent and UTF-8 cannot
     return Raw(text)
 
 
@@ -118,13 +117,13 @@ def _plain(text: bytes) -> Any:
 
 
 def encode_value(pairs: Pairs, field: Field, value: Any) -> None:
-    """Appends one member of the kinds LABEL, TEXT, INTEGER and PAYLOAD. UNSET appends nothing."""
+    """Append a member of the kinds LABEL, TEXT, INTEGER and PAYLOAD. UNSET appends nothing."""
     if value is UNSET:
         return
-    if field.kind is FieldKind.PAYLOAD:
+    if field.kind is _PAYLOAD:
         encode_text(pairs, field.key, value)
-    elif field.kind is FieldKind.INTEGER:
-        number = _integer(bytes(value))
+    elif field.kind is _INTEGER:
+        number = _parse_int64(bytes(value))
         if number is None:
             _encode_non_canonical(pairs, field.key, value)
         else:
@@ -136,23 +135,23 @@ def encode_value(pairs: Pairs, field: Field, value: Any) -> None:
 
 
 def decode_value(attributes: Mapping[str, Value], field: Field) -> Any:
-    """The member as the document classes hold it; UNSET when the document has none."""
-    if field.kind is FieldKind.PAYLOAD:
+    """Return the member as the document classes hold it, or UNSET if the document does not have it."""
+    if field.kind is _PAYLOAD:
         text = decode_text(attributes, field.key)
         return UNSET if text is None else Raw(text)
     value = attributes.get(field.key)
-    if field.kind is FieldKind.INTEGER:
+    if field.kind is _INTEGER:
         if type(value) is int:
             return Raw(b"%d" % value)
-        odd = decode_text(attributes, field.key + NON_CANONICAL)
-        return UNSET if odd is None else Raw(odd)
+        text = decode_text(attributes, field.key + NON_CANONICAL)
+        return UNSET if text is None else Raw(text)
     if type(value) is str:
         return value
     return _decode_non_canonical(attributes, field.key)
 
 
-def _integer(text: bytes) -> int | None:
-    """The integer when it is the shortest text of one that has 64 bits."""
+def _parse_int64(text: bytes) -> int | None:
+    """Return the integer if the text is the shortest one of a 64-bit integer, else None."""
     if text.isdigit() and len(text) < 19 and (text[0] != 0x30 or len(text) == 1):
         return int(text)
     digits = text[1:] if text[:1] == b"-" else text
@@ -162,7 +161,7 @@ def _integer(text: bytes) -> int | None:
     return None
 
 
-# Times, which are the span's own where they follow from its nanoseconds.
+# Times, carried by the span's own start and end if they are canonical.
 
 
 def encode_times(
@@ -175,18 +174,20 @@ def encode_times(
     *,
     start_at_fallback: bool = False,
 ) -> tuple[int, int]:
-    """The span's start and end in nanoseconds; what they cannot carry is appended.
+    """Return the span's start and end in nanoseconds, and append the times that these cannot carry.
 
-    fallback: the start of a span whose document has no usable time. observed_at: the end of a snapshot span, whatever
-    the document says. early: without a start, begin at the fallback even when there is an end; lists are searched by
-    where heads begin. The end is after the start always, because Jaeger moves any other.
+    The end is always after the start, because Jaeger moves any other end.
+
+    - ``fallback``: the start if the document has no usable time.
+    - ``observed_at``: the end of a snapshot span, regardless of the document.
+    - ``start_at_fallback``: use the fallback, not the end, if there is no start. Lists search revision spans by start.
     """
     start_ns = canonical_ns(started) if type(started) is str else None
     end_ns = canonical_ns(completed) if type(completed) is str else None
     if start_ns is not None and end_ns is not None and end_ns > start_ns and observed_at is None:
         return start_ns, end_ns
-    last = end_ns if end_ns is not None else _near(completed)
-    first = start_ns if start_ns is not None else _near(started)
+    last = end_ns if end_ns is not None else _approximate_ns(completed)
+    first = start_ns if start_ns is not None else _approximate_ns(started)
     if first is None:
         first = fallback if last is None or start_at_fallback else last
     if start_ns is None:
@@ -208,72 +209,59 @@ def _encode_time(pairs: Pairs, field: Field, value: Any) -> None:
 
 
 def decode_time(attributes: Mapping[str, Value], field: Field, ns: int) -> Any:
-    """The time as the document has it: what stands beside the span's own, else the span's own."""
+    """Return the time as the document has it: that of the attribute if there is one, else the span's own."""
     text = decode_text(attributes, field.key + NON_CANONICAL)
     if text is not None:
-        return UNSET if text == ABSENT.encode() else _plain(text)
+        return UNSET if text == ABSENT.encode() else _string_or_raw(text)
     canonical = canonical_text(ns)
     if canonical is None:
         raise AttributeDecodeError(f"the span's {field.kind.name.lower()} was changed")
     return canonical
 
 
-def _near(value: Any) -> int | None:
+def _approximate_ns(value: Any) -> int | None:
     return parse_ns(value) if type(value) is str else None
 
 
-def parse_open_step(text: str) -> Step:
-    """A step from its canonical text."""
-    envelope, _, _ = parse_document('{"id":"_","steps":[' + text + "]}")
-    if type(envelope.steps) is not list or len(envelope.steps) != 1:
-        raise ValueError(text)
-    return envelope.steps[0]
+# All members of a span.
 
 
-def decode_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
-    """The step that a step span carries; Missing when a piece is not there."""
-    attributes = span.attributes() if attributes is None else attributes
-    values = decode_members(attributes, STEP_TABLE, span)
-    if "id" not in values:
-        raise AttributeDecodeError(f"span {span.span_id.hex()}: the step's id is missing")
-    return with_extra_step(Step(**values), strip_braces(decode_text(attributes, STEP_EXTRA)))
+class _Never:
+    """A type that no attribute value has."""
 
 
-class _Unusual:
-    """The type of no value."""
+def _canonical_forms(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
+    """Return member, value type and kind by attribute key.
 
-
-def _rows(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
-    """By attribute name: member, type and kind of the usual form. A name that says that some member is not in its usual
-    form has a type that no value has."""
-    usual: dict[str, tuple[str, type, FieldKind]] = {
-        field.key: (field.member, int if field.kind is FieldKind.INTEGER else str, field.kind)
+    The keys that mark a member as non-canonical or split have the type ``_Never``, so that they fail the type check.
+    """
+    forms: dict[str, tuple[str, type, FieldKind]] = {
+        field.key: (field.member, int if field.kind is _INTEGER else str, field.kind)
         for field in (*table.labels, *table.values)
     }
     for field in table.fields:
-        for ending in (NON_CANONICAL, PARTS):
-            usual[field.key + ending] = "", _Unusual, field.kind
-    return usual
+        for suffix in (NON_CANONICAL, PARTS):
+            forms[field.key + suffix] = "", _Never, field.kind
+    return forms
 
 
-_ROWS = {table: _rows(table) for table in (RUN_TABLE, STEP_TABLE)}
-_PAYLOAD, _INTEGER = FieldKind.PAYLOAD, FieldKind.INTEGER
+_CANONICAL_FORMS = {table: _canonical_forms(table) for table in (RUN_TABLE, STEP_TABLE)}
 
 
 def decode_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
-    """The members by their names in the document classes."""
+    """Return the members of a run or step span by their names in the document classes. Raises AttributeDecodeError."""
     start, end = canonical_text(span.start), canonical_text(span.end)
     if start is None or end is None:
-        return _non_canonical_members(attributes, table, span)
+        return _decode_field_by_field(attributes, table, span)
     values: dict[str, Any] = {table.start.member: start, table.end.member: end}
-    row_of = _ROWS[table].get
+    get_form = _CANONICAL_FORMS[table].get
     for key, value in attributes.items():
-        row = row_of(key)
-        if row is None:
+        form = get_form(key)
+        if form is None:
             continue
-        member, usual, kind = row
-        if type(value) is not usual:
-            return _non_canonical_members(attributes, table, span)
+        member, expected, kind = form
+        if type(value) is not expected:
+            return _decode_field_by_field(attributes, table, span)
         if kind is _PAYLOAD:
             values[member] = Raw(value.encode())  # type: ignore[union-attr]
         elif kind is _INTEGER:
@@ -283,8 +271,8 @@ def decode_members(attributes: Mapping[str, Value], table: Table, span: Span) ->
     return values
 
 
-def _non_canonical_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
-    """The same for spans on which some member is odd, long or absent."""
+def _decode_field_by_field(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
+    """Do the work of ``decode_members`` for spans with a member that is non-canonical, split or absent."""
     values: dict[str, Any] = {}
     try:
         for field in (*table.labels, *table.values):
@@ -300,6 +288,29 @@ def _non_canonical_members(attributes: Mapping[str, Value], table: Table, span: 
     return values
 
 
-def strip_braces(extra: bytes | None) -> bytes:
-    """The members in an object's text; nothing for None."""
-    return b"" if extra is None else extra[1:-1]
+def decode_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
+    """Return the step of a step span. Raises AttributeDecodeError."""
+    attributes = span.attributes() if attributes is None else attributes
+    values = decode_members(attributes, STEP_TABLE, span)
+    if "id" not in values:
+        raise AttributeDecodeError(f"span {span.span_id.hex()}: the step's id is missing")
+    return with_extra_step(Step(**values), decode_extra(attributes, STEP_EXTRA))
+
+
+def parse_open_step(text: str) -> Step:
+    """Return the step of a canonical text. Raises DocumentError or ValueError."""
+    envelope, _, _ = parse_document('{"id":"_","steps":[' + text + "]}")
+    if type(envelope.steps) is not list or len(envelope.steps) != 1:
+        raise ValueError(text)
+    return envelope.steps[0]
+
+
+def encode_extra(pairs: Pairs, key: str, extra: bytes) -> None:
+    """Append the unknown members as one JSON object; nothing if there are none."""
+    if extra:
+        encode_text(pairs, key, b"{" + extra + b"}")
+
+
+def decode_extra(attributes: Mapping[str, Value], key: str) -> bytes:
+    """Return the text of the unknown members without the object's braces; empty if there are none."""
+    return (decode_text(attributes, key) or b"")[1:-1]

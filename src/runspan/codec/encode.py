@@ -1,10 +1,10 @@
-"""A run document to spans: the pure half that writes; ``decode`` is its inverse; no I/O, no clock.
+"""The encoder, which converts a run document to spans and is the inverse of ``decode``; no I/O, no clock.
 
-One run is one trace. Every finished step is a span that is written once, named by its content; the *head* names
-them in its manifest and proves them by the document's digest. The head of a finished run is the root span, and of any
-other run a snapshot span below the root to come.
+Every finished step is a span with an id derived from its content, written once. A *revision span* carries one version
+of the run: its members, the manifest of step span ids and the digest of the document. For a finished run it is the root
+span of the trace, for any other run a snapshot span below the future root.
 
-``otlp.bulk_writer`` writes many runs at once, straight to bytes; what is unusual there comes back here.
+``otlp.bulk_writer`` writes the same spans of many runs directly to bytes and uses this module for unusual runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from runspan.codec.attributes import Pairs, encode_text, encode_times, encode_value
+from runspan.codec.attributes import Pairs, encode_extra, encode_text, encode_times, encode_value
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
@@ -59,7 +59,7 @@ from runspan.model.span import UNSET as STATUS_UNSET
 from runspan.model.timestamps import parse_ns
 
 _OPEN: Final = b""
-"""Among the span ids of a manifest: a step without one."""
+"""In a list of span ids: an open step, which has no span."""
 _STEP_ID: Final = next(field for field in STEP_TABLE.labels if field.member == "id")
 
 
@@ -72,15 +72,17 @@ def encode(
     step_ids: Sequence[bytes] | None = None,
     exception_events: bool = True,
 ) -> list[Span]:
-    """The spans of a run: its finished steps in order, the head last. The same arguments give the same spans.
+    """Return the spans of a run: its finished steps in order, the revision span last.
 
-    tenant: whose run it is; part of every id.
-    observed_at: when the document was read, nanoseconds since 1970: the end and the revision of a snapshot. Without it
-    the latest time in the document stands in.
-    after_root: the run's root span was written already and this document differs from it: write the change as a
-    snapshot that ranks above the root.
-    step_ids: the span ids of the finished steps, in order, where a live recorder gave them out before the content.
-    exception_events: whether a failed span gets the conventions' ``exception`` event.
+    The same arguments always return the same spans.
+
+    - ``tenant``: the tenant of the run, part of every id.
+    - ``observed_at``: when the document was read, in nanoseconds since 1970: the end and the revision of a snapshot.
+      The default is the latest time in the document.
+    - ``after_root``: whether the run's root span was written already with another document. The change is written as a
+      snapshot with a higher revision than the root.
+    - ``step_ids``: the span ids of the finished steps, in order, if a live recorder assigned them before the content.
+    - ``exception_events``: whether a failed span has an ``exception`` event.
     """
     return RunEncoder(run, tenant, exception_events=exception_events, after_root=after_root).spans(
         observed_at, step_ids
@@ -88,14 +90,14 @@ def encode(
 
 
 def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
-    """The ids that ``encode`` gives to the spans of the finished steps, without the rest of the work."""
+    """Return the ids that ``encode`` assigns to the spans of the finished steps, without encoding the run."""
     return list(RunEncoder(run, tenant).step_ids())
 
 
 class SpanStatus(NamedTuple):
-    """How a span says that it failed, or that it did not."""
+    """The status code, status description and events of a span."""
 
-    status: int = STATUS_UNSET
+    code: int = STATUS_UNSET
     message: str = ""
     events: tuple[Event, ...] = ()
 
@@ -103,17 +105,17 @@ class SpanStatus(NamedTuple):
 NO_ERROR: Final = SpanStatus()
 
 
-def set_error_status(own: Pairs, error: object, label: SpanTemplate, end: int, exception_events: bool) -> SpanStatus:
-    """Status, description and events of a span; ``error.type`` is appended when its label is an error's."""
-    if label.error_type is None:
+def set_error_status(own: Pairs, error: object, template: SpanTemplate, end: int, exception_events: bool) -> SpanStatus:
+    """Return the status of a span, and append ``error.type`` if the template is that of a failed span."""
+    if template.error_type is None:
         return NO_ERROR
-    fault = read_error(error, label.error_type)
-    own.append((ERROR_TYPE, fault.type))
-    return SpanStatus(ERROR, fault.message, (fault.event(end),) if exception_events else ())
+    info = read_error(error, template.error_type)
+    own.append((ERROR_TYPE, info.type))
+    return SpanStatus(ERROR, info.message, (info.event(end),) if exception_events else ())
 
 
 class StepSpanParts(NamedTuple):
-    """What a step span has beside its label and the members in their usual attributes."""
+    """The parts of a step span that are neither in its template nor canonical attributes of its members."""
 
     own: Pairs
     start: int
@@ -123,9 +125,10 @@ class StepSpanParts(NamedTuple):
 
 
 class StepPartsBuilder:
-    """Works out ``Rest`` for the steps of one run. usages: what its agent steps used so far; grows.
+    """Builds the ``StepSpanParts`` of the steps of one run.
 
-    fallback: the start of a span without a time, nanoseconds since 1970.
+    - ``fallback``: the start of a span without a time, in nanoseconds since 1970.
+    - ``usages``: the list to which the token usage of each agent step is appended.
     """
 
     def __init__(
@@ -136,28 +139,27 @@ class StepPartsBuilder:
         self.exception_events = exception_events
         self.usages = [] if usages is None else usages
 
-    def build(self, step: Step, label: SpanTemplate) -> StepSpanParts:
+    def build(self, step: Step, template: SpanTemplate) -> StepSpanParts:
         own: Pairs = []
-        if step.extra:
-            encode_text(own, STEP_EXTRA, b"{" + step.extra + b"}")
+        encode_extra(own, STEP_EXTRA, step.extra)
         start, end = encode_times(own, STEP_TABLE, step.started_at, step.completed_at, self.fallback)
         links: tuple[Link, ...] = ()
-        if label.is_agent:
+        if template.is_agent:
             usage = read_usage(step.output)
             if usage is not None:
                 self.usages.append(usage)
                 add_usage(own, usage)
-        elif label.is_sub_workflow:
+        elif template.is_sub_workflow:
             child = read_child_run_id(step.output)
             if child:
                 own.append((CHILD_RUN_ID, child[:500]))
                 links = (child_link(child, self.tenant),)
-        fault = set_error_status(own, step.error, label, end, self.exception_events)
-        return StepSpanParts(own, start, end, fault, links)
+        status = set_error_status(own, step.error, template, end, self.exception_events)
+        return StepSpanParts(own, start, end, status, links)
 
 
 class RunEncoder:
-    """One run on its way to spans."""
+    """Encodes one run."""
 
     def __init__(
         self,
@@ -168,7 +170,7 @@ class RunEncoder:
         after_root: bool = False,
         is_root: bool | None = None,
     ) -> None:
-        """is_root: whether the head is the run span; None: as the status says, which is how a document is written."""
+        """``is_root``: whether the revision span is the run span; None derives it from the status."""
         envelope = run.envelope
         self.envelope = envelope
         self.run_text = run.text
@@ -187,77 +189,78 @@ class RunEncoder:
     def spans(
         self, observed_at: int | None, step_ids: Sequence[bytes] | None, ended: Sequence[bool] | None = None
     ) -> list[Span]:
-        """See ``encode``. ended: for each step whether it has a span; None: as its status says."""
+        """See ``encode``. ``ended``: for each step whether it has a span; None derives it from the status."""
         steps = self.envelope.steps
-        given = None if step_ids is None else iter(step_ids)
-        told = None if ended is None else iter(ended)
+        assigned = None if step_ids is None else iter(step_ids)
+        has_ended = None if ended is None else iter(ended)
         spans: list[Span] = []
-        below: list[Span] = []
-        names: list[bytes] = []
-        taken: dict[bytes, bytes] = {}
+        attempts: list[Span] = []
+        span_ids: list[bytes] = []
+        used_ids: dict[bytes, bytes] = {}
         open_steps: list[bytes] = []
         for step in steps if type(steps) is list else ():
             text = step_text(step)
-            label = step_template(STEP_TABLE.get_labels(step))
-            if not (label.finished if told is None else next(told)):
-                below += self._open_attempts(step, label, len(names))
+            template = step_template(STEP_TABLE.get_labels(step))
+            if not (template.finished if has_ended is None else next(has_ended)):
+                attempts += self._open_attempts(step, template, len(span_ids))
                 open_steps.append(text)
-                names.append(_OPEN)
+                span_ids.append(_OPEN)
                 continue
-            span_id = step_span_id(text, self.step_seed, taken) if given is None else next(given, _OPEN)
-            names.append(span_id)
-            spans.append(self.step_span(step, span_id, label))
+            span_id = step_span_id(text, self.step_seed, used_ids) if assigned is None else next(assigned, _OPEN)
+            span_ids.append(span_id)
+            spans.append(self.step_span(step, span_id, template))
             if step.extra:
-                below += self.attempt_spans(step, span_id, label)
+                attempts += self.attempt_spans(step, span_id, template)
         if step_ids is not None and len(set(step_ids)) != len(step_ids):
-            raise ValueError("a step id stands twice: every span has its own")
+            raise ValueError("step_ids must be unique")
         if step_ids is not None and len(step_ids) != len(spans):
             raise ValueError(f"{len(step_ids)} step ids for {len(spans)} finished steps")
-        manifest = (
-            b"".join(names).hex() if not open_steps else "".join([name.hex() or OPEN_STEP_MARK for name in names])
-        )
-        return [*spans, *below, self.revision_span(manifest, open_steps, observed_at)]
+        if open_steps:
+            manifest = "".join([span_id.hex() or OPEN_STEP_MARK for span_id in span_ids])
+        else:
+            manifest = b"".join(span_ids).hex()
+        return [*spans, *attempts, self.revision_span(manifest, open_steps, observed_at)]
 
     def step_ids(self) -> Iterator[bytes]:
-        """The content ids of the finished steps, each worked out when it is asked for."""
-        taken: dict[bytes, bytes] = {}
+        """Yield the content-derived ids of the finished steps, each computed on demand."""
+        used_ids: dict[bytes, bytes] = {}
         steps = self.envelope.steps
         for step in steps if type(steps) is list else ():
             if step.status in TERMINAL_STEP_STATUSES:
-                yield step_span_id(step_text(step), self.step_seed, taken)
+                yield step_span_id(step_text(step), self.step_seed, used_ids)
 
-    def step_span(self, step: Step, span_id: bytes, label: SpanTemplate) -> Span:
-        """The span of a finished step."""
+    def step_span(self, step: Step, span_id: bytes, template: SpanTemplate) -> Span:
+        """Return the span of a finished step."""
         own: Pairs = []
         for field, value in zip(STEP_TABLE.values, STEP_TABLE.get_values(step), strict=True):
             encode_value(own, field, value)
-        rest = self.step_parts.build(step, label)
+        parts = self.step_parts.build(step, template)
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
             parent_id=self.root_id,
-            name=label.name,
-            kind=label.kind,
-            start=rest.start,
-            end=rest.end,
-            status=rest.status.status,
-            message=rest.status.message,
-            shared=(label.shared, self.identity),
-            own=own + rest.own,
-            events=rest.status.events,
-            links=rest.links,
+            name=template.name,
+            kind=template.kind,
+            start=parts.start,
+            end=parts.end,
+            status=parts.status.code,
+            message=parts.status.message,
+            shared=(template.shared, self.identity),
+            own=own + parts.own,
+            events=parts.status.events,
+            links=parts.links,
         )
 
-    def attempt_spans(self, step: Step, step_id: bytes, label: SpanTemplate) -> Iterator[Span]:
-        """The spans of the attempts that a step lists and that have ended, below the step's span."""
+    def attempt_spans(self, step: Step, step_id: bytes, template: SpanTemplate) -> Iterator[Span]:
+        """Yield the spans of a finished step's ended attempts, children of the step's span."""
         for attempt in read_attempts(step.extra):
-            yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, label)
+            yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, template)
 
-    def _open_attempts(self, step: Step, label: SpanTemplate, place: int) -> Iterator[Span]:
-        """The attempts of a step that goes on, below the root to come.
+    def _open_attempts(self, step: Step, template: SpanTemplate, position: int) -> Iterator[Span]:
+        """Yield the attempts of an open step, children of the future root.
 
-        Every snapshot tells them all, so the id of each follows from all that its span carries, and it is one span.
-        place: of the step in the document.
+        Every snapshot repeats them, so their ids are derived from everything that the span carries: repetitions are
+        the same span. ``position`` is that of the step in the document.
         """
         attempts = read_attempts(step.extra)
         if not attempts and step.status == "retrying":
@@ -265,12 +268,12 @@ class RunEncoder:
             current = current_attempt(step.attempt, "retrying", step.error, start or self.fallback)
             attempts = [] if current is None else [current]
         for attempt in attempts:
-            told = (step.id, step.name, step.type, attempt)
-            key = sha256(self.seed + place.to_bytes(8, "big") + repr(told).encode()).digest()
+            content = repr((step.id, step.name, step.type, *attempt.values())).encode()
+            key = sha256(self.seed + position.to_bytes(8, "big") + content).digest()
             span_id = child_span_id(key, "open attempt", attempt.position)
-            yield self._attempt(attempt, span_id, self.root_id, step, label)
+            yield self._attempt(attempt, span_id, self.root_id, step, template)
 
-    def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, label: SpanTemplate) -> Span:
+    def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, template: SpanTemplate) -> Span:
         own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
         if attempt.status:
             own.append(("runspan.attempt.status", attempt.status[:500]))
@@ -283,7 +286,7 @@ class RunEncoder:
             trace_id=self.trace_id,
             span_id=span_id,
             parent_id=parent_id,
-            name=f"attempt of {label.name}",
+            name=f"attempt of {template.name}",
             kind=INTERNAL,
             start=attempt.start,
             end=attempt.end,
@@ -295,13 +298,13 @@ class RunEncoder:
         )
 
     def revision_span(self, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
-        """The root span, or a snapshot. manifest and open_steps: see ``codec.fields.MANIFEST``."""
+        """Return the root span or a snapshot span. For ``manifest`` and ``open_steps`` see ``fields.MANIFEST``."""
         envelope = self.envelope
         own: Pairs = [(DIGEST, sha256(self.run_text).hexdigest())]
         revision = ROOT_REVISION
         if not self.is_root:
             observed_at = _last_time(envelope, self.fallback) if observed_at is None else observed_at
-            # Times past 2116 would rank a run that goes on above its end.
+            # A time after 2116 would rank an unfinished run above its end.
             revision = min(observed_at, ROOT_REVISION - 1) + (ROOT_REVISION if self.after_root else 0)
             own.append((REVISION, revision))
         if self.tenant:
@@ -316,46 +319,46 @@ class RunEncoder:
             own.append((MANIFEST + NON_CANONICAL, "null"))
         for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
             encode_value(own, field, value)
-        links: tuple[Link, ...] = ()
-        if envelope.extra:
-            encode_text(own, RUN_EXTRA, b"{" + envelope.extra + b"}")
-            parent = read_parent_run_id(envelope.extra)
-            if parent:
-                own.append((PARENT_RUN_ID, parent[:500]))
-            links = caller_links(envelope.extra, self.trace_id)
-        seen = None if self.is_root else observed_at
-        place = sort_time(envelope) or 1  # not the completion: lists are searched by where heads begin
+        encode_extra(own, RUN_EXTRA, envelope.extra)
+        parent = read_parent_run_id(envelope.extra)
+        if parent:
+            own.append((PARENT_RUN_ID, parent[:500]))
         start, end = encode_times(
-            own, RUN_TABLE, envelope.started_at, envelope.completed_at, place, seen, start_at_fallback=True
+            own,
+            RUN_TABLE,
+            envelope.started_at,
+            envelope.completed_at,
+            sort_time(envelope) or 1,
+            None if self.is_root else observed_at,
+            start_at_fallback=True,
         )
         own.append((PIPELINE_RUN_ID, envelope.id))
         add_totals(own, self.step_parts.usages)
-        label = self.template
-        fault = set_error_status(own, envelope.error, label, end, self.exception_events)
+        template = self.template
+        status = set_error_status(own, envelope.error, template, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:
             span_id = revision_span_id(self.trace_id, self.run_text, revision, self.seed)
             parent_id = self.root_id
-        shared = (label.shared, self.identity)
         return Span(
-            self.trace_id,
-            span_id,
-            parent_id,
-            label.name,
-            label.kind,
-            start,
-            end,
-            fault.status,
-            fault.message,
-            shared,
-            own,
-            fault.events,
-            links,
+            trace_id=self.trace_id,
+            span_id=span_id,
+            parent_id=parent_id,
+            name=template.name,
+            kind=template.kind,
+            start=start,
+            end=end,
+            status=status.code,
+            message=status.message,
+            shared=(template.shared, self.identity),
+            own=own,
+            events=status.events,
+            links=caller_links(envelope.extra, self.trace_id),
         )
 
 
 def _first_time(envelope: Envelope) -> int:
-    """Where spans without a time of their own begin: the run's start, else its creation, else one nanosecond."""
+    """Return the start of spans that have no time: the run's start, creation or completion, else one nanosecond."""
     for value in (envelope.started_at, envelope.created_at, envelope.completed_at):
         if type(value) is str:
             ns = parse_ns(value)
@@ -365,7 +368,7 @@ def _first_time(envelope: Envelope) -> int:
 
 
 def _last_time(envelope: Envelope, first: int) -> int:
-    """The latest time that the document tells."""
+    """Return the latest time in the document."""
     steps = envelope.steps
     values: list[object] = [envelope.started_at, envelope.completed_at]
     for step in steps if type(steps) is list else ():

@@ -1,7 +1,7 @@
-"""The table: which member of a run document is which span attribute, and how it is carried; no I/O.
+"""The table of document members and their span attributes; no I/O.
 
-``encode`` and ``decode`` both walk these rows, so a member cannot be added in one direction only, and a test holds the
-rows to the members of ``model.document.Envelope`` and ``model.document.Step``.
+``encode`` and ``decode`` use the same rows, so a member cannot be added in one direction only. A test compares the rows
+with the members of ``model.document.Envelope`` and ``model.document.Step``.
 """
 
 from __future__ import annotations
@@ -21,60 +21,63 @@ WORKFLOW_ID: Final = "runspan.workflow.id"
 TENANT: Final = "runspan.tenant"
 
 REVISION: Final = "runspan.revision"
-"""On run and snapshot spans, an integer. Of all spans in a trace that have it, the highest tells the document."""
+"""The revision number on revision spans, an integer. The span with the highest one carries the current document."""
 ROOT_REVISION: Final = 1 << 62
-"""The run span's own. Snapshots of an unfinished run have the time of observation in nanoseconds, which stays below;
-revisions of a finished run have both added up, which stays below 2**63."""
+"""The revision of the run span.
+
+Snapshots of an unfinished run have the time of observation in nanoseconds, which is less. Later revisions of a finished
+run have the sum of both, which is less than 2**63.
+"""
 
 
 def observed_time(revision: int) -> int:
-    """When the document of a snapshot was seen, nanoseconds since 1970: what its revision tells. Of a root it is 0."""
+    """Return when the document of a snapshot was observed, in nanoseconds since 1970; 0 for the run span."""
     return revision - ROOT_REVISION if revision >= ROOT_REVISION else revision
 
 
 DIGEST: Final = "runspan.digest"
-"""On run and snapshot spans: hex SHA-256 of the document's canonical text."""
+"""On revision spans: the hex SHA-256 of the document's canonical text."""
 STEP_COUNT: Final = "runspan.run.step_count"
-"""How many steps the document lists; absent when it has no ``steps`` or ``null``."""
+"""The number of steps of the document; absent if ``steps`` is absent or ``null``."""
 MANIFEST: Final = "runspan.run.steps"
-"""The steps in their order: 16 hex digits each, the id of the step's span, or ``OPEN``."""
+"""The manifest: for each step in order 16 hex digits, the id of its span, or ``OPEN_STEP_MARK``."""
 OPEN_STEP_MARK: Final = "." * 16
-"""In the manifest: a step that has not ended. Its text stands in ``OPEN_STEPS``."""
+"""In the manifest: an open step. Its text is in ``OPEN_STEPS``."""
 OPEN_STEPS: Final = "runspan.run.open_steps"
-"""A JSON array of the steps that have not ended, in their order."""
+"""A JSON array of the open steps in order."""
 RUN_EXTRA: Final = "runspan.run.extra"
 STEP_EXTRA: Final = "runspan.step.extra"
-"""A JSON object of the unknown members, in their order."""
+"""A JSON object of the unknown members in order."""
 
 NON_CANONICAL: Final = ".json"
-"""Appended to an attribute's name: the member's JSON text, where the usual form cannot carry it."""
+"""Suffix of a key: the attribute is the JSON text of a member that is not in its canonical form."""
 PARTS: Final = ".parts"
-"""Appended to an attribute's name: how many pieces its text was cut into. Piece n > 0 is called ``name.n``."""
+"""Suffix of a key: the number of parts that a long text was split into. Part n > 0 has the key ``key.n``."""
 ABSENT: Final = "absent"
-"""In the ``.json`` attribute of a time: the document has none. No JSON text reads so."""
+"""In the ``.json`` attribute of a time: the document has no such member. This is not valid JSON, so not ambiguous."""
 MAX_ATTRIBUTE_BYTES: Final = 2000
-"""The longest string attribute that we write. Tempo silently cuts at 2048 bytes."""
+"""The longest string attribute that runspan writes. Tempo silently truncates at 2048 bytes."""
 
 
 class FieldKind(Enum):
-    """How a member is carried. In every case its JSON text goes to ``name.json`` when the usual form cannot hold it."""
+    """The canonical form of a member. A value without that form is carried as JSON text in ``key.json``."""
 
     LABEL = auto()
-    """A string with few values, as a string attribute; encoded once for all spans that share it."""
+    """A string with few distinct values, as a string attribute that is encoded once for all spans that share it."""
     TEXT = auto()
     """A string, as a string attribute."""
     INTEGER = auto()
-    """An integer of 64 bits in its shortest text, as an integer attribute."""
+    """The shortest text of a 64-bit integer, as an integer attribute."""
     START = auto()
     """A canonical timestamp, as the span's start."""
     END = auto()
     """A canonical timestamp, as the span's end."""
     PAYLOAD = auto()
-    """Any JSON, as its own text in a string attribute."""
+    """Any JSON, as its verbatim text in a string attribute."""
 
 
 class Field(NamedTuple):
-    """One row: the member's name in the Python class, the attribute's name, the way it is carried."""
+    """One row: the member's name in the document class, the attribute's key and the canonical form."""
 
     member: str
     key: str
@@ -93,7 +96,7 @@ RUN_FIELDS: Final = (
     Field("error", "runspan.run.error", FieldKind.PAYLOAD),
     Field("created_at", "runspan.run.created_at", FieldKind.TEXT),
 )
-"""A run's members but ``id`` (``RUN_ID``, on every span) and ``steps`` (the manifest)."""
+"""The members of a run except ``id`` (``RUN_ID``, on every span) and ``steps`` (the manifest)."""
 
 STEP_FIELDS: Final = (
     Field("id", "runspan.step.id", FieldKind.LABEL),
@@ -109,11 +112,11 @@ STEP_FIELDS: Final = (
     Field("error", "runspan.step.error", FieldKind.PAYLOAD),
     Field("retry_policy", "runspan.step.retry_policy", FieldKind.PAYLOAD),
 )
-"""All of a step's members."""
+"""All members of a step."""
 
 
 class Table:
-    """The rows of one table by kind, each with a getter that reads their members at once."""
+    """The rows of one table by kind, with getters that read their members at once."""
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
         self.fields = fields
@@ -133,4 +136,4 @@ KEYS: Final = frozenset(
     {ROLE, RUN_ID, TENANT, REVISION, DIGEST, STEP_COUNT, MANIFEST, OPEN_STEPS, RUN_EXTRA, STEP_EXTRA}
     | {field.key for field in RUN_FIELDS + STEP_FIELDS}
 )
-"""Every attribute that the decoder reads, without the endings ``.json``, ``.parts`` and ``.n``."""
+"""The keys of all attributes that the decoder reads, without the suffixes ``.json``, ``.parts`` and ``.n``."""

@@ -1,9 +1,9 @@
-"""The standard attributes beside the exact ones: for people, dashboards and alerts; never read back; no I/O.
+"""Attributes by OpenTelemetry's semantic conventions, for people, dashboards and alerts; no I/O.
 
-Names come from OpenTelemetry's semantic conventions: ``cicd.*`` for pipelines (a run) and their tasks (a step),
-``gen_ai.*`` for agents, ``error.type`` and the ``exception`` event. Conventions have no place for cost and for a
-run's totals, so these are ``runspan.*``. Tokens and cost stand on the agent's step only; the run has totals under other
-names, or sums over spans would count everything twice.
+The conventions are ``cicd.*`` for pipelines (a run) and their tasks (a step), ``gen_ai.*`` for agents, ``error.type``
+and the ``exception`` event. They define no attributes for cost and for a run's totals, so these are ``runspan.*``.
+Tokens and cost are on the agent's step only. The run has totals under other keys, so that sums over spans count nothing
+twice. ``decode`` reads none of these attributes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUN_RESULTS: Final = {
 }
 STEP_RESULTS: Final = {"completed": "success", "failed": "failure", "skipped": "skip"}
 RUN_ERRORS: Final = {"failed": "_OTHER", "timed_out": "timeout"}
-"""Statuses that are errors, with the ``error.type`` of an error that names none."""
+"""The statuses that are errors, with the ``error.type`` of an error without a code."""
 STEP_ERRORS: Final = {"failed": "_OTHER"}
 
 COST: Final = "runspan.cost.usd"
@@ -41,13 +41,13 @@ PIPELINE_RUN_ID: Final = "cicd.pipeline.run.id"
 CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
 SEMCONV_STRING_KEYS: Final = frozenset({PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID})
-"""The strings among a span's own projected attributes."""
+"""The string attributes of this module that differ from span to span."""
 _RUN_INPUT, _RUN_OUTPUT, _RUN_COST = "runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd"
 SEMCONV_NUMBER_KEYS: Final = frozenset({INPUT_TOKENS, OUTPUT_TOKENS, COST, _RUN_INPUT, _RUN_OUTPUT, _RUN_COST})
-"""The numbers among them."""
+"""The number attributes of this module."""
 
 _MESSAGE_LENGTH = 500
-"""Characters, so at most 2000 bytes: a backend that cuts a string inside a character spoils its whole answer."""
+"""Characters, so at most 2000 bytes. A backend that truncates inside a character returns an invalid response."""
 _INT64 = 1 << 63
 _PROVIDERS = (
     ("claude", "anthropic"),
@@ -60,13 +60,13 @@ _PROVIDERS = (
 
 
 class ErrorInfo(Struct, frozen=True):
-    """What a failed run or step says of its error: for ``error.type``, the span's status and the exception event."""
+    """Type and message of a run's or step's error, for ``error.type``, the span status and the exception event."""
 
     type: str
     message: str = ""
 
     def event(self, time: int) -> Event:
-        """The exception event of the conventions."""
+        """Return the ``exception`` event at a time in nanoseconds since 1970."""
         pairs: list[tuple[str, Value]] = [("exception.type", self.type)]
         if self.message:
             pairs.append(("exception.message", self.message))
@@ -74,7 +74,7 @@ class ErrorInfo(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True, rename="camel"):
-    """An agent step's ``output.usage``; ``totalTokens`` has no convention and is the sum of the two."""
+    """The ``output.usage`` of an agent step. ``totalTokens`` has no convention and is the sum of the two counts."""
 
     prompt_tokens: int = -1
     completion_tokens: int = -1
@@ -118,7 +118,7 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def read_error(error: object, default_type: str) -> ErrorInfo:
-    """The fault that a member ``error`` tells; default_type when it has no code."""
+    """Return type and message of a member ``error``; the type is ``default_type`` if it has no code."""
     if type(error) is not Raw:
         return ErrorInfo(default_type)
     text = bytes(error)
@@ -129,12 +129,12 @@ def read_error(error: object, default_type: str) -> ErrorInfo:
             known = _decode_error(text)
             return ErrorInfo(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
     except _UNREADABLE:
-        pass  # the error's own text is carried all the same
+        pass  # the exact attribute carries the text of the error
     return ErrorInfo(default_type)
 
 
 def read_usage(output: object) -> Usage | None:
-    """The token usage that an agent's output tells, or None."""
+    """Return the token usage in an agent's output, or None."""
     if type(output) is not Raw:
         return None
     text = bytes(output)
@@ -147,13 +147,13 @@ def read_usage(output: object) -> Usage | None:
 
 
 def add_usage(pairs: Pairs, usage: Usage) -> None:
-    """Appends an agent step's model, provider, tokens and cost, as far as they are known."""
+    """Append model, provider, tokens and cost of an agent step, as far as they are known."""
     add_model(pairs, usage.model)
     add_counts(pairs, usage)
 
 
 def add_model(pairs: Pairs, model: str) -> None:
-    """Appends a model that is known, and its provider."""
+    """Append the model and its provider, if they are known."""
     if model:
         for prefix, provider in _PROVIDERS:
             if model.startswith(prefix):
@@ -163,7 +163,7 @@ def add_model(pairs: Pairs, model: str) -> None:
 
 
 def add_counts(pairs: Pairs, usage: Usage) -> None:
-    """Appends tokens and cost, as far as they are known."""
+    """Append tokens and cost, as far as they are known."""
     if 0 <= usage.prompt_tokens < _INT64:
         pairs.append((INPUT_TOKENS, usage.prompt_tokens))
     if 0 <= usage.completion_tokens < _INT64:
@@ -173,18 +173,18 @@ def add_counts(pairs: Pairs, usage: Usage) -> None:
 
 
 def add_totals(pairs: Pairs, usages: list[Usage]) -> None:
-    """Appends a run's sums over its agent steps, under names that no step has."""
+    """Append a run's totals over its agent steps, under keys that no step has."""
     if not usages:
         return
     pairs.append((_RUN_INPUT, sum([max(usage.prompt_tokens, 0) for usage in usages]) % _INT64))
     pairs.append((_RUN_OUTPUT, sum([max(usage.completion_tokens, 0) for usage in usages]) % _INT64))
     cost = sum([max(usage.estimated_cost_usd, 0.0) for usage in usages])
-    if cost < inf:  # JSON has no word for it, and a backend that writes JSON fails on every answer with this trace
+    if cost < inf:  # JSON has no infinity: a backend that writes JSON would fail on every response with this trace
         pairs.append((_RUN_COST, cost))
 
 
 def read_child_run_id(output: object) -> str:
-    """The run id that a sub-workflow's output tells, or nothing."""
+    """Return the run id in a sub-workflow's output, or an empty string."""
     if type(output) is not Raw:
         return ""
     try:
@@ -194,13 +194,13 @@ def read_child_run_id(output: object) -> str:
 
 
 def child_link(run_id: str, tenant: str) -> Link:
-    """The link to a sub-workflow's run span: its ids follow from the run's id."""
+    """Return the link to the run span of a sub-workflow's run."""
     child = run_ids(run_id, tenant)
     return Link(child.trace_id, child.root_id, (("runspan.link", "sub-workflow"),))
 
 
 def read_parent_run_id(extra: bytes) -> str:
-    """The run id that a child run's unknown member ``parentRunId`` tells, or nothing."""
+    """Return the unknown member ``parentRunId`` of a child run, or an empty string."""
     if b"parentRunId" not in extra:
         return ""
     try:
@@ -210,10 +210,10 @@ def read_parent_run_id(extra: bytes) -> str:
 
 
 def caller_links(extra: bytes, trace_id: bytes) -> tuple[Link, ...]:
-    """The link to the span that started a run, which the run's unknown member ``traceparent`` tells in W3C's form.
+    """Return the link to the span that started a run, from the run's unknown member ``traceparent``.
 
-    https://www.w3.org/TR/trace-context/#traceparent-header. trace_id: the run's own: into it the run span never links,
-    since stores take a link of a root into its own trace for the parent.
+    Its format is https://www.w3.org/TR/trace-context/#traceparent-header. A traceparent in the run's own trace
+    (``trace_id``) is ignored, because stores treat a root's link into its own trace as its parent.
     """
     if b'"traceparent"' not in extra:
         return ()
@@ -230,44 +230,51 @@ def caller_links(extra: bytes, trace_id: bytes) -> tuple[Link, ...]:
 
 
 class Attempt(Struct, frozen=True):
-    """One attempt of a step. position: in the step's list, from 1. start, end: nanoseconds since 1970, the end after
-    the start."""
+    """One attempt of a step."""
 
     position: int
+    """In the step's list, from 1."""
     number: int
     status: str
     start: int
+    """Nanoseconds since 1970."""
     end: int
+    """Nanoseconds since 1970, after the start."""
     error: ErrorInfo | None
+
+    def values(self) -> tuple[object, ...]:
+        """Return everything that the attempt's span carries, for its id."""
+        error = None if self.error is None else (self.error.type, self.error.message)
+        return self.number, self.status, self.start, self.end, error
 
 
 def read_attempts(extra: bytes) -> list[Attempt]:
-    """The attempts that a step's unknown member ``attempts`` tells; those without times are left out."""
+    """Return the attempts in a step's unknown member ``attempts``, without those that have no times."""
     if b'"attempts"' not in extra:
         return []
     try:
         attempts = _decode_extra(b"{" + extra + b"}").attempts
     except _UNREADABLE:
         return []
-    told = []
+    found = []
     for position, attempt in enumerate(attempts, 1):
         start, end = parse_ns(attempt.started_at), parse_ns(attempt.completed_at)
         if start is None or end is None:
             continue
         failed = attempt.error is not None or attempt.status == "failed"
-        fault = read_error(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
+        error = read_error(Raw(msgspec.json.encode(attempt.error)), "_OTHER") if failed else None
         number = attempt.attempt if 0 < attempt.attempt < _INT64 else position
-        told.append(Attempt(position, number, attempt.status, start, max(end, start + 1), fault))
-    return told
+        found.append(Attempt(position, number, attempt.status, start, max(end, start + 1), error))
+    return found
 
 
 def current_attempt(number: object, status: str, error: object, start: int) -> Attempt | None:
-    """The attempt that a step is at which tells its number alone, as the platform's log does; None without a number.
+    """Return the current attempt of a step that has a number only, as in the platform's log; None without a number.
 
-    When it began and how long it took is told nowhere, so it stands at the step's start.
+    Its times are unknown, so it is placed at the step's start and has no duration.
     """
     text = bytes(number) if type(number) is Raw else b""
     if not text.isdigit() or len(text) > 18:
         return None
-    fault = read_error(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
-    return Attempt(1, int(text), status, start, start + 1, fault)
+    info = read_error(error, "_OTHER") if type(error) is Raw and bytes(error) != b"null" else None
+    return Attempt(1, int(text), status, start, start + 1, info)

@@ -1,7 +1,7 @@
-"""What a step's or a run's labels decide, worked out once for all spans that share them; no I/O.
+"""Cached names, kinds and shared attributes of spans by the labels of their step or run; no I/O.
 
-Ids, names, types and statuses of steps recur in every run of a workflow, so their attributes, the span's name and the
-projection that follows from them are remembered.
+Ids, names, types and statuses of steps recur in every run of a workflow, so the span name and attributes derived from
+them are computed once.
 """
 
 from __future__ import annotations
@@ -29,18 +29,13 @@ from runspan.model.ids import hash_parts
 from runspan.model.span import INTERNAL, SERVER, Attributes
 
 _MAX_TEMPLATES = 4096
-"""Labels remembered per table. They are short in all but odd documents, so a few megabytes."""
-_SHOWN = 500
-"""Characters of a label in the projection: at most 2000 bytes."""
+"""Entries per cache. With names of ``_MAX_NAME_LENGTH`` characters that is a few megabytes."""
+_MAX_NAME_LENGTH = 500
+"""Characters of a label in span names and ``cicd.*`` attributes: at most 2000 bytes."""
 
 
 class SpanTemplate:
-    """name, kind: the span's. shared: its attributes, the role among them. error_type: set when its status is an error.
-
-    identity: of a run's label, what it puts on all spans of the run; salt: 64 bits of it. wire: the OTLP bytes of
-    name, kind and shared, once a writer has made them. finished: of a step's label, whether the step has ended.
-    special: whether the span has more than its members tell directly (agents, sub-workflows, errors).
-    """
+    """The parts of a span that its labels determine."""
 
     __slots__ = (
         "error_type",
@@ -61,53 +56,60 @@ class SpanTemplate:
         self.kind = kind
         self.shared = Attributes(pairs)
         self.error_type = error_type
+        """The default ``error.type`` if the status is an error, else None."""
         self.is_agent = step_type == "agent"
         self.is_sub_workflow = step_type == "sub-workflow"
         self.special = self.is_agent or self.is_sub_workflow or error_type is not None
+        """Whether the span has attributes, links or a status derived from its payloads."""
         self.finished = False
+        """Whether a step has ended."""
         self.identity = Attributes([])
+        """The labels of a run that are on all of its spans."""
         self.salt = 0
+        """64 bits of the digest of ``identity``."""
         self.wire: bytes | None = None
+        """The OTLP bytes of name, kind and ``shared``, cached by a writer."""
 
 
 class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
-    """Labels by their members' values, made when first asked for."""
+    """Templates by the values of their labels, created on first use."""
 
-    def __init__(self, make: Callable[..., SpanTemplate]) -> None:
+    def __init__(self, create: Callable[..., SpanTemplate]) -> None:
         super().__init__()
-        self.make = make
+        self._create = create
 
     def __missing__(self, key: tuple[Any, ...]) -> SpanTemplate:
-        label = self.make(*key)
-        if sum([len(value) for value in key if type(value) is str]) > _SHOWN:
-            return label  # odd, and the memory would have no bound
+        template = self._create(*key)
+        if sum([len(value) for value in key if type(value) is str]) > _MAX_NAME_LENGTH:
+            return template  # not cached, since its size has no bound
         if len(self) >= _MAX_TEMPLATES:
             self.clear()
-        self[key] = label
-        return label
+        self[key] = template
+        return template
 
 
-def _make_step_template(*values: Any) -> SpanTemplate:
+def _create_step_template(*values: Any) -> SpanTemplate:
     pairs: Pairs = [(ROLE, ROLE_STEP)]
     members: dict[str, Any] = {}
     for field, value in zip(STEP_TABLE.labels, values, strict=True):
         encode_value(pairs, field, value)
         members[field.member] = value
-    shown = next((text[:_SHOWN] for text in (members["name"], members["id"]) if type(text) is str and text), "step")
+    labels = (members["name"], members["id"], "step")
+    name = next(text[:_MAX_NAME_LENGTH] for text in labels if type(text) is str and text)
     kind = members["type"] if type(members["type"]) is str else None
     status = members["status"] if type(members["status"]) is str else ""
-    pairs.append(("cicd.pipeline.task.name", shown))
+    pairs.append(("cicd.pipeline.task.name", name))
     if status in STEP_RESULTS:
         pairs.append(("cicd.pipeline.task.run.result", STEP_RESULTS[status]))
     if kind == "agent":
-        pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", shown)]
-        shown = f"invoke_agent {shown}"
-    label = SpanTemplate(shown, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
-    label.finished = status in TERMINAL_STEP_STATUSES
-    return label
+        pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", name)]
+        name = f"invoke_agent {name}"
+    template = SpanTemplate(name, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    template.finished = status in TERMINAL_STEP_STATUSES
+    return template
 
 
-def _make_run_template(is_root: bool, *values: Any) -> SpanTemplate:
+def _create_run_template(is_root: bool, *values: Any) -> SpanTemplate:
     pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_REVISION)]
     members: dict[str, Any] = {}
     identity: Pairs = []
@@ -116,36 +118,36 @@ def _make_run_template(is_root: bool, *values: Any) -> SpanTemplate:
         members[field.member] = value
     workflow = members["workflow_id"]
     status = members["status"] if type(members["status"]) is str else ""
-    shown = workflow[:_SHOWN] if type(workflow) is str and workflow else "workflow"
-    pairs.append(("cicd.pipeline.name", shown))
+    pipeline = workflow[:_MAX_NAME_LENGTH] if type(workflow) is str and workflow else "workflow"
+    pairs.append(("cicd.pipeline.name", pipeline))
     if status in RUN_RESULTS:
         pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
-    name = f"run {shown}" if is_root else f"snapshot {shown}"
-    label = SpanTemplate(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
-    label.identity = Attributes(identity)
+    name = f"run {pipeline}" if is_root else f"snapshot {pipeline}"
+    template = SpanTemplate(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
+    template.identity = Attributes(identity)
     parts = [(key, bytes(value) if type(value) is Raw else str(value).encode()) for key, value in identity]
-    label.salt = hash_parts(*[part for key, value in parts for part in (key.encode(), value)])
-    return label
+    template.salt = hash_parts(*[part for key, value in parts for part in (key.encode(), value)])
+    return template
 
 
-STEP_TEMPLATES = _TemplateCache(_make_step_template)
-"""The labels of steps by the values of ``STEP_TABLE.labels``. TypeError for an odd value, which is ``Raw``."""
-ROOT_TEMPLATES = _TemplateCache(lambda *values: _make_run_template(True, *values))
-"""The labels of root spans by the values of ``RUN_TABLE.labels``."""
-_REVISION_TEMPLATES = _TemplateCache(lambda *values: _make_run_template(False, *values))
+STEP_TEMPLATES = _TemplateCache(_create_step_template)
+"""The templates of steps by the values of ``STEP_TABLE.labels``. TypeError for ``Raw``, a non-canonical value."""
+ROOT_TEMPLATES = _TemplateCache(lambda *values: _create_run_template(True, *values))
+"""The templates of root spans by the values of ``RUN_TABLE.labels``. TypeError as for steps."""
+_REVISION_TEMPLATES = _TemplateCache(lambda *values: _create_run_template(False, *values))
 
 
 def step_template(values: tuple[Any, ...]) -> SpanTemplate:
-    """The label of a step by the values of ``STEP_TABLE.labels``, odd ones too."""
+    """Return the template of a step for the values of ``STEP_TABLE.labels``, canonical or not."""
     try:
         return STEP_TEMPLATES[values]
     except TypeError:
-        return _make_step_template(*values)
+        return _create_step_template(*values)
 
 
 def run_template(is_root: bool, values: tuple[Any, ...]) -> SpanTemplate:
-    """The label of a head by the values of ``RUN_TABLE.labels``, odd ones too."""
+    """Return the template of a revision span for the values of ``RUN_TABLE.labels``, canonical or not."""
     try:
         return (ROOT_TEMPLATES if is_root else _REVISION_TEMPLATES)[values]
     except TypeError:
-        return _make_run_template(is_root, *values)
+        return _create_run_template(is_root, *values)

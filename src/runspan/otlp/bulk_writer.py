@@ -137,7 +137,7 @@ def _rest_of_failed(error: object, label: SpanTemplate, end: int, usages: list[U
     own: Pairs = []
     add_totals(own, usages)
     fault = set_error_status(own, error, label, end, True)
-    return attributes_bytes(own), end_bytes(fault.events, (), fault.status, fault.message)
+    return attributes_bytes(own), end_bytes(fault.events, (), fault.code, fault.message)
 
 
 def _totals_bytes(usages: list[Usage]) -> bytes:
@@ -239,7 +239,7 @@ class _Steps:
             rest = StepPartsBuilder(tenant, fallbacks[owner], usages=usages).build(step, label)
             starts[place], ends[place] = rest.start, rest.end
             rests[place] = attributes_bytes(rest.own)
-            closings[place] = end_bytes(rest.status.events, rest.links, rest.status.status, rest.status.message)
+            closings[place] = end_bytes(rest.status.events, rest.links, rest.status.code, rest.status.message)
         columns: list[Column] = [
             ids,
             self.span_ids,
