@@ -7,7 +7,8 @@ tables in ``fields``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 import msgspec
@@ -16,84 +17,132 @@ from msgspec import UNSET, Raw
 from runspan.codec.fields import (
     ABSENT,
     MAX_ATTRIBUTE_BYTES,
+    MAX_EVENT_PIECES,
     NON_CANONICAL,
-    PARTS,
+    PREVIEW,
     RUN_TABLE,
+    SIZE,
     STEP_EXTRA,
     STEP_TABLE,
+    TEXT_KEY,
+    TEXT_NUMBER,
+    TEXT_PIECE,
     Field,
     FieldKind,
     Table,
 )
 from runspan.model.document import Step, with_extra_step
 from runspan.model.parse import parse_document
-from runspan.model.span import Span, Value
+from runspan.model.span import Event, Span, Value, to_plain
 from runspan.model.timestamps import canonical_ns, canonical_text, parse_ns
 
 Pairs = list[tuple[str, Value]]
 _json = msgspec.json.encode
 _INT64 = 1 << 63
 _PAYLOAD, _INTEGER = FieldKind.PAYLOAD, FieldKind.INTEGER
+_PREVIEW_BYTES = 500
 
 
 class AttributeDecodeError(Exception):
     """An attribute is missing, or has a value that ``encode`` never writes."""
 
 
-# Text, split at code points into parts that every backend keeps.
+class SpanContent:
+    """The attributes of a span while they are collected, and its texts that are too long for an attribute."""
+
+    __slots__ = ("pairs", "texts")
+
+    def __init__(self) -> None:
+        self.pairs: Pairs = []
+        self.texts: list[tuple[str, bytes]] = []
+        """Keys and texts, for ``text_events``."""
 
 
-def encode_text(pairs: Pairs, key: str, text: bytes | Raw) -> None:
-    """Append a text, in numbered parts if it is long. It must not be empty: stores drop empty strings."""
+# Text. Long ones are split at code points into pieces that every backend keeps, in events below the attributes.
+
+
+def encode_text(content: SpanContent, key: str, text: bytes | Raw, *, preview: bool = True) -> None:
+    """Append a text. It must not be empty: stores drop empty strings.
+
+    If it is too long for one attribute, append its size and, with ``preview``, its beginning.
+    """
     if type(text) is not Raw:
         text = Raw(text)
-    if memoryview(text).nbytes <= MAX_ATTRIBUTE_BYTES:
-        pairs.append((key, text))
+    size = memoryview(text).nbytes
+    if size <= MAX_ATTRIBUTE_BYTES:
+        content.pairs.append((key, text))
         return
-    parts = list(_split(bytes(text)))
-    pairs.append((key, parts[0]))
-    pairs.extend((f"{key}.{number}", part) for number, part in enumerate(parts[1:], 1))
-    pairs.append((key + PARTS, len(parts)))
+    plain = bytes(text)
+    content.pairs.append((key + SIZE, size))
+    if preview:
+        content.pairs.append((key + PREVIEW, next(_split(plain, _PREVIEW_BYTES)).decode() + "…"))
+    content.texts.append((key, plain))
+
+
+def text_events(texts: Iterable[tuple[str, bytes]], time: int) -> tuple[Event, ...]:
+    """Return the events that carry long texts, named after the members. ``time`` is in nanoseconds since 1970."""
+    events = []
+    for key, text in texts:
+        name = key.removeprefix("runspan.").removeprefix("run.").removeprefix("step.")
+        pieces = _split(text, MAX_ATTRIBUTE_BYTES)
+        for number in count():
+            group = enumerate(islice(pieces, MAX_EVENT_PIECES))
+            numbered = [(f"{TEXT_PIECE}{at}", Raw(piece)) for at, piece in group]
+            if not numbered:
+                break
+            events.append(Event(name, time, ((TEXT_KEY, key), (TEXT_NUMBER, number), *numbered)))
+    return tuple(events)
+
+
+def read_attributes(span: Span) -> dict[str, Value]:
+    """Return the attributes of a span as plain values, its long texts in one piece. Incomplete texts are left out."""
+    attributes = span.attributes()
+    found: dict[str, dict[int, str]] = {}
+    for event in span.events:
+        values = dict(event.attributes)
+        key, number = to_plain(values.get(TEXT_KEY)), values.get(TEXT_NUMBER)
+        if type(key) is str and type(number) is int:
+            pieces = [to_plain(values.get(f"{TEXT_PIECE}{at}")) for at in range(MAX_EVENT_PIECES)]
+            found.setdefault(key, {})[number] = "".join([piece for piece in pieces if type(piece) is str])
+    for key, texts in found.items():
+        if key not in attributes and all(number in texts for number in range(len(texts))):
+            attributes[key] = "".join([texts[number] for number in range(len(texts))])
+    return attributes
 
 
 def decode_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
-    """Return the text with its parts joined, or None if there is none. Raises AttributeDecodeError."""
-    first = attributes.get(key)
-    count = attributes.get(key + PARTS)
-    if count is None:
-        if first is None:
-            return None
-        return _part(attributes, key)
-    if type(count) is not int or count < 1:
-        raise AttributeDecodeError(f"attribute {key}{PARTS} is not a count")
-    return b"".join([_part(attributes, f"{key}.{number}" if number else key) for number in range(count)])
+    """Return a text, or None if there is none. Raises AttributeDecodeError.
 
-
-def _split(text: bytes) -> Iterator[Raw]:
-    start = 0
-    while start < len(text):
-        end = min(start + MAX_ATTRIBUTE_BYTES, len(text))
-        while end < len(text) and text[end] & 0xC0 == 0x80:
-            end -= 1
-        yield Raw(text[start:end])
-        start = end
-
-
-def _part(attributes: Mapping[str, Value], key: str) -> bytes:
-    value = attributes.get(key)
-    if type(value) is Raw:
-        return bytes(value)
-    if type(value) is not str:
+    For ``attributes`` see ``read_attributes``.
+    """
+    value, size = attributes.get(key), attributes.get(key + SIZE)
+    if value is None and size is None:
+        return None
+    if type(value) is not str and type(value) is not Raw:
         problem = "is missing" if value is None else "is not a string"
         raise AttributeDecodeError(f"attribute {key} {problem}")
-    return value.encode()
+    text = value.encode() if type(value) is str else bytes(value)
+    if size is not None and size != len(text):
+        raise AttributeDecodeError(f"attribute {key} has {len(text)} of {size!r} bytes")
+    return text
+
+
+def _split(text: bytes, length: int) -> Iterator[bytes]:
+    """Yield a text in pieces of at most so many bytes, none of which ends inside a character."""
+    start = 0
+    while start < len(text):
+        end = min(start + length, len(text))
+        while end < len(text) and text[end] & 0xC0 == 0x80:
+            end -= 1
+        yield text[start:end]
+        start = end
 
 
 # The JSON text of a member that has no canonical form.
 
 
-def _encode_non_canonical(pairs: Pairs, key: str, value: Any) -> None:
-    encode_text(pairs, key + NON_CANONICAL, value if type(value) is Raw else _json(value))
+def _encode_non_canonical(content: SpanContent, key: str, value: Any) -> None:
+    encode_text(content, key + NON_CANONICAL, value if type(value) is Raw else _json(value))
 
 
 def _decode_non_canonical(attributes: Mapping[str, Value], key: str) -> Any:
@@ -116,22 +165,22 @@ def _string_or_raw(text: bytes) -> Any:
 # Members that have an attribute of their own.
 
 
-def encode_value(pairs: Pairs, field: Field, value: Any) -> None:
+def encode_value(content: SpanContent, field: Field, value: Any) -> None:
     """Append a member of the kinds LABEL, TEXT, INTEGER and PAYLOAD. UNSET appends nothing."""
     if value is UNSET:
         return
     if field.kind is _PAYLOAD:
-        encode_text(pairs, field.key, value)
+        encode_text(content, field.key, value)
     elif field.kind is _INTEGER:
         number = _parse_int64(bytes(value))
         if number is None:
-            _encode_non_canonical(pairs, field.key, value)
+            _encode_non_canonical(content, field.key, value)
         else:
-            pairs.append((field.key, number))
+            content.pairs.append((field.key, number))
     elif type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4:
-        pairs.append((field.key, value))
+        content.pairs.append((field.key, value))
     else:
-        _encode_non_canonical(pairs, field.key, value)
+        _encode_non_canonical(content, field.key, value)
 
 
 def decode_value(attributes: Mapping[str, Value], field: Field) -> Any:
@@ -164,55 +213,69 @@ def _parse_int64(text: bytes) -> int | None:
 # Times, carried by the span's own start and end if they are canonical.
 
 
-def encode_times(
-    pairs: Pairs,
-    table: Table,
-    started: Any,
-    completed: Any,
-    fallback: int,
-    observed_at: int | None = None,
-    *,
-    start_at_fallback: bool = False,
-) -> tuple[int, int]:
+def encode_times(content: SpanContent, table: Table, started: Any, completed: Any, fallback: int) -> tuple[int, int]:
     """Return the span's start and end in nanoseconds, and append the times that these cannot carry.
 
-    The end is always after the start, because Jaeger moves any other end.
-
-    - ``fallback``: the start if the document has no usable time.
-    - ``observed_at``: the end of a snapshot span, regardless of the document.
-    - ``start_at_fallback``: use the fallback, not the end, if there is no start. Lists search revision spans by start.
+    The end is always after the start, because Jaeger moves any other end. ``fallback`` is the start of a span whose
+    document has neither time in a usable form.
     """
     start_ns = canonical_ns(started) if type(started) is str else None
     end_ns = canonical_ns(completed) if type(completed) is str else None
-    if start_ns is not None and end_ns is not None and end_ns > start_ns and observed_at is None:
+    if start_ns is not None and end_ns is not None and end_ns > start_ns:
         return start_ns, end_ns
     last = end_ns if end_ns is not None else _approximate_ns(completed)
     first = start_ns if start_ns is not None else _approximate_ns(started)
     if first is None:
-        first = fallback if last is None or start_at_fallback else last
+        first = fallback if last is None else last
     if start_ns is None:
-        _encode_time(pairs, table.start, started)
-    if observed_at is not None:
-        last, end_ns = observed_at, None
+        encode_time(content, table.start, started)
     if last is None or last <= first:
         last, end_ns = first + 1, None
     if end_ns is None:
-        _encode_time(pairs, table.end, completed)
+        encode_time(content, table.end, completed)
     return first, last
 
 
-def _encode_time(pairs: Pairs, field: Field, value: Any) -> None:
+def encode_time(content: SpanContent, field: Field, value: Any) -> None:
+    """Append a time that the span's own times do not carry."""
     if value is UNSET:
-        pairs.append((field.key + NON_CANONICAL, ABSENT))
+        content.pairs.append((field.key + NON_CANONICAL, ABSENT))
     else:
-        _encode_non_canonical(pairs, field.key, value)
+        _encode_non_canonical(content, field.key, value)
 
 
-def decode_time(attributes: Mapping[str, Value], field: Field, ns: int) -> Any:
-    """Return the time as the document has it: that of the attribute if there is one, else the span's own."""
+def encode_run_times(
+    content: SpanContent, started: Any, completed: Any, position: int, *, has_end: bool
+) -> tuple[int, int]:
+    """Return start and end of a run or revision span, and append the times that these cannot carry.
+
+    The span starts at the run's position. Without ``has_end`` it has no length, as a span of an unfinished run.
+    """
+    if type(started) is not str or canonical_ns(started) != position:
+        encode_time(content, RUN_TABLE.start, started)
+    if not has_end:
+        if completed is not UNSET:
+            _encode_non_canonical(content, RUN_TABLE.end.key, completed)
+        return position, position + 1
+    end_ns = canonical_ns(completed) if type(completed) is str else None
+    last = end_ns if end_ns is not None else _approximate_ns(completed)
+    if last is None or last <= position:
+        last, end_ns = position + 1, None
+    if end_ns is None:
+        encode_time(content, RUN_TABLE.end, completed)
+    return position, last
+
+
+def decode_time(attributes: Mapping[str, Value], field: Field, ns: int | None) -> Any:
+    """Return the time as the document has it: that of the attribute if there is one, else the span's own.
+
+    ``ns`` is None for a span that has no end of its own.
+    """
     text = decode_text(attributes, field.key + NON_CANONICAL)
     if text is not None:
         return UNSET if text == ABSENT.encode() else _string_or_raw(text)
+    if ns is None:
+        return UNSET
     canonical = canonical_text(ns)
     if canonical is None:
         raise AttributeDecodeError(f"the span's {field.kind.name.lower()} was changed")
@@ -240,7 +303,7 @@ def _canonical_forms(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
         for field in (*table.labels, *table.values)
     }
     for field in table.fields:
-        for suffix in (NON_CANONICAL, PARTS):
+        for suffix in (NON_CANONICAL, SIZE, NON_CANONICAL + SIZE):
             forms[field.key + suffix] = "", _Never, field.kind
     return forms
 
@@ -248,12 +311,19 @@ def _canonical_forms(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
 _CANONICAL_FORMS = {table: _canonical_forms(table) for table in (RUN_TABLE, STEP_TABLE)}
 
 
-def decode_members(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
-    """Return the members of a run or step span by their names in the document classes. Raises AttributeDecodeError."""
-    start, end = canonical_text(span.start), canonical_text(span.end)
+def decode_members(
+    attributes: Mapping[str, Value], table: Table, span: Span, *, has_end: bool = True
+) -> dict[str, Any]:
+    """Return the members of a run or step span by their names in the document classes. Raises AttributeDecodeError.
+
+    For ``attributes`` see ``read_attributes``, for ``has_end`` see ``encode_run_times``.
+    """
+    start, end = canonical_text(span.start), canonical_text(span.end) if has_end else ""
     if start is None or end is None:
-        return _decode_field_by_field(attributes, table, span)
-    values: dict[str, Any] = {table.start.member: start, table.end.member: end}
+        return _decode_field_by_field(attributes, table, span, has_end)
+    values: dict[str, Any] = {table.start.member: start}
+    if end:
+        values[table.end.member] = end
     get_form = _CANONICAL_FORMS[table].get
     for key, value in attributes.items():
         form = get_form(key)
@@ -261,7 +331,7 @@ def decode_members(attributes: Mapping[str, Value], table: Table, span: Span) ->
             continue
         member, expected, kind = form
         if type(value) is not expected:
-            return _decode_field_by_field(attributes, table, span)
+            return _decode_field_by_field(attributes, table, span, has_end)
         if kind is _PAYLOAD:
             values[member] = Raw(value.encode())  # type: ignore[union-attr]
         elif kind is _INTEGER:
@@ -271,15 +341,15 @@ def decode_members(attributes: Mapping[str, Value], table: Table, span: Span) ->
     return values
 
 
-def _decode_field_by_field(attributes: Mapping[str, Value], table: Table, span: Span) -> dict[str, Any]:
-    """Do the work of ``decode_members`` for spans with a member that is non-canonical, split or absent."""
+def _decode_field_by_field(attributes: Mapping[str, Value], table: Table, span: Span, has_end: bool) -> dict[str, Any]:
+    """Do the work of ``decode_members`` for spans with a member that is non-canonical, long or absent."""
     values: dict[str, Any] = {}
     try:
         for field in (*table.labels, *table.values):
             value = decode_value(attributes, field)
             if value is not UNSET:
                 values[field.member] = value
-        for field, ns in ((table.start, span.start), (table.end, span.end)):
+        for field, ns in ((table.start, span.start), (table.end, span.end if has_end else None)):
             value = decode_time(attributes, field, ns)
             if value is not UNSET:
                 values[field.member] = value
@@ -290,7 +360,7 @@ def _decode_field_by_field(attributes: Mapping[str, Value], table: Table, span: 
 
 def decode_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
     """Return the step of a step span. Raises AttributeDecodeError."""
-    attributes = span.attributes() if attributes is None else attributes
+    attributes = read_attributes(span) if attributes is None else attributes
     values = decode_members(attributes, STEP_TABLE, span)
     if "id" not in values:
         raise AttributeDecodeError(f"span {span.span_id.hex()}: the step's id is missing")
@@ -305,10 +375,10 @@ def parse_open_step(text: str) -> Step:
     return envelope.steps[0]
 
 
-def encode_extra(pairs: Pairs, key: str, extra: bytes) -> None:
+def encode_extra(content: SpanContent, key: str, extra: bytes) -> None:
     """Append the unknown members as one JSON object; nothing if there are none."""
     if extra:
-        encode_text(pairs, key, b"{" + extra + b"}")
+        encode_text(content, key, b"{" + extra + b"}")
 
 
 def decode_extra(attributes: Mapping[str, Value], key: str) -> bytes:

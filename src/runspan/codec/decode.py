@@ -23,6 +23,7 @@ from runspan.codec.attributes import (
     decode_step,
     decode_text,
     parse_open_step,
+    read_attributes,
 )
 from runspan.codec.fields import (
     DIGEST,
@@ -39,6 +40,7 @@ from runspan.codec.fields import (
     RUN_ID,
     RUN_TABLE,
     STEP_COUNT,
+    SUMMARY_DIGEST,
     TENANT,
 )
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
@@ -47,12 +49,11 @@ from runspan.model.document import (
     Envelope,
     Step,
     run_text,
-    sort_time,
     str_or_none,
     summary_text,
     with_extra_run,
 )
-from runspan.model.ids import run_ids
+from runspan.model.ids import run_ids, summary_digest
 from runspan.model.json_scanner import elements, is_json_value
 from runspan.model.parse import parse_document
 from runspan.model.run import Run
@@ -85,8 +86,12 @@ class VerifiedRun:
     revision: int
     step_ids: list[bytes]
     """The span ids of the finished steps, in the order of the document."""
+    position: int
+    """Where the run lies in time, in nanoseconds since 1970: the start of the revision span."""
     incomplete: tuple[str, ...] = ()
     """What is missing of newer revisions, one line each."""
+    conflict: tuple[str, ...] = ()
+    """The digests of other documents that were sent as the same revision, in hex."""
 
 
 def decode(spans: Iterable[Span]) -> Run:
@@ -107,36 +112,52 @@ def decode(spans: Iterable[Span]) -> Run:
 
 
 def verify_run(spans: Iterable[Span]) -> VerifiedRun:
-    """Return the newest revision that can be verified. Of equal revisions, the later span in the given order wins.
+    """Return the newest revision that can be verified.
 
-    Raises TraceIncomplete if no revision can be verified and NotFound if there is no span of runspan.
+    Of different documents with the same revision, the one with the highest digest is returned, whatever the order of
+    the spans, and the others are reported as a conflict. Raises TraceIncomplete if no revision can be verified and
+    NotFound if there is no span of runspan.
     """
-    revisions: list[tuple[int, int, Span, dict[str, Value]]] = []
+    revisions: list[tuple[int, str, int, Span, dict[str, Value]]] = []
     steps = _StepSpans()
     for order, span in enumerate(spans):
-        attributes = span.attributes()
+        attributes = read_attributes(span) if span.events else span.attributes()
         role = attributes.get(ROLE)
         if role == ROLE_STEP:
             steps.spans.setdefault(span.span_id, []).append((span, attributes))
         elif role in (ROLE_RUN, ROLE_REVISION):
-            revision = attributes.get(REVISION)
-            revisions.append((revision if type(revision) is int else -1, order, span, attributes))
+            revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
+            rank = revision if type(revision) is int else -1
+            revisions.append((rank, digest if type(digest) is str else "", order, span, attributes))
     if not revisions and not steps.spans:
         raise NotFound("the trace has no span of runspan", expected="a span with the attribute runspan.role")
     missing = {} if revisions else {f"the run span; the trace has {len(steps.spans)} step spans": None}
-    for revision, _, span, attributes in sorted(revisions, key=itemgetter(0, 1), reverse=True):
+    revisions.sort(key=itemgetter(0, 1, 2), reverse=True)
+    for place, (revision, digest, _, span, attributes) in enumerate(revisions):
         try:
             run, step_ids = _RevisionSpan(span, attributes, steps).verify()
         except AttributeDecodeError as error:
             missing[f"revision {revision}: {error}"] = None
             continue
         tenant = attributes.get(TENANT, "")
-        return VerifiedRun(run, tenant if type(tenant) is str else "", revision, step_ids, _limited(missing))
+        others = {other[1]: other for other in revisions[place:] if other[0] == revision and other[1] != digest}
+        conflict = tuple([found for found, other in others.items() if _is_verified(other, steps)])
+        return VerifiedRun(
+            run, tenant if type(tenant) is str else "", revision, step_ids, span.start, _limited(missing), conflict
+        )
     raise TraceIncomplete(
         "no revision of the run can be verified",
         missing=_limited(missing),
         hint=_RETRY_HINT,
     )
+
+
+def _is_verified(revision: tuple[int, str, int, Span, dict[str, Value]], steps: _StepSpans) -> bool:
+    try:
+        _RevisionSpan(*revision[3:], steps).verify()
+    except AttributeDecodeError:
+        return False
+    return True
 
 
 def _limited(missing: Mapping[str, None]) -> tuple[str, ...]:
@@ -148,11 +169,13 @@ def _limited(missing: Mapping[str, None]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """The list item of a revision span, read without the steps and so not verified by the digest."""
+    """The list item of a revision span, verified by its own digest, without the steps."""
 
     run_id: str
     tenant: str
     revision: int
+    digest: str
+    """That of the document, which only the steps can verify."""
     workflow_id: str | None
     status: str | None
     time: int
@@ -162,30 +185,42 @@ class RunSummary:
 
 
 def read_summary(span: Span) -> RunSummary | None:
-    """Return the summary of a revision span, or None for any other span. Raises TraceIncomplete."""
-    attributes = span.attributes()
+    """Return the summary of a revision span, or None for any other span.
+
+    Raises TraceIncomplete if the summary does not have the recorded digest, which has the revision and the position in
+    time as well.
+    """
+    attributes = read_attributes(span) if span.events else span.attributes()
     revision = attributes.get(REVISION)
     run_id, tenant = attributes.get(RUN_ID), attributes.get(TENANT, "")
-    if attributes.get(ROLE) not in (ROLE_RUN, ROLE_REVISION):
+    role, digest = attributes.get(ROLE), attributes.get(DIGEST)
+    if role not in (ROLE_RUN, ROLE_REVISION):
         return None
     try:
-        if type(revision) is not int or type(run_id) is not str or type(tenant) is not str:
-            raise AttributeDecodeError(f"span {span.span_id.hex()}: attribute {REVISION} or {RUN_ID} is missing")
-        envelope = Envelope(id=run_id, **decode_members(attributes, RUN_TABLE, span))
+        if type(revision) is not int or type(run_id) is not str or type(tenant) is not str or type(digest) is not str:
+            raise AttributeDecodeError(f"attribute {REVISION}, {RUN_ID} or {DIGEST} is missing")
+        if run_ids(run_id, tenant).trace_id != span.trace_id:
+            raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
+        values = decode_members(attributes, RUN_TABLE, span, has_end=role == ROLE_RUN)
+        envelope = Envelope(id=run_id, **values)
         for name in SUMMARY_MEMBERS:
             value = getattr(envelope, name)
-            if type(value) is Raw and not is_json_value(bytes(value)):  # no digest verifies a list item
-                raise AttributeDecodeError(f"span {span.span_id.hex()}: {name} is not a JSON value")
+            if type(value) is Raw and not is_json_value(bytes(value)):
+                raise AttributeDecodeError(f"{name} is not a JSON value")
+        summary = summary_text(envelope)
+        if attributes.get(SUMMARY_DIGEST) != summary_digest(summary, tenant, revision, span.start):
+            raise AttributeDecodeError("the list item does not have the recorded digest: the span was changed")
     except AttributeDecodeError as error:
         raise TraceIncomplete("a revision span is damaged", where=f"run {run_id!r}", missing=(str(error),)) from None
     return RunSummary(
         run_id,
         tenant,
         revision,
+        digest,
         str_or_none(envelope.workflow_id),
         str_or_none(envelope.status),
-        sort_time(envelope),
-        summary_text(envelope),
+        span.start,
+        summary,
     )
 
 
@@ -231,7 +266,8 @@ class _RevisionSpan:
         if run_ids(run_id, tenant).trace_id != self.span.trace_id:
             raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
         manifest = self._manifest()
-        values = decode_members(self.attributes, RUN_TABLE, self.span)
+        is_root = self.attributes.get(ROLE) == ROLE_RUN
+        values = decode_members(self.attributes, RUN_TABLE, self.span, has_end=is_root)
         extra = decode_extra(self.attributes, RUN_EXTRA)
         for steps in self._step_lists(manifest):
             envelope = with_extra_run(Envelope(id=run_id, steps=steps, **values), extra)

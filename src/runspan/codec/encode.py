@@ -2,7 +2,8 @@
 
 Every finished step is a span with an id derived from its content, written once. A *revision span* carries one version
 of the run: its members, the manifest of step span ids and the digest of the document. For a finished run it is the root
-span of the trace, for any other run a snapshot span below the future root.
+span of the trace. An unfinished run has a *live span* below the future root, and its revision spans and the points of
+its open steps are children of the live span, without length: a bar in a trace view is always a real duration.
 
 ``otlp.bulk_writer`` writes the same spans of many runs directly to bytes and uses this module for unusual runs.
 """
@@ -13,30 +14,50 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from runspan.codec.attributes import Pairs, encode_extra, encode_text, encode_times, encode_value
+from runspan.codec.attributes import (
+    Pairs,
+    SpanContent,
+    encode_extra,
+    encode_run_times,
+    encode_text,
+    encode_times,
+    encode_value,
+    text_events,
+)
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
     NON_CANONICAL,
+    OBSERVED_AT,
     OPEN_STEP_MARK,
     OPEN_STEPS,
     REVISION,
     ROLE,
     ROLE_ATTEMPT,
+    ROLE_LIVE,
+    ROLE_OPEN_STEP,
     ROOT_REVISION,
     RUN_EXTRA,
     RUN_ID,
     RUN_TABLE,
+    SCOPE_LIVE,
+    SCOPE_REVISION,
+    SCOPE_RUN,
+    SCOPE_STEP,
     STEP_COUNT,
     STEP_EXTRA,
     STEP_TABLE,
+    SUMMARY_DIGEST,
     TENANT,
 )
+from runspan.codec.placement import Interval, enclosing_loops, interval_of, parents_first, positions
 from runspan.codec.semconv import (
     CHILD_RUN_ID,
     ERROR_TYPE,
     PARENT_RUN_ID,
+    PIPELINE_NAME,
     PIPELINE_RUN_ID,
+    TASK_RUN_ID,
     Attempt,
     Usage,
     add_totals,
@@ -51,16 +72,34 @@ from runspan.codec.semconv import (
     read_usage,
 )
 from runspan.codec.span_templates import SpanTemplate, run_template, step_template
-from runspan.model.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, sort_time, step_text
-from runspan.model.ids import child_span_id, revision_span_id, run_ids, step_span_id
+from runspan.model.document import (
+    TERMINAL_RUN_STATUSES,
+    Envelope,
+    Step,
+    sort_time,
+    step_text,
+    summary_text,
+    time_ns,
+)
+from runspan.model.ids import (
+    child_span_id,
+    live_span_id,
+    revision_span_id,
+    run_ids,
+    step_span_id,
+    summary_digest,
+)
 from runspan.model.run import Run
 from runspan.model.span import ERROR, INTERNAL, Attributes, Event, Link, Span
 from runspan.model.span import UNSET as STATUS_UNSET
-from runspan.model.timestamps import parse_ns
+from runspan.model.timestamps import SECOND, rfc3339
 
+OPEN_STEP_AFTER: Final = 5 * SECOND
+"""How long a step is open before it is shown as a point: most steps end sooner and need none."""
 _OPEN: Final = b""
 """In a list of span ids: an open step, which has no span."""
 _STEP_ID: Final = next(field for field in STEP_TABLE.labels if field.member == "id")
+_POINT_LABELS: Final = [field for field in STEP_TABLE.labels if field.member != "status"]
 
 
 def encode(
@@ -77,21 +116,20 @@ def encode(
     The same arguments always return the same spans.
 
     - ``tenant``: the tenant of the run, part of every id.
-    - ``observed_at``: when the document was read, in nanoseconds since 1970: the end and the revision of a snapshot.
-      The default is the latest time in the document.
-    - ``after_root``: whether the run's root span was written already with another document. The change is written as a
-      snapshot with a higher revision than the root.
+    - ``observed_at``: when the document was read, in nanoseconds since 1970: the revision of an unfinished run, and
+      the position of a run without any time. The default is the latest time in the document.
+    - ``after_root``: whether the run's root span was written already with another document. The change is written as
+      a revision span with a higher revision than the root.
     - ``step_ids``: the span ids of the finished steps, in order, if a live recorder assigned them before the content.
     - ``exception_events``: whether a failed span has an ``exception`` event.
     """
-    return RunEncoder(run, tenant, exception_events=exception_events, after_root=after_root).spans(
-        observed_at, step_ids
-    )
+    encoder = RunEncoder(run, tenant, observed_at=observed_at, exception_events=exception_events, after_root=after_root)
+    return encoder.spans(step_ids)
 
 
 def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
     """Return the ids that ``encode`` assigns to the spans of the finished steps, without encoding the run."""
-    return list(RunEncoder(run, tenant).step_ids())
+    return RunEncoder(run, tenant).step_ids()
 
 
 class SpanStatus(NamedTuple):
@@ -117,7 +155,7 @@ def set_error_status(own: Pairs, error: object, template: SpanTemplate, end: int
 class StepSpanParts(NamedTuple):
     """The parts of a step span that are neither in its template nor canonical attributes of its members."""
 
-    own: Pairs
+    content: SpanContent
     start: int
     end: int
     status: SpanStatus
@@ -127,35 +165,32 @@ class StepSpanParts(NamedTuple):
 class StepPartsBuilder:
     """Builds the ``StepSpanParts`` of the steps of one run.
 
-    - ``fallback``: the start of a span without a time, in nanoseconds since 1970.
-    - ``usages``: the list to which the token usage of each agent step is appended.
+    ``usages`` is the list to which the token usage of each agent step is appended.
     """
 
-    def __init__(
-        self, tenant: str, fallback: int, exception_events: bool = True, usages: list[Usage] | None = None
-    ) -> None:
+    def __init__(self, tenant: str, exception_events: bool = True, usages: list[Usage] | None = None) -> None:
         self.tenant = tenant
-        self.fallback = fallback
         self.exception_events = exception_events
         self.usages = [] if usages is None else usages
 
-    def build(self, step: Step, template: SpanTemplate) -> StepSpanParts:
-        own: Pairs = []
-        encode_extra(own, STEP_EXTRA, step.extra)
-        start, end = encode_times(own, STEP_TABLE, step.started_at, step.completed_at, self.fallback)
+    def build(self, step: Step, template: SpanTemplate, position: int) -> StepSpanParts:
+        """Return the parts of a step. ``position`` is the start of a step without times."""
+        content = SpanContent()
+        encode_extra(content, STEP_EXTRA, step.extra)
+        start, end = encode_times(content, STEP_TABLE, step.started_at, step.completed_at, position)
         links: tuple[Link, ...] = ()
         if template.is_agent:
             usage = read_usage(step.output)
             if usage is not None:
                 self.usages.append(usage)
-                add_usage(own, usage)
+                add_usage(content.pairs, usage)
         elif template.is_sub_workflow:
             child = read_child_run_id(step.output)
             if child:
-                own.append((CHILD_RUN_ID, child[:500]))
+                content.pairs.append((CHILD_RUN_ID, child[:500]))
                 links = (child_link(child, self.tenant),)
-        status = set_error_status(own, step.error, template, end, self.exception_events)
-        return StepSpanParts(own, start, end, status, links)
+        status = set_error_status(content.pairs, step.error, template, end, self.exception_events)
+        return StepSpanParts(content, start, end, status, links)
 
 
 class RunEncoder:
@@ -166,6 +201,7 @@ class RunEncoder:
         run: Run,
         tenant: str,
         *,
+        observed_at: int | None = None,
         exception_events: bool = True,
         after_root: bool = False,
         is_root: bool | None = None,
@@ -177,68 +213,79 @@ class RunEncoder:
         self.tenant = tenant
         self.exception_events = exception_events
         self.after_root = after_root
-        self.is_root = (not after_root and envelope.status in TERMINAL_RUN_STATUSES) if is_root is None else is_root
-        self.trace_id, self.root_id, seed = run_ids(envelope.id, tenant)
+        has_ended = envelope.status in TERMINAL_RUN_STATUSES
+        self.is_root = (not after_root and has_ended) if is_root is None else is_root
+        self.is_live = not self.is_root and not has_ended
+        self.trace_id, root_id, seed = run_ids(envelope.id, tenant)
         self.template = run_template(self.is_root, RUN_TABLE.get_labels(envelope))
-        self.fallback = _first_time(envelope)
-        self.step_seed = seed ^ self.template.salt ^ self.fallback ^ (not exception_events)
+        position = sort_time(envelope)
+        self.position = position or (1 if observed_at is None else max(observed_at, 1))
+        """Where the run lies in time, in nanoseconds since 1970."""
+        self.observed_at = _last_time(envelope, self.position) if observed_at is None else observed_at
+        # Two exports of a run without any time are two roots of one document, since a span id is written once.
+        self.root_id = root_id if position or observed_at is None else child_span_id(root_id, "at", self.position)
+        self.step_seed = seed ^ self.template.salt ^ self.position ^ (not exception_events)
         self.seed = self.step_seed.to_bytes(8, "big")
-        self.identity = Attributes([(RUN_ID, envelope.id), *self.template.identity.pairs])
-        self.step_parts = StepPartsBuilder(tenant, self.fallback, exception_events)
+        self.identity = Attributes(
+            [(RUN_ID, envelope.id), (PIPELINE_RUN_ID, envelope.id), *self.template.identity.pairs]
+        )
+        self.step_parts = StepPartsBuilder(tenant, exception_events)
+        self.live_id = live_span_id(self.trace_id, ROLE_LIVE, self.seed)
 
-    def spans(
-        self, observed_at: int | None, step_ids: Sequence[bytes] | None, ended: Sequence[bool] | None = None
-    ) -> list[Span]:
+    def spans(self, step_ids: Sequence[bytes] | None = None, ended: Sequence[bool] | None = None) -> list[Span]:
         """See ``encode``. ``ended``: for each step whether it has a span; None derives it from the status."""
         steps = self.envelope.steps
-        assigned = None if step_ids is None else iter(step_ids)
-        has_ended = None if ended is None else iter(ended)
+        layout = _Layout(self, steps if type(steps) is list else [], ended)
+        span_ids = layout.span_ids(step_ids)
         spans: list[Span] = []
-        attempts: list[Span] = []
-        span_ids: list[bytes] = []
-        used_ids: dict[bytes, bytes] = {}
+        below: list[Span] = []
         open_steps: list[bytes] = []
-        for step in steps if type(steps) is list else ():
-            text = step_text(step)
-            template = step_template(STEP_TABLE.get_labels(step))
-            if not (template.finished if has_ended is None else next(has_ended)):
-                attempts += self._open_attempts(step, template, len(span_ids))
-                open_steps.append(text)
-                span_ids.append(_OPEN)
+        for index, (step, span_id) in enumerate(zip(layout.steps, span_ids, strict=True)):
+            template = layout.templates[index]
+            if not layout.ended[index]:
+                below += self._open_attempts(step, template, index)
+                open_steps.append(step_text(step))
                 continue
-            span_id = step_span_id(text, self.step_seed, used_ids) if assigned is None else next(assigned, _OPEN)
-            span_ids.append(span_id)
-            spans.append(self.step_span(step, span_id, template))
+            parent_id = layout.parent_id(index, span_ids)
+            spans.append(self.step_span(step, span_id, template, parent_id, layout.position(index)))
             if step.extra:
-                attempts += self.attempt_spans(step, span_id, template)
-        if step_ids is not None and len(set(step_ids)) != len(step_ids):
-            raise ValueError("step_ids must be unique")
-        if step_ids is not None and len(step_ids) != len(spans):
-            raise ValueError(f"{len(step_ids)} step ids for {len(spans)} finished steps")
+                below += self.attempt_spans(step, span_id, template)
         if open_steps:
             manifest = "".join([span_id.hex() or OPEN_STEP_MARK for span_id in span_ids])
         else:
             manifest = b"".join(span_ids).hex()
-        return [*spans, *attempts, self.revision_span(manifest, open_steps, observed_at)]
+        if self.is_live:
+            below += [self.live_span(), *layout.points()]
+        return [*spans, *below, self.revision_span(manifest, open_steps)]
 
-    def step_ids(self) -> Iterator[bytes]:
-        """Yield the content-derived ids of the finished steps, each computed on demand."""
-        used_ids: dict[bytes, bytes] = {}
+    def step_ids(self) -> list[bytes]:
+        """Return the content-derived ids of the finished steps."""
         steps = self.envelope.steps
-        for step in steps if type(steps) is list else ():
-            if step.status in TERMINAL_STEP_STATUSES:
-                yield step_span_id(step_text(step), self.step_seed, used_ids)
+        layout = _Layout(self, steps if type(steps) is list else [], None)
+        return [span_id for span_id in layout.span_ids(None) if span_id]
 
-    def step_span(self, step: Step, span_id: bytes, template: SpanTemplate) -> Span:
-        """Return the span of a finished step."""
-        own: Pairs = []
+    def step_span(
+        self,
+        step: Step,
+        span_id: bytes,
+        template: SpanTemplate,
+        parent_id: bytes | None = None,
+        position: int | None = None,
+    ) -> Span:
+        """Return the span of a finished step.
+
+        ``parent_id`` is that of its loop, by default the root; ``position`` the start of a step without times, by
+        default that of the run.
+        """
+        parts = self.step_parts.build(step, template, self.position if position is None else position)
+        content = SpanContent()
         for field, value in zip(STEP_TABLE.values, STEP_TABLE.get_values(step), strict=True):
-            encode_value(own, field, value)
-        parts = self.step_parts.build(step, template)
+            encode_value(content, field, value)
+        texts = [*template.texts, *content.texts, *parts.content.texts]
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
-            parent_id=self.root_id,
+            parent_id=self.root_id if parent_id is None else parent_id,
             name=template.name,
             kind=template.kind,
             start=parts.start,
@@ -246,9 +293,10 @@ class RunEncoder:
             status=parts.status.code,
             message=parts.status.message,
             shared=(template.shared, self.identity),
-            own=own + parts.own,
-            events=parts.status.events,
+            own=[(TASK_RUN_ID, span_id.hex()), *content.pairs, *parts.content.pairs],
+            events=(*text_events(texts, parts.end), *parts.status.events) if texts else parts.status.events,
             links=parts.links,
+            scope=SCOPE_STEP,
         )
 
     def attempt_spans(self, step: Step, step_id: bytes, template: SpanTemplate) -> Iterator[Span]:
@@ -257,31 +305,31 @@ class RunEncoder:
             yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, template)
 
     def _open_attempts(self, step: Step, template: SpanTemplate, position: int) -> Iterator[Span]:
-        """Yield the attempts of an open step, children of the future root.
+        """Yield the attempts of an open step, children of the live span.
 
-        Every snapshot repeats them, so their ids are derived from everything that the span carries: repetitions are
+        Every revision repeats them, so their ids are derived from everything that the span carries: repetitions are
         the same span. ``position`` is that of the step in the document.
         """
         attempts = read_attempts(step.extra)
         if not attempts and step.status == "retrying":
-            start = parse_ns(step.started_at) if type(step.started_at) is str else None
-            current = current_attempt(step.attempt, "retrying", step.error, start or self.fallback)
+            current = current_attempt(step.attempt, "retrying", step.error, time_ns(step.started_at) or self.position)
             attempts = [] if current is None else [current]
         for attempt in attempts:
             content = repr((step.id, step.name, step.type, *attempt.values())).encode()
             key = sha256(self.seed + position.to_bytes(8, "big") + content).digest()
             span_id = child_span_id(key, "open attempt", attempt.position)
-            yield self._attempt(attempt, span_id, self.root_id, step, template)
+            yield self._attempt(attempt, span_id, self.live_id, step, template)
 
     def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, template: SpanTemplate) -> Span:
         own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
         if attempt.status:
             own.append(("runspan.attempt.status", attempt.status[:500]))
-        encode_value(own, _STEP_ID, step.id)
-        events: tuple[Event, ...] = ()
+        own += _labels(step)
+        status = NO_ERROR
         if attempt.error is not None:
             own.append((ERROR_TYPE, attempt.error.type))
             events = (attempt.error.event(attempt.end),) if self.exception_events else ()
+            status = SpanStatus(ERROR, attempt.error.message, events)
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
@@ -290,56 +338,94 @@ class RunEncoder:
             kind=INTERNAL,
             start=attempt.start,
             end=attempt.end,
+            status=status.code,
+            message=status.message,
+            shared=(self.identity,),
+            own=own,
+            events=status.events,
+            scope=SCOPE_STEP,
+        )
+
+    def live_span(self) -> Span:
+        """Return the span that stands for the run while it is unfinished.
+
+        It is written once, so it carries nothing that changes. As the earliest span it names the trace.
+        """
+        pipeline = self.template.pipeline
+        own: Pairs = [(ROLE, ROLE_LIVE), (PIPELINE_NAME, pipeline)]
+        return self._point(self.live_id, self.root_id, f"run {pipeline} (live)", self.position, own)
+
+    def open_step_span(self, step: Step, start: int, number: int) -> Span:
+        """Return the point of an open step, at its start.
+
+        ``number`` counts the open steps with the same labels and start.
+        """
+        pairs = _labels(step)
+        name = next((value for value in (step.name, step.id) if type(value) is str and value), "step")[:500]
+        span_id = self.open_step_id(step, start, number)
+        own: Pairs = [(ROLE, ROLE_OPEN_STEP), *pairs]
+        return self._point(span_id, self.live_id, f"{name} (started)", start, own)
+
+    def open_step_id(self, step: Step, start: int, number: int) -> bytes:
+        """Return the id of ``open_step_span``."""
+        content = repr((step.id, step.name, step.type, start, number)).encode()
+        return live_span_id(self.trace_id, ROLE_OPEN_STEP, self.seed, content)
+
+    def _point(self, span_id: bytes, parent_id: bytes, name: str, start: int, own: Pairs) -> Span:
+        return Span(
+            trace_id=self.trace_id,
+            span_id=span_id,
+            parent_id=parent_id,
+            name=name,
+            kind=INTERNAL,
+            start=start,
+            end=start + 1,
             status=STATUS_UNSET,
             message="",
             shared=(self.identity,),
             own=own,
-            events=events,
+            scope=SCOPE_LIVE,
         )
 
-    def revision_span(self, manifest: str, open_steps: list[bytes], observed_at: int | None) -> Span:
-        """Return the root span or a snapshot span. For ``manifest`` and ``open_steps`` see ``fields.MANIFEST``."""
+    def revision_span(self, manifest: str, open_steps: list[bytes]) -> Span:
+        """Return the root span or a revision span. For ``manifest`` and ``open_steps`` see ``fields.MANIFEST``."""
         envelope = self.envelope
-        own: Pairs = [(DIGEST, sha256(self.run_text).hexdigest())]
         revision = ROOT_REVISION
+        content = SpanContent()
+        own = content.pairs
+        own.append((DIGEST, sha256(self.run_text).hexdigest()))
         if not self.is_root:
-            observed_at = _last_time(envelope, self.fallback) if observed_at is None else observed_at
             # A time after 2116 would rank an unfinished run above its end.
-            revision = min(observed_at, ROOT_REVISION - 1) + (ROOT_REVISION if self.after_root else 0)
-            own.append((REVISION, revision))
+            revision = min(self.observed_at, ROOT_REVISION - 1) + (ROOT_REVISION if self.after_root else 0)
+            own += [(REVISION, revision), (OBSERVED_AT, rfc3339(self.observed_at))]
+        own.append((SUMMARY_DIGEST, summary_digest(summary_text(envelope), self.tenant, revision, self.position)))
         if self.tenant:
             own.append((TENANT, self.tenant))
         if type(envelope.steps) is list:
             own.append((STEP_COUNT, len(manifest) // len(OPEN_STEP_MARK)))
             if manifest:
-                encode_text(own, MANIFEST, manifest.encode())
+                encode_text(content, MANIFEST, manifest.encode(), preview=False)
             if open_steps:
-                encode_text(own, OPEN_STEPS, b"[" + b",".join(open_steps) + b"]")
+                encode_text(content, OPEN_STEPS, b"[" + b",".join(open_steps) + b"]", preview=False)
         elif envelope.steps is None:
             own.append((MANIFEST + NON_CANONICAL, "null"))
         for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
-            encode_value(own, field, value)
-        encode_extra(own, RUN_EXTRA, envelope.extra)
+            encode_value(content, field, value)
+        encode_extra(content, RUN_EXTRA, envelope.extra)
         parent = read_parent_run_id(envelope.extra)
         if parent:
             own.append((PARENT_RUN_ID, parent[:500]))
-        start, end = encode_times(
-            own,
-            RUN_TABLE,
-            envelope.started_at,
-            envelope.completed_at,
-            sort_time(envelope) or 1,
-            None if self.is_root else observed_at,
-            start_at_fallback=True,
+        start, end = encode_run_times(
+            content, envelope.started_at, envelope.completed_at, self.position, has_end=self.is_root
         )
-        own.append((PIPELINE_RUN_ID, envelope.id))
         add_totals(own, self.step_parts.usages)
         template = self.template
         status = set_error_status(own, envelope.error, template, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:
             span_id = revision_span_id(self.trace_id, self.run_text, revision, self.seed)
-            parent_id = self.root_id
+            parent_id = self.live_id if self.is_live else self.root_id
+        texts = [*template.texts, *content.texts]
         return Span(
             trace_id=self.trace_id,
             span_id=span_id,
@@ -352,19 +438,94 @@ class RunEncoder:
             message=status.message,
             shared=(template.shared, self.identity),
             own=own,
-            events=status.events,
+            events=(*text_events(texts, end), *status.events) if texts else status.events,
             links=caller_links(envelope.extra, self.trace_id),
+            scope=SCOPE_RUN if self.is_root else SCOPE_REVISION,
         )
 
 
-def _first_time(envelope: Envelope) -> int:
-    """Return the start of spans that have no time: the run's start, creation or completion, else one nanosecond."""
-    for value in (envelope.started_at, envelope.created_at, envelope.completed_at):
-        if type(value) is str:
-            ns = parse_ns(value)
-            if ns:
-                return ns
-    return 1
+class _Layout:
+    """The templates, ids, parents and positions of the steps of one run."""
+
+    def __init__(self, encoder: RunEncoder, steps: list[Step], ended: Sequence[bool] | None) -> None:
+        self.encoder = encoder
+        self.steps = steps
+        self.templates = [step_template(STEP_TABLE.get_labels(step)) for step in steps]
+        self.ended = [template.finished for template in self.templates] if ended is None else list(ended)
+        self._positions: dict[int, int] = {}
+        self._loops: dict[int, int] = {}
+        self._starts: dict[int, int] = {}
+        """The starts of the open steps that are shown as points."""
+        self._numbers: dict[int, int] = {}
+        has_loops = any(template.is_loop for template in self.templates)
+        is_timeless = any(time_ns(step.started_at) is None and time_ns(step.completed_at) is None for step in steps)
+        if has_loops or is_timeless or encoder.is_live:
+            self._place(has_loops)
+
+    def _place(self, has_loops: bool) -> None:
+        envelope, encoder = self.encoder.envelope, self.encoder
+        intervals: list[Interval] = [interval_of(step) for step in self.steps]
+        self._positions = positions(intervals, encoder.position, time_ns(envelope.completed_at))
+        if has_loops:
+            self._loops = enclosing_loops(self.steps, intervals, self._positions, self.ended)
+        if encoder.is_live:
+            rounds = set(self._loops.values())
+            same: dict[object, int] = {}
+            for index, (step, interval) in enumerate(zip(self.steps, intervals, strict=True)):
+                start = interval.start
+                if self.ended[index] or start is None:
+                    continue
+                if index in rounds or encoder.observed_at - start >= OPEN_STEP_AFTER:
+                    key = repr((step.id, step.name, step.type, start))
+                    self._starts[index], self._numbers[index] = start, same.get(key, 0)
+                    same[key] = self._numbers[index] + 1
+
+    def position(self, index: int) -> int:
+        """Return the start of a step if it has no times."""
+        return self._positions.get(index, self.encoder.position)
+
+    def span_ids(self, given: Sequence[bytes] | None) -> list[bytes]:
+        """Return the span ids of the steps, empty for open ones. ``given`` are those of the finished steps."""
+        if given is not None:
+            if len(set(given)) != len(given):
+                raise ValueError("step_ids must be unique")
+            if len(given) != sum(self.ended):
+                raise ValueError(f"{len(given)} step ids for {sum(self.ended)} finished steps")
+            assigned = iter(given)
+            return [next(assigned) if ended else _OPEN for ended in self.ended]
+        span_ids = [_OPEN] * len(self.steps)
+        used_ids: dict[bytes, bytes] = {}
+        for index in parents_first(len(self.steps), self._loops):
+            if self.ended[index]:
+                seed = self.encoder.step_seed ^ self._positions.get(index, 0)
+                if index in self._loops:
+                    seed ^= int.from_bytes(self.parent_id(index, span_ids), "big")
+                span_ids[index] = step_span_id(step_text(self.steps[index]), seed, used_ids)
+        return span_ids
+
+    def parent_id(self, index: int, span_ids: Sequence[bytes]) -> bytes:
+        """Return the span id of the loop around a step, that of its point while the loop is open, else the root's."""
+        loop = self._loops.get(index)
+        if loop is None:
+            return self.encoder.root_id
+        if self.ended[loop]:
+            return span_ids[loop]
+        if loop in self._starts:
+            return self.encoder.open_step_id(self.steps[loop], self._starts[loop], self._numbers[loop])
+        return self.encoder.root_id
+
+    def points(self) -> Iterator[Span]:
+        """Yield the points of the open steps."""
+        for index, start in self._starts.items():
+            yield self.encoder.open_step_span(self.steps[index], start, self._numbers[index])
+
+
+def _labels(step: Step) -> Pairs:
+    """Return the labels of a step that do not change while it runs, without long texts."""
+    content = SpanContent()
+    for field in _POINT_LABELS:
+        encode_value(content, field, getattr(step, field.member))
+    return content.pairs
 
 
 def _last_time(envelope: Envelope, first: int) -> int:
@@ -373,4 +534,4 @@ def _last_time(envelope: Envelope, first: int) -> int:
     values: list[object] = [envelope.started_at, envelope.completed_at]
     for step in steps if type(steps) is list else ():
         values += [step.started_at, step.completed_at]
-    return max([first, *[parse_ns(value) or 0 for value in values if type(value) is str]])
+    return max([first, *[time_ns(value) or 0 for value in values]])

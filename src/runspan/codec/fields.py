@@ -12,9 +12,17 @@ from typing import Final, NamedTuple
 
 ROLE: Final = "runspan.role"
 ROLE_RUN: Final = "run"
-ROLE_REVISION: Final = "snapshot"
+ROLE_REVISION: Final = "revision"
+ROLE_LIVE: Final = "live"
 ROLE_STEP: Final = "step"
+ROLE_OPEN_STEP: Final = "open_step"
 ROLE_ATTEMPT: Final = "attempt"
+
+SCOPE_RUN: Final = "runspan.run"
+SCOPE_REVISION: Final = "runspan.revision"
+SCOPE_LIVE: Final = "runspan.live"
+SCOPE_STEP: Final = "runspan.step"
+"""The instrumentation scopes: backends find run and revision spans by these, which costs less than an attribute."""
 
 RUN_ID: Final = "runspan.run.id"
 WORKFLOW_ID: Final = "runspan.workflow.id"
@@ -37,6 +45,10 @@ def observed_time(revision: int) -> int:
 
 DIGEST: Final = "runspan.digest"
 """On revision spans: the hex SHA-256 of the document's canonical text."""
+SUMMARY_DIGEST: Final = "runspan.summary.digest"
+"""On revision spans: a digest of what a list shows, so that a list item is verified without the steps."""
+OBSERVED_AT: Final = "runspan.observed_at"
+"""On revision spans that are not the root: when the document was observed, as RFC 3339 text for people."""
 STEP_COUNT: Final = "runspan.run.step_count"
 """The number of steps of the document; absent if ``steps`` is absent or ``null``."""
 MANIFEST: Final = "runspan.run.steps"
@@ -51,8 +63,16 @@ STEP_EXTRA: Final = "runspan.step.extra"
 
 NON_CANONICAL: Final = ".json"
 """Suffix of a key: the attribute is the JSON text of a member that is not in its canonical form."""
-PARTS: Final = ".parts"
-"""Suffix of a key: the number of parts that a long text was split into. Part n > 0 has the key ``key.n``."""
+SIZE: Final = ".bytes"
+"""Suffix of a key: the length of a text that is too long for one attribute. Its pieces are in span events."""
+PREVIEW: Final = ".preview"
+"""Suffix of a key: the beginning of such a text, for people; it ends in an ellipsis."""
+TEXT_KEY: Final = "runspan.text.key"
+TEXT_NUMBER: Final = "runspan.text.number"
+TEXT_PIECE: Final = "runspan.text.piece."
+"""The attributes of the events of a long text: its key, the number of the event from 0, and up to
+``MAX_EVENT_PIECES`` numbered pieces."""
+MAX_EVENT_PIECES: Final = 64
 ABSENT: Final = "absent"
 """In the ``.json`` attribute of a time: the document has no such member. This is not valid JSON, so not ambiguous."""
 MAX_ATTRIBUTE_BYTES: Final = 2000
@@ -133,7 +153,7 @@ RUN_TABLE: Final = Table(RUN_FIELDS)
 STEP_TABLE: Final = Table(STEP_FIELDS)
 
 KEYS: Final = frozenset(
-    {ROLE, RUN_ID, TENANT, REVISION, DIGEST, STEP_COUNT, MANIFEST, OPEN_STEPS, RUN_EXTRA, STEP_EXTRA}
+    {ROLE, RUN_ID, TENANT, REVISION, DIGEST, SUMMARY_DIGEST, STEP_COUNT, MANIFEST, OPEN_STEPS, RUN_EXTRA, STEP_EXTRA}
     | {field.key for field in RUN_FIELDS + STEP_FIELDS}
 )
-"""The keys of all attributes that the decoder reads, without the suffixes ``.json``, ``.parts`` and ``.n``."""
+"""The keys of all attributes that the decoder reads, without the suffixes ``.json``, ``.bytes`` and ``.preview``."""

@@ -26,6 +26,7 @@ RUN_RESULTS: Final = {
     "timed_out": "timeout",
     "cancelled": "cancellation",
 }
+RUN_STATES: Final = {"pending": "pending", "running": "executing", "suspended": "executing"}
 STEP_RESULTS: Final = {"completed": "success", "failed": "failure", "skipped": "skip"}
 RUN_ERRORS: Final = {"failed": "_OTHER", "timed_out": "timeout"}
 """The statuses that are errors, with the ``error.type`` of an error without a code."""
@@ -37,10 +38,15 @@ OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 PROVIDER: Final = "gen_ai.provider.name"
 MODEL: Final = "gen_ai.request.model"
 ERROR_TYPE: Final = "error.type"
+PIPELINE_NAME: Final = "cicd.pipeline.name"
 PIPELINE_RUN_ID: Final = "cicd.pipeline.run.id"
+TASK_RUN_ID: Final = "cicd.pipeline.task.run.id"
+"""The span id of the step: the conventions require an identity of each execution."""
 CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
-SEMCONV_STRING_KEYS: Final = frozenset({PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID})
+SEMCONV_STRING_KEYS: Final = frozenset(
+    {PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, TASK_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID}
+)
 """The string attributes of this module that differ from span to span."""
 _RUN_INPUT, _RUN_OUTPUT, _RUN_COST = "runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd"
 SEMCONV_NUMBER_KEYS: Final = frozenset({INPUT_TOKENS, OUTPUT_TOKENS, COST, _RUN_INPUT, _RUN_OUTPUT, _RUN_COST})

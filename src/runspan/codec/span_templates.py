@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import Raw
-
-from runspan.codec.attributes import Pairs, encode_value
+from runspan.codec.attributes import Pairs, SpanContent, encode_value
 from runspan.codec.fields import (
     REVISION,
     ROLE,
@@ -23,7 +21,8 @@ from runspan.codec.fields import (
     STEP_TABLE,
     WORKFLOW_ID,
 )
-from runspan.codec.semconv import RUN_ERRORS, RUN_RESULTS, STEP_ERRORS, STEP_RESULTS
+from runspan.codec.placement import LOOP
+from runspan.codec.semconv import PIPELINE_NAME, RUN_ERRORS, RUN_RESULTS, RUN_STATES, STEP_ERRORS, STEP_RESULTS
 from runspan.model.document import TERMINAL_STEP_STATUSES
 from runspan.model.ids import hash_parts
 from runspan.model.span import INTERNAL, SERVER, Attributes
@@ -42,27 +41,37 @@ class SpanTemplate:
         "finished",
         "identity",
         "is_agent",
+        "is_loop",
         "is_sub_workflow",
         "kind",
         "name",
+        "pipeline",
         "salt",
         "shared",
         "special",
+        "texts",
         "wire",
     )
 
-    def __init__(self, name: str, kind: int, pairs: Pairs, error_type: str | None, step_type: object = None) -> None:
+    def __init__(
+        self, name: str, kind: int, content: SpanContent, error_type: str | None, step_type: object = None
+    ) -> None:
         self.name = name
         self.kind = kind
-        self.shared = Attributes(pairs)
+        self.shared = Attributes(content.pairs)
+        self.texts = content.texts
+        """Labels that are too long for an attribute."""
         self.error_type = error_type
         """The default ``error.type`` if the status is an error, else None."""
         self.is_agent = step_type == "agent"
+        self.is_loop = step_type == LOOP
         self.is_sub_workflow = step_type == "sub-workflow"
-        self.special = self.is_agent or self.is_sub_workflow or error_type is not None
+        self.special = self.is_agent or self.is_sub_workflow or error_type is not None or bool(self.texts)
         """Whether the span has attributes, links or a status derived from its payloads."""
         self.finished = False
         """Whether a step has ended."""
+        self.pipeline = ""
+        """The workflow of a run, as span names show it."""
         self.identity = Attributes([])
         """The labels of a run that are on all of its spans."""
         self.salt = 0
@@ -89,10 +98,12 @@ class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
 
 
 def _create_step_template(*values: Any) -> SpanTemplate:
-    pairs: Pairs = [(ROLE, ROLE_STEP)]
+    content = SpanContent()
+    pairs = content.pairs
+    pairs.append((ROLE, ROLE_STEP))
     members: dict[str, Any] = {}
     for field, value in zip(STEP_TABLE.labels, values, strict=True):
-        encode_value(pairs, field, value)
+        encode_value(content, field, value)
         members[field.member] = value
     labels = (members["name"], members["id"], "step")
     name = next(text[:_MAX_NAME_LENGTH] for text in labels if type(text) is str and text)
@@ -104,29 +115,38 @@ def _create_step_template(*values: Any) -> SpanTemplate:
     if kind == "agent":
         pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", name)]
         name = f"invoke_agent {name}"
-    template = SpanTemplate(name, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    if status == "skipped":
+        name = f"{name} (skipped)"
+    template = SpanTemplate(name, INTERNAL, content, STEP_ERRORS.get(status), kind)
     template.finished = status in TERMINAL_STEP_STATUSES
     return template
 
 
 def _create_run_template(is_root: bool, *values: Any) -> SpanTemplate:
-    pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_REVISION)]
+    content = SpanContent()
+    content.pairs += [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_REVISION)]
     members: dict[str, Any] = {}
     identity: Pairs = []
     for field, value in zip(RUN_TABLE.labels, values, strict=True):
-        encode_value(identity if field.key == WORKFLOW_ID else pairs, field, value)
         members[field.member] = value
+        if field.key == WORKFLOW_ID and type(value) is str and 0 < len(value) <= _MAX_NAME_LENGTH:
+            identity.append((field.key, value))
+        else:
+            encode_value(content, field, value)
     workflow = members["workflow_id"]
     status = members["status"] if type(members["status"]) is str else ""
     pipeline = workflow[:_MAX_NAME_LENGTH] if type(workflow) is str and workflow else "workflow"
-    pairs.append(("cicd.pipeline.name", pipeline))
+    content.pairs.append((PIPELINE_NAME, pipeline))
     if status in RUN_RESULTS:
-        pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
-    name = f"run {pipeline}" if is_root else f"snapshot {pipeline}"
-    template = SpanTemplate(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
+        content.pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
+    elif status in RUN_STATES:
+        content.pairs.append(("cicd.pipeline.run.state", RUN_STATES[status]))
+    name = f"run {pipeline}"
+    kind = SERVER if is_root else INTERNAL
+    template = SpanTemplate(name if is_root else f"{name} (revision)", kind, content, RUN_ERRORS.get(status))
+    template.pipeline = pipeline
     template.identity = Attributes(identity)
-    parts = [(key, bytes(value) if type(value) is Raw else str(value).encode()) for key, value in identity]
-    template.salt = hash_parts(*[part for key, value in parts for part in (key.encode(), value)])
+    template.salt = hash_parts(*[part.encode() for key, value in identity for part in (key, str(value))])
     return template
 
 

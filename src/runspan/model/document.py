@@ -144,12 +144,22 @@ def _without_steps(envelope: Envelope) -> Envelope:
 
 
 def sort_time(envelope: Envelope) -> int:
-    """Return the sort key of lists in nanoseconds since 1970: the run's start, else its creation, else 0."""
+    """Return where a run lies in time, in nanoseconds since 1970: the sort key of lists and the start of its spans.
+
+    The first that is usable of the run's start, its creation, its earliest step and its completion; 0 if none is.
+    """
     for value in (envelope.started_at, envelope.created_at):
-        ns = parse_ns(value) if type(value) is str else None
-        if ns is not None:
+        ns = time_ns(value)
+        if ns:
             return ns
-    return 0
+    steps = envelope.steps if type(envelope.steps) is list else ()
+    times = [time_ns(value) for step in steps for value in (step.started_at, step.completed_at)]
+    return min([ns for ns in times if ns], default=0) or time_ns(envelope.completed_at) or 0
+
+
+def time_ns(value: object) -> int | None:
+    """Return the nanoseconds since 1970 of a timestamp member, or None if it is absent or unusable."""
+    return parse_ns(value) if type(value) is str else None
 
 
 def str_or_none(value: object) -> str | None:

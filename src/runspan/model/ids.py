@@ -89,10 +89,26 @@ step_digest: Callable[[bytes, int], bytes] = xxh3_64_digest
 
 
 def revision_span_id(trace_id: bytes, text: bytes, revision: int, context: bytes) -> bytes:
-    """Return the id of the snapshot span of a document at a revision."""
-    return _nonzero(_digest(b"snapshot", trace_id, text, str(revision).encode(), context)[:8])
+    """Return the id of the revision span of a document at a revision."""
+    return _nonzero(_digest(b"revision", trace_id, text, str(revision).encode(), context)[:8])
 
 
 def child_span_id(parent_id: bytes, role: str, number: int) -> bytes:
     """Return the id of a span below a step, for example that of attempt 2."""
     return _nonzero(_digest(role.encode(), parent_id, str(number).encode())[:8])
+
+
+def live_span_id(trace_id: bytes, role: str, *parts: bytes) -> bytes:
+    """Return the id of a span without length that is written while its run is unfinished, from all that it carries."""
+    return _nonzero(_digest(role.encode(), trace_id, *parts)[:8])
+
+
+def summary_digest(summary: bytes, tenant: str, revision: int, position: int) -> str:
+    """Return the digest of what a list shows of a run and sorts by, 32 hex digits."""
+    context = (revision % (1 << 64)).to_bytes(8, "big") + (position % (1 << 64)).to_bytes(8, "big")
+    return sha256(_summary_prefix(tenant) + context + summary).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1024)
+def _summary_prefix(tenant: str) -> bytes:
+    return _length_prefixed(b"summary", tenant.encode())

@@ -66,6 +66,8 @@ class Span(Struct, frozen=True, gc=False):
     own: Sequence[tuple[str, Value]]
     events: tuple[Event, ...] = ()
     links: tuple[Link, ...] = ()
+    scope: str = ""
+    """The name of the instrumentation scope."""
 
     def pairs(self) -> Iterator[tuple[str, Value]]:
         """Yield all attributes in order, JSON text as ``Raw``."""

@@ -12,8 +12,9 @@ from functools import lru_cache
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
-MAX_NS = (1 << 63) - 1
-"""OTLP has 64 unsigned bits, but stores keep signed integers: 2262-04-11 is the last day that all can hold."""
+MAX_NS = (1 << 63) - 4
+"""The latest start of a span: stores keep signed integers, and Tempo loses every run of a block in which a time reaches
+2**63 - 2, so that the end of a span without length, one nanosecond later, stays below that."""
 
 _SUFFIXES = [f"{second:02}" for second in range(60)]
 _ENDINGS = [f".{ms:03}Z" for ms in range(1000)]
@@ -86,10 +87,19 @@ def canonical_text(ns: int) -> str | None:
     return _minute_text(second // 60) + _SUFFIXES[second % 60] + _ENDINGS[rest // MILLISECOND]
 
 
+def rfc3339(ns: int) -> str:
+    """Return the RFC 3339 timestamp of these nanoseconds since 1970, with as many digits as it needs."""
+    canonical = canonical_text(ns)
+    if canonical is not None:
+        return canonical
+    second, rest = divmod(min(max(ns, 0), MAX_NS), SECOND)
+    return f"{_minute_text(second // 60)}{_SUFFIXES[second % 60]}.{rest:09}Z"
+
+
 def parse_ns(text: str) -> int | None:
     """Return the nanoseconds since 1970 of any RFC 3339 timestamp, or None for text that is none or out of range.
 
-    Digits past the nanosecond are truncated.
+    Digits past the nanosecond are truncated. A leap second counts as the last nanosecond before it.
     """
     ns = canonical_ns(text)
     if ns is not None:
@@ -98,6 +108,8 @@ def parse_ns(text: str) -> int | None:
     if match is None:
         return None
     date, clock, fraction, zulu, sign, hours, minutes = match.groups()
+    if clock.endswith(":60"):
+        clock, fraction = clock[:-2] + "59", "999999999"
     try:
         moment = datetime.fromisoformat(f"{date}T{clock}+00:00")
     except ValueError:

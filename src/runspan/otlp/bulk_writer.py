@@ -16,13 +16,27 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from runspan.codec.attributes import Pairs, encode_times
+from runspan.codec.attributes import Pairs, SpanContent, encode_times
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
-from runspan.codec.fields import DIGEST, MANIFEST, NON_CANONICAL, RUN_ID, RUN_TABLE, STEP_COUNT, STEP_TABLE, TENANT
-from runspan.codec.semconv import PIPELINE_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
+from runspan.codec.fields import (
+    DIGEST,
+    MANIFEST,
+    NON_CANONICAL,
+    ROOT_REVISION,
+    RUN_ID,
+    RUN_TABLE,
+    SCOPE_RUN,
+    SCOPE_STEP,
+    STEP_COUNT,
+    STEP_TABLE,
+    SUMMARY_DIGEST,
+    TENANT,
+)
+from runspan.codec.placement import Interval, enclosing_loops, parents_first, positions
+from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
 from runspan.codec.span_templates import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
-from runspan.model.document import Step
-from runspan.model.ids import run_digests, step_digest
+from runspan.model.document import Step, summary_text, time_ns
+from runspan.model.ids import run_digests, step_digest, summary_digest
 from runspan.model.run import Run
 from runspan.otlp.bulk_columns import RUN_MEMBERS, STEP_MEMBERS, Column, join_columns, nanoseconds, true_indices
 from runspan.otlp.protobuf_writer import (
@@ -37,17 +51,21 @@ from runspan.otlp.protobuf_writer import (
     end_bytes,
     integer_bytes,
     shared_bytes,
-    span_bytes,
+    ScopedBytes,
+    scoped_bytes,
     template_bytes,
 )
 
 _ZERO: Final = bytes(8)
 _step_text = msgspec.json.Encoder().encode
 _IDENTITY: Final = KEY_PREFIXES[RUN_ID]
-_RUN_DIGEST, _STEPS, _PIPELINE_RUN = (key.encode() for key in (DIGEST, MANIFEST, PIPELINE_RUN_ID))
+_PIPELINE_RUN: Final = KEY_PREFIXES[PIPELINE_RUN_ID]
+_RUN_DIGEST, _RUN_SUMMARY, _STEPS, _TASK_RUN = (
+    key.encode() for key in (DIGEST, SUMMARY_DIGEST, MANIFEST, TASK_RUN_ID)
+)
 
 
-def write_runs(runs: Sequence[Run], *, tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
+def write_runs(runs: Sequence[Run], *, tenant: str = "", observed_at: int | None = None) -> list[list[ScopedBytes]]:
     """The spans of each run, as ``span_bytes`` writes them: steps first, the head last.
 
     Best for some dozens of runs at a time. tenant, observed_at: as for ``encode``.
@@ -55,12 +73,12 @@ def write_runs(runs: Sequence[Run], *, tenant: str = "", observed_at: int | None
     usual = [run for run in runs if run.plain and run.finished and run.envelope.steps]
     written = dict(zip(map(id, usual), _write(usual, tenant), strict=True)) if usual else {}
     return [
-        written.get(id(run)) or [span_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)]
+        written.get(id(run)) or [scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)]
         for run in runs
     ]
 
 
-def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
+def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     """The spans of runs that are plain, finished, and have steps; None for one that is odd after all."""
     envelopes = [run.envelope for run in runs]
     counts = [len(envelope.steps) for envelope in envelopes]  # type: ignore[arg-type]
@@ -80,14 +98,23 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
     ]
     ids = [TRACE_ID + trace + SPAN_ID for trace in traces]
     shared = [
-        _IDENTITY[len(identity)] + identity + (label.identity.wire or shared_bytes(label.identity))
+        b"".join(
+            (
+                _IDENTITY[len(identity)],
+                identity,
+                _PIPELINE_RUN[len(identity)],
+                identity,
+                label.identity.wire or shared_bytes(label.identity),
+            )
+        )
         for identity, label in zip(identities, labels, strict=True)
     ]
     each = partial(_each, counts)
     parents = [PARENT_ID + root for root in roots]
     steps = _Steps([step for envelope in envelopes for step in envelope.steps], each(range(len(runs))))  # type: ignore[union-attr]
-    steps.name(each(seeds))
-    spans = steps.write(each(ids), each(parents), each(shared), starts, tenant)
+    steps.place(counts, starts, [time_ns(envelope.completed_at) for envelope in envelopes])
+    steps.name(each(seeds), each(parents))
+    spans = steps.write(each(ids), each(shared), starts, tenant)
 
     manifests = []
     place = 0
@@ -96,6 +123,8 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         place += count
     rests, closings = [b""] * len(runs), [PLAIN_END] * len(runs)
     for place in true_indices(map(attrgetter("special"), labels)):
+        if labels[place].texts:
+            odd.add(place)
         rests[place], closings[place] = _rest_of_failed(
             envelopes[place].error, labels[place], ends[place], steps.usages.pop(place, [])
         )
@@ -108,21 +137,28 @@ def _write(runs: list[Run], tenant: str) -> list[list[bytes] | None]:
         [label.wire or template_bytes(label) for label in labels],
         shared,
         (_RUN_DIGEST, [sha256(run.text).hexdigest().encode() for run in runs]),
+        (
+            _RUN_SUMMARY,
+            [
+                summary_digest(summary_text(envelope), tenant, ROOT_REVISION, start).encode()
+                for envelope, start in zip(envelopes, starts, strict=True)
+            ],
+        ),
         attribute_bytes(TENANT, tenant) if tenant else b"",
         [integer_bytes(IN_SPAN, STEP_COUNT, count) for count in counts],
         (_STEPS, manifests),
         *[member(envelopes) for member in RUN_MEMBERS],
-        (_PIPELINE_RUN, identities),
         rests,
         closings,
     ]
     heads, unfit = join_columns(columns, len(runs))
     odd |= {*steps.odd_runs, *unfit}
 
-    written: list[list[bytes] | None] = []
+    written: list[list[ScopedBytes] | None] = []
     place = 0
     for number, count in enumerate(counts):
-        written.append(None if number in odd else [*spans[place : place + count], heads[number]])
+        below = zip(repeat(SCOPE_STEP), spans[place : place + count])
+        written.append(None if number in odd else [*below, (SCOPE_RUN, heads[number])])
         place += count
     return written
 
@@ -161,9 +197,9 @@ def _model_bytes(model: str) -> bytes:
 
 def _no_times() -> bytes:
     """What stands on the span of a step that was skipped: it has neither start nor end."""
-    own: Pairs = []
-    encode_times(own, STEP_TABLE, UNSET, UNSET, 1)
-    return attributes_bytes(own)
+    content = SpanContent()
+    encode_times(content, STEP_TABLE, UNSET, UNSET, 1)
+    return attributes_bytes(content.pairs)
 
 
 _NO_TIMES: Final = _no_times()
@@ -186,10 +222,51 @@ class _Steps:
         self.odd_runs: set[int] = set()
         self.usages: dict[int, list[Usage]] = {}
         self.span_ids: list[bytes] = []
+        self.parents: list[bytes] = []
+        self.starts = nanoseconds([step.started_at for step in steps])
+        self.ends = nanoseconds([step.completed_at for step in steps])
+        self.positions: dict[int, int] = {}
+        self.loops: dict[int, int] = {}
 
-    def name(self, seeds: Iterable[int]) -> None:
-        """Gives the spans their ids, as ``model.ids.step_span_id`` does."""
+    def place(self, counts: Iterable[int], firsts: Sequence[int], lasts: Sequence[int | None]) -> None:
+        """Find the positions of steps without times and the loops around steps, as ``codec.encode`` does.
+
+        counts: the number of steps of each run. firsts, lasts: the bounds of each run.
+        """
+        timeless = [at for at in true_indices(map(lt, self.ends, repeat(0))) if self.starts[at] < 0]
+        loops = true_indices(map(attrgetter("is_loop"), self.labels))
+        wanted = {self.owners[at] for at in timeless} | (looping := {self.owners[at] for at in loops})
+        begin = 0
+        for owner, count in enumerate(counts):
+            if owner in wanted:
+                place = range(begin, begin + count)
+                steps = [self.steps[at] for at in place]
+                intervals = [
+                    Interval(
+                        self.starts[at] if self.starts[at] >= 0 else time_ns(step.started_at),
+                        self.ends[at] if self.ends[at] >= 0 else time_ns(step.completed_at),
+                    )
+                    for at, step in zip(place, steps, strict=True)
+                ]
+                found = positions(intervals, firsts[owner], lasts[owner])
+                self.positions.update({begin + at: position for at, position in found.items()})
+                if owner in looping:
+                    within = enclosing_loops(steps, intervals, found, [True] * count)
+                    self.loops.update({begin + at: begin + loop for at, loop in within.items()})
+            begin += count
+
+    def name(self, seeds: list[int], parents: list[bytes]) -> None:
+        """Gives the spans their ids, as ``model.ids.step_span_id`` does, and their parents."""
+        for at, position in self.positions.items():
+            seeds[at] ^= position
         self.span_ids = list(map(step_digest, self.texts, seeds))
+        self.parents = parents
+        for at in parents_first(len(self.steps), self.loops) if self.loops else ():
+            loop = self.loops.get(at)
+            if loop is not None:
+                parent = self.span_ids[loop]
+                self.span_ids[at] = step_digest(self.texts[at], seeds[at] ^ int.from_bytes(parent, "big"))
+                parents[at] = PARENT_ID + parent
         owners = self.owners
         unfinished = true_indices(map(not_, map(attrgetter("finished"), self.labels)))
         self.odd_runs = {owners[place] for place in unfinished}
@@ -200,18 +277,9 @@ class _Steps:
                     self.odd_runs.add(owner)
                 seen.add((owner, span_id))
 
-    def write(
-        self,
-        ids: list[bytes],
-        parents: list[bytes],
-        shared: list[bytes],
-        fallbacks: Sequence[int],
-        tenant: str,
-    ) -> list[bytes]:
+    def write(self, ids: list[bytes], shared: list[bytes], fallbacks: Sequence[int], tenant: str) -> list[bytes]:
         """The spans of all steps; those of odd runs are of no use. fallbacks: the start of each run."""
-        steps, labels = self.steps, self.labels
-        starts = nanoseconds([step.started_at for step in steps])
-        ends = nanoseconds([step.completed_at for step in steps])
+        steps, labels, starts, ends = self.steps, self.labels, self.starts, self.ends
         unusual = {
             *true_indices(map(attrgetter("special"), labels)),
             *true_indices(map(ge, starts, ends)),
@@ -220,15 +288,18 @@ class _Steps:
         rests, closings = [b""] * len(steps), [PLAIN_END] * len(steps)
         for place in sorted(unusual):
             step, label, owner = steps[place], labels[place], self.owners[place]
+            position = self.positions.get(place, fallbacks[owner])
             if label.special:
-                if label.is_agent and label.error_type is None and 0 <= starts[place] < ends[place]:
+                if label.is_agent and label.error_type is None and not label.texts and 0 <= starts[place] < ends[place]:
                     usage = read_usage(step.output)
                     if usage is not None:
                         self.usages.setdefault(owner, []).append(usage)
                         rests[place] = _usage_bytes(usage)
                     continue
+                if label.texts:
+                    self.odd_runs.add(owner)
             elif step.started_at is UNSET and step.completed_at is UNSET:
-                starts[place], ends[place] = fallbacks[owner], fallbacks[owner] + 1
+                starts[place], ends[place] = position, position + 1
                 rests[place] = _NO_TIMES
                 continue
             elif 0 <= starts[place] == ends[place]:
@@ -236,17 +307,20 @@ class _Steps:
                 rests[place] = _NO_LENGTH + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
                 continue
             usages = self.usages.setdefault(owner, []) if label.is_agent else []
-            rest = StepPartsBuilder(tenant, fallbacks[owner], usages=usages).build(step, label)
+            rest = StepPartsBuilder(tenant, usages=usages).build(step, label, position)
+            if rest.content.texts:
+                self.odd_runs.add(owner)
             starts[place], ends[place] = rest.start, rest.end
-            rests[place] = attributes_bytes(rest.own)
+            rests[place] = attributes_bytes(rest.content.pairs)
             closings[place] = end_bytes(rest.status.events, rest.links, rest.status.code, rest.status.message)
         columns: list[Column] = [
             ids,
             self.span_ids,
-            parents,
+            self.parents,
             (starts, ends),
             [label.wire or template_bytes(label) for label in labels],
             shared,
+            (_TASK_RUN, [span_id.hex().encode() for span_id in self.span_ids]),
             *[member(steps) for member in STEP_MEMBERS],
             rests,
             closings,

@@ -259,11 +259,23 @@ def resource_bytes(resource: Resource) -> bytes:
     return b"".join([_attribute(_IN_RESOURCE, key, value) for key, value in resource.pairs().items()])
 
 
-def request_bytes(resource: Resource, spans: Iterable[bytes]) -> bytes:
-    """An ``ExportTraceServiceRequest`` of one resource and one scope, from what ``span_bytes`` made."""
-    spans = list(spans)
-    scope = _delimited(b"\x0a", _text(b"\x0a", SCOPE_NAME) + _text(b"\x12", __version__))
-    size = len(scope) + sum(map(len, spans))
-    head = _delimited(b"\x0a", resource_bytes(resource)) + b"\x12" + varint(size)
+ScopedBytes = tuple[str, bytes]
+"""The name of a span's instrumentation scope, and the span as ``span_bytes`` writes it."""
+
+
+def scoped_bytes(span: Span) -> ScopedBytes:
+    """Return a span as ``request_bytes`` takes it."""
+    return span.scope, span_bytes(span)
+
+
+def request_bytes(resource: Resource, spans: Iterable[ScopedBytes]) -> bytes:
+    """Return an ``ExportTraceServiceRequest`` of one resource, with the spans of each scope together."""
+    scopes: dict[str, list[bytes]] = {}
+    for scope, span in spans:
+        scopes.setdefault(scope, []).append(span)
     # One join: a body is large enough for each further copy to be felt.
-    return b"".join((b"\x0a", varint(len(head) + size), head, scope, *spans))
+    parts = [_delimited(b"\x0a", resource_bytes(resource))]
+    for name, found in scopes.items():
+        scope = _delimited(b"\x0a", _text(b"\x0a", name) + _text(b"\x12", __version__))
+        parts += (b"\x12", varint(len(scope) + sum(map(len, found))), scope, *found)
+    return b"".join((b"\x0a", varint(sum(map(len, parts))), *parts))

@@ -1,0 +1,102 @@
+"""Where the spans of a run's steps lie and which of them contain others, for people who read traces; no I/O, no clock.
+
+``decode`` never reads any of it: documents are rebuilt from attributes and events. Steps without times get a position
+after the steps before them, and rounds of a loop get the loop's step as their parent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from runspan.model.document import Step, time_ns
+
+LOOP: Final = "loop"
+"""The type of the steps that contain their rounds."""
+_MAX_DEPTH: Final = 64
+"""Loops that are tried as the parent of a step, innermost first: a document of overlapping loops costs linear time."""
+_FOREVER: Final = 1 << 64
+
+
+class Interval(NamedTuple):
+    """The times of one step in nanoseconds since 1970; None for a time that is absent or unusable."""
+
+    start: int | None
+    end: int | None
+
+    @property
+    def is_timeless(self) -> bool:
+        return self.start is None and self.end is None
+
+
+def interval_of(step: Step) -> Interval:
+    """Return the times of a step."""
+    return Interval(time_ns(step.started_at), time_ns(step.completed_at))
+
+
+def positions(intervals: Sequence[Interval], first: int, last: int | None) -> dict[int, int]:
+    """Return the positions of the steps without times, by index: the latest end of the steps before them.
+
+    ``first`` and ``last`` are the bounds of the run in nanoseconds since 1970; ``last`` is None if it is unknown.
+    """
+    found: dict[int, int] = {}
+    latest = first
+    for index, interval in enumerate(intervals):
+        if interval.is_timeless:
+            found[index] = max(first, latest if last is None else min(latest, last))
+        else:
+            latest = max(latest, interval.start or 0, interval.end or 0)
+    return found
+
+
+def enclosing_loops(
+    steps: Sequence[Step], intervals: Sequence[Interval], position_of: dict[int, int], ended: Sequence[bool]
+) -> dict[int, int]:
+    """Return the index of the innermost loop around each step that is a round, by the index of the step.
+
+    A round is a step whose id occurs again in the document and whose time lies inside a step of type ``loop``. Inside a
+    loop that has not ended, every step counts as a round, since its id may still occur again.
+    """
+    counts = Counter(step.id for step in steps)
+    spans = []
+    for index, (step, interval) in enumerate(zip(steps, intervals, strict=True)):
+        start = interval.start if interval.start is not None else interval.end
+        start = position_of[index] if start is None else start
+        end = interval.end if interval.end is not None and interval.end >= start else start
+        is_loop = step.type == LOOP and interval.start is not None
+        if is_loop and not ended[index]:
+            end = _FOREVER
+        spans.append((start, -end, index, is_loop))
+    found: dict[int, int] = {}
+    loops: list[tuple[int, int]] = []
+    for start, negated_end, index, is_loop in sorted(spans):
+        end = -negated_end
+        while loops and loops[-1][0] < start:
+            loops.pop()
+        for loop_end, loop in islice(reversed(loops), _MAX_DEPTH):
+            if loop_end >= end and (counts[steps[index].id] > 1 or not ended[loop]):
+                found[index] = loop
+                break
+        if is_loop:
+            loops.append((end, index))
+    return found
+
+
+def parents_first(count: int, parents: dict[int, int]) -> Iterable[int]:
+    """Return the indices of the steps in an order in which each comes after its parent."""
+    if not parents:
+        return range(count)
+    depth: dict[int, int] = {}
+    for index in range(count):
+        path = []
+        at = index
+        while at not in depth and at in parents:
+            path.append(at)
+            at = parents[at]
+        level = depth.setdefault(at, 0)
+        for child in reversed(path):
+            level += 1
+            depth[child] = level
+    return sorted(range(count), key=lambda index: (depth[index], index))
