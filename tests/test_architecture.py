@@ -16,7 +16,7 @@ import runspan
 from runspan import errors
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli import main
-from runspan.errors import OUTCOMES, RunspanError, outcome
+from runspan.errors import ERROR_STATUSES, RunspanError, error_status
 from runspan.web.app import create_app
 
 ROOT = Path(__file__).parents[1]
@@ -160,9 +160,9 @@ def test_every_error_has_an_outcome() -> None:
     for kind in kinds:
         assert kind.__name__ in (errors.__doc__ or "")
         made = kind("x", retry_after=1) if kind is errors.RateLimited else kind("x")
-        assert 400 <= outcome(made).status < 600
-        assert 0 < outcome(made).exit < 126
-    assert len({row.code for row in OUTCOMES.values()}) > 10
+        assert 400 <= error_status(made).http_status < 600
+        assert 0 < error_status(made).exit_code < 126
+    assert len({row.code for row in ERROR_STATUSES.values()}) > 10
 
 
 def test_errors_say_where_expected_got_and_hint() -> None:

@@ -1,4 +1,4 @@
-"""Workflow run logs as OpenTelemetry traces, and the exact run documents back from the traces."""
+"""Export workflow run documents as OpenTelemetry traces, and rebuild the exact documents from the traces."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ __all__ = [
     "encode",
 ]
 
-_LATER = {
+_LAZY = {
     "Recorder": "runspan.recorder",
     "connect": "runspan.backends",
     "create_app": "runspan.web.app",
 }
-"""Imported when first asked for: an engine that only encodes should not pay for a web framework or the SDK."""
+"""Imported on first use: an engine that only encodes should not load a web framework or the SDK."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

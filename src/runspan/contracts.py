@@ -1,6 +1,6 @@
-"""What a trace backend promises: ``TraceReader`` and ``TraceWriter``, with the edge cases every one must meet; no I/O.
+"""The interfaces of trace backends, ``TraceReader`` and ``TraceWriter``, and their data types; no I/O.
 
-The embedded store, Tempo and Jaeger implement them; one conformance suite in ``tests/conformance`` holds them to it.
+The embedded store, Tempo and Jaeger implement them. The conformance suite in ``tests/conformance`` tests each of them.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from runspan.model.span import Span
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 
-_AT_REST = tuple(status for status in RUN_STATUSES if status not in LIVE_RUN_STATUSES)
+_NEVER_STUCK = tuple(status for status in RUN_STATUSES if status not in LIVE_RUN_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The place after the last item of a page: its sort time in nanoseconds and its run id.
+    """The position after the last item of a page.
 
-    A page that follows holds only runs that sort after it, so runs that arrive meanwhile neither repeat nor hide one.
+    The next page has only runs that sort after it, so runs that arrive meanwhile neither repeat nor hide a run.
     """
 
     time: int
+    """The sort time of the last item in nanoseconds since 1970."""
     run_id: str
+    """The run id of the last item."""
 
     def token(self) -> str:
-        """The opaque text that a client sends back."""
+        """Return the opaque text that a client sends back."""
         return base64.urlsafe_b64encode(f"{self.time}:{self.run_id}".encode()).decode().rstrip("=")
 
     @classmethod
     def parse(cls, token: str) -> Cursor:
-        """The cursor of a token; QueryError when it is none of ours."""
+        """Return the cursor of a token. Raises QueryError."""
         try:
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             time, colon, run_id = raw.decode().partition(":")
@@ -52,41 +54,43 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class RunQuery:
-    """A list of runs, newest first. None means: any.
+    """The filters of a list of runs. Filters that are None are not applied.
 
-    since: only runs whose sort time is at or after it, nanoseconds since 1970. The sort time is ``startedAt``, or
-    ``createdAt`` when there is no start, or 0 without both; ties go by run id, descending by code point.
-    stuck_before: only runs that are pending or running, and were last observed before it, nanoseconds since 1970: the
-    newest revision of such a run tells when it was seen. A suspended run waits and is never stuck, so QueryError for
-    ``status="suspended"``, or the status of a run that has ended, beside it.
+    Lists are sorted by descending sort time, which is ``startedAt``, else ``createdAt``, else 0. Runs with the same
+    sort time are sorted by descending run id, by code point.
     """
 
     tenant: str = ""
     workflow_id: str | None = None
     status: str | None = None
     since: int | None = None
+    """Only runs whose sort time is at or after it, in nanoseconds since 1970."""
     limit: int = DEFAULT_LIMIT
     cursor: Cursor | None = None
     stuck_before: int | None = None
+    """Only pending and running runs that were last observed before it, in nanoseconds since 1970.
+
+    A suspended run is never stuck. Raises QueryError together with another ``status``.
+    """
 
     def __post_init__(self) -> None:
-        if self.stuck_before is not None and self.status in _AT_REST:
+        if self.stuck_before is not None and self.status in _NEVER_STUCK:
             raise QueryError(
                 where="status",
                 expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",
                 got=repr(self.status),
-                hint=f"a run that is {self.status} is not stuck: ask for the status alone",
+                hint=f"a run that is {self.status} is never stuck: filter by the status alone",
             )
 
     @property
     def statuses(self) -> tuple[str, ...]:
-        """The statuses that a run of the list has one of; empty for any."""
+        """The statuses of the runs in the list; empty for all statuses."""
         if self.status is not None:
             return (self.status,)
         return () if self.stuck_before is None else LIVE_RUN_STATUSES
 
-    def admits(self, workflow_id: str | None, status: str | None, revision: int) -> bool:
-        """Whether a run at its newest revision meets the filters that time and tenant are not."""
+    def matches(self, workflow_id: str | None, status: str | None, revision: int) -> bool:
+        """Return whether a run's newest revision matches the filters other than time and tenant."""
         if self.workflow_id is not None and workflow_id != self.workflow_id:
             return False
         if self.statuses and status not in self.statuses:
@@ -98,95 +102,93 @@ class RunQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """items: summaries, each the JSON text of ``Run.summary``. cursor: where the next page begins, None at the end.
-
-    A page may be shorter than the limit and not be the last: only the cursor tells.
-
-    partial: what the backend could not look at, one line each; empty when the page is complete.
-    """
+    """A page of a list. A page with a cursor is not the last one, even if it is shorter than the limit."""
 
     items: Sequence[bytes]
+    """The JSON texts of ``Run.summary``."""
     cursor: Cursor | None = None
+    """Where the next page begins; None on the last page."""
     partial: tuple[str, ...] = ()
+    """What the backend could not search, one line each; empty if the page is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A run document as read: its canonical text, proved against its digest.
-
-    incomplete: empty, or what is missing of a newer revision than this one, one line each.
-    """
+    """The canonical text of a run document, verified by its digest."""
 
     text: bytes
     incomplete: tuple[str, ...] = ()
+    """What is missing of newer revisions, one line each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do beyond the contract. The zero value is the least capable."""
+    """The optional capabilities of a backend. The default is the least capable backend."""
 
     durable_writes: bool = False
-    """A write that returned is on disk."""
+    """A write is on disk when it returns."""
     deletes: bool = False
-    """It can delete runs by age."""
+    """Runs can be deleted by age."""
     foreign_spans: bool = False
-    """It keeps spans that are not runspan's beside a run's own."""
+    """Foreign spans of a run's trace are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A run or span that was not taken: which (a run id, or ids in hex) and why."""
+    """A run or span that was rejected."""
 
     what: str
+    """A run id, or the hex ids of a span."""
     reason: str
     spans: int = 1
+    """The number of rejected spans."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """The result of a write: how many spans were taken, and which were not."""
+    """The number of spans that a write accepted, and what it rejected."""
 
     accepted: int = 0
     rejected: tuple[Rejection, ...] = field(default=())
 
 
 class TraceReader(Protocol):
-    """Reads runs of one backend. All methods may be called from several threads.
+    """Reads runs from one backend. Thread-safe.
 
-    Raises BackendUnreachable, BackendRefused or BackendBusy; never answers empty because it could not look.
+    All methods raise BackendUnreachable, BackendRefused or BackendBusy. No method returns an empty result instead.
     """
 
     @property
     def capabilities(self) -> Capabilities: ...
 
     def document(self, run_id: str, tenant: str = "") -> Document:
-        """The newest proved revision of a run. NotFound when no span of it is known.
+        """Return the newest verified revision of a run.
 
-        TraceIncomplete when spans are known but no revision can be proved.
+        Raises NotFound if the backend has no span of the run and TraceIncomplete if no revision can be verified.
         """
         ...
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
-        """All spans of a trace as stored, foreign ones included, in any order. NotFound when there are none.
+        """Return all spans of a trace as stored, including foreign spans, in any order. Raises NotFound.
 
-        tenant: only what this tenant sent, where the backend knows who sent a span; None: whoever sent it.
+        ``tenant``: only spans that this tenant sent, if the backend knows the sender; None for all senders.
         """
         ...
 
     def search(self, query: RunQuery) -> Page:
-        """The first ``query.limit`` runs after ``query.cursor``; each run once, at its newest revision.
+        """Return the first ``query.limit`` runs after ``query.cursor``, each once and at its newest revision.
 
-        A run that was running and has ended answers only to its last status. Text is compared exactly, whatever
-        quotes, braces or line breaks it has. QueryUnsupported rather than an approximation.
+        Filters apply to the newest revision only: a run that has ended does not match an earlier status. Strings are
+        compared exactly, including quotes, braces and line breaks. Raises QueryUnsupported instead of approximating.
         """
         ...
 
     def check(self) -> None:
-        """Returns when the backend can answer; else raises what the other methods would. Takes at most seconds."""
+        """Return if the backend is available, else raise as the other methods do. Takes at most seconds."""
         ...
 
     def close(self) -> None:
-        """Releases connections and files. Calling it twice is allowed."""
+        """Release connections and files. Idempotent."""
         ...
 
 
@@ -194,7 +196,9 @@ class TraceWriter(Protocol):
     """Writes runs to one backend."""
 
     def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
-        """Takes a whole document. Idempotent: the same document again changes nothing; only, a run that has not ended
-        counts as seen then. A changed one becomes the newest revision. observed_at: when it was seen, nanoseconds since
-        1970."""
+        """Write a document as the newest revision of its run.
+
+        Idempotent: writing an unchanged document only updates when an unfinished run was last observed.
+        ``observed_at``: when the document was read, in nanoseconds since 1970.
+        """
         ...

@@ -1,43 +1,40 @@
-"""One tree of errors, each saying where, what was expected, what was got and what to do next; no I/O.
+"""The exceptions of runspan, each with place, expected and actual value and a hint; no I/O.
 
 ::
 
     RunspanError
     ├── DocumentError          a run document cannot be carried exactly
     ├── TraceIncomplete        spans of a run are missing, cut or changed
-    ├── NotFound               no such run, trace or key
-    ├── QueryError             a query parameter has no meaning
-    │   └── QueryUnsupported   it has one, but this backend cannot answer it exactly
-    ├── AccessError            the caller may not do this
-    │   ├── Unauthorized       no key, or an unknown or expired one
-    │   ├── Forbidden          the key lacks the permission
+    ├── NotFound               no such run, trace or API key
+    ├── QueryError             a query parameter is invalid
+    │   └── QueryUnsupported   this backend cannot answer the query exactly
+    ├── AccessError            access was denied
+    │   ├── Unauthorized       no API key, or an unknown or expired one
+    │   ├── Forbidden          the API key lacks the permission
     │   └── RateLimited        too many requests; carries ``retry_after`` seconds
     ├── PayloadError           a request body cannot be read
-    │   ├── PayloadTooLarge    it is over the bound
+    │   ├── PayloadTooLarge    the body exceeds a limit
     │   └── PayloadUnsupported its content type or encoding is unknown
-    ├── BackendError
-    │   ├── BackendUnreachable it did not answer
-    │   │   └── BackendTimeout it did not answer in time
-    │   ├── BackendRefused     it answered that it will not do it
-    │   └── BackendBusy        it asks to be asked again later; carries ``retry_after`` seconds
+    ├── BackendError           a backend failed
+    │   ├── BackendUnreachable no response
+    │   │   └── BackendTimeout no response in time
+    │   ├── BackendRefused     a permanent error response
+    │   └── BackendBusy        a temporary error response; carries ``retry_after`` seconds
     ├── StoreError             the embedded store cannot be opened or written
-    └── SettingError           a flag, variable or URL is wrong
+    └── SettingError           an option, variable or URL is wrong
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from runspan.model.run import Run
+from typing import Any, NamedTuple
 
 
 class RunspanError(Exception):
-    """The root of the tree.
+    """The base class of all exceptions of runspan.
 
-    where: the place, for example ``runs.ndjson:12 steps[2].startedAt``.
-    expected, got: the two sides of the disagreement, each short enough for one line.
-    hint: what to do next.
+    - ``where``: the place, for example ``runs.ndjson:12 steps[2].startedAt``.
+    - ``expected``, ``got``: the expected and the actual value, each short enough for one line.
+    - ``hint``: what to do next.
     """
 
     def __init__(
@@ -75,10 +72,10 @@ class DocumentError(RunspanError):
 
 
 class TraceIncomplete(RunspanError):
-    """The spans at hand do not prove the run's newest revision.
+    """The newest revision of the run cannot be verified from its spans.
 
-    missing: what is missing or damaged, one line each.
-    fallback: the newest older revision that is proved, or None.
+    - ``missing``: what is missing or damaged, one line each.
+    - ``fallback``: the ``Run`` of the newest older revision that could be verified, or None.
     """
 
     def __init__(
@@ -86,7 +83,7 @@ class TraceIncomplete(RunspanError):
         message: str = "",
         *,
         missing: tuple[str, ...] = (),
-        fallback: Run | None = None,
+        fallback: Any = None,
         where: str = "",
         hint: str = "",
     ) -> None:
@@ -96,31 +93,31 @@ class TraceIncomplete(RunspanError):
 
 
 class NotFound(RunspanError):
-    """No such run, trace or key."""
+    """No such run, trace or API key."""
 
 
 class QueryError(RunspanError):
-    """A query parameter has no meaning."""
+    """A query parameter is invalid."""
 
 
 class QueryUnsupported(QueryError):
-    """The backend cannot answer this query exactly, so it does not answer it."""
+    """The backend cannot answer this query exactly."""
 
 
 class AccessError(RunspanError):
-    """The caller may not do this."""
+    """Access was denied."""
 
 
 class Unauthorized(AccessError):
-    """No key came with the request, or an unknown or expired one."""
+    """The request has no API key, or an unknown or expired one."""
 
 
 class Forbidden(AccessError):
-    """The key lacks the permission, or a server without keys does not take this from a browser."""
+    """The API key lacks the permission, or a server without API keys refuses the request of a browser."""
 
 
 class RateLimited(AccessError):
-    """Too many requests in the key's window."""
+    """Too many requests in the rate limit window of an API key. ``retry_after`` is in seconds."""
 
     def __init__(self, message: str = "", *, retry_after: float, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -132,7 +129,7 @@ class PayloadError(RunspanError):
 
 
 class PayloadTooLarge(PayloadError):
-    """A request body is over the bound."""
+    """A request body exceeds a limit."""
 
 
 class PayloadUnsupported(PayloadError):
@@ -140,23 +137,23 @@ class PayloadUnsupported(PayloadError):
 
 
 class BackendError(RunspanError):
-    """A trace backend did not do what was asked."""
+    """A trace backend failed."""
 
 
 class BackendUnreachable(BackendError):
-    """It did not answer."""
+    """The backend sent no response."""
 
 
 class BackendTimeout(BackendUnreachable):
-    """It did not answer in time."""
+    """The backend sent no response in time."""
 
 
 class BackendRefused(BackendError):
-    """It answered that it will not do it; asking again will not help."""
+    """The backend sent a permanent error response. Do not retry."""
 
 
 class BackendBusy(BackendError):
-    """It asks to be asked again later."""
+    """The backend sent a temporary error response. ``retry_after`` is in seconds, or None if not given."""
 
     def __init__(self, message: str = "", *, where: str = "", retry_after: float | None = None, hint: str = "") -> None:
         super().__init__(message, where=where, hint=hint)
@@ -168,43 +165,43 @@ class StoreError(RunspanError):
 
 
 class SettingError(RunspanError):
-    """A flag, an environment variable or a URL is wrong."""
+    """A command line option, an environment variable or a URL is wrong."""
 
 
-class Outcome(NamedTuple):
-    """How an error is told to a caller: the REST code and HTTP status, and a command's exit code."""
+class ErrorStatus(NamedTuple):
+    """How an error is reported: the error code and HTTP status of the REST API, and the exit code of a command."""
 
     code: str
-    status: int
-    exit: int
+    http_status: int
+    exit_code: int
 
 
-OUTCOMES: dict[type[RunspanError], Outcome] = {
-    DocumentError: Outcome("VALIDATION_ERROR", 400, 3),
-    TraceIncomplete: Outcome("TRACE_INCOMPLETE", 503, 4),
-    NotFound: Outcome("NOT_FOUND", 404, 5),
-    QueryUnsupported: Outcome("QUERY_UNSUPPORTED", 400, 6),
-    QueryError: Outcome("VALIDATION_ERROR", 400, 2),
-    Unauthorized: Outcome("UNAUTHORIZED", 401, 7),
-    Forbidden: Outcome("FORBIDDEN", 403, 7),
-    RateLimited: Outcome("RATE_LIMITED", 429, 8),
-    PayloadTooLarge: Outcome("PAYLOAD_TOO_LARGE", 413, 3),
-    PayloadUnsupported: Outcome("UNSUPPORTED_MEDIA_TYPE", 415, 3),
-    PayloadError: Outcome("VALIDATION_ERROR", 400, 3),
-    BackendTimeout: Outcome("BACKEND_TIMEOUT", 504, 9),
-    BackendUnreachable: Outcome("BACKEND_UNREACHABLE", 503, 9),
-    BackendBusy: Outcome("BACKEND_BUSY", 503, 9),
-    BackendRefused: Outcome("BACKEND_REFUSED", 502, 9),
-    StoreError: Outcome("STORE_ERROR", 500, 10),
-    SettingError: Outcome("SETTING_ERROR", 500, 2),
-    RunspanError: Outcome("INTERNAL_ERROR", 500, 1),
+ERROR_STATUSES: dict[type[RunspanError], ErrorStatus] = {
+    DocumentError: ErrorStatus("VALIDATION_ERROR", 400, 3),
+    TraceIncomplete: ErrorStatus("TRACE_INCOMPLETE", 503, 4),
+    NotFound: ErrorStatus("NOT_FOUND", 404, 5),
+    QueryUnsupported: ErrorStatus("QUERY_UNSUPPORTED", 400, 6),
+    QueryError: ErrorStatus("VALIDATION_ERROR", 400, 2),
+    Unauthorized: ErrorStatus("UNAUTHORIZED", 401, 7),
+    Forbidden: ErrorStatus("FORBIDDEN", 403, 7),
+    RateLimited: ErrorStatus("RATE_LIMITED", 429, 8),
+    PayloadTooLarge: ErrorStatus("PAYLOAD_TOO_LARGE", 413, 3),
+    PayloadUnsupported: ErrorStatus("UNSUPPORTED_MEDIA_TYPE", 415, 3),
+    PayloadError: ErrorStatus("VALIDATION_ERROR", 400, 3),
+    BackendTimeout: ErrorStatus("BACKEND_TIMEOUT", 504, 9),
+    BackendUnreachable: ErrorStatus("BACKEND_UNREACHABLE", 503, 9),
+    BackendBusy: ErrorStatus("BACKEND_BUSY", 503, 9),
+    BackendRefused: ErrorStatus("BACKEND_REFUSED", 502, 9),
+    StoreError: ErrorStatus("STORE_ERROR", 500, 10),
+    SettingError: ErrorStatus("SETTING_ERROR", 500, 2),
+    RunspanError: ErrorStatus("INTERNAL_ERROR", 500, 1),
 }
-"""The platform documents UNAUTHORIZED to RATE_LIMITED; the others are ours. Subclasses stand first."""
+"""The platform documents UNAUTHORIZED to RATE_LIMITED; the other codes are runspan's own."""
 
 
-def outcome(error: RunspanError) -> Outcome:
-    """The row of the nearest class in the error's own line of descent."""
+def error_status(error: RunspanError) -> ErrorStatus:
+    """Return the status of the error's class, or of its nearest base class that has one."""
     for kind in type(error).__mro__:
-        if kind in OUTCOMES:
-            return OUTCOMES[kind]
-    raise TypeError(f"{type(error).__name__} has no outcome")
+        if kind in ERROR_STATUSES:
+            return ERROR_STATUSES[kind]
+    raise TypeError(f"{type(error).__name__} has no status")

@@ -11,7 +11,7 @@ from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
 from runspan.errors import DocumentError
 from runspan.model.run import Run
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.storage.span_acks import digest_of
 
 TARGET_SPANS: Final = 4096
@@ -33,15 +33,15 @@ class ObservedRun(NamedTuple):
     observed_at: int
     after_root: bool = False
 
-    def written(self, tenant: str) -> RunSpans:
+    def encode(self, tenant: str) -> RunSpans:
         """Its spans with the digests of those below the head, which follow from the document alone."""
         spans = encode(self.run, tenant=tenant, observed_at=self.observed_at, after_root=self.after_root)
-        parts = [span_bytes(span) for span in spans]
+        parts = [scoped_bytes(span) for span in spans]
         names = tuple([digest_of(part) for part in parts[:-1]])
         return RunSpans(self.run.id, parts, sum(map(len, parts)), self.run.text, names)
 
 
-Sendable = Run | ObservedRun | RunSpans
+ExportItem = Run | ObservedRun | RunSpans
 """A run, or what is left to be written or to be sent of it."""
 
 
@@ -75,7 +75,7 @@ def export(
             resource=resource,
             target_spans=target_spans,
             on_refused=delivery.tally.refused,
-            keep_texts=letters is not None,
+            keep_text=letters is not None,
         ):
             if not delivery.submit(batch):
                 _keep_rest(read, delivery)
@@ -101,14 +101,14 @@ def _keep_rest(documents: Iterable[Run | DocumentError], delivery: OtlpExporter)
 
 
 def batches(
-    documents: Iterable[Sendable | DocumentError],
+    documents: Iterable[ExportItem | DocumentError],
     *,
     tenant: str = "",
     observed_at: Callable[[], int],
     resource: Resource,
     target_spans: int = TARGET_SPANS,
     on_refused: Callable[[DocumentError], None],
-    keep_texts: bool = False,
+    keep_text: bool = False,
 ) -> Iterable[Batch]:
     """Encoded documents in batches of about ``target_spans``; a run is in one batch, a large one alone.
 
@@ -118,7 +118,7 @@ def batches(
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        for run in _written(group, tenant, observed_at(), keep_texts):
+        for run in _written(group, tenant, observed_at(), keep_text):
             if runs and size + run.size > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
@@ -132,7 +132,7 @@ def batches(
         yield Batch(frame, tuple(runs))
 
 
-def _written(group: list[Sendable], tenant: str, now: int, keep_texts: bool) -> Iterator[RunSpans]:
+def _written(group: list[ExportItem], tenant: str, now: int, keep_texts: bool) -> Iterator[RunSpans]:
     """The spans of each run."""
     runs = [document for document in group if isinstance(document, Run)]
     written = iter(write_runs(runs, tenant=tenant, observed_at=now))
@@ -141,14 +141,14 @@ def _written(group: list[Sendable], tenant: str, now: int, keep_texts: bool) -> 
             parts = next(written)
             yield RunSpans(document.id, parts, sum(map(len, parts)), document.text if keep_texts else b"")
         else:
-            yield document.written(tenant) if isinstance(document, ObservedRun) else document
+            yield document.encode(tenant) if isinstance(document, ObservedRun) else document
 
 
 def _groups(
-    documents: Iterable[Sendable | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
-) -> Iterator[list[Sendable]]:
+    documents: Iterable[ExportItem | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
+) -> Iterator[list[ExportItem]]:
     """Runs to be written at once: about so many spans of them, and not too many bytes."""
-    group: list[Sendable] = []
+    group: list[ExportItem] = []
     spans = size = 0
     for document in documents:
         if isinstance(document, DocumentError):

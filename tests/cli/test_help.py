@@ -9,7 +9,7 @@ import click
 import pytest
 
 from runspan.cli import main
-from runspan.errors import OUTCOMES
+from runspan.errors import ERROR_STATUSES
 from support.cli import runspan
 
 Words = tuple[str, ...]
@@ -120,7 +120,7 @@ def test_the_exit_codes_are_told_each_on_one_line() -> None:
     shown = runspan("-h").output
     told = re.findall(r"^    (\d+) +(\S.*)$", shown[shown.index("Exit codes:") :], re.MULTILINE)
     assert [int(code) for code, _ in told] == sorted({int(code) for code, _ in told})
-    assert {row.exit for row in OUTCOMES.values()} | {0, 130, 141} == {int(code) for code, _ in told}
+    assert {row.exit_code for row in ERROR_STATUSES.values()} | {0, 130, 141} == {int(code) for code, _ in told}
     assert dict(told)["7"] == "unauthorized or forbidden"
 
 

@@ -1,4 +1,4 @@
-"""How much a request and a span may hold: honest ones of any size are read, heaps of crumbs are refused by name."""
+"""Limits on requests and spans: usual ones of any size are read, masses of tiny fields are refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from runspan.otlp.limits import (
     MAX_JSON_VALUES,
     MAX_PARTS,
     MAX_SPANS,
+    _count_fields,
     _is_fragmented,
-    _walk_parts,
     check_protobuf,
     default_max_spans,
 )
@@ -59,7 +59,7 @@ def attributes_of_a_link(span: WireSpan, count: int) -> None:
 
 
 def request_with(fill: Callable[[WireSpan, int], None], count: int) -> TracesData:
-    """Two spans: one filled with so many things, and a usual one."""
+    """Return a request with two spans: one with ``count`` parts, and a usual one."""
     data = TracesData()
     scope_spans = data.resource_spans.add().scope_spans.add()
     fill(scope_spans.spans.add(trace_id=b"0123456789abcdef", span_id=b"filled00"), count)
@@ -71,29 +71,29 @@ def request_with(fill: Callable[[WireSpan, int], None], count: int) -> TracesDat
 def read(data: TracesData, form: str) -> ParsedRequest:
     if form == "protobuf":
         return read_protobuf(data.SerializeToString())
-    answer = MessageToDict(data)
-    for span in answer["resourceSpans"][0]["scopeSpans"][0]["spans"]:
-        for holder in (span, *span.get("links", ())):
-            holder |= {"traceId": b"0123456789abcdef".hex(), "spanId": b"filled00".hex()}
-    return read_json(json.dumps(answer).encode())
+    request = MessageToDict(data)
+    for span in request["resourceSpans"][0]["scopeSpans"][0]["spans"]:
+        for message in (span, *span.get("links", ())):
+            message |= {"traceId": b"0123456789abcdef".hex(), "spanId": b"filled00".hex()}
+    return read_json(json.dumps(request).encode())
 
 
 @pytest.mark.parametrize("form", ["protobuf", "json"])
 @pytest.mark.parametrize("fill", [attributes, events, links, attributes_of_an_event, attributes_of_a_link])
-def test_a_span_with_too_much_in_it_is_rejected_alone(fill: Callable[[WireSpan, int], None], form: str) -> None:
-    """The reason tells what was expected and got; the other spans of the request are taken."""
-    taken = read(request_with(fill, MAX_PARTS), form)
-    assert (taken.total, len(taken.foreign), taken.rejected) == (2, 2, [])
-    read_now = read(request_with(fill, 2 * MAX_PARTS), form)
-    assert (read_now.total, len(read_now.foreign)) == (2, 1)
-    (rejection,) = read_now.rejected
+def test_a_span_with_too_many_parts_is_rejected_alone(fill: Callable[[WireSpan, int], None], form: str) -> None:
+    """The reason has the expected and the actual number, and the other spans of the request are accepted."""
+    allowed = read(request_with(fill, MAX_PARTS), form)
+    assert (allowed.total, len(allowed.foreign), allowed.rejected) == (2, 2, [])
+    too_many = read(request_with(fill, 2 * MAX_PARTS), form)
+    assert (too_many.total, len(too_many.foreign)) == (2, 1)
+    (rejection,) = too_many.rejected
     assert b"filled00".hex() in rejection.what
     assert f"got {2 * MAX_PARTS}" in rejection.reason
     assert "expected at most" in rejection.reason
 
 
-def test_a_long_document_stands_in_many_attributes_and_is_read() -> None:
-    """Pieces of a payload are long, so that their number follows from the span's size."""
+def test_a_long_document_in_many_attributes_is_read() -> None:
+    """The parts of a payload are long, so the size of the span allows their number."""
     run = Run.from_dict({"id": "r", "status": "completed", "output": "é" * 12_000_000})
     spans = encode(run)
     assert len(spans[-1].attributes()) > MAX_PARTS
@@ -102,8 +102,8 @@ def test_a_long_document_stands_in_many_attributes_and_is_read() -> None:
     assert decode(received.spans) == run
 
 
-def test_a_run_of_more_steps_than_small_spans_are_allowed_comes_in_one_request() -> None:
-    """The bound of spans grows with the body as long as the spans are no crumbs."""
+def test_a_run_with_very_many_steps_fits_one_request() -> None:
+    """The limit of spans grows with the size of the request."""
     step = '{"id":"s","type":"action","status":"completed","output":%d}'
     count = MAX_SPANS + 1000
     steps = ",".join([step % number for number in range(count)])
@@ -124,15 +124,15 @@ def field(tag: bytes, content: bytes) -> bytes:
 
 
 def wire(span: bytes, count: int) -> bytes:
-    """So many equal spans as one request."""
+    """Return a request with ``count`` equal spans."""
     return field(b"\x0a", field(b"\x12", field(b"\x12", span) * count))
 
 
-CRUMBS = {
+TINY_FIELDS = {
     "attributes": b"\x4a\x00" * 9000,
     "attributes with empty parts": b"\x4a\x04\x0a\x00\x12\x00" * 3000,
-    "tags longer than they need be": b"\xca\x00\x00" * 6000,
-    "lengths longer than they need be": b"\x4a\x80\x00" * 6000,
+    "tags longer than necessary": b"\xca\x00\x00" * 6000,
+    "lengths longer than necessary": b"\x4a\x80\x00" * 6000,
     "events": b"\x5a\x00" * 9000,
     "links": b"\x6a\x00" * 9000,
     "attributes of an event": field(b"\x5a", b"\x1a\x00" * 9000),
@@ -145,37 +145,37 @@ CRUMBS = {
     "events with an unknown field": b"\x5a\x02\x20\x01" * 4500,
     "links with an unknown field": b"\x6a\x02\x28\x01" * 4500,
     "attributes of a link, with an unknown field": field(b"\x6a", b"\x22\x02\x08\x01" * 4500),
-    "now an array, now a list": field(b"\x4a", field(b"\x12", b"\x2a\x02\x18\x01\x32\x02\x18\x01" * 2250)),
-    "attributes beside a long text": b"\x4a\x00" * 6000 + field(b"\x2a", b"text" * 3000),
+    "alternating arrays and lists of pairs": field(b"\x4a", field(b"\x12", b"\x2a\x02\x18\x01\x32\x02\x18\x01" * 2250)),
+    "attributes and a long text": b"\x4a\x00" * 6000 + field(b"\x2a", b"text" * 3000),
 }
 
 
-@pytest.mark.parametrize("name", CRUMBS)
-def test_a_request_of_crumbs_is_refused_before_anything_is_made_of_it(name: str) -> None:
-    """Each of its spans is within the bound of a span; all together would take many times the body's size."""
-    span = CRUMBS[name]
+@pytest.mark.parametrize("name", TINY_FIELDS)
+def test_a_request_of_tiny_fields_is_refused_before_it_is_parsed(name: str) -> None:
+    """Each span is within the limit of a span, but all together would take many times the size of the body."""
+    span = TINY_FIELDS[name]
     body = wire(span, 9_000_000 // len(span))
     with pytest.raises(PayloadTooLarge, match="attributes, events and links in one request"):
         check_protobuf(body, default_max_spans(len(body)))
 
 
-@pytest.mark.parametrize("name", CRUMBS)
-def test_a_few_crumbs_are_taken(name: str) -> None:
-    """A small request of the same is odd and harmless."""
-    check_protobuf(wire(CRUMBS[name], 10), MAX_SPANS)
+@pytest.mark.parametrize("name", TINY_FIELDS)
+def test_a_few_tiny_fields_are_accepted(name: str) -> None:
+    """A small request of tiny fields is accepted."""
+    check_protobuf(wire(TINY_FIELDS[name], 10), MAX_SPANS)
 
 
-def test_usual_requests_are_not_walked_through() -> None:
-    """What an exporter sends is recognised by the count of a few bytes, at no cost that could be felt."""
+def test_the_fields_of_usual_requests_are_not_counted() -> None:
+    """Counting a few bytes shows that a request of an exporter has no masses of tiny fields."""
     runs = [Run.from_json(text) for text in generate(400, seed=3)]
     body = request_bytes(Resource(), [span for spans in write_runs(runs) for span in spans] * 4)
     assert len(body) > _SMALL_BODY
     assert not _is_fragmented(body)
-    _walk_parts(body)
+    _count_fields(body)
 
 
 def otlp_json(attributes: str) -> bytes:
-    """A request with one span that has these attributes."""
+    """Return a request with one span that has these attributes."""
     ids = f'"traceId":"{"1" * 32}","spanId":"{"1" * 16}"'
     span = f'{{{ids},"name":"s","attributes":[{attributes}]}}'
     return f'{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{span}]}}]}}]}}'.encode()
@@ -188,12 +188,12 @@ def otlp_json(attributes: str) -> bytes:
         b'{"x":[' + b"[]," * 3_000_000 + b"[]]}",
         b'{"x":[' + b'"ab",' * 3_000_000 + b"1]}",
         b'{"x":"' + b"\\\\" * 500_000 + b'","y":[' + b"{}," * 3_000_000 + b"{}]}",
-        b'{"x":[' + b"{}," * 3_000_000 + b"and what is no JSON",
+        b'{"x":[' + b"{}," * 3_000_000 + b"and malformed JSON",
         otlp_json("{}," * 3_000_000 + "{}"),
     ],
-    ids=["objects", "lists", "texts", "objects behind a long text", "objects before no JSON", "attributes"],
+    ids=["objects", "lists", "texts", "objects after a long text", "objects before malformed JSON", "attributes"],
 )
-def test_json_of_crumbs_is_refused_before_it_is_parsed(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_of_tiny_values_is_refused_before_it_is_parsed(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pair of brackets would become an object of many times its size."""
     monkeypatch.setattr("json.loads", None)
     with pytest.raises(PayloadTooLarge, match="too many values in one request"):
@@ -205,8 +205,8 @@ def test_json_of_crumbs_is_refused_before_it_is_parsed(body: bytes, monkeypatch:
     ["[{}]," * 700_000, '{"a":[1,2,{"b":"c"}]}' * 450_000, '\\"{,\\\\",[' * 500_000, "{" * 2_500_000 + "\\"],
     ids=["lists", "objects", "escapes", "ends with an escape"],
 )
-def test_brackets_and_commas_inside_of_a_text_are_no_values(text: str) -> None:
-    """A payload is JSON inside of a text, and as long as it likes."""
+def test_brackets_and_commas_in_strings_are_not_counted(text: str) -> None:
+    """A payload is JSON in a string, of any length."""
     value = json.dumps(text)
     body = otlp_json(f'{{"key":"k","value":{{"stringValue":{value}}}}},{{"key":"n","value":{{"intValue":"1"}}}}')
     assert sum(body.count(mark) for mark in (b"{", b"[", b",")) > MAX_JSON_VALUES
@@ -214,8 +214,8 @@ def test_brackets_and_commas_inside_of_a_text_are_no_values(text: str) -> None:
     assert text.encode() in kept.otlp
 
 
-def test_usual_requests_in_json_have_few_values_for_their_size() -> None:
-    """So that the bound, which grows with the size, is met by crumbs alone."""
+def test_usual_json_requests_are_within_the_limit() -> None:
+    """Usual requests have few values for their size, so only masses of tiny values exceed the limit."""
     spans = [span for text in generate(100, seed=3) for span in encode(Run.from_json(text))]
     body = write_json(spans, Resource())
     outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body)

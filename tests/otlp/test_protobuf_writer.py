@@ -1,4 +1,4 @@
-"""The wire writer against its oracle: opentelemetry-proto reads what it wrote."""
+"""The protobuf writer: ``opentelemetry-proto`` reads what it writes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def assert_same(span: Span, proto: ProtoSpan) -> None:
 
 
 def no_unknown_fields(message: Message) -> None:
-    """Protobuf keeps what it does not know: a wrong tag would show as a difference after a round trip."""
+    """Assert that no field is unknown. Protobuf keeps unknown fields, so a wrong tag would go unnoticed otherwise."""
     copy = type(message)()
     copy.CopyFrom(message)
     copy.DiscardUnknownFields()
@@ -74,7 +74,7 @@ def no_unknown_fields(message: Message) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_parses_as_otlp(name: str) -> None:
-    """The oracle reads the same spans that encode made."""
+    """Protobuf reads the spans that ``encode`` returned."""
     for span in encode(Run.from_json(CASES[name]), observed_at=1):
         assert_same(span, proto_span(span_bytes(span)))
 
@@ -82,45 +82,45 @@ def test_every_case_parses_as_otlp(name: str) -> None:
 @given(runs())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_document_parses_as_otlp(run: Run) -> None:
-    """Whatever hypothesis makes, the oracle reads the same spans."""
+    """Protobuf reads the spans of any generated document."""
     for span in encode(run, tenant="t"):
         proto = proto_span(span_bytes(span))
         assert_same(span, proto)
         no_unknown_fields(proto)
 
 
-# The column writer has one oracle: encode and the span writer, byte for byte.
+# The bulk writer has to write the same bytes as ``encode`` and ``span_bytes``.
 
 
-def one_by_one(runs: list[Run], tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
+def written_one_by_one(runs: list[Run], tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
     return [[span_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)] for run in runs]
 
 
 def test_columns_write_every_case() -> None:
-    """All cases in one batch, usual and unusual ones side by side, are the bytes of the span writer."""
+    """All cases in one batch, usual and unusual ones mixed, are the same bytes."""
     cases = [Run.from_json(text) for text in CASES.values()]
-    assert write_runs(cases, observed_at=7) == one_by_one(cases, observed_at=7)
+    assert write_runs(cases, observed_at=7) == written_one_by_one(cases, observed_at=7)
     compact = [Run.from_json(run.text) for run in cases]
-    assert write_runs(compact, tenant="acme") == one_by_one(compact, "acme")
+    assert write_runs(compact, tenant="acme") == written_one_by_one(compact, "acme")
 
 
 def test_columns_write_generated_runs() -> None:
-    """A batch as from real life, most of it on the fast path, is the bytes of the span writer."""
+    """A realistic batch, most of it on the fast path, is the same bytes."""
     batch = [Run.from_json(text) for text in generate(500, seed=5, unfinished=True)]
     assert sum(run.plain for run in batch) == 500
-    assert write_runs(batch, observed_at=7) == one_by_one(batch, observed_at=7)
+    assert write_runs(batch, observed_at=7) == written_one_by_one(batch, observed_at=7)
     assert write_runs([]) == []
 
 
 @given(st.lists(runs().map(lambda run: Run.from_json(run.text)), max_size=8), st.sampled_from(["", "acme"]))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_columns_write_any_documents(batch: list[Run], tenant: str) -> None:
-    """Whatever hypothesis makes, in batches, is the bytes of the span writer."""
-    assert write_runs(batch, tenant=tenant) == one_by_one(batch, tenant)
+    """Any generated documents in batches are the same bytes."""
+    assert write_runs(batch, tenant=tenant) == written_one_by_one(batch, tenant)
 
 
 def finished(times: st.SearchStrategy[Any]) -> st.SearchStrategy[Run]:
-    """Finished runs whose envelopes are nearly usual, so that they try the fast path."""
+    """Return a strategy for finished runs with nearly usual members, most of which take the fast path."""
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
     json = st.one_of(st.integers(), text, st.just("x" * 3000), st.none())
     step = st.fixed_dictionaries(
@@ -161,13 +161,13 @@ _NEAR = st.integers(0, 3000).map(lambda ms: f"2026-01-15T09:00:0{ms // 1000}.{ms
 
 @given(st.lists(finished(_NEAR), max_size=6))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_columns_at_the_edge_of_the_usual(batch: list[Run]) -> None:
-    """Runs that differ from the usual in one thing or two are written as the span writer writes them."""
-    assert write_runs(batch) == one_by_one(batch)
+def test_columns_write_nearly_usual_runs(batch: list[Run]) -> None:
+    """Runs that differ from usual ones in one or two members are the same bytes."""
+    assert write_runs(batch) == written_one_by_one(batch)
 
 
 def test_columns_with_many_steps_and_equal_steps() -> None:
-    """Manifests over a piece's length and steps that are equal leave the fast path and come out right."""
+    """Runs with equal steps or manifests longer than one attribute are the same bytes."""
     span = '"startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"'
     step = f'{{"id":"s","status":"completed",{span}%s}}'
     times = '"startedAt":"2026-01-15T09:00:01.000Z","completedAt":"2026-01-15T09:00:04.500Z"'
@@ -180,7 +180,7 @@ def test_columns_with_many_steps_and_equal_steps() -> None:
         )
     ]
     assert all(run.plain for run in batch)
-    assert write_runs(batch) == one_by_one(batch)
+    assert write_runs(batch) == written_one_by_one(batch)
 
 
 _VALUES = st.recursive(
@@ -201,7 +201,7 @@ _VALUES = st.recursive(
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=10), _VALUES, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_every_kind_of_value(attributes: dict[str, Any]) -> None:
-    """Strings, integers, doubles, booleans, bytes, arrays, kvlists and no value at all, in spans, events and links."""
+    """Attributes of spans, events and links may have values of every type, or no value."""
     pairs = tuple(attributes.items())
     span = Span(
         trace_id=b"t" * 16,
@@ -223,12 +223,12 @@ def test_every_kind_of_value(attributes: dict[str, Any]) -> None:
 
 @given(st.integers(0, 2**64 - 1))
 def test_varints(number: int) -> None:
-    """A varint reads back as its number by protobuf's own rule."""
-    assert sum((byte & 127) << (7 * place) for place, byte in enumerate(varint(number))) == number
+    """A varint decodes to its number."""
+    assert sum((byte & 127) << (7 * index) for index, byte in enumerate(varint(number))) == number
 
 
 def test_request() -> None:
-    """A request holds one resource, one scope and the spans, and nothing the oracle does not know."""
+    """A request has one resource, one scope, the spans, and no unknown fields."""
     spans = encode(Run.from_json(CASES["envelope usage"]))
     resource = Resource("billing", {"service.namespace": "team-a", "deployment.environment.name": "prod"})
     request = ExportTraceServiceRequest.FromString(request_bytes(resource, map(span_bytes, spans)))

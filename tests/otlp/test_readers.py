@@ -1,4 +1,4 @@
-"""The OTLP readers against opentelemetry-proto: nothing that was sent is lost, and garbage is refused by name."""
+"""The OTLP readers lose nothing that ``opentelemetry-proto`` can represent, and refuse everything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runspan.model.span import Event, Link, Span, to_plain
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
-from runspan.otlp.protobuf_reader import MAX_NAMED, read_protobuf, read_spans
+from runspan.otlp.protobuf_reader import MAX_REJECTIONS, read_protobuf, read_spans
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 TRACE = bytes(range(1, 17))
@@ -41,7 +41,7 @@ DOCUMENT = {
 
 
 def own(**changes: Any) -> Span:
-    """A span with runspan's role attribute."""
+    """Return a span with the attribute ``runspan.role``."""
     fields: dict[str, Any] = {
         "trace_id": TRACE,
         "span_id": SPAN,
@@ -63,7 +63,7 @@ def body(*spans: Span) -> bytes:
 
 
 def same(span: Span) -> tuple[object, ...]:
-    """What must survive of a span: everything, however its attributes are held."""
+    """Return everything in a span in a comparable form."""
 
     def pairs(items: Any) -> list[tuple[str, object]]:
         return [(key, to_plain(value)) for key, value in items]
@@ -111,23 +111,23 @@ SPANS = st.builds(
 
 
 @given(st.lists(SPANS, max_size=4))
-def test_protobuf_gives_back_what_the_wire_writer_wrote(spans: list[Span]) -> None:
-    """Every field and every type of value survives writer and reader."""
+def test_protobuf_round_trip(spans: list[Span]) -> None:
+    """The protobuf reader returns every field and type of value that the protobuf writer wrote."""
     received = read_protobuf(body(*spans))
     assert [same(span) for span in received.spans] == [same(span) for span in spans]
     assert (received.total, received.foreign, received.rejected) == (len(spans), [], [])
 
 
 @given(st.lists(SPANS, max_size=4))
-def test_json_gives_back_what_the_json_writer_wrote(spans: list[Span]) -> None:
-    """Every field and every type of value survives JSON in both directions."""
+def test_json_round_trip(spans: list[Span]) -> None:
+    """The JSON reader returns every field and type of value that the JSON writer wrote."""
     received = read_json(write_json(spans, Resource("svc", {"deployment.environment.name": "test"})))
     assert [same(span) for span in received.spans] == [same(span) for span in spans]
 
 
 @given(st.lists(SPANS, max_size=3))
-def test_both_forms_of_a_request_read_alike(spans: list[Span]) -> None:
-    """JSON and protobuf of the same spans give equal records, resources included."""
+def test_both_encodings_of_a_request_are_read_alike(spans: list[Span]) -> None:
+    """JSON and protobuf requests with the same spans give equal spans and resources."""
     resource = Resource("svc", {"service.namespace": "a"})
     from_wire = read_protobuf(request_bytes(resource, [span_bytes(span) for span in spans]))
     from_json = read_json(write_json(spans, resource))
@@ -136,8 +136,8 @@ def test_both_forms_of_a_request_read_alike(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, min_size=1, max_size=3))
-def test_json_written_is_protobufs_own_json_with_hex_ids(spans: list[Span]) -> None:
-    """The JSON says what opentelemetry-proto says of the same spans, except that ids are hex."""
+def test_the_written_json_is_protobufs_json_with_hex_ids(spans: list[Span]) -> None:
+    """The JSON is that of ``opentelemetry-proto`` for the same spans, except that ids are hex."""
     expected = MessageToDict(
         ExportTraceServiceRequest.FromString(body(*spans)),
         use_integers_for_enums=True,
@@ -153,15 +153,15 @@ def test_json_written_is_protobufs_own_json_with_hex_ids(spans: list[Span]) -> N
         assert [item["key"] for item in our["attributes"]] == [item.get("key", "") for item in their["attributes"]]
 
 
-def test_json_text_of_a_payload_arrives_as_a_string() -> None:
-    """A payload held as raw JSON is written as a string attribute in both forms."""
+def test_a_raw_payload_is_a_string_attribute() -> None:
+    """A payload as ``Raw`` is written as a string attribute in both encodings."""
     span = own(own=[(ROLE, "step"), ("runspan.step.output", Raw(b'{"a": 1e400}'))])
     for received in (read_protobuf(body(span)), read_json(write_json([span]))):
         assert received.spans[0].attributes()["runspan.step.output"] == '{"a": 1e400}'
 
 
-def test_a_run_is_the_same_over_either_form() -> None:
-    """The spans of a real document come back from both forms."""
+def test_a_run_is_the_same_in_both_encodings() -> None:
+    """The spans of a run come back from both encodings."""
     spans = encode(Run.from_dict(DOCUMENT))
     for received in (read_protobuf(body(*spans)), read_json(write_json(spans, Resource()))):
         assert [same(span) for span in received.spans] == [same(span) for span in spans]
@@ -169,7 +169,7 @@ def test_a_run_is_the_same_over_either_form() -> None:
 
 
 def foreign_request() -> ExportTraceServiceRequest:
-    """Two resources with two scopes of two spans each, one of them runspan's."""
+    """Return a request with two resources of two scopes of two spans each; one span is not foreign."""
     request = ExportTraceServiceRequest()
     for resource in range(2):
         outer = request.resource_spans.add(schema_url=f"https://example.org/resource/{resource}")
@@ -193,8 +193,8 @@ def foreign_request() -> ExportTraceServiceRequest:
 
 
 @pytest.mark.parametrize("form", ["protobuf", "json"])
-def test_foreign_spans_are_kept_whole_with_their_resource_and_scope(form: str) -> None:
-    """Each foreign span is one TracesData that lacks nothing that was sent around it and in it."""
+def test_foreign_spans_are_kept_with_their_resource_and_scope(form: str) -> None:
+    """Each foreign span is a TracesData with everything that was sent in it and around it."""
     request = foreign_request()
     if form == "protobuf":
         received = read_protobuf(request.SerializeToString())
@@ -224,15 +224,15 @@ def test_foreign_spans_are_kept_whole_with_their_resource_and_scope(form: str) -
     assert [span.name for span in read_spans(received.foreign[3].otlp)] == ["011"]
 
 
-def test_all_spans_of_a_trace_are_read_whoever_made_them() -> None:
-    """From JSON as from protobuf, runspan's own and foreign ones alike."""
+def test_all_spans_of_a_trace_are_read() -> None:
+    """``read_spans`` returns foreign spans too, from JSON and protobuf."""
     spans = read_spans(foreign_request().SerializeToString())
     assert [span.name for span in spans] == [f"{number:03b}" for number in range(8)]
     assert [same(span) for span in read_json_spans(write_json(spans))] == [same(span) for span in spans]
 
 
-def test_foreign_spans_without_resource_or_scope_do_not_get_one() -> None:
-    """What was absent stays absent."""
+def test_absent_resource_and_scope_of_a_foreign_span_stay_absent() -> None:
+    """A foreign span without resource and scope is kept without them."""
     request = ExportTraceServiceRequest()
     request.resource_spans.add().scope_spans.add().spans.add(trace_id=TRACE, span_id=SPAN, name="x")
     (kept,) = read_protobuf(request.SerializeToString()).foreign
@@ -254,8 +254,8 @@ def test_foreign_spans_without_resource_or_scope_do_not_get_one() -> None:
         ({"end_time_unix_nano": 2**64 - 1}, "2262"),
     ],
 )
-def test_a_span_that_cannot_be_placed_is_rejected_alone(changes: dict[str, Any], reason: str) -> None:
-    """The rejection names the span and the reason, and its neighbours are taken."""
+def test_an_invalid_span_is_rejected_alone(changes: dict[str, Any], reason: str) -> None:
+    """The rejection names the span and the reason, and the other spans are accepted."""
     request = ExportTraceServiceRequest.FromString(body(own(), own(span_id=b"87654321")))
     span = request.resource_spans[0].scope_spans[0].spans[0]
     for name, value in changes.items():
@@ -270,14 +270,14 @@ def test_a_span_that_cannot_be_placed_is_rejected_alone(changes: dict[str, Any],
 
 
 def test_a_parent_of_zeros_is_no_parent() -> None:
-    """Some senders write a root's parent as eight zero bytes."""
+    """A parent id of eight zero bytes, which some senders write for a root, is no parent."""
     request = ExportTraceServiceRequest.FromString(body(own()))
     request.resource_spans[0].scope_spans[0].spans[0].parent_span_id = bytes(8)
     assert read_protobuf(request.SerializeToString()).spans[0].parent_id == b""
 
 
 def test_zero_values_and_absent_values_differ() -> None:
-    """An empty string, zero, false and no value at all each come back as themselves."""
+    """Empty strings, zeros, false and absent values come back unchanged."""
     request = ExportTraceServiceRequest.FromString(body(own()))
     span = request.resource_spans[0].scope_spans[0].spans[0]
     span.attributes.extend(
@@ -341,8 +341,8 @@ LENIENT = {
 }
 
 
-def test_json_is_read_as_leniently_as_otlp_asks() -> None:
-    """Hex in any case, both spellings of names and of 64-bit numbers, and unknown fields are all taken."""
+def test_json_is_read_as_leniently_as_otlp_requires() -> None:
+    """Hex in any case, both spellings of names and of 64-bit integers, and unknown fields are accepted."""
     received = read_json(json.dumps(LENIENT).encode())
     (span,) = received.spans
     assert (span.trace_id, span.span_id, span.parent_id) == (TRACE, SPAN, b"")
@@ -363,8 +363,8 @@ def test_json_is_read_as_leniently_as_otlp_asks() -> None:
         b"\x0a" * 1000,
     ],
 )
-def test_what_is_no_protobuf_is_refused(garbage: bytes) -> None:
-    """The error says what was expected and what came."""
+def test_malformed_protobuf_is_refused(garbage: bytes) -> None:
+    """The error says what was expected and what was found."""
     with pytest.raises(PayloadError, match="protobuf ExportTraceServiceRequest"):
         read_protobuf(garbage)
 
@@ -393,14 +393,14 @@ def test_what_is_no_protobuf_is_refused(garbage: bytes) -> None:
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"startTimeUnixNano":' + b"9" * 5000 + b"}]}]}]}",
     ],
 )
-def test_what_is_no_otlp_json_is_refused(garbage: bytes) -> None:
-    """Whatever is wrong with the text, the answer is a PayloadError."""
+def test_malformed_otlp_json_is_refused(garbage: bytes) -> None:
+    """Any error in the text is a PayloadError."""
     with pytest.raises(PayloadError):
         read_json(garbage)
 
 
-def test_a_wrong_id_in_json_is_named_by_its_place() -> None:
-    """The place leads to the span, and to the link in it."""
+def test_the_path_of_an_invalid_id_in_json() -> None:
+    """The error has the path of the span and the link."""
     span = {"traceId": TRACE.hex(), "spanId": SPAN.hex(), "links": [{}, {"spanId": "no"}]}
     text = json.dumps({"resourceSpans": [{}, {"scopeSpans": [{"spans": [span]}]}]}).encode()
     with pytest.raises(PayloadError) as caught:
@@ -445,8 +445,8 @@ JSON_VALUES = st.recursive(
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["resourceSpans", "resource_spans"]), st.lists(JSON_VALUES, max_size=3)))
-def test_no_json_makes_the_reader_fail_otherwise(document: Any) -> None:
-    """Any JSON is either read or refused with a PayloadError."""
+def test_json_is_read_or_refused(document: Any) -> None:
+    """Any JSON is read or refused with a PayloadError."""
     try:
         received = read_json(json.dumps(document).encode("utf-8", "surrogatepass"))
     except PayloadError:
@@ -456,11 +456,11 @@ def test_no_json_makes_the_reader_fail_otherwise(document: Any) -> None:
 
 @settings(max_examples=300)
 @given(st.binary(max_size=200), st.integers(0, 400))
-def test_no_bytes_make_the_reader_fail_otherwise(noise: bytes, place: int) -> None:
-    """Any bytes, also ones that begin as a request, are either read or refused with a PayloadError."""
-    begun = body(own(), own(span_id=b"87654321"))[:place]
+def test_bytes_are_read_or_refused(noise: bytes, length: int) -> None:
+    """Any bytes, including those that begin as a request, are read or refused with a PayloadError."""
+    beginning = body(own(), own(span_id=b"87654321"))[:length]
     try:
-        received = read_protobuf(begun + noise)
+        received = read_protobuf(beginning + noise)
     except PayloadError:
         return
     assert received.total == len(received.spans) + len(received.foreign) + len(received.rejected)
@@ -468,8 +468,8 @@ def test_no_bytes_make_the_reader_fail_otherwise(noise: bytes, place: int) -> No
 
 @pytest.mark.parametrize("form", ["protobuf", "json"])
 @pytest.mark.parametrize("shape", [[[3, 0], [], [2]], [[]] * 5, [[0] * 9], [[200]]])
-def test_spans_and_what_holds_them_are_bounded(shape: list[list[int]], form: str) -> None:
-    """A request of exactly the bound is read, and one more is refused; other fields do not count."""
+def test_spans_and_their_containers_are_limited(shape: list[list[int]], form: str) -> None:
+    """A request at the limit is read and one above it is refused; other fields do not count."""
     request = ExportTraceServiceRequest()
     for scopes in shape:
         resource_spans = request.resource_spans.add(schema_url="u" * 200)
@@ -490,15 +490,15 @@ def test_spans_and_what_holds_them_are_bounded(shape: list[list[int]], form: str
 @pytest.mark.parametrize(
     "before",
     [
-        b"\x1b\x23\x08\x01\x24\x1c",  # groups, one in the other
+        b"\x1b\x23\x08\x01\x24\x1c",  # nested groups
         b"\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a varint of ten bytes
         b"\x19" + bytes(8) + b"\x1d" + bytes(4),  # fixed numbers
         b"\xfa\x7f\x02\x0a\x00",  # a field of a high number
-        b"\x8a\x00\x80\x00",  # a container whose tag and length take more bytes than they need
+        b"\x8a\x00\x80\x00",  # a container whose tag and length have more bytes than necessary
     ],
 )
-def test_no_spelling_of_the_wire_hides_spans_from_the_bound(before: bytes) -> None:
-    """What protobuf reads past, the count reads past, and so reaches the spans behind."""
+def test_no_encoding_hides_spans_from_the_limit(before: bytes) -> None:
+    """Fields that protobuf skips are skipped when spans are counted, so the spans after them count."""
     wire = before + body(*[own()] * 20)
     assert read_protobuf(wire, max_spans=23).total == 20
     with pytest.raises(PayloadTooLarge):
@@ -506,23 +506,23 @@ def test_no_spelling_of_the_wire_hides_spans_from_the_bound(before: bytes) -> No
 
 
 @pytest.mark.parametrize("field", [b"\x1a\x00", b"\x1b\x1c", b"\x18\x00", b"\x1b"])
-def test_unknown_fields_are_bounded_too(field: bytes) -> None:
-    """A body of nothing else is not walked to its end."""
+def test_unknown_fields_are_limited(field: bytes) -> None:
+    """A body of unknown fields only is refused."""
     with pytest.raises(PayloadTooLarge):
         read_protobuf(field * 100, max_spans=10)
 
 
-def test_a_wire_cut_off_is_malformed_and_not_too_large() -> None:
-    """Wherever it ends, protobuf's own reader says what is wrong with it."""
-    whole = body(own(), own(span_id=b"87654321"))
-    for end in range(1, len(whole)):
+def test_a_truncated_request_is_malformed_and_not_too_large() -> None:
+    """A request that is truncated anywhere is refused by the protobuf parser."""
+    complete = body(own(), own(span_id=b"87654321"))
+    for end in range(1, len(complete)):
         with pytest.raises(PayloadError) as caught:
-            read_protobuf(whole[:end])
+            read_protobuf(complete[:end])
         assert not isinstance(caught.value, PayloadTooLarge)
 
 
-def test_refused_spans_past_a_hundred_are_counted_in_one_rejection() -> None:
-    """A request of bad spans makes few records, and their counts add up."""
-    received = read_protobuf(body(*[own(trace_id=bytes(16))] * (MAX_NAMED + 50), own()))
-    assert (len(received.spans), received.total) == (1, MAX_NAMED + 51)
-    assert [rejection.spans for rejection in received.rejected] == [1] * MAX_NAMED + [50]
+def test_further_rejected_spans_are_counted_in_one_rejection() -> None:
+    """Many invalid spans give a bounded number of rejections, whose counts add up."""
+    received = read_protobuf(body(*[own(trace_id=bytes(16))] * (MAX_REJECTIONS + 50), own()))
+    assert (len(received.spans), received.total) == (1, MAX_REJECTIONS + 51)
+    assert [rejection.spans for rejection in received.rejected] == [1] * MAX_REJECTIONS + [50]

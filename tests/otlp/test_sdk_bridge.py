@@ -1,4 +1,4 @@
-"""The SDK bridge against the SDK itself: its encoder makes of our spans what our wire writer makes."""
+"""The SDK bridge gives the SDK's encoder spans that it encodes as the protobuf writer does."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RESOURCE = Resource("flows", {"service.namespace": "billing"})
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_the_sdks_encoder_and_our_wire_writer_agree(path: Path) -> None:
-    """Every sample's spans give the same protobuf message by both ways, flags, scope and resource included."""
+def test_the_sdks_encoder_and_the_protobuf_writer_agree(path: Path) -> None:
+    """Both write the same protobuf message for every sample, including flags, scope and resource."""
     spans = encode(Run.from_json(path.read_bytes()), tenant="acme", observed_at=NOW)
     theirs = encode_spans([to_readable_span(span, sdk_resource(RESOURCE)) for span in spans])
     ours = ExportTraceServiceRequest.FromString(request_bytes(RESOURCE, [span_bytes(span) for span in spans]))
@@ -35,19 +35,19 @@ def test_the_sdks_encoder_and_our_wire_writer_agree(path: Path) -> None:
 
 
 def test_a_run_through_the_sdks_own_exporter_decodes_to_the_same_document() -> None:
-    """The SDK's OTLP exporter sends it, a receiver reads it, and the document is the same."""
+    """A run sent by the SDK's OTLP exporter decodes to the same document."""
     run = Run.from_json((SAMPLES[0].parent / "agent-support-triage.json").read_bytes())
     with http_receiver() as receiver:
         writer = SdkExporterWriter(OTLPSpanExporter(receiver.url), RESOURCE)
-        written = writer.put(run, observed_at=NOW)
+        result = writer.put(run, observed_at=NOW)
         writer.close()
     (post,) = receiver.posts
-    assert written.accepted == len(post.spans)
+    assert result.accepted == len(post.spans)
     assert decode(read_protobuf(post.message.SerializeToString()).spans) == run
 
 
-def test_any_exporter_gets_whole_readable_spans() -> None:
-    """All attributes are there, more than the SDK's limit of 128 included, and ids are the run's own."""
+def test_any_exporter_gets_complete_readable_spans() -> None:
+    """Ids and all attributes are passed on, even more attributes than the SDK's limit of 128."""
     run = Run.from_dict({"id": "r", "status": "completed", "input": ["x" * 2000] * 200, "steps": []})
     exporter = InMemorySpanExporter()
     SdkExporterWriter(exporter).put(run, observed_at=NOW)
@@ -61,14 +61,14 @@ def test_any_exporter_gets_whole_readable_spans() -> None:
 
 
 class Failing(SpanExporter):
-    """An exporter that fails without saying why, as the interface has it."""
+    """An exporter that fails; the interface has no way to give a reason."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         return SpanExportResult.FAILURE
 
 
 def test_a_failure_of_the_exporter_is_an_error() -> None:
-    """FAILURE is never taken for success."""
+    """FAILURE raises BackendRefused."""
     run = Run.from_json(SAMPLES[0].read_bytes())
     with pytest.raises(BackendRefused, match="Failing: expected SUCCESS, got FAILURE"):
         SdkExporterWriter(Failing()).put(run, observed_at=NOW)

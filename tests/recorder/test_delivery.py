@@ -714,7 +714,7 @@ def test_a_burst_of_short_runs_is_delivered_whole(caplog: pytest.LogCaptureFixtu
 def test_health_tells_what_the_recorder_does() -> None:
     """What waits is in the queue while the receiver is away, and is counted as delivered once it is there."""
     up = threading.Event()
-    health = MetricsRegistry(lambda: 0, parts=("recorder", "export"))
+    health = MetricsRegistry(lambda: 0, components=("recorder", "export"))
     with recording(lambda post: OK if up.is_set() else Answer(503), health=health) as taken:
         with taken.recorder.run("wf"):
             pass
@@ -730,7 +730,7 @@ def test_health_tells_what_the_recorder_does() -> None:
 
 def test_health_counts_what_is_given_up() -> None:
     """A run that is dropped because the time to shut down is over is a failure that an alert can see."""
-    health = MetricsRegistry(lambda: 0, parts=("recorder",))
+    health = MetricsRegistry(lambda: 0, components=("recorder",))
     with recording(lambda post: Answer(503), health=health) as taken:
         with taken.recorder.run("wf"):
             pass

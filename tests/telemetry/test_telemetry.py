@@ -32,7 +32,7 @@ from runspan.telemetry import (
     Instrument,
     InstrumentKind,
     MetricsRegistry,
-    delivery_samples,
+    export_samples,
 )
 from runspan.telemetry.instruments import (
     BACKLOG,
@@ -113,9 +113,9 @@ def test_counters_grow_and_gauges_stand(clock: Clock) -> None:
 
 def test_the_counters_of_a_part_are_born_at_zero(clock: Clock) -> None:
     """A rate sees the first event; counters of parts that do not run, and gauges, are left out."""
-    read = MetricsRegistry(clock, parts=("export",)).collect()
+    read = MetricsRegistry(clock, components=("export",)).collect()
     assert read == {
-        metric: 0 for metric in INSTRUMENTS if metric.part == "export" and metric.kind is InstrumentKind.COUNTER
+        metric: 0 for metric in INSTRUMENTS if metric.component == "export" and metric.kind is InstrumentKind.COUNTER
     }
     assert read
 
@@ -143,13 +143,13 @@ def test_a_moment_in_the_future_is_no_negative_age(clock: Clock) -> None:
 def test_what_sources_tell_adds_up(clock: Clock) -> None:
     """Two deliveries count together, their queues too, the earlier of two moments counts, and a total of 0 erases
     nothing."""
-    health = MetricsRegistry(clock, parts=("export",))
+    health = MetricsRegistry(clock, components=("export",))
     first, second = (
         ExportReport(runs_accepted=5, runs_pending=2, retries=1),
         ExportReport(runs_rejected=1, runs_in_doubt=2),
     )
-    health.register(lambda: delivery_samples(first))
-    health.register(lambda: delivery_samples(second))
+    health.register(lambda: export_samples(first))
+    health.register(lambda: export_samples(second))
     health.register(lambda: {OLDEST_UNFINISHED: NOW - 9 * SECOND})
     health.register(lambda: {OLDEST_UNFINISHED: NOW - 4 * SECOND})
     health.register(lambda: {OLDEST_UNFINISHED: None})
@@ -198,7 +198,7 @@ def test_the_names_follow_the_conventions() -> None:
     for metric in INSTRUMENTS:
         assert re.fullmatch(r"runspan(\.[a-z]+(_[a-z]+)*){2,3}", metric.name)
         assert re.fullmatch(r"s|\{[a-z]+\}", metric.unit)
-        assert metric.about.endswith(".")
+        assert metric.description.endswith(".")
         assert (metric.unit == "s") == (metric.kind in {InstrumentKind.AGE, InstrumentKind.UNTIL})
     for names in ({metric.name for metric in INSTRUMENTS}, {metric.prometheus_name for metric in INSTRUMENTS}):
         assert len(names) == len(INSTRUMENTS)
@@ -211,7 +211,7 @@ def test_the_documentation_has_the_table() -> None:
     content = (DOCS / "health.md").read_text()
     told = [line for line in content.splitlines() if line.startswith("| `runspan.")]
     assert told == [
-        f"| `{item.name}` | `{item.unit}` | `{item.prometheus_name}` | {item.about} |" for item in INSTRUMENTS
+        f"| `{item.name}` | `{item.unit}` | `{item.prometheus_name}` | {item.description} |" for item in INSTRUMENTS
     ]
     known = {metric.prometheus_name for metric in INSTRUMENTS}
     watched = "".join(line for line in content.splitlines(keepends=True) if "_…" not in line)
@@ -269,7 +269,7 @@ def test_a_given_provider_gets_every_metric(health: MetricsRegistry) -> None:
     for number, metric in enumerate(INSTRUMENTS, 1):
         item = told[metric.name]
         (point,) = item.data.data_points
-        assert (item.unit, item.description, point.value) == (metric.unit, metric.about, number)  # type: ignore[union-attr]
+        assert (item.unit, item.description, point.value) == (metric.unit, metric.description, number)  # type: ignore[union-attr]
         assert getattr(item.data, "is_monotonic", False) == (metric.kind is InstrumentKind.COUNTER)
     empty = silent.get_metrics_data()
     assert empty is None or not any(scope.metrics for item in empty.resource_metrics for scope in item.scope_metrics)
@@ -401,7 +401,7 @@ def test_the_report_of_a_delivery_is_what_health_tells() -> None:
     numbered = replace(
         ExportReport(), runs_accepted=1, runs_rejected=2, runs_pending=4, documents_refused=8, requests=16, retries=32
     )
-    assert sorted(value or 0 for value in delivery_samples(numbered).values()) == [1, 2, 4, 8, 16, 32]
+    assert sorted(value or 0 for value in export_samples(numbered).values()) == [1, 2, 4, 8, 16, 32]
 
 
 def test_parts_that_follow_each_other_count_on(health: MetricsRegistry) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from runspan import create_app
 from runspan.backends.sqlite import SqliteStore
-from runspan.telemetry.instruments import WATCH_WAITING, WATCHED
+from runspan.telemetry.instruments import WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import BETWEEN
 from runspan.watch.poller import MAX_QUIET_WAIT
 from support.web import serving
@@ -82,7 +82,7 @@ def test_a_file_without_a_document_is_not_done(bench: Staying, store: SqliteStor
     with (bench.path / "a.json").open("w") as file:
         bench.look(2 * REST)
         assert (names(bench.path), names(done)) == (["a.json"], [])
-        assert (bench.health.collect()[WATCHED], bench.health.collect()[WATCH_WAITING], bench.notes) == (0, 0, [])
+        assert (bench.health.collect()[WATCHED], bench.health.collect()[WATCH_PENDING], bench.notes) == (0, 0, [])
         json.dump(run("a"), file)
     bench.write("b.json")
     (bench.path / "c.json").write_text("[]")

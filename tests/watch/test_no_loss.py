@@ -18,7 +18,7 @@ import pytest
 
 from runspan import Run
 from runspan.errors import StoreError
-from runspan.telemetry.instruments import REJECTED, WATCH_WAITING
+from runspan.telemetry.instruments import REJECTED, WATCH_PENDING
 from runspan.watch.coalescer import NAMED
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
 from runspan.watch.state_db import REMEMBER, FileStat, FileStatus, WatchState
@@ -67,7 +67,7 @@ def test_a_file_that_may_not_be_read_is_told_once(bench: Bench, kept: Kept, monk
         assert bench.notes == []
         bench.look(3 * LONG)
         assert bench.notes == [f"{path}: cannot be read: Permission denied; it is tried again and again"]
-        assert (bench.sent(), bench.health.collect()[WATCH_WAITING]) == (1, 1)
+        assert (bench.sent(), bench.health.collect()[WATCH_PENDING]) == (1, 1)
     bench.look(1)
     assert there(kept) == run("a")
     assert len(bench.notes) == 1

@@ -42,7 +42,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.cli.errors import INCOMPLETE, escape_control, format_error, terminating
 from runspan.cli.options import Duration, Seconds, json_option, option, reading_options
 from runspan.cli.resources import api_key, is_remote, is_rest, open_reader
-from runspan.errors import DocumentError, NotFound, SettingError, outcome
+from runspan.errors import DocumentError, NotFound, SettingError, error_status
 from runspan.model.run import Run
 from runspan.sources.archive_manifest import PART_SUFFIXES, Manifest
 from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
@@ -381,7 +381,7 @@ def _check(place: str, *, quiet: bool, as_json: bool) -> int:
         except DocumentError as error:
             found.append(error)
         for fault in found:
-            worst = outcome(fault).exit
+            worst = error_status(fault).exit_code
             for line in format_error(fault):
                 click.echo(line, err=True)
         results.append(

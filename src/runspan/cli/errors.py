@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 import click
 
-from runspan.errors import OUTCOMES, RunspanError, outcome
+from runspan.errors import ERROR_STATUSES, RunspanError, error_status
 
 HINTS: Final = (
     (
@@ -72,7 +72,7 @@ class CliGroup(click.Group):
         except RunspanError as error:
             for line in format_error(error):
                 click.echo(line, err=True)
-            ctx.exit(outcome(error).exit)
+            ctx.exit(error_status(error).exit_code)
         except KeyboardInterrupt:
             click.echo("runspan: interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -106,9 +106,9 @@ def escape_control(text: str) -> str:
 def exit_codes() -> str:
     """The exit codes, a line each, for help."""
     words = {code: [text] for code, text in _WORDS.items()}
-    for row in OUTCOMES.values():
-        if row.exit not in _WORDS:
-            words.setdefault(row.exit, []).append(row.code.lower().replace("_", " "))
+    for row in ERROR_STATUSES.values():
+        if row.exit_code not in _WORDS:
+            words.setdefault(row.exit_code, []).append(row.code.lower().replace("_", " "))
     words |= {INTERRUPTED: ["interrupted"], READER_GONE: ["the reader of the output went away"]}
     return "\n".join(f"  {code:<4} {_either(words[code])}" for code in sorted(words))
 

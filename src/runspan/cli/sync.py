@@ -55,7 +55,7 @@ from runspan.sync import (
     SyncReport,
     sync_samples,
 )
-from runspan.telemetry import CumulativeSource, MetricsRegistry, delivery_samples
+from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
 
 KEY_VARIABLE: Final = "RUNSPAN_SYNC_API_KEY"
 DAY: Final = 86_400 * SECOND
@@ -142,14 +142,14 @@ def run_sync(options: SyncOptions) -> tuple[SyncReport, RunspanError | None]:
         letters = opened.enter_context(DeadLetters(str(options.letters)))
         bar = opened.enter_context(display(quiet=options.quiet or options.as_json, retention=options.retention_ns))
 
-        health = MetricsRegistry(time.time_ns, parts=("export", "sync"))
+        health = MetricsRegistry(time.time_ns, components=("export", "sync"))
         deliveries = CumulativeSource()
         health.register(deliveries.collect)
 
         def deliver(on_settled: OnSettled) -> OtlpExporter:
             retry = RetryPolicy(budget=options.give_up_after)
             made = connect(delivery, workers=options.workers, retry=retry, on_settled=on_settled)
-            deliveries.replace(lambda: delivery_samples(made.tally.report()))
+            deliveries.replace(lambda: export_samples(made.tally.report()))
             return made
 
         syncing = SyncEngine(

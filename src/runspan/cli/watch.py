@@ -20,7 +20,7 @@ from runspan.delivery import ExporterConfig, OnSettled, OtlpExporter, RetryPolic
 from runspan.errors import SettingError
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.instruments import EXPORTED, REFUSED, REJECTED, WATCH_WAITING, WATCHED
+from runspan.telemetry.instruments import EXPORTED, REFUSED, REJECTED, WATCH_PENDING, WATCHED
 from runspan.watch.poller import DirectoryPoller
 from runspan.watch.service import WatchConfig, WatchService
 from runspan.watch.state_db import WatchState
@@ -54,7 +54,7 @@ def watch(options: WatchOptions) -> None:
     target = options.settings().display_url
     whose = f"{target} for {options.tenant}" if options.tenant else target
     path = options.ledger or folder / LEDGER.format(sha256(whose.encode()).hexdigest()[:8])
-    health = MetricsRegistry(time.time_ns, parts=("export", "watch"))
+    health = MetricsRegistry(time.time_ns, components=("export", "watch"))
     bar = Bar(None, None, quiet=options.quiet)
 
     def deliver(on_settled: OnSettled) -> OtlpExporter:
@@ -114,5 +114,5 @@ def _summary(health: MetricsRegistry) -> str:
     words = f"{told[EXPORTED]:,.0f} runs accepted, {told[WATCHED]:,.0f} files done with"
     if told[REJECTED] or told[REFUSED]:
         words += f", {told[REJECTED]:,.0f} runs rejected, {told[REFUSED]:,.0f} documents refused"
-    waiting = told.get(WATCH_WAITING, 0)
+    waiting = told.get(WATCH_PENDING, 0)
     return f"{words}; {waiting:,.0f} files wait for the next start" if waiting else words

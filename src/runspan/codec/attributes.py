@@ -118,10 +118,10 @@ def decode_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
     value, size = attributes.get(key), attributes.get(key + SIZE)
     if value is None and size is None:
         return None
-    if type(value) is not str and type(value) is not Raw:
+    if not isinstance(value, str | Raw):
         problem = "is missing" if value is None else "is not a string"
         raise AttributeDecodeError(f"attribute {key} {problem}")
-    text = value.encode() if type(value) is str else bytes(value)
+    text = value.encode() if isinstance(value, str) else bytes(value)
     if size is not None and size != len(text):
         raise AttributeDecodeError(f"attribute {key} has {len(text)} of {size!r} bytes")
     return text

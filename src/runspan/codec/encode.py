@@ -495,7 +495,8 @@ class _Layout:
             return [next(assigned) if ended else _OPEN for ended in self.ended]
         span_ids = [_OPEN] * len(self.steps)
         used_ids: dict[bytes, bytes] = {}
-        for index in parents_first(len(self.steps), self._loops):
+        outside = [index for index in range(len(self.steps)) if index not in self._loops]
+        for index in (*outside, *parents_first(self._loops)):
             if self.ended[index]:
                 seed = self.encoder.step_seed ^ self._positions.get(index, 0)
                 if index in self._loops:

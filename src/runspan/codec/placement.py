@@ -7,7 +7,7 @@ after the steps before them, and rounds of a loop get the loop's step as their p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -84,19 +84,17 @@ def enclosing_loops(
     return found
 
 
-def parents_first(count: int, parents: dict[int, int]) -> Iterable[int]:
-    """Return the indices of the steps in an order in which each comes after its parent."""
-    if not parents:
-        return range(count)
-    depth: dict[int, int] = {}
-    for index in range(count):
+def parents_first(parents: Mapping[int, int]) -> list[int]:
+    """Return the keys in an order in which each comes after its parent, equals in ascending order."""
+    depths: dict[int, int] = {}
+    for index in parents:
         path = []
-        at = index
-        while at not in depth and at in parents:
-            path.append(at)
-            at = parents[at]
-        level = depth.setdefault(at, 0)
+        current = index
+        while current in parents and current not in depths:
+            path.append(current)
+            current = parents[current]
+        depth = depths.get(current, 0)
         for child in reversed(path):
-            level += 1
-            depth[child] = level
-    return sorted(range(count), key=lambda index: (depth[index], index))
+            depth += 1
+            depths[child] = depth
+    return sorted(parents, key=lambda index: (depths[index], index))

@@ -1,1 +1,1 @@
-"""OTLP, the OpenTelemetry protocol: wire bytes and JSON, written and read; no I/O."""
+"""Readers and writers of OTLP, the OpenTelemetry protocol, in protobuf and JSON; no I/O."""

@@ -1,6 +1,7 @@
-/* The two loops of the exporter's hot path in C: what rows.py does, byte for byte and number for number.
+/* The two inner loops of the exporter in C, with the same results as column_loops.py.
  *
- * tests/otlp/test_column_loops.py runs one case list through both. Without a compiler the package is built without this file.
+ * tests/otlp/test_column_loops.py runs one case list through both. Without a compiler the package is built without this
+ * file.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -17,7 +18,7 @@ static int two_digits(const char *at) {
     return high > 9 || low > 9 ? -1 : (int)(high * 10 + low);
 }
 
-/* Days since 1970-01-01 of a date from 1970 on, or -1 when there is no such day. */
+/* Return the days since 1970-01-01 of a date from 1970 on, or -1 if there is no such day. */
 static int64_t days_since_1970(int year, int month, int day) {
     static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     static const int before[] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
@@ -29,7 +30,7 @@ static int64_t days_since_1970(int year, int month, int day) {
     return (int64_t)(year - 1970) * 365 + leap_days + before[month - 1] + (leap && month > 2) + day - 1;
 }
 
-/* Nanoseconds of 2024-01-15T09:00:01.200Z, or -1 for any other form and for a day that a span cannot hold. */
+/* Return the nanoseconds of 2024-01-15T09:00:01.200Z, or -1 for any other form and for a day out of range. */
 static int64_t canonical_ns(PyObject *value) {
     if (!PyUnicode_CheckExact(value) || !PyUnicode_IS_COMPACT_ASCII(value) || PyUnicode_GET_LENGTH(value) != 24)
         return -1;
@@ -77,12 +78,12 @@ typedef struct {
     PyObject *second; /* TEXTS: list of texts. NUMBERS: list of their texts. TIMES: list of ends. Borrowed. */
 } Column;
 
-/* One cell of the row that is being written. A text's buffer is held until the row is done. */
+/* One cell of the row that is being written. The buffer of a text is held until the row is written. */
 typedef struct {
     Py_buffer view;
     const char *data;
-    Py_ssize_t size;     /* Of a number, that of its varint. */
-    uint64_t start, end; /* Of a number, start. */
+    Py_ssize_t size;     /* For NUMBERS, the size of the varint. */
+    uint64_t start, end; /* For NUMBERS, start is the number. */
 } Cell;
 
 static size_t varint_size(uint64_t number) {
@@ -167,7 +168,7 @@ static char *put_number(char *out, PyObject *key, const Cell *cell) {
     return put_varint(out, cell->start);
 }
 
-/* Whether a text is the shortest of an integer of at most 18 digits, which fits 64 bits. */
+/* Return whether a text is the shortest one of an unsigned integer of at most 18 digits, which fits 64 bits. */
 static int is_number(const char *text, Py_ssize_t size, uint64_t *number) {
     if (size < 1 || size > 18 || (text[0] == '0' && size > 1))
         return 0;
@@ -205,9 +206,9 @@ static int parse_column(PyObject *given, Py_ssize_t rows, Column *column) {
     return -1;
 }
 
-/* Reads a cell; what it adds to its row, or -1 with an error. *is_odd is set where it cannot be written. */
-static Py_ssize_t read_cell(const Column *column, Py_ssize_t row, PyObject *absent, Py_ssize_t bound, Cell *cell,
-                            int *is_odd) {
+/* Read a cell and return its size in the row, or -1 with an exception. Sets *is_invalid if it cannot be written. */
+static Py_ssize_t read_cell(const Column *column, Py_ssize_t row, PyObject *absent, Py_ssize_t max_bytes, Cell *cell,
+                            int *is_invalid) {
     cell->view.obj = NULL;
     cell->size = 0;
     if (column->kind == TIMES) {
@@ -231,13 +232,13 @@ static Py_ssize_t read_cell(const Column *column, Py_ssize_t row, PyObject *abse
         return cell->size;
     Py_ssize_t key = PyBytes_GET_SIZE(column->first);
     if (column->kind == TEXTS) {
-        *is_odd |= cell->size > bound;
+        *is_invalid |= cell->size > max_bytes;
         return (Py_ssize_t)attribute_size(key, cell->size);
     }
-    int is_good = is_number(cell->data, cell->size, &cell->start);
-    *is_odd |= !is_good;
-    cell->size = is_good ? (Py_ssize_t)varint_size(cell->start) : 0;
-    return is_good ? (Py_ssize_t)number_size(key, cell->size) : 0;
+    int is_valid = is_number(cell->data, cell->size, &cell->start);
+    *is_invalid |= !is_valid;
+    cell->size = is_valid ? (Py_ssize_t)varint_size(cell->start) : 0;
+    return is_valid ? (Py_ssize_t)number_size(key, cell->size) : 0;
 }
 
 static void write_row(char *out, const Column *columns, const Cell *cells, Py_ssize_t count) {
@@ -254,15 +255,15 @@ static void write_row(char *out, const Column *columns, const Cell *cells, Py_ss
     }
 }
 
-/* One row as a span with its tag and length, or NULL with an error. is_odd: whether a cell cannot be written. */
-static PyObject *join_row(const Column *columns, Py_ssize_t count, Py_ssize_t row, PyObject *absent, Py_ssize_t bound,
-                          int *is_odd) {
+/* Return a row as a span with tag and length, or NULL with an exception. Sets *is_invalid as read_cell does. */
+static PyObject *join_row(const Column *columns, Py_ssize_t count, Py_ssize_t row, PyObject *absent,
+                          Py_ssize_t max_bytes, int *is_invalid) {
     Cell cells[MAX_COLUMNS];
     PyObject *span = NULL;
     Py_ssize_t read = 0, size = 0;
-    *is_odd = 0;
+    *is_invalid = 0;
     while (read < count) {
-        Py_ssize_t added = read_cell(&columns[read], row, absent, bound, &cells[read], is_odd);
+        Py_ssize_t added = read_cell(&columns[read], row, absent, max_bytes, &cells[read], is_invalid);
         if (added < 0)
             break;
         size += added;
@@ -282,11 +283,11 @@ static PyObject *join_row(const Column *columns, Py_ssize_t count, Py_ssize_t ro
     return span;
 }
 
-static PyObject *joined_spans(PyObject *module, PyObject *arguments) {
+static PyObject *join_span_columns(PyObject *module, PyObject *arguments) {
     PyObject *given, *absent;
-    Py_ssize_t rows, bound;
+    Py_ssize_t rows, max_bytes;
     Column columns[MAX_COLUMNS];
-    if (!PyArg_ParseTuple(arguments, "O!nnO", &PyList_Type, &given, &rows, &bound, &absent))
+    if (!PyArg_ParseTuple(arguments, "O!nnO", &PyList_Type, &given, &rows, &max_bytes, &absent))
         return NULL;
     Py_ssize_t count = PyList_GET_SIZE(given);
     if (count > MAX_COLUMNS || rows < 0)
@@ -294,28 +295,28 @@ static PyObject *joined_spans(PyObject *module, PyObject *arguments) {
     for (Py_ssize_t at = 0; at < count; at++)
         if (parse_column(PyList_GET_ITEM(given, at), rows, &columns[at]) < 0)
             return NULL;
-    PyObject *spans = PyList_New(rows), *places = PyList_New(0);
-    for (Py_ssize_t row = 0; spans != NULL && places != NULL && row < rows; row++) {
-        int is_odd;
-        PyObject *span = join_row(columns, count, row, absent, bound, &is_odd);
-        PyObject *place = span != NULL && is_odd ? PyLong_FromSsize_t(row) : NULL;
-        if (span == NULL || (is_odd && (place == NULL || PyList_Append(places, place) < 0)))
-            Py_CLEAR(places);
-        Py_XDECREF(place);
+    PyObject *spans = PyList_New(rows), *invalid = PyList_New(0);
+    for (Py_ssize_t row = 0; spans != NULL && invalid != NULL && row < rows; row++) {
+        int is_invalid;
+        PyObject *span = join_row(columns, count, row, absent, max_bytes, &is_invalid);
+        PyObject *index = span != NULL && is_invalid ? PyLong_FromSsize_t(row) : NULL;
+        if (span == NULL || (is_invalid && (index == NULL || PyList_Append(invalid, index) < 0)))
+            Py_CLEAR(invalid);
+        Py_XDECREF(index);
         if (span != NULL)
             PyList_SET_ITEM(spans, row, span);
     }
-    if (spans == NULL || places == NULL) {
+    if (spans == NULL || invalid == NULL) {
         Py_XDECREF(spans);
-        Py_XDECREF(places);
+        Py_XDECREF(invalid);
         return NULL;
     }
-    return Py_BuildValue("(NN)", spans, places);
+    return Py_BuildValue("(NN)", spans, invalid);
 }
 
 static PyMethodDef methods[] = {
-    {"nanoseconds", nanoseconds, METH_O, "See rows.nanoseconds."},
-    {"joined_spans", joined_spans, METH_VARARGS, "See rows.joined_spans."},
+    {"nanoseconds", nanoseconds, METH_O, "See column_loops.nanoseconds."},
+    {"join_span_columns", join_span_columns, METH_VARARGS, "See column_loops.join_span_columns."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,7 +1,7 @@
-"""The members of many runs or steps as columns, by the table in ``fields``; no I/O.
+"""The members of many runs or steps as columns, by the tables in ``codec.fields``; no I/O.
 
-A member of all rows is read and written at once, which is what makes the exporter fast. ``rows`` joins the columns to
-spans; where the package was built with a C compiler, its twin in C does.
+Reading and writing one member of all rows at once is what makes the exporter fast. The columns are joined to spans by
+the C extension ``_column_loops`` if it was built, else by ``column_loops``.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, RUN_TABLE, STEP_TABLE, Fie
 from runspan.otlp.column_loops import Column, true_indices
 
 try:
-    from runspan.otlp._column_loops import joined_spans, nanoseconds
+    from runspan.otlp._column_loops import join_span_columns, nanoseconds
 
     COMPILED = True
 except ImportError:
-    from runspan.otlp.column_loops import joined_spans, nanoseconds
+    from runspan.otlp.column_loops import join_span_columns, nanoseconds
 
     COMPILED = False
-"""Whether the loops over rows are the ones in C."""
+"""Whether the C extension is used."""
 
 __all__ = ["COMPILED", "RUN_MEMBERS", "STEP_MEMBERS", "Column", "join_columns", "nanoseconds", "true_indices"]
 
 _TOO_LONG: Final = bytes(MAX_ATTRIBUTE_BYTES + 1)
 
 Members = Iterable[Callable[[list[Any]], Column]]
-"""For each member, what makes a column of it for a list of runs or steps."""
+"""For each member a function that returns its column for a list of runs or steps."""
 
 
 def join_columns(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
-    """The columns as so many spans; and the places of those with a text or number that does not fit one attribute."""
-    return joined_spans(columns, count, MAX_ATTRIBUTE_BYTES, UNSET)
+    """Return ``count`` spans, and the indices of the invalid ones, with a value that does not fit one attribute."""
+    return join_span_columns(columns, count, MAX_ATTRIBUTE_BYTES, UNSET)
 
 
 def _column(field: Field) -> Callable[[list[Any]], Column]:
     get, key = attrgetter(field.member), field.key.encode()
     if field.kind is FieldKind.PAYLOAD:
-        # They stay ``Raw``, and are copied once, when the span is joined.
+        # The payloads stay ``Raw`` and are copied once, when the span is joined.
         return lambda rows: (key, list(map(get, rows)))
     if field.kind is FieldKind.TEXT:
         return lambda rows: (key, list(map(_text, map(get, rows))))
@@ -49,7 +49,7 @@ def _column(field: Field) -> Callable[[list[Any]], Column]:
 
 
 def _text(value: Any) -> Any:
-    """The bytes of a member of kind TEXT. What does not fit is made too long, which ``joined`` tells."""
+    """Return the bytes of a member of kind TEXT, or ``_TOO_LONG`` for a value that is not canonical."""
     if value is UNSET:
         return value
     return value.encode() if type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4 else _TOO_LONG

@@ -1,7 +1,6 @@
-"""Many runs to OTLP bytes at once, column by column: the hot path of the exporter; no I/O.
+"""The columnar writer of OTLP spans for many runs at once, the hot path of the exporter; no I/O.
 
-What comes out is what ``encode`` and ``span_bytes`` make of the same runs, byte for byte; a run that is not as usual
-goes that way.
+The result is byte for byte that of ``encode`` and ``span_bytes``, which write the runs that do not fit the columns.
 """
 
 from __future__ import annotations
@@ -46,32 +45,32 @@ from runspan.otlp.protobuf_writer import (
     PLAIN_END,
     SPAN_ID,
     TRACE_ID,
+    ScopedBytes,
     attribute_bytes,
     attributes_bytes,
     end_bytes,
     integer_bytes,
-    shared_bytes,
-    ScopedBytes,
     scoped_bytes,
+    shared_bytes,
     template_bytes,
 )
 
 _ZERO: Final = bytes(8)
 _step_text = msgspec.json.Encoder().encode
-_IDENTITY: Final = KEY_PREFIXES[RUN_ID]
-_PIPELINE_RUN: Final = KEY_PREFIXES[PIPELINE_RUN_ID]
-_RUN_DIGEST, _RUN_SUMMARY, _STEPS, _TASK_RUN = (
+_RUN_ID_PREFIXES: Final = KEY_PREFIXES[RUN_ID]
+_PIPELINE_RUN_PREFIXES: Final = KEY_PREFIXES[PIPELINE_RUN_ID]
+_DIGEST_KEY, _SUMMARY_DIGEST_KEY, _MANIFEST_KEY, _TASK_RUN_KEY = (
     key.encode() for key in (DIGEST, SUMMARY_DIGEST, MANIFEST, TASK_RUN_ID)
 )
 
 
 def write_runs(runs: Sequence[Run], *, tenant: str = "", observed_at: int | None = None) -> list[list[ScopedBytes]]:
-    """The spans of each run, as ``span_bytes`` writes them: steps first, the head last.
+    """Return the spans of each run as ``scoped_bytes`` writes them: steps first, the revision span last.
 
-    Best for some dozens of runs at a time. tenant, observed_at: as for ``encode``.
+    Works best for some dozens of runs at a time. For ``tenant`` and ``observed_at`` see ``encode``.
     """
-    usual = [run for run in runs if run.plain and run.finished and run.envelope.steps]
-    written = dict(zip(map(id, usual), _write(usual, tenant), strict=True)) if usual else {}
+    candidates = [run for run in runs if run.plain and run.finished and run.envelope.steps]
+    written = dict(zip(map(id, candidates), _write(candidates, tenant), strict=True)) if candidates else {}
     return [
         written.get(id(run)) or [scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)]
         for run in runs
@@ -79,66 +78,66 @@ def write_runs(runs: Sequence[Run], *, tenant: str = "", observed_at: int | None
 
 
 def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
-    """The spans of runs that are plain, finished, and have steps; None for one that is odd after all."""
+    """Return the spans of plain, finished runs with steps; None for a run that does not fit the columns."""
     envelopes = [run.envelope for run in runs]
     counts = [len(envelope.steps) for envelope in envelopes]  # type: ignore[arg-type]
     starts = nanoseconds([envelope.started_at for envelope in envelopes])
     ends = nanoseconds([envelope.completed_at for envelope in envelopes])
-    odd = {*true_indices(map(ge, starts, ends)), *true_indices(map(le, starts, repeat(0)))}
-    identities = [envelope.id.encode() for envelope in envelopes]
-    digests = run_digests(identities, tenant)
-    traces, roots = [digest[:16] for digest in digests], [digest[16:24] for digest in digests]
-    odd |= {*true_indices(map(eq, roots, repeat(_ZERO))), *true_indices(map(eq, traces, repeat(2 * _ZERO)))}
-    for place in odd:
-        starts[place] = ends[place] = 0
-    labels = list(map(ROOT_TEMPLATES.__getitem__, map(RUN_TABLE.get_labels, envelopes)))
+    excluded = {*true_indices(map(ge, starts, ends)), *true_indices(map(le, starts, repeat(0)))}
+    run_ids = [envelope.id.encode() for envelope in envelopes]
+    digests = run_digests(run_ids, tenant)
+    trace_ids, root_ids = [digest[:16] for digest in digests], [digest[16:24] for digest in digests]
+    excluded |= {*true_indices(map(eq, root_ids, repeat(_ZERO))), *true_indices(map(eq, trace_ids, repeat(2 * _ZERO)))}
+    for index in excluded:
+        starts[index] = ends[index] = 0
+    templates = list(map(ROOT_TEMPLATES.__getitem__, map(RUN_TABLE.get_labels, envelopes)))
     seeds = [
-        int.from_bytes(digest[24:], "big") ^ label.salt ^ start
-        for digest, label, start in zip(digests, labels, starts, strict=True)
+        int.from_bytes(digest[24:], "big") ^ template.salt ^ start
+        for digest, template, start in zip(digests, templates, starts, strict=True)
     ]
-    ids = [TRACE_ID + trace + SPAN_ID for trace in traces]
+    ids = [TRACE_ID + trace_id + SPAN_ID for trace_id in trace_ids]
     shared = [
         b"".join(
             (
-                _IDENTITY[len(identity)],
-                identity,
-                _PIPELINE_RUN[len(identity)],
-                identity,
-                label.identity.wire or shared_bytes(label.identity),
+                _RUN_ID_PREFIXES[len(run_id)],
+                run_id,
+                _PIPELINE_RUN_PREFIXES[len(run_id)],
+                run_id,
+                template.identity.wire or shared_bytes(template.identity),
             )
         )
-        for identity, label in zip(identities, labels, strict=True)
+        for run_id, template in zip(run_ids, templates, strict=True)
     ]
-    each = partial(_each, counts)
-    parents = [PARENT_ID + root for root in roots]
-    steps = _Steps([step for envelope in envelopes for step in envelope.steps], each(range(len(runs))))  # type: ignore[union-attr]
+    per_step = partial(_repeat_per_step, counts)
+    parents = [PARENT_ID + root_id for root_id in root_ids]
+    steps = _StepColumns([step for envelope in envelopes for step in envelope.steps], per_step(range(len(runs))))  # type: ignore[union-attr]
     steps.place(counts, starts, [time_ns(envelope.completed_at) for envelope in envelopes])
-    steps.name(each(seeds), each(parents))
-    spans = steps.write(each(ids), each(shared), starts, tenant)
+    steps.assign_ids(per_step(seeds), per_step(parents))
+    spans = steps.write(per_step(ids), per_step(shared), starts, tenant)
 
     manifests = []
-    place = 0
+    first = 0
     for count in counts:
-        manifests.append(b"".join(steps.span_ids[place : place + count]).hex().encode())
-        place += count
-    rests, closings = [b""] * len(runs), [PLAIN_END] * len(runs)
-    for place in true_indices(map(attrgetter("special"), labels)):
-        if labels[place].texts:
-            odd.add(place)
-        rests[place], closings[place] = _rest_of_failed(
-            envelopes[place].error, labels[place], ends[place], steps.usages.pop(place, [])
+        manifests.append(b"".join(steps.span_ids[first : first + count]).hex().encode())
+        first += count
+    extra_attributes, span_ends = [b""] * len(runs), [PLAIN_END] * len(runs)
+    for index in true_indices(map(attrgetter("special"), templates)):
+        if templates[index].texts:
+            excluded.add(index)
+        extra_attributes[index], span_ends[index] = _failed_run_parts(
+            envelopes[index].error, templates[index], ends[index], steps.usages.pop(index, [])
         )
-    for place, usages in steps.usages.items():
-        rests[place] = _totals_bytes(usages)
+    for index, usages in steps.usages.items():
+        extra_attributes[index] = _totals_bytes(usages)
     columns: list[Column] = [
         ids,
-        roots,
+        root_ids,
         (starts, ends),
-        [label.wire or template_bytes(label) for label in labels],
+        [template.wire or template_bytes(template) for template in templates],
         shared,
-        (_RUN_DIGEST, [sha256(run.text).hexdigest().encode() for run in runs]),
+        (_DIGEST_KEY, [sha256(run.text).hexdigest().encode() for run in runs]),
         (
-            _RUN_SUMMARY,
+            _SUMMARY_DIGEST_KEY,
             [
                 summary_digest(summary_text(envelope), tenant, ROOT_REVISION, start).encode()
                 for envelope, start in zip(envelopes, starts, strict=True)
@@ -146,34 +145,34 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         ),
         attribute_bytes(TENANT, tenant) if tenant else b"",
         [integer_bytes(IN_SPAN, STEP_COUNT, count) for count in counts],
-        (_STEPS, manifests),
+        (_MANIFEST_KEY, manifests),
         *[member(envelopes) for member in RUN_MEMBERS],
-        rests,
-        closings,
+        extra_attributes,
+        span_ends,
     ]
-    heads, unfit = join_columns(columns, len(runs))
-    odd |= {*steps.odd_runs, *unfit}
+    revision_spans, invalid = join_columns(columns, len(runs))
+    excluded |= {*steps.excluded_runs, *invalid}
 
     written: list[list[ScopedBytes] | None] = []
-    place = 0
-    for number, count in enumerate(counts):
-        below = zip(repeat(SCOPE_STEP), spans[place : place + count])
-        written.append(None if number in odd else [*below, (SCOPE_RUN, heads[number])])
-        place += count
+    first = 0
+    for index, count in enumerate(counts):
+        below = zip(repeat(SCOPE_STEP), spans[first : first + count], strict=False)
+        written.append(None if index in excluded else [*below, (SCOPE_RUN, revision_spans[index])])
+        first += count
     return written
 
 
-def _each(counts: list[int], values: Iterable[Any]) -> list[Any]:
-    """The value of each run, once for each of its steps."""
+def _repeat_per_step(counts: list[int], values: Iterable[Any]) -> list[Any]:
+    """Return the value of each run, repeated for each of its steps."""
     return list(chain.from_iterable(map(repeat, values, counts)))
 
 
-def _rest_of_failed(error: object, label: SpanTemplate, end: int, usages: list[Usage]) -> tuple[bytes, bytes]:
-    """A failed head's attributes after the usual ones, and what stands after all attributes."""
+def _failed_run_parts(error: object, template: SpanTemplate, end: int, usages: list[Usage]) -> tuple[bytes, bytes]:
+    """Return the additional attributes of a failed run's span, and everything after the attributes."""
     own: Pairs = []
     add_totals(own, usages)
-    fault = set_error_status(own, error, label, end, True)
-    return attributes_bytes(own), end_bytes(fault.events, (), fault.code, fault.message)
+    status = set_error_status(own, error, template, end, True)
+    return attributes_bytes(own), end_bytes(status.events, (), status.code, status.message)
 
 
 def _totals_bytes(usages: list[Usage]) -> bytes:
@@ -195,136 +194,138 @@ def _model_bytes(model: str) -> bytes:
     return attributes_bytes(own)
 
 
-def _no_times() -> bytes:
-    """What stands on the span of a step that was skipped: it has neither start nor end."""
+def _absent_times_bytes() -> bytes:
     content = SpanContent()
     encode_times(content, STEP_TABLE, UNSET, UNSET, 1)
     return attributes_bytes(content.pairs)
 
 
-_NO_TIMES: Final = _no_times()
-_NO_LENGTH: Final = KEY_PREFIXES[STEP_TABLE.end.key + NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
-"""What stands on the span of a step that ended when it began, before that time."""
+_ABSENT_TIMES: Final = _absent_times_bytes()
+"""The attributes of a skipped step's span, which has neither start nor end."""
+_END_PREFIX: Final = KEY_PREFIXES[STEP_TABLE.end.key + NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
+"""The bytes before the end time in the attribute of a step without duration."""
 
 
-class _Steps:
-    """All steps of a batch. owners: the place of each step's run.
+class _StepColumns:
+    """The step spans of a batch of runs."""
 
-    odd_runs: places of runs with a step that has not ended, or with two steps of one id, or with a long one.
-    usages: by place of the run, what its agent steps used, in their order.
-    """
-
-    def __init__(self, steps: list[Step], owners: list[int]) -> None:
+    def __init__(self, steps: list[Step], runs: list[int]) -> None:
         self.steps = steps
-        self.owners = owners
+        self.runs = runs
+        """The index of each step's run."""
         self.texts = list(map(_step_text, steps))
-        self.labels: list[SpanTemplate] = list(map(STEP_TEMPLATES.__getitem__, map(STEP_TABLE.get_labels, steps)))
-        self.odd_runs: set[int] = set()
+        self.templates: list[SpanTemplate] = list(map(STEP_TEMPLATES.__getitem__, map(STEP_TABLE.get_labels, steps)))
+        self.excluded_runs: set[int] = set()
+        """The indices of runs with open steps, equal steps or steps that do not fit the columns."""
         self.usages: dict[int, list[Usage]] = {}
+        """The token usage of agent steps in order, by index of the run."""
         self.span_ids: list[bytes] = []
         self.parents: list[bytes] = []
         self.starts = nanoseconds([step.started_at for step in steps])
         self.ends = nanoseconds([step.completed_at for step in steps])
-        self.positions: dict[int, int] = {}
-        self.loops: dict[int, int] = {}
+        self._positions: dict[int, int] = {}
+        self._loops: dict[int, int] = {}
 
     def place(self, counts: Iterable[int], firsts: Sequence[int], lasts: Sequence[int | None]) -> None:
-        """Find the positions of steps without times and the loops around steps, as ``codec.encode`` does.
+        """Find the positions of steps without times and the loops around steps, as ``encode`` does.
 
-        counts: the number of steps of each run. firsts, lasts: the bounds of each run.
+        - ``counts``: the number of steps of each run.
+        - ``firsts``, ``lasts``: the bounds of each run in nanoseconds since 1970.
         """
-        timeless = [at for at in true_indices(map(lt, self.ends, repeat(0))) if self.starts[at] < 0]
-        loops = true_indices(map(attrgetter("is_loop"), self.labels))
-        wanted = {self.owners[at] for at in timeless} | (looping := {self.owners[at] for at in loops})
-        begin = 0
-        for owner, count in enumerate(counts):
-            if owner in wanted:
-                place = range(begin, begin + count)
-                steps = [self.steps[at] for at in place]
+        starts, ends, runs = self.starts, self.ends, self.runs
+        timeless = {runs[index] for index in true_indices(map(lt, ends, repeat(0))) if starts[index] < 0}
+        looping = {runs[index] for index in true_indices(map(attrgetter("is_loop"), self.templates))}
+        first = 0
+        for run, count in enumerate(counts):
+            if run in timeless or run in looping:
+                steps = self.steps[first : first + count]
+                times = zip(steps, starts[first : first + count], ends[first : first + count], strict=True)
                 intervals = [
                     Interval(
-                        self.starts[at] if self.starts[at] >= 0 else time_ns(step.started_at),
-                        self.ends[at] if self.ends[at] >= 0 else time_ns(step.completed_at),
+                        start if start >= 0 else time_ns(step.started_at),
+                        end if end >= 0 else time_ns(step.completed_at),
                     )
-                    for at, step in zip(place, steps, strict=True)
+                    for step, start, end in times
                 ]
-                found = positions(intervals, firsts[owner], lasts[owner])
-                self.positions.update({begin + at: position for at, position in found.items()})
-                if owner in looping:
-                    within = enclosing_loops(steps, intervals, found, [True] * count)
-                    self.loops.update({begin + at: begin + loop for at, loop in within.items()})
-            begin += count
+                found = positions(intervals, firsts[run], lasts[run])
+                self._positions.update((first + index, position) for index, position in found.items())
+                if run in looping:
+                    loops = enclosing_loops(steps, intervals, found, [True] * count)
+                    self._loops.update((first + index, first + loop) for index, loop in loops.items())
+            first += count
 
-    def name(self, seeds: list[int], parents: list[bytes]) -> None:
-        """Gives the spans their ids, as ``model.ids.step_span_id`` does, and their parents."""
-        for at, position in self.positions.items():
-            seeds[at] ^= position
+    def assign_ids(self, seeds: list[int], parents: list[bytes]) -> None:
+        """Assign the span ids as ``model.ids.step_span_id`` does, and the parents."""
+        for index, position in self._positions.items():
+            seeds[index] ^= position
         self.span_ids = list(map(step_digest, self.texts, seeds))
         self.parents = parents
-        for at in parents_first(len(self.steps), self.loops) if self.loops else ():
-            loop = self.loops.get(at)
-            if loop is not None:
-                parent = self.span_ids[loop]
-                self.span_ids[at] = step_digest(self.texts[at], seeds[at] ^ int.from_bytes(parent, "big"))
-                parents[at] = PARENT_ID + parent
-        owners = self.owners
-        unfinished = true_indices(map(not_, map(attrgetter("finished"), self.labels)))
-        self.odd_runs = {owners[place] for place in unfinished}
+        for index in parents_first(self._loops):
+            loop_id = self.span_ids[self._loops[index]]
+            self.span_ids[index] = step_digest(self.texts[index], seeds[index] ^ int.from_bytes(loop_id, "big"))
+            parents[index] = PARENT_ID + loop_id
+        runs = self.runs
+        open_steps = true_indices(map(not_, map(attrgetter("finished"), self.templates)))
+        self.excluded_runs = {runs[index] for index in open_steps}
         if len(set(self.span_ids)) < len(self.span_ids) or _ZERO in self.span_ids:
             seen: set[tuple[int, bytes]] = set()
-            for owner, span_id in zip(owners, self.span_ids, strict=True):
-                if (owner, span_id) in seen or span_id == _ZERO:
-                    self.odd_runs.add(owner)
-                seen.add((owner, span_id))
+            for run, span_id in zip(runs, self.span_ids, strict=True):
+                if (run, span_id) in seen or span_id == _ZERO:
+                    self.excluded_runs.add(run)
+                seen.add((run, span_id))
 
     def write(self, ids: list[bytes], shared: list[bytes], fallbacks: Sequence[int], tenant: str) -> list[bytes]:
-        """The spans of all steps; those of odd runs are of no use. fallbacks: the start of each run."""
-        steps, labels, starts, ends = self.steps, self.labels, self.starts, self.ends
+        """Return the spans of all steps; those of ``excluded_runs`` are invalid.
+
+        ``fallbacks``: the start of each run in nanoseconds since 1970.
+        """
+        steps, templates, starts, ends = self.steps, self.templates, self.starts, self.ends
         unusual = {
-            *true_indices(map(attrgetter("special"), labels)),
+            *true_indices(map(attrgetter("special"), templates)),
             *true_indices(map(ge, starts, ends)),
             *true_indices(map(lt, starts, repeat(0))),
         }
-        rests, closings = [b""] * len(steps), [PLAIN_END] * len(steps)
-        for place in sorted(unusual):
-            step, label, owner = steps[place], labels[place], self.owners[place]
-            position = self.positions.get(place, fallbacks[owner])
-            if label.special:
-                if label.is_agent and label.error_type is None and not label.texts and 0 <= starts[place] < ends[place]:
+        extra_attributes, span_ends = [b""] * len(steps), [PLAIN_END] * len(steps)
+        for index in sorted(unusual):
+            step, template, run = steps[index], templates[index], self.runs[index]
+            position = self._positions.get(index, fallbacks[run])
+            if template.texts:
+                self.excluded_runs.add(run)
+            if template.special:
+                if template.is_agent and template.error_type is None and 0 <= starts[index] < ends[index]:
                     usage = read_usage(step.output)
                     if usage is not None:
-                        self.usages.setdefault(owner, []).append(usage)
-                        rests[place] = _usage_bytes(usage)
+                        self.usages.setdefault(run, []).append(usage)
+                        extra_attributes[index] = _usage_bytes(usage)
                     continue
-                if label.texts:
-                    self.odd_runs.add(owner)
             elif step.started_at is UNSET and step.completed_at is UNSET:
-                starts[place], ends[place] = position, position + 1
-                rests[place] = _NO_TIMES
+                starts[index], ends[index] = position, position + 1
+                extra_attributes[index] = _ABSENT_TIMES
                 continue
-            elif 0 <= starts[place] == ends[place]:
-                ends[place] += 1
-                rests[place] = _NO_LENGTH + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
+            elif 0 <= starts[index] == ends[index]:
+                ends[index] += 1
+                extra_attributes[index] = _END_PREFIX + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
                 continue
-            usages = self.usages.setdefault(owner, []) if label.is_agent else []
-            rest = StepPartsBuilder(tenant, usages=usages).build(step, label, position)
-            if rest.content.texts:
-                self.odd_runs.add(owner)
-            starts[place], ends[place] = rest.start, rest.end
-            rests[place] = attributes_bytes(rest.content.pairs)
-            closings[place] = end_bytes(rest.status.events, rest.links, rest.status.code, rest.status.message)
+            usages = self.usages.setdefault(run, []) if template.is_agent else []
+            parts = StepPartsBuilder(tenant, usages=usages).build(step, template, position)
+            if parts.content.texts:
+                self.excluded_runs.add(run)
+            starts[index], ends[index] = parts.start, parts.end
+            extra_attributes[index] = attributes_bytes(parts.content.pairs)
+            status = parts.status
+            span_ends[index] = end_bytes(status.events, parts.links, status.code, status.message)
         columns: list[Column] = [
             ids,
             self.span_ids,
             self.parents,
             (starts, ends),
-            [label.wire or template_bytes(label) for label in labels],
+            [template.wire or template_bytes(template) for template in templates],
             shared,
-            (_TASK_RUN, [span_id.hex().encode() for span_id in self.span_ids]),
+            (_TASK_RUN_KEY, [span_id.hex().encode() for span_id in self.span_ids]),
             *[member(steps) for member in STEP_MEMBERS],
-            rests,
-            closings,
+            extra_attributes,
+            span_ends,
         ]
-        spans, unfit = join_columns(columns, len(steps))
-        self.odd_runs |= {self.owners[place] for place in unfit}
+        spans, invalid = join_columns(columns, len(steps))
+        self.excluded_runs |= {self.runs[index] for index in invalid}
         return spans

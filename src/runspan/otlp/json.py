@@ -1,7 +1,7 @@
-"""OTLP as JSON, read and written; no I/O.
+"""The reader and writer of OTLP/JSON; no I/O.
 
-OTLP/JSON is protobuf's JSON with one exception: trace and span ids are hex, where protobuf writes base64. So reading
-turns the ids around and leaves the rest to protobuf, which takes both spellings of a name and of a 64-bit number.
+OTLP/JSON is protobuf's JSON with one exception: trace and span ids are hex, where protobuf uses base64. The reader
+converts the ids and leaves everything else to protobuf, which accepts both spellings of names and 64-bit integers.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from runspan._version import __version__
 from runspan.errors import PayloadError
 from runspan.model.span import Span, Value
 from runspan.otlp.limits import check_json, check_json_text, default_max_spans
-from runspan.otlp.protobuf_reader import ParsedRequest, all_spans, sort_spans
-from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
+from runspan.otlp.protobuf_reader import ParsedRequest, all_spans, to_parsed_request
+from runspan.otlp.protobuf_writer import Resource
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 
 
 def read_json(body: bytes, max_spans: int | None = None) -> ParsedRequest:
-    """The spans of an ExportTraceServiceRequest in OTLP/JSON, sorted. PayloadError when it is none, or holds too many.
-
-    max_spans: without it ``limits.default_max_spans``.
-    """
-    return sort_spans(_parse(body, default_max_spans(len(body)) if max_spans is None else max_spans))
+    """Return the contents of an ExportTraceServiceRequest in OTLP/JSON. See ``protobuf_reader.read_protobuf``."""
+    return to_parsed_request(_parse(body, default_max_spans(len(body)) if max_spans is None else max_spans))
 
 
 def read_spans(body: bytes) -> list[Span]:
-    """Every span of a TracesData in OTLP/JSON, whoever made it. PayloadError when it is none."""
+    """Return all spans of a TracesData in OTLP/JSON, including foreign spans. Raises PayloadError."""
     return all_spans(_parse(body))
 
 
 def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
-    """The spans as an ExportTraceServiceRequest in OTLP/JSON, UTF-8."""
-    scope = {"name": SCOPE_NAME, "version": __version__}
-    entry: dict[str, Any] = {"scopeSpans": [{"scope": scope, "spans": [_span(span) for span in spans]}]}
+    """Return an ExportTraceServiceRequest of the spans in OTLP/JSON."""
+    scopes: dict[str, list[dict[str, Any]]] = {}
+    for span in spans:
+        scopes.setdefault(span.scope, []).append(_span(span))
+    found = [{"scope": {"name": name, "version": __version__}, "spans": parts} for name, parts in scopes.items()]
+    entry: dict[str, Any] = {"scopeSpans": found}
     if resource is not None:
         entry = {"resource": {"attributes": _attributes(resource.pairs().items())}, **entry}
     return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
@@ -69,7 +69,7 @@ def _parse(body: bytes, max_spans: int | None = None) -> TracesData:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _unreadable(got: str) -> PayloadError:
@@ -82,48 +82,48 @@ def _unreadable(got: str) -> PayloadError:
     )
 
 
-def _children(holders: Iterable[tuple[str, Any]], *names: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects in the lists called so, with their places; whatever has another form is protobuf's to refuse."""
-    for place, holder in holders:
+def _children(parents: Iterable[tuple[str, Any]], *names: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects in the lists of these names with their paths. Other values are left for protobuf to refuse."""
+    for path, parent in parents:
         for name in names:
-            items = holder.get(name)
+            items = parent.get(name)
             if isinstance(items, list):
                 for number, item in enumerate(items):
                     if isinstance(item, dict):
-                        yield f"{place}{name}[{number}].", item
+                        yield f"{path}{name}[{number}].", item
 
 
 def _ids_to_base64(data: dict[str, Any]) -> None:
     scopes = _children(_children([("", data)], "resourceSpans", "resource_spans"), "scopeSpans", "scope_spans")
-    for place, span in _children(scopes, "spans"):
-        _rewrite_ids(place, span)
-        for link_place, link in _children([(place, span)], "links"):
-            _rewrite_ids(link_place, link)
+    for path, span in _children(scopes, "spans"):
+        _rewrite_ids(path, span)
+        for link_path, link in _children([(path, span)], "links"):
+            _rewrite_ids(link_path, link)
 
 
-def _rewrite_ids(place: str, holder: dict[str, Any]) -> None:
+def _rewrite_ids(path: str, message: dict[str, Any]) -> None:
     for name in _ID_NAMES:
-        if holder.get(name) is None:
+        if message.get(name) is None:
             continue
         try:
-            holder[name] = b64encode(_unhex(holder[name])).decode()
+            message[name] = b64encode(_unhex(message[name])).decode()
         except ValueError:
             raise PayloadError(
-                where=place + name, expected="hex digits", got=repr(holder[name])[:60], hint="OTLP/JSON ids are hex"
+                where=path + name, expected="hex digits", got=repr(message[name])[:60], hint="OTLP/JSON ids are hex"
             ) from None
 
 
 def _unhex(text: object) -> bytes:
-    if not isinstance(text, str) or not text.isascii() or any(mark.isspace() for mark in text):
+    if not isinstance(text, str) or not text.isascii() or any(map(str.isspace, text)):
         raise ValueError
     return bytes.fromhex(text)
 
 
 def _span(span: Span) -> dict[str, Any]:
-    written: dict[str, Any] = {"traceId": span.trace_id.hex(), "spanId": span.span_id.hex()}
+    fields: dict[str, Any] = {"traceId": span.trace_id.hex(), "spanId": span.span_id.hex()}
     if span.parent_id:
-        written["parentSpanId"] = span.parent_id.hex()
-    written |= {
+        fields["parentSpanId"] = span.parent_id.hex()
+    fields |= {
         "name": span.name,
         "kind": span.kind,
         "startTimeUnixNano": str(span.start),
@@ -131,18 +131,18 @@ def _span(span: Span) -> dict[str, Any]:
         "attributes": _attributes(span.pairs()),
     }
     if span.events:
-        written["events"] = [
+        fields["events"] = [
             {"timeUnixNano": str(event.time), "name": event.name, "attributes": _attributes(event.attributes)}
             for event in span.events
         ]
     if span.links:
-        written["links"] = [
+        fields["links"] = [
             {"traceId": link.trace_id.hex(), "spanId": link.span_id.hex(), "attributes": _attributes(link.attributes)}
             for link in span.links
         ]
     if span.status or span.message:
-        written["status"] = {"code": span.status} | ({"message": span.message} if span.message else {})
-    return written
+        fields["status"] = {"code": span.status} | ({"message": span.message} if span.message else {})
+    return fields
 
 
 def _attributes(pairs: Iterable[tuple[str, Value]]) -> list[dict[str, Any]]:

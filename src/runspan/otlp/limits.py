@@ -1,8 +1,8 @@
-"""How much an OTLP request may hold, counted before anything is built from it; no I/O.
+"""Limits on the contents of an OTLP request, checked before it is parsed; no I/O.
 
-Two bytes are enough for an empty span, attribute or container, and each becomes an object of a hundred: a few kilobytes
-of gzip would take gigabytes. So the wire is walked first, over the heads of the spans, as far as the bound; and where a
-body may be made of such crumbs, over all that the spans hold. Of JSON, the values are counted before it is parsed.
+An empty span, attribute or container takes two bytes on the wire and a hundred in memory, so a few kilobytes of gzip
+could take gigabytes. Therefore the spans are counted on the wire before parsing. If the body may consist of many tiny
+fields, everything inside the spans is counted too. In JSON, the values are counted before parsing.
 """
 
 from __future__ import annotations
@@ -12,113 +12,118 @@ from typing import Any, Final, NoReturn
 from runspan.errors import PayloadTooLarge
 
 MAX_SPANS: Final = 100_000
-"""Spans in one request, the lists that hold them (ResourceSpans and ScopeSpans) included; or one for each
-``SPAN_BYTES`` of a larger request, so that a run of hundreds of thousands of steps can come in one."""
+"""Spans, ResourceSpans and ScopeSpans in one request. A larger request may have one for each ``SPAN_BYTES``, so that a
+run of hundreds of thousands of steps fits one request."""
 SPAN_BYTES: Final = 200
-"""Fewer than any span of runspan has."""
+"""Less than the size of any span of runspan."""
 
 MAX_PARTS: Final = 10_000
-"""Attributes, events and links of one span, those of events and links included; and one more for each ``PART_BYTES``
-that the span has: a long document stands in many attributes, each of them long."""
+"""Attributes, events and links of one span, including the attributes of events and links. A larger span may have one
+more for each ``PART_BYTES``, because a long document is split into many long attributes."""
 PART_BYTES: Final = 100
 MAX_REQUEST_PARTS: Final = 2_000_000
-"""All fields inside the spans of a request, attributes, events and links counted twice; or one for each
-``REQUEST_PART_BYTES`` read of a larger request."""
+"""Fields inside the spans of a request; attributes, events and links count twice. A larger request may have one for
+each ``REQUEST_PART_BYTES``."""
 REQUEST_PART_BYTES: Final = 5
-"""Fewer than the fields of usual spans have on average: a short attribute has four fields in 25 bytes."""
+"""Less than the average size of a field in usual spans: a short attribute has four fields in 25 bytes."""
 
 MAX_JSON_VALUES: Final = 2_000_000
-"""Commas and opening brackets in OTLP/JSON, without those inside of text; or one for each ``JSON_VALUE_BYTES`` of a
-larger request. Nothing that JSON can hold comes without one of them."""
+"""Commas and opening brackets in OTLP/JSON outside of strings, since every value needs one of them. A larger request
+may have one for each ``JSON_VALUE_BYTES``."""
 JSON_VALUE_BYTES: Final = 16
 
+_CHUNK_BYTES: Final = 1 << 20
 _SMALL_BODY: Final = 2 * MAX_REQUEST_PARTS
-"""Bytes of a body that can do no harm, whatever it holds: a field has two bytes at least."""
+"""Bytes of a body that is within the limits whatever its contents, since a field has at least two bytes."""
 _FRAGMENT_BYTES: Final = 11
-"""Usual spans have a message for so many bytes, or fewer of them."""
+"""Usual requests have at most one message for so many bytes."""
 
 _TAGS: Final = b"\x0a\x12\x12"
-"""TracesData.resource_spans, ResourceSpans.scope_spans, ScopeSpans.spans: from the top to a span."""
+"""The tags of TracesData.resource_spans, ResourceSpans.scope_spans and ScopeSpans.spans."""
 _SPAN_LEVEL: Final = 2
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 
 def default_max_spans(size: int) -> int:
-    """How many spans, and lists that hold them, a request of so many bytes may have."""
+    """Return how many spans, ResourceSpans and ScopeSpans a request of ``size`` bytes may have."""
     return max(MAX_SPANS, size // SPAN_BYTES)
 
 
-def check_protobuf(body: bytes, bound: int) -> None:
-    """PayloadTooLarge when a TracesData holds more. What is no protobuf passes: its reader stops at the same place.
+def check_protobuf(body: bytes, limit: int) -> None:
+    """Raise PayloadTooLarge if a TracesData has more than ``limit`` spans, ResourceSpans and ScopeSpans, or too many
+    fields for its size.
 
-    Fields that are neither spans nor their containers count by themselves, to twice the bound: an honest container
-    has two at most, and walking over millions of empty ones takes seconds.
+    Malformed input is not refused here, since the parser stops at the same position. Fields other than spans and their
+    containers may be twice as many: a container has at most two, and skipping millions of empty ones takes seconds.
     """
     try:
-        _walk(body, bound)
+        _count_spans(body, limit)
         if len(body) > _SMALL_BODY and _is_fragmented(body):
-            _walk_parts(body)
+            _count_fields(body)
     except (IndexError, _Malformed):
         return
 
 
 def allowed_parts(size: int) -> int:
-    """How many attributes, events and links a span of so many bytes may have."""
+    """Return how many attributes, events and links a span of ``size`` bytes may have."""
     return MAX_PARTS + size // PART_BYTES
 
 
 def check_json_text(body: bytes) -> None:
-    """PayloadTooLarge when OTLP/JSON holds too many values for its size. Before a place where it is no JSON, the count
-    is right, and no parser comes further."""
-    bound = max(MAX_JSON_VALUES, len(body) // JSON_VALUE_BYTES)
-    if len(body) <= bound or _values(body) <= bound:
-        return  # a text may itself be JSON, so only where all brackets and commas are many, the texts are left out
-    bare, inside, counted = body.replace(b"\\\\", b"").replace(b'\\"', b""), 0, 0
-    for start in range(0, len(bare), _CHUNK):
-        parts = bare[start : start + _CHUNK].split(b'"')
-        counted += _values(b"".join(parts[inside::2]))
-        if counted > bound:
+    """Raise PayloadTooLarge if OTLP/JSON has too many values for its size.
+
+    In malformed JSON the count is exact up to the error, where the parser stops too.
+    """
+    limit = max(MAX_JSON_VALUES, len(body) // JSON_VALUE_BYTES)
+    if len(body) <= limit or _count_values(body) <= limit:
+        return
+    # Strings may contain JSON, so count again without them.
+    unescaped, inside, count = body.replace(b"\\\\", b"").replace(b'\\"', b""), 0, 0
+    for start in range(0, len(unescaped), _CHUNK_BYTES):
+        parts = unescaped[start : start + _CHUNK_BYTES].split(b'"')
+        count += _count_values(b"".join(parts[inside::2]))
+        if count > limit:
             raise PayloadTooLarge(
                 "too many values in one request",
                 where="body",
-                expected=f"at most {bound} in {len(body)} bytes of OTLP/JSON",
+                expected=f"at most {limit} in {len(body)} bytes of OTLP/JSON",
                 got="more",
                 hint="send smaller requests",
             )
         inside ^= (len(parts) - 1) & 1
 
 
-_CHUNK: Final = 1 << 20
-
-
-def _values(text: bytes) -> int:
+def _count_values(text: bytes) -> int:
     return text.count(b"{") + text.count(b"[") + text.count(b",")
 
 
-def check_json(data: dict[str, Any], bound: int) -> None:
-    """PayloadTooLarge when an OTLP/JSON request holds more. What has another form passes: its reader refuses it."""
-    counted, level = 0, [data]
+def check_json(data: dict[str, Any], limit: int) -> None:
+    """Raise PayloadTooLarge if OTLP/JSON has more than ``limit`` spans, ResourceSpans and ScopeSpans.
+
+    Values of the wrong type are not refused here but by the parser.
+    """
+    count, level = 0, [data]
     for names in (("resourceSpans", "resource_spans"), ("scopeSpans", "scope_spans"), ("spans",)):
-        lists = [found for holder in level for name in names if isinstance(found := holder.get(name), list)]
-        counted += sum(map(len, lists))
-        if counted > bound:
-            _refuse(bound)
+        lists = [items for parent in level for name in names if isinstance(items := parent.get(name), list)]
+        count += sum(map(len, lists))
+        if count > limit:
+            _raise_too_many_spans(limit)
         level = [item for items in lists for item in items if isinstance(item, dict)]
 
 
 _PART_TAGS: Final = b"\x0a\x12\x1a\x4a\x5a\x6a\x00"
-"""For a message inside a span, one of these bytes stands: its tag; or a zero, which is the length of an empty one, and
-the end of a tag or a length that is longer than it need be."""
+"""Every message inside a span has one of these bytes: its tag, or a zero, which is the length of an empty message and
+the end of a tag or length that is longer than necessary."""
 _RARE_TAGS: Final = b"\x22\x2a\x32"
-"""Or one of these. As characters they are frequent, so they count only before a short length."""
+"""The other tags of messages. These bytes are frequent in text, so they count only before a short length."""
 _RARE: Final = bytes(1 if byte in _RARE_TAGS else 2 if byte < 32 else 0 for byte in range(256))
 
 
 def _is_fragmented(body: bytes) -> bool:
-    """Whether so many of the bytes may be tags that messages can have fewer than ``_CRUMB_BYTES`` on average."""
-    bound = max(_SMALL_BODY // 4, len(body) // _FRAGMENT_BYTES)
+    """Return whether the body may consist of messages of fewer than ``_FRAGMENT_BYTES`` on average."""
+    limit = max(_SMALL_BODY // 4, len(body) // _FRAGMENT_BYTES)
     tags = len(body) - len(body.translate(None, _PART_TAGS))
-    return tags > bound or tags + body.translate(_RARE).count(b"\x01\x02") > bound
+    return tags > limit or tags + body.translate(_RARE).count(b"\x01\x02") > limit
 
 
 _MESSAGES: Final[dict[str, dict[int, str]]] = {
@@ -135,16 +140,20 @@ _MESSAGES: Final[dict[str, dict[int, str]]] = {
     "ArrayValue": {0x0A: "AnyValue"},
     "KeyValueList": {0x0A: "KeyValue"},
 }
-"""Of each message, the fields that hold messages, by tag: https://github.com/open-telemetry/opentelemetry-proto"""
+"""The fields of each message that are messages, by tag: https://github.com/open-telemetry/opentelemetry-proto"""
 _HEAVY: Final = frozenset({"KeyValue", "Event", "Link"})
-"""Each takes a hundred bytes of memory, twice what another field takes."""
+"""Messages that take a hundred bytes of memory, twice as much as other fields."""
 
 
-def _walk_parts(body: bytes) -> None:
-    """PayloadTooLarge when the body, or what it begins with, holds more fields than ``MAX_REQUEST_PARTS`` says."""
-    bound = MAX_REQUEST_PARTS
+class _Malformed(Exception):
+    """The bytes are not protobuf."""
+
+
+def _count_fields(body: bytes) -> None:
+    """Raise PayloadTooLarge if the body has too many fields for its size, see ``MAX_REQUEST_PARTS``."""
+    limit = MAX_REQUEST_PARTS
     outer: list[tuple[int, dict[int, str]]] = []
-    end, fields, position, counted = len(body), _MESSAGES["TracesData"], 0, 0
+    end, fields, position, count = len(body), _MESSAGES["TracesData"], 0, 0
     while True:
         while position >= end:
             if position > end:
@@ -155,29 +164,26 @@ def _walk_parts(body: bytes) -> None:
         tag, position = _varint(body, position)
         child = fields.get(tag)
         if child is None:
-            position, skipped = _skip(body, position, tag, bound - counted)
-            counted += skipped
+            position, skipped = _skip(body, position, tag, limit - count)
+            count += skipped
         else:
             size, position = _varint(body, position)
             if position + size > end:
                 raise _Malformed
-            counted += 2 if child in _HEAVY else 1
+            count += 2 if child in _HEAVY else 1
             outer.append((end, fields))
             end, fields = position + size, _MESSAGES[child]
-        if counted > bound:
-            bound = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
-            if counted > bound:
-                _refuse_parts(bound)
+        if count > limit:
+            limit = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
+            if count > limit:
+                _raise_too_many_fields(limit)
 
 
-class _Malformed(Exception):
-    """The bytes are no protobuf."""
-
-
-def _walk(body: bytes, bound: int) -> None:
+def _count_spans(body: bytes, limit: int) -> None:
+    """Raise PayloadTooLarge if the body has too many spans or other fields at their level and above."""
     ends: list[int] = []
     end, position, tag = len(body), 0, _TAGS[0]
-    counted = others = 0
+    count = others = 0
     while True:
         while position >= end:
             if position > end:
@@ -191,14 +197,14 @@ def _walk(body: bytes, bound: int) -> None:
         if found > 127:
             found, position = _varint(body, position - 1)
         if found != tag:
-            position, skipped = _skip(body, position, found, 2 * bound - others)
+            position, skipped = _skip(body, position, found, 2 * limit - others)
             others += skipped
-            if others > 2 * bound:
-                _refuse(bound)
+            if others > 2 * limit:
+                _raise_too_many_spans(limit)
             continue
-        counted += 1
-        if counted > bound:
-            _refuse(bound)
+        count += 1
+        if count > limit:
+            _raise_too_many_spans(limit)
         size = body[position]
         position += 1
         if size > 127:
@@ -218,9 +224,9 @@ def _walk(body: bytes, bound: int) -> None:
 
 
 def _skip(body: bytes, position: int, tag: int, allowed: int) -> tuple[int, int]:
-    """Where the field ends whose tag was just read, and how many fields that was: a group has fields of its own.
+    """Return the end of the field after ``tag`` and the number of fields, since a group contains fields.
 
-    Stops in the midst of a group when that is more than allowed.
+    Stops inside a group after more than ``allowed`` fields.
     """
     depth, fields = 0, 0
     while True:
@@ -264,21 +270,21 @@ def _varint(body: bytes, position: int) -> tuple[int, int]:
     return value, position
 
 
-def _refuse(bound: int) -> NoReturn:
+def _raise_too_many_spans(limit: int) -> NoReturn:
     raise PayloadTooLarge(
         "too many spans in one request",
         where="body",
-        expected=f"at most {bound} spans, with the resources and scopes that hold them",
+        expected=f"at most {limit} spans, including their resources and scopes",
         got="more",
-        hint="send smaller requests; a run that is larger than one can be pushed to /api/v1/runs as a document",
+        hint="send smaller requests; push a run that is larger than a request to /api/v1/runs",
     )
 
 
-def _refuse_parts(bound: int) -> NoReturn:
+def _raise_too_many_fields(limit: int) -> NoReturn:
     raise PayloadTooLarge(
         "too many attributes, events and links in one request",
         where="body",
-        expected=f"at most {bound} fields, where most of them are empty or nearly so",
+        expected=f"at most {limit} fields, since most of them are nearly empty",
         got="more",
         hint="send smaller requests",
     )

@@ -1,9 +1,7 @@
-"""OTLP requests as protobuf, read: runspan's own spans apart from everybody else's; no I/O.
+"""The reader of OTLP protobuf requests, which separates runspan's spans from foreign spans; no I/O.
 
-The store's ingest goes through here, so loops bind what they call, and an attribute's type is only asked for when
-its value does not already tell it.
-
-What an OTLP request holds, sorted: runspan's own spans, everybody else's, and what is refused; no I/O.
+All ingestion goes through this module. For speed, loops bind the methods they call, and the type of an attribute is
+looked up only if its value does not show it.
 """
 
 from __future__ import annotations
@@ -26,55 +24,52 @@ from runspan.otlp.limits import MAX_PARTS, allowed_parts, check_protobuf, defaul
 
 @dataclass(frozen=True, slots=True)
 class ForeignSpan:
-    """A span that is not runspan's, kept as it came.
-
-    otlp: a serialized ``opentelemetry.proto.trace.v1.TracesData`` of this one span with its resource and scope.
-    """
+    """A span made by other instrumentation, kept unchanged."""
 
     trace_id: bytes
     span_id: bytes
     otlp: bytes
+    """A serialized ``opentelemetry.proto.trace.v1.TracesData`` of this span with its resource and scope."""
 
 
 @dataclass(slots=True)
 class ParsedRequest:
-    """spans: those with the attribute ``runspan.role``. resources: per trace of theirs, the serialized Resource.
-
-    total: how many spans the request held, rejected ones included.
-    """
+    """The contents of a request."""
 
     spans: list[Span] = field(default_factory=list)
+    """The spans with the attribute ``runspan.role``."""
     resources: dict[bytes, bytes] = field(default_factory=dict)
+    """The serialized Resource of the first such span of each trace, by trace id."""
     foreign: list[ForeignSpan] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     total: int = 0
+    """The number of spans in the request, including rejected ones."""
 
 
 NO_TRACE_ID = bytes(16)
 NO_SPAN_ID = bytes(8)
-MAX_NAMED = 100
-"""So many refused spans of a request get a rejection each; one more counts the rest."""
+MAX_REJECTIONS = 100
+"""The number of spans of a request that are rejected one by one; one more rejection counts the others."""
 
 
 def read_protobuf(body: bytes, max_spans: int | None = None) -> ParsedRequest:
-    """The spans of an ExportTraceServiceRequest, sorted. PayloadError when the body is none, or holds too many.
+    """Return the contents of an ExportTraceServiceRequest.
 
-    A span that cannot be placed (an id of the wrong length or all zero, a time that no store can hold), or that has
-    more attributes, events and links than its size explains, is rejected alone; the others of the request are taken.
-
-    max_spans: without it ``limits.default_max_spans``.
+    Raises PayloadError if the body is not such a request and PayloadTooLarge if it exceeds a limit. A span with an
+    invalid id, a time out of range, or too many attributes, events and links for its size is rejected alone.
+    ``max_spans`` defaults to ``limits.default_max_spans``.
     """
     check_protobuf(body, default_max_spans(len(body)) if max_spans is None else max_spans)
-    return sort_spans(parse(body))
+    return to_parsed_request(parse_traces_data(body))
 
 
 def read_spans(body: bytes) -> list[Span]:
-    """Every span of a TracesData or an ExportTraceServiceRequest, whoever made it. PayloadError when it is none."""
-    return all_spans(parse(body))
+    """Return all spans of a TracesData or ExportTraceServiceRequest, including foreign spans. Raises PayloadError."""
+    return all_spans(parse_traces_data(body))
 
 
-def parse(body: bytes) -> TracesData:
-    """The message. TracesData and ExportTraceServiceRequest have the same fields, and so the same bytes."""
+def parse_traces_data(body: bytes) -> TracesData:
+    """Return the message. TracesData and ExportTraceServiceRequest have the same fields and so the same bytes."""
     try:
         return TracesData.FromString(body)
     except DecodeError as error:
@@ -83,12 +78,12 @@ def parse(body: bytes) -> TracesData:
             where="body",
             expected="a protobuf ExportTraceServiceRequest",
             got=f"{len(body)} bytes: {error}",
-            hint="send OTLP, and name its encoding in Content-Type",
+            hint="send OTLP with the Content-Type of its encoding",
         ) from None
 
 
 def all_spans(data: TracesData) -> list[Span]:
-    """Every span of a parsed message, whoever made it."""
+    """Return all spans of a message, including foreign spans."""
     return [
         to_span(span, _pairs(span))
         for resource_spans in data.resource_spans
@@ -97,42 +92,42 @@ def all_spans(data: TracesData) -> list[Span]:
     ]
 
 
-def sort_spans(data: TracesData) -> ParsedRequest:
-    """What a parsed request holds: runspan's own spans, everybody else's, and what is refused."""
-    received, unnamed = ParsedRequest(), 0
-    take, resources, keep = received.spans.append, received.resources, received.foreign.append
+def to_parsed_request(data: TracesData) -> ParsedRequest:
+    """Return the contents of a message: runspan's spans, foreign spans and rejected spans."""
+    request, unlisted = ParsedRequest(), 0
+    add_own, resources, add_foreign = request.spans.append, request.resources, request.foreign.append
     for resource_spans in data.resource_spans:
         resource: bytes | None = None
         for scope_spans in resource_spans.scope_spans:
-            received.total += len(scope_spans.spans)
-            envelope: _Envelope | None = None
+            request.total += len(scope_spans.spans)
+            wrapper: _SpanWrapper | None = None
             for span in scope_spans.spans:
                 trace_id, span_id = span.trace_id, span.span_id
-                reason = _parts_refusal(span)
+                reason = _too_many_parts(span)
                 pairs = [] if reason else _pairs(span)
                 own = _is_own(pairs)
-                reason = reason or _refusal(span, trace_id, span_id, own)
-                if reason and len(received.rejected) == MAX_NAMED:
-                    unnamed += 1
+                reason = reason or _invalid(span, trace_id, span_id, own)
+                if reason and len(request.rejected) == MAX_REJECTIONS:
+                    unlisted += 1
                 elif reason:
-                    received.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
+                    request.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
                 elif own:
-                    take(to_span(span, pairs))
+                    add_own(to_span(span, pairs))
                     if trace_id not in resources:
                         if resource is None:
                             resource = resource_spans.resource.SerializeToString(deterministic=True)
                         resources[trace_id] = resource
                 else:
-                    if envelope is None:
-                        envelope = _Envelope(resource_spans, scope_spans)
-                    keep(ForeignSpan(trace_id, span_id, envelope.around(span)))
-    if unnamed:
-        received.rejected.append(Rejection("further spans", "for such reasons too", unnamed))
-    return received
+                    if wrapper is None:
+                        wrapper = _SpanWrapper(resource_spans, scope_spans)
+                    add_foreign(ForeignSpan(trace_id, span_id, wrapper.wrap(span)))
+    if unlisted:
+        request.rejected.append(Rejection("further spans", "for similar reasons", unlisted))
+    return request
 
 
 def to_span(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
-    """The neutral record of a protobuf span. pairs: its attributes, read."""
+    """Return the span of a protobuf span whose attributes are ``pairs``."""
     parent_id, code, message = span.parent_span_id, 0, ""
     if span.HasField("status"):
         status = span.status
@@ -156,34 +151,34 @@ def to_span(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
 
 
 def _is_own(pairs: list[tuple[str, Value]]) -> bool:
-    for key, _ in pairs:  # noqa: SIM110  # any() would start a generator, and an own span's role stands near the front
+    for key, _ in pairs:  # noqa: SIM110  # any() would start a generator, and the role is among the first attributes
         if key == ROLE:
             return True
     return False
 
 
 def _pairs(holder: Any) -> list[tuple[str, Value]]:
-    """The attributes of a span, event or link. Most values are text or a number that is not zero."""
+    """Return the attributes of a span, event or link. Most values are strings or integers other than zero."""
     return [
-        (attribute.key, (value := attribute.value).string_value or value.int_value or _plain(value))
+        (attribute.key, (value := attribute.value).string_value or value.int_value or _decode_value(value))
         for attribute in holder.attributes
     ]
 
 
-def _plain(value: AnyValue) -> Value:
+def _decode_value(value: AnyValue) -> Value:
     kind = value.WhichOneof("value")
     if kind == "array_value":
-        return [_plain(item) for item in value.array_value.values]
+        return [_decode_value(item) for item in value.array_value.values]
     if kind == "kvlist_value":
-        return {item.key: _plain(item.value) for item in value.kvlist_value.values}
+        return {item.key: _decode_value(item.value) for item in value.kvlist_value.values}
     if kind is None or kind == "string_value_strindex":
-        return None  # an index into a table that only profiles have
-    read: Value = getattr(value, kind)
-    return read
+        return None  # string_value_strindex is an index into a table of profiles only
+    decoded: Value = getattr(value, kind)
+    return decoded
 
 
-def _refusal(span: WireSpan, trace_id: bytes, span_id: bytes, own: bool) -> str:
-    """Why this span is not taken; empty when it is."""
+def _invalid(span: WireSpan, trace_id: bytes, span_id: bytes, own: bool) -> str:
+    """Return why ids or times of a span are invalid, or an empty string."""
     if len(trace_id) != 16 or trace_id == NO_TRACE_ID:
         return f"trace id: expected 16 bytes, not all zero, got {len(trace_id)} bytes {trace_id[:20].hex()!r}"
     if len(span_id) != 8 or span_id == NO_SPAN_ID:
@@ -195,8 +190,8 @@ def _refusal(span: WireSpan, trace_id: bytes, span_id: bytes, own: bool) -> str:
     return ""
 
 
-def _parts_refusal(span: WireSpan) -> str:
-    """Why nothing is made of what the span holds; empty when all of it is read."""
+def _too_many_parts(span: WireSpan) -> str:
+    """Return why a span has too many attributes, events and links, or an empty string."""
     events, links = span.events, span.links
     count = len(span.attributes)
     if events or links:
@@ -208,8 +203,8 @@ def _parts_refusal(span: WireSpan) -> str:
     return "" if count <= allowed else f"attributes, events and links: expected at most {allowed}, got {count}"
 
 
-class _Envelope:
-    """Puts a span of one scope into a TracesData of its own, with its resource and scope."""
+class _SpanWrapper:
+    """Wraps single spans of a scope in a TracesData with their resource and scope."""
 
     def __init__(self, resource_spans: ResourceSpans, scope_spans: ScopeSpans) -> None:
         self._data = TracesData()
@@ -219,8 +214,9 @@ class _Envelope:
         inner = outer.scope_spans.add(schema_url=scope_spans.schema_url)
         if scope_spans.HasField("scope"):
             inner.scope.CopyFrom(scope_spans.scope)
-        self._slot = inner.spans.add()
+        self._span = inner.spans.add()
 
-    def around(self, span: WireSpan) -> bytes:
-        self._slot.CopyFrom(span)
+    def wrap(self, span: WireSpan) -> bytes:
+        """Return the serialized TracesData of the span."""
+        self._span.CopyFrom(span)
         return self._data.SerializeToString(deterministic=True)

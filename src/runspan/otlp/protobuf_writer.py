@@ -1,8 +1,8 @@
-"""Spans to OTLP protobuf bytes, by hand: the hot path of the exporter; no I/O.
+"""The writer of OTLP protobuf requests, part of the hot path of the exporter; no I/O.
 
-The tags below are those of ``opentelemetry/proto/trace/v1/trace.proto``; ``opentelemetry-proto`` is their oracle in the
-tests. Speed comes from not encoding the same thing twice: attributes that spans share are encoded once, and what stands
-before a string depends on its key and length only.
+The tags are those of ``opentelemetry/proto/trace/v1/trace.proto``; the tests compare with ``opentelemetry-proto``. The
+writer is fast because it encodes nothing twice: shared attributes are encoded once, and the bytes before a string are
+cached by its key and length.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ _TIME = Struct("<BQ").pack
 START_TAG, END_TAG, _EVENT_TIME_TAG = 0x39, 0x41, 0x09
 TRACE_ID, SPAN_ID, PARENT_ID, SPANS = b"\x0a\x10", b"\x12\x08", b"\x22\x08", b"\x12"
 _FLAGS = b"\x85\x01\x00\x01\x00\x00"
-"""``flags`` = 0x100: it is known whether the parent is remote, and it is not. The SDK writes the same."""
-
+"""``flags`` = 0x100: the parent is known not to be remote. The SDK writes the same."""
 
 _BITS: Final = 0xFFFF_FFFF_FFFF_FFFF
-"""Negative integers are written as 64 bits, in two's complement."""
+"""Negative integers are written in 64-bit two's complement."""
 
 
 def _varint(number: int) -> bytes:
@@ -48,7 +47,7 @@ VARINTS: Final = [_varint(number) for number in range(16384)]
 
 
 def varint(number: int) -> bytes:
-    """A non-negative integer in protobuf's base-128 form."""
+    """Return a non-negative integer as a protobuf varint."""
     return VARINTS[number] if number < 16384 else _varint(number)
 
 
@@ -60,31 +59,31 @@ def _text(tag: bytes, text: str) -> bytes:
     return _delimited(tag, text.encode()) if text else b""
 
 
-# KeyValue and AnyValue (common.proto). ``lead`` is the tag of the repeated field that holds the KeyValue.
+# KeyValue and AnyValue (common.proto). ``field_tag`` is the tag of the repeated field that contains the KeyValue.
 
 IN_SPAN, _IN_EVENT, _IN_LINK, _IN_RESOURCE, _IN_LIST = b"\x4a", b"\x1a", b"\x22", b"\x0a", b"\x0a"
 
 
-def _string_head(lead: bytes, key: bytes, length: int) -> bytes:
-    """All bytes before a string of this length: tag, key, and the string's own tag and length."""
+def _string_prefix(field_tag: bytes, key: bytes, length: int) -> bytes:
+    """Return all bytes of an attribute before a string value of this length."""
     value = b"\x0a" + varint(length)
     size = len(value) + length
     middle = _delimited(b"\x0a", key) + b"\x12" + varint(size) + value
-    return lead + varint(len(middle) + length) + middle
+    return field_tag + varint(len(middle) + length) + middle
 
 
 class KeyPrefixes(dict[int, bytes]):
-    """The heads of one key's strings by length, for lengths up to a piece's."""
+    """All bytes of a span attribute before its string value, by length, for one key."""
 
     def __init__(self, key: str) -> None:
         super().__init__()
         self.key = key.encode()
 
     def __missing__(self, length: int) -> bytes:
-        head = _string_head(IN_SPAN, self.key, length)
+        prefix = _string_prefix(IN_SPAN, self.key, length)
         if length <= MAX_ATTRIBUTE_BYTES:
-            self[length] = head
-        return head
+            self[length] = prefix
+        return prefix
 
 
 KEY_PREFIXES: Final = {
@@ -92,37 +91,37 @@ KEY_PREFIXES: Final = {
 }
 
 
-class _IntegerKeyPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
-    """All bytes before a number: tag, key, and the number's own tag, by the first tag, key, tag and size in bytes.
+class _NumberPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
+    """All bytes of an attribute before its number, by field tag, key, and the number's tag and size in bytes.
 
-    Only those of known keys are remembered: the memory needs a bound.
+    Only the prefixes of known keys are cached, so that memory is bounded.
     """
 
-    def __missing__(self, what: tuple[bytes, str, bytes, int]) -> bytes:
-        lead, key, tag, size = what
+    def __missing__(self, parts: tuple[bytes, str, bytes, int]) -> bytes:
+        field_tag, key, tag, size = parts
         middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
-        head = lead + varint(len(middle) + size) + middle
-        if key in _NUMBERS:
-            self[what] = head
-        return head
+        prefix = field_tag + varint(len(middle) + size) + middle
+        if key in _NUMBER_KEYS:
+            self[parts] = prefix
+        return prefix
 
 
-_NUMBERS: Final = KEYS | SEMCONV_NUMBER_KEYS
-_NUMBER_HEADS: Final = _IntegerKeyPrefixes()
+_NUMBER_KEYS: Final = KEYS | SEMCONV_NUMBER_KEYS
+_NUMBER_PREFIXES: Final = _NumberPrefixes()
 
 
-def integer_bytes(lead: bytes, key: str, number: int) -> bytes:
-    """An attribute with an integer of 64 bits."""
+def integer_bytes(field_tag: bytes, key: str, number: int) -> bytes:
+    """Return an attribute with a 64-bit integer."""
     digits = VARINTS[number] if 0 <= number < 16384 else varint(number & _BITS)
-    return _NUMBER_HEADS[lead, key, b"\x18", len(digits)] + digits
+    return _NUMBER_PREFIXES[field_tag, key, b"\x18", len(digits)] + digits
 
 
-def _key_value(lead: bytes, key: bytes, any_value: bytes) -> bytes:
-    return _delimited(lead, _delimited(b"\x0a", key) + _delimited(b"\x12", any_value))
+def _key_value(field_tag: bytes, key: bytes, any_value: bytes) -> bytes:
+    return _delimited(field_tag, _delimited(b"\x0a", key) + _delimited(b"\x12", any_value))
 
 
 def _any(value: Value) -> bytes:
-    """An AnyValue's content."""
+    """Return the content of an AnyValue."""
     if isinstance(value, str):
         return _delimited(b"\x0a", value.encode())
     if isinstance(value, Raw):
@@ -142,13 +141,14 @@ def _any(value: Value) -> bytes:
     return b""
 
 
-def _attribute(lead: bytes, key: str, value: Value) -> bytes:
+def _attribute(field_tag: bytes, key: str, value: Value) -> bytes:
     if type(value) is int:
-        return integer_bytes(lead, key, value)
-    return _key_value(lead, key.encode(), _any(value))
+        return integer_bytes(field_tag, key, value)
+    return _key_value(field_tag, key.encode(), _any(value))
 
 
 def shared_bytes(group: Attributes) -> bytes:
+    """Return the bytes of shared attributes, and cache them."""
     wire = group.wire
     if wire is None:
         wire = group.wire = attributes_bytes(group.pairs)
@@ -156,12 +156,12 @@ def shared_bytes(group: Attributes) -> bytes:
 
 
 def attributes_bytes(pairs: Iterable[tuple[str, Value]]) -> bytes:
-    """Attributes of a span, in their order."""
+    """Return attributes of a span in order."""
     return b"".join([attribute_bytes(key, value) for key, value in pairs])
 
 
 def attribute_bytes(key: str, value: Value) -> bytes:
-    """An attribute of a span, with what stands before a known key's string remembered."""
+    """Return an attribute of a span. Prefixes of known keys are cached."""
     kind = type(value)
     if kind is str:
         text = value.encode()  # type: ignore[union-attr]
@@ -170,11 +170,11 @@ def attribute_bytes(key: str, value: Value) -> bytes:
     elif kind is int:
         return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
     elif kind is float:
-        return _NUMBER_HEADS[IN_SPAN, key, b"\x21", 8] + _DOUBLE(value)
+        return _NUMBER_PREFIXES[IN_SPAN, key, b"\x21", 8] + _DOUBLE(value)
     else:
         return _key_value(IN_SPAN, key.encode(), _any(value))
-    heads = KEY_PREFIXES.get(key)
-    return (_string_head(IN_SPAN, key.encode(), len(text)) if heads is None else heads[len(text)]) + text
+    prefixes = KEY_PREFIXES.get(key)
+    return (_string_prefix(IN_SPAN, key.encode(), len(text)) if prefixes is None else prefixes[len(text)]) + text
 
 
 # Events, links, spans (trace.proto).
@@ -204,7 +204,7 @@ PLAIN_END: Final = _status(0, "") + _FLAGS
 
 
 def span_bytes(span: Span) -> bytes:
-    """One span as a member of ``ScopeSpans.spans``: tag, length, content."""
+    """Return a span with tag and length, as an element of ``ScopeSpans.spans``."""
     parent = span.parent_id
     parts = [
         TRACE_ID,
@@ -223,16 +223,16 @@ def span_bytes(span: Span) -> bytes:
 
 
 def end_bytes(events: tuple[Event, ...], links: tuple[Link, ...], status: int, message: str) -> bytes:
-    """What ``span_bytes`` writes after the attributes."""
+    """Return the end of a span, everything after its attributes."""
     if not (events or links or status or message):
         return PLAIN_END
     parts = [*map(_event, events), *map(_link, links), _status(status, message), _FLAGS]
     return b"".join(parts)
 
 
-def template_bytes(label: SpanTemplate) -> bytes:
-    """Name, kind and shared attributes of a label's spans, in the order of ``span_bytes``."""
-    label.wire = wire = _name_and_kind(label.name, label.kind) + shared_bytes(label.shared)
+def template_bytes(template: SpanTemplate) -> bytes:
+    """Return name, kind and shared attributes of a template's spans in the order of ``span_bytes``, and cache them."""
+    template.wire = wire = _name_and_kind(template.name, template.kind) + shared_bytes(template.shared)
     return wire
 
 
@@ -241,21 +241,22 @@ def template_bytes(label: SpanTemplate) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Who sends: ``service.name`` and whatever else identifies the service, nothing that changes per process.
+    """The OTLP resource: ``service.name`` and other attributes of the service.
 
-    attributes: for example ``service.namespace`` and ``deployment.environment.name``. A re-export must be identical.
+    Re-exports must be identical, so it must not have attributes that differ between processes.
     """
 
     service_name: str = "runspan"
     attributes: Mapping[str, str] = field(default_factory=dict)
+    """For example ``service.namespace`` and ``deployment.environment.name``."""
 
     def pairs(self) -> dict[str, str]:
-        """All attributes."""
+        """Return all attributes."""
         return {"service.name": self.service_name, **self.attributes}
 
 
 def resource_bytes(resource: Resource) -> bytes:
-    """A serialized ``Resource``."""
+    """Return the serialized resource."""
     return b"".join([_attribute(_IN_RESOURCE, key, value) for key, value in resource.pairs().items()])
 
 
@@ -273,9 +274,9 @@ def request_bytes(resource: Resource, spans: Iterable[ScopedBytes]) -> bytes:
     scopes: dict[str, list[bytes]] = {}
     for scope, span in spans:
         scopes.setdefault(scope, []).append(span)
-    # One join: a body is large enough for each further copy to be felt.
+    # One join, because a body is large enough for each further copy to be noticeable.
     parts = [_delimited(b"\x0a", resource_bytes(resource))]
     for name, found in scopes.items():
-        scope = _delimited(b"\x0a", _text(b"\x0a", name) + _text(b"\x12", __version__))
-        parts += (b"\x12", varint(len(scope) + sum(map(len, found))), scope, *found)
+        header = _delimited(b"\x0a", _text(b"\x0a", name) + _text(b"\x12", __version__))
+        parts += (b"\x12", varint(len(header) + sum(map(len, found))), header, *found)
     return b"".join((b"\x0a", varint(sum(map(len, parts))), *parts))

@@ -1,6 +1,6 @@
-"""The bridge to the OpenTelemetry SDK: our spans as its ReadableSpans, so that any of its SpanExporters can send them.
+"""Conversion of spans to the OpenTelemetry SDK's ReadableSpan, so that any SpanExporter can send them.
 
-It is for interoperation, not for speed: the SDK's own encoder takes many times as long as ``otlp.protobuf_writer``.
+This is for interoperability, not for speed: the SDK's encoder is many times slower than ``otlp.protobuf_writer``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from runspan.contracts import WriteResult
 from runspan.errors import BackendRefused
 from runspan.model.run import Run
 from runspan.model.span import INTERNAL, SERVER, Span, Value, to_plain
-from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
+from runspan.otlp.protobuf_writer import Resource
 
-_SCOPE: Final = InstrumentationScope(SCOPE_NAME, __version__)
 _KINDS: Final = {
     INTERNAL: SpanKind.INTERNAL,
     SERVER: SpanKind.SERVER,
@@ -30,18 +29,18 @@ _KINDS: Final = {
     4: SpanKind.PRODUCER,
     5: SpanKind.CONSUMER,
 }
-"""OTLP's numbers, which are one more than the SDK's. The SDK has no kind for OTLP's 0, unspecified."""
+"""The SDK's kinds by OTLP's numbers. The SDK has no kind for OTLP's 0, unspecified."""
 
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
 def sdk_resource(resource: Resource) -> SdkResource:
-    """The SDK's resource, without what the SDK adds of its own process."""
+    """Return the SDK's resource, without the attributes that the SDK adds by default."""
     return SdkResource(resource.pairs())
 
 
 def to_readable_span(span: Span, resource: SdkResource) -> ReadableSpan:
-    """The span as the SDK's exporters take it, every attribute kept, whatever the SDK's limits are."""
+    """Return the span for the SDK's exporters, with all attributes regardless of the SDK's limits."""
     return ReadableSpan(
         name=span.name,
         context=_context(span.trace_id, span.span_id),
@@ -54,12 +53,12 @@ def to_readable_span(span: Span, resource: SdkResource) -> ReadableSpan:
         status=Status(StatusCode(span.status), span.message or None),
         start_time=span.start,
         end_time=span.end,
-        instrumentation_scope=_SCOPE,
+        instrumentation_scope=InstrumentationScope(span.scope, __version__),
     )
 
 
 def export_spans(exporter: SpanExporter, spans: Sequence[Span], resource: SdkResource) -> None:
-    """Sends spans. BackendRefused when the exporter says that it failed: the SDK does not tell why."""
+    """Send spans. Raises BackendRefused if the exporter fails; the SDK does not report the reason."""
     result = exporter.export([to_readable_span(span, resource) for span in spans])
     if result is not SpanExportResult.SUCCESS:
         raise BackendRefused(
@@ -71,21 +70,24 @@ def export_spans(exporter: SpanExporter, spans: Sequence[Span], resource: SdkRes
 
 
 class SdkExporterWriter:
-    """A ``TraceWriter`` over an SDK SpanExporter. The exporter's SUCCESS is all that is known of a write: the SDK's
-    OTLP exporters say it even when the receiver rejected some of the spans."""
+    """A ``TraceWriter`` that uses an SDK SpanExporter.
+
+    The SDK's OTLP exporters return SUCCESS even if the receiver rejected some of the spans, so ``put`` cannot report
+    rejections.
+    """
 
     def __init__(self, exporter: SpanExporter, resource: Resource | None = None) -> None:
         self._exporter = exporter
         self._resource = sdk_resource(resource or Resource())
 
     def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
-        """Sends the spans of a run. BackendRefused when the exporter fails."""
+        """Send the spans of a run. Raises BackendRefused if the exporter fails."""
         spans = encode(run, tenant=tenant, observed_at=observed_at)
         export_spans(self._exporter, spans, self._resource)
         return WriteResult(accepted=len(spans))
 
     def close(self) -> None:
-        """Shuts the exporter down."""
+        """Shut the exporter down."""
         self._exporter.shutdown()
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from runspan.codec.fields import ROOT_REVISION
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError
-from runspan.export import TARGET_SPANS, Sendable, batches
+from runspan.export import TARGET_SPANS, ExportItem, batches
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import SyncContext
@@ -32,7 +32,7 @@ class SendBatch:
     """Documents that are handed over together. left: those of them without an answer. lacking: what goes of each."""
 
     dispatches: list[PlannedSend]
-    lacking: list[Sendable] = field(default_factory=list)
+    lacking: list[ExportItem] = field(default_factory=list)
     left: int = 0
     spans: int = 0
     size: int = 0
@@ -166,13 +166,13 @@ class SendQueue:
             self._delivery.close()
         self._submitter.close(1.0)
 
-    def _lacking(self, entry: TrackedRun, item: PlannedSend) -> tuple[Sendable, frozenset[bytes]]:
+    def _lacking(self, entry: TrackedRun, item: PlannedSend) -> tuple[ExportItem, frozenset[bytes]]:
         """A document without the spans that the receiver has, and the digests of these."""
         spans = self.desk.checkpoint.spans
         there = spans.get(entry.key, self.desk.clock()) if entry.state is TrackState.OPEN else frozenset()
         if not there:
             return item.document, there
-        written = item.observed.written(self.tenant)
+        written = item.observed.encode(self.tenant)
         spans.retain_only(entry.key, written.names)
         return written.without(there), there
 

@@ -7,15 +7,15 @@ only records runs loads neither.
 from __future__ import annotations
 
 from runspan.telemetry.instruments import INSTRUMENTS, Instrument, InstrumentKind
-from runspan.telemetry.registry import CumulativeSource, DeliveryCounts, MetricsRegistry, Samples, delivery_samples
+from runspan.telemetry.registry import CumulativeSource, ExportCounts, MetricsRegistry, Samples, export_samples
 
 __all__ = [
     "INSTRUMENTS",
     "CumulativeSource",
-    "DeliveryCounts",
+    "ExportCounts",
     "Instrument",
     "InstrumentKind",
     "MetricsRegistry",
     "Samples",
-    "delivery_samples",
+    "export_samples",
 ]

@@ -27,10 +27,10 @@ class Instrument:
     name: str
     kind: InstrumentKind
     unit: str
-    about: str
+    description: str
 
     @property
-    def part(self) -> str:
+    def component(self) -> str:
         """Which part of runspan reports it."""
         return self.name.split(".")[1]
 
@@ -113,10 +113,10 @@ WATCHED: Final = Instrument(
     "{file}",
     "Files of the watched directory that were read to their end.",
 )
-WATCH_WAITING: Final = Instrument(
+WATCH_PENDING: Final = Instrument(
     "runspan.watch.waiting", InstrumentKind.GAUGE, "{file}", "Files that are new or changed and were not sent yet."
 )
-WATCH_BROKEN: Final = Instrument(
+WATCH_FAILED: Final = Instrument(
     "runspan.watch.broken",
     InstrumentKind.GAUGE,
     "{file}",
@@ -143,6 +143,6 @@ INSTRUMENTS: Final = (
     RECORDED,
     RECORDER_FAILED,
     WATCHED,
-    WATCH_WAITING,
-    WATCH_BROKEN,
+    WATCH_PENDING,
+    WATCH_FAILED,
 )

@@ -33,7 +33,7 @@ def register_instruments(health: MetricsRegistry, provider: MeterProvider) -> No
         create: Any = meter.create_observable_counter
         if metric.kind is not InstrumentKind.COUNTER:
             create = meter.create_observable_gauge
-        create(metric.name, callbacks=[_callback(health, metric)], unit=metric.unit, description=metric.about)
+        create(metric.name, callbacks=[_callback(health, metric)], unit=metric.unit, description=metric.description)
 
 
 def is_enabled(environment: Mapping[str, str]) -> bool:

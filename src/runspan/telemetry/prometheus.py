@@ -27,7 +27,7 @@ class RegistryCollector(Collector):
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         for metric, value in self._health.collect().items():
             family = CounterMetricFamily if metric.kind is InstrumentKind.COUNTER else GaugeMetricFamily
-            yield family(metric.prometheus_name, metric.about, value=value)
+            yield family(metric.prometheus_name, metric.description, value=value)
 
 
 def exposition(health: MetricsRegistry) -> bytes:

@@ -33,12 +33,12 @@ class MetricsRegistry:
     All methods may be called from several threads.
     """
 
-    def __init__(self, clock: Callable[[], int], parts: Iterable[str] = ()) -> None:
+    def __init__(self, clock: Callable[[], int], components: Iterable[str] = ()) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        wanted = set(parts)
+        wanted = set(components)
         self._numbers: dict[Instrument, float | None] = {
-            metric: 0 for metric in INSTRUMENTS if metric.kind is InstrumentKind.COUNTER and metric.part in wanted
+            metric: 0 for metric in INSTRUMENTS if metric.kind is InstrumentKind.COUNTER and metric.component in wanted
         }
         self._sources: list[Callable[[], Samples]] = []
 
@@ -117,7 +117,7 @@ class CumulativeSource:
             return told
 
 
-class DeliveryCounts(Protocol):
+class ExportCounts(Protocol):
     """What is needed of a delivery's report."""
 
     @property
@@ -136,7 +136,7 @@ class DeliveryCounts(Protocol):
     def retries(self) -> int: ...
 
 
-def delivery_samples(report: DeliveryCounts) -> Samples:
+def export_samples(report: ExportCounts) -> Samples:
     """A delivery's report as health tells it: ``health.watch(lambda: delivered(delivery.report()))``."""
     return {
         EXPORTED: report.runs_accepted,

@@ -10,13 +10,13 @@ from typing import Final
 
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError, SettingError
-from runspan.export import TARGET_SPANS, ObservedRun, Sendable, batches
+from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import pieces, runs
 from runspan.sources.splitter import RawDocument
-from runspan.telemetry import CumulativeSource, MetricsRegistry, delivery_samples
-from runspan.telemetry.instruments import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_BROKEN, WATCH_WAITING, WATCHED
+from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
+from runspan.telemetry.instruments import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
 from runspan.watch.coalescer import NAMED, FileProgress, PendingRun, SnapshotCoalescer
 from runspan.watch.done_dir import ProcessedFileMover
 from runspan.watch.poller import DirectoryPoller, WatchedFile, head_of
@@ -151,7 +151,7 @@ class WatchService:
             resource=self._settings.resource,
             target_spans=self._settings.target_spans,
             on_refused=delivery.tally.refused,
-            keep_texts=True,
+            keep_text=True,
         ):
             # What is intended is on disk before it goes, so that it goes in the same way the next time.
             self._ledger.commit()
@@ -172,10 +172,10 @@ class WatchService:
 
     def _connected(self) -> OtlpExporter:
         made = self._delivery = self._connect(lambda *settled: self._settled.append(settled))
-        self._deliveries.replace(lambda: delivery_samples(made.tally.report()))
+        self._deliveries.replace(lambda: export_samples(made.tally.report()))
         return made
 
-    def _documents(self, readings: list[FileProgress]) -> Iterator[Sendable]:
+    def _documents(self, readings: list[FileProgress]) -> Iterator[ExportItem]:
         """What of the files the receiver does not have yet."""
         for reading in readings:
             file = reading.candidate
@@ -190,7 +190,7 @@ class WatchService:
             reading.read = True
         yield from map(self._to_send, self._versions.rest())
 
-    def _sent_again(self, reading: FileProgress, returned: set[bytes]) -> Iterator[Sendable]:
+    def _sent_again(self, reading: FileProgress, returned: set[bytes]) -> Iterator[ExportItem]:
         """A file that ends with an older version of a run takes a change back."""
         last = {}
         again = FileProgress(reading.candidate)
@@ -226,7 +226,7 @@ class WatchService:
             else:
                 reading.refuse(item)
 
-    def _to_send(self, version: PendingRun) -> Sendable:
+    def _to_send(self, version: PendingRun) -> ExportItem:
         run, intent = version.run, version.intent
         self._sending[id(run.text)] = version
         there = self._ledger.acked_spans(intent, self._clock())
@@ -235,7 +235,7 @@ class WatchService:
         observed = ObservedRun(run, intent.observed_at, intent.after_root)
         if not there:
             return observed
-        written = observed.written(self._settings.tenant)
+        written = observed.encode(self._settings.tenant)
         self._ledger.retain_only(intent, written.names)
         return written.without(there)
 
@@ -300,5 +300,5 @@ class WatchService:
         count, oldest = self._ledger.unfinished()
         self._health.set(UNFINISHED, count)
         self._health.set_timestamp(OLDEST_UNFINISHED, oldest)
-        self._health.set(WATCH_WAITING, self._folder.waiting)
-        self._health.set(WATCH_BROKEN, self._ledger.failed_files())
+        self._health.set(WATCH_PENDING, self._folder.waiting)
+        self._health.set(WATCH_FAILED, self._ledger.failed_files())

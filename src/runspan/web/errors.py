@@ -20,7 +20,7 @@ from runspan.errors import (
     QueryError,
     RunspanError,
     StoreError,
-    outcome,
+    error_status,
 )
 
 logger = logging.getLogger("runspan.web")
@@ -92,7 +92,7 @@ def install(app: Flask) -> None:
 
 
 def _on_runspan_error(error: RunspanError) -> Response:
-    code, status, _ = outcome(error)
+    code, status, _ = error_status(error)
     if request.path == OTLP_PATH and isinstance(error, StoreError):
         status = 503  # a sender retries this one, and drops its spans on a 500
     if status == 500:

@@ -160,7 +160,7 @@ class WindowedSearch:
         time = run.time
         if not lo <= time // 1000 < hi or run.tenant != query.tenant:
             return None
-        if not query.admits(run.workflow_id, run.status, run.revision):
+        if not query.matches(run.workflow_id, run.status, run.revision):
             return None
         if query.since is not None and time < query.since:
             return None

@@ -123,14 +123,14 @@ class CandidateVerifier:
         envelope = run.envelope
         self._proofs.add(candidate.trace_id, decoded.revision, sha256(run.text).hexdigest())
         workflow, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
-        if decoded.tenant != self._query.tenant or not self._query.admits(workflow, status, decoded.revision):
+        if decoded.tenant != self._query.tenant or not self._query.matches(workflow, status, decoded.revision):
             return Excluded()
         note = f"run {run.id} is listed as of an older revision: {decoded.incomplete[0]}" if decoded.incomplete else ""
         return ListItem((sort_time(envelope), run.id), run.summary(), note)
 
     def _matches(self, heading: RunSummary) -> bool:
         query = self._query
-        return heading.tenant == query.tenant and query.admits(heading.workflow_id, heading.status, heading.revision)
+        return heading.tenant == query.tenant and query.matches(heading.workflow_id, heading.status, heading.revision)
 
     def _is_proved(self, candidate: Candidate, heading: RunSummary) -> bool:
         attributes = candidate.newest.attributes()

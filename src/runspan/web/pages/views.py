@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
 from runspan.errors import NotFound as NoSuchRun
-from runspan.errors import RunspanError, Unauthorized, outcome
+from runspan.errors import RunspanError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ
 from runspan.web.app_context import AppContext
 from runspan.web.auth import Authenticator
@@ -110,7 +110,7 @@ class PageRenderer:
 
     def refusal(self, error: RunspanError) -> Response:
         """The page of an error."""
-        code, status, _ = outcome(error)
+        code, status, _ = error_status(error)
         response = self.render(
             "error.html", status, code=code, title=_TITLES.get(status, "Something failed"), message=str(error)
         )
