@@ -516,11 +516,11 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
             until(lambda: count(data) == len(texts))
-            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
             assert child.end() == 0
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
-            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
             assert number_of(metrics, "runspan_export_requests_total") == 0
             assert child.end() == 0
         assert "0 runs accepted" in child.lines[-1]
