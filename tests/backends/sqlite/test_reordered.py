@@ -1,4 +1,4 @@
-"""The embedded store: deliveries repeated in part, and reads beside the write that makes fragments a run."""
+"""The embedded store: partly repeated deliveries, and reads during the write that completes a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pytest
 from conformance.harness import T0, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.reader import ConnectionPool, StoreReader
-from runspan.backends.sqlite.rows import split_digests, with_digest
+from runspan.backends.sqlite.queries import add_digest, split_digests
+from runspan.backends.sqlite.store import ConnectionPool
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
 
@@ -49,8 +48,8 @@ def test_a_head_that_is_repeated_after_a_correction_marks_nothing(store: SqliteS
     assert store.stats().fragments == 0
 
 
-def test_a_head_that_was_never_seen_says_what_is_missing(store: SqliteStore) -> None:
-    """A second correction whose steps are on their way is told, beside a repeated head too, until they come."""
+def test_an_unknown_revision_span_says_what_is_missing(store: SqliteStore) -> None:
+    """A second correction is incomplete until its steps arrive, also after a repeated revision span."""
     first, second = make_run("r"), make_run("r", steps=[{"id": "second", "status": "completed"}])
     third = make_run("r", steps=[{"id": "third", "status": "completed"}])
     write(store, encode(first))
@@ -63,7 +62,7 @@ def test_a_head_that_was_never_seen_says_what_is_missing(store: SqliteStore) -> 
 
 
 def test_a_correction_taken_back_counts(store: SqliteStore) -> None:
-    """Whole, or its head before its steps: the last document that was sent is the run."""
+    """In one request, or its revision span before its steps: the last document that was sent is the run."""
     first, corrected = make_run("r"), make_run("r", steps=[{"id": "other", "status": "completed"}])
     write(store, encode(first))
     write(store, encode(corrected))
@@ -77,18 +76,18 @@ def test_a_correction_taken_back_counts(store: SqliteStore) -> None:
     assert read(store, first) == (first.text, True)
 
 
-def test_the_memory_of_corrections_has_a_bound() -> None:
-    """However often one run is corrected, its row stays small; the latest are remembered, each once."""
+def test_the_digests_of_corrections_are_bounded() -> None:
+    """However often one run is corrected, its row stays small; the latest digests are kept, each once."""
     digests = [number.to_bytes(16, "big") for number in range(200)]
     column: bytes | None = None
     for digest in digests:
-        column = with_digest(column, digest)
+        column = add_digest(column, digest)
     assert split_digests(column) == digests[-32:]
-    assert split_digests(with_digest(column, digests[-32])) == [*digests[-31:], digests[-32]]
+    assert split_digests(add_digest(column, digests[-32])) == [*digests[-31:], digests[-32]]
 
 
 class Interrupted:
-    """A connection beside which something happens after its first statement."""
+    """A connection that calls a function after its first statement."""
 
     def __init__(self, connection: sqlite3.Connection, between: Callable[[], None]) -> None:
         self._connection = connection
@@ -103,14 +102,14 @@ class Interrupted:
 
 
 class Rows(list[Any]):
-    """The answer of a statement, read."""
+    """The rows of a statement."""
 
     def fetchone(self) -> Any:
         return self[0] if self else None
 
 
-def test_a_run_that_becomes_whole_while_it_is_read_is_found(store: SqliteStore) -> None:
-    """Between two looks the fragments may become the run: neither look alone may say that nothing is there."""
+def test_a_run_that_becomes_complete_while_it_is_read_is_found(store: SqliteStore) -> None:
+    """Between two statements the fragments may become the run: it is found in one of the two."""
     run = make_run("r")
     spans = encode(run)
     write(store, spans[:1])
@@ -121,6 +120,6 @@ def test_a_run_that_becomes_whole_while_it_is_read_is_found(store: SqliteStore) 
             with super().connection() as connection:
                 yield Interrupted(connection, lambda: write(store, spans[1:]))  # type: ignore[misc]
 
-    readers = Between(store.path)
-    assert StoreReader(readers, Compression()).document("r", "").text == run.text
-    readers.close()
+    store._readers.close()
+    store._readers = Between(store.path)
+    assert store.document("r").text == run.text

@@ -1,4 +1,4 @@
-"""The embedded store: several senders of one run, of whom one sends each step once, and what a newer revision left."""
+"""The embedded store: several senders of one run, of whom one sends each step once, and superseded steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from conformance.harness import SECOND, T0, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore, ingest
-from runspan.backends.sqlite.merge import MergeResult, merge_fragments
-from runspan.backends.sqlite.revision import StoredRevision
+from runspan.backends.sqlite.revision import MergeResult, StoredRevision, merge_fragments
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import DIGEST, MANIFEST, REVISION, ROOT_REVISION
 from runspan.contracts import Document, RunQuery
@@ -28,7 +27,7 @@ from runspan.otlp.protobuf_reader import read_protobuf
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
 LIVE = [bytes([0xA0 + number] * 8) for number in range(8)]
-"""Ids that a Recorder gave out before the content."""
+"""Ids that a Recorder chose before the content was known."""
 
 
 @pytest.fixture
@@ -52,8 +51,8 @@ def run_of(steps: list[dict[str, Any]], status: str = "running", run_id: str = "
     return Run.from_dict({"id": run_id, "status": status, **begun, **ended, **members, "steps": steps})
 
 
-def parcels(run_id: str = "r") -> tuple[list[Span], list[Span]]:
-    """What a Recorder sends: a step with its snapshot, then only the other step and the root."""
+def recorder_requests(run_id: str = "r") -> tuple[list[Span], list[Span]]:
+    """Return what a Recorder sends: a step with its snapshot, then only the other step and the run span."""
     first = encode(run_of([step(1)], run_id=run_id), observed_at=T0 + SECOND, step_ids=LIVE[:1])
     last = encode(run_of([step(1), step(2)], "completed", run_id), step_ids=LIVE[:2])
     return first, last[1:]
@@ -68,8 +67,8 @@ def with_attributes(span: Span, attributes: dict[str, Any]) -> Span:
 def test_a_recorder_and_a_sync_of_one_run_end_at_its_end(
     store: SqliteStore, order: Sequence[int], seen_at: int
 ) -> None:
-    """Whichever of the two sent which of its requests first."""
-    sent = [*parcels(), encode(run_of([step(1)]), observed_at=seen_at)]
+    """The order of their requests does not matter."""
+    sent = [*recorder_requests(), encode(run_of([step(1)]), observed_at=seen_at)]
     for number in order:
         write(store, sent[number])
     finished = run_of([step(1), step(2)], "completed")
@@ -78,27 +77,27 @@ def test_a_recorder_and_a_sync_of_one_run_end_at_its_end(
     assert verify_run(store.spans(run_ids("r").trace_id)).run == finished
 
 
-def test_a_document_that_was_put_between_forgets_no_step(store: SqliteStore) -> None:
-    """A changed document by REST displaces the Recorder's snapshot, whose step the Recorder sends never again."""
-    first, last = parcels()
+def test_a_document_put_in_between_loses_no_step(store: SqliteStore) -> None:
+    """A changed document by REST replaces the Recorder's snapshot, whose step the Recorder never sends again."""
+    first, last = recorder_requests()
     write(store, first)
     store.put(run_of([step(1)], note=1), observed_at=T0 + 2 * SECOND)
     write(store, last)
     assert store.document("r") == Document(run_of([step(1), step(2)], "completed").text)
 
 
-def test_a_document_that_was_put_first_forgets_no_step(store: SqliteStore) -> None:
-    """The Recorder's whole first request ranks below what was put, and its step is kept all the same."""
-    first, last = parcels()
+def test_a_document_put_first_loses_no_step(store: SqliteStore) -> None:
+    """The Recorder's first request ranks below the document, and its step is kept nevertheless."""
+    first, last = recorder_requests()
     store.put(run_of([step(1)], note=1), observed_at=T0 + 2 * SECOND)
     write(store, first)
     write(store, last)
     assert store.document("r") == Document(run_of([step(1), step(2)], "completed").text)
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["whole", "apart"])
-def test_a_step_that_was_there_already_is_there_for_a_later_head(store: SqliteStore, apart: bool) -> None:
-    """A step changes and changes back; the spans of the third revision overtake those of the second."""
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+def test_a_step_that_is_stored_already_counts_for_a_later_revision(store: SqliteStore, apart: bool) -> None:
+    """A step changes and changes back; the spans of the third revision arrive before those of the second."""
     first, second, third = (
         encode(run_of([step(1, output)]), observed_at=T0 + number) for number, output in enumerate("ABA", 1)
     )
@@ -111,8 +110,8 @@ def test_a_step_that_was_there_already_is_there_for_a_later_head(store: SqliteSt
     assert store.document("r") == Document(run_of([step(1, "A")]).text)
 
 
-def test_what_a_newer_revision_left_is_cleared_after_a_day(store: SqliteStore) -> None:
-    """Steps kept for a head that never came do not stay, and then the run can be purged."""
+def test_superseded_steps_are_deleted_after_a_day(store: SqliteStore) -> None:
+    """Steps kept for a revision span that never arrived are deleted, and then the run can be purged."""
     write(store, encode(run_of([step(1, "A")]), observed_at=T0))
     write(store, encode(run_of([step(1, "B")], "completed")))
     assert store.stats().fragments == 1
@@ -120,8 +119,8 @@ def test_what_a_newer_revision_left_is_cleared_after_a_day(store: SqliteStore) -
     assert store.stats().fragments == 0
 
 
-def test_a_run_that_grows_leaves_nothing(store: SqliteStore) -> None:
-    """The usual run: every revision tells the steps of the one before, and older ones come late."""
+def test_a_run_that_grows_leaves_no_fragments(store: SqliteStore) -> None:
+    """The usual run: every revision has the steps of the one before, and older ones arrive late."""
     stages = [encode(run_of([step(1), step(2)][:done]), observed_at=T0 + done) for done in range(3)]
     for number in (1, 0, 2, 1):
         write(store, stages[number])
@@ -130,16 +129,16 @@ def test_a_run_that_grows_leaves_nothing(store: SqliteStore) -> None:
     assert store.stats().fragments == 0
 
 
-def test_a_root_of_the_same_document_is_not_missed(store: SqliteStore) -> None:
-    """The run's end is there under other step ids: a root that tells the same lacks nothing worth a mark."""
+def test_a_run_span_of_the_same_document_is_not_missing(store: SqliteStore) -> None:
+    """The finished run is stored under other step ids: a run span with the same digest makes nothing incomplete."""
     finished = run_of([step(1), step(2)], "completed")
     write(store, encode(finished))
     write(store, encode(finished, step_ids=LIVE[:2])[1:])
     assert store.document("r") == Document(finished.text)
 
 
-def test_many_contents_under_one_id_do_not_stop_a_request(store: SqliteStore) -> None:
-    """More spans under a step's id than are tried: what is stored stays, and the other runs are taken."""
+def test_many_contents_under_one_id_do_not_fail_a_request(store: SqliteStore) -> None:
+    """More spans have a step's id than are tried: the stored run stays, and the other runs are accepted."""
     first, stored, third = (encode(run_of([step(1, output)], "completed")) for output in "ABC")
     write(store, first)
     write(store, stored)
@@ -154,8 +153,8 @@ def test_many_contents_under_one_id_do_not_stop_a_request(store: SqliteStore) ->
     )
 
 
-def test_many_forged_heads_do_not_stop_a_request(store: SqliteStore) -> None:
-    """The stored revision needs no proof again, so no number of heads beside it makes it unreadable."""
+def test_many_forged_revision_spans_do_not_fail_a_request(store: SqliteStore) -> None:
+    """The stored revision is not proved again, so no number of other revision spans makes it unreadable."""
     first, stored = (encode(run_of([step(1, output)], "completed")) for output in "AB")
     write(store, first)
     write(store, stored)
@@ -170,7 +169,7 @@ def test_many_forged_heads_do_not_stop_a_request(store: SqliteStore) -> None:
 
 
 def test_spans_that_prove_nothing_leave_the_stored_run(store: SqliteStore) -> None:
-    """A newer head that is damaged is told as missing, and the run answers as before."""
+    """A newer revision that is damaged is reported as incomplete, and the run is read as before."""
     run = run_of([step(1)])
     spans = encode(run, observed_at=T0)
     write(store, spans)
@@ -183,17 +182,19 @@ def test_spans_that_prove_nothing_leave_the_stored_run(store: SqliteStore) -> No
     assert store.document("r") == Document(run_of([step(1, "other")]).text)
 
 
-def test_steps_that_come_one_by_one_after_their_head_are_looked_at_once(
+def test_steps_that_arrive_one_by_one_after_their_revision_span_are_merged_once(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While there are fewer of them than the head names, nothing is tried."""
+    """While there are fewer of them than in the manifest, nothing is tried."""
     run = run_of([step(number) for number in range(30)], "completed")
     *steps, root = encode(run)
     tried: list[int] = []
 
-    def counted(base: StoredRevision | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> MergeResult:
-        tried.append(len(loose))
-        return merge_fragments(base, loose, seen)
+    def counted(
+        stored: StoredRevision | None, fragments: Sequence[Span], superseded: Sequence[bytes] = ()
+    ) -> MergeResult:
+        tried.append(len(fragments))
+        return merge_fragments(stored, fragments, superseded)
 
     monkeypatch.setattr(ingest, "merge_fragments", counted)
     for span in [root, *steps]:
@@ -205,8 +206,8 @@ def test_steps_that_come_one_by_one_after_their_head_are_looked_at_once(
 
 @relaxed
 @given(data=st.data())
-def test_the_store_answers_as_a_decoder_of_all_spans(store: SqliteStore, data: st.DataObject) -> None:
-    """Two senders of one run, one with ids of its own that sends each step once, all requests in any order."""
+def test_the_store_returns_what_a_decoder_of_all_spans_returns(store: SqliteStore, data: st.DataObject) -> None:
+    """Two senders of one run, one with its own step ids that sends each step once, all requests in any order."""
     run_id = f"r{store.stats().runs}"
     requests: list[list[Span]] = []
     acknowledged: set[bytes] = set()

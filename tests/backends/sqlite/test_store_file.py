@@ -13,9 +13,10 @@ import zstandard
 from conformance.harness import T0, ids, make_run, otlp
 from runspan import Run, encode
 from runspan.backends import connect
-from runspan.backends.sqlite import SqliteStore, reader
-from runspan.backends.sqlite.reader import _statement
+from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import store as store_module
 from runspan.backends.sqlite.schema import APPLICATION_ID, FILE_NAME, FORMAT
+from runspan.backends.sqlite.store import _statement
 from runspan.contracts import Capabilities, Cursor, RunQuery
 from runspan.errors import SettingError, StoreError
 from runspan.model.ids import run_ids
@@ -34,7 +35,7 @@ FORMAT_1 = """
     CREATE INDEX runs_by_workflow_and_status ON runs (tenant, workflow_id, status, time, run_id);
     CREATE INDEX runs_by_end ON runs (ended);
     CREATE TABLE fragments (id INTEGER PRIMARY KEY, trace_id BLOB NOT NULL, tenant BLOB NOT NULL,
-        fingerprint BLOB NOT NULL, head INTEGER NOT NULL, received_at INTEGER NOT NULL, span BLOB NOT NULL,
+        fingerprint BLOB NOT NULL, is_revision_span INTEGER NOT NULL, received_at INTEGER NOT NULL, span BLOB NOT NULL,
         UNIQUE (trace_id, tenant, fingerprint)) STRICT;
     CREATE TABLE foreign_spans (id INTEGER PRIMARY KEY, trace_id BLOB NOT NULL, tenant BLOB NOT NULL,
         span_id BLOB NOT NULL, digest BLOB NOT NULL, received_at INTEGER NOT NULL, otlp BLOB NOT NULL,
@@ -232,7 +233,7 @@ def test_every_list_comes_straight_off_an_index(tmp_path, workflow, status, sinc
     """No list scans the table or sorts: its cost does not grow with the number of runs."""
     with SqliteStore(tmp_path) as store:
         statement, values = _statement(RunQuery("t", workflow, status, since, 50, cursor))
-        plan = [store._reading.one(f"EXPLAIN QUERY PLAN {statement}", values)[3]]
+        plan = [store._fetch_one(f"EXPLAIN QUERY PLAN {statement}", values)[3]]
     (line,) = plan
     assert line.startswith("SEARCH runs USING INDEX runs_by_")
     for column, value in (("workflow_id", workflow), ("status", status)):
@@ -252,7 +253,7 @@ def test_any_cursor_that_parses_is_answered(tmp_path, time):
 @pytest.mark.parametrize(("budget", "sizes"), [(1, [1] * 7), (5500, [2, 2, 2, 1]), (1 << 20, [3, 3, 1])])
 def test_a_page_ends_at_its_bytes_and_goes_on_at_its_cursor(tmp_path, monkeypatch, budget, sizes):
     """Large summaries make short pages of one run at least, and the pages together are the whole list."""
-    monkeypatch.setattr(reader, "PAGE_BYTES", budget)
+    monkeypatch.setattr(store_module, "PAGE_BYTES", budget)
     with SqliteStore(tmp_path) as store:
         for number in range(7):
             error = {"code": "X", "message": "m" * 2000}
