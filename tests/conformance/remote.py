@@ -72,7 +72,7 @@ class TempoByOtlp(ByOtlp):
 
 
 def tempo_by_otlp(server: Tempo) -> TempoByOtlp:
-    """The Tempo of a test run."""
+    """Return the harness of a Tempo."""
     reader = TempoReader(remote_config(f"tempo+{server.url}", {}))
     return TempoByOtlp(WaitingReader(reader, partial(visible_revision_spans, server.url)), delivery_to(server.otlp))
 

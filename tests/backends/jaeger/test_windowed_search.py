@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from conformance.harness import MS, SECOND, T0, make_run, running
 from runspan import encode
 from runspan.backends.jaeger.responses import FoundSpan
-from runspan.backends.jaeger.search import DensityHint, DepthRefused, TraceRow, WindowedSearch
+from runspan.backends.jaeger.search import DensityHint, DepthRefused, WindowedSearch
 from runspan.codec.fields import REVISION
 from runspan.contracts import Cursor, RunQuery
 from runspan.model.run import Run
@@ -64,7 +64,7 @@ def listed(store: Store, query: RunQuery, hint: DensityHint) -> list[str]:
     """Return the run ids of all pages."""
     ids: list[str] = []
     while True:
-        rows: list[TraceRow] = list(islice(WindowedSearch(store, query, hint).rows(), query.limit + 1))
+        rows = list(islice(WindowedSearch(store, query, hint).rows(), query.limit + 1))
         ids += [row.run_id for row in rows[: query.limit]]
         if len(rows) <= query.limit:
             return ids

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from conformance.harness import SECOND, T0, make_run, otlp, running
+from conformance.harness import SECOND, T0, make_run, otlp, running, write_spans
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
@@ -26,16 +26,6 @@ from runspan.otlp.protobuf_reader import read_protobuf
 
 TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
 IDS = [bytes([number] * 8) for number in range(1, 4)]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
-def write(store: SqliteStore, spans: Sequence[Span]) -> None:
-    assert store.write(read_protobuf(otlp(spans))).rejected == ()
 
 
 def run_of(statuses: Sequence[str], status: str = "completed", **members: Any) -> Run:
@@ -73,13 +63,13 @@ def test_the_manifest_decides_which_steps_have_a_span(
     spans = newer_spans(run, ended)
     assert decode(spans) == run
     for part in [[span] for span in spans] if apart else [spans]:
-        write(store, part)
+        write_spans(store, part)
     assert store.document("r") == Document(run.text)
     again = store.spans(run_ids("r").trace_id)
     assert [span.span_id for span in again] == [span.span_id for span in spans]
     assert decode(again) == run
     changed, other = run_of(["completed"], note=1), make_run("other")
-    write(store, [*newer_spans(changed, [True], observed_at=T0)[:1], *encode(other)])
+    write_spans(store, [*newer_spans(changed, [True], observed_at=T0)[:1], *encode(other)])
     assert store.document("other").text == other.text
     assert store.document("r").text == run.text
 
@@ -87,11 +77,11 @@ def test_the_manifest_decides_which_steps_have_a_span(
 def test_a_snapshot_may_say_that_its_run_has_ended(store: SqliteStore) -> None:
     """It keeps its revision, so the next snapshot replaces it, whether its spans arrive together or apart."""
     snapshot = as_revision_span(encode(run_of(["completed"]))[-1], ROLE_REVISION, T0)
-    write(store, [encode(run_of(["completed"]))[0], snapshot])
+    write_spans(store, [encode(run_of(["completed"]))[0], snapshot])
     newer = encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)
-    write(store, newer[-1:])
+    write_spans(store, newer[-1:])
     assert len(store.document("r").incomplete) == 1
-    write(store, newer[:-1])
+    write_spans(store, newer[:-1])
     assert store.document("r") == Document(run_of(["completed", "completed"], "running").text)
 
 
@@ -99,9 +89,9 @@ def test_a_run_span_may_have_an_unknown_status(store: SqliteStore) -> None:
     """The writer decides what ends a run: an older snapshot does not replace it."""
     run = run_of(["completed"], "archived")
     spans = encode(run, observed_at=T0)
-    write(store, [*spans[:-1], as_revision_span(spans[-1], ROLE_RUN, ROOT_REVISION)])
+    write_spans(store, [*spans[:-1], as_revision_span(spans[-1], ROLE_RUN, ROOT_REVISION)])
     for span in reversed(encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)):
-        write(store, [span])
+        write_spans(store, [span])
     assert store.document("r").text == run.text
     assert verify_run(store.spans(run_ids("r").trace_id)).revision == ROOT_REVISION
 
@@ -110,10 +100,10 @@ def test_a_run_span_may_have_an_unknown_status(store: SqliteStore) -> None:
 def test_a_revision_span_without_a_revision_ranks_lowest(store: SqliteStore, revision: Any) -> None:
     """It is read only while there is no other."""
     spans = encode(run_of(["completed", "running"], "running"), observed_at=T0)
-    write(store, [spans[0], as_revision_span(spans[1], ROLE_REVISION, revision)])
+    write_spans(store, [spans[0], as_revision_span(spans[1], ROLE_REVISION, revision)])
     assert store.document("r").text == run_of(["completed", "running"], "running").text
     assert decode(store.spans(run_ids("r").trace_id)).text == store.document("r").text
-    write(store, encode(run_of(["completed"]), observed_at=T0))
+    write_spans(store, encode(run_of(["completed"]), observed_at=T0))
     assert store.document("r").text == run_of(["completed"]).text
 
 
@@ -138,7 +128,7 @@ def test_the_ids_of_steps_come_back_from_their_column(step_ids: list[bytes]) -> 
 def test_a_damaged_row_affects_no_other_run(store: SqliteStore, tmp_path: Path) -> None:
     """The document is returned, its spans are an error with the run id, and spans to merge with them are rejected."""
     run = make_run("r")
-    write(store, encode(run, step_ids=IDS[:2]))
+    write_spans(store, encode(run, step_ids=IDS[:2]))
     connection = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     connection.execute("UPDATE runs SET step_ids = zeroblob(24)")
     connection.close()

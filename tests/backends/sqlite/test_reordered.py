@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from conformance.harness import T0, make_run, otlp
+from conformance.harness import T0, make_run, write_spans
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.queries import add_digest, split_digests
 from runspan.backends.sqlite.store import ConnectionPool
-from runspan.model.span import Span
-from runspan.otlp.protobuf_reader import read_protobuf
 
 DAY = 86_400_000_000_000
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
-def write(store: SqliteStore, spans: Sequence[Span]) -> None:
-    assert store.write(read_protobuf(otlp(spans))).rejected == ()
 
 
 def read(store: SqliteStore, run: Run) -> tuple[bytes, bool]:
@@ -36,13 +21,13 @@ def read(store: SqliteStore, run: Run) -> tuple[bytes, bool]:
     return document.text, document.incomplete == ()
 
 
-def test_a_head_that_is_repeated_after_a_correction_marks_nothing(store: SqliteStore) -> None:
-    """A retry that brings the head of what was corrected, without its steps, leaves a right and whole answer."""
+def test_a_revision_span_that_is_repeated_after_a_correction_changes_nothing(store: SqliteStore) -> None:
+    """A retry of a corrected document's revision span, without its steps, leaves the correction complete."""
     first, corrected = make_run("r"), make_run("r", steps=[{"id": "other", "status": "completed"}])
-    write(store, encode(first))
-    write(store, encode(corrected))
+    write_spans(store, encode(first))
+    write_spans(store, encode(corrected))
     for _ in range(2):
-        write(store, encode(first)[-1:])
+        write_spans(store, encode(first)[-1:])
         assert read(store, corrected) == (corrected.text, True)
     store.expire(2 * T0)
     assert store.stats().fragments == 0
@@ -52,27 +37,27 @@ def test_an_unknown_revision_span_says_what_is_missing(store: SqliteStore) -> No
     """A second correction is incomplete until its steps arrive, also after a repeated revision span."""
     first, second = make_run("r"), make_run("r", steps=[{"id": "second", "status": "completed"}])
     third = make_run("r", steps=[{"id": "third", "status": "completed"}])
-    write(store, encode(first))
-    write(store, encode(second))
-    write(store, encode(first)[-1:])
-    write(store, encode(third)[-1:])
+    write_spans(store, encode(first))
+    write_spans(store, encode(second))
+    write_spans(store, encode(first)[-1:])
+    write_spans(store, encode(third)[-1:])
     assert read(store, second) == (second.text, False)
-    write(store, encode(third)[:-1])
+    write_spans(store, encode(third)[:-1])
     assert read(store, third) == (third.text, True)
 
 
 def test_a_correction_taken_back_counts(store: SqliteStore) -> None:
     """In one request, or its revision span before its steps: the last document that was sent is the run."""
     first, corrected = make_run("r"), make_run("r", steps=[{"id": "other", "status": "completed"}])
-    write(store, encode(first))
-    write(store, encode(corrected))
+    write_spans(store, encode(first))
+    write_spans(store, encode(corrected))
     spans = encode(first)
-    write(store, spans[-1:])
-    write(store, spans[:-1])
+    write_spans(store, spans[-1:])
+    write_spans(store, spans[:-1])
     assert read(store, first) == (first.text, True)
-    write(store, encode(corrected))
+    write_spans(store, encode(corrected))
     assert read(store, corrected) == (corrected.text, True)
-    write(store, encode(first))
+    write_spans(store, encode(first))
     assert read(store, first) == (first.text, True)
 
 
@@ -112,13 +97,13 @@ def test_a_run_that_becomes_complete_while_it_is_read_is_found(store: SqliteStor
     """Between two statements the fragments may become the run: it is found in one of the two."""
     run = make_run("r")
     spans = encode(run)
-    write(store, spans[:1])
+    write_spans(store, spans[:1])
 
     class Between(ConnectionPool):
         @contextmanager
         def connection(self) -> Iterator[sqlite3.Connection]:
             with super().connection() as connection:
-                yield Interrupted(connection, lambda: write(store, spans[1:]))  # type: ignore[misc]
+                yield Interrupted(connection, lambda: write_spans(store, spans[1:]))  # type: ignore[misc]
 
     store._readers.close()
     store._readers = Between(store.path)
