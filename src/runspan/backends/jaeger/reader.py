@@ -15,13 +15,13 @@ from runspan.backends.jaeger.search import (
     DensityHint,
     DepthRefused,
     SearchApi,
-    TraceRow,
     Traces,
     WindowedSearch,
     detect_search_api,
 )
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
+from runspan.codec.decode import RunSummary
 from runspan.codec.fields import PIECE_BYTES, ROLE, ROLE_REVISION, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
@@ -156,7 +156,7 @@ class JaegerReader:
         """See ``TraceReader``."""
         self._http.close()
 
-    def _save_hint(self, kind: _ListKind, hint: DensityHint, query: RunQuery, rows: list[TraceRow]) -> None:
+    def _save_hint(self, kind: _ListKind, hint: DensityHint, query: RunQuery, rows: list[RunSummary]) -> None:
         """Remember where the runs of a list lie, for the next list of this kind."""
         if len(rows) < 2:
             return

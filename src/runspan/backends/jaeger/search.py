@@ -21,6 +21,7 @@ import msgspec
 from runspan.backends.jaeger.response_cache import ResourceSpanCache, RevisionCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
 from runspan.backends.remote.client import RemoteClient, Response, ResponseTooLarge
+from runspan.codec.decode import RunSummary
 from runspan.contracts import RunQuery
 from runspan.errors import BackendError
 from runspan.model.timestamps import MAX_NS
@@ -157,16 +158,6 @@ class DensityHint:
     """The average time between two runs, microseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class TraceRow:
-    """A run of a list."""
-
-    time: int
-    """Its sort time, nanoseconds since 1970."""
-    run_id: str
-    summary: bytes
-
-
 class WindowedSearch:
     """The searches of one list. ``rows`` may be abandoned at any row.
 
@@ -191,7 +182,7 @@ class WindowedSearch:
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
         self._depth = min(depth, max_depth) if max_depth else depth
 
-    def rows(self) -> Iterator[TraceRow]:
+    def rows(self) -> Iterator[RunSummary]:
         """Yield the runs that meet the query, in its order, from its cursor on."""
         query, newest = self._query, self._hint.newest
         hi = END if query.cursor is None else min(query.cursor.time // 1000 + 1, END)
@@ -267,11 +258,11 @@ class WindowedSearch:
             traces.update(result)
         return traces, all(len(result) < depth for result in results)
 
-    def _rows(self, traces: Traces, lo: int, hi: int) -> list[TraceRow]:
+    def _rows(self, traces: Traces, lo: int, hi: int) -> list[RunSummary]:
         rows = [row for spans in traces.values() if (row := self._row(spans, lo, hi)) is not None]
         return sorted(rows, key=lambda row: (row.time, row.run_id), reverse=True)
 
-    def _row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> TraceRow | None:
+    def _row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> RunSummary | None:
         """Return the run of a trace when it belongs to the list and to this window."""
         query = self._query
         run = self._revisions.newest(spans)
@@ -286,7 +277,7 @@ class WindowedSearch:
             return None
         if query.cursor is not None and (time, run.run_id) >= (query.cursor.time, query.cursor.run_id):
             return None
-        return TraceRow(time, run.run_id, run.summary)
+        return run
 
 
 def _split_point(lo: int, hi: int, level: int, traces: Traces) -> int:

@@ -22,7 +22,7 @@ from runspan.backends.remote.client import (
     trace_id_of,
 )
 from runspan.backends.remote.config import RemoteConfig
-from runspan.backends.tempo.search import CandidateVerifier, RunSearch, VerifiedCache, WindowSizes
+from runspan.backends.tempo.search import CandidateVerifier, RunSearch, VerifiedCache, WindowSize
 from runspan.backends.tempo.search_api import SECOND, WindowSearcher
 from runspan.codec.decode import VerifiedRun
 from runspan.contracts import Capabilities, Document, Page, RunQuery
@@ -60,7 +60,7 @@ class TempoReader:
         self._sleep = sleep
         self._searcher = WindowSearcher(self._http)
         self._verified = VerifiedCache()
-        self._window_sizes = WindowSizes()
+        self._window_sizes: dict[object, WindowSize] = {}
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="tempo")
 
     def document(self, run_id: str, tenant: str = "") -> Document:

@@ -221,36 +221,18 @@ _MANY: Final = 2000
 _MAX_FIRST_LIMIT: Final = 5000
 """The highest limit that a list begins with."""
 _MAX_SIZES: Final = 1000
+"""How many kinds of queries have a window size."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSize:
-    """How many seconds a full page of one kind of query reached back lately, and the limit that its search needed."""
+    """How many seconds a full page of one kind of query reached back lately, and the limit that its search needed.
+
+    The next search of this kind asks for little more than that. A wrong size costs a search, never a run.
+    """
 
     seconds: int
     limit: int
-
-
-class WindowSizes:
-    """The window sizes by kind of query, so that the next search asks for little more than it needs.
-
-    A wrong size costs a search, never a run.
-    """
-
-    def __init__(self) -> None:
-        self._sizes: dict[object, WindowSize] = {}
-        self._lock = Lock()
-
-    def get(self, kind: object) -> WindowSize | None:
-        """Return the last size of a kind of query."""
-        return self._sizes.get(kind)
-
-    def put(self, kind: object, size: WindowSize) -> None:
-        """Remember the size of a kind of query."""
-        with self._lock:
-            if len(self._sizes) >= _MAX_SIZES:
-                self._sizes.clear()
-            self._sizes[kind] = size
 
 
 @dataclass(slots=True)
@@ -274,6 +256,7 @@ class _Found:
 class RunSearch:
     """One call of ``TempoReader.search``.
 
+    window_sizes: by kind of query; updated by the search.
     now: seconds since 1970.
     check_deadline: raises when the list takes too long.
     """
@@ -283,7 +266,7 @@ class RunSearch:
         query: RunQuery,
         searcher: WindowSearcher,
         verifier: CandidateVerifier,
-        window_sizes: WindowSizes,
+        window_sizes: dict[object, WindowSize],
         now: int,
         check_deadline: Callable[[], None],
     ) -> None:
@@ -322,7 +305,9 @@ class RunSearch:
         page = self._page()
         if page.cursor is not None:
             seconds = max((newest - page.cursor.time // SECOND) * 5 // 4, 2)
-            self._window_sizes.put(kind, WindowSize(seconds, min(self._limit, _MAX_FIRST_LIMIT)))
+            if len(self._window_sizes) >= _MAX_SIZES:
+                self._window_sizes.clear()
+            self._window_sizes[kind] = WindowSize(seconds, min(self._limit, _MAX_FIRST_LIMIT))
         return page
 
     def _find_changed_above(self, low: int) -> set[bytes] | None:
