@@ -16,8 +16,8 @@ from conformance.harness import SECOND, T0, all_pages, ids, make_run, otlp, runn
 from runspan import Run, encode
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.reader import _statement
 from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.backends.sqlite.store import _statement
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, QueryError, QueryUnsupported

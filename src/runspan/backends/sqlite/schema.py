@@ -19,10 +19,10 @@ _BUSY_SECONDS = 10.0
 _LIVE_RUNS: Final = (
     "CREATE INDEX live_runs ON runs (tenant, time, run_id, observed_at, status) WHERE observed_at IS NOT NULL"
 )
-"""Has a row only of each run that is pending or running, and all that a search for stuck ones compares."""
+"""Has only pending and running runs, with all columns that a search for stuck runs compares."""
 
 _TABLES: Final = (
-    # Everything that a list needs stands before the document, so that a list reads no overflow pages.
+    # The columns that a list needs precede the document, so that a list reads no overflow pages.
     """
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY,
@@ -57,7 +57,7 @@ _TABLES: Final = (
         trace_id BLOB NOT NULL,
         tenant BLOB NOT NULL,
         fingerprint BLOB NOT NULL,
-        head INTEGER NOT NULL,
+        is_revision_span INTEGER NOT NULL,
         received_at INTEGER NOT NULL,
         span BLOB NOT NULL,
         UNIQUE (trace_id, tenant, fingerprint)

@@ -1,4 +1,4 @@
-"""Tempo's query text and answers, without a server."""
+"""Tempo's query text and responses, without a server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from conformance.harness import make_run, otlp
 from runspan import encode
 from runspan.backends.remote.client import Response
-from runspan.backends.tempo.responses import CUT, PARTIAL, read_search, read_trace
-from runspan.backends.tempo.traceql import padded, quoted, search_text
+from runspan.backends.tempo.reader import CUT, PARTIAL, read_trace
+from runspan.backends.tempo.search_api import pad_tokens, quote, read_search, search_text
 from runspan.contracts import RunQuery
 from runspan.model.span import Span
 
@@ -24,7 +24,7 @@ NAMES = [None, "wf", "x" * 600, "é" * 499, "🚀" * 250, 'a " \\ \n {}', ""]
 
 
 def never() -> Response:
-    raise AssertionError("there is no need to ask again")
+    raise AssertionError("the trace was requested a second time")
 
 
 @pytest.mark.parametrize(("workflow", "status"), list(product(NAMES, STATUSES)))
@@ -44,15 +44,15 @@ def test_no_word_of_a_query_lies_where_the_lexer_fills_its_buffer(workflow: str 
 def test_padding_changes_white_space_only() -> None:
     """The words and strings of a query stay what they are, in their order."""
     text = " ".join(f'span.a{number} = "b {number} \\" c"' for number in range(200))
-    assert TOKEN.findall(padded(text)) == TOKEN.findall(text)
+    assert TOKEN.findall(pad_tokens(text)) == TOKEN.findall(text)
 
 
 @pytest.mark.parametrize("text", ['"', "\\", "\n", "\x00", "\x7f", "é", "🚀", "\ufeff", "`", "{}"])
 def test_strings_are_quoted_on_one_line(text: str) -> None:
     """What Go would not take bare is escaped, and nothing else is."""
-    assert "\n" not in quoted(text)
-    assert "\ufeff" not in quoted(text)
-    assert quoted(text).startswith('"')
+    assert "\n" not in quote(text)
+    assert "\ufeff" not in quote(text)
+    assert quote(text).startswith('"')
 
 
 def test_a_text_that_no_run_has() -> None:
@@ -77,8 +77,8 @@ def test_ids_without_their_leading_zeros() -> None:
     assert candidate.newest.attributes()["runspan.revision"] == 1 << 62
 
 
-def spans_of(body: bytes, again: bytes = b"") -> tuple[list[Span], str]:
-    return read_trace(body, wrapped=True, again=lambda: Response(200, again) if again else never())
+def spans_of(body: bytes, as_json: bytes = b"") -> tuple[list[Span], str]:
+    return read_trace(body, lambda: Response(200, as_json) if as_json else never())
 
 
 def wrapped(trace: bytes, more: bytes = b"") -> bytes:
@@ -112,12 +112,12 @@ def nested(depth: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "again", [b"", b"[", b"[" * 100_000, nested(400), nested(50_000), b'{"trace":{"resourceSpans":7}}']
+    "as_json", [b"", b"[", b"[" * 100_000, nested(400), nested(50_000), b'{"trace":{"resourceSpans":7}}']
 )
-def test_json_that_is_no_trace(again: bytes) -> None:
+def test_json_that_is_no_trace(as_json: bytes) -> None:
     """Neither nonsense nor nesting without end in the second answer is anything but a ValueError."""
     with pytest.raises(ValueError, match=r"."):
-        read_trace(wrapped(b"\xff\xff"), wrapped=True, again=lambda: Response(200, again))
+        read_trace(wrapped(b"\xff\xff"), lambda: Response(200, as_json))
 
 
 def test_a_foreign_attribute_cut_inside_a_character() -> None:
