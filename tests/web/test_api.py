@@ -348,7 +348,7 @@ def test_a_document_must_be_called_json(client: httpx.Client) -> None:
 def test_without_a_writer_nothing_can_be_written() -> None:
     """Over a backend that is only read, the routes that write say so, to an OTLP sender in its own form."""
     settings = WebConfig(backend="Tempo at http://tempo:3200")
-    with serving(create_app(Fake(NotFound()), settings=settings)) as client:
+    with serving(create_app(Fake(NotFound()), config=settings)) as client:
         error = error_of(push(client, json.dumps(document())), 501, "READ_ONLY")
         assert "only reads from Tempo at http://tempo:3200" in error["message"]
         refusal = client.post("/v1/traces", content=otlp(document()), headers=PROTOBUF)
@@ -381,7 +381,7 @@ def test_unknown_and_impossible_trace_ids_are_told_apart(client: httpx.Client) -
 def test_a_run_tells_its_trace_and_where_to_look_at_it(store: SqliteStore) -> None:
     """The link is made of the setting; an id that ends in /trace is asked for with its slash escaped."""
     settings = WebConfig(trace_url="https://jaeger.example/trace/{trace_id}")
-    with serving(create_app(store, store, settings=settings)) as client:
+    with serving(create_app(store, store, config=settings)) as client:
         push(client, json.dumps(document("a")))
         push(client, json.dumps(document("a/trace")))
         trace_id = run_ids("a").trace_id.hex()
@@ -399,7 +399,7 @@ def test_a_browser_is_sent_to_the_first_place_and_a_program_gets_them_all(store:
     """Whoever prefers HTML is redirected; everybody else reads JSON. Without a place there is only JSON."""
     page, program = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, {"Accept": "*/*"}
     places = WebConfig(jaeger_url="https://j.example/ui/", grafana_url="https://g.example", grafana_datasource="T1")
-    with serving(create_app(store, store, settings=places)) as client:
+    with serving(create_app(store, store, config=places)) as client:
         push(client, json.dumps(document("a")))
         trace_id = run_ids("a").trace_id.hex()
         sent = client.get("/api/v1/runs/a/trace", headers=page)
@@ -417,7 +417,7 @@ def test_a_browser_is_sent_to_the_first_place_and_a_program_gets_them_all(store:
 
 def test_an_incomplete_run_has_a_trace_to_look_at() -> None:
     """Whoever wants to know what is missing looks at the trace."""
-    with serving(create_app(Fake(TraceIncomplete("x")), settings=WebConfig(jaeger_url="http://j:1"))) as client:
+    with serving(create_app(Fake(TraceIncomplete("x")), config=WebConfig(jaeger_url="http://j:1"))) as client:
         assert client.get("/api/v1/runs/a/trace").json()["data"]["url"].startswith("http://j:1/trace/")
 
 
@@ -452,7 +452,7 @@ def test_health_and_readiness_differ(client: httpx.Client) -> None:
     with serving(create_app(Fake(BackendUnreachable("down")))) as down:
         assert down.get("/healthz").status_code == 200
         error_of(down.get("/readyz"), 503, "BACKEND_UNREACHABLE")
-    with serving(create_app(Fake(Page([])), settings=WebConfig(backend="Jaeger at http://j:1"))) as named:
+    with serving(create_app(Fake(Page([])), config=WebConfig(backend="Jaeger at http://j:1"))) as named:
         assert named.get("/readyz").json() == {"status": "ok", "backend": "Jaeger at http://j:1"}
 
 

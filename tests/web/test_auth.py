@@ -75,7 +75,7 @@ def push(client: httpx.Client, secret: str, run_id: str = "run_1") -> httpx.Resp
 
 def test_a_key_has_the_documented_form_and_only_its_digest_is_stored(keys: ApiKeyStore, tmp_path: Path) -> None:
     """wfk_ and 32 letters or digits; neither the file nor its log holds them."""
-    secret, key = keys.create("ci", company="acme", permissions=["runs:read"])
+    secret, key = keys.create("ci", tenant="acme", permissions=["runs:read"])
     assert re.fullmatch("wfk_[A-Za-z0-9]{32}", secret)
     assert secret not in repr(key)
     for file in tmp_path.glob("keys.sqlite3*"):
@@ -126,9 +126,9 @@ def test_a_revoked_key_ends_at_once_and_stays_listed(keys: ApiKeyStore, clock: C
 
 def test_rotation_keeps_both_keys_for_the_grace_period(keys: ApiKeyStore, clock: Clock) -> None:
     """The new key has the old one's name, company and permissions; the old one ends with the period."""
-    old_secret, old = keys.create("ci", company="acme", permissions=["runs:read"])
+    old_secret, old = keys.create("ci", tenant="acme", permissions=["runs:read"])
     new_secret, new = keys.rotate(old.id, grace=60 * SECOND)
-    assert (new.name, new.company, new.permissions, new.expires) == ("ci", "acme", old.permissions, None)
+    assert (new.name, new.tenant, new.permissions, new.expires) == ("ci", "acme", old.permissions, None)
     assert keys.find(old_secret) is not None
     assert keys.find(new_secret) == new
     clock.now += 60 * SECOND
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_key_ring_is_refused(tmp_path: Path) -> None:
 def test_processes_write_at_once_and_lose_nothing(keys: ApiKeyStore, tmp_path: Path) -> None:
     """Four processes make ten keys each while this one reads."""
     script = (
-        "import sys\nfrom runspan.web.keys import KeyRing\nring = KeyRing(sys.argv[1])\n"
+        "import sys\nfrom runspan.web.api_keys import ApiKeyStore\nring = ApiKeyStore(sys.argv[1])\n"
         "[ring.create(sys.argv[2]) for _ in range(10)]\nring.close()"
     )
     processes = [
@@ -247,8 +247,8 @@ def test_permissions_are_apart(client: httpx.Client, keys: ApiKeyStore) -> None:
 
 def test_companies_do_not_see_each_other(client: httpx.Client, keys: ApiKeyStore) -> None:
     """Runs of one id in two companies are two runs, and each key finds its own, as document, in lists and as trace."""
-    acme, _ = keys.create("a", company="acme")
-    umbrella, _ = keys.create("u", company="umbrella")
+    acme, _ = keys.create("a", tenant="acme")
+    umbrella, _ = keys.create("u", tenant="umbrella")
     assert push(client, acme, "shared").status_code == 201
     assert push(client, acme, "only-acme").status_code == 201
     assert push(client, umbrella, "shared").status_code == 201
@@ -262,7 +262,7 @@ def test_companies_do_not_see_each_other(client: httpx.Client, keys: ApiKeyStore
 
 def test_spans_of_another_company_are_rejected(client: httpx.Client, keys: ApiKeyStore) -> None:
     """What does not belong to the key's company is rejected by name; the rest of the request is taken."""
-    acme, _ = keys.create("a", company="acme")
+    acme, _ = keys.create("a", tenant="acme")
     headers = PROTOBUF | {"x-api-key": acme}
     foreign = otlp(document("theirs"), tenant="umbrella") + otlp(document("nobodys"))
     response = client.post("/v1/traces", content=foreign + otlp(document("ours"), tenant="acme"), headers=headers)
@@ -277,7 +277,7 @@ def test_reads_and_writes_are_limited_apart_and_per_key(store: SqliteStore, keys
     first, _ = keys.create("a")
     second, _ = keys.create("b")
     settings = WebConfig(reads_per_minute=3, writes_per_minute=2)
-    with serving(create_app(store, store, keys=keys, settings=settings)) as client:
+    with serving(create_app(store, store, keys=keys, config=settings)) as client:
         assert [listed(client, first).status_code for _ in range(4)] == [200, 200, 200, 429]
         response = listed(client, first)
         error_of(response, 429, "RATE_LIMITED")
@@ -291,11 +291,11 @@ def test_reads_and_writes_are_limited_apart_and_per_key(store: SqliteStore, keys
 
 def test_spans_and_open_servers_can_be_limited(store: SqliteStore, keys: ApiKeyStore) -> None:
     """/v1/traces has a limit of its own, and without keys the address counts."""
-    with serving(create_app(store, store, settings=WebConfig(open_reads_per_minute=1))) as client:
+    with serving(create_app(store, store, config=WebConfig(open_reads_per_minute=1))) as client:
         assert [listed(client, "").status_code for _ in range(2)] == [200, 429]
         assert push(client, "").status_code == 201
     secret, _ = keys.create("a")
-    with serving(create_app(store, store, keys=keys, settings=WebConfig(traces_per_minute=1))) as client:
+    with serving(create_app(store, store, keys=keys, config=WebConfig(traces_per_minute=1))) as client:
         headers = PROTOBUF | {"x-api-key": secret}
         responses = [client.post("/v1/traces", headers=headers) for _ in range(2)]
         assert [response.status_code for response in responses] == [200, 429]
@@ -308,7 +308,7 @@ def test_operations_need_no_key_unless_told(store: SqliteStore, keys: ApiKeyStor
     with serving(create_app(store, store, keys=keys)) as client:
         for path in ("/healthz", "/readyz", "/metrics", "/api/v1/openapi.json"):
             assert client.get(path).status_code == 200
-    with serving(create_app(store, store, keys=keys, settings=WebConfig(metrics_open=False))) as client:
+    with serving(create_app(store, store, keys=keys, config=WebConfig(metrics_open=False))) as client:
         error_of(client.get("/metrics"), 401, "UNAUTHORIZED")
         assert client.get("/metrics", headers={"x-api-key": secret}).status_code == 200
 
@@ -317,7 +317,7 @@ def test_keys_are_never_logged_or_told(store: SqliteStore, keys: ApiKeyStore, ca
     """Neither logs, errors nor metrics repeat what was sent as a key; the access log quotes the path."""
     keys.create("a")
     wrong = "wfk_" + "Q" * 32
-    app = create_app(store, store, keys=keys, settings=WebConfig(access_log=True))
+    app = create_app(store, store, keys=keys, config=WebConfig(access_log=True))
     with caplog.at_level(logging.DEBUG), serving(app) as client:
         answers = [listed(client, wrong), client.get("/metrics", headers={"x-api-key": wrong})]
         answers.append(client.get("/api/v1/runs/a%0Ab?key=secret"))

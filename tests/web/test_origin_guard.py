@@ -158,7 +158,7 @@ def test_names_can_be_allowed(store: SqliteStore) -> None:
     """Those of the setting and the one of the public URL, with any port; theirs, and not what stands below them."""
     allowed = ("host.docker.internal", "My-Box.", "192.0.2.7", "2001:db8::0:1")
     settings = WebConfig(allowed_hosts=allowed, public_url="https://runs.example.com/runspan", metrics_open=False)
-    with serving(create_app(store, store, settings=settings)) as client:
+    with serving(create_app(store, store, config=settings)) as client:
         for name in (*LOOPBACK, "host.docker.internal:8321", "my-box", "192.0.2.7:1", "[2001:db8::1]:80"):
             assert under(client, name).status_code == 200, name
         for name in ("runs.example.com", "RUNS.EXAMPLE.COM:443"):

@@ -255,7 +255,7 @@ def test_metrics_count_stuck_runs(store: SqliteStore) -> None:
     fill(store)
     now = NOW
     settings = WebConfig(stuck_after=60 * 20)
-    with serving(create_app(store, store, settings=settings, clock=lambda: now)) as client:
+    with serving(create_app(store, store, config=settings, clock=lambda: now)) as client:
         assert "\nrunspan_runs_stuck 1.0\n" in client.get("/metrics").text
         now += 10 * MINUTE
         assert "\nrunspan_runs_stuck 3.0\n" in client.get("/metrics").text
