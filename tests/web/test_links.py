@@ -34,8 +34,8 @@ def test_grafana_takes_explores_state_in_the_query() -> None:
     assert set(pane["range"]) == {"from", "to"}
 
 
-def test_the_place_of_ones_own_goes_first() -> None:
-    """Then Jaeger, then Grafana; none at all is fine."""
+def test_the_template_comes_first() -> None:
+    """Then Jaeger, then Grafana; all of them are optional."""
     links = TraceLinks("http://j", "http://g", template="https://x.example/{trace_id}?a={trace_id}")
     found = links.for_trace(TRACE)
     assert list(found) == ["trace", "jaeger", "grafana"]
@@ -44,7 +44,7 @@ def test_the_place_of_ones_own_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "where"),
+    ("links", "where"),
     [
         ({"jaeger": "javascript:alert(1)"}, "jaeger url"),
         ({"jaeger": "jaeger:16686"}, "jaeger url"),
@@ -57,9 +57,9 @@ def test_the_place_of_ones_own_goes_first() -> None:
         ({"template": "/{trace_id}"}, "trace url"),
     ],
 )
-def test_what_no_browser_should_follow_is_refused(settings: dict[str, Any], where: str) -> None:
-    """At the start, with the setting's name and without a password."""
+def test_a_url_that_browsers_cannot_follow_is_refused(links: dict[str, Any], where: str) -> None:
+    """The error names the option, and contains no password."""
     with pytest.raises(SettingError) as refused:
-        TraceLinks(**settings)
+        TraceLinks(**links)
     assert refused.value.where == where
     assert "secret" not in str(refused.value)
