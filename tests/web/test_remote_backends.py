@@ -131,8 +131,8 @@ def test_it_serves_a_real_backend_like_the_embedded_store(
     path = write_ndjson(tmp_path / "runs.ndjson", documents)
     tenant = f"tenant-{uuid4().hex}"
     runspan("export", path, "--endpoint", backend.otlp, "--tenant", tenant)
-    created = runspan("keys", "create", "--data", tmp_path / "keys", "--name", "x", "--company", tenant, "--json")
-    headers = {"x-api-key": json.loads(created.stdout)["key"]}
+    made = runspan("keys", "create", "--data", tmp_path / "keys", "--name", "x", "--company", tenant, "--json")
+    headers = {"x-api-key": json.loads(made.stdout)["key"]}
     args = ("--backend", f"{kind}+{backend.url}", "--jaeger-url", backend.url)
     with (
         server(tmp_path / "own") as (own, _),

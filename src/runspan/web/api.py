@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
-SECURITY: Final[list[dict[str, list[Any]]]] = [{"apiKey": []}, {"bearer": []}]
+SECURITY: Final[list[dict[str, list[str]]]] = [{"apiKey": []}, {"bearer": []}]
 
 _READ_ONLY_HINT: Final = "send runs to the OTLP receiver of the backend, or of a Collector before it: runspan export"
 
@@ -60,8 +60,8 @@ class RunId(BaseConverter):
 class OpenApiBlueprint(APIBlueprint):
     """Routes that the OpenAPI document describes. Each of them may return an ``ErrorBody``."""
 
-    def __init__(self, name: str, import_name: str) -> None:
-        super().__init__(name, import_name, abp_responses=ERROR_RESPONSES)
+    def __init__(self, name: str, import_name: str, security: list[dict[str, list[str]]] | None = None) -> None:
+        super().__init__(name, import_name, abp_security=security, abp_responses=ERROR_RESPONSES)
 
     @staticmethod
     def create_view_func(func: Callable[..., Response], *_args: Any, **_options: Any) -> Callable[..., Response]:
@@ -86,10 +86,10 @@ def require_utf8_path(environ: WSGIEnvironment) -> None:
         raise NotFound("no such run", expected="a path in UTF-8") from None
 
 
-reads = OpenApiBlueprint("reads", __name__)
+reads = OpenApiBlueprint("reads", __name__, SECURITY)
 """Routes that only read."""
 
-writes = OpenApiBlueprint("writes", __name__)
+writes = OpenApiBlueprint("writes", __name__, SECURITY)
 """Routes that store run documents."""
 
 read_only = Blueprint("read_only", __name__)
@@ -99,7 +99,6 @@ read_only = Blueprint("read_only", __name__)
 @reads.get(
     RUN_RULE,
     tags=[RUNS],
-    security=SECURITY,
     responses={200: RunResponse},
     operation_id="getRun",
     openapi_extensions=path_parameter("run_id", "The run's id, percent-encoded."),
@@ -118,7 +117,6 @@ def get_run(run_id: str) -> Response:
 @reads.get(
     f"{RUN_RULE}/trace",
     tags=[RUNS],
-    security=SECURITY,
     responses={200: TraceLinkResponse, 302: {"description": "To a browser: redirect to the first of the links"}},
     operation_id="getRunTrace",
     openapi_extensions=path_parameter("run_id", "The run's id, percent-encoded."),
@@ -147,7 +145,6 @@ def get_run_trace(run_id: str) -> Response:
 @reads.get(
     "/api/v1/runs",
     tags=[RUNS],
-    security=SECURITY,
     responses={200: RunListResponse},
     operation_id="listRuns",
     openapi_extensions={"parameters": parse_query(RunsQuery)[0]},
@@ -171,7 +168,6 @@ def list_runs() -> Response:
 @reads.get(
     "/api/v1/traces/<string:trace_id>",
     tags=[TRACES],
-    security=SECURITY,
     responses={200: {"description": "TracesData in OTLP/JSON", "content": {JSON: {"schema": {"type": "object"}}}}},
     operation_id="getTrace",
     openapi_extensions=path_parameter("trace_id", "32 hex digits.", "^[0-9a-fA-F]{32}$"),
@@ -191,7 +187,6 @@ def get_trace(trace_id: str) -> Response:
 @writes.post(
     "/api/v1/runs",
     tags=[RUNS],
-    security=SECURITY,
     responses={200: StoredRunResponse, 201: StoredRunResponse},
     operation_id="pushRun",
     openapi_extensions={

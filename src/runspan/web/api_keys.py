@@ -95,7 +95,7 @@ class ApiKeyStore:
         self._write(
             "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             key.id,
-            _digest(secret),
+            secret_digest(secret),
             name,
             tenant,
             " ".join(sorted(granted)),
@@ -140,7 +140,7 @@ class ApiKeyStore:
         Candidates are looked up by the first bytes of the digest, which a caller cannot choose, and then compared in
         constant time.
         """
-        digest = _digest(secret)
+        digest = secret_digest(secret)
         with self._lock:
             self._reload_if_changed()
             candidates = self._by_prefix.get(digest[:4], ())
@@ -191,5 +191,6 @@ class ApiKeyStore:
         self._by_prefix, self._version = by_prefix, version
 
 
-def _digest(secret: str) -> bytes:
+def secret_digest(secret: str) -> bytes:
+    """Return the SHA-256 under which a secret is stored."""
     return sha256(secret.encode("utf-8", "surrogatepass")).digest()

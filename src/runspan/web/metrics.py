@@ -21,15 +21,6 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@runtime_checkable
-class SupportsStats(Protocol):
-    """A backend that counts its content."""
-
-    def stats(self) -> Any:
-        """Return a dataclass of numbers."""
-        ...
-
-
 class Unfinished(Protocol):
     """The runs that have not ended."""
 
@@ -45,15 +36,14 @@ class Unfinished(Protocol):
 
 
 @runtime_checkable
-class SupportsUnfinished(Protocol):
-    """A backend that knows cheaply which runs have not ended."""
+class MeasuredStore(Protocol):
+    """A backend that knows cheaply what it contains."""
+
+    def stats(self) -> Any:
+        """Return a dataclass of numbers."""
+        ...
 
     def unfinished(self) -> Unfinished: ...
-
-
-@runtime_checkable
-class SupportsStuck(Protocol):
-    """A backend that counts stuck runs cheaply."""
 
     def stuck(self, before: int) -> int:
         """Return the number of runs that match ``RunQuery.stuck_before``."""
@@ -64,9 +54,9 @@ class Metrics:
     """The metrics of one application, in a registry of its own."""
 
     def __init__(
-        self, store: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
+        self, backend: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
     ) -> None:
-        """Measure a backend as well, as far as it supports one of the protocols of this module.
+        """Include the backend's own metrics if it is a ``MeasuredStore``.
 
         ``clock`` returns nanoseconds since 1970. ``stuck_after`` is the number of nanoseconds without an observation
         after which a run counts as stuck.
@@ -98,14 +88,11 @@ class Metrics:
             "New or changed documents in POST /api/v1/runs, and traces in requests to /v1/traces.",
             registry=self.registry,
         )
-        run_metrics = MetricsRegistry(clock)
-        if isinstance(store, SupportsStats):
-            self.registry.register(_StoreCollector(store))
-        if isinstance(store, SupportsUnfinished):
-            run_metrics.register(lambda: _unfinished(store))
-        if isinstance(store, SupportsStuck):
-            run_metrics.register(lambda: _stuck(store, clock() - stuck_after))
-        self.registry.register(RegistryCollector(run_metrics))
+        if isinstance(backend, MeasuredStore):
+            run_metrics = MetricsRegistry(clock)
+            run_metrics.register(lambda: _run_samples(backend, clock() - stuck_after))
+            self.registry.register(RegistryCollector(run_metrics))
+            self.registry.register(_StoreCollector(backend))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def observe_request(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -123,17 +110,10 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _unfinished(store: SupportsUnfinished) -> Samples:
+def _run_samples(store: MeasuredStore, stuck_before: int) -> Samples:
     try:
         unfinished = store.unfinished()
-    except RunspanError:
-        return {}
-    return {UNFINISHED: unfinished.runs, OLDEST_UNFINISHED: unfinished.oldest}
-
-
-def _stuck(store: SupportsStuck, before: int) -> Samples:
-    try:
-        return {STUCK: store.stuck(before)}
+        return {UNFINISHED: unfinished.runs, OLDEST_UNFINISHED: unfinished.oldest, STUCK: store.stuck(stuck_before)}
     except RunspanError:
         return {}
 
@@ -141,7 +121,7 @@ def _stuck(store: SupportsStuck, before: int) -> Samples:
 class _StoreCollector(Collector):
     """Reads the statistics of the store on every scrape. A store that fails omits its series."""
 
-    def __init__(self, store: SupportsStats) -> None:
+    def __init__(self, store: MeasuredStore) -> None:
         self._store = store
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

@@ -34,13 +34,12 @@ _RESPONSES: Final[dict[Any, Any]] = {
     **{status: dict(_STATUS) for status in (400, 401, 403, 405, 413, 415, 429, 503)},
 }
 
-receiver = OpenApiBlueprint("receiver", __name__)
+receiver = OpenApiBlueprint("receiver", __name__, SECURITY)
 
 
 @receiver.post(
     OTLP_PATH,
     tags=[TRACES],
-    security=SECURITY,
     responses=_RESPONSES,
     operation_id="exportTraces",
     openapi_extensions={

@@ -60,25 +60,6 @@ def _time_before(now: int, duration: str | None) -> int | None:
     return None if duration is None else max(0, now - int(duration[:-1]) * _UNITS[duration[-1]])
 
 
-class RunDocument(BaseModel):
-    """A run document, as it was sent in."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    workflowId: Any = None
-    status: Any = Field(None, description="One of the seven statuses; others are preserved too.")
-    triggerType: Any = None
-    startedAt: Any = None
-    completedAt: Any = None
-    durationMs: Any = None
-    input: Any = None
-    output: Any = None
-    error: Any = None
-    createdAt: Any = None
-    steps: Any = None
-
-
 class RunSummaryBody(BaseModel):
     """A run without its steps and payloads. Members that the document lacks are omitted."""
 
@@ -91,6 +72,17 @@ class RunSummaryBody(BaseModel):
     durationMs: Any = None
     error: Any = None
     createdAt: Any = None
+
+
+class RunDocument(RunSummaryBody):
+    """A run document, as it was sent in."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Any = Field(None, description="One of the seven statuses; others are preserved too.")
+    input: Any = None
+    output: Any = None
+    steps: Any = None
 
 
 class RunResponse(BaseModel):

@@ -14,7 +14,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,7 @@ from flask import Response
 from werkzeug.http import parse_cookie
 
 from runspan.errors import NotFound, StoreError
-from runspan.web.api_keys import ApiKey, ApiKeyStore
+from runspan.web.api_keys import ApiKey, ApiKeyStore, secret_digest
 from runspan.web.links import PublicUrl
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class SessionStore:
         now = self._clock()
         expires = now + self._lifetime if key.expires is None else min(now + self._lifetime, key.expires)
         self._execute("DELETE FROM sessions WHERE expires <= ?", now)
-        self._execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", _digest(token), key.id, now, expires)
+        self._execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", secret_digest(token), key.id, now, expires)
         self._execute(
             "DELETE FROM sessions WHERE sha256 IN"
             " (SELECT sha256 FROM sessions WHERE key_id = ? ORDER BY created DESC LIMIT -1 OFFSET ?)",
@@ -89,7 +88,7 @@ class SessionStore:
 
     def find_key(self, token: str) -> ApiKey | None:
         """Return the active key of a session, or None. The lookup is by a digest, which a caller cannot choose."""
-        rows = self._execute("SELECT key_id, expires FROM sessions WHERE sha256 = ?", _digest(token))
+        rows = self._execute("SELECT key_id, expires FROM sessions WHERE sha256 = ?", secret_digest(token))
         if not rows or rows[0][1] <= (now := self._clock()):
             return None
         try:
@@ -100,7 +99,7 @@ class SessionStore:
 
     def delete(self, token: str) -> None:
         """End a session. An unknown token changes nothing."""
-        self._execute("DELETE FROM sessions WHERE sha256 = ?", _digest(token))
+        self._execute("DELETE FROM sessions WHERE sha256 = ?", secret_digest(token))
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -113,10 +112,6 @@ class SessionStore:
                 return self._db.execute(statement, values).fetchall()
             except sqlite3.Error as error:
                 raise StoreError("cannot use the sessions", got=str(error)) from error
-
-
-def _digest(token: str) -> bytes:
-    return sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 class SessionCookie:
