@@ -28,7 +28,7 @@ from runspan.web.middleware import ResponseMiddleware, RunFastPath
 from runspan.web.origin_guard import OriginGuard
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
-from runspan.web.pages.views import FAILED_LOGIN, login, pages
+from runspan.web.pages.views import login, pages
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionCookie, SessionStore
 
@@ -114,7 +114,7 @@ def _create_context(
         public_url=public_url,
         api_keys=keys,
         session_cookie=session_cookie,
-        failed_logins=RateLimiter({FAILED_LOGIN: config.logins_per_minute}),
+        failed_logins=RateLimiter(config.logins_per_minute),
         clock=clock,
     )
 

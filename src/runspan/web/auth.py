@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -39,39 +38,31 @@ class Principal:
 
 
 class RateLimiter:
-    """Limits of requests per minute over a moving window, by kind of request and client, in memory."""
+    """A limit of requests per minute and client over a moving window, in memory. 0 means no limit."""
 
-    def __init__(self, per_minute: Mapping[str, int]) -> None:
-        """``per_minute`` maps each kind of request to its limit; 0 for no limit."""
-        self._limits: dict[str, RateLimitItem] = {
-            kind: RateLimitItemPerMinute(amount, namespace=kind.replace(":", "-"))
-            for kind, amount in per_minute.items()
-            if amount
-        }
+    def __init__(self, per_minute: int) -> None:
+        self._limit = RateLimitItemPerMinute(per_minute) if per_minute else None
         self._window = MovingWindowRateLimiter(MemoryStorage())
 
-    def check(self, kind: str, client: str) -> None:
+    def check(self, client: str) -> None:
         """Count a request. Raises RateLimited, and counts nothing, if the client has reached the limit."""
-        limit = self._limits.get(kind)
-        if limit is not None and not self._window.hit(limit, client):
+        if self._limit is not None and not self._window.hit(self._limit, client):
             raise RateLimited(
-                f"more than {limit.amount} requests a minute",
-                retry_after=self._seconds_until_reset(limit, client),
+                f"more than {self._limit.amount} requests a minute",
+                retry_after=self._seconds_until_reset(self._limit, client),
                 hint="retry after the seconds in Retry-After",
             )
 
-    def record(self, kind: str, client: str) -> None:
+    def record(self, client: str) -> None:
         """Count an event without enforcing the limit; see ``retry_after``."""
-        limit = self._limits.get(kind)
-        if limit is not None:
-            self._window.hit(limit, client)
+        if self._limit is not None:
+            self._window.hit(self._limit, client)
 
-    def retry_after(self, kind: str, client: str) -> int:
+    def retry_after(self, client: str) -> int:
         """Return the seconds that the client has to wait, or 0 if it has not reached the limit. Counts nothing."""
-        limit = self._limits.get(kind)
-        if limit is None or self._window.test(limit, client):
+        if self._limit is None or self._window.test(self._limit, client):
             return 0
-        return self._seconds_until_reset(limit, client)
+        return self._seconds_until_reset(self._limit, client)
 
     def _seconds_until_reset(self, limit: RateLimitItem, client: str) -> int:
         reset_time = self._window.get_window_stats(limit, client).reset_time
@@ -95,16 +86,16 @@ class Authenticator:
         self._api_keys = api_keys
         self._session_cookie = session_cookie
         self._origin_guard = origin_guard
-        self._key_limiter = RateLimiter(
-            {
-                RUNS_READ: config.reads_per_minute,
-                RUNS_WRITE: config.writes_per_minute,
-                TRACES_LIMIT: config.traces_per_minute,
-            }
-        )
-        self._address_limiter = RateLimiter(
-            {RUNS_READ: config.open_reads_per_minute, RUNS_WRITE: config.open_writes_per_minute}
-        )
+        self._key_limiters = {
+            RUNS_READ: RateLimiter(config.reads_per_minute),
+            RUNS_WRITE: RateLimiter(config.writes_per_minute),
+            TRACES_LIMIT: RateLimiter(config.traces_per_minute),
+        }
+        self._address_limiters = {
+            RUNS_READ: RateLimiter(config.open_reads_per_minute),
+            RUNS_WRITE: RateLimiter(config.open_writes_per_minute),
+            TRACES_LIMIT: RateLimiter(0),
+        }
 
     def authorize(self, environ: WSGIEnvironment, permission: str, rate_limit: str = "") -> Principal:
         """Return the sender of a request if it has the permission.
@@ -123,7 +114,7 @@ class Authenticator:
         if key is None:
             if api_keys is None or api_keys.unused:
                 self._origin_guard.check(environ, writes=permission == RUNS_WRITE)
-                self._address_limiter.check(rate_limit or permission, f"address {environ.get('REMOTE_ADDR')}")
+                self._address_limiters[rate_limit or permission].check(environ.get("REMOTE_ADDR", ""))
                 return _ANONYMOUS
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
@@ -136,7 +127,7 @@ class Authenticator:
                 got=", ".join(sorted(key.permissions)),
                 hint="use a key that has it",
             )
-        self._key_limiter.check(rate_limit or permission, f"key {key.id}")
+        self._key_limiters[rate_limit or permission].check(key.id)
         return Principal(key.tenant, authenticated=True)
 
 

@@ -20,7 +20,7 @@ _STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
 def _digits(value: object) -> object:
     """Accept digits only: ``int`` would also accept ``1_0``, `` 5`` and ``5.0``."""
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,9}", value):
-        raise ValueError(f"should be a whole number from 1 to {MAX_LIMIT}")
+        raise ValueError(f"should be an integer from 1 to {MAX_LIMIT}")
     return value
 
 

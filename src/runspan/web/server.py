@@ -74,9 +74,8 @@ class WebServer:
             **proxy_options,
         )
         self._server.channel_class = _Channel
-        logging.getLogger("waitress.queue").setLevel(
-            logging.ERROR
-        )  # it warns about each request that waits for a thread
+        # It logs a warning for each request that waits for a thread.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     @property
     def url(self) -> str:

@@ -53,9 +53,6 @@ ASSET_HEADERS: Final = {
 }
 
 HTML: Final = "text/html; charset=utf-8"
-FAILED_LOGIN: Final = "login"
-"""The kind of event that ``AppContext.failed_logins`` limits."""
-
 _API_PREFIXES: Final = ("/api/", "/v1/", "/pages/", "/static/")
 _TITLES: Final = {
     403: "You may not read runs here",
@@ -150,7 +147,7 @@ def log_in() -> Response:
     if not is_same_origin(request.environ, context.public_url.origin):
         return _login_form(403, "This login was sent by another site and ignored. Log in here.")
     address = request.remote_addr or ""
-    retry_after = context.failed_logins.retry_after(FAILED_LOGIN, address)
+    retry_after = context.failed_logins.retry_after(address)
     if retry_after:
         response = _login_form(429, f"Too many wrong keys came from your address. Try again in {retry_after} seconds.")
         response.headers["Retry-After"] = str(retry_after)
@@ -158,7 +155,7 @@ def log_in() -> Response:
     secret = request.form.get("key", "").strip()
     key = keys.find(secret) if 0 < len(secret) <= _MAX_KEY_LENGTH else None
     if key is None:
-        context.failed_logins.record(FAILED_LOGIN, address)
+        context.failed_logins.record(address)
         logger.warning("a login from %s with an unknown, expired or revoked key", address)
         return _login_form(
             401,
