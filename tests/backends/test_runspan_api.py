@@ -32,7 +32,7 @@ from runspan.web.api_keys import RUNS_WRITE, ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import SAMPLES, generated
-from support.jaeger import answering
+from support.jaeger import serving
 from support.web import document, serving, spans_of
 
 ODD = {
@@ -126,13 +126,13 @@ def test_access_and_limits_are_our_errors(store: SqliteStore, tmp_path: Path) ->
     """No key, a wrong one, one without the permission, and too many requests each have their own class."""
     store.put(Run.from_dict(document("run_1")), tenant="acme", observed_at=1)
     ring = ApiKeyStore(tmp_path / "keys.sqlite3")
-    secret, _ = ring.create("all", company="acme")
+    secret, _ = ring.create("all", tenant="acme")
     writing, _ = ring.create("writer", permissions=[RUNS_WRITE])
     for key, kind in ((None, Unauthorized), ("wfk_wrong", Unauthorized), (writing, Forbidden)):
         with reading(store, keys=ring, api_key=key) as reader, pytest.raises(kind) as caught:
             reader.document("run_1")
         assert not key or key not in str(caught.value)
-    with reading(store, keys=ring, api_key=secret, settings=WebConfig(reads_per_minute=2)) as reader:
+    with reading(store, keys=ring, api_key=secret, config=WebConfig(reads_per_minute=2)) as reader:
         assert json.loads(reader.document("run_1").text)["id"] == "run_1"
         with pytest.raises(NotFound):
             reader.document("run_2")
@@ -147,7 +147,7 @@ def test_a_named_tenant_is_proved_and_not_believed(store: SqliteStore, tmp_path:
     for tenant in ("acme", "beta"):
         store.put(Run.from_dict(document("run_1", workflowId=tenant)), tenant=tenant, observed_at=1)
     ring = ApiKeyStore(tmp_path / "keys.sqlite3")
-    secret, _ = ring.create("all", company="acme")
+    secret, _ = ring.create("all", tenant="acme")
     with reading(store, keys=ring, api_key=secret) as reader:
         assert json.loads(reader.document("run_1", "acme").text)["workflowId"] == "acme"
         assert json.loads(reader.search(RunQuery("acme")).items[0])["workflowId"] == "acme"
@@ -237,7 +237,7 @@ def test_the_api_path_may_stand_in_the_url(store: SqliteStore) -> None:
 @contextmanager
 def reading_answers(body: str) -> Iterator[RunspanApiReader]:
     """A reader of a server that answers everything with this JSON."""
-    with answering(lambda path: (200, "application/json", body.encode())) as url:
+    with serving(lambda path: (200, "application/json", body.encode())) as url:
         reader = RunspanApiReader(url)
         yield reader
         reader.close()

@@ -67,7 +67,7 @@ def _run_of(document: bytes | dict[str, Any]) -> Run:
 def place(folder: Path, **settings: Any) -> Iterator[Place]:
     """A server until the block ends. settings: of the store."""
     with SqliteStore(folder, **settings) as store:
-        app = create_app(store, store, settings=WebConfig())
+        app = create_app(store, store, config=WebConfig())
         with serving(app, threads=8) as client:
             yield Place(store, str(client.base_url).rstrip("/"))
 

@@ -70,7 +70,7 @@ def create(
     """
     ring = create_key_store(data)
     until = None if expires is None else time.time_ns() + expires
-    secret, key = ring.create(name, company=company, permissions=permissions or PERMISSIONS, expires=until)
+    secret, key = ring.create(name, tenant=company, permissions=permissions or PERMISSIONS, expires=until)
     ring.close()
     _show(secret, key, as_json)
 
@@ -147,7 +147,7 @@ def _show(secret: str, key: ApiKey, as_json: bool) -> None:
 
 
 def _line(key: ApiKey) -> str:
-    granted, company = ",".join(sorted(key.permissions)), escape_control(key.company) or "-"
+    granted, company = ",".join(sorted(key.permissions)), escape_control(key.tenant) or "-"
     state = key.state(time.time_ns())
     return f"{key.id}  {state:8}  {granted:20}  {_iso(key.created)}  {company}  {escape_control(key.name)}"
 
@@ -156,7 +156,7 @@ def _plain(key: ApiKey) -> dict[str, object]:
     return {
         "id": key.id,
         "name": key.name,
-        "company": key.company,
+        "company": key.tenant,
         "permissions": sorted(key.permissions),
         "state": key.state(time.time_ns()),
         "created": _iso(key.created),

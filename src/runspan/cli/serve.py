@@ -207,7 +207,7 @@ def serve(
             got=repr(url),
             hint="`runspan list` and `runspan get` read from a running server",
         )
-    settings = WebConfig(
+    config = WebConfig(
         max_body=max_body * MIB,
         reads_per_minute=reads_per_minute,
         writes_per_minute=writes_per_minute,
@@ -233,11 +233,11 @@ def serve(
         if store is not None:
             opened.enter_context(_expiring(store, retention))
         serve_app(
-            create_app(reader, store, settings=settings, keys=keys, sessions=sessions),
+            create_app(reader, store, config=config, keys=keys, sessions=sessions),
             host=host,
             port=port,
             threads=threads,
-            max_body=settings.max_body,
+            max_body=config.max_body,
             trusted_proxy=trusted_proxy,
             on_ready=lambda server: _print_banner(server, url, keys, reads_only=store is None, pages=not no_pages),
         )

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from runspan.errors import SettingError
-from runspan.web.trace_links import TraceLinks
+from runspan.web.links import TraceLinks
 
 TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
 
@@ -17,12 +17,12 @@ TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
 def test_jaeger_takes_the_trace_id_in_the_path() -> None:
     """With the base path that the pages have, and the leading zeros."""
     for base in ("https://obs.example/jaeger", "https://obs.example/jaeger/"):
-        assert TraceLinks(jaeger=base).of(TRACE) == {"jaeger": f"https://obs.example/jaeger/trace/{TRACE.hex()}"}
+        assert TraceLinks(jaeger=base).for_trace(TRACE) == {"jaeger": f"https://obs.example/jaeger/trace/{TRACE.hex()}"}
 
 
 def test_grafana_takes_explores_state_in_the_query() -> None:
     """One pane, one TraceQL query that is the trace id, on the data source of that uid."""
-    url = urlsplit(TraceLinks(grafana="http://g:3000/sub", datasource='uid "1"&x').of(TRACE)["grafana"])
+    url = urlsplit(TraceLinks(grafana="http://g:3000/sub", datasource='uid "1"&x').for_trace(TRACE)["grafana"])
     assert (url.netloc, url.path) == ("g:3000", "/sub/explore")
     parameters = parse_qs(url.query, strict_parsing=True)
     assert parameters["schemaVersion"] == ["1"]
@@ -34,17 +34,17 @@ def test_grafana_takes_explores_state_in_the_query() -> None:
     assert set(pane["range"]) == {"from", "to"}
 
 
-def test_the_place_of_ones_own_goes_first() -> None:
-    """Then Jaeger, then Grafana; none at all is fine."""
+def test_the_template_comes_first() -> None:
+    """Then Jaeger, then Grafana; all of them are optional."""
     links = TraceLinks("http://j", "http://g", template="https://x.example/{trace_id}?a={trace_id}")
-    found = links.of(TRACE)
+    found = links.for_trace(TRACE)
     assert list(found) == ["trace", "jaeger", "grafana"]
     assert found["trace"] == f"https://x.example/{TRACE.hex()}?a={TRACE.hex()}"
-    assert TraceLinks().of(TRACE) == {}
+    assert TraceLinks().for_trace(TRACE) == {}
 
 
 @pytest.mark.parametrize(
-    ("settings", "where"),
+    ("links", "where"),
     [
         ({"jaeger": "javascript:alert(1)"}, "jaeger url"),
         ({"jaeger": "jaeger:16686"}, "jaeger url"),
@@ -57,9 +57,9 @@ def test_the_place_of_ones_own_goes_first() -> None:
         ({"template": "/{trace_id}"}, "trace url"),
     ],
 )
-def test_what_no_browser_should_follow_is_refused(settings: dict[str, Any], where: str) -> None:
-    """At the start, with the setting's name and without a password."""
+def test_a_url_that_browsers_cannot_follow_is_refused(links: dict[str, Any], where: str) -> None:
+    """The error names the option, and contains no password."""
     with pytest.raises(SettingError) as refused:
-        TraceLinks(**settings)
+        TraceLinks(**links)
     assert refused.value.where == where
     assert "secret" not in str(refused.value)
