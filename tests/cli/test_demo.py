@@ -38,7 +38,7 @@ def test_a_fresh_clone_shows_the_samples_and_again(tmp_path: Path) -> None:
 def test_an_installed_package_makes_its_own_runs(tmp_path: Path) -> None:
     """Elsewhere there is no folder of samples; the store is a directory of the demo's own."""
     told = process("demo", "--port", 0, "--exit", cwd=tmp_path).stdout.decode()
-    assert "sending 200 runs, made up for this demo" in told
+    assert "sending 200 runs, generated for this demo" in told
     assert counts(told) == (200, 200)
     assert [path.name for path in tmp_path.iterdir()] == ["runspan-demo"]
 
@@ -49,7 +49,7 @@ def test_what_it_shows_to_look_at_works(tmp_path: Path) -> None:
         listing = child.wait_for(r"curl '(http://\S+)'")[1]
         one = child.wait_for(r"curl (http://\S+)")[1]
         get = child.wait_for(r"  runspan get (\S+) --data (\S+)")
-        child.wait_for("Ctrl-C ends it")
+        child.wait_for("press Ctrl-C to stop")
         failed = httpx.get(listing, trust_env=False).json()["data"]
         assert {run["status"] for run in failed} == {"failed"}
         document = httpx.get(one, trust_env=False).json()["data"]

@@ -45,7 +45,7 @@ def test_a_command_that_works_does_so_though_nobody_hears_of_it(data: Path, tmp_
     done = closing("2>&-", "archive", "--before", "0m", "--to", tmp_path / "to", "--data", data)
     assert done.returncode == 0
     checkpoint = tmp_path / "checkpoint.sqlite3"
-    done = closing("2>&-", "sync", "http://127.0.0.1:9", "--checkpoint", checkpoint, "--give-up-after", "1s", "--json")
+    done = closing("2>&-", "sync", "http://127.0.0.1:9", "--state-file", checkpoint, "--retry-max-time", "1s", "--json")
     assert done.returncode == 9
     assert json.loads(done.stdout)
 

@@ -120,7 +120,7 @@ def test_grpc_arrives_as_the_same_documents() -> None:
 def test_the_options_reach_the_receiver(tmp_path: Path) -> None:
     """Key, compression, batch size, service name, resource attributes and tenant are those that were set."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(40))
-    args = ("--compression", "none", "--batch-spans", 20, "--workers", 1, "--service-name", "flows")
+    args = ("--compression", "none", "--batch-spans", 20, "--concurrency", 1, "--service-name", "flows")
     env = {
         "RUNSPAN_API_KEY": "wfk_a,b%20c",
         "OTEL_EXPORTER_OTLP_HEADERS": "x-more=1",
@@ -128,7 +128,9 @@ def test_the_options_reach_the_receiver(tmp_path: Path) -> None:
     }
     with http_receiver() as receiver:
         runspan("export", path, "--endpoint", receiver.url, *args, **env)
-        runspan("export", path, "--endpoint", receiver.url, "--tenant", "acme", "--timeout", 5, "--retry-for", 3)
+        runspan(
+            "export", path, "--endpoint", receiver.url, "--tenant", "acme", "--timeout", "5s", "--retry-max-time", "3s"
+        )
     post, last = receiver.posts[0], receiver.posts[-1]
     headers = {name.lower(): value for name, value in post.headers.items()}
     assert (headers["x-api-key"], headers["x-more"]) == ("wfk_a,b%20c", "1")
@@ -187,10 +189,10 @@ def test_an_endpoint_that_nobody_listens_at_ends_the_export_with_the_reason(tmp_
     """It does not read on for minutes: it tells why it waits, then stops, and what to do."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(2000))
     url = f"http://127.0.0.1:{unused_port()}"
-    done = process("export", path, "--endpoint", url, "--retry-for", 2, code=1)
+    done = process("export", path, "--endpoint", url, "--retry-max-time", "2s", code=1)
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"runspan: {url}/v1/traces: ConnectError: ")
-    assert lines[0].endswith("trying again for 2 s, Ctrl-C ends it")
+    assert lines[0].endswith("retrying for 2 s, press Ctrl-C to stop")
     assert lines[1].startswith("0 runs accepted, ")
     assert any(line.startswith(f"stopped: {url}/v1/traces took nothing for 2 s: ConnectError") for line in lines)
     assert lines[-1] == "  hint: is a receiver listening there? start one with: runspan serve"
@@ -215,7 +217,7 @@ def test_a_refusal_comes_with_a_hint(tmp_path: Path, status: int, hint: str) -> 
         (("-",), {"OTEL_RESOURCE_ATTRIBUTES": "novalue"}, "OTEL_RESOURCE_ATTRIBUTES: expected key=value"),
         (("-",), {"RUNSPAN_API_KEY": "two\nlines"}, "RUNSPAN_API_KEY: expected one API key"),
         (("-",), {"RUNSPAN_API_KEY_FILE": "/no/such/file"}, "/no/such/file: expected a file with an API key"),
-        (("-", "--workers", "0"), {}, "Invalid value for '--workers'"),
+        (("-", "--concurrency", "0"), {}, "Invalid value for '--concurrency'"),
         ((), {}, "Missing argument 'FILE...'"),
     ],
 )
@@ -239,8 +241,8 @@ def test_a_signal_ends_an_export_with_its_report_and_130(tmp_path: Path, number:
         return OK
 
     with http_receiver(answer) as receiver:
-        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--workers", 1)
-        with running(*args, "--timeout", 90) as child:
+        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--concurrency", 1)
+        with running(*args, "--timeout", "90s") as child:
             assert stuck.wait(60)
             assert child.end(number) == 130
         leave.set()

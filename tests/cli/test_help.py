@@ -10,14 +10,14 @@ import pytest
 
 from runspan.cli import main
 from runspan.errors import OUTCOMES
-from support.cli import runspan
+from support.cli import runspan, subcommands
 
 Words = tuple[str, ...]
 
 
 def commands(group: click.Group = main, path: Words = ()) -> Iterator[tuple[Words, click.Command]]:
     yield path, group
-    for name, command in group.commands.items():
+    for name, command in subcommands(group).items():
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
         else:
@@ -128,7 +128,7 @@ def test_no_option_takes_a_secret() -> None:
     """A command line is read by every process on the machine: keys come from the environment or from a file."""
     for _, option in OPTIONS:
         if re.search("key|secret|token|password|header", option.opts[-1]):
-            assert option.opts[-1] in ("--api-key-file", "--source-key-file")
+            assert option.opts[-1] in ("--api-key-file", "--platform-key-file")
     for path in (("export",), ("list",), ("get",), ("sync",)):
         assert "RUNSPAN_API_KEY" in runspan(*path, "-h").output
 

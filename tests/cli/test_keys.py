@@ -85,7 +85,7 @@ def test_companies_see_their_own_runs_only(tmp_path: Path) -> None:
     files = {name: write_ndjson(tmp_path / f"{name}.ndjson", found) for name, found in texts.items()}
     data = tmp_path / "data"
     with server(data) as (url, _):
-        keys = {name: made(data, name, "--company", name)[0] for name in texts}
+        keys = {name: made(data, name, "--tenant", name)[0] for name in texts}
         for name, path in files.items():
             runspan("export", path, "--endpoint", url, "--tenant", name, RUNSPAN_API_KEY=keys[name])
         for name, found in texts.items():
@@ -146,7 +146,7 @@ def test_creating_prints_the_secret_alone_on_standard_output(tmp_path: Path) -> 
 def test_the_list_is_for_people_too(tmp_path: Path) -> None:
     """One line a key; names that would steer a terminal are spelled out."""
     for name in ("one", "two\x1b[31m"):
-        runspan("keys", "create", "--data", tmp_path, "--name", name, "--company", "acme")
+        runspan("keys", "create", "--data", tmp_path, "--name", name, "--tenant", "acme")
     lines = runspan("keys", "list", "--data", tmp_path).stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["active", "active"]
     assert lines[1].endswith("acme  two\\x1b[31m")
@@ -165,7 +165,7 @@ def test_a_directory_without_keys_is_told_and_not_made(args: tuple[str, ...], tm
     [
         (("create",), 2, "Missing option '--name'"),
         (("create", "--name", "x", "--permission", "all"), 2, "Invalid value for '--permission'"),
-        (("create", "--name", "x", "--expires", "soon"), 2, "expected a length of time"),
+        (("create", "--name", "x", "--expires", "soon"), 2, "expected a duration"),
         (("revoke", "abc"), 5, "key abc: no such key"),
         (("rotate", "abc"), 5, "hint: `runspan keys list` shows the ids"),
     ],

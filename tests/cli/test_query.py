@@ -198,7 +198,7 @@ def test_a_reader_that_goes_away_ends_the_list_quietly(data: Path, form: tuple[s
         (("get", "no such run"), 5, "run no such run"),
         (("list", "--cursor", "zzz"), 2, "cursor: expected meta.cursor"),
         (("list", "--status", "done"), 2, "Invalid value for '--status'"),
-        (("list", "--since", "yesterday"), 2, "expected a length of time such as 90m"),
+        (("list", "--since", "yesterday"), 2, "expected a duration such as 30s"),
         (("list", "--limit", "0"), 2, "0 is not in the range x>=1"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_file_that_cannot_be_written_is_told(data: Path, tmp_path: Path) -> No
     """--out into a folder that does not exist."""
     out = tmp_path / "no" / "run.json"
     result = runspan("get", next(iter(TEXTS)), "--data", data, "--out", out, code=2)
-    assert f"--out {out}: expected a file that can be written" in result.stderr
+    assert f"--out {out}: expected a writable file" in result.stderr
 
 
 def test_a_damaged_store_ends_with_10(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_its_options_reach_the_application(tmp_path: Path) -> None:
         "RUNSPAN_TRACE_URL": "http://jaeger/trace/{trace_id}",
         "RUNSPAN_PRIVATE_METRICS": "1",
         "RUNSPAN_ACCESS_LOG": "1",
-        "RUNSPAN_THREADS": "2",
+        "RUNSPAN_CONCURRENCY": "2",
     }
     headers = {"x-api-key": key, "content-type": "application/json"}
     with (
@@ -102,7 +102,7 @@ def test_names_that_are_allowed(tmp_path: Path) -> None:
         refused = runspan(
             "export", SAMPLES / "agent-invoice-extraction-openai.json", "--endpoint", url, code=1, **headers
         )
-        assert "hint: call it by 127.0.0.1, or start it with: runspan serve --allow-host NAME" in refused.stderr
+        assert "hint: address it as 127.0.0.1, or start it with: runspan serve --allow-host NAME" in refused.stderr
     refused = runspan("serve", "--data", tmp_path, "--allow-host", "http://my-box", "--port", 0, code=2)
     assert "allowed host: expected a name or an address without a port" in refused.stderr
 
@@ -135,7 +135,7 @@ def test_beyond_this_machine_it_refuses_without_keys(tmp_path: Path, host: str) 
     """The message says how to make one."""
     result = runspan("serve", "--data", tmp_path, "--host", host, "--port", 0, code=2)
     assert "refusing to listen beyond this machine without API keys" in result.stderr
-    assert f"hint: make one first: runspan keys create --data {tmp_path} --name NAME" in result.stderr
+    assert f"hint: create one first: runspan keys create --data {tmp_path} --name NAME" in result.stderr
 
 
 def test_beyond_this_machine_it_serves_with_keys(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_directory_that_cannot_be_made_ends_with_10(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for data in (tmp_path / "file", tmp_path / "file" / "data"):
         first, second = runspan("serve", "--data", data, "--port", 0, code=10).stderr.splitlines()
-        assert first.startswith(f"runspan: {data}: cannot make the data directory, got ")
+        assert first.startswith(f"runspan: {data}: cannot create the data directory, got ")
         assert "--data" in second
 
 
@@ -219,7 +219,7 @@ def test_its_end_during_an_export_loses_nothing_acknowledged(tmp_path: Path) -> 
     server that was started again, completes it."""
     texts = generated(2000, seed=3)
     path = write_ndjson(tmp_path / "runs.ndjson", texts)
-    args = ("--batch-spans", 40, "--retry-for", 0, "--json")
+    args = ("--batch-spans", 40, "--retry-max-time", 0, "--json")
     with (
         server(tmp_path / "data") as (url, child),
         running("export", path, "--endpoint", url, *args, prints_on="stdout") as exporting,

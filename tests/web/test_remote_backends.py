@@ -129,7 +129,7 @@ def test_it_serves_a_real_backend_as_its_own_store(request: pytest.FixtureReques
     path = write_ndjson(tmp_path / "runs.ndjson", texts)
     tenant = f"company-{uuid4().hex}"
     runspan("export", path, "--endpoint", place.otlp, "--tenant", tenant)
-    made = runspan("keys", "create", "--data", tmp_path / "keys", "--name", "x", "--company", tenant, "--json")
+    made = runspan("keys", "create", "--data", tmp_path / "keys", "--name", "x", "--tenant", tenant, "--json")
     headers = {"x-api-key": json.loads(made.stdout)["key"]}
     args = ("--backend", f"{kind}+{place.url}", "--jaeger-url", place.url)
     with (
