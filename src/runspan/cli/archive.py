@@ -7,6 +7,7 @@ import os
 import shlex
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,24 +25,13 @@ from runspan.archive import (
     PurgeReport,
     RetryingReader,
     create_archive,
-    purge,
     unfinished,
 )
+from runspan.archive import purge as purge_runs
 from runspan.backends import open_store
 from runspan.backends.remote.config import PREFIX, remote_config
-from runspan.backends.sqlite import SqliteStore
+from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
-from runspan.cli.options import (
-    BackendOptions,
-    Duration,
-    api_key,
-    backend_options,
-    concurrency_option,
-    json_option,
-    option,
-    quiet_option,
-    retry_max_time_option,
-)
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
 from runspan.errors import DocumentError, NotFound, SettingError, outcome
 from runspan.model.run import Run
@@ -95,58 +85,42 @@ class _ArchiveDisplay:
         left = f", {self._left:,} left" if self._left else ""
         self._display.update(f"{self._runs:,} runs{left}, back to {_timestamp(found.place.time)}")
 
-    def _other_archive(self, path: str, options: str) -> None:
+    def _other_archive(self, path: str, selection: str) -> None:
         self._display.note(
-            f"{display_path(path)}: an unfinished archive of {options}; only a command with these options resumes it, "
-            "this one begins a new archive"
+            f"{display_path(path)}: an unfinished archive of {selection}; only a command with these options resumes "
+            "it, this one begins a new archive"
         )
 
 
-def _print_report(done: ArchiveResult, report: PurgeReport, *, purge: bool, quiet: bool, as_json: bool) -> None:
-    """Print the result, for people or for programs."""
-    left = done.manifest.left
-    if as_json:
-        click.echo(json.dumps(_json(done, report)))
-        return
-    if quiet and done.complete and not left.unfinished.runs and not report.changed:
-        return
-    place = display_path(done.path)
+def _summary_lines(done: ArchiveResult, purged: PurgeReport | None) -> Iterator[str]:
+    """Yield a line for each thing worth knowing. ``purged`` is None without --purge."""
+    path = display_path(done.path)
     if done.path:
-        verb = "archived" if not done.resumed else "resumed an unfinished archive, and archived"
-        click.echo(f"{verb} {_describe(done.manifest)}; every byte read back: {escape_control(place)}", err=True)
+        verb = "resumed an unfinished archive, and archived" if done.resumed else "archived"
+        yield f"{verb} {_describe(done.manifest)}; every byte read back: {path}"
     else:
-        click.echo("nothing to archive", err=True)
-    for skips, words in (
+        yield "nothing to archive"
+    left = done.manifest.left
+    for skipped, reason in (
         (left.unfinished, "left because they have not ended"),
         (left.incomplete, "NOT archived because their newest revision is incomplete"),
         (left.vanished, "deleted after they were listed"),
         (left.unreadable, "NOT archived because they cannot be read"),
     ):
-        if skips.runs:
-            more = ", …" if skips.runs > _MAX_NAMED else ""
-            click.echo(
-                f"{_count(skips.runs, 'run')} {words}: {escape_control(', '.join(skips.some[:_MAX_NAMED]))}{more}",
-                err=True,
-            )
+        if skipped.runs:
+            more = ", …" if skipped.runs > _MAX_NAMED else ""
+            yield f"{_count(skipped.runs, 'run')} {reason}: {', '.join(skipped.some[:_MAX_NAMED])}{more}"
     for line in done.manifest.partial:
-        click.echo(f"the list was incomplete: {escape_control(line)}", err=True)
-    if purge:
-        _print_purge(report)
+        yield f"the list was incomplete: {line}"
+    if purged is not None:
+        yield f"{_count(purged.deleted, 'run')} purged from the store"
+        if purged.spans:
+            yield f"  with {_count(purged.spans, 'span')} of other instrumentation in their traces, not in the archive"
+        if purged.changed:
+            reason = "kept because they changed meanwhile; the next archive will contain the new versions"
+            yield f"{_count(purged.changed, 'run')} {reason}: {', '.join(purged.named[:_MAX_NAMED])}"
     if done.path:
-        click.echo(f"to import it again: {escape_control(shlex.join(('runspan', 'export', place)))}", err=True)
-
-
-def _print_purge(report: PurgeReport) -> None:
-    click.echo(f"{_count(report.deleted, 'run')} purged from the store", err=True)
-    if report.spans:
-        click.echo(
-            f"  with {_count(report.spans, 'span')} of other instrumentation in their traces, which are in no archive",
-            err=True,
-        )
-    if report.changed:
-        named = ", ".join(report.named[:_MAX_NAMED])
-        words = "kept because they changed meanwhile; the next archive will contain the new versions"
-        click.echo(f"{_count(report.changed, 'run')} {words}: {escape_control(named)}", err=True)
+        yield f"to import it again: {shlex.join(('runspan', 'export', path))}"
 
 
 def _json(done: ArchiveResult, report: PurgeReport) -> dict[str, Any]:
@@ -168,7 +142,7 @@ def _describe(manifest: Manifest) -> str:
     """Return what an archive contains, in one line."""
     stored = sum(part.bytes for part in manifest.files)
     times = f", {_timestamp(manifest.oldest)} to {_timestamp(manifest.newest)}" if manifest.runs else ""
-    tenant = f", of {escape_control(manifest.tenant)}" if manifest.tenant else ""
+    tenant = f", of {manifest.tenant}" if manifest.tenant else ""
     return (
         f"{_count(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
         f"{_count(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
@@ -186,59 +160,46 @@ def _count(number: int, noun: str) -> str:
 
 
 @click.command("archive")
-@option(
-    "--before",
-    type=Duration(),
-    metavar="TIME",
-    help="Archive runs that started longer ago than this, such as 12h or 30d.",
+@options.time("--before", help="Archive runs that started longer ago than this, such as 12h or 30d.")
+@options.time(
+    "--since", show_default="no limit", help="Archive only runs that started this long ago or later, such as 37d."
 )
-@option(
-    "--since",
-    type=Duration(),
-    metavar="TIME",
-    show_default="no limit",
-    help="Archive only runs that started this long ago or later, such as 37d.",
-)
-@option(
+@options.option(
     "--to",
     metavar="DIR|URL",
     help="Directory in which the archive is created as a folder, or a URL such as s3://bucket/prefix with "
     "`pip install 'runspan[objects]'`.",
 )
-@option(
+@options.option(
     "--check",
     "checked",
     metavar="DIR|URL",
     help="Write nothing: verify that an archive, or each archive in a folder, can be read back unchanged.",
 )
-@option(
-    "--format",
-    "compression",
-    type=click.Choice(list(PART_SUFFIXES)),
-    default="zstd",
-    help="Compression of the files.",
+@options.option(
+    "--format", "compression", type=click.Choice(list(PART_SUFFIXES)), default="zstd", help="Compression of the files."
 )
-@option(
+@options.option(
     "--file-size",
     type=click.IntRange(1, 1024),
     metavar="MIB",
     default=32,
     help="Approximate size of the documents in one file, uncompressed. A file is compressed in memory.",
 )
-@option(
+@options.option(
     "--purge",
     is_flag=True,
     help="Then delete the archived runs from the embedded store, except those that changed meanwhile.",
 )
-@concurrency_option(help="Number of documents that are fetched at once.")
-@retry_max_time_option("How long a backend that does not respond, or that is busy, is retried.")
-@backend_options
-@quiet_option
-@json_option
+@options.concurrency(help="Number of documents that are fetched at once.")
+@options.retry_max_time("How long a backend that does not respond, or that is busy, is retried.")
+@options.backend
+@options.quiet
+@options.as_json
 @click.pass_context
 def archive_runs(
     ctx: click.Context,
-    backend: BackendOptions,
+    backend: options.BackendOptions,
     before: int | None,
     since: int | None,
     to: str | None,
@@ -308,20 +269,21 @@ def archive_runs(
         report = PurgeReport()
         if purge and done.path:
             with closing(open_store(backend.url)) as store, progress_display(quiet=quiet) as progress:
-                report = _purge(store, done, _ArchiveDisplay(progress, quiet=quiet))
-    _print_report(done, report, purge=purge, quiet=quiet, as_json=as_json)
+                display = _ArchiveDisplay(progress, quiet=quiet)
+                report = purge_runs(store, done.path, done.manifest, on_progress=display.purged)
+    if as_json:
+        click.echo(json.dumps(_json(done, report)))
+    elif not (quiet and done.complete and not done.manifest.left.unfinished.runs and not report.changed):
+        for line in _summary_lines(done, report if purge else None):
+            click.echo(escape_control(line), err=True)
     ctx.exit(0 if done.complete else INCOMPLETE)
 
 
-def _purge(store: SqliteStore, done: ArchiveResult, display: _ArchiveDisplay) -> PurgeReport:
-    return purge(store, done.path, done.manifest, on_progress=display.purged)
-
-
-def _identity(backend: BackendOptions) -> str:
+def _identity(backend: options.BackendOptions) -> str:
     """Return everything that decides which runs a backend returns: only the same identity resumes an archive."""
     url = backend.url
     if backend.kind == "rest":
-        return f"{url} {api_key(backend.api_key_file) or ''}"  # a server takes the tenant from the key
+        return f"{url} {options.read_api_key(backend.api_key_file) or ''}"  # a server takes the tenant from the key
     if backend.kind == "sqlite":
         return f"sqlite:{os.path.realpath(url.removeprefix('sqlite:'))}"
     headers = [pair for pair in remote_config(url, os.environ).headers if pair[0] != "authorization"]
@@ -356,7 +318,7 @@ def _check(path: str, *, quiet: bool, as_json: bool) -> int:
         )
         if not as_json and not (quiet and not errors):
             state = "DAMAGED" if errors else f"intact, {_describe(manifest)}" if manifest else ""
-            click.echo(f"{escape_control(display_path(folder))}: {state}", err=True)
+            click.echo(escape_control(f"{display_path(folder)}: {state}"), err=True)
     if as_json:
         click.echo(json.dumps({"intact": not exit_code, "archives": results}))
     return exit_code

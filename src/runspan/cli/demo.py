@@ -15,9 +15,9 @@ import httpx
 
 from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
+from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals
 from runspan.cli.keys import create_key_store
-from runspan.cli.options import option, port_option
 from runspan.cli.output import escape_control
 from runspan.delivery import connect, exporter_config
 from runspan.errors import SettingError
@@ -34,22 +34,24 @@ GENERATED: Final = 200
 
 
 @click.command()
-@option(
+@options.option(
     "--data",
     metavar="DIR",
     default="runspan-demo",
     env="RUNSPAN_DEMO_DATA",
     help="Directory of the demo's own store, so that samples are not mixed with real runs.",
 )
-@port_option
-@option(
+@options.port
+@options.option(
     "--runs",
     "source",
     metavar="PATH",
     show_default=f"{SAMPLES} if it exists, else generated runs",
     help="File or folder of run documents.",
 )
-@option("--exit", "leave", is_flag=True, env="RUNSPAN_DEMO_EXIT", help="Exit after the check instead of serving.")
+@options.option(
+    "--exit", "leave", is_flag=True, env="RUNSPAN_DEMO_EXIT", help="Exit after the check instead of serving."
+)
 @click.pass_context
 def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bool) -> None:
     """Send sample runs through a server, and compare what comes back.

@@ -7,25 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
 from click.core import ParameterSource
 
+from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
-from runspan.cli.options import (
-    ReceiverOptions,
-    Seconds,
-    concurrency_option,
-    file_option,
-    json_option,
-    metrics_option,
-    option,
-    quiet_option,
-    receiver_options,
-    retry_max_time_option,
-)
 from runspan.cli.output import ProgressDisplay, print_error, print_report, progress_display, report_retries
 from runspan.cli.watch import watch
 from runspan.codec.encode import encode
@@ -47,71 +37,58 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "dry_run", "as_json")
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE...]")
-@receiver_options
-@option(
+@options.receiver
+@options.option(
     "--compression",
     type=click.Choice(COMPRESSIONS),
     show_default="OTEL_EXPORTER_OTLP_COMPRESSION, else gzip for HTTP",
     help="Compression of request bodies.",
 )
-@option(
+@options.time(
     "--timeout",
-    type=Seconds(shortest=0.1),
-    metavar="TIME",
+    type=options.Seconds(),
     show_default="OTEL_EXPORTER_OTLP_TIMEOUT, else 10s",
     help="How long one attempt of a request may take.",
 )
-@retry_max_time_option(
+@options.retry_max_time(
     "How long a failing request is retried. The export ends if the receiver accepts nothing for this long."
 )
-@concurrency_option("--concurrency", "export_concurrency", help="Number of requests in flight.")
-@option(
-    "--batch-spans",
-    type=click.IntRange(1, 10_000),
-    metavar="COUNT",
-    default=TARGET_SPANS,
-    help="Approximate number of spans in a request.",
+@options.concurrency("--concurrency", "export_concurrency", help="Number of requests in flight.")
+@options.count(
+    "--batch-spans", least=1, most=10_000, default=TARGET_SPANS, help="Approximate number of spans in a request."
 )
-@file_option(
-    "--dead-letter",
-    show_default="keep none",
-    help="Append every document that was rejected, not sent, or whose state is unknown to this file. Export it to send "
-    "them again.",
-)
-@option(
+@options.dead_letter(show_default="keep none")
+@options.option(
     "--watch",
     "watched",
     metavar="DIR",
     show_default="export the files and exit",
     help="Export the files of this folder, and each file that appears or changes, until SIGTERM or Ctrl-C.",
 )
-@option(
+@options.time(
     "--poll",
-    type=Seconds(),
-    metavar="TIME",
+    type=options.Seconds(),
     default="2s",
     help="How often --watch reads the folder. It exports a file once two reads in a row find it unchanged.",
 )
-@option(
+@options.option(
     "--done-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
     show_default="leave the files where they are",
     help="Move each file here, with --watch, once the receiver has all of its runs and it was unchanged for a minute.",
 )
-@file_option(
-    "--state-file",
-    show_default="hidden in the folder",
-    help="Database in which --watch records what the receiver has.",
+@options.file(
+    "--state-file", show_default="hidden in the folder", help="Database in which --watch records what the receiver has."
 )
-@metrics_option
-@option("--dry-run", is_flag=True, help="Send nothing; print each run's trace as a line of OTLP/JSON.")
-@quiet_option
-@json_option
+@options.metrics_listen
+@options.option("--dry-run", is_flag=True, help="Send nothing; print each run's trace as a line of OTLP/JSON.")
+@options.quiet
+@options.as_json
 @click.pass_context
 def export(
     ctx: click.Context,
-    receiver: ReceiverOptions,
+    receiver: options.ReceiverOptions,
     files: tuple[str, ...],
     batch_spans: int,
     dead_letter: Path | None,
@@ -160,10 +137,9 @@ def export(
         watch(Path(watched), config, receiver, state_file, metrics_listen=metrics_listen, quiet=quiet)
         return
     letters = _open_dead_letters(dead_letter, files)
-    total = lambda: _total_bytes(files)  # noqa: E731
     with (
         handle_signals(),
-        progress_display(quiet=quiet or as_json, unit="bytes", total=total) as display,
+        progress_display(quiet=quiet or as_json, unit="bytes", total=partial(_total_bytes, files)) as display,
         letters or nullcontext(),
     ):
         exporter = receiver.connect(receiver.config(), letters=letters)

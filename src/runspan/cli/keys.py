@@ -12,21 +12,25 @@ from typing import Final
 
 import click
 
-from runspan.cli.options import Duration, Utf8Text, data_option, json_option, option
+from runspan.cli import options
 from runspan.cli.output import escape_control
 from runspan.errors import SettingError, StoreError
 from runspan.web.api_keys import PERMISSIONS, ApiKey, ApiKeyStore
 
 KEYS_FILE: Final = "keys.sqlite3"
-_LIFETIME: Final = Duration(longest_days=36_500)
+_LIFETIME: Final = options.Duration(longest_days=36_500)
 """A later end would not be a valid date."""
 
 
-def create_directory(data: str) -> Path:
-    """Return the data directory, and create it if it does not exist. StoreError if that is not possible."""
-    path = Path(data)
+def create_key_store(data: str) -> ApiKeyStore:
+    """Open the key store of a data directory, and create both if they do not exist.
+
+    A warning is printed if other users of this machine can read or change the file. StoreError if the directory cannot
+    be created.
+    """
+    path = Path(data, KEYS_FILE)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
             "cannot create the data directory",
@@ -34,15 +38,6 @@ def create_directory(data: str) -> Path:
             got=error.strerror or str(error),
             hint="name another one with --data, or allow this user to write there",
         ) from None
-    return path
-
-
-def create_key_store(data: str) -> ApiKeyStore:
-    """Open the key store of a data directory, and create it if it does not exist.
-
-    A warning is printed if other users of this machine can read or change it.
-    """
-    path = create_directory(data) / KEYS_FILE
     store = ApiKeyStore(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
@@ -77,17 +72,19 @@ def keys() -> None:
 
 
 @keys.command()
-@data_option
-@option("--name", type=Utf8Text(), required=True, env="RUNSPAN_KEY_NAME", help="What the key is used for.")
-@option(
+@options.data
+@options.option(
+    "--name", type=options.Utf8Text(), required=True, env="RUNSPAN_KEY_NAME", help="What the key is used for."
+)
+@options.option(
     "--tenant",
-    type=Utf8Text(),
+    type=options.Utf8Text(),
     metavar="NAME",
     default="",
     show_default="runs without a tenant",
     help="Tenant whose runs the key reads and writes, as in export --tenant.",
 )
-@option(
+@options.option(
     "--permission",
     "permissions",
     multiple=True,
@@ -96,8 +93,8 @@ def keys() -> None:
     show_default="both",
     help="Permission of the key. The option may be repeated.",
 )
-@option("--expires", type=_LIFETIME, metavar="TIME", show_default="until revoked", help="Lifetime, such as 90d.")
-@json_option
+@options.time("--expires", type=_LIFETIME, show_default="until revoked", help="Lifetime, such as 90d.")
+@options.as_json
 def create(data: str, name: str, tenant: str, permissions: tuple[str, ...], expires: int | None, as_json: bool) -> None:
     """Create a key and print it.
 
@@ -115,8 +112,8 @@ def create(data: str, name: str, tenant: str, permissions: tuple[str, ...], expi
 
 
 @keys.command("list")
-@data_option
-@json_option
+@options.data
+@options.as_json
 def list_keys(data: str, as_json: bool) -> None:
     """List all keys, also expired and revoked ones, without their secrets.
 
@@ -133,7 +130,7 @@ def list_keys(data: str, as_json: bool) -> None:
 
 
 @keys.command()
-@data_option
+@options.data
 @click.argument("key_id", metavar="ID")
 def revoke(data: str, key_id: str) -> None:
     """Revoke a key at once.
@@ -148,12 +145,10 @@ def revoke(data: str, key_id: str) -> None:
 
 
 @keys.command()
-@data_option
+@options.data
 @click.argument("key_id", metavar="ID")
-@option(
-    "--grace", type=_LIFETIME, metavar="TIME", default="24h", help="How long the old key stays valid with the new one."
-)
-@json_option
+@options.time("--grace", type=_LIFETIME, default="24h", help="How long the old key stays valid with the new one.")
+@options.as_json
 def rotate(data: str, key_id: str, grace: int, as_json: bool) -> None:
     """Replace a key with a new one; both are valid for a while.
 

@@ -9,43 +9,29 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from runspan.backends import connect as connect_backend
-from runspan.backends.runspan_api import RunspanApiReader
-from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.contracts import TraceReader
-from runspan.delivery import (
-    GRPC,
-    HTTP,
-    DeadLetters,
-    ExporterConfig,
-    OnSettled,
-    OtlpExporter,
-    RetryPolicy,
-    connect,
-    exporter_config,
-    with_api_key,
-)
 from runspan.errors import SettingError
 from runspan.model.timestamps import SECOND
 from runspan.otlp.env import read_attributes
-from runspan.otlp.protobuf_writer import Resource
-from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.otel import push_metrics
-from runspan.telemetry.prometheus import serve_metrics
+
+if TYPE_CHECKING:  # imports that take long are made by the functions that need them
+    from runspan.contracts import TraceReader
+    from runspan.delivery import DeadLetters, ExporterConfig, OnSettled, OtlpExporter
+    from runspan.otlp.protobuf_writer import Resource
+    from runspan.telemetry import MetricsRegistry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 UNITS: Final = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
 PLANS: Final = {"free": 7.0, "pro": 30.0, "enterprise": 90.0}
 """The platform's retention plans in days."""
+PROTOCOLS: Final = ("http/protobuf", "grpc")
 STUCK_AFTER: Final = 900
 """Seconds without an observation after which a run counts as stuck by default: several heartbeats."""
 
-_LOOPBACK: Final = "127.0.0.1"
 _API_KEY = re.compile(r"[\x21-\x7e]+")
 
 
@@ -77,16 +63,8 @@ class Seconds(click.ParamType[float]):
 
     name = "time"
 
-    def __init__(self, *, shortest: float = 0.0) -> None:
-        self._shortest = shortest
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        seconds = Duration().convert(value, param, ctx) / SECOND
-        if seconds < self._shortest:
-            self.fail(f"expected at least {self._shortest:g}s, got {value!r}", param, ctx)
-        return seconds
+        return value if isinstance(value, float) else Duration().convert(value, param, ctx) / SECOND
 
 
 class Retention(click.ParamType[float]):
@@ -130,7 +108,7 @@ class Address(click.ParamType[tuple[str, int]]):
         match = re.fullmatch(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", str(value))
         if match is None or int(match[2]) > 65535:
             self.fail(f"expected PORT or HOST:PORT such as 9464, got {value!r}", param, ctx)
-        return (match[1] or _LOOPBACK).strip("[]"), int(match[2])
+        return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 
 # Options.
@@ -150,8 +128,40 @@ def _variable(flag: str) -> str:
     return "RUNSPAN_" + flag[2:].replace("-", "_").upper()
 
 
-def grouped(name: str, kind: type[Any]) -> Callable[[F], F]:
-    """Pass a command's parameters that are fields of the dataclass ``kind`` as one argument, an instance of it."""
+def time(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """Return an option whose value is a duration, in nanoseconds unless ``type`` is ``Seconds()``."""
+    attributes.setdefault("type", Duration())
+    return option(*names, metavar="TIME", **attributes)
+
+
+def count(*names: str, least: int = 0, most: int | None = None, **attributes: Any) -> Callable[[F], F]:
+    """Return an option whose value is a number, at least ``least``."""
+    return option(*names, type=click.IntRange(least, most), metavar="COUNT", **attributes)
+
+
+def concurrency(*names: str, default: int = 4, most: int = 64, help: str) -> Callable[[F], F]:
+    """``--concurrency COUNT``: the number of requests in flight. ``names`` replace the flag or name its parameter."""
+    return count(*(names or ("--concurrency",)), least=1, most=most, default=default, help=help)
+
+
+def retry_max_time(help: str) -> Callable[[F], F]:
+    """``--retry-max-time TIME``: how long a failing peer is retried."""
+    return time("--retry-max-time", type=Seconds(), default="5m", help=help)
+
+
+def file(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """Return an option that names a file."""
+    return option(*names, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", **attributes)
+
+
+def dead_letter(show_default: str) -> Callable[[F], F]:
+    """``--dead-letter FILE``: what was not accepted."""
+    help = "Append every document that was rejected or not sent to this file. Export it to send them again."
+    return file("--dead-letter", show_default=show_default, help=help)
+
+
+def grouped(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Add the options to a command, and pass those that are fields of ``kind``, a dataclass, as one argument."""
     members = {field.name for field in fields(kind)}
 
     def decorate(command: F) -> F:
@@ -160,87 +170,41 @@ def grouped(name: str, kind: type[Any]) -> Callable[[F], F]:
             values = {member: parameters.pop(member) for member in members & parameters.keys()}
             return command(*args, **parameters, **{name: kind(**values)})
 
+        for each in reversed(options):
+            each(invoke)
         return cast("F", invoke)
 
     return decorate
 
 
-def file_option(*names: str, **attributes: Any) -> Callable[[F], F]:
-    """Return an option that names a file."""
-    return option(*names, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", **attributes)
-
-
-def data_option(command: F) -> F:
-    """``--data DIR``: the directory of the embedded store and the keys."""
-    return option(
-        "--data", metavar="DIR", default="runspan-data", help="Directory of the embedded store and the API keys."
-    )(command)
-
-
-def tenant_option(command: F) -> F:
-    """``--tenant NAME``: whose runs."""
-    return option(
-        "--tenant",
-        type=Utf8Text(),
-        metavar="NAME",
-        default="",
-        show_default="runs without a tenant",
-        help="Tenant that the runs belong to. A server with API keys accepts only the tenant of the key.",
-    )(command)
-
-
-def api_key_option(command: F) -> F:
-    """``--api-key-file FILE``: never the key itself, since every process can read command lines."""
-    return option(
-        "--api-key-file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        show_default="the key in RUNSPAN_API_KEY, if any",
-        help="File with the API key of a runspan server.",
-    )(command)
-
-
-def json_option(command: F) -> F:
-    """``--json``: for scripts."""
-    return option("--json", "as_json", is_flag=True, help="Print JSON on standard output, for scripts.")(command)
-
-
-def quiet_option(command: F) -> F:
-    """``--quiet``: for cron."""
-    return option(
-        "--quiet", is_flag=True, help="Show no progress, and print a report only if something is wrong: for cron."
-    )(command)
-
-
-def port_option(command: F) -> F:
-    """``--port``: where a server listens."""
-    return option(
-        "--port", default=8321, type=click.IntRange(0, 65535), help="Port to listen on; 0 selects a free one."
-    )(command)
-
-
-def concurrency_option(*names: str, default: int = 4, most: int = 64, help: str) -> Callable[[F], F]:
-    """Return an option for the number of requests in flight."""
-    return option(
-        *(names or ("--concurrency",)), type=click.IntRange(1, most), metavar="COUNT", default=default, help=help
-    )
-
-
-def retry_max_time_option(help: str) -> Callable[[F], F]:
-    """``--retry-max-time TIME``: how long a failing peer is retried."""
-    return option("--retry-max-time", type=Seconds(), metavar="TIME", default="5m", help=help)
-
-
-def metrics_option(command: F) -> F:
-    """``--metrics-listen [HOST:]PORT``: see ``export_metrics``."""
-    return option(
-        "--metrics-listen",
-        type=Address(),
-        metavar="[HOST:]PORT",
-        show_default="no metrics endpoint",
-        help="Serve Prometheus metrics at /metrics on this address. A port alone is on this machine only; port 0 "
-        "selects a free one.",
-    )(command)
+data = option("--data", metavar="DIR", default="runspan-data", help="Directory of the embedded store and the API keys.")
+tenant = option(
+    "--tenant",
+    type=Utf8Text(),
+    metavar="NAME",
+    default="",
+    show_default="runs without a tenant",
+    help="Tenant that the runs belong to. A server with API keys accepts only the tenant of the key.",
+)
+# Never the key itself: every process of the machine can read command lines.
+api_key_file = file(
+    "--api-key-file",
+    show_default="the key in RUNSPAN_API_KEY, if any",
+    help="File with the API key of a runspan server.",
+)
+as_json = option("--json", "as_json", is_flag=True, help="Print JSON on standard output, for scripts.")
+quiet = option(
+    "--quiet", is_flag=True, help="Show no progress, and print a report only if something is wrong: for cron."
+)
+port = option("--port", default=8321, type=click.IntRange(0, 65535), help="Port to listen on; 0 selects a free one.")
+metrics_listen = option(
+    "--metrics-listen",
+    type=Address(),
+    metavar="[HOST:]PORT",
+    show_default="no metrics endpoint",
+    help="Serve Prometheus metrics at /metrics on this address. A port alone is on this machine only; port 0 selects a "
+    "free one.",
+)
 
 
 @contextmanager
@@ -248,6 +212,9 @@ def export_metrics(
     metrics: MetricsRegistry, listen: tuple[str, int] | None, *, service_name: str, quiet: bool
 ) -> Iterator[None]:
     """Export the metrics while the block runs: at an address, and over OTLP if the environment configures that."""
+    from runspan.telemetry.otel import push_metrics  # noqa: PLC0415
+    from runspan.telemetry.prometheus import serve_metrics  # noqa: PLC0415
+
     with ExitStack() as stack:
         if listen is not None:
             url = stack.enter_context(serve_metrics(metrics, *listen))
@@ -262,7 +229,7 @@ def export_metrics(
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """Where runs are read from, and whose: the values of ``backend_options``."""
+    """Where runs are read from, and whose: the values of ``backend``."""
 
     data: str
     backend_url: str | None
@@ -285,35 +252,49 @@ class BackendOptions:
         ``services`` are the service names under which runs were sent, for backends that search by them; None: see
         ``runspan.connect``.
         """
+        from runspan.backends import connect  # noqa: PLC0415
+        from runspan.backends.runspan_api import RunspanApiReader  # noqa: PLC0415
+
         if self.kind == "rest":
-            return RunspanApiReader(self.url, api_key=api_key(self.api_key_file))
+            return RunspanApiReader(self.url, api_key=read_api_key(self.api_key_file))
+        self.require_store()
+        try:
+            return connect(self.url, env=os.environ, services=services)
+        except SettingError as error:
+            if error.where == "backend" and error.hint.startswith("write "):
+                error.hint = "write sqlite:DIR, or http://HOST:PORT of a running runspan server"
+            raise
+
+    def require_store(self) -> None:
+        """Raise SettingError if the backend is an embedded store that does not exist: reading never creates one."""
+        from runspan.backends.sqlite.schema import FILE_NAME  # noqa: PLC0415
+
         directory = self.url.removeprefix("sqlite:")
         if directory and directory != self.url and not Path(directory, FILE_NAME).exists():
             raise SettingError(
                 "no runs are kept here",
                 where=directory,
                 expected="a directory that `runspan serve` has written",
-                hint="name it with --data, or a running server with --backend http://127.0.0.1:8321",
+                hint="name it with --data, or another backend with --backend, such as http://127.0.0.1:8321",
             )
-        try:
-            return connect_backend(self.url, env=os.environ, services=services)
-        except SettingError as error:
-            if error.where == "backend" and error.hint.startswith("write "):
-                error.hint = "write sqlite:DIR, or http://HOST:PORT of a running runspan server"
-            raise
 
 
-def backend_options(command: F) -> F:
-    """``--data``, ``--backend``, ``--tenant``, ``--api-key-file``: passed as ``backend``, a ``BackendOptions``."""
-    backend = option(
+backend = grouped(
+    "backend",
+    BackendOptions,
+    data,
+    option(
         "--backend",
         "backend_url",
         metavar="URL",
         show_default="the store in --data",
         help="Backend to read from: sqlite:DIR, tempo+http://HOST:PORT, jaeger+http://HOST:PORT, or http://HOST:PORT "
         "of a running runspan server.",
-    )
-    return data_option(backend(tenant_option(api_key_option(grouped("backend", BackendOptions)(command)))))
+    ),
+    tenant,
+    api_key_file,
+)
+"""Pass ``backend``, a ``BackendOptions``, to a command."""
 
 
 def backend_kind(url: str) -> str:
@@ -329,7 +310,7 @@ def backend_kind(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReceiverOptions:
-    """Where and how traces are sent: the values of ``receiver_options``, and of options that only some commands have.
+    """Where and how traces are sent: the values of ``receiver``, and of options that only some commands have.
 
     ``timeout`` and ``retry_max_time`` are seconds.
     """
@@ -347,6 +328,8 @@ class ReceiverOptions:
 
     def config(self) -> ExporterConfig:
         """Return the exporter's configuration. It reads the API key, so a replaced key file counts from then on."""
+        from runspan.delivery import exporter_config  # noqa: PLC0415
+
         config = exporter_config(
             otlp_environment(self.api_key_file),
             endpoint=self.endpoint,
@@ -360,53 +343,57 @@ class ReceiverOptions:
         self, config: ExporterConfig, *, letters: DeadLetters | None = None, on_settled: OnSettled | None = None
     ) -> OtlpExporter:
         """Open an exporter; see ``runspan.delivery.connect``."""
+        from runspan.delivery import RetryPolicy, connect  # noqa: PLC0415
+
         retry = RetryPolicy(budget=self.retry_max_time)
         return connect(config, workers=self.export_concurrency, retry=retry, letters=letters, on_settled=on_settled)
 
     def resource(self) -> Resource:
         """Return the sender: the service name and ``OTEL_RESOURCE_ATTRIBUTES``."""
+        from runspan.otlp.protobuf_writer import Resource  # noqa: PLC0415
+
         attributes = read_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
         attributes.pop("service.name", None)  # --service-name and OTEL_SERVICE_NAME take precedence
         return Resource(self.service_name, attributes)
 
 
-def receiver_options(command: F) -> F:
-    """``--endpoint``, ``--protocol``, ``--service-name``, ``--replay``, ``--tenant``, ``--api-key-file``.
-
-    They are passed as ``receiver``, a ``ReceiverOptions``. The command adds ``--retry-max-time`` and an option for
-    ``export_concurrency``.
-    """
-    endpoint = option(
+receiver = grouped(
+    "receiver",
+    ReceiverOptions,
+    option(
         "--endpoint",
         metavar="URL",
         show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318",
         help="OTLP receiver, such as http://127.0.0.1:8321 or, with grpc, 127.0.0.1:4317.",
-    )
-    protocol = option(
+    ),
+    option(
         "--protocol",
-        type=click.Choice([HTTP, GRPC]),
-        show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {HTTP}",
+        type=click.Choice(PROTOCOLS),
+        show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {PROTOCOLS[0]}",
         help="Protocol of the receiver.",
-    )
-    service_name = option(
+    ),
+    option(
         "--service-name",
         type=Utf8Text(),
         metavar="NAME",
         env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
         default="runspan",
         help="The service.name of the traces; OTEL_RESOURCE_ATTRIBUTES adds attributes.",
-    )
-    replay = option(
+    ),
+    option(
         "--replay",
         is_flag=True,
         help="Mark what is sent as already counted: a Collector forwards it without counting it in metrics and alerts "
         "(the header x-runspan-replay).",
-    )
-    command = tenant_option(api_key_option(grouped("receiver", ReceiverOptions)(command)))
-    return endpoint(protocol(service_name(replay(command))))
+    ),
+    tenant,
+    api_key_file,
+)
+"""Pass ``receiver``, a ``ReceiverOptions``, to a command, which adds ``--retry-max-time`` and an option for
+``export_concurrency``."""
 
 
-def api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str = "--api-key-file") -> str | None:
+def read_api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str = "--api-key-file") -> str | None:
     """Return the key in the file, else in the variable. Errors say where the key is, never what it is."""
     where, text = variable, os.environ.get(variable, "")
     if file is not None:
@@ -431,5 +418,7 @@ def api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str =
 
 def otlp_environment(key_file: Path | None) -> dict[str, str]:
     """Return the environment with the API key added to its OTLP headers."""
-    key = api_key(key_file)
+    from runspan.delivery import with_api_key  # noqa: PLC0415
+
+    key = read_api_key(key_file)
     return dict(os.environ) if key is None else with_api_key(os.environ, key)

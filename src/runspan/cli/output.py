@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -19,6 +19,10 @@ from runspan.model.timestamps import SECOND
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
     from rich.table import Table
+
+    from runspan.delivery import ExportReport, OtlpExporter
+    from runspan.sync import SyncReport
+    from runspan.watch.service import WatchService
 
 _HINTS: Final = (
     (
@@ -65,14 +69,7 @@ def print_hint(hint: str) -> None:
     click.echo(f"  hint: {escape_control(hint)}", err=True)
 
 
-class Report(Protocol):
-    """The result of a command for programs and for people."""
-
-    def to_dict(self) -> dict[str, Any]: ...
-    def summary_lines(self) -> list[str]: ...
-
-
-def print_report(report: Report, reasons: Iterable[str], *, as_json: bool, silent: bool) -> None:
+def print_report(report: ExportReport | SyncReport, reasons: Iterable[str], *, as_json: bool, silent: bool) -> None:
     """Print a report as JSON on standard output, or as lines with hints on standard error.
 
     ``reasons`` are the error messages to give hints for. With ``silent`` only JSON is printed.
@@ -175,18 +172,9 @@ def _columns(unit: str) -> list[ProgressColumn]:
     return [progress.SpinnerColumn(), *bar, elapsed, text]
 
 
-class HasLastError(Protocol):
-    """An exporter whose last error is the reason why its current request is retried, or ""."""
-
-    @property
-    def endpoint(self) -> str: ...
-    @property
-    def last_error(self) -> str: ...
-
-
 @contextmanager
 def report_retries(
-    exporter: HasLastError, display: ProgressDisplay, retry_max_time: float, *, quiet: bool
+    exporter: OtlpExporter | WatchService, display: ProgressDisplay, retry_max_time: float, *, quiet: bool
 ) -> Iterator[None]:
     """Print why requests are retried while the block runs, so that a receiver that is down is noticed at once."""
     if quiet:

@@ -14,15 +14,7 @@ from typing import Final
 import click
 from rich.text import Text
 
-from runspan.cli.options import (
-    STUCK_AFTER,
-    BackendOptions,
-    Duration,
-    Utf8Text,
-    backend_options,
-    json_option,
-    option,
-)
+from runspan.cli import options
 from runspan.cli.output import escape_control, new_table, print_table
 from runspan.contracts import MAX_LIMIT, Cursor, Page, RunQuery, TraceReader
 from runspan.errors import SettingError
@@ -43,38 +35,33 @@ _LONGEST_CELL: Final = 200
 
 
 @click.command("list")
-@backend_options
-@option("--workflow", "workflow_id", type=Utf8Text(), metavar="ID", help="List only runs of this workflow.")
-@option(
+@options.backend
+@options.option(
+    "--workflow", "workflow_id", type=options.Utf8Text(), metavar="ID", help="List only runs of this workflow."
+)
+@options.option(
     "--status",
     type=click.Choice(RUN_STATUSES),
     metavar="STATUS",
     help=f"List only runs whose current status is this: {', '.join(RUN_STATUSES)}.",
 )
-@option(
-    "--since",
-    type=Duration(),
-    metavar="TIME",
-    help="List only runs that started this long ago or later, such as 1h or 7d.",
-)
-@option(
+@options.time("--since", help="List only runs that started this long ago or later, such as 1h or 7d.")
+@options.option(
     "--stuck",
-    type=Duration(),
+    type=options.Duration(),
     metavar="[TIME]",
     is_flag=False,
-    flag_value=f"{STUCK_AFTER}s",
+    flag_value=f"{options.STUCK_AFTER}s",
     help="List only stuck runs: pending or running, and not observed for this long, "
-    f"{STUCK_AFTER // 60}m without a TIME. Suspended runs wait for people or events and never count as stuck.",
+    f"{options.STUCK_AFTER // 60}m without a TIME. Suspended runs wait for people or events and never count as stuck.",
 )
-@option("--limit", type=click.IntRange(1), metavar="COUNT", default=50, help="Maximum number of runs, newest first.")
-@option(
-    "--cursor",
-    metavar="TOKEN",
-    help="Continue an earlier list, which printed this token on standard error.",
+@options.count("--limit", least=1, default=50, help="Maximum number of runs, newest first.")
+@options.option(
+    "--cursor", metavar="TOKEN", help="Continue an earlier list, which printed this token on standard error."
 )
-@json_option
+@options.as_json
 def list_runs(
-    backend: BackendOptions,
+    backend: options.BackendOptions,
     workflow_id: str | None,
     status: str | None,
     since: int | None,
@@ -121,16 +108,16 @@ def list_runs(
 
 
 @click.command()
-@click.argument("run_id", type=Utf8Text(), metavar="ID")
-@backend_options
-@option(
+@click.argument("run_id", type=options.Utf8Text(), metavar="ID")
+@options.backend
+@options.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
     show_default="standard output",
     help="Write the document to this file.",
 )
-def get(run_id: str, backend: BackendOptions, out: Path | None) -> None:
+def get(run_id: str, backend: options.BackendOptions, out: Path | None) -> None:
     """Print one run document, exactly.
 
     The output is the document's canonical text without a line break at its end, so that `runspan get ID | sha256sum`

@@ -11,26 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from runspan.backends import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.keys import create_directory, create_key_store
-from runspan.cli.options import (
-    STUCK_AFTER,
-    Duration,
-    Retention,
-    Seconds,
-    Utf8Text,
-    backend_kind,
-    concurrency_option,
-    data_option,
-    grouped,
-    option,
-    port_option,
-)
+from runspan.cli import options
+from runspan.cli.keys import create_key_store
 from runspan.cli.output import escape_control
 from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
@@ -43,10 +33,12 @@ from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
 
+_link_option = partial(options.option, metavar="URL", default="", show_default="no links")
+
 
 @click.command()
-@data_option
-@option(
+@options.data
+@options.option(
     "--backend",
     "backend_url",
     metavar="URL",
@@ -54,33 +46,33 @@ _EXPIRE_EVERY: Final = 3600.0
     help="Backend to serve: sqlite:DIR or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. The API "
     "keys stay in --data.",
 )
-@option(
+@options.option(
     "--host",
     metavar="ADDRESS",
     default="127.0.0.1",
     help="Address to listen on. Another one than this machine's loopback needs API keys: `runspan keys create`.",
 )
-@port_option
-@option(
+@options.port
+@options.option(
     "--allow-host",
     "allowed_hosts",
-    type=Utf8Text(),
+    type=options.Utf8Text(),
     multiple=True,
     metavar="NAME",
     show_default="names of this machine's loopback: localhost, 127.0.0.1, [::1]",
     help="Another name or address that the server accepts as Host while it has no API keys, such as "
     "host.docker.internal. The option may be repeated.",
 )
-@concurrency_option(default=8, most=256, help="Number of requests that are handled at once.")
-@option(
+@options.concurrency(default=8, most=256, help="Number of requests that are handled at once.")
+@options.option(
     "--retention",
-    type=Retention(),
+    type=options.Retention(),
     metavar="DAYS",
     show_default="keep forever",
     help="Delete runs this many days after their end: a number, or one of the plans free (7), pro (30), enterprise "
     "(90). An unfinished run is deleted this long after it was last written.",
 )
-@option(
+@options.option(
     "--max-body",
     default=64,
     type=click.IntRange(1, 1024),
@@ -88,53 +80,36 @@ _EXPIRE_EVERY: Final = 3600.0
     metavar="MIB",
     help="Largest request body in MiB, compressed and uncompressed.",
 )
-@option(
-    "--reads-per-minute", default=1000, type=click.IntRange(0), metavar="COUNT", help="Limit for each key; 0: none."
-)
-@option(
-    "--writes-per-minute", default=200, type=click.IntRange(0), metavar="COUNT", help="Limit for each key; 0: none."
-)
-@option(
+@options.count("--reads-per-minute", default=1000, help="Limit for each key; 0: none.")
+@options.count("--writes-per-minute", default=200, help="Limit for each key; 0: none.")
+@options.count(
     "--traces-per-minute",
     default=0,
-    type=click.IntRange(0),
-    metavar="COUNT",
     help="Limit of OTLP requests for each key, each of which may contain hundreds of runs; 0: none.",
 )
-@option(
+@_link_option(
     "--trace-url",
-    metavar="URL",
-    default="",
-    show_default="no links",
     help="Template of links to traces in another tool, which contains {trace_id}, such as "
     "http://host/trace/{trace_id}.",
 )
-@option(
+@_link_option(
     "--jaeger-url",
-    metavar="URL",
-    default="",
-    show_default="no links",
     help="Jaeger's web interface as browsers reach it, such as http://jaeger:16686, for links to traces.",
 )
-@option(
-    "--grafana-url",
-    metavar="URL",
-    default="",
-    show_default="no links",
-    help="Grafana as browsers reach it, such as http://grafana:3000, for links to traces.",
+@_link_option("--grafana-url", help="Grafana as browsers reach it, such as http://grafana:3000, for links to traces.")
+@options.option(
+    "--grafana-datasource", metavar="UID", default="tempo", help="Grafana's uid of the Tempo data source in links."
 )
-@option("--grafana-datasource", metavar="UID", default="tempo", help="Grafana's uid of the Tempo data source in links.")
-@option(
+@options.time(
     "--stuck-after",
-    type=Seconds(),
-    metavar="TIME",
-    default=f"{STUCK_AFTER // 60}m",
+    type=options.Seconds(),
+    default=f"{options.STUCK_AFTER // 60}m",
     help="Count a pending or running run as stuck in /metrics when it was not observed for this long "
     "(runspan_runs_stuck, of the embedded store).",
 )
-@option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")
-@option("--no-pages", is_flag=True, help="Serve the API only, without the web pages at / and without a login.")
-@option(
+@options.option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")
+@options.option("--no-pages", is_flag=True, help="Serve the API only, without the web pages at / and without a login.")
+@options.option(
     "--public-url",
     metavar="URL",
     default="",
@@ -142,7 +117,7 @@ _EXPIRE_EVERY: Final = 3600.0
     help="URL at which browsers reach the server through a proxy, such as https://runs.example.com. With https the "
     "session cookie is sent over TLS only; a path is a prefix that the proxy removes.",
 )
-@option(
+@options.option(
     "--trusted-proxy",
     metavar="ADDRESS",
     default="",
@@ -150,15 +125,11 @@ _EXPIRE_EVERY: Final = 3600.0
     help="Address of the proxy in front of the server. The last entry of its X-Forwarded-For is then the client's "
     "address, for the limit of failed logins and for the log.",
 )
-@option(
-    "--session-lifetime",
-    type=Duration(),
-    metavar="TIME",
-    default="12h",
-    help="How long a browser stays logged in, at most until its API key expires.",
+@options.time(
+    "--session-lifetime", default="12h", help="How long a browser stays logged in, at most until its API key expires."
 )
-@option("--access-log", is_flag=True, help="Log every request to standard error, without keys and bodies.")
-@grouped("config", WebConfig)
+@options.option("--access-log", is_flag=True, help="Log every request to standard error, without keys and bodies.")
+@options.grouped("config", WebConfig)
 def serve(
     config: WebConfig,
     data: str,
@@ -203,7 +174,7 @@ def serve(
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     url = backend_url or f"sqlite:{data}"
-    if backend_kind(url) == "rest":
+    if options.backend_kind(url) == "rest":
         raise SettingError(
             "a server cannot be served again",
             where="backend",
@@ -214,7 +185,7 @@ def serve(
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
         keys = stack.enter_context(closing(create_key_store(data)))
-        sessions_file = create_directory(data) / SESSIONS_FILE
+        sessions_file = Path(data, SESSIONS_FILE)
         sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
         _require_keys(keys, host, data)
         reader = stack.enter_context(closing(_open(url, retention)))
@@ -255,13 +226,13 @@ def _indented(text: str) -> str:
 
 
 def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
-    if backend_kind(url) == "sqlite":
+    if options.backend_kind(url) == "sqlite":
         return open_store(url, retention_days=retention, forms=FORMS)
     if retention is not None:
         raise SettingError(
             where="--retention",
             expected="an embedded store to delete from",
-            got=f"a {backend_kind(url).title()}",
+            got=f"a {options.backend_kind(url).title()}",
             hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
         )
     return connect(url, env=os.environ)
@@ -269,7 +240,7 @@ def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
 
 def _public_name(url: str) -> str:
     """Return the backend's name for ``/readyz``, which does not reveal a directory of this machine."""
-    kind = backend_kind(url)
+    kind = options.backend_kind(url)
     return "the embedded store" if kind == "sqlite" else f"{kind.title()} at {url.partition('+')[2].rstrip('/')}"
 
 

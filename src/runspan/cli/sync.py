@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -15,24 +14,8 @@ from typing import Final
 
 import click
 
+from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
-from runspan.cli.options import (
-    Duration,
-    ReceiverOptions,
-    Retention,
-    Utf8Text,
-    api_key,
-    concurrency_option,
-    export_metrics,
-    file_option,
-    grouped,
-    json_option,
-    metrics_option,
-    option,
-    quiet_option,
-    receiver_options,
-    retry_max_time_option,
-)
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter
 from runspan.errors import RunspanError, SettingError
@@ -65,30 +48,30 @@ _RATE_OVER: Final = 10.0
 
 @click.command()
 @click.argument("url", metavar="URL", envvar="RUNSPAN_SYNC_URL")
-@receiver_options
-@file_option(
+@options.receiver
+@options.file(
     "--state-file",
     default=Path("runspan-sync.sqlite3"),
     help="Database in which the sync records each run. It belongs to one platform, receiver, tenant and filter.",
 )
-@option("--follow", is_flag=True, help="Continue until stopped: send new runs, and unfinished ones until they end.")
-@option(
+@options.option(
+    "--follow", is_flag=True, help="Continue until stopped: send new runs, and unfinished ones until they end."
+)
+@options.time(
     "--since",
-    type=Duration(),
-    metavar="TIME",
     show_default="all runs that the platform has",
     help="Let the first sync begin with runs that started this long ago, such as 24h or 7d. Later syncs resume where "
     "the last one stopped, however long ago.",
 )
-@option(
+@options.option(
     "--workflow",
     "workflows",
-    type=Utf8Text(),
+    type=options.Utf8Text(),
     multiple=True,
     metavar="ID",
     help="Sync only runs of this workflow. The option may be repeated.",
 )
-@option(
+@options.option(
     "--status",
     "statuses",
     type=click.Choice(RUN_STATUSES),
@@ -97,9 +80,9 @@ _RATE_OVER: Final = 10.0
     help="Sync only runs that are listed with this status; a run that was listed once is followed to its end. The "
     f"option may be repeated: {', '.join(RUN_STATUSES)}.",
 )
-@option(
+@options.option(
     "--retention",
-    type=Retention(),
+    type=options.Retention(),
     env="RUNSPAN_PLATFORM_RETENTION",
     callback=lambda ctx, param, days: None if days is None else int(days * _DAY),
     metavar="DAYS",
@@ -107,81 +90,63 @@ _RATE_OVER: Final = 10.0
     help="How long the platform keeps runs: days, or one of the plans free (7), pro (30), enterprise (90). The sync "
     "warns if runs will be deleted before they can be fetched.",
 )
-@option(
+@options.count(
     "--requests-per-minute",
-    type=click.IntRange(0),
-    metavar="COUNT",
     default=REQUESTS_PER_MINUTE,
     help="Limit of requests to the platform, which allows 1000 reads a minute for a key; 0: no limit.",
 )
-@concurrency_option(default=8, help="Number of requests to the platform in flight.")
-@concurrency_option("--export-concurrency", help="Number of requests to the receiver in flight.")
-@option(
+@options.concurrency(default=8, help="Number of requests to the platform in flight.")
+@options.concurrency("--export-concurrency", help="Number of requests to the receiver in flight.")
+@options.time(
     "--poll",
-    type=Duration(),
-    metavar="TIME",
     default="15s",
     callback=lambda ctx, param, interval: max(interval, _SHORTEST_POLL),
     help="How often --follow looks for new runs and refreshes unfinished ones.",
 )
-@option(
+@options.time(
     "--rescan",
     "rescan_interval",
-    type=Duration(),
-    metavar="TIME",
     show_default="1h with --follow, else every sync",
     help="How often to read the complete list, for runs that changed and runs that appeared late.",
 )
-@option(
+@options.time(
     "--recheck",
-    type=Duration(),
-    metavar="TIME",
     default=0,
     show_default="rely on the list",
     help="With each rescan, fetch the finished runs that started this long ago or later again, and compare them.",
 )
-@option(
+@options.time(
     "--resend",
-    type=Duration(),
-    metavar="TIME",
     default=0,
     show_default="send nothing again",
     help="First send all acknowledged runs that started this long ago or later again, for a receiver that has lost "
     "some. Not with --follow.",
 )
-@option(
+@options.time(
     "--heartbeat",
-    type=Duration(),
-    metavar="TIME",
     default="5m",
     help="Send an unfinished run again after this time without a change, as a sign that it is alive; 0: never.",
 )
-@retry_max_time_option(
+@options.retry_max_time(
     "How long a platform or a receiver that does not respond is retried. With --follow it is retried forever."
 )
-@file_option(
-    "--dead-letter",
-    show_default="STATE_FILE.dead-letters.ndjson",
-    help="Append every document that was refused to this file. Export it to send them again.",
-)
-@option("--retry-refused", is_flag=True, help="Retry runs that were refused in an earlier sync.")
-@option(
+@options.dead_letter(show_default="STATE_FILE.dead-letters.ndjson")
+@options.option("--retry-refused", is_flag=True, help="Retry runs that were refused in an earlier sync.")
+@options.file(
     "--platform-key-file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     show_default=f"the key in {KEY_VARIABLE}, if any",
     help="File with the platform's API key. It is read again when the platform refuses the key, so replace the file to "
     "rotate the key.",
 )
-@metrics_option
-@quiet_option
-@json_option
-@grouped("config", SyncConfig)
+@options.metrics_listen
+@options.quiet
+@options.as_json
+@options.grouped("config", SyncConfig)
 @click.pass_context
 def sync(
     ctx: click.Context,
     config: SyncConfig,
-    receiver: ReceiverOptions,
+    receiver: options.ReceiverOptions,
     url: str,
     state_file: Path,
     workflows: tuple[str, ...],
@@ -272,7 +237,7 @@ def sync(
             on_progress=_SyncDisplay(display, config.retention).update,
         )
         metrics.register(lambda: sync_samples(engine.latest, config.retention))
-        exported = export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet)
+        exported = options.export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet)
         with handle_signals(engine.stop), exported:
             try:
                 report = engine.run()
@@ -294,7 +259,7 @@ def _platform(
 
     return PlatformClient(
         url,
-        key=partial(api_key, key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
+        key=partial(options.read_api_key, key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
         pace=RateLimiter(requests_per_minute, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
@@ -305,12 +270,9 @@ def _platform(
 class _SyncDisplay:
     """Shows rate, backlog and lag of a sync. ``retention`` is how long the platform keeps runs, in nanoseconds."""
 
-    def __init__(
-        self, display: ProgressDisplay, retention: int | None, clock: Callable[[], int] = time.time_ns
-    ) -> None:
+    def __init__(self, display: ProgressDisplay, retention: int | None) -> None:
         self._display = display
         self._retention = retention
-        self._clock = clock
         self._fetched: deque[tuple[float, int]] = deque(maxlen=100)
 
     def update(self, progress: SyncProgress) -> None:
@@ -329,7 +291,7 @@ class _SyncDisplay:
         if progress.unfinished:
             parts.append(f"{progress.unfinished:,} unfinished")
         if progress.behind is not None:
-            lag = max(0, self._clock() - progress.behind)
+            lag = max(0, time.time_ns() - progress.behind)
             parts.append(f"lag {format_elapsed(lag)}")
             if self._retention is not None:
                 left = self._retention - lag

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -14,20 +14,11 @@ import click
 from rich.text import Text
 
 from runspan.backends import open_store
-from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
-from runspan.cli.options import (
-    BackendOptions,
-    Seconds,
-    Utf8Text,
-    backend_options,
-    json_option,
-    option,
-    otlp_environment,
-)
 from runspan.cli.output import escape_control, hint_for, new_table, print_error, print_table
 from runspan.contracts import TraceReader, TraceWriter
-from runspan.delivery import GRPC, HTTP, ExporterConfig, RetryPolicy, connect, exporter_config
+from runspan.delivery import ExporterConfig, RetryPolicy, connect, exporter_config
 from runspan.errors import BackendUnreachable, DocumentError, SettingError
 from runspan.export import export
 from runspan.model.run import Run
@@ -42,42 +33,42 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@backend_options
-@option(
+@options.backend
+@options.option(
     "--endpoint",
     metavar="URL",
     show_default="none; sqlite is written directly",
     help="OTLP receiver of the backend, or of a Collector in front of it.",
 )
-@option("--protocol", type=click.Choice([HTTP, GRPC]), show_default=HTTP, help="Protocol of the receiver.")
-@option(
-    "--wait",
-    type=Seconds(),
-    metavar="TIME",
-    default="60s",
-    help="How long to wait until a run can be read back and is listed.",
+@options.option(
+    "--protocol",
+    type=click.Choice(options.PROTOCOLS),
+    show_default=options.PROTOCOLS[0],
+    help="Protocol of the receiver.",
 )
-@option("--canary", is_flag=True, help="Send one generated run instead of files, which is safe in production.")
-@option(
+@options.time(
+    "--wait", type=options.Seconds(), default="60s", help="How long to wait until a run can be read back and is listed."
+)
+@options.option("--canary", is_flag=True, help="Send one generated run instead of files, which is safe in production.")
+@options.time(
     "--canary-age",
-    type=Seconds(),
-    metavar="TIME",
+    type=options.Seconds(),
     default="0s",
     help="How long ago the canary ended: 30d checks whether the backend accepts runs that old.",
 )
-@option(
+@options.option(
     "--service-name",
-    type=Utf8Text(),
+    type=options.Utf8Text(),
     metavar="NAME",
     env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
     show_default=f"runspan, {CANARY} for the canary",
     help="The service.name of the traces.",
 )
-@json_option
+@options.as_json
 @click.pass_context
 def verify(
     ctx: click.Context,
-    backend: BackendOptions,
+    backend: options.BackendOptions,
     files: tuple[str, ...],
     endpoint: str | None,
     protocol: str | None,
@@ -106,10 +97,10 @@ def verify(
     runs, refused = _runs(files, canary, now - int(canary_age * 1e9))
     resource = Resource(service_name or (CANARY if canary else "runspan"))
     if backend.backend_url is None:
-        _check_store_exists(backend.data)
+        backend.require_store()  # one created for the check would be checked instead of the backend that was meant
     config = None
     if endpoint is not None:
-        config = exporter_config(otlp_environment(backend.api_key_file), endpoint=endpoint, protocol=protocol)
+        config = exporter_config(options.otlp_environment(backend.api_key_file), endpoint=endpoint, protocol=protocol)
     elif backend.kind != "sqlite":
         raise SettingError(
             "this backend is not written directly",
@@ -122,10 +113,10 @@ def verify(
         reader: TraceReader
         if config is not None:
             reader = stack.enter_context(closing(backend.open_reader((resource.service_name,))))
-            send: Send = _Sender(config, resource, backend.tenant, wait)
+            send: Send = partial(_send, config, resource, backend.tenant, wait)
         else:
             store = stack.enter_context(closing(open_store(backend.url)))
-            reader, send = store, _Writer(store, backend.tenant)
+            reader, send = store, partial(_write, store, backend.tenant)
         results = verify_runs(
             runs,
             send,
@@ -147,46 +138,32 @@ def verify(
     ctx.exit(0 if complete else INCOMPLETE)
 
 
-class _Sender:
-    """Sends runs over OTLP."""
-
-    def __init__(self, config: ExporterConfig, resource: Resource, tenant: str, wait: float) -> None:
-        self._config = config
-        self._resource = resource
-        self._tenant = tenant
-        self._retry = RetryPolicy(budget=wait)
-
-    def __call__(self, runs: Sequence[Run], observed_at: int) -> Sent:
-        with connect(self._config, retry=self._retry) as exporter:
-            report = export(
-                runs, exporter, tenant=self._tenant, observed_at=lambda: observed_at, resource=self._resource
-            )
-        if report.stopped == "interrupted":
-            raise KeyboardInterrupt
-        if report.stopped and not report.runs_accepted:
-            raise BackendUnreachable(
-                "nothing was accepted",
-                where=self._config.display_url,
-                got=report.stopped,
-                hint=hint_for(report.stopped) or _CHECK_ENDPOINT,
-            )
-        rejected = {each.what: f"{each.reason}: {hint_for(each.reason)}" for each in report.rejections}
-        return Sent({run_id: reason.removesuffix(": ") for run_id, reason in rejected.items()}, report.stopped)
+def _send(
+    config: ExporterConfig, resource: Resource, tenant: str, wait: float, runs: Sequence[Run], observed_at: int
+) -> Sent:
+    """Send runs over OTLP."""
+    with connect(config, retry=RetryPolicy(budget=wait)) as exporter:
+        report = export(runs, exporter, tenant=tenant, observed_at=lambda: observed_at, resource=resource)
+    if report.stopped == "interrupted":
+        raise KeyboardInterrupt
+    if report.stopped and not report.runs_accepted:
+        raise BackendUnreachable(
+            "nothing was accepted",
+            where=config.display_url,
+            got=report.stopped,
+            hint=hint_for(report.stopped) or _CHECK_ENDPOINT,
+        )
+    rejected = {each.what: f"{each.reason}: {hint_for(each.reason)}" for each in report.rejections}
+    return Sent({run_id: reason.removesuffix(": ") for run_id, reason in rejected.items()}, report.stopped)
 
 
-class _Writer:
-    """Writes runs into an embedded store."""
-
-    def __init__(self, store: TraceWriter, tenant: str) -> None:
-        self._store = store
-        self._tenant = tenant
-
-    def __call__(self, runs: Sequence[Run], observed_at: int) -> Sent:
-        refused = {}
-        for run in runs:
-            for rejection in self._store.put(run, tenant=self._tenant, observed_at=observed_at).rejected:
-                refused[run.id] = rejection.reason
-        return Sent(refused)
+def _write(store: TraceWriter, tenant: str, runs: Sequence[Run], observed_at: int) -> Sent:
+    """Write runs into an embedded store."""
+    rejected = {}
+    for run in runs:
+        for rejection in store.put(run, tenant=tenant, observed_at=observed_at).rejected:
+            rejected[run.id] = rejection.reason
+    return Sent(rejected)
 
 
 def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[Run], int]:
@@ -209,17 +186,6 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
     if not runs and not refused:
         raise SettingError(where=" ".join(files), expected="run documents", got="none", hint="name another file")
     return list(runs.values()), refused
-
-
-def _check_store_exists(data: str) -> None:
-    """Refuse to create a store: it would be checked instead of the backend that was meant."""
-    if not Path(data, FILE_NAME).exists():
-        raise SettingError(
-            "no backend was named, and no runs are kept here",
-            where=data,
-            expected="--backend, or the directory of an embedded store in --data",
-            hint="name the backend to check: --backend tempo+http://HOST:3200, jaeger+http://HOST:16686 or sqlite:DIR",
-        )
 
 
 def _print(results: Sequence[VerifyResult], url: str, same: int, refused: int) -> None:

@@ -11,8 +11,8 @@ from typing import Final
 
 import click
 
+from runspan.cli import options
 from runspan.cli.app import handle_signals
-from runspan.cli.options import ReceiverOptions, export_metrics
 from runspan.cli.output import ProgressDisplay, escape_control, hint_for, print_hint, report_retries
 from runspan.delivery import OnSettled, OtlpExporter
 from runspan.errors import SettingError
@@ -29,7 +29,7 @@ STATE_FILE: Final = ".runspan-state-{}.sqlite3"
 def watch(
     folder: Path,
     config: WatchConfig,
-    receiver: ReceiverOptions,
+    receiver: options.ReceiverOptions,
     state_file: Path | None,
     *,
     metrics_listen: tuple[str, int] | None,
@@ -56,7 +56,7 @@ def watch(
     with (
         closing(WatchState(path, target, receiver.tenant)) as state,
         handle_signals(),
-        export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet),
+        options.export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet),
     ):
         service = WatchService(
             DirectoryPoller(str(folder), state, time.monotonic),
