@@ -215,7 +215,7 @@ def test_hints_about_the_receiver_are_for_its_reasons(source: Place, target: Pla
     with http_receiver(lambda post: Answer(400, b"Txn is too big", content_type="text/plain")) as receiver:
         args = ("--state-file", checkpoint.with_name("other"), "--requests-per-minute", 0)
         result = runspan("sync", source.url, "--endpoint", receiver.url, *args, code=1)
-        assert "hint: a span of that run is over" in result.stderr
+        assert "hint: a span of that run exceeds" in result.stderr
 
 
 # Clocks.
@@ -313,7 +313,7 @@ def test_deliveries_that_were_replaced_are_let_go_of(
 
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_AFTER", 0.01)
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_LONGEST", 0.01)
-    monkeypatch.setattr("runspan.cli.options.connect", connect)
+    monkeypatch.setattr("runspan.delivery.connect", connect)
     monkeypatch.setattr("runspan.cli.sync.MetricsRegistry", watched)
     with http_receiver(lambda post: Answer(401)) as receiver:
         args = ("--endpoint", receiver.url, "--state-file", checkpoint, "--follow", "--requests-per-minute", 0)

@@ -293,7 +293,7 @@ def test_a_span_over_badgers_bound_is_named_and_the_others_come_back(jaeger_badg
     assert "Jaeger's Badger" in runs[-1]["detail"]
     left = tmp_path / "left.ndjson"
     args = ("--endpoint", jaeger_badger.otlp, "--retry-max-time", "2s", "--dead-letter", left)
-    assert "hint: a span of that run is over the 9 to 10 MB" in runspan("export", path, *args, code=1).stderr
+    assert "hint: a span of that run exceeds the 9 to 10 MB" in runspan("export", path, *args, code=1).stderr
     assert left.read_bytes() == Run.from_dict(large).text + b"\n"
 
 
