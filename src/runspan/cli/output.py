@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
@@ -83,13 +83,13 @@ def print_report(report: ExportReport | SyncReport, reasons: Iterable[str], *, a
             print_hint(hint)
 
 
-def new_table(*headings: str) -> Table:
-    """Return an empty table in the style of all commands, with the columns that need no options of their own."""
+def new_table(*headings: str, right: Sequence[str] = ()) -> Table:
+    """Return an empty table in the style of all commands. The columns named by ``right`` are aligned right."""
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=True, justify="right" if heading in right else "left")
     return table
 
 

@@ -169,11 +169,8 @@ def _print_runs(items: list[bytes]) -> None:
     if not items:
         click.echo("no runs match", err=True)
         return
-    table = new_table("RUN")
-    for heading in ("WORKFLOW", "STATUS", "TRIGGER", "STARTED"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
-    table.add_column("DURATION", no_wrap=True, justify="right")
-    table.add_column("ERROR", no_wrap=True, overflow="ellipsis")
+    headings = ("RUN", "WORKFLOW", "STATUS", "TRIGGER", "STARTED", "DURATION", "ERROR")
+    table = new_table(*headings, right=("DURATION",))
     for item in items:
         run = _members(item.decode())
         status = _cell(run.get("status", ""))

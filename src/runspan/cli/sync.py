@@ -39,9 +39,7 @@ KEY_VARIABLE: Final = "RUNSPAN_PLATFORM_API_KEY"
 REQUESTS_PER_MINUTE: Final = 900
 """Nine tenths of the platform's limit of 1000 reads a minute for a key, which other clients may share."""
 
-_DAY: Final = 86_400 * SECOND
 _SHORTEST_POLL: Final = SECOND // 10
-_RESCAN_WHEN_FOLLOWING: Final = 3600 * SECOND
 _LINE_EVERY: Final = 60.0
 _RATE_OVER: Final = 10.0
 
@@ -84,7 +82,7 @@ _RATE_OVER: Final = 10.0
     "--retention",
     type=options.Retention(),
     env="RUNSPAN_PLATFORM_RETENTION",
-    callback=lambda ctx, param, days: None if days is None else int(days * _DAY),
+    callback=lambda ctx, param, days: None if days is None else int(days * options.UNITS["d"]),
     metavar="DAYS",
     show_default="not checked",
     help="How long the platform keeps runs: days, or one of the plans free (7), pro (30), enterprise (90). The sync "
@@ -193,7 +191,7 @@ def sync(
         raise SettingError(where="--resend", expected="a sync without --follow", got="--follow", hint=hint)
     reduce_garbage_collection()
     if rescan_interval is None:
-        rescan_interval = _RESCAN_WHEN_FOLLOWING if config.follow else 0
+        rescan_interval = options.UNITS["h"] if config.follow else 0
     config = replace(
         config,
         filters=tuple(ListFilter(*each) for each in dict.fromkeys(product(workflows or (None,), statuses or (None,)))),

@@ -189,9 +189,7 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
 
 
 def _print(results: Sequence[VerifyResult], url: str, same: int, refused: int) -> None:
-    table = new_table("RUN", "RESULT")
-    table.add_column("BY ID", no_wrap=True, justify="right")
-    table.add_column("IN LISTS", no_wrap=True, justify="right")
+    table = new_table("RUN", "RESULT", "BY ID", "IN LISTS", right=("BY ID", "IN LISTS"))
     table.add_column("DETAIL", overflow="fold")
     for result in results:
         table.add_row(
