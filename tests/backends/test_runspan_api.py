@@ -32,7 +32,7 @@ from runspan.web.api_keys import RUNS_WRITE, ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import SAMPLES, generated
-from support.jaeger import serving
+from support.jaeger import serving as answering
 from support.web import document, serving, spans_of
 
 ODD = {
@@ -237,7 +237,7 @@ def test_the_api_path_may_stand_in_the_url(store: SqliteStore) -> None:
 @contextmanager
 def reading_answers(body: str) -> Iterator[RunspanApiReader]:
     """A reader of a server that answers everything with this JSON."""
-    with serving(lambda path: (200, "application/json", body.encode())) as url:
+    with answering(lambda path: (200, "application/json", body.encode())) as url:
         reader = RunspanApiReader(url)
         yield reader
         reader.close()

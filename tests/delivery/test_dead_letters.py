@@ -172,7 +172,17 @@ def test_a_receiver_that_is_gone_leaves_every_document_of_standard_input(tmp_pat
     texts = generated(3000)
     left = tmp_path / "left.ndjson"
     lines = b"".join(text + b"\n" for text in texts.values())
-    args = ("--endpoint", "http://127.0.0.1:1", "--retry-for", 0, "--batch-spans", 200, "--dead-letter", left, "--json")
+    args = (
+        "--endpoint",
+        "http://127.0.0.1:1",
+        "--retry-max-time",
+        0,
+        "--batch-spans",
+        200,
+        "--dead-letter",
+        left,
+        "--json",
+    )
     result = runspan("export", "-", *args, stdin=lines, code=1)
     assert '"documents_kept": 3000' in result.stdout
     assert sorted(texts_in(left)) == sorted(texts.values())
@@ -195,7 +205,7 @@ def test_an_interrupt_keeps_what_nobody_answered_for(tmp_path: Path, number: int
         return OK
 
     with http_receiver(answer) as receiver:
-        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--workers", 1, "--timeout", 90)
+        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--concurrency", 1, "--timeout", "90s")
         with running(*args, "--dead-letter", left) as child:
             assert stuck.wait(60)
             assert child.end(number) == 130
@@ -213,7 +223,7 @@ def test_a_batch_that_is_never_taken_is_sent_in_parts_though_nothing_else_was_ta
     bad = sorted(texts)[20]
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
     with http_receiver(lambda post: Answer(503) if bad in run_ids(post) else OK) as receiver:
-        args = ("--endpoint", receiver.url, "--retry-for", 0.2, "--batch-spans", 10_000, "--dead-letter", left)
+        args = ("--endpoint", receiver.url, "--retry-max-time", "0.2s", "--batch-spans", 10_000, "--dead-letter", left)
         result = runspan("export", path, *args, code=1)
     assert result.stderr.startswith("39 runs accepted")
     assert f"{bad}: gave up: HTTP 503" in result.stderr

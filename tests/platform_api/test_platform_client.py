@@ -234,7 +234,7 @@ def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: Place, texts
     with platform(source.url, keys={"new"}) as mock, closing(client(mock.url, key=lambda: next(keys))) as asking:
         assert asking.document(next(iter(texts)))
         mock.keys = {"another"}
-        with pytest.raises(Unauthorized, match="RUNSPAN_SYNC_API_KEY"):
+        with pytest.raises(Unauthorized, match="RUNSPAN_PLATFORM_API_KEY"):
             asking.runs()
 
 

@@ -101,7 +101,7 @@ def synced(source: str, target: str, checkpoint: Path, *args: object, code: int 
     """The report of ``runspan sync``, once through and as fast as it goes, which must end with this exit code."""
     fast = ("--requests-per-minute", 0)
     result = runspan(
-        "sync", source, "--endpoint", target, "--checkpoint", checkpoint, *fast, "--json", *args, code=code, **env
+        "sync", source, "--endpoint", target, "--state-file", checkpoint, *fast, "--json", *args, code=code, **env
     )
     report: dict[str, Any] = json.loads(result.stdout)
     return report

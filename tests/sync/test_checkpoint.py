@@ -142,7 +142,7 @@ def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: P
         pass
     with pytest.raises(SettingError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
         pass
-    assert "--checkpoint" in str(caught.value)
+    assert "--state-file" in str(caught.value)
     with opened(tmp_path / "two", Binding("a", "b", "", ("x", "y"))):
         pass
     with opened(tmp_path / "two", Binding("a", "b", "", ("y", "x"))):

@@ -204,7 +204,7 @@ def test_what_an_older_version_refused_for_a_gateways_words_is_tried_again(
 def test_hints_about_the_receiver_are_for_its_reasons(source: Place, target: Place, checkpoint: Path) -> None:
     """A document that happens to tell the same words is the platform's."""
     source.put(run_document("run_1"))
-    args = ("--checkpoint", checkpoint, "--requests-per-minute", 0)
+    args = ("--state-file", checkpoint, "--requests-per-minute", 0)
     with platform(source.url, replaced={"run_1": b'{"id":"HTTP 404","status":"completed"}'}) as mock:
         result = runspan("sync", mock.url, "--endpoint", target.url, *args, code=1)
         assert "HTTP 404" in result.stderr
@@ -213,9 +213,9 @@ def test_hints_about_the_receiver_are_for_its_reasons(source: Place, target: Pla
         assert "1 run refused by an earlier sync" in again.stderr
         assert "'HTTP 404'" in again.stderr
     with http_receiver(lambda post: Answer(400, b"Txn is too big", content_type="text/plain")) as receiver:
-        args = ("--checkpoint", checkpoint.with_name("other"), "--requests-per-minute", 0)
+        args = ("--state-file", checkpoint.with_name("other"), "--requests-per-minute", 0)
         result = runspan("sync", source.url, "--endpoint", receiver.url, *args, code=1)
-        assert "hint: a span of that run is over" in result.stderr
+        assert "hint: a span of that run exceeds" in result.stderr
 
 
 # Clocks.
@@ -313,10 +313,10 @@ def test_deliveries_that_were_replaced_are_let_go_of(
 
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_AFTER", 0.01)
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_LONGEST", 0.01)
-    monkeypatch.setattr("runspan.cli.sync.connect", connect)
+    monkeypatch.setattr("runspan.delivery.connect", connect)
     monkeypatch.setattr("runspan.cli.sync.MetricsRegistry", watched)
     with http_receiver(lambda post: Answer(401)) as receiver:
-        args = ("--endpoint", receiver.url, "--checkpoint", checkpoint, "--follow", "--requests-per-minute", 0)
+        args = ("--endpoint", receiver.url, "--state-file", checkpoint, "--follow", "--requests-per-minute", 0)
         result = runspan("sync", source.url, *args, code=10)
         assert "enough" in result.stderr
         gc.collect()
@@ -331,7 +331,7 @@ def test_a_sync_that_follows_tells_of_what_is_refused_too(source: Place, target:
     with platform(source.url, replaced={"run_1": b'{"id":"run_1","id":"run_1"}'}) as mock:
         synced(mock.url, target.url, checkpoint, code=1)
         pace = ("--poll", "0.2s", "--requests-per-minute", 0)
-        args = ("sync", mock.url, "--endpoint", target.url, "--checkpoint", checkpoint, "--follow", *pace)
+        args = ("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, "--follow", *pace)
         with running(*args) as child:
             source.put(run_document("run_3"))
             eventually(lambda: "run_3" in target.documents())

@@ -82,7 +82,7 @@ def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple
     random = Random(SEED)
     data, checkpoint = tmp_path / "target", tmp_path / "checkpoint"
     with server(data) as (url, child):
-        args = ("sync", mock.url, "--endpoint", url, "--checkpoint", checkpoint, *SLOWLY)
+        args = ("sync", mock.url, "--endpoint", url, "--state-file", checkpoint, *SLOWLY)
         before = 0
         for moment in moments(random):
             with running(*args) as syncing:
@@ -122,7 +122,7 @@ def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: t
     with server(data) as (url, child):
         assert child.end() == 0
     port = url.rpartition(":")[2]
-    args = ("--endpoint", url, "--checkpoint", checkpoint, *SLOWLY, "--give-up-after", "60s")
+    args = ("--endpoint", url, "--state-file", checkpoint, *SLOWLY, "--retry-max-time", "60s")
     with running("sync", mock.url, *args, "--json", prints_on="stdout") as syncing:
         before = 0
         for moment in moments(random):
@@ -158,7 +158,7 @@ def test_a_kill_between_sending_and_the_answer_sends_the_same_spans_again(tmp_pa
 
     with place(tmp_path / "source") as source, http_receiver(answer) as receiver:
         source.fill(*(run_document(f"run_{n}", ("completed", "running")[n % 2], start=n) for n in range(40)))
-        args = ("sync", source.url, "--endpoint", receiver.url, "--checkpoint", tmp_path / "checkpoint")
+        args = ("sync", source.url, "--endpoint", receiver.url, "--state-file", tmp_path / "checkpoint")
         with running(*args) as syncing:
             eventually(lambda: len(receiver.posts) > 0)
             assert syncing.end(signal.SIGKILL) == -signal.SIGKILL

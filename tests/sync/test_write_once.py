@@ -155,7 +155,7 @@ def test_nothing_is_remembered_that_was_not_acknowledged(
     source.put(growing("run_1", 4))
     mood += [answer] * 3
     code = 1 if answer.status == 400 else 9
-    synced(source.url, kept.url, checkpoint, "--give-up-after", "0s", code=code)
+    synced(source.url, kept.url, checkpoint, "--retry-max-time", "0s", code=code)
     mood.clear()
     follow(source, kept, checkpoint, growing("run_1", 5, "suspended"))
     follow(source, kept, checkpoint, growing("run_1", 6, "completed"))
@@ -292,9 +292,9 @@ def test_runs_that_go_on_are_resent_whole_too(source: Place, kept: Kept, checkpo
 
 def test_a_service_does_not_resend_at_each_start(checkpoint: Path) -> None:
     """It would, at every restart."""
-    args = ("--checkpoint", checkpoint, "--follow", "--resend", "1d")
+    args = ("--state-file", checkpoint, "--follow", "--resend", "1d")
     done = runspan("sync", "http://127.0.0.1:9", *args, code=2)
-    assert "--resend: expected a sync that ends, got --follow" in done.stderr
+    assert "--resend: expected a sync without --follow, got --follow" in done.stderr
     assert not checkpoint.exists()
 
 

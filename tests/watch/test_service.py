@@ -393,7 +393,7 @@ def test_a_ledger_is_of_one_target_and_one_process(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="another file"):
         WatchState(tmp_path / "runspan.sqlite3", "http://one", "")
     (tmp_path / "text").write_text("no database" * 100)
-    with pytest.raises(StoreError, match="--ledger"):
+    with pytest.raises(StoreError, match="--state-file"):
         WatchState(tmp_path / "text", "http://one", "")
     with pytest.raises(StoreError):
         WatchState(tmp_path / "none" / "ledger", "http://one", "")
@@ -548,7 +548,7 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
     write_ndjson(folder / "runs.ndjson", texts)
     with server(tmp_path / "data") as (url, child):
         assert child.end() == 0
-    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-for", 0)
+    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-max-time", 0)
     with running(*args) as watching:
         watching.wait_for("nothing is lost")
         watching.wait_for("hint: is a receiver listening there")
@@ -563,14 +563,14 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--watch", "none"), "a folder that is there"),
-        (("--watch", ".", "runs.json"), "one folder and nothing else"),
+        (("--watch", "none"), "an existing folder"),
+        (("--watch", ".", "runs.json"), "one folder and no other input or output"),
         (("--watch", ".", "--dry-run"), "--dry-run"),
         (("--watch", ".", "--dead-letter", "x"), "--dead-letter"),
         (("--watch", ".", "--done-dir", "."), "another folder"),
         (("--watch", ".", "--done-dir", "none"), "--done-dir"),
-        (("--done-dir", "x", "runs.json"), "--watch beside it"),
-        (("--ledger", "x", "runs.json"), "--watch beside it"),
+        (("--done-dir", "x", "runs.json"), "--watch as well"),
+        (("--state-file", "x", "runs.json"), "--watch as well"),
         ((), "Missing argument"),
         (("--watch", ".", "--metrics-listen", "99999"), "HOST:PORT"),
     ],

@@ -131,7 +131,7 @@ def test_it_serves_a_real_backend_like_the_embedded_store(
     path = write_ndjson(tmp_path / "runs.ndjson", documents)
     tenant = f"tenant-{uuid4().hex}"
     runspan("export", path, "--endpoint", backend.otlp, "--tenant", tenant)
-    made = runspan("keys", "create", "--data", tmp_path / "keys", "--name", "x", "--company", tenant, "--json")
+    made = runspan("keys", "create", "--data", tmp_path / "keys", "--name", "x", "--tenant", tenant, "--json")
     headers = {"x-api-key": json.loads(made.stdout)["key"]}
     args = ("--backend", f"{kind}+{backend.url}", "--jaeger-url", backend.url)
     with (

@@ -350,7 +350,9 @@ class PlatformClient:
         if status in _AGAIN:
             raise _RetryableFailure(BackendBusy(f"{got}: {words}".rstrip(": "), where=self.base))
         if status == 401 and code:
-            raise Unauthorized(words, where=self.base, got=got, hint="set RUNSPAN_SYNC_API_KEY, or --source-key-file")
+            raise Unauthorized(
+                words, where=self.base, got=got, hint="set RUNSPAN_PLATFORM_API_KEY, or --platform-key-file"
+            )
         if status == 403 and code:
             raise Forbidden(words, where=self.base, got=got, hint="the API key needs the permission runs:read")
         if status == 404 and is_not_found(body):
@@ -406,7 +408,7 @@ def base_url(text: str) -> str:
             where="URL",
             expected="a URL without a login",
             got="one with it",
-            hint="put the API key in RUNSPAN_SYNC_API_KEY: a command line is seen by others",
+            hint="put the API key in RUNSPAN_PLATFORM_API_KEY: a command line is seen by others",
         )
     expected = "http(s)://HOST of the platform's API"
     if url.query or url.fragment:

@@ -345,7 +345,7 @@ class Checkpoint:
                     where=str(self.path),
                     expected="a checkpoint of runspan sync",
                     got="another application's database",
-                    hint="name another file with --checkpoint",
+                    hint="name another file with --state-file",
                 )
             for statement in _TABLES:
                 connection.execute(statement)
@@ -369,7 +369,7 @@ class Checkpoint:
                     where=str(self.path),
                     expected=bound.get(name) or "none",
                     got=value or "none",
-                    hint="name another file with --checkpoint, or sync as before",
+                    hint="name another file with --state-file, or sync as before",
                 )
 
     def _entries(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
@@ -412,5 +412,5 @@ def _taken(path: Path) -> StoreError:
     return StoreError(
         "another sync is using this checkpoint",
         where=str(path),
-        hint="one at a time: stop the other one, or give this one its own file with --checkpoint",
+        hint="one at a time: stop the other one, or give this one its own file with --state-file",
     )

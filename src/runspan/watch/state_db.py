@@ -340,7 +340,7 @@ class WatchState:
                 where=str(self.path),
                 expected=f"a ledger of what was sent to {target}",
                 got=f"one of {known}",
-                hint="name another file with --ledger; with another endpoint everything is to be sent again",
+                hint="name another file with --state-file; with another endpoint everything is to be sent again",
             )
 
         strange = "SELECT outcome FROM files WHERE outcome <> 0 AND outcome NOT BETWEEN 0 AND ?"
@@ -348,7 +348,7 @@ class WatchState:
             raise self._damaged(f"an outcome {row[0]}")
 
     def _damaged(self, got: str) -> StoreError:
-        hint = "it is damaged; name another file with --ledger, and everything is sent again"
+        hint = "it is damaged; name another file with --state-file, and everything is sent again"
         return StoreError(where=str(self.path), expected="a ledger of this runspan", got=got, hint=hint)
 
     def _failure(self, error: OSError | sqlite3.Error) -> SettingError | StoreError:
@@ -358,7 +358,7 @@ class WatchState:
                 where=str(self.path),
                 expected="a ledger that nobody uses",
                 got="another process that watches with it",
-                hint="end that one first, or name another file with --ledger",
+                hint="end that one first, or name another file with --state-file",
             )
-        hint = "name a file that can be written with --ledger"
+        hint = "name a file that can be written with --state-file"
         return StoreError("the ledger cannot be used", where=str(self.path), got=got, hint=hint)

@@ -79,7 +79,7 @@ def test_kills_during_an_export_lose_and_double_nothing(tmp_path: Path, texts: d
     random = Random(SEED)
     path, data = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "data"
     moments = sorted(random.sample(range(1, LAST_KILL), KILLS))
-    args = ("--batch-spans", 60, "--workers", 2, "--retry-for", 0, "--json")
+    args = ("--batch-spans", 60, "--concurrency", 2, "--retry-max-time", 0, "--json")
     for moment in moments:
         with server(data) as (url, child):
             before = stored(data)
@@ -124,8 +124,8 @@ def test_an_export_outlives_the_server_that_it_sends_to(tmp_path: Path, texts: d
             url,
             "--batch-spans",
             40,
-            "--retry-for",
-            DEADLINE,
+            "--retry-max-time",
+            f"{DEADLINE}s",
             "--json",
             prints_on="stdout",
         ) as exporting:

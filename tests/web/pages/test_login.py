@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 def make_key(data: Path, *options: str) -> tuple[str, str]:
     """A key of acme: its secret and its id."""
-    made = process("keys", "create", "--data", data, "--name", "ana", "--company", "acme", "--json", *options)
+    made = process("keys", "create", "--data", data, "--name", "ana", "--tenant", "acme", "--json", *options)
     key = json.loads(made.stdout)
     return key["key"], key["id"]
 
