@@ -14,9 +14,8 @@ import pytest
 
 from runspan import Run
 from runspan.recorder import ExportConfig, RunRecording
-from runspan.recorder.outbox import Outbox
-from runspan.recorder.state import RunRecord, RunSession, TimestampFormat
-from runspan.recorder.stats import Counters
+from runspan.recorder.outbox import Counters, Outbox
+from runspan.recorder.state import DocumentClock, RunRecord, RunSession
 from runspan.sources import documents
 from support.receivers import OK, Answer, http_receiver
 from support.recorder import WAIT, recording, until
@@ -63,70 +62,73 @@ TOLD: dict[str, Callable[[RunRecording], Any]] = {
 @pytest.mark.parametrize("what", TOLD)
 def test_whatever_is_told_counts_as_held(what: str) -> None:
     """Each member by itself, before a snapshot was made of it and after, and from a checkpoint."""
-    with recording(pace=ExportConfig(settle=60)) as taken:
+    with recording(export=ExportConfig(snapshot_delay=60)) as taken:
         run = taken.recorder.run("wf").start()
         TOLD[what](run)
-        assert run.live.record.size() > len(BIG)
+        assert run.session.record.estimated_size() > len(BIG)
         run.document()
-        assert run.live.record.size() > len(BIG)
+        assert run.session.record.estimated_size() > len(BIG)
         if what != "run error":
             again = taken.recorder.resume(run.checkpoint())
-            assert again.live.record.size() > len(BIG)
+            assert again.session.record.estimated_size() > len(BIG)
 
 
 def test_extra_members_of_a_run_count_as_held() -> None:
     """They are told when it is made, as are its workflow and trigger."""
-    with recording(pace=ExportConfig(settle=60)) as taken:
-        assert taken.recorder.run("wf", extra={"more": BIG}).start().live.record.size() > len(BIG)
-        assert taken.recorder.run(BIG).start().live.record.size() > len(BIG)
-        assert taken.recorder.run("wf", trigger=BIG).start().live.record.size() > len(BIG)
+    with recording(export=ExportConfig(snapshot_delay=60)) as taken:
+        assert taken.recorder.run("wf", extra={"more": BIG}).start().session.record.estimated_size() > len(BIG)
+        assert taken.recorder.run(BIG).start().session.record.estimated_size() > len(BIG)
+        assert taken.recorder.run("wf", trigger=BIG).start().session.record.estimated_size() > len(BIG)
 
 
 def test_errors_do_not_fill_the_memory() -> None:
     """A receiver that is away, and steps that fail with large errors: the oldest runs are dropped, and counted."""
-    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=5 * len(BIG))
-    with recording(lambda post: Answer(503), pace=pace) as taken:
+    config = ExportConfig(
+        snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02, max_pending_bytes=5 * len(BIG)
+    )
+    with recording(lambda post: Answer(503), export=config) as taken:
         for _ in range(40):
             with taken.recorder.run("wf") as run:
                 run.step("http").start().end({"code": "HTTP", "message": BIG})
         report = taken.recorder.report()
         # As much again may be on its way, and the one that has just ended.
-        assert report.bytes_waiting <= 11 * (len(BIG) + 5000)
+        assert report.bytes_pending <= 11 * (len(BIG) + 5000)
         assert report.runs_dropped >= 40 - 11
 
 
 def test_what_comes_back_from_a_try_is_bounded_too() -> None:
     """What was on its way is beside the bound; when it was not taken, the oldest of all are dropped, and no more."""
     dropped: list[str] = []
-    counts = Counters()
+    counters = Counters()
     outbox = Outbox(
-        counts,
-        ExportConfig(max_held_bytes=3 * len(BIG) + 10_000),
+        counters,
+        ExportConfig(max_pending_bytes=3 * len(BIG) + 10_000),
         lambda: 1000.0,
         lambda: None,
-        lambda post, reason: dropped.append(post.live.record.id),
+        lambda state, reason: dropped.append(state.session.record.id),
     )
 
     def end(run_id: str) -> None:
         record = RunRecord(run_id, "wf", "", 1)
-        live = RunSession(record, TimestampFormat(lambda: 1, "ms"), counts, outbox.mark_dirty)
-        outbox.register(live)
+        session = RunSession(record, DocumentClock(lambda: 1, "ms"), counters.add, outbox.mark_dirty)
+        outbox.register(session)
         record.output = BIG.encode()
-        live.change(lambda record: setattr(record, "status", "completed"), status=True)
+        session.change(lambda record: setattr(record, "status", "completed"), status=True)
 
     for number in range(3):
         end(f"sent_{number}")
-    round_ = outbox.get_due()
-    assert round_ is not None
-    assert len(round_[0]) == 3
+    due = outbox.get_due()
+    assert due is not None
+    states, _ = due
+    assert len(states) == 3
     for number in range(3):
         end(f"new_{number}")
     assert dropped == []
-    for post in round_[0]:
-        outbox.retry_later(post, 1.0)
-    outbox.finish_round(round_[0])
+    for state in states:
+        outbox.retry_later(state, 1.0)
+    outbox.finish_round(states)
     assert dropped == ["sent_0", "sent_1", "sent_2"]
-    assert outbox.backlog()["bytes_waiting"] <= outbox.pace.max_held_bytes
+    assert outbox.backlog()["bytes_pending"] <= outbox.config.max_pending_bytes
 
 
 # After the end.
@@ -149,8 +151,8 @@ def test_runs_that_end_after_the_shutdown_are_told_and_kept(tmp_path: Path, capl
         with taken.recorder.run("wf", run_id="after") as after:
             pass
         report = taken.recorder.report()
-        assert (report.runs_started, report.runs_ended, report.runs_dropped, report.runs_kept) == (2, 2, 2, 2)
-        assert (report.runs_waiting, report.bytes_waiting, report.complete) == (0, 0, False)
+        assert (report.runs_started, report.runs_ended, report.runs_dropped, report.runs_dead_lettered) == (2, 2, 2, 2)
+        assert (report.runs_pending, report.bytes_pending, report.complete) == (0, 0, False)
         assert not late.flush(0)
         assert not after.flush(0)
         assert kept(letters) == [("late", "completed"), ("after", "completed")]
@@ -166,7 +168,7 @@ def test_a_run_that_was_given_up_unfinished_is_kept_once_more_at_its_end(tmp_pat
         assert taken.recorder.shutdown(0.05).runs_dropped == 1
         run.end()
         report = taken.recorder.report()
-        assert (report.runs_ended, report.runs_dropped, report.runs_kept) == (1, 1, 1)
+        assert (report.runs_ended, report.runs_dropped, report.runs_dead_lettered) == (1, 1, 1)
     assert kept(letters) == [("run_1", "running"), ("run_1", "completed")]
 
 
@@ -199,13 +201,14 @@ def test_no_dead_letters_are_left_of_a_recorder_that_sends_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["taken", "refused", "dead", "tls"])
-def test_the_senders_thread_imports_nothing(kind: str) -> None:
+def test_the_workers_thread_imports_nothing(kind: str) -> None:
     """A fork while it does would leave the child a lock on that module that nobody opens: it never delivers."""
     body = """
         import sys
         from runspan import Recorder
-        from runspan.recorder import Pace
-        recorder = Recorder(endpoint=sys.argv[1], pace=Pace(settle=0.001, retry_first=0.01, retry_longest=0.01))
+        from runspan.recorder import ExportConfig
+        config = ExportConfig(snapshot_delay=0.001, retry_initial_delay=0.01, retry_max_delay=0.01)
+        recorder = Recorder(endpoint=sys.argv[1], export=config)
         before = set(sys.modules)
         with recorder.run("wf") as run, run.step("a", type="agent") as step:
             step.set_output(1).set_usage(prompt_tokens=1)

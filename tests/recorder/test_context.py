@@ -53,8 +53,8 @@ def test_spans_of_other_instrumentation_nest_below_step_attempt_and_run(taken: T
     assert bytes(spans["below GET"].parent_span_id) == bytes(spans["GET"].span_id)
     assert bytes(spans["in the attempt"].parent_span_id) == attempt.span_id
     assert all(span.attributes().get(ROLE) for span in taken.own)
-    assert taken.recorder.report().foreign_sent == 4
-    assert taken.recorder.report().foreign_waiting == 0
+    assert taken.recorder.report().foreign_spans_sent == 4
+    assert taken.recorder.report().foreign_spans_pending == 0
 
 
 def test_steps_in_threads_have_the_run_for_parent(taken: Taken) -> None:
@@ -307,7 +307,7 @@ def test_blocks_that_end_in_another_order_leave_nothing_current(taken: Taken) ->
         two.__enter__()
         one.__exit__(None, None, None)
         two.__exit__(None, None, None)
-        assert trace.get_current_span().get_span_context().span_id == int.from_bytes(run.live.record.root_id, "big")
+        assert trace.get_current_span().get_span_context().span_id == int.from_bytes(run.session.record.root_id, "big")
     assert [step["status"] for step in proved(taken, run)["steps"]] == ["completed"] * 4
 
 

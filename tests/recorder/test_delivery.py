@@ -27,9 +27,8 @@ from runspan.errors import SettingError
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
-from runspan.recorder.outbox import Outbox
-from runspan.recorder.state import RunRecord, RunSession, TimestampFormat
-from runspan.recorder.stats import Counters
+from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
+from runspan.recorder.state import DocumentClock, RunRecord, RunSession
 from runspan.sources import documents
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
@@ -56,7 +55,7 @@ def test_a_receiver_that_comes_back_gets_everything_and_only_the_newest_snapshot
                 with run.step("work") as step:
                     step.set_output(number)
             until(lambda: len(taken.receiver.posts) >= 3)
-            assert taken.recorder.report().trouble == "HTTP 503"
+            assert taken.recorder.report().last_error == "HTTP 503"
             assert not run.flush(0.01)
             up.set()
             assert run.flush(WAIT)
@@ -64,7 +63,7 @@ def test_a_receiver_that_comes_back_gets_everything_and_only_the_newest_snapshot
         proved(taken, run)
         assert len(taken.role("step")) == 20
         report = taken.recorder.report()
-        assert (report.complete, report.trouble) == (True, "")
+        assert (report.complete, report.last_error) == (True, "")
         assert report.retries >= 3
 
 
@@ -100,7 +99,7 @@ def test_a_dead_endpoint_costs_the_engine_nothing_and_is_told(caplog: pytest.Log
     """Nobody listens: no call blocks or raises, flush and shutdown return in time, the loss is counted and logged."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    recorder = Recorder(endpoint=f"http://127.0.0.1:{port}", pace=QUICK)
+    recorder = Recorder(endpoint=f"http://127.0.0.1:{port}", export=QUICK)
     begun = time.monotonic()
     for _ in range(50):
         with recorder.run("wf") as run, run.step("a") as step:
@@ -111,14 +110,14 @@ def test_a_dead_endpoint_costs_the_engine_nothing_and_is_told(caplog: pytest.Log
     report = recorder.shutdown(0.2)
     assert time.monotonic() - begun < 5
     assert (report.runs_started, report.runs_ended, report.runs_dropped, report.complete) == (50, 50, 50, False)
-    assert "takes nothing" in caplog.text
+    assert "accepts no spans" in caplog.text
     assert caplog.text.count("is not delivered") == 50
 
 
 def test_an_endpoint_that_never_answers_holds_nobody_up() -> None:
     """A socket that accepts and stays silent: the engine goes on, and the end waits no longer than it is told to."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        recorder = Recorder(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", pace=QUICK, timeout=1.5)
+        recorder = Recorder(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", export=QUICK, timeout=1.5)
         begun = time.monotonic()
         with recorder.run("wf") as run, run.step("a"):
             pass
@@ -145,16 +144,18 @@ def test_a_full_outbox_drops_whole_runs_oldest_first_and_keeps_their_documents(t
     """Over the bound the oldest ended runs are given up: counted, kept as dead letters, and exportable as they were."""
     letters = tmp_path / "left.ndjson"
     up = threading.Event()
-    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=60_000)
-    with recording(lambda post: OK if up.is_set() else Answer(503), pace=pace, dead_letter=letters) as taken:
+    config = ExportConfig(
+        snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02, max_pending_bytes=60_000
+    )
+    with recording(lambda post: OK if up.is_set() else Answer(503), export=config, dead_letter=letters) as taken:
         runs = []
         for number in range(30):
             with taken.recorder.run("wf", run_id=f"run_{number:02}") as run, run.step("a") as step:
                 step.set_output("x" * 5000)
             runs.append(run)
         report = taken.recorder.report()
-        assert report.bytes_waiting <= 2 * 60_000
-        assert 0 < report.runs_dropped == report.runs_kept < 30
+        assert report.bytes_pending <= 2 * 60_000
+        assert 0 < report.runs_dropped == report.runs_dead_lettered < 30
         up.set()
         assert taken.recorder.flush(WAIT)
         report = taken.recorder.report()
@@ -162,7 +163,7 @@ def test_a_full_outbox_drops_whole_runs_oldest_first_and_keeps_their_documents(t
         there = {run.id for run in runs if any(span.trace_id == run.trace_id for span in taken.own)}
         assert len(there) == report.runs_delivered
         assert runs[-1].id in there
-        assert taken.recorder.shutdown(1).bytes_waiting == 0
+        assert taken.recorder.shutdown(1).bytes_pending == 0
     kept = [run for run in documents(str(letters)) if isinstance(run, Run)]
     assert {run.id for run in kept} == {run.id for run in runs} - there
     assert {run.text for run in kept} <= {run.document().text for run in runs}
@@ -171,7 +172,9 @@ def test_a_full_outbox_drops_whole_runs_oldest_first_and_keeps_their_documents(t
 def test_a_run_that_is_refused_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
     """A receiver that refuses a request for one run in it gets the others all the same."""
     bad = run_ids("run_3").trace_id
-    with recording(lambda post: Answer(400) if bad in traces_of(post) else OK, pace=ExportConfig(settle=0.2)) as taken:
+    with recording(
+        lambda post: Answer(400) if bad in traces_of(post) else OK, export=ExportConfig(snapshot_delay=0.2)
+    ) as taken:
         for number in range(6):
             with taken.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
                 pass
@@ -201,14 +204,14 @@ def test_rejected_spans_are_counted_and_the_run_is_not_called_delivered(tmp_path
             pass
         until(lambda: taken.recorder.report().runs_dropped == 1)
         report = taken.recorder.shutdown(1)
-        assert (report.runs_kept, report.runs_delivered) == (1, 0)
+        assert (report.runs_dead_lettered, report.runs_delivered) == (1, 0)
         assert report.spans_rejected >= 1
     assert [found.text for found in documents(str(letters)) if isinstance(found, Run)] == [run.document().text]
 
 
 def test_a_large_run_goes_in_several_requests_the_head_last() -> None:
     """A run over the bound of a request is cut, and its document is proved in the end."""
-    with recording(pace=ExportConfig(settle=60)) as taken:
+    with recording(export=ExportConfig(snapshot_delay=60)) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run:
             for _ in range(8):
                 with run.step("big") as step:
@@ -231,7 +234,7 @@ def test_grpc_and_the_environments_settings() -> None:
             "OTEL_RESOURCE_ATTRIBUTES": "service.namespace=billing%20eu,service.name=other",
             "RUNSPAN_API_KEY": "wfk_secret",
         }
-        with Recorder(environ=environ, pace=QUICK) as recorder, recorder.run("wf", run_id="run_1") as run:
+        with Recorder(environ=environ, export=QUICK) as recorder, recorder.run("wf", run_id="run_1") as run:
             pass
     assert decode(read_protobuf(receiver.posts[-1].message.SerializeToString()).spans) == run.document()
     post = receiver.posts[-1]
@@ -242,93 +245,85 @@ def test_grpc_and_the_environments_settings() -> None:
         Recorder(environ={"OTEL_RESOURCE_ATTRIBUTES": "odd"})
 
 
-# Heartbeats and pace, without waiting for them.
+# The schedule, without waiting for it.
 
 
-class Hand:
-    """An outbox whose time is moved by hand, and which is asked what is due."""
+class ManualOutbox:
+    """An outbox whose clock is moved by the test."""
 
-    def __init__(self, pace: ExportConfig) -> None:
+    def __init__(self, config: ExportConfig) -> None:
         self.now = 1000.0
-        self.counts = Counters()
-        self.dropped: list[Any] = []
-        self.outbox = Outbox(
-            self.counts, pace, lambda: self.now, lambda: None, lambda post, _: self.dropped.append(post)
-        )
+        self.counters = Counters()
+        self.outbox = Outbox(self.counters, config, lambda: self.now, lambda: None, lambda state, reason: None)
 
     def run(self, run_id: str) -> RunSession:
         record = RunRecord(run_id, "wf", "", 1)
         record.status, record.started = "running", 1
-        live = RunSession(record, TimestampFormat(lambda: 1, "ms"), self.counts, self.outbox.mark_dirty)
-        self.outbox.register(live)
-        return live
+        session = RunSession(record, DocumentClock(lambda: 1, "ms"), self.counters.add, self.outbox.mark_dirty)
+        self.outbox.register(session)
+        return session
 
     def due(self) -> list[str]:
-        """Takes what is due now, as a sender that succeeds would, and forgets it if it ended."""
-        with self.outbox._changed:
-            self.outbox._mark_heartbeats(self.now)
-            if all(self.outbox._due(post) > self.now for post in self.outbox._dirty.values()):
-                return []
-        taken = self.outbox.get_due()
-        assert taken is not None
-        for post in taken[0]:
-            self.outbox.ack(post, post.live.record.ended_already)
-        self.outbox.finish_round(taken[0])
-        return [post.live.record.id for post in taken[0]]
+        """Return the ids of the runs that are due now, and acknowledge them as a worker does."""
+        states, _ = self.outbox.poll()
+        for state in states:
+            self.outbox.ack(state, state.session.record.has_ended)
+        self.outbox.finish_round(states)
+        return [state.session.record.id for state in states]
 
 
 def test_a_run_that_does_not_change_beats() -> None:
     """Unchanged runs are due after a heartbeat each, from when each was last sent; suspended ones rest."""
-    hand = Hand(ExportConfig(settle=1, heartbeat=30))
-    first, second = hand.run("first"), hand.run("second")
-    hand.now += 1
-    assert hand.due() == ["first", "second"]
-    hand.now += 20
+    outbox = ManualOutbox(ExportConfig(snapshot_delay=1, heartbeat_interval=30))
+    first, second = outbox.run("first"), outbox.run("second")
+    outbox.now += 1
+    assert outbox.due() == ["first", "second"]
+    outbox.now += 20
     first.change(lambda record: setattr(record, "input", b"1"))
-    hand.now += 1
-    assert hand.due() == ["first"]
-    hand.now += 9
-    assert hand.due() == ["second"]
-    hand.now += 21
-    assert hand.due() == ["first"]
+    outbox.now += 1
+    assert outbox.due() == ["first"]
+    outbox.now += 9
+    assert outbox.due() == ["second"]
+    outbox.now += 21
+    assert outbox.due() == ["first"]
     second.change(lambda record: setattr(record, "status", "suspended"), status=True)
-    hand.now += 1
-    assert hand.due() == ["second"]
-    hand.now += 29
-    assert hand.due() == ["first"]
-    hand.now += 1000
-    assert hand.due() == ["first"]
+    outbox.now += 1
+    assert outbox.due() == ["second"]
+    outbox.now += 29
+    assert outbox.due() == ["first"]
+    outbox.now += 1000
+    assert outbox.due() == ["first"]
     second.change(lambda record: setattr(record, "status", "running"), status=True)
-    hand.now += 1
-    assert hand.due() == ["second"]
-    hand.now += 30
-    assert set(hand.due()) == {"first", "second"}
+    outbox.now += 1
+    assert outbox.due() == ["second"]
+    outbox.now += 30
+    assert set(outbox.due()) == {"first", "second"}
 
 
 def test_an_old_run_pauses_longer_between_snapshots_but_not_for_its_status() -> None:
     """A fiftieth of its age, never more than a heartbeat; a change of status and the end come through at once."""
-    hand = Hand(ExportConfig(settle=0.1, heartbeat=30))
-    live = hand.run("run")
+    outbox = ManualOutbox(ExportConfig(snapshot_delay=0.1, heartbeat_interval=30))
+    session = outbox.run("run")
     for age, pause in ((100, 2), (1000, 20), (1_000_000, 30)):
-        hand.now = 1000.0 + age
-        hand.due()
-        live.change(lambda record: setattr(record, "input", b"1"))
-        hand.now += pause - 0.2
-        assert hand.due() == []
-        hand.now += 0.3
-        assert hand.due() == ["run"]
-    live.change(lambda record: setattr(record, "status", "suspended"), status=True)
-    hand.now += 0.2
-    assert hand.due() == ["run"]
-    live.change(lambda record: setattr(record, "status", "completed"), status=True)
-    assert hand.due() == ["run"]
-    hand.now += 1000
-    assert hand.due() == []
+        outbox.now = 1000.0 + age
+        outbox.due()
+        session.change(lambda record: setattr(record, "input", b"1"))
+        outbox.now += pause - 0.2
+        assert outbox.due() == []
+        outbox.now += 0.3
+        assert outbox.due() == ["run"]
+    session.change(lambda record: setattr(record, "status", "suspended"), status=True)
+    outbox.now += 0.2
+    assert outbox.due() == ["run"]
+    session.change(lambda record: setattr(record, "status", "completed"), status=True)
+    assert outbox.due() == ["run"]
+    outbox.now += 1000
+    assert outbox.due() == []
 
 
 def test_heartbeats_really_come() -> None:
     """A run that waits is sent again and again with a rising revision and the same document."""
-    with recording(pace=ExportConfig(settle=0.005, heartbeat=0.03)) as taken:
+    with recording(export=ExportConfig(snapshot_delay=0.005, heartbeat_interval=0.03)) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run:
             until(lambda: len(taken.role("snapshot")) >= 4)
             assert len({span.attributes()[REVISION] for span in taken.role("snapshot")}) >= 4
@@ -344,7 +339,7 @@ def test_a_given_provider_takes_everything_past_its_queue() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=512, max_export_batch_size=512))
-    recorder = Recorder(provider=provider, pace=QUICK)
+    recorder = Recorder(provider=provider, export=QUICK)
     assert recorder.tracer_provider is provider
     with recorder.run("wf", run_id="run_1") as run:
         for _ in range(1500):
@@ -357,7 +352,7 @@ def test_a_given_provider_takes_everything_past_its_queue() -> None:
     assert decode(received.spans) == run.document()
     (beside,) = [span for span in exporter.get_finished_spans() if span.name == "beside"]
     assert beside.parent is not None
-    assert beside.parent.span_id == int.from_bytes(run.live.record.root_id, "big")
+    assert beside.parent.span_id == int.from_bytes(run.session.record.root_id, "big")
     provider.shutdown()
 
 
@@ -371,32 +366,32 @@ def test_a_provider_that_is_shut_down_is_told(caplog: pytest.LogCaptureFixture) 
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(Failing()))
     provider.shutdown()
-    recorder = Recorder(provider=provider, pace=QUICK)
+    recorder = Recorder(provider=provider, export=QUICK)
     with recorder.run("wf"):
         pass
     report = recorder.shutdown(0.2)
     assert report.runs_dropped == 1
-    assert "did not flush" in report.trouble
+    assert "did not flush" in report.last_error
     with pytest.raises(SettingError, match="both"):
         Recorder(provider=provider, endpoint="http://127.0.0.1:1")
 
 
 def test_spans_of_other_instrumentation_are_sent_together() -> None:
     """A thousand spans make a few requests, not a thousand."""
-    with recording(pace=ExportConfig(settle=0.2)) as taken:
+    with recording(export=ExportConfig(snapshot_delay=0.2)) as taken:
         tracer = taken.recorder.tracer_provider.get_tracer("t")
         for _ in range(1000):
             tracer.start_span("GET").end()
         assert taken.recorder.tracer_provider.force_flush(20_000)
-        assert taken.recorder.report().foreign_sent == 1000
+        assert taken.recorder.report().foreign_spans_sent == 1000
         assert len(taken.receiver.posts) < 20
 
 
 def test_too_many_spans_of_other_instrumentation_are_counted() -> None:
     """Beyond its bound the queue of foreign spans drops, counts, and the runs are not touched."""
     up = threading.Event()
-    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_foreign=50)
-    with recording(lambda post: OK if up.is_set() else Answer(503), pace=pace) as taken:
+    config = ExportConfig(snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02, max_foreign_spans=50)
+    with recording(lambda post: OK if up.is_set() else Answer(503), export=config) as taken:
         tracer = taken.recorder.tracer_provider.get_tracer("t")
         with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             for _ in range(200):
@@ -405,8 +400,8 @@ def test_too_many_spans_of_other_instrumentation_are_counted() -> None:
         up.set()
         proved(taken, run)
         report = taken.recorder.report()
-        assert report.foreign_dropped > 0
-        assert report.foreign_dropped + report.foreign_sent == 200
+        assert report.foreign_spans_dropped > 0
+        assert report.foreign_spans_dropped + report.foreign_spans_sent == 200
         assert report.runs_delivered == 1
 
 
@@ -479,7 +474,7 @@ def test_a_forked_child_sends_its_own_runs_and_none_of_its_parents() -> None:
                     pass
                 report = recorder.shutdown(20)
                 assert report.runs_delivered == 1 == report.runs_started, report
-                os._exit(0 if report.late else 5)
+                os._exit(0 if report.late_calls else 5)
             assert os.waitpid(child, 0)[1] == 0
         assert recorder.shutdown(20).runs_delivered == 1
     """
@@ -519,16 +514,14 @@ def test_an_error_inside_is_counted_and_the_thread_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A defect of the recorder's own in one run neither reaches the engine nor stops the others."""
-    from runspan.recorder.delta import RunExportState as Sent
+    build_delta = RunExportState.build_delta
 
-    whole = Sent.build_delta
-
-    def broken(self: Sent, *args: Any) -> Any:
-        if self.live.record.id == "run_bad":
+    def broken(self: RunExportState, *args: Any) -> RunDelta:
+        if self.session.record.id == "run_bad":
             raise RuntimeError("a defect")
-        return whole(self, *args)
+        return build_delta(self, *args)
 
-    monkeypatch.setattr(Sent, "parcel", broken)
+    monkeypatch.setattr(RunExportState, "build_delta", broken)
     with recording() as taken:
         for name in ("run_bad", "run_good"):
             with taken.recorder.run("wf", run_id=name) as run:
@@ -536,7 +529,7 @@ def test_an_error_inside_is_counted_and_the_thread_goes_on(
         proved(taken, run)
         until(lambda: taken.recorder.report().runs_dropped == 1)
         report = taken.recorder.report()
-        assert (report.defects, report.runs_delivered) == (1, 1)
+        assert (report.internal_errors, report.runs_delivered) == (1, 1)
     assert any(record.levelno == logging.ERROR and "run_bad" in record.getMessage() for record in caplog.records)
 
 
@@ -546,14 +539,14 @@ def test_without_a_thread_to_be_had_the_engine_goes_on(monkeypatch: pytest.Monke
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    recorder = Recorder(endpoint="http://127.0.0.1:9", pace=QUICK)
+    recorder = Recorder(endpoint="http://127.0.0.1:9", export=QUICK)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
         with recorder.run("wf"):
             pass
         report = recorder.shutdown(0)
     assert (report.runs_dropped, report.complete) == (1, False)
-    assert "new thread" in report.trouble
+    assert "new thread" in report.last_error
 
 
 def test_a_signal_handler_may_use_the_recorder() -> None:
@@ -632,7 +625,7 @@ def test_a_forked_child_keeps_dead_letters_of_its_own(tmp_path: Path) -> None:
             pass
         if child:
             assert os.waitpid(child, 0)[1] == 0
-        assert recorder.shutdown(0).runs_kept == 1
+        assert recorder.shutdown(0).runs_dead_lettered == 1
         if not child:
             os._exit(0)
     """
@@ -651,8 +644,10 @@ def test_many_threads_on_one_run_over_a_flaky_receiver() -> None:
     def answer(post: Post) -> Answer:
         return Answer(503) if post.number % 3 == 0 else CLOSE if post.number % 5 == 0 else OK
 
-    pace = ExportConfig(settle=0.001, heartbeat=0.01, retry_first=0.002, retry_longest=0.005)
-    with recording(answer, pace=pace, clock=time.time_ns) as taken:
+    config = ExportConfig(
+        snapshot_delay=0.001, heartbeat_interval=0.01, retry_initial_delay=0.002, retry_max_delay=0.005
+    )
+    with recording(answer, export=config, clock=time.time_ns) as taken:
 
         def engine(worker: int) -> None:
             for number in range(40):
@@ -685,7 +680,7 @@ def test_many_threads_on_one_run_over_a_flaky_receiver() -> None:
 def _in_order(taken: Taken, run: Any) -> list[Any]:
     """The step spans as the root's manifest names them."""
     by_id = {span.span_id: span for span in taken.role("step")}
-    return [by_id[record.span_id] for record in run.live.record.steps]
+    return [by_id[record.span_id] for record in run.session.record.steps]
 
 
 def test_a_burst_of_short_runs_is_delivered_whole(caplog: pytest.LogCaptureFixture) -> None:
@@ -714,25 +709,25 @@ def test_a_burst_of_short_runs_is_delivered_whole(caplog: pytest.LogCaptureFixtu
 def test_health_tells_what_the_recorder_does() -> None:
     """What waits is in the queue while the receiver is away, and is counted as delivered once it is there."""
     up = threading.Event()
-    health = MetricsRegistry(lambda: 0, parts=("recorder", "export"))
-    with recording(lambda post: OK if up.is_set() else Answer(503), health=health) as taken:
+    metrics = MetricsRegistry(lambda: 0, parts=("recorder", "export"))
+    with recording(lambda post: OK if up.is_set() else Answer(503), metrics=metrics) as taken:
         with taken.recorder.run("wf"):
             pass
-        until(lambda: health.collect()[RETRIED] > 0)
-        before = health.collect()
+        until(lambda: metrics.collect()[RETRIED] > 0)
+        before = metrics.collect()
         assert (before[RECORDED], before[EXPORTED], before[QUEUE], before[RECORDER_FAILED]) == (1, 0, 1, 0)
         up.set()
         assert taken.recorder.flush(WAIT)
-        after = health.collect()
+        after = metrics.collect()
         assert (after[EXPORTED], after[QUEUE], after[RECORDER_FAILED]) == (1, 0, 0)
         assert after[REQUESTS] == taken.recorder.report().requests
 
 
 def test_health_counts_what_is_given_up() -> None:
     """A run that is dropped because the time to shut down is over is a failure that an alert can see."""
-    health = MetricsRegistry(lambda: 0, parts=("recorder",))
-    with recording(lambda post: Answer(503), health=health) as taken:
+    metrics = MetricsRegistry(lambda: 0, parts=("recorder",))
+    with recording(lambda post: Answer(503), metrics=metrics) as taken:
         with taken.recorder.run("wf"):
             pass
         taken.recorder.shutdown(0.05)
-        assert health.collect()[RECORDER_FAILED] == taken.recorder.report().runs_dropped == 1
+        assert metrics.collect()[RECORDER_FAILED] == taken.recorder.report().runs_dropped == 1

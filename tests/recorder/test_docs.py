@@ -50,9 +50,9 @@ def _tracer_of(names: dict[str, Any]) -> Callable[[str], trace.Tracer]:
 
 def test_the_defaults_on_the_page_are_those_of_the_code() -> None:
     """Times and bounds that the page tells, and the names that it writes as code."""
-    pace = ExportConfig()
-    assert (pace.settle, pace.heartbeat, pace.max_held_bytes) == (0.1, 30.0, 64 << 20)
+    config = ExportConfig()
+    assert (config.snapshot_delay, config.heartbeat_interval, config.max_pending_bytes) == (0.1, 30.0, 64 << 20)
     assert "0.1 s later" in PAGE
     assert "each 30 s" in PAGE
     assert "64 MiB" in PAGE
-    assert {"inexact", "runs_ended", "complete"} <= set(dir(RecorderReport))
+    assert {"inexact_payloads", "runs_ended", "complete"} <= set(dir(RecorderReport))

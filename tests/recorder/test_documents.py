@@ -38,7 +38,7 @@ def taken() -> Iterator[Taken]:
 def test_a_whole_run_is_the_document_that_was_told() -> None:
     """Every member of run and step stands in the document in the platform's form; clock and ids are arguments."""
     with recording(
-        pace=ExportConfig(settle=60), new_id=lambda: "run_1"
+        export=ExportConfig(snapshot_delay=60), new_id=lambda: "run_1"
     ) as taken:  # nothing is sent, so only the run ticks
         with taken.recorder.run("wf_billing", trigger="webhook", input={"id": 7}) as run:
             with run.step("fetch", name="Fetch", type="action", input={"q": 1}, retry={"maxAttempts": 3}) as step:
@@ -193,7 +193,7 @@ def test_a_failure_that_is_no_exception(taken: Taken) -> None:
         {"code": "ERROR", "message": "no such customer", "step": "a"},
         {"code": "LIMIT", "message": "too many", "at": 5},
     ]
-    assert taken.recorder.report().late == 1
+    assert taken.recorder.report().late_calls == 1
 
 
 def test_skipped_planned_and_looped_steps(taken: Taken) -> None:
@@ -416,7 +416,7 @@ def test_odd_values_never_reach_the_engine_and_are_counted(taken: Taken) -> None
         step.set_output({"value": float("nan"), "of": Odd()})
     document = proved(taken, run)
     assert document["steps"][0]["output"] == {"value": "nan", "of": "<Odd>"}
-    assert taken.recorder.report().inexact == 2
+    assert taken.recorder.report().inexact_payloads == 2
 
 
 values = st.recursive(
@@ -439,7 +439,7 @@ def test_whatever_is_told_is_proved_by_the_spans(steps: list[tuple[str, Any, str
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    recorder = Recorder(provider=provider, clock=Ticking(123_457), pace=QUICK, precision=precision)
+    recorder = Recorder(provider=provider, clock=Ticking(123_457), export=QUICK, precision=precision)
     with recorder.run("wf", run_id="run_1") as run:
         for step_id, value, what in steps:
             step = run.step(step_id, type="agent").start().set_output(value).set_input(value)

@@ -62,7 +62,7 @@ def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watch
     engine, workflows = example
     watched = Watched()
     ended = threading.Event()
-    recorder = Recorder(endpoint=otlp, service_name="example-engine", pace=ExportConfig(settle=0.02))
+    recorder = Recorder(endpoint=otlp, service_name="example-engine", export=ExportConfig(snapshot_delay=0.02))
 
     def execute() -> None:
         try:

@@ -43,12 +43,12 @@ def test_a_run_that_is_let_go_while_a_request_is_under_way_is_sent(status: int) 
         assert go.wait(WAIT)
         return OK if post.number > 1 else Answer(status)
 
-    pace = (
-        ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02)
+    config = (
+        ExportConfig(snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02)
         if status == 503
-        else ExportConfig(0.005, retry_first=600)
+        else ExportConfig(0.005, retry_initial_delay=600)
     )
-    with recording(answer, pace=pace) as taken:
+    with recording(answer, export=config) as taken:
         run = taken.recorder.run("wf", run_id="run_1").start()
         with run.step("fetch"):
             pass
@@ -76,7 +76,7 @@ def test_a_run_is_let_go_once() -> None:
         with taken.recorder.run("wf", run_id="run_2") as ended:
             pass
         assert json.loads(ended.release())["document"]["status"] == "completed"
-        assert taken.recorder.report().late == 3
+        assert taken.recorder.report().late_calls == 3
         assert proved(taken, ended)["status"] == "completed"
 
 
@@ -96,7 +96,7 @@ def test_what_is_let_go_and_sent_late_does_not_override_who_took_it_up() -> None
             pass
         checkpoint = run.suspend().release()
         until(lambda: taken.receiver.posts)
-        second = Recorder(endpoint=taken.receiver.url, headers={"x-who": "second"}, pace=QUICK, clock=Ticking(1000))
+        second = Recorder(endpoint=taken.receiver.url, headers={"x-who": "second"}, export=QUICK, clock=Ticking(1000))
         again = second.resume(checkpoint).start().resume()
         again.step("pay").start()
         assert again.flush(WAIT)
@@ -123,7 +123,7 @@ def test_whoever_takes_a_run_up_counts_with_a_clock_that_is_behind(behind: int) 
         run.step("approve").start()
         checkpoint = run.suspend().release()
         assert run.flush(WAIT)
-        second = Recorder(endpoint=taken.receiver.url, pace=QUICK, clock=lambda: BEGIN - behind)
+        second = Recorder(endpoint=taken.receiver.url, export=QUICK, clock=lambda: BEGIN - behind)
         again = second.resume(checkpoint).start().resume()
         for step_id in ("approve", "fetch"):
             with again.step(step_id):
@@ -183,7 +183,7 @@ def test_a_run_again_under_its_id_within_a_millisecond() -> None:
             with taken.recorder.run("wf", run_id="run_1") as run, run.step("a") as step:
                 step.set_output(output)
         assert taken.recorder.flush(WAIT)
-        assert len({run.live.record.since, BEGIN}) == 1
+        assert len({run.session.record.not_before, BEGIN}) == 1
         assert len({span.span_id for span in taken.role("step")}) == 2
 
 
@@ -212,28 +212,33 @@ def test_any_payload_comes_through_a_checkpoint() -> None:
     assert document["steps"][1]["output"] == {"result": odd, "usage": {"promptTokens": 1, "model": "m\ud83d"}}
 
 
-def test_a_checkpoint_of_an_earlier_version_is_taken_up() -> None:
-    """It does not say how often the run was taken up before."""
+def test_the_form_of_a_checkpoint() -> None:
+    """The document, the span ids of its steps, the revision, and how often the run was resumed."""
     document = (
         b'{"id":"run_1","workflowId":"wf","status":"suspended","startedAt":"2026-09-21T14:13:19.000Z",'
         b'"createdAt":"2026-09-21T14:13:19.000Z","steps":[{"id":"fetch","status":"completed",'
         b'"startedAt":"2026-09-21T14:13:19.000Z","completedAt":"2026-09-21T14:13:19.000Z","durationMs":0},'
         b'{"id":"approve","status":"running","startedAt":"2026-09-21T14:13:19.000Z"}]}'
     )
-    marks = b'{"tenant":"","revision":1789999999000000007,"spanIds":["0123456789abcdef","fedcba9876543210"],"document":'
+    header = (
+        b'{"tenant":"","revision":1789999999000000007,"spanIds":["0123456789abcdef","fedcba9876543210"],'
+        b'"resumeCount":2,"document":'
+    )
     with recording() as taken:
-        run = taken.recorder.resume(marks + document + b"}")
+        run = taken.recorder.resume(header + document + b"}")
         assert run.document().text == document
         with run.start().resume(), run.step("approve"):
             pass
         assert [step["status"] for step in proved(taken, run)["steps"]] == ["completed", "completed"]
         assert taken.step("fetch").span_id.hex() == "0123456789abcdef"
         assert taken.step("approve").span_id.hex() != "fedcba9876543210"
-        assert json.loads(run.checkpoint())["revision"] > 1789999999000000007
+        checkpoint = json.loads(run.checkpoint())
+        assert checkpoint["revision"] > 1789999999000000007
+        assert checkpoint["resumeCount"] == 3
 
 
 RUN = '{"id":"run_1","status":"running","createdAt":"2026-09-21T14:13:19.000Z","steps":[]}'
-GOOD = f'{{"tenant":"","revision":1,"spanIds":[],"document":{RUN}}}'
+GOOD = f'{{"tenant":"","revision":1,"spanIds":[],"resumeCount":0,"document":{RUN}}}'
 
 
 @pytest.mark.parametrize(
@@ -246,8 +251,9 @@ GOOD = f'{{"tenant":"","revision":1,"spanIds":[],"document":{RUN}}}'
         '{"tenant":"","revision":1,"spanIds":[],"document":{}}',
         GOOD.replace("[]", '["00"]', 1),
         GOOD.replace("[]", '["odd"]', 1),
-        GOOD.replace("{", '{"turn":-1,', 1),
-        GOOD.replace("{", '{"turn":4294967296,', 1),
+        GOOD.replace('"resumeCount":0,', ""),
+        GOOD.replace('"resumeCount":0', '"resumeCount":-1'),
+        GOOD.replace('"resumeCount":0', '"resumeCount":4294967296'),
         GOOD.replace("1", '"x"', 1),
         GOOD + "}",
         GOOD[:-1],

@@ -16,7 +16,7 @@ from runspan.sources import documents
 from support.receivers import OK, Answer, Post, partial
 from support.recorder import QUICK, WAIT, proved, recording, until
 
-NEVER_AGAIN = ExportConfig(settle=0.005, retry_first=600, retry_longest=600)
+NEVER_AGAIN = ExportConfig(snapshot_delay=0.005, retry_initial_delay=600, retry_max_delay=600)
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +42,14 @@ def test_a_request_that_is_refused_once_costs_nothing(status: int) -> None:
                 pass
         assert [step["id"] for step in proved(taken, run)["steps"]] == ["a", "b"]
         report = taken.recorder.report()
-        assert (report.complete, report.runs_delivered, report.trouble) == (True, 1, "")
+        assert (report.complete, report.runs_delivered, report.last_error) == (True, 1, "")
         assert (report.spans_rejected, report.retries) == (0, 1)
         assert run.flush(WAIT)
 
 
 def test_the_end_of_a_run_brings_all_that_was_refused(caplog: pytest.LogCaptureFixture) -> None:
     """Every snapshot is refused: until the end the run is not there, which is told; the root brings all at once."""
-    with recording(lambda post: OK if has_root(post) else Answer(400), pace=NEVER_AGAIN) as taken:
+    with recording(lambda post: OK if has_root(post) else Answer(400), export=NEVER_AGAIN) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run:
             for number in range(3):
                 with run.step("work") as step:
@@ -58,11 +58,11 @@ def test_the_end_of_a_run_brings_all_that_was_refused(caplog: pytest.LogCaptureF
             assert not run.flush(0.05)
             assert not taken.recorder.flush(0.05)
             report = taken.recorder.report()
-            assert (report.complete, report.runs_waiting, report.trouble) == (False, 1, "HTTP 400")
+            assert (report.complete, report.runs_pending, report.last_error) == (False, 1, "HTTP 400")
         assert len(proved(taken, run)["steps"]) == 3
         report = taken.recorder.report()
         assert (report.complete, report.runs_delivered, report.runs_dropped) == (True, 1, 0)
-    assert caplog.text.count("run_1 as it stands is refused: HTTP 400") == 1
+    assert caplog.text.count("a snapshot of run run_1 is rejected: HTTP 400") == 1
 
 
 def test_a_refusal_that_comes_after_the_end_does_not_hold_it_up() -> None:
@@ -74,7 +74,7 @@ def test_a_refusal_that_comes_after_the_end_does_not_hold_it_up() -> None:
         assert go.wait(WAIT)
         return Answer(500) if post.number == 1 else OK
 
-    with recording(answer, pace=NEVER_AGAIN) as taken:
+    with recording(answer, export=NEVER_AGAIN) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             assert asked.wait(WAIT)
         go.set()
@@ -107,14 +107,19 @@ def test_a_run_whose_last_request_is_refused_is_given_up(tmp_path: Path, release
         assert taken.recorder.flush(WAIT)
         assert not run.flush(WAIT)
         report = taken.recorder.report()
-        assert (report.runs_dropped, report.runs_kept, report.runs_delivered, report.complete) == (1, 1, 0, False)
+        assert (report.runs_dropped, report.runs_dead_lettered, report.runs_delivered, report.complete) == (
+            1,
+            1,
+            0,
+            False,
+        )
         assert report.spans_rejected == 2
     assert [found.text for found in documents(str(letters)) if isinstance(found, Run)] == [run.document().text]
 
 
 def test_flush_tells_of_a_run_without_some_of_its_spans() -> None:
     """A partial success must not be sent again, so the run cannot become whole: no ``flush`` says that it is there."""
-    with recording(lambda post: partial(1, "too odd") if post.number == 1 else OK, pace=QUICK) as taken:
+    with recording(lambda post: partial(1, "too odd") if post.number == 1 else OK, export=QUICK) as taken:
         with taken.recorder.run("wf", run_id="run_1") as run:
             until(lambda: taken.recorder.report().spans_rejected)
             assert not run.flush(WAIT)

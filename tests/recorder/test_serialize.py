@@ -49,7 +49,7 @@ def test_ready_text_that_is_no_json_becomes_a_string(taken: Taken, ready: bytes,
         run.set_output(Raw(ready))
     proved(taken, run)
     assert strictly(run.document().text)["output"] == told
-    assert taken.recorder.report().inexact == 1
+    assert taken.recorder.report().inexact_payloads == 1
 
 
 @pytest.mark.parametrize("ready", [b"[" * 5000 + b"]" * 5000, b'{"a":' * 3000 + b"1" + b"}" * 3000, b"1" * 5000])
@@ -61,7 +61,7 @@ def test_ready_text_is_kept_however_deep_or_long(taken: Taken, ready: bytes) -> 
     text = run.document().text
     assert taken.document("run_1").text == text == Run.from_json(text).text
     assert b'"result":' + ready in text
-    assert taken.recorder.report().inexact == 0
+    assert taken.recorder.report().inexact_payloads == 0
 
 
 # Keys, which decide where the usage and a child's run id go.
@@ -218,7 +218,7 @@ def test_one_number_that_python_does_not_write_costs_only_itself(taken: Taken) -
     with taken.recorder.run("wf", run_id="run_1") as run:
         run.set_output({"a": 1, "big": 10**5000})
     assert proved(taken, run)["output"] == {"a": 1, "big": hex(10**5000)}
-    assert taken.recorder.report().inexact == 1
+    assert taken.recorder.report().inexact_payloads == 1
 
 
 def test_what_cannot_be_read_costs_only_itself() -> None:

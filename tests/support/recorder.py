@@ -21,7 +21,7 @@ from support.receivers import OK, Answer, Post, Receiver, http_receiver
 
 BEGIN = 1_790_000_000_000_000_000
 """2026-09-21T14:13:20Z."""
-QUICK = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.05)
+QUICK = ExportConfig(snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.05)
 WAIT = 20.0
 
 
@@ -79,7 +79,7 @@ class Taken:
 @contextmanager
 def recording(answer: Callable[[Post], Answer] = lambda post: OK, **settings: Any) -> Iterator[Taken]:
     """A recorder that ticks a millisecond at a time, and the receiver it sends to."""
-    settings = {"pace": QUICK, "clock": Ticking(), "random": Random(7), **settings}
+    settings = {"export": QUICK, "clock": Ticking(), "random": Random(7), **settings}
     with http_receiver(answer) as receiver:
         recorder = Recorder(endpoint=receiver.url, **settings)
         try:
