@@ -210,7 +210,7 @@ class RunRecording(_Recording):
 
     @contextmanager
     def active(self) -> Iterator[Self]:
-        """Make a run that has begun current for a block, for example in a thread that works on it. The run goes on
+        """Make a run that has begun current for a block, for example in a thread that works on it. The run continues
         after the block."""
         with active(self.session, self, self.session.record.root_id):
             yield self
