@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -129,15 +130,23 @@ def test_an_endpoint_that_never_responds_delays_nothing() -> None:
 
 def test_a_slow_receiver_gets_fewer_snapshots_and_every_step() -> None:
     """Changes during a request are sent together in the next one."""
-    with recording(lambda post: time.sleep(0.05) or OK) as harness:
+    requested, proceed = threading.Event(), threading.Event()
+
+    def answer(post: Post) -> Answer:
+        requested.set()
+        assert proceed.wait(WAIT)
+        return OK
+
+    with recording(answer) as harness:
         with harness.recorder.run("wf", run_id="run_1") as run:
+            assert requested.wait(WAIT)
             for _ in range(200):
                 with run.step("work"):
                     pass
-                time.sleep(0.001)
+            proceed.set()
         delivered_document(harness, run)
         assert len(harness.with_role("step")) == 200
-        assert len(harness.with_role("snapshot")) < 30
+        assert len(harness.with_role("snapshot")) <= 2
 
 
 def test_a_full_outbox_drops_the_oldest_runs_and_keeps_their_documents(tmp_path: Path) -> None:
@@ -354,6 +363,27 @@ def test_a_given_provider_gets_more_than_its_queue_holds() -> None:
     assert other.parent is not None
     assert other.parent.span_id == int.from_bytes(run.session.record.root_id, "big")
     provider.shutdown()
+
+
+class SuppressionReader(SpanProcessor):
+    """Reads from the context whether instrumentation is suppressed."""
+
+    def __init__(self) -> None:
+        self.values: set[object] = set()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.values.add(context.get_value("suppress_instrumentation"))
+
+
+def test_instrumentation_is_suppressed_while_spans_are_sent() -> None:
+    """An instrumented HTTP client makes no spans of the requests of the recorder."""
+    provider, reader = TracerProvider(shutdown_on_exit=False), SuppressionReader()
+    provider.add_span_processor(reader)
+    recorder = Recorder(provider=provider, export=QUICK)
+    with recorder.run("wf"):
+        pass
+    assert recorder.shutdown(WAIT).complete
+    assert reader.values == {True}
 
 
 class Failing(SpanExporter):
@@ -614,7 +644,7 @@ def test_a_disabled_sdk_sends_nothing(way: str, monkeypatch: pytest.MonkeyPatch)
     assert recorder.shutdown(WAIT).requests == 0
 
 
-def test_a_forked_child_has_its_own_dead_dead_letters(tmp_path: Path) -> None:
+def test_a_forked_child_has_its_own_dead_letters(tmp_path: Path) -> None:
     """Its file is named after it, and the parent's is not touched."""
     body = """
         import os, sys

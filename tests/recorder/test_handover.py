@@ -271,7 +271,7 @@ GOOD = f'{{"tenant":"","revision":1,"spanIds":[],"resumeCount":0,"document":{RUN
     ],
 )
 def test_an_invalid_checkpoint_is_a_value_error(text: bytes | str) -> None:
-    """Whatever is wrong with it; one that differs in nothing else is harness."""
+    """Whatever is wrong with it; without the fault it is accepted."""
     with recording() as harness:
         with pytest.raises(ValueError, match="not a checkpoint"):
             harness.recorder.resume(text)

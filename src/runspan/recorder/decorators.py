@@ -5,21 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol, TypeVar, cast
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+if TYPE_CHECKING:
+    from runspan.recorder.recording import RunRecording, StepRecording
+
+    Recording: TypeAlias = RunRecording | StepRecording
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Recording(Protocol):
-    """A run or a step, as far as a decorator needs it."""
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None: ...
-    def start(self) -> Any: ...
-    def active(self) -> AbstractContextManager[Any]: ...
-    def set_input(self, value: object) -> Any: ...
-    def set_result(self, value: object) -> None: ...
 
 
 def record_calls(function: F, make: Callable[[], Recording], capture_input: bool, capture_output: bool) -> F:

@@ -31,8 +31,8 @@ from runspan.recorder.config import ExportConfig, exporter_config_from, resource
 from runspan.recorder.context import active_spans, caller_of, outgoing_headers
 from runspan.recorder.outbox import Counters
 from runspan.recorder.recording import KNOWN_RUN_MEMBERS, RunRecording, StepRecording
-from runspan.recorder.serialize import members, payload, to_utf8_text
-from runspan.recorder.state import PRECISIONS, DocumentClock, RunRecord, RunSession, extra_members
+from runspan.recorder.serialize import members, object_text, payload, to_utf8_text
+from runspan.recorder.state import PRECISIONS, DocumentClock, RunRecord, RunSession
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
 from runspan.telemetry import MetricsRegistry, Samples
 from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
@@ -267,7 +267,7 @@ class Recorder:
             links["parentRunId"] = payload(to_utf8_text(parent)).text
         if caller.traceparent:
             links["traceparent"] = payload(caller.traceparent).text
-        record.extra = b",".join(filter(None, [extra_members(links), extra]))
+        record.extra = b",".join(filter(None, [object_text(links)[1:-1], extra]))
         return self._session(record)
 
     def _session(self, record: RunRecord) -> RunSession:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -31,7 +32,7 @@ _CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 """Exceptions that make a run cancelled, not failed."""
 
 
-class _Recording:
+class _Recording(ABC):
     """What runs and steps have in common: the asynchronous context manager, the decorator, the output."""
 
     def __init__(self, input: object, capture_input: bool, capture_output: bool) -> None:
@@ -51,30 +52,25 @@ class _Recording:
         capture_input = self._capture_input and self._input is UNSET
         return record_calls(function, self._for_call, capture_input, self._capture_output)
 
-    def _for_call(self) -> Any:
+    @abstractmethod
+    def _for_call(self) -> RunRecording | StepRecording:
         """Return a recording of the same arguments, for one call of a decorated function."""
-        raise NotImplementedError
 
-    def start(self) -> Self:
-        """Begin without becoming current."""
-        raise NotImplementedError
-
-    def set_output(self, value: object) -> Self:
-        """Set the output."""
-        raise NotImplementedError
+    @abstractmethod
+    def set_output(self, value: object) -> Self: ...
 
     def set_result(self, value: object) -> None:
         """Set the output unless it is set already; for decorators."""
         if not self._output_is_set:
             self.set_output(value)
 
-    def __enter__(self) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def __enter__(self) -> Self: ...
 
+    @abstractmethod
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        raise NotImplementedError
+    ) -> None: ...
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -398,12 +394,11 @@ class StepRecording(_Recording):
     def end(self, error: object = None) -> None:
         """End the step as completed, or as failed with an exception, a message or an error object. Only the first call
         counts."""
-        session, step = self._session, self._record
-        if session is None or step is None or step.has_ended:
+        if self._record is None or self._record.has_ended:
             return
-        text = None if error is None else error_text(error, step.id, _error_code(error))
+        text = None if error is None else error_text(error, self._id, _error_code(error))
 
-        def write(_: RunRecord) -> None:
+        def write(session: RunSession, step: StepRecord) -> None:
             now = session.timestamp(step.started_at)
             status = "failed" if text or self._has_failed else "completed"
             if self._attempt is not None and self._attempt.ended_at is None:
@@ -414,7 +409,12 @@ class StepRecording(_Recording):
                 step.error = None  # the error of a failed attempt, after which another one succeeded
             step.ended_at, step.status = now, status
 
-        session.change(write, step)
+        self._change(write)
+
+    def _change(self, write: Callable[[RunSession, StepRecord], None]) -> bool:
+        """Apply a change under the lock. Return False when the step records nothing or has ended."""
+        session, step = self._session, self._record
+        return session is not None and step is not None and session.change(lambda _: write(session, step), step)
 
     def __enter__(self) -> Self:
         self.start()
@@ -503,11 +503,9 @@ class StepRecording(_Recording):
         return self._set_member("status", "skipped")
 
     def _set_member(self, member: str, value: Payload | bytes | str, exact: bool = True) -> Self:
-        session, step = self._session, self._record
-        if session is not None and step is not None:
-            if not exact:
-                session.count("inexact_payloads")
-            session.change(lambda _: setattr(step, member, value), step)
+        if not exact and self._session is not None and self._record is not None:
+            self._session.count("inexact_payloads")
+        self._change(lambda _, step: setattr(step, member, value))
         return self
 
     # Attempts.
@@ -542,24 +540,17 @@ class StepRecording(_Recording):
         return self
 
     def _begin_attempt(self) -> Attempt | None:
-        session, step = self._session, self._record
-        if session is None or step is None:
-            return None
-
-        def write(_: RunRecord) -> None:
+        def write(session: RunSession, step: StepRecord) -> None:
             self._attempt = Attempt(len(step.attempts) + 1, session.timestamp(step.started_at))
             step.attempts.append(self._attempt)
             step.attempt, step.status, step.error = self._attempt.number, "running", None
 
-        return self._attempt if session.change(write, step) else None
+        return self._attempt if self._change(write) else None
 
     def _end_attempt(self, status: str, error: object) -> None:
-        session, step = self._session, self._record
-        if session is None or step is None:
-            return
-        text = None if error is None else error_text(error, step.id, _error_code(error))
+        text = None if error is None else error_text(error, self._id, _error_code(error))
 
-        def write(_: RunRecord) -> None:
+        def write(session: RunSession, step: StepRecord) -> None:
             now = session.timestamp(step.started_at)
             attempt = self._attempt
             if attempt is None or attempt.ended_at is not None:
@@ -574,7 +565,7 @@ class StepRecording(_Recording):
                 step.status = "retrying"
                 step.error = attempt.error = text
 
-        session.change(write, step)
+        self._change(write)
 
 
 def _text(value: str | None) -> str | UnsetType:

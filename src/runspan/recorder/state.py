@@ -346,11 +346,6 @@ class RunRecord:
         self.revision = max(now, self.revision + 1, self.latest_time)
 
 
-def extra_members(members: Mapping[str, bytes]) -> bytes:
-    """Return the text of unknown members, given their values as JSON texts."""
-    return object_text(members)[1:-1]
-
-
 class RunSession:
     """A run while this process records it."""
 

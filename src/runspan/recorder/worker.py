@@ -1,6 +1,6 @@
 """``ExportWorker``: the thread that sends what is due to a receiver, and handles each result.
 
-It sends through a ``SpanSink``: ``OtlpSink`` sends to an OTLP receiver and reads every response, ``SdkProcessorSink``
+It sends through one of two sinks: ``OtlpSink`` sends to an OTLP receiver and reads every response, ``SdkProcessorSink``
 passes the spans to the processors of a TracerProvider.
 """
 
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from opentelemetry.context import attach, set_value
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -61,27 +61,6 @@ _SPANS_PER_FLUSH: Final = 256
 what it holds before it drops."""
 
 RunResults = list[tuple[RunDelta, ExportResult]]
-
-
-class SpanSink(Protocol):
-    """Where spans go. Called from one thread; raises nothing that a receiver can cause."""
-
-    @property
-    def endpoint(self) -> str:
-        """Where it sends to, for log messages."""
-        ...
-
-    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
-        """Send the spans of runs, and return the result of each."""
-        ...
-
-    def send_foreign_spans(self, spans: Sequence[ReadableSpan]) -> ExportResult:
-        """Send spans of other instrumentation."""
-        ...
-
-    def close(self) -> None:
-        """Release connections."""
-        ...
 
 
 class OtlpSink:
@@ -235,6 +214,10 @@ class SdkProcessorSink:
 
     def close(self) -> None:
         """Do nothing: the provider belongs to the caller."""
+
+
+SpanSink = OtlpSink | SdkProcessorSink
+"""Where spans go. Called from one thread; raises nothing that a receiver can cause."""
 
 
 class ExportWorker:
