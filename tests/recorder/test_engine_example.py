@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,36 +243,38 @@ def start_engine(url: str, run_id: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
+def kill_engine(url: str, run_id: str, delay: float) -> list[str]:
+    """Start the engine, kill it a while after its first line of output, and return what it printed."""
+    with start_engine(url, run_id) as process:
+        assert process.stdout is not None
+        output: list[str] = []
+        has_begun = threading.Event()
+
+        def read(stream: Iterable[str]) -> None:
+            for line in stream:
+                output.append(line)
+                has_begun.set()
+
+        thread = threading.Thread(target=read, args=(process.stdout,), daemon=True)
+        thread.start()
+        assert has_begun.wait(60)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        thread.join()
+    return output
+
+
 def test_kill_9_loses_no_acknowledged_step_and_the_run_stays_running(tmp_path: Path) -> None:
     """After kill -9 of the engine at ten random moments, the server has every acknowledged step in an exact document,
     and the run keeps the status that it had."""
     dice = random.Random(20261125)
-    unfinished = 0
+    delays = {f"run_killed_{number}": dice.uniform(0, 1.6) for number in range(KILLS)}
     with server(tmp_path) as (url, _):
+        with ThreadPoolExecutor(4) as pool:
+            killed = {run_id: pool.submit(kill_engine, url, run_id, delay) for run_id, delay in delays.items()}
         reader = RunspanApiReader(url)
-        for number in range(KILLS):
-            run_id = f"run_killed_{number}"
-            process = start_engine(url, run_id)
-            assert process.stdout is not None
-            output: list[str] = []
-            begun = threading.Event()
-
-            def read(stream: Any = process.stdout, output: list[str] = output, begun: threading.Event = begun) -> None:
-                for line in stream:
-                    output.append(line)
-                    begun.set()
-
-            thread = threading.Thread(target=read, daemon=True)
-            thread.start()
-            assert begun.wait(60)
-            time.sleep(dice.uniform(0, 1.6))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            thread.join()
-            process.stdout.close()
-            assert process.stderr is not None
-            process.stderr.close()
-            unfinished += check_killed(reader, run_id, output)
+        unfinished = sum([check_killed(reader, run_id, output.result()) for run_id, output in killed.items()])
         running = _ids(reader, RunQuery(status="running", limit=200))
         stuck = wait_until(lambda: _ids(reader, RunQuery(stuck_before=time.time_ns() - 10**9, limit=200)) >= running)
         assert stuck, "a run whose engine was killed is not reported as stuck"
