@@ -221,12 +221,12 @@ def test_memory_does_not_grow_with_the_input() -> None:
         import re, sys
         from pathlib import Path
         from runspan import Run
-        from runspan.delivery import connect, settings_from
+        from runspan.delivery import connect, exporter_config
         from runspan.export import export
         from runspan.otlp.protobuf_writer import Resource
         from runspan.testing.generate import generate
 
-        with connect(settings_from({}, endpoint=sys.argv[1])) as delivery:
+        with connect(exporter_config({}, endpoint=sys.argv[1])) as delivery:
             runs = (Run.from_json(text) for text in generate(int(sys.argv[2]), seed=3))
             report = export(runs, delivery, observed_at=lambda: 1, resource=Resource())
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

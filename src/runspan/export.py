@@ -65,7 +65,7 @@ def export(
     there, because standard input can be read only once. On KeyboardInterrupt nothing more is sent or waited for, and
     the report says ``stopped="interrupted"``: the caller decides whether to go on.
     """
-    letters = delivery.tally.letters
+    letters = delivery.stats.dead_letters
     read = iter(documents) if letters is None else letters.track(documents)
     try:
         for batch in batches(
@@ -74,7 +74,7 @@ def export(
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
-            on_refused=delivery.tally.refused,
+            on_refused=delivery.stats.refused,
             keep_texts=letters is not None,
         ):
             if not delivery.submit(batch):
@@ -90,12 +90,12 @@ def export(
 
 def _keep_rest(documents: Iterable[Run | DocumentError], delivery: OtlpExporter) -> None:
     """Nothing is sent any more: what is still to be read becomes dead letters."""
-    letters = delivery.tally.letters
+    letters = delivery.stats.dead_letters
     if letters is None:
         return
     for document in documents:
         if isinstance(document, DocumentError):
-            delivery.tally.refused(document)
+            delivery.stats.refused(document)
         else:
             letters.write_text(document.text)
 

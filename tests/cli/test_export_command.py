@@ -247,7 +247,7 @@ def test_a_signal_ends_an_export_with_its_report_and_130(tmp_path: Path, number:
     told = "".join(child.lines)
     assert re.match(r"[1-9]\d* runs accepted", told)
     assert "stopped: interrupted" in told
-    assert "without an answer" in told
+    assert "without a response" in told
     assert "Traceback" not in told
 
 

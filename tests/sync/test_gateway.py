@@ -23,7 +23,7 @@ from runspan.sync.policy import LONGEST_PAUSE, MINUTE, RefreshPolicy, plan_send
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import REQUESTS
 from support.cli import running, runspan
-from support.faulty_platform import LIST, Mock, failure, platform
+from support.faulty_platform import LIST, FaultyPlatform, failure, platform
 from support.receivers import Answer, http_receiver
 from support.sync import Place, eventually, followed, once, run_document, synced
 from sync.test_follow import now_document
@@ -45,7 +45,7 @@ def states(checkpoint: Path) -> dict[str, TrackState]:
         return {run_id: TrackState(state) for run_id, state in connection.execute("SELECT run_id, state FROM runs")}
 
 
-def asked(mock: Mock, times: int) -> Callable[[], bool]:
+def asked(mock: FaultyPlatform, times: int) -> Callable[[], bool]:
     """Whether every run was asked for so often."""
     return lambda: all(mock.documents_asked().count(run_id) >= times for run_id in RUNS)
 

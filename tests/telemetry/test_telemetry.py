@@ -146,7 +146,7 @@ def test_what_sources_tell_adds_up(clock: Clock) -> None:
     health = MetricsRegistry(clock, parts=("export",))
     first, second = (
         ExportReport(runs_accepted=5, runs_pending=2, retries=1),
-        ExportReport(runs_rejected=1, runs_in_doubt=2),
+        ExportReport(runs_rejected=1, runs_unknown=2),
     )
     health.register(lambda: delivery_samples(first))
     health.register(lambda: delivery_samples(second))

@@ -13,7 +13,6 @@ from typing import Final
 import click
 import httpx
 
-from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.errors import INCOMPLETE, INTERRUPTED, escape_control, terminating
 from runspan.cli.options import option, port_option
@@ -23,6 +22,7 @@ from runspan.errors import SettingError
 from runspan.export import export
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
+from runspan.platform_api import run_path
 from runspan.sources import documents
 from runspan.testing import generate
 from runspan.web.app import create_app

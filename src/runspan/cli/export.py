@@ -214,7 +214,7 @@ def export(
         return
     letters = _letters(dead_letter, files)
     with terminating(), progress(files, quiet=quiet or as_json) as bar, letters or nullcontext():
-        delivery = connect(settings(), workers=workers, retry=RetryPolicy(budget=retry_for), letters=letters)
+        delivery = connect(settings(), workers=workers, retry=RetryPolicy(max_time=retry_for), dead_letters=letters)
         # The delivery counts what an interrupt left behind, so it ends in a report as well.
         with suppress(KeyboardInterrupt), delivery, report_trouble(delivery, bar, retry_for):
             export_documents(

@@ -64,7 +64,7 @@ class Bar:
         """So much came of it until now."""
         if self._bar is not None and self._task is not None:
             words = f"{report.runs_accepted:,} runs accepted"
-            wrong = report.runs_rejected + report.runs_in_doubt + report.documents_refused
+            wrong = report.runs_rejected + report.runs_unknown + report.documents_refused
             self._bar.update(self._task, runs=f"{words}, {wrong:,} not" if wrong else words)
 
     def note(self, words: str) -> None:

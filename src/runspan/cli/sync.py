@@ -42,9 +42,10 @@ from runspan.cli.progress import display
 from runspan.cli.resources import api_key, otlp_environment, resource_of
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
 from runspan.errors import RunspanError, SettingError
+from runspan.http.rate_limiter import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import PlatformClient, RateLimiter, base_url
+from runspan.platform_api import PlatformClient, parse_api_url
 from runspan.sync import (
     Binding,
     Checkpoint,
@@ -133,12 +134,18 @@ def run_sync(options: SyncOptions) -> tuple[SyncReport, RunspanError | None]:
         delivery = delivery.as_replay()
     resource = resource_of(options.service_name)
     workflows, statuses = tuple(set(options.workflows)), tuple(set(options.statuses))
-    binding = Binding(base_url(options.url), delivery.display_url, options.tenant, workflows, statuses)
+    binding = Binding(
+        parse_api_url("URL", options.url, key_variable=KEY_VARIABLE),
+        delivery.display_url,
+        options.tenant,
+        workflows,
+        statuses,
+    )
     halted = threading.Event()
     error: RunspanError | None = None
     with ExitStack() as opened:
         checkpoint = opened.enter_context(closing(Checkpoint(options.checkpoint, binding, delivery.identity)))
-        platform = _platform(options, halted)
+        platform = _platform(base, options, halted)
         letters = opened.enter_context(DeadLetters(str(options.letters)))
         bar = opened.enter_context(display(quiet=options.quiet or options.as_json, retention=options.retention_ns))
 
@@ -147,9 +154,9 @@ def run_sync(options: SyncOptions) -> tuple[SyncReport, RunspanError | None]:
         health.register(deliveries.collect)
 
         def deliver(on_settled: OnSettled) -> OtlpExporter:
-            retry = RetryPolicy(budget=options.give_up_after)
+            retry = RetryPolicy(max_time=options.give_up_after)
             made = connect(delivery, workers=options.workers, retry=retry, on_settled=on_settled)
-            deliveries.replace(lambda: delivery_samples(made.tally.report()))
+            deliveries.replace(lambda: delivery_samples(made.stats.report()))
             return made
 
         syncing = SyncEngine(
@@ -173,18 +180,21 @@ def run_sync(options: SyncOptions) -> tuple[SyncReport, RunspanError | None]:
                 report = syncing.run()
             except RunspanError as failure:
                 error, report = failure, syncing.report()
-    kept = replace(report, kept=letters.kept, lost=letters.lost, kept_in=letters.path, keeping_failed=letters.trouble)
+    kept = replace(
+        report, kept=letters.kept, lost=letters.lost, kept_in=letters.path, keeping_failed=letters.write_error
+    )
     return kept, error
 
 
-def _platform(options: SyncOptions, halted: threading.Event) -> PlatformClient:
+def _platform(base: str, options: SyncOptions, halted: threading.Event) -> PlatformClient:
     def sleep(seconds: float) -> None:
         halted.wait(seconds)
 
     return PlatformClient(
-        options.url,
+        base,
+        key_hint=f"set {KEY_VARIABLE}, or --source-key-file",
         key=partial(api_key, options.source_key_file, variable=KEY_VARIABLE, flag="--source-key-file"),
-        pace=RateLimiter(options.requests_per_minute, sleep=sleep),
+        rate_limiter=RateLimiter(options.requests_per_minute, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
         connections=options.concurrency + 1,

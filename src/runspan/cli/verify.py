@@ -149,7 +149,7 @@ class _Sender:
         self._settings = settings
         self._resource = resource
         self._tenant = tenant
-        self._retry = RetryPolicy(budget=wait)
+        self._retry = RetryPolicy(max_time=wait)
 
     def __call__(self, runs: Sequence[Run], observed_at: int) -> Sent:
         with connect(self._settings, retry=self._retry) as delivery:

@@ -58,7 +58,7 @@ def watch(options: WatchOptions) -> None:
     bar = Bar(None, None, quiet=options.quiet)
 
     def deliver(on_settled: OnSettled) -> OtlpExporter:
-        retry = RetryPolicy(budget=options.retry_for)
+        retry = RetryPolicy(max_time=options.retry_for)
         settings = options.settings()
         ledger.spans.bind_receiver(settings.identity)
         return connect(settings, workers=options.workers, retry=retry, on_settled=on_settled)

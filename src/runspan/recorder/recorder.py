@@ -111,7 +111,7 @@ class Recorder:
             settings = exporter_config_from(environ, endpoint, protocol, headers, timeout)
             resource = resource_of(environ, service_name, resource_attributes)
             outlet = partial(OtlpSink, settings, resource, requested)
-            if settings.protocol == HTTP or settings.certificate or settings.client_certificate:
+            if settings.protocol == HTTP or settings.tls.certificate or settings.tls.client_certificate:
                 # Files that cannot be read are told of while there is somebody to hear it. And what the first request
                 # needs is imported here: a fork while the sender's thread imports it would leave the child a lock that
                 # nobody opens. A channel of gRPC must not be there before a fork.

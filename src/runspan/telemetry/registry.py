@@ -125,7 +125,7 @@ class DeliveryCounts(Protocol):
     @property
     def runs_rejected(self) -> int: ...
     @property
-    def runs_in_doubt(self) -> int: ...
+    def runs_unknown(self) -> int: ...
     @property
     def runs_pending(self) -> int: ...
     @property
@@ -140,7 +140,7 @@ def delivery_samples(report: DeliveryCounts) -> Samples:
     """A delivery's report as health tells it: ``health.watch(lambda: delivered(delivery.report()))``."""
     return {
         EXPORTED: report.runs_accepted,
-        REJECTED: report.runs_rejected + report.runs_in_doubt,
+        REJECTED: report.runs_rejected + report.runs_unknown,
         REFUSED: report.documents_refused,
         REQUESTS: report.requests,
         RETRIED: report.retries,

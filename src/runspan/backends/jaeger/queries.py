@@ -59,7 +59,7 @@ class V3Search:
         }
         if attributes:
             parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
-        answer = self._http.get("/api/v3/traces", parameters, hand_over=(404, 500))
+        answer = self._http.get("/api/v3/traces", parameters, accept_statuses=(404, 500))
         if answer.status == 404:
             if refusal(answer.content) is None:
                 raise self._http.refused(answer, _WRONG_PATH)
@@ -81,7 +81,7 @@ class LegacySearch:
         parameters["raw"] = "true"
         if attributes:
             parameters["tags"] = msgspec.json.encode(attributes).decode()
-        answer = self._http.get("/api/traces", parameters, hand_over=(500,))
+        answer = self._http.get("/api/traces", parameters, accept_statuses=(500,))
         if answer.status != 200:
             raise _refused(self._http, answer)
         with _readable(self._http, answer):
@@ -94,7 +94,7 @@ def detect_search_api(http: RemoteClient, pieces: ResourceSpanCache) -> SearchAp
     Trace summaries and attributes in a search came with the same release, and one without attributes would ignore
     them silently. Asked without times, a Jaeger that has summaries refuses in JSON and changes nothing.
     """
-    answer = http.get("/api/v3/trace-summaries", hand_over=(400, 404))
+    answer = http.get("/api/v3/trace-summaries", accept_statuses=(400, 404))
     if answer.status == 400 and refusal(answer.content) is not None:
         return V3Search(http, pieces)
     if answer.status == 400:
@@ -104,7 +104,7 @@ def detect_search_api(http: RemoteClient, pieces: ResourceSpanCache) -> SearchAp
 
 def get_trace(http: RemoteClient, trace_id: bytes) -> list[Span]:
     """All spans of a trace as stored; none when it is not known."""
-    answer = http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, hand_over=(404,))
+    answer = http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, accept_statuses=(404,))
     if answer.status == 404:
         if refusal(answer.content) is None:
             raise http.refused(answer, _WRONG_PATH)

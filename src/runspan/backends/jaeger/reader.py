@@ -68,7 +68,7 @@ class JaegerReader:
     @property
     def settings(self) -> RemoteConfig:
         """Where the Jaeger is."""
-        return self._http.settings
+        return self._http.config
 
     @property
     def capabilities(self) -> Capabilities:

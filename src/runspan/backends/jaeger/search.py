@@ -16,8 +16,8 @@ from typing import Final
 from runspan.backends.jaeger.queries import END, DepthRefused
 from runspan.backends.jaeger.response_cache import RevisionCache
 from runspan.backends.jaeger.responses import FoundSpan
-from runspan.backends.remote.client import ResponseTooLarge
 from runspan.contracts import RunQuery
+from runspan.http.client import ResponseTooLarge
 
 _FIRST_WIDTH: Final = 3_600_000_000
 """Microseconds of the first window when nothing is known: an hour. Later windows follow from what was found."""

@@ -87,7 +87,7 @@ class TempoReader:
 
     def check(self) -> None:
         """See ``TraceReader``."""
-        answer = self._http.get("/ready", hand_over=_OTHERS, timeout=_CHECK_SECONDS)
+        answer = self._http.get("/ready", accept_statuses=_OTHERS, timeout=_CHECK_SECONDS)
         if answer.status in _OTHERS:
             self._http.get("/api/echo", timeout=_CHECK_SECONDS)
 
@@ -114,9 +114,9 @@ class TempoReader:
     def _trace(self, trace_id: bytes) -> tuple[list[Span], str]:
         """The spans of a trace, none when it is unknown, and what Tempo says of its being partial."""
         path = f"/api/v2/traces/{trace_id.hex()}"
-        answer = self._http.get(path, accept=PROTOBUF, hand_over=(404,))
+        answer = self._http.get(path, accept=PROTOBUF, accept_statuses=(404,))
         if answer.status == 404:  # before 2.6 there is only the first version, which knows 404 for a trace too
-            answer = self._http.get(f"/api/traces/{trace_id.hex()}", accept=PROTOBUF, hand_over=(404,))
+            answer = self._http.get(f"/api/traces/{trace_id.hex()}", accept=PROTOBUF, accept_statuses=(404,))
             if answer.status == 404:
                 return [], ""
         try:

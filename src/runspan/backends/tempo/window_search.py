@@ -112,7 +112,7 @@ class WindowSearcher:
             "limit": limit,
             "spss": self._spans_each(limit),
         }
-        answer = self._http.get("/api/search", parameters, hand_over=(400, 422))
+        answer = self._http.get("/api/search", parameters, accept_statuses=(400, 422))
         if answer.status != 200:
             self._learn(answer)
             return None
