@@ -36,7 +36,7 @@ RUNS = [f"run_{number}" for number in range(5)]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again after a moment, however often it did."""
-    for module in ("desk", "lists"):
+    for module in ("context", "list_crawler"):
         monkeypatch.setattr(f"runspan.sync.{module}.retry_at", lambda now, failures: now + SECOND // 50)
 
 

@@ -134,13 +134,8 @@ def run_sync(options: SyncOptions) -> tuple[SyncReport, RunspanError | None]:
         delivery = delivery.as_replay()
     resource = resource_of(options.service_name)
     workflows, statuses = tuple(set(options.workflows)), tuple(set(options.statuses))
-    binding = Binding(
-        parse_api_url("URL", options.url, key_variable=KEY_VARIABLE),
-        delivery.display_url,
-        options.tenant,
-        workflows,
-        statuses,
-    )
+    base = parse_api_url("URL", options.url, key_variable=KEY_VARIABLE)
+    binding = Binding(base, delivery.display_url, options.tenant, workflows, statuses)
     halted = threading.Event()
     error: RunspanError | None = None
     with ExitStack() as opened:

@@ -34,10 +34,10 @@ def parse_url(where: str, text: str, expected: str) -> SplitResult:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError:
-        raise SettingError(where=where, expected="a URL", got="one that cannot be read") from None
+        raise SettingError(where=where, expected=expected, got="a URL that cannot be read") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingError(where=where, expected=expected, got=repr(redact_url(text)))
-    _validate_host(where, text)
+    _validate_host(where, text, expected)
     return parts
 
 
@@ -61,7 +61,7 @@ def refuse_login(where: str, text: str, hint: str) -> None:
         raise SettingError(where=where, expected="a URL without a login", got="one with it", hint=hint)
 
 
-def _validate_host(where: str, url: str) -> None:
+def _validate_host(where: str, url: str, expected: str) -> None:
     """Raise SettingError if no client could ever look up the host of a URL.
 
     The system's resolver raises no network error for such a host, and an HTTP client passes that on. A well-formed name
@@ -72,7 +72,7 @@ def _validate_host(where: str, url: str) -> None:
         # A request needs both, so an international name has to be valid in either form.
         _, host = parts.host, parts.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
-        raise SettingError(where=where, expected="a URL", got="one that cannot be read") from None
+        raise SettingError(where=where, expected=expected, got="a URL that cannot be read") from None
     if ":" in host:
         return  # an IPv6 address, which urlsplit has validated
     labels = host.removesuffix(".").split(".")

@@ -73,7 +73,7 @@ def parse_api_url(where: str, text: str, *, key_variable: str) -> str:
     key_variable: The variable for the API key, for errors.
     """
     hint = f"put the API key in {key_variable}: a command line is seen by others"
-    return parse_base_url(where, text, "http(s)://HOST:PORT", login_hint=hint).removesuffix(API_PATH)
+    return parse_base_url(where, text, "http://HOST:PORT or https://HOST", login_hint=hint).removesuffix(API_PATH)
 
 
 def run_path(run_id: str) -> str:
