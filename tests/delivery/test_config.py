@@ -189,7 +189,7 @@ def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> No
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_an_endpoint_argument_that_cannot_be_parsed_is_refused(protocol: str) -> None:
     """An unclosed bracket is a wrong option, not a defect of ours."""
-    with pytest.raises(SettingError, match="endpoint: expected .*host.*, got a URL that cannot be read"):
+    with pytest.raises(SettingError, match=r"endpoint: expected .*host.*, got a URL that cannot be read"):
         exporter_config({}, endpoint="http://[::1", protocol=protocol)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 import msgspec
 
 from runspan.codec.fields import ROLE
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
+from runspan.http.client import ErrorHints, Response
 from runspan.model.ids import run_ids
 from runspan.model.json_scanner import members, string_value
 from runspan.model.parse import MAX_RUN_ID_BYTES
@@ -18,10 +19,11 @@ from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 from runspan.otlp.json import read_spans
 from runspan.platform_api import ApiClient, parse_api_url, run_path
-from runspan.platform_api.client import API_PATH, TIMEOUT, ApiResponse
+from runspan.platform_api.client import API_PATH, TIMEOUT, read_run
 from runspan.platform_api.schema import MalformedResponse, Meta, read_data, read_items
 
 _KEY_VARIABLE: Final = "RUNSPAN_API_KEY"
+_NONE: Final[Mapping[str, str | int]] = {}
 
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ class RunspanApiReader:
         self._api = ApiClient(
             self._base,
             key_hint=f"set {_KEY_VARIABLE}, or --api-key-file",
-            unreachable_hint="is the server running? start one with: runspan serve",
+            hints=ErrorHints(unreachable="is the server running? start one with: runspan serve"),
             timeout=timeout,
         )
 
@@ -73,7 +75,7 @@ class RunspanApiReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``; runspan's own spans only."""
-        body = self._get(f"{API_PATH}/traces/{trace_id.hex()}", lambda response: response.body)
+        body = self._get(f"{API_PATH}/traces/{trace_id.hex()}", lambda response: response.content)
         try:
             return [span for span in read_spans(body) if ROLE in span.attributes()]
         except PayloadError as error:
@@ -85,7 +87,7 @@ class RunspanApiReader:
         The API takes ``since`` and ``stuckAfter`` as durations, so their bounds move with the clock. Raises
         QueryUnsupported if the server does not know ``stuckAfter``, which is an extension.
         """
-        parameters: dict[str, Any] = {"limit": query.limit}
+        parameters: dict[str, str | int] = {"limit": query.limit}
         if query.workflow_id is not None:
             parameters["workflowId"] = query.workflow_id
         if query.status is not None:
@@ -121,7 +123,7 @@ class RunspanApiReader:
         """See ``TraceReader``."""
         self._api.close()
 
-    def _get(self, path: str, read: Callable[[ApiResponse], T], parameters: dict[str, Any] | None = None) -> T:
+    def _get(self, path: str, read: Callable[[Response], T], parameters: Mapping[str, str | int] = _NONE) -> T:
         return self._api.read(self._api.get(path, parameters, self._api_key), read)
 
     def _next_cursor(self, cursor: Cursor | None, token: str | None) -> Cursor | None:
@@ -164,21 +166,21 @@ class RunspanApiReader:
         return f"{minutes}m" if minutes < 1_000_000 else f"{-(-minutes // 1440)}d"
 
 
-def _document(response: ApiResponse) -> tuple[Document, str]:
-    document = response.document()
+def _document(response: Response) -> tuple[Document, str]:
+    document = read_run(response)
     try:
         return document, document.text.decode()
     except UnicodeDecodeError as error:
         raise MalformedResponse(got=str(error)) from None
 
 
-def _list(response: ApiResponse) -> tuple[list[str], Meta, str | None]:
-    items, meta = read_items(response.body)
+def _list(response: Response) -> tuple[list[str], Meta, str | None]:
+    items, meta = read_items(response.content)
     return items, meta, meta.next_cursor()
 
 
-def _trace_id(response: ApiResponse) -> str:
-    data, _ = read_data(response.body, "{")
+def _trace_id(response: Response) -> str:
+    data, _ = read_data(response.content, "{")
     try:
         return msgspec.json.decode(data, type=_TraceLink).trace_id
     except (msgspec.MsgspecError, RecursionError) as error:

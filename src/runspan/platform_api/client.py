@@ -6,14 +6,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 from urllib.parse import quote
-
-import httpx
 
 from runspan.contracts import MAX_LIMIT, Document
 from runspan.errors import (
+    OUTCOMES,
     BackendBusy,
     BackendError,
     BackendRefused,
@@ -30,7 +29,7 @@ from runspan.errors import (
     TraceIncomplete,
     Unauthorized,
 )
-from runspan.http.client import ResponseTooLarge, create_client, describe_error, read_body, url_too_long
+from runspan.http.client import ErrorHints, HttpClient, Response, ResponseTooLarge
 from runspan.http.rate_limiter import RateLimiter
 from runspan.http.retry import RetryPolicy, parse_retry_after
 from runspan.http.urls import parse_base_url, sanitize_message
@@ -49,16 +48,19 @@ RETRY: Final = RetryPolicy(max_time=math.inf, max_attempts=5, max_delay=20.0)
 RETRYABLE_STATUSES: Final = frozenset({408, 425, 500, 502, 503, 504})
 
 _CLASSES: Final[dict[str, type[RunspanError]]] = {
-    "NOT_FOUND": NotFound,
-    "UNAUTHORIZED": Unauthorized,
-    "FORBIDDEN": Forbidden,
-    "VALIDATION_ERROR": QueryError,
-    "QUERY_UNSUPPORTED": QueryUnsupported,
-    "TRACE_INCOMPLETE": TraceIncomplete,
-    "STORE_ERROR": StoreError,
-    "BACKEND_UNREACHABLE": BackendUnreachable,
-    "BACKEND_TIMEOUT": BackendTimeout,
-    "BACKEND_BUSY": BackendBusy,
+    OUTCOMES[kind].code: kind
+    for kind in (
+        NotFound,
+        Unauthorized,
+        Forbidden,
+        QueryError,
+        QueryUnsupported,
+        TraceIncomplete,
+        StoreError,
+        BackendUnreachable,
+        BackendTimeout,
+        BackendBusy,
+    )
 }
 _CLASSES_BY_STATUS: Final[dict[int, type[RunspanError]]] = {400: QueryError, 401: Unauthorized, 403: Forbidden}
 """For codes that are not in the table above."""
@@ -81,20 +83,10 @@ def run_path(run_id: str) -> str:
     return f"{API_PATH}/runs/{quote(run_id, safe='').replace('.', '%2E')}"
 
 
-@dataclass(frozen=True, slots=True)
-class ApiResponse:
-    """A complete response."""
-
-    status: int
-    headers: httpx.Headers
-    body: bytes
-    secrets: tuple[str, ...] = field(repr=False)
-    """What the server may echo and no message may contain."""
-
-    def document(self) -> Document:
-        """Return the run document in the body, verbatim."""
-        incomplete = self.headers.get("x-runspan-incomplete", "")
-        return Document(read_data(self.body, "{")[0], (incomplete,) if incomplete else ())
+def read_run(response: Response) -> Document:
+    """Return the run document of a response, verbatim."""
+    incomplete = response.headers.get("x-runspan-incomplete", "")
+    return Document(read_data(response.content, "{")[0], (incomplete,) if incomplete else ())
 
 
 class ApiClient:
@@ -102,7 +94,6 @@ class ApiClient:
 
     base: See ``parse_api_url``.
     key_hint: How to configure the API key, for errors.
-    unreachable_hint: What to do if nothing responds, for errors.
     timeout: Seconds for a request, from the connection to the last byte.
     """
 
@@ -111,55 +102,34 @@ class ApiClient:
         base: str,
         *,
         key_hint: str,
-        unreachable_hint: str = "",
+        hints: ErrorHints,
         timeout: float = TIMEOUT,
         connections: int = 8,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self.base = base
         self._key_hint = key_hint
-        self._unreachable_hint = unreachable_hint
         self._timeout = timeout
-        self._max_response_bytes = max_response_bytes
-        self._client = create_client(base, headers={"accept": "application/json"}, connections=connections)
+        self._client = HttpClient(
+            base,
+            headers={"accept": "application/json"},
+            connections=connections,
+            max_bytes=max_response_bytes,
+            hints=hints,
+        )
 
-    def get(self, path: str, parameters: Mapping[str, Any] | None, key: str | None) -> ApiResponse:
-        """Return the response to one request, whatever its status. key: Sent as ``x-api-key``.
-
-        Raises BackendUnreachable, BackendTimeout, ResponseTooLarge, or QueryError for parameters too long for a URL.
-        """
+    def get(self, path: str, parameters: Mapping[str, str | int], key: str | None) -> Response:
+        """Return the response to one request; see ``HttpClient.get``. key: Sent as ``x-api-key``."""
+        headers = {"x-api-key": key} if key else {}
         secrets = (key,) if key else ()
-        try:
-            with self._client.stream(
-                "GET",
-                self.base + path,
-                params=dict(parameters) if parameters else None,
-                headers={"x-api-key": key} if key else {},
-                timeout=self._timeout,
-            ) as response:
-                body = read_body(response, self._max_response_bytes)
-        except httpx.InvalidURL:
-            raise url_too_long(self.base) from None
-        except httpx.TimeoutException as error:
-            got = f"none in {self._timeout:g} s ({type(error).__name__})"
-            raise BackendTimeout(where=self.base, expected="a response", got=got, hint=self._unreachable_hint) from None
-        except httpx.HTTPError as error:
-            got = describe_error(error, secrets)
-            raise BackendUnreachable(
-                where=self.base, expected="a response", got=got, hint=self._unreachable_hint
-            ) from None
-        if len(body) > self._max_response_bytes:
-            raise ResponseTooLarge(
-                where=self.base, expected=f"at most {self._max_response_bytes} bytes", got="a longer response"
-            )
-        return ApiResponse(response.status_code, response.headers, body, secrets)
+        return self._client.get(path, parameters, headers=headers, timeout=self._timeout, secrets=secrets)
 
-    def read(self, response: ApiResponse, read: Callable[[ApiResponse], T]) -> T:
+    def read(self, response: Response, read: Callable[[Response], T]) -> T:
         """Return what ``read`` makes of a success.
 
         Raises the error of any other response, and MalformedResponse if ``read`` does.
         """
-        if not 200 <= response.status < 300:
+        if not response.is_success:
             raise self._error(response)
         try:
             return read(response)
@@ -172,14 +142,14 @@ class ApiClient:
         hint = "is this a runspan server, or the base URL of the platform's API?"
         return kind(where=self.base, expected=expected, got=got, hint=hint)
 
-    def describe(self, response: ApiResponse) -> str:
+    def describe(self, response: Response) -> str:
         """Return the status and the error of a response on one line."""
-        error = read_error(response.body)
+        error = read_error(response.content)
         status = f"HTTP {response.status} {error.code}".rstrip()
         return sanitize_message(f"{status}: {error.message}" if error.message else status, response.secrets)
 
-    def _error(self, response: ApiResponse) -> RunspanError:
-        error = read_error(response.body)
+    def _error(self, response: Response) -> RunspanError:
+        error = read_error(response.content)
         message = sanitize_message(error.message, response.secrets)
         if response.status == 429:
             seconds = _requested_delay(response) or 0.0
@@ -198,7 +168,7 @@ class ApiClient:
         self._client.close()
 
 
-def _requested_delay(response: ApiResponse) -> float | None:
+def _requested_delay(response: Response) -> float | None:
     """Return the seconds to wait after a 429, or a 503 that says so; None after any other response."""
     if response.status not in (429, 503):
         return None
@@ -249,6 +219,7 @@ class PlatformClient:
         self._api = ApiClient(
             base,
             key_hint=key_hint,
+            hints=ErrorHints(),
             timeout=timeout,
             connections=connections,
             max_response_bytes=max_response_bytes,
@@ -296,7 +267,7 @@ class PlatformClient:
         limit = self._limit
         try:
             return self._get(
-                f"{API_PATH}/runs", {"limit": str(limit), **parameters}, lambda response: read_page(response.body)
+                f"{API_PATH}/runs", {"limit": str(limit), **parameters}, lambda response: read_page(response.content)
             )
         except QueryError as error:
             if limit == SMALL_LIMIT or "limit" not in str(error):
@@ -307,7 +278,7 @@ class PlatformClient:
     def document(self, run_id: str) -> Document:
         """Return a run document, verbatim."""
         # The id comes from the list, so the address is right: any other response is from a gateway in trouble.
-        return self._get(run_path(run_id), {}, ApiResponse.document, retry_refused=True)
+        return self._get(run_path(run_id), {}, read_run, retry_refused=True)
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -317,7 +288,7 @@ class PlatformClient:
         self,
         path: str,
         parameters: Mapping[str, str],
-        read: Callable[[ApiResponse], T],
+        read: Callable[[Response], T],
         *,
         retry_refused: bool = False,
     ) -> T:
@@ -349,7 +320,7 @@ class PlatformClient:
             raise result.error
         return result
 
-    def _attempt(self, path: str, parameters: Mapping[str, str], read: Callable[[ApiResponse], T]) -> T:
+    def _attempt(self, path: str, parameters: Mapping[str, str], read: Callable[[Response], T]) -> T:
         response = self._response(path, parameters)
         if response.status in RETRYABLE_STATUSES:
             raise BackendBusy(self._api.describe(response), where=self.base)
@@ -361,7 +332,7 @@ class PlatformClient:
         self._note_success()
         return result
 
-    def _response(self, path: str, parameters: Mapping[str, str]) -> ApiResponse:
+    def _response(self, path: str, parameters: Mapping[str, str]) -> Response:
         """Return the first response that neither asks to wait nor refuses a key that has been replaced."""
         key = self._key
         while True:

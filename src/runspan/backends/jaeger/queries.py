@@ -12,8 +12,9 @@ import msgspec
 from runspan.backends.jaeger.legacy_responses import find_legacy_traces
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_trace, refusal
-from runspan.backends.remote.client import RemoteClient, Response
+from runspan.backends.remote.client import RemoteClient
 from runspan.errors import BackendRefused
+from runspan.http.client import Response
 from runspan.model.span import Span
 from runspan.model.timestamps import MAX_NS
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import Final
-
-import httpx
 
 from runspan.backends.remote.config import PREFIX, RemoteConfig
 from runspan.codec.decode import VerifiedRun, verify_run
@@ -18,14 +15,12 @@ from runspan.errors import (
     BackendBusy,
     BackendError,
     BackendRefused,
-    BackendTimeout,
     BackendUnreachable,
     NotFound,
     TraceIncomplete,
 )
-from runspan.http.client import ResponseTooLarge, create_client, describe_error, read_body, url_too_long
+from runspan.http.client import ErrorHints, HttpClient, Response
 from runspan.http.retry import RetryPolicy, parse_retry_after
-from runspan.http.urls import MAX_MESSAGE, sanitize_message
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 
@@ -40,22 +35,13 @@ MISSING_DELAYS: Final = (0.1, 0.1, 0.1)
 INCOMPLETE_DELAYS: Final = (0.1, 0.3, 0.5)
 """Seconds before each retry of a trace that was incomplete: its other spans may be on their way."""
 
+_HINTS: Final = ErrorHints(
+    unreachable="is it running, and is the URL right?",
+    timeout=f"the backend is slow or stuck; {PREFIX}TIMEOUT extends the time",
+    too_large=f"raise {PREFIX}MAX_BYTES if there is memory for it",
+)
 _RETRY: Final = RetryPolicy(max_time=math.inf)
-_SEARCHED_BYTES: Final = 64 << 10
 _NO_STATUSES: Final[frozenset[int]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A success, or a response with one of the other statuses that the caller accepts."""
-
-    status: int
-    content: bytes
-    content_type: str = ""
-
-    def text(self) -> str:
-        """Return the beginning of the content on one line."""
-        return " ".join(self.content[: 4 * MAX_MESSAGE].decode("utf-8", "replace").split())[:MAX_MESSAGE]
 
 
 class RemoteClient:
@@ -68,8 +54,15 @@ class RemoteClient:
     def __init__(self, config: RemoteConfig) -> None:
         self.config = config
         self._in_flight = BoundedSemaphore(config.concurrency)
-        tls = config.tls.context()
-        self._client = create_client(config.base, headers=dict(config.headers), tls=tls, connections=config.concurrency)
+        self._client = HttpClient(
+            config.base,
+            name=config.name,
+            headers=dict(config.headers),
+            tls=config.tls,
+            connections=config.concurrency,
+            max_bytes=config.max_bytes,
+            hints=_HINTS,
+        )
 
     @property
     def name(self) -> str:
@@ -103,43 +96,18 @@ class RemoteClient:
                 hint=f"retry, or raise {PREFIX}CONCURRENCY",
             )
         try:
-            with self._client.stream(
-                "GET",
-                self.config.base + path,
-                params=None if parameters is None else dict(parameters),
+            response = self._client.get(
+                path,
+                parameters,
                 headers={"accept": accept},
                 timeout=max(deadline - time.monotonic(), 0.01),
-            ) as response:
-                body = read_body(response, self.config.max_bytes)
-        except httpx.InvalidURL:
-            raise url_too_long(self.name) from None
-        except httpx.TimeoutException as error:
-            raise BackendTimeout(
-                where=self.name,
-                expected=f"a complete response within {seconds:.3g} seconds",
-                got="none",
-                hint=f"the backend is slow or stuck; {PREFIX}TIMEOUT extends the time",
-            ) from error
-        except httpx.HTTPError as error:
-            raise BackendUnreachable(
-                where=self.name,
-                expected="a response",
-                got=describe_error(error, self.config.secrets),
-                hint="is it running, and is the URL right?",
-            ) from error
+                secrets=self.config.secrets,
+            )
         finally:
             self._in_flight.release()
-        if len(body) > self.config.max_bytes:
-            raise ResponseTooLarge(
-                where=self.name,
-                expected=f"a response of at most {self.config.max_bytes} bytes",
-                got="a larger one",
-                hint=f"raise {PREFIX}MAX_BYTES if there is memory for it",
-            )
-        found = Response(response.status_code, body, response.headers.get("content-type", ""))
-        if response.is_success or response.status_code in accept_statuses:
-            return found
-        raise self._error(found, parse_retry_after(response.headers))
+        if response.is_success or response.status in accept_statuses:
+            return response
+        raise self._error(response)
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -147,31 +115,24 @@ class RemoteClient:
 
     def refused(self, response: Response, hint: str = "") -> BackendRefused:
         """Return the error for a response that does not fit the query."""
-        got = f"HTTP {response.status}: {self._message(response) or 'nothing'}"
+        got = f"HTTP {response.status}: {response.text() or 'nothing'}"
         return BackendRefused(where=self.name, expected="a response to the query", got=got, hint=hint)
 
-    def _error(self, response: Response, retry_after: float | None) -> BackendError:
+    def _error(self, response: Response) -> BackendError:
         status = response.status
-        got = f"HTTP {status}: {self._message(response)}".rstrip(": ")
+        got = f"HTTP {status}: {response.text()}".rstrip(": ")
         if status in (401, 403):
             hint = f"check the login in {PREFIX}USER and {PREFIX}PASSWORD, or {PREFIX}TOKEN, and {PREFIX}TENANT"
             return self.refused(response, hint)
         if status in (429, 503):
             hint = "the backend is busy or still starting; retry later"
-            return BackendBusy(got, where=self.name, retry_after=retry_after, hint=hint)
+            return BackendBusy(got, where=self.name, retry_after=parse_retry_after(response.headers), hint=hint)
         if status in (502, 504):
             hint = "the gateway is up, the backend behind it is not"
             return BackendUnreachable(where=self.name, expected="a response", got=f"{got} (a gateway)", hint=hint)
         if 300 <= status < 400 or status in (404, 405):
             return self.refused(response, "check host, port and path of the backend's URL")
         return self.refused(response)
-
-    def _message(self, response: Response) -> str:
-        """Return the response's text without secrets, which some gateways echo.
-
-        It is cut only after a part that is long enough for no secret to be cut in two, and so missed.
-        """
-        return sanitize_message(response.content[:_SEARCHED_BYTES].decode("utf-8", "replace"), self.config.secrets)
 
 
 def trace_id_of(run_id: str, tenant: str) -> bytes:

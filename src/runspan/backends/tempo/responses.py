@@ -13,9 +13,9 @@ import msgspec
 from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
-from runspan.backends.remote.client import Response
 from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROLE_STEP
 from runspan.errors import PayloadError
+from runspan.http.client import Response
 from runspan.model.span import UNSET, Span, Value
 from runspan.otlp.protobuf_reader import all_spans, read_spans
 

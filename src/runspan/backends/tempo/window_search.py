@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from runspan.backends.remote.client import RemoteClient, Response
+from runspan.backends.remote.client import RemoteClient
 from runspan.backends.tempo.responses import Candidate, SearchResult, read_search
 from runspan.errors import BackendRefused, QueryUnsupported
+from runspan.http.client import Response
 
 SECOND: Final = 1_000_000_000
 EARLIEST: Final = 1
