@@ -64,7 +64,7 @@ def export(
     - ``observed_at``: returns the observation time of an unfinished run, in nanoseconds since 1970.
     - ``on_progress``: called after each request that was queued.
     """
-    letters = delivery.tally.letters
+    letters = delivery.stats.dead_letters
     remaining = iter(documents) if letters is None else letters.track(documents)
     try:
         for batch in batches(
@@ -73,7 +73,7 @@ def export(
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
-            on_refused=delivery.tally.refused,
+            on_refused=delivery.stats.refused,
             keep_text=letters is not None,
         ):
             if not delivery.submit(batch):
@@ -89,12 +89,12 @@ def export(
 
 def _write_dead_letters(documents: Iterable[Run | DocumentError], delivery: OtlpExporter) -> None:
     """Write the documents that are not sent any more to the dead letters, if there are any."""
-    letters = delivery.tally.letters
+    letters = delivery.stats.dead_letters
     if letters is None:
         return
     for document in documents:
         if isinstance(document, DocumentError):
-            delivery.tally.refused(document)
+            delivery.stats.refused(document)
         else:
             letters.write_text(document.text)
 

@@ -251,7 +251,7 @@ def test_a_signal_ends_an_export_with_its_report_and_130(tmp_path: Path, number:
     output = "".join(child.lines)
     assert re.match(r"[1-9]\d* runs accepted", output)
     assert "stopped: interrupted" in output
-    assert "without an answer" in output
+    assert "without a response" in output
     assert "Traceback" not in output
 
 

@@ -69,7 +69,7 @@ def test_its_options_reach_the_application(tmp_path: Path) -> None:
         assert link["url"] == f"http://jaeger/trace/{link['traceId']}"
         assert [client.get("/api/v1/runs").status_code for _ in range(3)] == [200, 200, 429]
         limited = runspan("list", "--backend", url, code=8, RUNSPAN_API_KEY=key)
-        assert re.search(r"hint: ask again in \d+ seconds", limited.stderr)
+        assert re.search(r"hint: retry in \d+ seconds", limited.stderr)
         assert child.end() == 0
     assert any("POST '/v1/traces' 429" in line for line in child.lines)
 

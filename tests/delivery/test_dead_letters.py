@@ -158,7 +158,7 @@ def test_nothing_kept_leaves_no_file(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_runs_in_doubt_are_kept(tmp_path: Path) -> None:
+def test_runs_unknown_are_kept(tmp_path: Path) -> None:
     """A receiver that drops some spans of a request, and does not say which, may have dropped any run's."""
     texts = generated(5)
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
@@ -286,7 +286,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert (letters.kept, letters.lost, letters.trouble) == (2, 1, "File too large")
+    assert (letters.kept, letters.lost, letters.write_error) == (2, 1, "File too large")
     assert texts_in(path) == [b'{"id":"first"}', b'{"id":"second"}']
 
 

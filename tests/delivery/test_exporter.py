@@ -16,6 +16,7 @@ import pytest
 
 from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
 from runspan.errors import SettingError
+from runspan.http.client import TlsConfig
 from support.receivers import (
     CLOSE,
     OK,
@@ -29,17 +30,17 @@ from support.receivers import (
     run_of,
 )
 
-POLICY = RetryPolicy(budget=60.0, first=0.5, longest=30.0)
+POLICY = RetryPolicy(max_time=60.0, first_delay=0.5, max_delay=30.0)
 
 
 def deliver(
-    settings: ExporterConfig | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
+    config: ExporterConfig | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
 ) -> ExportReport:
     """Sends batches on a clock that moves only by waiting, and checks that every run is in exactly one count."""
     time = time or FakeTime()
-    if isinstance(settings, str):
-        settings = ExporterConfig(settings)
-    delivery = OtlpExporter(HttpTransport(settings), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
+    if isinstance(config, str):
+        config = ExporterConfig(config)
+    delivery = OtlpExporter(HttpTransport(config), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
     runs = spans = 0
     for batch in batches:
         delivery.submit(batch)
@@ -47,7 +48,7 @@ def deliver(
         spans += batch.spans
     report = delivery.close()
     assert report.runs_pending == report.spans_pending == 0
-    assert report.runs_accepted + report.runs_rejected + report.runs_in_doubt + report.runs_not_sent == runs
+    assert report.runs_accepted + report.runs_rejected + report.runs_unknown + report.runs_not_sent == runs
     assert report.spans_accepted + report.spans_rejected + report.spans_not_sent == spans
     return report
 
@@ -71,8 +72,8 @@ def refuse_bad(status: int) -> Callable[[Post], Answer]:
 def test_spans_arrive_whole_with_the_headers_that_otlp_wants(compression: str) -> None:
     """Every span of every run arrives, in one protobuf POST, compressed or not, with the headers that were set."""
     with http_receiver() as receiver:
-        settings = ExporterConfig(receiver.url, headers=(("x-api-key", "wfk_1"),), compression=compression)
-        report = deliver(settings, batch_of("a", "b"))
+        config = ExporterConfig(receiver.url, headers=(("x-api-key", "wfk_1"),), compression=compression)
+        report = deliver(config, batch_of("a", "b"))
     (post,) = receiver.posts
     assert post.path == "/v1/traces"
     assert post.headers["content-type"] == "application/x-protobuf"
@@ -201,7 +202,7 @@ def test_a_partial_success_of_several_runs_leaves_them_in_doubt() -> None:
     """The receiver does not say which spans it rejected, so the report does not pretend to know."""
     with http_receiver(lambda post: partial(2, "no room")) as receiver:
         report = deliver(receiver.url, batch_of("a", "b"))
-    assert (report.runs_accepted, report.runs_rejected, report.runs_in_doubt) == (0, 0, 2)
+    assert (report.runs_accepted, report.runs_rejected, report.runs_unknown) == (0, 0, 2)
     assert (report.spans_accepted, report.spans_rejected) == (4, 2)
     assert report.rejections[0].what == "one or more of a, b"
     assert not report.complete
@@ -294,7 +295,7 @@ def test_an_unreachable_endpoint_stops_the_export_after_one_budget() -> None:
     time = FakeTime()
     report = deliver(f"http://127.0.0.1:{unused_port()}/v1/traces", *[batch_of(f"r{n}") for n in range(20)], time=time)
     assert report.runs_not_sent == 20
-    assert time.now == pytest.approx(POLICY.budget, abs=0.1)
+    assert time.now == pytest.approx(POLICY.max_time, abs=0.1)
     assert "took nothing for 60 s" in report.stopped
     assert "ConnectError" in report.stopped
     assert any("20 runs not sent" in line for line in report.summary_lines())
@@ -418,25 +419,25 @@ def test_an_interrupt_does_not_wait_for_an_answer_and_counts_it_as_pending() -> 
         report = delivery.close()
         done.set()
     assert report.runs_pending == 1
-    assert any("1 run without an answer" in line for line in report.summary_lines())
+    assert any("1 run without a response" in line for line in report.summary_lines())
 
 
 def test_secrets_of_headers_and_url_appear_nowhere(caplog: pytest.LogCaptureFixture) -> None:
-    """Not in the settings' repr, not in logs at any level, and not in reasons, even when the receiver echoes them."""
+    """Not in the config' repr, not in logs at any level, and not in reasons, even when the receiver echoes them."""
     secret = "wfk_0123456789abcdef"
 
     def echo(post: Post) -> Answer:
         return Answer(401, f"key {post.headers['x-api-key']} unknown".encode(), content_type="text/plain")
 
     with http_receiver(echo) as receiver, caplog.at_level(logging.DEBUG):
-        settings = ExporterConfig(
+        config = ExporterConfig(
             f"{receiver.url}?token={secret}", headers=(("x-api-key", secret), ("authorization", f"Bearer {secret}x"))
         )
-        report = deliver(settings, batch_of("a"))
+        report = deliver(config, batch_of("a"))
     assert receiver.posts[0].headers["x-api-key"] == secret
     assert "key *** unknown" in report.stopped
     assert secret not in str(report.to_dict()) + "".join(report.summary_lines()) + caplog.text
-    assert "x-api-key" not in repr(settings)
+    assert "x-api-key" not in repr(config)
 
 
 @pytest.mark.parametrize(
@@ -476,8 +477,8 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     with http_receiver(tls=context) as receiver:
         url = receiver.url.replace("http:", "https:")
-        files = {"certificate": str(cert), "client_certificate": str(cert), "client_key": str(key)}
-        trusted = deliver(ExporterConfig(url, **files), batch_of("a"))  # type: ignore[arg-type]
+        tls = TlsConfig(str(cert), client_certificate=str(cert), client_key=str(key))
+        trusted = deliver(ExporterConfig(url, tls=tls), batch_of("a"))
     assert trusted.complete
     context.verify_mode = ssl.CERT_NONE
     with http_receiver(tls=context) as receiver:
@@ -491,7 +492,7 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
 def test_a_missing_certificate_file_is_a_setting_error() -> None:
     """The error names the file before anything is sent."""
     with pytest.raises(SettingError, match=r"nowhere\.pem"):
-        connect(ExporterConfig("https://127.0.0.1/v1/traces", certificate="nowhere.pem"))
+        connect(ExporterConfig("https://127.0.0.1/v1/traces", tls=TlsConfig("nowhere.pem")))
 
 
 def test_a_report_is_plain_json_values() -> None:

@@ -56,7 +56,7 @@ EVERY_KIND = Faults(limited=0.004, error=0.02, gateway=0.01, slow=0.01, cut=0.01
 
 
 @dataclass
-class Mock:
+class FaultyPlatform:
     """limit: requests that are answered in any ``window`` seconds; 0: all. vanished: ids that are listed and answer
     404. replaced: the text of ``data`` of some runs, in place of their own. gateway: status and body that what stands
     before the platform answers in its place to whoever asks for a document. down: answers 503 to everything.
@@ -159,9 +159,9 @@ def failure(code: str, message: str) -> bytes:
 
 
 @contextmanager
-def platform(upstream: str, **settings: Any) -> Iterator[Mock]:
+def platform(upstream: str, **options: Any) -> Iterator[FaultyPlatform]:
     """A mock that listens until the block ends."""
-    mock = Mock(upstream, **settings)
+    mock = FaultyPlatform(upstream, **options)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

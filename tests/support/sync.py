@@ -15,16 +15,16 @@ from typing import Any
 
 import httpx
 
-from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import RUN_ID
-from runspan.delivery import DeadLetters, ExporterConfig, connect
+from runspan.delivery import DeadLetters, ExporterConfig, RetryPolicy, connect
+from runspan.http.rate_limiter import RateLimiter
 from runspan.model.run import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
-from runspan.platform_api import PlatformClient, RateLimiter, RetryPolicy
+from runspan.platform_api import PlatformClient, run_path
 from runspan.sync import Binding, Checkpoint, RefreshPolicy, SyncConfig, SyncEngine, SyncReport
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
@@ -152,10 +152,11 @@ def _sync(
     asking = PlatformClient(
         source,
         key=lambda: None,
-        pace=RateLimiter(0, sleep=sleep),
+        rate_limiter=RateLimiter(0, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
-        patience=RetryPolicy(attempts=2, timeout=5.0, first=0.01, longest=0.02),
+        retry=RetryPolicy(max_attempts=2, first_delay=0.01, max_delay=0.02),
+        timeout=5.0,
     )
     delivery = ExporterConfig(f"{target}/v1/traces")
     with (

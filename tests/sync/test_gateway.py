@@ -23,7 +23,7 @@ from runspan.sync.policy import LONGEST_PAUSE, MINUTE, RefreshPolicy, plan_send
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import REQUESTS
 from support.cli import running, runspan
-from support.faulty_platform import LIST, Mock, failure, platform
+from support.faulty_platform import LIST, FaultyPlatform, failure, platform
 from support.receivers import Answer, http_receiver
 from support.sync import Place, eventually, followed, once, run_document, synced
 from sync.test_follow import now_document
@@ -36,7 +36,7 @@ RUNS = [f"run_{number}" for number in range(5)]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again after a moment, however often it did."""
-    for module in ("desk", "lists"):
+    for module in ("context", "list_crawler"):
         monkeypatch.setattr(f"runspan.sync.{module}.retry_at", lambda now, failures: now + SECOND // 50)
 
 
@@ -45,7 +45,7 @@ def states(checkpoint: Path) -> dict[str, TrackState]:
         return {run_id: TrackState(state) for run_id, state in connection.execute("SELECT run_id, state FROM runs")}
 
 
-def asked(mock: Mock, times: int) -> Callable[[], bool]:
+def asked(mock: FaultyPlatform, times: int) -> Callable[[], bool]:
     """Whether every run was asked for so often."""
     return lambda: all(mock.documents_asked().count(run_id) >= times for run_id in RUNS)
 

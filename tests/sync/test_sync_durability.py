@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from support.cli import Running, generated, process, running, server
-from support.faulty_platform import EVERY_KIND, Faults, Mock, platform
+from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver
 from support.sync import Place, documents, eventually, place, run_document
 
@@ -27,7 +27,7 @@ SLOWLY = ("--requests-per-minute", 0, "--concurrency", 4)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[tuple[Place, Mock]]:
+def source(tmp_path: Path) -> Iterator[tuple[Place, FaultyPlatform]]:
     """The runs, behind a platform that has troubles and takes its time, so that every kill is in the middle."""
     faults = Faults(**{**vars(EVERY_KIND), "slow": 0.9, "limited": 0.0})
     with place(tmp_path / "source") as made, platform(made.url, faults=faults, seed=SEED, pause=0.04) as mock:
@@ -75,7 +75,7 @@ def change_some(source: Place, random: Random) -> None:
         source.put(run | {"status": random.choice(["running", "completed", "failed"]), "output": random.random()})
 
 
-def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, Mock]) -> None:
+def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
     """At each kill everything that the checkpoint calls acknowledged is there as it was sent, and the next sync goes
     on; the last one makes both sides equal, though runs changed all the while."""
     made, mock = source
@@ -114,7 +114,7 @@ def intact(data: Path) -> bool:
         return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
 
 
-def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, Mock]) -> None:
+def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
     """One sync outlives ten kills of the server that it sends to, and then both sides are equal."""
     made, mock = source
     random = Random(SEED + 1)

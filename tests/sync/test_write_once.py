@@ -83,16 +83,16 @@ def test_spans_below_the_head_follow_from_the_document_alone() -> None:
     runs += [Run.from_json(path.read_bytes()) for path in SAMPLES.glob("*.json")]
     for run in runs:
         first = ObservedRun(run, 5).encode("acme")
-        assert len(first.names) == len(first.spans) - 1 == len(set(first.names))
+        assert len(first.step_digests) == len(first.spans) - 1 == len(set(first.step_digests))
         for other in (ObservedRun(run, 10**18), ObservedRun(run, 7, after_root=True)):
-            assert other.encode("acme").names == first.names
+            assert other.encode("acme").step_digests == first.step_digests
             assert other.encode("acme").spans[:-1] == first.spans[:-1]
-        assert set(ObservedRun(run, 5).encode("other").names).isdisjoint(first.names)
+        assert set(ObservedRun(run, 5).encode("other").step_digests).isdisjoint(first.step_digests)
         if run.finished:
             root = PlannedSend(run, b"", ROOT_REVISION)
             assert root.document is run
             assert root.observed.encode("acme").spans == write_runs([run], tenant="acme")[0]
-        left = first.without(frozenset(first.names[::2]))
+        left = first.without(frozenset(first.step_digests[::2]))
         assert [*left.spans] == [*first.spans[1:-1:2], first.spans[-1]]
         assert left.size == sum(map(len, left.spans))
 

@@ -143,7 +143,7 @@ def test_a_backend_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
     with http_receiver() as receiver:
         args = ("--backend", "tempo+http://127.0.0.1:1", "--endpoint", receiver.url, "--wait", "1s")
         result = runspan("verify", "--canary", *args, code=9)
-    assert "Tempo at http://127.0.0.1:1: expected an answer" in result.stderr
+    assert "Tempo at http://127.0.0.1:1: expected a response" in result.stderr
 
 
 def test_a_run_that_the_receiver_refuses_is_not_waited_for(tmp_path: Path) -> None:

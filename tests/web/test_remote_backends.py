@@ -40,7 +40,7 @@ def test_an_unreachable_backend_is_503_with_its_name(tmp_path: Path, kind: str) 
     with server(tmp_path, "--backend", f"{kind}+http://127.0.0.1:{port}") as (url, child):
         for path in READS:
             error = error_of(httpx.get(url + path, trust_env=False), 503, "BACKEND_UNREACHABLE")
-            assert f"{kind.title()} at http://127.0.0.1:{port}: expected an answer" in error["message"]
+            assert f"{kind.title()} at http://127.0.0.1:{port}: expected a response" in error["message"]
             assert "is it running" in error["message"]
         assert httpx.get(url + "/healthz", trust_env=False).status_code == 200
         behind = runspan("list", "--backend", url, code=9)

@@ -13,7 +13,6 @@ from typing import Final
 import click
 import httpx
 
-from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals
@@ -24,6 +23,7 @@ from runspan.errors import SettingError
 from runspan.export import export
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
+from runspan.platform_api import run_path
 from runspan.sources import documents
 from runspan.testing import generate
 from runspan.web.app import create_app

@@ -142,7 +142,7 @@ def export(
         progress_display(quiet=quiet or as_json, unit="bytes", total=partial(_total_bytes, files)) as display,
         letters or nullcontext(),
     ):
-        exporter = receiver.connect(receiver.config(), letters=letters)
+        exporter = receiver.connect(receiver.config(), dead_letters=letters)
         retries = report_retries(exporter, display, receiver.retry_max_time, quiet=quiet or as_json)
         # An interrupt ends the export with a report as well: the exporter counts what was not sent.
         with suppress(KeyboardInterrupt), exporter, retries:
@@ -228,7 +228,7 @@ def _total_bytes(files: Iterable[str]) -> int | None:
 
 
 def _show_progress(display: ProgressDisplay, report: ExportReport) -> None:
-    failed = report.runs_rejected + report.runs_in_doubt + report.documents_refused
+    failed = report.runs_rejected + report.runs_unknown + report.documents_refused
     display.update(f"{report.runs_accepted:,} runs accepted" + (f", {failed:,} not" if failed else ""))
 
 

@@ -340,13 +340,15 @@ class ReceiverOptions:
         return config.as_replay() if self.replay else config
 
     def connect(
-        self, config: ExporterConfig, *, letters: DeadLetters | None = None, on_settled: OnSettled | None = None
+        self, config: ExporterConfig, *, dead_letters: DeadLetters | None = None, on_settled: OnSettled | None = None
     ) -> OtlpExporter:
         """Open an exporter; see ``runspan.delivery.connect``."""
         from runspan.delivery import RetryPolicy, connect  # noqa: PLC0415
 
-        retry = RetryPolicy(budget=self.retry_max_time)
-        return connect(config, workers=self.export_concurrency, retry=retry, letters=letters, on_settled=on_settled)
+        retry = RetryPolicy(max_time=self.retry_max_time)
+        return connect(
+            config, workers=self.export_concurrency, retry=retry, dead_letters=dead_letters, on_settled=on_settled
+        )
 
     def resource(self) -> Resource:
         """Return the sender: the service name and ``OTEL_RESOURCE_ATTRIBUTES``."""

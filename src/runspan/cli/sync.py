@@ -19,9 +19,10 @@ from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garb
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter
 from runspan.errors import RunspanError, SettingError
+from runspan.http.rate_limiter import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import PlatformClient, RateLimiter, base_url
+from runspan.platform_api import PlatformClient, parse_api_url
 from runspan.sync import (
     Binding,
     Checkpoint,
@@ -205,13 +206,12 @@ def sync(
     halted = threading.Event()
     exporter_config = receiver.config()
     resource = receiver.resource()
-    binding = Binding(
-        base_url(url), exporter_config.display_url, receiver.tenant, tuple(set(workflows)), tuple(set(statuses))
-    )
+    base = parse_api_url("URL", url, key_variable=KEY_VARIABLE)
+    binding = Binding(base, exporter_config.display_url, receiver.tenant, tuple(set(workflows)), tuple(set(statuses)))
 
     def connect(on_settled: OnSettled) -> OtlpExporter:
         exporter = receiver.connect(exporter_config, on_settled=on_settled)
-        exporters.replace(lambda: export_samples(exporter.tally.report()))
+        exporters.replace(lambda: export_samples(exporter.stats.report()))
         return exporter
 
     error: RunspanError | None = None
@@ -222,7 +222,7 @@ def sync(
     ):
         engine = SyncEngine(
             config,
-            _platform(url, platform_key_file, requests_per_minute, config.concurrency, halted),
+            _platform(base, platform_key_file, requests_per_minute, config.concurrency, halted),
             checkpoint,
             connect=connect,
             halt=halted.set,
@@ -241,7 +241,9 @@ def sync(
                 report = engine.run()
             except RunspanError as failure:
                 error, report = failure, engine.report()
-    report = replace(report, kept=letters.kept, lost=letters.lost, kept_in=letters.path, keeping_failed=letters.trouble)
+    report = replace(
+        report, kept=letters.kept, lost=letters.lost, kept_in=letters.path, keeping_failed=letters.write_error
+    )
     reasons = [reason for _, reason in report.rejected_now]
     print_report(report, reasons, as_json=as_json, silent=quiet and report.complete and not report.threatened)
     if error is not None:
@@ -257,8 +259,9 @@ def _platform(
 
     return PlatformClient(
         url,
+        key_hint=f"set {KEY_VARIABLE}, or --platform-key-file",
         key=partial(options.read_api_key, key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
-        pace=RateLimiter(requests_per_minute, sleep=sleep),
+        rate_limiter=RateLimiter(requests_per_minute, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
         connections=concurrency + 1,

@@ -142,7 +142,7 @@ def _send(
     config: ExporterConfig, resource: Resource, tenant: str, wait: float, runs: Sequence[Run], observed_at: int
 ) -> Sent:
     """Send runs over OTLP."""
-    with connect(config, retry=RetryPolicy(budget=wait)) as exporter:
+    with connect(config, retry=RetryPolicy(max_time=wait)) as exporter:
         report = export(runs, exporter, tenant=tenant, observed_at=lambda: observed_at, resource=resource)
     if report.stopped == "interrupted":
         raise KeyboardInterrupt

@@ -187,7 +187,7 @@ class Recorder:
             config = exporter_config_from(environ, endpoint, protocol, headers, timeout)
             resource = resource_of(environ, service_name, resource_attributes)
             make_sink = partial(OtlpSink, config, resource, on_request)
-            if config.protocol == HTTP or config.certificate or config.client_certificate:
+            if config.protocol == HTTP or config.tls.certificate or config.tls.client_certificate:
                 # Make one sink for its errors: a file that cannot be read is an error of the caller's. It also imports
                 # what the first request needs: a fork while the worker's thread imports a module would leave the child
                 # with a lock on that module that is never released. A gRPC channel must not exist before a fork.

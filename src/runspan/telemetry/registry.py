@@ -127,7 +127,7 @@ class ExportCounts(Protocol):
     @property
     def runs_rejected(self) -> int: ...
     @property
-    def runs_in_doubt(self) -> int: ...
+    def runs_unknown(self) -> int: ...
     @property
     def runs_pending(self) -> int: ...
     @property
@@ -142,7 +142,7 @@ def export_samples(report: ExportCounts) -> Samples:
     """Return the samples of a report: ``registry.register(lambda: export_samples(exporter.report()))``."""
     return {
         EXPORTED: report.runs_accepted,
-        REJECTED: report.runs_rejected + report.runs_in_doubt,
+        REJECTED: report.runs_rejected + report.runs_unknown,
         REFUSED: report.documents_refused,
         REQUESTS: report.requests,
         RETRIED: report.retries,

@@ -90,7 +90,7 @@ class JaegerReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
-        response = self._http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, hand_over=(404,))
+        response = self._http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, accept_statuses=(404,))
         if response.status == 404:
             if read_error(response.content) is None:
                 raise self._http.refused(response, WRONG_PATH)

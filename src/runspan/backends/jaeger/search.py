@@ -20,10 +20,11 @@ import msgspec
 
 from runspan.backends.jaeger.response_cache import ResourceSpanCache, RevisionCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
-from runspan.backends.remote.client import RemoteClient, Response, ResponseTooLarge
+from runspan.backends.remote.client import RemoteClient
 from runspan.codec.decode import RunSummary
 from runspan.contracts import RunQuery
 from runspan.errors import BackendError
+from runspan.http.client import Response, ResponseTooLarge
 from runspan.model.timestamps import MAX_NS
 
 END: Final = MAX_NS // 1000 + 1
@@ -71,7 +72,7 @@ class V3Search:
         }
         if attributes:
             parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
-        response = self._http.get("/api/v3/traces", parameters, hand_over=(404, 500))
+        response = self._http.get("/api/v3/traces", parameters, accept_statuses=(404, 500))
         if response.status == 404 and read_error(response.content) is not None:
             return []
         return _decode(self._http, response, self._cache.find)
@@ -93,7 +94,7 @@ class LegacySearch:
         }
         if attributes:
             parameters["tags"] = msgspec.json.encode(attributes).decode()
-        response = self._http.get("/api/traces", parameters, hand_over=(500,))
+        response = self._http.get("/api/traces", parameters, accept_statuses=(500,))
         return _decode(self._http, response, find_legacy_traces)
 
 
@@ -103,7 +104,7 @@ def detect_search_api(http: RemoteClient, cache: ResourceSpanCache) -> SearchApi
     Trace summaries and attributes in a search came with the same release; an API v3 without attributes would ignore
     them silently. A Jaeger with summaries refuses a request without times in JSON, and changes nothing in the store.
     """
-    response = http.get("/api/v3/trace-summaries", hand_over=(400, 404))
+    response = http.get("/api/v3/trace-summaries", accept_statuses=(400, 404))
     if response.status == 400 and read_error(response.content) is not None:
         return V3Search(http, cache)
     if response.status == 400:

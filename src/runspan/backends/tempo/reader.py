@@ -15,7 +15,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan.backends.remote.client import (
     PROTOBUF,
     RemoteClient,
-    Response,
     Sleep,
     document_of,
     fetch_with_retry,
@@ -27,6 +26,7 @@ from runspan.backends.tempo.search_api import SECOND, WindowSearcher
 from runspan.codec.decode import VerifiedRun
 from runspan.contracts import Capabilities, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
+from runspan.http.client import Response
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import all_spans, read_spans
 
@@ -104,7 +104,7 @@ class TempoReader:
 
     def check(self) -> None:
         """See ``TraceReader``."""
-        response = self._http.get("/ready", hand_over=_READY_UNAVAILABLE, timeout=_CHECK_SECONDS)
+        response = self._http.get("/ready", accept_statuses=_READY_UNAVAILABLE, timeout=_CHECK_SECONDS)
         if response.status in _READY_UNAVAILABLE:
             self._http.get("/api/echo", timeout=_CHECK_SECONDS)
 
@@ -131,7 +131,7 @@ class TempoReader:
     def _trace(self, trace_id: bytes) -> tuple[list[Span], str]:
         """Return the spans of a trace, none when it is unknown, and how Tempo damaged it, "" when it did not."""
         path = f"/api/v2/traces/{trace_id.hex()}"
-        response = self._http.get(path, accept=PROTOBUF, hand_over=(404,))
+        response = self._http.get(path, accept=PROTOBUF, accept_statuses=(404,))
         if response.status == 404:
             return [], ""
         try:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from runspan.backends.remote.client import RemoteClient, Response
+from runspan.backends.remote.client import RemoteClient
 from runspan.codec.attributes import Pairs, encode_value
 from runspan.codec.fields import (
     DIGEST,
@@ -37,6 +37,7 @@ from runspan.codec.fields import (
 )
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, QueryUnsupported
+from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.model.span import UNSET, Span, Value, to_plain
 
@@ -380,7 +381,7 @@ class WindowSearcher:
             "limit": limit,
             "spss": max(1, min(self._max_spans, _MAX_RESPONSE_SPANS // limit)),
         }
-        response = self._http.get("/api/search", parameters, hand_over=(400, 422))
+        response = self._http.get("/api/search", parameters, accept_statuses=(400, 422))
         if response.status != 200:
             self._learn_limits(response)
             return None
