@@ -17,7 +17,6 @@ from runspan import Run, encode
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.reader import _statement
-from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, QueryError, QueryUnsupported
@@ -130,24 +129,6 @@ def test_stuck_lists_read_the_index_of_live_runs_alone(store: SqliteStore) -> No
             assert not [line for line in plan if "TEMP B-TREE" in line], plan
     assert connection.execute("SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at > 0").fetchone() == (4,)
     connection.close()
-
-
-def test_a_store_of_the_format_before_learns_when_runs_were_seen(tmp_path: Path) -> None:
-    """Migration takes the observations from the revisions, those of reopened runs too."""
-    with SqliteStore(tmp_path) as store:
-        fill(store)
-        store.put(make_run("again"), observed_at=T0)
-        store.put(running("again"), observed_at=T0 + SECOND)
-        before = [ids(store.search(RunQuery(stuck_before=at))) for at in (T0 + 2 * SECOND, NOW)]
-    connection = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
-    connection.execute("DROP INDEX live_runs")
-    connection.execute("ALTER TABLE runs DROP COLUMN observed_at")
-    connection.execute("ALTER TABLE runs DROP COLUMN superseded")
-    connection.execute("PRAGMA user_version = 2")
-    connection.close()
-    with SqliteStore(tmp_path) as store:
-        assert [ids(store.search(RunQuery(stuck_before=at))) for at in (T0 + 2 * SECOND, NOW)] == before
-        assert "again" in before[0]
 
 
 # The REST API.

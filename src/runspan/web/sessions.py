@@ -20,7 +20,6 @@ from runspan.web.public_url import PublicUrl
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-import os
 import secrets
 import sqlite3
 import threading
@@ -30,6 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import StoreError
+from runspan.storage.sqlite_file import Schema, open_database
 from runspan.web.api_keys import ApiKeyStore
 
 NAME: Final = "runspan"
@@ -96,11 +96,18 @@ DEFAULT_LIFETIME: Final = 12 * 3600 * 1_000_000_000
 """Nanoseconds: a working day."""
 
 _MOST_PER_KEY = 1000
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
+_TABLE = """
+CREATE TABLE sessions (
     sha256 BLOB PRIMARY KEY, key_id TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID
 """
+_SCHEMA = Schema(
+    name="the file of sessions",
+    application_id=0x72737365,
+    version=1,
+    tables=(_TABLE,),
+    hint="choose another data directory",
+)
 
 
 class SessionStore:
@@ -121,19 +128,7 @@ class SessionStore:
         self.lifetime = lifetime
         self._clock = clock
         self._lock = threading.Lock()
-        try:
-            if path is not None:
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path or ":memory:", timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                "cannot open the sessions",
-                where=str(path),
-                got=str(error),
-                hint="check the data directory's permissions",
-            ) from error
+        self._db = open_database(path, _SCHEMA)
 
     def begin(self, key: ApiKey) -> tuple[str, int]:
         """A new session of a key: the token for the cookie, and how many seconds it lives."""
