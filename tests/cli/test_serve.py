@@ -188,7 +188,7 @@ def test_a_directory_that_cannot_be_made_ends_with_10(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_ends_with_10(tmp_path: Path) -> None:
     """The keys are the first file that is opened."""
     tmp_path.chmod(0o500)
-    assert "cannot open the keys" in runspan("serve", "--data", tmp_path, "--port", 0, code=10).stderr
+    assert "keys.sqlite3: Permission denied" in runspan("serve", "--data", tmp_path, "--port", 0, code=10).stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "30h", "nan", "1e3"])

@@ -204,7 +204,7 @@ def test_two_followers_of_one_checkpoint_are_refused(source: Place, target: Plac
         with running("sync", source.url, *args) as second:
             assert second.process.wait(60) == 10
             second.read_to_the_end()
-        assert re.search("another sync is using this checkpoint", "".join(second.lines))
+        assert re.search("another process is using the state file of a sync", "".join(second.lines))
         source.put(now_document("run_2"))
         eventually(lambda: len(target.documents()) == 2)
         assert child.process.poll() is None

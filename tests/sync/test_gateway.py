@@ -18,7 +18,7 @@ from runspan.delivery import connect as delivery_to
 from runspan.errors import BackendBusy, StoreError
 from runspan.model.timestamps import SECOND
 from runspan.sync import Binding, Checkpoint
-from runspan.sync.checkpoint import FORMAT, TrackedRun, TrackState
+from runspan.sync.checkpoint import TrackedRun, TrackState
 from runspan.sync.policy import LONGEST_PAUSE, MINUTE, RefreshPolicy, plan_send
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import REQUESTS
@@ -172,33 +172,6 @@ def test_a_list_is_read_again_before_many_runs_are_called_gone(source: Place, ta
         report = once(mock.url, target.url, checkpoint)
     assert (report.counts.vanished, report.counts.revisions) == (3, 2)
     assert report.counts.pages >= 3
-
-
-def test_what_an_older_version_refused_for_a_gateways_words_is_tried_again(
-    source: Place, target: Place, checkpoint: Path
-) -> None:
-    """Once, when its checkpoint is opened. What was refused for its document, or by the receiver, stays so."""
-    source.put(*(run_document(run_id) for run_id in RUNS))
-    reasons = {
-        "run_0": f"{source.url}: expected the platform's API, got HTTP 404 (is this the base URL of the platform?)",
-        "run_1": f"{source.url}: no, got HTTP 400 BAD_REQUEST",
-        "run_2": "run run_2 steps: expected a list, got a number",
-        "run_3": "HTTP 400: too old",
-    }
-    with closing(Checkpoint(checkpoint, Binding(source.url, f"{target.url}/v1/traces"))) as made:
-        made.begin()
-        for run_id, reason in reasons.items():
-            made.save(TrackedRun(run_id, 1, TrackState.REFUSED, None, reason=reason))
-        made.save(TrackedRun("run_4", 1, TrackState.REFUSED, None, acked=b"there", reason=reasons["run_0"]))
-        made.commit()
-    with closing(sqlite3.connect(checkpoint)) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with closing(Checkpoint(checkpoint, Binding(source.url, f"{target.url}/v1/traces"))) as made:
-        assert made.counts == {TrackState.NEW: 2, TrackState.REFUSED: 3}
-        due = {run_id: entry.due for run_id, entry in made.entries(RUNS).items()}
-        assert due == {"run_0": 0, "run_1": 0, "run_2": None, "run_3": None, "run_4": 0}
-    with closing(sqlite3.connect(checkpoint)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (FORMAT,)
 
 
 def test_hints_about_the_receiver_are_for_its_reasons(source: Place, target: Place, checkpoint: Path) -> None:

@@ -31,8 +31,8 @@ from runspan.telemetry.instruments import (
     REFUSED,
     REJECTED,
     UNFINISHED,
-    WATCH_FAILED,
-    WATCH_PENDING,
+    WATCH_BROKEN,
+    WATCH_WAITING,
     WATCHED,
 )
 from runspan.watch.poller import MAX_FILES, MAX_QUIET_WAIT, DirectoryPoller
@@ -56,7 +56,7 @@ class Bench:
         self.path = path
         self.seconds = 0.0
         self.notes: list[str] = []
-        self.health = MetricsRegistry(lambda: NOW, components=("export", "watch"))
+        self.health = MetricsRegistry(lambda: NOW, parts=("export", "watch"))
         self._url = url
         self._settings = settings
         self.open()
@@ -106,7 +106,7 @@ class Bench:
         return self.health.collect()[EXPORTED]
 
     def _connect(self, on_settled: OnSettled) -> OtlpExporter:
-        return connect(exporter_config({}, endpoint=self._url), retry=RetryPolicy(max_time=0.0), on_settled=on_settled)
+        return connect(exporter_config({}, endpoint=self._url), retry=RetryPolicy(budget=0.0), on_settled=on_settled)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
         store.document("no")
     assert bench.sent() == 5
     told = bench.health.collect()
-    assert (told[WATCHED], told[WATCH_PENDING], told[WATCH_FAILED], told[UNFINISHED]) == (3, 0, 0, 1)
+    assert (told[WATCHED], told[WATCH_WAITING], told[WATCH_BROKEN], told[UNFINISHED]) == (3, 0, 0, 1)
     assert told[OLDEST_UNFINISHED] == (NOW - 1_736_931_601 * 10**9) / 10**9
     bench.look(3)
     bench.restart()
@@ -186,12 +186,12 @@ def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> No
             assert bench.sent() == 1
     bench.look(3)
     assert bench.notes == []
-    assert bench.health.collect()[WATCH_PENDING] == 1
+    assert bench.health.collect()[WATCH_WAITING] == 1
     with path.open("ab") as file:
         file.write(whole[20:])
     bench.look(2)
     assert stored(store, "c") == run("c")
-    assert bench.health.collect()[WATCH_PENDING] == 0
+    assert bench.health.collect()[WATCH_WAITING] == 0
 
 
 def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
@@ -222,14 +222,14 @@ def test_what_stays_broken_is_told_once(bench: Bench, store: SqliteStore) -> Non
     assert note.startswith(f"{path}:2")
     bench.restart()
     bench.look(3)
-    assert bench.health.collect()[WATCH_FAILED] == 1
+    assert bench.health.collect()[WATCH_BROKEN] == 1
     assert len(bench.notes) == 1
     assert stored(store, "a") == run("a")
     bench.write("a.ndjson", run("a"), run("b"))
     bench.look()
     assert stored(store, "b") == run("b")
     assert bench.sent() == 2
-    assert bench.health.collect()[WATCH_FAILED] == 0
+    assert bench.health.collect()[WATCH_BROKEN] == 0
 
 
 def test_many_faults_are_counted_and_some_told(bench: Bench, store: SqliteStore) -> None:
@@ -384,16 +384,16 @@ def test_files_go_to_the_done_folder_when_all_is_accepted(tmp_path: Path, store:
 def test_a_ledger_is_of_one_target_and_one_process(tmp_path: Path) -> None:
     """Another endpoint needs another one; two processes would send everything twice; other files are not touched."""
     path = tmp_path / "ledger"
-    with closing(WatchState(path, "http://one", "")), pytest.raises(SettingError, match="another process"):
+    with closing(WatchState(path, "http://one", "")), pytest.raises(StoreError, match="another process"):
         WatchState(path, "http://one", "")
     with pytest.raises(SettingError, match="http://one"):
         WatchState(path, "http://two", "")
     assert path.stat().st_mode & 0o077 == 0
     SqliteStore(tmp_path).close()
-    with pytest.raises(SettingError, match="another file"):
+    with pytest.raises(StoreError, match="another application"):
         WatchState(tmp_path / "runspan.sqlite3", "http://one", "")
     (tmp_path / "text").write_text("no database" * 100)
-    with pytest.raises(StoreError, match="--state-file"):
+    with pytest.raises(StoreError, match="no SQLite database"):
         WatchState(tmp_path / "text", "http://one", "")
     with pytest.raises(StoreError):
         WatchState(tmp_path / "none" / "ledger", "http://one", "")
@@ -516,11 +516,11 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
             until(lambda: count(data) == len(texts))
-            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
             assert child.end() == 0
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
-            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
             assert number_of(metrics, "runspan_export_requests_total") == 0
             assert child.end() == 0
         assert "0 runs accepted" in child.lines[-1]
@@ -548,7 +548,7 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
     write_ndjson(folder / "runs.ndjson", texts)
     with server(tmp_path / "data") as (url, child):
         assert child.end() == 0
-    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-max-time", 0)
+    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-for", 0)
     with running(*args) as watching:
         watching.wait_for("nothing is lost")
         watching.wait_for("hint: is a receiver listening there")
@@ -563,14 +563,14 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--watch", "none"), "an existing folder"),
-        (("--watch", ".", "runs.json"), "one folder and no other input or output"),
+        (("--watch", "none"), "a folder that is there"),
+        (("--watch", ".", "runs.json"), "one folder and nothing else"),
         (("--watch", ".", "--dry-run"), "--dry-run"),
         (("--watch", ".", "--dead-letter", "x"), "--dead-letter"),
         (("--watch", ".", "--done-dir", "."), "another folder"),
         (("--watch", ".", "--done-dir", "none"), "--done-dir"),
-        (("--done-dir", "x", "runs.json"), "--watch as well"),
-        (("--state-file", "x", "runs.json"), "--watch as well"),
+        (("--done-dir", "x", "runs.json"), "--watch beside it"),
+        (("--ledger", "x", "runs.json"), "--watch beside it"),
         ((), "Missing argument"),
         (("--watch", ".", "--metrics-listen", "99999"), "HOST:PORT"),
     ],

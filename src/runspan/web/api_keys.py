@@ -9,7 +9,6 @@ process changed the keys.
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import sqlite3
 import string
@@ -21,6 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import NotFound, SettingError, StoreError
+from runspan.storage.sqlite_file import Schema, open_database
 
 RUNS_READ = "runs:read"
 RUNS_WRITE = "runs:write"
@@ -28,12 +28,19 @@ PERMISSIONS = (RUNS_READ, RUNS_WRITE)
 
 PREFIX = "wfk_"
 _ALPHABET = string.ascii_letters + string.digits
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS keys (
+_TABLE = """
+CREATE TABLE keys (
     id TEXT PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, name TEXT NOT NULL, tenant TEXT NOT NULL,
     permissions TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER, revoked INTEGER
 ) STRICT
 """
+_SCHEMA = Schema(
+    name="the file of API keys",
+    application_id=0x72736B79,
+    version=1,
+    tables=(_TABLE,),
+    hint="choose another data directory",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +71,7 @@ class ApiKeyStore:
         self._lock = threading.Lock()
         self._version = -1
         self._by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                "cannot open the keys", where=str(path), got=str(error), hint="check the data directory's permissions"
-            ) from error
+        self._db = open_database(path, _SCHEMA)
 
     def create(
         self,

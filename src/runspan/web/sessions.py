@@ -8,7 +8,6 @@ expires, or is revoked, so do its sessions.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 import threading
@@ -21,6 +20,7 @@ from flask import Response
 from werkzeug.http import parse_cookie
 
 from runspan.errors import NotFound, StoreError
+from runspan.storage.sqlite_file import Schema, open_database
 from runspan.web.api_keys import ApiKey, ApiKeyStore, secret_digest
 from runspan.web.links import PublicUrl
 
@@ -34,11 +34,18 @@ MAX_SESSIONS_PER_KEY: Final = 1000
 COOKIE_NAME: Final = "runspan"
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
+_TABLE = """
+CREATE TABLE sessions (
     sha256 BLOB PRIMARY KEY, key_id TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID
 """
+_SCHEMA = Schema(
+    name="the file of sessions",
+    application_id=0x72737365,
+    version=1,
+    tables=(_TABLE,),
+    hint="choose another data directory",
+)
 
 
 class SessionStore:
@@ -57,19 +64,7 @@ class SessionStore:
         self._lifetime = lifetime
         self._clock = clock
         self._lock = threading.Lock()
-        try:
-            if path is not None:
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path or ":memory:", timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                "cannot open the sessions",
-                where=str(path),
-                got=str(error),
-                hint="check the data directory's permissions",
-            ) from error
+        self._db = open_database(path, _SCHEMA)
 
     def create(self, key: ApiKey) -> tuple[str, int]:
         """Create a session of a key; return the token for the cookie, and its lifetime in seconds."""

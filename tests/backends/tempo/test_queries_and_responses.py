@@ -12,10 +12,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from conformance.harness import make_run, otlp
 from runspan import encode
-from runspan.http.client import Response
 from runspan.backends.tempo.reader import CUT, PARTIAL, read_trace
 from runspan.backends.tempo.search_api import pad_tokens, quote, read_search, search_text
 from runspan.contracts import RunQuery
+from runspan.http.client import Response
 from runspan.model.span import Span
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
