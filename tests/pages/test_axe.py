@@ -18,7 +18,7 @@ PAGES = {
     "/runs/run_000": "#run h1",
     "/runs/run_005": "#run h1",
     "/runs/none": "#run [role=alert]",
-    "/compare": ".offer",
+    "/compare": ".suggestion",
     "/compare?a=run_000&b=run_005": "table.pairs tbody tr",
     "/nothing": ".state-error",
 }

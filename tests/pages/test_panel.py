@@ -205,7 +205,7 @@ def test_the_keyboard_reaches_everything(page: Page, filled: str) -> None:
     expect(row(page, "run_001").locator(".row-link")).to_be_focused()
     page.keyboard.press("x")
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog")).to_contain_text("Compare the two picked runs")
+    expect(page.get_by_role("dialog")).to_contain_text("Compare the two selected runs")
     page.keyboard.press("Escape")
     page.keyboard.press("c")
     expect(page).to_have_url(f"{filled}/compare?a=run_002&b=run_001")
@@ -307,7 +307,7 @@ def test_a_server_that_went_away_is_waited_for(page: Page, watch: Watch, tmp_pat
         opened(page, url)
         running.end()
         alert = page.get_by_role("alert")
-        expect(alert).to_contain_text("The server does not answer")
+        expect(alert).to_contain_text("The server does not respond")
         expect(alert).to_contain_text("runspan serve")
         expect(page.locator("#live-text")).to_have_text(re.compile("Trying again in"))
         assert ids(page) == ["run_live"]
@@ -358,7 +358,7 @@ def test_a_part_of_an_answer_is_called_one(page: Page, tmp_path: Path) -> None:
     with HalfBlind(tmp_path) as store, serving(create_app(store)) as client:
         opened(page, str(client.base_url))
         notice = page.locator("#notices")
-        expect(notice).to_contain_text("Not everything was looked at.")
+        expect(notice).to_contain_text("The results are incomplete.")
         expect(notice).to_contain_text("stopped after 1000 traces; <b>older</b> ones")
         expect(notice).to_contain_text("Narrow the time")
 
@@ -387,7 +387,7 @@ def test_the_colours_are_the_systems_until_somebody_chooses(page: Page, filled: 
     assert page.evaluate(background) == dark
     page.goto(f"{filled}/compare")
     assert page.evaluate(background) == dark
-    expect(page.get_by_role("button", name="Colours: dark")).to_be_visible()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
 def test_the_pages_can_be_switched_off(tmp_path: Path) -> None:

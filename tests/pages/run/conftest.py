@@ -59,7 +59,7 @@ def opened(page: Page, runs: str) -> Opening:
     def open_run(run_id: str, fragment: str = "", base: str = runs) -> Page:
         page.goto("about:blank")
         page.goto(f"{base}/runs/{quote(run_id, safe='')}" + (f"#{fragment}" if fragment else ""))
-        expect(page.locator(".run-head")).to_be_visible(timeout=30_000)
+        expect(page.locator(".run-header")).to_be_visible(timeout=30_000)
         return page
 
     return open_run

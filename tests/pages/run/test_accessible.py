@@ -17,7 +17,7 @@ Opening = Callable[..., Page]
     [
         ("run_c4w81nqz0ty6", "step=create-invoice"),
         ("run_s6c1p8f4e0vy", ""),
-        ("run_2lmc0x7e9gqu", "view=timeline&step=send-letter&round=2"),
+        ("run_2lmc0x7e9gqu", "view=timeline&step=send-letter&execution=2"),
         ("run_3w8n5y2t0apl", "view=timeline&step=upsert-page"),
         ("run_k1r8e4zc7dpm", "step=provision-billing"),
         ("run_exact", "step=exact&tab=output"),

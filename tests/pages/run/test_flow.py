@@ -47,7 +47,7 @@ def test_samples_open(page: Page, runs: str) -> None:
 def test_the_head_tells_the_run(opened: Opening) -> None:
     """Workflow, status, duration, trigger, tokens, cost and the slowest steps stand at the top."""
     page = opened(AGENT)
-    head = page.locator(".run-head")
+    head = page.locator(".run-header")
     expect(head.locator("h1")).to_have_text("wf_support_triage")
     expect(head.locator(".run-title .badge")).to_have_text("Completed")
     expect(head.locator(".stat", has_text="Duration")).to_contain_text("11.4 s")
@@ -69,14 +69,14 @@ def test_the_first_failure_is_up_front(opened: Opening) -> None:
     expect(panel(page).locator("h2")).to_have_text("Create invoice")
     expect(page.get_by_role("tab", name="Error")).to_have_attribute("aria-selected", "true")
     expect(panel(page).locator(".tree")).to_contain_text("INTEGRATION_ERROR")
-    expect(node(page, "create-invoice")).to_have_class(re.compile("chosen"))
+    expect(node(page, "create-invoice")).to_have_class(re.compile("selected"))
 
 
 def test_a_tolerated_failure_is_told_as_one(opened: Opening) -> None:
     """A failed step of a run that completed is no alarm."""
     notice = opened("run_c8x4l0i6v9sj").locator(".failure")
-    expect(notice).to_contain_text("failed and the run went on")
-    expect(notice).not_to_have_class(re.compile("bad"))
+    expect(notice).to_contain_text("failed, but the run continued")
+    expect(notice).not_to_have_class(re.compile("error"))
 
 
 def test_a_click_shows_the_step(opened: Opening) -> None:
@@ -97,7 +97,7 @@ def test_a_click_shows_the_step(opened: Opening) -> None:
 
 def test_an_address_is_shared(opened: Opening) -> None:
     """The address holds view, step, execution and payload: another browser shows the same."""
-    page = opened(LOOP, "view=timeline&step=send-letter&round=3&tab=input")
+    page = opened(LOOP, "view=timeline&step=send-letter&execution=3&tab=input")
     expect(page.get_by_role("tab", name="Timeline")).to_have_attribute("aria-selected", "true")
     expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("5")
     expect(panel(page).locator(".tree")).to_contain_text('"final"')
@@ -113,7 +113,7 @@ def test_both_views_share_the_selection(opened: Opening) -> None:
     page = opened(AGENT, "view=timeline")
     page.get_by_role("treeitem", name="Urgent?").click()
     page.get_by_role("tab", name="Canvas").click()
-    expect(node(page, "is-urgent")).to_have_class(re.compile("chosen"))
+    expect(node(page, "is-urgent")).to_have_class(re.compile("selected"))
     expect(panel(page).locator("h2")).to_have_text("Urgent?")
 
 
@@ -129,7 +129,7 @@ def test_a_loop_is_folded_and_opens(opened: Opening) -> None:
     expect(letter.locator(".cell").nth(2)).to_have_attribute("aria-current", "true")
     panel(page).get_by_role("button", name="Next execution").click()
     expect(letter.locator(".cell").nth(3)).to_have_attribute("aria-current", "true")
-    assert page.url.endswith("#step=send-letter&round=4")
+    assert page.url.endswith("#step=send-letter&execution=4")
 
 
 def test_a_long_loop_turns_to_the_execution_that_failed(opened: Opening) -> None:
@@ -138,8 +138,8 @@ def test_a_long_loop_turns_to_the_execution_that_failed(opened: Opening) -> None
     fetch = node(page, "fetch")
     expect(fetch).to_have_class(re.compile("status-failed"))
     fetch.locator(".node-body").click()
-    expect(panel(page).locator(".rounds")).to_contain_text("of 2,500")
-    assert page.url.endswith("#step=fetch&round=1235")
+    expect(panel(page).locator(".executions")).to_contain_text("of 2,500")
+    assert page.url.endswith("#step=fetch&execution=1235")
     fetch.locator(".node-count").click()
     expect(fetch.locator(".cells-pager")).to_contain_text("1,217\u20131,280 of 2,500")
     expect(fetch.locator(".cell.status-failed")).to_have_count(1)
@@ -263,13 +263,13 @@ def test_shortcuts_work_everywhere(opened: Opening) -> None:
     page.keyboard.press("Escape")
     expect(title).to_have_text("Run")
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog")).to_contain_text("The first failure")
+    expect(page.get_by_role("dialog")).to_contain_text("Go to the first failure")
 
 
 def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
     """Wheel moves, wheel with Ctrl zooms, a drag moves and opens nothing, and a click on what is too small opens it."""
     page = opened("run_500")
-    world = page.locator(".canvas-world")
+    world = page.locator(".canvas-content")
     area = page.locator(".canvas-area")
     before = world.evaluate("world => world.style.transform")
     area.hover(position={"x": 200, "y": 200})
@@ -288,7 +288,7 @@ def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
     page.mouse.move(340, 400, steps=4)
     page.mouse.up()
     expect(panel(page).locator("h2")).to_have_text("Run")
-    page.get_by_role("button", name="Show everything").click()
+    page.get_by_role("button", name="Show the entire run").click()
     box = area.bounding_box()
     assert box
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -298,7 +298,7 @@ def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
 def test_the_overview_leads_through_a_long_run(opened: Opening) -> None:
     """A click near the end of the strip brings the end into sight."""
     page = opened("run_5000")
-    strip = page.locator(".overview")
+    strip = page.locator(".minimap")
     expect(strip).to_be_visible()
     box = strip.bounding_box()
     assert box
@@ -325,8 +325,8 @@ def test_a_bar_of_a_loop_leads_to_that_execution(opened: Opening) -> None:
     expect(track).to_be_visible()
     width = track.evaluate("track => track.clientWidth")
     track.click(position={"x": width * 0.9, "y": 16})
-    expect(panel(page).locator(".rounds")).to_contain_text("of 4")
-    assert page.url.endswith("step=pause&round=4")
+    expect(panel(page).locator(".executions")).to_contain_text("of 4")
+    assert page.url.endswith("step=pause&execution=4")
 
 
 @pytest.mark.parametrize("run_id", ["run/with spaces & slashes?"])
@@ -350,7 +350,7 @@ def test_what_cannot_be_shown_says_what_to_do(page: Page, runs: str, watch: Watc
     expect(alert).to_contain_text("Check the id")
     page.route("**/api/v1/runs/*", lambda route: route.abort())
     page.goto(f"{runs}/runs/run_two")
-    expect(alert).to_contain_text("The server does not answer")
+    expect(alert).to_contain_text("The server does not respond")
     page.unroute("**/api/v1/runs/*")
     alert.get_by_role("button", name="Try again").click()
     expect(page.locator(".run-id")).to_have_text("run_two")
@@ -360,7 +360,7 @@ def test_an_answer_that_is_no_run_is_told(page: Page, runs: str) -> None:
     """A proxy's page in place of the answer is not shown as a run."""
     page.route("**/api/v1/runs/*", lambda route: route.fulfill(status=200, body="<html>please log in</html>"))
     page.goto(f"{runs}/runs/run_two")
-    expect(page.get_by_role("alert")).to_contain_text("This run cannot be shown")
+    expect(page.get_by_role("alert")).to_contain_text("The response cannot be read")
 
 
 def test_narrow_screens_have_a_sheet(browser: Browser, runs: str) -> None:

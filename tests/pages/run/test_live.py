@@ -40,7 +40,7 @@ def opened(page: Page, url: str, run_id: str) -> None:
     page.clock.install()
     page.goto(f"{url}/runs/{run_id}")
     page.clock.run_for(500)
-    expect(page.locator(".run-head")).to_be_visible()
+    expect(page.locator(".run-header")).to_be_visible()
 
 
 def answered(page: Page) -> int:
@@ -97,7 +97,7 @@ def test_zoom_and_scroll_stay(page: Page, url: str) -> None:
     page.locator(".canvas-area").hover()
     page.mouse.wheel(0, 900)
     shown(page)
-    world = page.locator(".canvas-world")
+    world = page.locator(".canvas-content")
     before = world.get_attribute("style")
     push(url, document("r", [*steps, step("now", 700, 750), step("next", 760)], status="running"))
     answered(page)
@@ -151,11 +151,11 @@ def test_trouble_is_told_and_passes(page: Page, url: str, watch: Watch) -> None:
     page.route("**/api/v1/runs/r", lambda route: route.abort())
     with page.expect_event("requestfailed"):
         page.clock.run_for(POLL)
-    expect(page.locator(".run-notices")).to_contain_text("The server does not answer")
+    expect(page.locator(".run-notices")).to_contain_text("The server does not respond")
     expect(page.locator(".node")).to_have_count(1)
     page.unroute("**/api/v1/runs/r")
     answered(page)
-    expect(page.locator(".run-notices")).not_to_contain_text("The server does not answer")
+    expect(page.locator(".run-notices")).not_to_contain_text("The server does not respond")
 
 
 def test_a_run_without_steps_waits_for_them(page: Page, url: str) -> None:

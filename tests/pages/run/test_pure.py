@@ -16,7 +16,7 @@ Call = Callable[..., Any]
 
 LAYOUT = """async (m, text) => {
   const { indexRun } = await import(document.documentElement.dataset.static + "/run/document.js");
-  return m.layout(indexRun(text).steps);
+  return m.layoutSteps(indexRun(text).steps);
 }"""
 INDEX = "(m, text) => m.indexRun(text)"
 
@@ -178,7 +178,7 @@ def test_a_loop_is_one_frame_with_one_node_for_each_step(module: Call) -> None:
     kinds = {node["key"]: (node["kind"], len(node["steps"])) for node in board["nodes"]}
     assert kinds == {"loop each": ("header", 1), "fetch": ("loop", 200), "store": ("loop", 200), "report": ("step", 1)}
     [frame] = board["frames"]
-    assert (frame["header"], frame["rounds"]) == (0, 200)
+    assert (frame["header"], frame["iterations"]) == (0, 200)
     assert [node["key"] for node in board["nodes"]] == ["loop each", "fetch", "store", "report"]
 
 
@@ -238,9 +238,9 @@ def test_facts_of_a_run(module: Call) -> None:
     ]
     script = """async (m, text) => {
       const { indexRun } = await import(document.documentElement.dataset.static + "/run/document.js");
-      return m.factsOf(indexRun(text));
+      return m.runStats(indexRun(text));
     }"""
-    facts = module("facts.js", script, answer(json.dumps(document("r", steps, status="failed"))))
+    facts = module("run-stats.js", script, answer(json.dumps(document("r", steps, status="failed"))))
     assert facts["usage"] == {"input": 20, "output": 10, "total": 30, "cost": 0.5, "calls": 2}
     assert [slow["index"] for slow in facts["slowest"]] == [5, 0, 1, 3]
     assert facts["failure"] == {
@@ -284,11 +284,11 @@ def test_rows_of_text_cut_no_letter(module: Call) -> None:
     """Rows join to the whole text, are no wider than allowed, and cut neither pairs nor marks from their letters."""
     text = "ab\ncafe\u0301 " + "😀" * 30 + "日本語" * 20 + "\r\n\t" + "x" * 100 + "\n\nend"
     script = """(m, text) => {
-      const rows = new m.Rows(text, 0, text.length, 20);
+      const rows = new m.TextRows(text, 0, text.length, 20);
       rows.extend(text.length);
       return rows.starts.map((_, row) => text.slice(...rows.bounds(row)));
     }"""
-    rows = module("rows.js", script, text)
+    rows = module("text-wrap.js", script, text)
     assert "".join(rows) == text
     assert all(not line.startswith("\u0301") for line in rows)
     assert all(len(line.rstrip("\r\n")) <= 20 for line in rows)
@@ -298,16 +298,16 @@ def test_rows_of_text_cut_no_letter(module: Call) -> None:
 def test_search_ignores_case_and_takes_no_pattern(module: Call) -> None:
     """What is searched is text: dots and brackets stand for themselves, and nothing outside of the part is found."""
     script = "(m, [text, needle]) => m.findAll(text, 2, text.length - 2, needle)"
-    assert module("find.js", script, ["abABab", "AB"]) == [2]
-    assert module("find.js", script, ["  a.c abc [x] (", "a.C"]) == [2]
-    assert module("find.js", script, ["  a.c abc [x] (", "[X]"]) == [10]
-    assert module("find.js", script, ["whatever", ""]) == []
+    assert module("document.js", script, ["abABab", "AB"]) == [2]
+    assert module("document.js", script, ["  a.c abc [x] (", "a.C"]) == [2]
+    assert module("document.js", script, ["  a.c abc [x] (", "[X]"]) == [10]
+    assert module("document.js", script, ["whatever", ""]) == []
 
 
 def test_ticks_are_round(module: Call) -> None:
     """The time axis steps in units that people count in, from nanoseconds to days."""
     steps = module(
-        "times.js", "(m, values) => values.map(m.tickStep)", [0.00002, 0.3, 7, 480, 1300, 40_000, 4e6, 9e7, 3e8]
+        "time-axis.js", "(m, values) => values.map(m.tickStep)", [0.00002, 0.3, 7, 480, 1300, 40_000, 4e6, 9e7, 3e8]
     )
     assert steps == pytest.approx([0.00002, 0.5, 10, 500, 2000, 60_000, 7.2e6, 1.728e8, 4.32e8])
 
@@ -315,20 +315,20 @@ def test_ticks_are_round(module: Call) -> None:
 @pytest.mark.parametrize(
     ("state", "fragment"),
     [
-        ({"view": "canvas", "step": None, "round": 1, "tab": None}, ""),
-        ({"view": "timeline", "step": "a b&c=#/é", "round": 3, "tab": "in put"}, None),
-        ({"view": "canvas", "step": "", "round": 1, "tab": None}, "#step="),
+        ({"view": "canvas", "step": None, "execution": 1, "tab": None}, ""),
+        ({"view": "timeline", "step": "a b&c=#/é", "execution": 3, "tab": "in put"}, None),
+        ({"view": "canvas", "step": "", "execution": 1, "tab": None}, "#step="),
     ],
 )
 def test_the_address_holds_the_state(module: Call, state: dict[str, Any], fragment: str | None) -> None:
     """What is written into the address is read from it again, whatever letters a step's id has."""
-    written, read = module("state.js", "(m, s) => [m.writeState(s), m.readState(m.writeState(s))]", state)
+    written, read = module("url-state.js", "(m, s) => [m.formatUrlState(s), m.parseUrlState(m.formatUrlState(s))]", state)
     assert read == state
     assert fragment is None or written == fragment
 
 
-@pytest.mark.parametrize("fragment", ["#view=odd&round=-2", "#round=x", "#%E0%A4%A&view"])
+@pytest.mark.parametrize("fragment", ["#view=odd&execution=-2", "#execution=x", "#%E0%A4%A&view"])
 def test_an_odd_address_is_the_page_as_it_opens(module: Call, fragment: str) -> None:
     """A fragment that somebody typed breaks nothing."""
-    read = module("state.js", "(m, text) => m.readState(text)", fragment)
-    assert read == {"view": "canvas", "step": None, "round": 1, "tab": None}
+    read = module("url-state.js", "(m, text) => m.parseUrlState(text)", fragment)
+    assert read == {"view": "canvas", "step": None, "execution": 1, "tab": None}
