@@ -1,7 +1,7 @@
 // Copies exact text to the clipboard, also on pages without TLS, where browsers disable the Clipboard API.
 
 import { announce } from "./dom.js";
-import { byteLength, bytes } from "./format.js";
+import { textSize } from "./format.js";
 
 const FEEDBACK_MS = 1600;
 
@@ -18,7 +18,7 @@ export function copyOnClick(button, getText, label) {
     event.stopPropagation();
     const text = getText();
     const isCopied = await copyText(text);
-    announce(isCopied ? `${label} copied, ${bytes(byteLength(text))}` : "The browser does not allow copying here");
+    announce(isCopied ? `${label} copied, ${textSize(text)}` : "The browser does not allow copying here");
     button.dataset.copied = isCopied ? "yes" : "no";
     clearTimeout(timer);
     timer = setTimeout(() => delete button.dataset.copied, FEEDBACK_MS);

@@ -3,7 +3,7 @@
 import { runPage } from "../api.js";
 import { h, replace } from "../dom.js";
 import { cost, duration, number, status, statusBadge, statusIcon, timeElement, tokens } from "../format.js";
-import { isolated, visible } from "../invisible-characters.js";
+import { isolated } from "../invisible-characters.js";
 import { durationOf, hasEnded } from "./document.js";
 import { icon, iconButton } from "./icons.js";
 import { Payloads } from "./payload.js";
