@@ -66,8 +66,8 @@ def opened(page: Page, runs: str) -> Opening:
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints a figure past the capture, for whoever watches the test run."""
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints a figure past the capture."""
 
     def say(text: str) -> None:
         with capsys.disabled():

@@ -27,7 +27,7 @@ def node(page: Page, key: str) -> Locator:
 
 
 def panel(page: Page) -> Locator:
-    """What is at the side."""
+    """The side panel."""
     return page.locator(".detail")
 
 
@@ -44,23 +44,23 @@ def test_samples_open(page: Page, runs: str) -> None:
             expect(page.locator(".views .state")).to_be_visible()
 
 
-def test_the_head_tells_the_run(opened: Opening) -> None:
-    """Workflow, status, duration, trigger, tokens, cost and the slowest steps stand at the top."""
+def test_the_header_summarises_the_run(opened: Opening) -> None:
+    """The header has workflow, status, duration, trigger, tokens, cost and the slowest steps."""
     page = opened(AGENT)
-    head = page.locator(".run-header")
-    expect(head.locator("h1")).to_have_text("wf_support_triage")
-    expect(head.locator(".run-title .badge")).to_have_text("Completed")
-    expect(head.locator(".stat", has_text="Duration")).to_contain_text("11.4 s")
-    expect(head.locator(".stat", has_text="Tokens")).to_contain_text("1,590")
-    expect(head.locator(".stat", has_text="Cost")).to_contain_text("claude-sonnet-4-6")
-    expect(head.locator(".slow").first).to_contain_text("Reply with the draft")
+    header = page.locator(".run-header")
+    expect(header.locator("h1")).to_have_text("wf_support_triage")
+    expect(header.locator(".run-title .badge")).to_have_text("Completed")
+    expect(header.locator(".stat", has_text="Duration")).to_contain_text("11.4 s")
+    expect(header.locator(".stat", has_text="Tokens")).to_contain_text("1,590")
+    expect(header.locator(".stat", has_text="Cost")).to_contain_text("claude-sonnet-4-6")
+    expect(header.locator(".slow").first).to_contain_text("Reply with the draft")
     expect(page).to_have_title(re.compile("wf_support_triage, completed"))
-    head.locator(".slow").first.click()
+    header.locator(".slow").first.click()
     expect(panel(page).locator("h2")).to_have_text("Reply with the draft")
 
 
 def test_the_first_failure_is_up_front(opened: Opening) -> None:
-    """Its step and message stand above everything, and lead to the step, whose error is shown first."""
+    """The notice has its step and message, and leads to the step, whose error is shown first."""
     page = opened(FAILED)
     notice = page.locator(".failure")
     expect(notice).to_contain_text("Create invoice failed")
@@ -72,8 +72,8 @@ def test_the_first_failure_is_up_front(opened: Opening) -> None:
     expect(node(page, "create-invoice")).to_have_class(re.compile("selected"))
 
 
-def test_a_tolerated_failure_is_told_as_one(opened: Opening) -> None:
-    """A failed step of a run that completed is no alarm."""
+def test_a_tolerated_failure_is_no_alarm(opened: Opening) -> None:
+    """A failed step of a completed run is not shown as an error of the run."""
     notice = opened("run_c8x4l0i6v9sj").locator(".failure")
     expect(notice).to_contain_text("failed, but the run continued")
     expect(notice).not_to_have_class(re.compile("error"))
@@ -180,7 +180,7 @@ def test_listed_attempts_are_shown_at_their_times(opened: Opening) -> None:
 
 
 def test_links_lead_to_the_trace(opened: Opening, runs: str) -> None:
-    """Jaeger and Grafana are offered in the head and beside the step, with the trace id that follows from the run's."""
+    """The header and the side panel link to Jaeger and Grafana, with the trace id derived from the run id."""
     page = opened(FAILED, "step=create-invoice")
     trace = httpx.get(f"{runs}/api/v1/runs/{FAILED}/trace", trust_env=False).json()["data"]["traceId"]
     for place in (page.locator(".run-links"), panel(page)):
@@ -295,12 +295,12 @@ def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
     expect(panel(page).locator("h2")).to_contain_text("Step number")
 
 
-def test_the_overview_leads_through_a_long_run(opened: Opening) -> None:
-    """A click near the end of the strip brings the end into sight."""
+def test_the_minimap_scrolls_a_long_run(opened: Opening) -> None:
+    """A click near the end of the minimap shows the end."""
     page = opened("run_5000")
-    strip = page.locator(".minimap")
-    expect(strip).to_be_visible()
-    box = strip.bounding_box()
+    minimap = page.locator(".minimap")
+    expect(minimap).to_be_visible()
+    box = minimap.bounding_box()
     assert box
     page.mouse.click(box["x"] + 6, box["y"] + box["height"] - 1)
     expect(page.locator(".node", has_text="Step number 4999")).to_be_visible()
@@ -342,7 +342,7 @@ def test_ids_of_any_letters(opened: Opening, run_id: str) -> None:
 
 
 def test_what_cannot_be_shown_says_what_to_do(page: Page, runs: str, watch: Watch) -> None:
-    """An unknown run and a server that is gone are told in words, and the page can try again."""
+    """An unknown run and an unreachable server are reported, and the page can try again."""
     watch.allow("Failed to load resource")
     page.goto(f"{runs}/runs/run_nobody_knows")
     alert = page.get_by_role("alert")
@@ -356,8 +356,8 @@ def test_what_cannot_be_shown_says_what_to_do(page: Page, runs: str, watch: Watc
     expect(page.locator(".run-id")).to_have_text("run_two")
 
 
-def test_an_answer_that_is_no_run_is_told(page: Page, runs: str) -> None:
-    """A proxy's page in place of the answer is not shown as a run."""
+def test_a_response_without_a_run_is_reported(page: Page, runs: str) -> None:
+    """The page of a proxy is reported as unreadable, with a link to the response."""
     page.route("**/api/v1/runs/*", lambda route: route.fulfill(status=200, body="<html>please log in</html>"))
     page.goto(f"{runs}/runs/run_two")
     expect(page.get_by_role("alert")).to_contain_text("The response cannot be read")

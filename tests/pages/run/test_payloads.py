@@ -147,7 +147,7 @@ def test_long_lists_come_in_pieces(opened: Opening) -> None:
     expect(page.get_by_role("button", name="200 shown. Show 100 more")).to_be_visible()
 
 
-def test_ten_megabytes_do_not_freeze_the_page(opened: Opening, page: Page, tell: Callable[[str], None]) -> None:
+def test_ten_megabytes_do_not_freeze_the_page(opened: Opening, page: Page, report: Callable[[str], None]) -> None:
     """A string of 10 MB is opened, read as text, searched to its end and copied, and no task of the page takes long."""
     page.add_init_script(f"({LONG_TASKS})()")
     opened("run_large", "step=load&tab=output")
@@ -164,7 +164,7 @@ def test_ten_megabytes_do_not_freeze_the_page(opened: Opening, page: Page, tell:
     assert len(text) > 13_000_000
     assert text.endswith('"the needle in the haystack"}')
     longest = page.evaluate("window.longest")
-    tell(f"10 MB payload: longest task {longest:.0f} ms")
+    report(f"10 MB payload: longest task {longest:.0f} ms")
     assert longest < 2500
 
 

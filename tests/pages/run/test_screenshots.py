@@ -1,4 +1,4 @@
-"""The screenshots in the documentation: made here, and looked at by whoever changes the pages."""
+"""The screenshots of the run page in the documentation, and checks that nothing in them is clipped."""
 
 from __future__ import annotations
 
