@@ -38,7 +38,7 @@ def config_for(receiver: Receiver, **other: object) -> ExporterConfig:
 
 
 def deliver(config: ExporterConfig, *batches: Batch, time: FakeTime | None = None) -> ExportReport:
-    """Sends batches on a clock that moves only by waiting, and checks that every run is in exactly one count."""
+    """Send batches on a clock that advances only by sleeping, and check that every run is in exactly one count."""
     time = time or FakeTime()
     delivery = OtlpExporter(GrpcTransport(config), workers=1, retry=POLICY, clock=time.clock, sleep=time.sleep)
     runs = 0
@@ -56,8 +56,8 @@ def fail_once(failure: Failure) -> Callable[[Post], Answer]:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-def test_spans_arrive_whole_with_headers_as_metadata(compression: str) -> None:
-    """The body passes through gRPC as it is, with the headers as metadata."""
+def test_spans_arrive_complete_with_headers_as_metadata(compression: str) -> None:
+    """The body passes through gRPC unchanged, with the headers as metadata."""
     with grpc_receiver() as receiver:
         config = config_for(receiver, headers=(("x-api-key", "wfk_1"),), compression=compression)
         report = deliver(config, batch_of("a", "b"))
@@ -71,7 +71,7 @@ def test_spans_arrive_whole_with_headers_as_metadata(compression: str) -> None:
 
 @pytest.mark.parametrize("code", RETRYABLE)
 def test_a_retryable_code_leads_to_another_attempt(code: str) -> None:
-    """The six codes that OTLP calls retryable are tried again after a wait within the backoff's bounds."""
+    """The six codes that OTLP calls retryable are retried after a delay within the bounds of the backoff."""
     time = FakeTime()
     with grpc_receiver(fail_once(Failure(code=grpc.StatusCode[code], message="later"))) as receiver:
         report = deliver(config_for(receiver), batch_of("a"), time=time)
@@ -92,8 +92,8 @@ def test_the_delay_of_retry_info_is_honoured(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "NOT_FOUND", "FAILED_PRECONDITION"])
-def test_other_codes_are_refusals(code: str) -> None:
-    """They reject the run by name and are not tried again; RESOURCE_EXHAUSTED without RetryInfo is one of them."""
+def test_other_codes_are_rejections(code: str) -> None:
+    """They reject the run by name and are not retried; RESOURCE_EXHAUSTED without RetryInfo is one of them."""
     with grpc_receiver(lambda post: Failure(code=grpc.StatusCode[code], message="no")) as receiver:
         report = deliver(config_for(receiver), batch_of("a"))
     assert len(receiver.posts) == 1
@@ -101,8 +101,8 @@ def test_other_codes_are_refusals(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"])
-def test_a_code_that_concerns_every_request_stops_the_export(code: str) -> None:
-    """A wrong key is told once, without the key that the receiver echoes."""
+def test_a_code_that_applies_to_every_request_stops_the_export(code: str) -> None:
+    """A wrong key is reported once, without the key that the receiver echoes."""
     secret = "wfk_0123456789abcdef"
     with grpc_receiver(lambda post: Failure(code=grpc.StatusCode[code], message=f"bad {secret}")) as receiver:
         config = config_for(receiver, headers=(("x-api-key", secret),))
@@ -128,7 +128,7 @@ def test_one_bad_run_costs_only_itself() -> None:
 
 
 def test_a_run_over_the_servers_message_limit_is_sent_in_parts() -> None:
-    """grpc itself refuses a large message with RESOURCE_EXHAUSTED; the run goes in parts, its head last."""
+    """gRPC itself rejects a large message with RESOURCE_EXHAUSTED; the run goes in parts, its run span last."""
     with grpc_receiver(max_bytes=4000) as receiver:
         report = deliver(config_for(receiver), batch_of("a", run_of("large", spans=10, padding=1000), "b"))
     assert report.complete
@@ -145,7 +145,7 @@ def test_a_partial_success_is_counted_and_not_retried() -> None:
     assert "no room" in report.rejections[0].reason
 
 
-def test_an_answer_that_is_no_otlp_is_not_a_success() -> None:
+def test_a_response_that_is_not_otlp_is_not_a_success() -> None:
     """A body that cannot be parsed rejects the run."""
     with grpc_receiver(lambda post: Answer(body=b"\xff\xff")) as receiver:
         report = deliver(config_for(receiver), batch_of("a"))
@@ -153,7 +153,7 @@ def test_an_answer_that_is_no_otlp_is_not_a_success() -> None:
     assert not report.complete
 
 
-def test_a_server_that_does_not_answer_in_time_is_tried_again() -> None:
+def test_a_server_that_does_not_respond_in_time_is_retried() -> None:
     """The deadline of one attempt is the timeout."""
     done = threading.Event()
 
@@ -169,8 +169,8 @@ def test_a_server_that_does_not_answer_in_time_is_tried_again() -> None:
     assert report.retries >= 1
 
 
-def test_an_unreachable_endpoint_stops_the_export_after_one_budget() -> None:
-    """The budget is spent once, and what was not sent is counted."""
+def test_an_unreachable_endpoint_stops_the_export_after_its_retry_time() -> None:
+    """The retry time is spent once, and what was not sent is counted."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -183,7 +183,7 @@ def test_an_unreachable_endpoint_stops_the_export_after_one_budget() -> None:
 
 
 def test_nothing_is_lost_over_a_server_that_often_fails() -> None:
-    """Several workers, one answer in three a failure: every run arrives."""
+    """With several workers and a failure in every third response, every run arrives."""
 
     def flaky(post: Post) -> Answer:
         return Failure(code=grpc.StatusCode.UNAVAILABLE, message="full") if post.number % 3 == 0 else OK
@@ -202,7 +202,7 @@ def test_nothing_is_lost_over_a_server_that_often_fails() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_tls_with_the_given_authority_and_client_certificate(tmp_path: Path) -> None:
-    """With certificate and client key the spans arrive; with the usual authorities nothing does."""
+    """With certificate and client key the spans arrive; with the default authorities nothing does."""
     cert, key = certificate(tmp_path)
     credentials = grpc.ssl_server_credentials(
         [(key.read_bytes(), cert.read_bytes())], root_certificates=cert.read_bytes(), require_client_auth=True

@@ -37,7 +37,7 @@ QUICK = RetryPolicy(max_attempts=4, first_delay=0.01, max_delay=0.05)
 
 
 class Clock:
-    """Time that passes only by waiting. slept: all waits."""
+    """Time that passes only by sleeping. slept: All sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -100,13 +100,13 @@ def test_lists_and_documents_are_those_of_the_server(source: Place, texts: dict[
 def test_an_item_of_the_list_has_the_fingerprint_of_the_runs_own_summary(
     source: Place, texts: dict[str, bytes]
 ) -> None:
-    """So a run that did not change between list and document is not asked for twice."""
+    """So a run that did not change between list and document is not fetched twice."""
     with closing(client(source.url)) as platform_client:
         for item in platform_client.runs().items:
             assert item.fingerprint == fingerprint_of_summary(Run.from_json(texts[item.run_id]).summary())
 
 
-def test_ids_of_every_script_are_asked_for_whole(tmp_path: Path) -> None:
+def test_ids_of_every_script_are_sent_completely(tmp_path: Path) -> None:
     """Slashes, dots, percent signs and other scripts are part of an id."""
     ids = ["a/b", "..", "50%", "läuft", "実行", "a b?c#d", "x/trace"]
     with place(tmp_path) as made, closing(client(made.url)) as platform_client:
@@ -114,8 +114,8 @@ def test_ids_of_every_script_are_asked_for_whole(tmp_path: Path) -> None:
         assert {json.loads(platform_client.document(run_id).text)["id"] for run_id in ids} == set(ids)
 
 
-def test_what_fails_for_a_while_is_asked_again(source: Place, texts: dict[str, bytes]) -> None:
-    """Through every kind of fault all lists and documents come, unharmed."""
+def test_requests_that_fail_for_a_while_are_retried(source: Place, texts: dict[str, bytes]) -> None:
+    """All lists and documents arrive unchanged through every kind of fault."""
     with platform(source.url, faults=EVERY_KIND, seed=7, pause=0.01) as mock:
         retry = RetryPolicy(max_attempts=10, first_delay=0.001, max_delay=0.01)
         with closing(client(mock.url, retry=retry)) as platform_client:
@@ -138,10 +138,10 @@ def test_what_fails_for_a_while_is_asked_again(source: Place, texts: dict[str, b
         ("slow", BackendUnreachable),
     ],
 )
-def test_what_fails_for_good_is_an_error_after_so_many_attempts(
+def test_requests_that_always_fail_are_an_error_after_the_last_attempt(
     source: Place, texts: dict[str, bytes], kind: str, expected: type[RunspanError]
 ) -> None:
-    """Each kind of fault has its own, and the number of attempts is bounded."""
+    """Each kind of fault has its own error, and the number of attempts is bounded."""
     retry = RetryPolicy(max_attempts=3, first_delay=0.001, max_delay=0.01)
     with platform(source.url, faults=Faults(**{kind: 1.0}), pause=0.5) as mock:
         with closing(client(mock.url, retry=retry, timeout=0.2)) as platform_client:
@@ -153,15 +153,15 @@ def test_what_fails_for_good_is_an_error_after_so_many_attempts(
         assert len(mock.arrivals) == 3
 
 
-def test_nobody_listening_is_unreachable() -> None:
+def test_a_port_without_a_listener_is_unreachable() -> None:
     """The error names the address."""
     platform_client = client("http://127.0.0.1:9", retry=RetryPolicy(max_attempts=1))
     with closing(platform_client), pytest.raises(BackendUnreachable, match=r"127\.0\.0\.1:9"):
         platform_client.runs()
 
 
-def test_a_wait_that_is_asked_for_holds_every_thread(source: Place, texts: dict[str, bytes]) -> None:
-    """After a 429 nothing goes out before the time it names, and 429s use up no attempts."""
+def test_a_requested_delay_pauses_every_thread(source: Place, texts: dict[str, bytes]) -> None:
+    """After a 429 nothing is sent before the time it names, and a 429 uses up no attempt."""
     with platform(source.url, limit=5, window=1.0) as mock:
         with closing(client(mock.url, retry=RetryPolicy(max_attempts=1))) as platform_client:
             ids = list(texts)[:12]
@@ -184,7 +184,7 @@ def test_a_wait_that_is_asked_for_holds_every_thread(source: Place, texts: dict[
 
 @pytest.mark.parametrize("dated", [False, True])
 def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool) -> None:
-    """Both forms are the standard's."""
+    """HTTP allows both forms."""
     clock = Clock()
     with platform(source.url, faults=Faults(limited=1.0)) as mock:
         mock.arrivals += [0.0] * (not dated)  # every second one has a date
@@ -198,8 +198,8 @@ def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool
     assert 0 < sum(clock.slept) <= 2.0
 
 
-def test_the_pace_is_kept_in_every_window() -> None:
-    """Real time: in no ten seconds do more go out than a sixth of the minute's, however many threads want to."""
+def test_the_rate_limit_holds_in_every_window() -> None:
+    """In real time, any ten seconds have at most a sixth of a minute's requests, on all threads together."""
     halted = threading.Event()
     limiter = RateLimiter(600, sleep=lambda seconds: halted.wait(seconds) and None)
     taken: list[float] = []
@@ -227,7 +227,7 @@ def test_the_pace_is_kept_in_every_window() -> None:
 
 
 def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: Place, texts: dict[str, bytes]) -> None:
-    """The old key is refused once, and the new one goes on; without a new one the refusal stands."""
+    """The old key is refused once, and the new one is used; without a new one the error is raised."""
     keys = iter(["old", "new", "new", "new"])
     with (
         platform(source.url, keys={"new"}) as mock,
@@ -239,8 +239,8 @@ def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: Place, texts
             platform_client.runs()
 
 
-def test_permanent_refusals_are_errors_of_their_own(source: Place, texts: dict[str, bytes]) -> None:
-    """They are asked once: a run that is not there, a cursor that means nothing."""
+def test_permanent_failures_have_their_own_errors(source: Place, texts: dict[str, bytes]) -> None:
+    """A missing run and an invalid cursor are not retried."""
     run_id = next(iter(texts))
     with platform(source.url, vanished={run_id}) as mock, closing(client(mock.url)) as platform_client:
         with pytest.raises(NotFound):
@@ -249,7 +249,7 @@ def test_permanent_refusals_are_errors_of_their_own(source: Place, texts: dict[s
         with pytest.raises(QueryError, match="cursor"):
             platform_client.runs(cursor="nonsense")
         assert len(mock.arrivals) == 2
-        assert platform_client.unanswered_for > 0  # a gateway may say so too, and then for every request
+        assert platform_client.unanswered_for > 0  # a gateway may respond so to every request
 
 
 def scripted(mock: FaultyPlatform, status: int, body: bytes = b"") -> None:
@@ -272,7 +272,7 @@ def scripted(mock: FaultyPlatform, status: int, body: bytes = b"") -> None:
 def test_another_server_is_not_taken_for_the_platform(
     source: Place, status: int, body: bytes, expected: type[RunspanError]
 ) -> None:
-    """Whatever it answers is an error, never an empty list."""
+    """Its response is an error, never an empty list."""
     with platform(source.url) as mock, closing(client(mock.url)) as platform_client:
         scripted(mock, status, body)
         with pytest.raises(expected):
@@ -292,10 +292,10 @@ def test_another_server_is_not_taken_for_the_platform(
         (200, b"<html>Service is being deployed</html>"),
     ],
 )
-def test_what_a_gateway_says_of_a_document_is_asked_again(
+def test_a_gateways_response_for_a_document_is_retried(
     source: Place, texts: dict[str, bytes], status: int, body: bytes
 ) -> None:
-    """Its words are not the platform's: no run is called missing for them, and the platform counts as silent."""
+    """It is not the platform's own: no run is missing for it, and the platform counts as unanswered."""
     run_id = next(iter(texts))
     with platform(source.url, gateway=(status, body)) as mock, closing(client(mock.url)) as platform_client:
         with pytest.raises(BackendRefused, match="expected the platform's API"):
@@ -309,7 +309,7 @@ def test_what_a_gateway_says_of_a_document_is_asked_again(
 
 
 def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
-    """Its documentation names 200 and 100 as the most that a page has: where 200 is refused, 100 are asked for."""
+    """Its documentation gives both 200 and 100 as the maximum: if 200 is refused, 100 is used."""
     with platform(source.url) as mock, closing(client(mock.url)) as platform_client:
         real = mock.answer
 
@@ -325,8 +325,8 @@ def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
         assert [page["limit"] for page in mock.pages_asked()] == ["200", *["100"] * 5]
 
 
-def test_an_answer_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
-    """One that is larger is refused while it arrives, and not asked for again at once."""
+def test_a_response_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
+    """A larger one is refused while it arrives, and not retried."""
     with closing(client(source.url, max_response_bytes=1000)) as platform_client:
         with pytest.raises(ResponseTooLarge, match="1000 bytes"):
             platform_client.document(next(iter(texts)))
@@ -334,7 +334,7 @@ def test_an_answer_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
 
 
 def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None:
-    """However long the platform asked to wait."""
+    """However long the requested delay is."""
     halted = threading.Event()
     limiter = RateLimiter(0, sleep=lambda seconds: halted.wait(seconds) and None)
     limiter.pause(3600)
@@ -352,33 +352,33 @@ def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None
         ("https://host/prefix/api/v1/", "https://host/prefix"),
     ],
 )
-def test_a_base_url_may_name_the_api_or_not(text: str, expected: str) -> None:
-    """The paths are added to what is left."""
+def test_a_base_url_may_contain_the_api_path(text: str, expected: str) -> None:
+    """The API path is removed."""
     assert parse_api_url("URL", text, key_variable="KEY") == expected
 
 
 @pytest.mark.parametrize(
     "text", ["host:1", "ftp://host", "http://user:secret@host", "http://host?x=1", "", "http://host:eighty"]
 )
-def test_what_is_no_base_url_is_refused(text: str) -> None:
-    """And a login in it is never repeated."""
+def test_an_invalid_base_url_is_refused(text: str) -> None:
+    """A login in it is never repeated."""
     with pytest.raises(SettingError) as caught:
         parse_api_url("URL", text, key_variable="KEY")
     assert "secret" not in str(caught.value)
 
 
-def test_payloads_that_are_odd_come_through_verbatim() -> None:
-    """The text of the document is cut out of the answer, not written again."""
-    odd = b'{"id":"a","output":{"b":1, "a" :1e400,"b":12.10,"x":"\\ud800"},"error":null}'
-    assert read_data(b'{"success":true,"data":' + odd + b',"meta":{}}', "{")[0] == odd
-    assert read_data(b' { "data" : ' + odd + b"}", "{")[0] == odd
+def test_non_canonical_payloads_are_read_verbatim() -> None:
+    """The text of the document is cut out of the response, not serialized again."""
+    text = b'{"id":"a","output":{"b":1, "a" :1e400,"b":12.10,"x":"\\ud800"},"error":null}'
+    assert read_data(b'{"success":true,"data":' + text + b',"meta":{}}', "{")[0] == text
+    assert read_data(b' { "data" : ' + text + b"}", "{")[0] == text
     listing = read_page(b'{"data":[{"id":"a","error":{"message":"\\ud800"}},{"id":5},{"id":"\\ud800"}]}')
     assert [item.run_id for item in listing.items] == ["a"]
     assert len(listing.unusable) == 2
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))
-def test_a_document_that_is_cut_off_is_damaged(cut: int) -> None:
+def test_a_document_that_is_cut_off_is_malformed(cut: int) -> None:
     """Wherever it ends."""
     complete = b'{"success":true,"data":{"id":"run_1","status":"completed","steps":[]}}'
     with pytest.raises(MalformedResponse):
