@@ -47,7 +47,7 @@ from runspan.telemetry.instruments import (
     UNFINISHED,
 )
 from runspan.telemetry.otel import is_enabled, push_metrics, register_instruments
-from runspan.telemetry.prometheus import exposition, serve_metrics
+from runspan.telemetry.prometheus import serve_metrics
 from support.servers.process import Program, answers, free_ports
 from support.servers.programs import require_program
 from support.web import document
@@ -88,6 +88,12 @@ def report(registry: MetricsRegistry, metric: Instrument, number: int) -> None:
         registry.set(metric, number)
     else:
         registry.set_timestamp(metric, NOW + (number if metric.kind is InstrumentKind.UNTIL else -number) * SECOND)
+
+
+def exposition(registry: MetricsRegistry) -> bytes:
+    """Return the metrics as Prometheus scrapes them."""
+    with serve_metrics(registry, "127.0.0.1", 0) as url:
+        return httpx.get(url, trust_env=False).content
 
 
 def scraped(content: bytes) -> dict[str, float]:

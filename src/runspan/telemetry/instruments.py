@@ -45,84 +45,70 @@ class Instrument:
         return self.name.replace(".", "_") + unit + ("_total" if self.kind is InstrumentKind.COUNTER else "")
 
 
-EXPORTED: Final = Instrument("runspan.export.runs", InstrumentKind.COUNTER, "{run}", "Runs that the receiver accepted.")
-REJECTED: Final = Instrument(
-    "runspan.export.rejected", InstrumentKind.COUNTER, "{run}", "Runs of which the receiver rejected spans."
-)
+_COUNTER, _GAUGE = InstrumentKind.COUNTER, InstrumentKind.GAUGE
+_AGE, _UNTIL = InstrumentKind.AGE, InstrumentKind.UNTIL
+
+EXPORTED: Final = Instrument("runspan.export.runs", _COUNTER, "{run}", "Runs that the receiver accepted.")
+REJECTED: Final = Instrument("runspan.export.rejected", _COUNTER, "{run}", "Runs of which the receiver rejected spans.")
 REFUSED: Final = Instrument(
     "runspan.export.refused",
-    InstrumentKind.COUNTER,
+    _COUNTER,
     "{document}",
     "Documents that were not sent, because they cannot be carried exactly.",
 )
-REQUESTS: Final = Instrument(
-    "runspan.export.requests", InstrumentKind.COUNTER, "{request}", "OTLP requests, each attempt counted."
-)
-RETRIED: Final = Instrument(
-    "runspan.export.retries", InstrumentKind.COUNTER, "{request}", "OTLP requests that were retried."
-)
+REQUESTS: Final = Instrument("runspan.export.requests", _COUNTER, "{request}", "OTLP requests, each attempt counted.")
+RETRIED: Final = Instrument("runspan.export.retries", _COUNTER, "{request}", "OTLP requests that were retried.")
 QUEUE: Final = Instrument(
-    "runspan.export.queue", InstrumentKind.GAUGE, "{run}", "Runs that wait to be sent, or for the receiver's response."
+    "runspan.export.queue", _GAUGE, "{run}", "Runs that wait to be sent, or for the receiver's response."
 )
-FETCHED: Final = Instrument("runspan.sync.runs", InstrumentKind.COUNTER, "{run}", "Runs fetched from the platform.")
+FETCHED: Final = Instrument("runspan.sync.runs", _COUNTER, "{run}", "Runs fetched from the platform.")
 SYNC_REQUESTS: Final = Instrument(
-    "runspan.sync.requests", InstrumentKind.COUNTER, "{request}", "Requests to the platform, each attempt counted."
+    "runspan.sync.requests", _COUNTER, "{request}", "Requests to the platform, each attempt counted."
 )
 SYNC_RETRIED: Final = Instrument(
-    "runspan.sync.retries", InstrumentKind.COUNTER, "{request}", "Requests to the platform that were retried."
+    "runspan.sync.retries", _COUNTER, "{request}", "Requests to the platform that were retried."
 )
 BACKLOG: Final = Instrument(
-    "runspan.sync.backlog",
-    InstrumentKind.GAUGE,
-    "{run}",
-    "Runs that the platform listed and the receiver has not acknowledged yet.",
+    "runspan.sync.backlog", _GAUGE, "{run}", "Runs that the platform listed and the receiver has not acknowledged yet."
 )
 LAG: Final = Instrument(
-    "runspan.sync.lag", InstrumentKind.AGE, "s", "Age of the oldest run of the backlog; 0 if there is no backlog."
+    "runspan.sync.lag", _AGE, "s", "Age of the oldest run of the backlog; 0 if there is no backlog."
 )
 POLLED: Final = Instrument(
-    "runspan.sync.poll.age", InstrumentKind.AGE, "s", "Time since the platform's list was last read to its end."
+    "runspan.sync.poll.age", _AGE, "s", "Time since the platform's list was last read to its end."
 )
 RETENTION_MARGIN: Final = Instrument(
     "runspan.sync.retention.margin",
-    InstrumentKind.UNTIL,
+    _UNTIL,
     "s",
     "Time until the platform's retention deletes the oldest run of the backlog.",
 )
-UNFINISHED: Final = Instrument("runspan.runs.unfinished", InstrumentKind.GAUGE, "{run}", "Runs that have not ended.")
+UNFINISHED: Final = Instrument("runspan.runs.unfinished", _GAUGE, "{run}", "Runs that have not ended.")
 OLDEST_UNFINISHED: Final = Instrument(
     "runspan.runs.oldest_unfinished.age",
-    InstrumentKind.AGE,
+    _AGE,
     "s",
     "Time since the start of the oldest run that has not ended; 0 if all have ended.",
 )
 STUCK: Final = Instrument(
     "runspan.runs.stuck",
-    InstrumentKind.GAUGE,
+    _GAUGE,
     "{run}",
     "Pending and running runs that were not observed for longer than `--stuck-after`.",
 )
-RECORDED: Final = Instrument(
-    "runspan.recorder.runs", InstrumentKind.COUNTER, "{run}", "Runs that ended in the recorder."
-)
+RECORDED: Final = Instrument("runspan.recorder.runs", _COUNTER, "{run}", "Runs that ended in the recorder.")
 RECORDER_FAILED: Final = Instrument(
-    "runspan.recorder.failures",
-    InstrumentKind.COUNTER,
-    "{failure}",
-    "Errors of the recorder, which never interrupt the engine.",
+    "runspan.recorder.failures", _COUNTER, "{failure}", "Errors of the recorder, which never interrupt the engine."
 )
 WATCHED: Final = Instrument(
-    "runspan.watch.files",
-    InstrumentKind.COUNTER,
-    "{file}",
-    "Files of the watched directory that were read to their end.",
+    "runspan.watch.files", _COUNTER, "{file}", "Files of the watched directory that were read to their end."
 )
 WATCH_PENDING: Final = Instrument(
-    "runspan.watch.pending", InstrumentKind.GAUGE, "{file}", "New and changed files that were not sent yet."
+    "runspan.watch.pending", _GAUGE, "{file}", "New and changed files that were not sent yet."
 )
 WATCH_FAILED: Final = Instrument(
     "runspan.watch.failed",
-    InstrumentKind.GAUGE,
+    _GAUGE,
     "{file}",
     "Files that were not sent completely, because a document is invalid or was rejected.",
 )

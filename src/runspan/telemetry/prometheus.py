@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -30,16 +30,13 @@ class RegistryCollector(Collector):
             yield family(instrument.prometheus_name, instrument.description, value=value)
 
 
-def exposition(registry: MetricsRegistry) -> bytes:
-    """Return all metrics in Prometheus' text format."""
-    return generate_latest(_collector_registry(registry))
-
-
 @contextmanager
 def serve_metrics(registry: MetricsRegistry, host: str, port: int) -> Iterator[str]:
     """Serve ``/metrics`` in a thread until the block ends, and yield the URL. Port 0 selects a free port."""
+    collectors = CollectorRegistry()
+    collectors.register(RegistryCollector(registry))
     try:
-        server, thread = start_http_server(port, host, _collector_registry(registry))
+        server, thread = start_http_server(port, host, collectors)
     except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: an invalid host name
         where = f"{host}:{port}"
         raise SettingError(
@@ -51,9 +48,3 @@ def serve_metrics(registry: MetricsRegistry, host: str, port: int) -> Iterator[s
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _collector_registry(registry: MetricsRegistry) -> CollectorRegistry:
-    collectors = CollectorRegistry()
-    collectors.register(RegistryCollector(registry))
-    return collectors
