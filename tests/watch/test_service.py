@@ -31,8 +31,8 @@ from runspan.telemetry.instruments import (
     REFUSED,
     REJECTED,
     UNFINISHED,
-    WATCH_BROKEN,
-    WATCH_WAITING,
+    WATCH_FAILED,
+    WATCH_PENDING,
     WATCHED,
 )
 from runspan.watch.poller import MAX_FILES, MAX_QUIET_WAIT, DirectoryPoller
@@ -157,7 +157,7 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
         store.document("no")
     assert bench.sent() == 5
     told = bench.health.collect()
-    assert (told[WATCHED], told[WATCH_WAITING], told[WATCH_BROKEN], told[UNFINISHED]) == (3, 0, 0, 1)
+    assert (told[WATCHED], told[WATCH_PENDING], told[WATCH_FAILED], told[UNFINISHED]) == (3, 0, 0, 1)
     assert told[OLDEST_UNFINISHED] == (NOW - 1_736_931_601 * 10**9) / 10**9
     bench.look(3)
     bench.restart()
@@ -186,12 +186,12 @@ def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> No
             assert bench.sent() == 1
     bench.look(3)
     assert bench.notes == []
-    assert bench.health.collect()[WATCH_WAITING] == 1
+    assert bench.health.collect()[WATCH_PENDING] == 1
     with path.open("ab") as file:
         file.write(whole[20:])
     bench.look(2)
     assert stored(store, "c") == run("c")
-    assert bench.health.collect()[WATCH_WAITING] == 0
+    assert bench.health.collect()[WATCH_PENDING] == 0
 
 
 def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
@@ -222,14 +222,14 @@ def test_what_stays_broken_is_told_once(bench: Bench, store: SqliteStore) -> Non
     assert note.startswith(f"{path}:2")
     bench.restart()
     bench.look(3)
-    assert bench.health.collect()[WATCH_BROKEN] == 1
+    assert bench.health.collect()[WATCH_FAILED] == 1
     assert len(bench.notes) == 1
     assert stored(store, "a") == run("a")
     bench.write("a.ndjson", run("a"), run("b"))
     bench.look()
     assert stored(store, "b") == run("b")
     assert bench.sent() == 2
-    assert bench.health.collect()[WATCH_BROKEN] == 0
+    assert bench.health.collect()[WATCH_FAILED] == 0
 
 
 def test_many_faults_are_counted_and_some_told(bench: Bench, store: SqliteStore) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from runspan.backends.sqlite.reader import _statement
 
 from conformance.harness import T0, ids, make_run, otlp
 from runspan import Run, encode
 from runspan.backends import connect
-from runspan.backends.sqlite import SqliteStore, reader
+from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import store as store_module
 from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.backends.sqlite.store import _statement
 from runspan.contracts import Capabilities, Cursor, RunQuery
 from runspan.errors import SettingError, StoreError
 from runspan.otlp.protobuf_reader import read_protobuf
@@ -58,7 +59,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         SqliteStore(tmp_path)
 
 
-def test_a_directory_that_cannot_be_is_told(tmp_path):
+def test_a_path_that_is_no_directory_is_an_error(tmp_path):
     """The path of a file is no directory."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError) as caught:
@@ -67,15 +68,15 @@ def test_a_directory_that_cannot_be_is_told(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_directory_is_told(tmp_path):
+def test_a_read_only_directory_is_an_error(tmp_path):
     """A store that cannot be written is not opened."""
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match=r"cannot be opened|read-only"):
         SqliteStore(tmp_path)
 
 
-def test_a_damaged_document_is_an_error_that_names_the_run(tmp_path):
-    """Whatever bit of a stored document is turned, it is refused or still the same text, never another."""
+def test_a_damaged_document_is_an_error_with_the_run_id(tmp_path):
+    """Whatever bit of a stored document is flipped, it is an error or still the same text, never another."""
     run = make_run("damaged")
     with SqliteStore(tmp_path) as store:
         store.put(run, observed_at=T0)
@@ -96,8 +97,8 @@ def test_a_damaged_document_is_an_error_that_names_the_run(tmp_path):
         assert all("run damaged" in where for where in refused)
 
 
-def test_a_damaged_document_does_not_stop_other_runs_of_a_request(tmp_path):
-    """Spans that would have to be merged with it are rejected by name, and a whole newer revision heals it."""
+def test_a_damaged_document_does_not_fail_other_runs_of_a_request(tmp_path):
+    """Spans to merge with it are rejected with its trace id, and a complete newer revision replaces it."""
     with SqliteStore(tmp_path) as store:
         store.put(make_run("damaged"), observed_at=T0)
         connection = raw(tmp_path)
@@ -134,8 +135,8 @@ def test_the_dictionary_is_trained_once_and_outlives_the_process(tmp_path):
     connection.close()
 
 
-def test_documents_too_alike_to_train_on_are_kept_all_the_same(tmp_path):
-    """Training may fail; the store then goes on without a dictionary."""
+def test_documents_too_similar_for_training_are_stored(tmp_path):
+    """Training may fail; the store then continues without a dictionary."""
     with SqliteStore(tmp_path) as store:
         spans = [span for number in range(1001) for span in encode(Run.from_dict({"id": f"{number}"}))]
         assert store.write(read_protobuf(otlp(spans))).rejected == ()
@@ -147,11 +148,11 @@ def test_documents_too_alike_to_train_on_are_kept_all_the_same(tmp_path):
 @pytest.mark.parametrize("status", [None, "failed"])
 @pytest.mark.parametrize("since", [None, T0])
 @pytest.mark.parametrize("cursor", [None, Cursor(T0, "r")])
-def test_every_list_comes_straight_off_an_index(tmp_path, workflow, status, since, cursor):
+def test_every_list_is_read_from_an_index(tmp_path, workflow, status, since, cursor):
     """No list scans the table or sorts: its cost does not grow with the number of runs."""
     with SqliteStore(tmp_path) as store:
         statement, values = _statement(RunQuery("t", workflow, status, since, 50, cursor))
-        plan = [store._reading.one(f"EXPLAIN QUERY PLAN {statement}", values)[3]]
+        plan = [store._fetch_one(f"EXPLAIN QUERY PLAN {statement}", values)[3]]
     (line,) = plan
     assert line.startswith("SEARCH runs USING INDEX runs_by_")
     for column, value in (("workflow_id", workflow), ("status", status)):
@@ -160,7 +161,7 @@ def test_every_list_comes_straight_off_an_index(tmp_path, workflow, status, sinc
 
 
 @pytest.mark.parametrize("time", [0, (1 << 63) - 1, 1 << 63, 9_999_999_999_999_999_999])
-def test_any_cursor_that_parses_is_answered(tmp_path, time):
+def test_any_cursor_that_parses_is_accepted(tmp_path, time):
     """A client may send a cursor of any time that fits the form."""
     with SqliteStore(tmp_path) as store:
         store.put(make_run("r"), observed_at=T0)
@@ -169,9 +170,9 @@ def test_any_cursor_that_parses_is_answered(tmp_path, time):
 
 
 @pytest.mark.parametrize(("budget", "sizes"), [(1, [1] * 7), (5500, [2, 2, 2, 1]), (1 << 20, [3, 3, 1])])
-def test_a_page_ends_at_its_bytes_and_goes_on_at_its_cursor(tmp_path, monkeypatch, budget, sizes):
-    """Large summaries make short pages of one run at least, and the pages together are the whole list."""
-    monkeypatch.setattr(reader, "PAGE_BYTES", budget)
+def test_a_page_ends_at_its_bytes_and_continues_at_its_cursor(tmp_path, monkeypatch, budget, sizes):
+    """Large summaries make short pages of one run at least, and the pages together are the complete list."""
+    monkeypatch.setattr(store_module, "PAGE_BYTES", budget)
     with SqliteStore(tmp_path) as store:
         for number in range(7):
             error = {"code": "X", "message": "m" * 2000}
@@ -184,7 +185,7 @@ def test_a_page_ends_at_its_bytes_and_goes_on_at_its_cursor(tmp_path, monkeypatc
 
 
 def test_a_closed_store_is_one_file(tmp_path):
-    """Closing moves the write-ahead log into the database, readers or not: what is copied then is all there is."""
+    """Closing moves the write-ahead log into the database, so a copy of the file is complete."""
     store = SqliteStore(tmp_path)
     store.put(make_run("r", 0), observed_at=T0)
     assert store.document("r").text
@@ -200,7 +201,7 @@ def test_the_store_says_what_it_can_do(tmp_path):
 
 
 def test_connect_opens_the_embedded_store(tmp_path):
-    """A URL names the directory; the store in it is made."""
+    """A URL has the directory, in which the store is created."""
     store = connect(f"sqlite:{tmp_path}/new directory?#%41", retention_days=7)
     store.put(make_run("r", T0 + 10**18), observed_at=T0)
     store.close()
@@ -209,6 +210,6 @@ def test_connect_opens_the_embedded_store(tmp_path):
 
 @pytest.mark.parametrize("url", ["", "sqlite:", "data", "postgres://x", "SQLITE:x"])
 def test_connect_says_what_a_url_looks_like(url):
-    """Any other text is refused with the form that is taken."""
+    """Any other text is refused with the form that is accepted."""
     with pytest.raises(SettingError, match="sqlite:DIR"):
         connect(url)
