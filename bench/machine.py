@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from runspan.otlp.bulk_columns import COMPILED
+from runspan.otlp.bulk_writer import COMPILED
 
 _LIBRARIES = (
     *("runspan", "msgspec", "httpx", "isal", "flask", "waitress", "zstandard", "orjson", "protobuf", "requests"),

@@ -69,8 +69,8 @@ def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
 def _list_of_new(reader: Any, tenant: str) -> None:
     """The same list by a reader that remembers none of its runs."""
     if isinstance(reader, JaegerReader):
-        reader._headings = RevisionCache()
-        reader._pieces.clear()
+        reader._revisions = RevisionCache()
+        reader._resource_spans.clear()
     reader.search(RunQuery(tenant=tenant))
 
 

@@ -46,9 +46,9 @@ def main() -> None:
             keys = ApiKeyStore(data / "keys.sqlite3")
             ready["key"] = keys.create("bench")[0]
         # A limit that is counted and never reached.
-        settings = WebConfig(reads_per_minute=100_000_000)
+        config = WebConfig(reads_per_minute=100_000_000)
         store = SqliteStore(data)
-        app = create_app(store, store, settings=settings, keys=keys)
+        app = create_app(store, store, config=config, keys=keys)
     server = WebServer(app)
 
     def stop_with_input() -> None:

@@ -18,6 +18,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.cli import main
 from runspan.errors import ERROR_STATUSES, RunspanError, error_status
 from runspan.web.app import create_app
+from support.cli import subcommands
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "runspan"
@@ -32,8 +33,8 @@ LAYERS = [
     ["sync"],
     ["export"],
     ["recorder"],
-    ["sources", "platform_api", "backends", "delivery", "testing"],
-    ["storage"],
+    ["sources", "backends", "delivery", "testing"],
+    ["platform_api", "storage"],
     ["otlp"],
     ["http"],
     ["telemetry"],
@@ -179,7 +180,7 @@ def commands() -> dict[str, click.Command]:
 
     def add(command: click.Command, path: str) -> None:
         found[path] = command
-        for name, child in getattr(command, "commands", {}).items():
+        for name, child in subcommands(command).items():
             add(child, f"{path} {name}")
 
     add(main, "runspan")

@@ -1,4 +1,4 @@
-"""The whole way, through real sockets: every case of the corpus into a running server and back."""
+"""Every case of the corpus sent to a running server and read back, through real sockets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ENVELOPES = {name: text for name, text in cases().items() if name.startswith("en
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
-    """A server on a store of its own."""
+    """A running server with an empty store."""
     store = SqliteStore(tmp_path_factory.mktemp("store"))
     server = WebServer(create_app(store, store))
     thread = threading.Thread(target=server.run)
@@ -57,7 +57,7 @@ def client(server: WebServer) -> Iterator[httpx.Client]:
 
 
 def renamed(text: bytes, name: str) -> Run:
-    """The document under an id of its own, so that cases do not meet in the store."""
+    """Return the document with another id, so that cases are different runs in the store."""
     run = Run.from_json(text)
     member = f'"id":{_quoted(run.id)}'.encode()
     assert run.text.startswith(b"{" + member)
@@ -76,7 +76,7 @@ def read(client: httpx.Client, run_id: str) -> bytes:
 
 
 def fragments(run: Run, count: int, order: random.Random) -> list[bytes]:
-    """The run's spans as requests: shuffled, in so many parts, each sent twice."""
+    """Return the run's shuffled spans in ``count`` requests, each of them twice."""
     spans = encode(run, observed_at=NOW)
     order.shuffle(spans)
     parts = [spans[index::count] for index in range(count)]
@@ -88,7 +88,7 @@ def fragments(run: Run, count: int, order: random.Random) -> list[bytes]:
 
 @pytest.mark.parametrize("name", CASES | ENVELOPES)
 def test_every_case_through_the_server(client: httpx.Client, name: str) -> None:
-    """A document sent in seven shuffled fragments, each twice, is answered byte for byte."""
+    """A document sent in seven shuffled fragments, each twice, is returned byte for byte."""
     run = renamed((CASES | ENVELOPES)[name], f"fragments of {name}")
     for body in fragments(run, 7, random.Random(name)):
         response = client.post("/v1/traces", content=body, headers=PROTOBUF)
@@ -101,7 +101,7 @@ def test_every_case_through_the_server(client: httpx.Client, name: str) -> None:
     "name", [*ENVELOPES, "payload lone high surrogate", "payload depth 5000", "payload duplicate keys"]
 )
 def test_documents_pushed_over_rest(client: httpx.Client, name: str) -> None:
-    """A document pushed to ``POST /api/v1/runs`` is answered byte for byte, and known when it comes again."""
+    """A document pushed to ``POST /api/v1/runs`` is returned byte for byte, and a repeated push changes nothing."""
     run = renamed((CASES | ENVELOPES)[name], f"pushed {name}")
     json = {"content-type": "application/json"}
     assert client.post("/api/v1/runs", content=run.text, headers=json).status_code == 201
@@ -110,7 +110,7 @@ def test_documents_pushed_over_rest(client: httpx.Client, name: str) -> None:
 
 
 def test_ten_megabytes(client: httpx.Client) -> None:
-    """A string of ten megabytes comes back the same, pushed and as spans."""
+    """A document with a string of ten megabytes is returned byte for byte."""
     payload = '"' + "0123456789é" * 950_000 + '"'
     step = f'{{"id":"s","status":"completed","output":{payload}}}'
     run = Run.from_json(f'{{"id":"ten megabytes","status":"completed","steps":[{step}]}}')
@@ -125,15 +125,15 @@ def test_ten_megabytes(client: httpx.Client) -> None:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 def test_any_document_through_the_server(client: httpx.Client, text: str) -> None:
-    """Whatever hypothesis makes is answered byte for byte after it was exported."""
-    run = renamed(text.encode(), f"made {abs(hash(text))}")
+    """Any generated document is returned byte for byte."""
+    run = renamed(text.encode(), f"generated {abs(hash(text))}")
     for body in fragments(run, 3, random.Random(text)):
         assert client.post("/v1/traces", content=body, headers=PROTOBUF).status_code == 200
     assert read(client, run.id) == run.text
 
 
 def test_export_of_many_runs(server: WebServer, client: httpx.Client) -> None:
-    """The exporter's report is complete, and every one of its runs is answered byte for byte and listed once."""
+    """The report is complete, and every exported run is returned byte for byte and listed once."""
     runs = [Run.from_json(text) for text in generate(600, seed=11, unfinished=True)]
     with connect(exporter_config({}, endpoint=server.url)) as delivery:
         report = export(runs, delivery, observed_at=time.time_ns, resource=Resource())
@@ -154,7 +154,7 @@ def test_export_of_many_runs(server: WebServer, client: httpx.Client) -> None:
 
 
 def test_through_the_sdks_own_exporter(server: WebServer, client: httpx.Client) -> None:
-    """Runs sent through OpenTelemetry's own OTLP exporter, gzipped, are answered byte for byte."""
+    """Runs sent with OpenTelemetry's OTLP exporter and gzip are returned byte for byte."""
     exporter = OTLPSpanExporter(endpoint=f"{server.url}/v1/traces", compression=Compression.Gzip)
     writer = SdkExporterWriter(exporter, Resource())
     for name in ("payload 300 KB string", "envelope same step twice", "envelope usage"):
@@ -164,8 +164,8 @@ def test_through_the_sdks_own_exporter(server: WebServer, client: httpx.Client) 
     exporter.shutdown()
 
 
-def test_bad_documents_do_not_stop_good_ones(server: WebServer, client: httpx.Client) -> None:
-    """A refused document is reported with its place, and those around it arrive."""
+def test_refused_documents_do_not_stop_the_others(server: WebServer, client: httpx.Client) -> None:
+    """A refused document is reported with its place, and the others arrive."""
     good = [renamed(with_payload(PAYLOADS["2**70"]).encode(), f"good {number}") for number in range(3)]
     bad = DocumentError(where="runs.ndjson:2", expected="a JSON value", got="'NaN'")
     with connect(exporter_config({}, endpoint=server.url)) as delivery:
@@ -178,7 +178,7 @@ def test_bad_documents_do_not_stop_good_ones(server: WebServer, client: httpx.Cl
 
 
 def test_the_store_survives_a_restart(tmp_path: Path) -> None:
-    """A store that was closed and opened again answers the same bytes."""
+    """A store that was closed and opened again returns the same bytes."""
     runs = [renamed(text, name) for name, text in ENVELOPES.items()]
     store = SqliteStore(tmp_path)
     for run in runs:

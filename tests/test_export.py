@@ -1,4 +1,4 @@
-"""The export use case against a receiver: what arrives is the documents, and each of them is accounted for."""
+"""The export use case with a receiver: all documents arrive, and each of them is counted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def unexpected(error: DocumentError) -> None:
 
 
 def documents_in(posts: list[Post]) -> dict[str, bytes]:
-    """The documents that the received spans decode to, by run id."""
+    """Return the documents of the received spans by run id."""
     traces: dict[bytes, list[Span]] = {}
     for post in posts:
         for span in read_protobuf(post.message.SerializeToString()).spans:
@@ -53,12 +53,12 @@ def documents_in(posts: list[Post]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_every_sample_arrives_as_the_same_document(protocol: str) -> None:
-    """All sample runs are exported over the real protocol and decoded from what the receiver got: equal texts."""
+    """All sample runs, exported over the protocol and decoded from the received spans, have equal texts."""
     runs = [Run.from_json(path.read_bytes()) for path in SAMPLES]
     receiving = grpc_receiver if protocol == GRPC else http_receiver
     with receiving() as receiver:
-        settings = exporter_config({}, endpoint=f"http://127.0.0.1:{receiver.port}", protocol=protocol)
-        with connect(settings) as delivery:
+        config = exporter_config({}, endpoint=f"http://127.0.0.1:{receiver.port}", protocol=protocol)
+        with connect(config) as delivery:
             report = export(runs, delivery, observed_at=lambda: NOW, resource=Resource())
     assert documents_in(receiver.posts) == {run.id: run.text for run in runs}
     assert report.complete
@@ -66,8 +66,8 @@ def test_every_sample_arrives_as_the_same_document(protocol: str) -> None:
     assert report.spans_accepted == len(receiver.taken)
 
 
-def test_documents_that_cannot_be_carried_are_counted_with_place_and_reason() -> None:
-    """They are not sent, the others are, and the report names them."""
+def test_refused_documents_are_counted_with_place_and_reason() -> None:
+    """Documents that cannot be read are not sent but reported, and the others are sent."""
     good = generated(3)
     bad = DocumentError(where="runs.ndjson:2", expected="an object", got="a list")
     with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
@@ -80,8 +80,8 @@ def test_documents_that_cannot_be_carried_are_counted_with_place_and_reason() ->
     assert not report.complete
 
 
-def test_the_resource_and_tenant_are_those_given() -> None:
-    """service.name comes from the resource, and the tenant decides the trace id."""
+def test_resource_and_tenant_are_used() -> None:
+    """The spans have the given resource, and their trace id depends on the tenant."""
     run = generated(1)[0]
     with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         for tenant in ("", "acme"):
@@ -96,7 +96,7 @@ def test_the_resource_and_tenant_are_those_given() -> None:
 
 
 def test_batches_have_about_the_target_and_never_divide_a_run() -> None:
-    """Each batch reaches the target of spans with its last run, and the runs keep their order."""
+    """Each batch reaches the target of spans with its last run, and runs keep their order."""
     runs = generated(200)
     made = list(batches(runs, observed_at=lambda: NOW, resource=Resource(), target_spans=64, on_refused=unexpected))
     assert [run.run_id for batch in made for run in batch.runs] == [run.id for run in runs]
@@ -105,8 +105,8 @@ def test_batches_have_about_the_target_and_never_divide_a_run() -> None:
         assert batch.spans - len(batch.runs[-1].spans) < 64
 
 
-def test_a_batch_stays_under_the_bound_of_a_request_and_a_larger_run_goes_alone() -> None:
-    """Bytes bound a batch as well as spans do."""
+def test_a_batch_is_limited_in_bytes_and_a_larger_run_is_alone() -> None:
+    """A batch is limited in bytes as well as in spans."""
     middle = [large_run(f"m{n}", 3, 300_000) for n in range(6)]
     huge = large_run("huge", 20, 300_000)
     made = list(
@@ -117,8 +117,8 @@ def test_a_batch_stays_under_the_bound_of_a_request_and_a_larger_run_goes_alone(
     assert sum(len(batch.runs) for batch in made) == 7
 
 
-def test_a_run_larger_than_a_request_arrives_whole() -> None:
-    """It is sent in parts under the bound, and decodes to the same document."""
+def test_a_run_larger_than_a_request_arrives_completely() -> None:
+    """A run larger than a request is sent in several requests and decodes to the same document."""
     huge = large_run("huge", 20, 400_000)
     with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         report = export([huge], delivery, observed_at=lambda: NOW, resource=Resource())
@@ -128,9 +128,9 @@ def test_a_run_larger_than_a_request_arrives_whole() -> None:
     assert documents_in(receiver.posts) == {"huge": huge.text}
 
 
-def test_progress_is_told_after_each_request_that_was_handed_over() -> None:
-    """The counts only grow, and end at the report's."""
-    told: list[ExportReport] = []
+def test_progress_is_reported_after_each_queued_request() -> None:
+    """The counts never decrease and end with those of the report."""
+    progress: list[ExportReport] = []
     with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
         report = export(
             generated(60),
@@ -138,16 +138,16 @@ def test_progress_is_told_after_each_request_that_was_handed_over() -> None:
             observed_at=lambda: NOW,
             resource=Resource(),
             target_spans=40,
-            on_progress=told.append,
+            on_progress=progress.append,
         )
-    assert len(told) == len(receiver.posts)
-    handed = [each.runs_accepted + each.runs_pending for each in told]
-    assert handed == sorted(handed)
-    assert handed[-1] == report.runs_accepted == 60
+    assert len(progress) == len(receiver.posts)
+    queued = [each.runs_accepted + each.runs_pending for each in progress]
+    assert queued == sorted(queued)
+    assert queued[-1] == report.runs_accepted == 60
 
 
-def test_reading_stops_when_the_receiver_refuses_us() -> None:
-    """An endless input is not read for a receiver that does not know our key."""
+def test_reading_stops_when_the_receiver_refuses_the_api_key() -> None:
+    """An endless input is not read any further after HTTP 401."""
     read = 0
 
     def endless() -> Iterator[Run]:
@@ -165,14 +165,14 @@ def test_reading_stops_when_the_receiver_refuses_us() -> None:
 
 
 def test_an_interrupt_ends_the_export_with_a_report() -> None:
-    """Ctrl-C while a receiver says "later" returns at once, and every run read is in a count."""
+    """Ctrl-C during a retry returns at once, and every run that was read is counted."""
 
     def interrupted() -> Iterator[Run]:
         yield from generated(20)
         raise KeyboardInterrupt
 
-    later = Answer(503, headers={"Retry-After": "200"})
-    with http_receiver(lambda post: later) as receiver:
+    unavailable = Answer(503, headers={"Retry-After": "200"})
+    with http_receiver(lambda post: unavailable) as receiver:
         delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)))
         report = export(interrupted(), delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=40)
         final = delivery.close()
@@ -181,21 +181,21 @@ def test_an_interrupt_ends_the_export_with_a_report() -> None:
     assert final.runs_accepted == 0
 
 
-def test_an_error_of_the_input_is_not_swallowed() -> None:
-    """What the source raises reaches the caller, and leaving the delivery's block does not wait for answers."""
+def test_an_error_of_the_input_is_raised() -> None:
+    """An exception of the input reaches the caller, and the exporter does not wait for responses."""
 
     def broken() -> Iterator[Run]:
         yield from generated(20)
         raise OSError("disk gone")
 
-    later = Answer(503, headers={"Retry-After": "200"})
-    with http_receiver(lambda post: later) as receiver, pytest.raises(OSError, match="disk gone"):  # noqa: SIM117
+    unavailable = Answer(503, headers={"Retry-After": "200"})
+    with http_receiver(lambda post: unavailable) as receiver, pytest.raises(OSError, match="disk gone"):  # noqa: SIM117
         with connect(ExporterConfig(receiver.url)) as delivery:
             export(broken(), delivery, observed_at=lambda: NOW, resource=Resource(), target_spans=40)
 
 
-def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
-    """Hundreds of runs, answers that fail in turn: the documents received are the documents sent."""
+def test_nothing_is_lost_if_the_receiver_often_fails() -> None:
+    """Hundreds of runs arrive completely although every third request fails."""
     failures = (Answer(503, headers={"Retry-After": "1"}), Answer(0), Answer(429), Answer(504))
 
     def flaky(post: Post) -> Answer:
@@ -213,20 +213,20 @@ def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 def test_memory_does_not_grow_with_the_input() -> None:
-    """A process of its own exports 10 and then 40 thousand runs: the peak stays under 150 MB.
+    """Exporting 40 thousand runs in a separate process takes less than 150 MB, hardly more than 10 thousand runs.
 
-    10,000 runs fill everything that is bounded: the batch that is built, the queue, the requests in flight.
+    10,000 runs fill all buffers: the current batch, the queue and the requests in flight.
     """
     program = r"""
         import re, sys
         from pathlib import Path
         from runspan import Run
-        from runspan.delivery import connect, settings_from
+        from runspan.delivery import connect, exporter_config
         from runspan.export import export
         from runspan.otlp.protobuf_writer import Resource
         from runspan.testing.generate import generate
 
-        with connect(settings_from({}, endpoint=sys.argv[1])) as delivery:
+        with connect(exporter_config({}, endpoint=sys.argv[1])) as delivery:
             runs = (Run.from_json(text) for text in generate(int(sys.argv[2]), seed=3))
             report = export(runs, delivery, observed_at=lambda: 1, resource=Resource())
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -234,7 +234,7 @@ def test_memory_does_not_grow_with_the_input() -> None:
     """
     peaks = {}
     with http_receiver() as receiver:
-        receiver.receive = lambda body, **seen: (None, OK)  # type: ignore[assignment, method-assign]  # keeps nothing
+        receiver.receive = lambda body, **seen: (None, OK)  # type: ignore[assignment, method-assign]  # discards the body
         for count in (10_000, 40_000):
             command = [sys.executable, "-c", textwrap.dedent(program), receiver.url, str(count)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -245,15 +245,15 @@ def test_memory_does_not_grow_with_the_input() -> None:
     assert peaks[40_000] < peaks[10_000] + 20_000
 
 
-def test_a_generator_is_read_only_as_far_as_it_is_sent() -> None:
-    """Documents are taken one by one: batches never run ahead of their consumer."""
-    taken: list[str] = []
+def test_a_generator_is_read_lazily() -> None:
+    """Documents are read one by one, only for the batch that is consumed."""
+    read: list[str] = []
 
-    def watched() -> Iterator[Run]:
+    def recorded() -> Iterator[Run]:
         for run in generated(100):
-            taken.append(run.id)
+            read.append(run.id)
             yield run
 
-    stream = batches(watched(), observed_at=lambda: NOW, resource=Resource(), target_spans=20, on_refused=unexpected)
+    stream = batches(recorded(), observed_at=lambda: NOW, resource=Resource(), target_spans=20, on_refused=unexpected)
     first = next(iter(stream))
-    assert len(taken) == len(first.runs) < 100
+    assert len(read) == len(first.runs) < 100

@@ -1,4 +1,4 @@
-"""A small workflow engine: a DAG of blocks, independent ones at once, with retries and conditions, under a Recorder."""
+"""A small workflow engine that uses the Recorder: a DAG of blocks, run in parallel, with retries and conditions."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from runspan import Recorder
 from runspan.recorder import RunRecording, StepRecording
 
 Results = dict[str, Any]
-"""The outputs of the blocks so far, by their ids; of a block that was skipped, None."""
+"""The outputs of the blocks so far, by their ids; None for a block that was skipped."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """As the platform documents a retry policy."""
+    """A retry policy in the platform's form."""
 
     maxAttempts: int = 3
     initialDelayMs: int = 100
     backoffMultiplier: float = 2.0
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait after an attempt."""
+        """Return the seconds to wait after an attempt."""
         return float(self.initialDelayMs * self.backoffMultiplier ** (attempt - 1) / 1000)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One step of a workflow. work: gets the task, returns the output. needs: ids of blocks that must be done before.
-    when: the block is skipped unless this is true of the results."""
+    """One step of a workflow."""
 
     id: str
     name: str
     type: str
     work: Callable[[Task], Any]
+    """Does the work and returns the output."""
     needs: tuple[str, ...] = ()
+    """Ids of the blocks that must end before this one begins."""
     when: Callable[[Results], bool] | None = None
+    """The condition: the block is skipped if it returns False."""
     retry: Retry | None = None
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """Blocks that depend on each other. repeated: ids of steps that a loop executes, and which are not planned."""
+    """Blocks that depend on each other."""
 
     id: str
     blocks: tuple[Block, ...]
@@ -55,7 +57,7 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Task:
-    """What a block's work is given."""
+    """The arguments of a block's work."""
 
     engine: Engine
     run: RunRecording
@@ -65,27 +67,31 @@ class Task:
     attempt: int
 
     def pause(self, seconds: float) -> None:
-        """Stands for work that takes this long, at the engine's speed."""
+        """Simulate work that takes this long."""
         time.sleep(seconds * self.engine.slowness)
 
     @contextmanager
     def span(self, name: str, **attributes: str | int) -> Iterator[None]:
-        """Stands for an instrumented client, which makes spans of its own through OpenTelemetry's API."""
+        """Simulate an instrumented client, which makes spans of its own through OpenTelemetry's API."""
         tracer = self.engine.recorder.tracer_provider.get_tracer("example.client")
         with tracer.start_as_current_span(name, attributes=attributes):
             yield
 
 
 class Engine:
-    """Executes workflows. slowness: a factor on all simulated work. told: called with a run and a step's id when the
-    receiver has the step; asking for that makes the engine wait after each step."""
+    """Executes workflows."""
 
     def __init__(
-        self, recorder: Recorder, *, slowness: float = 1.0, told: Callable[[str, str], None] | None = None
+        self, recorder: Recorder, *, slowness: float = 1.0, on_delivered: Callable[[str, str], None] | None = None
     ) -> None:
+        """slowness: a factor on all simulated work.
+
+        on_delivered: called with the ids of a run and a step when the receiver has the step. The engine then waits for
+        the receiver after each step.
+        """
         self.recorder = recorder
         self.slowness = slowness
-        self._told = told
+        self._on_delivered = on_delivered
 
     def execute(
         self,
@@ -95,16 +101,17 @@ class Engine:
         trigger: str = "manual",
         run_id: str | None = None,
         headers: Mapping[str, str] | None = None,
-        begun: Callable[[RunRecording], None] | None = None,
+        on_start: Callable[[RunRecording], None] | None = None,
     ) -> Any:
-        """Runs it to its end and returns its output. The exception of a block that failed for good comes out of it.
+        """Run a workflow to its end and return its output. The exception of a block that fails is raised.
 
-        headers: of the request that started it. begun: told of the run when it begins.
+        headers: of the request that started the run.
+        on_start: called with the run when it begins.
         """
         run = self.recorder.run(workflow.id, run_id=run_id, trigger=trigger, input=input, headers=headers)
         with run, ThreadPoolExecutor(8, thread_name_prefix=workflow.id) as pool:
-            if begun is not None:
-                begun(run)
+            if on_start is not None:
+                on_start(run)
             for block in workflow.blocks:
                 run.plan(block.id, name=block.name, type=block.type)
             results = self._walk(run, workflow, input, pool)
@@ -113,31 +120,31 @@ class Engine:
             return output
 
     def _walk(self, run: RunRecording, workflow: Workflow, input: Any, pool: ThreadPoolExecutor) -> Results:
-        """Starts each block when those it needs are done. After a failure no other block begins."""
+        """Start each block when those it needs have ended. After a failure no other block begins."""
         results: Results = {}
         waiting = list(workflow.blocks)
-        under_way: dict[Future[Any], Block] = {}
-        while waiting or under_way:
+        running: dict[Future[Any], Block] = {}
+        while waiting or running:
             for block in [block for block in waiting if all(need in results for need in block.needs)]:
                 waiting.remove(block)
                 if block.when is not None and not block.when(results):
                     run.skip(block.id)
                     results[block.id] = None
                 else:
-                    under_way[pool.submit(self._execute, run, block, dict(results), input)] = block
-            done, _ = wait(under_way, return_when=FIRST_COMPLETED) if under_way else (set(), None)
+                    running[pool.submit(self._execute, run, block, dict(results), input)] = block
+            done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
             for future in done:
-                results[under_way.pop(future).id] = future.result()
+                results[running.pop(future).id] = future.result()
         return results
 
     def _execute(self, run: RunRecording, block: Block, results: Results, input: Any) -> Any:
-        """One block in a thread of the pool: ``run.step`` gives its step the right parent there."""
+        """Execute one block in a thread of the pool, where ``run.step`` makes its step a step of the run."""
         retry = None if block.retry is None else asdict(block.retry)
         with run.step(block.id, name=block.name, type=block.type, retry=retry) as step:
             output = self._try(run, step, block, results, input)
             if output is not None:
                 step.set_output(output)
-        self.acknowledge(run, block.id)
+        self.wait_for_delivery(run, block.id)
         return output
 
     def _try(self, run: RunRecording, step: StepRecording, block: Block, results: Results, input: Any) -> Any:
@@ -152,20 +159,20 @@ class Engine:
                     raise
                 time.sleep(block.retry.delay(attempt) * self.slowness)
 
-    def acknowledge(self, run: RunRecording, step_id: str) -> None:
-        """Waits for the receiver when somebody asked for that."""
-        if self._told is not None and run.flush(30):
-            self._told(run.id, step_id)
+    def wait_for_delivery(self, run: RunRecording, step_id: str) -> None:
+        """Wait until the receiver has a step, if the engine has ``on_delivered``."""
+        if self._on_delivered is not None and run.flush(30):
+            self._on_delivered(run.id, step_id)
 
 
 class Approvals:
-    """Where people answer: a person here is a timer."""
+    """Approvals by a person, which a timer simulates."""
 
     def __init__(self) -> None:
-        self._answered = threading.Event()
+        self._approved = threading.Event()
 
     def ask(self, seconds: float) -> dict[str, Any]:
-        """Waits for the answer."""
-        threading.Timer(seconds, self._answered.set).start()
-        self._answered.wait()
+        """Wait for the approval and return it."""
+        threading.Timer(seconds, self._approved.set).start()
+        self._approved.wait()
         return {"approved": True, "approvedBy": "cfo@example.com", "comment": "go ahead"}

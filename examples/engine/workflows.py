@@ -1,6 +1,6 @@
-"""Two workflows for the example engine: one that uses everything there is, and one that fails for good.
+"""Two workflows for the example engine: one that uses every feature of the Recorder, and one that fails.
 
-The clients and the language model are simulated here, on this machine: they sleep, and answer what is written below.
+The clients and the language model are simulated: they sleep and return constants.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from engine import Approvals, Block, Retry, Task, Workflow
 
 
 class IntegrationError(Exception):
-    """What an integration says; ``code`` becomes the code of the step's error."""
+    """The error of an integration; ``code`` becomes the code of the step's error."""
 
     code = "INTEGRATION_ERROR"
 
 
 def fetch_invoices(task: Task) -> dict[str, Any]:
-    """Two calls of a client that is instrumented: its spans nest below the step."""
+    """Make two calls with an instrumented client, whose spans nest below the step."""
     with task.span("GET /v1/invoices", **{"http.request.method": "GET"}):
         task.pause(0.08)
         with task.span("TLS handshake"):
@@ -26,7 +26,7 @@ def fetch_invoices(task: Task) -> dict[str, Any]:
 
 
 def fetch_customer(task: Task) -> dict[str, Any]:
-    """Overlaps with the invoices in time."""
+    """Run at the same time as ``fetch_invoices``."""
     task.step.set_input({"id": task.input["customer"]})
     with task.span("GET /v1/customers/{id}", **{"http.request.method": "GET"}):
         task.pause(0.12)
@@ -34,7 +34,7 @@ def fetch_customer(task: Task) -> dict[str, Any]:
 
 
 def assess(task: Task) -> str:
-    """An agent: the model is simulated, and so are the tokens it counts."""
+    """Simulate an agent, its model and its tokens."""
     task.step.set_input({"question": "Will they pay?", "customer": task.results["fetch-customer"]})
     with task.span("chat claude-sonnet-4-6", **{"gen_ai.operation.name": "chat"}):
         task.pause(0.2)
@@ -43,7 +43,7 @@ def assess(task: Task) -> str:
 
 
 def charge(task: Task) -> dict[str, Any]:
-    """Succeeds the third time."""
+    """Succeed at the third attempt."""
     with task.span("POST /v1/charges", **{"http.request.method": "POST"}):
         task.pause(0.04)
         if task.attempt < 3:
@@ -52,35 +52,35 @@ def charge(task: Task) -> dict[str, Any]:
 
 
 def remind(task: Task) -> dict[str, Any]:
-    """A loop: the same step once for each invoice."""
+    """Execute the same step in a loop, once for each invoice."""
     invoices = task.results["fetch-invoices"]["invoices"]
     for invoice in invoices:
         with task.run.step("send-reminder", name="Send reminder", type="email", input={"invoice": invoice}) as step:
             task.pause(0.03)
             step.set_output({"messageId": f"msg_{invoice}"})
-        task.engine.acknowledge(task.run, "send-reminder")
+        task.engine.wait_for_delivery(task.run, "send-reminder")
     return {"iterations": len(invoices)}
 
 
 def approve(task: Task) -> dict[str, Any]:
-    """The run is suspended while a person decides; the person is a timer."""
+    """Suspend the run until a person approves; a timer simulates the person."""
     task.step.set_input({"approvers": ["cfo@example.com"], "timeoutHours": 72})
     with task.run.suspended():
         return Approvals().ask(0.4 * task.engine.slowness)
 
 
 def book(task: Task) -> dict[str, Any]:
-    """A sub-workflow: a run of its own, linked from this step and back."""
+    """Execute a sub-workflow: a run of its own, linked with this step in both directions."""
     task.step.set_input({"workflow": LEDGER.id})
     amount = task.results["charge-card"]["amount"]
     result = task.engine.execute(
-        LEDGER, {"amount": amount}, trigger="api", begun=lambda run: task.step.set_child(run.id)
+        LEDGER, {"amount": amount}, trigger="api", on_start=lambda run: task.step.set_child(run.id)
     )
     return {"status": "completed", "output": result}
 
 
 def post_entry(task: Task) -> dict[str, Any]:
-    """One side of a booking."""
+    """Post one side of a booking."""
     task.pause(0.05)
     return {"amount": task.input["amount"]}
 
@@ -119,7 +119,7 @@ ORDER = Workflow(
 
 
 def payout(task: Task) -> dict[str, Any]:
-    """Never succeeds."""
+    """Always fail."""
     with task.span("POST /v1/payouts", **{"http.request.method": "POST"}):
         task.pause(0.03)
         raise IntegrationError("NetSuite: period is closed")
@@ -130,6 +130,6 @@ PAYOUT = Workflow(
     (
         Block("match", "Match statement", "netsuite", lambda task: {"matched": 7}),
         Block("payout", "Pay out", "netsuite", payout, ("match",), retry=Retry(maxAttempts=2, initialDelayMs=50)),
-        Block("tell", "Tell the vendor", "email", lambda task: None, ("payout",)),
+        Block("notify", "Notify the vendor", "email", lambda task: None, ("payout",)),
     ),
 )

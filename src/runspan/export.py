@@ -1,4 +1,4 @@
-"""The export use case: run documents to spans to OTLP requests, in batches, and a report of each document."""
+"""The export use case: encode run documents in batches, send them, and report the result of each document."""
 
 from __future__ import annotations
 
@@ -15,34 +15,33 @@ from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.storage.span_acks import digest_of
 
 TARGET_SPANS: Final = 4096
-"""A request has a price of its own, that of encoding twenty runs or more, so small ones are dear. Where spans are not
-small, ``TARGET_BYTES`` ends a request first."""
+"""Spans in a request. A request has a fixed cost, that of encoding twenty runs or more, so small ones are expensive.
+Requests of large spans are limited by ``TARGET_BYTES`` instead."""
 
 GROUP_SPANS: Final = 256
-"""So many are written at once: their columns stay in the processor's cache, which is worth a fifth of the time."""
+"""Spans that are written at once. Their columns fit the processor's cache, which saves a fifth of the time."""
 
 TARGET_BYTES: Final = 2_900_000
-"""Of spans; the resource and lengths around them stay below the bound of a request."""
+"""Bytes of the spans in a request; with resource and lengths it stays below the limit of a request."""
 
 
 class ObservedRun(NamedTuple):
-    """A run by somebody who knows when it was seen, nanoseconds since 1970, and whether its run span was written
-    before: see ``encode``."""
+    """A run with known observation time. For the fields see ``codec.encode``."""
 
     run: Run
     observed_at: int
     after_root: bool = False
 
     def encode(self, tenant: str) -> RunSpans:
-        """Its spans with the digests of those below the head, which follow from the document alone."""
+        """Return the spans, with the digests of those other than the revision span."""
         spans = encode(self.run, tenant=tenant, observed_at=self.observed_at, after_root=self.after_root)
         parts = [scoped_bytes(span) for span in spans]
-        names = tuple([digest_of(part) for part in parts[:-1]])
-        return RunSpans(self.run.id, parts, sum(map(len, parts)), self.run.text, names)
+        digests = tuple([digest_of(part) for part in parts[:-1]])
+        return RunSpans(self.run.id, parts, sum(map(len, parts)), self.run.text, digests)
 
 
 ExportItem = Run | ObservedRun | RunSpans
-"""A run, or what is left to be written or to be sent of it."""
+"""A run to encode, or the encoded spans of one."""
 
 
 def export(
@@ -55,30 +54,30 @@ def export(
     target_spans: int = TARGET_SPANS,
     on_progress: Callable[[ExportReport], None] | None = None,
 ) -> ExportReport:
-    """Sends every document, waits for all answers, and reports what the delivery did so far.
+    """Send every document, wait for all responses, and return the report of the exporter, which stays open.
 
-    documents: runs, and in their places the errors of documents that could not be read; both are counted.
-    observed_at: the time for a run that has not ended, nanoseconds since 1970. on_progress: called after each request
-    that was handed over. The delivery stays open; it is the caller's.
+    If the exporter stops, reading stops too, unless it has dead letters: then the remaining documents are written
+    there, because standard input can be read only once. On KeyboardInterrupt nothing more is sent or awaited, and the
+    report has ``stopped="interrupted"``.
 
-    When the delivery stops, reading stops as well, unless it has dead letters: then the rest of the documents goes
-    there, because standard input can be read only once. On KeyboardInterrupt nothing more is sent or waited for, and
-    the report says ``stopped="interrupted"``: the caller decides whether to go on.
+    - ``documents``: runs, or the errors of documents that could not be read. Both are counted.
+    - ``observed_at``: returns the observation time of an unfinished run, in nanoseconds since 1970.
+    - ``on_progress``: called after each request that was queued.
     """
-    letters = delivery.tally.letters
-    read = iter(documents) if letters is None else letters.track(documents)
+    letters = delivery.stats.dead_letters
+    remaining = iter(documents) if letters is None else letters.track(documents)
     try:
         for batch in batches(
-            read,
+            remaining,
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
-            on_refused=delivery.tally.refused,
+            on_refused=delivery.stats.refused,
             keep_text=letters is not None,
         ):
             if not delivery.submit(batch):
-                _keep_rest(read, delivery)
+                _write_dead_letters(remaining, delivery)
                 break
             if on_progress is not None:
                 on_progress(delivery.report())
@@ -88,14 +87,14 @@ def export(
         return delivery.report()
 
 
-def _keep_rest(documents: Iterable[Run | DocumentError], delivery: OtlpExporter) -> None:
-    """Nothing is sent any more: what is still to be read becomes dead letters."""
-    letters = delivery.tally.letters
+def _write_dead_letters(documents: Iterable[Run | DocumentError], delivery: OtlpExporter) -> None:
+    """Write the documents that are not sent any more to the dead letters, if there are any."""
+    letters = delivery.stats.dead_letters
     if letters is None:
         return
     for document in documents:
         if isinstance(document, DocumentError):
-            delivery.tally.refused(document)
+            delivery.stats.refused(document)
         else:
             letters.write_text(document.text)
 
@@ -110,15 +109,16 @@ def batches(
     on_refused: Callable[[DocumentError], None],
     keep_text: bool = False,
 ) -> Iterable[Batch]:
-    """Encoded documents in batches of about ``target_spans``; a run is in one batch, a large one alone.
+    """Yield encoded documents in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
-    keep_texts: whether the batches hold the documents' texts too.
+    - ``on_refused``: called with the error of each document that could not be read.
+    - ``keep_text``: whether the batches contain the texts of the documents too.
     """
     frame = partial(request_bytes, resource)
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        for run in _written(group, tenant, observed_at(), keep_text):
+        for run in _encode_group(group, tenant, observed_at(), keep_text):
             if runs and size + run.size > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
@@ -132,14 +132,14 @@ def batches(
         yield Batch(frame, tuple(runs))
 
 
-def _written(group: list[ExportItem], tenant: str, now: int, keep_texts: bool) -> Iterator[RunSpans]:
-    """The spans of each run."""
+def _encode_group(group: list[ExportItem], tenant: str, now: int, keep_text: bool) -> Iterator[RunSpans]:
+    """Yield the spans of each run."""
     runs = [document for document in group if isinstance(document, Run)]
     written = iter(write_runs(runs, tenant=tenant, observed_at=now))
     for document in group:
         if isinstance(document, Run):
             parts = next(written)
-            yield RunSpans(document.id, parts, sum(map(len, parts)), document.text if keep_texts else b"")
+            yield RunSpans(document.id, parts, sum(map(len, parts)), document.text if keep_text else b"")
         else:
             yield document.encode(tenant) if isinstance(document, ObservedRun) else document
 
@@ -147,7 +147,7 @@ def _written(group: list[ExportItem], tenant: str, now: int, keep_texts: bool) -
 def _groups(
     documents: Iterable[ExportItem | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
 ) -> Iterator[list[ExportItem]]:
-    """Runs to be written at once: about so many spans of them, and not too many bytes."""
+    """Yield groups of runs with about ``group_spans`` spans and at most about ``TARGET_BYTES``."""
     group: list[ExportItem] = []
     spans = size = 0
     for document in documents:

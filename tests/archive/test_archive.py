@@ -287,7 +287,7 @@ def test_purge_never_reaches_what_a_killed_archive_of_younger_runs_holds(
     assert "an unfinished archive of --before 1h --format zstd" in told
     assert "nothing to archive" in told
     told = runspan("archive", "--before", "1h", "--to", to, "--data", data, "--purge").stderr
-    assert "went on with an unfinished archive" in told
+    assert "resumed an unfinished archive" in told
     assert f"{len(finished(texts))} runs purged" in told
 
 

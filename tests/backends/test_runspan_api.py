@@ -1,4 +1,4 @@
-"""``RestReader``: another server's runs, byte for byte, and its refusals as errors of ours."""
+"""``RunspanApiReader``: another server's runs, byte for byte, and its failures as errors."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from runspan.web.api_keys import RUNS_WRITE, ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import SAMPLES, generated
-from support.jaeger import answering
+from support.jaeger import serving as answering
 from support.web import document, serving, spans_of
 
-ODD = {
+NON_CANONICAL = {
     "deep": b'{"id":"deep","input":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "lone": b'{"id":"lone","output":{"a":"\\ud800","\\udfff":"\\u0000"}}',
     "numbers": b'{"id":"numbers","input":[1e400,-0.0,12.10,1180591620717411303424],"output":{"a":1,"a":2}}',
@@ -65,10 +65,10 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
         yield opened
 
 
-@pytest.mark.parametrize("name", ODD, ids=repr)
-def test_odd_documents_come_back_byte_for_byte(store: SqliteStore, name: str) -> None:
+@pytest.mark.parametrize("name", NON_CANONICAL, ids=repr)
+def test_non_canonical_documents_come_back_byte_for_byte(store: SqliteStore, name: str) -> None:
     """Nesting beyond any recursive parser, lone surrogates, numbers that no float holds, ids that look like paths."""
-    run = Run.from_json(ODD[name])
+    run = Run.from_json(NON_CANONICAL[name])
     store.put(run, observed_at=1)
     name = run.id
     with reading(store) as reader:
@@ -106,12 +106,12 @@ def test_pages_follow_each_other_as_in_the_store(store: SqliteStore) -> None:
                     break
 
 
-def test_an_older_revision_is_told(store: SqliteStore) -> None:
-    """What the server says of an incomplete newer revision reaches the reader's caller."""
+def test_an_older_revision_is_reported(store: SqliteStore) -> None:
+    """The reader passes on what the server says about an incomplete newer revision."""
     running = document("run_1", status="running", steps=[])
     store.put(Run.from_dict(running), observed_at=1)
-    head = spans_of(document("run_1"))[-1]
-    store.write(ParsedRequest([head]))
+    revision_span = spans_of(document("run_1"))[-1]
+    store.write(ParsedRequest([revision_span]))
     with reading(store) as reader:
         found = reader.document("run_1")
         assert found.text == store.document("run_1").text
@@ -122,17 +122,17 @@ def test_an_older_revision_is_told(store: SqliteStore) -> None:
         reader.document("run_2")
 
 
-def test_access_and_limits_are_our_errors(store: SqliteStore, tmp_path: Path) -> None:
+def test_access_and_rate_limits_have_their_own_errors(store: SqliteStore, tmp_path: Path) -> None:
     """No key, a wrong one, one without the permission, and too many requests each have their own class."""
     store.put(Run.from_dict(document("run_1")), tenant="acme", observed_at=1)
     ring = ApiKeyStore(tmp_path / "keys.sqlite3")
-    secret, _ = ring.create("all", company="acme")
+    secret, _ = ring.create("all", tenant="acme")
     writing, _ = ring.create("writer", permissions=[RUNS_WRITE])
     for key, kind in ((None, Unauthorized), ("wfk_wrong", Unauthorized), (writing, Forbidden)):
         with reading(store, keys=ring, api_key=key) as reader, pytest.raises(kind) as caught:
             reader.document("run_1")
         assert not key or key not in str(caught.value)
-    with reading(store, keys=ring, api_key=secret, settings=WebConfig(reads_per_minute=2)) as reader:
+    with reading(store, keys=ring, api_key=secret, config=WebConfig(reads_per_minute=2)) as reader:
         assert json.loads(reader.document("run_1").text)["id"] == "run_1"
         with pytest.raises(NotFound):
             reader.document("run_2")
@@ -142,12 +142,12 @@ def test_access_and_limits_are_our_errors(store: SqliteStore, tmp_path: Path) ->
     ring.close()
 
 
-def test_a_named_tenant_is_proved_and_not_believed(store: SqliteStore, tmp_path: Path) -> None:
-    """The key decides whose runs come; asking for another company's is refused and not answered with the key's own."""
+def test_a_named_tenant_is_verified(store: SqliteStore, tmp_path: Path) -> None:
+    """The key decides whose runs are returned; a query for another tenant is refused."""
     for tenant in ("acme", "beta"):
         store.put(Run.from_dict(document("run_1", workflowId=tenant)), tenant=tenant, observed_at=1)
     ring = ApiKeyStore(tmp_path / "keys.sqlite3")
-    secret, _ = ring.create("all", company="acme")
+    secret, _ = ring.create("all", tenant="acme")
     with reading(store, keys=ring, api_key=secret) as reader:
         assert json.loads(reader.document("run_1", "acme").text)["workflowId"] == "acme"
         assert json.loads(reader.search(RunQuery("acme")).items[0])["workflowId"] == "acme"
@@ -158,18 +158,18 @@ def test_a_named_tenant_is_proved_and_not_believed(store: SqliteStore, tmp_path:
     ring.close()
 
 
-def test_a_wrong_question_is_told_by_the_server(store: SqliteStore) -> None:
+def test_a_wrong_query_is_refused_by_the_server(store: SqliteStore) -> None:
     """A limit over the API's own."""
     with reading(store) as reader, pytest.raises(QueryError):
         reader.search(RunQuery(limit=201))
 
 
-def test_a_server_that_does_not_answer_is_unreachable() -> None:
+def test_a_server_that_does_not_respond_is_unreachable() -> None:
     """The error names the address and what to start."""
     reader = RunspanApiReader("http://127.0.0.1:1")
-    for ask in (reader.check, lambda: reader.document("x"), lambda: reader.search(RunQuery())):
+    for call in (reader.check, lambda: reader.document("x"), lambda: reader.search(RunQuery())):
         with pytest.raises(BackendUnreachable, match=r"http://127.0.0.1:1: .*runspan serve"):
-            ask()
+            call()
     reader.close()
     reader.close()
 
@@ -189,8 +189,8 @@ def test_a_server_that_does_not_answer_is_unreachable() -> None:
     ],
 )
 @pytest.mark.parametrize("status", [200, 302, 404, 500])
-def test_an_answer_that_is_not_the_api_is_refused(body: bytes, status: int) -> None:
-    """Whatever a wrong address answers, it is an error that says so, and never an empty list."""
+def test_a_response_that_is_not_the_api_is_refused(body: bytes, status: int) -> None:
+    """A wrong address is an error that says so, and never an empty list."""
     app = Flask("other")
     app.add_url_rule("/<path:path>", "any", lambda path: Response(body, status))
     with serving(app) as client:
@@ -206,15 +206,15 @@ def test_an_answer_that_is_not_the_api_is_refused(body: bytes, status: int) -> N
 @pytest.mark.parametrize(
     "url", ["ftp://x", "http://", "x", "http://u:p@x", "http://x?y=1", "http://[::1", "http://x:y"]
 )
-def test_a_url_that_is_none_is_a_setting_error(url: str) -> None:
-    """It is told at once, and a password in it is not repeated."""
+def test_an_invalid_url_is_a_setting_error(url: str) -> None:
+    """It is refused at once, and a password in it is not repeated."""
     with pytest.raises(SettingError) as caught:
         RunspanApiReader(url)
     assert ":p@" not in str(caught.value)
 
 
 def test_a_proxy_of_the_environment_is_not_used(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be a setting that nobody passed in, and it would see the key."""
+    """No caller passed it in, and it would see the key."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("NO_PROXY", "no_proxy"):
@@ -225,7 +225,7 @@ def test_a_proxy_of_the_environment_is_not_used(store: SqliteStore, monkeypatch:
         reader.close()
 
 
-def test_the_api_path_may_stand_in_the_url(store: SqliteStore) -> None:
+def test_the_url_may_contain_the_api_path(store: SqliteStore) -> None:
     """People copy the base URL of the API's documentation."""
     store.put(Run.from_dict(document("run_1")), observed_at=1)
     with serving(create_app(store, store)) as client:
@@ -235,8 +235,8 @@ def test_the_api_path_may_stand_in_the_url(store: SqliteStore) -> None:
 
 
 @contextmanager
-def reading_answers(body: str) -> Iterator[RunspanApiReader]:
-    """A reader of a server that answers everything with this JSON."""
+def reading_responses(body: str) -> Iterator[RunspanApiReader]:
+    """A reader of a server that responds to everything with this JSON."""
     with answering(lambda path: (200, "application/json", body.encode())) as url:
         reader = RunspanApiReader(url)
         yield reader
@@ -246,9 +246,9 @@ def reading_answers(body: str) -> Iterator[RunspanApiReader]:
 @pytest.mark.parametrize("data", ['{"id":"other"}', '{"id":7}', "{}", '{"x":"x"}', '{"id":"\\ud800"}'])
 @pytest.mark.parametrize("tenant", ["", "t"])
 def test_another_document_than_the_one_asked_for_is_refused(data: str, tenant: str) -> None:
-    """Whatever the server holds for the run, its id is the one that was asked for."""
+    """The document of a run has the id that was requested."""
     with (
-        reading_answers(f'{{"success":true,"data":{data}}}') as reader,
+        reading_responses(f'{{"success":true,"data":{data}}}') as reader,
         pytest.raises(BackendRefused, match="is this a runspan server"),
     ):
         reader.document("x", tenant)
@@ -258,36 +258,39 @@ def test_another_document_than_the_one_asked_for_is_refused(data: str, tenant: s
     "item", ["1", "{}", '{"id":5}', '"id"', "[[]]", "[" * 50_000 + "]" * 50_000, '{"x":{"id":"x"}}', '{"id":"\\ud800"}']
 )
 @pytest.mark.parametrize("tenant", ["", "t"])
-def test_items_that_are_no_runs_are_refused(item: str, tenant: str) -> None:
-    """An item without an id is nobody's summary."""
+def test_items_that_are_not_runs_are_refused(item: str, tenant: str) -> None:
+    """An item without an id is no summary."""
     items = f'{{"id":"x"}},{item}'
-    with reading_answers(f'{{"success":true,"data":[{items}]}}') as reader, pytest.raises(BackendRefused, match="ids"):
+    with (
+        reading_responses(f'{{"success":true,"data":[{items}]}}') as reader,
+        pytest.raises(BackendRefused, match="ids"),
+    ):
         reader.search(RunQuery(tenant))
 
 
 @pytest.mark.parametrize("data", ['{"id":"x"}', '{"id":"x","traceId":5}'])
-def test_a_run_without_a_trace_id_proves_no_tenant(data: str) -> None:
-    """What the server says of the run's trace is refused, not believed."""
+def test_a_run_without_a_trace_id_verifies_no_tenant(data: str) -> None:
+    """What the server says about the trace of the run is refused."""
     with (
-        reading_answers(f'{{"success":true,"data":{data}}}') as reader,
+        reading_responses(f'{{"success":true,"data":{data}}}') as reader,
         pytest.raises(BackendRefused, match="is this a runspan server"),
     ):
         reader.document("x", "t")
 
 
 @pytest.mark.parametrize("body", ["[" * 100_000, "{", '{"resourceSpans":7}'])
-def test_a_trace_that_is_none_is_refused(body: str) -> None:
-    """It is the server's fault, not that of a request."""
-    with reading_answers(body) as reader, pytest.raises(BackendRefused, match="is this a runspan server"):
+def test_an_invalid_trace_is_refused(body: str) -> None:
+    """The server is wrong, not the request."""
+    with reading_responses(body) as reader, pytest.raises(BackendRefused, match="is this a runspan server"):
         reader.spans(bytes(15) + b"1")
 
 
 @pytest.mark.parametrize("after", [Cursor(7, "b"), Cursor(7, "a"), Cursor(6, "z")])
 @pytest.mark.parametrize("items", ["", '{"id":"x"}'])
 def test_a_cursor_that_does_not_move_on_is_refused(after: Cursor, items: str) -> None:
-    """A caller that follows it would ask without end, or get the same runs again."""
+    """A caller that follows it would never reach the end, or get the same runs again."""
     meta = json.dumps({"hasMore": True, "cursor": Cursor(7, "b").token()})
-    with reading_answers(f'{{"success":true,"data":[{items}],"meta":{meta}}}') as reader:
+    with reading_responses(f'{{"success":true,"data":[{items}],"meta":{meta}}}') as reader:
         assert (
             reader.search(RunQuery()).cursor == reader.search(RunQuery(cursor=Cursor(7, "c"))).cursor == Cursor(7, "b")
         )
@@ -296,17 +299,17 @@ def test_a_cursor_that_does_not_move_on_is_refused(after: Cursor, items: str) ->
 
 
 def test_a_cursor_that_is_not_runspans_is_refused() -> None:
-    """It was not the caller who sent it."""
+    """The server sent it, not the caller."""
     meta = '{"hasMore":true,"cursor":"abc!"}'
     with (
-        reading_answers(f'{{"success":true,"data":[],"meta":{meta}}}') as reader,
+        reading_responses(f'{{"success":true,"data":[],"meta":{meta}}}') as reader,
         pytest.raises(BackendRefused, match="a cursor of runspan"),
     ):
         reader.search(RunQuery())
 
 
-def test_questions_that_no_run_answers(store: SqliteStore) -> None:
-    """What is too long for a URL, and text that no run can have."""
+def test_queries_that_match_no_run(store: SqliteStore) -> None:
+    """Ids too long for a URL, and text that no run can have."""
     store.put(Run.from_dict(document("run_1")), observed_at=1)
     with reading(store) as reader:
         for run_id in ("x" * 70_000, "\ud800", ""):

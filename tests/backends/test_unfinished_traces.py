@@ -1,4 +1,4 @@
-"""Runs that have not ended as an unmodified Jaeger and Tempo show them, asked without any of our readers."""
+"""Runs that have not ended as an unmodified Jaeger and Tempo show them, queried without any of our readers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SNAPSHOT = "snapshot wf_live"
 
 
 def life_now(run_id: str) -> list[Observation]:
-    """A life that began some days ago, at a time of this test run's own."""
+    """Return a life that began some days ago, at a time of this test run only."""
     return run_history(run_id, time.time_ns() // SECOND * SECOND - 3 * DAY)
 
 
@@ -51,15 +51,15 @@ def tempo_backend(tempo: Tempo) -> Iterator[tuple[Tempo, TempoByOtlp]]:
     backend.close()
 
 
-def answer_of(url: str, path: str, **parameters: Any) -> Any:
+def response_of(url: str, path: str, **parameters: Any) -> Any:
     response = httpx.get(f"{url}{path}", params=parameters, trust_env=False, timeout=30)
     assert response.is_success, response.text[:300]
     return response.json()
 
 
-def test_jaeger_shows_each_snapshot_of_a_run_that_goes_on(jaeger: tuple[Jaeger, ByOtlp]) -> None:
+def test_jaeger_shows_each_snapshot_of_a_run_in_progress(jaeger: tuple[Jaeger, ByOtlp]) -> None:
     """Its pages find the run by status while it runs, with name, kind, duration and identity; and our document of it
-    stays right although those questions rewrite the memory store."""
+    stays correct although those queries rewrite the memory storage."""
     server, backend = jaeger
     tenant = uuid4().hex
     life = life_now("shown")[:5]
@@ -68,31 +68,33 @@ def test_jaeger_shows_each_snapshot_of_a_run_that_goes_on(jaeger: tuple[Jaeger, 
     trace_id = run_ids("shown", tenant).trace_id.hex()
     tags = {"runspan.tenant": tenant, "runspan.run.status": "running"}
     window = {"start": (life[0].at - DAY) // 1000, "end": (life[-1].at + DAY) // 1000, "limit": 20}
-    found = answer_of(server.url, "/api/traces", service="runspan", operation=SNAPSHOT, tags=json.dumps(tags), **window)
+    found = response_of(
+        server.url, "/api/traces", service="runspan", operation=SNAPSHOT, tags=json.dumps(tags), **window
+    )
     assert [trace["traceID"].zfill(32) for trace in found["data"]] == [trace_id]
-    spans = answer_of(server.url, f"/api/traces/{trace_id}")["data"][0]["spans"]
-    shown = {span["spanID"]: told(span) for span in spans if span["operationName"] == SNAPSHOT}
+    spans = response_of(server.url, f"/api/traces/{trace_id}")["data"][0]["spans"]
+    shown = {span["spanID"]: tags_of(span) for span in spans if span["operationName"] == SNAPSHOT}
     assert len(shown) == len(life)
     for seen in life:
-        (head,) = [tags for tags in shown.values() if int(tags["runspan.revision"]) == seen.at]
-        assert head["runspan.run.status"] == seen.run.status
-        assert (head["runspan.run.id"], head["runspan.workflow.id"]) == ("shown", "wf_live")
-        assert (head["span.kind"], head.get("error")) == ("internal", None)
-        assert head["start"] == sort_time(seen.run.envelope) // 1000
-        assert head["duration"] == (seen.at - sort_time(seen.run.envelope)) // 1000
+        (snapshot,) = [tags for tags in shown.values() if int(tags["runspan.revision"]) == seen.at]
+        assert snapshot["runspan.run.status"] == seen.run.status
+        assert (snapshot["runspan.run.id"], snapshot["runspan.workflow.id"]) == ("shown", "wf_live")
+        assert (snapshot["span.kind"], snapshot.get("error")) == ("internal", None)
+        assert snapshot["start"] == sort_time(seen.run.envelope) // 1000
+        assert snapshot["duration"] == (seen.at - sort_time(seen.run.envelope)) // 1000
     attempts = [span for span in spans if span["operationName"] == "attempt of Charge Card"]
-    assert sorted(told(span)["error.type"] for span in attempts) == ["TIMEOUT_1", "TIMEOUT_2"]
-    assert {told(span)["runspan.step.id"] for span in attempts} == {"charge"}
+    assert sorted(tags_of(span)["error.type"] for span in attempts) == ["TIMEOUT_1", "TIMEOUT_2"]
+    assert {tags_of(span)["runspan.step.id"] for span in attempts} == {"charge"}
     assert backend.reader.document("shown", tenant).text == life[-1].run.text
 
 
-def told(span: dict[str, Any]) -> dict[str, Any]:
-    """Tags of a span in Jaeger's own form, with its start and duration in microseconds."""
+def tags_of(span: dict[str, Any]) -> dict[str, Any]:
+    """Return the tags of a span in Jaeger's own form, with its start and duration in microseconds."""
     tags = {tag["key"]: tag["value"] for tag in span["tags"]}
     return tags | {"start": span["startTime"], "duration": span["duration"]}
 
 
-def test_tempo_finds_a_run_that_goes_on_by_its_status(tempo_backend: tuple[Tempo, TempoByOtlp]) -> None:
+def test_tempo_finds_a_run_in_progress_by_its_status(tempo_backend: tuple[Tempo, TempoByOtlp]) -> None:
     """TraceQL finds the newest snapshot by name, status attribute, duration and kind; span status stays unset."""
     server, backend = tempo_backend
     tenant = uuid4().hex
@@ -106,7 +108,7 @@ def test_tempo_finds_a_run_that_goes_on_by_its_status(tempo_backend: tuple[Tempo
         "| select(span.runspan.run.id, span.runspan.workflow.id, span.runspan.revision)"
     )
     window = {"start": life[0].at // SECOND - 3600, "end": life[-1].at // SECOND + 3600}
-    found = answer_of(server.url, "/api/search", q=query, spss=10, **window)["traces"]
+    found = response_of(server.url, "/api/search", q=query, spss=10, **window)["traces"]
     assert [trace["traceID"].zfill(32) for trace in found] == [run_ids("shown", tenant).trace_id.hex()]
     spans = {span["spanID"]: span for span_set in found[0]["spanSets"] for span in span_set["spans"]}
     assert len(spans) == 1
@@ -135,7 +137,9 @@ def test_lists_from_tempos_blocks_equal_the_stores(tmp_path: Path) -> None:
                         backend.send(life[stage].run, tenant="", observed_at=life[stage].at)
                         store.put(life[stage].run, observed_at=life[stage].at)
                 if stage % 3 == 0 or stage == STAGE_COUNT - 1:
-                    backend.reader.search(RunQuery(""))  # waits until it is searchable: stages get blocks of their own
+                    backend.reader.search(
+                        RunQuery("")
+                    )  # waits until it is searchable, so that stages lie in different blocks
             for number, seconds in ((18, -8), (19, 40)):
                 moved = moved_by(lives[number][-1].run, seconds * SECOND)
                 spans = encode(moved, observed_at=began + 200 * SECOND, after_root=True)

@@ -16,10 +16,10 @@ from support.cli import SAMPLES, process, running, runspan
 ROOT = SAMPLES.parent.parent
 
 
-def counts(told: str) -> tuple[int, int]:
+def counts(output: str) -> tuple[int, int]:
     """How many documents came back the same, of how many."""
-    found = re.search(r"(\d+) of (\d+) documents came back the same, byte for byte", told)
-    assert found, told
+    found = re.search(r"(\d+) of (\d+) documents came back the same, byte for byte", output)
+    assert found, output
     return int(found[1]), int(found[2])
 
 
@@ -29,27 +29,27 @@ def test_a_fresh_clone_shows_the_samples_and_again(tmp_path: Path) -> None:
     number = len(list(SAMPLES.glob("*.json")))
     args = ("demo", "--data", tmp_path, "--port", 0, "--exit")
     for _ in range(2):
-        told = process(*args, cwd=ROOT).stdout.decode()
-        assert f"sending {number} runs, from examples/runs" in told
-        assert counts(told) == (number, number)
+        output = process(*args, cwd=ROOT).stdout.decode()
+        assert f"sending {number} runs, from examples/runs" in output
+        assert counts(output) == (number, number)
     assert len(runspan("list", "--data", tmp_path, "--limit", 500, "--json").stdout.splitlines()) == number
 
 
 def test_an_installed_package_makes_its_own_runs(tmp_path: Path) -> None:
     """Elsewhere there is no folder of samples; the store is a directory of the demo's own."""
-    told = process("demo", "--port", 0, "--exit", cwd=tmp_path).stdout.decode()
-    assert "sending 200 runs, made up for this demo" in told
-    assert counts(told) == (200, 200)
+    output = process("demo", "--port", 0, "--exit", cwd=tmp_path).stdout.decode()
+    assert "sending 200 runs, generated for this demo" in output
+    assert counts(output) == (200, 200)
     assert [path.name for path in tmp_path.iterdir()] == ["runspan-demo"]
 
 
 def test_what_it_shows_to_look_at_works(tmp_path: Path) -> None:
-    """The server goes on, the printed addresses answer, and Ctrl-C ends it with 0."""
+    """The server continues, the printed addresses answer, and Ctrl-C ends it with 0."""
     with running("demo", "--data", tmp_path, "--port", 0, cwd=ROOT, prints_on="stdout") as child:
         listing = child.wait_for(r"curl '(http://\S+)'")[1]
         one = child.wait_for(r"curl (http://\S+)")[1]
         get = child.wait_for(r"  runspan get (\S+) --data (\S+)")
-        child.wait_for("Ctrl-C ends it")
+        child.wait_for("press Ctrl-C to stop")
         failed = httpx.get(listing, trust_env=False).json()["data"]
         assert {run["status"] for run in failed} == {"failed"}
         document = httpx.get(one, trust_env=False).json()["data"]
@@ -59,11 +59,11 @@ def test_what_it_shows_to_look_at_works(tmp_path: Path) -> None:
 
 
 def test_documents_of_ones_own(tmp_path: Path) -> None:
-    """--runs takes any file; of two revisions of a run the last one counts; a bad document is told with its place."""
+    """--runs takes any file; of two revisions of a run the last one counts; errors name the position."""
     path = tmp_path / "mine.ndjson"
     path.write_bytes(b'{"id":"a","status":"running"}\n{"id":"b"}\n{"id":"a","status":"completed"}\n')
-    told = process("demo", "--runs", path, "--data", tmp_path / "d", "--port", 0, "--exit").stdout.decode()
-    assert counts(told) == (2, 2)
+    output = process("demo", "--runs", path, "--data", tmp_path / "d", "--port", 0, "--exit").stdout.decode()
+    assert counts(output) == (2, 2)
     path.write_bytes(b'{"id":"a"}\n{"id":7}\n')
     result = runspan("demo", "--runs", path, "--data", tmp_path / "d", "--port", 0, "--exit", code=3)
     assert f"{path}:2 id: expected a string" in result.stderr

@@ -1,4 +1,4 @@
-"""Streams that are closed, and settings that no library takes: told in two lines, without a stack trace."""
+"""Closed streams and invalid configuration are reported in two lines, without a traceback."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_command_that_prints_fails_where_nothing_can_be_printed(data: Path, tmp_path: Path) -> None:
-    """What was asked for went nowhere, so it is no success."""
+    """The output is lost, so the command must not succeed."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(1))
     for args in (("get", "a", "--data", data), ("list", "--data", data), ("export", path, "--dry-run"), ("--version",)):
         done = closing(">&-", *args)
         assert (done.returncode, done.stderr) == (1, "runspan: standard output: Bad file descriptor\n"), args
 
 
-def test_a_command_that_works_does_so_though_nobody_hears_of_it(data: Path, tmp_path: Path) -> None:
-    """Standard error is where progress and reports go, and no more than that."""
+def test_a_command_succeeds_with_standard_error_closed(data: Path, tmp_path: Path) -> None:
+    """Standard error carries only progress and reports."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(3))
     with http_receiver() as receiver:
         done = closing("2>&-", "export", path, "--endpoint", receiver.url, "--json")
@@ -45,13 +45,13 @@ def test_a_command_that_works_does_so_though_nobody_hears_of_it(data: Path, tmp_
     done = closing("2>&-", "archive", "--before", "0m", "--to", tmp_path / "to", "--data", data)
     assert done.returncode == 0
     checkpoint = tmp_path / "checkpoint.sqlite3"
-    done = closing("2>&-", "sync", "http://127.0.0.1:9", "--checkpoint", checkpoint, "--give-up-after", "1s", "--json")
+    done = closing("2>&-", "sync", "http://127.0.0.1:9", "--state-file", checkpoint, "--retry-max-time", "1s", "--json")
     assert done.returncode == 9
     assert json.loads(done.stdout)
 
 
 def test_a_key_lives_at_most_a_hundred_years(tmp_path: Path) -> None:
-    """A later end is no date, and no key is made that nothing could show."""
+    """A later end is not a valid date, and could not be shown."""
     for args in (("create", "--name", "x", "--expires", "999999d"), ("rotate", "x", "--grace", "999999d")):
         assert "expected at most 36500d" in runspan("keys", *args, "--data", tmp_path, code=2).stderr
     runspan("keys", "create", "--name", "x", "--expires", "36500d", "--data", tmp_path)
@@ -59,15 +59,15 @@ def test_a_key_lives_at_most_a_hundred_years(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 70])
-def test_a_host_that_is_none_cannot_be_listened_on(tmp_path: Path, host: str) -> None:
-    """Nor asked for at any name server."""
+def test_an_invalid_host_cannot_be_listened_on(tmp_path: Path, host: str) -> None:
+    """It is not looked up at a name server either."""
     args = ("export", "--watch", tmp_path, "--endpoint", "http://127.0.0.1:9", "--metrics-listen", f"{host}:1")
     assert f"{host}:1: cannot listen for metrics" in runspan(*args, code=2).stderr
 
 
 @pytest.mark.parametrize("interval", ["-5", "0", "nan", "inf", "1e300"])
-def test_an_interval_that_is_none_is_refused(tmp_path: Path, interval: str) -> None:
-    """The SDK would raise, or its thread would end without a word."""
+def test_an_invalid_export_interval_is_refused(tmp_path: Path, interval: str) -> None:
+    """The SDK would raise, or its thread would end silently."""
     env = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": interval}
-    told = runspan("export", "--watch", tmp_path, "--endpoint", "http://127.0.0.1:9", code=2, **env).stderr
-    assert f"OTEL_METRIC_EXPORT_INTERVAL: expected milliseconds from 1 to 86400000, got '{interval}'" in told
+    message = runspan("export", "--watch", tmp_path, "--endpoint", "http://127.0.0.1:9", code=2, **env).stderr
+    assert f"OTEL_METRIC_EXPORT_INTERVAL: expected milliseconds from 1 to 86400000, got '{interval}'" in message

@@ -43,7 +43,7 @@ def samples() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["ndjson", "gz", "array", "stdin", "gzipped stdin"])
 def test_every_form_of_input_arrives_as_the_same_documents(tmp_path: Path, form: str) -> None:
-    """NDJSON, gzip, a JSON array and standard input are told apart by what is in them."""
+    """NDJSON, gzip, a JSON array and standard input are recognised by their content."""
     texts = generated(60, unfinished=True)
     lines = b"\n".join(texts.values())
     content = {
@@ -78,7 +78,7 @@ def test_a_folder_is_sent_and_one_bad_document_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("receiving", [http_receiver, grpc_receiver])
 def test_a_replay_says_so_in_each_request(tmp_path: Path, receiving: Callable[..., Any]) -> None:
-    """As a header and as gRPC metadata, beside others, by the flag and by its variable; without it there is none."""
+    """As a header and as gRPC metadata, with others, by the flag and by its variable; without it there is none."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(30))
     with receiving() as receiver:
         endpoint = receiver.url if receiving is http_receiver else f"http://127.0.0.1:{receiver.port}"
@@ -120,7 +120,7 @@ def test_grpc_arrives_as_the_same_documents() -> None:
 def test_the_options_reach_the_receiver(tmp_path: Path) -> None:
     """Key, compression, batch size, service name, resource attributes and tenant are those that were set."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(40))
-    args = ("--compression", "none", "--batch-spans", 20, "--workers", 1, "--service-name", "flows")
+    args = ("--compression", "none", "--batch-spans", 20, "--concurrency", 1, "--service-name", "flows")
     env = {
         "RUNSPAN_API_KEY": "wfk_a,b%20c",
         "OTEL_EXPORTER_OTLP_HEADERS": "x-more=1",
@@ -128,7 +128,9 @@ def test_the_options_reach_the_receiver(tmp_path: Path) -> None:
     }
     with http_receiver() as receiver:
         runspan("export", path, "--endpoint", receiver.url, *args, **env)
-        runspan("export", path, "--endpoint", receiver.url, "--tenant", "acme", "--timeout", 5, "--retry-for", 3)
+        runspan(
+            "export", path, "--endpoint", receiver.url, "--tenant", "acme", "--timeout", "5s", "--retry-max-time", "3s"
+        )
     post, last = receiver.posts[0], receiver.posts[-1]
     headers = {name.lower(): value for name, value in post.headers.items()}
     assert (headers["x-api-key"], headers["x-more"]) == ("wfk_a,b%20c", "1")
@@ -141,7 +143,7 @@ def test_the_options_reach_the_receiver(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_prints_the_traces_and_sends_nothing() -> None:
-    """Each line is one run's OTLP/JSON, which reads back as the same document; one bad document is told."""
+    """Each line is one run's OTLP/JSON, which reads back as the same document; a bad document is reported."""
     with http_receiver() as receiver:
         result = runspan("export", SAMPLES, "--dry-run", "--endpoint", receiver.url, "--service-name", "flows")
     assert receiver.posts == []
@@ -183,14 +185,14 @@ def unused_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_an_endpoint_that_nobody_listens_at_ends_the_export_with_the_reason(tmp_path: Path) -> None:
-    """It does not read on for minutes: it tells why it waits, then stops, and what to do."""
+def test_an_endpoint_without_a_listener_ends_the_export_with_the_reason(tmp_path: Path) -> None:
+    """It reports why it retries, then stops with a hint instead of reading on for minutes."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(2000))
     url = f"http://127.0.0.1:{unused_port()}"
-    done = process("export", path, "--endpoint", url, "--retry-for", 2, code=1)
+    done = process("export", path, "--endpoint", url, "--retry-max-time", "2s", code=1)
     lines = done.stderr.decode().splitlines()
     assert lines[0].startswith(f"runspan: {url}/v1/traces: ConnectError: ")
-    assert lines[0].endswith("trying again for 2 s, Ctrl-C ends it")
+    assert lines[0].endswith("retrying for 2 s, press Ctrl-C to stop")
     assert lines[1].startswith("0 runs accepted, ")
     assert any(line.startswith(f"stopped: {url}/v1/traces took nothing for 2 s: ConnectError") for line in lines)
     assert lines[-1] == "  hint: is a receiver listening there? start one with: runspan serve"
@@ -198,7 +200,7 @@ def test_an_endpoint_that_nobody_listens_at_ends_the_export_with_the_reason(tmp_
 
 @pytest.mark.parametrize(("status", "hint"), [(401, "RUNSPAN_API_KEY"), (403, "runs:write"), (404, "OTLP receiver")])
 def test_a_refusal_comes_with_a_hint(tmp_path: Path, status: int, hint: str) -> None:
-    """The receiver's answer stands in the report, and what to do below it."""
+    """The report contains the receiver's response, and below it what to do."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(5))
     with http_receiver(lambda post: Answer(status)) as receiver:
         result = runspan("export", path, "--endpoint", receiver.url, code=1)
@@ -207,7 +209,7 @@ def test_a_refusal_comes_with_a_hint(tmp_path: Path, status: int, hint: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("args", "env", "told"),
+    ("args", "env", "message"),
     [
         (("nothing-here.ndjson",), {}, "nothing-here.ndjson: expected a file or folder"),
         (("-", "--endpoint", "ftp://x"), {}, "endpoint: expected http://host:4318"),
@@ -215,14 +217,16 @@ def test_a_refusal_comes_with_a_hint(tmp_path: Path, status: int, hint: str) -> 
         (("-",), {"OTEL_RESOURCE_ATTRIBUTES": "novalue"}, "OTEL_RESOURCE_ATTRIBUTES: expected key=value"),
         (("-",), {"RUNSPAN_API_KEY": "two\nlines"}, "RUNSPAN_API_KEY: expected one API key"),
         (("-",), {"RUNSPAN_API_KEY_FILE": "/no/such/file"}, "/no/such/file: expected a file with an API key"),
-        (("-", "--workers", "0"), {}, "Invalid value for '--workers'"),
+        (("-", "--concurrency", "0"), {}, "Invalid value for '--concurrency'"),
         ((), {}, "Missing argument 'FILE...'"),
     ],
 )
-def test_wrong_use_ends_with_2_before_anything_is_sent(args: tuple[str, ...], env: dict[str, str], told: str) -> None:
+def test_wrong_use_ends_with_2_before_anything_is_sent(
+    args: tuple[str, ...], env: dict[str, str], message: str
+) -> None:
     """The message names what was wrong, and never quotes a key."""
     result = runspan("export", *args, code=2, stdin=b"", **env)
-    assert told in result.stderr
+    assert message in result.stderr
     assert "two" not in result.stderr
 
 
@@ -239,16 +243,16 @@ def test_a_signal_ends_an_export_with_its_report_and_130(tmp_path: Path, number:
         return OK
 
     with http_receiver(answer) as receiver:
-        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--workers", 1)
-        with running(*args, "--timeout", 90) as child:
+        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--concurrency", 1)
+        with running(*args, "--timeout", "90s") as child:
             assert stuck.wait(60)
             assert child.end(number) == 130
         leave.set()
-    told = "".join(child.lines)
-    assert re.match(r"[1-9]\d* runs accepted", told)
-    assert "stopped: interrupted" in told
-    assert "without an answer" in told
-    assert "Traceback" not in told
+    output = "".join(child.lines)
+    assert re.match(r"[1-9]\d* runs accepted", output)
+    assert "stopped: interrupted" in output
+    assert "without a response" in output
+    assert "Traceback" not in output
 
 
 def on_a_terminal(*args: object) -> str:
@@ -263,7 +267,7 @@ def on_a_terminal(*args: object) -> str:
         while piece := os.read(ours, 65536):
             shown += piece
     except OSError:
-        pass  # how Linux tells that the other side is closed
+        pass  # how Linux reports that the other side is closed
     os.close(ours)
     assert child.wait(60) == 0
     return shown.decode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -10,14 +12,14 @@ import pytest
 
 from runspan.cli import main
 from runspan.errors import ERROR_STATUSES
-from support.cli import runspan
+from support.cli import runspan, subcommands
 
 Words = tuple[str, ...]
 
 
 def commands(group: click.Group = main, path: Words = ()) -> Iterator[tuple[Words, click.Command]]:
     yield path, group
-    for name, command in group.commands.items():
+    for name, command in subcommands(group).items():
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
         else:
@@ -45,7 +47,7 @@ def flat(text: str) -> str:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    """Others script against these names."""
+    """Scripts depend on these names."""
     assert {" ".join(path) for path in COMMANDS if path} == {
         "serve",
         "archive",
@@ -92,15 +94,15 @@ def test_an_option_and_its_variable_have_the_same_meaning_in_every_command() -> 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_every_help_has_an_example_of_the_command(path: Words) -> None:
-    """Whoever asks for help can copy a line from it, and its options exist."""
+    """A line of it can be copied into a shell, and its options exist."""
     shown = runspan(*path, "-h").output
     lines = [line for line in shown.splitlines() if re.search(rf"^    .*\brunspan {' '.join(path)}".rstrip(), line)]
     assert lines
     for line in lines:
         words = line.split("runspan ", 1)[1].split("|")[0].split(">")[0].split()
-        told = next((COMMANDS[tuple(words[:n])] for n in (2, 1) if tuple(words[:n]) in COMMANDS), None)
-        assert told is not None, line
-        known = {flag for option in options(told) for flag in option.opts}
+        command = next((COMMANDS[tuple(words[:n])] for n in (2, 1) if tuple(words[:n]) in COMMANDS), None)
+        assert command is not None, line
+        known = {flag for option in options(command) for flag in option.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
 
 
@@ -115,24 +117,46 @@ def test_help_fits_its_terminal_and_uses_a_wide_one(path: Words) -> None:
     assert len(wide) <= len(narrow)
 
 
-def test_the_exit_codes_are_told_each_on_one_line() -> None:
-    """Every code of the table of errors is there once, with what it stands for."""
+def test_each_exit_code_is_listed_on_one_line() -> None:
+    """Every code of the table of errors is listed once, with its meaning."""
     shown = runspan("-h").output
-    told = re.findall(r"^    (\d+) +(\S.*)$", shown[shown.index("Exit codes:") :], re.MULTILINE)
-    assert [int(code) for code, _ in told] == sorted({int(code) for code, _ in told})
-    assert {row.exit_code for row in ERROR_STATUSES.values()} | {0, 130, 141} == {int(code) for code, _ in told}
-    assert dict(told)["7"] == "unauthorized or forbidden"
+    listed = re.findall(r"^    (\d+) +(\S.*)$", shown[shown.index("Exit codes:") :], re.MULTILINE)
+    assert [int(code) for code, _ in listed] == sorted({int(code) for code, _ in listed})
+    assert {row.exit for row in ERROR_STATUSES.values()} | {0, 130, 141} == {int(code) for code, _ in listed}
+    assert dict(listed)["7"] == "unauthorized or forbidden"
 
 
 def test_no_option_takes_a_secret() -> None:
     """A command line is read by every process on the machine: keys come from the environment or from a file."""
     for _, option in OPTIONS:
         if re.search("key|secret|token|password|header", option.opts[-1]):
-            assert option.opts[-1] in ("--api-key-file", "--source-key-file")
+            assert option.opts[-1] in ("--api-key-file", "--platform-key-file")
     for path in (("export",), ("list",), ("get",), ("sync",)):
         assert "RUNSPAN_API_KEY" in runspan(*path, "-h").output
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     """One line, for bug reports."""
     assert re.fullmatch(r"runspan \d+\.\d+\.\d+\S*\n", runspan("--version").stdout)
+
+
+def test_a_command_imports_what_it_needs_and_no_more() -> None:
+    """The start-up time of a command does not depend on what the others need."""
+    slow = ("flask", "grpc", "httpx", "opentelemetry.sdk", "rich")
+    code = "import sys; from runspan.cli import main; main(['{}', '-h'], standalone_mode=False)\n"
+    code += f"print(*[name for name in {slow} if name in sys.modules], file=sys.stderr)"
+    for name, allowed in (("--version", set()), ("keys", {"flask"}), ("list", {"rich"})):
+        done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)
+        assert set(done.stderr.split()) <= allowed, name
+
+
+@pytest.mark.parametrize("option", ["--since", "--stuck"])
+def test_a_duration_has_a_unit(option: str) -> None:
+    """A number alone could be meant as seconds or as days; only 0 is the same in every unit."""
+    for value in ("30", "5 m", "1w", "h", "1e3s"):
+        assert (
+            f"expected a duration such as 30s, 5m, 2h or 7d, got '{value}'"
+            in runspan("list", f"{option}={value}", code=2).stderr
+        )
+    for value in ("0", "30s", "5m", "1.5h", "7d"):
+        assert "no runs are kept here" in runspan("list", f"{option}={value}", "--data", "nowhere", code=2).stderr

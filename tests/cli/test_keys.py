@@ -79,13 +79,13 @@ def test_permissions_are_those_given(tmp_path: Path) -> None:
         assert httpx.post(f"{url}/api/v1/runs", **post, trust_env=False).status_code == 403  # type: ignore[arg-type]
 
 
-def test_companies_see_their_own_runs_only(tmp_path: Path) -> None:
-    """The same run ids of two companies are two runs; nobody lists, gets or writes the other's."""
+def test_tenants_see_their_own_runs_only(tmp_path: Path) -> None:
+    """Equal run ids of two tenants are two runs; no tenant lists, gets or writes those of another."""
     texts = {name: generated(30, seed=seed) for name, seed in (("acme", 1), ("beta", 2))}
     files = {name: write_ndjson(tmp_path / f"{name}.ndjson", found) for name, found in texts.items()}
     data = tmp_path / "data"
     with server(data) as (url, _):
-        keys = {name: made(data, name, "--company", name)[0] for name in texts}
+        keys = {name: made(data, name, "--tenant", name)[0] for name in texts}
         for name, path in files.items():
             runspan("export", path, "--endpoint", url, "--tenant", name, RUNSPAN_API_KEY=keys[name])
         for name, found in texts.items():
@@ -125,9 +125,9 @@ def test_a_key_comes_from_a_file_and_is_shown_nowhere(tmp_path: Path) -> None:
         ]
         assert len(results[1].stdout.splitlines()) == 5
         assert child.end() == 0
-    told = "".join(result.output for result in results) + "".join(child.lines)
-    assert "wfk_" not in told
-    assert "POST '/v1/traces' 200" in told
+    output = "".join(result.output for result in results) + "".join(child.lines)
+    assert "wfk_" not in output
+    assert "POST '/v1/traces' 200" in output
 
 
 def test_creating_prints_the_secret_alone_on_standard_output(tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_creating_prints_the_secret_alone_on_standard_output(tmp_path: Path) -> 
 def test_the_list_is_for_people_too(tmp_path: Path) -> None:
     """One line a key; names that would steer a terminal are spelled out."""
     for name in ("one", "two\x1b[31m"):
-        runspan("keys", "create", "--data", tmp_path, "--name", name, "--company", "acme")
+        runspan("keys", "create", "--data", tmp_path, "--name", name, "--tenant", "acme")
     lines = runspan("keys", "list", "--data", tmp_path).stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["active", "active"]
     assert lines[1].endswith("acme  two\\x1b[31m")
 
 
 @pytest.mark.parametrize("args", [("list",), ("revoke", "abc"), ("rotate", "abc")])
-def test_a_directory_without_keys_is_told_and_not_made(args: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_directory_without_keys_is_reported_and_not_created(args: tuple[str, ...], tmp_path: Path) -> None:
     """Only ``create`` makes a directory."""
     result = runspan("keys", args[0], "--data", tmp_path / "nowhere", *args[1:], code=2)
     assert "no API keys are kept here" in result.stderr
@@ -161,23 +161,23 @@ def test_a_directory_without_keys_is_told_and_not_made(args: tuple[str, ...], tm
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (("create",), 2, "Missing option '--name'"),
         (("create", "--name", "x", "--permission", "all"), 2, "Invalid value for '--permission'"),
-        (("create", "--name", "x", "--expires", "soon"), 2, "expected a length of time"),
+        (("create", "--name", "x", "--expires", "soon"), 2, "expected a duration"),
         (("revoke", "abc"), 5, "key abc: no such key"),
         (("rotate", "abc"), 5, "hint: `runspan keys list` shows the ids"),
     ],
 )
-def test_wrong_use_has_its_exit_code(args: tuple[str, ...], code: int, told: str, tmp_path: Path) -> None:
+def test_wrong_use_has_its_exit_code(args: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
     """Nothing is created or changed."""
     runspan("keys", "create", "--data", tmp_path, "--name", "first")
-    assert told in runspan("keys", args[0], "--data", tmp_path, *args[1:], code=code).stderr
+    assert message in runspan("keys", args[0], "--data", tmp_path, *args[1:], code=code).stderr
     assert len(runspan("keys", "list", "--data", tmp_path).stdout.splitlines()) == 1
 
 
-def test_the_key_file_is_for_its_owner_and_looseness_is_told(tmp_path: Path) -> None:
+def test_the_key_file_is_private_and_other_modes_cause_a_warning(tmp_path: Path) -> None:
     """The file is made private; one that others can open is warned about, with the command that closes it."""
     runspan("keys", "create", "--data", tmp_path, "--name", "x")
     file = tmp_path / "keys.sqlite3"

@@ -79,8 +79,8 @@ def test_the_digest_of_the_output_is_the_digest_of_the_span(data: Path) -> None:
     assert shown == text
     with SqliteStore(data) as store:
         spans = store.spans(run_ids(run_id, "").trace_id)
-    told = {span.attributes().get(DIGEST) for span in spans} - {None}
-    assert told == {hashlib.sha256(shown).hexdigest()}
+    digests = {span.attributes().get(DIGEST) for span in spans} - {None}
+    assert digests == {hashlib.sha256(shown).hexdigest()}
 
 
 def test_list_pages_to_completeness_with_the_cursor(ask: Ask) -> None:
@@ -150,7 +150,7 @@ def test_the_table_has_a_line_for_each_run(ask: Ask) -> None:
     assert all(row == row.rstrip() for row in rows)
 
 
-def test_the_table_shows_odd_values_without_obeying_them(tmp_path: Path) -> None:
+def test_the_table_escapes_unusual_values(tmp_path: Path) -> None:
     """Control characters, markup, huge numbers and payloads nested too deep for a recursive parser stay in their
     line."""
     odd = (
@@ -187,30 +187,30 @@ def test_a_reader_that_goes_away_ends_the_list_quietly(data: Path, form: tuple[s
         assert child.stdout is not None
         assert child.stderr is not None
         child.stdout.close()
-        told = child.stderr.read()
+        stderr = child.stderr.read()
         assert child.wait(60) == 141
-    assert told == b""
+    assert stderr == b""
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (("get", "no such run"), 5, "run no such run"),
         (("list", "--cursor", "zzz"), 2, "cursor: expected meta.cursor"),
         (("list", "--status", "done"), 2, "Invalid value for '--status'"),
-        (("list", "--since", "yesterday"), 2, "expected a length of time such as 90m"),
+        (("list", "--since", "yesterday"), 2, "expected a duration such as 30s"),
         (("list", "--limit", "0"), 2, "0 is not in the range x>=1"),
     ],
 )
-def test_wrong_questions_end_with_their_exit_code(ask: Ask, args: tuple[str, ...], code: int, told: str) -> None:
+def test_wrong_questions_end_with_their_exit_code(ask: Ask, args: tuple[str, ...], code: int, message: str) -> None:
     """The same code over a directory and over a server."""
     result = ask(*args, code=code)
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         (("--data", "nowhere"), 2, "nowhere: no runs are kept here"),
         (("--backend", "sqlite:nowhere"), 2, "nowhere: no runs are kept here"),
@@ -223,13 +223,13 @@ def test_wrong_questions_end_with_their_exit_code(ask: Ask, args: tuple[str, ...
     ],
 )
 @pytest.mark.parametrize("name", ["list", "get"])
-def test_a_place_without_runs_is_told_and_never_made(
-    name: str, args: tuple[str, ...], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_place_without_runs_is_reported_and_never_created(
+    name: str, args: tuple[str, ...], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A typing error must not leave an empty store behind, nor show an empty list."""
     monkeypatch.chdir(tmp_path)
     result = runspan(name, *(("run_1",) if name == "get" else ()), *args, code=code)
-    assert told in result.stderr
+    assert message in result.stderr
     assert "pw" not in result.stderr
     assert len(result.stderr.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
@@ -239,7 +239,7 @@ def test_a_file_that_cannot_be_written_is_told(data: Path, tmp_path: Path) -> No
     """--out into a folder that does not exist."""
     out = tmp_path / "no" / "run.json"
     result = runspan("get", next(iter(TEXTS)), "--data", data, "--out", out, code=2)
-    assert f"--out {out}: expected a file that can be written" in result.stderr
+    assert f"--out {out}: expected a writable file" in result.stderr
 
 
 def test_a_damaged_store_ends_with_10(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_damaged_store_ends_with_10(tmp_path: Path) -> None:
 
 
 def test_every_option_has_its_variable(data: Path, tmp_path: Path) -> None:
-    """What options say, the environment can say as well, and an option goes before it."""
+    """The environment sets options as well, and an option takes precedence."""
     env = {"RUNSPAN_DATA": str(data), "RUNSPAN_LIMIT": "3", "RUNSPAN_JSON": "1", "RUNSPAN_TENANT": "acme"}
     assert len(runspan("list", **env).stdout.splitlines()) == 3
     assert len(runspan("list", "--limit", 5, **env).stdout.splitlines()) == 5

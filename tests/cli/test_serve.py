@@ -27,16 +27,16 @@ def get(url: str, path: str = "/api/v1/runs", key: str = "") -> httpx.Response:
 
 
 def test_it_says_where_it_is_and_that_it_is_open(tmp_path: Path) -> None:
-    """The address, the two paths that people need, and who may use them; its end is told too."""
+    """The address, the two paths that people need, and who may use them; its end is reported too."""
     with server(tmp_path / "data") as (url, child):
         assert get(url).json() == {"success": True, "data": [], "meta": {"cursor": None, "hasMore": False}}
         assert get(url, "/healthz").status_code == get(url, "/readyz").status_code == 200
         child.wait_for("no API key was made")
         assert child.end() == 0
-    told = "".join(child.lines)
-    assert f"runs:   {url}/api/v1/runs" in told
-    assert f"traces: {url}/v1/traces" in told
-    assert told.endswith("runspan stopped; everything acknowledged is on disk\n")
+    output = "".join(child.lines)
+    assert f"runs:   {url}/api/v1/runs" in output
+    assert f"traces: {url}/v1/traces" in output
+    assert output.endswith("runspan stopped; everything acknowledged is on disk\n")
 
 
 def test_its_options_reach_the_application(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_its_options_reach_the_application(tmp_path: Path) -> None:
         "RUNSPAN_TRACE_URL": "http://jaeger/trace/{trace_id}",
         "RUNSPAN_PRIVATE_METRICS": "1",
         "RUNSPAN_ACCESS_LOG": "1",
-        "RUNSPAN_THREADS": "2",
+        "RUNSPAN_CONCURRENCY": "2",
     }
     headers = {"x-api-key": key, "content-type": "application/json"}
     with (
@@ -69,7 +69,7 @@ def test_its_options_reach_the_application(tmp_path: Path) -> None:
         assert link["url"] == f"http://jaeger/trace/{link['traceId']}"
         assert [client.get("/api/v1/runs").status_code for _ in range(3)] == [200, 200, 429]
         limited = runspan("list", "--backend", url, code=8, RUNSPAN_API_KEY=key)
-        assert re.search(r"hint: ask again in \d+ seconds", limited.stderr)
+        assert re.search(r"hint: retry in \d+ seconds", limited.stderr)
         assert child.end() == 0
     assert any("POST '/v1/traces' 429" in line for line in child.lines)
 
@@ -92,17 +92,19 @@ def test_the_log_cannot_be_forged() -> None:
 
 def test_names_that_are_allowed(tmp_path: Path) -> None:
     """--allow-host and its variable add names under which a server without keys answers; others are refused, and an
-    export hears what to do."""
+    export says what to do."""
     with server(tmp_path, RUNSPAN_ALLOW_HOST="host.docker.internal my-box") as (url, _):
-        told = {name: named(url, name) for name in ("localhost", "host.docker.internal:1", "my-box", "evil.example")}
-    assert told == {"localhost": 200, "host.docker.internal:1": 200, "my-box": 200, "evil.example": 403}
+        statuses = {
+            name: named(url, name) for name in ("localhost", "host.docker.internal:1", "my-box", "evil.example")
+        }
+    assert statuses == {"localhost": 200, "host.docker.internal:1": 200, "my-box": 200, "evil.example": 403}
     with server(tmp_path, "--allow-host", "my-box", "--allow-host", "192.0.2.7") as (url, _):
         assert [named(url, name) for name in ("my-box", "192.0.2.7", "host.docker.internal")] == [200, 200, 403]
         headers = {"OTEL_EXPORTER_OTLP_HEADERS": "host=evil.example"}
         refused = runspan(
             "export", SAMPLES / "agent-invoice-extraction-openai.json", "--endpoint", url, code=1, **headers
         )
-        assert "hint: call it by 127.0.0.1, or start it with: runspan serve --allow-host NAME" in refused.stderr
+        assert "hint: address it as 127.0.0.1, or start it with: runspan serve --allow-host NAME" in refused.stderr
     refused = runspan("serve", "--data", tmp_path, "--allow-host", "http://my-box", "--port", 0, code=2)
     assert "allowed host: expected a name or an address without a port" in refused.stderr
 
@@ -135,7 +137,7 @@ def test_beyond_this_machine_it_refuses_without_keys(tmp_path: Path, host: str) 
     """The message says how to make one."""
     result = runspan("serve", "--data", tmp_path, "--host", host, "--port", 0, code=2)
     assert "refusing to listen beyond this machine without API keys" in result.stderr
-    assert f"hint: make one first: runspan keys create --data {tmp_path} --name NAME" in result.stderr
+    assert f"hint: create one first: runspan keys create --data {tmp_path} --name NAME" in result.stderr
 
 
 def test_beyond_this_machine_it_serves_with_keys(tmp_path: Path) -> None:
@@ -148,17 +150,17 @@ def test_beyond_this_machine_it_serves_with_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "told"),
+    ("backend", "message"),
     [
         ("http://127.0.0.1:8321", "a server cannot be served again"),
         ("mysql://x", "backend: expected sqlite:DIR"),
         ("sqlite:", "backend: expected sqlite:DIR"),
     ],
 )
-def test_a_backend_that_cannot_be_written_is_refused(tmp_path: Path, backend: str, told: str) -> None:
+def test_a_backend_that_cannot_be_written_is_refused(tmp_path: Path, backend: str, message: str) -> None:
     """Told in two lines, before anything listens."""
     lines = runspan("serve", "--data", tmp_path, "--backend", backend, "--port", 0, code=2).stderr.splitlines()
-    assert told in lines[0]
+    assert message in lines[0]
     assert lines[1].startswith("  hint: ")
     assert len(lines) == 2
 
@@ -174,11 +176,11 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_made_ends_with_10(tmp_path: Path) -> None:
-    """A file stands where the directory should be."""
+    """A file is where the directory should be."""
     (tmp_path / "file").touch()
     for data in (tmp_path / "file", tmp_path / "file" / "data"):
         first, second = runspan("serve", "--data", data, "--port", 0, code=10).stderr.splitlines()
-        assert first.startswith(f"runspan: {data}: cannot make the data directory, got ")
+        assert first.startswith(f"runspan: {data}: cannot create the data directory, got ")
         assert "--data" in second
 
 
@@ -186,11 +188,11 @@ def test_a_directory_that_cannot_be_made_ends_with_10(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_ends_with_10(tmp_path: Path) -> None:
     """The keys are the first file that is opened."""
     tmp_path.chmod(0o500)
-    assert "cannot open the keys" in runspan("serve", "--data", tmp_path, "--port", 0, code=10).stderr
+    assert "keys.sqlite3: Permission denied" in runspan("serve", "--data", tmp_path, "--port", 0, code=10).stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "30h", "nan", "1e3"])
-def test_a_retention_that_is_none_is_told(tmp_path: Path, value: str) -> None:
+def test_an_invalid_retention_is_refused(tmp_path: Path, value: str) -> None:
     """Days, or a plan's name."""
     result = runspan("serve", "--data", tmp_path, "--retention", value, code=2)
     assert "expected days such as 90, or one of free, pro, enterprise" in result.stderr
@@ -219,7 +221,7 @@ def test_its_end_during_an_export_loses_nothing_acknowledged(tmp_path: Path) -> 
     server that was started again, completes it."""
     texts = generated(2000, seed=3)
     path = write_ndjson(tmp_path / "runs.ndjson", texts)
-    args = ("--batch-spans", 40, "--retry-for", 0, "--json")
+    args = ("--batch-spans", 40, "--retry-max-time", 0, "--json")
     with (
         server(tmp_path / "data") as (url, child),
         running("export", path, "--endpoint", url, *args, prints_on="stdout") as exporting,

@@ -1,4 +1,4 @@
-"""The backends of the suite. A further one is another branch of ``backend``."""
+"""The backends of the suite: another one is a further branch of ``backend``."""
 
 from __future__ import annotations
 

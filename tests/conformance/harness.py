@@ -1,4 +1,4 @@
-"""What the suite needs of a backend: how runs get in, and the reader under test."""
+"""What the suite needs of a backend: a way to send runs, and the reader under test."""
 
 from __future__ import annotations
 
@@ -24,26 +24,31 @@ SECOND = 1_000_000_000
 
 
 class Harness(Protocol):
-    """One backend. Each test works under a tenant of its own, so backends may keep what other tests wrote.
-
-    send: brings runs in as of a time of observation, and returns when the reader can see them.
-    send_spans: the same for spans.
-    """
+    """One backend. Each test uses a tenant of its own, so backends may keep what other tests wrote."""
 
     reader: TraceReader
 
-    def send(self, *runs: Run, tenant: str, observed_at: int = ...) -> None: ...
+    def send(self, *runs: Run, tenant: str, observed_at: int = ...) -> None:
+        """Send runs as observed at this time, and return when the reader can read them."""
+        ...
 
-    def send_spans(self, spans: Sequence[Span], tenant: str) -> None: ...
+    def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
+        """Send spans, and return when the reader can read them."""
+        ...
 
 
 def otlp(spans: Sequence[Span]) -> bytes:
-    """The spans as the body of an OTLP request."""
+    """Return the spans as the body of an OTLP request."""
     return request_bytes(Resource(), [span_bytes(span) for span in spans])
 
 
+def write_spans(store: SqliteStore, spans: Sequence[Span], tenant: str = "") -> None:
+    """Write spans to an embedded store over OTLP; all are accepted."""
+    assert store.write(read_protobuf(otlp(spans)), tenant).rejected == ()
+
+
 def foreign_otlp(trace_id: bytes, span_id: bytes, name: str) -> bytes:
-    """The body of an OTLP request with one span of other instrumentation."""
+    """Return the body of an OTLP request with one span of other instrumentation."""
     data = TracesData()
     outer = data.resource_spans.add()
     outer.resource.attributes.add(key="service.name").value.string_value = "llm"
@@ -54,7 +59,7 @@ def foreign_otlp(trace_id: bytes, span_id: bytes, name: str) -> bytes:
 
 @dataclass
 class StoreByDocument:
-    """The embedded store, runs handed over as documents."""
+    """The embedded store; runs are written as documents."""
 
     reader: SqliteStore
 
@@ -63,12 +68,12 @@ class StoreByDocument:
             assert self.reader.put(run, tenant=tenant, observed_at=observed_at).rejected == ()
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
-        assert self.reader.write(read_protobuf(otlp(spans)), tenant).rejected == ()
+        write_spans(self.reader, spans, tenant)
 
 
 @dataclass
 class StoreByOtlp(StoreByDocument):
-    """The embedded store, runs sent as spans over OTLP."""
+    """The embedded store; runs are sent as spans over OTLP."""
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
         for run in runs:
@@ -76,7 +81,7 @@ class StoreByOtlp(StoreByDocument):
 
 
 def make_run(run_id: str, at: int = T0, **members: Any) -> Run:
-    """A run that starts at this time and has ended, with two steps; members replace or add to its own."""
+    """Return a run that starts at this time and has ended, with two steps; members replace or extend its own."""
     document: dict[str, Any] = {
         "id": run_id,
         "workflowId": "wf_billing",
@@ -105,7 +110,7 @@ def make_run(run_id: str, at: int = T0, **members: Any) -> Run:
 
 
 def running(run_id: str, at: int = T0, done: int = 1, **members: Any) -> Run:
-    """The same run while it runs: the first steps have ended, one runs."""
+    """Return the same run while it runs: the first steps have ended, one is running."""
     steps = make_run(run_id, at).to_dict()["steps"][:done]
     steps.append({"id": "wait", "type": "approval", "status": "running", "startedAt": canonical_text(at + SECOND)})
     return make_run(
@@ -114,12 +119,12 @@ def running(run_id: str, at: int = T0, done: int = 1, **members: Any) -> Run:
 
 
 def ids(page: Page) -> list[str]:
-    """The run ids of a page, in its order."""
+    """Return the run ids of a page, in its order."""
     return [json.loads(item)["id"] for item in page.items]
 
 
 def all_pages(reader: TraceReader, query: RunQuery) -> list[list[str]]:
-    """The run ids of all pages."""
+    """Return the run ids of all pages."""
     pages = []
     while True:
         page = reader.search(query)

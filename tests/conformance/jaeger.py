@@ -1,4 +1,4 @@
-"""Jaeger in the suite: without a batch processor a success means stored, and what is stored can be read."""
+"""Jaeger in the suite: without a batch processor an accepted run is stored, and can be read at once."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from support.servers.jaeger import Jaeger
 
 
 def jaeger_by_otlp(server: Jaeger) -> ByOtlp:
-    """A Jaeger of a test run."""
+    """Return the harness of a Jaeger."""
     return ByOtlp(JaegerReader(remote_config(f"jaeger+{server.url}", {})), delivery_to(server.otlp))

@@ -1,4 +1,4 @@
-"""Tempo in the suite: what was accepted can be read by its id at once, and a search waits until it shows."""
+"""Tempo in the suite: an accepted run can be read by its id at once; a search waits until it is visible."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from support.servers import Tempo
 VISIBLE_SECONDS: Final = 60.0
 LATEST: Final = 2**32 - 1
 
-Heads = set[tuple[str, str]]
-"""Trace id and span id of head spans, in hex."""
+RevisionSpanIds = set[tuple[str, str]]
+"""Trace id and span id of revision spans, in hex."""
 
 
 @dataclass
 class WaitingReader:
-    """The reader under test; a search first waits until all that was sent can be found."""
+    """The reader under test; a search first waits until everything that was sent is visible."""
 
     reader: TraceReader
-    visible: Callable[[str], Heads]
-    sent: dict[str, Heads] = field(default_factory=dict)
+    visible: Callable[[str], RevisionSpanIds]
+    sent: dict[str, RevisionSpanIds] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Any:
@@ -67,26 +67,26 @@ class TempoByOtlp(ByOtlp):
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
         super().send_spans(spans, tenant)
-        heads = {(span.trace_id.hex(), span.span_id.hex()) for span in spans if REVISION in span.attributes()}
-        self.reader.sent.setdefault(tenant, set()).update(heads)
+        revision_spans = {(span.trace_id.hex(), span.span_id.hex()) for span in spans if REVISION in span.attributes()}
+        self.reader.sent.setdefault(tenant, set()).update(revision_spans)
 
 
 def tempo_by_otlp(server: Tempo) -> TempoByOtlp:
-    """The Tempo of a test run."""
+    """Return the harness of a Tempo."""
     reader = TempoReader(remote_config(f"tempo+{server.url}", {}))
-    return TempoByOtlp(WaitingReader(reader, partial(tempo_heads, server.url)), delivery_to(server.otlp))
+    return TempoByOtlp(WaitingReader(reader, partial(visible_revision_spans, server.url)), delivery_to(server.otlp))
 
 
-def tempo_heads(url: str, tenant: str) -> Heads:
-    """The head spans that a search of Tempo finds, asked without the reader under test."""
+def visible_revision_spans(url: str, tenant: str) -> RevisionSpanIds:
+    """Return the revision spans that a search of Tempo finds, without the reader under test."""
     of_tenant = f'span.runspan.tenant = "{tenant}" && ' if tenant else ""
     query = f"{{ {of_tenant}span.{REVISION} != nil }} | by(span:id) with(most_recent=true)"
     parameters = {"q": query, "start": 1, "end": LATEST, "limit": 100_000, "spss": 1}
-    answer = httpx.get(f"{url}/api/search", params=parameters, trust_env=False, timeout=30)
-    answer.raise_for_status()
+    response = httpx.get(f"{url}/api/search", params=parameters, trust_env=False, timeout=30)
+    response.raise_for_status()
     return {
         (trace["traceID"].zfill(32), span["spanID"].zfill(16))
-        for trace in answer.json()["traces"]
+        for trace in response.json()["traces"]
         for span_set in trace["spanSets"]
         for span in span_set["spans"]
     }

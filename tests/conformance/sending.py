@@ -1,4 +1,4 @@
-"""Runs on their way into a backend over OTLP/HTTP, by the project's own encoder and delivery."""
+"""Sending runs to a backend over OTLP/HTTP, by the project's own encoder and exporter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 
 @dataclass
 class ByOtlp:
-    """A backend that takes OTLP/HTTP, whose reader sees what was accepted at once."""
+    """A backend that accepts OTLP/HTTP, whose reader can read an accepted run at once."""
 
     reader: TraceReader
     delivery: OtlpExporter
@@ -39,5 +39,5 @@ class ByOtlp:
 
 
 def delivery_to(otlp: str) -> OtlpExporter:
-    """A delivery to where a server takes OTLP/HTTP."""
+    """Return an exporter to the OTLP/HTTP endpoint of a server."""
     return connect(exporter_config({}, endpoint=otlp))

@@ -13,7 +13,7 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.ids import run_ids
 
 SAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.json"))
-ODD_IDS = [
+UNUSUAL_IDS = [
     "a",
     "run with spaces",
     "run/with/slashes",
@@ -38,7 +38,7 @@ def test_a_document_comes_back_exactly(backend: Harness, tenant: str, sample: Pa
     assert document.incomplete == ()
 
 
-@pytest.mark.parametrize("run_id", ODD_IDS)
+@pytest.mark.parametrize("run_id", UNUSUAL_IDS)
 def test_any_run_id_is_found_by_itself_alone(backend: Harness, tenant: str, run_id: str) -> None:
     """Ids are compared exactly, whatever characters they have."""
     run = make_run(run_id)
@@ -51,7 +51,7 @@ def test_any_run_id_is_found_by_itself_alone(backend: Harness, tenant: str, run_
 
 @pytest.mark.parametrize("run_id", ["never-sent", "", "\ud800", "x" * 10_000])
 def test_an_unknown_run_is_not_found(backend: Harness, tenant: str, run_id: str) -> None:
-    """No id, however odd, is answered with anything but NotFound when no such run was sent."""
+    """For any id, however unusual, of which no run was sent, the result is NotFound."""
     backend.send(make_run("other"), tenant=tenant)
     with pytest.raises(NotFound):
         backend.reader.document(run_id, tenant)
@@ -77,7 +77,7 @@ def test_a_run_is_read_at_its_newest_revision(backend: Harness, tenant: str) -> 
 
 
 def test_sending_a_run_again_changes_nothing(backend: Harness, tenant: str) -> None:
-    """A re-export is read as the one document that it is."""
+    """A re-export is read as one document."""
     run = make_run("again")
     for number in range(3):
         backend.send(run, tenant=tenant, observed_at=T0 + number)
@@ -85,7 +85,7 @@ def test_sending_a_run_again_changes_nothing(backend: Harness, tenant: str) -> N
 
 
 def test_a_late_snapshot_does_not_hide_the_finished_run(backend: Harness, tenant: str) -> None:
-    """Spans arrive in any order; a snapshot that is overtaken by the run span changes nothing."""
+    """Spans arrive in any order; a snapshot that arrives after the run span changes nothing."""
     snapshot, finished = running("late"), make_run("late")
     backend.send_spans(encode(finished, tenant=tenant), tenant)
     backend.send_spans(encode(snapshot, tenant=tenant, observed_at=T0), tenant)
@@ -101,8 +101,8 @@ def test_a_changed_finished_run_is_read_as_changed(backend: Harness, tenant: str
         assert backend.reader.document("c", tenant).text == run.text
 
 
-def test_an_incomplete_run_is_never_answered_as_whole(backend: Harness, tenant: str) -> None:
-    """When a step's span is missing and no older revision is there, the answer is TraceIncomplete and says what."""
+def test_an_incomplete_run_is_never_returned_as_complete(backend: Harness, tenant: str) -> None:
+    """When a step span is missing and there is no older revision, TraceIncomplete says which."""
     spans = encode(make_run("cut"), tenant=tenant)
     backend.send_spans(spans[1:], tenant)
     with pytest.raises(TraceIncomplete) as caught:
@@ -111,7 +111,7 @@ def test_an_incomplete_run_is_never_answered_as_whole(backend: Harness, tenant: 
 
 
 def test_an_older_revision_says_what_is_missing_of_the_newer(backend: Harness, tenant: str) -> None:
-    """The newest proved revision is answered, and ``incomplete`` is not empty."""
+    """The newest proved revision is returned, and ``incomplete`` is not empty."""
     snapshot, finished = running("older"), make_run("older")
     backend.send_spans(encode(snapshot, tenant=tenant, observed_at=T0), tenant)
     backend.send_spans(encode(finished, tenant=tenant)[-1:], tenant)
@@ -121,7 +121,7 @@ def test_an_older_revision_says_what_is_missing_of_the_newer(backend: Harness, t
 
 
 def test_the_spans_of_a_trace_are_those_that_were_sent(backend: Harness, tenant: str) -> None:
-    """``spans`` gives a run's spans with their ids, times and attributes."""
+    """``spans`` returns a run's spans with their ids, times and attributes."""
     run = make_run("spans")
     sent = encode(run, tenant=tenant, observed_at=T0)
     backend.send(run, tenant=tenant)
@@ -134,7 +134,7 @@ def test_the_spans_of_a_trace_are_those_that_were_sent(backend: Harness, tenant:
 
 
 def test_an_unknown_trace_has_no_spans(backend: Harness) -> None:
-    """``spans`` raises NotFound rather than giving an empty list."""
+    """``spans`` raises NotFound instead of returning an empty list."""
     with pytest.raises(NotFound):
         backend.reader.spans(bytes(range(16)))
 

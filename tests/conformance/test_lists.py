@@ -14,11 +14,11 @@ from runspan.errors import TraceIncomplete
 
 WORKFLOWS = ("wf_a", "wf_b")
 STATUSES = ("completed", "failed", "running")
-ODD_NAMES = ['say "x"', "it's", "{a} || {b}", "a\nb", "wf%", "wf_", "ワークフロー", "a\\", "~.*", "x" * 600, ""]
+UNUSUAL_NAMES = ['say "x"', "it's", "{a} || {b}", "a\nb", "wf%", "wf_", "ワークフロー", "a\\", "~.*", "x" * 600, ""]
 
 
 def fill(backend: Harness, tenant: str) -> list[tuple[str, str, str, int]]:
-    """Twelve runs over two workflows and three statuses, as (id, workflow, status, start), newest first."""
+    """Send twelve runs of two workflows and three statuses; return (id, workflow, status, start), newest first."""
     made = []
     for number, (workflow, status, round_) in enumerate(product(WORKFLOWS, STATUSES, (0, 1))):
         at = T0 + ((number * 5) % 12) * SECOND
@@ -75,7 +75,7 @@ def test_a_full_last_page_has_no_cursor(backend: Harness, tenant: str) -> None:
 
 
 def test_runs_that_arrive_meanwhile_neither_repeat_nor_hide_others(backend: Harness, tenant: str) -> None:
-    """Pages that follow hold every run that was there when the first was read, once; newer arrivals are not in them."""
+    """Later pages have every run that was stored when the first was read, once, and no newer arrivals."""
     before = [f"old-{number}" for number in range(9)]
     backend.send(*[make_run(run_id) for run_id in before], tenant=tenant)
     seen: list[str] = []
@@ -91,7 +91,7 @@ def test_runs_that_arrive_meanwhile_neither_repeat_nor_hide_others(backend: Harn
     assert seen == sorted(before, reverse=True)
 
 
-def test_a_run_that_has_ended_answers_to_its_last_status_only(backend: Harness, tenant: str) -> None:
+def test_a_run_that_has_ended_is_listed_with_its_last_status_only(backend: Harness, tenant: str) -> None:
     """It is in the list once, and the list of running runs no longer has it."""
     backend.send(running("r"), tenant=tenant, observed_at=T0 + SECOND)
     assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["r"]
@@ -109,32 +109,32 @@ def test_a_run_that_was_sent_again_is_listed_once(backend: Harness, tenant: str)
     assert ids(backend.reader.search(RunQuery(tenant))) == ["once"]
 
 
-def test_a_run_whose_workflow_changed_answers_to_the_last(backend: Harness, tenant: str) -> None:
-    """The filter looks at the newest revision, not at any."""
+def test_a_run_whose_workflow_changed_is_listed_with_the_last(backend: Harness, tenant: str) -> None:
+    """The filter compares the newest revision, not any."""
     backend.send(running("moved", workflowId="wf_old"), tenant=tenant, observed_at=T0 + SECOND)
     backend.send(make_run("moved", workflowId="wf_new"), tenant=tenant, observed_at=T0 + 2 * SECOND)
     assert ids(backend.reader.search(RunQuery(tenant, workflow_id="wf_old"))) == []
     assert ids(backend.reader.search(RunQuery(tenant, workflow_id="wf_new"))) == ["moved"]
 
 
-@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+@pytest.mark.parametrize("name", UNUSUAL_NAMES, ids=ascii)
 def test_workflow_names_are_compared_exactly(backend: Harness, tenant: str, name: str) -> None:
-    """No quote, brace, wildcard or line break in a name means anything."""
+    """No quote, brace, wildcard or line break in a name has a meaning."""
     backend.send(make_run("it", workflowId=name), tenant=tenant)
     backend.send(
-        *[make_run(f"n{i}", workflowId=other) for i, other in enumerate(ODD_NAMES) if other != name], tenant=tenant
+        *[make_run(f"n{i}", workflowId=other) for i, other in enumerate(UNUSUAL_NAMES) if other != name], tenant=tenant
     )
     assert ids(backend.reader.search(RunQuery(tenant, workflow_id=name))) == ["it"]
 
 
-def test_statuses_that_nobody_documented_can_be_asked_for(backend: Harness, tenant: str) -> None:
+def test_undocumented_statuses_can_be_listed(backend: Harness, tenant: str) -> None:
     """The platform may add a status at any time."""
-    backend.send(make_run("odd", status="paused by admin"), make_run("usual"), tenant=tenant)
-    assert ids(backend.reader.search(RunQuery(tenant, status="paused by admin"))) == ["odd"]
+    backend.send(make_run("unusual", status="paused by admin"), make_run("usual"), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant, status="paused by admin"))) == ["unusual"]
 
 
 def test_runs_without_a_workflow_or_status_are_listed_without_those_filters_only(backend: Harness, tenant: str) -> None:
-    """Absent is no value that a filter could name."""
+    """No filter value equals an absent member."""
     backend.send(make_run("bare", workflowId=..., status=...), tenant=tenant)
     assert ids(backend.reader.search(RunQuery(tenant))) == ["bare"]
     for query in (RunQuery(tenant, workflow_id=""), RunQuery(tenant, status=""), RunQuery(tenant, status="None")):
@@ -142,7 +142,7 @@ def test_runs_without_a_workflow_or_status_are_listed_without_those_filters_only
 
 
 def test_the_sort_time_is_the_start_else_the_creation(backend: Harness, tenant: str) -> None:
-    """A run that has not started stands where it was created."""
+    """A run that has not started sorts by its creation."""
     created = make_run(
         "created", startedAt=..., completedAt=..., status="pending", createdAt="2025-10-09T08:53:21.500Z"
     )
@@ -151,63 +151,63 @@ def test_the_sort_time_is_the_start_else_the_creation(backend: Harness, tenant: 
     assert ids(backend.reader.search(RunQuery(tenant))) == ["after", "created", "before"]
 
 
-def test_since_takes_its_own_moment_in(backend: Harness, tenant: str) -> None:
+def test_since_is_inclusive(backend: Harness, tenant: str) -> None:
     """A run that started at ``since`` is listed, one that started a millisecond earlier is not."""
     backend.send(make_run("at", T0), make_run("earlier", T0 - MS), tenant=tenant)
     assert ids(backend.reader.search(RunQuery(tenant, since=T0))) == ["at"]
 
 
 def test_another_tenants_runs_are_not_listed(backend: Harness, tenant: str) -> None:
-    """A list is one tenant's."""
+    """A list has the runs of one tenant."""
     backend.send(make_run("mine"), tenant=tenant)
     backend.send(make_run("theirs"), tenant=tenant + "-b")
     assert ids(backend.reader.search(RunQuery(tenant))) == ["mine"]
 
 
 def test_a_run_that_is_not_proved_is_not_listed(backend: Harness, tenant: str) -> None:
-    """Neither a head without its steps nor steps without a head are a run."""
-    backend.send_spans(encode(make_run("headless"), tenant=tenant)[:-1], tenant)
-    backend.send_spans(encode(make_run("stepless"), tenant=tenant)[-1:], tenant)
+    """Neither a revision span without its steps nor steps without a revision span are a run."""
+    backend.send_spans(encode(make_run("without revision span"), tenant=tenant)[:-1], tenant)
+    backend.send_spans(encode(make_run("without steps"), tenant=tenant)[-1:], tenant)
     page = backend.reader.search(RunQuery(tenant))
     assert [json.loads(item)["id"] for item in page.items] == []
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_step_that_came_twice_does_not_stand_for_one_that_was_lost(backend: Harness, tenant: str, lost: int) -> None:
-    """As many step spans as the run has steps are no proof: a list holds what can be read by its id."""
-    *steps, head = encode(make_run("twice"), tenant=tenant)
+def test_a_step_that_arrived_twice_does_not_replace_a_lost_one(backend: Harness, tenant: str, lost: int) -> None:
+    """As many step spans as the run has steps are no proof: a list has only runs that can be read by their id."""
+    *steps, run_span = encode(make_run("twice"), tenant=tenant)
     kept = steps[1 - lost]
     backend.send_spans([kept], tenant)
-    backend.send_spans([kept, head], tenant)
-    backend.send(make_run("whole"), tenant=tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["whole"]
+    backend.send_spans([kept, run_span], tenant)
+    backend.send(make_run("complete"), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["complete"]
     with pytest.raises(TraceIncomplete):
         backend.reader.document("twice", tenant)
     backend.send_spans([steps[lost]], tenant)
     assert backend.reader.document("twice", tenant).incomplete == ()
 
 
-def test_a_step_of_an_older_version_does_not_stand_for_one_that_was_lost(backend: Harness, tenant: str) -> None:
-    """Neither do as many different ones. Beside all of its own, a run may have steps that it no longer names."""
+def test_a_step_of_an_older_version_does_not_replace_a_lost_one(backend: Harness, tenant: str) -> None:
+    """Neither are as many different steps. Besides its own, a trace may have steps that its manifest no longer has."""
     older, newer = make_run("changed"), make_run("changed").to_dict()
     newer["steps"][1]["output"] = "another"
     newer_run = make_run("changed", steps=newer["steps"])
     old, own = encode(older, tenant=tenant), encode(newer_run, tenant=tenant)
     assert old[0].span_id == own[0].span_id
     backend.send_spans([own[0], old[1], own[-1]], tenant)
-    backend.send(make_run("whole"), tenant=tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["whole"]
+    backend.send(make_run("complete"), tenant=tenant)
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["complete"]
     with pytest.raises(TraceIncomplete):
         backend.reader.document("changed", tenant)
     fresh = encode(make_run("fresh", steps=newer["steps"]), tenant=tenant)
     stale = encode(make_run("fresh"), tenant=tenant)[1]
     backend.send_spans([fresh[0], stale, fresh[1], fresh[-1]], tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["whole", "fresh"]
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["fresh", "complete"]
 
 
 @pytest.mark.parametrize("count", [19, 21, 130])
 def test_a_run_of_many_steps_is_listed(backend: Harness, tenant: str, count: int) -> None:
-    """However many there are, and in whichever order they came; without one of them it is not."""
+    """However many there are, and in whichever order they arrive; without one of them it is not."""
     steps = [{"id": f"s{number}", "status": "completed", "output": number} for number in range(count)]
     for run_id, missing in (("many", ()), ("lacking", (count // 2,))):
         spans = encode(make_run(run_id, steps=steps), tenant=tenant)

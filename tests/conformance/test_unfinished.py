@@ -1,4 +1,4 @@
-"""Every backend: runs that have not ended, answered as they are now, until the finished run takes their place."""
+"""Every backend: runs that have not ended are read in their current state, until the finished run replaces them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDINGS = ("completed", "failed", "cancelled", "timed_out")
 
 
 def unwrapped(reader: TraceReader) -> TraceReader:
-    """The reader without the harness's waiting until everything can be found."""
+    """Return the reader without the harness's waiting until everything is visible."""
     return getattr(reader, "reader", reader)
 
 
@@ -34,8 +34,8 @@ def chunks(spans: list[Span], size: int) -> Iterator[list[Span]]:
         yield chunk
 
 
-def test_each_state_is_answered_and_listed_as_it_is(backend: Harness, tenant: str) -> None:
-    """Pending, running, retrying, suspended, ended: document, summary and every status filter tell the state of now."""
+def test_each_state_is_returned_and_listed(backend: Harness, tenant: str) -> None:
+    """Pending, running, retrying, suspended, ended: document, summary and status filters show the current state."""
     lives = [run_history(f"life-{ending}", T0 + number * SECOND, ending) for number, ending in enumerate(ENDINGS)]
     for stage in range(STAGE_COUNT):
         now = [life[stage] for life in lives]
@@ -52,7 +52,7 @@ def test_each_state_is_answered_and_listed_as_it_is(backend: Harness, tenant: st
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
 def test_snapshots_arrive_shuffled_and_twice(backend: Harness, tenant: str, size: int) -> None:
-    """The newest revision counts, in whatever order and company its spans and those of older ones come."""
+    """The newest revision counts, in whatever order and requests its spans and those of older ones arrive."""
     chance = random.Random(size)
     lives = [run_history(f"shuffled-{number}", T0 + number * SECOND) for number in range(3)]
     for number, life in enumerate(lives):
@@ -71,7 +71,7 @@ def test_snapshots_arrive_shuffled_and_twice(backend: Harness, tenant: str, size
 
 
 def test_many_heartbeats_are_one_run(backend: Harness, tenant: str) -> None:
-    """A run whose snapshot was repeated hundreds of times is listed once, as its newest one tells it."""
+    """A run whose snapshot was repeated hundreds of times is listed once, as of the newest one."""
     beat, last = running("beats", done=1), running("beats", done=2)
     for number in range(300):
         run = beat if number < 299 else last
@@ -85,7 +85,7 @@ def test_many_heartbeats_are_one_run(backend: Harness, tenant: str) -> None:
 
 
 def test_a_reader_sees_only_states_that_were_sent_and_never_an_older_one(backend: Harness, tenant: str) -> None:
-    """Whoever reads while a run goes on gets one sent document after the other, never a mixture and never backwards."""
+    """A reader of a run in progress gets one sent document after the other, never a mixture and never an older one."""
     life = run_history("watched", T0)
     order = {seen.run.text: number for number, seen in enumerate(life)}
     read: list[bytes] = []
@@ -99,7 +99,7 @@ def test_a_reader_sees_only_states_that_were_sent_and_never_an_older_one(backend
                 try:
                     read.append(reader.document("watched", tenant).text)
                 except NotFound:
-                    assert not read, "a run that was there is gone"
+                    assert not read, "a run that was read before is not found"
         except BaseException as failure:
             failures.append(failure)
 
@@ -108,7 +108,7 @@ def test_a_reader_sees_only_states_that_were_sent_and_never_an_older_one(backend
     try:
         for seen in life:
             backend.send(seen.run, tenant=tenant, observed_at=seen.at)
-            # What was acknowledged is what the next reader gets.
+            # The next read returns what was acknowledged.
             assert unwrapped(backend.reader).document("watched", tenant).text == seen.run.text
     finally:
         ended.set()
@@ -119,7 +119,7 @@ def test_a_reader_sees_only_states_that_were_sent_and_never_an_older_one(backend
 
 
 def test_a_run_that_has_ended_is_never_listed_as_unfinished(backend: Harness, tenant: str) -> None:
-    """From when its end is acknowledged no list by an earlier status has it, whether a search finds the end or not."""
+    """After its end is acknowledged no list by an earlier status has it, whether a search finds the end or not."""
     runs = [f"ends-{number}" for number in range(5)]
     for run_id in runs:
         backend.send(running(run_id), tenant=tenant, observed_at=T0 + SECOND)
@@ -132,7 +132,7 @@ def test_a_run_that_has_ended_is_never_listed_as_unfinished(backend: Harness, te
 
 
 def test_a_step_that_ends_between_two_snapshots_is_one_step(backend: Harness, tenant: str) -> None:
-    """What was written out in a snapshot and then became a span stands once in the document, at its place."""
+    """An open step of a snapshot that then became a span is in the document once, at its position."""
     before, after = running("between", done=0), running("between", done=1)
     backend.send(before, tenant=tenant, observed_at=T0)
     assert [step.id for step in Run.from_json(backend.reader.document("between", tenant).text).steps] == ["wait"]
@@ -145,15 +145,15 @@ def attempts_in(backend: Harness, run_id: str, tenant: str) -> list[tuple[int, s
     """Number, step and error of each attempt span in a run's trace."""
     spans = {span.span_id: span for span in backend.reader.spans(run_ids(run_id, tenant).trace_id)}
     found = [span.attributes() for span in spans.values() if span.attributes().get(ROLE) == ROLE_ATTEMPT]
-    told = [
+    attempts = [
         (found["runspan.attempt.number"], found.get("runspan.step.id", ""), found.get("error.type", ""))
         for found in found
     ]
-    return sorted(told)  # type: ignore[arg-type]
+    return sorted(attempts)  # type: ignore[arg-type]
 
 
-def test_attempts_of_a_retrying_step_are_seen_one_by_one(backend: Harness, tenant: str) -> None:
-    """Each attempt is a span of its own as soon as a snapshot tells it, once, however often snapshots repeat it."""
+def test_attempts_of_a_retrying_step_are_read_one_by_one(backend: Harness, tenant: str) -> None:
+    """Each attempt is one span as soon as a snapshot has it, however often snapshots repeat it."""
     life = run_history("retried", T0)
     first, second = (1, "charge", "TIMEOUT_1"), (2, "charge", "TIMEOUT_2")
     for seen in life[:4]:
@@ -166,8 +166,8 @@ def test_attempts_of_a_retrying_step_are_seen_one_by_one(backend: Harness, tenan
     assert backend.reader.document("retried", tenant).text == life[4].run.text
 
 
-def test_attempts_that_only_a_number_tells_are_seen_one_by_one(backend: Harness, tenant: str) -> None:
-    """The platform's log tells the number of the attempt and its error; each becomes a span all the same."""
+def test_attempts_that_are_only_a_number_are_read_one_by_one(backend: Harness, tenant: str) -> None:
+    """The platform's log has the number of the attempt and its error only; each becomes a span nevertheless."""
     for number in (1, 2, 2, 3):
         step = {"id": "pay", "status": "retrying", "attempt": number, "error": {"code": f"E{number}"}}
         run = running("numbered", steps=[step])
@@ -177,7 +177,7 @@ def test_attempts_that_only_a_number_tells_are_seen_one_by_one(backend: Harness,
 
 
 def test_a_correction_after_the_end_counts_and_late_snapshots_do_not(backend: Harness, tenant: str) -> None:
-    """A finished run that changes is answered as changed, whatever snapshots of before arrive after it."""
+    """A finished run that changes is read as changed, whatever earlier snapshots arrive after it."""
     life = run_history("corrected", T0)
     for seen in life:
         backend.send_spans(seen.spans(tenant), tenant)
@@ -194,7 +194,7 @@ def test_a_correction_after_the_end_counts_and_late_snapshots_do_not(backend: Ha
 
 
 def test_a_run_that_is_reopened_runs_again(backend: Harness, tenant: str) -> None:
-    """A finished run may go on; then it is listed as running, until it ends again."""
+    """A finished run may be reopened; then it is listed as running, until it ends again."""
     life = run_history("reopened", T0)
     backend.send_spans(life[-1].spans(tenant), tenant)
     again = life[8].run
@@ -210,7 +210,7 @@ def test_a_run_that_is_reopened_runs_again(backend: Harness, tenant: str) -> Non
 
 
 def test_a_snapshot_before_its_steps_leaves_the_older_state(backend: Harness, tenant: str) -> None:
-    """While steps that a newer head names are on their way, the newest whole state is answered, and says so."""
+    """While steps of a newer revision are missing, the newest complete state is returned, marked as incomplete."""
     life = run_history("fragments", T0)
     backend.send_spans(life[1].spans(tenant), tenant)
     newer = life[5].spans(tenant)
@@ -227,19 +227,19 @@ def test_a_snapshot_before_its_steps_leaves_the_older_state(backend: Harness, te
 
 
 def test_a_first_snapshot_without_its_steps_is_no_document_yet(backend: Harness, tenant: str) -> None:
-    """Nothing is made up for steps that have not come; when they come, the run is there."""
-    seen = run_history("headfirst", T0)[5]
+    """Steps that have not arrived are not replaced; when they arrive, the run is listed."""
+    seen = run_history("snapshot first", T0)[5]
     spans = seen.spans(tenant)
     backend.send_spans(spans[-1:], tenant)
     with pytest.raises(TraceIncomplete):
-        backend.reader.document("headfirst", tenant)
+        backend.reader.document("snapshot first", tenant)
     assert ids(unwrapped(backend.reader).search(RunQuery(tenant, status="running"))) == []
     backend.send_spans(spans[:-1], tenant)
-    assert backend.reader.document("headfirst", tenant).text == seen.run.text
-    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["headfirst"]
+    assert backend.reader.document("snapshot first", tenant).text == seen.run.text
+    assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["snapshot first"]
 
 
-# Runs that nobody saw go on.
+# Stuck runs.
 
 
 def stuck(backend: Harness, tenant: str, before: int, **filters: object) -> list[str]:
@@ -249,8 +249,8 @@ def stuck(backend: Harness, tenant: str, before: int, **filters: object) -> list
     return ids(page)
 
 
-def test_a_run_is_stuck_when_nobody_saw_it_go_on(backend: Harness, tenant: str) -> None:
-    """Its newest observation counts, and one at the very edge is recent enough; a heartbeat or an end clears it."""
+def test_a_run_is_stuck_when_it_was_not_observed_lately(backend: Harness, tenant: str) -> None:
+    """Its newest observation counts, and one at the threshold is recent enough; a heartbeat or an end clears it."""
     run = running("silent")
     backend.send(run, tenant=tenant, observed_at=T0)
     assert stuck(backend, tenant, T0) == []
@@ -263,7 +263,7 @@ def test_a_run_is_stuck_when_nobody_saw_it_go_on(backend: Harness, tenant: str) 
 
 
 def test_a_suspended_run_waits_and_is_not_stuck(backend: Harness, tenant: str) -> None:
-    """Nor is one that has ended, whenever it was seen; one that is pending may be."""
+    """Nor is one that has ended, whenever it was observed; one that is pending may be."""
     for status in RUN_STATUSES:
         make = make_run if status in TERMINAL_RUN_STATUSES else running
         backend.send(make(f"is-{status}", status=status), tenant=tenant, observed_at=T0)
@@ -271,7 +271,7 @@ def test_a_suspended_run_waits_and_is_not_stuck(backend: Harness, tenant: str) -
 
 
 def test_a_reopened_run_may_be_stuck(backend: Harness, tenant: str) -> None:
-    """Its observation is that of the revision after the root, not of the root."""
+    """Its observation is that of the revision after the run span, not of the run span."""
     backend.send_spans(encode(make_run("again"), tenant=tenant), tenant)
     backend.send_spans(encode(running("again"), tenant=tenant, observed_at=T0 + SECOND, after_root=True), tenant)
     assert stuck(backend, tenant, T0 + SECOND) == []
@@ -279,7 +279,7 @@ def test_a_reopened_run_may_be_stuck(backend: Harness, tenant: str) -> None:
 
 
 def test_stuck_runs_by_every_filter_and_page(backend: Harness, tenant: str) -> None:
-    """Together with workflow, status, since and pages the list is exactly what the runs' last states give."""
+    """Together with workflow, status, since and pages the list follows exactly from the runs' last states."""
     chance = random.Random(7)
     last: list[tuple[Observation, str]] = []
     for number in range(24):
@@ -309,8 +309,8 @@ def test_stuck_runs_by_every_filter_and_page(backend: Harness, tenant: str) -> N
     assert all(len(page) == 2 for page in pages[:-1])
 
 
-def test_a_run_whose_start_moved_stands_where_it_starts_now(backend: Harness, tenant: str) -> None:
-    """A list has a run once, at its newest start, however its pages fall; its older places are empty."""
+def test_a_run_whose_start_moved_sorts_by_its_newest_start(backend: Harness, tenant: str) -> None:
+    """A list has a run once, at its newest start, wherever its pages end, and not at its older starts."""
     moves = {"pending-first": -5, "corrected-later": 20, "corrected-earlier": -20, "reopened": 30}
     others = [make_run(f"at-{number:02}", T0 + number * SECOND) for number in range(12)]
     backend.send(*others, tenant=tenant)

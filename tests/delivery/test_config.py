@@ -1,4 +1,4 @@
-"""OpenTelemetry's exporter variables to delivery settings: the rules of endpoints, headers and durations."""
+"""OpenTelemetry's exporter variables to exporter config: the rules of endpoints, headers and durations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from runspan.delivery import exporter_config
 from runspan.errors import SettingError
+from runspan.http.client import TlsConfig
 
 OTLP = "OTEL_EXPORTER_OTLP_"
 
@@ -46,7 +47,7 @@ def test_http_endpoints_follow_the_specification(given: dict[str, str], endpoint
     ],
 )
 def test_an_endpoint_argument_goes_first_and_gets_the_path_when_it_has_none(argument: str, endpoint: str) -> None:
-    """What a person types after ``--endpoint`` is a base or the whole address; its path tells which."""
+    """What a person types after ``--endpoint`` is a base or the complete URL; its path decides."""
     assert exporter_config(env(TRACES_ENDPOINT="http://other/x"), endpoint=argument).endpoint == endpoint
 
 
@@ -64,13 +65,13 @@ def test_an_endpoint_argument_goes_first_and_gets_the_path_when_it_has_none(argu
 )
 def test_grpc_endpoints_follow_the_specification(given: dict[str, str], target: str, insecure: bool) -> None:
     """The scheme says whether there is TLS; INSECURE counts only without a scheme."""
-    settings = exporter_config({**given, OTLP + "PROTOCOL": "grpc"})
-    assert (settings.endpoint, settings.insecure) == (target, insecure)
+    config = exporter_config({**given, OTLP + "PROTOCOL": "grpc"})
+    assert (config.endpoint, config.insecure) == (target, insecure)
 
 
 def test_variables_for_traces_go_before_the_general_ones() -> None:
-    """Each setting is looked up by itself."""
-    settings = exporter_config(
+    """Each variable is looked up by itself."""
+    config = exporter_config(
         env(
             PROTOCOL="grpc",
             TRACES_PROTOCOL="http/protobuf",
@@ -84,28 +85,24 @@ def test_variables_for_traces_go_before_the_general_ones() -> None:
             CLIENT_CERTIFICATE="cert.pem",
         )
     )
-    assert settings.protocol == "http/protobuf"
-    assert settings.headers == (("b", "2"),)
-    assert settings.compression == "none"
-    assert (settings.certificate, settings.client_key, settings.client_certificate) == (
-        "ca.pem",
-        "traces.pem",
-        "cert.pem",
-    )
+    assert config.protocol == "http/protobuf"
+    assert config.headers == (("b", "2"),)
+    assert config.compression == "none"
+    assert config.tls == TlsConfig("ca.pem", "cert.pem", "traces.pem")
 
 
 def test_headers_are_percent_decoded_and_lower_case() -> None:
     """The form is that of the specification, spaces around allowed."""
-    settings = exporter_config(env(HEADERS=" X-Api-Key = wfk%5F1 ,authorization=Bearer%20a=b,,"))
-    assert settings.headers == (("x-api-key", "wfk_1"), ("authorization", "Bearer a=b"))
+    config = exporter_config(env(HEADERS=" X-Api-Key = wfk%5F1 ,authorization=Bearer%20a=b,,"))
+    assert config.headers == (("x-api-key", "wfk_1"), ("authorization", "Bearer a=b"))
 
 
 def test_an_argument_goes_before_every_variable() -> None:
     """Flags win over the environment."""
-    settings = exporter_config(
+    config = exporter_config(
         env(TIMEOUT="20", HEADERS="a=1", COMPRESSION="gzip"), timeout=3.0, headers={"B": "2"}, compression="none"
     )
-    assert (settings.timeout, settings.headers, settings.compression) == (3.0, (("b", "2"),), "none")
+    assert (config.timeout, config.headers, config.compression) == (3.0, (("b", "2"),), "none")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10", 10.0), ("2.5", 2.5), ("10000", 10.0), ("1000", 1.0)])
@@ -123,10 +120,10 @@ def test_defaults_are_gzip_over_http_and_none_over_grpc() -> None:
 
 def test_a_login_in_the_url_becomes_a_header() -> None:
     """So that the endpoint can be shown."""
-    settings = exporter_config(env(ENDPOINT="https://ann:s%40cret@collector"))
-    assert settings.endpoint == "https://collector/v1/traces"
-    assert settings.headers == (("authorization", "Basic " + b64encode(b"ann:s@cret").decode()),)
-    assert "s@cret" not in repr(settings)
+    config = exporter_config(env(ENDPOINT="https://ann:s%40cret@collector"))
+    assert config.endpoint == "https://collector/v1/traces"
+    assert config.headers == (("authorization", "Basic " + b64encode(b"ann:s@cret").decode()),)
+    assert "s@cret" not in repr(config)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +158,7 @@ def test_a_wrong_value_names_its_variable(given: dict[str, str], named: str) -> 
         {"env": env(ENDPOINT="ftp://ann:s3cret@collector")},
     ],
 )
-def test_an_error_about_a_secret_does_not_tell_it(arguments: dict[str, Any]) -> None:
+def test_an_error_about_a_secret_does_not_quote_it(arguments: dict[str, Any]) -> None:
     """Headers and logins are refused without being quoted."""
     given = arguments.pop("env")
     with pytest.raises(SettingError) as caught:
@@ -182,7 +179,7 @@ def test_an_error_about_a_secret_does_not_tell_it(arguments: dict[str, Any]) -> 
     ],
 )
 def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> None:
-    """A command line is seen by others; the error tells where a login may stand, and not the login."""
+    """A command line is seen by others; the error says where a login belongs, without quoting it."""
     with pytest.raises(SettingError, match="expected a URL without a login") as caught:
         exporter_config({}, endpoint=endpoint, protocol=protocol)
     assert "s3cret" not in str(caught.value)
@@ -190,24 +187,24 @@ def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> No
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_an_endpoint_argument_that_cannot_be_read_is_told(protocol: str) -> None:
-    """An unclosed bracket is a wrong setting, not a failure of ours."""
-    with pytest.raises(SettingError, match="endpoint: expected a URL"):
+def test_an_endpoint_argument_that_cannot_be_parsed_is_refused(protocol: str) -> None:
+    """An unclosed bracket is a wrong option, not a defect of ours."""
+    with pytest.raises(SettingError, match=r"endpoint: expected .*host.*, got a URL that cannot be read"):
         exporter_config({}, endpoint="http://[::1", protocol=protocol)
 
 
 @pytest.mark.parametrize("given", [{}, env(HEADERS="x-runspan-replay=no,x-a=b"), env(HEADERS="X-Runspan-Replay=1")])
 def test_a_replay_has_its_header_once(given: dict[str, str]) -> None:
-    """Beside the others. Its value is no secret, else messages would lose a word of every day."""
+    """It is added to the others. Its value is no secret, else messages would lose a word of every day."""
     before = exporter_config(given)
-    settings = before.as_replay()
-    assert settings.headers.count(("x-runspan-replay", "true")) == 1
-    assert len(dict(settings.headers)) == len(settings.headers)
-    assert set(settings.headers) - {("x-runspan-replay", "true")} == {h for h in before.headers if h[0] == "x-a"}
-    assert "true" not in settings.secrets
-    assert settings.as_replay() == settings
+    config = before.as_replay()
+    assert config.headers.count(("x-runspan-replay", "true")) == 1
+    assert len(dict(config.headers)) == len(config.headers)
+    assert set(config.headers) - {("x-runspan-replay", "true")} == {h for h in before.headers if h[0] == "x-a"}
+    assert "true" not in config.secrets
+    assert config.as_replay() == config
 
 
 def test_an_at_sign_in_a_path_is_no_login() -> None:
-    """Only what stands before the host is."""
+    """Only one before the host is."""
     assert exporter_config({}, endpoint="http://collector/a@b").endpoint == "http://collector/a@b"

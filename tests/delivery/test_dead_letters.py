@@ -1,4 +1,4 @@
-"""Dead letters: what a receiver did not take stays in a file, exactly, and an export reads it back in."""
+"""Dead letters: documents that a receiver did not accept are kept exactly, and an export can read them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_ids(post: Post) -> set[str]:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_every_text_comes_back_as_it_went(tmp_path: Path, order: int) -> None:
+def test_every_text_is_read_back_exactly(tmp_path: Path, order: int) -> None:
     """Line breaks inside payloads and brackets inside strings included, in any order, over several openings."""
     texts = [Run.from_json(text).text for text in AWKWARD][::order]
     path = tmp_path / "left.ndjson"
@@ -52,7 +52,7 @@ def test_every_text_comes_back_as_it_went(tmp_path: Path, order: int) -> None:
 
 
 def test_a_line_that_was_cut_off_does_not_swallow_the_next_document(tmp_path: Path) -> None:
-    """A machine that died while it wrote leaves half a line; what is appended begins on a line of its own."""
+    """A machine that died while writing leaves half a line; the next document starts a new line."""
     path = tmp_path / "left.ndjson"
     path.write_bytes(b'{"id":"whole"}\n{"id":"ha')
     with DeadLetters(str(path)) as letters:
@@ -61,8 +61,8 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next_document(tmp_path: Pa
     assert found == ["whole", "next"]
 
 
-def test_a_file_that_another_process_made_and_removed_is_made_again(tmp_path: Path) -> None:
-    """Of two exports with one file the first kept nothing and ends; what the second keeps is there nevertheless."""
+def test_a_file_that_another_process_removed_is_created_again(tmp_path: Path) -> None:
+    """The first of two exports with one file kept nothing and ends; what the second keeps is there."""
     path = tmp_path / "left.ndjson"
     with DeadLetters(str(path)) as first, DeadLetters(str(path)) as second:
         first.close()
@@ -72,8 +72,8 @@ def test_a_file_that_another_process_made_and_removed_is_made_again(tmp_path: Pa
     assert texts_in(path) == [b'{"id":"b"}']
 
 
-def test_a_file_that_was_moved_away_to_be_sent_is_made_again(tmp_path: Path) -> None:
-    """A process that runs for long goes on with a new one, and neither has what is in the other."""
+def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
+    """A long-running process continues with a new file, and no document is in both."""
     path, moved = tmp_path / "left.ndjson", tmp_path / "moved.ndjson"
     with DeadLetters(str(path)) as letters:
         letters.write_text(b'{"id":"a"}')
@@ -84,7 +84,7 @@ def test_a_file_that_was_moved_away_to_be_sent_is_made_again(tmp_path: Path) -> 
 
 
 def test_a_document_is_never_written_into_a_file_that_is_being_removed(tmp_path: Path) -> None:
-    """One process ends without a document at the very moment at which another keeps one."""
+    """One process ends without a document at the moment at which another keeps one."""
     paths = [tmp_path / f"left-{number}.ndjson" for number in range(200)]
     together = threading.Barrier(2)
 
@@ -108,7 +108,7 @@ def test_a_document_is_never_written_into_a_file_that_is_being_removed(tmp_path:
 
 
 def test_lines_of_two_processes_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the system takes a line in parts."""
+    """Also if the system writes a line in parts."""
     path = tmp_path / "left.ndjson"
     write = os.write
 
@@ -133,7 +133,7 @@ def test_lines_of_two_processes_do_not_mix(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_rejected_runs_are_kept_and_sent_again(tmp_path: Path) -> None:
-    """The file holds those that the receiver refused and no other; exporting it brings them to one that takes them."""
+    """The file holds exactly the rejected documents; exporting it delivers them."""
     texts = generated(60, unfinished=True)
     bad = sorted(texts)[::7]
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
@@ -158,7 +158,7 @@ def test_nothing_kept_leaves_no_file(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_runs_in_doubt_are_kept(tmp_path: Path) -> None:
+def test_runs_with_an_unknown_result_are_kept(tmp_path: Path) -> None:
     """A receiver that drops some spans of a request, and does not say which, may have dropped any run's."""
     texts = generated(5)
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
@@ -167,20 +167,30 @@ def test_runs_in_doubt_are_kept(tmp_path: Path) -> None:
     assert sorted(texts_in(left)) == sorted(texts.values())
 
 
-def test_a_receiver_that_is_gone_leaves_every_document_of_standard_input(tmp_path: Path) -> None:
-    """Sending stops, and standard input cannot be read again: what was not read yet is kept too."""
+def test_an_unreachable_receiver_leaves_every_document_of_standard_input(tmp_path: Path) -> None:
+    """Sending stops, and standard input cannot be read again: the rest is kept too."""
     texts = generated(3000)
     left = tmp_path / "left.ndjson"
     lines = b"".join(text + b"\n" for text in texts.values())
-    args = ("--endpoint", "http://127.0.0.1:1", "--retry-for", 0, "--batch-spans", 200, "--dead-letter", left, "--json")
+    args = (
+        "--endpoint",
+        "http://127.0.0.1:1",
+        "--retry-max-time",
+        0,
+        "--batch-spans",
+        200,
+        "--dead-letter",
+        left,
+        "--json",
+    )
     result = runspan("export", "-", *args, stdin=lines, code=1)
     assert '"documents_kept": 3000' in result.stdout
     assert sorted(texts_in(left)) == sorted(texts.values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_nobody_answered_for(tmp_path: Path, number: int) -> None:
-    """Accepted and kept together are all that was read, whenever the signal comes."""
+def test_an_interrupt_keeps_documents_without_a_response(tmp_path: Path, number: int) -> None:
+    """Accepted and kept documents together are all that were read, whenever the signal arrives."""
     texts = generated(300)
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
     stuck, leave = threading.Event(), threading.Event()
@@ -195,7 +205,7 @@ def test_an_interrupt_keeps_what_nobody_answered_for(tmp_path: Path, number: int
         return OK
 
     with http_receiver(answer) as receiver:
-        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--workers", 1, "--timeout", 90)
+        args = ("export", path, "--endpoint", receiver.url, "--batch-spans", 50, "--concurrency", 1, "--timeout", "90s")
         with running(*args, "--dead-letter", left) as child:
             assert stuck.wait(60)
             assert child.end(number) == 130
@@ -207,21 +217,21 @@ def test_an_interrupt_keeps_what_nobody_answered_for(tmp_path: Path, number: int
     assert set(kept) <= set(texts.values())
 
 
-def test_a_batch_that_is_never_taken_is_sent_in_parts_though_nothing_else_was_taken(tmp_path: Path) -> None:
-    """Badger answers 503 for ever to a request with one span over its size: the others arrive, that one is kept."""
+def test_a_batch_that_is_never_accepted_is_sent_in_parts_though_no_other_was_accepted(tmp_path: Path) -> None:
+    """Badger always responds 503 to a request with one span over its limit: the others arrive, that one is kept."""
     texts = generated(40)
     bad = sorted(texts)[20]
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
     with http_receiver(lambda post: Answer(503) if bad in run_ids(post) else OK) as receiver:
-        args = ("--endpoint", receiver.url, "--retry-for", 0.2, "--batch-spans", 10_000, "--dead-letter", left)
+        args = ("--endpoint", receiver.url, "--retry-max-time", "0.2s", "--batch-spans", 10_000, "--dead-letter", left)
         result = runspan("export", path, *args, code=1)
     assert result.stderr.startswith("39 runs accepted")
     assert f"{bad}: gave up: HTTP 503" in result.stderr
     assert texts_in(left) == [texts[bad]]
 
 
-def test_a_tenant_that_is_missing_ends_the_export_at_once(tmp_path: Path) -> None:
-    """Tempo asks to be asked again for ever, which helps nobody; everything is kept, and the hint says what to set."""
+def test_a_missing_tenant_ends_the_export_at_once(tmp_path: Path) -> None:
+    """Tempo's status is retryable, but a retry never helps; everything is kept, and the hint says what to set."""
     texts = generated(20)
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
     words = Answer(503, b"no org id", content_type="text/plain")
@@ -235,7 +245,7 @@ def test_a_tenant_that_is_missing_ends_the_export_at_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("form", ["same file", "folder", "link"])
-def test_a_file_that_is_read_is_refused(tmp_path: Path, form: str) -> None:
+def test_a_dead_letter_file_that_is_an_input_is_refused(tmp_path: Path, form: str) -> None:
     """It would grow while it is read."""
     folder = tmp_path / "runs"
     folder.mkdir()
@@ -251,7 +261,7 @@ def test_a_file_that_is_read_is_refused(tmp_path: Path, form: str) -> None:
     assert "hint: rename the file" in result.stderr
 
 
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_sent(tmp_path: Path) -> None:
     """The export does not begin."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(2))
     with http_receiver() as receiver:
@@ -261,8 +271,8 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(tmp_path:
     assert receiver.posts == []
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    """A document that could not be kept is counted as such, no half of it stays, and the others are kept."""
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
+    """A document that could not be kept is counted, no part of it remains, and the others are kept."""
     large = b'{"id":"large","input":"' + b"x" * 50_000 + b'"}'
     path = tmp_path / "left.ndjson"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -276,12 +286,12 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert (letters.kept, letters.lost, letters.trouble) == (2, 1, "File too large")
+    assert (letters.kept, letters.lost, letters.write_error) == (2, 1, "File too large")
     assert texts_in(path) == [b'{"id":"first"}', b'{"id":"second"}']
 
 
 def test_a_process_reads_its_own_dead_letters(tmp_path: Path) -> None:
-    """The command that the report prints works as it stands."""
+    """The command that the report prints works unchanged."""
     path, left = write_ndjson(tmp_path / "runs.ndjson", generated(20)), tmp_path / "left runs.ndjson"
     with http_receiver(lambda post: Answer(400)) as receiver:
         done = process("export", path, "--endpoint", receiver.url, "--dead-letter", left, code=1)

@@ -16,6 +16,7 @@ import pytest
 
 from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
 from runspan.errors import SettingError
+from runspan.http.client import TlsConfig
 from support.receivers import (
     CLOSE,
     OK,
@@ -29,17 +30,17 @@ from support.receivers import (
     run_of,
 )
 
-POLICY = RetryPolicy(budget=60.0, first=0.5, longest=30.0)
+POLICY = RetryPolicy(max_time=60.0, first_delay=0.5, max_delay=30.0)
 
 
 def deliver(
-    settings: ExporterConfig | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
+    config: ExporterConfig | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
 ) -> ExportReport:
-    """Sends batches on a clock that moves only by waiting, and checks that every run is in exactly one count."""
+    """Send batches on a clock that advances only by sleeping, and check that every run is in exactly one count."""
     time = time or FakeTime()
-    if isinstance(settings, str):
-        settings = ExporterConfig(settings)
-    delivery = OtlpExporter(HttpTransport(settings), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
+    if isinstance(config, str):
+        config = ExporterConfig(config)
+    delivery = OtlpExporter(HttpTransport(config), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
     runs = spans = 0
     for batch in batches:
         delivery.submit(batch)
@@ -47,7 +48,7 @@ def deliver(
         spans += batch.spans
     report = delivery.close()
     assert report.runs_pending == report.spans_pending == 0
-    assert report.runs_accepted + report.runs_rejected + report.runs_in_doubt + report.runs_not_sent == runs
+    assert report.runs_accepted + report.runs_rejected + report.runs_unknown + report.runs_not_sent == runs
     assert report.spans_accepted + report.spans_rejected + report.spans_not_sent == spans
     return report
 
@@ -68,11 +69,11 @@ def refuse_bad(status: int) -> Callable[[Post], Answer]:
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_spans_arrive_whole_with_the_headers_that_otlp_wants(compression: str) -> None:
+def test_spans_arrive_complete_with_the_headers_that_otlp_wants(compression: str) -> None:
     """Every span of every run arrives, in one protobuf POST, compressed or not, with the headers that were set."""
     with http_receiver() as receiver:
-        settings = ExporterConfig(receiver.url, headers=(("x-api-key", "wfk_1"),), compression=compression)
-        report = deliver(settings, batch_of("a", "b"))
+        config = ExporterConfig(receiver.url, headers=(("x-api-key", "wfk_1"),), compression=compression)
+        report = deliver(config, batch_of("a", "b"))
     (post,) = receiver.posts
     assert post.path == "/v1/traces"
     assert post.headers["content-type"] == "application/x-protobuf"
@@ -93,8 +94,8 @@ def test_requests_share_a_connection() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_a_busy_receiver_is_asked_again(status: int) -> None:
-    """The statuses that OTLP calls retryable lead to the same body again, after waits within the backoff's bounds."""
+def test_a_retryable_status_leads_to_another_attempt(status: int) -> None:
+    """The same body is sent again, after delays within the bounds of the backoff."""
     time = FakeTime()
     with http_receiver(first_then_ok(*[Answer(status)] * 4)) as receiver:
         report = deliver(receiver.url, batch_of("a"), time=time)
@@ -105,7 +106,7 @@ def test_a_busy_receiver_is_asked_again(status: int) -> None:
 
 
 def test_retry_after_in_seconds_is_honoured() -> None:
-    """The wait is the one that the receiver asks for."""
+    """The delay is the one that the receiver asks for."""
     time = FakeTime()
     with http_receiver(first_then_ok(Answer(429, headers={"Retry-After": "7"}))) as receiver:
         report = deliver(receiver.url, batch_of("a"), time=time)
@@ -114,7 +115,7 @@ def test_retry_after_in_seconds_is_honoured() -> None:
 
 
 def test_retry_after_as_a_date_counts_from_the_receivers_clock() -> None:
-    """A date is compared with the answer's own Date, so that a wrong clock here does not matter."""
+    """A date is compared with the Date of the response, so that a wrong local clock does not matter."""
     time = FakeTime()
     dates = {"Date": formatdate(1_000_000, usegmt=True), "Retry-After": formatdate(1_000_012, usegmt=True)}
     with http_receiver(first_then_ok(Answer(503, headers=dates))) as receiver:
@@ -122,8 +123,8 @@ def test_retry_after_as_a_date_counts_from_the_receivers_clock() -> None:
     assert time.slept == [12.0]
 
 
-def test_retry_after_as_a_date_counts_from_our_clock_when_the_answer_has_none() -> None:
-    """Without a Date in the answer the clock here is all there is."""
+def test_retry_after_as_a_date_counts_from_our_clock_without_a_date_header() -> None:
+    """Without a Date in the response, the local clock is used."""
     later = {"Retry-After": formatdate(1_000_012, usegmt=True)}
     with http_receiver(first_then_ok(Answer(503, headers=later))) as receiver:
         transport = HttpTransport(ExporterConfig(receiver.url), now=lambda: 1_000_002.0)
@@ -132,8 +133,8 @@ def test_retry_after_as_a_date_counts_from_our_clock_when_the_answer_has_none() 
     assert getattr(outcome, "delay", None) == 10.0
 
 
-def test_a_retry_after_beyond_the_budget_ends_the_export_at_once() -> None:
-    """Nobody waits an hour inside a budget of a minute: the export stops and says what was asked for."""
+def test_a_retry_after_beyond_the_retry_time_ends_the_export_at_once() -> None:
+    """With a retry time of a minute an hour is not waited for: the export stops and reports the delay."""
     time = FakeTime()
     with http_receiver(lambda post: Answer(429, headers={"Retry-After": "3600"})) as receiver:
         report = deliver(receiver.url, batch_of("a"), time=time)
@@ -143,8 +144,8 @@ def test_a_retry_after_beyond_the_budget_ends_the_export_at_once() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 500, 501, 505])
-def test_a_refusal_is_never_sent_again(status: int) -> None:
-    """A status that OTLP does not call retryable rejects the run by name, with the receiver's words."""
+def test_a_rejection_is_never_retried(status: int) -> None:
+    """A status that OTLP does not call retryable rejects the run by name, with the receiver's message."""
     with http_receiver(lambda post: Answer(status, b"no\x1b[31m thanks", content_type="text/plain")) as receiver:
         report = deliver(receiver.url, batch_of(run_of("a", spans=1)))
     assert len(receiver.posts) == 1
@@ -153,8 +154,8 @@ def test_a_refusal_is_never_sent_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404, 405])
-def test_an_answer_that_concerns_every_request_stops_the_export(status: int) -> None:
-    """A wrong key or path is told once; the runs are not called wrong, they are not sent."""
+def test_a_response_that_applies_to_every_request_stops_the_export(status: int) -> None:
+    """A wrong key or path is reported once; the runs are not rejected, they are not sent."""
     with http_receiver(lambda post: Answer(status, headers={"Location": "/x"})) as receiver:
         report = deliver(receiver.url, *[batch_of(f"r{n}") for n in range(20)])
     assert len(receiver.posts) == 1
@@ -162,16 +163,16 @@ def test_an_answer_that_concerns_every_request_stops_the_export(status: int) -> 
     assert f"HTTP {status}" in report.stopped
 
 
-def test_a_closed_connection_is_tried_again() -> None:
-    """A receiver that hangs up without an answer has not taken the request."""
+def test_a_closed_connection_is_retried() -> None:
+    """A receiver that closes the connection without a response has not accepted the request."""
     with http_receiver(first_then_ok(CLOSE, CLOSE)) as receiver:
         report = deliver(receiver.url, batch_of("a"))
     assert report.complete
     assert report.retries == 2
 
 
-def test_a_receiver_that_does_not_answer_in_time_is_tried_again() -> None:
-    """A timeout is a reason to send again."""
+def test_a_receiver_that_does_not_respond_in_time_is_retried() -> None:
+    """A timeout is retryable."""
     done = threading.Event()
 
     def hang_once(post: Post) -> Answer:
@@ -187,7 +188,7 @@ def test_a_receiver_that_does_not_answer_in_time_is_tried_again() -> None:
 
 
 def test_a_partial_success_of_one_run_names_it_and_is_not_retried() -> None:
-    """Rejected spans are counted against the run, with the receiver's message; OTLP forbids to send it again."""
+    """Rejected spans are counted against the run, with the receiver's message; OTLP forbids a retry."""
     with http_receiver(lambda post: partial(2, "no room")) as receiver:
         report = deliver(receiver.url, batch_of("a"))
     assert len(receiver.posts) == 1
@@ -197,11 +198,11 @@ def test_a_partial_success_of_one_run_names_it_and_is_not_retried() -> None:
     assert "no room" in rejection.reason
 
 
-def test_a_partial_success_of_several_runs_leaves_them_in_doubt() -> None:
-    """The receiver does not say which spans it rejected, so the report does not pretend to know."""
+def test_a_partial_success_of_several_runs_leaves_them_unknown() -> None:
+    """The receiver does not say which spans it rejected, so the report calls the runs unknown."""
     with http_receiver(lambda post: partial(2, "no room")) as receiver:
         report = deliver(receiver.url, batch_of("a", "b"))
-    assert (report.runs_accepted, report.runs_rejected, report.runs_in_doubt) == (0, 0, 2)
+    assert (report.runs_accepted, report.runs_rejected, report.runs_unknown) == (0, 0, 2)
     assert (report.spans_accepted, report.spans_rejected) == (4, 2)
     assert report.rejections[0].what == "one or more of a, b"
     assert not report.complete
@@ -225,7 +226,7 @@ def test_a_warning_in_a_full_success_is_passed_on() -> None:
 
 @pytest.mark.parametrize("status", [400, 413])
 def test_one_bad_run_costs_only_itself(status: int) -> None:
-    """A refused batch is halved down to the bad run; the others arrive, each once."""
+    """A rejected batch is halved down to the bad run; the others arrive, each once."""
     runs = [*(f"good{n}" for n in range(7)), "bad", *(f"good{n}" for n in range(7, 12))]
     with http_receiver(refuse_bad(status)) as receiver:
         report = deliver(receiver.url, batch_of(*[run_of(run, spans=1) for run in runs]))
@@ -235,8 +236,8 @@ def test_one_bad_run_costs_only_itself(status: int) -> None:
     assert (report.runs_accepted, report.runs_rejected, report.retries) == (12, 1, 0)
 
 
-def test_a_receiver_that_refuses_everything_is_not_asked_for_ever() -> None:
-    """After a thousand refused runs and none taken, it is not the runs."""
+def test_a_receiver_that_rejects_everything_ends_the_export() -> None:
+    """After a thousand rejected runs and none accepted, the reason is not in the runs."""
     with http_receiver(lambda post: Answer(400)) as receiver:
         report = deliver(receiver.url, *[batch_of(*[run_of(f"{b}.{n}", 1) for n in range(50)]) for b in range(40)])
     assert "refused the first" in report.stopped
@@ -249,8 +250,8 @@ def test_a_receiver_that_refuses_everything_is_not_asked_for_ever() -> None:
     ]
 
 
-def test_a_run_over_the_receivers_limit_is_sent_in_parts_with_its_head_last() -> None:
-    """A run that alone is too large goes in several requests, in order, so that its root never stands without steps."""
+def test_a_run_over_the_receivers_limit_is_sent_in_parts_with_its_run_span_last() -> None:
+    """A run that is too large alone goes in several requests, so that its run span never arrives without its steps."""
     limit = 4000
 
     def bounded(post: Post) -> Answer:
@@ -263,8 +264,8 @@ def test_a_run_over_the_receivers_limit_is_sent_in_parts_with_its_head_last() ->
     assert [span.span_id[-1] for span in receiver.taken] == list(range(1, 11))
 
 
-def test_a_run_over_our_own_limit_is_sent_in_parts_without_asking() -> None:
-    """Some collectors drop silently what is too large, so a request never grows past the bound."""
+def test_a_run_over_our_own_limit_is_sent_in_parts_at_once() -> None:
+    """Some collectors silently drop a request that is too large, so none exceeds the bound."""
     time = FakeTime()
     with http_receiver() as receiver:
         delivery = OtlpExporter(HttpTransport(ExporterConfig(receiver.url)), max_request_bytes=4000, clock=time.clock)
@@ -275,8 +276,8 @@ def test_a_run_over_our_own_limit_is_sent_in_parts_without_asking() -> None:
     assert receiver.taken[-1].kind == 2
 
 
-def test_a_run_whose_steps_are_refused_gets_no_root() -> None:
-    """When a part is refused, the rest of the run is not sent, and the run counts as rejected."""
+def test_a_run_whose_steps_are_rejected_gets_no_run_span() -> None:
+    """When a part is rejected, the rest of the run is not sent, and the run counts as rejected."""
     limit = 4000
 
     def bounded(post: Post) -> Answer:
@@ -289,19 +290,19 @@ def test_a_run_whose_steps_are_refused_gets_no_root() -> None:
     assert [(each.what, each.reason) for each in report.rejections] == [("large", "HTTP 400: odd step")]
 
 
-def test_an_unreachable_endpoint_stops_the_export_after_one_budget() -> None:
-    """The budget is spent once, not once a request, and what was not sent is counted."""
+def test_an_unreachable_endpoint_stops_the_export_after_its_retry_time() -> None:
+    """The retry time is spent once, not once per request, and what was not sent is counted."""
     time = FakeTime()
     report = deliver(f"http://127.0.0.1:{unused_port()}/v1/traces", *[batch_of(f"r{n}") for n in range(20)], time=time)
     assert report.runs_not_sent == 20
-    assert time.now == pytest.approx(POLICY.budget, abs=0.1)
+    assert time.now == pytest.approx(POLICY.max_time, abs=0.1)
     assert "took nothing for 60 s" in report.stopped
     assert "ConnectError" in report.stopped
     assert any("20 runs not sent" in line for line in report.summary_lines())
 
 
-def test_a_poisoned_batch_does_not_stop_a_receiver_that_takes_others() -> None:
-    """A batch that is never taken while others are is sent in parts, and only the run that nobody takes is named."""
+def test_a_poisoned_batch_does_not_stop_a_receiver_that_accepts_others() -> None:
+    """A batch that is never accepted while others are is sent in parts, and only the bad run is named."""
     others = threading.Event()
 
     def answer(post: Post) -> Answer:
@@ -324,7 +325,7 @@ def test_a_poisoned_batch_does_not_stop_a_receiver_that_takes_others() -> None:
 
 
 def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
-    """Several workers, one answer in three a failure of some kind: every run arrives, and is reported."""
+    """With several workers and a failure in every third response, every run arrives and is reported."""
     failures = (Answer(503), CLOSE, Answer(429, headers={"Retry-After": "1"}), Answer(504))
 
     def flaky(post: Post) -> Answer:
@@ -338,8 +339,8 @@ def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
     assert report.requests == len(receiver.posts) == 150 + report.retries
 
 
-def test_submit_waits_while_enough_is_under_way() -> None:
-    """A slow receiver holds the producer back: what is under way never exceeds the workers and a queue as long."""
+def test_submit_blocks_while_enough_is_in_flight() -> None:
+    """A slow receiver blocks the producer: at most the workers' batches and as many queued ones are held."""
     produced = 0
     reached = threading.Event()
     under_way: list[int] = []
@@ -359,12 +360,12 @@ def test_submit_waits_while_enough_is_under_way() -> None:
                 reached.set()
         report = delivery.close()
     assert report.runs_accepted == 100
-    # Two in flight, two queued, and two whose answers the workers have not read yet.
+    # Two in flight, two queued, and two whose responses the workers have not read yet.
     assert max(under_way) <= 6
 
 
-def test_submit_waits_while_too_many_bytes_are_under_way() -> None:
-    """Memory is bounded by bytes too; a batch over the bound passes alone, when nothing else is under way."""
+def test_submit_blocks_while_too_many_bytes_are_held() -> None:
+    """Memory is bounded in bytes too; a batch over the bound passes alone, when no other is held."""
     batches = [batch_of(run_of(f"r{number}", spans=1, padding=2000)) for number in range(20)]
     produced = 0
     ahead: list[int] = []
@@ -384,7 +385,7 @@ def test_submit_waits_while_too_many_bytes_are_under_way() -> None:
 
 
 def test_stopping_wakes_a_worker_that_waits_for_its_next_attempt() -> None:
-    """A stopped export does not sit out a Retry-After, and what was not taken is not sent."""
+    """A stopped export does not wait for a Retry-After, and what was not accepted is not sent."""
     asked = threading.Event()
 
     def later(post: Post) -> Answer:
@@ -401,8 +402,8 @@ def test_stopping_wakes_a_worker_that_waits_for_its_next_attempt() -> None:
     assert report.runs_not_sent == 1
 
 
-def test_an_interrupt_does_not_wait_for_an_answer_and_counts_it_as_pending() -> None:
-    """What the receiver has but did not answer for is neither accepted nor lost: it is without an answer."""
+def test_an_interrupt_does_not_wait_for_a_response_and_counts_it_as_pending() -> None:
+    """A run without a response is neither accepted nor lost."""
     asked, done = threading.Event(), threading.Event()
 
     def silent(post: Post) -> Answer:
@@ -418,25 +419,25 @@ def test_an_interrupt_does_not_wait_for_an_answer_and_counts_it_as_pending() -> 
         report = delivery.close()
         done.set()
     assert report.runs_pending == 1
-    assert any("1 run without an answer" in line for line in report.summary_lines())
+    assert any("1 run without a response" in line for line in report.summary_lines())
 
 
 def test_secrets_of_headers_and_url_appear_nowhere(caplog: pytest.LogCaptureFixture) -> None:
-    """Not in the settings' repr, not in logs at any level, and not in reasons, even when the receiver echoes them."""
+    """Not in the repr of the config, in logs or in reasons, even when the receiver echoes them."""
     secret = "wfk_0123456789abcdef"
 
     def echo(post: Post) -> Answer:
         return Answer(401, f"key {post.headers['x-api-key']} unknown".encode(), content_type="text/plain")
 
     with http_receiver(echo) as receiver, caplog.at_level(logging.DEBUG):
-        settings = ExporterConfig(
+        config = ExporterConfig(
             f"{receiver.url}?token={secret}", headers=(("x-api-key", secret), ("authorization", f"Bearer {secret}x"))
         )
-        report = deliver(settings, batch_of("a"))
+        report = deliver(config, batch_of("a"))
     assert receiver.posts[0].headers["x-api-key"] == secret
     assert "key *** unknown" in report.stopped
     assert secret not in str(report.to_dict()) + "".join(report.summary_lines()) + caplog.text
-    assert "x-api-key" not in repr(settings)
+    assert "x-api-key" not in repr(config)
 
 
 @pytest.mark.parametrize(
@@ -452,15 +453,15 @@ def test_secrets_of_headers_and_url_appear_nowhere(caplog: pytest.LogCaptureFixt
     ],
 )
 def test_only_an_otlp_success_counts_as_accepted(answer: Answer, accepted: bool) -> None:
-    """A web page that answers 200 to anything is not a receiver: spans sent to it would be lost without a word."""
+    """A web page that responds 200 to anything is not a receiver: spans sent to it would be silently lost."""
     with http_receiver(lambda post: answer) as receiver:
         report = deliver(receiver.url, batch_of("a"))
     assert (report.runs_accepted == 1) is accepted
     assert report.complete is accepted
 
 
-def test_an_endless_answer_is_not_read_to_its_end() -> None:
-    """An answer is a few bytes; a large one is cut, and it is no OTLP."""
+def test_an_endless_response_is_not_read_to_its_end() -> None:
+    """A response has a few bytes; a large one is cut, and it is not OTLP."""
     with http_receiver(lambda post: Answer(200, b"x" * (8 << 20))) as receiver:
         report = deliver(receiver.url, batch_of("a"))
     assert report.runs_not_sent == 1
@@ -476,8 +477,8 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     with http_receiver(tls=context) as receiver:
         url = receiver.url.replace("http:", "https:")
-        files = {"certificate": str(cert), "client_certificate": str(cert), "client_key": str(key)}
-        trusted = deliver(ExporterConfig(url, **files), batch_of("a"))  # type: ignore[arg-type]
+        tls = TlsConfig(str(cert), client_certificate=str(cert), client_key=str(key))
+        trusted = deliver(ExporterConfig(url, tls=tls), batch_of("a"))
     assert trusted.complete
     context.verify_mode = ssl.CERT_NONE
     with http_receiver(tls=context) as receiver:
@@ -491,7 +492,7 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
 def test_a_missing_certificate_file_is_a_setting_error() -> None:
     """The error names the file before anything is sent."""
     with pytest.raises(SettingError, match=r"nowhere\.pem"):
-        connect(ExporterConfig("https://127.0.0.1/v1/traces", certificate="nowhere.pem"))
+        connect(ExporterConfig("https://127.0.0.1/v1/traces", tls=TlsConfig("nowhere.pem")))
 
 
 def test_a_report_is_plain_json_values() -> None:
@@ -510,7 +511,7 @@ def test_a_report_is_plain_json_values() -> None:
 
 
 def test_a_batch_after_close_is_refused() -> None:
-    """A batch that nobody would send is not taken."""
+    """A batch that could not be sent is not queued."""
     with http_receiver() as receiver:
         delivery = connect(ExporterConfig(receiver.url))
         assert delivery.submit(batch_of("a"))

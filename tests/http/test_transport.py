@@ -1,4 +1,4 @@
-"""What all HTTP clients share: no answer takes longer than the timeout, no wait is boundless, no secret is repeated."""
+"""What all HTTP clients share: responses within the timeout, bounded waits, and messages without secrets."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ import httpx
 import pytest
 
 from runspan.backends.remote.client import RemoteClient
-from runspan.backends.remote.config import remote_config as remote_settings
+from runspan.backends.remote.config import remote_config
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.delivery import exporter_config
 from runspan.delivery.batch import Request
 from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.result import Retryable
 from runspan.errors import BackendUnreachable, RunspanError
-from runspan.http.retry import LONGEST_WAIT, parse_retry_after
+from runspan.http.rate_limiter import RateLimiter
+from runspan.http.retry import MAX_RETRY_AFTER, RetryPolicy, parse_retry_after
 from runspan.http.transport import DeadlineTransport
-from runspan.http.urls import MAX_WORDS, redact_url, sanitize_message
-from runspan.platform_api import PlatformClient, RateLimiter, RetryPolicy
+from runspan.http.urls import MAX_MESSAGE, redact_url, sanitize_message
+from runspan.platform_api import PlatformClient
 from support.cli import runspan
 
 TIMEOUT = 0.5
 SOON = 10.0
-"""Seconds: a busy machine is slow, and without a deadline each of these answers takes at least twice as long."""
+"""Seconds: a busy machine is slow, and without a deadline each of these responses takes at least twice as long."""
 DRIPS = 100
 PAUSE = 0.2
 
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """A server that hands each connection to a function, with an event that is set when the test is over."""
+    """Serve each connection by a function, with an event that is set when the test is over."""
     over = threading.Event()
     threads: list[threading.Thread] = []
     listening = socket.create_server(("127.0.0.1", 0))
 
-    def answer(connection: socket.socket) -> None:
+    def respond(connection: socket.socket) -> None:
         with connection, suppress(OSError):
             serve(connection, over)
 
@@ -48,7 +49,7 @@ def raw_server(serve: Callable[[socket.socket, threading.Event], None]) -> Itera
         with suppress(OSError):
             while True:
                 connection, _ = listening.accept()
-                threads.append(threading.Thread(target=answer, args=(connection,)))
+                threads.append(threading.Thread(target=respond, args=(connection,)))
                 threads[-1].start()
 
     accepting = threading.Thread(target=accept)
@@ -64,7 +65,7 @@ def raw_server(serve: Callable[[socket.socket, threading.Event], None]) -> Itera
 
 
 def dripping(part: str) -> Callable[[socket.socket, threading.Event], None]:
-    """An answer that never rests and never ends: in its headers, its body, or a packed body that unpacks to nothing."""
+    """Respond without pause and without end: in the headers, the body, or a compressed body of empty blocks."""
     empty = b"\x00\x00\x00\xff\xff"  # a stored block of no bytes
 
     def serve(connection: socket.socket, over: threading.Event) -> None:
@@ -74,7 +75,7 @@ def dripping(part: str) -> Callable[[socket.socket, threading.Event], None]:
         if part == "body":
             head += b"content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
             pieces = [b" "] * DRIPS
-        elif part == "packed body":
+        elif part == "compressed body":
             head += b"content-encoding: gzip\r\ncontent-length: 100000\r\n\r\n"
             pieces = [gzip.compress(b"")[:10], *[empty] * DRIPS]
         connection.sendall(head)
@@ -86,17 +87,28 @@ def dripping(part: str) -> Callable[[socket.socket, threading.Event], None]:
     return serve
 
 
-def delivery(url: str) -> None:
+def export(url: str) -> None:
     with closing(HttpTransport(exporter_config({}, endpoint=url, timeout=TIMEOUT))) as transport:
         assert isinstance(transport.send(Request(b"", ("r",), 1)), Retryable)
-    raise BackendUnreachable("it comes later, as it should")
+    raise BackendUnreachable("an exporter retries later instead")
 
 
-def platform(url: str) -> None:
-    patience, pace = RetryPolicy(attempts=1, timeout=TIMEOUT), RateLimiter(0, sleep=time.sleep)
-    asking = PlatformClient(url, key=lambda: None, pace=pace, sleep=time.sleep, halted=lambda: False, patience=patience)
-    with closing(asking):
-        asking.document("a")
+def platform_client(url: str, key: str | None = None, timeout: float = TIMEOUT) -> PlatformClient:
+    """A client that sends each request once."""
+    return PlatformClient(
+        url,
+        key=lambda: key,
+        rate_limiter=RateLimiter(0, sleep=time.sleep),
+        sleep=time.sleep,
+        halted=lambda: False,
+        retry=RetryPolicy(max_attempts=1),
+        timeout=timeout,
+    )
+
+
+def sync(url: str) -> None:
+    with closing(platform_client(url)) as client:
+        client.document("a")
 
 
 def rest(url: str) -> None:
@@ -105,23 +117,23 @@ def rest(url: str) -> None:
 
 
 def remote(url: str) -> None:
-    with closing(RemoteClient(remote_settings(f"tempo+{url}", {"RUNSPAN_BACKEND_TIMEOUT": str(TIMEOUT)}))) as client:
+    with closing(RemoteClient(remote_config(f"tempo+{url}", {"RUNSPAN_BACKEND_TIMEOUT": str(TIMEOUT)}))) as client:
         client.get("/")
 
 
-@pytest.mark.parametrize("part", ["headers", "body", "packed body"])
-@pytest.mark.parametrize("ask", [delivery, platform, rest, remote])
-def test_the_timeout_bounds_an_answer_that_drips(ask: Callable[[str], None], part: str) -> None:
-    """Every client hears within its timeout that the answer did not come, though bytes come all the time."""
+@pytest.mark.parametrize("part", ["headers", "body", "compressed body"])
+@pytest.mark.parametrize("send", [export, sync, rest, remote])
+def test_the_timeout_bounds_a_response_that_drips(send: Callable[[str], None], part: str) -> None:
+    """Every client fails within its timeout, though bytes arrive all the time."""
     with raw_server(dripping(part)) as url:
         began = time.monotonic()
         with pytest.raises(BackendUnreachable):
-            ask(url)
+            send(url)
         assert time.monotonic() - began < SOON
 
 
-def test_the_timeout_bounds_a_request_that_is_taken_byte_by_byte() -> None:
-    """A server that reads as slowly as it likes holds nobody longer than the timeout."""
+def test_the_timeout_bounds_a_request_that_is_read_byte_by_byte() -> None:
+    """A server that reads slowly blocks its client no longer than the timeout."""
 
     def serve(connection: socket.socket, over: threading.Event) -> None:
         while not over.wait(0.01) and connection.recv(1 << 12):
@@ -134,8 +146,8 @@ def test_the_timeout_bounds_a_request_that_is_taken_byte_by_byte() -> None:
         assert time.monotonic() - began < SOON
 
 
-def test_a_whole_answer_comes_over_a_connection_that_is_kept() -> None:
-    """The deadline is each request's own: the second one on a connection has all of its time."""
+def test_each_request_of_a_connection_has_its_own_deadline() -> None:
+    """The second one on a kept connection has all of its time."""
     seen: list[bytes] = []
 
     def serve(connection: socket.socket, over: threading.Event) -> None:
@@ -150,7 +162,7 @@ def test_a_whole_answer_comes_over_a_connection_that_is_kept() -> None:
 
 
 def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name may lead to an address where nobody listens, as localhost does."""
+    """A name may resolve to an address without a listener, as localhost does."""
 
     def serve(connection: socket.socket, over: threading.Event) -> None:
         connection.recv(1 << 16)
@@ -158,11 +170,11 @@ def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
 
     with raw_server(serve) as url:
         port = int(url.rpartition(":")[2])
-        plain = socket.getaddrinfo
+        getaddrinfo = socket.getaddrinfo
 
         def both(host: str, *args: object, **options: object) -> object:
             if host != "two.example":
-                return plain(host, *args, **options)  # type: ignore[arg-type]
+                return getaddrinfo(host, *args, **options)  # type: ignore[arg-type]
             kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
             return [(*kind, ("127.0.0.9", port)), (*kind, ("127.0.0.1", port))]
 
@@ -172,8 +184,8 @@ def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "a" * 64 + ".example"])
-def test_a_name_that_is_none_is_a_connection_that_failed(host: str) -> None:
-    """Also one that no name server can be asked for."""
+def test_an_unknown_host_is_a_connect_error(host: str) -> None:
+    """Also one that no name server accepts."""
     transport = DeadlineTransport("http://x")
     request = httpx.Request("GET", f"http://{host}:1", extensions={"timeout": {"connect": 5.0}})
     with pytest.raises(httpx.ConnectError):
@@ -188,9 +200,9 @@ def test_a_name_that_is_none_is_a_connection_that_failed(host: str) -> None:
         ({"retry-after": " 7 "}, 7.0),
         ({"retry-after": "0"}, 0.0),
         ({"retry-after": "-1"}, None),
-        ({"retry-after": "99999999999"}, LONGEST_WAIT),
-        ({"retry-after": "9" * 5000}, LONGEST_WAIT),
-        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, LONGEST_WAIT),
+        ({"retry-after": "99999999999"}, MAX_RETRY_AFTER),
+        ({"retry-after": "9" * 5000}, MAX_RETRY_AFTER),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_RETRY_AFTER),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 6.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT", "date": "Thu, 01 Jan 1970 00:00:08 GMT"}, 2.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:01 GMT"}, 0.0),
@@ -198,13 +210,13 @@ def test_a_name_that_is_none_is_a_connection_that_failed(host: str) -> None:
         ({"retry-after": "\u0667"}, None),
     ],
 )
-def test_a_wait_is_read_and_bounded(headers: dict[str, str], seconds: float | None) -> None:
-    """As a number or as a date; nobody is made to wait for thousands of years."""
+def test_retry_after_is_parsed_and_bounded(headers: dict[str, str], seconds: float | None) -> None:
+    """As a number or as a date; no server can ask for a thousand years."""
     assert parse_retry_after(headers, now=4.0) == seconds
 
 
-def test_a_pace_that_is_held_for_long_sleeps_in_parts() -> None:
-    """No sleep has to take any number, and one that was halted ends between two of them."""
+def test_a_long_pause_of_the_rate_limiter_is_several_sleeps() -> None:
+    """No sleep has to accept any number, and ``halted`` is asked between two of them."""
     now = 0.0
     slept: list[float] = []
 
@@ -213,19 +225,19 @@ def test_a_pace_that_is_held_for_long_sleeps_in_parts() -> None:
         slept.append(seconds)
         now += seconds
 
-    pace = RateLimiter(0, sleep=sleep, clock=lambda: now)
-    pace.pause(1e11)
-    assert not pace.acquire(lambda: len(slept) == 5)
+    limiter = RateLimiter(0, sleep=sleep, clock=lambda: now)
+    limiter.pause(1e11)
+    assert not limiter.acquire(lambda: len(slept) == 5)
     assert max(slept) <= 60
 
 
-def test_words_of_a_server_are_one_line_without_secrets() -> None:
+def test_a_servers_message_is_one_line_without_secrets() -> None:
     """Whatever it repeats, and whatever it would do to a terminal."""
     assert sanitize_message("key s3cr3t\x1b[2J\nis no key", ["s3cr3t"]) == "key *** [2J is no key"
     assert sanitize_message("abc is short", ["abc"]) == "abc is short"
-    long = sanitize_message("x" * (MAX_WORDS - 3) + "s3cr3t" * 10, ["s3cr3t"])
+    long = sanitize_message("x" * (MAX_MESSAGE - 3) + "s3cr3t" * 10, ["s3cr3t"])
     assert "s3" not in long
-    assert len(long) == MAX_WORDS
+    assert len(long) == MAX_MESSAGE
 
 
 @pytest.mark.parametrize(
@@ -238,7 +250,7 @@ def test_words_of_a_server_are_one_line_without_secrets() -> None:
         ("sqlite:data", "sqlite:data"),
     ],
 )
-def test_a_url_is_shown_without_what_is_secret_in_it(url: str, expected: str) -> None:
+def test_a_url_is_shown_without_its_secrets(url: str, expected: str) -> None:
     """Queries and logins carry keys."""
     assert redact_url(url) == expected
 
@@ -262,11 +274,11 @@ def test_no_command_shows_the_query_of_a_url(args: tuple[str, ...]) -> None:
 
 
 def echoing(status: int) -> Callable[[socket.socket, threading.Event], None]:
-    """A server that repeats the key that it was sent."""
+    """Echo the key of a request."""
 
     def serve(connection: socket.socket, over: threading.Event) -> None:
-        while asked := connection.recv(1 << 16):
-            key = asked.lower().partition(b"x-api-key: ")[2].partition(b"\r")[0]
+        while request := connection.recv(1 << 16):
+            key = request.lower().partition(b"x-api-key: ")[2].partition(b"\r")[0]
             body = b'{"success":false,"error":{"code":"%s","message":"key %s is of no use"}}' % (key, key)
             head = b"HTTP/1.1 %d No\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
             connection.sendall(head % (status, len(body)) + body)
@@ -285,12 +297,9 @@ def test_no_client_repeats_the_key_that_a_server_repeats(status: int) -> None:
         assert key not in str(caught.value)
         assert "key *** is of no use" in str(caught.value)
         if status == 429:
-            return  # the platform's client waits for as long as it takes
-        pace, patience = RateLimiter(0, sleep=time.sleep), RetryPolicy(attempts=1, timeout=5.0)
-        asking = PlatformClient(
-            url, key=lambda: key, pace=pace, sleep=time.sleep, halted=lambda: False, patience=patience
-        )
-        with closing(asking), pytest.raises(RunspanError) as caught:
-            asking.document("a")
-        assert key not in str(caught.value) + asking.last_error
+            return  # PlatformClient waits for as long as it takes
+        client = platform_client(url, key, timeout=5.0)
+        with closing(client), pytest.raises(RunspanError) as caught:
+            client.document("a")
+        assert key not in str(caught.value) + client.last_error
         assert "key *** is of no use" in str(caught.value)

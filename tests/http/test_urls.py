@@ -1,4 +1,4 @@
-"""Hosts that no client could look up, and text that nothing could carry: told at once, wherever somebody sets them."""
+"""Hosts that no client can look up, and text that UTF-8 cannot encode: errors at once, wherever they are set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from runspan import Recorder, SettingError, connect
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.cli import main
 from runspan.delivery import exporter_config
-from runspan.http.urls import validate_host
-from runspan.platform_api.client import base_url
+from runspan.http.urls import parse_url
+from runspan.platform_api import parse_api_url
 
 WRONG = [
     "http://collector..svc",  # as http://collector.$NAMESPACE.svc, the variable not set
@@ -51,7 +51,7 @@ PLACES: dict[str, Callable[[str], Any]] = {
     "export": lambda url: exporter_config({}, endpoint=url),
     "export, variable": lambda url: exporter_config({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url}),
     "export, gRPC": lambda url: exporter_config({}, endpoint=url, protocol="grpc"),
-    "sync": base_url,
+    "sync": lambda url: parse_api_url("URL", url, key_variable="KEY"),
     "list, get": RunspanApiReader,
     "list, get from Tempo": lambda url: connect(f"tempo+{url}"),
     "list, get from Jaeger": lambda url: connect(f"jaeger+{url}"),
@@ -60,8 +60,8 @@ PLACES: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("url", WRONG, ids=ascii)
-def test_a_host_that_cannot_be_looked_up_is_told_at_once(place: str, url: str) -> None:
-    """A SettingError that says where and what, in place of a stack trace at each try."""
+def test_a_host_that_cannot_be_looked_up_is_refused_at_once(place: str, url: str) -> None:
+    """The SettingError says where and what, instead of a traceback for each attempt."""
     with pytest.raises(SettingError) as caught:
         PLACES[place](url)
     error = caught.value
@@ -74,11 +74,11 @@ def test_a_host_that_cannot_be_looked_up_is_told_at_once(place: str, url: str) -
 @pytest.mark.parametrize("url", RIGHT)
 def test_every_other_host_is_left_to_the_network(url: str) -> None:
     """Names with underscores, a final dot, other scripts, and addresses."""
-    validate_host("URL", url)
+    parse_url("URL", url, "a URL")
 
 
 def test_the_error_guesses_at_a_variable_and_shows_no_login() -> None:
-    """An empty part of a name is what a template without its value leaves."""
+    """A template without its value leaves an empty part of a name."""
     with pytest.raises(SettingError) as caught:
         exporter_config({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://ann:s3cret@collector..svc"})
     assert str(caught.value) == (
@@ -97,8 +97,8 @@ def test_the_error_guesses_at_a_variable_and_shows_no_login() -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_commands_end_with_the_setting_that_is_wrong(arguments: list[str], tmp_path: Any) -> None:
-    """Exit code 2, as for every other wrong setting."""
+def test_commands_name_the_wrong_option(arguments: list[str], tmp_path: Any) -> None:
+    """Exit code 2, as for every other wrong option."""
     checkpoint = ["--checkpoint", str(tmp_path / "sync.db")] if arguments[0] == "sync" else []
     result = CliRunner().invoke(main, [*arguments, *checkpoint])
     assert result.exit_code == 2
@@ -107,30 +107,30 @@ def test_commands_end_with_the_setting_that_is_wrong(arguments: list[str], tmp_p
 
 # Text and numbers.
 
-NO_TEXT = "caf\udce9"  # bytes of another encoding, as Python gives them out of the environment
+NOT_UTF8 = "caf\udce9"  # bytes of another encoding, as Python decodes them from the environment
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("arguments", "named"),
     [
-        ({"environ": {"OTEL_SERVICE_NAME": NO_TEXT}}, "OTEL_SERVICE_NAME"),
-        ({"environ": {"OTEL_RESOURCE_ATTRIBUTES": f"site={NO_TEXT}"}}, "OTEL_RESOURCE_ATTRIBUTES"),
-        ({"environ": {"OTEL_RESOURCE_ATTRIBUTES": f"{NO_TEXT}=1"}}, "OTEL_RESOURCE_ATTRIBUTES"),
-        ({"environ": {"RUNSPAN_API_KEY": NO_TEXT}}, "RUNSPAN_API_KEY"),
+        ({"environ": {"OTEL_SERVICE_NAME": NOT_UTF8}}, "OTEL_SERVICE_NAME"),
+        ({"environ": {"OTEL_RESOURCE_ATTRIBUTES": f"site={NOT_UTF8}"}}, "OTEL_RESOURCE_ATTRIBUTES"),
+        ({"environ": {"OTEL_RESOURCE_ATTRIBUTES": f"{NOT_UTF8}=1"}}, "OTEL_RESOURCE_ATTRIBUTES"),
+        ({"environ": {"RUNSPAN_API_KEY": NOT_UTF8}}, "RUNSPAN_API_KEY"),
         ({"environ": {"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"}}, "OTEL_EXPORTER_OTLP_TIMEOUT"),
-        ({"service_name": NO_TEXT}, "service_name"),
-        ({"resource_attributes": {"site": NO_TEXT}}, "resource_attributes"),
+        ({"service_name": NOT_UTF8}, "service_name"),
+        ({"resource_attributes": {"site": NOT_UTF8}}, "resource_attributes"),
         ({"resource_attributes": {"shard": 1}}, "resource_attributes"),
-        ({"tenant": NO_TEXT}, "tenant"),
+        ({"tenant": NOT_UTF8}, "tenant"),
         ({"timeout": math.nan}, "timeout"),
         ({"timeout": math.inf}, "timeout"),
         ({"timeout": 0}, "timeout"),
     ],
 )
-def test_settings_that_nothing_could_carry_are_told_at_once(settings: dict[str, Any], named: str) -> None:
-    """When the recorder is made, not by its thread while runs pile up; and a key is not shown."""
+def test_arguments_that_cannot_be_used_are_refused_at_once(arguments: dict[str, Any], named: str) -> None:
+    """When the recorder is created, not by its thread while runs pile up; and no key is shown."""
     with pytest.raises(SettingError) as caught:
-        Recorder(**{"endpoint": "http://127.0.0.1:9", **settings})
+        Recorder(**{"endpoint": "http://127.0.0.1:9", **arguments})
     error = caught.value
     assert (error.where, bool(error.expected), bool(error.got)) == (named, True, True)
     str(error).encode()
@@ -140,14 +140,14 @@ def test_settings_that_nothing_could_carry_are_told_at_once(settings: dict[str, 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("RUNSPAN_SERVICE_NAME", NO_TEXT),
-        ("OTEL_SERVICE_NAME", NO_TEXT),
-        ("OTEL_RESOURCE_ATTRIBUTES", f"site={NO_TEXT}"),
+        ("RUNSPAN_SERVICE_NAME", NOT_UTF8),
+        ("OTEL_SERVICE_NAME", NOT_UTF8),
+        ("OTEL_RESOURCE_ATTRIBUTES", f"site={NOT_UTF8}"),
         ("RUNSPAN_TIMEOUT", "nan"),
     ],
 )
-def test_an_export_tells_them_too(variable: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """A usage error, and no stack trace."""
+def test_an_export_refuses_them_too(variable: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """A usage error, and no traceback."""
     monkeypatch.setenv(variable, value)
     document = tmp_path / "run.json"
     document.write_text('{"id":"run_1","status":"completed","steps":[]}')

@@ -106,7 +106,7 @@ def counted(prometheus: Prometheus) -> int:
 def synced(directory: Path, platform: str, collector: Collector) -> AbstractContextManager[Running]:
     """A sync that follows another runspan server, as it would the platform."""
     file = directory / "sync.sqlite3"
-    where = (platform, "--endpoint", collector.otlp, "--checkpoint", file)
+    where = (platform, "--endpoint", collector.otlp, "--state-file", file)
     return telling(collector, "sync", *where, "--follow", "--poll", "1s", "--retention", "30")
 
 

@@ -135,7 +135,7 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
     store = SqliteStore(tmp_path)
     try:
         metrics = Metrics(store)
-        metrics.answered("/api/v1/runs", "GET", "200", 0.01)
+        metrics.observe_request("/api/v1/runs", "GET", "200", 0.01)
         assert isinstance(metrics.registry, CollectorRegistry)
         told = {family.name: family for family in metrics.registry.collect()}
     finally:

@@ -18,7 +18,7 @@ import yaml
 from operate.boards import BOARDS, ROOT
 from operate.kit import wait_until
 from runspan import Run, __version__
-from runspan.web.trace_links import TraceLinks
+from runspan.web.links import TraceLinks
 from support.cli import SAMPLES, environment
 from support.servers.collector import start_collector
 from support.servers.finding import missing
@@ -164,7 +164,7 @@ def test_runspans_links_lead_into_the_stack() -> None:
     links = TraceLinks(
         values["RUNSPAN_JAEGER_URL"], values["RUNSPAN_GRAFANA_URL"], "tempo", values["RUNSPAN_TRACE_URL"]
     )
-    found = links.of(bytes(range(16)))
+    found = links.for_trace(bytes(range(16)))
     assert found["trace"].endswith("/d/runspan-run?var-trace_id=000102030405060708090a0b0c0d0e0f")
     published = {port.split(":")[1] for name in ("grafana", "jaeger") for port in SERVICES[name]["ports"]}
     assert {re.search(r":(\d+)/", url)[1] for url in found.values()} <= published  # type: ignore[index]

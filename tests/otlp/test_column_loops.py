@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 from runspan.model.timestamps import canonical_ns
 from runspan.otlp import column_loops
-from runspan.otlp.bulk_columns import COMPILED
+from runspan.otlp.bulk_writer import COMPILED
 from support.servers.finding import missing
 
 MAX_BYTES = 2000

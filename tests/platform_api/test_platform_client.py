@@ -23,25 +23,21 @@ from runspan.errors import (
     SettingError,
     Unauthorized,
 )
+from runspan.http.client import ResponseTooLarge
+from runspan.http.rate_limiter import RateLimiter
+from runspan.http.retry import RetryPolicy
 from runspan.model.run import Run
-from runspan.platform_api import (
-    PlatformClient,
-    RateLimiter,
-    ResponseTooLong,
-    RetryPolicy,
-    base_url,
-    fingerprint_of_summary,
-)
-from runspan.platform_api.schema import MalformedResponse, read_document, read_page
+from runspan.platform_api import PlatformClient, fingerprint_of_summary, parse_api_url
+from runspan.platform_api.schema import MalformedResponse, read_data, read_page
 from support.cli import generated
-from support.faulty_platform import EVERY_KIND, Faults, Mock, platform
+from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
 from support.sync import Place, place, run_document
 
-QUICK = RetryPolicy(attempts=4, timeout=5.0, first=0.01, longest=0.05)
+QUICK = RetryPolicy(max_attempts=4, first_delay=0.01, max_delay=0.05)
 
 
 class Clock:
-    """Time that passes only by waiting. slept: all waits."""
+    """Time that passes only by sleeping. slept: All sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -55,15 +51,17 @@ class Clock:
         self.now += seconds
 
 
-def client(url: str, *, key: Callable[[], str | None] = lambda: None, **settings: Any) -> PlatformClient:
-    settings = {
-        "pace": RateLimiter(0, sleep=time.sleep),
+def client(url: str, *, key: Callable[[], str | None] = lambda: None, **options: Any) -> PlatformClient:
+    options = {
+        "rate_limiter": RateLimiter(0, sleep=time.sleep),
         "sleep": time.sleep,
         "halted": lambda: False,
-        "patience": QUICK,
-        **settings,
+        "retry": QUICK,
+        "key_hint": "set THE_KEY",
+        "timeout": 5.0,
+        **options,
     }
-    return PlatformClient(url, key=key, **settings)
+    return PlatformClient(url, key=key, **options)
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +76,11 @@ def source(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, bytes]) ->
         yield made
 
 
-def all_listed(asking: PlatformClient, **filters: str) -> list[str]:
+def all_listed(platform_client: PlatformClient, **filters: str) -> list[str]:
     ids: list[str] = []
     cursor = None
     while True:
-        page = asking.runs(cursor=cursor, **filters)
+        page = platform_client.runs(cursor=cursor, **filters)
         ids += [item.run_id for item in page.items]
         cursor = page.cursor
         if cursor is None:
@@ -91,42 +89,42 @@ def all_listed(asking: PlatformClient, **filters: str) -> list[str]:
 
 def test_lists_and_documents_are_those_of_the_server(source: Place, texts: dict[str, bytes]) -> None:
     """Every run once over all pages, newest first, and each document verbatim."""
-    with closing(client(source.url)) as asking:
-        ids = all_listed(asking)
+    with closing(client(source.url)) as platform_client:
+        ids = all_listed(platform_client)
         assert sorted(ids) == sorted(texts)
-        times = [item.time for item in asking.runs().items]
+        times = [item.time for item in platform_client.runs().items]
         assert times == sorted(times, reverse=True)
-        assert {run_id: asking.document(run_id).text for run_id in ids} == texts
+        assert {run_id: platform_client.document(run_id).text for run_id in ids} == texts
 
 
 def test_an_item_of_the_list_has_the_fingerprint_of_the_runs_own_summary(
     source: Place, texts: dict[str, bytes]
 ) -> None:
-    """So a run that did not change between list and document is not asked for twice."""
-    with closing(client(source.url)) as asking:
-        for item in asking.runs().items:
+    """So a run that did not change between list and document is not fetched twice."""
+    with closing(client(source.url)) as platform_client:
+        for item in platform_client.runs().items:
             assert item.fingerprint == fingerprint_of_summary(Run.from_json(texts[item.run_id]).summary())
 
 
-def test_ids_of_every_script_are_asked_for_whole(tmp_path: Path) -> None:
+def test_ids_of_every_script_are_sent_completely(tmp_path: Path) -> None:
     """Slashes, dots, percent signs and other scripts are part of an id."""
     ids = ["a/b", "..", "50%", "läuft", "実行", "a b?c#d", "x/trace"]
-    with place(tmp_path) as made, closing(client(made.url)) as asking:
+    with place(tmp_path) as made, closing(client(made.url)) as platform_client:
         made.put(*(run_document(run_id) for run_id in ids))
-        assert {json.loads(asking.document(run_id).text)["id"] for run_id in ids} == set(ids)
+        assert {json.loads(platform_client.document(run_id).text)["id"] for run_id in ids} == set(ids)
 
 
-def test_what_fails_for_a_while_is_asked_again(source: Place, texts: dict[str, bytes]) -> None:
-    """Through every kind of fault all lists and documents come, unharmed."""
+def test_requests_that_fail_for_a_while_are_retried(source: Place, texts: dict[str, bytes]) -> None:
+    """All lists and documents arrive unchanged through every kind of fault."""
     with platform(source.url, faults=EVERY_KIND, seed=7, pause=0.01) as mock:
-        patience = RetryPolicy(attempts=10, timeout=5.0, first=0.001, longest=0.01)
-        with closing(client(mock.url, patience=patience)) as asking:
-            assert {run_id: asking.document(run_id).text for run_id in list(texts)[:300]} == dict(
+        retry = RetryPolicy(max_attempts=10, first_delay=0.001, max_delay=0.01)
+        with closing(client(mock.url, retry=retry)) as platform_client:
+            assert {run_id: platform_client.document(run_id).text for run_id in list(texts)[:300]} == dict(
                 list(texts.items())[:300]
             )
         assert set(mock.injected) >= {"error", "gateway", "cut", "torn", "reset"}
-        assert asking.requests[0] == len(mock.arrivals)
-        assert asking.requests[1] > 0
+        assert platform_client.requests[0] == len(mock.arrivals)
+        assert platform_client.requests[1] > 0
 
 
 @pytest.mark.parametrize(
@@ -140,37 +138,37 @@ def test_what_fails_for_a_while_is_asked_again(source: Place, texts: dict[str, b
         ("slow", BackendUnreachable),
     ],
 )
-def test_what_fails_for_good_is_an_error_after_so_many_attempts(
+def test_requests_that_always_fail_are_an_error_after_the_last_attempt(
     source: Place, texts: dict[str, bytes], kind: str, expected: type[RunspanError]
 ) -> None:
-    """Each kind of fault has its own, and the number of attempts is bounded."""
-    patience = RetryPolicy(attempts=3, timeout=0.2, first=0.001, longest=0.01)
+    """Each kind of fault has its own error, and the number of attempts is bounded."""
+    retry = RetryPolicy(max_attempts=3, first_delay=0.001, max_delay=0.01)
     with platform(source.url, faults=Faults(**{kind: 1.0}), pause=0.5) as mock:
-        with closing(client(mock.url, patience=patience)) as asking:
+        with closing(client(mock.url, retry=retry, timeout=0.2)) as platform_client:
             with pytest.raises(expected) as caught:
-                asking.document(next(iter(texts)))
+                platform_client.document(next(iter(texts)))
             assert mock.url in str(caught.value)
-            assert asking.last_error
-            assert asking.unanswered_for > 0
+            assert platform_client.last_error
+            assert platform_client.unanswered_for > 0
         assert len(mock.arrivals) == 3
 
 
-def test_nobody_listening_is_unreachable() -> None:
+def test_a_port_without_a_listener_is_unreachable() -> None:
     """The error names the address."""
-    asking = client("http://127.0.0.1:9", patience=RetryPolicy(attempts=1))
-    with closing(asking), pytest.raises(BackendUnreachable, match=r"127\.0\.0\.1:9"):
-        asking.runs()
+    platform_client = client("http://127.0.0.1:9", retry=RetryPolicy(max_attempts=1))
+    with closing(platform_client), pytest.raises(BackendUnreachable, match=r"127\.0\.0\.1:9"):
+        platform_client.runs()
 
 
-def test_a_wait_that_is_asked_for_holds_every_thread(source: Place, texts: dict[str, bytes]) -> None:
-    """After a 429 nothing goes out before the time it names, and 429s use up no attempts."""
+def test_a_requested_delay_pauses_every_thread(source: Place, texts: dict[str, bytes]) -> None:
+    """After a 429 nothing is sent before the time it names, and a 429 uses up no attempt."""
     with platform(source.url, limit=5, window=1.0) as mock:
-        with closing(client(mock.url, patience=RetryPolicy(attempts=1, timeout=5.0))) as asking:
+        with closing(client(mock.url, retry=RetryPolicy(max_attempts=1))) as platform_client:
             ids = list(texts)[:12]
             got: dict[str, bytes] = {}
 
             def ask(run_id: str) -> None:
-                got[run_id] = asking.document(run_id).text
+                got[run_id] = platform_client.document(run_id).text
 
             threads = [threading.Thread(target=ask, args=(run_id,)) for run_id in ids]
             for thread in threads:
@@ -178,7 +176,7 @@ def test_a_wait_that_is_asked_for_holds_every_thread(source: Place, texts: dict[
             for thread in threads:
                 thread.join(30)
             assert got == {run_id: texts[run_id] for run_id in ids}
-            assert asking.requests[2] == mock.over_limit > 0
+            assert platform_client.requests[2] == mock.over_limit > 0
         answered_wait = mock.arrivals[5]
         first_wave = [at for at in mock.arrivals if at < answered_wait + 0.9]
         assert len(first_wave) <= 12  # those that were under way already, and no second try
@@ -186,7 +184,7 @@ def test_a_wait_that_is_asked_for_holds_every_thread(source: Place, texts: dict[
 
 @pytest.mark.parametrize("dated", [False, True])
 def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool) -> None:
-    """Both forms are the standard's."""
+    """HTTP allows both forms."""
     clock = Clock()
     with platform(source.url, faults=Faults(limited=1.0)) as mock:
         mock.arrivals += [0.0] * (not dated)  # every second one has a date
@@ -195,20 +193,20 @@ def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool
             clock.sleep(seconds)
             mock.faults = Faults()
 
-        with closing(client(mock.url, pace=RateLimiter(0, sleep=sleep, clock=clock))) as asking:
-            assert asking.runs().items
+        with closing(client(mock.url, rate_limiter=RateLimiter(0, sleep=sleep, clock=clock))) as platform_client:
+            assert platform_client.runs().items
     assert 0 < sum(clock.slept) <= 2.0
 
 
-def test_the_pace_is_kept_in_every_window() -> None:
-    """Real time: in no ten seconds do more go out than a sixth of the minute's, however many threads want to."""
+def test_the_rate_limit_holds_in_every_window() -> None:
+    """In real time, any ten seconds have at most a sixth of a minute's requests, on all threads together."""
     halted = threading.Event()
-    pace = RateLimiter(600, sleep=lambda seconds: halted.wait(seconds) and None)
+    limiter = RateLimiter(600, sleep=lambda seconds: halted.wait(seconds) and None)
     taken: list[float] = []
     lock = threading.Lock()
 
     def work() -> None:
-        while pace.acquire(halted.is_set):
+        while limiter.acquire(halted.is_set):
             with lock:
                 taken.append(time.monotonic())
 
@@ -229,29 +227,32 @@ def test_the_pace_is_kept_in_every_window() -> None:
 
 
 def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: Place, texts: dict[str, bytes]) -> None:
-    """The old key is refused once, and the new one goes on; without a new one the refusal stands."""
+    """The old key is refused once, and the new one is used; without a new one the error is raised."""
     keys = iter(["old", "new", "new", "new"])
-    with platform(source.url, keys={"new"}) as mock, closing(client(mock.url, key=lambda: next(keys))) as asking:
-        assert asking.document(next(iter(texts)))
+    with (
+        platform(source.url, keys={"new"}) as mock,
+        closing(client(mock.url, key=lambda: next(keys))) as platform_client,
+    ):
+        assert platform_client.document(next(iter(texts)))
         mock.keys = {"another"}
-        with pytest.raises(Unauthorized, match="RUNSPAN_SYNC_API_KEY"):
-            asking.runs()
+        with pytest.raises(Unauthorized, match="set THE_KEY"):
+            platform_client.runs()
 
 
-def test_permanent_refusals_are_errors_of_their_own(source: Place, texts: dict[str, bytes]) -> None:
-    """They are asked once: a run that is not there, a cursor that means nothing."""
+def test_permanent_failures_have_their_own_errors(source: Place, texts: dict[str, bytes]) -> None:
+    """A missing run and an invalid cursor are not retried."""
     run_id = next(iter(texts))
-    with platform(source.url, vanished={run_id}) as mock, closing(client(mock.url)) as asking:
+    with platform(source.url, vanished={run_id}) as mock, closing(client(mock.url)) as platform_client:
         with pytest.raises(NotFound):
-            asking.document(run_id)
-        assert asking.unanswered_for == 0
+            platform_client.document(run_id)
+        assert platform_client.unanswered_for == 0
         with pytest.raises(QueryError, match="cursor"):
-            asking.runs(cursor="nonsense")
+            platform_client.runs(cursor="nonsense")
         assert len(mock.arrivals) == 2
-        assert asking.unanswered_for > 0  # a gateway may say so too, and then for every request
+        assert platform_client.unanswered_for > 0  # a gateway may respond so to every request
 
 
-def scripted(mock: Mock, status: int, body: bytes = b"") -> None:
+def scripted(mock: FaultyPlatform, status: int, body: bytes = b"") -> None:
     mock.answer = lambda path, headers: (status, body)  # type: ignore[method-assign]
 
 
@@ -271,11 +272,11 @@ def scripted(mock: Mock, status: int, body: bytes = b"") -> None:
 def test_another_server_is_not_taken_for_the_platform(
     source: Place, status: int, body: bytes, expected: type[RunspanError]
 ) -> None:
-    """Whatever it answers is an error, never an empty list."""
-    with platform(source.url) as mock, closing(client(mock.url)) as asking:
+    """Its response is an error, never an empty list."""
+    with platform(source.url) as mock, closing(client(mock.url)) as platform_client:
         scripted(mock, status, body)
         with pytest.raises(expected):
-            asking.runs()
+            platform_client.runs()
 
 
 @pytest.mark.parametrize(
@@ -291,25 +292,25 @@ def test_another_server_is_not_taken_for_the_platform(
         (200, b"<html>Service is being deployed</html>"),
     ],
 )
-def test_what_a_gateway_says_of_a_document_is_asked_again(
+def test_a_gateways_response_for_a_document_is_retried(
     source: Place, texts: dict[str, bytes], status: int, body: bytes
 ) -> None:
-    """Its words are not the platform's: no run is called missing for them, and the platform counts as silent."""
+    """It is not the platform's own: no run is missing for it, and the platform counts as unanswered."""
     run_id = next(iter(texts))
-    with platform(source.url, gateway=(status, body)) as mock, closing(client(mock.url)) as asking:
+    with platform(source.url, gateway=(status, body)) as mock, closing(client(mock.url)) as platform_client:
         with pytest.raises(BackendRefused, match="expected the platform's API"):
-            asking.document(run_id)
-        assert len(mock.arrivals) == QUICK.attempts
-        assert asking.unanswered_for > 0
-        assert asking.last_error
+            platform_client.document(run_id)
+        assert len(mock.arrivals) == QUICK.max_attempts
+        assert platform_client.unanswered_for > 0
+        assert platform_client.last_error
         mock.gateway = None
-        assert asking.document(run_id).text == texts[run_id]
-        assert asking.unanswered_for == 0
+        assert platform_client.document(run_id).text == texts[run_id]
+        assert platform_client.unanswered_for == 0
 
 
 def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
-    """Its documentation names 200 and 100 as the most that a page has: where 200 is refused, 100 are asked for."""
-    with platform(source.url) as mock, closing(client(mock.url)) as asking:
+    """Its documentation gives both 200 and 100 as the maximum: if 200 is refused, 100 is used."""
+    with platform(source.url) as mock, closing(client(mock.url)) as platform_client:
         real = mock.answer
 
         def answer(path: str, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -320,27 +321,27 @@ def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
             return real(path, headers)
 
         mock.answer = answer  # type: ignore[method-assign]
-        assert len(all_listed(asking)) == 450
+        assert len(all_listed(platform_client)) == 450
         assert [page["limit"] for page in mock.pages_asked()] == ["200", *["100"] * 5]
 
 
-def test_an_answer_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
-    """One that is larger is refused while it arrives, and not asked for again at once."""
-    with closing(client(source.url, max_answer=1000)) as asking:
-        with pytest.raises(ResponseTooLong, match="1000 bytes"):
-            asking.document(next(iter(texts)))
-        assert asking.requests[0] == 1
+def test_a_response_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
+    """A larger one is refused while it arrives, and not retried."""
+    with closing(client(source.url, max_response_bytes=1000)) as platform_client:
+        with pytest.raises(ResponseTooLarge, match="1000 bytes"):
+            platform_client.document(next(iter(texts)))
+        assert platform_client.requests[0] == 1
 
 
 def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None:
-    """However long the platform asked to wait."""
+    """However long the requested delay is."""
     halted = threading.Event()
-    pace = RateLimiter(0, sleep=lambda seconds: halted.wait(seconds) and None)
-    pace.pause(3600)
-    with closing(client(source.url, pace=pace, halted=halted.is_set)) as asking:
+    limiter = RateLimiter(0, sleep=lambda seconds: halted.wait(seconds) and None)
+    limiter.pause(3600)
+    with closing(client(source.url, rate_limiter=limiter, halted=halted.is_set)) as platform_client:
         threading.Timer(0.05, halted.set).start()
         with pytest.raises(BackendUnreachable, match="stopped"):
-            asking.runs()
+            platform_client.runs()
 
 
 @pytest.mark.parametrize(
@@ -351,34 +352,34 @@ def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None
         ("https://host/prefix/api/v1/", "https://host/prefix"),
     ],
 )
-def test_a_base_url_may_name_the_api_or_not(text: str, expected: str) -> None:
-    """The paths are added to what is left."""
-    assert base_url(text) == expected
+def test_a_base_url_may_contain_the_api_path(text: str, expected: str) -> None:
+    """The API path is removed."""
+    assert parse_api_url("URL", text, key_variable="KEY") == expected
 
 
 @pytest.mark.parametrize(
     "text", ["host:1", "ftp://host", "http://user:secret@host", "http://host?x=1", "", "http://host:eighty"]
 )
-def test_what_is_no_base_url_is_refused(text: str) -> None:
-    """And a login in it is never repeated."""
+def test_an_invalid_base_url_is_refused(text: str) -> None:
+    """A login in it is never repeated."""
     with pytest.raises(SettingError) as caught:
-        base_url(text)
+        parse_api_url("URL", text, key_variable="KEY")
     assert "secret" not in str(caught.value)
 
 
-def test_payloads_that_are_odd_come_through_verbatim() -> None:
-    """The text of the document is cut out of the answer, not written again."""
-    odd = b'{"id":"a","output":{"b":1, "a" :1e400,"b":12.10,"x":"\\ud800"},"error":null}'
-    assert read_document(b'{"success":true,"data":' + odd + b',"meta":{}}') == odd
-    assert read_document(b' { "data" : ' + odd + b"}") == odd
+def test_non_canonical_payloads_are_read_verbatim() -> None:
+    """The text of the document is cut out of the response, not serialized again."""
+    text = b'{"id":"a","output":{"b":1, "a" :1e400,"b":12.10,"x":"\\ud800"},"error":null}'
+    assert read_data(b'{"success":true,"data":' + text + b',"meta":{}}', "{")[0] == text
+    assert read_data(b' { "data" : ' + text + b"}", "{")[0] == text
     listing = read_page(b'{"data":[{"id":"a","error":{"message":"\\ud800"}},{"id":5},{"id":"\\ud800"}]}')
     assert [item.run_id for item in listing.items] == ["a"]
-    assert len(listing.odd) == 2
+    assert len(listing.unusable) == 2
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))
-def test_a_document_that_is_cut_off_is_damaged(cut: int) -> None:
+def test_a_document_that_is_cut_off_is_malformed(cut: int) -> None:
     """Wherever it ends."""
-    whole = b'{"success":true,"data":{"id":"run_1","status":"completed","steps":[]}}'
+    complete = b'{"success":true,"data":{"id":"run_1","status":"completed","steps":[]}}'
     with pytest.raises(MalformedResponse):
-        read_document(whole[:cut])
+        read_data(complete[:cut], "{")

@@ -1,11 +1,10 @@
-"""What a recorder holds is bounded, whatever it is; and what happens after its end is told."""
+"""Memory is bounded whatever is recorded; ends after the shutdown are reported; forks at any moment are safe."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ import pytest
 
 from runspan import Run
 from runspan.recorder import ExportConfig, RunRecording
-from runspan.recorder.outbox import Outbox
-from runspan.recorder.state import RunRecord, RunSession, TimestampFormat
-from runspan.recorder.stats import Counters
+from runspan.recorder.outbox import Counters, Outbox
+from runspan.recorder.state import DocumentClock, RunRecord, RunSession
 from runspan.sources import documents
-from support.receivers import OK, Answer, http_receiver
-from support.recorder import WAIT, recording, until
+from support.receivers import Answer, http_receiver
+from support.recorder import WAIT, no_worker_is_left, recording
 
 BIG = "x" * 100_000
 
@@ -27,11 +25,11 @@ BIG = "x" * 100_000
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "runspan-recorder"])
+    no_worker_is_left()
 
 
 def script(body: str, *args: str) -> str:
-    """What a Python process that runs this text writes; it must succeed."""
+    """Run a script in a Python process that must succeed, and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(body), *args], capture_output=True, text=True, timeout=120, check=False
     )
@@ -39,9 +37,9 @@ def script(body: str, *args: str) -> str:
     return done.stdout
 
 
-# The bound.
+# The bound on memory.
 
-TOLD: dict[str, Callable[[RunRecording], Any]] = {
+RECORDED: dict[str, Callable[[RunRecording], Any]] = {
     "run input": lambda run: run.set_input(BIG),
     "run output": lambda run: run.set_output(BIG),
     "run error": lambda run: run.end(BIG),
@@ -60,118 +58,123 @@ TOLD: dict[str, Callable[[RunRecording], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", TOLD)
-def test_whatever_is_told_counts_as_held(what: str) -> None:
-    """Each member by itself, before a snapshot was made of it and after, and from a checkpoint."""
-    with recording(pace=ExportConfig(settle=60)) as taken:
-        run = taken.recorder.run("wf").start()
-        TOLD[what](run)
-        assert run.live.record.size() > len(BIG)
+@pytest.mark.parametrize("what", RECORDED)
+def test_everything_recorded_counts_as_pending_bytes(what: str) -> None:
+    """Each member by itself, before and after a snapshot, and from a checkpoint."""
+    with recording(export=ExportConfig(snapshot_delay=60)) as harness:
+        run = harness.recorder.run("wf").start()
+        RECORDED[what](run)
+        assert run.session.record.estimated_size() > len(BIG)
         run.document()
-        assert run.live.record.size() > len(BIG)
+        assert run.session.record.estimated_size() > len(BIG)
         if what != "run error":
-            again = taken.recorder.resume(run.checkpoint())
-            assert again.live.record.size() > len(BIG)
+            again = harness.recorder.resume(run.checkpoint())
+            assert again.session.record.estimated_size() > len(BIG)
 
 
-def test_extra_members_of_a_run_count_as_held() -> None:
-    """They are told when it is made, as are its workflow and trigger."""
-    with recording(pace=ExportConfig(settle=60)) as taken:
-        assert taken.recorder.run("wf", extra={"more": BIG}).start().live.record.size() > len(BIG)
-        assert taken.recorder.run(BIG).start().live.record.size() > len(BIG)
-        assert taken.recorder.run("wf", trigger=BIG).start().live.record.size() > len(BIG)
+def test_arguments_of_a_run_count_as_pending_bytes() -> None:
+    """Extra members, workflow id and trigger."""
+    with recording(export=ExportConfig(snapshot_delay=60)) as harness:
+        assert harness.recorder.run("wf", extra={"more": BIG}).start().session.record.estimated_size() > len(BIG)
+        assert harness.recorder.run(BIG).start().session.record.estimated_size() > len(BIG)
+        assert harness.recorder.run("wf", trigger=BIG).start().session.record.estimated_size() > len(BIG)
 
 
 def test_errors_do_not_fill_the_memory() -> None:
-    """A receiver that is away, and steps that fail with large errors: the oldest runs are dropped, and counted."""
-    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=5 * len(BIG))
-    with recording(lambda post: Answer(503), pace=pace) as taken:
+    """While the receiver is down and steps fail with large errors, the oldest runs are dropped and counted."""
+    config = ExportConfig(
+        snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02, max_pending_bytes=5 * len(BIG)
+    )
+    with recording(lambda post: Answer(503), export=config) as harness:
         for _ in range(40):
-            with taken.recorder.run("wf") as run:
+            with harness.recorder.run("wf") as run:
                 run.step("http").start().end({"code": "HTTP", "message": BIG})
-        report = taken.recorder.report()
-        # As much again may be on its way, and the one that has just ended.
-        assert report.bytes_waiting <= 11 * (len(BIG) + 5000)
+        report = harness.recorder.report()
+        # As much again may be in flight, and the run that ended last.
+        assert report.bytes_pending <= 11 * (len(BIG) + 5000)
         assert report.runs_dropped >= 40 - 11
 
 
-def test_what_comes_back_from_a_try_is_bounded_too() -> None:
-    """What was on its way is beside the bound; when it was not taken, the oldest of all are dropped, and no more."""
+def test_runs_that_return_from_a_failed_try_are_bounded_too() -> None:
+    """Runs in flight are not included in the bound; when they fail, the oldest of all runs are dropped, and no more."""
     dropped: list[str] = []
-    counts = Counters()
+    counters = Counters()
     outbox = Outbox(
-        counts,
-        ExportConfig(max_held_bytes=3 * len(BIG) + 10_000),
+        counters,
+        ExportConfig(max_pending_bytes=3 * len(BIG) + 10_000),
         lambda: 1000.0,
         lambda: None,
-        lambda post, reason: dropped.append(post.live.record.id),
+        lambda state, reason: dropped.append(state.session.record.id),
     )
 
     def end(run_id: str) -> None:
         record = RunRecord(run_id, "wf", "", 1)
-        live = RunSession(record, TimestampFormat(lambda: 1, "ms"), counts, outbox.mark_dirty)
-        outbox.register(live)
+        session = RunSession(record, DocumentClock(lambda: 1, "ms"), counters.add, outbox.mark_dirty)
+        outbox.register(session)
         record.output = BIG.encode()
-        live.change(lambda record: setattr(record, "status", "completed"), status=True)
+        session.change(lambda record: setattr(record, "status", "completed"), status=True)
 
     for number in range(3):
         end(f"sent_{number}")
-    round_ = outbox.get_due()
-    assert round_ is not None
-    assert len(round_[0]) == 3
+    due = outbox.get_due()
+    assert due is not None
+    states, _ = due
+    assert len(states) == 3
     for number in range(3):
         end(f"new_{number}")
     assert dropped == []
-    for post in round_[0]:
-        outbox.retry_later(post, 1.0)
-    outbox.finish_round(round_[0])
+    for state in states:
+        outbox.retry_later(state, 1.0)
+    outbox.finish_round(states)
     assert dropped == ["sent_0", "sent_1", "sent_2"]
-    assert outbox.backlog()["bytes_waiting"] <= outbox.pace.max_held_bytes
+    assert outbox.backlog()["bytes_pending"] <= outbox.config.max_pending_bytes
 
 
 # After the end.
 
 
-def kept(path: Path) -> list[tuple[str, str]]:
-    """Ids and statuses of the documents in a file of dead letters."""
+def dead_lettered(path: Path) -> list[tuple[str, str]]:
+    """Return ids and statuses of the documents in a dead letter file."""
     return [(run.id, str(run.status)) for run in documents(str(path)) if isinstance(run, Run)]
 
 
-def test_runs_that_end_after_the_shutdown_are_told_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One that was begun before, and one that began afterwards: counted, logged, and among the dead letters."""
-    letters = tmp_path / "left.ndjson"
-    with recording(dead_letter=letters) as taken:
-        late = taken.recorder.run("wf", run_id="late").start()
+def test_runs_that_end_after_the_shutdown_are_reported_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether they began before or after it: they are counted, logged, and written to the dead dead_letters."""
+    dead_letters = tmp_path / "left.ndjson"
+    with recording(dead_letter=dead_letters) as harness:
+        late = harness.recorder.run("wf", run_id="late").start()
         assert late.flush(WAIT)
-        report = taken.recorder.shutdown(WAIT)
+        report = harness.recorder.shutdown(WAIT)
         assert (report.runs_dropped, report.complete) == (0, True)
         late.set_output(1).end()
-        with taken.recorder.run("wf", run_id="after") as after:
+        with harness.recorder.run("wf", run_id="after") as after:
             pass
-        report = taken.recorder.report()
-        assert (report.runs_started, report.runs_ended, report.runs_dropped, report.runs_kept) == (2, 2, 2, 2)
-        assert (report.runs_waiting, report.bytes_waiting, report.complete) == (0, 0, False)
+        report = harness.recorder.report()
+        assert (report.runs_started, report.runs_ended, report.runs_dropped, report.runs_dead_lettered) == (2, 2, 2, 2)
+        assert (report.runs_pending, report.bytes_pending, report.complete) == (0, 0, False)
         assert not late.flush(0)
         assert not after.flush(0)
-        assert kept(letters) == [("late", "completed"), ("after", "completed")]
+        assert dead_lettered(dead_letters) == [("late", "completed"), ("after", "completed")]
     for name in ("late", "after"):
-        assert f"run {name} is not delivered: it ended after the shutdown; kept in {letters}" in caplog.text
+        assert f"run {name} is not delivered: it ended after the shutdown; kept in {dead_letters}" in caplog.text
 
 
-def test_a_run_that_was_given_up_unfinished_is_kept_once_more_at_its_end(tmp_path: Path) -> None:
-    """Its document as it stood at the shutdown and as it ended, and it counts as one."""
-    letters = tmp_path / "left.ndjson"
-    with recording(lambda post: Answer(503), dead_letter=letters) as taken:
-        run = taken.recorder.run("wf", run_id="run_1").start()
-        assert taken.recorder.shutdown(0.05).runs_dropped == 1
+def test_a_run_that_was_given_up_unfinished_is_kept_again_at_its_end(tmp_path: Path) -> None:
+    """Its documents at the shutdown and at its end are kept, and it counts once."""
+    dead_letters = tmp_path / "left.ndjson"
+    with recording(lambda post: Answer(503), dead_letter=dead_letters) as harness:
+        run = harness.recorder.run("wf", run_id="run_1").start()
+        assert harness.recorder.shutdown(0.05).runs_dropped == 1
         run.end()
-        report = taken.recorder.report()
-        assert (report.runs_ended, report.runs_dropped, report.runs_kept) == (1, 1, 1)
-    assert kept(letters) == [("run_1", "running"), ("run_1", "completed")]
+        report = harness.recorder.report()
+        assert (report.runs_ended, report.runs_dropped, report.runs_dead_lettered) == (1, 1, 1)
+    assert dead_lettered(dead_letters) == [("run_1", "running"), ("run_1", "completed")]
 
 
-def test_no_dead_letters_are_left_of_a_recorder_that_sends_nothing(tmp_path: Path) -> None:
-    """OpenTelemetry is disabled, so nothing is missed: no file, nothing counted or logged, not in a child either."""
+def test_a_disabled_recorder_leaves_no_dead_letters(tmp_path: Path) -> None:
+    """With OpenTelemetry disabled there is no file and no count, in a forked child neither."""
     body = """
         import os, sys
         from runspan import Recorder
@@ -198,28 +201,38 @@ def test_no_dead_letters_are_left_of_a_recorder_that_sends_nothing(tmp_path: Pat
 # A fork at any moment.
 
 
-@pytest.mark.parametrize("kind", ["taken", "refused", "dead", "tls"])
-def test_the_senders_thread_imports_nothing(kind: str) -> None:
-    """A fork while it does would leave the child a lock on that module that nobody opens: it never delivers."""
-    body = """
-        import sys
-        from runspan import Recorder
-        from runspan.recorder import Pace
-        recorder = Recorder(endpoint=sys.argv[1], pace=Pace(settle=0.001, retry_first=0.01, retry_longest=0.01))
-        before = set(sys.modules)
-        with recorder.run("wf") as run, run.step("a", type="agent") as step:
-            step.set_output(1).set_usage(prompt_tokens=1)
-        recorder.flush(20 if sys.argv[2] == "taken" else 0.5)
-        assert recorder.shutdown(0).requests
-        print(sorted(set(sys.modules) - before))
+def test_the_workers_thread_imports_nothing() -> None:
+    """A fork during an import would leave the child with a lock on that module that is never released.
+
+    The receiver accepts the spans, rejects them, or does not exist, with and without TLS. Each case is a process that
+    has imported the package and nothing else.
     """
-    with http_receiver(lambda post: OK if kind == "taken" else Answer(503)) as receiver:
-        url = {"dead": "http://localhost:9", "tls": "https://localhost:9"}.get(kind, receiver.url)
-        assert script(body, url, kind) == "[]\n"
+    body = """
+        import os, sys
+        from runspan import Recorder
+        from runspan.recorder import ExportConfig
+        config = ExportConfig(snapshot_delay=0.001, retry_initial_delay=0.01, retry_max_delay=0.01)
+        for endpoint in sys.argv[1:]:
+            child = os.fork()
+            if child:
+                assert os.waitpid(child, 0)[1] == 0, endpoint
+                continue
+            recorder = Recorder(endpoint=endpoint, export=config)
+            before = set(sys.modules)
+            with recorder.run("wf") as run, run.step("a", type="agent") as step:
+                step.set_output(1).set_usage(prompt_tokens=1)
+            is_delivered = recorder.flush(20 if endpoint == sys.argv[1] else 0.5)
+            assert is_delivered == (endpoint == sys.argv[1])
+            assert recorder.shutdown(0).requests
+            assert set(sys.modules) == before, set(sys.modules) - before
+            os._exit(0)
+    """
+    with http_receiver() as accepting, http_receiver(lambda post: Answer(503)) as failing:
+        script(body, accepting.url, failing.url, "http://localhost:9", "https://localhost:9")
 
 
 def test_children_of_a_busy_process_deliver() -> None:
-    """As a web server does that loads its application first: forks while the first runs are being sent."""
+    """A web server that loads its application first forks while the first runs are being sent."""
     body = """
         import os, sys, threading
         from runspan import Recorder

@@ -1,4 +1,4 @@
-"""A recorder and receivers that are slow, dead, full or wrong: the engine hears nothing, and no loss is silent."""
+"""Receivers that are slow, down, full or wrong: the engine is not affected, and every loss is reported."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -27,61 +28,60 @@ from runspan.errors import SettingError
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
-from runspan.recorder.outbox import Outbox
-from runspan.recorder.state import RunRecord, RunSession, TimestampFormat
-from runspan.recorder.stats import Counters
+from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
+from runspan.recorder.state import DocumentClock, RunRecord, RunSession
 from runspan.sources import documents
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 from support.receivers import CLOSE, OK, Answer, Post, grpc_receiver, http_receiver, partial
-from support.recorder import QUICK, WAIT, Taken, proved, recording, until
+from support.recorder import QUICK, WAIT, Harness, delivered_document, no_worker_is_left, recording, wait_until
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "runspan-recorder"])
+    no_worker_is_left()
 
 
 def traces_of(post: Post) -> set[bytes]:
     return {span.trace_id for span in post.spans}
 
 
-def test_a_receiver_that_comes_back_gets_everything_and_only_the_newest_snapshot() -> None:
-    """While it answers 503 nothing is lost; afterwards every step is there once, and one snapshot of the last state."""
+def test_a_receiver_that_recovers_gets_every_step_and_only_the_latest_snapshot() -> None:
+    """While it responds with 503 nothing is lost; afterwards it gets every step once, and one snapshot."""
     up = threading.Event()
-    with recording(lambda post: OK if up.is_set() else Answer(503)) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
+    with recording(lambda post: OK if up.is_set() else Answer(503)) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
             for number in range(20):
                 with run.step("work") as step:
                     step.set_output(number)
-            until(lambda: len(taken.receiver.posts) >= 3)
-            assert taken.recorder.report().trouble == "HTTP 503"
+            wait_until(lambda: len(harness.receiver.posts) >= 3)
+            assert harness.recorder.report().last_error == "HTTP 503"
             assert not run.flush(0.01)
             up.set()
             assert run.flush(WAIT)
-            assert len(taken.role("snapshot")) == 1
-        proved(taken, run)
-        assert len(taken.role("step")) == 20
-        report = taken.recorder.report()
-        assert (report.complete, report.trouble) == (True, "")
+            assert len(harness.with_role("snapshot")) == 1
+        delivered_document(harness, run)
+        assert len(harness.with_role("step")) == 20
+        report = harness.recorder.report()
+        assert (report.complete, report.last_error) == (True, "")
         assert report.retries >= 3
 
 
 @pytest.mark.parametrize("answer", [Answer(401), Answer(404), CLOSE])
-def test_wrong_settings_are_tried_again_too(answer: Answer) -> None:
-    """What refuses every request today may be mended while the engine runs, so its runs wait."""
-    mended = threading.Event()
-    with recording(lambda post: OK if mended.is_set() else answer) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
+def test_a_refused_configuration_is_retried(answer: Answer) -> None:
+    """A receiver that refuses every request may be corrected while the engine runs, so its runs wait."""
+    corrected = threading.Event()
+    with recording(lambda post: OK if corrected.is_set() else answer) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             pass
-        until(lambda: len(taken.receiver.posts) >= 2)
-        mended.set()
-        assert proved(taken, run)["status"] == "completed"
+        wait_until(lambda: len(harness.receiver.posts) >= 2)
+        corrected.set()
+        assert delivered_document(harness, run)["status"] == "completed"
 
 
 def test_retry_after_is_honoured() -> None:
-    """A receiver that asks for a second is not asked again before."""
+    """A receiver that asks to wait for a second gets no request before that."""
     times: list[float] = []
 
     def answer(post: Post) -> Answer:
@@ -89,18 +89,18 @@ def test_retry_after_is_honoured() -> None:
             times.append(time.monotonic())
         return OK if post.number > 1 else Answer(429, headers={"retry-after": "1"})
 
-    with recording(answer) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
+    with recording(answer) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
             pass
-        proved(taken, run)
+        delivered_document(harness, run)
     assert times[1] - times[0] >= 1.0
 
 
-def test_a_dead_endpoint_costs_the_engine_nothing_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody listens: no call blocks or raises, flush and shutdown return in time, the loss is counted and logged."""
+def test_a_closed_port_does_not_affect_the_engine_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """No call blocks or raises, flush and shutdown return in time, and the loss is counted and logged."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    recorder = Recorder(endpoint=f"http://127.0.0.1:{port}", pace=QUICK)
+    recorder = Recorder(endpoint=f"http://127.0.0.1:{port}", export=QUICK)
     begun = time.monotonic()
     for _ in range(50):
         with recorder.run("wf") as run, run.step("a") as step:
@@ -111,14 +111,14 @@ def test_a_dead_endpoint_costs_the_engine_nothing_and_is_told(caplog: pytest.Log
     report = recorder.shutdown(0.2)
     assert time.monotonic() - begun < 5
     assert (report.runs_started, report.runs_ended, report.runs_dropped, report.complete) == (50, 50, 50, False)
-    assert "takes nothing" in caplog.text
+    assert "accepts no spans" in caplog.text
     assert caplog.text.count("is not delivered") == 50
 
 
-def test_an_endpoint_that_never_answers_holds_nobody_up() -> None:
-    """A socket that accepts and stays silent: the engine goes on, and the end waits no longer than it is told to."""
+def test_an_endpoint_that_never_responds_delays_nothing() -> None:
+    """The engine continues, and the shutdown waits no longer than its timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        recorder = Recorder(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", pace=QUICK, timeout=1.5)
+        recorder = Recorder(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", export=QUICK, timeout=1.5)
         begun = time.monotonic()
         with recorder.run("wf") as run, run.step("a"):
             pass
@@ -129,99 +129,111 @@ def test_an_endpoint_that_never_answers_holds_nobody_up() -> None:
 
 
 def test_a_slow_receiver_gets_fewer_snapshots_and_every_step() -> None:
-    """Changes that come while a request is under way go into the next one, together."""
-    with recording(lambda post: time.sleep(0.05) or OK) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
+    """Changes during a request are sent together in the next one."""
+    requested, proceed = threading.Event(), threading.Event()
+
+    def answer(post: Post) -> Answer:
+        requested.set()
+        assert proceed.wait(WAIT)
+        return OK
+
+    with recording(answer) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
+            assert requested.wait(WAIT)
             for _ in range(200):
                 with run.step("work"):
                     pass
-                time.sleep(0.001)
-        proved(taken, run)
-        assert len(taken.role("step")) == 200
-        assert len(taken.role("snapshot")) < 30
+            proceed.set()
+        delivered_document(harness, run)
+        assert len(harness.with_role("step")) == 200
+        assert len(harness.with_role("snapshot")) <= 2
 
 
-def test_a_full_outbox_drops_whole_runs_oldest_first_and_keeps_their_documents(tmp_path: Path) -> None:
-    """Over the bound the oldest ended runs are given up: counted, kept as dead letters, and exportable as they were."""
-    letters = tmp_path / "left.ndjson"
+def test_a_full_outbox_drops_the_oldest_runs_and_keeps_their_documents(tmp_path: Path) -> None:
+    """Above the limit the oldest ended runs are dropped: counted, and written to the dead dead_letters unchanged."""
+    dead_letters = tmp_path / "left.ndjson"
     up = threading.Event()
-    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_held_bytes=60_000)
-    with recording(lambda post: OK if up.is_set() else Answer(503), pace=pace, dead_letter=letters) as taken:
+    config = ExportConfig(
+        snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02, max_pending_bytes=60_000
+    )
+    with recording(lambda post: OK if up.is_set() else Answer(503), export=config, dead_letter=dead_letters) as harness:
         runs = []
         for number in range(30):
-            with taken.recorder.run("wf", run_id=f"run_{number:02}") as run, run.step("a") as step:
+            with harness.recorder.run("wf", run_id=f"run_{number:02}") as run, run.step("a") as step:
                 step.set_output("x" * 5000)
             runs.append(run)
-        report = taken.recorder.report()
-        assert report.bytes_waiting <= 2 * 60_000
-        assert 0 < report.runs_dropped == report.runs_kept < 30
+        report = harness.recorder.report()
+        assert report.bytes_pending <= 2 * 60_000
+        assert 0 < report.runs_dropped == report.runs_dead_lettered < 30
         up.set()
-        assert taken.recorder.flush(WAIT)
-        report = taken.recorder.report()
+        assert harness.recorder.flush(WAIT)
+        report = harness.recorder.report()
         assert report.runs_delivered == 30 - report.runs_dropped
-        there = {run.id for run in runs if any(span.trace_id == run.trace_id for span in taken.own)}
-        assert len(there) == report.runs_delivered
-        assert runs[-1].id in there
-        assert taken.recorder.shutdown(1).bytes_waiting == 0
-    kept = [run for run in documents(str(letters)) if isinstance(run, Run)]
-    assert {run.id for run in kept} == {run.id for run in runs} - there
+        delivered = {run.id for run in runs if any(span.trace_id == run.trace_id for span in harness.spans)}
+        assert len(delivered) == report.runs_delivered
+        assert runs[-1].id in delivered
+        assert harness.recorder.shutdown(1).bytes_pending == 0
+    kept = [run for run in documents(str(dead_letters)) if isinstance(run, Run)]
+    assert {run.id for run in kept} == {run.id for run in runs} - delivered
     assert {run.text for run in kept} <= {run.document().text for run in runs}
 
 
-def test_a_run_that_is_refused_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
-    """A receiver that refuses a request for one run in it gets the others all the same."""
+def test_a_run_that_is_rejected_affects_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that rejects a request because of one run in it gets the others all the same."""
     bad = run_ids("run_3").trace_id
-    with recording(lambda post: Answer(400) if bad in traces_of(post) else OK, pace=ExportConfig(settle=0.2)) as taken:
+    with recording(
+        lambda post: Answer(400) if bad in traces_of(post) else OK, export=ExportConfig(snapshot_delay=0.2)
+    ) as harness:
         for number in range(6):
-            with taken.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
+            with harness.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
                 pass
-        assert taken.recorder.flush(WAIT)
-        report = taken.recorder.report()
+        assert harness.recorder.flush(WAIT)
+        report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped) == (5, 1)
         assert report.spans_rejected >= 2
         assert "run_3" in caplog.text
 
 
-def test_a_run_that_is_put_off_for_ever_does_not_hold_up_the_others() -> None:
-    """Some stores answer "later" to a request with one run that is too large for them."""
+def test_a_run_that_is_always_retryable_does_not_delay_the_others() -> None:
+    """Some stores always answer "retry" to a request with one run that is too large for them."""
     bad = run_ids("run_3").trace_id
-    with recording(lambda post: Answer(503) if bad in traces_of(post) else OK) as taken:
+    with recording(lambda post: Answer(503) if bad in traces_of(post) else OK) as harness:
         for number in range(6):
-            with taken.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
+            with harness.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
                 pass
-        until(lambda: taken.recorder.report().runs_delivered == 5)
-        assert taken.recorder.shutdown(0.1).runs_dropped == 1
+        wait_until(lambda: harness.recorder.report().runs_delivered == 5)
+        assert harness.recorder.shutdown(0.1).runs_dropped == 1
 
 
-def test_rejected_spans_are_counted_and_the_run_is_not_called_delivered(tmp_path: Path) -> None:
-    """A partial success is no success: the run counts as dropped, and its document is kept."""
-    letters = tmp_path / "left.ndjson"
-    with recording(lambda post: partial(1, "too odd"), dead_letter=letters) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
+def test_rejected_spans_are_counted_and_the_run_is_not_delivered(tmp_path: Path) -> None:
+    """After a partial success the run counts as dropped, and its document is kept."""
+    dead_letters = tmp_path / "left.ndjson"
+    with recording(lambda post: partial(1, "too large"), dead_letter=dead_letters) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             pass
-        until(lambda: taken.recorder.report().runs_dropped == 1)
-        report = taken.recorder.shutdown(1)
-        assert (report.runs_kept, report.runs_delivered) == (1, 0)
+        wait_until(lambda: harness.recorder.report().runs_dropped == 1)
+        report = harness.recorder.shutdown(1)
+        assert (report.runs_dead_lettered, report.runs_delivered) == (1, 0)
         assert report.spans_rejected >= 1
-    assert [found.text for found in documents(str(letters)) if isinstance(found, Run)] == [run.document().text]
+    assert [found.text for found in documents(str(dead_letters)) if isinstance(found, Run)] == [run.document().text]
 
 
-def test_a_large_run_goes_in_several_requests_the_head_last() -> None:
-    """A run over the bound of a request is cut, and its document is proved in the end."""
-    with recording(pace=ExportConfig(settle=60)) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
+def test_a_large_run_is_sent_in_several_requests_the_run_span_last() -> None:
+    """A run above the limit of a request is divided, and its spans decode to its document."""
+    with recording(export=ExportConfig(snapshot_delay=60)) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
             for _ in range(8):
                 with run.step("big") as step:
                     step.set_output("x" * 900_000)
-        proved(taken, run)
-        assert len(taken.receiver.posts) > 2
-        assert all(post.size < 3_100_000 for post in taken.receiver.posts)
-        last = read_protobuf(taken.receiver.posts[-1].message.SerializeToString()).spans[-1]
+        delivered_document(harness, run)
+        assert len(harness.receiver.posts) > 2
+        assert all(post.size < 3_100_000 for post in harness.receiver.posts)
+        last = read_protobuf(harness.receiver.posts[-1].message.SerializeToString()).spans[-1]
         assert last.attributes()[ROLE] == "run"
 
 
-def test_grpc_and_the_environments_settings() -> None:
-    """Protocol, endpoint, headers, API key and resource come from OpenTelemetry's variables, passed in."""
+def test_grpc_and_environment_variables() -> None:
+    """Protocol, endpoint, headers, API key and resource come from the variables that are passed in."""
     with grpc_receiver() as receiver:
         environ = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
@@ -231,7 +243,7 @@ def test_grpc_and_the_environments_settings() -> None:
             "OTEL_RESOURCE_ATTRIBUTES": "service.namespace=billing%20eu,service.name=other",
             "RUNSPAN_API_KEY": "wfk_secret",
         }
-        with Recorder(environ=environ, pace=QUICK) as recorder, recorder.run("wf", run_id="run_1") as run:
+        with Recorder(environ=environ, export=QUICK) as recorder, recorder.run("wf", run_id="run_1") as run:
             pass
     assert decode(read_protobuf(receiver.posts[-1].message.SerializeToString()).spans) == run.document()
     post = receiver.posts[-1]
@@ -239,126 +251,139 @@ def test_grpc_and_the_environments_settings() -> None:
     attributes = {pair.key: pair.value.string_value for pair in post.message.resource_spans[0].resource.attributes}
     assert attributes == {"service.name": "engine", "service.namespace": "billing eu"}
     with pytest.raises(SettingError, match="OTEL_RESOURCE_ATTRIBUTES"):
-        Recorder(environ={"OTEL_RESOURCE_ATTRIBUTES": "odd"})
+        Recorder(environ={"OTEL_RESOURCE_ATTRIBUTES": "malformed"})
 
 
-# Heartbeats and pace, without waiting for them.
+# The schedule, without waiting for it.
 
 
-class Hand:
-    """An outbox whose time is moved by hand, and which is asked what is due."""
+class ManualOutbox:
+    """An outbox whose clock is moved by the test."""
 
-    def __init__(self, pace: ExportConfig) -> None:
+    def __init__(self, config: ExportConfig) -> None:
         self.now = 1000.0
-        self.counts = Counters()
-        self.dropped: list[Any] = []
-        self.outbox = Outbox(
-            self.counts, pace, lambda: self.now, lambda: None, lambda post, _: self.dropped.append(post)
-        )
+        self.counters = Counters()
+        self.outbox = Outbox(self.counters, config, lambda: self.now, lambda: None, lambda state, reason: None)
 
     def run(self, run_id: str) -> RunSession:
         record = RunRecord(run_id, "wf", "", 1)
         record.status, record.started = "running", 1
-        live = RunSession(record, TimestampFormat(lambda: 1, "ms"), self.counts, self.outbox.mark_dirty)
-        self.outbox.register(live)
-        return live
+        session = RunSession(record, DocumentClock(lambda: 1, "ms"), self.counters.add, self.outbox.mark_dirty)
+        self.outbox.register(session)
+        return session
 
     def due(self) -> list[str]:
-        """Takes what is due now, as a sender that succeeds would, and forgets it if it ended."""
-        with self.outbox._changed:
-            self.outbox._mark_heartbeats(self.now)
-            if all(self.outbox._due(post) > self.now for post in self.outbox._dirty.values()):
-                return []
-        taken = self.outbox.get_due()
-        assert taken is not None
-        for post in taken[0]:
-            self.outbox.ack(post, post.live.record.ended_already)
-        self.outbox.finish_round(taken[0])
-        return [post.live.record.id for post in taken[0]]
+        """Return the ids of the runs that are due now, and acknowledge them as a worker does."""
+        states, _ = self.outbox.poll()
+        for state in states:
+            self.outbox.ack(state, state.session.record.has_ended)
+        self.outbox.finish_round(states)
+        return [state.session.record.id for state in states]
 
 
-def test_a_run_that_does_not_change_beats() -> None:
-    """Unchanged runs are due after a heartbeat each, from when each was last sent; suspended ones rest."""
-    hand = Hand(ExportConfig(settle=1, heartbeat=30))
-    first, second = hand.run("first"), hand.run("second")
-    hand.now += 1
-    assert hand.due() == ["first", "second"]
-    hand.now += 20
+def test_a_run_that_does_not_change_has_heartbeats() -> None:
+    """An unchanged run is due a heartbeat interval after it was last sent; a suspended one is not."""
+    outbox = ManualOutbox(ExportConfig(snapshot_delay=1, heartbeat_interval=30))
+    first, second = outbox.run("first"), outbox.run("second")
+    outbox.now += 1
+    assert outbox.due() == ["first", "second"]
+    outbox.now += 20
     first.change(lambda record: setattr(record, "input", b"1"))
-    hand.now += 1
-    assert hand.due() == ["first"]
-    hand.now += 9
-    assert hand.due() == ["second"]
-    hand.now += 21
-    assert hand.due() == ["first"]
+    outbox.now += 1
+    assert outbox.due() == ["first"]
+    outbox.now += 9
+    assert outbox.due() == ["second"]
+    outbox.now += 21
+    assert outbox.due() == ["first"]
     second.change(lambda record: setattr(record, "status", "suspended"), status=True)
-    hand.now += 1
-    assert hand.due() == ["second"]
-    hand.now += 29
-    assert hand.due() == ["first"]
-    hand.now += 1000
-    assert hand.due() == ["first"]
+    outbox.now += 1
+    assert outbox.due() == ["second"]
+    outbox.now += 29
+    assert outbox.due() == ["first"]
+    outbox.now += 1000
+    assert outbox.due() == ["first"]
     second.change(lambda record: setattr(record, "status", "running"), status=True)
-    hand.now += 1
-    assert hand.due() == ["second"]
-    hand.now += 30
-    assert set(hand.due()) == {"first", "second"}
+    outbox.now += 1
+    assert outbox.due() == ["second"]
+    outbox.now += 30
+    assert set(outbox.due()) == {"first", "second"}
 
 
-def test_an_old_run_pauses_longer_between_snapshots_but_not_for_its_status() -> None:
-    """A fiftieth of its age, never more than a heartbeat; a change of status and the end come through at once."""
-    hand = Hand(ExportConfig(settle=0.1, heartbeat=30))
-    live = hand.run("run")
+def test_an_old_run_has_fewer_snapshots_but_its_status_is_sent_at_once() -> None:
+    """The interval is a fiftieth of its age, up to the heartbeat interval; a change of status does not wait for it."""
+    outbox = ManualOutbox(ExportConfig(snapshot_delay=0.1, heartbeat_interval=30))
+    session = outbox.run("run")
     for age, pause in ((100, 2), (1000, 20), (1_000_000, 30)):
-        hand.now = 1000.0 + age
-        hand.due()
-        live.change(lambda record: setattr(record, "input", b"1"))
-        hand.now += pause - 0.2
-        assert hand.due() == []
-        hand.now += 0.3
-        assert hand.due() == ["run"]
-    live.change(lambda record: setattr(record, "status", "suspended"), status=True)
-    hand.now += 0.2
-    assert hand.due() == ["run"]
-    live.change(lambda record: setattr(record, "status", "completed"), status=True)
-    assert hand.due() == ["run"]
-    hand.now += 1000
-    assert hand.due() == []
+        outbox.now = 1000.0 + age
+        outbox.due()
+        session.change(lambda record: setattr(record, "input", b"1"))
+        outbox.now += pause - 0.2
+        assert outbox.due() == []
+        outbox.now += 0.3
+        assert outbox.due() == ["run"]
+    session.change(lambda record: setattr(record, "status", "suspended"), status=True)
+    outbox.now += 0.2
+    assert outbox.due() == ["run"]
+    session.change(lambda record: setattr(record, "status", "completed"), status=True)
+    assert outbox.due() == ["run"]
+    outbox.now += 1000
+    assert outbox.due() == []
 
 
-def test_heartbeats_really_come() -> None:
-    """A run that waits is sent again and again with a rising revision and the same document."""
-    with recording(pace=ExportConfig(settle=0.005, heartbeat=0.03)) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
-            until(lambda: len(taken.role("snapshot")) >= 4)
-            assert len({span.attributes()[REVISION] for span in taken.role("snapshot")}) >= 4
-            assert taken.document("run_1") == run.document()
-        proved(taken, run)
+def test_heartbeats_are_sent() -> None:
+    """A run that waits is sent again and again, with an increasing revision and the same document."""
+    with recording(export=ExportConfig(snapshot_delay=0.005, heartbeat_interval=0.03)) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
+            wait_until(lambda: len(harness.with_role("snapshot")) >= 4)
+            assert len({span.attributes()[REVISION] for span in harness.with_role("snapshot")}) >= 4
+            assert harness.document("run_1") == run.document()
+        delivered_document(harness, run)
 
 
 # Through a TracerProvider.
 
 
-def test_a_given_provider_takes_everything_past_its_queue() -> None:
-    """Runs of more spans than the batch processor holds go through it whole, with its other spans beside them."""
+def test_a_given_provider_gets_more_than_its_queue_holds() -> None:
+    """A run of more spans than the batch processor holds passes through it completely, among other spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=512, max_export_batch_size=512))
-    recorder = Recorder(provider=provider, pace=QUICK)
+    recorder = Recorder(provider=provider, export=QUICK)
     assert recorder.tracer_provider is provider
     with recorder.run("wf", run_id="run_1") as run:
         for _ in range(1500):
             with run.step("work"):
                 pass
-        with provider.get_tracer("t").start_as_current_span("beside"):
+        with provider.get_tracer("t").start_as_current_span("other"):
             pass
     assert recorder.shutdown(WAIT).complete
     received = read_protobuf(encode_spans(exporter.get_finished_spans()).SerializeToString())
     assert decode(received.spans) == run.document()
-    (beside,) = [span for span in exporter.get_finished_spans() if span.name == "beside"]
-    assert beside.parent is not None
-    assert beside.parent.span_id == int.from_bytes(run.live.record.root_id, "big")
+    (other,) = [span for span in exporter.get_finished_spans() if span.name == "other"]
+    assert other.parent is not None
+    assert other.parent.span_id == int.from_bytes(run.session.record.root_id, "big")
     provider.shutdown()
+
+
+class SuppressionReader(SpanProcessor):
+    """Reads from the context whether instrumentation is suppressed."""
+
+    def __init__(self) -> None:
+        self.values: set[object] = set()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.values.add(context.get_value("suppress_instrumentation"))
+
+
+def test_instrumentation_is_suppressed_while_spans_are_sent() -> None:
+    """An instrumented HTTP client makes no spans of the requests of the recorder."""
+    provider, reader = TracerProvider(shutdown_on_exit=False), SuppressionReader()
+    provider.add_span_processor(reader)
+    recorder = Recorder(provider=provider, export=QUICK)
+    with recorder.run("wf"):
+        pass
+    assert recorder.shutdown(WAIT).complete
+    assert reader.values == {True}
 
 
 class Failing(SpanExporter):
@@ -366,55 +391,55 @@ class Failing(SpanExporter):
         raise RuntimeError("broken exporter")
 
 
-def test_a_provider_that_is_shut_down_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Its processors take nothing any more: that is counted, not silent, and raises nothing."""
+def test_a_provider_that_is_shut_down_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Its processors accept nothing any more: the loss is counted, and nothing is raised."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(Failing()))
     provider.shutdown()
-    recorder = Recorder(provider=provider, pace=QUICK)
+    recorder = Recorder(provider=provider, export=QUICK)
     with recorder.run("wf"):
         pass
     report = recorder.shutdown(0.2)
     assert report.runs_dropped == 1
-    assert "did not flush" in report.trouble
+    assert "did not flush" in report.last_error
     with pytest.raises(SettingError, match="both"):
         Recorder(provider=provider, endpoint="http://127.0.0.1:1")
 
 
 def test_spans_of_other_instrumentation_are_sent_together() -> None:
     """A thousand spans make a few requests, not a thousand."""
-    with recording(pace=ExportConfig(settle=0.2)) as taken:
-        tracer = taken.recorder.tracer_provider.get_tracer("t")
+    with recording(export=ExportConfig(snapshot_delay=0.2)) as harness:
+        tracer = harness.recorder.tracer_provider.get_tracer("t")
         for _ in range(1000):
             tracer.start_span("GET").end()
-        assert taken.recorder.tracer_provider.force_flush(20_000)
-        assert taken.recorder.report().foreign_sent == 1000
-        assert len(taken.receiver.posts) < 20
+        assert harness.recorder.tracer_provider.force_flush(20_000)
+        assert harness.recorder.report().foreign_spans_sent == 1000
+        assert len(harness.receiver.posts) < 20
 
 
 def test_too_many_spans_of_other_instrumentation_are_counted() -> None:
-    """Beyond its bound the queue of foreign spans drops, counts, and the runs are not touched."""
+    """Above its limit the queue of foreign spans drops and counts them, and the runs are not affected."""
     up = threading.Event()
-    pace = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.02, max_foreign=50)
-    with recording(lambda post: OK if up.is_set() else Answer(503), pace=pace) as taken:
-        tracer = taken.recorder.tracer_provider.get_tracer("t")
-        with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
+    config = ExportConfig(snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.02, max_foreign_spans=50)
+    with recording(lambda post: OK if up.is_set() else Answer(503), export=config) as harness:
+        tracer = harness.recorder.tracer_provider.get_tracer("t")
+        with harness.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             for _ in range(200):
                 with tracer.start_as_current_span("GET"):
                     pass
         up.set()
-        proved(taken, run)
-        report = taken.recorder.report()
-        assert report.foreign_dropped > 0
-        assert report.foreign_dropped + report.foreign_sent == 200
+        delivered_document(harness, run)
+        report = harness.recorder.report()
+        assert report.foreign_spans_dropped > 0
+        assert report.foreign_spans_dropped + report.foreign_spans_sent == 200
         assert report.runs_delivered == 1
 
 
-# The process.
+# Processes, forks and signals.
 
 
 def script(body: str, *args: str, **env: str) -> subprocess.Popen[str]:
-    """A Python process that runs this text."""
+    """Start a Python process that runs a script."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(body), *args],
         stdout=subprocess.PIPE,
@@ -425,7 +450,7 @@ def script(body: str, *args: str, **env: str) -> subprocess.Popen[str]:
 
 
 def test_the_end_of_the_process_delivers() -> None:
-    """A program that just ends, by an exception even, has delivered what it recorded."""
+    """A program that ends, even by an exception, has delivered what it recorded."""
     body = """
         import sys
         from runspan import Recorder
@@ -445,8 +470,8 @@ def test_the_end_of_the_process_delivers() -> None:
     assert decode(of["run_2"]).status == "running"
 
 
-def test_the_end_of_the_process_waits_no_longer_than_told() -> None:
-    """With nobody listening, the process ends in time and says on standard error what it did not deliver."""
+def test_the_end_of_the_process_waits_no_longer_than_exit_timeout() -> None:
+    """Without a response the process ends in time, and reports on standard error what it did not deliver."""
     body = """
         import sys, time
         from runspan import Recorder
@@ -464,7 +489,7 @@ def test_the_end_of_the_process_waits_no_longer_than_told() -> None:
 
 
 def test_a_forked_child_sends_its_own_runs_and_none_of_its_parents() -> None:
-    """The child has no thread, connection or lock of the parent's; what it tells of the parent's run is ignored."""
+    """The child uses no thread, connection or lock of the parent's; its calls on the parent's run are ignored."""
     body = """
         import os, sys
         from runspan import Recorder
@@ -479,7 +504,7 @@ def test_a_forked_child_sends_its_own_runs_and_none_of_its_parents() -> None:
                     pass
                 report = recorder.shutdown(20)
                 assert report.runs_delivered == 1 == report.runs_started, report
-                os._exit(0 if report.late else 5)
+                os._exit(0 if report.late_calls else 5)
             assert os.waitpid(child, 0)[1] == 0
         assert recorder.shutdown(20).runs_delivered == 1
     """
@@ -495,7 +520,7 @@ def test_a_forked_child_sends_its_own_runs_and_none_of_its_parents() -> None:
 
 
 def test_ctrl_c_ends_the_run_as_cancelled_and_delivers_it() -> None:
-    """SIGINT in the middle of a step: KeyboardInterrupt goes its way, and the run is there, cancelled."""
+    """SIGINT during a step raises KeyboardInterrupt, and the run is delivered as cancelled."""
     body = """
         import sys, time
         from runspan import Recorder
@@ -515,49 +540,47 @@ def test_ctrl_c_ends_the_run_as_cancelled_and_delivers_it() -> None:
     assert decode(spans).status == "cancelled"
 
 
-def test_an_error_inside_is_counted_and_the_thread_goes_on(
+def test_an_internal_error_is_counted_and_the_thread_continues(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A defect of the recorder's own in one run neither reaches the engine nor stops the others."""
-    from runspan.recorder.delta import RunExportState as Sent
+    """An error of the recorder itself in one run neither reaches the engine nor stops the others."""
+    build_delta = RunExportState.build_delta
 
-    whole = Sent.build_delta
-
-    def broken(self: Sent, *args: Any) -> Any:
-        if self.live.record.id == "run_bad":
+    def broken(self: RunExportState, *args: Any) -> RunDelta:
+        if self.session.record.id == "run_bad":
             raise RuntimeError("a defect")
-        return whole(self, *args)
+        return build_delta(self, *args)
 
-    monkeypatch.setattr(Sent, "parcel", broken)
-    with recording() as taken:
+    monkeypatch.setattr(RunExportState, "build_delta", broken)
+    with recording() as harness:
         for name in ("run_bad", "run_good"):
-            with taken.recorder.run("wf", run_id=name) as run:
+            with harness.recorder.run("wf", run_id=name) as run:
                 pass
-        proved(taken, run)
-        until(lambda: taken.recorder.report().runs_dropped == 1)
-        report = taken.recorder.report()
-        assert (report.defects, report.runs_delivered) == (1, 1)
+        delivered_document(harness, run)
+        wait_until(lambda: harness.recorder.report().runs_dropped == 1)
+        report = harness.recorder.report()
+        assert (report.internal_errors, report.runs_delivered) == (1, 1)
     assert any(record.levelno == logging.ERROR and "run_bad" in record.getMessage() for record in caplog.records)
 
 
-def test_without_a_thread_to_be_had_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_thread_the_engine_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of the interpreter no thread can be started: nothing is raised, and the loss is counted."""
 
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    recorder = Recorder(endpoint="http://127.0.0.1:9", pace=QUICK)
+    recorder = Recorder(endpoint="http://127.0.0.1:9", export=QUICK)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start)
         with recorder.run("wf"):
             pass
         report = recorder.shutdown(0)
     assert (report.runs_dropped, report.complete) == (1, False)
-    assert "new thread" in report.trouble
+    assert "new thread" in report.last_error
 
 
 def test_a_signal_handler_may_use_the_recorder() -> None:
-    """SIGTERM's handler cancels the run while the main thread is anywhere inside the recorder, and nothing locks up."""
+    """SIGTERM's handler cancels the run while the main thread is anywhere inside the recorder, without a deadlock."""
     body = """
         import signal, sys, time
         from runspan import Recorder
@@ -577,7 +600,7 @@ def test_a_signal_handler_may_use_the_recorder() -> None:
         process = script(body, receiver.url)
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        until(lambda: len(receiver.posts) > 2)
+        wait_until(lambda: len(receiver.posts) > 2)
         process.terminate()
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
@@ -585,8 +608,8 @@ def test_a_signal_handler_may_use_the_recorder() -> None:
     assert decode(spans).status == "cancelled"
 
 
-def test_tls_files_that_cannot_be_read_are_told_at_once(tmp_path: Path) -> None:
-    """A SettingError when the recorder is made, not a log line while runs pile up."""
+def test_tls_files_that_cannot_be_read_are_an_error_at_once(tmp_path: Path) -> None:
+    """They raise SettingError when the recorder is made, not a log message while runs accumulate."""
     environ = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:1",
         "OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "none.pem"),
@@ -596,20 +619,20 @@ def test_tls_files_that_cannot_be_read_are_told_at_once(tmp_path: Path) -> None:
             Recorder(environ=environ, protocol=protocol)
 
 
-def test_nothing_is_taken_after_the_shutdown() -> None:
-    """Runs that begin afterwards are handed out as documents all the same, and send nothing."""
-    with recording() as taken:
-        taken.recorder.shutdown()
-        with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
+def test_nothing_is_sent_after_the_shutdown() -> None:
+    """Runs that begin afterwards have documents all the same, and send nothing."""
+    with recording() as harness:
+        harness.recorder.shutdown()
+        with harness.recorder.run("wf", run_id="run_1") as run, run.step("a"):
             pass
         assert run.status == "completed"
         assert not run.flush(0.1)
-        assert taken.receiver.posts == []
+        assert harness.receiver.posts == []
 
 
 @pytest.mark.parametrize("way", ["environ", "provider"])
 def test_a_disabled_sdk_sends_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``OTEL_SDK_DISABLED`` turns the sending off, here as in the SDK; the engine and its documents do not mind."""
+    """``OTEL_SDK_DISABLED`` disables the export, as in the SDK; documents are returned all the same."""
     if way == "environ":
         recorder = Recorder(environ={"OTEL_SDK_DISABLED": "true"})
     else:
@@ -621,7 +644,7 @@ def test_a_disabled_sdk_sends_nothing(way: str, monkeypatch: pytest.MonkeyPatch)
     assert recorder.shutdown(WAIT).requests == 0
 
 
-def test_a_forked_child_keeps_dead_letters_of_its_own(tmp_path: Path) -> None:
+def test_a_forked_child_has_its_own_dead_letters(tmp_path: Path) -> None:
     """Its file is named after it, and the parent's is not touched."""
     body = """
         import os, sys
@@ -632,7 +655,7 @@ def test_a_forked_child_keeps_dead_letters_of_its_own(tmp_path: Path) -> None:
             pass
         if child:
             assert os.waitpid(child, 0)[1] == 0
-        assert recorder.shutdown(0).runs_kept == 1
+        assert recorder.shutdown(0).runs_dead_lettered == 1
         if not child:
             os._exit(0)
     """
@@ -645,14 +668,16 @@ def test_a_forked_child_keeps_dead_letters_of_its_own(tmp_path: Path) -> None:
 
 
 def test_many_threads_on_one_run_over_a_flaky_receiver() -> None:
-    """Steps, attempts, heartbeats and documents from eight threads, a third of the requests failing: in the end the
-    spans prove the document, and no step was written with two contents."""
+    """Steps, attempts, heartbeats and documents from eight threads, while a third of the requests fail: in the end the
+    spans decode to the document, and no step was written with two contents."""
 
     def answer(post: Post) -> Answer:
         return Answer(503) if post.number % 3 == 0 else CLOSE if post.number % 5 == 0 else OK
 
-    pace = ExportConfig(settle=0.001, heartbeat=0.01, retry_first=0.002, retry_longest=0.005)
-    with recording(answer, pace=pace, clock=time.time_ns) as taken:
+    config = ExportConfig(
+        snapshot_delay=0.001, heartbeat_interval=0.01, retry_initial_delay=0.002, retry_max_delay=0.005
+    )
+    with recording(answer, export=config, clock=time.time_ns) as harness:
 
         def engine(worker: int) -> None:
             for number in range(40):
@@ -666,35 +691,35 @@ def test_many_threads_on_one_run_over_a_flaky_receiver() -> None:
                     run.document()
                     run.flush(0.01)
 
-        with taken.recorder.run("wf", run_id="run_1") as run:
+        with harness.recorder.run("wf", run_id="run_1") as run:
             threads = [threading.Thread(target=engine, args=(worker,)) for worker in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join(WAIT)
-        assert len(proved(taken, run)["steps"]) == 320
+        assert len(delivered_document(harness, run)["steps"]) == 320
         contents: dict[bytes, set[str]] = {}
-        for span in taken.own:
+        for span in harness.spans:
             contents.setdefault(span.span_id, set()).add(repr((span.start, span.end, span.attributes())))
         assert all(len(found) == 1 for found in contents.values())
-        assert len(taken.role("attempt")) == sum(number % 3 + 1 for number in range(40)) * 8
-        expected = encode(run.document(), step_ids=[s.span_id for s in _in_order(taken, run)])[-1]
-        assert taken.role("run")[0].attributes() == expected.attributes()
+        assert len(harness.with_role("attempt")) == sum(number % 3 + 1 for number in range(40)) * 8
+        expected = encode(run.document(), step_ids=[s.span_id for s in _in_order(harness, run)])[-1]
+        assert harness.with_role("run")[0].attributes() == expected.attributes()
 
 
-def _in_order(taken: Taken, run: Any) -> list[Any]:
-    """The step spans as the root's manifest names them."""
-    by_id = {span.span_id: span for span in taken.role("step")}
-    return [by_id[record.span_id] for record in run.live.record.steps]
+def _in_order(harness: Harness, run: Any) -> list[Any]:
+    """Return the step spans in the order of the manifest."""
+    by_id = {span.span_id: span for span in harness.with_role("step")}
+    return [by_id[record.span_id] for record in run.session.record.steps]
 
 
-def test_a_burst_of_short_runs_is_delivered_whole(caplog: pytest.LogCaptureFixture) -> None:
-    """A thousand runs from four threads, all of them there, none twice, few requests."""
-    with recording(clock=time.time_ns) as taken:
+def test_a_burst_of_short_runs_is_delivered_completely(caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand runs from four threads arrive, none twice, in few requests."""
+    with recording(clock=time.time_ns) as harness:
 
         def engine(worker: int) -> None:
             for number in range(250):
-                with taken.recorder.run("wf", run_id=f"run_{worker}_{number}") as run, run.step("a") as step:
+                with harness.recorder.run("wf", run_id=f"run_{worker}_{number}") as run, run.step("a") as step:
                     step.set_output(number)
 
         threads = [threading.Thread(target=engine, args=(worker,)) for worker in range(4)]
@@ -702,37 +727,37 @@ def test_a_burst_of_short_runs_is_delivered_whole(caplog: pytest.LogCaptureFixtu
             thread.start()
         for thread in threads:
             thread.join(WAIT)
-        assert taken.recorder.flush(WAIT)
-        report = taken.recorder.report()
+        assert harness.recorder.flush(WAIT)
+        report = harness.recorder.report()
         assert (report.runs_delivered, report.complete) == (1000, True)
-        roots = taken.role("run")
+        roots = harness.with_role("run")
         assert len(roots) == len({span.span_id for span in roots}) == 1000
-        assert len(taken.receiver.posts) < 300
+        assert len(harness.receiver.posts) < 300
     assert not caplog.records
 
 
-def test_health_tells_what_the_recorder_does() -> None:
-    """What waits is in the queue while the receiver is away, and is counted as delivered once it is there."""
+def test_metrics_of_a_recorder() -> None:
+    """A run is in the queue while the receiver is down, and counts as exported once it is accepted."""
     up = threading.Event()
-    health = MetricsRegistry(lambda: 0, components=("recorder", "export"))
-    with recording(lambda post: OK if up.is_set() else Answer(503), health=health) as taken:
-        with taken.recorder.run("wf"):
+    metrics = MetricsRegistry(lambda: 0, ("recorder", "export"))
+    with recording(lambda post: OK if up.is_set() else Answer(503), metrics=metrics) as harness:
+        with harness.recorder.run("wf"):
             pass
-        until(lambda: health.collect()[RETRIED] > 0)
-        before = health.collect()
+        wait_until(lambda: metrics.collect()[RETRIED] > 0)
+        before = metrics.collect()
         assert (before[RECORDED], before[EXPORTED], before[QUEUE], before[RECORDER_FAILED]) == (1, 0, 1, 0)
         up.set()
-        assert taken.recorder.flush(WAIT)
-        after = health.collect()
+        assert harness.recorder.flush(WAIT)
+        after = metrics.collect()
         assert (after[EXPORTED], after[QUEUE], after[RECORDER_FAILED]) == (1, 0, 0)
-        assert after[REQUESTS] == taken.recorder.report().requests
+        assert after[REQUESTS] == harness.recorder.report().requests
 
 
-def test_health_counts_what_is_given_up() -> None:
-    """A run that is dropped because the time to shut down is over is a failure that an alert can see."""
-    health = MetricsRegistry(lambda: 0, components=("recorder",))
-    with recording(lambda post: Answer(503), health=health) as taken:
-        with taken.recorder.run("wf"):
+def test_metrics_count_dropped_runs() -> None:
+    """A run that is dropped at the shutdown is a failure, which an alert can use."""
+    metrics = MetricsRegistry(lambda: 0, ("recorder",))
+    with recording(lambda post: Answer(503), metrics=metrics) as harness:
+        with harness.recorder.run("wf"):
             pass
-        taken.recorder.shutdown(0.05)
-        assert health.collect()[RECORDER_FAILED] == taken.recorder.report().runs_dropped == 1
+        harness.recorder.shutdown(0.05)
+        assert metrics.collect()[RECORDER_FAILED] == harness.recorder.report().runs_dropped == 1

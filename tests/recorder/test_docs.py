@@ -1,4 +1,4 @@
-"""The code of docs/recorder.md, run as it stands there, and its claims held to the code."""
+"""The code of docs/recorder.md runs, and its numbers are those of the code."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from opentelemetry import trace
 from runspan import Recorder
 from runspan.recorder import ExportConfig, RecorderReport
 from support.receivers import http_receiver
-from support.recorder import WAIT, Taken
+from support.recorder import WAIT, Harness
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recorder.md").read_text()
 
 
 def test_the_code_runs_and_its_runs_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block, one after the other, against a real receiver that the environment names; all its runs are there."""
+    """Every block runs, one after the other, against a real receiver that the environment names."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) >= 8
-    monkeypatch.setattr(trace, "set_tracer_provider", lambda provider: None)  # it can be set once in a process
+    monkeypatch.setattr(trace, "set_tracer_provider", lambda provider: None)  # it can be set only once in a process
     names: dict[str, Any] = {}
     with http_receiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
@@ -32,27 +32,27 @@ def test_the_code_runs_and_its_runs_arrive(monkeypatch: pytest.MonkeyPatch) -> N
                 assert names["recorder"].flush(WAIT)
             exec(compile(block, "docs/recorder.md", "exec"), names)
         recorder: Recorder = names["recorder"]
-        taken = Taken(receiver, recorder)
+        harness = Harness(receiver, recorder)
         assert recorder.shutdown(WAIT).complete
-        assert taken.document(names["called"].id) == names["called"].document()
-        assert [span.name for span in taken.foreign] == ["GET /v1/invoices"]
+        assert harness.document(names["called"].id) == names["called"].document()
+        assert [span.name for span in harness.foreign_spans] == ["GET /v1/invoices"]
 
 
 def _tracer_of(names: dict[str, Any]) -> Callable[[str], trace.Tracer]:
-    """``get_tracer`` of the recorder that the page makes."""
+    """Return ``get_tracer`` of the recorder that the page makes."""
 
     def get_tracer(name: str) -> trace.Tracer:
-        made: trace.Tracer = names["recorder"].tracer_provider.get_tracer(name)
-        return made
+        tracer: trace.Tracer = names["recorder"].tracer_provider.get_tracer(name)
+        return tracer
 
     return get_tracer
 
 
 def test_the_defaults_on_the_page_are_those_of_the_code() -> None:
-    """Times and bounds that the page tells, and the names that it writes as code."""
-    pace = ExportConfig()
-    assert (pace.settle, pace.heartbeat, pace.max_held_bytes) == (0.1, 30.0, 64 << 20)
+    """The times, bounds and names that the page mentions."""
+    config = ExportConfig()
+    assert (config.snapshot_delay, config.heartbeat_interval, config.max_pending_bytes) == (0.1, 30.0, 64 << 20)
     assert "0.1 s later" in PAGE
     assert "each 30 s" in PAGE
     assert "64 MiB" in PAGE
-    assert {"inexact", "runs_ended", "complete"} <= set(dir(RecorderReport))
+    assert {"inexact_payloads", "runs_ended", "complete"} <= set(dir(RecorderReport))

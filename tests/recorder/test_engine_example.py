@@ -1,4 +1,4 @@
-"""The example engine under the Recorder, before real servers: at work, ended, and killed at any moment."""
+"""The example engine with real servers: while it runs, after its end, and killed at any moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from runspan.contracts import RunQuery, TraceReader
 from runspan.model.ids import run_ids
 from runspan.recorder import ExportConfig, RunRecording
 from support.cli import environment, server
-from support.recorder import until
+from support.recorder import wait_until
 from support.servers import Tempo
 from support.servers.jaeger import Jaeger
 
@@ -46,7 +47,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @dataclass
 class Watched:
-    """What a reader answered while the engine was at work, and the runs that it executed."""
+    """What a reader returned while the engine ran, and the runs that it executed."""
 
     runs: list[RunRecording] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
@@ -58,34 +59,34 @@ class Watched:
 
 
 def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watched:
-    """Executes both workflows, and reads the first run over and over meanwhile. lists: ask for lists of it too."""
+    """Execute both workflows, and read the first run over and over meanwhile. lists: search for it too."""
     engine, workflows = example
     watched = Watched()
     ended = threading.Event()
-    recorder = Recorder(endpoint=otlp, service_name="example-engine", pace=ExportConfig(settle=0.02))
+    recorder = Recorder(endpoint=otlp, service_name="example-engine", export=ExportConfig(snapshot_delay=0.02))
 
     def execute() -> None:
         try:
             made = engine.Engine(recorder, slowness=1.5)
             caller = {"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"}
             result = made.execute(
-                workflows.ORDER, {"customer": "cus_7"}, trigger="webhook", headers=caller, begun=watched.runs.append
+                workflows.ORDER, {"customer": "cus_7"}, trigger="webhook", headers=caller, on_start=watched.runs.append
             )
             assert result["paid"] is True
             with pytest.raises(workflows.IntegrationError):
-                made.execute(workflows.PAYOUT, {"vendor": 4}, begun=watched.runs.append)
+                made.execute(workflows.PAYOUT, {"vendor": 4}, on_start=watched.runs.append)
         finally:
             ended.set()
 
     thread = threading.Thread(target=execute)
     thread.start()
-    until(lambda: watched.runs)
+    wait_until(lambda: watched.runs)
     run_id = watched.runs[0].id
     while not ended.is_set():
         try:
             document = reader.document(run_id)
         except (NotFound, TraceIncomplete):
-            assert not watched.seen, "what was there once is gone"
+            assert not watched.seen, "a run that was there is gone"
         else:
             assert not document.incomplete
             watched.seen.append(json.loads(document.text))
@@ -100,13 +101,13 @@ def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watch
     child = json.loads(watched.run("wf_order_to_cash").document().text)["steps"]
     (child_id,) = [step["output"]["runId"] for step in child if step["id"] == "book"]
     for run in watched.runs:
-        assert until(lambda run=run: _read(reader, run.id)) == run.document().text
+        assert wait_until(lambda run=run: _read(reader, run.id)) == run.document().text
     assert json.loads(reader.document(child_id).text)["status"] == "completed"
     return watched
 
 
 def _read(reader: TraceReader, run_id: str) -> bytes | None:
-    """The document once it has ended."""
+    """Return the document once it has ended."""
     try:
         text = reader.document(run_id).text
     except (NotFound, TraceIncomplete):
@@ -114,8 +115,8 @@ def _read(reader: TraceReader, run_id: str) -> bytes | None:
     return text if Run.from_json(text).finished else None
 
 
-def check_what_was_seen(watched: Watched) -> None:
-    """Steps never went back: each answer tells a later state of the run than the one before."""
+def check_seen_documents(watched: Watched) -> None:
+    """Check that each response has a later state of the run than the one before: no step goes back."""
     order = {"pending": 0, "running": 1, "retrying": 2, "suspended": 1, "completed": 9, "failed": 9, "skipped": 9}
     before: dict[tuple[str, int], int] = {}
     for document in watched.seen:
@@ -125,7 +126,7 @@ def check_what_was_seen(watched: Watched) -> None:
             seen[step["id"]] += 1
             rank = 10 * step.get("attempt", 0) + order[step["status"]]
             assert rank >= before.get(place, 0) or step["status"] in ("running", "skipped"), (place, step)
-            assert order[step["status"]] == 9 or before.get(place, 0) % 10 != 9, "a step that had ended goes on"
+            assert order[step["status"]] == 9 or before.get(place, 0) % 10 != 9, "a step that had ended has changed"
             before[place] = rank
     assert {"running", "suspended"} <= {document["status"] for document in watched.seen}
     assert len({len([s for s in document["steps"] if s["status"] == "completed"]) for document in watched.seen}) > 2
@@ -133,12 +134,12 @@ def check_what_was_seen(watched: Watched) -> None:
     assert {"pending", "running", "retrying", "completed"} <= statuses
 
 
-def test_the_embedded_store_answers_over_rest_while_it_runs_and_after(example: Any, tmp_path: Path) -> None:
-    """``runspan serve`` shows the run running, retrying, suspended, in lists too, and at the end its exact document."""
+def test_the_embedded_store_shows_the_run_while_it_runs_and_after(example: Any, tmp_path: Path) -> None:
+    """``runspan serve`` returns the run running, retrying and suspended, in lists too, and in the end its document."""
     with server(tmp_path) as (url, _):
         reader = RunspanApiReader(url)
         watched = watch(example, url, reader, lists=True)
-        check_what_was_seen(watched)
+        check_seen_documents(watched)
         assert watched.listed["running"] > 0
         assert watched.listed["suspended"] > 0
         assert reader.search(RunQuery(status="running")).items == []
@@ -148,16 +149,16 @@ def test_the_embedded_store_answers_over_rest_while_it_runs_and_after(example: A
 
 
 @pytest.mark.parametrize("storage", ["memory", "badger"])
-def test_jaeger_shows_the_trace_as_it_should_be(
+def test_jaeger_shows_the_expected_trace(
     example: Any, tmp_path: Path, storage: str, request: pytest.FixtureRequest
 ) -> None:
     """Jaeger's own API has one root, the steps below it, the clients' spans below their steps, attempts below theirs,
-    tokens on the agent, errors where they belong and links both ways; the REST API over Jaeger answers all along."""
+    tokens on the agent, errors and links; the REST API over Jaeger returns the run all the time."""
     jaeger: Jaeger = request.getfixturevalue(f"jaeger_{storage}")
     with server(tmp_path, "--backend", f"jaeger+{jaeger.url}") as (url, _):
         reader = RunspanApiReader(url)
         watched = watch(example, jaeger.otlp, reader, lists=False)
-        check_what_was_seen(watched)
+        check_seen_documents(watched)
         reader.close()
     order, payout = watched.run("wf_order_to_cash"), watched.run("wf_payout")
     check_trace(jaeger_spans(jaeger, order.trace_id), order)
@@ -168,12 +169,12 @@ def test_jaeger_shows_the_trace_as_it_should_be(
 
 
 def jaeger_spans(jaeger: Jaeger, trace_id: bytes) -> list[dict[str, Any]]:
-    """The spans of a trace as Jaeger's API tells them, without runspan's reader."""
-    answer = httpx.get(f"{jaeger.url}/api/v3/traces/{trace_id.hex()}?raw_traces=true", trust_env=False)
-    assert answer.status_code == 200, answer.text
+    """Return the spans of a trace from Jaeger's API, without runspan's reader."""
+    response = httpx.get(f"{jaeger.url}/api/v3/traces/{trace_id.hex()}?raw_traces=true", trust_env=False)
+    assert response.status_code == 200, response.text
     return [
         span
-        for resource in answer.json()["result"]["resourceSpans"]
+        for resource in response.json()["result"]["resourceSpans"]
         for scope in resource["scopeSpans"]
         for span in scope["spans"]
     ]
@@ -185,7 +186,7 @@ def named(spans: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
-    """The trace of the order-to-cash run."""
+    """Check the trace of the order-to-cash run."""
     assert len({span["spanId"] for span in spans}) == len(spans), "a span is there twice"
     roots = [span for span in spans if not span.get("parentSpanId")]
     assert [root["name"] for root in roots] == ["run wf_order_to_cash"]
@@ -214,24 +215,24 @@ def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
     assert named(spans, "Book the payment")["links"][0]["traceId"] == run_ids(child).trace_id.hex()
 
 
-def test_tempo_has_it_too_while_it_runs_and_after(example: Any, tempo: Tempo, tmp_path: Path) -> None:
-    """The REST API over Tempo answers the running run, and in the end the exact document and the whole trace."""
+def test_tempo_shows_the_run_while_it_runs_and_after(example: Any, tempo: Tempo, tmp_path: Path) -> None:
+    """The REST API over Tempo returns the running run, and in the end its document and complete trace."""
     with server(tmp_path, "--backend", f"tempo+{tempo.url}") as (url, _):
         reader = RunspanApiReader(url)
         watched = watch(example, tempo.otlp, reader, lists=False)
-        check_what_was_seen(watched)
+        check_seen_documents(watched)
         reader.close()
     direct = connect(f"tempo+{tempo.url}")
     run = watched.run("wf_order_to_cash")
-    spans = until(lambda: _whole(lambda: direct.spans(run.trace_id)))
+    spans = wait_until(lambda: _complete(lambda: direct.spans(run.trace_id)))
     (root,) = [span for span in spans if not span.parent_id]
     known = {span.span_id for span in spans}
     assert all(span.parent_id in known for span in spans if span is not root)
     direct.close()
 
 
-def _whole(spans: Callable[[], list[Any]]) -> list[Any] | None:
-    """All spans, once the run span and a client's span are there."""
+def _complete(spans: Callable[[], list[Any]]) -> list[Any] | None:
+    """Return all spans, once the run span and a client's span are there."""
     found = spans()
     names = {span.name for span in found}
     return found if {"run wf_order_to_cash", "TLS handshake"} <= names else None
@@ -242,41 +243,43 @@ def start_engine(url: str, run_id: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
-def test_killed_at_any_moment_no_acknowledged_step_is_lost_and_the_run_is_seen_running(tmp_path: Path) -> None:
-    """kill -9 of the engine at ten random moments: the server has every step that was acknowledged, as an exact
-    document, in a status of its life; and a run that was killed stays as it was last seen."""
+def kill_engine(url: str, run_id: str, delay: float) -> list[str]:
+    """Start the engine, kill it a while after its first line of output, and return what it printed."""
+    with start_engine(url, run_id) as process:
+        assert process.stdout is not None
+        output: list[str] = []
+        has_begun = threading.Event()
+
+        def read(stream: Iterable[str]) -> None:
+            for line in stream:
+                output.append(line)
+                has_begun.set()
+
+        thread = threading.Thread(target=read, args=(process.stdout,), daemon=True)
+        thread.start()
+        assert has_begun.wait(60)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        thread.join()
+    return output
+
+
+def test_kill_9_loses_no_acknowledged_step_and_the_run_stays_running(tmp_path: Path) -> None:
+    """After kill -9 of the engine at ten random moments, the server has every acknowledged step in an exact document,
+    and the run keeps the status that it had."""
     dice = random.Random(20261125)
-    unfinished = 0
+    delays = {f"run_killed_{number}": dice.uniform(0, 1.6) for number in range(KILLS)}
     with server(tmp_path) as (url, _):
+        with ThreadPoolExecutor(4) as pool:
+            killed = {run_id: pool.submit(kill_engine, url, run_id, delay) for run_id, delay in delays.items()}
         reader = RunspanApiReader(url)
-        for number in range(KILLS):
-            run_id = f"run_killed_{number}"
-            process = start_engine(url, run_id)
-            assert process.stdout is not None
-            told: list[str] = []
-            begun = threading.Event()
-
-            def read(stream: Any = process.stdout, told: list[str] = told, begun: threading.Event = begun) -> None:
-                for line in stream:
-                    told.append(line)
-                    begun.set()
-
-            thread = threading.Thread(target=read, daemon=True)
-            thread.start()
-            assert begun.wait(60)
-            time.sleep(dice.uniform(0, 1.6))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            thread.join()
-            process.stdout.close()
-            assert process.stderr is not None
-            process.stderr.close()
-            unfinished += check_killed(reader, run_id, told)
+        unfinished = sum([check_killed(reader, run_id, output.result()) for run_id, output in killed.items()])
         running = _ids(reader, RunQuery(status="running", limit=200))
-        stuck = until(lambda: _ids(reader, RunQuery(stuck_before=time.time_ns() - 10**9, limit=200)) >= running)
-        assert stuck, "a run whose engine is gone is not reported as stuck"
+        stuck = wait_until(lambda: _ids(reader, RunQuery(stuck_before=time.time_ns() - 10**9, limit=200)) >= running)
+        assert stuck, "a run whose engine was killed is not reported as stuck"
         reader.close()
-    assert unfinished >= KILLS // 2, "the moments were not in the midst of runs"
+    assert unfinished >= KILLS // 2, "the engine was killed outside of runs"
     assert running, "no killed run is listed as running"
 
 
@@ -284,9 +287,9 @@ def _ids(reader: RunspanApiReader, query: RunQuery) -> set[str]:
     return {json.loads(item)["id"] for item in reader.search(query).items}
 
 
-def check_killed(reader: RunspanApiReader, run_id: str, told: list[str]) -> bool:
-    """Whether the run had not ended. told: what the engine printed."""
-    acknowledged = Counter(line.split()[2] for line in told if line.startswith(f"acknowledged {run_id} "))
+def check_killed(reader: RunspanApiReader, run_id: str, output: list[str]) -> bool:
+    """Check a killed run, and return whether it had not ended. output: the lines that the engine printed."""
+    acknowledged = Counter(line.split()[2] for line in output if line.startswith(f"acknowledged {run_id} "))
     try:
         document = json.loads(reader.document(run_id).text)
     except NotFound:
@@ -302,7 +305,7 @@ def check_killed(reader: RunspanApiReader, run_id: str, told: list[str]) -> bool
     return True
 
 
-def test_it_ends_well_as_a_program_and_says_what_it_did(tmp_path: Path) -> None:
+def test_the_example_program_succeeds_and_prints_what_it_did(tmp_path: Path) -> None:
     """One command against a server: exit code 0, three runs delivered, each step acknowledged once."""
     with server(tmp_path) as (url, _):
         process = start_engine(url, "run_1")

@@ -1,4 +1,4 @@
-"""Requests that a receiver refuses: a run is lost only when its last one is, and nobody is told otherwise."""
+"""Requests that a receiver rejects: a run is lost only when its last one is, and the report never says otherwise."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from runspan.sources import documents
 from support.receivers import OK, Answer, Post, partial
-from support.recorder import QUICK, WAIT, proved, recording, until
+from support.recorder import QUICK, WAIT, delivered_document, no_worker_is_left, recording, wait_until
 
-NEVER_AGAIN = ExportConfig(settle=0.005, retry_first=600, retry_longest=600)
+NEVER_AGAIN = ExportConfig(snapshot_delay=0.005, retry_initial_delay=600, retry_max_delay=600)
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "runspan-recorder"])
+    no_worker_is_left()
 
 
 def has_root(post: Post) -> bool:
@@ -30,99 +30,104 @@ def has_root(post: Post) -> bool:
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_request_that_is_refused_once_costs_nothing(status: int) -> None:
-    """Its spans go with the next one: the run is there whole, before its end and after it."""
-    with recording(lambda post: Answer(status) if post.number == 1 else OK) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
+def test_a_request_that_is_rejected_once_loses_nothing(status: int) -> None:
+    """Its spans are sent with the next one: the run is complete, before its end and after it."""
+    with recording(lambda post: Answer(status) if post.number == 1 else OK) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
             with run.step("a") as step:
                 step.set_output(1)
             assert run.flush(WAIT)
-            assert taken.document("run_1") == run.document()
+            assert harness.document("run_1") == run.document()
             with run.step("b"):
                 pass
-        assert [step["id"] for step in proved(taken, run)["steps"]] == ["a", "b"]
-        report = taken.recorder.report()
-        assert (report.complete, report.runs_delivered, report.trouble) == (True, 1, "")
+        assert [step["id"] for step in delivered_document(harness, run)["steps"]] == ["a", "b"]
+        report = harness.recorder.report()
+        assert (report.complete, report.runs_delivered, report.last_error) == (True, 1, "")
         assert (report.spans_rejected, report.retries) == (0, 1)
         assert run.flush(WAIT)
 
 
-def test_the_end_of_a_run_brings_all_that_was_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """Every snapshot is refused: until the end the run is not there, which is told; the root brings all at once."""
-    with recording(lambda post: OK if has_root(post) else Answer(400), pace=NEVER_AGAIN) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
+def test_the_end_of_a_run_delivers_all_that_was_rejected(caplog: pytest.LogCaptureFixture) -> None:
+    """Every snapshot is rejected: the run is reported as pending until its end, which delivers everything."""
+    with recording(lambda post: OK if has_root(post) else Answer(400), export=NEVER_AGAIN) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
             for number in range(3):
                 with run.step("work") as step:
                     step.set_output(number)
-            until(lambda: taken.recorder.report().retries)
+            wait_until(lambda: harness.recorder.report().retries)
             assert not run.flush(0.05)
-            assert not taken.recorder.flush(0.05)
-            report = taken.recorder.report()
-            assert (report.complete, report.runs_waiting, report.trouble) == (False, 1, "HTTP 400")
-        assert len(proved(taken, run)["steps"]) == 3
-        report = taken.recorder.report()
+            assert not harness.recorder.flush(0.05)
+            report = harness.recorder.report()
+            assert (report.complete, report.runs_pending, report.last_error) == (False, 1, "HTTP 400")
+        assert len(delivered_document(harness, run)["steps"]) == 3
+        report = harness.recorder.report()
         assert (report.complete, report.runs_delivered, report.runs_dropped) == (True, 1, 0)
-    assert caplog.text.count("run_1 as it stands is refused: HTTP 400") == 1
+    assert caplog.text.count("a snapshot of run run_1 is rejected: HTTP 400") == 1
 
 
-def test_a_refusal_that_comes_after_the_end_does_not_hold_it_up() -> None:
-    """The run ended while its snapshot was under way: that this is refused says nothing about the root."""
-    asked, go = threading.Event(), threading.Event()
+def test_a_rejection_that_comes_after_the_end_does_not_delay_it() -> None:
+    """The run ends while its snapshot is in flight: the rejection of the snapshot does not concern the run span."""
+    requested, proceed = threading.Event(), threading.Event()
 
     def answer(post: Post) -> Answer:
-        asked.set()
-        assert go.wait(WAIT)
+        requested.set()
+        assert proceed.wait(WAIT)
         return Answer(500) if post.number == 1 else OK
 
-    with recording(answer, pace=NEVER_AGAIN) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run, run.step("a"):
-            assert asked.wait(WAIT)
-        go.set()
-        assert proved(taken, run)["status"] == "completed"
+    with recording(answer, export=NEVER_AGAIN) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run, run.step("a"):
+            assert requested.wait(WAIT)
+        proceed.set()
+        assert delivered_document(harness, run)["status"] == "completed"
 
 
-def test_a_run_that_does_not_change_is_tried_again_after_a_refusal() -> None:
-    """A suspended run has no heartbeat, and yet the receiver gets it once it takes it."""
-    with recording(lambda post: Answer(500) if post.number <= 3 else OK) as taken:
-        run = taken.recorder.run("wf", run_id="run_1").start().suspend()
-        until(lambda: taken.receiver.taken)
-        assert taken.document("run_1").status == "suspended"
+def test_a_run_that_does_not_change_is_retried_after_a_rejection() -> None:
+    """A suspended run has no heartbeat, and is retried until the receiver accepts it."""
+    with recording(lambda post: Answer(500) if post.number <= 3 else OK) as harness:
+        run = harness.recorder.run("wf", run_id="run_1").start().suspend()
+        wait_until(lambda: harness.receiver.taken)
+        assert harness.document("run_1").status == "suspended"
         assert run.flush(WAIT)
         run.end()
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_a_run_whose_last_request_is_refused_is_given_up(tmp_path: Path, released: bool) -> None:
-    """Ended or let go, nothing more will come of it: it is counted, kept, and its ``flush`` says that it is not there;
-    the recorder itself has nothing left to wait for."""
-    letters = tmp_path / "left.ndjson"
-    with recording(lambda post: Answer(400), dead_letter=letters) as taken:
-        run = taken.recorder.run("wf", run_id="run_1").start()
+def test_a_run_whose_last_request_is_rejected_is_given_up(tmp_path: Path, released: bool) -> None:
+    """An ended or released run is counted and kept, and its ``flush`` returns False; the recorder has nothing left to
+    wait for."""
+    dead_letters = tmp_path / "left.ndjson"
+    with recording(lambda post: Answer(400), dead_letter=dead_letters) as harness:
+        run = harness.recorder.run("wf", run_id="run_1").start()
         with run.step("a"):
             pass
         if released:
             run.release()
         else:
             run.end()
-        assert taken.recorder.flush(WAIT)
+        assert harness.recorder.flush(WAIT)
         assert not run.flush(WAIT)
-        report = taken.recorder.report()
-        assert (report.runs_dropped, report.runs_kept, report.runs_delivered, report.complete) == (1, 1, 0, False)
+        report = harness.recorder.report()
+        assert (report.runs_dropped, report.runs_dead_lettered, report.runs_delivered, report.complete) == (
+            1,
+            1,
+            0,
+            False,
+        )
         assert report.spans_rejected == 2
-    assert [found.text for found in documents(str(letters)) if isinstance(found, Run)] == [run.document().text]
+    assert [found.text for found in documents(str(dead_letters)) if isinstance(found, Run)] == [run.document().text]
 
 
-def test_flush_tells_of_a_run_without_some_of_its_spans() -> None:
-    """A partial success must not be sent again, so the run cannot become whole: no ``flush`` says that it is there."""
-    with recording(lambda post: partial(1, "too odd") if post.number == 1 else OK, pace=QUICK) as taken:
-        with taken.recorder.run("wf", run_id="run_1") as run:
-            until(lambda: taken.recorder.report().spans_rejected)
+def test_flush_returns_false_for_a_run_without_some_of_its_spans() -> None:
+    """A partial success must not be retried, so the run cannot become complete: no ``flush`` returns True."""
+    with recording(lambda post: partial(1, "too large") if post.number == 1 else OK, export=QUICK) as harness:
+        with harness.recorder.run("wf", run_id="run_1") as run:
+            wait_until(lambda: harness.recorder.report().spans_rejected)
             assert not run.flush(WAIT)
-            assert not taken.recorder.flush(WAIT)
-            with taken.recorder.run("wf", run_id="run_2") as other:
+            assert not harness.recorder.flush(WAIT)
+            with harness.recorder.run("wf", run_id="run_2") as other:
                 pass
             assert other.flush(WAIT)
-        assert taken.recorder.flush(WAIT)
+        assert harness.recorder.flush(WAIT)
         assert not run.flush(WAIT)
-        report = taken.recorder.report()
+        report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped, report.complete) == (1, 1, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -118,6 +119,22 @@ BROKEN = {
         b'{"id":"a"}\n{"id":"x","steps":[\n{"id":"y","steps":[\n{"id":"b"}\n{"id":"c"}',
         ["a", "! f:2", "! f:3", "b", "c"],
     ),
+    "a first line cut in an array": (b'{"id":"x","steps":[\n{"id":"a"}\n{"id":"b"}', ["! f:1", "a", "b"]),
+    "a first line cut in an array before the last one": (b'{"id":"x","steps":[\n{"id":"a"}', ["! f:1", "a"]),
+    "a first line cut before a value": (b'{"id":"x","input":\n{"id":"a"}\n{"id":"b"}', ["! f:1", "a", "b"]),
+    "two first lines cut in an array": (
+        b'{"id":"x","steps":[\n{"id":"y","steps":[\n{"id":"a"}\n{"id":"b"}',
+        ["! f:1", "! f:2", "a", "b"],
+    ),
+    "a line cut in an array before a document of two lines": (
+        b'{"id":"a"}\n{"id":"x","steps":[\n{"id":"b",\n"input":1}\n{"id":"c"}',
+        ["a", "! f:2", "b", "c"],
+    ),
+    "a line cut in an array before a pretty document": (
+        b'{"id":"a"}\n{"id":"x","steps":[\n{\n"id":"b",\n"steps":[\n{"id":"s"}\n]\n}\n{"id":"c"}',
+        ["a", "! f:2", "b", "c"],
+    ),
+    "a line of one bracket": (b'{"id":"a"}\n{\n{"id":"b"}', ["a", "! f:2", "b"]),
     "a document with no indent that is cut in its steps": (
         b'{"id":"a"}\n{\n"id":"x",\n"steps":[\n{\n"id":"s"\n},\n{\n"id":"t"\n}\n',
         ["a", "! f:2"],
@@ -313,10 +330,14 @@ def test_after_a_first_line_each_line_stands_for_itself(lines: list[bytes], size
     assert [(piece.data, piece.where) for piece in split(cut(data, size), name="f")] == expected
 
 
-@given(st.lists(st.tuples(DOCUMENTS, st.integers(0, 100)), max_size=6), st.integers(1, 64), st.booleans())
-def test_a_cut_line_takes_no_other_with_it(lines: list[tuple[object, int]], size: int, ascii_only: bool) -> None:
-    """Lines of NDJSON cut anywhere are one piece each, and so are the whole lines between them."""
-    texts = [SMALL]
+@given(
+    st.lists(st.tuples(DOCUMENTS, st.integers(0, 100)), max_size=6), st.integers(1, 64), st.booleans(), st.booleans()
+)
+def test_a_cut_line_takes_no_other_with_it(
+    lines: list[tuple[object, int]], size: int, ascii_only: bool, first: bool
+) -> None:
+    """Lines of NDJSON cut anywhere, the first one too, are one piece each, and so are the complete ones between."""
+    texts = [SMALL] if first else []
     for content, kept in lines:
         text = json.dumps({"id": "x", "steps": content}, ensure_ascii=ascii_only).encode()
         texts.append(text[: max(1, len(text) * kept // 100)].rstrip(b" "))
@@ -337,17 +358,46 @@ def test_no_step_becomes_a_run(lines: list[object], written: list[dict[str, obje
     assert found == ids[: len(found)]
 
 
+TEXT = st.text(alphabet='ab"\\[]:,\n', min_size=1, max_size=5)
+VALUES = st.recursive(
+    st.none() | st.integers(0, 9) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.data(), st.lists(st.fixed_dictionaries({"id": TEXT}, optional={"input": VALUES}), max_size=5))
+def test_line_breaks_may_be_anywhere(data: st.DataObject, documents: list[object]) -> None:
+    """Documents one after the other are split as a JSON parser would, wherever their lines break."""
+    text = "\n".join(json.dumps(document) for document in documents)
+    tokens = [token for token in re.split(r'("(?:[^"\\]|\\.)*"|[{}\[\],:])', text) if token.strip()]
+    breaks = data.draw(st.lists(st.sampled_from(["", " ", "\n", "\n "]), min_size=len(tokens), max_size=len(tokens)))
+    written, depth = "", 0
+    for token, after in zip(tokens, breaks, strict=True):
+        depth += {"{": 1, "}": -1}.get(token, 0)
+        written += token + (after if depth else "\n")
+    size = data.draw(st.integers(1, 20))
+    assert [json.loads(piece.data) for piece in split(cut(written.encode(), size), name="f")] == documents
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("line", [b'{"id":"x","steps":[\n', b'{"id":"x","input":{"y":\n'])
-def test_cut_lines_are_looked_at_once(line: bytes) -> None:
-    """Each of them leaves open whether the next one is its own. Were all looked at again for each, this took hours."""
+@pytest.mark.parametrize("before", [b"", SMALL + b"\n"], ids=["first", "after a document"])
+@pytest.mark.parametrize(
+    "lines",
+    [b'{"id":"x","steps":[\n', b'{"id":"x","input":{"y":\n', b'{"id":"x","steps":[\n' + SMALL + b"\n"],
+    ids=["arrays", "objects", "every second line"],
+)
+def test_cut_lines_are_scanned_twice_at_most(lines: bytes, before: bytes) -> None:
+    """Each of them is continued by the next line, as far as JSON goes. Were all scanned again for each, this took
+    hours."""
     count = 60_000
-    data = SMALL + b"\n" + line * count
-    assert sum(1 for _ in split(cut(data, 64 << 10), name="f")) == count + 1
+    data = before + lines * count
+    found = sum(1 for _ in split(cut(data, 64 << 10), name="f"))
+    assert found == data.count(b"\n")
 
 
 def test_a_document_after_a_cut_line_comes_before_the_source_fails() -> None:
-    """It was whole when the source failed, though only the next line would have told that it is no part of the cut."""
+    """It was complete when the source failed, though only the next line shows that it is no part of the cut one."""
 
     def failing() -> Iterator[bytes]:
         yield b'{"id":"a"}\n{"id":"x","steps":[\n{"id":"b"}\n'

@@ -13,11 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runspan.delivery import exporter_config
-from runspan.errors import SettingError
 from runspan.storage.span_acks import KEEP, SIZE, TABLES, SpanAcks
-from runspan.sync import checkpoint
 from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.watch import state_db as ledger
 from runspan.watch.state_db import SendPlan, WatchState
 
 NOW = 1_764_000_000 * 10**9
@@ -126,38 +123,6 @@ def test_no_secret_is_stored(tmp_path: Path) -> None:
     assert rows[0][1] != rows[1][1]
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "ledger"])
-def test_an_older_file_is_brought_up(tmp_path: Path, kind: str) -> None:
-    """Nothing that it knows is lost, and everything of running runs is sent once more. A newer one is not touched."""
-    path = tmp_path / "file"
-
-    def opened() -> Checkpoint | WatchState:
-        return Checkpoint(path, Binding("a", "b")) if kind == "checkpoint" else WatchState(path, "b", "")
-
-    opened().close()
-    with closing(sqlite3.connect(path)) as connection:
-        for table in ("spans", "receiver"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("PRAGMA user_version = 1")
-        if kind == "checkpoint":
-            connection.execute("INSERT INTO sweeps VALUES ('/', 1, 2, 3, 4, 5, 'cursor')")
-        else:
-            connection.execute("INSERT INTO runs VALUES (x'01', x'02', 3, 0, 4)")
-            connection.execute("ALTER TABLE files DROP COLUMN head")
-        connection.commit()
-    with closing(opened()) as file:
-        file.spans.add(b"run", names(1), NOW)
-        assert file.spans.get(b"run", NOW) == set(names(1))
-    with closing(sqlite3.connect(path)) as connection:
-        table = "sweeps" if kind == "checkpoint" else "runs"
-        assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
-        newest = {"checkpoint": checkpoint.FORMAT, "ledger": ledger.FORMAT}[kind]
-        assert connection.execute("PRAGMA user_version").fetchone() == (newest,)
-        connection.execute(f"PRAGMA user_version = {newest + 1}")
-    with pytest.raises(Exception, match="newer version" if kind == "checkpoint" else "a ledger of this runspan"):
-        opened()
-
-
 def test_what_was_taken_out_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
     """A power cut may take the ledger's last commits, but none that took a span out: the file alone, without the log
     beside it that is not synced, knows of it."""
@@ -231,14 +196,3 @@ def test_nothing_is_left_out_that_a_receiver_lacks(versions: list[tuple[frozense
             connection.execute("BEGIN")
             spans.add(b"run", named, now)
             connection.execute("COMMIT" if outcome == "acknowledged" else "ROLLBACK")
-
-
-def test_a_ledger_of_somebody_else_is_not_brought_up(tmp_path: Path) -> None:
-    """Only a number that this program ever wrote is one of its own."""
-    path = tmp_path / "ledger"
-    WatchState(path, "t", "").close()
-    for version in (0, ledger.FORMAT + 1):
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute(f"PRAGMA user_version = {version}")
-        with pytest.raises(SettingError, match="another file"):
-            WatchState(path, "t", "")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import click
 from click.testing import CliRunner, Result
 
 from runspan import Run
@@ -38,6 +39,15 @@ def runspan(*args: object, stdin: bytes | None = None, code: int = 0, **env: str
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == code, result.output
     return result
+
+
+def subcommands(group: click.Command) -> dict[str, click.Command]:
+    """The commands of a group by name; none for a command that is no group. They are imported for it."""
+    if not isinstance(group, click.Group):
+        return {}
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 def command(*args: object) -> list[str]:

@@ -1,7 +1,7 @@
-"""The platform with its troubles: a proxy before a real server that limits, fails, stalls, cuts and repeats.
+"""The platform with faults: a proxy before a real server that limits, fails, stalls, truncates and repeats.
 
-What it answers comes from the server behind it, so documents, lists and cursors are real ones; the faults are drawn
-from a seed. It notes when each request arrived, and keeps the limit of its own as the platform documents it.
+The responses come from the server behind it, so documents, lists and cursors are real; the faults are drawn from a
+seed. It records when each request arrived, and enforces a rate limit of its own as the platform documents it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ LIST = "/api/v1/runs"
 
 @dataclass
 class Faults:
-    """How often each happens, as a share of the requests that come to it.
-
-    limited: 429 with Retry-After, in seconds or as a date. error: 500. gateway: 502 with a page of text.
-    slow: an answer after a pause. cut: JSON that ends too early under a right length. torn: a connection that closes
-    within the body. reset: one that closes without an answer. repeated: the page of a list that came before this one.
-    """
+    """How often each fault happens, as a share of the requests."""
 
     limited: float = 0.0
+    """429 with Retry-After, in seconds or as a date."""
     error: float = 0.0
+    """500."""
     gateway: float = 0.0
+    """502 with a page of text."""
     slow: float = 0.0
+    """A response after a pause."""
     cut: float = 0.0
+    """JSON that ends too early, with a matching length."""
     torn: float = 0.0
+    """A connection that closes within the body."""
     reset: float = 0.0
+    """A connection that closes without a response."""
     repeated: float = 0.0
+    """The page of a list that came before this one."""
 
     def draw(self, chance: random.Random) -> str:
-        """The fault of a request, "" for none."""
+        """Return the fault of a request, or ""."""
         point = chance.random()
         for name, share in vars(self).items():
             if point < share:
@@ -56,25 +59,29 @@ EVERY_KIND = Faults(limited=0.004, error=0.02, gateway=0.01, slow=0.01, cut=0.01
 
 
 @dataclass
-class Mock:
-    """limit: requests that are answered in any ``window`` seconds; 0: all. vanished: ids that are listed and answer
-    404. replaced: the text of ``data`` of some runs, in place of their own. gateway: status and body that what stands
-    before the platform answers in its place to whoever asks for a document. down: answers 503 to everything.
-    keys: the API keys that are taken; empty: any or none. incomplete: so many documents to come are marked as older
-    revisions. pause: seconds of a slow answer."""
+class FaultyPlatform:
+    """What the platform does, and what it has seen."""
 
     upstream: str
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
     limit: int = 0
+    """Requests that are served in any ``window`` seconds; 0: all."""
     window: float = 60.0
     vanished: set[str] = field(default_factory=set)
+    """Ids that are listed and have no document."""
     replaced: dict[str, bytes] = field(default_factory=dict)
+    """Run ids to texts of ``data`` that replace their own."""
     gateway: tuple[int, bytes] | None = None
+    """Status and body with which a gateway responds to every request for a document."""
     keys: set[str] = field(default_factory=set)
+    """The API keys that are accepted; empty: any or none."""
     down: bool = False
+    """Respond 503 to everything."""
     incomplete: int = 0
+    """How many of the next documents are marked as older revisions."""
     pause: float = 0.3
+    """Seconds of a slow response."""
     url: str = ""
     arrivals: list[float] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -89,7 +96,7 @@ class Mock:
         self._client = httpx.Client(base_url=self.upstream, timeout=30, trust_env=False)
 
     def most_in(self, seconds: float) -> int:
-        """The most requests that arrived in any so many seconds."""
+        """Return the most requests that arrived within this many seconds."""
         most = first = 0
         for last, at in enumerate(self.arrivals):
             while at - self.arrivals[first] >= seconds:
@@ -98,18 +105,18 @@ class Mock:
         return most
 
     def documents_asked(self) -> list[str]:
-        """The run ids of the documents that were asked for, in their order."""
+        """Return the run ids of the requested documents, in their order."""
         with self.lock:
             return [unquote(path.removeprefix(LIST + "/")) for path in self.paths if path.startswith(LIST + "/")]
 
     def pages_asked(self) -> list[dict[str, str]]:
-        """The parameters of the pages that were asked for, in their order."""
+        """Return the parameters of the requested pages, in their order."""
         with self.lock:
             found = [urlsplit(path) for path in self.paths]
         return [dict(httpx.QueryParams(url.query)) for url in found if url.path == LIST]
 
     def arrive(self, path: str) -> tuple[str, float]:
-        """Notes a request. Its fault, and for a 429 of the limit the seconds until there is room."""
+        """Record a request. Return its fault, and for a 429 of the limit the seconds to wait."""
         with self.lock:
             now = time.monotonic()
             self.arrivals.append(now)
@@ -128,7 +135,7 @@ class Mock:
             return fault, 0.0
 
     def answer(self, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        """Status and body without a fault."""
+        """Return the status and body without a fault."""
         if self.keys and headers.get("x-api-key") not in self.keys:
             return 401, failure("UNAUTHORIZED", "no such key")
         place = urlsplit(path).path
@@ -146,7 +153,7 @@ class Mock:
         return answer.status_code, answer.content
 
     def last_page(self) -> bytes:
-        """The page that was answered last."""
+        """Return the last page."""
         with self.lock:
             return self._pages[-1]
 
@@ -159,9 +166,9 @@ def failure(code: str, message: str) -> bytes:
 
 
 @contextmanager
-def platform(upstream: str, **settings: Any) -> Iterator[Mock]:
-    """A mock that listens until the block ends."""
-    mock = Mock(upstream, **settings)
+def platform(upstream: str, **options: Any) -> Iterator[FaultyPlatform]:
+    """Serve a faulty platform until the block ends."""
+    mock = FaultyPlatform(upstream, **options)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -183,9 +190,9 @@ def platform(upstream: str, **settings: Any) -> Iterator[Mock]:
             elif fault == "reset":
                 self.close_connection = True
             else:
-                self.whole(fault)
+                self.respond(fault)
 
-        def whole(self, fault: str) -> None:
+        def respond(self, fault: str) -> None:
             if fault == "slow":
                 time.sleep(mock.pause)
             if fault == "repeated":
@@ -221,7 +228,7 @@ def platform(upstream: str, **settings: Any) -> Iterator[Mock]:
         request_queue_size = 128
 
         def handle_error(self, *_: object) -> None:
-            """A client that is killed leaves its connections torn."""
+            """Ignore the connections of clients that were killed."""
 
     server = Server(("127.0.0.1", 0), Handler)
     mock.url = f"http://127.0.0.1:{server.server_address[1]}"

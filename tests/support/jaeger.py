@@ -1,4 +1,4 @@
-"""What the Jaeger tests share: runs sent by the project's own export, readers, and servers between or instead."""
+"""What the Jaeger tests share: runs sent by the project's own export, readers, proxies and servers in its place."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from support.servers.jaeger import Jaeger
 
 NOW = 1_768_467_700_000_000_000
 
-Answer = tuple[int, str, bytes]
+Response = tuple[int, str, bytes]
 """Status, content type, body."""
 
 
 def send(server: Jaeger, runs: Sequence[Run], tenant: str, observed_at: int = NOW, service: str = "runspan") -> None:
-    """The runs by the project's own export; all must be accepted."""
+    """Send the runs by the project's own export; all must be accepted."""
     with connect(exporter_config({}, endpoint=server.otlp)) as delivery:
         report = export(
             runs, delivery, tenant=tenant, observed_at=lambda: observed_at, resource=Resource(service_name=service)
@@ -40,7 +40,7 @@ def send(server: Jaeger, runs: Sequence[Run], tenant: str, observed_at: int = NO
 def reader_of(
     url: str, *, timeout: float = 15.0, services: Sequence[str] | None = ("runspan",)
 ) -> Iterator[JaegerReader]:
-    """A reader of a query API."""
+    """Yield a reader of a query API."""
     reader = JaegerReader(RemoteConfig("jaeger", url, timeout=timeout), services=services)
     try:
         yield reader
@@ -49,7 +49,7 @@ def reader_of(
 
 
 def items_of_all_pages(reader: JaegerReader | SqliteStore, query: RunQuery) -> list[bytes]:
-    """The items of all pages."""
+    """Return the items of all pages."""
     items: list[bytes] = []
     while True:
         page = reader.search(query)
@@ -62,12 +62,12 @@ def items_of_all_pages(reader: JaegerReader | SqliteStore, query: RunQuery) -> l
 
 
 @contextmanager
-def answering(answer: Callable[[str], Answer]) -> Iterator[str]:
-    """A server on loopback that answers every GET as told; its URL."""
+def serving(respond: Callable[[str], Response]) -> Iterator[str]:
+    """Serve every GET on loopback with what ``respond`` returns for its path; yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, kind, body = answer(self.path)
+            status, kind, body = respond(self.path)
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
@@ -75,7 +75,7 @@ def answering(answer: Callable[[str], Answer]) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing is logged."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -89,19 +89,19 @@ def answering(answer: Callable[[str], Answer]) -> Iterator[str]:
 
 
 @contextmanager
-def in_front_of(server: Jaeger, paths: list[str], *, is_old: Callable[[], bool]) -> Iterator[str]:
-    """A Jaeger with one API for searching: the older one, without trace summaries; or v3 with them.
+def proxy(server: Jaeger, paths: list[str], *, is_legacy: Callable[[], bool]) -> Iterator[str]:
+    """Proxy a Jaeger with one search API: the legacy API, without trace summaries; or API v3 with them.
 
-    paths: gets what was asked for.
+    paths: the requested paths are appended to it.
     """
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
 
-        def answer(path: str) -> Answer:
+        def respond(path: str) -> Response:
             paths.append(path)
-            if path.startswith("/api/v3/trace-summaries" if is_old() else "/api/traces"):
+            if path.startswith("/api/v3/trace-summaries" if is_legacy() else "/api/traces"):
                 return 404, "text/plain", b"404 page not found\n"
             response = client.get(path)
             return response.status_code, response.headers.get("content-type", ""), response.content
 
-        with answering(answer) as url:
+        with serving(respond) as url:
             yield url

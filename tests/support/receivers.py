@@ -1,4 +1,4 @@
-"""Small real OTLP receivers on loopback for the delivery tests: they parse what they get and answer as told."""
+"""Small real OTLP receivers on loopback: they parse each request and respond as the test says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROTOBUF = "application/x-protobuf"
 
 @dataclass(frozen=True)
 class Post:
-    """A request as the receiver saw it. number: counts from 1. connection: the client's port."""
+    """A request as the receiver saw it. number: Counts from 1. connection: The client's port."""
 
     number: int
     message: ExportTraceServiceRequest
@@ -56,7 +56,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Answer:
-    """status: of HTTP, 0 to close the connection without an answer."""
+    """A response. status: Of HTTP, 0 to close the connection without a response."""
 
     status: int = 200
     body: bytes = b""
@@ -69,14 +69,14 @@ CLOSE = Answer(status=0)
 
 
 def partial(rejected: int, message: str) -> Answer:
-    """A success that rejects some spans."""
+    """Return a success that rejects some spans."""
     success = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
     return Answer(body=ExportTraceServiceResponse(partial_success=success).SerializeToString())
 
 
 @dataclass
 class Receiver:
-    """What a receiver got. taken: the spans of requests that it answered with success."""
+    """What a receiver got. taken: The spans of requests to which it responded with success."""
 
     answer: Callable[[Post], Answer]
     port: int = 0
@@ -120,16 +120,16 @@ def http_receiver(
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             headers = {key.lower(): value for key, value in self.headers.items()}
-            _, told = receiver.receive(body, headers=headers, path=self.path, connection=self.client_address[1])
-            if not told.status:
+            _, answer = receiver.receive(body, headers=headers, path=self.path, connection=self.client_address[1])
+            if not answer.status:
                 self.close_connection = True
                 return
-            self.send_response_only(told.status)
-            for name, value in {"content-type": told.content_type, **told.headers}.items():
+            self.send_response_only(answer.status)
+            for name, value in {"content-type": answer.content_type, **answer.headers}.items():
                 self.send_header(name, value)
-            self.send_header("content-length", str(len(told.body)))
+            self.send_header("content-length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(told.body)
+            self.wfile.write(answer.body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -171,16 +171,16 @@ def grpc_receiver(
     receiver = Receiver(answer)
 
     def handle(body: bytes, context: Any) -> bytes:
-        _, told = receiver.receive(body, headers=dict(context.invocation_metadata()))
-        if not isinstance(told, Failure):
-            return told.body
-        if told.retry is not None:
-            seconds = int(told.retry)
-            info = RetryInfo(retry_delay=Duration(seconds=seconds, nanos=round((told.retry - seconds) * 1e9)))
-            status = Status(code=told.code.value[0], message=told.message)
+        _, answer = receiver.receive(body, headers=dict(context.invocation_metadata()))
+        if not isinstance(answer, Failure):
+            return answer.body
+        if answer.retry is not None:
+            seconds = int(answer.retry)
+            info = RetryInfo(retry_delay=Duration(seconds=seconds, nanos=round((answer.retry - seconds) * 1e9)))
+            status = Status(code=answer.code.value[0], message=answer.message)
             status.details.add().Pack(info)
             context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-        context.abort(told.code, told.message)
+        context.abort(answer.code, answer.message)
         raise AssertionError("abort raises")
 
     handler = grpc.method_handlers_generic_handler(
@@ -202,7 +202,7 @@ def grpc_receiver(
 
 
 class FakeTime:
-    """A clock that moves when something sleeps, and a microsecond when it is read. slept: every wait, in seconds."""
+    """A clock that advances with each sleep, and by a microsecond when it is read. slept: All sleeps, in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -221,7 +221,7 @@ class FakeTime:
 
 
 def run_of(run_id: str, spans: int = 3, padding: int = 0) -> RunSpans:
-    """A run whose spans are named after it; the head span, the last one, has kind SERVER."""
+    """Return a run whose spans are named after it; the run span, the last one, has kind SERVER."""
     parts = []
     for number in range(1, spans + 1):
         span = Span(
@@ -238,19 +238,19 @@ def run_of(run_id: str, spans: int = 3, padding: int = 0) -> RunSpans:
 
 
 def _field(scope_spans: bytes) -> bytes:
-    """A ScopeSpans of one span and nothing else is that span's field, tag included."""
+    """Return the field of a span with its tag, which is all that a ScopeSpans of one span contains."""
     assert scope_spans[0] == 0x12
     return scope_spans
 
 
 def batch_of(*runs: str | RunSpans) -> Batch:
-    """A batch of runs, made of their ids or ready."""
+    """Return a batch of runs, given by their ids or ready."""
     ready = tuple(run_of(run) if isinstance(run, str) else run for run in runs)
     return Batch(lambda spans: request_bytes(Resource(), spans), ready)
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key."""
+    """Create a self-signed certificate for 127.0.0.1 and its key."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [

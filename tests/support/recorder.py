@@ -1,4 +1,4 @@
-"""A recorder with a clock of its own, over a real receiver on loopback, and what the receiver has of it."""
+"""A recorder with a test clock that sends to a real receiver on loopback, and the spans that the receiver accepted."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from support.receivers import OK, Answer, Post, Receiver, http_receiver
 
-BEGIN = 1_790_000_000_000_000_000
-"""2026-09-21T14:13:20Z."""
-QUICK = ExportConfig(settle=0.005, retry_first=0.02, retry_longest=0.05)
+START = 1_790_000_000_000_000_000
+"""2026-09-21T14:13:20Z in nanoseconds."""
+QUICK = ExportConfig(snapshot_delay=0.005, retry_initial_delay=0.02, retry_max_delay=0.05)
 WAIT = 20.0
+"""Seconds to wait for something that is sure to come."""
 
 
-class Ticking:
-    """A clock that goes on by a step each time it is read."""
+class TickingClock:
+    """A clock that advances by a step each time it is read."""
 
     def __init__(self, step: int = 1_000_000) -> None:
-        self._times = itertools.count(BEGIN, step)
+        self._times = itertools.count(START, step)
         self._lock = threading.Lock()
 
     def __call__(self) -> int:
@@ -37,71 +38,76 @@ class Ticking:
             return next(self._times)
 
 
-class Taken:
-    """What a receiver has, and a recorder that sends to it."""
+class Harness:
+    """A recorder, and the receiver that it sends to."""
 
     def __init__(self, receiver: Receiver, recorder: Recorder) -> None:
         self.receiver = receiver
         self.recorder = recorder
 
     @property
-    def own(self) -> list[Span]:
-        """runspan's spans, in the order in which they were taken."""
-        whole = ExportTraceServiceRequest()
+    def spans(self) -> list[Span]:
+        """The accepted spans of runspan, in the order of their arrival."""
+        request = ExportTraceServiceRequest()
         with self.receiver.lock:
-            whole.resource_spans.add().scope_spans.add().spans.extend(self.receiver.taken)
-        return list(read_protobuf(whole.SerializeToString()).spans)
+            request.resource_spans.add().scope_spans.add().spans.extend(self.receiver.taken)
+        return list(read_protobuf(request.SerializeToString()).spans)
 
     @property
-    def foreign(self) -> list[Any]:
-        """Spans of other instrumentation, as protobuf."""
+    def foreign_spans(self) -> list[Any]:
+        """The accepted spans of other instrumentation, as protobuf messages."""
         return [span for span in self.receiver.taken if not any(pair.key == ROLE for pair in span.attributes)]
 
-    def of(self, run_id: str) -> list[Span]:
-        """The spans of one run."""
+    def spans_of(self, run_id: str) -> list[Span]:
+        """Return the spans of one run."""
         trace_id = run_ids(run_id, self.recorder.tenant).trace_id
-        return [span for span in self.own if span.trace_id == trace_id]
+        return [span for span in self.spans if span.trace_id == trace_id]
 
     def document(self, run_id: str) -> Run:
-        """The document that the spans prove."""
-        return decode(self.of(run_id))
+        """Return the document decoded from the spans of a run."""
+        return decode(self.spans_of(run_id))
 
-    def role(self, role: str) -> list[Span]:
-        """The spans of a role."""
-        return [span for span in self.own if span.attributes().get(ROLE) == role]
+    def with_role(self, role: str) -> list[Span]:
+        """Return the spans of a role."""
+        return [span for span in self.spans if span.attributes().get(ROLE) == role]
 
-    def step(self, step_id: str) -> Span:
-        """The only span of a step."""
-        (found,) = [span for span in self.role("step") if span.attributes()["runspan.step.id"] == step_id]
+    def step_span(self, step_id: str) -> Span:
+        """Return the only span of a step."""
+        (found,) = [span for span in self.with_role("step") if span.attributes()["runspan.step.id"] == step_id]
         return found
 
 
 @contextmanager
-def recording(answer: Callable[[Post], Answer] = lambda post: OK, **settings: Any) -> Iterator[Taken]:
-    """A recorder that ticks a millisecond at a time, and the receiver it sends to."""
-    settings = {"pace": QUICK, "clock": Ticking(), "random": Random(7), **settings}
+def recording(answer: Callable[[Post], Answer] = lambda post: OK, **options: Any) -> Iterator[Harness]:
+    """A recorder whose clock advances by a millisecond at each reading, and the receiver that it sends to."""
+    options = {"export": QUICK, "clock": TickingClock(), "random": Random(7), **options}
     with http_receiver(answer) as receiver:
-        recorder = Recorder(endpoint=receiver.url, **settings)
+        recorder = Recorder(endpoint=receiver.url, **options)
         try:
-            yield Taken(receiver, recorder)
+            yield Harness(receiver, recorder)
         finally:
             recorder.shutdown(1.0)
 
 
-def until(condition: Callable[[], Any], seconds: float = WAIT) -> Any:
-    """What the condition answers once it answers something true; AssertionError when it does not in time."""
+def wait_until(condition: Callable[[], Any], seconds: float = WAIT) -> Any:
+    """Return the first true value of the condition. AssertionError when there is none in time."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
-    return found
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not become true in time"
+        time.sleep(0.002)
+    return value
 
 
-def proved(taken: Taken, run: Any) -> dict[str, Any]:
-    """The document of a run that has ended, once it was shown that the spans prove the same bytes."""
-    assert taken.recorder.flush(WAIT)
-    direct = run.document()
-    assert taken.document(run.id).text == direct.text
-    assert Run.from_json(direct.text).text == direct.text
-    found: dict[str, Any] = direct.to_dict()
+def no_worker_is_left() -> None:
+    """Wait until the threads of all recorders have ended."""
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "runspan-recorder"])
+
+
+def delivered_document(harness: Harness, run: Any) -> dict[str, Any]:
+    """Flush, check that the spans of an ended run decode to its document byte for byte, and return that."""
+    assert harness.recorder.flush(WAIT)
+    document = run.document()
+    assert harness.document(run.id).text == document.text
+    assert Run.from_json(document.text).text == document.text
+    found: dict[str, Any] = document.to_dict()
     return found

@@ -1,4 +1,4 @@
-"""Runs as they happen: the documents that an engine's log shows of one run, from before its start to its end."""
+"""Histories of runs: the documents of one run in an engine's log, from before its start to its end."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
 Members = dict[str, Any]
 
 STAGE_COUNT: Final = 10
-"""How many documents ``life_of`` gives."""
+"""The number of documents in a history."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A document, and when it was seen: nanoseconds since 1970."""
+    """A document and when it was observed, in nanoseconds since 1970."""
 
     run: Run
     at: int
 
     def spans(self, tenant: str) -> list[Span]:
-        """As they are sent."""
+        """Return the spans of the document."""
         return encode(self.run, tenant=tenant, observed_at=self.at)
 
 
 def run_history(run_id: str, created: int, ending: str = "completed", **members: Any) -> list[Observation]:
-    """One run, seen every second: pending, running, a step that is retried twice, suspended, running, ended.
+    """Return a run observed every second: pending, running, a step retried twice, suspended, running, ended.
 
-    Two steps end between the first snapshots; the retried one tells its attempts one by one. members: of the run.
+    Two steps end between the first snapshots. The retried step lists its attempts one by one. ``members`` are those of
+    the run.
     """
     start = created + 500 * MILLISECOND
     fetch = _step("fetch", "action", start, "completed", 300, output={"rows": [1, 2.50, None]})
@@ -77,7 +78,7 @@ def run_history(run_id: str, created: int, ending: str = "completed", **members:
 
 
 def is_revision_span(span: Span) -> bool:
-    """Whether the span tells a revision of its run."""
+    """Return whether the span is a revision span."""
     return REVISION in span.attributes()
 
 
@@ -102,7 +103,7 @@ def _run(run_id: str, created: int, members: Members) -> Run:
 
 
 def _present(value: Any) -> Any:
-    """Without the members that stand for absent ones."""
+    """Return the value without the members that are ``...``."""
     if isinstance(value, dict):
         return {key: _present(inner) for key, inner in value.items() if inner is not ...}
     return [_present(inner) for inner in value] if isinstance(value, list) else value

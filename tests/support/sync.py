@@ -15,16 +15,16 @@ from typing import Any
 
 import httpx
 
-from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import RUN_ID
-from runspan.delivery import DeadLetters, ExporterConfig, connect
+from runspan.delivery import DeadLetters, ExporterConfig, RetryPolicy, connect
+from runspan.http.rate_limiter import RateLimiter
 from runspan.model.run import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
-from runspan.platform_api import PlatformClient, RateLimiter, RetryPolicy
+from runspan.platform_api import PlatformClient, run_path
 from runspan.sync import Binding, Checkpoint, RefreshPolicy, SyncConfig, SyncEngine, SyncReport
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
@@ -67,7 +67,7 @@ def _run_of(document: bytes | dict[str, Any]) -> Run:
 def place(folder: Path, **settings: Any) -> Iterator[Place]:
     """A server until the block ends. settings: of the store."""
     with SqliteStore(folder, **settings) as store:
-        app = create_app(store, store, settings=WebConfig())
+        app = create_app(store, store, config=WebConfig())
         with serving(app, threads=8) as client:
             yield Place(store, str(client.base_url).rstrip("/"))
 
@@ -101,7 +101,7 @@ def synced(source: str, target: str, checkpoint: Path, *args: object, code: int 
     """The report of ``runspan sync``, once through and as fast as it goes, which must end with this exit code."""
     fast = ("--requests-per-minute", 0)
     result = runspan(
-        "sync", source, "--endpoint", target, "--checkpoint", checkpoint, *fast, "--json", *args, code=code, **env
+        "sync", source, "--endpoint", target, "--state-file", checkpoint, *fast, "--json", *args, code=code, **env
     )
     report: dict[str, Any] = json.loads(result.stdout)
     return report
@@ -152,10 +152,11 @@ def _sync(
     asking = PlatformClient(
         source,
         key=lambda: None,
-        pace=RateLimiter(0, sleep=sleep),
+        rate_limiter=RateLimiter(0, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
-        patience=RetryPolicy(attempts=2, timeout=5.0, first=0.01, longest=0.02),
+        retry=RetryPolicy(max_attempts=2, first_delay=0.01, max_delay=0.02),
+        timeout=5.0,
     )
     delivery = ExporterConfig(f"{target}/v1/traces")
     with (

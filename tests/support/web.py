@@ -1,4 +1,4 @@
-"""What the tests of the web side share: the application on a store in a directory, on a real server."""
+"""Helpers of the web tests: a real server, run documents, and requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JSON = {"Content-Type": "application/json"}
 
 @contextmanager
 def serving(app: Flask, *, max_body: int = 0, threads: int = 4, trusted_proxy: str = "") -> Iterator[httpx.Client]:
-    """A client of the application, which runs on a port of its own until the block ends."""
+    """Serve the application on a free port until the block ends, and yield a client of it."""
     server = WebServer(app, threads=threads, max_body=max_body, trusted_proxy=trusted_proxy)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -38,18 +38,18 @@ def serving(app: Flask, *, max_body: int = 0, threads: int = 4, trusted_proxy: s
 
 
 def raw(client: httpx.Client, request: bytes) -> httpx.Response:
-    """The answer to bytes that no client library would send. The server is expected to close the connection."""
+    """Send bytes that no client library would send, and return the response. The server must close the connection."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
         connection.sendall(request)
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status, *lines = head.split(b"\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    header, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = header.split(b"\r\n")
     headers = [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
     return httpx.Response(int(status.split()[1]), headers=headers, content=body)
 
 
 def document(run_id: str = "run_1", **members: Any) -> dict[str, Any]:
-    """A finished run of two steps."""
+    """Return a completed run of two steps."""
     return {
         "id": run_id,
         "workflowId": "wf_1",
@@ -69,7 +69,7 @@ def spans_of(*documents: dict[str, Any], tenant: str = "") -> list[Span]:
 
 
 def otlp(*documents: dict[str, Any], tenant: str = "") -> bytes:
-    """The documents as one ExportTraceServiceRequest."""
+    """Return the documents as one ExportTraceServiceRequest."""
     return request_bytes(Resource(), [span_bytes(span) for span in spans_of(*documents, tenant=tenant)])
 
 
@@ -78,7 +78,7 @@ def zipped(data: bytes) -> bytes:
 
 
 def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The error of an answer that must have this status and code, and nothing else than the documented body."""
+    """Return the error of a response, which must have this status and code, and the documented body."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = json.loads(response.content)

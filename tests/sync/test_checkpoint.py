@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runspan.errors import SettingError, StoreError
-from runspan.sync.checkpoint import FORMAT, Binding, Checkpoint, ListPosition, TrackedRun, TrackState
+from runspan.sync.checkpoint import Binding, Checkpoint, ListPosition, TrackedRun, TrackState
 
 BINDING = Binding("http://a", "http://b/v1/traces")
 
@@ -120,8 +120,8 @@ def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:
         code = f"from sync.test_checkpoint import *\nwith opened(Path({str(path)!r})): pass"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
-        assert "another sync is using this checkpoint" in done.stderr
-        with pytest.raises(StoreError, match="another sync"), opened(path):
+        assert "another process is using the state file of a sync" in done.stderr
+        with pytest.raises(StoreError, match="another process"), opened(path):
             pass
         saved(checkpoint, full_entry())
 
@@ -142,21 +142,21 @@ def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: P
         pass
     with pytest.raises(SettingError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
         pass
-    assert "--checkpoint" in str(caught.value)
+    assert "--state-file" in str(caught.value)
     with opened(tmp_path / "two", Binding("a", "b", "", ("x", "y"))):
         pass
     with opened(tmp_path / "two", Binding("a", "b", "", ("y", "x"))):
         pass
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+def test_another_format_is_refused(tmp_path: Path) -> None:
     """Nothing in it is touched."""
     path = tmp_path / "cp"
     with opened(path) as checkpoint:
         saved(checkpoint, full_entry())
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
-    with pytest.raises(StoreError, match="newer version"), opened(path):
+        connection.execute("PRAGMA user_version = 2")
+    with pytest.raises(StoreError, match="another version"), opened(path):
         pass
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)

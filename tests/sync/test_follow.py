@@ -28,7 +28,7 @@ def following(source: str, target: str, folder: Path, *args: object) -> Iterator
     """A sync that follows at a quick pace, and ends well when it is stopped."""
     pace = ("--poll", "0.2s", "--requests-per-minute", 0)
     with running(
-        "sync", source, "--endpoint", target, "--checkpoint", folder / "checkpoint", "--follow", *pace, *args
+        "sync", source, "--endpoint", target, "--state-file", folder / "checkpoint", "--follow", *pace, *args
     ) as child:
         yield child
         assert child.end(signal.SIGTERM) == 0, child.lines
@@ -99,7 +99,7 @@ def test_an_outage_of_the_receiver_is_waited_out(source: Place, tmp_path: Path) 
     with place(tmp_path / "target") as target:
         url = target.url
     port = url.rpartition(":")[2]
-    with following(source.url, url, tmp_path, "--give-up-after", "2s") as child:
+    with following(source.url, url, tmp_path, "--retry-max-time", "2s") as child:
         child.wait_for(r"trying again")
         with running("serve", "--data", tmp_path / "target", "--port", port) as server:
             server.wait_for("is serving")
@@ -200,11 +200,11 @@ def test_two_followers_of_one_checkpoint_are_refused(source: Place, target: Plac
     source.put(now_document("run_1"))
     with following(source.url, target.url, tmp_path) as child:
         eventually(lambda: len(target.documents()) == 1)
-        args = ("--endpoint", target.url, "--checkpoint", tmp_path / "checkpoint")
+        args = ("--endpoint", target.url, "--state-file", tmp_path / "checkpoint")
         with running("sync", source.url, *args) as second:
             assert second.process.wait(60) == 10
             second.read_to_the_end()
-        assert re.search("another sync is using this checkpoint", "".join(second.lines))
+        assert re.search("another process is using the state file of a sync", "".join(second.lines))
         source.put(now_document("run_2"))
         eventually(lambda: len(target.documents()) == 2)
         assert child.process.poll() is None

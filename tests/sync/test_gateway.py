@@ -18,12 +18,12 @@ from runspan.delivery import connect as delivery_to
 from runspan.errors import BackendBusy, StoreError
 from runspan.model.timestamps import SECOND
 from runspan.sync import Binding, Checkpoint
-from runspan.sync.checkpoint import FORMAT, TrackedRun, TrackState
+from runspan.sync.checkpoint import TrackedRun, TrackState
 from runspan.sync.policy import LONGEST_PAUSE, MINUTE, RefreshPolicy, plan_send
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import REQUESTS
 from support.cli import running, runspan
-from support.faulty_platform import LIST, Mock, failure, platform
+from support.faulty_platform import LIST, FaultyPlatform, failure, platform
 from support.receivers import Answer, http_receiver
 from support.sync import Place, eventually, followed, once, run_document, synced
 from sync.test_follow import now_document
@@ -36,7 +36,7 @@ RUNS = [f"run_{number}" for number in range(5)]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again after a moment, however often it did."""
-    for module in ("desk", "lists"):
+    for module in ("context", "list_crawler"):
         monkeypatch.setattr(f"runspan.sync.{module}.retry_at", lambda now, failures: now + SECOND // 50)
 
 
@@ -45,7 +45,7 @@ def states(checkpoint: Path) -> dict[str, TrackState]:
         return {run_id: TrackState(state) for run_id, state in connection.execute("SELECT run_id, state FROM runs")}
 
 
-def asked(mock: Mock, times: int) -> Callable[[], bool]:
+def asked(mock: FaultyPlatform, times: int) -> Callable[[], bool]:
     """Whether every run was asked for so often."""
     return lambda: all(mock.documents_asked().count(run_id) >= times for run_id in RUNS)
 
@@ -174,37 +174,10 @@ def test_a_list_is_read_again_before_many_runs_are_called_gone(source: Place, ta
     assert report.counts.pages >= 3
 
 
-def test_what_an_older_version_refused_for_a_gateways_words_is_tried_again(
-    source: Place, target: Place, checkpoint: Path
-) -> None:
-    """Once, when its checkpoint is opened. What was refused for its document, or by the receiver, stays so."""
-    source.put(*(run_document(run_id) for run_id in RUNS))
-    reasons = {
-        "run_0": f"{source.url}: expected the platform's API, got HTTP 404 (is this the base URL of the platform?)",
-        "run_1": f"{source.url}: no, got HTTP 400 BAD_REQUEST",
-        "run_2": "run run_2 steps: expected a list, got a number",
-        "run_3": "HTTP 400: too old",
-    }
-    with closing(Checkpoint(checkpoint, Binding(source.url, f"{target.url}/v1/traces"))) as made:
-        made.begin()
-        for run_id, reason in reasons.items():
-            made.save(TrackedRun(run_id, 1, TrackState.REFUSED, None, reason=reason))
-        made.save(TrackedRun("run_4", 1, TrackState.REFUSED, None, acked=b"there", reason=reasons["run_0"]))
-        made.commit()
-    with closing(sqlite3.connect(checkpoint)) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with closing(Checkpoint(checkpoint, Binding(source.url, f"{target.url}/v1/traces"))) as made:
-        assert made.counts == {TrackState.NEW: 2, TrackState.REFUSED: 3}
-        due = {run_id: entry.due for run_id, entry in made.entries(RUNS).items()}
-        assert due == {"run_0": 0, "run_1": 0, "run_2": None, "run_3": None, "run_4": 0}
-    with closing(sqlite3.connect(checkpoint)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (FORMAT,)
-
-
 def test_hints_about_the_receiver_are_for_its_reasons(source: Place, target: Place, checkpoint: Path) -> None:
     """A document that happens to tell the same words is the platform's."""
     source.put(run_document("run_1"))
-    args = ("--checkpoint", checkpoint, "--requests-per-minute", 0)
+    args = ("--state-file", checkpoint, "--requests-per-minute", 0)
     with platform(source.url, replaced={"run_1": b'{"id":"HTTP 404","status":"completed"}'}) as mock:
         result = runspan("sync", mock.url, "--endpoint", target.url, *args, code=1)
         assert "HTTP 404" in result.stderr
@@ -213,9 +186,9 @@ def test_hints_about_the_receiver_are_for_its_reasons(source: Place, target: Pla
         assert "1 run refused by an earlier sync" in again.stderr
         assert "'HTTP 404'" in again.stderr
     with http_receiver(lambda post: Answer(400, b"Txn is too big", content_type="text/plain")) as receiver:
-        args = ("--checkpoint", checkpoint.with_name("other"), "--requests-per-minute", 0)
+        args = ("--state-file", checkpoint.with_name("other"), "--requests-per-minute", 0)
         result = runspan("sync", source.url, "--endpoint", receiver.url, *args, code=1)
-        assert "hint: a span of that run is over" in result.stderr
+        assert "hint: a span of that run exceeds" in result.stderr
 
 
 # Clocks.
@@ -313,10 +286,10 @@ def test_deliveries_that_were_replaced_are_let_go_of(
 
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_AFTER", 0.01)
     monkeypatch.setattr("runspan.sync.engine._RECONNECT_LONGEST", 0.01)
-    monkeypatch.setattr("runspan.cli.sync.connect", connect)
+    monkeypatch.setattr("runspan.delivery.connect", connect)
     monkeypatch.setattr("runspan.cli.sync.MetricsRegistry", watched)
     with http_receiver(lambda post: Answer(401)) as receiver:
-        args = ("--endpoint", receiver.url, "--checkpoint", checkpoint, "--follow", "--requests-per-minute", 0)
+        args = ("--endpoint", receiver.url, "--state-file", checkpoint, "--follow", "--requests-per-minute", 0)
         result = runspan("sync", source.url, *args, code=10)
         assert "enough" in result.stderr
         gc.collect()
@@ -331,7 +304,7 @@ def test_a_sync_that_follows_tells_of_what_is_refused_too(source: Place, target:
     with platform(source.url, replaced={"run_1": b'{"id":"run_1","id":"run_1"}'}) as mock:
         synced(mock.url, target.url, checkpoint, code=1)
         pace = ("--poll", "0.2s", "--requests-per-minute", 0)
-        args = ("sync", mock.url, "--endpoint", target.url, "--checkpoint", checkpoint, "--follow", *pace)
+        args = ("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, "--follow", *pace)
         with running(*args) as child:
             source.put(run_document("run_3"))
             eventually(lambda: "run_3" in target.documents())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runspan.cli.progress import span_of_time
+from runspan.cli.output import format_elapsed
 from runspan.model.timestamps import SECOND
 from support.cli import command, environment
 from support.faulty_platform import Faults, platform
@@ -22,7 +22,7 @@ def test_a_terminal_sees_a_bar_with_rate_backlog_and_lag(tmp_path: Path) -> None
         source.fill(*(run_document(f"run_{number}", start=number) for number in range(60)))
         with platform(source.url, faults=Faults(slow=1.0), pause=0.1) as mock:
             ours, its = os.openpty()
-            args = ("sync", mock.url, "--endpoint", target.url, "--checkpoint", tmp_path / "cp")
+            args = ("sync", mock.url, "--endpoint", target.url, "--state-file", tmp_path / "cp")
             child = subprocess.Popen(
                 command(*args), stdout=subprocess.PIPE, stderr=its, env=environment(TERM="xterm", COLUMNS="160")
             )
@@ -50,4 +50,4 @@ def test_a_terminal_sees_a_bar_with_rate_backlog_and_lag(tmp_path: Path) -> None
 )
 def test_a_length_of_time_is_told_in_the_units_that_matter(seconds: int, expected: str) -> None:
     """Two at most."""
-    assert span_of_time(seconds * SECOND) == expected
+    assert format_elapsed(seconds * SECOND) == expected

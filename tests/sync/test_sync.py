@@ -182,7 +182,7 @@ def test_filters_ask_the_platform_for_less(source: Place, target: Place, checkpo
         source.put(run_document("wf_1_running", "completed", workflowId="wf_1"))
         synced(mock.url, target.url, checkpoint, *args)
         assert target.documents()["wf_1_running"] == source.documents()["wf_1_running"]
-        result = runspan("sync", mock.url, "--endpoint", target.url, "--checkpoint", checkpoint, code=2)
+        result = runspan("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, code=2)
     assert "another workflow" in result.stderr
 
 
@@ -337,7 +337,7 @@ def test_a_cursor_that_the_platform_forgot_is_no_end(source: Place, target: Plac
 
 def test_a_platform_that_does_not_answer_ends_a_sync_with_its_code(target: Place, checkpoint: Path) -> None:
     """9 with the address; the report of what was done comes first."""
-    args = ("--endpoint", target.url, "--checkpoint", checkpoint, "--give-up-after", "0s")
+    args = ("--endpoint", target.url, "--state-file", checkpoint, "--retry-max-time", "0s")
     result = runspan("sync", "http://127.0.0.1:9", *args, code=9)
     assert "0 runs sent" in result.stderr
     assert "runspan: http://127.0.0.1:9: " in result.stderr
@@ -349,7 +349,7 @@ def test_a_receiver_that_does_not_answer_ends_a_sync_and_the_next_goes_on(
     """Nothing counts as sent that was not acknowledged."""
     source.fill(*(run_document(f"run_{number}", start=number) for number in range(50)))
     with http_receiver(lambda post: Answer(503)) as receiver:
-        args = ("--endpoint", receiver.url, "--checkpoint", checkpoint, "--give-up-after", "1s")
+        args = ("--endpoint", receiver.url, "--state-file", checkpoint, "--retry-max-time", "1s")
         result = runspan("sync", source.url, *args, "--json", code=9)
     report = json.loads(result.stdout)
     assert (report["counts"]["sent"], report["backlog"], report["complete"]) == (0, 50, False)
@@ -380,17 +380,17 @@ def test_a_refused_key_ends_a_sync_with_its_code(
             mock.url,
             "--endpoint",
             target.url,
-            "--checkpoint",
+            "--state-file",
             checkpoint,
             code=7,
-            RUNSPAN_SYNC_API_KEY="wfk_wrong",
+            RUNSPAN_PLATFORM_API_KEY="wfk_wrong",
             RUNSPAN_API_KEY="wfk_of_the_receiver",
         )
-        assert "RUNSPAN_SYNC_API_KEY" in result.stderr
+        assert "RUNSPAN_PLATFORM_API_KEY" in result.stderr
         assert "wfk_" not in result.output
-        synced(mock.url, target.url, checkpoint, "--source-key-file", key_file)
+        synced(mock.url, target.url, checkpoint, "--platform-key-file", key_file)
         mock.keys = {"wfk_wrong"}
-        synced(mock.url, target.url, checkpoint, RUNSPAN_SYNC_API_KEY="wfk_wrong")
+        synced(mock.url, target.url, checkpoint, RUNSPAN_PLATFORM_API_KEY="wfk_wrong")
     assert target.documents() == source.documents()
 
 
@@ -405,8 +405,8 @@ def test_keys_of_both_sides_and_a_tenant(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(texts.values()))
     with server(tmp_path / "a") as (one, _), server(tmp_path / "b") as (two, _):
         process("export", path, "--endpoint", one, "--tenant", "acme", "--api-key-file", tmp_path / "a.key")
-        args = ("--endpoint", two, "--tenant", "acme", "--checkpoint", tmp_path / "cp")
-        keys = ("--source-key-file", tmp_path / "a.key", "--api-key-file", tmp_path / "b.key")
+        args = ("--endpoint", two, "--tenant", "acme", "--state-file", tmp_path / "cp")
+        keys = ("--platform-key-file", tmp_path / "a.key", "--api-key-file", tmp_path / "b.key")
         process("sync", one, *args, *keys)
         done = process("list", "--backend", two, "--json", "--limit", 100, "--api-key-file", tmp_path / "b.key")
         assert len(done.stdout.splitlines()) == 30
@@ -416,7 +416,7 @@ def test_a_wrong_address_is_told_at_once(source: Place, target: Place, checkpoin
     """A web page is not the platform."""
     with platform(source.url) as mock:
         mock.answer = lambda path, headers: (404, b"<html>")  # type: ignore[method-assign]
-        result = runspan("sync", mock.url, "--endpoint", target.url, "--checkpoint", checkpoint, code=9)
+        result = runspan("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, code=9)
         assert "base URL of the platform" in result.stderr
         assert len(mock.arrivals) == 1
 
@@ -429,7 +429,7 @@ def test_a_signal_ends_a_sync_soon_and_the_next_goes_on(
     texts = generated(250, seed=9)
     source.fill(*texts.values())
     with platform(source.url, faults=Faults(slow=1.0), pause=0.05) as mock:
-        args = ("sync", mock.url, "--endpoint", target.url, "--checkpoint", checkpoint, "--json")
+        args = ("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, "--json")
         with running(*args, prints_on="stdout") as child:
             eventually(lambda: len(mock.documents_asked()) > 60)
             assert child.end(number) == 130
@@ -446,7 +446,7 @@ def test_a_signal_ends_a_sync_soon_and_the_next_goes_on(
 def test_a_table_for_people_and_nothing_for_cron(source: Place, target: Place, checkpoint: Path) -> None:
     """The report goes to standard error; --quiet has none when all is well."""
     source.put(run_document("run_1"), run_document("run_2", "running"))
-    args = ("sync", source.url, "--endpoint", target.url, "--checkpoint", checkpoint)
+    args = ("sync", source.url, "--endpoint", target.url, "--state-file", checkpoint)
     result = runspan(*args)
     assert result.stdout == ""
     assert "1 run sent, 1 snapshots of unfinished ones" in result.stderr

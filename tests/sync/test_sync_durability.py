@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from support.cli import Running, generated, process, running, server
-from support.faulty_platform import EVERY_KIND, Faults, Mock, platform
+from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver
 from support.sync import Place, documents, eventually, place, run_document
 
@@ -27,7 +27,7 @@ SLOWLY = ("--requests-per-minute", 0, "--concurrency", 4)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[tuple[Place, Mock]]:
+def source(tmp_path: Path) -> Iterator[tuple[Place, FaultyPlatform]]:
     """The runs, behind a platform that has troubles and takes its time, so that every kill is in the middle."""
     faults = Faults(**{**vars(EVERY_KIND), "slow": 0.9, "limited": 0.0})
     with place(tmp_path / "source") as made, platform(made.url, faults=faults, seed=SEED, pause=0.04) as mock:
@@ -75,14 +75,14 @@ def change_some(source: Place, random: Random) -> None:
         source.put(run | {"status": random.choice(["running", "completed", "failed"]), "output": random.random()})
 
 
-def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, Mock]) -> None:
+def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
     """At each kill everything that the checkpoint calls acknowledged is there as it was sent, and the next sync goes
     on; the last one makes both sides equal, though runs changed all the while."""
     made, mock = source
     random = Random(SEED)
     data, checkpoint = tmp_path / "target", tmp_path / "checkpoint"
     with server(data) as (url, child):
-        args = ("sync", mock.url, "--endpoint", url, "--checkpoint", checkpoint, *SLOWLY)
+        args = ("sync", mock.url, "--endpoint", url, "--state-file", checkpoint, *SLOWLY)
         before = 0
         for moment in moments(random):
             with running(*args) as syncing:
@@ -114,7 +114,7 @@ def intact(data: Path) -> bool:
         return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
 
 
-def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, Mock]) -> None:
+def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
     """One sync outlives ten kills of the server that it sends to, and then both sides are equal."""
     made, mock = source
     random = Random(SEED + 1)
@@ -122,7 +122,7 @@ def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: t
     with server(data) as (url, child):
         assert child.end() == 0
     port = url.rpartition(":")[2]
-    args = ("--endpoint", url, "--checkpoint", checkpoint, *SLOWLY, "--give-up-after", "60s")
+    args = ("--endpoint", url, "--state-file", checkpoint, *SLOWLY, "--retry-max-time", "60s")
     with running("sync", mock.url, *args, "--json", prints_on="stdout") as syncing:
         before = 0
         for moment in moments(random):
@@ -158,7 +158,7 @@ def test_a_kill_between_sending_and_the_answer_sends_the_same_spans_again(tmp_pa
 
     with place(tmp_path / "source") as source, http_receiver(answer) as receiver:
         source.fill(*(run_document(f"run_{n}", ("completed", "running")[n % 2], start=n) for n in range(40)))
-        args = ("sync", source.url, "--endpoint", receiver.url, "--checkpoint", tmp_path / "checkpoint")
+        args = ("sync", source.url, "--endpoint", receiver.url, "--state-file", tmp_path / "checkpoint")
         with running(*args) as syncing:
             eventually(lambda: len(receiver.posts) > 0)
             assert syncing.end(signal.SIGKILL) == -signal.SIGKILL

@@ -30,7 +30,7 @@ def test_many_runs_arrive_and_the_limit_is_kept(tmp_path: Path) -> None:
         with platform(source, faults=EVERY_KIND, seed=1, limit=PER_MINUTE * 10 // 9) as mock:
             begun = time.monotonic()
             args = ("--requests-per-minute", PER_MINUTE, "--concurrency", CONCURRENCY, "--json")
-            done = process("sync", mock.url, "--endpoint", target, "--checkpoint", tmp_path / "checkpoint", *args)
+            done = process("sync", mock.url, "--endpoint", target, "--state-file", tmp_path / "checkpoint", *args)
             seconds = time.monotonic() - begun
         report = json.loads(done.stdout)
         assert report["complete"]

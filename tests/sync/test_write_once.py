@@ -83,16 +83,16 @@ def test_spans_below_the_head_follow_from_the_document_alone() -> None:
     runs += [Run.from_json(path.read_bytes()) for path in SAMPLES.glob("*.json")]
     for run in runs:
         first = ObservedRun(run, 5).encode("acme")
-        assert len(first.names) == len(first.spans) - 1 == len(set(first.names))
+        assert len(first.step_digests) == len(first.spans) - 1 == len(set(first.step_digests))
         for other in (ObservedRun(run, 10**18), ObservedRun(run, 7, after_root=True)):
-            assert other.encode("acme").names == first.names
+            assert other.encode("acme").step_digests == first.step_digests
             assert other.encode("acme").spans[:-1] == first.spans[:-1]
-        assert set(ObservedRun(run, 5).encode("other").names).isdisjoint(first.names)
+        assert set(ObservedRun(run, 5).encode("other").step_digests).isdisjoint(first.step_digests)
         if run.finished:
             root = PlannedSend(run, b"", ROOT_REVISION)
             assert root.document is run
             assert root.observed.encode("acme").spans == write_runs([run], tenant="acme")[0]
-        left = first.without(frozenset(first.names[::2]))
+        left = first.without(frozenset(first.step_digests[::2]))
         assert [*left.spans] == [*first.spans[1:-1:2], first.spans[-1]]
         assert left.size == sum(map(len, left.spans))
 
@@ -155,7 +155,7 @@ def test_nothing_is_remembered_that_was_not_acknowledged(
     source.put(growing("run_1", 4))
     mood += [answer] * 3
     code = 1 if answer.status == 400 else 9
-    synced(source.url, kept.url, checkpoint, "--give-up-after", "0s", code=code)
+    synced(source.url, kept.url, checkpoint, "--retry-max-time", "0s", code=code)
     mood.clear()
     follow(source, kept, checkpoint, growing("run_1", 5, "suspended"))
     follow(source, kept, checkpoint, growing("run_1", 6, "completed"))
@@ -292,9 +292,9 @@ def test_runs_that_go_on_are_resent_whole_too(source: Place, kept: Kept, checkpo
 
 def test_a_service_does_not_resend_at_each_start(checkpoint: Path) -> None:
     """It would, at every restart."""
-    args = ("--checkpoint", checkpoint, "--follow", "--resend", "1d")
+    args = ("--state-file", checkpoint, "--follow", "--resend", "1d")
     done = runspan("sync", "http://127.0.0.1:9", *args, code=2)
-    assert "--resend: expected a sync that ends, got --follow" in done.stderr
+    assert "--resend: expected a sync without --follow, got --follow" in done.stderr
     assert not checkpoint.exists()
 
 

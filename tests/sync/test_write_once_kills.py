@@ -107,7 +107,7 @@ class Forgetful:
 @contextmanager
 def syncing(tmp_path: Path, url: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], tuple[object, ...]]]:
     with place(tmp_path / "source") as source:
-        args = ("sync", source.url, "--endpoint", url, "--checkpoint", tmp_path / "checkpoint")
+        args = ("sync", source.url, "--endpoint", url, "--state-file", tmp_path / "checkpoint")
         yield source.put, (*args, "--requests-per-minute", 0, "--heartbeat", "0s")
 
 

@@ -355,11 +355,14 @@ def test_a_damaged_ledger_is_told(tmp_path: Path) -> None:
         ledger.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
         ledger.plan_send(Run.from_dict(run("a")), NOW)
     change(path, f"UPDATE runs SET observed_at = {2**63 - 1}")
-    with closing(WatchState(path, "t", "")) as ledger, pytest.raises(StoreError, match="another file with --ledger"):
+    with (
+        closing(WatchState(path, "t", "")) as ledger,
+        pytest.raises(StoreError, match="another file with --state-file"),
+    ):
         ledger.plan_send(Run.from_dict(run("a", fixed=True)), NOW)
     for outcome in (9, -1):
         change(path, f"UPDATE files SET outcome = {outcome}")
-        with pytest.raises(StoreError, match=f"got an outcome {outcome} .*another file with --ledger"):
+        with pytest.raises(StoreError, match=f"got an outcome {outcome} .*another file with --state-file"):
             WatchState(path, "t", "")
     change(path, "UPDATE files SET outcome = 0")
     WatchState(path, "t", "").close()

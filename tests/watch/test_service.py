@@ -56,7 +56,7 @@ class Bench:
         self.path = path
         self.seconds = 0.0
         self.notes: list[str] = []
-        self.health = MetricsRegistry(lambda: NOW, components=("export", "watch"))
+        self.health = MetricsRegistry(lambda: NOW, parts=("export", "watch"))
         self._url = url
         self._settings = settings
         self.open()
@@ -384,16 +384,16 @@ def test_files_go_to_the_done_folder_when_all_is_accepted(tmp_path: Path, store:
 def test_a_ledger_is_of_one_target_and_one_process(tmp_path: Path) -> None:
     """Another endpoint needs another one; two processes would send everything twice; other files are not touched."""
     path = tmp_path / "ledger"
-    with closing(WatchState(path, "http://one", "")), pytest.raises(SettingError, match="another process"):
+    with closing(WatchState(path, "http://one", "")), pytest.raises(StoreError, match="another process"):
         WatchState(path, "http://one", "")
     with pytest.raises(SettingError, match="http://one"):
         WatchState(path, "http://two", "")
     assert path.stat().st_mode & 0o077 == 0
     SqliteStore(tmp_path).close()
-    with pytest.raises(SettingError, match="another file"):
+    with pytest.raises(StoreError, match="another application"):
         WatchState(tmp_path / "runspan.sqlite3", "http://one", "")
     (tmp_path / "text").write_text("no database" * 100)
-    with pytest.raises(StoreError, match="--ledger"):
+    with pytest.raises(StoreError, match="no SQLite database"):
         WatchState(tmp_path / "text", "http://one", "")
     with pytest.raises(StoreError):
         WatchState(tmp_path / "none" / "ledger", "http://one", "")

@@ -59,34 +59,34 @@ def get(client: httpx.Client, run_id: str) -> httpx.Response:
 
 
 class Fake:
-    """A reader that answers what the test says."""
+    """A reader that returns, or raises, what the test passes."""
 
     capabilities = Capabilities()
 
-    def __init__(self, answer: Document | Page | Exception) -> None:
-        self.answer = answer
+    def __init__(self, result: Document | Page | Exception) -> None:
+        self._result = result
 
-    def _give(self) -> Document | Page:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+    def _get_result(self) -> Document | Page:
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
 
     def document(self, run_id: str, tenant: str = "") -> Document:
-        found = self._give()
+        found = self._get_result()
         assert isinstance(found, Document)
         return found
 
     def search(self, query: RunQuery) -> Page:
-        found = self._give()
+        found = self._get_result()
         assert isinstance(found, Page)
         return found
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
-        self._give()
+        self._get_result()
         return []
 
     def check(self) -> None:
-        self._give()
+        self._get_result()
 
     def close(self) -> None: ...
 
@@ -95,7 +95,7 @@ class Fake:
 
 
 def test_a_document_comes_back_verbatim(client: httpx.Client) -> None:
-    """The answer holds the document's own text: numbers, escapes, key order and spaces of payloads included."""
+    """The response contains the document's own text, including numbers, escapes, key order and spaces of payloads."""
     text = (
         '{"id":"run_x","workflowId":"wf","status":"completed","steps":[{"id":"s","status":"completed",'
         '"output":{"b": 1, "a":[12.10,-0.0,1e400,1180591620717411303424, "\\u0000\\ud800"], "b":null}}],'
@@ -112,7 +112,7 @@ def test_a_document_comes_back_verbatim(client: httpx.Client) -> None:
     "run_id",
     ["a/b", "a//b", "/a", "a/", "//", "a b+c", "ü/ö", "a%2Fb", "a?b#c", "a/trace", "trace", "a\nb", "💥", '"', "a;b=c"],
 )
-def test_any_run_id_can_be_asked_for(client: httpx.Client, run_id: str) -> None:
+def test_any_run_id_can_be_requested(client: httpx.Client, run_id: str) -> None:
     """Slashes, spaces, percent signs and line breaks in an id survive the path."""
     assert push(client, json.dumps(document(run_id))).status_code == 201
     assert get(client, run_id).json()["data"]["id"] == run_id
@@ -125,12 +125,12 @@ def test_slashes_in_an_id_need_no_escape(client: httpx.Client) -> None:
 
 
 def test_an_unknown_run_is_not_found(client: httpx.Client) -> None:
-    """The error names the code that the platform documents."""
+    """The error has the code that the platform documents."""
     error_of(get(client, "nope"), 404, "NOT_FOUND")
 
 
-def test_an_incomplete_answer_says_so() -> None:
-    """The last proved revision is answered, and a header tells what is missing of the newer one."""
+def test_an_incomplete_document_says_so() -> None:
+    """The response is the last complete revision, and a header says what is missing of the newer one."""
     reader = Fake(Document(b'{"id":"x"}', ("1 of 2 step spans: ü", "more\nlines")))
     with serving(create_app(reader)) as client:
         response = get(client, "x")
@@ -148,7 +148,7 @@ def test_an_incomplete_answer_says_so() -> None:
         (BackendRefused("no"), 502, "BACKEND_REFUSED"),
         (QueryUnsupported("cannot"), 400, "QUERY_UNSUPPORTED"),
         (StoreError("disk"), 500, "STORE_ERROR"),
-        (RunspanError("odd"), 500, "INTERNAL_ERROR"),
+        (RunspanError("unknown"), 500, "INTERNAL_ERROR"),
     ],
 )
 def test_every_error_has_its_status_and_code(error: RunspanError, status: int, code: str) -> None:
@@ -158,8 +158,8 @@ def test_every_error_has_its_status_and_code(error: RunspanError, status: int, c
             error_of(client.get(path), status, code)
 
 
-def test_a_busy_backend_tells_when_to_ask_again() -> None:
-    """Retry-After is whole seconds, rounded up."""
+def test_a_busy_backend_says_when_to_retry() -> None:
+    """Retry-After is an integer number of seconds, rounded up."""
     with serving(create_app(Fake(BackendBusy("later", retry_after=1.2)))) as client:
         response = get(client, "x")
     error_of(response, 503, "BACKEND_BUSY")
@@ -182,7 +182,7 @@ def test_an_unexpected_failure_shows_a_number_and_nothing_else(caplog: pytest.Lo
 
 def test_a_path_adds_no_line_to_the_error_log(caplog: pytest.LogCaptureFixture) -> None:
     """Line ends and escapes of a terminal are spelled out, whatever formats the log."""
-    app = create_app(Fake(ZeroDivisionError("odd")))
+    app = create_app(Fake(ZeroDivisionError("unknown")))
     with serving(app) as client, caplog.at_level(logging.ERROR, "runspan.web"):
         error_of(get(client, "x\nERROR forged\x1b[2J"), 500, "INTERNAL_ERROR")
     (record,) = [record for record in caplog.records if record.name == "runspan.web"]
@@ -194,7 +194,7 @@ def test_a_path_adds_no_line_to_the_error_log(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_list_holds_summaries_newest_first(client: httpx.Client) -> None:
-    """Items are summaries without steps, and meta tells that there is no more."""
+    """Items are summaries without steps, and meta says that there are no more."""
     for number in range(3):
         push(client, json.dumps(document(f"run_{number}", startedAt=f"2024-01-15T09:00:0{number}.000Z")))
     body = client.get("/api/v1/runs").json()
@@ -230,11 +230,11 @@ def test_a_list_can_be_narrowed_to_any_status(client: httpx.Client, status: str)
 
 
 def test_a_list_can_be_narrowed_to_a_workflow(client: httpx.Client) -> None:
-    """The workflow's id is compared whole, whatever signs are in it."""
-    odd = 'wf "1"/&='
-    push(client, json.dumps(document("a", workflowId=odd)))
+    """Workflow ids are compared exactly, whatever characters they contain."""
+    workflow = 'wf "1"/&='
+    push(client, json.dumps(document("a", workflowId=workflow)))
     push(client, json.dumps(document("b", workflowId="wf")))
-    body = client.get("/api/v1/runs", params={"workflowId": odd}).json()
+    body = client.get("/api/v1/runs", params={"workflowId": workflow}).json()
     assert [item["id"] for item in body["data"]] == ["a"]
 
 
@@ -259,7 +259,7 @@ def test_since_counts_back_from_now(client: httpx.Client, since: str, expected: 
         *[("cursor", value) for value in ("x", "", "!!!", "MTIz")],
     ],
 )
-def test_a_wrong_parameter_is_named(client: httpx.Client, name: str, value: str) -> None:
+def test_the_error_names_an_invalid_parameter(client: httpx.Client, name: str, value: str) -> None:
     """The details say which parameter it is and what is wrong with it."""
     error = error_of(client.get("/api/v1/runs", params={name: value}), 400, "VALIDATION_ERROR")
     (detail,) = error["details"]
@@ -267,14 +267,14 @@ def test_a_wrong_parameter_is_named(client: httpx.Client, name: str, value: str)
     assert detail["message"]
 
 
-def test_all_wrong_parameters_are_named_at_once(client: httpx.Client) -> None:
-    """One answer names both."""
+def test_the_error_names_all_invalid_parameters_at_once(client: httpx.Client) -> None:
+    """One response names both."""
     error = error_of(client.get("/api/v1/runs?limit=0&status=x"), 400, "VALIDATION_ERROR")
     assert {detail["field"] for detail in error["details"]} == {"limit", "status"}
 
 
 def test_a_parameter_given_twice_is_refused(client: httpx.Client) -> None:
-    """One of the two would be ignored, and the list be another than the one asked for."""
+    """If one of the two were ignored, the list would not be the requested one."""
     error = error_of(client.get("/api/v1/runs?workflowId=a&workflowId=b"), 400, "VALIDATION_ERROR")
     assert error["details"][0]["field"] == "workflowId"
 
@@ -284,8 +284,8 @@ def test_unknown_parameters_are_ignored(client: httpx.Client) -> None:
     assert client.get("/api/v1/runs", params={"_": "17", "limit": "200"}).status_code == 200
 
 
-def test_a_partial_page_says_what_was_not_looked_at() -> None:
-    """The notes stand in meta, beside cursor and hasMore."""
+def test_a_partial_page_says_what_was_not_searched() -> None:
+    """The notes are in meta, next to cursor and hasMore."""
     page = Page([b'{"id":"a"}'], Cursor(5, "a"), ("older than the index",))
     with serving(create_app(Fake(page))) as client:
         response = client.get("/api/v1/runs")
@@ -324,20 +324,20 @@ def test_a_document_pushed_is_new_then_known_then_changed(client: httpx.Client) 
 def test_a_document_that_cannot_be_carried_is_refused_with_the_place(
     client: httpx.Client, text: str, field: str
 ) -> None:
-    """The details' field is the place in the document."""
+    """The field of the details is the path in the document."""
     error = error_of(push(client, text), 400, "VALIDATION_ERROR")
     (detail,) = error["details"]
     assert field in detail["field"] + detail["message"]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"\xff\xfe", b'{"id":"r"', b'{"id":"r","x":"\xff"}'])
-def test_what_is_no_document_is_refused(client: httpx.Client, text: bytes) -> None:
-    """Empty, cut and undecodable bodies are the caller's errors."""
+def test_a_body_that_is_not_a_document_is_refused(client: httpx.Client, text: bytes) -> None:
+    """Empty, truncated and undecodable bodies are errors of the client."""
     error_of(push(client, text), 400, "VALIDATION_ERROR")
 
 
-def test_a_document_must_be_called_json(client: httpx.Client) -> None:
-    """Another content type, or none, is refused; a charset beside it is not."""
+def test_a_document_needs_the_content_type_of_json(client: httpx.Client) -> None:
+    """Another content type, or none, is refused; an additional charset is not."""
     text = json.dumps(document()).encode()
     error_of(client.post("/api/v1/runs", content=text), 415, "UNSUPPORTED_MEDIA_TYPE")
     error_of(client.post("/api/v1/runs", content=text, headers=PROTOBUF), 415, "UNSUPPORTED_MEDIA_TYPE")
@@ -346,20 +346,20 @@ def test_a_document_must_be_called_json(client: httpx.Client) -> None:
 
 
 def test_without_a_writer_nothing_can_be_written() -> None:
-    """Over a backend that is only read, the routes that write say so, to an OTLP sender in its own form."""
-    settings = WebConfig(backend="Tempo at http://tempo:3200")
-    with serving(create_app(Fake(NotFound()), settings=settings)) as client:
+    """Over a read-only backend the routes that write return 501, to an OTLP sender in its own form."""
+    config = WebConfig(backend="Tempo at http://tempo:3200")
+    with serving(create_app(Fake(NotFound()), config=config)) as client:
         error = error_of(push(client, json.dumps(document())), 501, "READ_ONLY")
         assert "only reads from Tempo at http://tempo:3200" in error["message"]
-        refusal = client.post("/v1/traces", content=otlp(document()), headers=PROTOBUF)
-        assert (refusal.status_code, Status.FromString(refusal.content).code) == (501, 12)
+        refused = client.post("/v1/traces", content=otlp(document()), headers=PROTOBUF)
+        assert (refused.status_code, Status.FromString(refused.content).code) == (501, 12)
         assert "post" not in client.get("/api/v1/openapi.json").json()["paths"]["/api/v1/runs"]
 
 
 # Traces
 
 
-def test_a_trace_is_told_as_otlp_json(client: httpx.Client) -> None:
+def test_a_trace_is_returned_as_otlp_json(client: httpx.Client) -> None:
     """The spans are those that encode makes of the document."""
     push(client, Run.from_dict(document()).text)
     spans = spans_of(document())
@@ -370,18 +370,18 @@ def test_a_trace_is_told_as_otlp_json(client: httpx.Client) -> None:
         }
 
 
-def test_unknown_and_impossible_trace_ids_are_told_apart(client: httpx.Client) -> None:
-    """One is not found, the other is no trace id."""
+def test_unknown_and_invalid_trace_ids_differ(client: httpx.Client) -> None:
+    """An unknown id is not found, an invalid one is an error of the client."""
     error_of(client.get("/api/v1/traces/" + "a" * 32), 404, "NOT_FOUND")
     for wrong in ("x", "a" * 31, "g" * 32, "a" * 33):
         error = error_of(client.get(f"/api/v1/traces/{wrong}"), 400, "VALIDATION_ERROR")
         assert error["details"][0]["field"] == "traceId"
 
 
-def test_a_run_tells_its_trace_and_where_to_look_at_it(store: SqliteStore) -> None:
-    """The link is made of the setting; an id that ends in /trace is asked for with its slash escaped."""
-    settings = WebConfig(trace_url="https://jaeger.example/trace/{trace_id}")
-    with serving(create_app(store, store, settings=settings)) as client:
+def test_a_run_has_a_trace_id_and_a_link(store: SqliteStore) -> None:
+    """The link follows the configured template; an id that ends in /trace is requested with its slash encoded."""
+    config = WebConfig(trace_url="https://jaeger.example/trace/{trace_id}")
+    with serving(create_app(store, store, config=config)) as client:
         push(client, json.dumps(document("a")))
         push(client, json.dumps(document("a/trace")))
         trace_id = run_ids("a").trace_id.hex()
@@ -395,36 +395,36 @@ def test_a_run_tells_its_trace_and_where_to_look_at_it(store: SqliteStore) -> No
         error_of(client.get("/api/v1/runs/b/trace"), 404, "NOT_FOUND")
 
 
-def test_a_browser_is_sent_to_the_first_place_and_a_program_gets_them_all(store: SqliteStore) -> None:
-    """Whoever prefers HTML is redirected; everybody else reads JSON. Without a place there is only JSON."""
+def test_a_browser_is_redirected_to_the_first_link_and_a_program_gets_all(store: SqliteStore) -> None:
+    """A client that prefers HTML is redirected; others get JSON. Without a link the response is always JSON."""
     page, program = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}, {"Accept": "*/*"}
-    places = WebConfig(jaeger_url="https://j.example/ui/", grafana_url="https://g.example", grafana_datasource="T1")
-    with serving(create_app(store, store, settings=places)) as client:
+    config = WebConfig(jaeger_url="https://j.example/ui/", grafana_url="https://g.example", grafana_datasource="T1")
+    with serving(create_app(store, store, config=config)) as client:
         push(client, json.dumps(document("a")))
         trace_id = run_ids("a").trace_id.hex()
         sent = client.get("/api/v1/runs/a/trace", headers=page)
         assert (sent.status_code, sent.headers["location"]) == (302, f"https://j.example/ui/trace/{trace_id}")
-        answer = client.get("/api/v1/runs/a/trace", headers=program)
-        assert answer.headers["vary"] == sent.headers["vary"] == "Accept"
-        data = answer.json()["data"]
+        response = client.get("/api/v1/runs/a/trace", headers=program)
+        assert response.headers["vary"] == sent.headers["vary"] == "Accept"
+        data = response.json()["data"]
         assert list(data["links"]) == ["jaeger", "grafana"]
         assert data["url"] == data["links"]["jaeger"] == sent.headers["location"]
         error_of(client.get("/api/v1/runs/b/trace", headers=page), 404, "NOT_FOUND")
     with serving(create_app(store, store)) as client:
-        answer = client.get("/api/v1/runs/a/trace", headers=page)
-        assert answer.json()["data"] == {"traceId": trace_id, "url": None, "links": {}}
+        response = client.get("/api/v1/runs/a/trace", headers=page)
+        assert response.json()["data"] == {"traceId": trace_id, "url": None, "links": {}}
 
 
 def test_an_incomplete_run_has_a_trace_to_look_at() -> None:
-    """Whoever wants to know what is missing looks at the trace."""
-    with serving(create_app(Fake(TraceIncomplete("x")), settings=WebConfig(jaeger_url="http://j:1"))) as client:
+    """The trace shows what is missing."""
+    with serving(create_app(Fake(TraceIncomplete("x")), config=WebConfig(jaeger_url="http://j:1"))) as client:
         assert client.get("/api/v1/runs/a/trace").json()["data"]["url"].startswith("http://j:1/trace/")
 
 
 # Everything else
 
 
-def test_unknown_routes_and_methods_answer_in_the_same_form(client: httpx.Client) -> None:
+def test_unknown_routes_and_methods_have_the_same_body(client: httpx.Client) -> None:
     """404 and 405 have the documented body, and 405 says what is allowed."""
     error_of(client.get("/nope"), 404, "NOT_FOUND")
     error_of(client.get("/api/v1/runs/"), 404, "NOT_FOUND")
@@ -433,8 +433,8 @@ def test_unknown_routes_and_methods_answer_in_the_same_form(client: httpx.Client
     assert "GET" in response.headers["allow"]
 
 
-def test_every_answer_carries_the_security_headers(client: httpx.Client) -> None:
-    """Also errors, and the answers of the server itself."""
+def test_every_response_has_the_security_headers(client: httpx.Client) -> None:
+    """This includes errors, and the responses of the server itself."""
     responses = [client.get(path) for path in ("/healthz", "/api/v1/runs", "/nope", "/api/v1/runs?limit=0")]
     responses.append(raw(client, b"GET / HTTP/1.1\r\nno header\r\n\r\n"))
     for response in responses:
@@ -452,12 +452,12 @@ def test_health_and_readiness_differ(client: httpx.Client) -> None:
     with serving(create_app(Fake(BackendUnreachable("down")))) as down:
         assert down.get("/healthz").status_code == 200
         error_of(down.get("/readyz"), 503, "BACKEND_UNREACHABLE")
-    with serving(create_app(Fake(Page([])), settings=WebConfig(backend="Jaeger at http://j:1"))) as named:
+    with serving(create_app(Fake(Page([])), config=WebConfig(backend="Jaeger at http://j:1"))) as named:
         assert named.get("/readyz").json() == {"status": "ok", "backend": "Jaeger at http://j:1"}
 
 
 def test_metrics_count_by_route_and_never_by_path(client: httpx.Client) -> None:
-    """Requests, spans, runs and the store's own numbers are there; ids make no series."""
+    """There are counts of requests, spans, runs and the content of the store; ids are not in labels."""
     push(client, json.dumps(document("one")))
     get(client, "one")
     get(client, "two")
@@ -489,6 +489,6 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "/readyz": ["get"],
         "/v1/traces": ["post"],
     }
-    names = {parameter["name"] for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]}
-    assert names == {"workflowId", "status", "since", "limit", "cursor", "stuckAfter"}
+    parameters = {parameter["name"] for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]}
+    assert parameters == {"workflowId", "status", "since", "limit", "cursor", "stuckAfter"}
     assert set(found["components"]["securitySchemes"]) == {"apiKey", "bearer"}

@@ -1,4 +1,4 @@
-"""Keys, companies, permissions and rate limits, on a real server and with a second process at the key file."""
+"""Keys, tenants, permissions and rate limits, on a real server and with other processes at the key file."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def keys(tmp_path: Path, clock: Clock) -> Iterator[ApiKeyStore]:
-    ring = ApiKeyStore(tmp_path / "keys.sqlite3", clock=clock)
-    yield ring
-    ring.close()
+    opened = ApiKeyStore(tmp_path / "keys.sqlite3", clock=clock)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def client(store: SqliteStore, keys: ApiKeyStore) -> Iterator[httpx.Client]:
         yield client
 
 
-def listed(client: httpx.Client, secret: str) -> httpx.Response:
+def list_runs(client: httpx.Client, secret: str) -> httpx.Response:
     return client.get("/api/v1/runs", headers={"x-api-key": secret})
 
 
@@ -70,12 +70,12 @@ def push(client: httpx.Client, secret: str, run_id: str = "run_1") -> httpx.Resp
     return client.post("/api/v1/runs", content=json.dumps(document(run_id)), headers=JSON | {"x-api-key": secret})
 
 
-# The ring
+# The key store
 
 
 def test_a_key_has_the_documented_form_and_only_its_digest_is_stored(keys: ApiKeyStore, tmp_path: Path) -> None:
     """wfk_ and 32 letters or digits; neither the file nor its log holds them."""
-    secret, key = keys.create("ci", company="acme", permissions=["runs:read"])
+    secret, key = keys.create("ci", tenant="acme", permissions=["runs:read"])
     assert re.fullmatch("wfk_[A-Za-z0-9]{32}", secret)
     assert secret not in repr(key)
     for file in tmp_path.glob("keys.sqlite3*"):
@@ -91,14 +91,14 @@ def test_secrets_and_ids_never_repeat(keys: ApiKeyStore) -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "wfk_", "wfk_" + "a" * 32, "ü", "\ud800"])
-def test_other_texts_are_no_key(keys: ApiKeyStore, secret: str) -> None:
-    """Whatever is sent, it is only looked up."""
+def test_other_text_is_not_a_key(keys: ApiKeyStore, secret: str) -> None:
+    """Arbitrary text is only looked up."""
     keys.create("one")
     assert keys.find(secret) is None
 
 
 def test_the_file_is_for_its_owner_only(keys: ApiKeyStore, tmp_path: Path) -> None:
-    """Digests and companies are nobody else's business."""
+    """Other users cannot read digests and tenants."""
     assert stat.S_IMODE(os.stat(tmp_path / "keys.sqlite3").st_mode) == 0o600
 
 
@@ -125,10 +125,10 @@ def test_a_revoked_key_ends_at_once_and_stays_listed(keys: ApiKeyStore, clock: C
 
 
 def test_rotation_keeps_both_keys_for_the_grace_period(keys: ApiKeyStore, clock: Clock) -> None:
-    """The new key has the old one's name, company and permissions; the old one ends with the period."""
-    old_secret, old = keys.create("ci", company="acme", permissions=["runs:read"])
+    """The new key has the old one's name, tenant and permissions; the old one expires with the period."""
+    old_secret, old = keys.create("ci", tenant="acme", permissions=["runs:read"])
     new_secret, new = keys.rotate(old.id, grace=60 * SECOND)
-    assert (new.name, new.company, new.permissions, new.expires) == ("ci", "acme", old.permissions, None)
+    assert (new.name, new.tenant, new.permissions, new.expires) == ("ci", "acme", old.permissions, None)
     assert keys.find(old_secret) is not None
     assert keys.find(new_secret) == new
     clock.now += 60 * SECOND
@@ -151,12 +151,12 @@ def test_rotation_never_makes_a_key_live_longer(keys: ApiKeyStore, clock: Clock)
 
 @pytest.mark.parametrize("permissions", [[], ["runs:delete"], ["runs:read", "x"]])
 def test_unknown_permissions_are_refused(keys: ApiKeyStore, permissions: list[str]) -> None:
-    """A typing error would make a key that can do nothing."""
+    """A typing error would create a key without any use."""
     with pytest.raises(SettingError, match="permissions"):
         keys.create("x", permissions=permissions)
 
 
-def test_a_file_that_is_no_key_ring_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_key_store_is_refused(tmp_path: Path) -> None:
     """StoreError names the file."""
     path = tmp_path / "keys.sqlite3"
     path.write_text("no database, and long enough to have a header that could be one" * 3)
@@ -169,8 +169,8 @@ def test_a_file_that_is_no_key_ring_is_refused(tmp_path: Path) -> None:
 def test_processes_write_at_once_and_lose_nothing(keys: ApiKeyStore, tmp_path: Path) -> None:
     """Four processes make ten keys each while this one reads."""
     script = (
-        "import sys\nfrom runspan.web.keys import KeyRing\nring = KeyRing(sys.argv[1])\n"
-        "[ring.create(sys.argv[2]) for _ in range(10)]\nring.close()"
+        "import sys\nfrom runspan.web.api_keys import ApiKeyStore\nkeys = ApiKeyStore(sys.argv[1])\n"
+        "[keys.create(sys.argv[2]) for _ in range(10)]\nkeys.close()"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "keys.sqlite3"), f"p{number}"])
@@ -188,11 +188,11 @@ def test_processes_write_at_once_and_lose_nothing(keys: ApiKeyStore, tmp_path: P
 
 def test_without_any_key_the_server_is_open(client: httpx.Client, keys: ApiKeyStore) -> None:
     """The first key closes it without a restart, and revoking the last key does not open it again."""
-    assert listed(client, "").status_code == 200
+    assert list_runs(client, "").status_code == 200
     _, key = keys.create("first")
-    error_of(listed(client, ""), 401, "UNAUTHORIZED")
+    error_of(list_runs(client, ""), 401, "UNAUTHORIZED")
     keys.revoke(key.id)
-    error_of(listed(client, ""), 401, "UNAUTHORIZED")
+    error_of(list_runs(client, ""), 401, "UNAUTHORIZED")
 
 
 def test_a_key_made_by_another_process_counts_at_once(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_key_made_by_another_process_counts_at_once(client: httpx.Client, keys
     keys.create("first")
     other = ApiKeyStore(tmp_path / "keys.sqlite3", clock=Clock())
     secret, key = other.create("second")
-    assert listed(client, secret).status_code == 200
+    assert list_runs(client, secret).status_code == 200
     other.revoke(key.id)
-    error_of(listed(client, secret), 401, "UNAUTHORIZED")
+    error_of(list_runs(client, secret), 401, "UNAUTHORIZED")
     other.close()
 
 
@@ -223,14 +223,14 @@ def test_a_key_may_come_as_a_bearer_token(client: httpx.Client, keys: ApiKeyStor
 
 
 @pytest.mark.parametrize("path", ["/api/v1/runs/x", "/api/v1/runs/x/trace", "/api/v1/runs?limit=0", "/api/v1/traces/x"])
-def test_a_wrong_key_learns_nothing(client: httpx.Client, keys: ApiKeyStore, path: str) -> None:
+def test_a_wrong_key_reveals_nothing(client: httpx.Client, keys: ApiKeyStore, path: str) -> None:
     """401 comes before anything is said about parameters or runs."""
     keys.create("one")
     error_of(client.get(path, headers={"x-api-key": "wfk_" + "x" * 32}), 401, "UNAUTHORIZED")
     error_of(client.get(path), 401, "UNAUTHORIZED")
 
 
-def test_permissions_are_apart(client: httpx.Client, keys: ApiKeyStore) -> None:
+def test_permissions_are_separate(client: httpx.Client, keys: ApiKeyStore) -> None:
     """A reading key cannot write, a writing one cannot read: 403, on every route."""
     reading, _ = keys.create("r", permissions=["runs:read"])
     writing, _ = keys.create("w", permissions=["runs:write"])
@@ -238,52 +238,52 @@ def test_permissions_are_apart(client: httpx.Client, keys: ApiKeyStore) -> None:
     headers = PROTOBUF | {"x-api-key": reading}
     assert client.post("/v1/traces", content=otlp(document()), headers=headers).status_code == 403
     assert push(client, writing).status_code == 201
-    error_of(listed(client, writing), 403, "FORBIDDEN")
+    error_of(list_runs(client, writing), 403, "FORBIDDEN")
     trace = run_ids("run_1").trace_id.hex()
     for path in ("/api/v1/runs/run_1", "/api/v1/runs/run_1/trace", f"/api/v1/traces/{trace}"):
         error_of(client.get(path, headers={"x-api-key": writing}), 403, "FORBIDDEN")
         assert client.get(path, headers={"x-api-key": reading}).status_code == 200
 
 
-def test_companies_do_not_see_each_other(client: httpx.Client, keys: ApiKeyStore) -> None:
-    """Runs of one id in two companies are two runs, and each key finds its own, as document, in lists and as trace."""
-    acme, _ = keys.create("a", company="acme")
-    umbrella, _ = keys.create("u", company="umbrella")
+def test_tenants_do_not_see_each_other(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """One run id in two tenants means two runs; each key finds its own, as document, in lists and as trace."""
+    acme, _ = keys.create("a", tenant="acme")
+    umbrella, _ = keys.create("u", tenant="umbrella")
     assert push(client, acme, "shared").status_code == 201
     assert push(client, acme, "only-acme").status_code == 201
     assert push(client, umbrella, "shared").status_code == 201
     for secret, count in ((acme, 2), (umbrella, 1)):
-        assert len(listed(client, secret).json()["data"]) == count
+        assert len(list_runs(client, secret).json()["data"]) == count
     error_of(client.get("/api/v1/runs/only-acme", headers={"x-api-key": umbrella}), 404, "NOT_FOUND")
     trace = "/api/v1/traces/" + run_ids("only-acme", "acme").trace_id.hex()
     assert client.get(trace, headers={"x-api-key": acme}).status_code == 200
     error_of(client.get(trace, headers={"x-api-key": umbrella}), 404, "NOT_FOUND")
 
 
-def test_spans_of_another_company_are_rejected(client: httpx.Client, keys: ApiKeyStore) -> None:
-    """What does not belong to the key's company is rejected by name; the rest of the request is taken."""
-    acme, _ = keys.create("a", company="acme")
+def test_spans_of_another_tenant_are_rejected(client: httpx.Client, keys: ApiKeyStore) -> None:
+    """Runs of another tenant are rejected by name; the rest of the request is stored."""
+    acme, _ = keys.create("a", tenant="acme")
     headers = PROTOBUF | {"x-api-key": acme}
-    foreign = otlp(document("theirs"), tenant="umbrella") + otlp(document("nobodys"))
+    foreign = otlp(document("theirs"), tenant="umbrella") + otlp(document("without_tenant"))
     response = client.post("/v1/traces", content=foreign + otlp(document("ours"), tenant="acme"), headers=headers)
-    answer = ExportTraceServiceResponse.FromString(response.content)
-    assert answer.partial_success.rejected_spans == 6
-    assert "tenant" in answer.partial_success.error_message
-    assert [item["id"] for item in listed(client, acme).json()["data"]] == ["ours"]
+    result = ExportTraceServiceResponse.FromString(response.content)
+    assert result.partial_success.rejected_spans == 6
+    assert "tenant" in result.partial_success.error_message
+    assert [item["id"] for item in list_runs(client, acme).json()["data"]] == ["ours"]
 
 
-def test_reads_and_writes_are_limited_apart_and_per_key(store: SqliteStore, keys: ApiKeyStore) -> None:
-    """429 with Retry-After once a key has used up its minute; other keys and the other kind go on."""
+def test_reads_and_writes_have_separate_limits_per_key(store: SqliteStore, keys: ApiKeyStore) -> None:
+    """429 with Retry-After once a key has reached its limit; other keys and the other kind are not affected."""
     first, _ = keys.create("a")
     second, _ = keys.create("b")
-    settings = WebConfig(reads_per_minute=3, writes_per_minute=2)
-    with serving(create_app(store, store, keys=keys, settings=settings)) as client:
-        assert [listed(client, first).status_code for _ in range(4)] == [200, 200, 200, 429]
-        response = listed(client, first)
+    config = WebConfig(reads_per_minute=3, writes_per_minute=2)
+    with serving(create_app(store, store, keys=keys, config=config)) as client:
+        assert [list_runs(client, first).status_code for _ in range(4)] == [200, 200, 200, 429]
+        response = list_runs(client, first)
         error_of(response, 429, "RATE_LIMITED")
         assert 1 <= int(response.headers["retry-after"]) <= 60
         assert [push(client, first).status_code for _ in range(3)] == [201, 200, 429]
-        assert listed(client, second).status_code == 200
+        assert list_runs(client, second).status_code == 200
         headers = PROTOBUF | {"x-api-key": first}
         statuses = [client.post("/v1/traces", headers=headers).status_code for _ in range(5)]
         assert statuses == [200] * 5
@@ -291,36 +291,38 @@ def test_reads_and_writes_are_limited_apart_and_per_key(store: SqliteStore, keys
 
 def test_spans_and_open_servers_can_be_limited(store: SqliteStore, keys: ApiKeyStore) -> None:
     """/v1/traces has a limit of its own, and without keys the address counts."""
-    with serving(create_app(store, store, settings=WebConfig(open_reads_per_minute=1))) as client:
-        assert [listed(client, "").status_code for _ in range(2)] == [200, 429]
+    with serving(create_app(store, store, config=WebConfig(open_reads_per_minute=1))) as client:
+        assert [list_runs(client, "").status_code for _ in range(2)] == [200, 429]
         assert push(client, "").status_code == 201
     secret, _ = keys.create("a")
-    with serving(create_app(store, store, keys=keys, settings=WebConfig(traces_per_minute=1))) as client:
+    with serving(create_app(store, store, keys=keys, config=WebConfig(traces_per_minute=1))) as client:
         headers = PROTOBUF | {"x-api-key": secret}
         responses = [client.post("/v1/traces", headers=headers) for _ in range(2)]
         assert [response.status_code for response in responses] == [200, 429]
         assert int(responses[1].headers["retry-after"]) >= 1
 
 
-def test_operations_need_no_key_unless_told(store: SqliteStore, keys: ApiKeyStore) -> None:
+def test_operations_need_no_key_unless_configured(store: SqliteStore, keys: ApiKeyStore) -> None:
     """Probes and scrapers have none; metrics can be closed."""
     secret, _ = keys.create("a")
     with serving(create_app(store, store, keys=keys)) as client:
         for path in ("/healthz", "/readyz", "/metrics", "/api/v1/openapi.json"):
             assert client.get(path).status_code == 200
-    with serving(create_app(store, store, keys=keys, settings=WebConfig(metrics_open=False))) as client:
+    with serving(create_app(store, store, keys=keys, config=WebConfig(metrics_open=False))) as client:
         error_of(client.get("/metrics"), 401, "UNAUTHORIZED")
         assert client.get("/metrics", headers={"x-api-key": secret}).status_code == 200
 
 
-def test_keys_are_never_logged_or_told(store: SqliteStore, keys: ApiKeyStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_are_never_logged_or_returned(
+    store: SqliteStore, keys: ApiKeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
     """Neither logs, errors nor metrics repeat what was sent as a key; the access log quotes the path."""
     keys.create("a")
     wrong = "wfk_" + "Q" * 32
-    app = create_app(store, store, keys=keys, settings=WebConfig(access_log=True))
+    app = create_app(store, store, keys=keys, config=WebConfig(access_log=True))
     with caplog.at_level(logging.DEBUG), serving(app) as client:
-        answers = [listed(client, wrong), client.get("/metrics", headers={"x-api-key": wrong})]
-        answers.append(client.get("/api/v1/runs/a%0Ab?key=secret"))
+        responses = [list_runs(client, wrong), client.get("/metrics", headers={"x-api-key": wrong})]
+        responses.append(client.get("/api/v1/runs/a%0Ab?key=secret"))
     lines = [record.getMessage() for record in caplog.records if record.name == "runspan.access"]
     assert "127.0.0.1 GET '/api/v1/runs/a\\nb' 401" in lines[-1]
     assert len(lines) == 3
@@ -329,14 +331,14 @@ def test_keys_are_never_logged_or_told(store: SqliteStore, keys: ApiKeyStore, ca
     )
     assert wrong not in logged
     assert "secret" not in logged
-    assert all(wrong not in answer.text for answer in answers)
+    assert all(wrong not in response.text for response in responses)
 
 
-def test_a_broken_key_file_lets_nobody_in(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
-    """When the keys cannot be read, the answer is an error, never an open door."""
+def test_a_damaged_key_file_denies_access(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
+    """If the keys cannot be read, every request fails."""
     keys.create("a")
     with sqlite3.connect(tmp_path / "keys.sqlite3") as other:
         other.execute("DROP TABLE keys")
     other.close()
-    error_of(listed(client, "wfk_" + "x" * 32), 500, "STORE_ERROR")
-    error_of(listed(client, ""), 500, "STORE_ERROR")
+    error_of(list_runs(client, "wfk_" + "x" * 32), 500, "STORE_ERROR")
+    error_of(list_runs(client, ""), 500, "STORE_ERROR")

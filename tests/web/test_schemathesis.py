@@ -1,4 +1,4 @@
-"""The API against its own OpenAPI document: schemathesis makes right and wrong requests and checks the answers."""
+"""The API against its OpenAPI document: schemathesis sends valid and invalid requests and checks the responses."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from support.web import JSON, document, serving
 
 @schemathesis.serializer("application/x-protobuf")
 def as_bytes(context: Any, value: Any) -> bytes:
-    """Any bytes will do for what must not break the receiver."""
+    """Serialize any value as bytes, which must not break the receiver."""
     return bytes(value) if isinstance(value, (bytes, bytearray)) else str(getattr(value, "data", value)).encode()
 
 
 @dataclass(frozen=True)
 class Live:
-    """A running server, and a key that may do everything on it."""
+    """A running server, and the headers of a key with all permissions."""
 
     url: str
     headers: dict[str, str]
@@ -40,30 +40,30 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     directory: Path = tmp_path_factory.mktemp("data")
     keys = ApiKeyStore(directory / "keys.sqlite3")
     headers = {"x-api-key": keys.create("test")[0]}
-    limits = WebConfig(reads_per_minute=0, writes_per_minute=0)
-    with SqliteStore(directory) as store, serving(create_app(store, store, keys=keys, settings=limits)) as client:
+    config = WebConfig(reads_per_minute=0, writes_per_minute=0)
+    with SqliteStore(directory) as store, serving(create_app(store, store, keys=keys, config=config)) as client:
         client.post("/api/v1/runs", content=json.dumps(document("run_1")), headers=JSON | headers)
         yield Live(str(client.base_url), headers)
     keys.close()
 
 
-def described(directory: Path) -> dict[str, Any]:
-    """The OpenAPI document, which is needed when tests are collected: one becomes many."""
+def openapi_document(directory: Path) -> dict[str, Any]:
+    """Return the OpenAPI document, which pytest needs to collect one test per operation."""
     with SqliteStore(directory) as store:
         found: dict[str, Any] = create_app(store, store).test_client().get("/api/v1/openapi.json").get_json()
     return found
 
 
 with TemporaryDirectory() as temporary:
-    schema = schemathesis.openapi.from_dict(described(Path(temporary)))
+    schema = schemathesis.openapi.from_dict(openapi_document(Path(temporary)))
 
 
 @schema.parametrize()
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_answers_are_those_that_the_document_describes(case: schemathesis.Case[Any], live: Live) -> None:
-    """Status codes, content types, headers and bodies are documented, and nothing is answered with a failure of ours.
+def test_responses_match_the_openapi_document(case: schemathesis.Case[Any], live: Live) -> None:
+    """Status codes, content types, headers and bodies are documented, and no request causes a server error.
 
-    That every request which fits the schema is taken is not asked: JSON Schema has no words for what a cursor is, or
-    for a document without repeated keys.
+    Requests that match the schema may be refused: JSON Schema can describe neither cursors, nor documents without
+    repeated keys.
     """
     case.call_and_validate(base_url=live.url, headers=live.headers, excluded_checks=[positive_data_acceptance])

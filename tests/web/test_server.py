@@ -1,4 +1,4 @@
-"""The server: where it listens, how it ends, and that it is quiet."""
+"""The server: its address, its graceful shutdown, and that it prints nothing."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ serve(create_app(store, store), port=0, on_ready=ready, on_stop=stop)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_in_order(tmp_path: Path, number: int) -> None:
-    """It answers until then, closes the store, says nothing on its own, exits with 0, and has lost nothing."""
+def test_a_signal_shuts_the_process_down_gracefully(tmp_path: Path, number: int) -> None:
+    """It closes the store, prints nothing of its own, exits with 0, and loses no data."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -59,21 +59,21 @@ def test_a_signal_ends_the_process_in_order(tmp_path: Path, number: int) -> None
         assert json.loads(store.document("run_2").text)["id"] == "run_2"
 
 
-def slow_app(entered: threading.Event, leave: threading.Event) -> Flask:
+def slow_app(entered: threading.Event, release: threading.Event) -> Flask:
     app = Flask("slow")
 
     @app.get("/slow")
     def slow() -> Response:
         entered.set()
-        assert leave.wait(30)
+        assert release.wait(30)
         return Response(b"x" * 3_000_000)
 
     return app
 
 
-def test_running_requests_are_answered_before_the_end() -> None:
-    """Stopping refuses new connections at once, and the request under way gets its whole answer."""
-    entered, leave, closed = threading.Event(), threading.Event(), threading.Event()
+def test_running_requests_are_finished_before_shutdown() -> None:
+    """Stopping refuses new connections at once, and the running request gets its complete response."""
+    entered, release, closed = threading.Event(), threading.Event(), threading.Event()
     ready: list[WebServer] = []
     listening = threading.Event()
 
@@ -83,15 +83,15 @@ def test_running_requests_are_answered_before_the_end() -> None:
 
     thread = threading.Thread(
         target=serve,
-        args=(slow_app(entered, leave),),
+        args=(slow_app(entered, release),),
         kwargs={"port": 0, "on_ready": on_ready, "on_stop": closed.set},
     )
     thread.start()
     assert listening.wait(30)
     (server,) = ready
-    answers: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: answers.append(httpx.get(f"{server.url}/slow", timeout=60)))
-    asking.start()
+    responses: list[httpx.Response] = []
+    requesting = threading.Thread(target=lambda: responses.append(httpx.get(f"{server.url}/slow", timeout=60)))
+    requesting.start()
     assert entered.wait(30)
     server.stop()
     while True:
@@ -100,16 +100,16 @@ def test_running_requests_are_answered_before_the_end() -> None:
         except ConnectionError:
             break
     assert not closed.is_set()
-    leave.set()
-    asking.join(60)
+    release.set()
+    requesting.join(60)
     thread.join(60)
     assert closed.is_set()
-    assert [(answer.status_code, len(answer.content)) for answer in answers] == [(200, 3_000_000)]
+    assert [(response.status_code, len(response.content)) for response in responses] == [(200, 3_000_000)]
     server.stop()
 
 
-def test_an_idle_connection_does_not_hold_the_end_up() -> None:
-    """Clients keep connections open; the server closes them when it ends."""
+def test_an_idle_connection_does_not_delay_shutdown() -> None:
+    """Clients keep connections open; the server closes them on shutdown."""
     server = WebServer(Flask("idle"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -121,7 +121,7 @@ def test_an_idle_connection_does_not_hold_the_end_up() -> None:
         assert not thread.is_alive()
 
 
-def test_an_address_in_use_is_a_setting_error() -> None:
+def test_an_address_in_use_raises_setting_error() -> None:
     """The error names the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -129,8 +129,8 @@ def test_an_address_in_use_is_a_setting_error() -> None:
             WebServer(Flask("x"), port=port)
 
 
-def test_many_clients_at_once_are_all_answered(tmp_path: Path) -> None:
-    """Writers and readers over several threads; every run that was acknowledged is there."""
+def test_many_concurrent_clients_all_get_responses(tmp_path: Path) -> None:
+    """Several threads write and read; every acknowledged run is stored."""
     with SqliteStore(tmp_path) as store, serving(create_app(store, store), threads=8) as client:
 
         def work(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Tenants do not reach each other: not in what is stored, not in what is shown, whatever they know of each other."""
+"""Isolation of tenants: none reads or changes runs of another, whatever it knows of them."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def span_of(number: int, **attributes: str) -> Span:
 
 
 def test_another_tenant_cannot_hide_what_is_missing(store: SqliteStore) -> None:
-    """Spans that another tenant sends into a trace change neither the document nor what it says is missing."""
+    """Spans of another tenant in a trace change neither the document nor the report of what is missing."""
     store.put(RUNNING, tenant="acme", observed_at=NOW)
-    *steps, head = encode(ENDED, tenant="acme")
-    send(store, [head], "acme")
+    *steps, run_span = encode(ENDED, tenant="acme")
+    send(store, [run_span], "acme")
     before = store.document("r", "acme")
     assert before.incomplete
     send(store, [span_of(1, runspan_role="step")], "beta")
@@ -66,11 +66,11 @@ def test_another_tenant_cannot_hide_what_is_missing(store: SqliteStore) -> None:
     assert not store.document("r", "acme").incomplete
 
 
-def test_another_tenants_fragments_complete_nothing(store: SqliteStore) -> None:
+def test_fragments_of_another_tenant_complete_nothing(store: SqliteStore) -> None:
     """A run whose steps another tenant sent stays incomplete."""
-    *steps, head = encode(ENDED, tenant="acme")
+    *steps, run_span = encode(ENDED, tenant="acme")
     send(store, steps, "beta")
-    send(store, [head], "acme")
+    send(store, [run_span], "acme")
     with pytest.raises(TraceIncomplete):
         store.document("r", "acme")
 
@@ -88,8 +88,8 @@ def test_a_tenant_sees_its_own_spans_of_a_trace(store: SqliteStore, stored: bool
         store.spans(TRACE, "gamma")
 
 
-def test_another_tenants_fragments_hold_no_run_back(store: SqliteStore) -> None:
-    """A run is purged though somebody else left a step in its trace, and the step goes with it."""
+def test_fragments_of_another_tenant_do_not_prevent_a_purge(store: SqliteStore) -> None:
+    """A run is purged although another tenant sent a step into its trace, and the step is deleted too."""
     send(store, encode(ENDED, tenant="acme"), "acme")
     forged = encode(ENDED, tenant="acme")[0]
     send(store, [msgspec.structs.replace(forged, own=[*forged.own, ("runspan.step.name", "x")])], "beta")
@@ -98,16 +98,16 @@ def test_another_tenants_fragments_hold_no_run_back(store: SqliteStore) -> None:
     assert store.stats().fragments == 0
 
 
-def test_a_tenants_own_fragments_hold_its_run_back(store: SqliteStore) -> None:
-    """A step that waits for its head may be of a newer revision, which nobody keeps elsewhere yet."""
+def test_a_tenants_own_fragments_prevent_a_purge(store: SqliteStore) -> None:
+    """A fragment may belong to a newer revision, of which no copy exists elsewhere."""
     send(store, encode(ENDED, tenant="acme"), "acme")
     own = encode(ENDED, tenant="acme")[0]
     send(store, [msgspec.structs.replace(own, own=[*own.own, ("runspan.step.name", "x")])], "acme")
     assert store.purge([(sha256(ENDED.text).digest(), "r")], "acme").changed == ("r",)
 
 
-def test_nobody_else_on_the_machine_reads_the_store(store: SqliteStore, tmp_path: Path) -> None:
-    """The directory and the files are the owner's alone, whatever the umask."""
+def test_other_users_cannot_read_the_store(store: SqliteStore, tmp_path: Path) -> None:
+    """Only the owner can access the directory and the files, whatever the umask."""
     store.put(ENDED, tenant="acme", observed_at=NOW)
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
     for file in (tmp_path / "data").iterdir():

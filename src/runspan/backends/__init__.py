@@ -1,7 +1,4 @@
-"""Where traces are kept and read: the embedded store, and the stores of others behind the same contract.
-
-``connect``: a backend's URL to the backend.
-"""
+"""The embedded store and other stores behind the same contract, and ``connect``, which opens one by its URL."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 
 
 FORMS = ("sqlite:DIR", "tempo+http(s)://HOST:PORT", "jaeger+http(s)://HOST:PORT")
-"""The URLs that ``connect`` takes."""
+"""The forms of URLs that ``connect`` accepts."""
 
 _NO_VARIABLES: Mapping[str, str] = {}
 
@@ -31,13 +28,14 @@ def connect(
     env: Mapping[str, str] = _NO_VARIABLES,
     services: Sequence[str] | None = None,
 ) -> SqliteStore | TempoReader | JaegerReader:
-    """The backend of a URL, opened. SettingError when the URL is none of ``FORMS``.
+    """Open the backend of a URL. SettingError if the URL has none of ``FORMS``.
 
-    ``sqlite:DIR``: the embedded store in a directory, relative or absolute, taken literally up to the end.
-    ``tempo+http://host:port/prefix`` and ``jaeger+…``: read from there; nothing is asked before the first call.
-    retention_days: for the embedded store; see ``SqliteStore``. env: where the ``RUNSPAN_BACKEND_…`` variables are
-    looked up, such as ``os.environ``; see ``backends.remote.config``. services: the names that
-    runs were sent under, for Jaeger; without them ``RUNSPAN_BACKEND_SERVICES``, else all that Jaeger knows.
+    ``sqlite:DIR``: The embedded store in a directory, relative or absolute, literally up to the end.
+    ``tempo+http://host:port/prefix`` and ``jaeger+…``: A reader; it sends no request before the first call.
+
+    retention_days: For the embedded store; see ``SqliteStore``.
+    env: The ``RUNSPAN_BACKEND_…`` variables, such as ``os.environ``; see ``backends.remote.config``.
+    services: The service names of the runs, for Jaeger; else ``RUNSPAN_BACKEND_SERVICES``, else all that Jaeger has.
     """
     kind = url.partition(":")[0].partition("+")[0].lower()
     if "+" in url.partition(":")[0] and kind in ("tempo", "jaeger"):
@@ -46,7 +44,7 @@ def connect(
 
 
 def open_store(url: str, *, retention_days: float | None = None, forms: tuple[str, ...] = FORMS[:1]) -> SqliteStore:
-    """The embedded store of a URL. SettingError when the URL is another backend's or none."""
+    """Open the embedded store of a URL. SettingError if the URL is another backend's or none."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme != "sqlite":
         got = repr(redact_url(url))
@@ -57,15 +55,15 @@ def open_store(url: str, *, retention_days: float | None = None, forms: tuple[st
 
 
 def _remote(kind: str, url: str, env: Mapping[str, str], services: Sequence[str] | None) -> TempoReader | JaegerReader:
-    # Imported here, so that who uses the embedded store alone pays for no HTTP client.
+    # Imported here, so that callers of the embedded store alone load no HTTP client.
     from runspan.backends.remote.config import remote_config  # noqa: PLC0415
 
-    settings = remote_config(url, env)
+    config = remote_config(url, env)
     if kind == "tempo":
         from runspan.backends.tempo import TempoReader  # noqa: PLC0415
 
-        return TempoReader(settings)
+        return TempoReader(config)
     from runspan.backends.jaeger import JaegerReader  # noqa: PLC0415
 
     named = [name.strip() for name in env.get("RUNSPAN_BACKEND_SERVICES", "").split(",") if name.strip()]
-    return JaegerReader(settings, services=services or named or None)
+    return JaegerReader(config, services=services or named or None)

@@ -1,5 +1,5 @@
 """The command line: ``runspan``, one file per group of commands."""
 
-from runspan.cli.main import main
+from runspan.cli.app import main
 
 __all__ = ["main"]

@@ -1,28 +1,20 @@
-"""``runspan archive``: finished runs into files that are verified, and checked again any time later.
-
-What `runspan archive` shows: counts while it works, and the report at its end.
-"""
+"""``runspan archive``: finished runs into files that are verified, and can be checked again at any time."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from runspan.archive import (
     AgeRange,
@@ -33,137 +25,102 @@ from runspan.archive import (
     PurgeReport,
     RetryingReader,
     create_archive,
-    purge,
     unfinished,
 )
+from runspan.archive import purge as purge_runs
 from runspan.backends import open_store
 from runspan.backends.remote.config import PREFIX, remote_config
-from runspan.backends.sqlite import SqliteStore
-from runspan.cli.errors import INCOMPLETE, escape_control, format_error, terminating
-from runspan.cli.options import Duration, Seconds, json_option, option, reading_options
-from runspan.cli.resources import api_key, is_remote, is_rest, open_reader
+from runspan.cli import options
+from runspan.cli.app import INCOMPLETE, handle_signals
+from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
 from runspan.errors import DocumentError, NotFound, SettingError, error_status
 from runspan.model.run import Run
 from runspan.sources.archive_manifest import PART_SUFFIXES, Manifest
 from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
 from runspan.sources.filesystem import display_path, path_inside
 
-_NAMED: Final = 5
-_TELL_AGAIN_AFTER: Final = 30.0
+_MAX_NAMED: Final = 5
+_REPEAT_AFTER: Final = 30.0
 
 
-class ArchiveBar:
-    """Counts while it works. Silent without a ``Progress``."""
+class _ArchiveDisplay:
+    """Shows the counts of an archive while it is made or checked. Its methods are callbacks, from several threads."""
 
-    def __init__(self, bar: Progress | None, *, quiet: bool = True) -> None:
-        self._bar = bar
+    def __init__(self, display: ProgressDisplay, *, quiet: bool) -> None:
+        self._display = display
         self._quiet = quiet
         self._lock = threading.Lock()
         self._silent_until = 0.0
-        self._task = bar.add_task("archive", words="looking", total=None) if bar else None
-        self._runs = self._left = self._bytes = self._looked = 0
+        self._runs = self._left = self._bytes = self._examined = 0
+        display.update("starting")
 
-    def telling(self) -> ArchiveCallbacks:
-        return ArchiveCallbacks(self._found, self.checked, self._other)
+    def callbacks(self) -> ArchiveCallbacks:
+        return ArchiveCallbacks(self._collected, self.checked, self._other_archive)
 
-    def waiting(self, trouble: str, seconds: float) -> None:
-        """The backend is asked again after so many seconds. Told once in a while, not by every worker."""
+    def waiting(self, error: str, seconds: float) -> None:
+        """Say that the backend is retried after a pause: now and then, not for each request."""
         with self._lock:
             now = time.monotonic()
             if self._quiet or now < self._silent_until:
                 return
-            self._silent_until = now + _TELL_AGAIN_AFTER
-        self._note(f"{trouble}; trying again in {seconds:.0f} s, Ctrl-C ends it")
+            self._silent_until = now + _REPEAT_AFTER
+        self._display.note(f"{error}; retrying in {seconds:.0f} s, press Ctrl-C to stop")
 
     def checked(self, size: int) -> None:
-        """So many bytes were read back."""
+        """Add bytes that were read back."""
         self._bytes += size
         written = f"{self._runs:,} runs written, " if self._runs else ""
-        self._tell(f"{written}{self._bytes / 1e6:,.1f} MB read back")
+        self._display.update(f"{written}{self._bytes / 1e6:,.1f} MB read back")
 
     def purged(self, runs: int) -> None:
-        """So many runs were looked at."""
-        self._looked += runs
-        self._tell(f"purging: {self._looked:,} runs looked at")
+        """Add runs that the purge has examined."""
+        self._examined += runs
+        self._display.update(f"purging: {self._examined:,} runs examined")
 
-    def _found(self, found: CollectedRun) -> None:
+    def _collected(self, found: CollectedRun) -> None:
         if isinstance(found.what, Run):
             self._runs += 1
         else:
             self._left += 1
         left = f", {self._left:,} left" if self._left else ""
-        self._tell(f"{self._runs:,} runs{left}, back to {_moment(found.place.time)}")
+        self._display.update(f"{self._runs:,} runs{left}, back to {_timestamp(found.place.time)}")
 
-    def _other(self, where: str, asked: str) -> None:
-        self._note(
-            f"{display_path(where)}: an unfinished archive of {asked}; its own command resumes it, this one starts anew"
+    def _other_archive(self, path: str, selection: str) -> None:
+        self._display.note(
+            f"{display_path(path)}: an unfinished archive of {selection}; only a command with these options resumes "
+            "it, this one begins a new archive"
         )
 
-    def _note(self, words: str) -> None:
-        """A line that stays, above the bar."""
-        line = escape_control(f"runspan: {words}")
-        if self._bar is not None:
-            self._bar.console.print(Text(line), soft_wrap=True)
-        else:
-            click.echo(line, err=True)
 
-    def _tell(self, words: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, words=words)
-
-
-@contextmanager
-def archive_progress(*, quiet: bool) -> Iterator[ArchiveBar]:
-    """Counts on standard error if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield ArchiveBar(None, quiet=quiet)
-        return
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.fields[words]}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield ArchiveBar(bar, quiet=quiet)
-
-
-def print_report(done: ArchiveResult, report: PurgeReport, *, purge: bool, quiet: bool, as_json: bool) -> None:
-    """What came of it, for people or for programs."""
-    left = done.manifest.left
-    if as_json:
-        click.echo(json.dumps(_json(done, report)))
-        return
-    if quiet and done.complete and not left.unfinished.runs and not report.changed:
-        return
-    place = display_path(done.path)
+def _summary_lines(done: ArchiveResult, purged: PurgeReport | None) -> Iterator[str]:
+    """Yield a line for each thing worth knowing. ``purged`` is None without --purge."""
+    path = display_path(done.path)
     if done.path:
-        verb = "archived" if not done.resumed else "went on with an unfinished archive, and archived"
-        click.echo(f"{verb} {about(done.manifest)}; every byte read back: {escape_control(place)}", err=True)
+        verb = "resumed an unfinished archive, and archived" if done.resumed else "archived"
+        yield f"{verb} {_describe(done.manifest)}; every byte read back: {path}"
     else:
-        click.echo("nothing to archive", err=True)
-    for skips, words in (
+        yield "nothing to archive"
+    left = done.manifest.left
+    for skipped, reason in (
         (left.unfinished, "left because they have not ended"),
-        (left.incomplete, "NOT archived because their newest revision cannot be proved"),
-        (left.vanished, "listed, and deleted before they could be read"),
+        (left.incomplete, "NOT archived because their newest revision is incomplete"),
+        (left.vanished, "deleted after they were listed"),
         (left.unreadable, "NOT archived because they cannot be read"),
     ):
-        if skips.runs:
-            more = ", …" if skips.runs > _NAMED else ""
-            click.echo(
-                f"{_count(skips.runs, 'run')} {words}: {escape_control(', '.join(skips.some[:_NAMED]))}{more}", err=True
-            )
+        if skipped.runs:
+            more = ", …" if skipped.runs > _MAX_NAMED else ""
+            yield f"{_count(skipped.runs, 'run')} {reason}: {', '.join(skipped.some[:_MAX_NAMED])}{more}"
     for line in done.manifest.partial:
-        click.echo(f"the list was incomplete: {escape_control(line)}", err=True)
-    if purge:
-        _print_purge(report)
+        yield f"the list was incomplete: {line}"
+    if purged is not None:
+        yield f"{_count(purged.deleted, 'run')} purged from the store"
+        if purged.spans:
+            yield f"  with {_count(purged.spans, 'span')} of other instrumentation in their traces, not in the archive"
+        if purged.changed:
+            reason = "kept because they changed meanwhile; the next archive will contain the new versions"
+            yield f"{_count(purged.changed, 'run')} {reason}: {', '.join(purged.named[:_MAX_NAMED])}"
     if done.path:
-        click.echo(f"to read it back in: {escape_control(shlex.join(('runspan', 'export', place)))}", err=True)
-
-
-def _print_purge(report: PurgeReport) -> None:
-    click.echo(f"{_count(report.deleted, 'run')} purged from the store", err=True)
-    if report.spans:
-        click.echo(f"  with {_count(report.spans, 'span')} of others in their traces, which no archive holds", err=True)
-    if report.changed:
-        named = ", ".join(report.named[:_NAMED])
-        words = "stay because they changed meanwhile; the next archive has them as they are now"
-        click.echo(f"{_count(report.changed, 'run')} {words}: {escape_control(named)}", err=True)
+        yield f"to import it again: {shlex.join(('runspan', 'export', path))}"
 
 
 def _json(done: ArchiveResult, report: PurgeReport) -> dict[str, Any]:
@@ -181,18 +138,18 @@ def _json(done: ArchiveResult, report: PurgeReport) -> dict[str, Any]:
     }
 
 
-def about(manifest: Manifest) -> str:
-    """What an archive holds, in one line."""
+def _describe(manifest: Manifest) -> str:
+    """Return what an archive contains, in one line."""
     stored = sum(part.bytes for part in manifest.files)
-    times = f", {_moment(manifest.oldest)} to {_moment(manifest.newest)}" if manifest.runs else ""
-    tenant = f", of {escape_control(manifest.tenant)}" if manifest.tenant else ""
+    times = f", {_timestamp(manifest.oldest)} to {_timestamp(manifest.newest)}" if manifest.runs else ""
+    tenant = f", of {manifest.tenant}" if manifest.tenant else ""
     return (
         f"{_count(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
         f"{_count(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
     )
 
 
-def _moment(time: int | None) -> str:
+def _timestamp(time: int | None) -> str:
     if not time:
         return "an unknown time"
     return datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -203,70 +160,46 @@ def _count(number: int, noun: str) -> str:
 
 
 @click.command("archive")
-@option(
-    "--before",
-    type=Duration(),
-    metavar="TIME",
-    help="Archive runs that started longer ago than this, such as 12h or 30d.",
+@options.time("--before", help="Archive runs that started longer ago than this, such as 12h or 30d.")
+@options.time(
+    "--since", show_default="no limit", help="Archive only runs that started this long ago or later, such as 37d."
 )
-@option(
-    "--since",
-    type=Duration(),
-    metavar="TIME",
-    show_default="all that there are",
-    help="Only runs that started in the last 37d, or any number of m, h or d.",
-)
-@option(
+@options.option(
     "--to",
     metavar="DIR|URL",
-    help="Where the archive becomes a folder of its own: a directory, or a URL such as s3://bucket/prefix with "
+    help="Directory in which the archive is created as a folder, or a URL such as s3://bucket/prefix with "
     "`pip install 'runspan[objects]'`.",
 )
-@option(
+@options.option(
     "--check",
     "checked",
     metavar="DIR|URL",
-    help="Write nothing: prove that an archive, or each one in a folder, can be read back as it was written.",
+    help="Write nothing: verify that an archive, or each archive in a folder, can be read back unchanged.",
 )
-@option(
-    "--format",
-    "compression",
-    type=click.Choice(list(PART_SUFFIXES)),
-    default="zstd",
-    help="How the files are packed.",
+@options.option(
+    "--format", "compression", type=click.Choice(list(PART_SUFFIXES)), default="zstd", help="Compression of the files."
 )
-@option(
+@options.option(
     "--file-size",
     type=click.IntRange(1, 1024),
     metavar="MIB",
     default=32,
-    help="Documents in one file, about, before packing. A file is packed in memory.",
+    help="Approximate size of the documents in one file, uncompressed. A file is compressed in memory.",
 )
-@option(
+@options.option(
     "--purge",
     is_flag=True,
-    help="Then delete the archived runs from the embedded store, those that did not change meanwhile.",
+    help="Then delete the archived runs from the embedded store, except those that changed meanwhile.",
 )
-@option(
-    "--fetches",
-    type=click.IntRange(1, 64),
-    metavar="COUNT",
-    default=4,
-    help="Documents that are fetched at once.",
-)
-@option(
-    "--give-up-after",
-    type=Seconds(),
-    metavar="TIME",
-    default="5m",
-    help="How long a backend that does not answer, or asks to wait, is asked again.",
-)
-@reading_options
-@option("--quiet", is_flag=True, help="No progress, and a report only when something was left: for cron.")
-@json_option
+@options.concurrency(help="Number of documents that are fetched at once.")
+@options.retry_max_time("How long a backend that does not respond, or that is busy, is retried.")
+@options.backend
+@options.quiet
+@options.as_json
 @click.pass_context
 def archive_runs(
     ctx: click.Context,
+    backend: options.BackendOptions,
     before: int | None,
     since: int | None,
     to: str | None,
@@ -274,23 +207,19 @@ def archive_runs(
     compression: str,
     file_size: int,
     purge: bool,
-    fetches: int,
-    give_up_after: float,
-    data: str,
-    backend: str | None,
-    tenant: str,
-    api_key_file: Path | None,
+    concurrency: int,
+    retry_max_time: float,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Keep finished runs as files, verified, before a retention deletes them.
+    """Write finished runs to files, and verify them, before retention deletes the runs.
 
-    The archive is a folder of packed NDJSON with a manifest.json: counts, time range, and the SHA-256 of each file and
-    of each document. Every byte is read back and every document proved before the archive gets its name; one that was
-    killed has another name, and the same command goes on with it; one with another --before, --since or --tenant begins
-    anew. Runs that have not ended are left, and counted.
+    The archive is a folder of compressed NDJSON files with a manifest.json: counts, time range, and the SHA-256 of each
+    file and each document. Every byte is read back and every document verified before the archive gets its final name.
+    A killed command leaves an archive with another name, and the same command resumes it; a command with another
+    --before, --since or --tenant begins a new archive. Unfinished runs are left out, and counted.
 
-    `runspan export` reads an archive back in, document by document as it was.
+    `runspan export` imports an archive again, every document unchanged.
 
     \b
     Examples:
@@ -300,11 +229,10 @@ def archive_runs(
       runspan archive --check /srv/archive
       runspan export /srv/archive/runspan-20261124T020000Z --endpoint http://127.0.0.1:8321
 
-    The exit code is 0 if everything that had ended is in the archive, 1 if something is not, 3 if an archive is
-    damaged.
+    The exit code is 0 if every finished run is in the archive, 1 if one is not, and 3 if an archive is damaged.
     """
     quiet = quiet or as_json
-    with terminating():
+    with handle_signals():
         if checked is not None:
             ctx.exit(_check(checked, quiet=quiet, as_json=as_json))
         if before is None or to is None:
@@ -317,107 +245,103 @@ def archive_runs(
         now = time.time_ns()
         if since is not None and since <= before:
             raise SettingError(where="--since", expected="longer ago than --before", got="no time between the two")
-        url = backend or f"sqlite:{data}"
         request = ArchiveRequest(
-            tenant,
+            backend.tenant,
             max(0, now - before),
             None if since is None else max(0, now - since),
-            _kind(url),
-            _source(url, api_key_file),
+            backend.kind,
+            _identity(backend),
             to,
             AgeRange(before, since),
             compression,
         )
-        if purge and request.source != "sqlite":
+        if purge and backend.kind != "sqlite":
             raise SettingError(
                 where="--purge",
                 expected="the embedded store, whose runs it can delete",
-                got=f"a {request.source} backend",
-                hint="leave --purge away: the backend's own retention deletes there",
+                got=f"a {backend.kind} backend",
+                hint="omit --purge: the backend's own retention deletes runs there",
             )
-        with closing(open_reader(backend, data, api_key_file)) as reader, archive_progress(quiet=quiet) as bar:
-            reading = RetryingReader(reader, fetches, time.sleep, give_up_after, bar.waiting)
-            done = create_archive(request, reading, now=now, telling=bar.telling(), part_bytes=file_size << 20)
+        with closing(backend.open_reader()) as source, progress_display(quiet=quiet) as progress:
+            display = _ArchiveDisplay(progress, quiet=quiet)
+            reader = RetryingReader(source, concurrency, time.sleep, retry_max_time, display.waiting)
+            done = create_archive(request, reader, now=now, telling=display.callbacks(), part_bytes=file_size << 20)
         report = PurgeReport()
         if purge and done.path:
-            with closing(open_store(url)) as store, archive_progress(quiet=quiet) as bar:
-                report = _purged(store, done, bar)
-    print_report(done, report, purge=purge, quiet=quiet, as_json=as_json)
+            with closing(open_store(backend.url)) as store, progress_display(quiet=quiet) as progress:
+                display = _ArchiveDisplay(progress, quiet=quiet)
+                report = purge_runs(store, done.path, done.manifest, on_progress=display.purged)
+    if as_json:
+        click.echo(json.dumps(_json(done, report)))
+    elif not (quiet and done.complete and not done.manifest.left.unfinished.runs and not report.changed):
+        for line in _summary_lines(done, report if purge else None):
+            click.echo(escape_control(line), err=True)
     ctx.exit(0 if done.complete else INCOMPLETE)
 
 
-def _purged(store: SqliteStore, done: ArchiveResult, bar: ArchiveBar) -> PurgeReport:
-    return purge(store, done.path, done.manifest, on_progress=bar.purged)
-
-
-def _kind(url: str) -> str:
-    return "rest" if is_rest(url) else url.partition("+")[0].lower() if is_remote(url) else "sqlite"
-
-
-def _source(url: str, key_file: Path | None) -> str:
-    """All that decides which runs a backend answers with, so that no archive goes on with those of another."""
-    if is_rest(url):
-        return f"{url} {api_key(key_file) or ''}"  # a server takes the company from the key
-    if not is_remote(url):
+def _identity(backend: options.BackendOptions) -> str:
+    """Return everything that decides which runs a backend returns: only the same identity resumes an archive."""
+    url = backend.url
+    if backend.kind == "rest":
+        return f"{url} {options.read_api_key(backend.api_key_file) or ''}"  # a server takes the tenant from the key
+    if backend.kind == "sqlite":
         return f"sqlite:{os.path.realpath(url.removeprefix('sqlite:'))}"
     headers = [pair for pair in remote_config(url, os.environ).headers if pair[0] != "authorization"]
     return json.dumps([url, headers, os.environ.get(f"{PREFIX}SERVICES", "")])
 
 
-# Checking.
-
-
-def _check(place: str, *, quiet: bool, as_json: bool) -> int:
-    """Every archive at a place; the exit code."""
+def _check(path: str, *, quiet: bool, as_json: bool) -> int:
+    """Verify every archive at a path; return the exit code."""
     results = []
-    worst = 0
-    for folder in _archives(place):
-        found: list[DocumentError] = []
+    exit_code = 0
+    for folder in _archives(path):
+        errors: list[DocumentError] = []
         manifest = None
         try:
             manifest = manifest_of(folder)
-            with archive_progress(quiet=quiet) as bar:
-                found += find_damage(folder, manifest, on_bytes=bar.checked) if manifest is not None else ()
+            if manifest is not None:
+                with progress_display(quiet=quiet) as progress:
+                    display = _ArchiveDisplay(progress, quiet=quiet)
+                    errors += find_damage(folder, manifest, on_bytes=display.checked)
         except DocumentError as error:
-            found.append(error)
-        for fault in found:
-            worst = error_status(fault).exit_code
-            for line in format_error(fault):
-                click.echo(line, err=True)
+            errors.append(error)
+        for damage in errors:
+            exit_code = error_status(damage).exit_code
+            print_error(damage)
         results.append(
             {
                 "archive": display_path(folder),
-                "intact": not found,
+                "intact": not errors,
                 "runs": manifest.runs if manifest else None,
-                "faults": [str(fault) for fault in found],
+                "faults": [str(damage) for damage in errors],
             }
         )
-        if not as_json and not (quiet and not found):
-            words = "DAMAGED" if found else f"intact, {about(manifest)}" if manifest else ""
-            click.echo(f"{escape_control(display_path(folder))}: {words}", err=True)
+        if not as_json and not (quiet and not errors):
+            state = "DAMAGED" if errors else f"intact, {_describe(manifest)}" if manifest else ""
+            click.echo(escape_control(f"{display_path(folder)}: {state}"), err=True)
     if as_json:
-        click.echo(json.dumps({"intact": not worst, "archives": results}))
-    return worst
+        click.echo(json.dumps({"intact": not exit_code, "archives": results}))
+    return exit_code
 
 
-def _archives(place: str) -> list[str]:
-    """The archive at a place, or those in it."""
+def _archives(path: str) -> list[str]:
+    """Return the archive at a path, or the archives in it."""
     try:
         try:
-            whole = manifest_of(place) is not None
+            is_archive = manifest_of(path) is not None
         except DocumentError:
-            whole = True
-        found = [place] if whole else archives_in(place)
-        for name in [] if whole else unfinished(place):
-            where = escape_control(display_path(path_inside(place, name)))
-            click.echo(f"{where}: not finished; the command that began it goes on with it", err=True)
+            is_archive = True
+        found = [path] if is_archive else archives_in(path)
+        for name in [] if is_archive else unfinished(path):
+            where = escape_control(display_path(path_inside(path, name)))
+            click.echo(f"{where}: unfinished; run the command that began it again to resume it", err=True)
     except OSError as error:
         got = error.strerror or str(error)
-        raise SettingError(where=display_path(place), expected="a place that can be read", got=got) from None
+        raise SettingError(where=display_path(path), expected="a readable directory or URL", got=got) from None
     if not found:
         raise NotFound(
             "no archive is here",
-            where=display_path(place),
-            hint="name the folder that has a manifest.json, or the one that --to named",
+            where=display_path(path),
+            hint="name the folder that contains manifest.json, or the directory that --to named",
         )
     return found

@@ -1,4 +1,4 @@
-"""``runspan demo``: the main job once, on sample runs, through real sockets, checked document by document."""
+"""``runspan demo``: send sample runs through a server, read them back, and compare every document."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Final
 import click
 import httpx
 
-from runspan.backends.runspan_api import run_path
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.errors import INCOMPLETE, INTERRUPTED, escape_control, terminating
-from runspan.cli.options import option, port_option
-from runspan.cli.resources import create_key_store
+from runspan.cli import options
+from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals
+from runspan.cli.keys import create_key_store
+from runspan.cli.output import escape_control
 from runspan.delivery import connect, exporter_config
 from runspan.errors import SettingError
 from runspan.export import export
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
+from runspan.platform_api import run_path
 from runspan.sources import documents
 from runspan.testing import generate
 from runspan.web.app import create_app
@@ -33,28 +34,30 @@ GENERATED: Final = 200
 
 
 @click.command()
-@option(
+@options.option(
     "--data",
     metavar="DIR",
     default="runspan-demo",
     env="RUNSPAN_DEMO_DATA",
-    help="Directory of the demo's store: one of its own, so that samples stay away from real runs.",
+    help="Directory of the demo's own store, so that samples are not mixed with real runs.",
 )
-@port_option
-@option(
+@options.port
+@options.option(
     "--runs",
     "source",
     metavar="PATH",
-    show_default=f"{SAMPLES} if it is here, else generated ones",
+    show_default=f"{SAMPLES} if it exists, else generated runs",
     help="File or folder of run documents.",
 )
-@option("--exit", "leave", is_flag=True, env="RUNSPAN_DEMO_EXIT", help="End after the check instead of serving on.")
+@options.option(
+    "--exit", "leave", is_flag=True, env="RUNSPAN_DEMO_EXIT", help="Exit after the check instead of serving."
+)
 @click.pass_context
 def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bool) -> None:
     """Send sample runs through a server, and compare what comes back.
 
     Starts a server on this machine, exports the documents to it over OTLP/HTTP, reads each one back over the REST API
-    and compares the bytes. Then it serves on, so that you can look around; Ctrl-C ends it.
+    and compares the bytes. Then it continues to serve, so that you can look around, until Ctrl-C.
 
     \b
     Examples:
@@ -62,11 +65,11 @@ def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bo
       runspan demo --runs my-runs.ndjson --port 0 --exit
     """
     origin, runs = _samples(source)
-    with terminating(), _serving(data, port) as url:
+    with handle_signals(), _serving(data, port) as url:
         click.echo(f"runspan is serving at {url}, its store is in {data}")
         click.echo(f"sending {len(runs)} runs, {origin}")
-        with connect(exporter_config({}, endpoint=url)) as delivery:
-            report = export(runs, delivery, observed_at=time.time_ns, resource=Resource())
+        with connect(exporter_config({}, endpoint=url)) as exporter:
+            report = export(runs, exporter, observed_at=time.time_ns, resource=Resource())
         for line in report.summary_lines():
             click.echo(line)
         if report.stopped == "interrupted":
@@ -76,10 +79,10 @@ def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bo
         click.echo(f"{same} of {len(newest)} documents came back the same, byte for byte")
         if same < len(newest) or not report.complete:
             ctx.exit(INCOMPLETE)
-        _where_to_look(newest, url, data)
+        _print_examples(newest, url, data)
         if leave:
             return
-        click.echo("serving; Ctrl-C ends it")
+        click.echo("serving; press Ctrl-C to stop")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -87,9 +90,9 @@ def demo(ctx: click.Context, data: str, port: int, source: str | None, leave: bo
 
 
 def _samples(source: str | None) -> tuple[str, list[Run]]:
-    """Where the runs are from, in words, and the runs; the first document that is none ends the demo."""
+    """Return a description of the runs' origin, and the runs. A document that cannot be read ends the demo."""
     if source is None and not SAMPLES.is_dir():
-        return "made up for this demo", [Run.from_json(text) for text in generate(GENERATED)]
+        return "generated for this demo", [Run.from_json(text) for text in generate(GENERATED)]
     place = source or str(SAMPLES)
     runs = []
     for document in documents(place):
@@ -103,18 +106,18 @@ def _samples(source: str | None) -> tuple[str, list[Run]]:
 
 @contextmanager
 def _serving(data: str, port: int) -> Iterator[str]:
-    """A server on a store in the directory, in a thread; its URL."""
+    """Run a server on a store in the directory, in a thread; yield its URL."""
     with ExitStack() as opened:
         keys = opened.enter_context(closing(create_key_store(data)))
         if not keys.unused:
             raise SettingError(
-                "this directory has API keys", where=data, hint="give the demo a directory of its own with --data"
+                "this directory has API keys", where=data, hint="use another directory for the demo: --data DIR"
             )
         store = opened.enter_context(closing(SqliteStore(Path(data))))
         try:
             server = WebServer(create_app(store, store, keys=keys), port=port)
         except SettingError as error:
-            error.hint = "choose another one: runspan demo --port 0 takes any that is free"
+            error.hint = "choose another one: runspan demo --port 0 selects a free one"
             raise
         thread = threading.Thread(target=server.run, name="runspan-demo")
         thread.start()
@@ -135,7 +138,7 @@ def _compare(runs: list[Run], url: str) -> int:
     return same
 
 
-def _where_to_look(runs: list[Run], url: str, data: str) -> None:
+def _print_examples(runs: list[Run], url: str, data: str) -> None:
     shown = next((run for run in runs if run.status == "failed"), runs[0])
     commands = (
         ("curl", f"{url}/api/v1/runs?status=failed&limit=5"),
@@ -143,6 +146,6 @@ def _where_to_look(runs: list[Run], url: str, data: str) -> None:
         ("runspan", "list", "--data", data),
         ("runspan", "get", shown.id, "--data", data),
     )
-    click.echo(f"\nlook around in a browser: {url}/\nor here:")
+    click.echo(f"\nlook around in a browser: {url}/\nor in a shell:")
     for command in commands:
         click.echo(f"  {escape_control(shlex.join(command))}")

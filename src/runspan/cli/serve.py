@@ -10,15 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from runspan.backends import FORMS, connect, open_store
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.errors import escape_control
-from runspan.cli.options import STUCK_SECONDS, Duration, Retention, Seconds, Utf8Text, data_option, option, port_option
-from runspan.cli.resources import backend_name, create_key_store, directory, is_remote, is_rest
+from runspan.cli import options
+from runspan.cli.keys import create_key_store
+from runspan.cli.output import escape_control
 from runspan.contracts import TraceReader
 from runspan.errors import RunspanError, SettingError
 from runspan.web.api_keys import ApiKeyStore
@@ -28,166 +31,138 @@ from runspan.web.server import WebServer
 from runspan.web.server import serve as serve_app
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
-EXPIRE_EVERY = 3600.0
+_EXPIRE_EVERY: Final = 3600.0
+
+_link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
 
 @click.command()
-@data_option
-@option(
+@options.data
+@options.option(
     "--backend",
+    "backend_url",
     metavar="URL",
     show_default="sqlite: of --data",
-    help="What to serve: sqlite:DIR, or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. The keys "
-    "stay in --data.",
+    help="Backend to serve: sqlite:DIR or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. The API "
+    "keys stay in --data.",
 )
-@option(
+@options.option(
     "--host",
     metavar="ADDRESS",
     default="127.0.0.1",
-    help="Address to listen on. Beyond this machine only with API keys: `runspan keys create`.",
+    help="Address to listen on. Another one than this machine's loopback needs API keys: `runspan keys create`.",
 )
-@port_option
-@option(
+@options.port
+@options.option(
     "--allow-host",
     "allowed_hosts",
-    type=Utf8Text(),
+    type=options.Utf8Text(),
     multiple=True,
     metavar="NAME",
     show_default="names of this machine's loopback: localhost, 127.0.0.1, [::1]",
-    help="Another name or address that the server answers to while it has no API keys, such as host.docker.internal. "
-    "May be given several times.",
+    help="Another name or address that the server accepts as Host while it has no API keys, such as "
+    "host.docker.internal. The option may be repeated.",
 )
-@option("--threads", default=8, type=click.IntRange(1, 256), metavar="COUNT", help="Requests answered at once.")
-@option(
+@options.concurrency(default=8, most=256, help="Number of requests that are handled at once.")
+@options.option(
     "--retention",
-    type=Retention(),
+    type=options.Retention(),
     metavar="DAYS",
-    show_default="keep for ever",
-    help="Delete runs this many days after their end: a number, or the plans' free (7), pro (30), enterprise (90). "
-    "One that has not ended is kept this long after it was last written.",
+    show_default="keep forever",
+    help="Delete runs this many days after their end: a number, or one of the plans free (7), pro (30), enterprise "
+    "(90). An unfinished run is deleted this long after it was last written.",
 )
-@option(
+@options.option(
     "--max-body",
     default=64,
     type=click.IntRange(1, 1024),
+    callback=lambda ctx, param, mebibytes: mebibytes * MIB,
     metavar="MIB",
-    help="Largest request body in MiB, as sent and again once unpacked.",
+    help="Largest request body in MiB, compressed and uncompressed.",
 )
-@option(
-    "--reads-per-minute", default=1000, type=click.IntRange(0), metavar="COUNT", help="Limit for each key; 0: none."
-)
-@option(
-    "--writes-per-minute", default=200, type=click.IntRange(0), metavar="COUNT", help="Limit for each key; 0: none."
-)
-@option(
+@options.count("--reads-per-minute", default=1000, help="Limit for each key; 0: none.")
+@options.count("--writes-per-minute", default=200, help="Limit for each key; 0: none.")
+@options.count(
     "--traces-per-minute",
     default=0,
-    type=click.IntRange(0),
-    metavar="COUNT",
-    help="Limit for each key of OTLP requests, which hold hundreds of runs; 0: none.",
+    help="Limit of OTLP requests for each key, each of which may contain hundreds of runs; 0: none.",
 )
-@option(
+@_link_option(
     "--trace-url",
-    metavar="URL",
-    default="",
-    show_default="no links",
-    help="Another place where people look at a trace, with {trace_id} in it, as http://host/trace/{trace_id}.",
+    help="Template of links to traces in another tool, which contains {trace_id}, such as "
+    "http://host/trace/{trace_id}.",
 )
-@option(
+@_link_option(
     "--jaeger-url",
-    metavar="URL",
-    default="",
-    show_default="no links",
-    help="Jaeger's pages as a browser reaches them, such as http://jaeger:16686, for links to traces.",
+    help="Jaeger's web interface as browsers reach it, such as http://jaeger:16686, for links to traces.",
 )
-@option(
-    "--grafana-url",
-    metavar="URL",
-    default="",
-    show_default="no links",
-    help="Grafana as a browser reaches it, such as http://grafana:3000, for links to traces.",
+@_link_option("--grafana-url", help="Grafana as browsers reach it, such as http://grafana:3000, for links to traces.")
+@options.option(
+    "--grafana-datasource", metavar="UID", default="tempo", help="Grafana's uid of the Tempo data source in links."
 )
-@option(
-    "--grafana-datasource", metavar="UID", default="tempo", help="Grafana's uid of the Tempo data source in the links."
-)
-@option(
+@options.time(
     "--stuck-after",
-    type=Seconds(),
-    metavar="TIME",
-    default=f"{STUCK_SECONDS // 60}m",
-    help="When a run that is pending or running and is not observed so any more counts as stuck in /metrics "
+    type=options.Seconds(),
+    default=f"{options.STUCK_AFTER // 60}m",
+    help="Count a pending or running run as stuck in /metrics when it was not observed for this long "
     "(runspan_runs_stuck, of the embedded store).",
 )
-@option("--private-metrics", is_flag=True, help="Ask for an API key at /metrics too.")
-@option("--no-pages", is_flag=True, help="Serve the API alone, without the pages for people at / and without a login.")
-@option(
+@options.option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")
+@options.option("--no-pages", is_flag=True, help="Serve the API only, without the web pages at / and without a login.")
+@options.option(
     "--public-url",
     metavar="URL",
     default="",
     show_default="browsers reach the server directly",
-    help="The server as browsers reach it through a proxy, such as https://runs.example.com. With https the login's "
-    "cookie travels over TLS only; a path in it is a prefix that the proxy takes away.",
+    help="URL at which browsers reach the server through a proxy, such as https://runs.example.com. With https the "
+    "session cookie is sent over TLS only; a path is a prefix that the proxy removes.",
 )
-@option(
+@options.option(
     "--trusted-proxy",
     metavar="ADDRESS",
     default="",
-    show_default="X-Forwarded-For counts for nothing",
-    help="Address that the connections of the proxy in front come from. The last entry of its X-Forwarded-For is then "
-    "who asks, for the limit of wrong keys at the login and for the log.",
+    show_default="X-Forwarded-For is ignored",
+    help="Address of the proxy in front of the server. The last entry of its X-Forwarded-For is then the client's "
+    "address, for the limit of failed logins and for the log.",
 )
-@option(
-    "--session",
-    type=Duration(),
-    metavar="TIME",
-    default="12h",
-    help="How long a browser stays logged in; never longer than its API key is valid.",
+@options.time(
+    "--session-lifetime", default="12h", help="How long a browser stays logged in, at most until its API key expires."
 )
-@option("--access-log", is_flag=True, help="Log every request to standard error, without keys and bodies.")
+@options.option("--access-log", is_flag=True, help="Log every request to standard error, without keys and bodies.")
+@options.grouped("config", WebConfig)
 def serve(
+    config: WebConfig,
     data: str,
-    backend: str | None,
+    backend_url: str | None,
     host: str,
     port: int,
-    allowed_hosts: tuple[str, ...],
-    threads: int,
+    concurrency: int,
     retention: float | None,
-    max_body: int,
-    reads_per_minute: int,
-    writes_per_minute: int,
-    traces_per_minute: int,
-    trace_url: str,
-    jaeger_url: str,
-    grafana_url: str,
-    grafana_datasource: str,
-    stuck_after: float,
     private_metrics: bool,
     no_pages: bool,
-    public_url: str,
     trusted_proxy: str,
-    session: int,
-    access_log: bool,
+    session_lifetime: int,
 ) -> None:
-    """Serve the runs page and the REST API, and receive traces.
+    """Serve the web pages and the REST API, and receive traces.
 
     \b
-    GET  /                        for people: runs, what happened in one, two compared
+    GET  /                        web pages: list of runs, a run in detail, a comparison of two
     GET  /api/v1/runs             newest first: workflowId, status, since, limit, cursor, stuckAfter
     GET  /api/v1/runs/{id}        one run document, exactly as it was sent
     GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
     GET  /api/v1/traces/{id}      a trace as OTLP/JSON
-    POST /api/v1/runs             push a document
+    POST /api/v1/runs             store a document
     POST /v1/traces               OTLP/HTTP receiver: protobuf or JSON, gzip
     GET  /healthz /readyz /metrics /api/v1/openapi.json
 
-    Over Tempo or Jaeger it only reads: POST answers 501, and runs go to the backend's own OTLP receiver. How to log in
-    there is set by RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and their like.
+    With Tempo or Jaeger the server only reads: POST returns 501, and runs are sent to the backend's own OTLP receiver.
+    RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and others configure the login there.
 
-    Without any API key the server is open to everybody on this machine and listens nowhere else. It then answers to no
-    name but localhost, the addresses of loopback and --allow-host, so that no web page gets at runs through a browser.
+    Without API keys the server is open to everybody on this machine and listens on loopback only. It then accepts no
+    Host but localhost, loopback addresses and --allow-host, so that no web page reaches runs through a browser.
 
-    It speaks plain HTTP: beyond this machine put it behind a TLS proxy that also bounds slow clients and bodies. Ctrl-C
-    or SIGTERM ends it once running requests are answered; what was acknowledged is on disk.
+    The server speaks plain HTTP. On a network, put it behind a TLS proxy that also limits slow clients and bodies.
+    Ctrl-C or SIGTERM ends it after the current requests are answered; everything acknowledged is on disk.
 
     \b
     Examples:
@@ -198,8 +173,8 @@ def serve(
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    url = backend or f"sqlite:{data}"
-    if is_rest(url):
+    url = backend_url or f"sqlite:{data}"
+    if options.backend_kind(url) == "rest":
         raise SettingError(
             "a server cannot be served again",
             where="backend",
@@ -207,47 +182,34 @@ def serve(
             got=repr(url),
             hint="`runspan list` and `runspan get` read from a running server",
         )
-    settings = WebConfig(
-        max_body=max_body * MIB,
-        reads_per_minute=reads_per_minute,
-        writes_per_minute=writes_per_minute,
-        traces_per_minute=traces_per_minute,
-        allowed_hosts=allowed_hosts,
-        metrics_open=not private_metrics,
-        access_log=access_log,
-        pages=not no_pages,
-        public_url=public_url,
-        stuck_after=stuck_after,
-        trace_url=trace_url,
-        jaeger_url=jaeger_url,
-        grafana_url=grafana_url,
-        grafana_datasource=grafana_datasource,
-        backend=backend_name(url),
-    )
-    with ExitStack() as opened:
-        keys = opened.enter_context(closing(create_key_store(data)))
-        sessions = opened.enter_context(closing(SessionStore(directory(data) / SESSIONS_FILE, keys, lifetime=session)))
+    config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
+    with ExitStack() as stack:
+        keys = stack.enter_context(closing(create_key_store(data)))
+        sessions_file = Path(data, SESSIONS_FILE)
+        sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
         _require_keys(keys, host, data)
-        reader = opened.enter_context(closing(_open(url, retention)))
+        reader = stack.enter_context(closing(_open(url, retention)))
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
-            opened.enter_context(_expiring(store, retention))
+            stack.enter_context(_expire_regularly(store, retention))
         serve_app(
-            create_app(reader, store, settings=settings, keys=keys, sessions=sessions),
+            create_app(reader, store, config=config, keys=keys, sessions=sessions),
             host=host,
             port=port,
-            threads=threads,
-            max_body=settings.max_body,
+            threads=concurrency,
+            max_body=config.max_body,
             trusted_proxy=trusted_proxy,
-            on_ready=lambda server: _print_banner(server, url, keys, reads_only=store is None, pages=not no_pages),
+            on_ready=lambda server: _print_banner(server, url, keys, read_only=store is None, pages=config.pages),
         )
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
 
 
 class LogFormatter(logging.Formatter):
-    """A record is one line, and its stack trace indented lines: what a client sent can neither steer a terminal nor
-    look like another record."""
+    """Formats a record as one line and its traceback as indented lines, with control characters escaped.
+
+    So nothing that a client sends can steer a terminal or look like another record.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return escape_control(super().formatMessage(record))
@@ -264,29 +226,35 @@ def _indented(text: str) -> str:
 
 
 def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
-    if not is_remote(url):
+    if options.backend_kind(url) == "sqlite":
         return open_store(url, retention_days=retention, forms=FORMS)
     if retention is not None:
         raise SettingError(
             where="--retention",
-            expected="a store of our own to delete from",
-            got=f"a {url.partition('+')[0].title()}",
+            expected="an embedded store to delete from",
+            got=f"a {options.backend_kind(url).title()}",
             hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
         )
     return connect(url, env=os.environ)
 
 
-def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, reads_only: bool, pages: bool) -> None:
+def _public_name(url: str) -> str:
+    """Return the backend's name for ``/readyz``, which does not reveal a directory of this machine."""
+    kind = options.backend_kind(url)
+    return "the embedded store" if kind == "sqlite" else f"{kind.title()} at {url.partition('+')[2].rstrip('/')}"
+
+
+def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: bool, pages: bool) -> None:
     click.echo(f"runspan is serving {url} at {server.url}", err=True)
     if pages:
-        click.echo(f"  look:   {server.url}/", err=True)
+        click.echo(f"  pages:  {server.url}/", err=True)
     click.echo(f"  runs:   {server.url}/api/v1/runs", err=True)
-    if reads_only:
-        click.echo("  traces: none are taken; send them to the backend's own OTLP receiver", err=True)
+    if read_only:
+        click.echo("  traces: not accepted here; send them to the backend's own OTLP receiver", err=True)
     else:
         click.echo(f"  traces: {server.url}/v1/traces", err=True)
     if keys.unused:
-        may = "read" if reads_only else "read and write"
+        may = "read" if read_only else "read and write"
         click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)
 
 
@@ -295,7 +263,7 @@ def _require_keys(keys: ApiKeyStore, host: str, data: str) -> None:
         raise SettingError(
             "refusing to listen beyond this machine without API keys",
             where=f"--host {host!r}",
-            hint=f"make one first: {shlex.join(('runspan', 'keys', 'create', '--data', data, '--name', 'NAME'))}",
+            hint=f"create one first: {shlex.join(('runspan', 'keys', 'create', '--data', data, '--name', 'NAME'))}",
         )
 
 
@@ -309,8 +277,8 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _expiring(store: SqliteStore, retention: float | None) -> Iterator[None]:
-    """Deletes what is past its retention, and spans that nothing waits for, now and every hour in a thread."""
+def _expire_regularly(store: SqliteStore, retention: float | None) -> Iterator[None]:
+    """Delete runs past their retention, and fragments that are too old, now and every hour, in a thread."""
     ended = threading.Event()
     log = logging.getLogger("runspan.retention")
 
@@ -323,9 +291,9 @@ def _expiring(store: SqliteStore, retention: float | None) -> Iterator[None]:
             except RunspanError as error:
                 if not ended.is_set():
                     log.error("retention: %s", error)
-            ended.wait(EXPIRE_EVERY)
+            ended.wait(_EXPIRE_EVERY)
 
-    # A daemon: a deletion under way is cut between two batches when the store closes, and goes on at the next start.
+    # A daemon: when the store closes, a deletion stops between two batches, and the next start resumes it.
     thread = threading.Thread(target=work, name="runspan-retention", daemon=True)
     thread.start()
     try:

@@ -1,11 +1,11 @@
-"""Delivery of OTLP trace requests over HTTP and gRPC: retries, back-pressure, and a report of every run."""
+"""Delivery of OTLP trace requests over HTTP and gRPC: retries, back-pressure, and a status for every run."""
 
 from __future__ import annotations
 
 from runspan.delivery.batch import Batch, Frame, Request, RunSpans
 from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config, with_api_key
 from runspan.delivery.dead_letters import DeadLetters
-from runspan.delivery.exporter import OtlpExporter, RetryPolicy
+from runspan.delivery.exporter import OtlpExporter
 from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.report import ExportReport, OnSettled, RunStatus
@@ -18,6 +18,7 @@ from runspan.delivery.result import (
     Retryable,
     Transport,
 )
+from runspan.http.retry import RetryPolicy
 
 __all__ = [
     "GRPC",
@@ -49,14 +50,14 @@ __all__ = [
 
 
 def connect(
-    settings: ExporterConfig,
+    config: ExporterConfig,
     *,
     workers: int = 4,
     retry: RetryPolicy | None = None,
-    letters: DeadLetters | None = None,
+    dead_letters: DeadLetters | None = None,
     on_settled: OnSettled | None = None,
 ) -> OtlpExporter:
-    """A delivery to the endpoint of the settings. SettingError when a TLS file cannot be read."""
-    grpc = settings.protocol == GRPC
-    transport: Transport = GrpcTransport(settings) if grpc else HttpTransport(settings, connections=workers)
-    return OtlpExporter(transport, workers=workers, retry=retry, letters=letters, on_settled=on_settled)
+    """Return an exporter to the endpoint of a config. SettingError if a TLS file cannot be read."""
+    grpc = config.protocol == GRPC
+    transport: Transport = GrpcTransport(config) if grpc else HttpTransport(config, connections=workers)
+    return OtlpExporter(transport, workers=workers, retry=retry, dead_letters=dead_letters, on_settled=on_settled)

@@ -8,42 +8,49 @@ from itertools import chain
 from typing import NamedTuple
 
 Frame = Callable[[Iterable[bytes]], bytes]
-"""Makes a serialized ExportTraceServiceRequest of serialized spans, each a ``ScopeSpans.spans`` field with its tag."""
+"""Serializes an ExportTraceServiceRequest of spans, each a ``ScopeSpans.spans`` field with its tag."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One OTLP trace request. body: a serialized ExportTraceServiceRequest. runs: the ids of the runs in it."""
+    """One OTLP trace request."""
 
     body: bytes
+    """A serialized ExportTraceServiceRequest."""
+
     runs: tuple[str, ...]
+    """The ids of the runs in it."""
+
     spans: int
 
 
 class RunSpans(NamedTuple):
-    """The spans of one run, each a serialized ``ScopeSpans.spans`` field, the head span last. size: their bytes.
-
-    text: the document, for whoever keeps what was not taken; else empty. names: the digests of all spans below the
-    head, those that were left out too, for whoever remembers what was taken; else none.
-    """
+    """The spans of one run."""
 
     run_id: str
     spans: Sequence[bytes]
-    size: int
-    text: bytes = b""
-    names: Sequence[bytes] = ()
+    """Serialized ``ScopeSpans.spans`` fields, the revision span last."""
 
-    def without(self, there: Container[bytes]) -> RunSpans:
-        """The same, but for the spans below the head that the receiver has. there: their digests."""
-        *below, head = self.spans
-        kept = [span for span, name in zip(below, self.names, strict=True) if name not in there]
-        kept.append(head)
+    size: int
+    """Bytes of all spans."""
+
+    text: bytes = b""
+    """The run document, for dead letters; else empty."""
+
+    step_digests: Sequence[bytes] = ()
+    """The digests of all step spans, for callers that record which of them were acknowledged; else empty."""
+
+    def without(self, acked: Container[bytes]) -> RunSpans:
+        """Return the same run without the step spans whose digests are acknowledged."""
+        *steps, revision = self.spans
+        kept = [span for span, digest in zip(steps, self.step_digests, strict=True) if digest not in acked]
+        kept.append(revision)
         return self._replace(spans=kept, size=sum(map(len, kept)))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Runs that go in one request as long as the receiver takes them together."""
+    """Runs that share one request as long as the receiver accepts them together."""
 
     frame: Frame
     runs: tuple[RunSpans, ...]
@@ -58,12 +65,12 @@ class Batch:
         return sum(len(run.spans) for run in self.runs)
 
     def request(self) -> Request:
-        """All runs in one body."""
+        """Return all runs in one request."""
         body = self.frame(chain.from_iterable([run.spans for run in self.runs]))
         return Request(body, tuple([run.run_id for run in self.runs]), self.spans)
 
     def halves(self) -> tuple[Batch, Batch]:
-        """Two batches of half the runs, or of half the spans of the only run; the head span stays last."""
+        """Return two batches of half the runs, or of half the spans of the only run, its revision span last."""
         if len(self.runs) > 1:
             middle = len(self.runs) // 2
             return Batch(self.frame, self.runs[:middle]), Batch(self.frame, self.runs[middle:])

@@ -1,4 +1,4 @@
-"""Where and how to deliver: the settings, and OpenTelemetry's variables for them; no I/O, the environment is passed in.
+"""``ExporterConfig``: where and how to export, from arguments and OpenTelemetry's variables; no I/O.
 
 https://opentelemetry.io/docs/specs/otel/protocol/exporter/ has the variables and the rules of the endpoint.
 """
@@ -6,15 +6,15 @@ https://opentelemetry.io/docs/specs/otel/protocol/exporter/ has the variables an
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from runspan.errors import SettingError
-from runspan.http.urls import validate_host
-from runspan.otlp.env import basic_auth, read_headers, secret_parts, validate_headers
+from runspan.http.client import TlsConfig
+from runspan.http.urls import parse_url, refuse_login
+from runspan.otlp.env import Headers, basic_auth, read_headers, secret_parts, validate_headers
 
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
@@ -24,31 +24,29 @@ COMPRESSIONS: Final = ("gzip", "none")
 REPLAY_HEADER: Final = "x-runspan-replay"
 """On requests whose spans a Collector passes on and does not count."""
 
-_AFTER_HOST = re.compile(r"[/?#\\]")
-
 
 @dataclass(frozen=True, slots=True)
 class ExporterConfig:
-    """endpoint: for HTTP the URL that is posted to, for gRPC ``host:port``. It holds no password.
-
-    headers: names in lower case; their values are secrets and appear nowhere. timeout: seconds for one attempt.
-    certificate: a PEM file with the authorities to trust. client_certificate, client_key: PEM files.
-    insecure: gRPC without TLS; for HTTP the URL's scheme says it.
-    """
+    """Where and how to export."""
 
     endpoint: str
+    """For HTTP the URL that is posted to, for gRPC ``host:port``; without a login."""
+
     protocol: str = HTTP
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: Headers = field(default=(), repr=False)
+    """Names in lower case. The values are secrets and appear in no message."""
+
     timeout: float = DEFAULT_TIMEOUT
+    """Seconds for one attempt."""
+
     compression: str = "gzip"
-    certificate: str | None = None
-    client_certificate: str | None = None
-    client_key: str | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
     insecure: bool = False
+    """For gRPC: no TLS. For HTTP the scheme of the URL decides."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must appear in no message: header values, and their parts, as in ``Bearer x``; and the URL's query."""
+        """What no message may contain: header values and their parts, as in ``Bearer x``, and the URL's query."""
         values = [value for name, value in self.headers if name != REPLAY_HEADER]
         return tuple(secret_parts([*values, urlsplit(self.endpoint).query]))
 
@@ -59,12 +57,12 @@ class ExporterConfig:
 
     @property
     def identity(self) -> bytes:
-        """Who takes what is sent: another URL, login or tenant is another one. Holds secrets."""
+        """The identity of the receiver: another URL, login or tenant is another receiver. Contains secrets."""
         headers = sorted(header for header in self.headers if header[0] != REPLAY_HEADER)
-        return repr((self.protocol, self.endpoint, headers, self.client_certificate)).encode()
+        return repr((self.protocol, self.endpoint, headers, self.tls.client_certificate)).encode()
 
     def as_replay(self) -> ExporterConfig:
-        """The same for runs that are no news: with the header that says so."""
+        """Return the same config with the header that marks old runs, which dashboards do not count again."""
         others = [header for header in self.headers if header[0] != REPLAY_HEADER]
         return replace(self, headers=(*others, (REPLAY_HEADER, "true")))
 
@@ -77,44 +75,43 @@ def exporter_config(
     headers: Mapping[str, str] | None = None,
     timeout: float | None = None,
     compression: str | None = None,
-    certificate: str | None = None,
-    client_certificate: str | None = None,
-    client_key: str | None = None,
-    insecure: bool | None = None,
 ) -> ExporterConfig:
-    """The settings of OTEL_EXPORTER_OTLP_[TRACES_]* variables; an argument that is not None goes before them.
+    """Return the config of the ``OTEL_EXPORTER_OTLP_[TRACES_]*`` variables; an argument overrides its variable.
 
-    An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. It holds no login, as
-    it may stand on a command line; a variable's URL may. SettingError names the variable and never quotes a header.
+    An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. It holds no login,
+    as it may come from a command line; the URL of a variable may hold one.
+
+    Raises SettingError, which names the variable and never quotes a header.
     """
     protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
     given = headers.items() if headers is not None else read_headers(*_variable(env, "HEADERS"))
-    insecure = _flag(*_variable(env, "INSECURE")) if insecure is None else insecure
     resolve = _http_endpoint if protocol == HTTP else _grpc_endpoint
-    address, insecure, login = resolve(env, endpoint, insecure)
+    address, insecure, login = resolve(env, endpoint, _flag(*_variable(env, "INSECURE")))
     return ExporterConfig(
         endpoint=address,
         protocol=protocol,
         headers=validate_headers("OTLP headers", [*login, *given]),
         timeout=_timeout(*_variable(env, "TIMEOUT")) if timeout is None else _seconds(timeout),
         compression=_one_of("COMPRESSION", chosen, COMPRESSIONS),
-        certificate=certificate or _variable(env, "CERTIFICATE")[1] or None,
-        client_certificate=client_certificate or _variable(env, "CLIENT_CERTIFICATE")[1] or None,
-        client_key=client_key or _variable(env, "CLIENT_KEY")[1] or None,
+        tls=TlsConfig(
+            certificate=_variable(env, "CERTIFICATE")[1] or None,
+            client_certificate=_variable(env, "CLIENT_CERTIFICATE")[1] or None,
+            client_key=_variable(env, "CLIENT_KEY")[1] or None,
+        ),
         insecure=insecure,
     )
 
 
 def with_api_key(env: Mapping[str, str], key: str) -> dict[str, str]:
-    """The variables with the API key of a runspan server among the headers that they name."""
+    """Return the variables with the API key of a runspan server added to their headers."""
     given = _variable(env, "HEADERS")[1]
     header = f"x-api-key={quote(key, safe='')}"
     return {**env, "OTEL_EXPORTER_OTLP_TRACES_HEADERS": f"{given},{header}" if given else header}
 
 
 def _variable(env: Mapping[str, str], name: str) -> tuple[str, str]:
-    """Name and value of the variable that counts; OpenTelemetry takes an empty one for an unset one."""
+    """Return the name and value of the variable that applies; OpenTelemetry treats an empty one as unset."""
     for prefix in ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"):
         value = env.get(prefix + name, "").strip()
         if value:
@@ -141,8 +138,8 @@ def _seconds(number: float) -> float:
 
 
 def _timeout(name: str, value: str) -> float:
-    """Seconds. The specification writes milliseconds, OpenTelemetry's Python packages read seconds: a value that can
-    only be one of the two is taken for it, and the others are refused."""
+    """Return seconds. The specification writes milliseconds, OpenTelemetry's Python packages read seconds: a value that
+    can only be one of them is read as that, and any other is refused."""
     if not value:
         return DEFAULT_TIMEOUT
     try:
@@ -161,25 +158,26 @@ def _timeout(name: str, value: str) -> float:
     )
 
 
-def _endpoint(env: Mapping[str, str], given: str | None, default: str) -> tuple[str, str, bool]:
-    """Where it comes from, the text, and whether it is a base that the path is appended to."""
+def _endpoint(env: Mapping[str, str], given: str | None, default: str) -> tuple[str, str]:
+    """Return the source of the endpoint and its text."""
     if given:
         text = given.strip()
-        _refuse_login(text)
-        return "endpoint", text, _split("endpoint", text).path in ("", "/")
+        refuse_login(
+            "endpoint", text, "put it into OTEL_EXPORTER_OTLP_ENDPOINT or _HEADERS: a command line is seen by others"
+        )
+        return "endpoint", text
     name, value = _variable(env, "ENDPOINT")
-    return name, value or default, name != "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    return name, value or default
 
 
 def _http_endpoint(
     env: Mapping[str, str], given: str | None, insecure: bool
 ) -> tuple[str, bool, list[tuple[str, str]]]:
-    name, text, base = _endpoint(env, given, "http://localhost:4318")
-    url = _split(name, text)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise SettingError(where=name, expected="http://host:4318 or https://host", got=repr(_place(url, text)))
-    validate_host(name, text)
-    path = url.path.rstrip("/") + TRACES_PATH if base else url.path or "/"
+    """Return the URL to post to, whether it has no TLS, and the header of its login."""
+    name, text = _endpoint(env, given, "http://localhost:4318")
+    url = parse_url(name, text, "http://host:4318 or https://host")
+    is_base = name == "OTEL_EXPORTER_OTLP_ENDPOINT" or (name == "endpoint" and url.path in ("", "/"))
+    path = url.path.rstrip("/") + TRACES_PATH if is_base else url.path or "/"
     bare = url._replace(netloc=url.netloc.rpartition("@")[2], path=path, fragment="")
     return bare.geturl(), url.scheme == "http", _login(url)
 
@@ -187,43 +185,17 @@ def _http_endpoint(
 def _grpc_endpoint(
     env: Mapping[str, str], given: str | None, insecure: bool
 ) -> tuple[str, bool, list[tuple[str, str]]]:
-    name, text, _ = _endpoint(env, given, "http://localhost:4317")
+    """Return the target of the channel, whether it has no TLS, and the header of the URL's login."""
+    name, text = _endpoint(env, given, "http://localhost:4317")
     if "://" not in text:
         return text, insecure, []
-    url = _split(name, text)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise SettingError(where=name, expected="host:4317, http://… or https://…", got=repr(_place(url, text)))
-    validate_host(name, text)
-    netloc = url.netloc.rpartition("@")[2]
+    url = parse_url(name, text, "host:4317, http://… or https://…")
     port = "" if url.port else ":443" if url.scheme == "https" else ":80"
-    return netloc + port, url.scheme == "http", _login(url)
-
-
-def _refuse_login(text: str) -> None:
-    if "@" in _AFTER_HOST.split(text.partition("://")[2] or text)[0]:
-        raise SettingError(
-            where="endpoint",
-            expected="a URL without a login",
-            got="one with it",
-            hint="put it into OTEL_EXPORTER_OTLP_ENDPOINT or _HEADERS: a command line is seen by others",
-        )
-
-
-def _split(name: str, text: str) -> SplitResult:
-    try:
-        url = urlsplit(text)
-        _ = url.port
-    except ValueError:
-        raise SettingError(where=name, expected="a URL", got="one that cannot be read") from None
-    return url
-
-
-def _place(url: SplitResult, text: str) -> str:
-    return text.partition("?")[0].rpartition("@")[2] if url.netloc or "@" in text else text.partition("?")[0]
+    return url.netloc.rpartition("@")[2] + port, url.scheme == "http", _login(url)
 
 
 def _login(url: SplitResult) -> list[tuple[str, str]]:
-    """A user and password in the URL, as the header that carries them."""
+    """Return the header that carries the user and password of a URL."""
     if url.username is None:
         return []
     return [basic_auth(unquote(url.username), unquote(url.password or ""))]

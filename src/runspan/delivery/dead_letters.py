@@ -1,4 +1,4 @@
-"""``DeadLetters``: a file of the documents that a receiver did not take, in the form that an export reads back in."""
+"""``DeadLetters``: a file of the documents that a receiver did not accept, in a form that an export can read."""
 
 from __future__ import annotations
 
@@ -19,71 +19,79 @@ _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.E
 
 
 class DeadLetters:
-    """Appends to a file, which is made when it is not there and removed again when nothing came into it.
+    """Append to a file, which is created if missing and removed again if it stays empty.
 
-    Every document that was read is held until the receiver has taken it. What is rejected, in doubt or not sent is
-    written at once; ``close`` writes what nobody answered for, and returns when all of it is on disk. kept: documents
-    written. lost: documents that could not be written, because of ``trouble``. All methods may be called from several
-    threads, and after ``close`` they do nothing.
+    Every document that was read is held until the receiver has accepted it. A rejected, unknown or unsent document is
+    written at once; ``close`` writes those without a response, and returns when all are on disk. Thread-safe; after
+    ``close`` every method does nothing.
 
     Several processes may write to one file, as the workers of a server do: each holds its lock while it writes a
-    document, and while it removes the file. One that finds it removed, or moved away to be sent, makes a new one.
+    document, and while it removes the file. A process that finds it removed, or moved away, creates a new one.
     """
+
+    kept: int
+    """Documents written."""
+
+    lost: int
+    """Documents that could not be written."""
+
+    write_error: str
+    """Why the first of them could not be written, or ""."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.kept = 0
         self.lost = 0
-        self.trouble = ""
+        self.write_error = ""
         self._lock = threading.Lock()
-        self._open: dict[int, bytes] = {}
-        self._made = False
+        self._held: dict[int, bytes] = {}
+        self._created = False
         try:
-            self._file: int | None = self._opened()
+            self._file: int | None = self._open_file()
         except (OSError, ValueError) as error:
             got = getattr(error, "strerror", None) or str(error)
             raise SettingError(where=path, expected="a file to keep documents in", got=got) from None
 
     def track(self, documents: Iterable[Run | DocumentError]) -> Iterator[Run | DocumentError]:
-        """The same documents; each run is held from now on."""
+        """Yield the same documents; each run is held from now on."""
         for document in documents:
             if isinstance(document, Run):
                 with self._lock:
-                    self._open[id(document.text)] = document.text
+                    self._held[id(document.text)] = document.text
             yield document
 
     def ack(self, runs: Iterable[RunSpans]) -> None:
-        """The receiver has them."""
+        """Drop runs that the receiver has accepted."""
         with self._lock:
             for run in runs:
-                self._open.pop(id(run.text), None)
+                self._held.pop(id(run.text), None)
 
     def write(self, runs: Iterable[RunSpans]) -> None:
-        """The receiver does not have them, or not surely."""
+        """Write the documents of runs that the receiver does not have, or may not have."""
         for run in runs:
             self.write_text(run.text)
 
     def write_text(self, text: bytes) -> None:
-        """The same for a document that never became spans."""
+        """Write a document that was never encoded."""
         with self._lock:
-            self._open.pop(id(text), None)
+            self._held.pop(id(text), None)
             self._write(text)
 
     def close(self) -> None:
-        """Calling it twice is allowed."""
+        """Write what is still held, and close the file. Idempotent."""
         with self._lock:
-            for text in self._open.values():
+            for text in self._held.values():
                 self._write(text)
-            self._open.clear()
+            self._held.clear()
             if self._file is None:
                 return
             try:
                 os.fsync(self._file)
             except OSError as error:
                 self._fail(error, self.kept)
-            with _alone(self._file) as locked:
-                # Without a lock another process may be about to write, and a file that is empty harms nobody.
-                if locked and self._made and not os.fstat(self._file).st_size and self._stands(self._file):
+            with _exclusive(self._file) as locked:
+                # Without a lock another process may be about to write, and an empty file does no harm.
+                if locked and self._created and not os.fstat(self._file).st_size and self._is_current(self._file):
                     os.unlink(self.path)
             os.close(self._file)
             self._file = None
@@ -96,18 +104,18 @@ class DeadLetters:
     ) -> None:
         self.close()
 
-    def _opened(self) -> int:
+    def _open_file(self) -> int:
         flags = os.O_RDWR | os.O_APPEND
         try:
             file = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            self._made = True
+            self._created = True
         except FileExistsError:
-            # A link that leads nowhere is there as well, and its target is not.
+            # A dangling link exists as well, and its target does not.
             file = os.open(self.path, flags | os.O_CREAT, 0o600)
         return file
 
-    def _stands(self, file: int) -> bool:
-        """Whether the path still leads to this file. One that cannot be looked up is still open, and can be written."""
+    def _is_current(self, file: int) -> bool:
+        """Return True if the path still leads to this file, or cannot be looked up: it is open and can be written."""
         try:
             return os.path.samestat(os.fstat(file), os.stat(self.path))
         except (FileNotFoundError, NotADirectoryError):
@@ -119,10 +127,10 @@ class DeadLetters:
         if self._file is None or not text:
             return
         try:
-            while not self._appended(self._file, framed(text)):
-                # What this process wrote there is on its way to a receiver, or in somebody's hands: on disk it must be.
+            while not self._append(self._file, framed(text)):
+                # The file was moved away to be sent again: what this process wrote there has to be on disk.
                 os.fsync(self._file)
-                file = self._opened()
+                file = self._open_file()
                 os.close(self._file)
                 self._file = file
         except OSError as error:
@@ -130,36 +138,36 @@ class DeadLetters:
             return
         self.kept += 1
 
-    def _appended(self, file: int, line: bytes) -> bool:
-        """Appends it, whole or not at all; False when the file is no longer the one at the path."""
-        with _alone(file):
-            if not self._stands(file):
+    def _append(self, file: int, line: bytes) -> bool:
+        """Append a complete line or nothing. Return False if the file is no longer the one at the path."""
+        with _exclusive(file):
+            if not self._is_current(file):
                 return False
             before = os.fstat(file).st_size
-            torn = before and os.pread(file, 1, before - 1) != b"\n"  # by one that was killed while it wrote
-            whole = b"\n" + line if torn else line
-            done = 0
+            torn = before and os.pread(file, 1, before - 1) != b"\n"  # its writer was killed
+            data = b"\n" + line if torn else line
+            written = 0
             try:
-                while done < len(whole):
-                    done += os.write(file, whole[done:])
+                while written < len(data):
+                    written += os.write(file, data[written:])
             except OSError:
-                os.ftruncate(file, before)  # half a document would be read as a broken one
+                os.ftruncate(file, before)  # half a document would be read as a malformed one
                 raise
         return True
 
     def _fail(self, error: OSError, documents: int) -> None:
-        self.trouble = self.trouble or error.strerror or str(error)
+        self.write_error = self.write_error or error.strerror or str(error)
         self.lost += documents
 
 
 def framed(text: bytes) -> bytes:
-    """A document as one line of NDJSON; as an array of its own when the text itself has line breaks."""
+    """Return a document as one line of NDJSON, or as an array of its own if the text contains line breaks."""
     return b"[\n" + text + b"\n]\n" if b"\n" in text else text + b"\n"
 
 
 @contextmanager
-def _alone(file: int) -> Iterator[bool]:
-    """No other process writes to the file meanwhile; False where the file system knows no locks."""
+def _exclusive(file: int) -> Iterator[bool]:
+    """Lock the file against other processes. Yield False if the file system supports no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         locked = True

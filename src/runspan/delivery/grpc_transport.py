@@ -1,8 +1,7 @@
-"""OTLP over gRPC: one unary call a request, the body passed through as it is."""
+"""OTLP over gRPC: one unary call per request, with the body passed through unchanged."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped]
@@ -11,16 +10,15 @@ from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untype
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from runspan._version import __version__
 from runspan.delivery.batch import Request
 from runspan.delivery.config import ExporterConfig
-from runspan.delivery.result import ExportResult, Rejected, RejectionScope, Retryable, result_of_status
-from runspan.errors import SettingError
+from runspan.delivery.result import ExportResult, Rejected, RejectionScope, Retryable, result_of
+from runspan.http.client import USER_AGENT
 from runspan.http.urls import sanitize_message
 
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
-RETRIED: Final = frozenset(
+RETRYABLE_CODES: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -30,7 +28,7 @@ RETRIED: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-"""The codes that OTLP allows to send again after; RESOURCE_EXHAUSTED joins them when it comes with RetryInfo."""
+"""The codes after which OTLP allows a retry; RESOURCE_EXHAUSTED is one of them when it comes with RetryInfo."""
 
 _SCOPES: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: RejectionScope.RUNS,
@@ -40,11 +38,11 @@ _SCOPES: Final = {
 }
 
 _OPTIONS: Final = (
-    ("grpc.primary_user_agent", f"runspan/{__version__}"),
+    ("grpc.primary_user_agent", USER_AGENT),
     ("grpc.max_send_message_length", -1),
-    # A proxy of the environment would be a setting that nobody passed in.
+    # A proxy of the environment would be configuration that no caller passed in.
     ("grpc.enable_http_proxy", 0),
-    # Our own retries decide; the channel must be ready to connect again whenever they come.
+    # RetryPolicy decides about retries; the channel must be ready to reconnect whenever it does.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -54,50 +52,54 @@ _OPTIONS: Final = (
 
 
 class GrpcTransport:
-    """Calls ``TraceService/Export`` at ``settings.endpoint``."""
+    """A ``Transport`` that calls ``TraceService/Export`` at ``config.endpoint``."""
 
-    def __init__(self, settings: ExporterConfig) -> None:
-        self._settings = settings
-        compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
+    def __init__(self, config: ExporterConfig) -> None:
+        self._config = config
+        compression = grpc.Compression.Gzip if config.compression == "gzip" else grpc.Compression.NoCompression
         options = {"options": _OPTIONS, "compression": compression}
-        if settings.insecure:
-            self._channel = grpc.insecure_channel(settings.endpoint, **options)
+        if config.insecure:
+            self._channel = grpc.insecure_channel(config.endpoint, **options)
         else:
-            self._channel = grpc.secure_channel(settings.endpoint, _credentials(settings), **options)
+            authorities, certificate, key = config.tls.contents()
+            credentials = grpc.ssl_channel_credentials(
+                root_certificates=authorities, private_key=key, certificate_chain=certificate
+            )
+            self._channel = grpc.secure_channel(config.endpoint, credentials, **options)
         self._call = self._channel.unary_unary(METHOD, None, ExportTraceServiceResponse.FromString)
 
     @property
     def endpoint(self) -> str:
-        return self._settings.display_url
+        return self._config.display_url
 
     def send(self, request: Request) -> ExportResult:
-        """Calls once and reads the answer."""
+        """Call once and read the response."""
         try:
-            response = self._call(request.body, timeout=self._settings.timeout, metadata=self._settings.headers)
+            response = self._call(request.body, timeout=self._config.timeout, metadata=self._config.headers)
         except grpc.RpcError as error:
             return self._failure(error)
         except ValueError as error:
-            # Raised for a channel that was closed meanwhile, which only an interrupted export does.
-            return Retryable(sanitize_message(str(error), self._settings.secrets))
-        return result_of_status(response)
+            # The channel was closed meanwhile, which only an interrupted export does.
+            return Retryable(sanitize_message(str(error), self._config.secrets))
+        return result_of(response)
 
     def close(self) -> None:
         self._channel.close()
 
     def _failure(self, error: Any) -> ExportResult:
         code = error.code()
-        words = sanitize_message(error.details() or "", self._settings.secrets)
-        reason = f"gRPC {code.name}: {words}" if words else f"gRPC {code.name}"
+        message = sanitize_message(error.details() or "", self._config.secrets)
+        reason = f"gRPC {code.name}: {message}" if message else f"gRPC {code.name}"
         delay = _retry_info(error.trailing_metadata() or ())
-        if code in RETRIED or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None):
+        if code in RETRYABLE_CODES or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None):
             return Retryable(reason, delay)
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in words:
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
             return Rejected(reason, RejectionScope.SIZE)
         return Rejected(reason, _SCOPES.get(code, RejectionScope.REQUEST))
 
 
 def _retry_info(metadata: Any) -> float | None:
-    """The delay of a RetryInfo in the status details, in seconds; None without one."""
+    """Return the delay of a RetryInfo in the status details, in seconds; None without one."""
     for key, value in metadata:
         if key != "grpc-status-details-bin":
             continue
@@ -110,19 +112,3 @@ def _retry_info(metadata: Any) -> float | None:
         except DecodeError:
             return None
     return None
-
-
-def _credentials(settings: ExporterConfig) -> Any:
-    return grpc.ssl_channel_credentials(
-        root_certificates=_file(settings.certificate),
-        private_key=_file(settings.client_key),
-        certificate_chain=_file(settings.client_certificate),
-    )
-
-
-def _file(name: str | None) -> bytes | None:
-    try:
-        return Path(name).read_bytes() if name else None
-    except OSError as error:
-        got = f"{error.strerror}: {name}"
-        raise SettingError(where="OTLP TLS files", expected="readable PEM files", got=got) from None

@@ -1,4 +1,4 @@
-"""OTLP over HTTP: one POST of a protobuf body a request, on kept-alive connections."""
+"""OTLP over HTTP: one POST with a protobuf body per request, on kept-alive connections."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from isal import igzip
 
-from runspan._version import __version__
 from runspan.delivery.batch import Request
 from runspan.delivery.config import ExporterConfig
-from runspan.delivery.result import ExportResult, Rejected, RejectionScope, Retryable, counted, not_otlp, read_response
-from runspan.errors import SettingError
+from runspan.delivery.result import (
+    ExportResult,
+    Rejected,
+    RejectionScope,
+    Retryable,
+    not_otlp,
+    read_response,
+    result_of_partial,
+)
+from runspan.http.client import USER_AGENT, describe_error, read_body
 from runspan.http.retry import parse_retry_after
 from runspan.http.transport import DeadlineTransport
 from runspan.http.urls import sanitize_message
 
 PROTOBUF: Final = "application/x-protobuf"
-RETRIED: Final = frozenset({429, 502, 503, 504})
-"""The statuses that OTLP allows to send again after; 500 is not among them."""
+RETRYABLE_STATUSES: Final = frozenset({429, 502, 503, 504})
+"""The statuses after which OTLP allows a retry; 500 is not one of them."""
 
 MAX_RESPONSE_BYTES = 1 << 20
-"""An answer is a few bytes; a larger one is not read to its end."""
+"""A response has a few bytes; the rest of a larger one is not read."""
 
 _SCOPES: Final = {
     400: RejectionScope.RUNS,
@@ -47,36 +54,40 @@ class _JsonResponse(msgspec.Struct, rename="camel"):
 
 
 class HttpTransport:
-    """Posts to ``settings.endpoint``. now: seconds since 1970, for a Retry-After date in an answer without a Date."""
+    """A ``Transport`` that posts to ``config.endpoint``.
 
-    def __init__(self, settings: ExporterConfig, *, connections: int = 4, now: Callable[[], float] = time.time) -> None:
-        self._settings = settings
+    connections: The most connections at once.
+    now: Seconds since 1970, for a ``Retry-After`` date in a response without a date.
+    """
+
+    def __init__(self, config: ExporterConfig, *, connections: int = 4, now: Callable[[], float] = time.time) -> None:
+        self._config = config
         self._now = now
-        self._gzip = settings.compression == "gzip"
-        self._url = httpx.URL(settings.endpoint)
+        self._gzip = config.compression == "gzip"
+        self._url = httpx.URL(config.endpoint)
         self._headers = {
             "content-type": PROTOBUF,
             "accept": PROTOBUF,
-            "user-agent": f"runspan/{__version__}",
-            **dict(settings.headers),
+            "user-agent": USER_AGENT,
+            **dict(config.headers),
             **({"content-encoding": "gzip"} if self._gzip else {}),
         }
-        self._extensions = {"timeout": httpx.Timeout(settings.timeout).as_dict()}
+        self._extensions = {"timeout": httpx.Timeout(config.timeout).as_dict()}
         # A client around it would add redirects, cookies and a log line with the URL's query, and double the cost.
-        self._transport = DeadlineTransport(settings.endpoint, tls=_tls(settings), connections=connections)
+        self._transport = DeadlineTransport(config.endpoint, tls=config.tls.context(), connections=connections)
 
     @property
     def endpoint(self) -> str:
-        return self._settings.display_url
+        return self._config.display_url
 
     def send(self, request: Request) -> ExportResult:
-        """Posts once and reads the answer."""
+        """Post once and read the response."""
         body = igzip.compress(request.body, 1, mtime=0) if self._gzip else request.body
         post = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=self._extensions)
         try:
             response = self._transport.handle_request(post)
             try:
-                return self._result(response, _read(response))
+                return self._result(response, read_body(response, MAX_RESPONSE_BYTES))
             finally:
                 response.close()
         except httpx.TransportError as error:
@@ -96,58 +107,30 @@ class HttpTransport:
                 f"HTTP {status}: a redirect, which is not followed with secrets in headers", RejectionScope.ENDPOINT
             )
         reason = self._reason(response, body)
-        if status in RETRIED:
+        if status in RETRYABLE_STATUSES:
             return Retryable(reason, parse_retry_after(response.headers, self._now()))
         scope = _SCOPES.get(status, RejectionScope.REQUEST)
         if status == 400 and "too large" in reason:
-            # The Collector says it with this status.
+            # The Collector reports a too large request with this status.
             scope = RejectionScope.SIZE
         return Rejected(reason, scope)
 
     def _reason(self, response: httpx.Response, body: bytes) -> str:
-        """OTLP wants a google.rpc.Status in the body of a failure; gateways answer with text."""
+        """Return the reason of a failure. OTLP has a google.rpc.Status in its body; gateways respond with text."""
         text = body.decode(errors="replace")
         if response.headers.get("content-type", "").startswith(PROTOBUF):
             try:
                 text = Status.FromString(body).message
             except DecodeError:
                 text = ""
-        words = sanitize_message(text, self._settings.secrets)
-        return f"HTTP {response.status_code}: {words}" if words else f"HTTP {response.status_code}"
+        message = sanitize_message(text, self._config.secrets)
+        return f"HTTP {response.status_code}: {message}" if message else f"HTTP {response.status_code}"
 
     def _failure(self, error: httpx.TransportError) -> ExportResult:
-        words = sanitize_message(str(error), self._settings.secrets)
-        reason = f"{type(error).__name__}: {words}" if words else type(error).__name__
+        reason = describe_error(error, self._config.secrets)
         if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)) or _untrusted(error):
             return Rejected(reason, RejectionScope.ENDPOINT)
         return Retryable(reason)
-
-
-def _tls(settings: ExporterConfig) -> ssl.SSLContext | None:
-    """The TLS context; None when no file is named."""
-    if not (settings.certificate or settings.client_certificate):
-        return None
-    try:
-        if settings.certificate:
-            context = ssl.create_default_context(cafile=settings.certificate)
-        else:
-            context = httpx.create_ssl_context(trust_env=False)
-        if settings.client_certificate:
-            context.load_cert_chain(settings.client_certificate, settings.client_key)
-    except OSError as error:
-        files = ", ".join(filter(None, (settings.certificate, settings.client_certificate, settings.client_key)))
-        raise SettingError(where="OTLP TLS files", expected="readable PEM files", got=f"{error} in {files}") from None
-    return context
-
-
-def _read(response: httpx.Response) -> bytes:
-    pieces, size = [], 0
-    for piece in response.iter_bytes():
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_RESPONSE_BYTES:
-            break
-    return b"".join(pieces)
 
 
 def _success(content_type: str, body: bytes) -> ExportResult:
@@ -160,13 +143,17 @@ def _success(content_type: str, body: bytes) -> ExportResult:
         return not_otlp(f"content type {sanitize_message(kind)!r}")
     try:
         partial = msgspec.json.decode(body, type=_JsonResponse).partial_success
-        return counted(int(partial.rejected_spans), partial.error_message) if partial else counted(0, "")
+        return (
+            result_of_partial(int(partial.rejected_spans), partial.error_message)
+            if partial
+            else result_of_partial(0, "")
+        )
     except ValueError:
         return not_otlp("JSON that is no ExportTraceServiceResponse")
 
 
 def _untrusted(error: BaseException) -> bool:
-    """Whether the server's certificate is the reason: it will be the same in five minutes."""
+    """Return True if the reason is the server's certificate, which will be the same in five minutes."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -1,4 +1,4 @@
-"""What can come of one request, the same for OTLP over HTTP and gRPC, and what a transport is; no I/O."""
+"""``ExportResult`` and ``Transport``: the results of one request, the same for OTLP over HTTP and gRPC; no I/O."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from runspan.delivery.batch import Request
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The receiver took every span. message: what it said nevertheless."""
+    """The receiver accepted every span."""
 
     message: str = ""
+    """A warning of the receiver."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartialSuccess:
-    """The receiver took the request without some spans, and does not say which. OTLP forbids to send it again."""
+    """The receiver accepted the request without some spans, and does not say which. OTLP forbids a retry."""
 
     rejected_spans: int
     message: str
 
 
 class RejectionScope(Enum):
-    """Whom a refusal concerns."""
+    """What a rejection applies to."""
 
     SIZE = "the request is too large"
     RUNS = "something in the request is wrong"
-    REQUEST = "this request, as a whole"
-    ENDPOINT = "any request to this endpoint with these settings"
+    REQUEST = "this request"
+    ENDPOINT = "any request to this endpoint with this config"
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The receiver will not take this request; sending it again will not help."""
+    """The receiver will not accept this request; a retry will not help."""
 
     reason: str
     scope: RejectionScope
@@ -46,53 +47,54 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """The receiver did not take the request now. delay: the seconds it asks to wait, None when it does not say."""
+    """The receiver did not accept the request now."""
 
     reason: str
     delay: float | None = None
+    """The seconds that it asks to wait; None if it does not say."""
 
 
 ExportResult = Accepted | PartialSuccess | Rejected | Retryable
 
 
 class Transport(Protocol):
-    """Sends requests to one endpoint. Called from several threads; raises nothing that an endpoint can cause."""
+    """Sends requests to one endpoint. Thread-safe; raises nothing that an endpoint can cause."""
 
     @property
     def endpoint(self) -> str:
-        """Where it sends to, without secrets."""
+        """The endpoint, without secrets."""
         ...
 
     def send(self, request: Request) -> ExportResult:
-        """Sends once and reads the answer."""
+        """Send once and read the response."""
         ...
 
     def close(self) -> None:
-        """Releases connections. Calling it twice is allowed."""
+        """Release connections. Idempotent."""
         ...
 
 
 def read_response(body: bytes) -> ExportResult:
-    """The outcome that a serialized ExportTraceServiceResponse tells."""
+    """Return the result of a serialized ExportTraceServiceResponse."""
     try:
-        return result_of_status(ExportTraceServiceResponse.FromString(body))
+        return result_of(ExportTraceServiceResponse.FromString(body))
     except DecodeError:
         return not_otlp("a body that is no ExportTraceServiceResponse")
 
 
-def result_of_status(response: ExportTraceServiceResponse) -> ExportResult:
-    """The outcome that the response to a successful request tells."""
+def result_of(response: ExportTraceServiceResponse) -> ExportResult:
+    """Return the result of the response to a successful request."""
     partial = response.partial_success
-    return counted(partial.rejected_spans, partial.error_message)
+    return result_of_partial(partial.rejected_spans, partial.error_message)
 
 
-def counted(rejected_spans: int, message: str) -> ExportResult:
-    """The outcome of a ``partial_success``. Zero rejected spans with a message is a warning, not a loss."""
+def result_of_partial(rejected_spans: int, message: str) -> ExportResult:
+    """Return the result of a ``partial_success``. No rejected spans with a message is a warning, not a loss."""
     return PartialSuccess(rejected_spans, message) if rejected_spans > 0 else Accepted(message)
 
 
 def not_otlp(got: str) -> Rejected:
-    """A success that no OTLP receiver would answer: to count it would lose the spans without a word."""
+    """Return the rejection of a success that is not from an OTLP receiver: counting it would silently lose spans."""
     return Rejected(
-        f"the answer is not OTLP: got {got}; is this the address of an OTLP receiver?", RejectionScope.ENDPOINT
+        f"the response is not OTLP: got {got}; is this the address of an OTLP receiver?", RejectionScope.ENDPOINT
     )

@@ -1,1 +1,1 @@
-"""What all HTTP clients share: checked hosts, a deadline for an attempt, waits asked for, words without secrets."""
+"""What every HTTP client of runspan shares: URLs, TLS, deadlines, bounded bodies, retries and rate limits."""

@@ -1,34 +1,111 @@
-"""How long a server asks to wait: ``Retry-After`` in seconds or as a date, bounded; no I/O."""
+"""When a failed request is sent again: ``RetryPolicy``, and ``Retry-After`` in seconds or as a date."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Final
+from itertools import count
+from typing import Final, TypeVar
 
-LONGEST_WAIT: Final = 3600.0
-"""Seconds. Who asks for more, or for a thousand years, is asked again after that."""
+from tenacity import RetryCallState, Retrying, retry_if_result, wait_random_exponential
+
+MAX_RETRY_AFTER: Final = 3600.0
+"""Seconds. A server that asks for a longer delay gets the next request after this one."""
+
+T = TypeVar("T")
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Retry after the delay that the server asks for, else after an exponential backoff with full jitter."""
+
+    max_time: float = 300.0
+    """Seconds for all attempts and delays of one request together. 0: one attempt."""
+
+    max_attempts: int | None = None
+    """Attempts for one request; None: as many as fit into ``max_time``."""
+
+    first_delay: float = 0.5
+    """Seconds. The n-th delay is drawn between 0 and ``first_delay * 2 ** (n - 1)``."""
+
+    max_delay: float = 30.0
+    """Seconds: the upper bound of a drawn delay, not of one that the server asks for."""
+
+    def run(
+        self,
+        attempt: Callable[[], T],
+        delay_of: Callable[[T], float | None],
+        *,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+        halted: Callable[[], bool] = _never,
+    ) -> T:
+        """Return the first result that is final, or the last one before the policy gives up.
+
+        attempt: Sends the request once.
+        delay_of: None for a final result; else the seconds that the server asks to wait, 0 if it does not say.
+        sleep: Waits for so many seconds, or less once ``halted()`` is true.
+        clock: Monotonic seconds.
+        halted: Whether to stop retrying at once.
+        """
+        deadline = clock() + self.max_time
+        result = attempt()
+        delay = delay_of(result)
+        if delay is None:
+            # tenacity's state refers to itself: it would keep each request's body until the next garbage collection.
+            return result
+        backoff = wait_random_exponential(multiplier=self.first_delay, max=self.max_delay)
+        attempts = count()
+
+        def retry() -> float | None:
+            nonlocal result, delay
+            if next(attempts) and not halted():
+                result = attempt()
+                delay = delay_of(result)
+            return delay
+
+        def wait(state: RetryCallState) -> float:
+            # The last attempt comes when the time is up.
+            return delay or min(backoff(state), max(0.0, deadline - clock()))
+
+        def stop(state: RetryCallState) -> bool:
+            used_up = self.max_attempts is not None and state.attempt_number >= self.max_attempts
+            return used_up or halted() or clock() + (delay or 0.0) >= deadline
+
+        Retrying(
+            retry=retry_if_result(lambda delay: delay is not None),
+            wait=wait,
+            stop=stop,
+            sleep=sleep,
+            retry_error_callback=lambda state: None,
+        )(retry)
+        return result
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds from 0 to ``LONGEST_WAIT``, None when the answer names none.
+    """Return the seconds that a response asks to wait, from 0 to ``MAX_RETRY_AFTER``; None if it does not say.
 
-    headers: looked up by lower-case names. A date counts from the answer's own date, so the two clocks may differ; now:
-    seconds since 1970, for an answer without one; None: the clock's.
+    headers: Looked up by lower-case names. A date counts from the response's own date, so the clocks may differ.
+    now: Seconds since 1970, for a response without a date; None: the system's clock.
     """
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), LONGEST_WAIT)
-    until, since = _seconds(text), _seconds(headers.get("date", ""))
+        return min(float(text), MAX_RETRY_AFTER)
+    until, since = _timestamp(text), _timestamp(headers.get("date", ""))
     if until is None:
         return None
     if since is None:
         since = time.time() if now is None else now
-    return min(max(0.0, until - since), LONGEST_WAIT)
+    return min(max(0.0, until - since), MAX_RETRY_AFTER)
 
 
-def _seconds(date: str) -> float | None:
+def _timestamp(date: str) -> float | None:
     try:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):

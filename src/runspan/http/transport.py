@@ -1,7 +1,7 @@
-"""``DeadlineTransport``: HTTP in which the timeout bounds an attempt as a whole, from the connection to the last byte.
+"""``DeadlineTransport``: HTTP whose timeout bounds a complete attempt, from the connection to the last byte.
 
-httpx bounds each wait for bytes, so an answer that comes byte by byte, in its headers or its body, has no end. Here
-every wait gets what is left until one moment.
+httpx applies a timeout to each read, so a response that arrives byte by byte, in its headers or its body, never ends.
+Here every read gets the time that remains until one deadline.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-SLICE: Final = 16 << 10
-"""Bytes handed to the system at once: a reader that takes them one by one must not stretch the time."""
+_WRITE_BYTES: Final = 16 << 10
+"""Bytes passed to the system at once: a server that reads them one by one must not extend the deadline."""
 
-_KEPT_ALIVE: Final = 5.0
+_KEEPALIVE_SECONDS: Final = 5.0
 
 
 class DeadlineTransport(httpx.BaseTransport):
-    """A transport for one server, or a client's. A request's timeout, the shortest of its four, bounds all of it.
+    """A transport whose requests have one deadline each: the shortest of the request's four httpx timeouts.
 
-    url: what will be asked, which tells whether TLS is needed. tls: None: the authorities that httpx brings along.
-    Reads no environment: proxies and certificates in it would be settings that nobody passed in.
+    It reads no environment: proxies and certificates there would be configuration that no caller passed in.
+
+    url: The server's URL. TLS is set up unless its scheme is ``http``.
+    tls: None: trust httpx's own certificate authorities.
+    connections: The most connections at once, all of which are kept alive.
     """
 
     def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, connections: int = 100) -> None:
@@ -37,14 +40,14 @@ class DeadlineTransport(httpx.BaseTransport):
             ssl_context=tls,
             max_connections=connections,
             max_keepalive_connections=connections,
-            keepalive_expiry=_KEPT_ALIVE,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
             network_backend=_Backend(),
         )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """See ``httpx.BaseTransport``. The deadline goes on to hold while the body is read."""
+        """Send a request; see ``httpx.BaseTransport``. The deadline also holds while the body is read."""
         url = request.url
-        asked = httpcore.Request(
+        outgoing = httpcore.Request(
             method=request.method,
             url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
             headers=request.headers.raw,
@@ -52,23 +55,23 @@ class DeadlineTransport(httpx.BaseTransport):
             extensions={**request.extensions, "timeout": _current_deadline(request.extensions.get("timeout", {}))},
         )
         with _as_httpx():
-            answer = self._pool.handle_request(asked)
+            response = self._pool.handle_request(outgoing)
         return httpx.Response(
-            answer.status, headers=answer.headers, stream=_Body(answer.stream), extensions=answer.extensions
+            response.status, headers=response.headers, stream=_Body(response.stream), extensions=response.extensions
         )
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._pool.close()
 
 
 class _Deadline(float):
-    """Seconds, as httpcore hands them on to each wait, that know when they began."""
+    """A timeout in seconds, as httpcore passes it to each read and write, with the time at which it ends."""
 
-    __slots__ = ("moment",)
+    __slots__ = ("ends",)
 
     def __init__(self, seconds: float) -> None:
-        self.moment = time.monotonic() + seconds
+        self.ends = time.monotonic() + seconds
 
 
 def _current_deadline(timeouts: dict[str, float | None]) -> dict[str, float]:
@@ -76,13 +79,13 @@ def _current_deadline(timeouts: dict[str, float | None]) -> dict[str, float]:
     return dict.fromkeys(("connect", "read", "write", "pool"), _Deadline(min(given))) if given else {}
 
 
-def _remaining(timeout: float | None, late: type[Exception]) -> float | None:
-    """What is left of a timeout now; raises ``late`` when that is nothing."""
+def _remaining(timeout: float | None, expired: type[Exception]) -> float | None:
+    """Return the seconds that remain of a timeout; raise ``expired`` if there are none."""
     if not isinstance(timeout, _Deadline):
         return timeout
-    seconds = timeout.moment - time.monotonic()
+    seconds = timeout.ends - time.monotonic()
     if seconds <= 0:
-        raise late("timed out")
+        raise expired("timed out")
     return seconds
 
 
@@ -94,8 +97,8 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.read(max_bytes, _remaining(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), SLICE):
-            self._inner.write(buffer[start : start + SLICE], _remaining(timeout, httpcore.WriteTimeout))
+        for start in range(0, len(buffer), _WRITE_BYTES):
+            self._inner.write(buffer[start : start + _WRITE_BYTES], _remaining(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -103,8 +106,8 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        left = _remaining(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
+        seconds = _remaining(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, seconds))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
@@ -122,13 +125,13 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Tries the host's addresses in turn, each for its part of what is left; the library would give all to each."""
+        """Try the host's addresses in turn, each for its share of the time; httpcore would give all of it to each."""
         addresses = _addresses(host, port)
         for index, address in enumerate(addresses):
-            left = _remaining(timeout, httpcore.ConnectTimeout)
-            part = None if left is None else left / (len(addresses) - index)
+            seconds = _remaining(timeout, httpcore.ConnectTimeout)
+            share = None if seconds is None else seconds / (len(addresses) - index)
             try:
-                return _Stream(self._inner.connect_tcp(address, port, part, local_address, socket_options))
+                return _Stream(self._inner.connect_tcp(address, port, share, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if index == len(addresses) - 1:
                     raise
@@ -157,7 +160,7 @@ class _Body(httpx.SyncByteStream):
 
 @contextmanager
 def _as_httpx() -> Iterator[None]:
-    """httpcore's errors as httpx's of the same names, which callers know."""
+    """Raise httpcore's errors as httpx's errors of the same names, which callers handle."""
     try:
         yield
     except Exception as error:

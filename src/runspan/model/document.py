@@ -7,7 +7,7 @@ space between members. Payloads, numbers and unknown members keep their text ver
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -95,22 +95,21 @@ SUMMARY_MEMBERS: Final = Summary.__struct_fields__
 """The members of a list item in documented order."""
 
 _encode = msgspec.json.Encoder().encode
+_Document = TypeVar("_Document", Step, Envelope)
 
 
 def with_extra_step(step: Step, extra: bytes) -> Step:
     """Return the step with the text of its unknown members."""
-    if not extra:
-        return step
-    extended = ExtendedStep(**{name: getattr(step, name) for name in Step.__struct_fields__})
-    extended.__dict__["extra"] = extra
-    return extended
+    return _extended(ExtendedStep, step, extra) if extra else step
 
 
 def with_extra_run(envelope: Envelope, extra: bytes) -> Envelope:
     """Return the envelope with the text of its unknown members."""
-    if not extra:
-        return envelope
-    extended = ExtendedEnvelope(**{name: getattr(envelope, name) for name in Envelope.__struct_fields__})
+    return _extended(ExtendedEnvelope, envelope, extra) if extra else envelope
+
+
+def _extended(kind: type[_Document], document: _Document, extra: bytes) -> _Document:
+    extended = kind(**msgspec.structs.asdict(document))
     extended.__dict__["extra"] = extra
     return extended
 
@@ -139,8 +138,7 @@ def summary_text(envelope: Envelope) -> bytes:
 
 
 def _without_steps(envelope: Envelope) -> Envelope:
-    values = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
-    return Envelope(**{**values, "steps": UNSET})
+    return Envelope(**{**msgspec.structs.asdict(envelope), "steps": UNSET})
 
 
 def sort_time(envelope: Envelope) -> int:

@@ -1,11 +1,13 @@
 """The columnar writer of OTLP spans for many runs at once, the hot path of the exporter; no I/O.
 
-The result is byte for byte that of ``encode`` and ``span_bytes``, which write the runs that do not fit the columns.
+Reading and writing one member of all rows at once is what makes the exporter fast. The result is byte for byte that of
+``encode`` and ``span_bytes``, which write the runs that do not fit the columns. The columns are joined to spans by the
+C extension ``_column_loops`` if it was built, else by ``column_loops``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import chain, repeat
@@ -20,6 +22,7 @@ from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
+    MAX_ATTRIBUTE_BYTES,
     NON_CANONICAL,
     ROOT_REVISION,
     RUN_ID,
@@ -30,6 +33,8 @@ from runspan.codec.fields import (
     STEP_TABLE,
     SUMMARY_DIGEST,
     TENANT,
+    Field,
+    FieldKind,
 )
 from runspan.codec.placement import Interval, enclosing_loops, parents_first, positions
 from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
@@ -37,7 +42,7 @@ from runspan.codec.span_templates import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTem
 from runspan.model.document import Step, summary_text, time_ns
 from runspan.model.ids import run_digests, step_digest, summary_digest
 from runspan.model.run import Run
-from runspan.otlp.bulk_columns import RUN_MEMBERS, STEP_MEMBERS, Column, join_columns, nanoseconds, true_indices
+from runspan.otlp.column_loops import Column, true_indices
 from runspan.otlp.protobuf_writer import (
     IN_SPAN,
     KEY_PREFIXES,
@@ -55,7 +60,18 @@ from runspan.otlp.protobuf_writer import (
     template_bytes,
 )
 
+try:
+    from runspan.otlp._column_loops import join_span_columns, nanoseconds
+
+    COMPILED = True
+except ImportError:
+    from runspan.otlp.column_loops import join_span_columns, nanoseconds
+
+    COMPILED = False
+"""Whether the C extension is used."""
+
 _ZERO: Final = bytes(8)
+_TOO_LONG: Final = bytes(MAX_ATTRIBUTE_BYTES + 1)
 _step_text = msgspec.json.Encoder().encode
 _RUN_ID_PREFIXES: Final = KEY_PREFIXES[RUN_ID]
 _PIPELINE_RUN_PREFIXES: Final = KEY_PREFIXES[PIPELINE_RUN_ID]
@@ -146,11 +162,11 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         attribute_bytes(TENANT, tenant) if tenant else b"",
         [integer_bytes(IN_SPAN, STEP_COUNT, count) for count in counts],
         (_MANIFEST_KEY, manifests),
-        *[member(envelopes) for member in RUN_MEMBERS],
+        *[member(envelopes) for member in _RUN_MEMBERS],
         extra_attributes,
         span_ends,
     ]
-    revision_spans, invalid = join_columns(columns, len(runs))
+    revision_spans, invalid = _join(columns, len(runs))
     excluded |= {*steps.excluded_runs, *invalid}
 
     written: list[list[ScopedBytes] | None] = []
@@ -204,6 +220,33 @@ _ABSENT_TIMES: Final = _absent_times_bytes()
 """The attributes of a skipped step's span, which has neither start nor end."""
 _END_PREFIX: Final = KEY_PREFIXES[STEP_TABLE.end.key + NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
 """The bytes before the end time in the attribute of a step without duration."""
+
+
+def _member_column(field: Field) -> Callable[[list[Any]], Column]:
+    """Return a function that returns the column of a member for a list of runs or steps."""
+    get, key = attrgetter(field.member), field.key.encode()
+    if field.kind is FieldKind.PAYLOAD:
+        # The payloads stay ``Raw`` and are copied once, when the span is joined.
+        return lambda rows: (key, list(map(get, rows)))
+    if field.kind is FieldKind.TEXT:
+        return lambda rows: (key, list(map(_text, map(get, rows))))
+    return lambda rows: (list(map(get, rows)), key)
+
+
+def _text(value: Any) -> Any:
+    """Return the bytes of a member of kind TEXT, or ``_TOO_LONG`` for a value that is not canonical."""
+    if value is UNSET:
+        return value
+    return value.encode() if type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4 else _TOO_LONG
+
+
+_STEP_MEMBERS: Final = [_member_column(field) for field in STEP_TABLE.values]
+_RUN_MEMBERS: Final = [_member_column(field) for field in RUN_TABLE.values]
+
+
+def _join(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
+    """Return ``count`` spans, and the indices of the invalid ones, with a value that does not fit one attribute."""
+    return join_span_columns(columns, count, MAX_ATTRIBUTE_BYTES, UNSET)
 
 
 class _StepColumns:
@@ -322,10 +365,10 @@ class _StepColumns:
             [template.wire or template_bytes(template) for template in templates],
             shared,
             (_TASK_RUN_KEY, [span_id.hex().encode() for span_id in self.span_ids]),
-            *[member(steps) for member in STEP_MEMBERS],
+            *[member(steps) for member in _STEP_MEMBERS],
             extra_attributes,
             span_ends,
         ]
-        spans, invalid = join_columns(columns, len(steps))
+        spans, invalid = _join(columns, len(steps))
         self.excluded_runs |= {self.runs[index] for index in invalid}
         return spans

@@ -7,7 +7,7 @@ fields, everything inside the spans is counted too. In JSON, the values are coun
 
 from __future__ import annotations
 
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from runspan.errors import PayloadTooLarge
 
@@ -83,13 +83,7 @@ def check_json_text(body: bytes) -> None:
         parts = unescaped[start : start + _CHUNK_BYTES].split(b'"')
         count += _count_values(b"".join(parts[inside::2]))
         if count > limit:
-            raise PayloadTooLarge(
-                "too many values in one request",
-                where="body",
-                expected=f"at most {limit} in {len(body)} bytes of OTLP/JSON",
-                got="more",
-                hint="send smaller requests",
-            )
+            raise _too_large("values", f"at most {limit} in {len(body)} bytes of OTLP/JSON")
         inside ^= (len(parts) - 1) & 1
 
 
@@ -107,7 +101,7 @@ def check_json(data: dict[str, Any], limit: int) -> None:
         lists = [items for parent in level for name in names if isinstance(items := parent.get(name), list)]
         count += sum(map(len, lists))
         if count > limit:
-            _raise_too_many_spans(limit)
+            raise _too_many_spans(limit)
         level = [item for items in lists for item in items if isinstance(item, dict)]
 
 
@@ -176,7 +170,8 @@ def _count_fields(body: bytes) -> None:
         if count > limit:
             limit = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
             if count > limit:
-                _raise_too_many_fields(limit)
+                expected = f"at most {limit} fields, since most of them are nearly empty"
+                raise _too_large("attributes, events and links", expected)
 
 
 def _count_spans(body: bytes, limit: int) -> None:
@@ -200,11 +195,11 @@ def _count_spans(body: bytes, limit: int) -> None:
             position, skipped = _skip(body, position, found, 2 * limit - others)
             others += skipped
             if others > 2 * limit:
-                _raise_too_many_spans(limit)
+                raise _too_many_spans(limit)
             continue
         count += 1
         if count > limit:
-            _raise_too_many_spans(limit)
+            raise _too_many_spans(limit)
         size = body[position]
         position += 1
         if size > 127:
@@ -270,21 +265,11 @@ def _varint(body: bytes, position: int) -> tuple[int, int]:
     return value, position
 
 
-def _raise_too_many_spans(limit: int) -> NoReturn:
-    raise PayloadTooLarge(
-        "too many spans in one request",
-        where="body",
-        expected=f"at most {limit} spans, including their resources and scopes",
-        got="more",
-        hint="send smaller requests; push a run that is larger than a request to /api/v1/runs",
-    )
+def _too_many_spans(limit: int) -> PayloadTooLarge:
+    hint = "; push a run that is larger than a request to /api/v1/runs"
+    return _too_large("spans", f"at most {limit} spans, including their resources and scopes", hint)
 
 
-def _raise_too_many_fields(limit: int) -> NoReturn:
-    raise PayloadTooLarge(
-        "too many attributes, events and links in one request",
-        where="body",
-        expected=f"at most {limit} fields, since most of them are nearly empty",
-        got="more",
-        hint="send smaller requests",
-    )
+def _too_large(what: str, expected: str, hint: str = "") -> PayloadTooLarge:
+    message = f"too many {what} in one request"
+    return PayloadTooLarge(message, where="body", expected=expected, got="more", hint=f"send smaller requests{hint}")

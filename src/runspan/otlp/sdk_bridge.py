@@ -5,7 +5,7 @@ This is for interoperability, not for speed: the SDK's encoder is many times slo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from opentelemetry.sdk.resources import Resource as SdkResource
@@ -57,18 +57,6 @@ def to_readable_span(span: Span, resource: SdkResource) -> ReadableSpan:
     )
 
 
-def export_spans(exporter: SpanExporter, spans: Sequence[Span], resource: SdkResource) -> None:
-    """Send spans. Raises BackendRefused if the exporter fails; the SDK does not report the reason."""
-    result = exporter.export([to_readable_span(span, resource) for span in spans])
-    if result is not SpanExportResult.SUCCESS:
-        raise BackendRefused(
-            where=type(exporter).__name__,
-            expected="SUCCESS",
-            got=getattr(result, "name", repr(result)),
-            hint="the SDK's exporter logs the reason",
-        )
-
-
 class SdkExporterWriter:
     """A ``TraceWriter`` that uses an SDK SpanExporter.
 
@@ -83,7 +71,14 @@ class SdkExporterWriter:
     def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
         """Send the spans of a run. Raises BackendRefused if the exporter fails."""
         spans = encode(run, tenant=tenant, observed_at=observed_at)
-        export_spans(self._exporter, spans, self._resource)
+        result = self._exporter.export([to_readable_span(span, self._resource) for span in spans])
+        if result is not SpanExportResult.SUCCESS:
+            raise BackendRefused(
+                where=type(self._exporter).__name__,
+                expected="SUCCESS",
+                got=getattr(result, "name", repr(result)),
+                hint="the SDK's exporter logs the reason",
+            )
         return WriteResult(accepted=len(spans))
 
     def close(self) -> None:

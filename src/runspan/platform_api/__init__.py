@@ -1,18 +1,17 @@
-"""The platform's REST API as a source of runs: lists and documents, asked for at a bounded rate and asked again."""
+"""The platform's REST dialect over HTTP: its responses, a client, and a client with a rate limit and retries."""
 
 from __future__ import annotations
 
-from runspan.platform_api.client import PlatformClient, RateLimiter, RetryPolicy, base_url
-from runspan.platform_api.schema import ResponseTooLong, RunListItem, RunListPage, fingerprint, fingerprint_of_summary
+from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url, run_path
+from runspan.platform_api.schema import RunListItem, RunListPage, fingerprint, fingerprint_of_summary
 
 __all__ = [
+    "ApiClient",
     "PlatformClient",
-    "RateLimiter",
-    "ResponseTooLong",
-    "RetryPolicy",
     "RunListItem",
     "RunListPage",
-    "base_url",
     "fingerprint",
     "fingerprint_of_summary",
+    "parse_api_url",
+    "run_path",
 ]

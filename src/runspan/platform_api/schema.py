@@ -1,4 +1,4 @@
-"""The platform's answers taken apart: pages of a list, documents cut out verbatim, and its words for errors; no I/O."""
+"""The responses of the platform's REST dialect: lists, documents cut out verbatim, and error messages; no I/O."""
 
 from __future__ import annotations
 
@@ -14,55 +14,58 @@ from runspan.model.json_scanner import ScanError, elements, json_type, members, 
 from runspan.model.timestamps import parse_ns
 
 _SUMMARY: Final = Summary.__struct_encode_fields__
-NOT_FOUND: Final = "NOT_FOUND"
 _SORTED_BY: Final = ("startedAt", "createdAt")
-_SHOWN: Final = 160
+_MAX_SHOWN: Final = 160
+_MSGSPEC_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class ResponseTooLong(BackendRefused):
-    """The answer is over the bound, and asking for it again costs as much."""
-
-
-class MalformedResponse(Exception):
-    """A success whose body is not what was asked for: cut off, or not the platform's API at all."""
+class MalformedResponse(BackendRefused):
+    """A success whose body is not what was asked for: cut off, or from something else than the platform."""
 
 
 class RunListItem(NamedTuple):
-    """An item of a list. time: what lists are sorted by, nanoseconds since 1970; 0 when the item has none.
-
-    fingerprint: of the members that the platform documents for list items. Another one means that the run changed.
-    """
+    """An item of a list."""
 
     run_id: str
     time: int
+    """The sort key of lists, nanoseconds since 1970; 0 if the item has none."""
+
     fingerprint: bytes
+    """Of the members that the platform documents for list items. If it differs, the run has changed."""
 
 
 class RunListPage(NamedTuple):
-    """A page of a list. cursor: where the next one begins, None at the end. partial: what the server could not see.
-
-    odd: items of no use, as text: they have no id by which a run could be asked for.
-    """
+    """A page of a list."""
 
     items: tuple[RunListItem, ...]
     cursor: str | None
+    """The start of the next page, None at the end."""
+
     partial: tuple[str, ...] = ()
-    odd: tuple[str, ...] = ()
+    """What the server could not search, one line each."""
+
+    unusable: tuple[str, ...] = ()
+    """The text of items without an id by which a run could be fetched."""
 
 
-class _Meta(msgspec.Struct, rename="camel"):
+class Meta(msgspec.Struct, rename="camel"):
+    """The ``meta`` member of a success."""
+
     cursor: str | None = None
     has_more: bool | None = None
     partial: list[str] = []
+    stuck_after: str | None = None
+
+    def next_cursor(self) -> str | None:
+        """Return the start of the next page, None at the end. MalformedResponse if it is missing."""
+        if self.has_more and not self.cursor:
+            raise MalformedResponse(got="meta.hasMore without meta.cursor")
+        return None if self.has_more is False else self.cursor or None
 
 
-class _Page(msgspec.Struct):
-    data: list[dict[str, msgspec.Raw]]
-    meta: _Meta | None = None
-
-
-class _RunBody(msgspec.Struct):
+class _Success(msgspec.Struct):
     data: msgspec.Raw
+    meta: Meta | None = None
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -76,18 +79,28 @@ class _ErrorInfo(msgspec.Struct):
     details: list[_ErrorDetail] = []
 
 
-class _ErrorBody(msgspec.Struct):
+class _Failure(msgspec.Struct):
     error: _ErrorInfo
     success: bool | None = None
 
 
-_page = msgspec.json.Decoder(_Page).decode
-_answer = msgspec.json.Decoder(_RunBody).decode
-_failure = msgspec.json.Decoder(_ErrorBody).decode
+class ApiError(NamedTuple):
+    """The error of a response; without a code if the body is not in the platform's form."""
+
+    code: str = ""
+    message: str = ""
+    """With the details that the platform adds."""
+
+    success: bool | None = None
+
+
+_decode_success = msgspec.json.Decoder(_Success).decode
+_decode_failure = msgspec.json.Decoder(_Failure).decode
+_decode_items = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
 def fingerprint(item: Mapping[str, bytes]) -> bytes:
-    """16 bytes over the texts of the documented members of a list item; absent and null differ."""
+    """Return 16 bytes over the texts of an item's documented members; an absent and a null member differ."""
     digest = blake2b(digest_size=16)
     for name in _SUMMARY:
         value = item.get(name)
@@ -97,68 +110,69 @@ def fingerprint(item: Mapping[str, bytes]) -> bytes:
 
 
 def fingerprint_of_summary(summary: bytes) -> bytes:
-    """The fingerprint of a run's own summary, which is what a list says of it when the run does not change."""
+    """Return the fingerprint of a run's own summary, which equals that of its list item if the run has not changed."""
     return fingerprint(_members(summary.decode()))
 
 
-def read_page(body: bytes) -> RunListPage:
-    """A page of a list. Damaged when the body is none, or says that there is more and not where."""
-    try:
-        page = _page(body)
-        items, meta = [{key: bytes(value) for key, value in item.items()} for item in page.data], page.meta or _Meta()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        items, meta = _read_carefully(body)
-    more = meta.cursor is not None if meta.has_more is None else meta.has_more
-    if more and not meta.cursor:
-        raise MalformedResponse("meta.hasMore without meta.cursor")
-    listed = [_listed(item) for item in items]
-    odd = [_shown(item) for item, found in zip(items, listed, strict=True) if found is None]
-    if odd and len(odd) == len(items):
-        raise MalformedResponse(f"no item of the list has a usable id; the first is {odd[0]}")
-    cursor = meta.cursor if more else None
-    return RunListPage(tuple(found for found in listed if found is not None), cursor, tuple(meta.partial), tuple(odd))
+def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
+    """Return the text of ``data``, verbatim, and ``meta``. MalformedResponse if the body is not a success.
 
-
-def read_document(body: bytes) -> bytes:
-    """The text of ``data``, verbatim. Damaged when there is none."""
-    try:
-        text = bytes(_answer(body).data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        text = _member(_outer(body), "data")
-    if not text.startswith(b"{"):
-        raise MalformedResponse(f"data is {json_type(text.decode(errors='replace'))}, not a run document")
-    return text
-
-
-def read_failure(body: bytes) -> tuple[str, str]:
-    """Code and message of an error's body, details included; both empty when it is not in the platform's form."""
-    try:
-        fault = _failure(body).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return "", ""
-    details = [f"{detail.field}: {detail.message}" for detail in fault.details]
-    return fault.code, "; ".join(filter(None, [fault.message, *details]))
-
-
-def is_not_found(body: bytes) -> bool:
-    """Whether an error's body is the one that the platform documents for a run that it does not have.
-
-    What stands before a platform answers 404 as well, in its own words, and says nothing of the run by that.
+    opening: The first character of the data: ``{`` or ``[``.
     """
     try:
-        failure = _failure(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
-    return failure.success is False and failure.error.code == NOT_FOUND
+        success = _decode_success(body)
+        data, meta = bytes(success.data), success.meta or Meta()
+    except _MSGSPEC_ERRORS:
+        # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
+        data, meta = _scan_data(body)
+    if not data.startswith(opening.encode()):
+        expected = "a list" if opening == "[" else "a run document"
+        raise MalformedResponse(got=f"data is {json_type(data.decode(errors='replace'))}, not {expected}")
+    return data, meta
+
+
+def read_items(body: bytes) -> tuple[list[str], Meta]:
+    """Return the texts of the items of a list, verbatim, and ``meta``. MalformedResponse if the body is none."""
+    data, meta = read_data(body, "[")
+    return _elements(data), meta
+
+
+def read_page(body: bytes) -> RunListPage:
+    """Return a page of a list. MalformedResponse if the body is none, or no item has an id."""
+    data, meta = read_data(body, "[")
+    try:
+        items = [{key: bytes(value) for key, value in item.items()} for item in _decode_items(data)]
+    except _MSGSPEC_ERRORS:
+        try:
+            items = [_members(text) for text in _elements(data)]
+        except ScanError as error:
+            raise MalformedResponse(got=str(error)) from None
+    listed = [_list_item(item) for item in items]
+    unusable = [_shown(item) for item, found in zip(items, listed, strict=True) if found is None]
+    if unusable and len(unusable) == len(items):
+        raise MalformedResponse(got=f"no item of the list has a usable id; the first is {unusable[0]}")
+    usable = tuple(found for found in listed if found is not None)
+    return RunListPage(usable, meta.next_cursor(), tuple(meta.partial), tuple(unusable))
+
+
+def read_error(body: bytes) -> ApiError:
+    """Return the error of a response."""
+    try:
+        failure = _decode_failure(body)
+    except _MSGSPEC_ERRORS:
+        return ApiError()
+    details = [f"{detail.field}: {detail.message}" for detail in failure.error.details]
+    message = "; ".join(filter(None, [failure.error.message, *details]))
+    return ApiError(failure.error.code, message, failure.success)
 
 
 def _shown(item: Mapping[str, bytes]) -> str:
     pairs = [f"{key}: {value[:40].decode(errors='replace')}" for key, value in item.items()]
-    return f"{{{', '.join(pairs)}}}"[:_SHOWN]
+    return f"{{{', '.join(pairs)}}}"[:_MAX_SHOWN]
 
 
-def _listed(item: Mapping[str, bytes]) -> RunListItem | None:
-    """The item, None when its id is none that a run can have."""
+def _list_item(item: Mapping[str, bytes]) -> RunListItem | None:
+    """Return the item, None if no run can have its id."""
     text = item.get("id", b"null").decode(errors="replace")
     run_id = string_value(text) if text.startswith('"') else ""
     if not run_id or run_id != run_id.encode(errors="replace").decode():
@@ -171,35 +185,26 @@ def _listed(item: Mapping[str, bytes]) -> RunListItem | None:
     return RunListItem(run_id, 0, fingerprint(item))
 
 
-def _read_carefully(body: bytes) -> tuple[list[dict[str, bytes]], _Meta]:
-    """What msgspec does not take, such as escaped lone surrogates inside an error's message."""
-    outer = _outer(body)
-    data = _member(outer, "data").decode()
-    if not data.startswith("["):
-        raise MalformedResponse(f"data is {json_type(data)}, not a list")
+def _elements(data: bytes) -> list[str]:
     try:
-        meta = msgspec.json.decode(outer.get("meta", b"{}"), type=_Meta)
-        return [_members(element.value_text) for element in elements(data, 0)], meta
-    except (ScanError, msgspec.MsgspecError) as error:
-        raise MalformedResponse(str(error)) from None
+        return [element.value_text for element in elements(data.decode(), 0)]
+    except (ScanError, UnicodeDecodeError) as error:
+        raise MalformedResponse(got=str(error)) from None
 
 
-def _outer(body: bytes) -> dict[str, bytes]:
+def _scan_data(body: bytes) -> tuple[bytes, Meta]:
     try:
         text = body.decode()
         if not text.startswith("{", skip_space(text, 0)):
-            raise MalformedResponse("the body is no JSON object")
-        return _members(text)
-    except (ScanError, UnicodeDecodeError) as error:
-        raise MalformedResponse(str(error)) from None
+            raise MalformedResponse(got="the body is no JSON object")
+        found = _members(text)
+        if "data" not in found:
+            raise MalformedResponse(got="there is no member 'data'")
+        return found["data"], msgspec.json.decode(found.get("meta", b"{}"), type=Meta | None) or Meta()
+    except (ScanError, *_MSGSPEC_ERRORS) as error:
+        raise MalformedResponse(got=str(error)) from None
 
 
 def _members(text: str) -> dict[str, bytes]:
     found = members(text, skip_space(text, 0))
     return {member.key: member.value_text.encode("utf-8", "surrogatepass") for member in found}
-
-
-def _member(outer: Mapping[str, bytes], name: str) -> bytes:
-    if name not in outer:
-        raise MalformedResponse(f"there is no member {name!r}")
-    return outer[name]

@@ -1,11 +1,9 @@
-"""The plugin for engines written in Python: runs told as they happen, as traces and as their exact documents."""
+"""The plugin for engines written in Python, which exports runs while they happen, as traces and exact documents."""
 
 from __future__ import annotations
 
 from runspan.recorder.config import ExportConfig
-from runspan.recorder.recorder import Recorder
-from runspan.recorder.run import RunRecording
-from runspan.recorder.stats import RecorderReport
-from runspan.recorder.step import StepRecording
+from runspan.recorder.recorder import Recorder, RecorderReport
+from runspan.recorder.recording import RunRecording, StepRecording
 
 __all__ = ["ExportConfig", "Recorder", "RecorderReport", "RunRecording", "StepRecording"]

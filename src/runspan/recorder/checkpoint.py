@@ -1,6 +1,7 @@
-"""A run that waits, as JSON, and the run again of it: in another process, hours later.
+"""A run that waits, as JSON, and the run restored from it: in another process, even hours later.
 
-Payloads are taken apart by ``scan``, which keeps their own text: they may have escapes that no text can carry.
+The JSON is split by ``model.json_scanner``, which keeps the text of payloads: it may have escapes that no decoded text
+can represent.
 """
 
 from __future__ import annotations
@@ -16,87 +17,94 @@ from runspan.model.json_scanner import Member, elements, end_of_value, members, 
 from runspan.model.run import Run
 from runspan.model.timestamps import parse_ns
 from runspan.recorder.serialize import Payload
-from runspan.recorder.state import Attempt, RunRecord, StepRecord, TimestampFormat
+from runspan.recorder.state import Attempt, DocumentClock, RunRecord, StepRecord
 
-_MOST_TURNS: Final = 2**32 - 2
-
-
-def checkpoint(record: RunRecord) -> bytes:
-    """What ``restored`` makes the run of again; JSON. It holds the document, and which span each finished step is."""
-    with record.lock:
-        document = record.document()
-        names = [step.span_id.hex() for step in record.steps]
-        told = _Checkpoint(record.tenant, record.revision, names, record.turn, Raw(document.text))
-    return msgspec.json.encode(told)
+_MAX_RESUME_COUNT: Final = 2**32 - 2
+"""The resume count is 4 bytes of the seed of span ids."""
 
 
-class _Marks(msgspec.Struct, rename="camel"):
-    """What stands beside the document. turn: see ``RunRecord``; absent where an earlier version wrote it."""
+class _Header(msgspec.Struct, rename="camel"):
+    """The members of a checkpoint before the document."""
 
     tenant: str
     revision: int
+    """The revision of the released run; those of the resumed run are higher."""
     span_ids: list[str]
-    turn: Annotated[int, Meta(ge=0, le=_MOST_TURNS)] = 0
+    """The span ids of all steps in hexadecimal, in the document's order."""
+    resume_count: Annotated[int, Meta(ge=0, le=_MAX_RESUME_COUNT)]
+    """How often the run had been resumed."""
 
 
-class _Checkpoint(msgspec.Struct, rename="camel"):
-    tenant: str
-    revision: int
-    span_ids: list[str]
-    turn: int
+class _Checkpoint(_Header):
     document: Raw
 
 
-def restored(checkpoint: bytes | str, clock: TimestampFormat) -> RunRecord:
-    """The run of a checkpoint, taken up now: what is done again is another span than what may have been sent.
+_HEADER_MEMBERS: Final = [field.encode_name for field in msgspec.structs.fields(_Header)]
 
-    ValueError when it is no checkpoint, or one of a run that has ended.
+
+def checkpoint(record: RunRecord) -> bytes:
+    """Return JSON from which ``restore`` makes the run: its document, and the span ids of its steps."""
+    with record.lock:
+        document = record.document()
+        span_ids = [step.span_id.hex() for step in record.steps]
+        made = _Checkpoint(record.tenant, record.revision, span_ids, record.resume_count, Raw(document.text))
+    return msgspec.json.encode(made)
+
+
+def restore(checkpoint: bytes | str, clock: DocumentClock) -> RunRecord:
+    """Return the run of a checkpoint, resumed now.
+
+    Steps that had ended keep their span ids. Open steps get new ones: the process before may have sent them.
+
+    ValueError when it is not a checkpoint, or when the run has ended.
     """
     try:
-        marks, run = _read(checkpoint)
-        places = [bytes.fromhex(name) for name in marks.span_ids]
+        header, run = _parse(checkpoint)
+        span_ids = [bytes.fromhex(text) for text in header.span_ids]
     except (ValueError, DocumentError, msgspec.MsgspecError) as error:
         raise ValueError(f"not a checkpoint of a run: {error}") from None
-    if run.finished or len(places) != len(run.steps):
-        raise ValueError(
-            f"run {run.id} has ended" if run.finished else "not a checkpoint of a run: span ids are missing"
-        )
+    if run.finished:
+        raise ValueError(f"run {run.id} has ended")
+    if len(span_ids) != len(run.steps):
+        raise ValueError("not a checkpoint of a run: span ids are missing")
     envelope = run.envelope
     now = clock.now()
-    since = clock.cut(now)
-    created, started = _ns(envelope.created_at) or since, _ns(envelope.started_at)
-    latest = max(created, started or 0)
-    made = RunRecord(
-        run.id, _text(envelope.workflow_id), marks.tenant, max(since, latest), epoch=now, turn=marks.turn + 1
+    truncated = clock.truncate(now)
+    created_at, started_at = _parse_time(envelope.created_at) or truncated, _parse_time(envelope.started_at)
+    latest_time = max(created_at, started_at or 0)
+    record = RunRecord(
+        run.id,
+        _text(envelope.workflow_id),
+        header.tenant,
+        max(truncated, latest_time),
+        epoch=now,
+        resume_count=header.resume_count + 1,
     )
-    made.status = run.status or "running"
-    made.trigger = _text(envelope.trigger_type)
-    made.created, made.started, made.latest = created, started, latest
-    made.input, made.output, made.error = _bytes(envelope.input), _bytes(envelope.output), _bytes(envelope.error)
-    made.extra = envelope.extra
-    made.revision = marks.revision
-    for step, span_id in zip(run.steps, places, strict=True):
-        _restore_step(made, step, span_id)
-    return made
+    record.status = run.status or "running"
+    record.trigger = _text(envelope.trigger_type)
+    record.created_at, record.started_at, record.latest_time = created_at, started_at, latest_time
+    record.input, record.output, record.error = _json(envelope.input), _json(envelope.output), _json(envelope.error)
+    record.extra = envelope.extra
+    record.revision = header.revision
+    for step, span_id in zip(run.steps, span_ids, strict=True):
+        _restore_step(record, step, span_id)
+    return record
 
 
-def _read(checkpoint: bytes | str) -> tuple[_Marks, Run]:
+def _parse(checkpoint: bytes | str) -> tuple[_Header, Run]:
     text = checkpoint if isinstance(checkpoint, str) else checkpoint.decode()
     start = skip_space(text, 0)
     if text[start : start + 1] != "{" or skip_space(text, end_of_value(text, start)) != len(text):
         raise ValueError("expected one JSON object")
-    told = {member.key: member for member in members(text, start)}
-    document = told.pop("document", None)
+    by_key = {member.key: member for member in members(text, start)}
+    document = by_key.pop("document", None)
     if document is None:
         raise ValueError("it has no document")
-    marks = [_member_text(told[key]) for key in _MARKS if key in told]
+    header = [_member_text(by_key[key]) for key in _HEADER_MEMBERS if key in by_key]
     return (
-        msgspec.json.decode("{" + ",".join(marks) + "}", type=_Marks),
+        msgspec.json.decode("{" + ",".join(header) + "}", type=_Header),
         Run.from_json(document.value_text, where="checkpoint"),
     )
-
-
-_MARKS: Final = [field.encode_name for field in msgspec.structs.fields(_Marks)]
 
 
 def _member_text(member: Member) -> str:
@@ -106,43 +114,43 @@ def _member_text(member: Member) -> str:
 def _restore_step(run: RunRecord, step: Step, span_id: bytes) -> None:
     status = step.status if type(step.status) is str else "pending"
     if status in TERMINAL_STEP_STATUSES:
-        run.add_finished(StepRecord(step.id, _text(step.name), _text(step.type), span_id, status=status, done=step))
+        run.add_ended_step(StepRecord(step.id, _text(step.name), _text(step.type), span_id, status=status, final=step))
         return
-    made = run.add_step(step.id, _text(step.name), _text(step.type), planned=True)
-    made.status, made.started = status, _ns(step.started_at)
-    made.attempt = int(bytes(step.attempt)) if isinstance(step.attempt, Raw) else 0
-    made.input, made.error, made.retry_policy = _bytes(step.input), _bytes(step.error), _bytes(step.retry_policy)
-    output = _bytes(step.output)
-    made.output = None if output is None else Payload(output)
-    made.extra, made.attempts = _without_attempts(step.extra)
+    record = run.add_step(step.id, _text(step.name), _text(step.type), planned=True)
+    record.status, record.started_at = status, _parse_time(step.started_at)
+    record.attempt = int(bytes(step.attempt)) if isinstance(step.attempt, Raw) else 0
+    record.input, record.error, record.retry_policy = _json(step.input), _json(step.error), _json(step.retry_policy)
+    output = _json(step.output)
+    record.output = None if output is None else Payload(output)
+    record.extra, record.attempts = _split_attempts(step.extra)
 
 
-def _without_attempts(extra: bytes) -> tuple[bytes, list[Attempt]]:
-    """The unknown members of a step that goes on, as they were, and its attempts, which were among them."""
+def _split_attempts(extra: bytes) -> tuple[bytes, list[Attempt]]:
+    """Return the extra members of an open step without its attempts, which are among them, and the attempts."""
     if not extra:
         return b"", []
-    rest: list[str] = []
+    others: list[str] = []
     attempts: list[Attempt] = []
     for member in members("{" + extra.decode() + "}", 0):
         if member.key != "attempts":
-            rest.append(_member_text(member))
+            others.append(_member_text(member))
         elif member.value_text.startswith("["):
-            listed = elements(member.value_text, 0)
-            attempts = [_attempt(told.value_text, position) for position, told in enumerate(listed, 1)]
-    return ",".join(rest).encode(), attempts
+            texts = [element.value_text for element in elements(member.value_text, 0)]
+            attempts = [_restore_attempt(text, number) for number, text in enumerate(texts, 1)]
+    return ",".join(others).encode(), attempts
 
 
-def _attempt(text: str, position: int) -> Attempt:
-    told = {member.key: member.value_text for member in members(text, 0)} if text.startswith("{") else {}
-    started = _ns(_string(told.get("startedAt"))) or 0
-    ended = _ns(_string(told.get("completedAt")))
-    error = told.get("error")
+def _restore_attempt(text: str, number: int) -> Attempt:
+    by_key = {member.key: member.value_text for member in members(text, 0)} if text.startswith("{") else {}
+    started_at = _parse_time(_string(by_key.get("startedAt"))) or 0
+    ended_at = _parse_time(_string(by_key.get("completedAt")))
+    error = by_key.get("error")
     return Attempt(
-        position,
-        started,
-        started if ended is None else ended,
-        # Whoever was at work on an attempt without an end is gone.
-        "failed" if ended is None else _string(told.get("status")),
+        number,
+        started_at,
+        started_at if ended_at is None else ended_at,
+        # The process that worked on an attempt without an end is gone.
+        "failed" if ended_at is None else _string(by_key.get("status")),
         None if error is None else error.encode(),
     )
 
@@ -155,9 +163,9 @@ def _text(value: object) -> str | UnsetType:
     return value if type(value) is str else UNSET
 
 
-def _ns(value: object) -> int | None:
+def _parse_time(value: object) -> int | None:
     return parse_ns(value) if type(value) is str else None
 
 
-def _bytes(value: object) -> bytes | None:
+def _json(value: object) -> bytes | None:
     return bytes(value) if isinstance(value, Raw) else None

@@ -1,7 +1,4 @@
-"""Where a recorder sends to and as whom, from arguments and OpenTelemetry's variables; the environment is passed in.
-
-``Pace``: when a recorder sends, and how much it holds back meanwhile.
-"""
+"""The configuration of a recorder: when it exports, where to, and as which resource. The environment is an argument."""
 
 from __future__ import annotations
 
@@ -14,28 +11,28 @@ from runspan.errors import SettingError
 from runspan.otlp.env import read_attributes, validate_text
 from runspan.otlp.protobuf_writer import Resource
 
+API_KEY: Final = "RUNSPAN_API_KEY"
+"""The variable with the API key of a runspan server; ``runspan export`` reads it too."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """When to send, in seconds, and how much to hold.
+    """When a recorder exports, and how much it holds while the receiver accepts nothing. Times are seconds."""
 
-    settle: from a change to its snapshot, and between two snapshots of a run at least; of a run that is older than
-    50 times that, a fiftieth of its age, but a change of its status comes through and none waits longer than a
-    heartbeat. heartbeat: between snapshots of a run that does not change. retry_first, retry_longest: bounds of the
-    backoff while the receiver takes nothing. max_held_bytes: of ended runs that it lacks, beside those that are just
-    being sent, a few of them at a time. max_foreign: spans of other instrumentation that it lacks.
-    """
-
-    settle: float = 0.1
-    heartbeat: float = 30.0
-    retry_first: float = 0.5
-    retry_longest: float = 30.0
-    max_held_bytes: int = 64 << 20
-    max_foreign: int = 8192
-
-
-API_KEY: Final = "RUNSPAN_API_KEY"
-"""The variable with the API key of a runspan server, as ``runspan export`` has it too."""
+    snapshot_delay: float = 0.1
+    """From a change to its snapshot, and the least time between two snapshots of a run. A run that is older than 50
+    times this delay is sent at intervals of a fiftieth of its age, up to ``heartbeat_interval``; a change of its status
+    does not wait for that."""
+    heartbeat_interval: float = 30.0
+    """Between two snapshots of a run that does not change."""
+    retry_initial_delay: float = 0.5
+    """The first delay of the exponential backoff."""
+    retry_max_delay: float = 30.0
+    """The longest delay of the exponential backoff."""
+    max_pending_bytes: int = 64 << 20
+    """Memory for ended runs that the receiver lacks. The few that are being sent are not included."""
+    max_foreign_spans: int = 8192
+    """How many spans of other instrumentation wait to be sent."""
 
 
 def exporter_config_from(
@@ -45,7 +42,10 @@ def exporter_config_from(
     headers: Mapping[str, str] | None,
     timeout: float | None,
 ) -> ExporterConfig:
-    """SettingError when nothing says where to send to: a default would hide that the environment was not passed in."""
+    """Return where to send to; arguments take precedence over variables.
+
+    SettingError without endpoint and environment: a default would hide that the environment was not passed in.
+    """
     if endpoint is None and environ is None:
         raise SettingError(
             where="Recorder",
@@ -65,15 +65,18 @@ def exporter_config_from(
 def resource_of(
     environ: Mapping[str, str] | None, service_name: str | None, attributes: Mapping[str, str] | None
 ) -> Resource:
-    """Arguments go before ``OTEL_SERVICE_NAME``, and that before ``OTEL_RESOURCE_ATTRIBUTES``. SettingError when one is
-    no text that UTF-8 can carry."""
+    """Return the resource; arguments take precedence over ``OTEL_SERVICE_NAME``, and that over
+    ``OTEL_RESOURCE_ATTRIBUTES``.
+
+    SettingError when a name or a value is not text that UTF-8 can encode.
+    """
     env = environ or {}
-    found = read_attributes(env.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    merged = read_attributes(env.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     for key, value in (attributes or {}).items():
         if not (isinstance(key, str) and isinstance(value, str)):
             raise SettingError(where="resource_attributes", expected="text", got=f"{key!r}: {value!r}")
-        found[validate_text("resource_attributes", key)] = validate_text("resource_attributes", value)
-    own = found.pop("service.name", "")
-    named = validate_text("service_name", service_name or "")
-    named = named or validate_text("OTEL_SERVICE_NAME", env.get("OTEL_SERVICE_NAME", "").strip())
-    return Resource(named or own or "runspan", found)
+        merged[validate_text("resource_attributes", key)] = validate_text("resource_attributes", value)
+    name_attribute = merged.pop("service.name", "")
+    name = validate_text("service_name", service_name or "")
+    name = name or validate_text("OTEL_SERVICE_NAME", env.get("OTEL_SERVICE_NAME", "").strip())
+    return Resource(name or name_attribute or "runspan", merged)

@@ -1,14 +1,14 @@
-"""What is current while a run or step is at work: OpenTelemetry's context, below which other people's spans nest.
+"""The run and step that are current in OpenTelemetry's context, and how they propagate to and from other services.
 
-Into called services and out of callers: W3C trace context, and the run's id as baggage.
+While a run, a step or an attempt is active, its span is the current one, so that spans of other instrumentation nest
+below it. Other services get W3C trace context, and the run's id as baggage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from opentelemetry import baggage
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -18,125 +18,112 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from runspan.recorder.state import RunSession
 
-RUN_BAGGAGE: Final = "runspan.run.id"
-"""The baggage entry that carries the run's id into called services."""
+RUN_ID_BAGGAGE: Final = "runspan.run.id"
+"""The baggage entry that carries the run's id to other services."""
 
-_SCOPE: Final = create_key("runspan-scope")
+_ACTIVE_SPAN: Final = create_key("runspan-active-span")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+_TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
+_BAGGAGE: Final = W3CBaggagePropagator()
 
 
 class ActiveSpan:
-    """A run, or a step or attempt of it, that is current. recording: what tells of it. previous: the context before."""
+    """The span of a run, a step or an attempt while it is current."""
 
-    __slots__ = ("context", "left", "live", "previous", "recording")
+    __slots__ = ("context", "has_ended", "previous", "recording", "session")
 
-    def __init__(self, live: RunSession, recording: object, previous: Context) -> None:
-        self.live = live
+    def __init__(self, session: RunSession, recording: object, previous: Context) -> None:
+        self.session = session
         self.recording = recording
+        """The ``RunRecording`` or ``StepRecording`` that made it active."""
         self.previous = previous
+        """The context before."""
         self.context = previous
-        self.left = False
+        """The context in which it is current."""
+        self.has_ended = False
 
 
-def activate(live: RunSession, recording: object, span_id: bytes) -> ActiveSpan:
-    """Makes a span of the run current in this thread or task. The span is not written by whoever is inside it."""
-    previous = get_current()
-    scope = ActiveSpan(live, recording, previous)
-    span = SpanContext(int.from_bytes(live.record.trace_id, "big"), int.from_bytes(span_id, "big"), False, _SAMPLED)
-    context = set_span_in_context(NonRecordingSpan(span), previous)
-    around = previous.get(_SCOPE)
-    if not (isinstance(around, ActiveSpan) and around.live is live):
-        context = baggage.set_baggage(RUN_BAGGAGE, live.record.id, context)
-    scope.context = set_value(_SCOPE, scope, context)
-    attach(scope.context)
-    return scope
+def activate(session: RunSession, recording: object, span_id: bytes) -> ActiveSpan:
+    """Make a span of the run current in this thread or task.
 
-
-def deactivate(scope: ActiveSpan) -> None:
-    """Makes current again what was before.
-
-    Generators, and blocks that end in another order than they began, leave scopes while another one is current, or in
-    another task: then nothing changes there, and the last one that ends takes the ended ones below it away.
+    Only its ids are in the context: the span itself is written by the recorder when it has ended.
     """
-    scope.left = True
-    context = found = get_current()
-    while isinstance(top := context.get(_SCOPE), ActiveSpan) and top.left and context is top.context:
+    previous = get_current()
+    active_span = ActiveSpan(session, recording, previous)
+    trace_id = int.from_bytes(session.record.trace_id, "big")
+    span = NonRecordingSpan(SpanContext(trace_id, int.from_bytes(span_id, "big"), False, _SAMPLED))
+    context = set_span_in_context(span, previous)
+    outer = previous.get(_ACTIVE_SPAN)
+    if not (isinstance(outer, ActiveSpan) and outer.session is session):
+        context = baggage.set_baggage(RUN_ID_BAGGAGE, session.record.id, context)
+    active_span.context = set_value(_ACTIVE_SPAN, active_span, context)
+    attach(active_span.context)
+    return active_span
+
+
+def deactivate(active_span: ActiveSpan) -> None:
+    """Restore the context before.
+
+    Generators, and blocks that end in another order than they began, end while another span is current, or in another
+    task. The context stays as it is then, and the last one to end removes the ended ones below it.
+    """
+    active_span.has_ended = True
+    current = context = get_current()
+    while isinstance(top := context.get(_ACTIVE_SPAN), ActiveSpan) and top.has_ended and context is top.context:
         context = top.previous
-    if context is not found:
+    if context is not current:
         attach(context)
 
 
 @contextmanager
-def active(live: RunSession, recording: object, span_id: bytes) -> Iterator[None]:
-    """Current for a block, whatever begins and ends elsewhere."""
-    scope = activate(live, recording, span_id)
+def active(session: RunSession, recording: object, span_id: bytes) -> Iterator[None]:
+    """Make a span of the run current for a block."""
+    active_span = activate(session, recording, span_id)
     try:
         yield
     finally:
-        deactivate(scope)
+        deactivate(active_span)
 
 
 def active_spans() -> Iterator[ActiveSpan]:
-    """The scopes of this thread or task, the innermost first."""
+    """Return the active spans of this thread or task, innermost first."""
     context = get_current()
-    while isinstance(found := context.get(_SCOPE), ActiveSpan):
-        yield found
-        context = found.previous
-
-
-class SyncAsyncContextManager:
-    """A context manager that is an asynchronous one too: beginning and ending never wait."""
-
-    def __enter__(self) -> Self:
-        raise NotImplementedError
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        raise NotImplementedError
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
-
-
-_TRACE: Final = TraceContextTextMapPropagator()
-_BAGGAGE: Final = W3CBaggagePropagator()
+    while isinstance(active_span := context.get(_ACTIVE_SPAN), ActiveSpan):
+        yield active_span
+        context = active_span.previous
 
 
 class CallerContext(NamedTuple):
-    """Who started a run. traceparent: in W3C form, or "". run_id: of the run that called, or ""."""
+    """What started a run."""
 
     traceparent: str = ""
+    """The caller's span in W3C form; "" when there is none."""
     run_id: str = ""
+    """The run that called; "" when there is none."""
 
 
 def outgoing_headers(headers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The headers with ``traceparent`` and ``baggage`` of what is current, for a call to another service."""
+    """Return the headers with ``traceparent`` and ``baggage`` of the current context, for a call to another service."""
     carrier = dict(headers or {})
-    _TRACE.inject(carrier)
+    _TRACE_CONTEXT.inject(carrier)
     _BAGGAGE.inject(carrier)
     return carrier
 
 
 def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> CallerContext:
-    """Who called, by the headers of a request, or without any by what is current. trace_id: of the run that begins.
+    """Return what started a run: according to the headers of a request, or without any to the current context.
 
-    A caller inside the run's own trace is none: the run span never links into its own trace.
+    trace_id: of the run that begins. A span of the same trace is no caller: no run span links into its own trace.
     """
-    context = get_current() if headers is None else _extracted(headers)
-    run_id = baggage.get_baggage(RUN_BAGGAGE, context)
-    found = run_id if isinstance(run_id, str) else ""
+    context = get_current() if headers is None else _extract(headers)
+    value = baggage.get_baggage(RUN_ID_BAGGAGE, context)
+    run_id = value if isinstance(value, str) else ""
     span = get_current_span(context).get_span_context()
     if not span.is_valid or span.trace_id == int.from_bytes(trace_id, "big"):
-        return CallerContext("", found)
-    return CallerContext(f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", found)
+        return CallerContext("", run_id)
+    return CallerContext(f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", run_id)
 
 
-def _extracted(headers: Mapping[str, str]) -> Context:
-    lowered = {key.lower(): value for key, value in headers.items()}
-    return _BAGGAGE.extract(lowered, _TRACE.extract(lowered, Context()))
+def _extract(headers: Mapping[str, str]) -> Context:
+    lowercase = {key.lower(): value for key, value in headers.items()}
+    return _BAGGAGE.extract(lowercase, _TRACE_CONTEXT.extract(lowercase, Context()))

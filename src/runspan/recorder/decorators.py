@@ -1,66 +1,64 @@
-"""Functions recorded call by call: plain, coroutine, generator and asynchronous generator functions."""
+"""Record each call of a function: of a plain, coroutine, generator or asynchronous generator function."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol, TypeVar, cast
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+if TYPE_CHECKING:
+    from runspan.recorder.recording import RunRecording, StepRecording
+
+    Recording: TypeAlias = RunRecording | StepRecording
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Recording(Protocol):
-    """A run or a step."""
+def record_calls(function: F, make: Callable[[], Recording], capture_input: bool, capture_output: bool) -> F:
+    """Return a wrapper of the function that records each call.
 
-    def __enter__(self) -> Any: ...
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None: ...
-    def start(self) -> Any: ...
-    def active(self) -> AbstractContextManager[Any]: ...
-    def set_input(self, value: object) -> Any: ...
-    def returned(self, value: object) -> None: ...
-
-
-def record_calls(function: F, make: Callable[[], Recording], takes_input: bool, takes_output: bool) -> F:
-    """The function, each call of it a recording of its own. make: the recording of one call."""
-    calls = _CallWrappers(function, make, takes_input, takes_output)
+    make: makes the recording of one call.
+    capture_input, capture_output: whether to record the arguments and the result.
+    """
+    wrappers = _CallWrappers(function, make, capture_input, capture_output)
     if inspect.isasyncgenfunction(function):
-        return cast("F", calls.async_generator())
+        return cast("F", wrappers.async_generator())
     if inspect.isgeneratorfunction(function):
-        return cast("F", calls.generator())
+        return cast("F", wrappers.generator())
     if inspect.iscoroutinefunction(function):
-        return cast("F", calls.coroutine())
-    return cast("F", calls.plain())
+        return cast("F", wrappers.coroutine())
+    return cast("F", wrappers.plain())
 
 
 class _CallWrappers:
-    """Wrappers of a function, one for each kind."""
+    """Makes the wrapper of a function, for each kind of function."""
 
     def __init__(
-        self, function: Callable[..., Any], make: Callable[[], Recording], takes_input: bool, takes_output: bool
+        self, function: Callable[..., Any], make: Callable[[], Recording], capture_input: bool, capture_output: bool
     ) -> None:
         self.function = function
         self.make = make
-        self.arguments = _arguments(function) if takes_input else None
-        self.takes_output = takes_output
+        self.get_arguments = _arguments_getter(function) if capture_input else None
+        self.capture_output = capture_output
 
-    def begun(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = None if self.arguments is None else self.arguments(args, kwargs)
-        if given is not None:
-            recording.set_input(given)
+    def set_input(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = None if self.get_arguments is None else self.get_arguments(args, kwargs)
+        if arguments is not None:
+            recording.set_input(arguments)
 
-    def returned(self, recording: Recording, result: object) -> None:
-        if self.takes_output and result is not None:
-            recording.returned(result)
+    def set_result(self, recording: Recording, result: object) -> None:
+        if self.capture_output and result is not None:
+            recording.set_result(result)
 
     def plain(self) -> Callable[..., Any]:
         @functools.wraps(self.function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with self.make() as recording:
-                self.begun(recording, args, kwargs)
+                self.set_input(recording, args, kwargs)
                 result = self.function(*args, **kwargs)
-                self.returned(recording, result)
+                self.set_result(recording, result)
                 return result
 
         return wrapper
@@ -69,9 +67,9 @@ class _CallWrappers:
         @functools.wraps(self.function)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             with self.make() as recording:
-                self.begun(recording, args, kwargs)
+                self.set_input(recording, args, kwargs)
                 result = await self.function(*args, **kwargs)
-                self.returned(recording, result)
+                self.set_result(recording, result)
                 return result
 
         return wrapper
@@ -79,8 +77,8 @@ class _CallWrappers:
     def generator(self) -> Callable[..., Any]:
         @functools.wraps(self.function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _lasting(self.make()) as recording:
-                self.begun(recording, args, kwargs)
+            with _started(self.make()) as recording:
+                self.set_input(recording, args, kwargs)
                 inner = self.function(*args, **kwargs)
                 send: Any = functools.partial(next, inner)
                 while True:
@@ -88,7 +86,7 @@ class _CallWrappers:
                         with recording.active():
                             item = send()
                     except StopIteration as stop:
-                        self.returned(recording, stop.value)
+                        self.set_result(recording, stop.value)
                         return stop.value
                     try:
                         sent = yield item
@@ -106,8 +104,8 @@ class _CallWrappers:
     def async_generator(self) -> Callable[..., Any]:
         @functools.wraps(self.function)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _lasting(self.make()) as recording:
-                self.begun(recording, args, kwargs)
+            with _started(self.make()) as recording:
+                self.set_input(recording, args, kwargs)
                 inner = self.function(*args, **kwargs)
                 send: Any = inner.__anext__
                 while True:
@@ -131,31 +129,34 @@ class _CallWrappers:
 
 
 @contextmanager
-def _lasting(recording: Recording) -> Iterator[Recording]:
-    """Begun and ended with the block, and current nowhere in it."""
+def _started(recording: Recording) -> Iterator[Recording]:
+    """Begin and end a recording with the block, without making it current."""
     recording.start()
     with ExitStack() as stack:
         stack.push(recording.__exit__)
         yield recording
 
 
-def _arguments(
+def _arguments_getter(
     function: Callable[..., Any],
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] | None:
-    """What gives a call's arguments by their names, without ``self`` and ``cls``."""
+    """Return a function that maps the arguments of a call to their names, without ``self`` and ``cls``.
+
+    None when the function has no signature. The returned function returns None for arguments that do not match it.
+    """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return None
-    bound = next(iter(signature.parameters), "") in ("self", "cls")
+    is_method = next(iter(signature.parameters), "") in ("self", "cls")
 
-    def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    def get_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            found = dict(signature.bind(*args, **kwargs).arguments)
+            arguments = dict(signature.bind(*args, **kwargs).arguments)
         except TypeError:
-            return None  # the call itself will say so
-        if bound:
-            found.pop(next(iter(found), ""), None)
-        return found
+            return None  # the call itself raises the same error
+        if is_method:
+            arguments.pop(next(iter(arguments), ""), None)
+        return arguments
 
-    return named
+    return get_arguments

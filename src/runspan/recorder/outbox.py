@@ -1,352 +1,495 @@
-"""``Outbox``: which runs the receiver lacks something of, and when the next of them is to be sent.
+"""``Outbox``: what the receiver lacks of each run, when it is to be sent next, and counts of what happened.
 
-An engine's thread only marks a run as changed. What is sent is read from the run when its turn comes, so a slow
-receiver gets fewer snapshots, never a queue of old ones; and a step stays to be sent until the receiver took it.
+An engine's thread only marks a run as changed. What is sent is read from the run when it is due, so a slow receiver
+gets fewer snapshots and never a queue of old ones; and a step is sent until the receiver has acknowledged it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from runspan.codec.encode import RunEncoder
+from runspan.codec.fields import OPEN_STEP_MARK, STEP_TABLE
+from runspan.codec.semconv import Usage
+from runspan.codec.span_templates import step_template
+from runspan.model.document import step_text
+from runspan.model.run import Run
+from runspan.model.span import Span
 from runspan.recorder.config import ExportConfig
-from runspan.recorder.delta import RunExportState
 from runspan.recorder.state import RunSession
-from runspan.recorder.stats import Counters
 
-ROUND: Final = 256
-"""Runs read for one round of sending."""
-ROUND_BYTES: Final = 8 << 20
-"""Of ended runs in one round, about: while it lasts, each byte of it is there several times."""
-FOREIGN_ROUND: Final = 512
+MAX_ROUND_RUNS: Final = 256
+"""Runs that are read for one round of sending."""
+MAX_ROUND_BYTES: Final = 8 << 20
+"""Approximate bytes of ended runs in one round: while it lasts, memory holds each of them several times."""
+MAX_ROUND_FOREIGN_SPANS: Final = 512
 """Spans of other instrumentation in one request."""
-_SHARE: Final = 0.02
-"""Of a run's age: the least pause between two snapshots of it, so that their number grows with the logarithm."""
-_TOO_MUCH: Final = "too much waits"
+_SNAPSHOT_INTERVAL_PER_AGE: Final = 0.02
+"""The least interval between two snapshots of a run, as a fraction of its age: their number grows with the logarithm of
+the age."""
+_OVER_LIMIT: Final = "too many ended runs are waiting"
 _NEVER: Final = float("inf")
-_AT_WORK: Final = float("-inf")
+_NOT_WAITING: Final = float("-inf")
+
+
+class Counters:
+    """Counts of what happened.
+
+    Every method may be called from several threads, and from a signal handler: all locks of a recorder are reentrant.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
+        self.last_error = ""
+        """Why the latest request failed; "" when it did not."""
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Increment a count. name: a count of ``RecorderReport``."""
+        with self._lock:
+            self._counts[name] += amount
+
+    def add_dropped_run(self, dead_lettered: bool) -> None:
+        """Count a run that is given up; both counts at once, so that no report has one without the other."""
+        with self._lock:
+            self._counts["runs_dropped"] += 1
+            self._counts["runs_dead_lettered"] += dead_lettered
+
+    def collect(self) -> dict[str, int]:
+        """Return the counts by their names in ``RecorderReport``."""
+        with self._lock:
+            return dict(self._counts)
+
+    def after_fork(self) -> None:
+        """Reset, in a forked child: a thread of the parent may have held the lock."""
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass(slots=True)
+class RunDelta:
+    """The spans of one run that are to be sent."""
+
+    state: RunExportState
+    run: Run
+    spans: list[Span]
+    """The revision span is last."""
+    is_final: bool
+    """Whether the run changes no more in this process, so that this is all of it."""
+
+    def ack(self) -> None:
+        """Note that the receiver has the spans."""
+        self.state.acked_span_ids.update([span.span_id for span in self.spans[:-1]])
+
+
+@dataclass(slots=True, eq=False)
+class RunExportState:
+    """How far one run has been exported. Times are monotonic seconds."""
+
+    session: RunSession
+    registered_at: float
+    acked_span_ids: set[bytes] = field(default_factory=set)
+    """The spans that the receiver has."""
+    changed_at: float | None = None
+    """When the run first changed since it was last read; None when it did not."""
+    is_urgent: bool = True
+    """Whether that was a change of the run's own status."""
+    acked_at: float | None = None
+    """When the receiver last acknowledged a revision."""
+    not_before: float = 0.0
+    """When the next try is allowed."""
+    failures: int = 0
+    """Consecutive tries that failed."""
+    size: int = 0
+    """Approximate bytes of the run, once it has ended."""
+    has_rejected_spans: bool = False
+    """Whether the receiver accepted the run without some of its spans."""
+    usages: dict[bytes, list[Usage]] = field(default_factory=dict)
+    """The token usage of the agent steps that were sent, by span id."""
+
+    def build_delta(self, now: int, exception_events: bool) -> RunDelta:
+        """Return the spans of ``codec.encode`` that the receiver lacks.
+
+        Steps that it has are not encoded again: a snapshot costs as much as is new in it.
+
+        now: nanoseconds since 1970, the time of observation.
+        """
+        record = self.session.record
+        run, step_ids, revision, is_final = record.snapshot(now)
+        encoder = RunEncoder(run, record.tenant, exception_events=exception_events)
+        usages = encoder.step_parts.usages
+        spans: list[Span] = []
+        manifest: list[str] = []
+        open_steps: list[bytes] = []
+        for step, span_id in zip(run.steps, step_ids, strict=True):
+            template = step_template(STEP_TABLE.get_labels(step))
+            if template.finished:
+                manifest.append(span_id.hex())
+                if span_id in self.acked_span_ids:
+                    usages += self.usages.get(span_id, ())
+                    continue
+                before = len(usages)
+                spans.append(encoder.step_span(step, span_id, template))
+                if template.is_agent:
+                    self.usages[span_id] = usages[before:]
+            else:
+                manifest.append(OPEN_STEP_MARK)
+                open_steps.append(step_text(step))
+            if step.extra:
+                # The attempts of an open step are children of a span that is not written yet, but whose id is known.
+                attempts = encoder.attempt_spans(step, span_id, template)
+                spans += [span for span in attempts if span.span_id not in self.acked_span_ids]
+        spans.append(encoder.revision_span("".join(manifest), open_steps, revision))
+        return RunDelta(self, run, spans, is_final)
 
 
 class Outbox:
-    """monotonic: seconds. on_first: called when there is something to send. on_dropped: called for a run that is given
-    up here, with the reason. disabled: takes nothing from the beginning, and nothing is missed."""
+    """The runs that have not ended, or of which the receiver lacks something, and spans of other instrumentation.
+
+    A round of sending is ``get_due``, then ``ack``, ``retry_later`` or ``forget`` for each run, then ``finish_round``.
+    """
 
     def __init__(
         self,
-        counts: Counters,
-        pace: ExportConfig,
+        counters: Counters,
+        config: ExportConfig,
         monotonic: Callable[[], float],
-        on_first: Callable[[], None],
+        on_work: Callable[[], None],
         on_dropped: Callable[[RunExportState, str], None],
         *,
         disabled: bool = False,
     ) -> None:
-        self.pace = pace
-        self._counts = counts
+        """monotonic: returns seconds.
+
+        on_work: called when there is something to send.
+        on_dropped: called for a run that is given up here, with the reason.
+        disabled: accept nothing, and count nothing as dropped.
+        """
+        self.config = config
+        self._counters = counters
         self._monotonic = monotonic
-        self._on_first = on_first
+        self._on_work = on_work
         self._on_dropped = on_dropped
-        self._changed = threading.Condition()
-        self._posts: dict[RunSession, RunExportState] = {}
-        """Every run that has not ended, or that the receiver lacks something of."""
+        self._condition = threading.Condition()
+        self._states: dict[RunSession, RunExportState] = {}
+        """Every run that has not ended, or of which the receiver lacks something."""
         self._dirty: dict[RunSession, RunExportState] = {}
-        """Those that changed since they were read."""
-        self._quiet: OrderedDict[RunSession, RunExportState] = OrderedDict()
-        """Those that the receiver has as they stand, the one that was sent longest ago first."""
-        self._sending: dict[RunSession, RunExportState] = {}
+        """Runs that changed since they were read."""
+        self._idle: OrderedDict[RunSession, RunExportState] = OrderedDict()
+        """Runs whose current state the receiver has, the one that was acknowledged longest ago first."""
+        self._in_flight: dict[RunSession, RunExportState] = {}
         self._foreign: deque[ReadableSpan] = deque()
         self._foreign_since = 0.0
-        self._sending_foreign = 0
-        self._held = 0
+        self._foreign_in_flight = 0
+        self._pending_bytes = 0
         self._last_ended: RunExportState | None = None
-        self._hurry = 0
+        self._flushes = 0
+        """How many calls of ``flush`` are waiting."""
         self._not_before = 0.0
-        self._wake_at = _AT_WORK
+        self._wakes_at = _NOT_WAITING
+        """Until when the sending thread waits."""
         self._disabled = disabled
         self.closed = disabled
 
-    # What engines' threads do.
+    # Called by the engine's threads.
 
-    def register(self, live: RunSession) -> None:
-        """Knows the run from now on; calling it again changes nothing."""
-        with self._changed:
-            if live in self._posts or self._disabled:
+    def register(self, session: RunSession) -> None:
+        """Export the run from now on. Idempotent."""
+        with self._condition:
+            if session in self._states or self._disabled:
                 return
-            # After ``close`` too: nothing is sent of it, and at its end that is told.
-            self._posts[live] = RunExportState(live, self._monotonic())
-            self._counts.add("runs_started")
+            # After ``close`` too: nothing of the run is sent then, but its end is counted.
+            self._states[session] = RunExportState(session, self._monotonic())
+            self._counters.add("runs_started")
             closed = self.closed
         if not closed:
-            self._on_first()
-        self.mark_dirty(live, True)
+            self._on_work()
+        self.mark_dirty(session, True)
 
-    def mark_dirty(self, live: RunSession, urgent: bool) -> None:
-        """The run has changed. urgent: its own status has."""
-        post = self._posts.get(live)
-        ended = urgent and live.record.ended_already
-        last = ended or (urgent and live.record.released)
-        if post is None or (post.changed is not None and not last and (post.urgent or not urgent)):
-            return  # it is to be read anyway
-        with self._changed:
-            if post.changed is None:
-                post.changed = self._monotonic()
-            post.urgent = post.urgent or urgent
-            if last:
-                post.not_before = 0.0  # whatever was put off or refused, this is another thing, and the last
-            self._dirty[live] = post
-            self._quiet.pop(live, None)
-            if self._due(post) < self._wake_at:
-                self._changed.notify_all()
-        if ended:
-            self._enforce_limit(post)
+    def mark_dirty(self, session: RunSession, is_urgent: bool) -> None:
+        """Note that the run has changed. is_urgent: its own status has."""
+        state = self._states.get(session)
+        has_ended = is_urgent and session.record.has_ended
+        is_final = has_ended or (is_urgent and session.record.released)
+        if state is None or (state.changed_at is not None and not is_final and (state.is_urgent or not is_urgent)):
+            return  # it is going to be read anyway
+        with self._condition:
+            if state.changed_at is None:
+                state.changed_at = self._monotonic()
+            state.is_urgent = state.is_urgent or is_urgent
+            if is_final:
+                state.not_before = 0.0  # the final state does not wait until an earlier one may be retried
+            self._dirty[session] = state
+            self._idle.pop(session, None)
+            if self._due_at(state) < self._wakes_at:
+                self._condition.notify_all()
+        if has_ended:
+            self._add_ended(state)
 
-    def _enforce_limit(self, ended: RunExportState) -> None:
-        """Drops ended runs, the oldest first, while they are more than may be held; after ``close`` the run itself."""
-        size = ended.live.record.size()
-        with self._changed:
+    def _add_ended(self, ended: RunExportState) -> None:
+        """Count an ended run as pending, and enforce the limit; after ``close`` drop the run itself."""
+        size = ended.session.record.estimated_size()
+        with self._condition:
             if ended.size:
                 return
             ended.size = size
-            self._held += size
-            self._counts.add("runs_ended")
+            self._pending_bytes += size
+            self._counters.add("runs_ended")
             self._last_ended = ended
             if self.closed:
                 self._forget(ended)
-            dropped, reason = (
-                ([ended], "it ended after the shutdown") if self.closed else (self._evict_over_limit(), _TOO_MUCH)
-            )
-        for post in dropped:
-            self._on_dropped(post, reason)
+                dropped, reason = [ended], "it ended after the shutdown"
+            else:
+                dropped, reason = self._evict_over_limit(), _OVER_LIMIT
+        for state in dropped:
+            self._on_dropped(state, reason)
 
     def _evict_over_limit(self) -> list[RunExportState]:
-        """Forgets ended runs, the oldest first, while they are more than may be held. Under the lock."""
-        over = self._held - self.pace.max_held_bytes
+        """Forget the oldest ended runs while they take more memory than is allowed. Call it under the lock."""
+        excess = self._pending_bytes - self.config.max_pending_bytes
         dropped: list[RunExportState] = []
-        if over > 0:
-            # What is on its way may arrive, and what has just ended was not tried yet.
-            over -= sum([post.size for live, post in self._sending.items() if live in self._posts])
-            for live, post in self._posts.items():
-                if over <= 0:
+        if excess > 0:
+            # Runs in flight may be acknowledged, and the run that ended last has not been tried yet.
+            excess -= sum([state.size for session, state in self._in_flight.items() if session in self._states])
+            for session, state in self._states.items():
+                if excess <= 0:
                     break
-                if post.size and post is not self._last_ended and live not in self._sending:
-                    over -= post.size
-                    dropped.append(post)
-            for post in dropped:
-                self._forget(post)
+                if state.size and state is not self._last_ended and session not in self._in_flight:
+                    excess -= state.size
+                    dropped.append(state)
+            for state in dropped:
+                self._forget(state)
         return dropped
 
-    def add_foreign(self, span: ReadableSpan) -> None:
-        """A span of other instrumentation; dropped, and counted, when too many wait."""
-        with self._changed:
-            if len(self._foreign) >= self.pace.max_foreign or self.closed:
-                self._counts.add("foreign_dropped")
+    def add_foreign_span(self, span: ReadableSpan) -> None:
+        """Add a span of other instrumentation. It is dropped and counted when too many are waiting."""
+        with self._condition:
+            if len(self._foreign) >= self.config.max_foreign_spans or self.closed:
+                self._counters.add("foreign_spans_dropped")
                 return
             self._foreign.append(span)
             if len(self._foreign) == 1:
                 self._foreign_since = self._monotonic()
-            if self._foreign_due() < self._wake_at:
-                self._changed.notify_all()
-        self._on_first()
+            if self._foreign_due_at() < self._wakes_at:
+                self._condition.notify_all()
+        self._on_work()
 
-    def flush(self, timeout: float, live: RunSession | None = None) -> bool:
-        """Waits until the receiver has everything, or one run, as it stands; False when it has not in time, or took a
-        run that has not been given up yet, or the one that was asked for, without some of its spans."""
+    def flush(self, timeout: float, session: RunSession | None = None) -> bool:
+        """Wait until the receiver has the current state of everything, or of one run.
+
+        Return False when it does not after ``timeout`` seconds, or when spans were rejected: of the given run, or of
+        any run that has not been given up yet.
+        """
         deadline = self._monotonic() + timeout
-        with self._changed:
-            self._hurry += 1
-            self._changed.notify_all()
+        with self._condition:
+            self._flushes += 1
+            self._condition.notify_all()
             try:
-                while self._is_pending(live):
-                    left = deadline - self._monotonic()
-                    if left <= 0 or self.closed:
+                while self._is_pending(session):
+                    remaining = deadline - self._monotonic()
+                    if remaining <= 0 or self.closed:
                         return False
-                    self._changed.wait(left)
-                return not self._is_incomplete(live)
+                    self._condition.wait(remaining)
+                return not self._is_incomplete(session)
             finally:
-                self._hurry -= 1
+                self._flushes -= 1
 
-    def _is_pending(self, live: RunSession | None) -> bool:
-        if live is not None:
-            return live in self._dirty or live in self._sending
-        return bool(self._dirty or self._sending or self._foreign or self._sending_foreign)
+    def _is_pending(self, session: RunSession | None) -> bool:
+        if session is not None:
+            return session in self._dirty or session in self._in_flight
+        return bool(self._dirty or self._in_flight or self._foreign or self._foreign_in_flight)
 
-    def _is_incomplete(self, live: RunSession | None) -> bool:
-        if live is None:
-            return any(post.damaged for post in self._posts.values())
-        return live.lost or (live in self._posts and self._posts[live].damaged)
+    def _is_incomplete(self, session: RunSession | None) -> bool:
+        if session is None:
+            return any(state.has_rejected_spans for state in self._states.values())
+        return session.dropped or (session in self._states and self._states[session].has_rejected_spans)
 
     def backlog(self) -> dict[str, int]:
-        """What the receiver lacks, for the report."""
-        with self._changed:
+        """Return what the receiver lacks, by the names of ``RecorderReport``."""
+        with self._condition:
             return {
-                "runs_waiting": len(self._dirty.keys() | self._sending.keys()),
-                "bytes_waiting": self._held,
-                "foreign_waiting": len(self._foreign) + self._sending_foreign,
+                "runs_pending": len(self._dirty.keys() | self._in_flight.keys()),
+                "bytes_pending": self._pending_bytes,
+                "foreign_spans_pending": len(self._foreign) + self._foreign_in_flight,
             }
 
     def disown(self) -> None:
-        """In a forked child: what the parent has in hand stays the parent's, whoever held its locks."""
-        for live in self._posts:
-            live.abandoned = True
-            live.record.lock = threading.RLock()
+        """Leave all runs to the parent, in a forked child. A thread of the parent may have held their locks."""
+        for session in self._states:
+            session.disowned = True
+            session.record.lock = threading.RLock()
 
-    # What the sender does.
+    # Called by the sending thread.
 
     def get_due(self) -> tuple[list[RunExportState], list[ReadableSpan]] | None:
-        """Waits for what is due, and gives it out; None when there will be no more."""
-        with self._changed:
+        """Wait for runs and spans that are due, and return them. Return None after ``close``."""
+        with self._condition:
             while not self.closed:
-                now = self._monotonic()
-                self._mark_heartbeats(now)
-                due = self._due_runs(now)
-                foreign: list[ReadableSpan] = []
-                if self._foreign and self._foreign_due() <= now:
-                    foreign = [self._foreign.popleft() for _ in range(min(len(self._foreign), FOREIGN_ROUND))]
-                if due or foreign:
-                    self._sending_foreign = len(foreign)
-                    for post in due:
-                        # It is read after this: what changes from here on is for the next time.
-                        post.changed, post.urgent = None, False
-                        del self._dirty[post.live]
-                        self._sending[post.live] = post
-                    return due, foreign
-                self._wake_at = self._next_due()
-                self._changed.wait(None if self._wake_at == _NEVER else max(0.0, self._wake_at - now))
-                self._wake_at = _AT_WORK
+                states, foreign = self.poll()
+                if states or foreign:
+                    return states, foreign
+                self._wakes_at = self._next_due_at()
+                delay = None if self._wakes_at == _NEVER else max(0.0, self._wakes_at - self._monotonic())
+                self._condition.wait(delay)
+                self._wakes_at = _NOT_WAITING
             return None
 
+    def poll(self) -> tuple[list[RunExportState], list[ReadableSpan]]:
+        """Return runs and spans that are due now. They are in flight until ``finish_round``."""
+        with self._condition:
+            now = self._monotonic()
+            self._mark_heartbeats(now)
+            states = self._due_runs(now)
+            for state in states:
+                # The run is read after this, so a later change is sent in another round.
+                state.changed_at, state.is_urgent = None, False
+                del self._dirty[state.session]
+                self._in_flight[state.session] = state
+            foreign: list[ReadableSpan] = []
+            if self._foreign and self._foreign_due_at() <= now:
+                count = min(len(self._foreign), MAX_ROUND_FOREIGN_SPANS)
+                foreign = [self._foreign.popleft() for _ in range(count)]
+                self._foreign_in_flight = count
+            return states, foreign
+
     def _due_runs(self, now: float) -> list[RunExportState]:
-        """The runs that are due, as many as are read at once."""
+        """Return the runs that are due, as many as fit into a round."""
         due: list[RunExportState] = []
         size = 0
-        for post in self._dirty.values():
-            if self._due(post) <= now:
-                due.append(post)
-                size += post.size
-                if len(due) >= ROUND or size >= ROUND_BYTES:
+        for state in self._dirty.values():
+            if self._due_at(state) <= now:
+                due.append(state)
+                size += state.size
+                if len(due) >= MAX_ROUND_RUNS or size >= MAX_ROUND_BYTES:
                     break
         return due
 
-    def ack(self, post: RunExportState, final: bool) -> None:
-        """The receiver has the run as it was read. final: it will not change again."""
-        with self._changed:
-            post.failures, post.not_before = 0, 0.0
-            if final:
-                self._forget(post)
+    def ack(self, state: RunExportState, is_final: bool) -> None:
+        """Note that the receiver has the run as it was read. is_final: the run will not change again."""
+        with self._condition:
+            state.failures, state.not_before = 0, 0.0
+            if is_final:
+                self._forget(state)
                 return
-            post.sent = self._monotonic()
-            if post.changed is None and post.live in self._posts:
-                self._quiet[post.live] = post
+            state.acked_at = self._monotonic()
+            if state.changed_at is None and state.session in self._states:
+                self._idle[state.session] = state
 
-    def retry_later(self, post: RunExportState, wait: float) -> None:
-        """The receiver does not have it; to be tried again after so many seconds, or at once when the run changed for
-        the last time while it was asked."""
+    def retry_later(self, state: RunExportState, delay: float) -> None:
+        """Try the run again after ``delay`` seconds, or at once when its final change came during the request."""
         now = self._monotonic()
-        with self._changed:
-            record = post.live.record
-            is_other = post.changed is not None and (record.ended_already or record.released)
-            post.not_before, post.urgent = 0.0 if is_other else now + wait, True
-            if post.changed is None:
-                post.changed = now
-            if post.live in self._posts:
-                self._dirty[post.live] = post
+        with self._condition:
+            record = state.session.record
+            is_newer = state.changed_at is not None and (record.has_ended or record.released)
+            state.not_before, state.is_urgent = 0.0 if is_newer else now + delay, True
+            if state.changed_at is None:
+                state.changed_at = now
+            if state.session in self._states:
+                self._dirty[state.session] = state
 
-    def pause(self, wait: float) -> None:
-        """The receiver takes nothing now: not to be asked for so many seconds."""
-        with self._changed:
-            self._not_before = self._monotonic() + wait
+    def pause(self, delay: float) -> None:
+        """Send nothing for ``delay`` seconds."""
+        with self._condition:
+            self._not_before = self._monotonic() + delay
 
-    def requeue(self, spans: list[ReadableSpan]) -> None:
-        """Spans of other instrumentation that the receiver does not have; what has no room is dropped, and counted."""
-        with self._changed:
-            room = max(0, self.pace.max_foreign - len(self._foreign))
+    def requeue_foreign_spans(self, spans: list[ReadableSpan]) -> None:
+        """Put back spans that the receiver does not have. Those for which there is no room are dropped and counted."""
+        with self._condition:
+            room = max(0, self.config.max_foreign_spans - len(self._foreign))
             self._foreign.extendleft(reversed(spans[:room]))
-            self._sending_foreign = 0
-        self._counts.add("foreign_dropped", len(spans) - min(room, len(spans)))
+            self._foreign_in_flight = 0
+        self._counters.add("foreign_spans_dropped", len(spans) - min(room, len(spans)))
 
-    def finish_round(self, posts: Iterable[RunExportState]) -> None:
-        """Nothing that was taken is under way any more."""
-        with self._changed:
-            for post in posts:
-                self._sending.pop(post.live, None)
-            self._sending_foreign = 0
+    def finish_round(self, states: Iterable[RunExportState]) -> None:
+        """Note that nothing is in flight any more."""
+        with self._condition:
+            for state in states:
+                self._in_flight.pop(state.session, None)
+            self._foreign_in_flight = 0
             dropped = self._evict_over_limit()
-            self._changed.notify_all()
-        for post in dropped:
-            self._on_dropped(post, _TOO_MUCH)
+            self._condition.notify_all()
+        for state in dropped:
+            self._on_dropped(state, _OVER_LIMIT)
 
-    def forget(self, post: RunExportState) -> None:
-        """Nothing more is sent of it."""
-        with self._changed:
-            self._forget(post)
+    def forget(self, state: RunExportState) -> None:
+        """Send nothing more of the run."""
+        with self._condition:
+            self._forget(state)
 
     def close(self) -> None:
-        """Takes nothing more and gives nothing out."""
-        with self._changed:
+        """Accept nothing more, and end ``get_due`` and ``flush``."""
+        with self._condition:
             self.closed = True
-            self._changed.notify_all()
+            self._condition.notify_all()
 
     def drain(self) -> list[RunExportState]:
-        """After ``close``: the runs that the receiver lacks as they stand. Of those that go on, the end is told yet."""
-        with self._changed:
-            left = [post for post in self._posts.values() if post.live in self._dirty or post.live in self._sending]
-            for post in left:
-                self._forget(post)
-                if not post.size:
-                    self._posts[post.live] = post
-            self._sending.clear()
-            self._counts.add("foreign_dropped", len(self._foreign) + self._sending_foreign)
+        """Return the runs whose current state the receiver lacks, after ``close``.
+
+        Runs still in progress stay registered so that their end is counted.
+        """
+        with self._condition:
+            pending = [
+                state for session, state in self._states.items() if session in self._dirty or session in self._in_flight
+            ]
+            for state in pending:
+                self._forget(state)
+                if not state.size:
+                    self._states[state.session] = state
+            self._in_flight.clear()
+            self._counters.add("foreign_spans_dropped", len(self._foreign) + self._foreign_in_flight)
             self._foreign.clear()
-            return left
+            return pending
 
-    # When. All of it under the lock.
+    # The schedule. Call these methods under the lock.
 
-    def _due(self, post: RunExportState) -> float:
-        """When a changed run is to be sent, in monotonic seconds."""
-        due = 0.0 if post.changed is None else post.changed
-        if not (self._hurry or post.live.record.ended_already):
-            due += self.pace.settle
-            if post.sent is not None:
-                pause = self.pace.settle
-                if not post.urgent:
-                    pause = min(max(pause, (post.sent - post.begun) * _SHARE), self.pace.heartbeat)
-                due = max(due, post.sent + pause)
-        return max(due, post.not_before, self._not_before)
+    def _due_at(self, state: RunExportState) -> float:
+        """Return when a changed run is to be sent."""
+        due_at = 0.0 if state.changed_at is None else state.changed_at
+        if not (self._flushes or state.session.record.has_ended):
+            delay = self.config.snapshot_delay
+            due_at += delay
+            if state.acked_at is not None:
+                if not state.is_urgent:
+                    by_age = (state.acked_at - state.registered_at) * _SNAPSHOT_INTERVAL_PER_AGE
+                    delay = min(max(delay, by_age), self.config.heartbeat_interval)
+                due_at = max(due_at, state.acked_at + delay)
+        return max(due_at, state.not_before, self._not_before)
 
-    def _foreign_due(self) -> float:
-        """When spans of other instrumentation are to be sent: together, unless there are many."""
-        at_once = self._hurry or len(self._foreign) >= FOREIGN_ROUND
-        return max(self._foreign_since + (0.0 if at_once else self.pace.settle), self._not_before)
+    def _foreign_due_at(self) -> float:
+        """Return when spans of other instrumentation are to be sent: after a delay, unless there are many."""
+        at_once = self._flushes or len(self._foreign) >= MAX_ROUND_FOREIGN_SPANS
+        return max(self._foreign_since + (0.0 if at_once else self.config.snapshot_delay), self._not_before)
 
     def _mark_heartbeats(self, now: float) -> None:
-        """Marks the runs that did not change for a heartbeat. A suspended run rests: nobody takes it for stuck."""
-        while self._quiet:
-            live, post = next(iter(self._quiet.items()))
-            if now < self._heartbeat_at(post):
+        """Mark the runs whose heartbeat is due. Suspended runs need none: they do not count as stuck."""
+        while self._idle:
+            session, state = next(iter(self._idle.items()))
+            if now < self._heartbeat_at(state):
                 return
-            del self._quiet[live]
-            if live.record.status != "suspended":
-                post.changed = now - self.pace.settle
-                self._dirty[live] = post
+            del self._idle[session]
+            if session.record.status != "suspended":
+                state.changed_at = now - self.config.snapshot_delay
+                self._dirty[session] = state
 
-    def _heartbeat_at(self, post: RunExportState) -> float:
-        return (post.begun if post.sent is None else post.sent) + self.pace.heartbeat
+    def _heartbeat_at(self, state: RunExportState) -> float:
+        latest = state.registered_at if state.acked_at is None else state.acked_at
+        return latest + self.config.heartbeat_interval
 
-    def _next_due(self) -> float:
-        """When there will be something to do."""
-        times = [self._due(post) for post in self._dirty.values()]
-        times += [self._heartbeat_at(post) for post in islice(self._quiet.values(), 1)]
+    def _next_due_at(self) -> float:
+        times = [self._due_at(state) for state in self._dirty.values()]
+        times += [self._heartbeat_at(state) for state in islice(self._idle.values(), 1)]
         if self._foreign:
-            times.append(self._foreign_due())
+            times.append(self._foreign_due_at())
         return min(times, default=_NEVER)
 
-    def _forget(self, post: RunExportState) -> None:
-        if self._posts.pop(post.live, None) is not None:
-            self._held -= post.size
-        self._dirty.pop(post.live, None)
-        self._quiet.pop(post.live, None)
+    def _forget(self, state: RunExportState) -> None:
+        if self._states.pop(state.session, None) is not None:
+            self._pending_bytes -= state.size
+        self._dirty.pop(state.session, None)
+        self._idle.pop(state.session, None)

@@ -1,4 +1,4 @@
-"""``Recorder``: the plugin for engines written in Python, which makes live runs traces and their exact documents."""
+"""``Recorder``: exports the runs of an engine written in Python while they happen, as traces and exact documents."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from msgspec import UNSET
 from opentelemetry.context import Context
@@ -25,44 +26,119 @@ from runspan.model.parse import MAX_RUN_ID_BYTES
 from runspan.otlp.env import validate_text
 from runspan.otlp.protobuf_writer import SCOPE_NAME
 from runspan.otlp.sdk_bridge import sdk_resource
-from runspan.recorder.checkpoint import restored
+from runspan.recorder.checkpoint import restore
 from runspan.recorder.config import ExportConfig, exporter_config_from, resource_of
 from runspan.recorder.context import active_spans, caller_of, outgoing_headers
-from runspan.recorder.run import KNOWN, RunRecording
-from runspan.recorder.serialize import members, payload, to_utf8_text
-from runspan.recorder.sinks import OtlpSink, SdkProcessorSink, SpanSink
-from runspan.recorder.state import PRECISIONS, RunRecord, RunSession, TimestampFormat, extra_members
-from runspan.recorder.stats import Counters, RecorderReport, recorder_samples
-from runspan.recorder.step import StepRecording
-from runspan.recorder.worker import ExportWorker
-from runspan.telemetry import MetricsRegistry
+from runspan.recorder.outbox import Counters
+from runspan.recorder.recording import KNOWN_RUN_MEMBERS, RunRecording, StepRecording
+from runspan.recorder.serialize import members, object_text, payload, to_utf8_text
+from runspan.recorder.state import PRECISIONS, DocumentClock, RunRecord, RunSession
+from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
+from runspan.telemetry import MetricsRegistry, Samples
+from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderReport:
+    """Counts of what a recorder has done, and what is pending. "Delivered" and "sent" mean acknowledged by the
+    receiver."""
+
+    runs_started: int = 0
+    runs_ended: int = 0
+    runs_delivered: int = 0
+    """Ended runs of which the receiver has everything."""
+    runs_dropped: int = 0
+    """Runs that were given up: too many were pending, the receiver rejected them, the time to shut down was over, or
+    they ended after the shutdown."""
+    runs_dead_lettered: int = 0
+    """Dropped runs whose document is in the dead letter file."""
+    runs_pending: int = 0
+    """Runs whose current state is not delivered yet."""
+    bytes_pending: int = 0
+    """Approximate memory of ended runs that are pending."""
+    spans_sent: int = 0
+    snapshots_sent: int = 0
+    spans_rejected: int = 0
+    foreign_spans_sent: int = 0
+    """Spans of other instrumentation."""
+    foreign_spans_dropped: int = 0
+    """Those that were rejected, or for which the queue had no room."""
+    foreign_spans_pending: int = 0
+    requests: int = 0
+    retries: int = 0
+    """Requests that have to be sent again."""
+    late_calls: int = 0
+    """Calls after the run or step had ended, which were ignored."""
+    inexact_payloads: int = 0
+    """Payloads with values that JSON cannot represent, written as text."""
+    internal_errors: int = 0
+    """Errors of the recorder itself, which were logged."""
+    last_error: str = ""
+    """Why the latest request failed; "" when it did not."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the receiver has everything that was recorded so far."""
+        lost = self.runs_dropped + self.spans_rejected + self.foreign_spans_dropped + self.internal_errors
+        return not (lost or self.runs_pending or self.foreign_spans_pending)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"complete": self.complete, **asdict(self)}
+
+
+def recorder_samples(report: RecorderReport) -> Samples:
+    """Return the report as metrics."""
+    dropped = report.runs_dropped + report.foreign_spans_dropped + report.spans_rejected
+    return {
+        RECORDED: report.runs_ended,
+        RECORDER_FAILED: report.internal_errors + dropped,
+        EXPORTED: report.runs_delivered,
+        QUEUE: report.runs_pending,
+        REQUESTS: report.requests,
+        RETRIED: report.retries,
+    }
 
 
 def new_run_id() -> str:
-    """``run_`` and 128 random bits."""
+    """Return ``run_`` and 128 random bits in hexadecimal."""
     return f"run_{uuid.uuid4().hex}"
 
 
 class Recorder:
-    """Tells of runs as they happen: a snapshot whenever one changes, its steps once each, its root span at the end.
+    """Exports runs while they happen: a snapshot when one changes, each step once, the run span at the end.
 
-    endpoint: an OTLP receiver such as ``http://127.0.0.1:8321``; or environ: a mapping such as ``os.environ``, whose
-    ``OTEL_`` variables are honoured (and ``RUNSPAN_API_KEY``); or both. protocol, headers, timeout: go before the
-    variables'. provider: in place of these, a TracerProvider of the SDK: spans go through its processors.
-    service_name, resource_attributes: who sends, unless a provider says it. tenant: whose the runs are.
+    Where to send to, as OTLP; at least one of ``endpoint``, ``environ`` and ``provider`` is required:
 
-    pace: when snapshots are sent, and what is held back when the receiver takes nothing. dead_letter: a file that gets
-    the documents of runs that cannot be delivered, for ``runspan export``. exit_timeout: seconds that the end of the
-    process waits for a delivery. precision: of times in documents, ``ms`` (the platform's form), ``us`` or ``ns``.
-    exception_events: whether a failed span gets the conventions' ``exception`` event.
+    - endpoint: a receiver such as ``http://127.0.0.1:8321``.
+    - environ: a mapping such as ``os.environ``, whose ``OTEL_`` variables and ``RUNSPAN_API_KEY`` are honoured. With
+      ``OTEL_SDK_DISABLED=true`` nothing is sent; documents are returned all the same.
+    - protocol, headers, timeout (seconds): take precedence over the variables.
+    - provider: a TracerProvider of the SDK whose span processors get the spans, in place of all these.
 
-    health: is told how it goes, for Prometheus and as OpenTelemetry metrics; see ``runspan.health``.
-    clock: nanoseconds since 1970. monotonic: seconds. new_id: ids for runs that are given none. random: the jitter.
+    Whose runs they are:
 
-    Where OpenTelemetry is disabled (``OTEL_SDK_DISABLED``), nothing is sent, and documents are handed out all the same.
+    - service_name, resource_attributes: the resource, unless a provider has it.
+    - tenant: whose runs they are.
 
-    SettingError when a setting is wrong. Afterwards nothing about telemetry is raised or waited for: a receiver that is
-    down costs memory up to ``pace.max_held_bytes``, and what is dropped then is logged and counted in ``report``.
+    What is exported when, and what happens to runs that cannot be:
+
+    - export: when snapshots are sent, and how much is held while the receiver accepts nothing.
+    - dead_letter: a file for the documents of runs that cannot be delivered, which ``runspan export`` reads.
+    - exit_timeout: seconds that the end of the process waits for the delivery.
+    - precision: of times in documents: ``ms`` (the platform's), ``us`` or ``ns``.
+    - exception_events: whether a failed span gets the semantic conventions' ``exception`` event.
+    - metrics: gets the counts, for Prometheus and as OpenTelemetry metrics; see ``runspan.telemetry``.
+
+    For tests:
+
+    - clock: returns nanoseconds since 1970. monotonic: returns seconds.
+    - new_id: makes ids for runs that are given none.
+    - random: jitters the backoff.
+
+    SettingError when the configuration is wrong. After that no error of telemetry is raised and no call waits for the
+    receiver, except ``flush`` and ``shutdown``. A receiver that is down costs memory up to
+    ``export.max_pending_bytes``; what is dropped then is logged and counted in ``report``.
     """
 
     def __init__(
@@ -77,12 +153,12 @@ class Recorder:
         service_name: str | None = None,
         resource_attributes: Mapping[str, str] | None = None,
         tenant: str = "",
-        pace: ExportConfig | None = None,
+        export: ExportConfig | None = None,
         dead_letter: str | os.PathLike[str] | None = None,
         exit_timeout: float = 5.0,
         precision: str = "ms",
         exception_events: bool = True,
-        health: MetricsRegistry | None = None,
+        metrics: MetricsRegistry | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         new_id: Callable[[], str] = new_run_id,
@@ -91,45 +167,45 @@ class Recorder:
         if precision not in PRECISIONS:
             raise SettingError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
         self.tenant = validate_text("tenant", tenant)
-        self.counts = Counters()
-        self._clock = TimestampFormat(clock, precision)
+        self._counters = Counters()
+        self._clock = DocumentClock(clock, precision)
         self._new_id = new_id
         self._exit_timeout = exit_timeout
         self._own_provider: TracerProvider | None = None
         self._given_provider = provider
-        requested = partial(self.counts.add, "requests")
-        outlet: Callable[[], SpanSink]
+        on_request = partial(self._counters.add, "requests")
+        make_sink: Callable[[], SpanSink]
         disabled = (environ or {}).get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
         if provider is not None:
             if endpoint is not None:
                 raise SettingError(where="Recorder", expected="endpoint= or provider=", got="both")
             tracer = provider.get_tracer(SCOPE_NAME)
             disabled = disabled or not isinstance(tracer, Tracer)
-            outlet = partial(SdkProcessorSink, provider, tracer, exit_timeout, requested)
+            make_sink = partial(SdkProcessorSink, provider, tracer, exit_timeout, on_request)
             self._resource = provider.resource
         else:
-            settings = exporter_config_from(environ, endpoint, protocol, headers, timeout)
+            config = exporter_config_from(environ, endpoint, protocol, headers, timeout)
             resource = resource_of(environ, service_name, resource_attributes)
-            outlet = partial(OtlpSink, settings, resource, requested)
-            if settings.protocol == HTTP or settings.certificate or settings.client_certificate:
-                # Files that cannot be read are told of while there is somebody to hear it. And what the first request
-                # needs is imported here: a fork while the sender's thread imports it would leave the child a lock that
-                # nobody opens. A channel of gRPC must not be there before a fork.
-                outlet().close()
+            make_sink = partial(OtlpSink, config, resource, on_request)
+            if config.protocol == HTTP or config.tls.certificate or config.tls.client_certificate:
+                # Make one sink for its errors: a file that cannot be read is an error of the caller's. It also imports
+                # what the first request needs: a fork while the worker's thread imports a module would leave the child
+                # with a lock on that module that is never released. A gRPC channel must not exist before a fork.
+                make_sink().close()
             self._resource = sdk_resource(resource)
-        self._sender = ExportWorker(
-            outlet,
-            self.counts,
-            pace or ExportConfig(),
+        self._worker = ExportWorker(
+            make_sink,
+            self._counters,
+            export or ExportConfig(),
             clock=clock,
             monotonic=monotonic,
             random=random or Random(),  # noqa: S311  (jitter is no secret)
-            letters=None if dead_letter is None or disabled else DeadLetters(os.fspath(dead_letter)),
+            dead_letters=None if dead_letter is None or disabled else DeadLetters(os.fspath(dead_letter)),
             exception_events=exception_events,
             disabled=disabled,
         )
-        if health is not None:
-            health.register(lambda: recorder_samples(self.report()))
+        if metrics is not None:
+            metrics.register(lambda: recorder_samples(self.report()))
         self._at_exit = _weakly(self.shutdown)
         atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
@@ -150,22 +226,27 @@ class Recorder:
         capture_input: bool = True,
         capture_output: bool = True,
     ) -> RunRecording:
-        """A run: ``with recorder.run("wf_billing") as run``, or a decorator of the function that executes it.
+        """Return a run: a context manager, or a decorator of the function that executes it.
 
-        trigger: webhook, api, schedule, event or manual. headers: of the request that started it; the run links to
-        their ``traceparent``, and its parent is the run in their ``baggage``. Without headers, what is current counts:
-        the span of a web framework, or the step of another run. extra: further members of the document.
+        run_id: a new one when it is None.
+        trigger: ``webhook``, ``api``, ``schedule``, ``event`` or ``manual``.
+        headers: of the request that started the run. The run links to their ``traceparent``, and its parent is the run
+        in their ``baggage``. Without headers it links to the span that is current, for example that of a web framework
+        or a step of another run.
+        parent_run_id: takes precedence over the headers.
+        extra: further members of the document.
+        capture_input, capture_output: whether a decorator records arguments and result.
 
-        DocumentError when the run id has no bytes or more than 512, ValueError when extra has a member that is set
-        otherwise.
+        DocumentError when the run id is empty or longer than 512 bytes. ValueError when ``extra`` has a member that is
+        set otherwise.
         """
         if run_id is not None:
-            _check_id(run_id)
-        more = members(extra, KNOWN) if extra else b""
-        make = partial(self._make, workflow_id, run_id, trigger, headers, parent_run_id, more)
+            _check_run_id(run_id)
+        extra_text = members(extra, KNOWN_RUN_MEMBERS) if extra else b""
+        make = partial(self._make_session, workflow_id, run_id, trigger, headers, parent_run_id, extra_text)
         return RunRecording(self, make, input=input, capture_input=capture_input, capture_output=capture_output)
 
-    def _make(
+    def _make_session(
         self,
         workflow_id: str | None,
         run_id: str | None,
@@ -174,29 +255,32 @@ class Recorder:
         parent_run_id: str | None,
         extra: bytes,
     ) -> RunSession:
-        found = _check_id(self._new_id() if run_id is None else run_id)
+        run_id = _check_run_id(self._new_id() if run_id is None else run_id)
         workflow = UNSET if workflow_id is None else to_utf8_text(workflow_id)
-        epoch = self._clock.now()
-        record = RunRecord(found, workflow, self.tenant, self._clock.cut(epoch), epoch)
+        now = self._clock.now()
+        record = RunRecord(run_id, workflow, self.tenant, self._clock.truncate(now), epoch=now)
         record.trigger = UNSET if trigger is None else to_utf8_text(trigger)
         caller = caller_of(headers, record.trace_id)
-        parent = parent_run_id or (caller.run_id if caller.run_id != found else "")
-        told: dict[str, bytes] = {}
+        parent = parent_run_id or (caller.run_id if caller.run_id != run_id else "")
+        links: dict[str, bytes] = {}
         if parent:
-            told["parentRunId"] = payload(to_utf8_text(parent)).text
+            links["parentRunId"] = payload(to_utf8_text(parent)).text
         if caller.traceparent:
-            told["traceparent"] = payload(caller.traceparent).text
-        record.extra = b",".join(filter(None, [extra_members(told), extra]))
-        return RunSession(record, self._clock, self.counts, self._sender.mark)
+            links["traceparent"] = payload(caller.traceparent).text
+        record.extra = b",".join(filter(None, [object_text(links)[1:-1], extra]))
+        return self._session(record)
+
+    def _session(self, record: RunRecord) -> RunSession:
+        return RunSession(record, self._clock, self._counters.add, self._worker.mark_dirty)
 
     def resume(self, checkpoint: bytes | str) -> RunRecording:
-        """Takes up the run of a ``RunRecording.checkpoint``, in another process, say, after an approval came in.
+        """Continue the run of a ``RunRecording.checkpoint``, for example in another process after an approval.
 
-        Steps that had ended stay as they are. One that was under way goes on at its place when a step of its id begins.
-        ValueError when it is no checkpoint, or one of a run that has ended.
+        Steps that had ended stay as they are. One that was in progress continues at its place when a step of its id
+        begins. ValueError when it is not a checkpoint, or when the run has ended.
         """
-        live = RunSession(restored(checkpoint, self._clock), self._clock, self.counts, self._sender.mark)
-        return RunRecording(self, lambda: live)
+        session = self._session(restore(checkpoint, self._clock))
+        return RunRecording(self, lambda: session)
 
     def step(
         self,
@@ -210,11 +294,14 @@ class Recorder:
         capture_input: bool = True,
         capture_output: bool = True,
     ) -> StepRecording:
-        """A step of the run that is current: a context manager, or a decorator of the function that does the work.
+        """Return a step of the current run: a context manager, or a decorator of the function that does the work.
 
-        type: the platform's word for the block, such as ``action``, ``agent``, ``approval``, ``sub-workflow``. retry:
-        its retry policy, ``{"maxAttempts": 3, "initialDelayMs": 1000, …}``. extra: further members of the step.
-        capture_input, capture_output: whether a decorator tells arguments and result.
+        type: the platform's word for the block, such as ``action``, ``agent``, ``approval``, ``sub-workflow``.
+        retry: the retry policy, ``{"maxAttempts": 3, "initialDelayMs": 1000, …}``.
+        extra: further members of the step.
+        capture_input, capture_output: whether a decorator records arguments and result.
+
+        ValueError when ``extra`` has a member that is set otherwise.
         """
         return StepRecording(
             None,
@@ -231,50 +318,52 @@ class Recorder:
     @property
     def current_run(self) -> RunRecording | None:
         """The run that is current in this thread or task."""
-        return next((scope.recording for scope in active_spans() if isinstance(scope.recording, RunRecording)), None)
+        return next((span.recording for span in active_spans() if isinstance(span.recording, RunRecording)), None)
 
     @property
     def current_step(self) -> StepRecording:
-        """The step that is current in this thread or task; outside any, one that records nothing."""
-        for scope in active_spans():
-            if isinstance(scope.recording, StepRecording):
-                return scope.recording
-            break
-        return StepRecording(None, "none")
+        """The step that is current in this thread or task; outside any step, one that records nothing."""
+        innermost = next((span.recording for span in active_spans()), None)
+        return innermost if isinstance(innermost, StepRecording) else StepRecording(None, "none")
 
     def headers(self, headers: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The headers for a call to another service, with ``traceparent`` and the run's id as ``baggage``."""
+        """Return headers for a call to another service, with ``traceparent`` and the run's id as ``baggage``."""
         return outgoing_headers(headers)
 
-    # Other people's spans.
+    # Spans of other instrumentation.
 
     @property
     def tracer_provider(self) -> TracerProvider:
-        """The given TracerProvider, or one of its own, whose spans are delivered with the runs: for instrumentation of
-        HTTP clients and LLM libraries, ``trace.set_tracer_provider(recorder.tracer_provider)``."""
+        """The given TracerProvider, or one whose spans are delivered together with the runs.
+
+        Use it for the instrumentation of HTTP clients and LLM libraries:
+        ``trace.set_tracer_provider(recorder.tracer_provider)``.
+        """
         if self._given_provider is not None:
             return self._given_provider
         if self._own_provider is None:
             self._own_provider = TracerProvider(resource=SdkResource(self._resource.attributes), shutdown_on_exit=False)
-            self._own_provider.add_span_processor(_ForeignSpanProcessor(self._sender))
+            self._own_provider.add_span_processor(_ForeignSpanProcessor(self._worker))
         return self._own_provider
 
-    # How it goes.
+    # Delivery.
 
     def report(self) -> RecorderReport:
-        """What was recorded and what became of it so far."""
-        return self.counts.report(**self._sender.outbox.backlog())
+        """Return the counts so far."""
+        counts = {**self._worker.outbox.backlog(), **self._counters.collect()}
+        return RecorderReport(last_error=self._counters.last_error, **counts)
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Waits until the receiver has everything as it stands; False when it has not after ``timeout`` seconds."""
-        return self._sender.outbox.flush(timeout)
+        """Wait until the receiver has the current state of everything. Return False if it does not after ``timeout``
+        seconds."""
+        return self._worker.outbox.flush(timeout)
 
     def shutdown(self, timeout: float | None = None) -> RecorderReport:
-        """Flushes, for ``exit_timeout`` seconds unless told otherwise, and gives up the rest, logged and counted.
+        """Flush, for ``timeout`` or ``exit_timeout`` seconds, then log, count and drop what was not delivered.
 
-        It happens by itself at the end of the process. Runs that have not ended stay in the backend as they are.
+        Called at the end of the process. Runs that have not ended keep their status in the backend.
         """
-        self._sender.close(self._exit_timeout if timeout is None else timeout)
+        self._worker.close(self._exit_timeout if timeout is None else timeout)
         atexit.unregister(self._at_exit)
         return self.report()
 
@@ -286,44 +375,44 @@ class Recorder:
     ) -> None:
         self.shutdown()
 
-    # What runs ask of it.
+    # The methods of ``recording.RunOwner``.
 
-    def begin(self, live: RunSession) -> None:
-        """See ``runs.Owner``."""
-        self._sender.outbox.register(live)
+    def register(self, session: RunSession) -> None:
+        """Export the run from now on. Idempotent."""
+        self._worker.outbox.register(session)
 
-    def wait_for(self, live: RunSession, timeout: float) -> bool:
-        """See ``runs.Owner``."""
-        return self._sender.outbox.flush(timeout, live)
+    def flush_run(self, session: RunSession, timeout: float) -> bool:
+        """Wait until the receiver has the current state of the run."""
+        return self._worker.outbox.flush(timeout, session)
 
     def _after_fork(self) -> None:
-        self.counts.after_fork()
-        self._sender.after_fork()
+        self._counters.after_fork()
+        self._worker.after_fork()
 
 
 class _ForeignSpanProcessor(SpanProcessor):
-    """Puts other people's spans into the outbox."""
+    """Puts the spans of other instrumentation into the outbox."""
 
-    def __init__(self, sender: ExportWorker) -> None:
-        self._sender = sender
+    def __init__(self, worker: ExportWorker) -> None:
+        self._worker = worker
 
     def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        """Nothing yet."""
+        """Do nothing."""
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Takes spans that were sampled."""
+        """Add the span if it was sampled."""
         if span.context is not None and span.context.trace_flags.sampled:
-            self._sender.outbox.add_foreign(span)
+            self._worker.outbox.add_foreign_span(span)
 
     def shutdown(self) -> None:
-        """The recorder's own does it."""
+        """Do nothing: ``Recorder.shutdown`` ends the export."""
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """The outbox's."""
-        return self._sender.outbox.flush(timeout_millis / 1000)
+        """Flush the outbox."""
+        return self._worker.outbox.flush(timeout_millis / 1000)
 
 
-def _check_id(run_id: str) -> str:
+def _check_run_id(run_id: str) -> str:
     size = len(run_id.encode("utf-8", "surrogatepass"))
     if not 0 < size <= MAX_RUN_ID_BYTES or to_utf8_text(run_id) != run_id:
         raise DocumentError(where="run_id", expected=f"1 to {MAX_RUN_ID_BYTES} bytes of Unicode", got=f"{size} bytes")
@@ -331,12 +420,12 @@ def _check_id(run_id: str) -> str:
 
 
 def _weakly(method: Callable[[], object]) -> Callable[[], None]:
-    """Calls a method of an object that may be gone by then."""
-    found = weakref.WeakMethod(method)
+    """Return a function that calls the method as long as its object exists."""
+    reference = weakref.WeakMethod(method)
 
     def call() -> None:
-        alive = found()
-        if alive is not None:
-            alive()
+        target = reference()
+        if target is not None:
+            target()
 
     return call

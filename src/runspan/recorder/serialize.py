@@ -1,4 +1,4 @@
-"""Values of an engine as JSON text: exact where JSON has a word for them, else readable, and never an error."""
+"""Serialize any value as JSON, without ever raising: exactly where JSON can represent it, else as readable text."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ _SEPARATORS: Final = (",", ":")
 
 
 class Payload(NamedTuple):
-    """text: JSON, UTF-8. exact: JSON had a word for all of it."""
+    """A serialized value."""
 
     text: bytes
+    """JSON in UTF-8."""
     exact: bool = True
+    """Whether JSON can represent all of the value."""
 
     @property
     def keys(self) -> frozenset[str] | None:
-        """Of an object, its keys, else None."""
+        """The keys of an object, None for any other value."""
         if not self.text.startswith(b"{"):
             return None
         return frozenset([member.key for member in scan.members(self.text.decode(), 0)])
 
 
 def payload(value: object) -> Payload:
-    """The value as JSON, whatever its own code does. ``msgspec.Raw`` is ready JSON text, which is kept verbatim.
+    """Return the value as JSON, whatever its own code raises. ``msgspec.Raw`` is JSON text already, and kept verbatim.
 
-    Dataclasses, pydantic and msgspec models, dates, UUIDs, decimals, enums and sets become what msgspec makes of them;
-    anything else becomes its ``repr``, and NaN its name as a string, and then the payload is not ``exact``.
+    Dataclasses, pydantic and msgspec models, dates, UUIDs, decimals, enums and sets are converted as msgspec does.
+    Anything else becomes its ``repr``, and NaN its name as a string; the payload is not ``exact`` then.
     """
     try:
-        return _ready(value) if type(value) is Raw else Payload(_dumps(value, _convert))
-    except Exception:  # whatever a value's own code raises must not reach the engine
-        return Payload(_readable(value), False)
+        return _from_raw(value) if type(value) is Raw else Payload(_dumps(value, _convert))
+    except Exception:  # an error in a value's own code must not reach the engine
+        return Payload(_dumps_inexact(value), False)
 
 
 def to_utf8_text(value: object) -> str:
-    """Text that UTF-8 can carry."""
-    text = value if type(value) is str else _abbreviated(value)
+    """Return the value as text that UTF-8 can encode."""
+    text = value if type(value) is str else _repr(value)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -54,48 +56,54 @@ def to_utf8_text(value: object) -> str:
 
 
 def members(values: Mapping[str, object], known: Iterable[str]) -> bytes:
-    """The text of unknown members, ``"key":value`` joined by commas. ValueError when one has a known member's name, or
-    two have the same, as ``1`` and ``"1"`` have: no reader could tell which of them counts."""
-    named = [(to_utf8_text(key), value) for key, value in values.items()]
-    names = Counter([name for name, _ in named])
-    taken = sorted(names.keys() & set(known))
-    if taken:
-        raise ValueError(f"{', '.join(taken)}: set by a method of its own, so not among the extra members")
-    twice = sorted([name for name, times in names.items() if times > 1])
-    if twice:
-        raise ValueError(f"{', '.join(twice)}: the name of two extra members")
-    return b",".join([_dumps(name, repr) + b":" + payload(value).text for name, value in named])
+    """Return the text of extra members, ``"key":value`` joined by commas.
+
+    known: names that are set otherwise.
+
+    ValueError when a name is known, or when two are the same, as ``1`` and ``"1"`` are: JSON readers disagree on which
+    of them counts.
+    """
+    pairs = [(to_utf8_text(key), value) for key, value in values.items()]
+    counts = Counter([name for name, _ in pairs])
+    reserved = sorted(counts.keys() & set(known))
+    if reserved:
+        raise ValueError(f"{', '.join(reserved)}: not an extra member, there is a method or an argument for it")
+    duplicates = sorted([name for name, count in counts.items() if count > 1])
+    if duplicates:
+        raise ValueError(f"{', '.join(duplicates)}: the name of two extra members")
+    return b",".join([_dumps(name, repr) + b":" + payload(value).text for name, value in pairs])
 
 
 def error_text(error: object, step_id: str | None = None, code: str = "") -> bytes:
-    """The platform's error object ``{code, message, step}`` of an exception or a message; any other value as it is.
+    """Return the platform's error object ``{code, message, step}`` for an exception or a message, or any other value
+    unchanged.
 
-    The code is the exception's own attribute ``code`` when that is text, else its class's name.
+    code: takes precedence over the exception's attribute ``code``, if that is text, and the name of its class.
     """
-    # Of the class alone: an object may answer ``isinstance`` with code of its own.
-    told: dict[str, object]
+    # ``isinstance`` would run code of the value's own, in a property ``__class__``.
+    members: dict[str, object]
     if issubclass(type(error), BaseException):
-        told = {"code": code or _own_code(error) or type(error).__name__, "message": _message_of(error)}
+        members = {"code": code or _code_of(error) or type(error).__name__, "message": _message_of(error)}
     elif issubclass(type(error), str):
-        told = {"code": code or "ERROR", "message": error}
+        members = {"code": code or "ERROR", "message": error}
     else:
         return payload(error).text
     if step_id is not None:
-        told["step"] = step_id
-    return payload(told).text
+        members["step"] = step_id
+    return payload(members).text
 
 
 def object_text(members: Mapping[str, bytes]) -> bytes:
-    """A JSON object of members whose values are JSON texts already."""
+    """Return a JSON object, given its values as JSON texts."""
     return b"{" + b",".join([_dumps(key, repr) + b":" + text for key, text in members.items()]) + b"}"
 
 
-def _ready(raw: Raw) -> Payload:
+def _from_raw(raw: Raw) -> Payload:
     text = bytes(raw).strip(b" \t\r\n")
     try:
-        # ``json.loads`` would take UTF-16 and a byte order mark for JSON, which no reader of the document does.
-        told = text.decode()
-        is_json = scan.end_of_value(told, 0) == len(told)
+        # ``json.loads`` accepts UTF-16 and a byte order mark, which readers of the document do not.
+        decoded = text.decode()
+        is_json = scan.end_of_value(decoded, 0) == len(decoded)
     except ValueError:
         is_json = False
     return Payload(text) if is_json else Payload(_dumps(text.decode(errors="replace"), repr), False)
@@ -106,15 +114,15 @@ def _dumps(value: object, default: Any) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        # A lone surrogate is legal in JSON as an escape only.
+        # JSON allows a lone surrogate only as an escape.
         return json.dumps(value, separators=_SEPARATORS, allow_nan=False, default=default).encode()
 
 
-def _readable(value: object) -> bytes:
+def _dumps_inexact(value: object) -> bytes:
     try:
         return _dumps(_plain(value, _DEPTH, set()), repr)
     except Exception:
-        return _dumps(_abbreviated(value), repr)
+        return _dumps(_repr(value), repr)
 
 
 def _convert(value: Any) -> Any:
@@ -125,33 +133,33 @@ def _convert(value: Any) -> Any:
 
 
 def _plain(value: Any, depth: int, above: set[int]) -> Any:
-    """The value with everything that JSON cannot say made readable; what cannot be read costs only itself."""
+    """Return the value with everything that JSON cannot represent replaced by text. An error affects only one value."""
     try:
-        return _described(value, depth, above)
+        return _plain_unchecked(value, depth, above)
     except Exception:
-        return _abbreviated(value)
+        return _repr(value)
 
 
-def _described(value: Any, depth: int, above: set[int]) -> Any:
+def _plain_unchecked(value: Any, depth: int, above: set[int]) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
-        return _complete_text(value)
+        return _integer(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if depth == 0 or id(value) in above:
         return "…"
     above = above | {id(value)}
     if isinstance(value, Mapping):
-        # Copied at once: another thread may be changing it.
+        # Copied at once, because another thread may change it.
         return {to_utf8_text(key): _plain(item, depth - 1, above) for key, item in list(value.items())}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, depth - 1, above) for item in list(value)]
     return _plain(_convert(value), depth - 1, above)
 
 
-def _complete_text(value: int) -> Any:
-    """An integer, in hexadecimal text when it has more digits than Python writes."""
+def _integer(value: int) -> Any:
+    """Return an integer, or hexadecimal text when it has more digits than Python converts."""
     try:
         int.__repr__(value)
     except ValueError:
@@ -159,7 +167,7 @@ def _complete_text(value: int) -> Any:
     return value
 
 
-def _own_code(error: object) -> str:
+def _code_of(error: object) -> str:
     try:
         own = getattr(error, "code", "")
         return own if isinstance(own, str) else ""
@@ -174,7 +182,7 @@ def _message_of(error: object) -> str:
         return ""
 
 
-def _abbreviated(value: object) -> str:
+def _repr(value: object) -> str:
     try:
         return to_utf8_text(str.__str__(value) if issubclass(type(value), str) else repr(value))
     except Exception:

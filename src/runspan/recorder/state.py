@@ -1,6 +1,7 @@
-"""A run as it stands: what an engine told so far, behind one lock, and the document, span ids and checkpoint of it.
+"""The state of one run: what the engine has recorded of it, the document made of that, and the session that changes it.
 
-A run in the hands of an engine: its record, the clock, and who is told when it changes.
+``RunRecord`` holds a run and its steps behind one lock. ``RunSession`` is the only way to change a record: it reads the
+clock, refuses changes that come too late, and reports each change to the exporting side.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -26,76 +27,86 @@ from runspan.model.ids import child_span_id, run_ids
 from runspan.model.run import Run
 from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
 from runspan.recorder.serialize import Payload, object_text, payload
-from runspan.recorder.stats import Counters
 
 PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
 """Nanoseconds by name; ``ms`` is what the platform writes."""
+
 _RUN_BYTES: Final = 600
+"""Approximate memory of a run without its texts."""
 _STEP_BYTES: Final = 800
+"""Approximate memory of a step without its texts."""
 _ATTEMPT_BYTES: Final = 300
-"""What a run, a step and an attempt hold in memory beside their texts, about."""
+"""Approximate memory of an attempt without its texts."""
 
 
-class TimestampFormat:
-    """Times as documents write them. now: nanoseconds since 1970. precision: a key of ``PRECISIONS``."""
+class DocumentClock:
+    """A clock that reads times in the precision of the documents.
 
-    def __init__(self, now: Any, precision: str) -> None:
+    now: returns nanoseconds since 1970.
+    precision: a key of ``PRECISIONS``.
+    """
+
+    def __init__(self, now: Callable[[], int], precision: str) -> None:
         self.now = now
         self.unit = PRECISIONS[precision]
 
-    def stamp(self, not_before: int = 0) -> int:
-        """The time, cut to the precision, and never before a time that was told already: wall clocks are set back."""
-        now: int = self.now()
-        return max(now - now % self.unit, not_before)
+    def timestamp(self, not_before: int = 0) -> int:
+        """Return the time, truncated to the precision, but never less than ``not_before``: wall clocks are set back."""
+        return max(self.truncate(self.now()), not_before)
 
-    def cut(self, now: int) -> int:
-        """A time that was read from the clock, as ``stamp`` would tell it."""
-        return now - now % self.unit
+    def truncate(self, ns: int) -> int:
+        """Return a time truncated to the precision."""
+        return ns - ns % self.unit
 
 
 def time_text(ns: int) -> str:
-    """RFC 3339: the platform's form for whole milliseconds, else with nine digits."""
+    """Return a time in RFC 3339: in the platform's form for full milliseconds, else with nine digits."""
     text = canonical_text(ns)
     if text is not None:
         return text
     second, rest = divmod(ns, SECOND)
-    whole = canonical_text(second * SECOND) or ""
-    return f"{whole[:19]}.{rest:09}Z"
+    in_seconds = canonical_text(second * SECOND) or ""
+    return f"{in_seconds[:19]}.{rest:09}Z"
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt of a step. position: counts from 1."""
+    """One attempt of a step. Times are nanoseconds since 1970."""
 
-    position: int
-    started: int
-    ended: int | None = None
+    number: int
+    """Counts from 1."""
+    started_at: int
+    ended_at: int | None = None
     status: str = "running"
     error: bytes | None = None
 
-    def text(self) -> bytes:
-        """The member of the step's ``attempts``."""
-        told = {"attempt": b"%d" % self.position, "status": b'"%b"' % self.status.encode()}
-        told["startedAt"] = b'"%b"' % time_text(self.started).encode()
-        if self.ended is not None:
-            told["completedAt"] = b'"%b"' % time_text(self.ended).encode()
+    def to_json(self) -> bytes:
+        """Return the attempt as an element of the step's member ``attempts``."""
+        members = {"attempt": b"%d" % self.number, "status": b'"%b"' % self.status.encode()}
+        members["startedAt"] = b'"%b"' % time_text(self.started_at).encode()
+        if self.ended_at is not None:
+            members["completedAt"] = b'"%b"' % time_text(self.ended_at).encode()
         if self.error is not None:
-            told["error"] = self.error
-        return object_text(told)
+            members["error"] = self.error
+        return object_text(members)
 
 
 @dataclass(slots=True, eq=False)
 class StepRecord:
-    """One step. Changed under the lock of its run only."""
+    """One execution of a step. Change it only under the lock of its run.
+
+    Times are nanoseconds since 1970; values of type ``bytes`` are JSON texts.
+    """
 
     id: str
     name: str | UnsetType
     type: str | UnsetType
     span_id: bytes
     status: str = "pending"
-    started: int | None = None
-    ended: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
     attempt: int = 0
+    """The number of the latest attempt; 0 when the engine records no attempts."""
     input: bytes | None = None
     output: Payload | None = None
     usage: bytes | None = None
@@ -104,42 +115,44 @@ class StepRecord:
     retry_policy: bytes | None = None
     attempts: list[Attempt] = field(default_factory=list)
     extra: bytes = b""
-    done: Step | None = None
+    """Further members, ``"key":value`` joined by commas."""
+    final: Step | None = None
+    """The step as the document lists it, once it has ended."""
 
     @property
-    def finished(self) -> bool:
+    def has_ended(self) -> bool:
         return self.status in TERMINAL_STEP_STATUSES
 
-    def step(self) -> Step:
-        """The step as the document lists it."""
-        if self.done is not None:
-            return self.done
-        timed = self.status not in ("pending", "skipped") and self.started is not None
-        ended = timed and self.ended is not None
-        made = Step(
+    def to_step(self) -> Step:
+        """Return the step as the document lists it."""
+        if self.final is not None:
+            return self.final
+        started_at = None if self.status in ("pending", "skipped") else self.started_at
+        ended_at = None if started_at is None else self.ended_at
+        step = Step(
             id=self.id,
             name=self.name,
             type=self.type,
             status=self.status,
-            started_at=time_text(self.started) if timed else UNSET,  # type: ignore[arg-type]
-            completed_at=time_text(self.ended) if ended else UNSET,  # type: ignore[arg-type]
-            duration_ms=Raw(b"%d" % ((self.ended - self.started) // MILLISECOND)) if ended else UNSET,  # type: ignore[operator]
+            started_at=_time(started_at),
+            completed_at=_time(ended_at),
+            duration_ms=_duration(started_at, ended_at),
             attempt=Raw(b"%d" % self.attempt) if self.attempt else UNSET,
             input=_raw(self.input),
-            output=_raw(self.output_text()),
+            output=_raw(self.output_json()),
             error=_raw(self.error),
             retry_policy=_raw(self.retry_policy),
         )
         extra = [self.extra] if self.extra else []
         if self.attempts:
-            extra.append(b'"attempts":[' + b",".join([attempt.text() for attempt in self.attempts]) + b"]")
-        made = with_extra_step(made, b",".join(extra))
-        if self.finished:
-            self.done = made
-        return made
+            extra.append(b'"attempts":[' + b",".join([attempt.to_json() for attempt in self.attempts]) + b"]")
+        step = with_extra_step(step, b",".join(extra))
+        if self.has_ended:
+            self.final = step
+        return step
 
-    def output_text(self) -> bytes | None:
-        """The output with the token usage and the child's run id where the platform has them."""
+    def output_json(self) -> bytes | None:
+        """Return the output with the token usage and the child's run id where the platform writes them."""
         text = None if self.output is None else self.output.text
         if self.usage is None and self.child_run_id is None:
             return text
@@ -150,32 +163,37 @@ class StepRecord:
             text, keys = _with_member(text, keys, b"runId", self.child_run_id, wrap=keys is None, first=True)
         return text
 
-    def size(self) -> int:
-        """About how many bytes it holds."""
-        done = self.done
-        if done is not None:  # of a checkpoint, it is all that there is
-            texts = (done.id, done.name, done.type, done.input, done.output, done.error, done.retry_policy, done.extra)
-            return _STEP_BYTES + _length(*texts)
+    def estimated_size(self) -> int:
+        """Return about how many bytes of memory the step takes."""
+        if self.final is not None:  # a step of a checkpoint has nothing else
+            step = self.final
+            texts = (step.id, step.name, step.type, step.input, step.output, step.error, step.retry_policy, step.extra)
+            return _STEP_BYTES + _total_length(*texts)
         output = self.output and self.output.text
-        told = (self.input, output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
-        attempts = sum([_ATTEMPT_BYTES + _length(attempt.error) for attempt in self.attempts]) if self.attempts else 0
-        return _STEP_BYTES + attempts + _length(self.id, self.name, self.type, *told)
+        values = (self.input, output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
+        attempts = sum([_ATTEMPT_BYTES + _total_length(attempt.error) for attempt in self.attempts])
+        return _STEP_BYTES + attempts + _total_length(self.id, self.name, self.type, *values)
 
 
 def _with_member(
     text: bytes | None, keys: frozenset[str] | None, key: bytes, value: bytes, *, wrap: bool, first: bool = False
 ) -> tuple[bytes, frozenset[str]]:
-    """An object with one member more. wrap: what is there becomes its member ``result``."""
+    """Return a JSON object with one member more, and its keys.
+
+    text: the JSON to add to; keys: its keys when it is an object.
+    wrap: put ``text`` into the member ``result`` of a new object.
+    first: put the new member before the others.
+    """
     member = b'"%b":%b' % (key, value)
-    inner = b""
+    others = b""
     if text is not None:
-        inner = b'"result":' + text if wrap else text[1:-1].strip(b" \t\r\n")
+        others = b'"result":' + text if wrap else text[1:-1].strip(b" \t\r\n")
         keys = frozenset(("result",)) if wrap else keys
-    pair = (member, inner) if first else (inner, member)
+    pair = (member, others) if first else (others, member)
     return b"{" + b",".join(filter(None, pair)) + b"}", (keys or frozenset()) | {key.decode()}
 
 
-def _length(*texts: str | bytes | Raw | UnsetType | None) -> int:
+def _total_length(*texts: str | bytes | Raw | UnsetType | None) -> int:
     return sum([len(text) for text in texts if text])
 
 
@@ -183,174 +201,209 @@ def _raw(text: bytes | None) -> Raw | UnsetType:
     return UNSET if text is None else Raw(text)
 
 
+def _time(ns: int | None) -> str | UnsetType:
+    return UNSET if ns is None else time_text(ns)
+
+
+def _duration(started_at: int | None, ended_at: int | None) -> Raw | UnsetType:
+    if started_at is None or ended_at is None:
+        return UNSET
+    return Raw(b"%d" % ((ended_at - started_at) // MILLISECOND))
+
+
 class RunSnapshot(NamedTuple):
-    """A run as it stood at one moment. span_ids: of all its steps, of those that go on too. revision: how the moment
-    ranks among others of this run. last: whether it changes no more here: it has ended, or was let go."""
+    """A run at one moment."""
 
     run: Run
     span_ids: list[bytes]
+    """The span ids of all steps, in the document's order; an open step has one too."""
     revision: int
-    last: bool
+    """Ranks the snapshot among the others of this run."""
+    is_final: bool
+    """Whether the run changes no more in this process: it has ended or was released."""
 
 
 class RunRecord:
-    """One run. ``lock`` guards everything.
+    """One run and its steps. ``lock`` guards everything.
 
-    since: when it began here, as documents tell it; no time of it is told that is earlier. epoch: the same moment, as
-    the clock has it. turn: how often the run had been taken up from a checkpoint by then. Epoch and turn are part of
-    the step ids, so that a run that is taken up again, or run again under its id, gives none out twice, however soon
-    that is and whatever the clock of another machine says. released: it was let go, under its revision.
+    Times are nanoseconds since 1970; values of type ``bytes`` are JSON texts.
     """
 
     def __init__(
-        self, run_id: str, workflow_id: str | UnsetType, tenant: str, since: int, epoch: int = 0, turn: int = 0
+        self,
+        run_id: str,
+        workflow_id: str | UnsetType,
+        tenant: str,
+        not_before: int,
+        epoch: int = 0,
+        resume_count: int = 0,
     ) -> None:
+        """Begin a run that is pending.
+
+        not_before: when the run began in this process, in the documents' precision. No time of it is earlier.
+        epoch: the same moment as the clock had it.
+        resume_count: how often the run was resumed from a checkpoint before.
+
+        Epoch and resume count are part of the step span ids. A run that is resumed, or executed again under its id,
+        therefore uses no span id twice, however soon that is and whatever the clock of another machine says.
+        """
         self.lock = threading.RLock()
         self.id = run_id
         self.tenant = tenant
         self.trace_id, self.root_id, _ = run_ids(run_id, tenant)
-        self.since = since
-        self.turn = turn
+        self.not_before = not_before
+        self.resume_count = resume_count
         self.workflow_id = workflow_id
         self.status = "pending"
         self.trigger: str | UnsetType = UNSET
-        self.created: int = since
-        self.started: int | None = None
-        self.ended: int | None = None
+        self.created_at: int = not_before
+        self.started_at: int | None = None
+        self.ended_at: int | None = None
         self.input: bytes | None = None
         self.output: bytes | None = None
         self.error: bytes | None = None
         self.extra = b""
         self.steps: list[StepRecord] = []
-        self.latest = since
+        self.latest_time = not_before
         self.revision = 0
         self.released = False
-        self._waiting: dict[str, list[StepRecord]] = {}
-        self._occurrences: Counter[str] = Counter()
-        self._place = self.trace_id + epoch.to_bytes(8, "big") + turn.to_bytes(4, "big")
+        self._planned: dict[str, list[StepRecord]] = {}
+        self._executions: Counter[str] = Counter()
+        self._span_id_seed = self.trace_id + epoch.to_bytes(8, "big") + resume_count.to_bytes(4, "big")
 
     @property
-    def ended_already(self) -> bool:
+    def has_ended(self) -> bool:
         return self.status in TERMINAL_RUN_STATUSES
 
     def add_step(self, step_id: str, name: str | UnsetType, kind: str | UnsetType, *, planned: bool) -> StepRecord:
-        """A step of this id: one that was planned and not begun, else a new one at the end."""
-        waiting = self._waiting.get(step_id)
+        """Return the next planned step of this id, or add a new one at the end. planned: always add one."""
+        waiting = self._planned.get(step_id)
         if waiting and not planned:
-            found = waiting.pop(0)
-            found.name = name if name is not UNSET else found.name
-            found.type = kind if kind is not UNSET else found.type
-            return found
-        made = StepRecord(step_id, name, kind, self._next_span_id(step_id))
-        self.steps.append(made)
+            step = waiting.pop(0)
+            step.name = name if name is not UNSET else step.name
+            step.type = kind if kind is not UNSET else step.type
+            return step
+        self._executions[step_id] += 1
+        span_id = child_span_id(self._span_id_seed + step_id.encode(), "live step", self._executions[step_id])
+        step = StepRecord(step_id, name, kind, span_id)
+        self.steps.append(step)
         if planned:
-            self._waiting.setdefault(step_id, []).append(made)
-        return made
+            self._planned.setdefault(step_id, []).append(step)
+        return step
 
-    def add_finished(self, step: StepRecord) -> None:
-        """A step that had ended before the run was taken up here."""
-        self._occurrences[step.id] += 1
+    def add_ended_step(self, step: StepRecord) -> None:
+        """Add a step that had ended before the run was resumed."""
+        self._executions[step.id] += 1
         self.steps.append(step)
 
-    def _next_span_id(self, step_id: str) -> bytes:
-        """By position: the run, the step's id, and how many of that id there were."""
-        self._occurrences[step_id] += 1
-        return child_span_id(self._place + step_id.encode(), "live step", self._occurrences[step_id])
-
     def document(self) -> Run:
-        """The document as it stands."""
-        return self.state().run
+        """Return the document of the current state."""
+        return self.snapshot().run
 
-    def state(self, now: int | None = None) -> RunSnapshot:
-        """The run as it stands. now: nanoseconds since 1970; what is read is to be sent, so it gets a revision of its
-        own, unless the run was let go: that is sent under the one that its checkpoint has, however late."""
+    def snapshot(self, now: int | None = None) -> RunSnapshot:
+        """Return the current state.
+
+        now: nanoseconds since 1970, when the snapshot is to be sent. It gets a revision of its own then, unless the
+        run was released: that is sent under the revision that its checkpoint has, however late.
+        """
         with self.lock:
             if now is not None and not self.released:
-                self._revise(now)
-            revision, last = self.revision, self.released or self.ended_already
-            steps = [record.step() for record in self.steps]
-            span_ids = [record.span_id for record in self.steps]
-            made = Envelope(
+                self._set_revision(now)
+            revision, is_final = self.revision, self.released or self.has_ended
+            span_ids = [step.span_id for step in self.steps]
+            envelope = Envelope(
                 id=self.id,
                 workflow_id=self.workflow_id,
                 status=self.status,
                 trigger_type=self.trigger,
-                started_at=UNSET if self.started is None else time_text(self.started),
-                completed_at=UNSET if self.ended is None else time_text(self.ended),
-                duration_ms=UNSET
-                if self.ended is None or self.started is None
-                else Raw(b"%d" % ((self.ended - self.started) // MILLISECOND)),
+                started_at=_time(self.started_at),
+                completed_at=_time(self.ended_at),
+                duration_ms=_duration(self.started_at, self.ended_at),
                 input=_raw(self.input),
                 output=_raw(self.output),
                 error=_raw(self.error),
-                created_at=time_text(self.created),
-                steps=steps,
+                created_at=time_text(self.created_at),
+                steps=[step.to_step() for step in self.steps],
             )
-            envelope = with_extra_run(made, self.extra)
-        return RunSnapshot(Run(envelope, run_text(envelope)), span_ids, revision, last)
+            envelope = with_extra_run(envelope, self.extra)
+        return RunSnapshot(Run(envelope, run_text(envelope)), span_ids, revision, is_final)
 
-    def size(self) -> int:
-        """About how many bytes the run holds: whatever an engine can tell of it counts, so that a bound is one."""
+    def estimated_size(self) -> int:
+        """Return about how many bytes of memory the run takes, everything that an engine can record included."""
         with self.lock:
-            steps = sum([step.size() for step in self.steps])
-            named = _length(self.id, self.workflow_id, self.trigger)
-            return _RUN_BYTES + steps + named + _length(self.input, self.output, self.error, self.extra)
+            steps = sum([step.estimated_size() for step in self.steps])
+            texts = (self.id, self.workflow_id, self.trigger, self.input, self.output, self.error, self.extra)
+            return _RUN_BYTES + steps + _total_length(*texts)
 
     def release(self, now: int) -> None:
-        """Lets the run go, as of now: whoever takes it up ranks above the revision that it has from here on."""
+        """Hand the run over: every revision of the process that resumes it ranks above the one that it gets now."""
         with self.lock:
-            self._revise(now)
+            self._set_revision(now)
             self.released = True
 
-    def _revise(self, now: int) -> None:
-        """The time of observation, above every earlier one of this run."""
-        self.revision = max(now, self.revision + 1, self.latest)
-
-
-def extra_members(found: dict[str, bytes]) -> bytes:
-    """The text of unknown members whose values are JSON texts."""
-    return object_text(found)[1:-1]
+    def _set_revision(self, now: int) -> None:
+        """Set the revision to the time of observation, but above every earlier one of this run."""
+        self.revision = max(now, self.revision + 1, self.latest_time)
 
 
 class RunSession:
-    """on_change: called after a change, outside the lock; True when the run's own status changed.
+    """A run while this process records it."""
 
-    abandoned: the run belongs to another process, the parent of this one or whoever resumed it: nothing that happens
-    here is recorded. lost: the receiver lacks some of the run, and will not get it from here.
-    """
-
-    __slots__ = ("abandoned", "clock", "counts", "lost", "on_change", "record")
+    __slots__ = ("clock", "count", "disowned", "dropped", "on_change", "record")
 
     def __init__(
-        self, record: RunRecord, clock: TimestampFormat, counts: Counters, on_change: Callable[[RunSession, bool], None]
+        self,
+        record: RunRecord,
+        clock: DocumentClock,
+        count: Callable[[str], None],
+        on_change: Callable[[RunSession, bool], None],
     ) -> None:
+        """count: called with the name of a count of ``RecorderReport`` to increment.
+
+        on_change: called after each change, outside the lock, with True when the run's own status changed.
+        """
         self.record = record
         self.clock = clock
-        self.counts = counts
+        self.count = count
         self.on_change = on_change
-        self.abandoned = False
-        self.lost = False
+        self.disowned = False
+        """Whether the run belongs to another process, the parent of this one or the one that resumes it: whatever is
+        recorded here is ignored."""
+        self.dropped = False
+        """Whether the receiver lacks some of the run and will not get it from here."""
 
-    def stamp(self, not_before: int | None = None) -> int:
-        """The time, not before another one. Call it under the lock."""
+    def timestamp(self, not_before: int | None = None) -> int:
+        """Return the current time, or ``not_before`` if that is later. Call it under the lock."""
         record = self.record
-        record.latest = now = self.clock.stamp(max(not_before or 0, record.since))
+        record.latest_time = now = self.clock.timestamp(max(not_before or 0, record.not_before))
         return now
 
     def change(
         self, write: Callable[[RunRecord], None], step: StepRecord | None = None, *, status: bool = False
     ) -> bool:
-        """Writes under the lock, and tells of it. False, and counted, when the run or the step has ended already."""
+        """Apply a change under the lock and report it.
+
+        Return False, and count the call as late, when the run or the step has ended already.
+
+        step: the step that is changed, if it is one.
+        status: whether the run's own status changes.
+        """
         record = self.record
         with record.lock:
-            taken = not (self.abandoned or record.ended_already or (step is not None and step.finished))
-            if taken:
+            accepted = not (self.disowned or record.has_ended or (step is not None and step.has_ended))
+            if accepted:
                 write(record)
-        if taken:
+        if accepted:
             self.on_change(self, status)
         else:
-            self.counts.add("late")
-        return taken
+            self.count("late_calls")
+        return accepted
+
+    def set_member(self, member: str, value: Payload) -> None:
+        """Set the run's input or output."""
+        if not value.exact:
+            self.count("inexact_payloads")
+        self.change(lambda record: setattr(record, member, value.text))
 
     def begin_step(
         self,
@@ -361,8 +414,8 @@ class RunSession:
         retry: Mapping[str, object] | None = None,
         planned: bool = False,
     ) -> StepRecord | None:
-        """A step that begins now, or is planned; None when the run has ended."""
-        made: list[StepRecord] = []
+        """Begin a step, or plan it. Return None when the run has ended."""
+        steps: list[StepRecord] = []
 
         def write(record: RunRecord) -> None:
             step = record.add_step(step_id, name, kind, planned=planned)
@@ -370,15 +423,15 @@ class RunSession:
             if retry is not None:
                 step.retry_policy = payload(retry).text
             if not planned:
-                now = self.stamp()
-                step.started = now if step.started is None else step.started
+                now = self.timestamp()
+                step.started_at = now if step.started_at is None else step.started_at
                 step.status = "running"
-            made.append(step)
+            steps.append(step)
 
         self.change(write)
-        return made[0] if made else None
+        return steps[0] if steps else None
 
 
 def attempt_span_id(step: StepRecord, attempt: Attempt) -> bytes:
-    """As ``codec.semconv.attempts_of`` gives it to the attempt at this place in the list."""
-    return child_span_id(step.span_id, "attempt", attempt.position)
+    """Return the span id that ``codec.semconv.attempts_of`` gives to the attempt of this number."""
+    return child_span_id(step.span_id, "attempt", attempt.number)

@@ -1,285 +1,482 @@
-"""``Sender``: the thread that sends what is due, reads every answer, and counts what is given up."""
+"""``ExportWorker``: the thread that sends what is due to a receiver, and handles each result.
+
+It sends through one of two sinks: ``OtlpSink`` sends to an OTLP receiver and reads every response, ``SdkProcessorSink``
+passes the spans to the processors of a TracerProvider.
+"""
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  (else the first look-up of a host imports it, see ``Recorder.__init__``)
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
-from typing import Final
+from typing import Any, Final
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.context import attach, set_value
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
-from runspan.delivery import Accepted, DeadLetters, ExportResult, PartialSuccess, Rejected, RejectionScope, Retryable
+from runspan.delivery import (
+    GRPC,
+    Accepted,
+    Batch,
+    DeadLetters,
+    ExporterConfig,
+    ExportResult,
+    GrpcTransport,
+    HttpTransport,
+    PartialSuccess,
+    Rejected,
+    RejectionScope,
+    Request,
+    Retryable,
+    RunSpans,
+    Transport,
+)
+from runspan.delivery.exporter import MAX_REQUEST_BYTES
 from runspan.errors import SettingError
+from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.sdk_bridge import to_readable_span
 from runspan.recorder.config import ExportConfig
-from runspan.recorder.delta import RunDelta, RunExportState
-from runspan.recorder.outbox import Outbox
-from runspan.recorder.sinks import SpanSink
+from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
 from runspan.recorder.state import RunSession
-from runspan.recorder.stats import Counters
 
 _log = logging.getLogger("runspan.recorder")
 
-_GRACE: Final = 1.0
-"""Seconds that the end waits for an answer that is on its way."""
-_LONGEST_ASKED: Final = 300.0
+_SUPPRESS_INSTRUMENTATION: Final = "suppress_instrumentation"
+"""The context key that ``is_instrumentation_enabled`` of opentelemetry-instrumentation reads."""
+_RESPONSE_GRACE: Final = 1.0
+"""Seconds that ``close`` waits for the response to a request in flight."""
+_MAX_RETRY_AFTER: Final = 300.0
 """Seconds that a receiver may ask to wait."""
+_MAX_GROUP_BYTES: Final = 2_900_000
+"""Bytes of spans in a request of several runs."""
+_MAX_CONSECUTIVE_REJECTIONS: Final = 3
+"""After so many runs in a row that fail alone too, the cause is not the runs."""
+_SPANS_PER_FLUSH: Final = 256
+"""Spans that processors get between two flushes: half of what the SDK's batch processor sends at once, and an eighth of
+what it holds before it drops."""
+
+RunResults = list[tuple[RunDelta, ExportResult]]
+
+
+class OtlpSink:
+    """Sends OTLP over HTTP or gRPC."""
+
+    def __init__(self, config: ExporterConfig, resource: Resource, on_request: Callable[[], None]) -> None:
+        """on_request: called for each request."""
+        self._transport: Transport = GrpcTransport(config) if config.protocol == GRPC else HttpTransport(config)
+        self._frame = partial(request_bytes, resource)
+        self._on_request = on_request
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's URL without secrets."""
+        return self._transport.endpoint
+
+    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
+        """Send several runs in one request if the receiver accepts that, else each alone, so that a run that is
+        rejected affects no other.
+
+        After a failure that concerns the endpoint, the remaining runs are not tried.
+        """
+        results: RunResults = []
+        failure: ExportResult | None = None
+        for group in _groups([(delta, _encode(delta)) for delta in deltas]):
+            if failure is None:
+                is_retry = any(delta.state.failures for delta, _ in group)
+                group_results = self._send_group([spans for _, spans in group], is_retry)
+                failure = group_results[-1] if _concerns_endpoint(group_results[-1]) else None
+            else:
+                group_results = [failure] * len(group)
+            results += zip([delta for delta, _ in group], group_results, strict=True)
+        return results
+
+    def _send_group(self, runs: list[RunSpans], is_retry: bool) -> list[ExportResult]:
+        """Send runs together, or each alone when the request fails.
+
+        is_retry: whether one of them failed before. Such a group is divided after a retryable failure too: some stores
+        always answer "retry" to a request with one run that is too large for them.
+        """
+        together = self._send(Batch(self._frame, tuple(runs)))
+        if len(runs) == 1 or isinstance(together, Accepted | PartialSuccess):
+            return [together] * len(runs)
+        if _concerns_endpoint(together) and not (is_retry and isinstance(together, Retryable)):
+            return [together] * len(runs)
+        results: list[ExportResult] = []
+        failures = 0
+        for run in runs:
+            result = together if failures == _MAX_CONSECUTIVE_REJECTIONS else self._send(Batch(self._frame, (run,)))
+            failures = min(failures + 1, _MAX_CONSECUTIVE_REJECTIONS) if _concerns_endpoint(result) else 0
+            results.append(result)
+        return results
+
+    def _send(self, batch: Batch) -> ExportResult:
+        """Send a batch; a single run that is too large for one request in several.
+
+        The revision span is in the last of them, which is sent only if the others were accepted.
+        """
+        divisible = len(batch.runs) == 1 and batch.spans > 1
+        if batch.size <= MAX_REQUEST_BYTES or not divisible:
+            self._on_request()
+            result = self._transport.send(batch.request())
+            if not (divisible and isinstance(result, Rejected) and result.scope is RejectionScope.SIZE):
+                return result
+        first, second = batch.halves()
+        result = self._send(first)
+        return self._send(second) if isinstance(result, Accepted) else result
+
+    def send_foreign_spans(self, spans: Sequence[ReadableSpan]) -> ExportResult:
+        """Send spans of other instrumentation, encoded by the SDK."""
+        body: bytes = encode_spans(spans).SerializePartialToString()
+        self._on_request()
+        return self._transport.send(Request(body, (), len(spans)))
+
+    def close(self) -> None:
+        """Release connections. Idempotent."""
+        self._transport.close()
+
+
+def _encode(delta: RunDelta) -> RunSpans:
+    spans = [span_bytes(span) for span in delta.spans]
+    return RunSpans(delta.run.id, spans, sum(map(len, spans)))
+
+
+def _groups(runs: list[tuple[RunDelta, RunSpans]]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:
+    """Divide runs into groups that fit into one request each."""
+    group: list[tuple[RunDelta, RunSpans]] = []
+    size = 0
+    for delta, spans in runs:
+        if group and size + spans.size > _MAX_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append((delta, spans))
+        size += spans.size
+    if group:
+        yield group
+
+
+def _concerns_endpoint(result: ExportResult) -> bool:
+    """Return whether a request failed for a reason that concerns every request to the endpoint: it cannot accept any
+    now, or not with this configuration."""
+    return isinstance(result, Retryable) or (isinstance(result, Rejected) and result.scope is RejectionScope.ENDPOINT)
+
+
+class SdkProcessorSink:
+    """Passes spans to the processors of a TracerProvider.
+
+    It flushes after each small portion, so that the processors' queues do not overflow. What a processor or exporter
+    loses after that is not known here.
+    """
+
+    endpoint = "the given TracerProvider"
+
+    def __init__(
+        self, provider: TracerProvider, tracer: Any, flush_seconds: float, on_request: Callable[[], None]
+    ) -> None:
+        """tracer: a tracer of the provider; it has the provider's processors.
+
+        on_request: called for each portion.
+        """
+        self._provider = provider
+        self._processor: Any = tracer.span_processor
+        self._flush_millis = int(flush_seconds * 1000)
+        self._on_request = on_request
+
+    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
+        """Pass on each run by itself, its revision span last. After a failure the remaining runs are not tried."""
+        results: RunResults = []
+        failure: ExportResult | None = None
+        for delta in deltas:
+            result = failure or self._process(delta)
+            failure = result if isinstance(result, Retryable) else None
+            results.append((delta, result))
+        return results
+
+    def _process(self, delta: RunDelta) -> ExportResult:
+        for start in range(0, len(delta.spans), _SPANS_PER_FLUSH):
+            self._on_request()
+            try:
+                for span in delta.spans[start : start + _SPANS_PER_FLUSH]:
+                    self._processor.on_end(to_readable_span(span, self._provider.resource))
+                if not self._provider.force_flush(self._flush_millis):
+                    return Retryable("the TracerProvider did not flush: it is slow, or was shut down")
+            except Exception as error:
+                return Retryable(f"{type(error).__name__} in a span processor: {error}")
+        return Accepted()
+
+    def send_foreign_spans(self, spans: Sequence[ReadableSpan]) -> ExportResult:
+        """Do nothing: spans of other instrumentation are in the processors already."""
+        return Accepted()
+
+    def close(self) -> None:
+        """Do nothing: the provider belongs to the caller."""
+
+
+SpanSink = OtlpSink | SdkProcessorSink
+"""Where spans go. Called from one thread; raises nothing that a receiver can cause."""
 
 
 class ExportWorker:
-    """Owns an outbox, and sends from it. outlet: made when first needed, and again in a forked child, whose connections
-    must not be the parent's. clock: nanoseconds since 1970. monotonic: seconds. letters: keeps the documents of runs
-    that are given up."""
+    """Owns an outbox, and sends what is due in it from a thread."""
 
     def __init__(
         self,
-        outlet: Callable[[], SpanSink],
-        counts: Counters,
-        pace: ExportConfig,
+        make_sink: Callable[[], SpanSink],
+        counters: Counters,
+        config: ExportConfig,
         *,
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         random: Random,
-        letters: DeadLetters | None = None,
+        dead_letters: DeadLetters | None = None,
         exception_events: bool = True,
         disabled: bool = False,
     ) -> None:
-        self._make_outlet = outlet
-        self._counts = counts
-        self._pace = pace
+        """make_sink: called when a sink is needed first, and again in a forked child, which must not use the parent's
+        connections.
+
+        clock: returns nanoseconds since 1970. monotonic: returns seconds. random: jitters the backoff.
+        dead_letters: keeps the documents of runs that are given up.
+        exception_events: whether a failed span gets the conventions' ``exception`` event.
+        disabled: record and send nothing.
+        """
+        self._make_sink = make_sink
+        self._counters = counters
+        self._config = config
         self._clock = clock
         self._monotonic = monotonic
         self._random = random
-        self._letters = letters
-        self._letters_path = "" if letters is None else letters.path
-        self._reopened_path = self._letters_path
+        self._dead_letters = dead_letters
+        self._dead_letter_path = "" if dead_letters is None else dead_letters.path
+        self._reopen_path = self._dead_letter_path
         self._exception_events = exception_events
         self._disabled = disabled
-        self._fresh()
+        self._reset()
 
-    def _fresh(self) -> None:
-        self._outlet: SpanSink | None = None
+    def _reset(self) -> None:
+        self._sink: SpanSink | None = None
         self._thread: threading.Thread | None = None
-        self._starting = threading.RLock()
-        self._keeping = threading.RLock()
+        self._start_lock = threading.RLock()
+        self._dead_letter_lock = threading.RLock()
         self._failures = 0
-        self._shut = False
+        self._is_shut_down = False
         self.outbox = Outbox(
-            self._counts, self._pace, self._monotonic, self._start, self._give_up, disabled=self._disabled
+            self._counters, self._config, self._monotonic, self._start, self._give_up, disabled=self._disabled
         )
 
-    def mark(self, live: RunSession, urgent: bool) -> None:
-        """See ``Outbox.mark``; of whichever outbox there is, since a forked child has its own."""
-        self.outbox.mark_dirty(live, urgent)
+    def mark_dirty(self, session: RunSession, is_urgent: bool) -> None:
+        """Call ``mark_dirty`` of the current outbox; a forked child has its own."""
+        self.outbox.mark_dirty(session, is_urgent)
 
     def after_fork(self) -> None:
-        """In the child: nothing of the parent's is sent from here. Its dead letters go into a file of its own, made
-        when it needs one, since the parent removes an empty one at its end."""
+        """Begin anew in a forked child, which sends nothing of the parent's.
+
+        The child's dead letters go to a file of its own. It is made when the child needs it, since the parent removes
+        an empty file at its end.
+        """
         self.outbox.disown()
-        if self._letters_path:
-            self._reopened_path = f"{self._letters_path}.{os.getpid()}"
-            self._letters = None
-        self._fresh()
+        if self._dead_letter_path:
+            self._reopen_path = f"{self._dead_letter_path}.{os.getpid()}"
+            self._dead_letters = None
+        self._reset()
 
     def close(self, timeout: float) -> None:
-        """Flushes, gives up what is left then, and counts it. Calling it twice is allowed."""
+        """Flush, then give up and count what the receiver lacks. Idempotent."""
         if self.outbox.closed:
             return
         self.outbox.flush(timeout)
         self.outbox.close()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(min(timeout, _GRACE))
-        for post in self.outbox.drain():
-            self._give_up(post, "the time to shut down was over")
-        if self._outlet is not None:
-            self._outlet.close()
-        with self._keeping:
-            self._shut = True
-            self._put_letters_away()
+            thread.join(min(timeout, _RESPONSE_GRACE))
+        for state in self.outbox.drain():
+            self._give_up(state, "the time to shut down was over")
+        if self._sink is not None:
+            self._sink.close()
+        with self._dead_letter_lock:
+            self._is_shut_down = True
+            self._close_dead_letters()
 
     # The thread.
 
     def _start(self) -> None:
         if self._thread is not None:
             return
-        with self._starting:
+        with self._start_lock:
             if self._thread is None:
-                # A daemon: whoever exits does not wait for a receiver longer than ``close`` does.
+                # A daemon, so that the process does not wait for a receiver longer than ``close`` does.
                 thread = threading.Thread(target=self._work, name="runspan-recorder", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    # No thread can be had, as at the end of the interpreter: the next change tries again.
-                    self._counts.trouble = str(error)
+                    # No thread can be started, as at the end of the interpreter: the next change tries again.
+                    self._counters.last_error = str(error)
                     return
                 self._thread = thread
 
     def _work(self) -> None:
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # an instrumented HTTP client would record our requests
+        attach(set_value(_SUPPRESS_INSTRUMENTATION, True))  # an instrumented HTTP client would trace these requests
         outbox = self.outbox
-        while (taken := outbox.get_due()) is not None:
-            posts, foreign = taken
+        while (due := outbox.get_due()) is not None:
+            states, foreign = due
             try:
-                self._send(posts, foreign)
+                self._send(states, foreign)
             except Exception as error:
-                self._counts.add("defects")
-                _log.exception("runspan.Recorder: an error of its own; what was to be sent is tried again")
-                for post in posts:
-                    self._later(post, f"internal error: {type(error).__name__}")
+                self._counters.add("internal_errors")
+                _log.exception("runspan.Recorder: internal error; what was to be sent is retried")
+                for state in states:
+                    self._retry_later(state, f"internal error: {type(error).__name__}")
             finally:
-                outbox.finish_round(posts)
+                outbox.finish_round(states)
 
-    def _send(self, posts: list[RunExportState], foreign: list[ReadableSpan]) -> None:
-        if self._outlet is None:
-            self._outlet = self._make_outlet()
-        parcels = self._read(posts)
+    def _send(self, states: list[RunExportState], foreign: list[ReadableSpan]) -> None:
+        if self._sink is None:
+            self._sink = self._make_sink()
+        deltas = self._build_deltas(states)
         last: ExportResult = Accepted()
-        if parcels:
-            outcomes = self._outlet.send(parcels)
-            for parcel, outcome in outcomes:
-                self._settle(parcel, outcome)
-            last = outcomes[-1][1]
+        if deltas:
+            results = self._sink.send(deltas)
+            for delta, result in results:
+                self._handle_result(delta, result)
+            last = results[-1][1]
         if foreign:
-            if _is_later(last):
-                self.outbox.requeue(foreign)
+            if _concerns_endpoint(last):
+                self.outbox.requeue_foreign_spans(foreign)
             else:
-                last = self._outlet.send_foreign(foreign)
-                self._settle_foreign(foreign, last)
-        self._rest(last)
+                last = self._sink.send_foreign_spans(foreign)
+                self._handle_foreign_result(foreign, last)
+        self._pause_after(last)
 
-    def _read(self, posts: list[RunExportState]) -> list[RunDelta]:
+    def _build_deltas(self, states: list[RunExportState]) -> list[RunDelta]:
         now = self._clock()
-        parcels = []
-        for post in posts:
+        deltas = []
+        for state in states:
             try:
-                parcels.append(post.build_delta(now, self._exception_events))
+                deltas.append(state.build_delta(now, self._exception_events))
             except Exception:
-                self._counts.add("defects")
-                self.outbox.forget(post)
-                _log.exception("runspan.Recorder: run %s cannot be encoded", post.live.record.id)
-                self._give_up(post, "it cannot be encoded")
-        return parcels
+                self._counters.add("internal_errors")
+                self.outbox.forget(state)
+                _log.exception("runspan.Recorder: run %s cannot be encoded", state.session.record.id)
+                self._give_up(state, "it cannot be encoded")
+        return deltas
 
-    # What came of it.
+    # Results.
 
-    def _settle(self, parcel: RunDelta, outcome: ExportResult) -> None:
-        spans = len(parcel.spans)
+    def _handle_result(self, delta: RunDelta, result: ExportResult) -> None:
+        spans = len(delta.spans)
         rejected = 0
-        match outcome:
+        match result:
             case PartialSuccess(rejected_spans, message):
-                # It does not say which, and OTLP forbids to send them again.
+                # The receiver does not say which spans, and OTLP forbids a retry.
                 rejected = min(rejected_spans, spans)
-                parcel.post.damaged = True
-                told = f"{rejected} of {spans} spans rejected: {message or 'no reason given'}"
-                _log.error("runspan.Recorder: run %s: %s", parcel.run.id, told)
+                delta.state.has_rejected_spans = True
+                reason = message or "no reason given"
+                _log.error(
+                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, spans, reason
+                )
             case Rejected(reason, scope) if scope is not RejectionScope.ENDPOINT:
-                self._refused(parcel, reason)
+                self._handle_rejection(delta, reason)
                 return
             case Rejected(reason, _) | Retryable(reason):
-                self._later(parcel.post, reason)
+                self._retry_later(delta.state, reason)
                 return
-        parcel.acknowledged()
-        self._counts.add("spans_rejected", rejected)
-        self._counts.add("spans_sent", spans - rejected)
-        self._counts.add("snapshots_sent", not parcel.run.finished and not rejected)
-        self.outbox.ack(parcel.post, parcel.final)
-        if parcel.final and parcel.post.damaged:
-            self._give_up(parcel.post, "the receiver refused some of its spans")
-        elif parcel.run.finished:
-            self._counts.add("runs_delivered")
+        delta.ack()
+        self._counters.add("spans_rejected", rejected)
+        self._counters.add("spans_sent", spans - rejected)
+        self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
+        self.outbox.ack(delta.state, delta.is_final)
+        if delta.is_final and delta.state.has_rejected_spans:
+            self._give_up(delta.state, "the receiver rejected some of its spans")
+        elif delta.run.finished:
+            self._counters.add("runs_delivered")
 
-    def _refused(self, parcel: RunDelta, reason: str) -> None:
-        """Nothing of it was taken. Whatever it lacks goes with the next snapshot, and at last with the end of the run:
-        only a refusal of that is one of the run."""
-        post = parcel.post
-        if parcel.final:
-            self._counts.add("spans_rejected", len(parcel.spans))
-            self.outbox.forget(post)
-            self._give_up(post, f"the receiver refused it: {reason}")
+    def _handle_rejection(self, delta: RunDelta, reason: str) -> None:
+        """Give up a run whose final revision is rejected. The spans of any other are sent again with the next one."""
+        state = delta.state
+        if delta.is_final:
+            self._counters.add("spans_rejected", len(delta.spans))
+            self.outbox.forget(state)
+            self._give_up(state, f"the receiver rejected it: {reason}")
             return
-        if not post.failures:
-            _log.warning("runspan.Recorder: run %s as it stands is refused: %s", parcel.run.id, reason)
-        self._counts.add("retries")
-        self._later(post, reason)
+        if not state.failures:
+            _log.warning("runspan.Recorder: a snapshot of run %s is rejected: %s", delta.run.id, reason)
+        self._counters.add("retries")
+        self._retry_later(state, reason)
 
-    def _later(self, post: RunExportState, reason: str) -> None:
-        post.failures += 1
-        self._counts.trouble = reason
-        self.outbox.retry_later(post, self._backoff(post.failures))
+    def _retry_later(self, state: RunExportState, reason: str) -> None:
+        state.failures += 1
+        self._counters.last_error = reason
+        self.outbox.retry_later(state, self._backoff(state.failures))
 
-    def _settle_foreign(self, spans: list[ReadableSpan], outcome: ExportResult) -> None:
-        match outcome:
+    def _handle_foreign_result(self, spans: list[ReadableSpan], result: ExportResult) -> None:
+        match result:
             case Accepted():
-                self._counts.add("foreign_sent", len(spans))
+                self._counters.add("foreign_spans_sent", len(spans))
             case PartialSuccess(rejected_spans, _):
-                self._counts.add("foreign_sent", max(0, len(spans) - rejected_spans))
-                self._counts.add("foreign_dropped", min(len(spans), rejected_spans))
+                self._counters.add("foreign_spans_sent", max(0, len(spans) - rejected_spans))
+                self._counters.add("foreign_spans_dropped", min(len(spans), rejected_spans))
             case Rejected(_, scope) if scope is not RejectionScope.ENDPOINT:
-                self._counts.add("foreign_dropped", len(spans))
+                self._counters.add("foreign_spans_dropped", len(spans))
             case Rejected(reason, _) | Retryable(reason):
-                self._counts.trouble = reason
-                self.outbox.requeue(spans)
+                self._counters.last_error = reason
+                self.outbox.requeue_foreign_spans(spans)
 
-    def _rest(self, last: ExportResult) -> None:
-        """After a round whose last request was not taken, the receiver rests a while, as long as it asks for."""
-        where = "" if self._outlet is None else self._outlet.endpoint
-        if not _is_later(last):
-            if self._failures:
-                _log.info("runspan.Recorder: %s takes spans again", where)
+    def _pause_after(self, last: ExportResult) -> None:
+        """Pause after a round whose last request failed for a reason that concerns the endpoint."""
+        if not _concerns_endpoint(last):
+            if self._failures and self._sink is not None:
+                _log.info("runspan.Recorder: %s accepts spans again", self._sink.endpoint)
             self._failures = 0
-            self._counts.trouble = last.reason if isinstance(last, Rejected) else ""
+            self._counters.last_error = last.reason if isinstance(last, Rejected) else ""
             return
         self._failures += 1
-        self._counts.add("retries")
-        asked = last.delay if isinstance(last, Retryable) and last.delay else 0.0
-        self.outbox.pause(max(self._backoff(self._failures), min(asked, _LONGEST_ASKED)))
-        if self._failures == 1:
-            _log.warning("runspan.Recorder: %s takes nothing, to be tried again: %s", where, self._counts.trouble)
+        self._counters.add("retries")
+        retry_after = last.delay if isinstance(last, Retryable) and last.delay else 0.0
+        self.outbox.pause(max(self._backoff(self._failures), min(retry_after, _MAX_RETRY_AFTER)))
+        if self._failures == 1 and self._sink is not None:
+            reason = self._counters.last_error
+            _log.warning("runspan.Recorder: %s accepts no spans, retrying: %s", self._sink.endpoint, reason)
 
     def _backoff(self, failures: int) -> float:
-        longest: float = min(self._pace.retry_longest, self._pace.retry_first * 2 ** min(failures - 1, 16))
-        return longest * (0.5 + self._random.random() / 2)
+        """Return the seconds to wait after so many failures in a row."""
+        exponential = self._config.retry_initial_delay * 2.0 ** min(failures - 1, 16)
+        return min(self._config.retry_max_delay, exponential) * (0.5 + self._random.random() / 2)
 
-    def _give_up(self, post: RunExportState, reason: str) -> None:
-        """The receiver lacks some of this run and will not get it from here."""
-        # A run that went on at the shutdown is given up then, and once more when it has ended.
-        first, post.live.lost = not post.live.lost, True
-        where = self._keep(post.live.record.document().text)
-        if first:
-            self._counts.dropped(bool(where))
-        told = f"kept in {where}" if where else "not kept"
-        _log.error("runspan.Recorder: run %s is not delivered: %s; %s", post.live.record.id, reason, told)
+    # Runs that are given up.
+
+    def _give_up(self, state: RunExportState, reason: str) -> None:
+        """Count, log and keep a run of which the receiver lacks something and will not get it from here."""
+        # A run in progress at the shutdown is given up then, and once more when it has ended.
+        is_first, state.session.dropped = not state.session.dropped, True
+        path = self._keep(state.session.record.document().text)
+        if is_first:
+            self._counters.add_dropped_run(bool(path))
+        where = f"kept in {path}" if path else "not kept"
+        _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.session.record.id, reason, where)
 
     def _keep(self, text: bytes) -> str:
-        """The file that has the document now, or nothing."""
-        with self._keeping:
-            if self._letters is None and self._reopened_path:
+        """Write a document to the dead letters. Return the file's path, or "" if it was not written."""
+        with self._dead_letter_lock:
+            if self._dead_letters is None and self._reopen_path:
                 try:
-                    self._letters = DeadLetters(self._reopened_path)
+                    self._dead_letters = DeadLetters(self._reopen_path)
                 except SettingError as error:
                     _log.error("runspan.Recorder: %s", error)
-            if self._letters is None:
+            if self._dead_letters is None:
                 return ""
-            before = self._letters.kept
-            self._letters.write_text(text)
-            where = self._letters.path if self._letters.kept > before else ""
-            if self._shut:
-                self._put_letters_away()
-            return where
+            before = self._dead_letters.kept
+            self._dead_letters.write_text(text)
+            path = self._dead_letters.path if self._dead_letters.kept > before else ""
+            if self._is_shut_down:
+                self._close_dead_letters()
+            return path
 
-    def _put_letters_away(self) -> None:
-        """On disk, and opened again for what comes later."""
-        if self._letters is not None:
-            self._letters.close()
-            self._letters = None
-
-
-def _is_later(outcome: ExportResult) -> bool:
-    """Whether asking again can help: later, or once somebody mended the settings of the receiver."""
-    return isinstance(outcome, Retryable) or (
-        isinstance(outcome, Rejected) and outcome.scope is RejectionScope.ENDPOINT
-    )
+    def _close_dead_letters(self) -> None:
+        """Close the file, so that it is on disk. ``_keep`` opens it again when needed."""
+        if self._dead_letters is not None:
+            self._dead_letters.close()
+            self._dead_letters = None

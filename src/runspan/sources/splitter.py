@@ -1,181 +1,499 @@
-"""The byte stream of a file to the texts of its run documents, in one pass and bounded memory; no I/O.
+"""Split the byte stream of a file into its run documents, in one pass and bounded memory; no I/O.
 
-Three framings are told apart by what the stream shows, never by its name:
+The framing follows from what is in the stream, never from its name:
 
-* it begins with ``[``: an array of documents;
-* a document fills its line: NDJSON from there on, where each line stands for itself, however broken it is. Only a line
-  that opens an object and does not close it may be continued by the next ones, unless these are documents themselves
-  (``doubt`` tells that);
-* anything else: documents one after the other, over as many lines as they like.
+* ``[`` begins an array of documents.
+* ``{`` begins a document, which runs to its closing bracket, over as many lines as that takes. Documents follow each
+  other with or without white space between them.
+* Once a document has filled its line, the stream is read as NDJSON: a line with as many ``{`` as ``}`` is a document of
+  its own. Only a line that opens an object and does not close it, or that is ``[`` alone, goes on over the next lines.
 
-The splitter finds boundaries and judges no JSON: broken text is handed on, for the parser to name the place in it.
-Where there is no text to hand on (too large, not UTF-8, junk between documents) the piece carries the error instead.
+A broken document costs no other one:
+
+* An object that is never closed ends before the next line that begins with ``{``. There the next document is looked
+  for. An object is known not to be closed when the stream ends inside it, or when a line begins with ``{`` where JSON
+  allows no value.
+* If ``{`` is all there is on its first line, the object was formatted over several lines. A line that begins with ``{``
+  then belongs to it wherever JSON allows a value, so that no step is taken for a run.
+
+The splitter does not validate JSON: broken text is handed on, and the parser says where it breaks. Where there is no
+text to hand on (too large, not UTF-8, other text between documents) the piece carries the error instead.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+from array import array
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from runspan.errors import DocumentError
-from runspan.sources.stream_buffer import ScannedValue, StreamBuffer, has_unclosed_object
 
 MAX_DOCUMENT: Final = 256 << 20
-"""The default bound of one document, in bytes."""
+"""The default limit of one document, in bytes."""
 
+_EXCERPT: Final = 40
+_FIRST_LINES: Final = 4096
+_OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+_QUOTE, _NEWLINE, _OPEN_OBJECT, _CLOSE_OBJECT = b'"\n{}'
+_OPENING: Final = b"{["
+_SPACE: Final = b" \t\r\n"
+
+_SPACES = re.compile(rb"[ \t\r\n]*")
+_SPACES_OF_LINE = re.compile(rb"[ \t\r]*")
 _STRAY = re.compile(rb"[\]},]*")
 _REST_OF_LINE = re.compile(rb"[^\n]*")
-_SPACE: Final = b" \t\r\n"
-_CLOSE_OBJECT: Final = ord("}")
-_OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_STRINGS = rb'(?:"[^"\\\n]*+"[^"{}\[\]]*+)*+'
+_FLAT = rb'(?:(?<!\n)[{\[][^"{}\[\]]*+' + _STRINGS + rb'[}\]][^"{}\[\]]*+' + _STRINGS + rb")*+"
+_PLAIN = re.compile(rb'[^"{}\[\]]*+' + _STRINGS + _FLAT)
+"""Up to the next bracket or string that has to be looked at. Objects and arrays that hold only scalars close
+themselves and are passed over, but for an object that begins a line: that may be the next document."""
+
+_TOP = re.compile(rb'[^"{}\[\],]*+(?:"[^"\\\n]*+"[^"{}\[\],]*+)*+')
+_IN_STRING = re.compile(rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+')
 
 
 class RawDocument(Struct, frozen=True, gc=False):
-    """The text of one document as it stands in the stream.
-
-    data: the text, empty when ``error`` tells why there is none.
-    where: what errors call the place, ``runs.ndjson:12`` or, in an array, ``runs.json[3] line 40``.
-    end_offset: how many bytes of the stream, uncompressed, are done with once this piece is.
-    """
+    """The text of one document, as it is in the stream."""
 
     data: bytes
+    """The text; empty when ``error`` says why there is none."""
     where: str
+    """The place as errors name it: ``runs.ndjson:12`` or, in an array, ``runs.json[3] line 40``."""
     end_offset: int
+    """How many bytes of the uncompressed stream are read once this piece is."""
     error: DocumentError | None = None
 
 
 def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMENT) -> Iterator[RawDocument]:
-    """The documents of a stream, in order; how the stream is cut into chunks makes no difference.
+    """Yield the documents of a stream, in order. How the stream is cut into chunks makes no difference.
 
-    A piece is handed out before the next chunk is asked for. So whatever the chunks raise comes after every document
-    that was whole by then.
+    A document is yielded before the next chunk is requested, so what the chunks raise comes after every document that
+    was complete by then. ``max_document`` is a number of bytes; a larger document is an error in its place.
     """
-    window = StreamBuffer(chunks, max_document)
-    refusal = _start(window, name)
-    if refusal:
-        yield RawDocument(b"", name, 0, refusal)
+    stream = _StreamBuffer(chunks, max_document)
+    error = _start(stream, name)
+    if error:
+        yield RawDocument(b"", name, 0, error)
         return
     by_line = False
-    while window.skip_space():
-        first = window.buffer[:1]
+    while stream.skip_space():
+        first = stream.buffer[:1]
         if first == b"[":
-            yield from _array(window, name)
+            yield from _array(stream, name)
         elif first == b"{":
-            line, starts_line = window.line, window.at_line_start
-            taken = window.document(by_line=by_line)
-            yield _piece(window, taken, f"{name}:{line}")
-            if not taken.open:
-                by_line = starts_line and line == window.line and window.line_ends()
-            if by_line and not window.judged:
-                yield from _lines(window, name)
+            line, starts_line = stream.line, stream.at_line_start
+            value = stream.take_object()
+            yield _piece(stream, value, f"{name}:{line}")
+            if not value.open:
+                by_line = starts_line and line == stream.line and stream.skip_line_end()
+            if by_line and not stream.inside_unclosed:
+                yield from _lines(stream, name)
         else:
-            yield _stray_text(window, name)
+            yield _stray_text(stream, name)
 
 
-def _start(window: StreamBuffer, name: str) -> DocumentError | None:
-    """Skip a byte order mark; the error of a stream in another encoding."""
-    while len(window.buffer) < 4 and window.more():
+def _start(stream: _StreamBuffer, name: str) -> DocumentError | None:
+    """Skip a byte order mark. Return the error of a stream in another encoding."""
+    while len(stream.buffer) < 4 and stream.more():
         pass
-    head = bytes(window.buffer[:4])
-    if head.startswith(codecs.BOM_UTF8):
-        window.drop(len(codecs.BOM_UTF8))
-    elif head.startswith(_OTHER_ENCODINGS) or b"\0" in head:
+    first = bytes(stream.buffer[:4])
+    if first.startswith(codecs.BOM_UTF8):
+        stream.drop(len(codecs.BOM_UTF8))
+    elif first.startswith(_OTHER_ENCODINGS) or b"\0" in first:
         return DocumentError(
             where=name, expected="UTF-8", got="UTF-16 or UTF-32", hint="convert it, for example with iconv -t UTF-8"
         )
     return None
 
 
-def _lines(window: StreamBuffer, name: str) -> Iterator[RawDocument]:
-    """NDJSON, until a line opens an object, or an array of documents, and does not close it."""
-    number, offset, bound = window.line, window.offset, window.max_document
+def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
+    """Yield NDJSON, until a line begins an object, or an array of documents, and does not end it."""
+    number, offset, limit = stream.line, stream.offset, stream.max_document
     prefix = f"{name}:"
-    for batch in window.lines():
+    for batch in stream.lines():
         lost, lines, newline = batch
         if lost:
             offset += lost + newline
-            yield _too_large(f"{prefix}{number}", offset, lost, bound)
+            yield _too_large(f"{prefix}{number}", offset, lost, limit)
             number += 1
         for index, line in enumerate(lines):
             size = len(line)
-            if size > bound:
-                yield _too_large(f"{prefix}{number}", offset + size + newline, size, bound)
-            elif size and line[-1] == _CLOSE_OBJECT and not has_unclosed_object(line):
+            if size > limit:
+                yield _too_large(f"{prefix}{number}", offset + size + newline, size, limit)
+            elif size and line[-1] == _CLOSE_OBJECT and line.count(b"{") == line.count(b"}"):
                 yield RawDocument(line, f"{prefix}{number}", offset + size + newline)
             elif text := line.strip(_SPACE):
-                if text == b"[" or (text[:1] == b"{" and (text[-1:] != b"}" or has_unclosed_object(text))):
-                    window.restore(batch, index, offset=offset, line=number)
+                if text == b"[" or (text[:1] == b"{" and not _ValueScanner().advance(bytearray(text))):
+                    stream.restore(batch, index, offset=offset, line=number)
                     return
                 yield RawDocument(line, f"{prefix}{number}", offset + size + newline)
             offset += size + newline
             number += 1
-    window.offset, window.line = offset, number
+    stream.offset, stream.line = offset, number
 
 
-def _array(window: StreamBuffer, name: str) -> Iterator[RawDocument]:
-    window.drop(1)
-    if window.skip_space() and window.buffer[:1] == b"]":
-        window.drop(1)
-        window.at_line_start = False
+def _array(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
+    stream.drop(1)
+    if stream.skip_space() and stream.buffer[:1] == b"]":
+        stream.drop(1)
+        stream.at_line_start = False
         return
     index = 0
-    while window.skip_space():
-        where = f"{name}[{index}] line {window.line}"
-        taken = window.element()
-        yield _piece(window, taken, where)
-        if not taken.ended:
-            if taken.open:
+    while stream.skip_space():
+        where = f"{name}[{index}] line {stream.line}"
+        value = stream.take_element()
+        yield _piece(stream, value, where)
+        if not value.ended:
+            if value.open:
                 return  # the parser says where the element breaks off
             break
-        separator = bytes(window.buffer[:1])
-        window.drop(1)
+        separator = bytes(stream.buffer[:1])
+        stream.drop(1)
         if separator == b"]":
-            window.at_line_start = False
+            stream.at_line_start = False
             return
         index += 1
-    yield RawDocument(
-        b"",
-        f"{name}:{window.line}",
-        window.offset,
-        DocumentError(
-            where=f"{name}:{window.line}",
-            expected="']' after the last document",
-            got="the end of the file",
-            hint="the file is cut off: documents may be missing",
-        ),
-    )
-
-
-def _piece(window: StreamBuffer, taken: ScannedValue, where: str) -> RawDocument:
-    if taken.size > window.max_document:
-        return _too_large(where, window.offset, taken.size, window.max_document)
-    return RawDocument(taken.data.rstrip(_SPACE), where, window.offset)
-
-
-def _too_large(where: str, end_offset: int, size: int, bound: int) -> RawDocument:
+    where = f"{name}:{stream.line}"
     error = DocumentError(
         where=where,
-        expected=f"at most {bound} bytes",
+        expected="']' after the last document",
+        got="the end of the file",
+        hint="the file is cut off: documents may be missing",
+    )
+    yield RawDocument(b"", where, stream.offset, error)
+
+
+def _piece(stream: _StreamBuffer, value: _ScannedValue, where: str) -> RawDocument:
+    if value.size > stream.max_document:
+        return _too_large(where, stream.offset, value.size, stream.max_document)
+    return RawDocument(value.data.rstrip(_SPACE), where, stream.offset)
+
+
+def _too_large(where: str, end_offset: int, size: int, limit: int) -> RawDocument:
+    error = DocumentError(
+        where=where,
+        expected=f"at most {limit} bytes",
         got=f"{size} bytes",
-        hint="raise the bound if there is memory for several times that size",
+        hint="raise the limit if there is memory for several times that size",
     )
     return RawDocument(b"", where, end_offset, error)
 
 
-def _stray_text(window: StreamBuffer, name: str) -> RawDocument:
-    """What stands where a document should: stray brackets and commas, or else the rest of the line."""
-    where = f"{name}:{window.line}"
-    excerpt = window.run(_STRAY if window.buffer[0] in b"]}," else _REST_OF_LINE)
-    window.at_line_start = False
+def _stray_text(stream: _StreamBuffer, name: str) -> RawDocument:
+    """Return the error of text between documents: stray brackets and commas, or else the rest of the line."""
+    where = f"{name}:{stream.line}"
+    excerpt = stream.drop_matching(_STRAY if stream.buffer[0] in b"]}," else _REST_OF_LINE)
+    stream.at_line_start = False
     got = excerpt.decode(errors="replace").rstrip()
     error = DocumentError(
         where=where,
         expected="a run document, a JSON object, or an array of them",
         got=repr(got[:20] + "…" if len(got) > 20 else got),
-        hint="documents stand one after the other, or in an array",
+        hint="documents follow one another, or are elements of an array",
     )
-    return RawDocument(b"", where, window.offset, error)
+    return RawDocument(b"", where, stream.offset, error)
+
+
+class _ScannedValue(NamedTuple):
+    """What a scan took off the front of the stream."""
+
+    data: bytes
+    """The text; empty when it is larger than the limit."""
+    size: int
+    ended: bool
+    """Whether a bracket or separator ended it, not the end of the stream."""
+    open: bool
+    """Whether it ended inside brackets or a string."""
+
+
+class _LineBatch(NamedTuple):
+    """Complete lines without their line breaks."""
+
+    lost: int
+    """The size of a line before them that is larger than the limit, or 0."""
+    lines: list[bytes]
+    newline: int
+    """1 when each of the lines, the lost one too, had a line break; 0 for the last line of a stream without one."""
+
+
+class _ValueScanner:
+    """Finds the end of one value. It knows strings and brackets; everything else is left to the parser.
+
+    An object ends after its closing bracket, or, unclosed, where a line begins with ``{`` and JSON allows no value. An
+    element of an array ends before the comma or bracket that follows it.
+    """
+
+    def __init__(self, *, element: bool = False) -> None:
+        self.element = element
+        self.position = 0 if element else 1
+        self.line_starts = array("q")
+        """Where lines begin with an object that is inside this one and not closed yet."""
+        self._opened = bytearray(b"" if element else b"{")
+        """The open brackets; a line break for an object that begins a line."""
+        self._in_string = False
+
+    @property
+    def open(self) -> bool:
+        return self._in_string or bool(self._opened)
+
+    def advance(self, buffer: bytearray) -> bool:
+        """Move to the end of the value and return True, or to the end of the buffer and return False."""
+        opened, end = self._opened, len(buffer)
+        while self.position < end:
+            if self._in_string:
+                if self._string(buffer, end):
+                    return True
+                if self._in_string:
+                    return False
+            pattern = _PLAIN if opened or not self.element else _TOP
+            position = _match_end(pattern, buffer, self.position)
+            self.position = position
+            if position == end:
+                return False
+            byte = buffer[position]
+            if byte == _QUOTE:
+                self._in_string = True
+            elif byte in _OPENING:
+                if byte == _OPEN_OBJECT and not self.element and buffer[position - 1] == _NEWLINE:
+                    if not self._allows_value(buffer, position):
+                        return True
+                    self.line_starts.append(position)
+                    byte = _NEWLINE
+                opened.append(byte)
+            elif opened:
+                if opened.pop() == _NEWLINE:
+                    self.line_starts.pop()
+                if not opened and not self.element:
+                    self.position += 1
+                    return True
+            elif byte != _CLOSE_OBJECT:
+                return True
+            self.position += 1
+        return False
+
+    def _string(self, buffer: bytearray, end: int) -> bool:
+        """Move to the end of the string, or of the buffer. Return True where the next document begins instead."""
+        position = self.position
+        while True:
+            position = _match_end(_IN_STRING, buffer, position)
+            if position < end and buffer[position] == _QUOTE:
+                self._in_string = False
+                self.position = position + 1
+                return False
+            if position + 1 >= end:
+                # A backslash or a line break that ends the buffer is looked at again with what follows it.
+                self.position = position
+                return False
+            if buffer[position] == _NEWLINE and buffer[position + 1] == _OPEN_OBJECT and not self.element:
+                self.position = position + 1
+                return True
+            position += 1
+
+    def _allows_value(self, buffer: bytearray, position: int) -> bool:
+        """Return whether JSON allows a value at this position."""
+        before = _last_significant(buffer, position)
+        return before in b":[" or (before == ord(",") and self._opened[-1] == ord("["))
+
+
+class _StreamBuffer:
+    """The part of a stream that is being looked at.
+
+    Every byte is scanned once, or twice where a chunk ends inside a string or an object is never closed, whatever the
+    size of the chunks: the scan keeps its state between them. Of a document that is larger than the limit two bytes
+    stay in memory.
+    """
+
+    def __init__(self, chunks: Iterable[bytes], max_document: int) -> None:
+        self.buffer = bytearray()
+        """The bytes not yet taken."""
+        self.offset = 0
+        """How many bytes were taken before them."""
+        self.line = 1
+        """The number of the line at the front."""
+        self.at_line_start = True
+        """Whether only white space is before the front on its line."""
+        self.max_document = max_document
+        self._chunks = iter(chunks)
+        self._tail: list[bytes] = []
+        self._unclosed = array("q")
+        """The offsets of objects at line starts that are known to be unclosed, the first one last."""
+        self._unclosed_end = 0
+        """The offset at which they are all known to be unclosed."""
+
+    @property
+    def inside_unclosed(self) -> bool:
+        """Whether the front was scanned already, as a part of an object that is never closed."""
+        return self.offset < self._unclosed_end
+
+    def more(self) -> bool:
+        """Read another chunk. Return False at the end of the stream."""
+        for chunk in self._chunks:
+            if chunk:
+                self.buffer += chunk
+                return True
+        return False
+
+    def drop(self, size: int) -> None:
+        """Drop bytes from the front."""
+        self.line += self.buffer.count(b"\n", 0, size)
+        self.offset += size
+        del self.buffer[:size]
+
+    def skip_space(self) -> bool:
+        """Drop white space. Return False at the end of the stream."""
+        line = self.line
+        self.drop_matching(_SPACES)
+        self.at_line_start = self.at_line_start or self.line > line
+        return bool(self.buffer)
+
+    def skip_line_end(self) -> bool:
+        """Drop white space and a line break. Return False when something else follows on the line."""
+        self.drop_matching(_SPACES_OF_LINE)
+        if self.buffer and self.buffer[0] != _NEWLINE:
+            return False
+        self.drop(len(self.buffer[:1]))
+        self.at_line_start = True
+        return True
+
+    def drop_matching(self, pattern: re.Pattern[bytes]) -> bytes:
+        """Drop what matches a repeated byte class, over chunks, and return how it begins."""
+        excerpt = b""
+        while True:
+            end = _match_end(pattern, self.buffer, 0)
+            excerpt += self.buffer[: min(end, _EXCERPT - len(excerpt))]
+            self.drop(end)
+            if self.buffer or not self.more():
+                return excerpt
+
+    def take_object(self) -> _ScannedValue:
+        """Take the object at the front. One that is never closed ends before the next line that begins with ``{``."""
+        while self._unclosed and self._unclosed[-1] < self.offset:
+            self._unclosed.pop()
+        if not self._unclosed or self._unclosed[-1] != self.offset:
+            scan = _ValueScanner()
+            size, ended = self._scan(scan)
+            if not scan.open or size > self.max_document:
+                return self._take(scan.position, size, ended=ended, open=scan.open)
+            self._unclosed = array("q", (self.offset + position for position in reversed(scan.line_starts)))
+            self._unclosed_end = self.offset + scan.position
+        end = self._unclosed_end - self.offset
+        if self.buffer[1 : self.buffer.find(b"\n", 0, end)].strip(_SPACE):
+            next_line = self.buffer.find(b"\n{", 0, end)
+            end = next_line + 1 if next_line >= 0 else end
+        return self._take(end, end, ended=True, open=True)
+
+    def take_element(self) -> _ScannedValue:
+        """Take the element of an array at the front, without the separator that follows."""
+        scan = _ValueScanner(element=True)
+        size, ended = self._scan(scan)
+        return self._take(scan.position, size, ended=ended, open=scan.open)
+
+    def _scan(self, scan: _ValueScanner) -> tuple[int, bool]:
+        """Move to the end of a value. Return its size, and whether it ended before the stream did."""
+        lost = 0
+        while not scan.advance(self.buffer):
+            if lost + scan.position > self.max_document:
+                lost += self._forget(scan)
+            if not self._more_of(scan):
+                scan.position = len(self.buffer)
+                return lost + scan.position, False
+        return lost + scan.position, True
+
+    def _more_of(self, scan: _ValueScanner) -> bool:
+        """Read another chunk of a value. Documents that follow an unclosed one come before what the chunks raise."""
+        try:
+            return self.more()
+        except Exception as error:  # whatever the chunks raise
+            if scan.element or b"\n{" not in self.buffer:
+                raise
+            self._chunks = _raising(error)
+            return False
+
+    def _forget(self, scan: _ValueScanner) -> int:
+        """Drop what was scanned, except the two bytes that decide whether ``{`` may follow. Return how many went."""
+        size = scan.position - 2
+        if size <= 0:
+            return 0
+        kept = bytes((_last_significant(self.buffer, scan.position), self.buffer[scan.position - 1]))
+        self.drop(scan.position)
+        self.buffer[:0] = kept
+        self.offset -= len(kept)
+        self.line -= kept.count(b"\n")
+        scan.position = len(kept)
+        return size
+
+    def _take(self, end: int, size: int, *, ended: bool, open: bool) -> _ScannedValue:
+        with memoryview(self.buffer) as view:
+            data = b"" if size > self.max_document else bytes(view[:end])
+        self.at_line_start = self.buffer[end - 1 : end] == b"\n"
+        self.drop(end)
+        return _ScannedValue(data, size, ended, open)
+
+    def lines(self) -> Iterator[_LineBatch]:
+        """Yield the rest of the stream by lines. ``restore`` ends it."""
+        tail, size = self._tail, 0
+        for chunk in self._rest():
+            lines = chunk.split(b"\n")
+            if len(lines) > 1:
+                tail.append(lines[0])
+                size += len(lines[0])
+                over = size > self.max_document
+                lines[0] = b"" if over else b"".join(tail)
+                tail[:] = [lines.pop()]
+                yield _LineBatch(size, lines[1:], 1) if over else _LineBatch(0, lines, 1)
+                size = len(tail[0])
+            else:
+                tail.append(chunk)
+                size += len(chunk)
+                if size > self.max_document:
+                    tail.clear()
+        if size:
+            over = size > self.max_document
+            last = b"" if over else b"".join(tail)
+            tail.clear()
+            yield _LineBatch(size, [], 0) if over else _LineBatch(0, [last], 0)
+
+    def _rest(self) -> Iterator[bytes]:
+        """Yield the rest of the stream: what is in the buffer in growing chunks, since much of it may be restored."""
+        size = _FIRST_LINES
+        while self.buffer:
+            chunk = bytes(self.buffer[:size])
+            del self.buffer[:size]
+            size *= 2
+            yield chunk
+        for chunk in self._chunks:  # ``yield from`` would close the chunks when the lines end early
+            yield chunk
+
+    def restore(self, batch: _LineBatch, index: int, *, offset: int, line: int) -> None:
+        """Put the lines of a batch from an index on back to the front, with what was read after them."""
+        self.buffer[:0] = b"\n".join(batch.lines[index:]) + b"\n" * batch.newline + b"".join(self._tail)
+        self._tail.clear()
+        self.offset = offset
+        self.line = line
+        self.at_line_start = True
+
+
+def _raising(error: Exception) -> Iterator[bytes]:
+    raise error
+    yield b""
+
+
+def _last_significant(buffer: bytearray, end: int) -> int:
+    """Return the last byte before a position that is no white space."""
+    size = 16
+    while True:
+        start = max(0, end - size)
+        text = buffer[start:end].rstrip(_SPACE)
+        if text or start == 0:
+            return text[-1] if text else buffer[0]
+        size *= 4
+
+
+def _match_end(pattern: re.Pattern[bytes], buffer: bytearray, position: int) -> int:
+    match = pattern.match(buffer, position)
+    return match.end() if match else position

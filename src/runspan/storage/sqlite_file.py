@@ -1,30 +1,191 @@
-"""SQLite's and the file system's errors as StoreError: what happened, where, and what to do next."""
+"""Open, create, check and lock runspan's SQLite files, and translate SQLite's errors."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from runspan.errors import StoreError
 
-_KNOWN = {
-    "SQLITE_FULL": ("the disk is full", "free space or shorten the retention, then send again: nothing was taken"),
-    "SQLITE_BUSY": ("another process holds the write lock", "stop the other writer, or let it finish"),
+BUSY_TIMEOUT: Final = 10.0
+"""Seconds to wait for the lock of another process."""
+
+_MESSAGES: Final = {
+    "SQLITE_FULL": ("the disk is full", "free space or shorten the retention, then try again: nothing was taken"),
+    "SQLITE_BUSY": ("another process holds the write lock", "stop the other writer, or wait until it has finished"),
     "SQLITE_LOCKED": ("another connection holds the table", "try again"),
     "SQLITE_READONLY": ("the file or its directory is read-only", "give the user of this process write permission"),
     "SQLITE_CANTOPEN": ("the file cannot be opened", "the directory must exist and be writable, also to read"),
     "SQLITE_PERM": ("the file may not be accessed", "give the user of this process read and write permission"),
     "SQLITE_IOERR": ("the disk failed", "look at the system's log; check the disk and the space on it"),
     "SQLITE_CORRUPT": ("the file is damaged", "restore a backup, or recover with: sqlite3 FILE .recover"),
-    "SQLITE_NOTADB": ("the file is no SQLite database", "choose another directory, or move the file away"),
+    "SQLITE_NOTADB": ("the file is no SQLite database", "choose another path, or move the file away"),
     "SQLITE_TOOBIG": ("a value is too large to store", "split the run, or keep large payloads elsewhere"),
 }
+"""SQLite's primary result code → what happened, and what to do next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What distinguishes one kind of SQLite file from the others, and what is in it."""
+
+    name: str
+    """What errors call such a file, with its article: ``the embedded store``."""
+    application_id: int
+    version: int
+    tables: tuple[str, ...]
+    """The statements that create the tables and indexes of a new file."""
+    hint: str
+    """What to do instead of using a file that is another application's, another version's, or in use."""
+    page_pragmas: tuple[str, ...] = ()
+    """Settings of the file itself, which have no effect once its first page is written."""
+
+
+def open_database(
+    path: Path | str | None,
+    schema: Schema,
+    *,
+    exclusive: bool = False,
+    busy_timeout: float = BUSY_TIMEOUT,
+    pragmas: tuple[str, ...] = (),
+) -> sqlite3.Connection:
+    """Open a file to read and write, and create it with its tables when there is none or an empty one.
+
+    The connection is in autocommit mode, with a write-ahead log and ``synchronous = FULL``. Several threads may use it,
+    one at a time. Only the user of this process may read or write the file (mode 0600); SQLite creates the files next
+    to it with the same mode.
+
+    - ``path``: None opens a database in memory.
+    - ``exclusive``: allow no other connection, also of other processes, until this one is closed. The system releases
+      the lock when the process ends, however it ends.
+    - ``busy_timeout``: seconds to wait for a lock.
+    - ``pragmas``: settings of the connection, such as ``cache_size = -65536``.
+
+    Raise StoreError, and leave the file as it is, when it cannot be opened, is damaged, is another application's, was
+    written by another version, or is locked.
+    """
+    where = Path(path) if path is not None else Path(":memory:")
+    connection: sqlite3.Connection | None = None
+    try:
+        # Only a new file is opened here: closing it would release the locks that this process has on an existing one.
+        if path is not None and not where.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = _connect(str(where), busy_timeout)
+        _create_or_check(connection, where, schema, exclusive=exclusive)
+        mode = _use_write_ahead_log(connection, busy_timeout)
+        if mode != "wal" and path is not None:
+            hint = "network file systems cannot; choose a local disk"
+            raise StoreError(where=str(where), expected="a file system with shared memory", got=mode, hint=hint)
+        for pragma in ("synchronous = FULL", *pragmas):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if not isinstance(error, sqlite3.Error | OSError):
+            raise
+        if exclusive and _primary_code(error) in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+            hint = f"stop the other process, or {schema.hint}"
+            raise StoreError(f"another process is using {schema.name}", where=str(where), hint=hint) from error
+        raise store_error(error, where) from error
+    return connection
+
+
+def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Connection:
+    """Open a file that ``open_database`` has created, to read. Raise sqlite3.Error when it cannot be opened."""
+    connection = _connect(path.absolute().as_uri() + "?mode=ro", BUSY_TIMEOUT, uri=True)
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+@contextmanager
+def translate_errors(path: Path) -> Iterator[None]:
+    """Raise SQLite's and the file system's errors as StoreError; see ``store_error``."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise store_error(error, path) from error
 
 
 def store_error(error: sqlite3.Error | OSError, path: Path) -> StoreError:
-    """The StoreError that tells the caller what this error means for the store at path."""
+    """Return the StoreError that says what happened to the file, and what to do next."""
     if isinstance(error, OSError):
-        return StoreError(error.strerror or str(error), where=str(path), hint="choose another directory, or its rights")
+        return StoreError(error.strerror or str(error), where=str(path), hint="check the path and its permissions")
     name = getattr(error, "sqlite_errorname", "")
-    message, hint = _KNOWN.get("_".join(name.split("_")[:2]), ("the store does not work", "run a check of the file"))
+    message, hint = _MESSAGES.get(
+        _primary_code(error), ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'")
+    )
     return StoreError(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)
+
+
+def _connect(database: str, busy_timeout: float, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(database, uri=uri, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+
+
+def _create_or_check(connection: sqlite3.Connection, path: Path, schema: Schema, *, exclusive: bool) -> None:
+    execute = connection.execute
+    if exclusive:
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+    else:
+        execute("BEGIN")  # the three numbers that are compared are those of one moment
+        empty = _is_empty(connection, path, schema)
+        execute("COMMIT")
+        if not empty:
+            return
+    for pragma in schema.page_pragmas:
+        execute(f"PRAGMA {pragma}")
+    execute("BEGIN EXCLUSIVE")
+    if _is_empty(connection, path, schema):  # another process may have created the tables meanwhile
+        for statement in schema.tables:
+            execute(statement)
+        execute(f"PRAGMA application_id = {schema.application_id}")
+        execute(f"PRAGMA user_version = {schema.version}")
+    execute("COMMIT")
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, busy_timeout: float) -> str:
+    """Return the journal mode that the file has now.
+
+    SQLite does not wait for other connections when it changes the mode, so this does.
+    """
+    deadline = time.monotonic() + busy_timeout
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) != "SQLITE_BUSY" or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _is_empty(connection: sqlite3.Connection, path: Path, schema: Schema) -> bool:
+    """Return False for a file of this schema and True for an empty one. Raise StoreError for any other."""
+    application, version, tables = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("application_id", "user_version", "schema_version")
+    )
+    if application == schema.application_id and version == schema.version:
+        return False
+    if application == schema.application_id:
+        raise StoreError(
+            f"{schema.name} was written by another version of runspan",
+            where=str(path),
+            expected=f"format {schema.version}",
+            got=f"format {version}",
+            hint=f"use that version, or {schema.hint}",
+        )
+    if application or version or tables:
+        got = "another application's database"
+        raise StoreError(where=str(path), expected=schema.name, got=got, hint=schema.hint)
+    return True
+
+
+def _primary_code(error: Exception) -> str:
+    """Return the first two words of an extended result code: SQLITE_IOERR of SQLITE_IOERR_READ."""
+    return "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])

@@ -9,7 +9,6 @@ SQLite's own exclusive lock, which the system gives back when the process ends, 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -18,10 +17,10 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from runspan.errors import SettingError, StoreError
+from runspan.errors import SettingError
 from runspan.storage.span_acks import TABLES as SPAN_TABLES
 from runspan.storage.span_acks import SpanAcks
-from runspan.storage.sqlite_file import store_error
+from runspan.storage.sqlite_file import Schema, open_database, translate_errors
 
 
 class TrackState(IntEnum):
@@ -82,9 +81,6 @@ class TrackedRun:
         return self.run_id.encode()
 
 
-APPLICATION_ID: Final = 0x72737963
-FORMAT: Final = 3
-
 _TABLES: Final = (
     "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
     """
@@ -121,16 +117,13 @@ _TABLES: Final = (
     "CREATE INDEX runs_failing ON runs (due) WHERE failures > 0",
     *SPAN_TABLES,
 )
-_WRONGLY_REFUSED: Final = (
-    """
-    UPDATE runs SET state = CASE acked WHEN x'' THEN 0 ELSE state END, due = 0, failures = 0
-    WHERE state = 3 AND instr(reason, (SELECT value FROM binding WHERE name = 'source') || ': ') = 1
-    """,
+_SCHEMA: Final = Schema(
+    name="the state file of a sync",
+    application_id=0x72737963,
+    version=1,
+    tables=_TABLES,
+    hint="name another file with --state-file: every run is fetched again, and none is doubled",
 )
-"""Answers of a gateway in trouble, which begin with the platform's address, were once taken for a refusal."""
-
-_MIGRATIONS: Final = {1: SPAN_TABLES, 2: _WRONGLY_REFUSED}
-"""Format number → the statements that lead to the next one."""
 _COLUMNS: Final = (
     "run_id, time, state, due, failures, listed, own, sent, revision, acked, rooted, changed_at, sent_at, reason"
 )
@@ -190,19 +183,11 @@ class Checkpoint:
     def __init__(self, path: Path, binding: Binding, receiver: bytes = b"") -> None:
         self.path = path
         self.spans = SpanAcks(self._run)
+        self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=0)
         try:
-            # What the platform's errors say stands in it.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-        except (sqlite3.Error, OSError) as error:
-            raise store_error(error, path) from error
-        try:
-            self._open(binding, receiver)
-            rows = self._connection.execute("SELECT state, count(*) FROM runs GROUP BY state")
+            self._bind(binding, receiver)
+            rows = self._all("SELECT state, count(*) FROM runs GROUP BY state", ())
             self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
-        except sqlite3.Error as error:
-            self._connection.close()
-            raise _taken(path) if _is_locked(error) else store_error(error, path) from error
         except BaseException:
             self._connection.close()
             raise
@@ -323,54 +308,23 @@ class Checkpoint:
         values = (walked.newest, walked.full_began, walked.full_ended, walked.edge, walked.top, walked.cursor)
         self._run("INSERT OR REPLACE INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?)", (filter_name, *values))
 
-    def _open(self, binding: Binding, receiver: bytes) -> None:
-        connection = self._connection
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN EXCLUSIVE")
-        application = _pragma(connection, "application_id")
-        version = _pragma(connection, "user_version")
-        if application == APPLICATION_ID and version > FORMAT:
-            raise StoreError(
-                "the checkpoint was written by a newer version of runspan",
-                where=str(self.path),
-                expected=f"format {FORMAT}",
-                got=f"format {version}",
-                hint="use that version, or begin another checkpoint: everything is fetched again, and nothing doubled",
-            )
-        if application != APPLICATION_ID:
-            if application or version or _pragma(connection, "schema_version"):
-                raise StoreError(
-                    where=str(self.path),
-                    expected="a checkpoint of runspan sync",
-                    got="another application's database",
-                    hint="name another file with --checkpoint",
-                )
-            for statement in _TABLES:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-            connection.executemany("INSERT INTO binding VALUES (?, ?)", binding.to_rows().items())
-        for old in range(version or FORMAT, FORMAT):
-            for statement in _MIGRATIONS[old]:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {old + 1}")
-        self._refuse_another(binding)
-        self.spans.bind_receiver(receiver)
-        connection.execute("COMMIT")
-
-    def _refuse_another(self, binding: Binding) -> None:
-        bound = dict(self._connection.execute("SELECT name, value FROM binding").fetchall())
+    def _bind(self, binding: Binding, receiver: bytes) -> None:
+        """Write the binding to a new file. Raise SettingError when the file has another one."""
+        self.begin()
+        bound = dict(self._all("SELECT name, value FROM binding", ()))
         for name, value in binding.to_rows().items():
-            if bound.get(name) != value:
+            if not bound:
+                self._run("INSERT INTO binding VALUES (?, ?)", (name, value))
+            elif bound.get(name) != value:
                 raise SettingError(
-                    f"the checkpoint belongs to another {name}",
+                    f"the state file belongs to another {name}",
                     where=str(self.path),
                     expected=bound.get(name) or "none",
                     got=value or "none",
-                    hint="name another file with --checkpoint, or sync as before",
+                    hint="name another file with --state-file, or sync as before",
                 )
+        self.spans.bind_receiver(receiver)
+        self.commit()
 
     def _entries(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
         rows = self._all(f"SELECT {_COLUMNS} FROM runs WHERE {where}", values)  # noqa: S608  # only constants
@@ -381,16 +335,12 @@ class Checkpoint:
         return value
 
     def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
-        try:
+        with translate_errors(self.path):
             return self._connection.execute(statement, tuple(values))
-        except sqlite3.Error as error:
-            raise store_error(error, self.path) from error
 
     def _all(self, statement: str, values: Iterable[Any]) -> list[Any]:
-        try:
+        with translate_errors(self.path):
             return self._connection.execute(statement, tuple(values)).fetchall()
-        except sqlite3.Error as error:
-            raise store_error(error, self.path) from error
 
 
 def _entry(row: Sequence[Any]) -> TrackedRun:
@@ -398,19 +348,3 @@ def _entry(row: Sequence[Any]) -> TrackedRun:
     entry.state = entry.stored = TrackState(row[2])
     entry.rooted = bool(entry.rooted)
     return entry
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
-    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def _is_locked(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-
-
-def _taken(path: Path) -> StoreError:
-    return StoreError(
-        "another sync is using this checkpoint",
-        where=str(path),
-        hint="one at a time: stop the other one, or give this one its own file with --checkpoint",
-    )

@@ -8,9 +8,10 @@ from typing import Final
 
 from runspan.contracts import Document
 from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
+from runspan.http.client import ResponseTooLarge
 from runspan.model.document import sort_time
 from runspan.model.run import Run
-from runspan.platform_api import ResponseTooLong, fingerprint_of_summary
+from runspan.platform_api import fingerprint_of_summary
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import SyncContext
 from runspan.sync.policy import GIVE_UP_AFTER, PlannedSend, plan_send, refresh_at
@@ -111,7 +112,7 @@ class FetchQueue:
         desk = self._desk
         if isinstance(error, NotFound):
             desk.mark_missing(entry)
-        elif isinstance(error, ResponseTooLong) and entry.failures + 1 >= GIVE_UP_AFTER:
+        elif isinstance(error, ResponseTooLarge) and entry.failures + 1 >= GIVE_UP_AFTER:
             desk.counts.refused += 1
             desk.refuse(entry, str(error), b"")
         elif everything and not isinstance(error, QueryError):

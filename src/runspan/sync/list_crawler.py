@@ -77,8 +77,8 @@ class ListCrawler:
         self._answered.add(sweep.filter)
         counts = self._desk.counts
         counts.pages += 1
-        counts.odd += len(page.odd)
-        for text in page.odd:
+        counts.odd += len(page.unusable)
+        for text in page.unusable:
             self._desk.note(f"an item of the list has no usable id: {text}")
         for note in page.partial:
             self._desk.note(f"the list is incomplete: {note}")

@@ -103,7 +103,7 @@ class SyncMonitor:
         if time.monotonic() >= self._rate_at:
             self._rate_at = time.monotonic() + _RATE_EVERY
             self._check_retention()
-        held = platform.pace.paused_for
+        held = platform.rate_limiter.paused_for
         if held <= settings.give_up or settings.follow:
             return None
         hint = "sync again then; it goes on from here"

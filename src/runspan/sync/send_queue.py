@@ -173,7 +173,7 @@ class SendQueue:
         if not there:
             return item.document, there
         written = item.observed.encode(self.tenant)
-        spans.retain_only(entry.key, written.names)
+        spans.retain_only(entry.key, written.step_digests)
         return written.without(there), there
 
     def _cut(self) -> None:
@@ -196,7 +196,7 @@ class SendQueue:
             delivery.submit(batch)
 
     def _on_settled(self, runs: tuple[RunSpans, ...], verdict: RunStatus, reason: str) -> None:
-        names = {run.run_id: run.names for run in runs}
+        names = {run.run_id: run.step_digests for run in runs}
         self.post(lambda: self._settle(names, verdict, reason))
 
     def _settle(self, names: Mapping[str, Sequence[bytes]], verdict: RunStatus, reason: str) -> None:

@@ -1,7 +1,7 @@
-"""What the long-running parts of runspan tell about themselves: one table of metrics, one object that they report to.
+"""Metrics of runspan's long-running components: the table of instruments and the registry of their values.
 
-Its faces are ``telemetry.prometheus`` and ``telemetry.otel``, imported by whoever shows one: an engine that
-only records runs loads neither.
+``telemetry.prometheus`` and ``telemetry.otel`` export the metrics. They are imported only where they are used, so that
+an engine that only records runs loads neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Health as OpenTelemetry metrics: on a given MeterProvider, or on one of our own that sends to an OTLP receiver."""
+"""Export of the metrics with OpenTelemetry, through a given MeterProvider or to an OTLP receiver."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ _ENDPOINT = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 _EXPORTER = "OTEL_METRICS_EXPORTER"
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
-_LONGEST_MILLIS = 86_400_000
-_END_MILLIS = 5000
+_MAX_INTERVAL_MILLIS = 86_400_000
+_SHUTDOWN_TIMEOUT_MILLIS = 5000
 
 
-def register_instruments(health: MetricsRegistry, provider: MeterProvider) -> None:
-    """Makes an observable instrument of every metric of the table. What was not reported yet gives no data point."""
+def register_instruments(registry: MetricsRegistry, provider: MeterProvider) -> None:
+    """Create an observable instrument for every metric. A metric that was not reported has no data point."""
     meter = provider.get_meter(SCOPE, __version__)
-    for metric in INSTRUMENTS:
+    for instrument in INSTRUMENTS:
         create: Any = meter.create_observable_counter
-        if metric.kind is not InstrumentKind.COUNTER:
+        if instrument.kind is not InstrumentKind.COUNTER:
             create = meter.create_observable_gauge
-        create(metric.name, callbacks=[_callback(health, metric)], unit=metric.unit, description=metric.description)
+        callbacks = [_callback(registry, instrument)]
+        create(instrument.name, callbacks=callbacks, unit=instrument.unit, description=instrument.description)
 
 
 def is_enabled(environment: Mapping[str, str]) -> bool:
-    """Whether somebody asked for metrics over OTLP: by their own endpoint, or by ``OTEL_METRICS_EXPORTER=otlp``.
+    """Return whether the environment enables OTLP metrics, by their endpoint or by ``OTEL_METRICS_EXPORTER=otlp``.
 
-    ``OTEL_EXPORTER_OTLP_ENDPOINT`` alone does not: it is where the traces go, and receivers of traces that take no
-    metrics are common, ours among them.
+    ``OTEL_EXPORTER_OTLP_ENDPOINT`` alone does not: many receivers of traces, runspan's among them, accept no metrics.
     """
-    chosen = environment.get(_EXPORTER, "").strip()
-    if chosen not in {"", "none", "otlp"}:
-        raise SettingError(where=_EXPORTER, expected="otlp or none", got=repr(chosen))
-    return chosen == "otlp" or (not chosen and bool(environment.get(_ENDPOINT, "").strip()))
+    exporter = environment.get(_EXPORTER, "").strip()
+    if exporter not in {"", "none", "otlp"}:
+        raise SettingError(where=_EXPORTER, expected="otlp or none", got=repr(exporter))
+    return exporter == "otlp" or (not exporter and bool(environment.get(_ENDPOINT, "").strip()))
 
 
 @contextmanager
 def push_metrics(
-    health: MetricsRegistry, environment: Mapping[str, str], *, service_name: str = "runspan"
+    registry: MetricsRegistry, environment: Mapping[str, str], *, service_name: str = "runspan"
 ) -> Iterator[bool]:
-    """Sends the metrics, if ``wanted``, until the block ends, and once more then; yields whether it does.
+    """Push the metrics periodically until the block ends, and once more at its end, if ``is_enabled``.
 
-    The exporter is the SDK's and takes endpoint, headers, protocol, interval and certificates from the ``OTEL_…``
-    variables of the process.
+    Yields whether metrics are pushed. The SDK's exporter reads endpoint, headers, protocol, interval and certificates
+    from the ``OTEL_…`` variables of the process.
     """
     if not is_enabled(environment):
         yield False
@@ -63,27 +63,27 @@ def push_metrics(
     resource = Resource.create({"service.name": service_name})
     reader = PeriodicExportingMetricReader(_exporter(environment), _interval(environment))
     provider = SdkMeterProvider([reader], resource=resource, shutdown_on_exit=False)
-    register_instruments(health, provider)
+    register_instruments(registry, provider)
     try:
         yield True
     finally:
-        provider.shutdown(timeout_millis=_END_MILLIS)
+        provider.shutdown(timeout_millis=_SHUTDOWN_TIMEOUT_MILLIS)
 
 
 def _interval(environment: Mapping[str, str]) -> float | None:
-    """Milliseconds; None where the SDK's own reading of the variable will do: it warns of what is no number."""
+    """Return milliseconds, or None to let the SDK read the variable: it warns if the value is not a number."""
     text = environment.get(_INTERVAL, "").strip()
     try:
         millis = float(text)
     except ValueError:
         return None
-    if not 0 < millis <= _LONGEST_MILLIS:
-        raise SettingError(where=_INTERVAL, expected=f"milliseconds from 1 to {_LONGEST_MILLIS}", got=repr(text))
+    if not 0 < millis <= _MAX_INTERVAL_MILLIS:
+        raise SettingError(where=_INTERVAL, expected=f"milliseconds from 1 to {_MAX_INTERVAL_MILLIS}", got=repr(text))
     return millis
 
 
 def _exporter(environment: Mapping[str, str]) -> MetricExporter:
-    """One of the SDK's two. Only that one is loaded: each takes a noticeable part of a command's start."""
+    """Return the SDK's exporter for the protocol. Only that one is imported, since importing takes noticeable time."""
     name = next((name for name in _PROTOCOLS if environment.get(name, "").strip()), "")
     protocol = environment.get(name, "http/protobuf").strip()
     kind = {"grpc": "grpc", "http/protobuf": "http"}.get(protocol)
@@ -94,9 +94,9 @@ def _exporter(environment: Mapping[str, str]) -> MetricExporter:
     return exporter
 
 
-def _callback(health: MetricsRegistry, metric: Instrument) -> Callable[[CallbackOptions], list[Observation]]:
+def _callback(registry: MetricsRegistry, instrument: Instrument) -> Callable[[CallbackOptions], list[Observation]]:
     def observe(options: CallbackOptions) -> list[Observation]:
-        value = health.collect().get(metric)
+        value = registry.collect().get(instrument)
         return [] if value is None else [Observation(value)]
 
     return observe

@@ -1,11 +1,11 @@
-"""Health as Prometheus reads it: a collector for any registry, the text, and a small server for ``/metrics``."""
+"""Export of the metrics to Prometheus, as a collector, as text, and by a small server for ``/metrics``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -15,32 +15,29 @@ from runspan.telemetry.registry import MetricsRegistry
 
 
 class RegistryCollector(Collector):
-    """Reads the health when somebody scrapes."""
+    """A Prometheus collector that reads a ``MetricsRegistry`` on each scrape."""
 
-    def __init__(self, health: MetricsRegistry) -> None:
-        self._health = health
+    def __init__(self, registry: MetricsRegistry) -> None:
+        self._registry = registry
 
     def describe(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """Nothing in advance: what is told depends on what was reported."""
+        """Describe nothing in advance, because the metrics depend on what was reported."""
         return iter(())
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        for metric, value in self._health.collect().items():
-            family = CounterMetricFamily if metric.kind is InstrumentKind.COUNTER else GaugeMetricFamily
-            yield family(metric.prometheus_name, metric.description, value=value)
-
-
-def exposition(health: MetricsRegistry) -> bytes:
-    """All of it in Prometheus' text format."""
-    return generate_latest(_registry(health))
+        for instrument, value in self._registry.collect().items():
+            family = CounterMetricFamily if instrument.kind is InstrumentKind.COUNTER else GaugeMetricFamily
+            yield family(instrument.prometheus_name, instrument.description, value=value)
 
 
 @contextmanager
-def serve_metrics(health: MetricsRegistry, host: str, port: int) -> Iterator[str]:
-    """Answers ``/metrics`` on this address in a thread of its own; yields the URL. port 0 takes a free one."""
+def serve_metrics(registry: MetricsRegistry, host: str, port: int) -> Iterator[str]:
+    """Serve ``/metrics`` in a thread until the block ends, and yield the URL. Port 0 selects a free port."""
+    collectors = CollectorRegistry()
+    collectors.register(RegistryCollector(registry))
     try:
-        server, thread = start_http_server(port, host, _registry(health))
-    except (OSError, OverflowError, UnicodeError) as error:  # the last for a host that no name server can be asked for
+        server, thread = start_http_server(port, host, collectors)
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: an invalid host name
         where = f"{host}:{port}"
         raise SettingError(
             "cannot listen for metrics", where=where, got=str(error), hint="choose another address or port"
@@ -51,9 +48,3 @@ def serve_metrics(health: MetricsRegistry, host: str, port: int) -> Iterator[str
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _registry(health: MetricsRegistry) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(RegistryCollector(health))
-    return registry

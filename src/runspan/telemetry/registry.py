@@ -1,4 +1,4 @@
-"""``Health``: the numbers as they stand, reported from any thread and read by whoever shows them; no I/O."""
+"""The registry of metric values, which components report to and exporters collect from; no I/O."""
 
 from __future__ import annotations
 
@@ -19,113 +19,115 @@ from runspan.telemetry.instruments import (
 )
 
 Samples = Mapping[Instrument, float | None]
-"""Counts and levels as they are; of a metric of kind AGE or UNTIL its moment, nanoseconds since 1970."""
+"""The values of counters and gauges, and the timestamps of AGE and UNTIL metrics in nanoseconds since 1970."""
 
 _SECOND: Final = 1_000_000_000
 
 
 class MetricsRegistry:
-    """What one process tells. Reporting costs a lock and an addition; nothing is computed before somebody reads.
+    """The metric values of one process. Thread-safe.
 
-    clock: nanoseconds since 1970, asked when ages are read.
-    parts: whose counters are there from the start, at 0: a rate over a counter that is born at its first event misses
-    that event. Every other metric is there from its first report on.
-    All methods may be called from several threads.
+    - ``clock``: returns nanoseconds since 1970; called when ages are collected.
+    - ``components``: the components whose counters start at 0, because a rate over a counter that starts with its first
+      event misses that event. Every other metric exists from its first report on.
     """
 
     def __init__(self, clock: Callable[[], int], components: Iterable[str] = ()) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        wanted = set(components)
-        self._numbers: dict[Instrument, float | None] = {
-            metric: 0 for metric in INSTRUMENTS if metric.kind is InstrumentKind.COUNTER and metric.component in wanted
+        enabled = set(components)
+        self._values: dict[Instrument, float | None] = {
+            instrument: 0
+            for instrument in INSTRUMENTS
+            if instrument.kind is InstrumentKind.COUNTER and instrument.component in enabled
         }
         self._sources: list[Callable[[], Samples]] = []
 
-    def add(self, metric: Instrument, amount: float = 1) -> None:
-        """So much more of a counter."""
-        _require_kind(metric, InstrumentKind.COUNTER)
+    def add(self, instrument: Instrument, amount: float = 1) -> None:
+        """Add a non-negative amount to a counter."""
+        _require_kind(instrument, InstrumentKind.COUNTER)
         if amount < 0:
-            raise ValueError(f"{metric.name} only grows, got {amount}")
+            raise ValueError(f"the amount for {instrument.name} must not be negative, got {amount}")
         with self._lock:
-            self._numbers[metric] = (self._numbers.get(metric) or 0) + amount
+            self._values[instrument] = (self._values.get(instrument) or 0) + amount
 
-    def set(self, metric: Instrument, level: float) -> None:
-        """What a gauge stands at."""
-        _require_kind(metric, InstrumentKind.GAUGE)
+    def set(self, instrument: Instrument, value: float) -> None:
+        """Set the value of a gauge."""
+        _require_kind(instrument, InstrumentKind.GAUGE)
         with self._lock:
-            self._numbers[metric] = level
+            self._values[instrument] = value
 
-    def set_timestamp(self, metric: Instrument, at: int | None) -> None:
-        """Since when, or until when, nanoseconds since 1970.
+    def set_timestamp(self, instrument: Instrument, timestamp: int | None) -> None:
+        """Set the timestamp of an AGE or UNTIL metric, in nanoseconds since 1970.
 
-        None: there is nothing to wait for. An age is 0 then, and a time until something is not told.
+        None means that nothing is pending: AGE metrics are 0 and UNTIL metrics are omitted.
         """
-        _require_kind(metric, InstrumentKind.AGE, InstrumentKind.UNTIL)
+        _require_kind(instrument, InstrumentKind.AGE, InstrumentKind.UNTIL)
         with self._lock:
-            self._numbers[metric] = at
+            self._values[instrument] = timestamp
 
     def register(self, source: Callable[[], Samples]) -> None:
-        """Asks the source whenever somebody reads. Its counters are totals; those of several sources are added up.
+        """Register a source that is called on each collection. Counters and gauges of several sources are summed.
 
-        The source is called from the reader's thread and must be quick. It stays for as long as this object: a part
-        that ends leaves its totals behind, or counters would fall. For parts that follow each other see ``Succession``.
+        The source is called in the thread of the collector and must be fast. It cannot be removed, because its counters
+        would decrease. For components that replace each other see ``CumulativeSource``.
         """
         with self._lock:
             self._sources.append(source)
 
     def collect(self) -> dict[Instrument, float]:
-        """Every metric that was reported, in the order of the table; ages in seconds as of now."""
+        """Return the values of all reported metrics in the order of ``INSTRUMENTS``; AGE and UNTIL in seconds."""
         with self._lock:
-            numbers = dict(self._numbers)
+            samples = dict(self._values)
             sources = tuple(self._sources)
         for source in sources:
-            for metric, value in source().items():
-                numbers[metric] = _combine(metric, numbers.get(metric), value)
+            for instrument, value in source().items():
+                samples[instrument] = _combine(instrument, samples.get(instrument), value)
         now = self._clock()
-        told = {metric: _value(metric, numbers[metric], now) for metric in INSTRUMENTS if metric in numbers}
-        return {metric: value for metric, value in told.items() if value is not None}
+        collected = {each: _to_value(each, samples[each], now) for each in INSTRUMENTS if each in samples}
+        return {instrument: value for instrument, value in collected.items() if value is not None}
 
 
 class CumulativeSource:
-    """Parts of one kind of which there is one at a time, as one source: ``health.watch(succession.read)``.
+    """A source whose component is replaced from time to time: ``registry.register(cumulative.collect)``. Thread-safe.
 
-    Counters go on from one part to the next; levels and moments are those of the part that is there. A part that was
-    followed by another is not held any more. All methods may be called from several threads.
+    Counters continue from one component to the next. Gauges and timestamps are those of the current component. A
+    replaced component is not referenced any more.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._past: dict[Instrument, float] = {}
-        self._part: Callable[[], Samples] | None = None
+        self._totals: dict[Instrument, float] = {}
+        """The counters of replaced components."""
+        self._source: Callable[[], Samples] | None = None
 
-    def replace(self, part: Callable[[], Samples]) -> None:
-        """The part before has ended, and this one takes its place."""
+    def replace(self, source: Callable[[], Samples]) -> None:
+        """Add the counters of the current component to the totals, and collect from ``source`` from now on."""
         with self._lock:
-            ended = {} if self._part is None else self._part()
-            for metric, total in ended.items():
-                if metric.kind is InstrumentKind.COUNTER:
-                    self._past[metric] = self._past.get(metric, 0) + (total or 0)
-            self._part = part
+            final = {} if self._source is None else self._source()
+            for instrument, total in final.items():
+                if instrument.kind is InstrumentKind.COUNTER:
+                    self._totals[instrument] = self._totals.get(instrument, 0) + (total or 0)
+            self._source = source
 
     def collect(self) -> Samples:
-        """The numbers of all of them."""
+        """Return the samples of the current component, with the totals of its predecessors added to counters."""
         with self._lock:
-            told: dict[Instrument, float | None] = dict(self._past)
-            for metric, value in {} if self._part is None else self._part().items():
-                told[metric] = _combine(metric, told.get(metric), value)
-            return told
+            samples: dict[Instrument, float | None] = dict(self._totals)
+            for instrument, value in {} if self._source is None else self._source().items():
+                samples[instrument] = _combine(instrument, samples.get(instrument), value)
+            return samples
 
 
 class ExportCounts(Protocol):
-    """What is needed of a delivery's report."""
+    """The counts of an exporter's report that become metrics."""
 
     @property
     def runs_accepted(self) -> int: ...
     @property
     def runs_rejected(self) -> int: ...
     @property
-    def runs_in_doubt(self) -> int: ...
+    def runs_unknown(self) -> int: ...
     @property
     def runs_pending(self) -> int: ...
     @property
@@ -137,10 +139,10 @@ class ExportCounts(Protocol):
 
 
 def export_samples(report: ExportCounts) -> Samples:
-    """A delivery's report as health tells it: ``health.watch(lambda: delivered(delivery.report()))``."""
+    """Return the samples of a report: ``registry.register(lambda: export_samples(exporter.report()))``."""
     return {
         EXPORTED: report.runs_accepted,
-        REJECTED: report.runs_rejected + report.runs_in_doubt,
+        REJECTED: report.runs_rejected + report.runs_unknown,
         REFUSED: report.documents_refused,
         REQUESTS: report.requests,
         RETRIED: report.retries,
@@ -148,21 +150,22 @@ def export_samples(report: ExportCounts) -> Samples:
     }
 
 
-def _require_kind(metric: Instrument, *kinds: InstrumentKind) -> None:
-    if metric.kind not in kinds:
-        raise TypeError(f"{metric.name} is of kind {metric.kind.value}, not {kinds[0].value}")
+def _require_kind(instrument: Instrument, *kinds: InstrumentKind) -> None:
+    if instrument.kind not in kinds:
+        raise TypeError(f"{instrument.name} is of kind {instrument.kind.value}, not {kinds[0].value}")
 
 
-def _combine(metric: Instrument, one: float | None, other: float | None) -> float | None:
-    """Two reports of one metric: counts add up, and levels, as two queues do; of two moments the earlier counts."""
+def _combine(instrument: Instrument, one: float | None, other: float | None) -> float | None:
+    """Return the sum of two counters or gauges, or the earlier of two timestamps."""
     if one is None or other is None:
         return one if other is None else other
-    return one + other if metric.kind in {InstrumentKind.COUNTER, InstrumentKind.GAUGE} else min(one, other)
+    return one + other if instrument.kind in {InstrumentKind.COUNTER, InstrumentKind.GAUGE} else min(one, other)
 
 
-def _value(metric: Instrument, number: float | None, now: int) -> float | None:
-    if metric.kind is InstrumentKind.AGE:
-        return 0.0 if number is None else max(0.0, (now - number) / _SECOND)
-    if metric.kind is InstrumentKind.UNTIL:
-        return None if number is None else (number - now) / _SECOND
-    return number
+def _to_value(instrument: Instrument, sample: float | None, now: int) -> float | None:
+    """Convert timestamps to seconds."""
+    if instrument.kind is InstrumentKind.AGE:
+        return 0.0 if sample is None else max(0.0, (now - sample) / _SECOND)
+    if instrument.kind is InstrumentKind.UNTIL:
+        return None if sample is None else (sample - now) / _SECOND
+    return sample

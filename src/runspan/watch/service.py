@@ -150,7 +150,7 @@ class WatchService:
             observed_at=self._clock,
             resource=self._settings.resource,
             target_spans=self._settings.target_spans,
-            on_refused=delivery.tally.refused,
+            on_refused=delivery.stats.refused,
             keep_text=True,
         ):
             # What is intended is on disk before it goes, so that it goes in the same way the next time.
@@ -172,7 +172,7 @@ class WatchService:
 
     def _connected(self) -> OtlpExporter:
         made = self._delivery = self._connect(lambda *settled: self._settled.append(settled))
-        self._deliveries.replace(lambda: export_samples(made.tally.report()))
+        self._deliveries.replace(lambda: export_samples(made.stats.report()))
         return made
 
     def _documents(self, readings: list[FileProgress]) -> Iterator[ExportItem]:
@@ -236,7 +236,7 @@ class WatchService:
         if not there:
             return observed
         written = observed.encode(self._settings.tenant)
-        self._ledger.retain_only(intent, written.names)
+        self._ledger.retain_only(intent, written.step_digests)
         return written.without(there)
 
     def _drain(self) -> None:
@@ -252,8 +252,8 @@ class WatchService:
                     reading.left -= 1
                 if verdict is RunStatus.ACCEPTED:
                     taken += version.settles
-                    if run.names:
-                        self._ledger.acknowledged(version.intent, run.names, self._clock())
+                    if run.step_digests:
+                        self._ledger.acknowledged(version.intent, run.step_digests, self._clock())
                 elif verdict is RunStatus.NOT_SENT:
                     version.not_sent()
                 else:

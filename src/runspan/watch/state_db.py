@@ -22,9 +22,8 @@ from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.storage.span_acks import TABLES as SPAN_TABLES
 from runspan.storage.span_acks import SpanAcks
+from runspan.storage.sqlite_file import Schema, open_database, translate_errors
 
-APPLICATION_ID: Final = 0x72737764
-FORMAT: Final = 3
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
 """How long a run is remembered after it was sent, in nanoseconds: longer than the longest plan keeps it."""
 
@@ -67,8 +66,10 @@ _TABLES: Final = (
     "CREATE INDEX runs_open ON runs (open_since) WHERE open_since IS NOT NULL",
     *SPAN_TABLES,
 )
-_MIGRATIONS: Final = {1: SPAN_TABLES, 2: ("ALTER TABLE files ADD COLUMN head BLOB",)}
-"""Format number → the statements that lead to the next one."""
+_HINT: Final = "name another file with --state-file: every file is sent again, and no run is doubled"
+_SCHEMA: Final = Schema(
+    name="the state file of a watch", application_id=0x72737764, version=1, tables=_TABLES, hint=_HINT
+)
 _SAVE_RUN: Final = "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)"
 _SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
 
@@ -113,20 +114,16 @@ class WatchState:
         self.spans = SpanAcks(self._do)
         self._tenant = tenant
         self._narrowed = False
+        # Without an fsync for each commit a power cut may undo the last ones: those runs are sent again.
+        pragmas = ("synchronous = NORMAL",)
+        self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=1.0, pragmas=pragmas)
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise self._failure(error) from None
-        try:
-            self._open(target)
-        except sqlite3.Error as error:
-            self._connection.close()
-            raise self._failure(error) from None
-        except (SettingError, StoreError):
+            self._begin()
+            self._prepare()
+            self.commit()
+        except BaseException:
             self._connection.close()
             raise
-        self._begin()
 
     def outcome(self, name: bytes, signature: FileStat) -> FileStatus | None:
         """What came of a file as it is now, None when it was not read."""
@@ -295,70 +292,34 @@ class WatchState:
 
     def _do(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
-            return self._connection.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
+            with translate_errors(self.path):
+                return self._connection.execute(statement, values)
         except OverflowError:
             raise self._damaged("a number that no clock shows") from None
 
     def _do_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        try:
+        with translate_errors(self.path):
             self._connection.executemany(statement, rows)
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
 
-    def _open(self, target: str) -> None:
-        execute = self._connection.execute
-        # Held until the end, however that comes: two processes must not send the same folder.
-        execute("PRAGMA locking_mode = EXCLUSIVE")
-        execute("BEGIN EXCLUSIVE")
-        version, application = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id"))
-        if not application and not execute("PRAGMA schema_version").fetchone()[0]:
-            for statement in _TABLES:
-                execute(statement)
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {FORMAT}")
-            execute("INSERT INTO target VALUES (?)", (target,))
-        elif application != APPLICATION_ID or not 1 <= version <= FORMAT:
-            execute("ROLLBACK")
-            raise SettingError(where=str(self.path), expected="a ledger of this runspan", got="another file")
-        for old in range(version or FORMAT, FORMAT):
-            for statement in _MIGRATIONS[old]:
-                execute(statement)
-            execute(f"PRAGMA user_version = {old + 1}")
-        # A file of which the receiver refused something gets another chance.
-        execute("UPDATE files SET changed = ? WHERE outcome = ?", (_NEVER, FileStatus.REJECTED))
-        execute("COMMIT")
-        execute("PRAGMA journal_mode = WAL")
-        # Without an fsync for each commit a power cut may take the last ones: those runs are sent again.
-        execute("PRAGMA synchronous = NORMAL")
-        for name in ("older", "newest"):
-            execute(f"CREATE TEMP TABLE {name} (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
-        (known,) = execute("SELECT name FROM target").fetchone()
-        if known != target:
+    def _prepare(self) -> None:
+        """Bind a new file to its target, or check that it is this target's and not damaged."""
+        row = self._do("SELECT name FROM target").fetchone()
+        if row is None:
+            self._do("INSERT INTO target VALUES (?)", (self.target,))
+        elif row[0] != self.target:
             raise SettingError(
                 where=str(self.path),
-                expected=f"a ledger of what was sent to {target}",
-                got=f"one of {known}",
-                hint="name another file with --ledger; with another endpoint everything is to be sent again",
+                expected=f"the state of what was sent to {self.target}",
+                got=f"that of {row[0]}",
+                hint="name another file with --state-file; to another endpoint everything has to be sent again",
             )
-
-        strange = "SELECT outcome FROM files WHERE outcome <> 0 AND outcome NOT BETWEEN 0 AND ?"
-        if (row := execute(strange, (max(FileStatus),)).fetchone()) is not None:
+        unknown = "SELECT outcome FROM files WHERE outcome <> 0 AND outcome NOT BETWEEN 0 AND ?"
+        if (row := self._do(unknown, (max(FileStatus),)).fetchone()) is not None:
             raise self._damaged(f"an outcome {row[0]}")
+        # A file of which the receiver refused something gets another chance.
+        self._do("UPDATE files SET changed = ? WHERE outcome = ?", (_NEVER, FileStatus.REJECTED))
+        for name in ("older", "newest"):
+            self._do(f"CREATE TEMP TABLE {name} (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def _damaged(self, got: str) -> StoreError:
-        hint = "it is damaged; name another file with --ledger, and everything is sent again"
-        return StoreError(where=str(self.path), expected="a ledger of this runspan", got=got, hint=hint)
-
-    def _failure(self, error: OSError | sqlite3.Error) -> SettingError | StoreError:
-        got = str(getattr(error, "strerror", None) or error)
-        if "locked" in got:
-            return SettingError(
-                where=str(self.path),
-                expected="a ledger that nobody uses",
-                got="another process that watches with it",
-                hint="end that one first, or name another file with --ledger",
-            )
-        hint = "name a file that can be written with --ledger"
-        return StoreError("the ledger cannot be used", where=str(self.path), got=got, hint=hint)
+        return StoreError("the file is damaged", where=str(self.path), expected=_SCHEMA.name, got=got, hint=_HINT)

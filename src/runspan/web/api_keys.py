@@ -1,15 +1,14 @@
-"""``KeyRing``: API keys in an SQLite file that the server and the command line use at once.
+"""``ApiKeyStore``: API keys in an SQLite file that the server and the command line use at once.
 
-A key has about 190 random bits, so nobody finds it by trying, and one SHA-256 of it is stored: slow hashes protect
-words that people choose. SQLite brings what two processes need: a crash leaves the file whole, writers wait for each
-other, and ``PRAGMA data_version``, in WAL mode a look at shared memory, tells a running server on every request
-whether somebody changed it.
+A key has about 190 random bits, so it cannot be guessed, and a single SHA-256 of it is stored: slow hashes protect
+passwords that people choose. SQLite keeps the file consistent over crashes and concurrent writers, and
+``PRAGMA data_version``, which reads shared memory in WAL mode, shows a running server on every request whether another
+process changed the keys.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import sqlite3
 import string
@@ -21,6 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import NotFound, SettingError, StoreError
+from runspan.storage.sqlite_file import Schema, open_database
 
 RUNS_READ = "runs:read"
 RUNS_WRITE = "runs:write"
@@ -28,63 +28,60 @@ PERMISSIONS = (RUNS_READ, RUNS_WRITE)
 
 PREFIX = "wfk_"
 _ALPHABET = string.ascii_letters + string.digits
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS keys (
-    id TEXT PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, name TEXT NOT NULL, company TEXT NOT NULL,
+_TABLE = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, name TEXT NOT NULL, tenant TEXT NOT NULL,
     permissions TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER, revoked INTEGER
 ) STRICT
 """
+_SCHEMA = Schema(
+    name="the file of API keys",
+    application_id=0x72736B79,
+    version=1,
+    tables=(_TABLE,),
+    hint="choose another data directory",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key: all but its secret. Times are nanoseconds since 1970."""
+    """A key without its secret. Times are in nanoseconds since 1970."""
 
     id: str
     name: str
-    company: str
+    tenant: str
+    """Whose runs the key reads and writes; empty for runs without a tenant."""
     permissions: frozenset[str]
     created: int
     expires: int | None = None
     revoked: int | None = None
 
     def state(self, now: int) -> str:
-        """``active``, ``expired`` or ``revoked``."""
+        """Return ``active``, ``expired`` or ``revoked``."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
 class ApiKeyStore:
-    """The keys of one file. All methods may be called from several threads and processes.
-
-    company: whose runs a key reads and writes, the tenant of the spans; "" is the tenant of runs without one.
-    """
+    """The keys of one file. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(self, path: Path | str, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._version = -1
         self._by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                "cannot open the keys", where=str(path), got=str(error), hint="check the data directory's permissions"
-            ) from error
+        self._db = open_database(path, _SCHEMA)
 
     def create(
         self,
         name: str,
         *,
-        company: str = "",
+        tenant: str = "",
         permissions: Iterable[str] = PERMISSIONS,
         expires: int | None = None,
     ) -> tuple[str, ApiKey]:
-        """A new key: its secret, which is shown this once, and the rest."""
+        """Create a key; return its secret, which is not stored, and the key. Raises SettingError for permissions."""
         granted = frozenset(permissions)
         if not granted or granted - set(PERMISSIONS):
             raise SettingError(
@@ -93,13 +90,13 @@ class ApiKeyStore:
                 got=", ".join(sorted(granted)) or "none",
             )
         secret = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(32))
-        key = ApiKey(secrets.token_hex(4), name, company, granted, self._clock(), expires)
-        self._change(
+        key = ApiKey(secrets.token_hex(4), name, tenant, granted, self._clock(), expires)
+        self._write(
             "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             key.id,
-            _digest(secret),
+            secret_digest(secret),
             name,
-            company,
+            tenant,
             " ".join(sorted(granted)),
             key.created,
             expires,
@@ -107,42 +104,42 @@ class ApiKeyStore:
         return secret, key
 
     def list(self) -> list[ApiKey]:
-        """Every key ever made, oldest first, revoked and expired ones too."""
+        """Return all keys, including revoked and expired ones, oldest first."""
         with self._lock:
             self._reload_if_changed()
             keys = [key for entries in self._by_prefix.values() for _, key in entries]
         return sorted(keys, key=lambda key: (key.created, key.id))
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Ends a key at once. Revoking it again changes nothing. NotFound when there is none."""
-        self._get(key_id)
-        self._change("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
-        return self._get(key_id)
+        """Revoke a key at once. Idempotent. Raises NotFound if there is no such key."""
+        self.get(key_id)
+        self._write("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
+        return self.get(key_id)
 
     def rotate(self, key_id: str, *, grace: int) -> tuple[str, ApiKey]:
-        """A new key in place of an old one; both are valid for ``grace`` nanoseconds, then only the new one.
+        """Replace a key: both are valid for ``grace`` nanoseconds, then only the new one.
 
-        A key that was made to expire gets a successor with the same lifetime.
+        The new key has the same lifetime as the old one. Raises NotFound, or SettingError if the key is not active.
         """
-        old, now = self._get(key_id), self._clock()
+        old, now = self.get(key_id), self._clock()
         if old.state(now) != "active":
             raise SettingError(
                 where=f"key {key_id}", expected="an active key", got=old.state(now), hint="create a new one"
             )
         expires = None if old.expires is None else now + (old.expires - old.created)
-        secret, key = self.create(old.name, company=old.company, permissions=old.permissions, expires=expires)
-        self._change(
+        secret, key = self.create(old.name, tenant=old.tenant, permissions=old.permissions, expires=expires)
+        self._write(
             "UPDATE keys SET expires = min(coalesce(expires, ?2), ?2) WHERE id = ?1", key_id, now + max(grace, 0)
         )
         return secret, key
 
     def find(self, secret: str) -> ApiKey | None:
-        """The active key of this secret, or None.
+        """Return the active key of this secret, or None.
 
-        Candidates are found by the first bytes of the digest, which no caller can steer, and then compared in
+        Candidates are looked up by the first bytes of the digest, which a caller cannot choose, and then compared in
         constant time.
         """
-        digest = _digest(secret)
+        digest = secret_digest(secret)
         with self._lock:
             self._reload_if_changed()
             candidates = self._by_prefix.get(digest[:4], ())
@@ -153,29 +150,30 @@ class ApiKeyStore:
 
     @property
     def unused(self) -> bool:
-        """Whether no key was ever made. Revoked and expired keys count: revoking the last one opens nothing."""
+        """Whether no key was ever created. Revoked and expired keys count: revoking the last one opens nothing."""
         with self._lock:
             self._reload_if_changed()
             return not self._by_prefix
 
     def close(self) -> None:
-        """Releases the file. Calling it twice is allowed."""
+        """Close the file. Idempotent."""
         with self._lock:
             self._db.close()
 
-    def _get(self, key_id: str) -> ApiKey:
+    def get(self, key_id: str) -> ApiKey:
+        """Return the key with this id, whatever its state. Raises NotFound."""
         for key in self.list():
             if key.id == key_id:
                 return key
         raise NotFound("no such key", where=f"key {key_id}", hint="`runspan keys list` shows the ids")
 
-    def _change(self, statement: str, *values: object) -> None:
+    def _write(self, statement: str, *values: object) -> None:
         with self._lock:
             try:
                 self._db.execute(statement, values)
             except sqlite3.Error as error:
                 raise StoreError("cannot write the keys", got=str(error)) from error
-            self._version = -1  # data_version does not tell a connection about its own changes
+            self._version = -1  # data_version ignores a connection's own changes
 
     def _reload_if_changed(self) -> None:
         try:
@@ -186,11 +184,12 @@ class ApiKeyStore:
         except sqlite3.Error as error:
             raise StoreError("cannot read the keys", got=str(error)) from error
         by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
-        for key_id, digest, name, company, permissions, created, expires, revoked in rows:
-            key = ApiKey(key_id, name, company, frozenset(permissions.split()), created, expires, revoked)
+        for key_id, digest, name, tenant, permissions, created, expires, revoked in rows:
+            key = ApiKey(key_id, name, tenant, frozenset(permissions.split()), created, expires, revoked)
             by_prefix.setdefault(digest[:4], []).append((digest, key))
         self._by_prefix, self._version = by_prefix, version
 
 
-def _digest(secret: str) -> bytes:
+def secret_digest(secret: str) -> bytes:
+    """Return the SHA-256 under which a secret is stored."""
     return sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -1,89 +1,120 @@
-"""Who may do what, and how often: keys to callers, permissions and rate limits."""
+"""Authentication, authorization and rate limits of requests."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final
 
-from flask import Request
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from runspan.errors import Forbidden, RateLimited, Unauthorized
-from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKey, ApiKeyStore
+from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKeyStore
 from runspan.web.config import WebConfig
 from runspan.web.origin_guard import OriginGuard
-from runspan.web.public_url import PublicUrl
+from runspan.web.sessions import SessionCookie
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-TRACES = "traces"
-"""The kind of request that ``/v1/traces`` counts as; see ``WebSettings.traces_per_minute``."""
+TRACES_LIMIT: Final = "traces"
+"""The rate limit of ``/v1/traces``; see ``WebConfig.traces_per_minute``. Other requests count by permission."""
 
-
-PRINCIPAL_KEY = "runspan.admitted"
-"""In the environment of a request for a run by id: the caller, once admitted, so that it is counted once."""
+PRINCIPAL_KEY: Final = "runspan.principal"
+"""In the WSGI environment: the principal that the fast path authorized, so that the request counts once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever sent a request. tenant: whose runs it sees; keyed: whether it is bound to that tenant by a key."""
+    """The sender of a request."""
 
     tenant: str = ""
-    keyed: bool = False
+    """Whose runs the sender reads and writes."""
+    authenticated: bool = False
+    """Whether an API key restricts the sender to this tenant."""
 
 
-class Logins(Protocol):
-    """Browsers that logged in with a key."""
+class RateLimiter:
+    """A limit of requests per minute and client over a moving window, in memory. 0 means no limit."""
 
-    def key_of(self, environ: WSGIEnvironment) -> ApiKey | None:
-        """The active key behind a request that only reads, or None."""
-        ...
+    def __init__(self, per_minute: int) -> None:
+        self._limit = RateLimitItemPerMinute(per_minute) if per_minute else None
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+
+    def check(self, client: str) -> None:
+        """Count a request. Raises RateLimited, and counts nothing, if the client has reached the limit."""
+        if self._limit is not None and not self._window.hit(self._limit, client):
+            raise RateLimited(
+                f"more than {self._limit.amount} requests a minute",
+                retry_after=self._seconds_until_reset(self._limit, client),
+                hint="retry after the seconds in Retry-After",
+            )
+
+    def record(self, client: str) -> None:
+        """Count an event without enforcing the limit; see ``retry_after``."""
+        if self._limit is not None:
+            self._window.hit(self._limit, client)
+
+    def retry_after(self, client: str) -> int:
+        """Return the seconds that the client has to wait, or 0 if it has not reached the limit. Counts nothing."""
+        if self._limit is None or self._window.test(self._limit, client):
+            return 0
+        return self._seconds_until_reset(self._limit, client)
+
+    def _seconds_until_reset(self, limit: RateLimitItem, client: str) -> int:
+        reset_time = self._window.get_window_stats(limit, client).reset_time
+        return max(1, math.ceil(reset_time - time.time()))
 
 
 class Authenticator:
-    """Admits requests. Without a key ring, or with one that never held a key, everybody may do everything that no other
-    site makes a browser do: see ``OpenDoor``.
+    """Authorizes requests by API key, or by the session of a browser that logged in with one.
 
-    logins: may stand in for a key in a request that sends none; only to read, so that no other site can have a browser
-    write.
+    Without a key store, or while no key was ever created, the server is open: anyone may read and write, as far as
+    ``OriginGuard`` allows. A session only reads, so that no other site can make a browser write.
     """
 
-    def __init__(self, keys: ApiKeyStore | None, settings: WebConfig, logins: Logins | None = None) -> None:
-        self._keys = keys
-        self._logins = logins
-        self._door = OriginGuard(settings.allowed_hosts, PublicUrl(settings.public_url).origin)
-        self._window: MovingWindowRateLimiter | None = None
-        self._keyed = _limits(settings.reads_per_minute, settings.writes_per_minute, settings.traces_per_minute)
-        self._open = _limits(settings.open_reads_per_minute, settings.open_writes_per_minute, 0)
-        if self._keyed or self._open:
-            self._window = MovingWindowRateLimiter(MemoryStorage())
+    def __init__(
+        self,
+        api_keys: ApiKeyStore | None,
+        config: WebConfig,
+        origin_guard: OriginGuard,
+        session_cookie: SessionCookie | None = None,
+    ) -> None:
+        self._api_keys = api_keys
+        self._session_cookie = session_cookie
+        self._origin_guard = origin_guard
+        self._key_limiters = {
+            RUNS_READ: RateLimiter(config.reads_per_minute),
+            RUNS_WRITE: RateLimiter(config.writes_per_minute),
+            TRACES_LIMIT: RateLimiter(config.traces_per_minute),
+        }
+        self._address_limiters = {
+            RUNS_READ: RateLimiter(config.open_reads_per_minute),
+            RUNS_WRITE: RateLimiter(config.open_writes_per_minute),
+            TRACES_LIMIT: RateLimiter(0),
+        }
 
-    def authorize(self, request: Request, permission: str, kind: str = "") -> Principal:
-        """The caller, if it may. Unauthorized, Forbidden or RateLimited if not.
+    def authorize(self, environ: WSGIEnvironment, permission: str, rate_limit: str = "") -> Principal:
+        """Return the sender of a request if it has the permission.
 
-        kind: what the request counts as, when it is not its permission.
+        The request counts towards ``rate_limit``, by default that of the permission. Raises Unauthorized, Forbidden or
+        RateLimited.
         """
-        return self.authorize_environ(request.environ, permission, kind)
-
-    def authorize_environ(self, environ: WSGIEnvironment, permission: str, kind: str = "") -> Principal:
-        """The same for a WSGI environment."""
-        known: Principal | None = environ.get(PRINCIPAL_KEY)
-        if known is not None:
-            return known
-        keys = self._keys
+        authorized: Principal | None = environ.get(PRINCIPAL_KEY)
+        if authorized is not None:
+            return authorized
+        api_keys = self._api_keys
         secret = _secret(environ)
-        key = keys.find(secret) if keys and secret else None
-        if key is None and not secret and self._logins is not None and permission == RUNS_READ:
-            key = self._logins.key_of(environ)
+        key = api_keys.find(secret) if api_keys and secret else None
+        if key is None and not secret and self._session_cookie is not None and permission == RUNS_READ:
+            key = self._session_cookie.find_key(environ)
         if key is None:
-            if keys is None or keys.unused:
-                self._door.check(environ, writes=permission == RUNS_WRITE)
-                self._count(self._open.get(kind or permission), f"address {environ.get('REMOTE_ADDR')}")
+            if api_keys is None or api_keys.unused:
+                self._origin_guard.check(environ, writes=permission == RUNS_WRITE)
+                self._address_limiters[rate_limit or permission].check(environ.get("REMOTE_ADDR", ""))
                 return _ANONYMOUS
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
@@ -96,36 +127,17 @@ class Authenticator:
                 got=", ".join(sorted(key.permissions)),
                 hint="use a key that has it",
             )
-        self._count(self._keyed.get(kind or permission), f"key {key.id}")
-        return Principal(key.company, keyed=True)
-
-    def _count(self, limit: RateLimitItem | None, who: str) -> None:
-        if limit is None or self._window is None or self._window.hit(limit, who):
-            return
-        reset = self._window.get_window_stats(limit, who).reset_time
-        raise RateLimited(
-            f"more than {limit.amount} requests a minute",
-            retry_after=max(1, math.ceil(reset - time.time())),
-            hint="wait as long as Retry-After says",
-        )
+        self._key_limiters[rate_limit or permission].check(key.id)
+        return Principal(key.tenant, authenticated=True)
 
 
-_ANONYMOUS = Principal()
-
-
-def _limits(reads: int, writes: int, traces: int) -> dict[str, RateLimitItem]:
-    named = {RUNS_READ: reads, RUNS_WRITE: writes, TRACES: traces}
-    return {
-        kind: RateLimitItemPerMinute(amount, namespace=kind.replace(":", "-"))
-        for kind, amount in named.items()
-        if amount
-    }
+_ANONYMOUS: Final = Principal()
 
 
 def _secret(environ: WSGIEnvironment) -> str:
-    """The key of a request: ``x-api-key``, else ``Authorization: Bearer``."""
-    key: str = environ.get("HTTP_X_API_KEY", "")
-    if not key:
+    """Return the key of a request: ``x-api-key``, else ``Authorization: Bearer``, else an empty string."""
+    secret: str = environ.get("HTTP_X_API_KEY", "")
+    if not secret:
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        key = token if scheme.lower() == "bearer" else ""
-    return key.strip()
+        secret = token if scheme.lower() == "bearer" else ""
+    return secret.strip()

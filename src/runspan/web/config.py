@@ -1,4 +1,4 @@
-"""``WebSettings``: what the application does, apart from where it listens; no I/O."""
+"""``WebConfig``: what the application does, apart from where it listens; no I/O."""
 
 from __future__ import annotations
 
@@ -9,41 +9,46 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """The command line fills it; the application reads no environment.
-
-    max_body: the bound of a request body in bytes, as sent and again once inflated.
-    reads_per_minute, writes_per_minute: per key; 0 means no limit. Requests without a key, which an open server
-        takes, are limited per client address, by ``open_reads_per_minute`` and ``open_writes_per_minute``.
-    traces_per_minute: requests to ``/v1/traces`` per key; 0 means no limit. They have a limit of their own, off at
-        first, because an exporter puts hundreds of runs into one request: counting it as one write says nothing, and
-        refusing it delays a whole batch. The bound on the body and the server's threads hold it back.
-    allowed_hosts: names that an open server answers to, beside those of loopback and the host of public_url; see
-        ``origins.OpenDoor``. With the first key any name does.
-    metrics_open: whether ``/metrics`` answers without a key. It tells counts, never a run's content.
-    access_log: whether every request is logged, to the logger ``runspan.access``.
-    stuck_after: seconds without an observation after which ``/metrics`` counts a run as stuck.
-    jaeger_url, grafana_url, grafana_datasource, trace_url: where people look at a trace; see ``web.trace_links.Links``.
-    backend: what ``/readyz`` calls the backend.
-    pages: whether there are pages for people, beside the API.
-    public_url: the server as browsers reach it; see ``pages.places.Places``.
-    logins_per_minute: how many wrong keys an address may send to the login page; 0 means no limit.
-    """
+    """The options of ``create_app``. The application itself reads no environment variables."""
 
     max_body: int = 64 * MIB
+    """The limit of a request body in bytes, both as sent and once decompressed."""
     reads_per_minute: int = 1000
+    """Read requests per API key; 0 for no limit."""
     writes_per_minute: int = 200
+    """Write requests per API key; 0 for no limit. Requests to ``/v1/traces`` have a limit of their own."""
     traces_per_minute: int = 0
+    """Requests to ``/v1/traces`` per API key; 0 for no limit.
+
+    Off by default: one request of an exporter carries hundreds of runs, so counting it as one write says little, and
+    rejecting it delays all of them. The limit of the body and the server's threads bound the load.
+    """
     open_reads_per_minute: int = 0
+    """Read requests per client address while the server requires no key; 0 for no limit."""
     open_writes_per_minute: int = 0
+    """Write requests per client address while the server requires no key; 0 for no limit."""
     allowed_hosts: tuple[str, ...] = ()
+    """Host names that a server without keys accepts, besides those of loopback and of ``public_url``; see
+    ``OriginGuard``. A server with keys accepts any name."""
     metrics_open: bool = True
+    """Whether ``/metrics`` requires no key. It contains counts, never the content of a run."""
     access_log: bool = False
+    """Whether each request is logged to the logger ``runspan.access``."""
     stuck_after: float = 900.0
+    """Seconds without an observation after which ``/metrics`` counts a run as stuck."""
     jaeger_url: str = ""
+    """See ``TraceLinks.jaeger``."""
     grafana_url: str = ""
+    """See ``TraceLinks.grafana``."""
     grafana_datasource: str = "tempo"
+    """See ``TraceLinks.datasource``."""
     trace_url: str = ""
+    """See ``TraceLinks.template``."""
     backend: str = ""
+    """The name of the backend in ``/readyz``, error messages and pages."""
     pages: bool = True
+    """Whether to serve the HTML pages besides the API."""
     public_url: str = ""
+    """The server as browsers reach it; see ``PublicUrl``."""
     logins_per_minute: int = 20
+    """Wrong keys that a client address may send to the login page; 0 for no limit."""

@@ -1,11 +1,11 @@
-"""Errors as HTTP answers: one JSON body on every route, and ``google.rpc.Status`` for OTLP."""
+"""Errors as HTTP responses: one JSON body on every route, and ``google.rpc.Status`` for OTLP."""
 
 from __future__ import annotations
 
 import logging
 import math
 import secrets
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from flask import Flask, Response, request
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
@@ -25,27 +25,27 @@ from runspan.errors import (
 
 logger = logging.getLogger("runspan.web")
 
-PROTOBUF = "application/x-protobuf"
-JSON = "application/json"
-OTLP_PATH = "/v1/traces"
+PROTOBUF: Final = "application/x-protobuf"
+JSON: Final = "application/json"
+OTLP_PATH: Final = "/v1/traces"
 
 _HTTP_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}
 _GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 501: 12, 502: 14, 503: 14, 504: 14}
-_INTERNAL = 13
+_GRPC_INTERNAL = 13
 
-_BUSY_SECONDS = 5
-"""When to ask again, where a backend that is busy does not say it."""
+_BUSY_RETRY_AFTER = 5
+"""Seconds after which to retry if a busy backend does not say when."""
 
 
 class ErrorDetail(BaseModel):
-    """One thing that is wrong: the parameter or the place in the document, and what is wrong with it."""
+    """One invalid parameter, or one invalid place of a document."""
 
     field: str
     message: str
 
 
 class ErrorInfo(BaseModel):
-    """What went wrong. code: for programs; message: for people."""
+    """An error: ``code`` for programs, ``message`` for people."""
 
     code: str = Field(examples=["VALIDATION_ERROR"])
     message: str
@@ -53,10 +53,28 @@ class ErrorInfo(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of every response that is not a success."""
 
     success: Literal[False] = False
     error: ErrorInfo
+
+
+class StatusBody(BaseModel):
+    """``google.rpc.Status``, the body of every response on ``/v1/traces`` that is not a success."""
+
+    code: int
+    message: str
+
+
+ERROR_RESPONSES: Final[dict[Any, Any]] = dict.fromkeys(
+    (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504), ErrorBody
+)
+"""What the OpenAPI document lists for each operation."""
+
+
+def error_body(code: str, message: str, details: list[ErrorDetail] | None = None) -> str:
+    """Return the JSON of an ``ErrorBody``."""
+    return ErrorBody(error=ErrorInfo(code=code, message=message, details=details)).model_dump_json(exclude_none=True)
 
 
 def error_response(
@@ -66,16 +84,15 @@ def error_response(
     details: list[ErrorDetail] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """The answer in the form that the route's clients read."""
-    message = message.encode("utf-8", "replace").decode()
+    """Return an error in the form that clients of the requested route read."""
+    message = _to_utf8_text(message)
     if request.path == OTLP_PATH:
         return _status_response(status, message, headers)
-    body = ErrorBody(error=ErrorInfo(code=code, message=message, details=details))
-    return Response(body.model_dump_json(exclude_none=True), status, headers, content_type=JSON)
+    return Response(error_body(code, message, details), status, headers, content_type=JSON)
 
 
 def invalid_query(error: ValidationError) -> Response:
-    """The answer to query parameters that the model refuses."""
+    """Return the response to invalid query parameters, with a detail for each of them."""
     details = [
         ErrorDetail(field=".".join(str(part) for part in item["loc"]) or "query", message=item["msg"])
         for item in error.errors(include_url=False, include_context=False, include_input=False)
@@ -84,8 +101,16 @@ def invalid_query(error: ValidationError) -> Response:
     return error_response(400, "VALIDATION_ERROR", message, details)
 
 
-def install(app: Flask) -> None:
-    """Makes every error of the application one of these answers."""
+def retry_after_header(error: RunspanError) -> dict[str, str]:
+    """Return ``Retry-After`` in full seconds if the error says when to retry, else no header."""
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is None and isinstance(error, BackendBusy):
+        retry_after = _BUSY_RETRY_AFTER
+    return {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Answer every error of the application with an ``error_response``."""
     app.register_error_handler(RunspanError, _on_runspan_error)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(Exception, _on_unexpected)
@@ -94,15 +119,10 @@ def install(app: Flask) -> None:
 def _on_runspan_error(error: RunspanError) -> Response:
     code, status, _ = error_status(error)
     if request.path == OTLP_PATH and isinstance(error, StoreError):
-        status = 503  # a sender retries this one, and drops its spans on a 500
+        status = 503  # a sender retries this status, and drops its spans on a 500
     if status == 500:
-        return _internal(error, code)
-    headers: dict[str, str] = {}
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is None and isinstance(error, BackendBusy):
-        retry_after = _BUSY_SECONDS
-    if retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+        return _internal_error(error, code)
+    headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return error_response(status, code, str(error), _details(error), headers)
@@ -113,18 +133,18 @@ def _details(error: RunspanError) -> list[ErrorDetail] | None:
         return None
     parts = [error.message, error.expected and f"expected {error.expected}", error.got and f"got {error.got}"]
     message = ", ".join(part for part in parts if part)
-    return [ErrorDetail(field=_clean(error.where), message=_clean(message))]
+    return [ErrorDetail(field=_to_utf8_text(error.where), message=_to_utf8_text(message))]
 
 
-def _clean(text: str) -> str:
+def _to_utf8_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
 def _on_http_error(error: HTTPException) -> Response:
     if error.response is not None:
-        return error.response  # type: ignore[return-value]  # abort() was called with a ready answer
+        return error.response  # type: ignore[return-value]  # abort() was called with a response
     if isinstance(error, RequestEntityTooLarge):
-        return _on_runspan_error(PayloadTooLarge("request body over the bound", hint="send it in parts"))
+        return _on_runspan_error(PayloadTooLarge("request body too large", hint="send it in parts"))
     status = error.code or 500
     headers = dict(error.get_headers())  # Allow of a 405, Location of a redirect
     headers.pop("Content-Type", None)
@@ -133,26 +153,19 @@ def _on_http_error(error: HTTPException) -> Response:
 
 
 def _on_unexpected(error: Exception) -> Response:
-    return _internal(error, "INTERNAL_ERROR")
+    return _internal_error(error, "INTERNAL_ERROR")
 
 
-def _internal(error: Exception, code: str) -> Response:
-    """The caller gets a number to quote; what happened goes to the log only."""
+def _internal_error(error: Exception, code: str) -> Response:
+    """Log an error under a random number, and return only the number to the client."""
     number = secrets.token_hex(6)
     logger.error("error %s on %s %r", number, request.method, request.path, exc_info=error)
-    return error_response(500, code, f"internal error {number}; the server's log has it under this number")
+    return error_response(500, code, f"internal error {number}; the server's log describes it under this number")
 
 
 def _status_response(status: int, message: str, headers: dict[str, str] | None) -> Response:
-    grpc_code = _GRPC_CODES.get(status, _INTERNAL)
+    code = _GRPC_CODES.get(status, _GRPC_INTERNAL)
     if request.mimetype == PROTOBUF:
-        body: Any = Status(code=grpc_code, message=message).SerializeToString()
+        body: Any = Status(code=code, message=message).SerializeToString()
         return Response(body, status, headers, content_type=PROTOBUF)
-    return Response(StatusBody(code=grpc_code, message=message).model_dump_json(), status, headers, content_type=JSON)
-
-
-class StatusBody(BaseModel):
-    """``google.rpc.Status``, the body of an answer on ``/v1/traces`` that is no success."""
-
-    code: int
-    message: str
+    return Response(StatusBody(code=code, message=message).model_dump_json(), status, headers, content_type=JSON)

@@ -1,4 +1,4 @@
-"""What ``/metrics`` tells: requests, spans and runs, and the store's own numbers."""
+"""The metrics of ``/metrics``: requests, spans and runs, and the statistics of the store."""
 
 from __future__ import annotations
 
@@ -21,54 +21,56 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@runtime_checkable
-class SupportsStats(Protocol):
-    """A backend that counts what it holds: a dataclass of numbers."""
-
-    def stats(self) -> Any: ...
-
-
 class Unfinished(Protocol):
-    """runs: how many have not ended. oldest: the earliest start among them, nanoseconds since 1970."""
+    """The runs that have not ended."""
 
     @property
-    def runs(self) -> int: ...
+    def runs(self) -> int:
+        """Their number."""
+        ...
+
     @property
-    def oldest(self) -> int | None: ...
+    def oldest(self) -> int | None:
+        """The earliest start among them in nanoseconds since 1970; None without one."""
+        ...
 
 
 @runtime_checkable
-class SupportsUnfinished(Protocol):
-    """A backend that can tell cheaply which runs have not ended."""
+class MeasuredStore(Protocol):
+    """A backend that knows cheaply what it contains."""
+
+    def stats(self) -> Any:
+        """Return a dataclass of numbers."""
+        ...
 
     def unfinished(self) -> Unfinished: ...
 
-
-@runtime_checkable
-class SupportsStuck(Protocol):
-    """A backend that can tell cheaply how many runs nobody saw go on; see ``RunQuery.stuck_before``."""
-
-    def stuck(self, before: int) -> int: ...
+    def stuck(self, before: int) -> int:
+        """Return the number of runs that match ``RunQuery.stuck_before``."""
+        ...
 
 
 class Metrics:
-    """The metrics of one application, in a registry of its own.
-
-    clock: nanoseconds since 1970. health: for parts of the process that report to it; the store's runs are told there.
-    stuck_after: nanoseconds without an observation after which a run counts as stuck.
-    """
+    """The metrics of one application, in a registry of its own."""
 
     def __init__(
-        self, store: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
+        self, backend: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
     ) -> None:
-        self.health = MetricsRegistry(clock)
+        """Include the backend's own metrics if it is a ``MeasuredStore``.
+
+        ``clock`` returns nanoseconds since 1970. ``stuck_after`` is the number of nanoseconds without an observation
+        after which a run counts as stuck.
+        """
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "runspan_http_requests_total", "Requests answered.", ("route", "method", "status"), registry=self.registry
+            "runspan_http_requests_total",
+            "HTTP requests answered.",
+            ("route", "method", "status"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "runspan_http_request_duration_seconds",
-            "Time to the answer's first byte.",
+            "Seconds until the response started.",
             ("route", "method"),
             buckets=_BUCKETS,
             registry=self.registry,
@@ -77,58 +79,49 @@ class Metrics:
             "runspan_spans_received_total", "Spans in requests to /v1/traces.", registry=self.registry
         )
         self.spans_rejected = Counter(
-            "runspan_spans_rejected_total", "Spans of these that were not taken.", registry=self.registry
+            "runspan_spans_rejected_total",
+            "Spans in requests to /v1/traces that were rejected.",
+            registry=self.registry,
         )
         self.runs_stored = Counter(
             "runspan_runs_stored_total",
-            "Documents that came new or changed to POST /api/v1/runs, and runs touched by a request to /v1/traces.",
+            "New or changed documents in POST /api/v1/runs, and traces in requests to /v1/traces.",
             registry=self.registry,
         )
-        if isinstance(store, SupportsStats):
-            self.registry.register(_StoreCollector(store))
-        if isinstance(store, SupportsUnfinished):
-            self.health.register(lambda: _unfinished(store))
-        if isinstance(store, SupportsStuck):
-            self.health.register(lambda: _stuck(store, clock() - stuck_after))
-        self.registry.register(RegistryCollector(self.health))
+        if isinstance(backend, MeasuredStore):
+            run_metrics = MetricsRegistry(clock)
+            run_metrics.register(lambda: _run_samples(backend, clock() - stuck_after))
+            self.registry.register(RegistryCollector(run_metrics))
+            self.registry.register(_StoreCollector(backend))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
-    def answered(self, route: str, method: str, status: str, seconds: float) -> None:
-        """Counts one request. route: the rule, never the path, so that ids make no series."""
+    def observe_request(self, route: str, method: str, status: str, seconds: float) -> None:
+        """Count a request by its route, which is the URL rule: run ids must not become time series."""
         key = (route, method if method in _METHODS else "other", status)
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = (self._requests.labels(*key), self._seconds.labels(*key[:2]))
-        requests, duration = found
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (self._requests.labels(*key), self._seconds.labels(*key[:2]))
+        requests, duration = children
         requests.inc()
         duration.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
-def _unfinished(store: SupportsUnfinished) -> Samples:
-    """A store that cannot answer leaves them out."""
+def _run_samples(store: MeasuredStore, stuck_before: int) -> Samples:
     try:
-        found = store.unfinished()
-    except RunspanError:
-        return {}
-    return {UNFINISHED: found.runs, OLDEST_UNFINISHED: found.oldest}
-
-
-def _stuck(store: SupportsStuck, before: int) -> Samples:
-    """The same."""
-    try:
-        return {STUCK: store.stuck(before)}
+        unfinished = store.unfinished()
+        return {UNFINISHED: unfinished.runs, OLDEST_UNFINISHED: unfinished.oldest, STUCK: store.stuck(stuck_before)}
     except RunspanError:
         return {}
 
 
 class _StoreCollector(Collector):
-    """Asks the store when somebody scrapes. A store that cannot answer leaves its series out."""
+    """Reads the statistics of the store on every scrape. A store that fails omits its series."""
 
-    def __init__(self, store: SupportsStats) -> None:
+    def __init__(self, store: MeasuredStore) -> None:
         self._store = store
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
@@ -140,5 +133,5 @@ class _StoreCollector(Collector):
         except RunspanError:
             return
         for item in fields(stats):
-            about = f"What the store holds: {item.name.replace('_', ' ')}."
-            yield GaugeMetricFamily(f"runspan_store_{item.name}", about, value=getattr(stats, item.name))
+            description = f"Content of the store: {item.name.replace('_', ' ')}."
+            yield GaugeMetricFamily(f"runspan_store_{item.name}", description, value=getattr(stats, item.name))

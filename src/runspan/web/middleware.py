@@ -1,12 +1,17 @@
-"""The outermost layer: security headers on every answer, and a count of it."""
+"""WSGI middleware: response headers, metrics and the access log, and a fast path for ``GET /api/v1/runs/{id}``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from runspan.contracts import Document
+from runspan.web.api_keys import RUNS_READ
+from runspan.web.app_context import AppContext
+from runspan.web.auth import PRINCIPAL_KEY
+from runspan.web.errors import JSON
 from runspan.web.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("runspan.access")
 
-SECURITY_HEADERS: dict[str, str] = {
+SECURITY_HEADERS: Final[dict[str, str]] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -22,14 +27,26 @@ SECURITY_HEADERS: dict[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Added unless the view set its own: a page says what it may load, a static file how long it keeps."""
+"""Defaults for every response; a view may set its own values, as pages and static files do."""
+
+RUN_PATH: Final = "/api/v1/runs/"
+RUN_RULE: Final = RUN_PATH + "<run_id:run_id>"
+
+ROUTE_KEY: Final = "runspan.route"
+"""In the WSGI environment: the rule that the fast path handled, for the metrics."""
+ERROR_KEY: Final = "runspan.error"
+"""In the WSGI environment: the error of the fast path, for the view to raise."""
+
+INCOMPLETE: Final = "X-Runspan-Incomplete"
+PARTIAL: Final = "X-Runspan-Partial"
+_JSON_HEADERS: Final = [("Content-Type", JSON)]
 
 
 class ResponseMiddleware:
-    """Wraps a WSGI application. Done here, once, it also covers the answers that no view made.
+    """Adds security headers to every response, counts it in the metrics, and logs it if ``log`` is true.
 
-    log: whether requests are logged: address, method, path as a quoted text, status and time. No headers and no query,
-    so no key and no filter.
+    As the outermost layer it also covers the responses that no view made. The access log contains the client address,
+    the method, the quoted path, the status and the time: no headers and no query, so no keys and no filters.
     """
 
     def __init__(self, application: WSGIApplication, metrics: Metrics, *, log: bool = False) -> None:
@@ -44,17 +61,72 @@ class ResponseMiddleware:
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             present = {name for name, _ in headers}
             headers = headers + [pair for pair in self._headers if pair[0] not in present]
-            route = environ.get("runspan.rule")
-            if route is None:
-                request = environ.get("werkzeug.request")
-                rule = request.url_rule if request is not None else None
-                route = rule.rule if rule is not None else "unmatched"
             seconds = perf_counter() - begin
             method = environ["REQUEST_METHOD"]
-            self._metrics.answered(route, method, status[:3], seconds)
+            self._metrics.observe_request(_route_of(environ), method, status[:3], seconds)
             if self._log:
                 address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")
                 logger.info("%s %s %r %s %.1f ms", address, method, path, status[:3], seconds * 1000)
             return start_response(status, headers, exc_info)
 
         return self._application(environ, start)
+
+
+def _route_of(environ: WSGIEnvironment) -> str:
+    route: str | None = environ.get(ROUTE_KEY)
+    if route is None:
+        request = environ.get("werkzeug.request")
+        rule = request.url_rule if request is not None else None
+        route = rule.rule if rule is not None else "unmatched"
+    return route
+
+
+class RunFastPath:
+    """Answers ``GET /api/v1/runs/{id}`` without the framework, which costs several times what the store needs.
+
+    Only successes are answered here. The view raises any error again, so that error handling exists once.
+    """
+
+    def __init__(self, application: WSGIApplication, context: AppContext) -> None:
+        self._application = application
+        self._reader = context.reader
+        self._authenticator = context.authenticator
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] != "GET" or not path.startswith(RUN_PATH) or path.endswith(("/trace", RUN_PATH)):
+            return self._application(environ, start_response)
+        try:
+            run_id = path[len(RUN_PATH) :].encode("latin-1").decode()  # WSGI passes bytes as Latin-1
+            principal = self._authenticator.authorize(environ, RUNS_READ)
+            environ[PRINCIPAL_KEY] = principal
+            document = self._reader.document(run_id, principal.tenant)
+        except UnicodeError:
+            return self._application(environ, start_response)
+        except Exception as error:
+            environ[ERROR_KEY] = error
+            return self._application(environ, start_response)
+        body = document_body(document)
+        environ[ROUTE_KEY] = RUN_RULE
+        start_response("200 OK", [*document_headers(document), ("Content-Length", str(len(body)))])
+        return [body]
+
+
+def document_body(document: Document) -> bytes:
+    """Return the platform's envelope around the document's own bytes, which are never parsed or rewritten."""
+    return b'{"success":true,"data":' + document.text + b"}"
+
+
+def document_headers(document: Document) -> list[tuple[str, str]]:
+    """Return the content type, and what is missing of a newer revision."""
+    if not document.incomplete:
+        return _JSON_HEADERS
+    return [*_JSON_HEADERS, *note_header(INCOMPLETE, document.incomplete).items()]
+
+
+def note_header(header: str, lines: Sequence[str]) -> dict[str, str]:
+    """Return a header that contains the lines in ASCII, or no header if there are none."""
+    if not lines:
+        return {}
+    note = "; ".join(lines)[:1000].encode("ascii", "backslashreplace").decode()
+    return {header: "".join(character if character.isprintable() else " " for character in note)}

@@ -1,4 +1,4 @@
-"""Where a browser's request comes from, and under which names a server without keys answers at all; no I/O."""
+"""Protection of servers without API keys against DNS rebinding and cross-site requests; no I/O."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")
 
 
-def is_from_here(environ: WSGIEnvironment, origin: str) -> bool:
-    """Whether the browser says that a request was made by a page of this server. origin: of the public URL, or "".
+def is_same_origin(environ: WSGIEnvironment, origin: str) -> bool:
+    """Whether a page of this server made the request, or no browser. ``origin`` is that of the public URL, or empty.
 
-    Browsers send ``Sec-Fetch-Site`` over TLS and to loopback, where ``none`` is a person's own doing, and ``Origin``
-    with every POST. Without both it is no browser, and so has no user who could be tricked.
+    Browsers send ``Sec-Fetch-Site`` over TLS and to loopback, where ``none`` means that the user typed the address, and
+    ``Origin`` with every POST. A client that sends neither is no browser, so it has no user who could be tricked.
     """
     site: str | None = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
@@ -37,26 +37,27 @@ def is_from_here(environ: WSGIEnvironment, origin: str) -> bool:
 
 
 class OriginGuard:
-    """Who may come in where nobody needs a key: programs, and browsers that are on this server's own pages.
+    """Decides which requests a server accepts without a key: those of programs, and of its own pages in a browser.
 
-    A page of another site may not read what is here, for a browser keeps sites apart by their names. But its name may
-    begin to lead to this machine once the page is there (DNS rebinding), and then only the ``Host`` that the browser
-    sends still tells whose page is asking.
-
-    allowed: names and addresses that a request may be sent to beside those of loopback, each without a port. origin: of
-    the public URL, or ""; its host is allowed too. SettingError for what is no name.
+    The same-origin policy of browsers keeps pages of other sites from reading responses. But the DNS name of such a
+    site may start to resolve to this machine after its page was loaded (DNS rebinding); then only the ``Host`` header
+    reveals whose page sent the request.
     """
 
-    def __init__(self, allowed: Iterable[str] = (), origin: str = "") -> None:
+    def __init__(self, allowed_hosts: Iterable[str] = (), origin: str = "") -> None:
+        """Accept the names of loopback, ``allowed_hosts`` and the host of ``origin``, the origin of the public URL.
+
+        ``allowed_hosts`` are names and addresses without a port. Raises SettingError for anything else.
+        """
         host = urlsplit(origin).hostname
-        self._allowed = {*map(_allowable, allowed), *([_plain(host)] if host else [])}
+        self._allowed = {*map(_parse_allowed_host, allowed_hosts), *([_normalize_host(host)] if host else [])}
         self._origin = origin
-        self._knows = lru_cache(maxsize=100)(self._look)  # it is asked with every request, mostly about the same one
+        self._is_allowed = lru_cache(maxsize=100)(self._check_host)  # most requests are sent to the same host
 
     def check(self, environ: WSGIEnvironment, *, writes: bool) -> None:
-        """Returns when the request may come in, else Forbidden. writes: whether it would change anything."""
+        """Raise Forbidden if the request must not be accepted. ``writes`` is whether it changes anything."""
         authority = environ.get("HTTP_HOST", "")
-        if authority and not self._knows(authority):  # every browser sends one
+        if authority and not self._is_allowed(authority):  # every browser sends one
             raise Forbidden(
                 where="Host",
                 expected="localhost, 127.0.0.1, [::1] or an allowed name",
@@ -64,7 +65,7 @@ class OriginGuard:
                 hint="a server without API keys answers to no other name: allow it with `runspan serve --allow-host "
                 "NAME`, or make a key with `runspan keys create`",
             )
-        if writes and not is_from_here(environ, self._origin):
+        if writes and not is_same_origin(environ, self._origin):
             raise Forbidden(
                 where="Origin",
                 expected="a program, or a page of this server",
@@ -72,40 +73,39 @@ class OriginGuard:
                 hint="without API keys no other site may write: send it from a program, as `runspan export` does",
             )
 
-    def _look(self, authority: str) -> bool:
+    def _check_host(self, authority: str) -> bool:
         match = _AUTHORITY.fullmatch(authority)
         if match is None:
             return False
-        name = _plain(match[1])
-        return name in self._allowed or _is_loopback(name)
+        host = _normalize_host(match[1])
+        return host in self._allowed or _is_loopback(host)
 
 
-def _allowable(host: str) -> str:
-    """A name or an address as it is compared."""
-    found = _AUTHORITY.fullmatch(f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host)
-    if found is None or found[1] != found[0]:
+def _parse_allowed_host(host: str) -> str:
+    match = _AUTHORITY.fullmatch(f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host)
+    if match is None or match[1] != match[0]:
         raise SettingError(
             where="allowed host",
             expected="a name or an address without a port, such as runs.example.com",
             got=repr(host),
         )
-    return _plain(found[1])
+    return _normalize_host(match[1])
 
 
-def _plain(name: str) -> str:
-    """Without brackets, case and the last dot; an address in the one form that all its spellings have."""
-    name = name.strip("[]").lower().removesuffix(".")
+def _normalize_host(host: str) -> str:
+    """Return a host in lower case, without brackets and trailing dot; an address in its canonical form."""
+    host = host.strip("[]").lower().removesuffix(".")
     try:
-        return str(ip_address(name))
+        return str(ip_address(host))
     except ValueError:
-        return name
+        return host
 
 
-def _is_loopback(name: str) -> bool:
-    """Browsers and resolvers lead ``localhost`` and all names below it to this machine, whatever a DNS server says."""
-    if name == "localhost" or name.endswith(".localhost"):
+def _is_loopback(host: str) -> bool:
+    """Whether the host is this machine: browsers resolve ``localhost`` and its subdomains without asking DNS."""
+    if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ip_address(name).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return False

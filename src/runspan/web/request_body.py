@@ -1,4 +1,4 @@
-"""Request bodies: read within a bound, and inflated within the same bound."""
+"""Request bodies: read and decompressed within one limit."""
 
 from __future__ import annotations
 
@@ -7,51 +7,55 @@ from isal import isal_zlib
 
 from runspan.errors import PayloadError, PayloadTooLarge, PayloadUnsupported
 
-_GZIP = 31
+_GZIP_WBITS = 31
 _MAX_MEMBERS = 16
-"""A gzip body may be several streams in a row; a bound on them, since each costs a copy of what follows."""
+"""Members of a gzip body, several of which may follow each other; limited because each costs a copy of the rest."""
 
 
-def read_body(request: Request, bound: int) -> bytes:
-    """The body, inflated when it is gzip. bound: of the body as sent and of what it inflates to."""
+def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request, decompressed if it is gzip.
+
+    ``max_bytes`` limits both the body as sent and the decompressed content. Raises PayloadTooLarge, PayloadError or
+    PayloadUnsupported.
+    """
     encoding = request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise PayloadUnsupported(where="Content-Encoding", expected="gzip or none", got=repr(encoding[:60]))
-    if request.content_length is not None and request.content_length > bound:
-        raise _too_large(bound, f"{request.content_length} bytes")
+    if request.content_length is not None and request.content_length > max_bytes:
+        raise _too_large(max_bytes, f"{request.content_length} bytes")
     body = request.get_data(cache=False)
-    return inflate(body, bound) if "gzip" in encoding else body
+    return inflate(body, max_bytes) if "gzip" in encoding else body
 
 
-def inflate(data: bytes, bound: int) -> bytes:
-    """The content of a gzip stream, never holding more than ``bound`` bytes of it.
+def inflate(data: bytes, max_bytes: int) -> bytes:
+    """Return the content of a gzip stream, never holding more than ``max_bytes`` of it.
 
-    PayloadError for what is no gzip, ends early or goes on after its end; PayloadTooLarge over the bound.
+    Raises PayloadError if the data is not gzip, is truncated or has trailing bytes, and PayloadTooLarge over the limit.
     """
     parts: list[bytes] = []
-    room = bound
+    remaining = max_bytes
     for _ in range(_MAX_MEMBERS):
-        stream = isal_zlib.decompressobj(wbits=_GZIP)
+        stream = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
         try:
-            part = stream.decompress(data, room + 1)
+            part = stream.decompress(data, remaining + 1)
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
             raise PayloadError(where="body", expected="gzip", got=str(error), hint="see Content-Encoding") from None
-        if len(part) > room:
-            raise _too_large(bound, "more, once inflated")
+        if len(part) > remaining:
+            raise _too_large(max_bytes, "more, once decompressed")
         if not stream.eof:
-            raise PayloadError(where="body", expected="a whole gzip stream", got=f"{len(data)} bytes that end early")
+            raise PayloadError(where="body", expected="a complete gzip stream", got=f"{len(data)} truncated bytes")
         parts.append(part)
-        room -= len(part)
+        remaining -= len(part)
         data = stream.unused_data
         if not data:
             return b"".join(parts)
     raise PayloadError(where="body", expected=f"at most {_MAX_MEMBERS} gzip streams", got="more")
 
 
-def _too_large(bound: int, got: str) -> PayloadTooLarge:
+def _too_large(max_bytes: int, got: str) -> PayloadTooLarge:
     return PayloadTooLarge(
-        "request body over the bound",
-        expected=f"at most {bound} bytes",
+        "request body too large",
+        expected=f"at most {max_bytes} bytes",
         got=got,
-        hint="send it in parts, or raise the server's bound",
+        hint="send it in parts, or raise the server's limit",
     )

@@ -1,4 +1,4 @@
-"""The shapes of queries and answers: validation of the former, documentation of both."""
+"""Schemas of queries and responses: the former are validated, both are documented."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from runspan.contracts import DEFAULT_LIMIT, MAX_LIMIT
+from runspan.contracts import DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
 from runspan.model.timestamps import SECOND
 
 RunStatus = Literal["pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out"]
@@ -18,64 +18,50 @@ _STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
 
 
 def _digits(value: object) -> object:
-    """Digits only: ``int`` alone would also take ``1_0``, `` 5`` and ``5.0``."""
+    """Accept digits only: ``int`` would also accept ``1_0``, `` 5`` and ``5.0``."""
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,9}", value):
-        raise ValueError(f"should be a whole number from 1 to {MAX_LIMIT}")
+        raise ValueError(f"should be an integer from 1 to {MAX_LIMIT}")
     return value
 
 
 class RunsQuery(BaseModel):
-    """Which runs to list. Parameters that are not named here are ignored: clients add some against caches."""
+    """Which runs to list. Unknown parameters are ignored: clients add some to bypass caches."""
 
     workflowId: str | None = Field(None, description="Only runs of this workflow.")
     status: RunStatus | None = Field(None, description="Only runs in this status.")
-    since: str | None = Field(
-        None, pattern=_SINCE, description="Only runs that started in this last while: `24h`, `7d`."
-    )
+    since: str | None = Field(None, pattern=_SINCE, description="Only runs that started this long ago or less: `24h`.")
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
-    cursor: str | None = Field(None, description="`meta.cursor` of the page before.")
+    cursor: str | None = Field(None, description="`meta.cursor` of the previous page.")
     stuckAfter: str | None = Field(
         None,
         pattern=_STUCK,
-        description="Only runs that are pending or running and were not observed so for this while: `15m`, `90s`. "
-        "Suspended runs wait and are never among them. An extension of the platform's API; an answer that took it into "
-        "account says so in `meta.stuckAfter`.",
+        description="Only pending or running runs that were last observed longer ago than this: `15m`, `90s`. "
+        "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
+        "into account repeats it in `meta.stuckAfter`.",
     )
 
-    def since_ns(self, now: int) -> int | None:
-        """The first nanosecond that counts."""
-        return _ago(self.since, now)
+    def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
+        """Return the query of a backend. ``now`` is the time in nanoseconds since 1970 that durations count back from.
 
-    def stuck_ns(self, now: int) -> int | None:
-        """Runs that were last observed before it are stuck."""
-        return _ago(self.stuckAfter, now)
+        ``limit`` and ``cursor`` are the caller's. Raises QueryError if the parameters exclude each other.
+        """
+        return RunQuery(
+            tenant=tenant,
+            workflow_id=self.workflowId,
+            status=self.status,
+            since=_time_before(now, self.since),
+            limit=limit,
+            cursor=cursor,
+            stuck_before=_time_before(now, self.stuckAfter),
+        )
 
 
-def _ago(length: str | None, now: int) -> int | None:
-    return None if length is None else max(0, now - int(length[:-1]) * _UNITS[length[-1]])
-
-
-class RunDocument(BaseModel):
-    """A run document, as it was sent in."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    workflowId: Any = None
-    status: Any = Field(None, description="One of the seven statuses; others are carried too.")
-    triggerType: Any = None
-    startedAt: Any = None
-    completedAt: Any = None
-    durationMs: Any = None
-    input: Any = None
-    output: Any = None
-    error: Any = None
-    createdAt: Any = None
-    steps: Any = None
+def _time_before(now: int, duration: str | None) -> int | None:
+    return None if duration is None else max(0, now - int(duration[:-1]) * _UNITS[duration[-1]])
 
 
 class RunSummaryBody(BaseModel):
-    """A run without its steps and payloads; members that the document does not have are left out."""
+    """A run without its steps and payloads. Members that the document lacks are omitted."""
 
     id: str
     workflowId: Any = None
@@ -88,19 +74,29 @@ class RunSummaryBody(BaseModel):
     createdAt: Any = None
 
 
+class RunDocument(RunSummaryBody):
+    """A run document, as it was sent in."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Any = Field(None, description="One of the seven statuses; others are preserved too.")
+    input: Any = None
+    output: Any = None
+    steps: Any = None
+
+
 class RunResponse(BaseModel):
     success: Literal[True]
     data: RunDocument
 
 
 class Meta(BaseModel):
-    """cursor: where the next page begins, null at the end. partial: what the backend could not look at.
-    stuckAfter: the parameter of that name, when it was sent."""
+    """Where a page ends, and how complete it is."""
 
-    cursor: str | None
+    cursor: str | None = Field(description="The start of the next page; null on the last one.")
     hasMore: bool
-    partial: list[str] | None = None
-    stuckAfter: str | None = None
+    partial: list[str] | None = Field(default=None, description="What the backend could not search, one line each.")
+    stuckAfter: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
 
 
 class RunListResponse(BaseModel):
@@ -110,11 +106,11 @@ class RunListResponse(BaseModel):
 
 
 class StoredRun(BaseModel):
-    """new: whether this document, or this revision of it, was not there before."""
+    """The result of storing a run document."""
 
     id: str
     traceId: str
-    new: bool
+    new: bool = Field(description="False if exactly this document was stored before.")
 
 
 class StoredRunResponse(BaseModel):
@@ -123,12 +119,13 @@ class StoredRunResponse(BaseModel):
 
 
 class TraceLink(BaseModel):
-    """links: where people look at the trace, by the name of the place: ``jaeger``, ``grafana``, or ``trace`` for
-    another one; empty when the server was told none. url: the first of them, null without one."""
+    """A trace id, and links to the trace in other tools."""
 
     traceId: str
-    url: str | None
-    links: dict[str, str]
+    url: str | None = Field(description="The first of the links; null if there is none.")
+    links: dict[str, str] = Field(
+        description="Links by tool: `jaeger`, `grafana`, or `trace` for any other. Empty if none is configured."
+    )
 
 
 class TraceLinkResponse(BaseModel):
@@ -141,6 +138,6 @@ class HealthBody(BaseModel):
 
 
 class ReadinessBody(HealthBody):
-    """backend: what answered."""
+    """The state of the server and its backend."""
 
-    backend: str | None = None
+    backend: str | None = Field(None, description="The name of the backend.")

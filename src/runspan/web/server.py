@@ -1,4 +1,4 @@
-"""``serve``: the application on waitress, with an orderly end; prints nothing."""
+"""``serve``: runs the application on waitress and shuts it down gracefully; prints nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from waitress.task import ErrorTask  # type: ignore[import-untyped]
 
 from runspan.errors import SettingError
 from runspan.web.config import MIB, WebConfig
-from runspan.web.errors import JSON, ErrorBody, ErrorInfo
+from runspan.web.errors import JSON, error_body
 from runspan.web.middleware import SECURITY_HEADERS
 
 if TYPE_CHECKING:
@@ -29,14 +29,7 @@ _CODES = {413: "PAYLOAD_TOO_LARGE", 500: "INTERNAL_ERROR"}
 
 
 class WebServer:
-    """An application that listens from the moment it is made. ``run`` serves until ``stop`` is called.
-
-    host, port: where it listens; port 0 asks the system for a free one.
-    max_body: the application's bound. A body somewhat over it is read, so that the application can say so in the form
-    that the client reads; one over twice the bound is refused while it arrives.
-    trusted_proxy: the address of a proxy whose X-Forwarded-For is believed: its last entry, which the proxy itself
-    wrote, is who asks. Without one the header counts for nothing, for every client can send it.
-    """
+    """An application that listens as soon as it is created. ``run`` serves until ``stop`` is called."""
 
     def __init__(
         self,
@@ -48,9 +41,21 @@ class WebServer:
         max_body: int = 0,
         trusted_proxy: str = "",
     ) -> None:
-        behind: dict[str, Any] = {}
+        """Listen for connections. Raises SettingError if that is not possible.
+
+        - ``host`` and ``port`` are the address; port 0 means a free one.
+        - ``threads`` is the number of requests that are handled at once.
+        - ``max_body`` is the application's limit, in bytes. A body of up to twice this size is read, so that the
+          application can refuse it in the form that the client reads; a larger one is refused while it arrives.
+        - ``trusted_proxy`` is the address of a proxy whose ``X-Forwarded-For`` is believed: its last entry, which the
+          proxy wrote, is the client's address. Without one the header is ignored, since any client can send it.
+        """
+        proxy_options: dict[str, Any] = {}
         if trusted_proxy:
-            behind = {"trusted_proxy": _address(trusted_proxy), "trusted_proxy_headers": {"x-forwarded-for"}}
+            proxy_options = {
+                "trusted_proxy": _parse_address(trusted_proxy),
+                "trusted_proxy_headers": {"x-forwarded-for"},
+            }
         self._stopping = threading.Event()
         self._map: dict[int, Any] = {}
         self._socket = _listen(host, port)
@@ -66,21 +71,22 @@ class WebServer:
             inbuf_overflow=4 * MIB,
             connection_limit=1000,
             asyncore_use_poll=True,
-            **behind,
+            **proxy_options,
         )
         self._server.channel_class = _Channel
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever a request waits for a thread
+        # It logs a warning for each request that waits for a thread.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     @property
     def url(self) -> str:
-        """Where a client on this machine finds it."""
+        """The URL for clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # compared, not bound
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def run(self, grace: float = 30.0) -> None:
-        """Serves until stopped; then takes no new connection, answers what it has read, and closes.
+        """Serve until stopped; then accept no new connections, answer the requests that were read, and close.
 
-        grace: how many seconds running requests get to finish.
+        ``grace`` is the number of seconds that running requests have to finish.
         """
         while not self._stopping.is_set():
             wasyncore.loop(timeout=1.0, use_poll=True, map=self._map, count=1)
@@ -88,7 +94,7 @@ class WebServer:
         self._server.del_channel()
         self._socket.close()
         deadline = time.monotonic() + grace
-        while any(map(_busy, self._channels())) and time.monotonic() < deadline:
+        while any(map(_is_busy, self._channels())) and time.monotonic() < deadline:
             wasyncore.loop(timeout=0.05, use_poll=True, map=self._map, count=1)
         self._server.task_dispatcher.shutdown(timeout=1)
         for channel in self._channels():
@@ -96,9 +102,9 @@ class WebServer:
         wasyncore.close_all(self._map, ignore_all=True)
 
     def stop(self) -> None:
-        """Ends ``run`` soon. May be called from any thread, from a signal handler, and twice."""
+        """Make ``run`` return soon. May be called from any thread, from a signal handler, and twice."""
         self._stopping.set()
-        with suppress(OSError):  # it may have ended already
+        with suppress(OSError):  # it may be closed already
             self._server.pull_trigger()
 
     def _channels(self) -> list[Any]:
@@ -116,10 +122,12 @@ def serve(
     on_ready: Callable[[WebServer], None] = lambda server: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, or until ``on_ready``'s server is stopped.
+    """Serve until SIGTERM or SIGINT, or until the server is stopped. The options are those of ``WebServer``.
 
-    on_ready: called once connections are accepted. on_stop: called when the last request is answered, to close the
-    store. Signals are handled only in the main thread, where Python delivers them, and are given back afterwards.
+    - ``on_ready`` is called with the server once it accepts connections.
+    - ``on_stop`` is called after the last response, for example to close the store.
+
+    Signals are handled only in the main thread, and their previous handlers are restored at the end.
     """
     server = WebServer(app, host=host, port=port, threads=threads, max_body=max_body, trusted_proxy=trusted_proxy)
 
@@ -127,12 +135,12 @@ def serve(
         server.stop()
 
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, handle) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         on_ready(server)
         server.run()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
         on_stop()
 
@@ -147,8 +155,8 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _address(text: str) -> str:
-    """An address as the system writes that of a peer."""
+def _parse_address(text: str) -> str:
+    """Return an address in the form in which the system reports peers."""
     try:
         return str(ip_address(text.strip("[]")))
     except ValueError:
@@ -159,18 +167,17 @@ def _address(text: str) -> str:
         ) from None
 
 
-def _busy(channel: Any) -> bool:
-    """Whether a request is being read or answered, or an answer is on its way."""
+def _is_busy(channel: Any) -> bool:
+    """Whether a request is being read or handled, or a response is being sent."""
     return bool(channel.requests or channel.request or channel.total_outbufs_len)
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """What waitress itself refuses, such as a body over the bound, in our form."""
+    """Makes waitress refuse requests, such as those with too large a body, in the form of the application's errors."""
 
     def execute(self) -> None:
         error = self.request.error
-        info = ErrorInfo(code=_CODES.get(error.code, "VALIDATION_ERROR"), message=f"{error.reason}: {error.body}")
-        body = ErrorBody(error=info).model_dump_json(exclude_none=True).encode()
+        body = error_body(_CODES.get(error.code, "VALIDATION_ERROR"), f"{error.reason}: {error.body}").encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.extend([("Content-Type", JSON), *SECURITY_HEADERS.items()])
         self.set_close_on_finish()

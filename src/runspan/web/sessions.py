@@ -1,113 +1,55 @@
-"""Logins of browsers: a random token in a cookie stands for an API key, until it ends, is logged out, or the key ends.
+"""Sessions: browsers that logged in with an API key, identified by a random token in a cookie.
 
-The cookie holds neither the key nor anything that is derived from it, and the server keeps only the token's SHA-256, as
-it does for keys. Sessions are rows beside the keys, so they outlive a restart, hold for every process over one data
-directory, and a logout ends them for whoever copied the cookie. The key is looked up on every request: what ends or
-narrows the key does so for its sessions at once.
-
-The session's cookie: what it is called, what it may do, and whose key a request with it stands for.
+The cookie contains neither the key nor anything derived from it, and the server stores only the SHA-256 of the token,
+as it does for keys. Sessions are stored in the data directory, so they outlive a restart, are valid for every process
+over it, and a logout also ends them for anyone who copied the cookie. The key is looked up on every request: if it
+expires, or is revoked, so do its sessions.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-from flask import Response
-from werkzeug.http import parse_cookie
-
-from runspan.web.api_keys import ApiKey
-from runspan.web.public_url import PublicUrl
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-import os
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from runspan.errors import StoreError
-from runspan.web.api_keys import ApiKeyStore
+from flask import Response
+from werkzeug.http import parse_cookie
 
-NAME: Final = "runspan"
-_READS: Final = frozenset({"GET", "HEAD"})
+from runspan.errors import NotFound, StoreError
+from runspan.storage.sqlite_file import Schema, open_database
+from runspan.web.api_keys import ApiKey, ApiKeyStore, secret_digest
+from runspan.web.links import PublicUrl
 
-
-class SessionCookie:
-    """The cookies of one application. They open what is read and nothing that is written, whatever the key may do."""
-
-    def __init__(self, sessions: SessionStore, places: PublicUrl) -> None:
-        self._sessions = sessions
-        self._places = places
-
-    def key_of(self, environ: WSGIEnvironment) -> ApiKey | None:
-        """The key behind a request that only reads, or None."""
-        if environ["REQUEST_METHOD"] not in _READS:
-            return None
-        token = self._token(environ)
-        return self._sessions.key_of(token) if token else None
-
-    def begin(self, key: ApiKey, response: Response, environ: WSGIEnvironment) -> None:
-        """Starts a session of the key, in place of the one that the browser may have."""
-        self.end(response, environ)
-        token, seconds = self._sessions.begin(key)
-        self._set(response, environ, token, seconds)
-
-    def end(self, response: Response, environ: WSGIEnvironment) -> None:
-        """Ends the browser's session, here and there."""
-        token = self._token(environ)
-        if token:
-            self._sessions.end(token)
-        response.headers.remove("Set-Cookie")
-        self._set(response, environ, "", 0)
-
-    def _set(self, response: Response, environ: WSGIEnvironment, token: str, seconds: int) -> None:
-        response.headers.remove("Set-Cookie")
-        response.set_cookie(
-            self._name(environ),
-            token,
-            max_age=seconds,
-            path=self._places.root or "/",
-            secure=self._places.secure,
-            httponly=True,
-            samesite="Strict",
-        )
-
-    def _token(self, environ: WSGIEnvironment) -> str:
-        header = environ.get("HTTP_COOKIE", "")
-        return parse_cookie(header).get(self._name(environ), "") if header else ""
-
-    def _name(self, environ: WSGIEnvironment) -> str:
-        """Cookies are kept by host without its port: two servers on one machine must not log each other out.
-
-        ``__Host-`` lets no neighbouring subdomain set it; a browser takes that only over TLS and for the whole host.
-        """
-        if self._places.secure:
-            return NAME if self._places.root else f"__Host-{NAME}"
-        port = environ.get("HTTP_HOST", "").rpartition(":")[2]
-        return f"{NAME}-{port}" if port.isdigit() else NAME
-
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 SESSIONS_FILE: Final = "sessions.sqlite3"
 DEFAULT_LIFETIME: Final = 12 * 3600 * 1_000_000_000
-"""Nanoseconds: a working day."""
+"""Nanoseconds; a working day."""
+MAX_SESSIONS_PER_KEY: Final = 1000
+COOKIE_NAME: Final = "runspan"
 
-_MOST_PER_KEY = 1000
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
+_TABLE = """
+CREATE TABLE sessions (
     sha256 BLOB PRIMARY KEY, key_id TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID
 """
+_SCHEMA = Schema(
+    name="the file of sessions",
+    application_id=0x72737365,
+    version=1,
+    tables=(_TABLE,),
+    hint="choose another data directory",
+)
 
 
 class SessionStore:
-    """The sessions of one file. All methods may be called from several threads and processes.
-
-    path: the file, or None for sessions that live as long as this object. lifetime: nanoseconds.
-    """
+    """The sessions of one file. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(
         self,
@@ -117,53 +59,45 @@ class SessionStore:
         lifetime: int = DEFAULT_LIFETIME,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.keys = keys
-        self.lifetime = lifetime
+        """Open the sessions in ``path``, or in memory if it is None. ``lifetime`` is in nanoseconds."""
+        self._keys = keys
+        self._lifetime = lifetime
         self._clock = clock
         self._lock = threading.Lock()
-        try:
-            if path is not None:
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path or ":memory:", timeout=10, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                "cannot open the sessions",
-                where=str(path),
-                got=str(error),
-                hint="check the data directory's permissions",
-            ) from error
+        self._db = open_database(path, _SCHEMA)
 
-    def begin(self, key: ApiKey) -> tuple[str, int]:
-        """A new session of a key: the token for the cookie, and how many seconds it lives."""
+    def create(self, key: ApiKey) -> tuple[str, int]:
+        """Create a session of a key; return the token for the cookie, and its lifetime in seconds."""
         token = secrets.token_urlsafe(32)
         now = self._clock()
-        expires = now + self.lifetime if key.expires is None else min(now + self.lifetime, key.expires)
+        expires = now + self._lifetime if key.expires is None else min(now + self._lifetime, key.expires)
         self._execute("DELETE FROM sessions WHERE expires <= ?", now)
-        self._execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", _digest(token), key.id, now, expires)
+        self._execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", secret_digest(token), key.id, now, expires)
         self._execute(
             "DELETE FROM sessions WHERE sha256 IN"
             " (SELECT sha256 FROM sessions WHERE key_id = ? ORDER BY created DESC LIMIT -1 OFFSET ?)",
             key.id,
-            _MOST_PER_KEY,
+            MAX_SESSIONS_PER_KEY,
         )
         return token, max(1, (expires - now) // 1_000_000_000)
 
-    def key_of(self, token: str) -> ApiKey | None:
-        """The active key whose session this is, or None. The row is found by a digest that no caller can steer."""
-        rows = self._execute("SELECT key_id, expires FROM sessions WHERE sha256 = ?", _digest(token))
+    def find_key(self, token: str) -> ApiKey | None:
+        """Return the active key of a session, or None. The lookup is by a digest, which a caller cannot choose."""
+        rows = self._execute("SELECT key_id, expires FROM sessions WHERE sha256 = ?", secret_digest(token))
         if not rows or rows[0][1] <= (now := self._clock()):
             return None
-        key = next((key for key in self.keys.list() if key.id == rows[0][0]), None)
-        return key if key is not None and key.state(now) == "active" else None
+        try:
+            key = self._keys.get(rows[0][0])
+        except NotFound:
+            return None
+        return key if key.state(now) == "active" else None
 
-    def end(self, token: str) -> None:
-        """Logs out. A token that is unknown changes nothing."""
-        self._execute("DELETE FROM sessions WHERE sha256 = ?", _digest(token))
+    def delete(self, token: str) -> None:
+        """End a session. An unknown token changes nothing."""
+        self._execute("DELETE FROM sessions WHERE sha256 = ?", secret_digest(token))
 
     def close(self) -> None:
-        """Releases the file. Calling it twice is allowed."""
+        """Close the file. Idempotent."""
         with self._lock:
             self._db.close()
 
@@ -175,5 +109,57 @@ class SessionStore:
                 raise StoreError("cannot use the sessions", got=str(error)) from error
 
 
-def _digest(token: str) -> bytes:
-    return sha256(token.encode("utf-8", "surrogatepass")).digest()
+class SessionCookie:
+    """The cookie of one application. Whatever its key permits, a session permits only requests that read."""
+
+    def __init__(self, sessions: SessionStore, public_url: PublicUrl) -> None:
+        self._sessions = sessions
+        self._public_url = public_url
+
+    def find_key(self, environ: WSGIEnvironment) -> ApiKey | None:
+        """Return the active key of a browser's session, or None. Requests that may write have none."""
+        if environ["REQUEST_METHOD"] not in _SAFE_METHODS:
+            return None
+        token = self._token(environ)
+        return self._sessions.find_key(token) if token else None
+
+    def start_session(self, key: ApiKey, response: Response, environ: WSGIEnvironment) -> None:
+        """Start a session of a key, replacing the browser's current one."""
+        self.end_session(response, environ)
+        token, seconds = self._sessions.create(key)
+        self._set(response, environ, token, seconds)
+
+    def end_session(self, response: Response, environ: WSGIEnvironment) -> None:
+        """End the browser's session: delete it from the store, and the cookie from the browser."""
+        token = self._token(environ)
+        if token:
+            self._sessions.delete(token)
+        self._set(response, environ, "", 0)
+
+    def _set(self, response: Response, environ: WSGIEnvironment, token: str, seconds: int) -> None:
+        response.headers.remove("Set-Cookie")
+        response.set_cookie(
+            self._name(environ),
+            token,
+            max_age=seconds,
+            path=self._public_url.root_path or "/",
+            secure=self._public_url.secure,
+            httponly=True,
+            samesite="Strict",
+        )
+
+    def _token(self, environ: WSGIEnvironment) -> str:
+        header = environ.get("HTTP_COOKIE", "")
+        return parse_cookie(header).get(self._name(environ), "") if header else ""
+
+    def _name(self, environ: WSGIEnvironment) -> str:
+        """Return the name of the cookie.
+
+        Browsers keep cookies by host without its port, so the port is part of the name: two servers on one machine must
+        not end each other's sessions. ``__Host-`` keeps other subdomains from setting the cookie; browsers accept it
+        only over TLS and without a path.
+        """
+        if self._public_url.secure:
+            return COOKIE_NAME if self._public_url.root_path else f"__Host-{COOKIE_NAME}"
+        port = environ.get("HTTP_HOST", "").rpartition(":")[2]
+        return f"{COOKIE_NAME}-{port}" if port.isdigit() else COOKIE_NAME

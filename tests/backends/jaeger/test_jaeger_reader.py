@@ -1,4 +1,4 @@
-"""Runs read from a real Jaeger, in memory and in Badger: by id, in lists, after other readers, and when it is gone."""
+"""Runs read from a real Jaeger, in memory and in Badger: by id, in lists, after other readers, and when it is down."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 from support.corpus import cases
-from support.jaeger import NOW, answering, in_front_of, items_of_all_pages, reader_of, send
+from support.jaeger import NOW, items_of_all_pages, proxy, reader_of, send, serving
 from support.servers.finding import require
 from support.servers.jaeger import IMAGE, MEMORY, Jaeger, start_jaeger
 
@@ -55,14 +55,14 @@ def tenant() -> str:
 
 @pytest.fixture
 def own_jaeger(tmp_path: Path) -> Iterator[Jaeger]:
-    """A Jaeger in memory of this test alone, that holds forty traces."""
+    """A Jaeger with memory storage of this test alone, that holds forty traces."""
     server = start_jaeger(require("jaeger", IMAGE), tmp_path, MEMORY, max_traces=40)
     yield server
     server.stop()
 
 
 def ui_reads(server: Jaeger, run_id: str, tenant: str) -> None:
-    """What Jaeger's own pages ask for. Its memory store keeps how it adjusts the answers."""
+    """Request what Jaeger's own pages request. Its memory storage keeps the adjusted traces."""
     trace_id = run_ids(run_id, tenant).trace_id.hex()
     window = {"start": 0, "end": 4_102_444_800_000_000, "limit": 1000}
     times = {"query.start_time_min": "1970-01-01T00:00:00Z", "query.start_time_max": "2100-01-01T00:00:00Z"}
@@ -82,7 +82,7 @@ def ui_reads(server: Jaeger, run_id: str, tenant: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_of_the_corpus(jaeger: Jaeger, reader: JaegerReader, tenant: str, name: str) -> None:
     """A document that was exported comes back byte for byte and is the one item of the list, also after it was sent
-    again and Jaeger's own pages were looked at."""
+    again and Jaeger's own pages were read."""
     run = Run.from_json(CASES[name])
     query = RunQuery(tenant)
     send(jaeger, [run], tenant)
@@ -97,9 +97,9 @@ def test_every_case_of_the_corpus(jaeger: Jaeger, reader: JaegerReader, tenant: 
     assert list(reader.search(query).items) == [run.summary()]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["attributes", "older-api"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["attributes", "legacy-api"])
 def test_every_list_of_many_runs_is_the_embedded_stores(
-    jaeger: Jaeger, tenant: str, tmp_path: Path, older: bool
+    jaeger: Jaeger, tenant: str, tmp_path: Path, legacy: bool
 ) -> None:
     """Four hundred runs over ninety days, a third first seen running and some sent twice: every filter, alone and
     combined, gives the same items in the same order, on pages of every size."""
@@ -114,7 +114,7 @@ def test_every_list_of_many_runs_is_the_embedded_stores(
     paths: list[str] = []
     with (
         SqliteStore(tmp_path) as store,
-        in_front_of(jaeger, paths, is_old=lambda: older) as url,
+        proxy(jaeger, paths, is_legacy=lambda: legacy) as url,
         reader_of(url) as reader,
     ):
         for run, at in [*((run, NOW - SECOND) for run in early), *((run, NOW) for run in runs)]:
@@ -130,8 +130,8 @@ def test_every_list_of_many_runs_is_the_embedded_stores(
             assert items_of_all_pages(reader, query) == items_of_all_pages(store, query), query
         for run in runs:
             assert reader.document(run.id, tenant).text == run.text
-    ways = {path.partition("?")[0] for path in paths} & {"/api/traces", "/api/v3/traces"}
-    assert ways == {"/api/traces" if older else "/api/v3/traces"}
+    used = {path.partition("?")[0] for path in paths} & {"/api/traces", "/api/v3/traces"}
+    assert used == {"/api/traces" if legacy else "/api/v3/traces"}
 
 
 def seen_running(run: Run) -> Run:
@@ -141,7 +141,7 @@ def seen_running(run: Run) -> Run:
 
 @pytest.mark.parametrize("spread", [0, MS // 1000], ids=["one-microsecond", "one-millisecond"])
 def test_hundreds_of_runs_at_one_time(jaeger: Jaeger, reader: JaegerReader, tenant: str, spread: int) -> None:
-    """Three hundred runs of one instant come on pages, complete, none twice, ties by run id."""
+    """Three hundred runs of one instant are listed on pages, complete, none twice, ties by run id."""
     made = []
     for number in range(300):
         ns = T0 + number * spread // 1000 * 1000
@@ -155,7 +155,7 @@ def test_hundreds_of_runs_at_one_time(jaeger: Jaeger, reader: JaegerReader, tena
 
 
 def text_of(ns: int) -> str:
-    """The nanoseconds as a timestamp with microseconds, within the second of ``T0``."""
+    """Return the nanoseconds as a timestamp with microseconds, within the second of ``T0``."""
     return f"2025-10-09T08:53:2{(ns - T0) // SECOND}.{(ns - T0) % SECOND // 1000:06}Z"
 
 
@@ -168,8 +168,10 @@ def test_trace_ids_that_badger_hides_at_the_end_of_a_range(jaeger: Jaeger, reade
     assert [run_id for page in pages for run_id in page] == sorted(hidden, reverse=True)
 
 
-def test_times_that_are_absent_odd_or_early(jaeger: Jaeger, reader: JaegerReader, tenant: str, tmp_path: Path) -> None:
-    """A run without a start stands where it was created, one without either at the end, whatever else it tells."""
+def test_times_that_are_absent_invalid_or_early(
+    jaeger: Jaeger, reader: JaegerReader, tenant: str, tmp_path: Path
+) -> None:
+    """A run without a start sorts by its creation, one without either at the end, whatever else it contains."""
     times = [None, ..., "yesterday", "1970-01-01T00:00:00.000Z", "1969-12-31T23:59:59.000Z", "2262-04-11T23:47:16.854Z"]
     times += ["2025-10-09T10:53:20.123456789+02:00", "2025-10-09T08:53:20.000Z", "1970-01-01T00:00:00.000001Z"]
     chosen = random.Random(5).sample(list(product(times, times, times, ("completed", "running"))), 150)
@@ -193,8 +195,8 @@ def test_times_that_are_absent_odd_or_early(jaeger: Jaeger, reader: JaegerReader
         assert reader.document(run.id, tenant).text == run.text
 
 
-def test_foreign_spans_beside_a_run_change_nothing(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
-    """Spans that other instrumentation put into the run's trace are there in ``spans``, and are no part of the run."""
+def test_foreign_spans_in_the_trace_change_nothing(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """Spans of other instrumentation in the run's trace are returned by ``spans``, and are no part of the run."""
     run = make_run("r")
     send(jaeger, [run], tenant)
     trace_id, span_id = run_ids("r", tenant).trace_id, bytes(range(1, 9))
@@ -206,7 +208,9 @@ def test_foreign_spans_beside_a_run_change_nothing(jaeger: Jaeger, reader: Jaege
     assert reader.capabilities.foreign_spans
 
 
-def test_a_head_in_a_trace_of_another_run_is_no_run(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+def test_a_revision_span_in_the_trace_of_another_run_is_no_run(
+    jaeger: Jaeger, reader: JaegerReader, tenant: str
+) -> None:
     """A copy of a run's spans under another trace id is not listed a second time: no get would find it."""
     run = make_run("r")
     send(jaeger, [run], tenant)
@@ -217,8 +221,8 @@ def test_a_head_in_a_trace_of_another_run_is_no_run(jaeger: Jaeger, reader: Jaeg
     assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
 
 
-def test_answers_over_the_bound_are_asked_for_in_smaller_parts(jaeger: Jaeger, tenant: str) -> None:
-    """Runs that together are over the largest answer read are listed; one that is over it alone is refused aloud."""
+def test_responses_over_the_limit_are_requested_in_smaller_parts(jaeger: Jaeger, tenant: str) -> None:
+    """Runs that together exceed the largest response are listed; one that exceeds it alone is an error."""
     payload = "x" * 100_000
     runs = [make_run(f"r{number:02}", T0 + number * SECOND, input=payload) for number in range(12)]
     send(jaeger, runs, tenant)
@@ -232,24 +236,24 @@ def test_answers_over_the_bound_are_asked_for_in_smaller_parts(jaeger: Jaeger, t
         reader.close()
 
 
-def test_another_version_is_noticed(jaeger: Jaeger, tenant: str) -> None:
-    """When the way of searching is gone after an upgrade, the next list finds the new way."""
+def test_an_upgrade_of_the_server_is_detected(jaeger: Jaeger, tenant: str) -> None:
+    """When the search API is gone after an upgrade, the next list detects the new one."""
     run = make_run("r")
     send(jaeger, [run], tenant)
     paths: list[str] = []
-    old = [True]
-    with in_front_of(jaeger, paths, is_old=lambda: old[0]) as url, reader_of(url) as reader:
+    legacy = [True]
+    with proxy(jaeger, paths, is_legacy=lambda: legacy[0]) as url, reader_of(url) as reader:
         assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
-        old[0] = False
+        legacy[0] = False
         with pytest.raises(BackendRefused):
             reader.search(RunQuery(tenant))
         assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
-    ways = [way for way, _ in groupby(path.partition("?")[0] for path in paths)]
-    assert ways == ["/api/v3/trace-summaries", "/api/traces", "/api/v3/trace-summaries", "/api/v3/traces"]
+    used = [path for path, _ in groupby(path.partition("?")[0] for path in paths)]
+    assert used == ["/api/v3/trace-summaries", "/api/traces", "/api/v3/trace-summaries", "/api/v3/traces"]
 
 
-def test_other_services_are_looked_through_when_asked_for(jaeger: Jaeger, tenant: str) -> None:
-    """Runs that were exported under another service name are found by that name, or by looking through all."""
+def test_other_services_are_searched_on_request(jaeger: Jaeger, tenant: str) -> None:
+    """Runs that were exported under another service name are found by that name, or by a search of all services."""
     run = make_run("r")
     send(jaeger, [run], tenant, service="orders")
     for services, found in ((None, [run.summary()]), (("orders",), [run.summary()]), (("runspan",), [])):
@@ -259,7 +263,7 @@ def test_other_services_are_looked_through_when_asked_for(jaeger: Jaeger, tenant
 
 
 def test_values_that_are_cut_or_run_together(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
-    """An index that joins names and values without a mark between them gives nobody else's runs."""
+    """An index that joins keys and values without a separator returns no runs of other workflows."""
     send(
         jaeger, [make_run("a", workflowId="xy"), make_run("b", workflowId="x"), make_run("c", workflowId="xyz")], tenant
     )
@@ -282,9 +286,9 @@ def test_many_readers_at_once(jaeger: Jaeger, reader: JaegerReader, tenant: str)
 
 
 def test_a_memory_store_with_little_room(own_jaeger: Jaeger, tenant: str) -> None:
-    """A store that refuses deep searches lists all that it holds, even when that is one instant."""
+    """A store that refuses deep searches lists all that it holds, even when all runs start at one instant."""
     if own_jaeger.program is None and own_jaeger.container is None:
-        pytest.skip("the server is not this test's own")
+        pytest.skip("the server is shared with other tests")
     runs = [make_run(f"r{number:02}") for number in range(50)]
     send(own_jaeger, runs, tenant)
     with reader_of(own_jaeger.url) as reader:
@@ -300,10 +304,10 @@ def test_a_memory_store_with_little_room(own_jaeger: Jaeger, tenant: str) -> Non
                     reader.document(run.id, tenant)
 
 
-def test_a_jaeger_that_is_gone(own_jaeger: Jaeger, tenant: str) -> None:
-    """A Jaeger that ends between two pages makes every question an error that names it, and never an empty answer."""
+def test_a_jaeger_that_is_down(own_jaeger: Jaeger, tenant: str) -> None:
+    """After a Jaeger stops between two pages every call is an error with its URL, and never an empty result."""
     if own_jaeger.program is None and own_jaeger.container is None:
-        pytest.skip("the server is not this test's own")
+        pytest.skip("the server is shared with other tests")
     send(own_jaeger, [make_run(f"r{number}", T0 + number) for number in range(9)], tenant)
     with reader_of(own_jaeger.url, timeout=3) as reader:
         page = reader.search(RunQuery(tenant, limit=3))
@@ -323,7 +327,7 @@ def test_a_jaeger_that_is_gone(own_jaeger: Jaeger, tenant: str) -> None:
 
 
 def test_a_jaeger_that_never_answers() -> None:
-    """A server that takes the connection and says nothing is unreachable once the time is over."""
+    """A server that accepts the connection and sends nothing is unreachable after the timeout."""
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         reader_of(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2) as reader,
@@ -334,7 +338,7 @@ def test_a_jaeger_that_never_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         (200, "text/html", b"<!doctype html><title>Shop</title>"),
         (404, "text/plain", b"404 page not found\n"),
@@ -343,9 +347,9 @@ def test_a_jaeger_that_never_answers() -> None:
         (400, "text/plain", b"what?"),
     ],
 )
-def test_a_server_that_is_no_jaeger_or_a_broken_one(answer: tuple[int, str, bytes]) -> None:
-    """What is not Jaeger's answer is refused; it is neither an empty list nor an unknown run."""
-    with answering(lambda path: answer) as url, reader_of(url) as reader:
+def test_a_server_that_is_no_jaeger_or_a_broken_one(response: tuple[int, str, bytes]) -> None:
+    """A response that is not Jaeger's is an error; it is neither an empty list nor an unknown run."""
+    with serving(lambda path: response) as url, reader_of(url) as reader:
         for ask in (lambda: reader.search(RunQuery()), lambda: reader.document("r"), reader.check):
             with pytest.raises(BackendRefused) as caught:
                 ask()
@@ -353,19 +357,18 @@ def test_a_server_that_is_no_jaeger_or_a_broken_one(answer: tuple[int, str, byte
 
 
 def test_a_list_that_takes_too_long_ends(jaeger: Jaeger, tenant: str) -> None:
-    """The searches of one list have a time in all, and what was found by then is not taken for the whole."""
+    """The searches of one list share a time limit, and a part of the list is not returned as the complete list."""
     send(jaeger, [make_run(f"r{number}") for number in range(3)], tenant)
-    with reader_of(jaeger.url) as made:
-        made.close()
-        ticks = iter(range(1000))
-        reader = JaegerReader(made.settings, monotonic=lambda: float(next(ticks)), list_seconds=2.0)
-        with pytest.raises(BackendUnreachable, match="within 2 seconds"):
-            reader.search(RunQuery(tenant))
-        reader.close()
+    ticks = iter(range(1000))
+    config = RemoteConfig("jaeger", jaeger.url)
+    reader = JaegerReader(config, monotonic=lambda: float(next(ticks)), list_seconds=2.0)
+    with pytest.raises(BackendUnreachable, match="within 2 seconds"):
+        reader.search(RunQuery(tenant))
+    reader.close()
 
 
 def test_an_incomplete_run_is_read_again(jaeger: Jaeger, tenant: str) -> None:
-    """A step that arrives while the reader waits completes the answer."""
+    """A step that arrives while the reader waits completes the run."""
     run = running("r", done=1)
     spans = encode(run, tenant=tenant, observed_at=NOW)
     pauses: list[float] = []
@@ -379,8 +382,7 @@ def test_an_incomplete_run_is_read_again(jaeger: Jaeger, tenant: str) -> None:
         post(slice(0, 1))
 
     post(slice(1, None))
-    with reader_of(jaeger.url) as made:
-        reader = JaegerReader(made.settings, sleep=sleep)
-        assert reader.document("r", tenant).text == run.text
-        reader.close()
+    reader = JaegerReader(RemoteConfig("jaeger", jaeger.url), sleep=sleep)
+    assert reader.document("r", tenant).text == run.text
+    reader.close()
     assert len(pauses) == 1

@@ -1,4 +1,4 @@
-"""Answers of Jaeger read in pieces: always what the whole answer says, however often and in whatever company."""
+"""Cached responses of Jaeger are the same as responses that are decoded without a cache."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runspan.backends.jaeger import response_cache as pieces
+from runspan.backends.jaeger import response_cache
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_traces
 
 HOSTILE = ('{"resource":', ',{"resource":{', "]}}", '\\"},{"resource":', "ÿ", "\x00", "")
-"""Texts that would mislead who cuts without looking at quotes."""
+"""Texts that would mislead a split that ignores quotes."""
 
 
 def resource(number: int, text: str = "x", spans: int = 2) -> dict[str, object]:
-    """One object of ``resourceSpans``: the first span is a head."""
+    """Return one object of ``resourceSpans``, whose first span is a revision span."""
     attributes = [
         {"key": "runspan.revision", "value": {"intValue": "1"}},
         {"key": text, "value": {"stringValue": text}},
@@ -43,15 +43,17 @@ def resource(number: int, text: str = "x", spans: int = 2) -> dict[str, object]:
     }
 
 
-def answer(resources: Sequence[object]) -> bytes:
-    """As Jaeger's gateway writes it."""
+def response(resources: Sequence[object]) -> bytes:
+    """Return a response as Jaeger's gateway writes it."""
     text = json.dumps({"result": {"resourceSpans": resources}}, separators=(",", ":"), ensure_ascii=False)
     return text.encode()
 
 
-def told(found: Sequence[FoundSpan]) -> list[object]:
-    """All that an answer tells."""
-    return [(each.trace_id, each.span_id, each.start, each.is_head, each.text, each.span()) for each in found]
+def content_of(found: Sequence[FoundSpan]) -> list[object]:
+    """Return everything that the spans contain."""
+    return [
+        (span.trace_id, span.span_id, span.start, span.may_be_revision_span, span.text, span.span()) for span in found
+    ]
 
 
 @given(
@@ -59,89 +61,96 @@ def told(found: Sequence[FoundSpan]) -> list[object]:
         st.lists(
             st.builds(resource, st.integers(0, 5), st.sampled_from(HOSTILE) | st.text(max_size=5), st.integers(0, 3)),
             max_size=5,
-        ).map(answer),
+        ).map(response),
         max_size=4,
     ),
     st.booleans(),
 )
-def test_pieces_tell_what_the_whole_tells(answers: list[bytes], colliding: bool) -> None:
-    """The same answers again and again, with pieces in common, and with digests that are all the same."""
-    reader = ResourceSpanCache()
+def test_a_cached_response_equals_a_decoded_one(responses: list[bytes], colliding: bool) -> None:
+    """Decode the same responses again and again, with objects in common, and with digests that are all the same."""
+    cache = ResourceSpanCache()
     with pytest.MonkeyPatch.context() as patch:
         if colliding:
-            patch.setattr(pieces, "xxh3_64_intdigest", lambda content: 7)
-        for content in answers * 3:
-            assert told(reader.find(content)) == told(find_traces(content))
+            patch.setattr(response_cache, "xxh3_64_intdigest", lambda content: 7)
+        for content in responses * 3:
+            assert content_of(cache.find(content)) == content_of(find_traces(content))
 
 
-def test_what_is_familiar_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the second time on an answer is cut, from the third on nothing of it is read; a new piece is read alone."""
-    read: list[bytes] = []
+def test_what_was_seen_before_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time a response is split, the third time nothing is decoded; of another one, only a new object is."""
+    decoded: list[bytes] = []
 
     def counted(content: bytes) -> list[FoundSpan]:
-        read.append(content)
+        decoded.append(content)
         return real(content)
 
-    real = pieces.read_resource
-    monkeypatch.setattr(pieces, "read_resource", counted)
-    reader = ResourceSpanCache()
-    first = answer([resource(number) for number in range(5)])
+    real = response_cache.read_resource
+    monkeypatch.setattr(response_cache, "read_resource", counted)
+    cache = ResourceSpanCache()
+    first = response([resource(number) for number in range(5)])
     counts = []
     for _ in range(4):
-        reader.find(first)
-        counts.append(len(read))
+        cache.find(first)
+        counts.append(len(decoded))
     assert counts == [0, 5, 5, 5]
-    reader.find(answer([resource(number) for number in (7, *range(5))]))
-    assert len(read) == 6
-    reader.clear()
-    reader.find(first)
-    reader.find(first)
-    assert len(read) == 11
+    cache.find(response([resource(number) for number in (7, *range(5))]))
+    assert len(decoded) == 6
+    cache.clear()
+    cache.find(first)
+    cache.find(first)
+    assert len(decoded) == 11
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
         pytest.param(lambda content: content[:-1], id="cut at the end"),
-        pytest.param(lambda content: content.replace(b"]}]}]},", b"]}]}],", 1), id="a piece that is not whole"),
+        pytest.param(lambda content: content.replace(b"]}]}]},", b"]}]}],", 1), id="an object that is incomplete"),
         pytest.param(lambda content: content.replace(b'"spans":[', b'"spans":[7,', 1), id="a number for a span"),
-        pytest.param(lambda content: content + b"x", id="more behind it"),
+        pytest.param(lambda content: content + b"x", id="more after it"),
     ],
 )
-def test_what_cannot_be_read_is_refused_each_time(spoil: object) -> None:
-    """An answer that is like one before, but damaged, is not helped out by what is remembered."""
-    reader = ResourceSpanCache()
-    content = answer([resource(number) for number in range(4)])
+def test_a_malformed_response_is_refused_each_time(spoil: object) -> None:
+    """A response that is like an earlier one, but damaged, is not completed from the cache."""
+    cache = ResourceSpanCache()
+    content = response([resource(number) for number in range(4)])
     for _ in range(3):
-        reader.find(content)
+        cache.find(content)
     damaged = spoil(content)  # type: ignore[operator]
     assert damaged != content
     for _ in range(3):
         with pytest.raises(MalformedResponse):
-            reader.find(damaged)
-    assert told(reader.find(content)) == told(find_traces(content))
+            cache.find(damaged)
+    assert content_of(cache.find(content)) == content_of(find_traces(content))
 
 
-def test_another_way_of_writing_is_read_whole() -> None:
-    """Spaces, members in another order, a resource left out, an object a line: right, if without the shortcut."""
-    reader = ResourceSpanCache()
+def test_other_forms_of_a_response_are_decoded_at_once() -> None:
+    """Spaces, members in another order, an omitted resource, an object a line: correct, but not cached."""
+    cache = ResourceSpanCache()
     bare = [{"scopeSpans": resource(number)["scopeSpans"]} for number in range(3)]
     spaced = json.dumps({"result": {"resourceSpans": [resource(1), resource(2)]}}).encode()
-    mixed = answer([resource(0), *bare, resource(1)])
-    lines = answer([resource(0), resource(1)]) + b"\n" + answer([resource(2)])
-    for content in (answer(bare), spaced, mixed, lines, answer([]), answer([resource(1), resource(2)]) + b"\n") * 3:
-        assert told(reader.find(content)) == told(find_traces(content))
+    mixed = response([resource(0), *bare, resource(1)])
+    lines = response([resource(0), resource(1)]) + b"\n" + response([resource(2)])
+    for content in (
+        response(bare),
+        spaced,
+        mixed,
+        lines,
+        response([]),
+        response([resource(1), resource(2)]) + b"\n",
+    ) * 3:
+        assert content_of(cache.find(content)) == content_of(find_traces(content))
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is remembered stays near its bound, and a piece that is too long is not remembered at all."""
-    monkeypatch.setattr(pieces, "_BOUND", 20_000)
-    monkeypatch.setattr(pieces, "_LONG", 5_000)
-    monkeypatch.setattr(pieces, "_SEEN", 8)
-    reader = ResourceSpanCache()
+    """The cache stays near its limit, and an object that is too large is not cached."""
+    monkeypatch.setattr(response_cache, "_MAX_BYTES", 20_000)
+    monkeypatch.setattr(response_cache, "_MAX_OBJECT_BYTES", 5_000)
+    monkeypatch.setattr(response_cache, "_MAX_SEEN", 8)
+    cache = ResourceSpanCache()
     for number in range(0, 400, 4):
-        content = answer([resource(0), *(resource(number + each) for each in range(4)), resource(9, "y" * 6_000)])
-        assert told(reader.find(content)) == told(find_traces(content))
-        assert sum(len(piece) for piece, _ in reader._known.values()) == reader._bytes <= 25_000
-        assert len(reader._seen) <= 9
-    assert 0 < len(reader._known) < 60
+        content = response([resource(0), *(resource(number + each) for each in range(4)), resource(9, "y" * 6_000)])
+        assert content_of(cache.find(content)) == content_of(find_traces(content))
+        assert sum(len(part) for part, _ in cache._objects.values()) == cache._bytes <= 25_000
+        assert len(cache._seen) <= 9
+    assert 0 < len(cache._objects) < 60

@@ -1,4 +1,4 @@
-"""What Jaeger writes, read: its API v3, its older API, and its refusals."""
+"""Responses of Jaeger, decoded: its API v3, its legacy API, and its errors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 from conformance.harness import make_run
 from runspan import encode
-from runspan.backends.jaeger.legacy_responses import find_legacy_traces
 from runspan.backends.jaeger.responses import (
     MalformedResponse,
+    find_legacy_traces,
     find_traces,
+    read_error,
     read_services,
-    refusal,
 )
 from runspan.model.span import Event, Link, Span
 from runspan.otlp.json import write_json
@@ -39,12 +39,12 @@ TRACE = b"""{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name","
 
 
 def read_traces(content: bytes) -> list[Span]:
-    """All spans in full."""
+    """Return all spans, completely decoded."""
     return [found.span() for found in find_traces(content)]
 
 
 def test_every_kind_of_value() -> None:
-    """Numbers in quotes, numbers that JSON has no word for, and members that are left out come out as they went in."""
+    """Numbers in quotes, numbers that JSON cannot express, and omitted members are decoded as they were sent."""
     first, second = read_traces(b'{"result":' + TRACE + b"}")
     values = first.attributes()
     assert math.isnan(values.pop("d.nan"))  # type: ignore[arg-type]
@@ -72,17 +72,21 @@ def test_every_kind_of_value() -> None:
     assert (second.start, second.name, second.events) == (0, "", ())
 
 
-def test_several_answers_one_after_another() -> None:
+def test_several_responses_one_after_another() -> None:
     """A gateway that streams writes an object a line."""
     line = b'{"result":' + TRACE.replace(b"\n", b"") + b"}"
     assert len(read_traces(line + b"\n" + line + b"\n")) == 4
 
 
 def test_spans_that_were_written_as_otlp_json_come_back() -> None:
-    """What any writer of OTLP/JSON puts down is read with the same attributes, times and ids."""
+    """OTLP/JSON of any writer is read with the same attributes, times and ids."""
     sent = encode(make_run("r", error={"code": "X", "message": "m"}, status="failed"))
     read = read_traces(b'{"result":' + write_json(sent) + b"}")
-    assert [found.is_head for found in find_traces(b'{"result":' + write_json(sent) + b"}")] == [False, False, True]
+    assert [found.may_be_revision_span for found in find_traces(b'{"result":' + write_json(sent) + b"}")] == [
+        False,
+        False,
+        True,
+    ]
     assert [span.attributes() for span in read] == [span.attributes() for span in sent]
     for mine, theirs in zip(read, sent, strict=True):
         assert (mine.trace_id, mine.span_id, mine.parent_id, mine.name) == (
@@ -106,15 +110,15 @@ def test_spans_that_were_written_as_otlp_json_come_back() -> None:
         b'{"result":{"resourceSpans":[]}}\n{"error":{"message":"the stream broke"}}',
     ],
 )
-def test_what_is_no_answer_is_not_read_as_an_empty_one(content: bytes) -> None:
+def test_malformed_content_is_not_read_as_an_empty_response(content: bytes) -> None:
     """Pages of other servers, and errors that follow a success, are errors."""
     with pytest.raises(MalformedResponse):
         read_traces(content)
 
 
-def test_the_older_api() -> None:
+def test_the_legacy_api() -> None:
     """Tags keep their types, times are whole microseconds, and the parent is the reference into the same trace."""
-    answer = b"""{"data":[{"traceID":"b1c2d3e4f5061728394a5b6c7d8e9f","spans":[
+    response = b"""{"data":[{"traceID":"b1c2d3e4f5061728394a5b6c7d8e9f","spans":[
     {"traceID":"b1c2d3e4f5061728394a5b6c7d8e9f",
     "spanID":"102030405060709","operationName":"step a","references":[
     {"refType":"CHILD_OF","traceID":"b1c2d3e4f5061728394a5b6c7d8e9f","spanID":"0102030405060708"},
@@ -125,7 +129,7 @@ def test_the_older_api() -> None:
     "logs":[{"timestamp":1795500000300000,"fields":[{"key":"event","type":"string","value":"exception"}]}],
     "processID":"p1","warnings":null}],"processes":{"p1":{"serviceName":"runspan","tags":[]}},"warnings":null}],
     "total":0,"limit":0,"offset":0,"errors":null}"""
-    (found,) = find_legacy_traces(answer)
+    (found,) = find_legacy_traces(response)
     span = found.span()
     assert span.attributes() == {"s": "x", "i": 1 << 62, "d": 1.0, "b": True, "y": b"\x00\xff"}
     assert (span.start, span.end) == (1795500000200000000, 1795500002000000000)
@@ -144,7 +148,7 @@ def test_the_older_api() -> None:
     ],
 )
 def test_services_of_either_api(content: bytes, names: list[str]) -> None:
-    """Both APIs list the names of services; one that has none may leave the list out."""
+    """Both APIs list the names of services; one that has none may omit the list."""
     assert read_services(content) == names
 
 
@@ -157,6 +161,6 @@ def test_services_of_either_api(content: bytes, names: list[str]) -> None:
         (b"<html></html>", None),
     ],
 )
-def test_refusals_are_told_from_pages_of_others(content: bytes, message: str | None) -> None:
-    """An unknown trace is Jaeger's own 404; a wrong path is somebody else's."""
-    assert refusal(content) == message
+def test_errors_differ_from_pages_of_other_servers(content: bytes, message: str | None) -> None:
+    """An unknown trace is a 404 of Jaeger itself; a wrong path is not."""
+    assert read_error(content) == message

@@ -1,4 +1,4 @@
-"""Lists out of a simulated store that answers in the worst order: windows, splits and depth."""
+"""Lists out of a simulated store that returns traces in the worst order: windows, splits and depth."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from conformance.harness import MS, SECOND, T0, make_run, running
 from runspan import encode
-from runspan.backends.jaeger.queries import DepthRefused
 from runspan.backends.jaeger.responses import FoundSpan
-from runspan.backends.jaeger.search import DensityHint, TraceRow, WindowedSearch
+from runspan.backends.jaeger.search import DensityHint, DepthRefused, WindowedSearch
 from runspan.codec.fields import REVISION
 from runspan.contracts import Cursor, RunQuery
 from runspan.model.run import Run
@@ -25,46 +24,47 @@ Traces = dict[str, list[FoundSpan]]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A span that needs no reading."""
+class DecodedSource:
+    """A span that is decoded already."""
 
     span: Span
 
-    def neutral(self) -> Span:
+    def to_span(self) -> Span:
         return self.span
 
 
 def found(span: Span) -> FoundSpan:
-    is_head = REVISION in span.attributes()
-    return FoundSpan(span.trace_id.hex(), span.span_id.hex(), span.start // 1000, is_head, Kept(span))
+    is_revision_span = REVISION in span.attributes()
+    source = DecodedSource(span)
+    return FoundSpan(span.trace_id.hex(), span.span_id.hex(), span.start // 1000, is_revision_span, source)
 
 
 class Store:
-    """Whole traces by the start of any span, at most ``depth``, chosen by ``order``; refuses above ``bound``."""
+    """Complete traces by the start of any span, at most ``depth``, chosen by ``order``; refuses above ``max_depth``."""
 
-    def __init__(self, runs: Sequence[Run], order: Callable[[list[str]], None], bound: int = 10_000) -> None:
+    def __init__(self, runs: Sequence[Run], order: Callable[[list[str]], None], max_depth: int = 10_000) -> None:
         self.traces: Traces = {}
         for run in runs:
             for span in encode(run, observed_at=T0):
                 self.traces.setdefault(span.trace_id.hex(), []).append(found(span))
         self.order = order
-        self.bound = bound
-        self.asked = 0
+        self.max_depth = max_depth
+        self.searches = 0
 
     def __call__(self, lo: int, hi: int, depth: int) -> list[Traces]:
-        self.asked += 1
-        if depth > self.bound:
+        self.searches += 1
+        if depth > self.max_depth:
             raise DepthRefused
         within = [name for name, spans in self.traces.items() if any(lo <= span.start <= hi for span in spans)]
         self.order(within)
         return [{name: self.traces[name] for name in within[:depth]}]
 
 
-def walked(store: Store, query: RunQuery, hint: DensityHint) -> list[str]:
-    """The run ids of all pages."""
+def listed(store: Store, query: RunQuery, hint: DensityHint) -> list[str]:
+    """Return the run ids of all pages."""
     ids: list[str] = []
     while True:
-        rows: list[TraceRow] = list(islice(WindowedSearch(store, query, hint).rows(), query.limit + 1))
+        rows = list(islice(WindowedSearch(store, query, hint).rows(), query.limit + 1))
         ids += [row.run_id for row in rows[: query.limit]]
         if len(rows) <= query.limit:
             return ids
@@ -89,44 +89,44 @@ _SPREADS = st.sampled_from([1, 1000, MS, SECOND, 3600 * SECOND, 24 * 3600 * SECO
     order=st.sampled_from(sorted(ORDERS)),
     limit=st.sampled_from([1, 3, 20]),
     hint=st.builds(DensityHint, st.integers(0, 2 * T0 // 1000), st.none() | st.integers(0, 10**12)),
-    bound=st.sampled_from([95, 10_000]),
+    max_depth=st.sampled_from([95, 10_000]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_store_is_walked_whole_and_in_order(
-    starts: list[tuple[int, int]], order: str, limit: int, hint: DensityHint, bound: int
+def test_any_store_is_listed_completely_and_in_order(
+    starts: list[tuple[int, int]], order: str, limit: int, hint: DensityHint, max_depth: int
 ) -> None:
-    """Pages hold every run once, newest first, wherever the runs lie and whichever traces the store prefers."""
+    """Pages hold every run once, newest first, wherever the runs lie and whichever traces the store returns."""
     placed = [(T0 + steps * spread // 1000 * 1000 // MS * MS, f"r{n}") for n, (steps, spread) in enumerate(starts)]
-    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], bound)
-    assert walked(store, RunQuery(limit=limit), hint) == newest_first(placed)
+    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], max_depth)
+    assert listed(store, RunQuery(limit=limit), hint) == newest_first(placed)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("bound", [299, 300, 301, 10_000])
-def test_hundreds_of_runs_in_one_microsecond(order: str, bound: int) -> None:
-    """A range that cannot be split is asked deeper, up to what the store can hold and so to all that it has."""
-    placed = [(T0, f"r{number:03}") for number in range(min(300, bound))]
-    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], bound)
-    assert walked(store, RunQuery(limit=100), DensityHint(T0 // 1000)) == newest_first(placed)
+@pytest.mark.parametrize("max_depth", [299, 300, 301, 10_000])
+def test_hundreds_of_runs_in_one_microsecond(order: str, max_depth: int) -> None:
+    """A range that cannot be split is searched deeper, up to what the store can hold and so to all that it has."""
+    placed = [(T0, f"r{number:03}") for number in range(min(300, max_depth))]
+    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS[order], max_depth)
+    assert listed(store, RunQuery(limit=100), DensityHint(T0 // 1000)) == newest_first(placed)
 
 
-def test_a_store_that_holds_few_traces_is_asked_within_its_depth() -> None:
+def test_a_store_that_holds_few_traces_is_searched_within_its_depth() -> None:
     """A depth that is refused is halved, and the next list does not try it again."""
     placed = [(T0 + number * SECOND, f"r{number}") for number in range(10)]
-    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS["shuffled"], bound=10)
-    walk = WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000))
-    assert [row.run_id for row in walk.rows()] == newest_first(placed)
-    assert 0 < walk.max_depth <= 10
+    store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS["shuffled"], max_depth=10)
+    windows = WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000))
+    assert [row.run_id for row in windows.rows()] == newest_first(placed)
+    assert 0 < windows.max_depth <= 10
 
 
-def test_a_store_without_any_depth_is_refused() -> None:
-    """When not even one trace may be searched for, the walk says so instead of finding nothing."""
+def test_a_store_that_refuses_every_depth() -> None:
+    """When not even one trace may be searched for, the list is an error instead of empty."""
     with pytest.raises(DepthRefused):
-        list(WindowedSearch(Store([], ORDERS["as sent"], bound=0), RunQuery(), DensityHint(0)).rows())
+        list(WindowedSearch(Store([], ORDERS["as sent"], max_depth=0), RunQuery(), DensityHint(0)).rows())
 
 
-def test_a_newer_head_that_is_cut_leaves_the_older_revision() -> None:
-    """A run whose newest head cannot be read is listed as its older revision proves it."""
+def test_a_newer_revision_span_that_is_cut_leaves_the_older_revision() -> None:
+    """A run whose newest revision span cannot be read is listed as its older revision proves it."""
     store = Store([running("r")], ORDERS["as sent"])
     spans = next(iter(store.traces.values()))
     newer = encode(make_run("r"))[-1]
@@ -142,9 +142,9 @@ def test_a_newer_head_that_is_cut_leaves_the_older_revision() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_page_of_many_runs_takes_few_searches(order: str) -> None:
-    """A page out of two thousand runs over weeks costs some splits and not a walk through all of them."""
+    """A page out of two thousand runs over weeks costs some splits and not a search for all of them."""
     placed = [(T0 + number * 1800 * SECOND, f"r{number:04}") for number in range(2000)]
     store = Store([make_run(run_id, at, steps=[]) for at, run_id in placed], ORDERS[order])
     rows = list(islice(WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000 + 10**14)).rows(), 50))
     assert [row.run_id for row in rows] == newest_first(placed)[:50]
-    assert store.asked < 40
+    assert store.searches < 40

@@ -1,4 +1,4 @@
-"""The client and the settings of remote backends, against small servers on loopback that misbehave."""
+"""The client and the config of remote backends, against small servers on loopback that misbehave."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnr
 
 DEEP = b'{"traces":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
-Answering = Callable[["Handler"], None]
+Respond = Callable[["Handler"], None]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append((self.path, dict(self.headers)))
-        self.server.answering(self)
+        self.server.respond(self)
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -46,10 +46,10 @@ class Handler(BaseHTTPRequestHandler):
 class Server:
     """A server on loopback. release: set when the test ends, so that a handler may wait for it."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, respond: Respond) -> None:
         self.release = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.answering, self._http.seen = answering, []  # type: ignore[attr-defined]
+        self._http.respond, self._http.seen = respond, []  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -66,12 +66,12 @@ class Server:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Answering], Server]]:
+def serve() -> Iterator[Callable[[Respond], Server]]:
     """Starts servers."""
     servers: list[Server] = []
 
-    def start(answering: Answering) -> Server:
-        servers.append(Server(answering))
+    def start(respond: Respond) -> Server:
+        servers.append(Server(respond))
         return servers[-1]
 
     yield start
@@ -80,14 +80,14 @@ def serve() -> Iterator[Callable[[Answering], Server]]:
 
 
 def client_of(url: str, **variables: str) -> RemoteClient:
-    return RemoteClient(settings(url, **variables))
+    return RemoteClient(config_of(url, **variables))
 
 
-def settings(url: str, **variables: str) -> RemoteConfig:
+def config_of(url: str, **variables: str) -> RemoteConfig:
     return remote_config(f"tempo+{url}", {f"RUNSPAN_BACKEND_{name}": value for name, value in variables.items()})
 
 
-def test_prefix_headers_and_logins_reach_the_backend(serve: Callable[[Answering], Server]) -> None:
+def test_prefix_headers_and_logins_reach_the_backend(serve: Callable[[Respond], Server]) -> None:
     """What the environment says goes with every request, below the URL's path."""
     server = serve(lambda handler: handler.reply(200, b"{}"))
     for variables, expected in (
@@ -119,10 +119,10 @@ def test_prefix_headers_and_logins_reach_the_backend(serve: Callable[[Answering]
         (504, BackendUnreachable, "gateway"),
     ],
 )
-def test_failures_are_told_by_kind(
-    serve: Callable[[Answering], Server], status: int, kind: type[BackendError], words: str
+def test_each_failure_has_its_error(
+    serve: Callable[[Respond], Server], status: int, kind: type[BackendError], words: str
 ) -> None:
-    """Each status is an error that names the backend, says what it said, and repeats no secret."""
+    """The error names the backend, quotes its message, and repeats no secret."""
     server = serve(lambda handler: handler.reply(status, b"no such thing for s3cr3t\n" + b"x" * 5000, Retry_After="7"))
     client = client_of(server.url, TOKEN="s3cr3t")
     with pytest.raises(kind, match=words) as caught:
@@ -136,8 +136,8 @@ def test_failures_are_told_by_kind(
         assert caught.value.retry_after == 7
 
 
-def test_nobody_there(serve: Callable[[Answering], Server]) -> None:
-    """A port where nobody listens is BackendUnreachable."""
+def test_a_port_without_a_listener(serve: Callable[[Respond], Server]) -> None:
+    """It is BackendUnreachable."""
     server = serve(lambda handler: handler.reply(200))
     server.stop()
     client = client_of(server.url)
@@ -146,8 +146,8 @@ def test_nobody_there(serve: Callable[[Answering], Server]) -> None:
     client.close()
 
 
-def test_a_backend_that_does_not_answer(serve: Callable[[Answering], Server]) -> None:
-    """Silence ends with BackendUnreachable, and says which variable gives it longer."""
+def test_a_backend_that_does_not_respond(serve: Callable[[Respond], Server]) -> None:
+    """It is BackendUnreachable, and the hint names the variable that extends the time."""
     server = serve(lambda _: server.release.wait(20))  # type: ignore[arg-type, return-value]
     client = client_of(server.url, TIMEOUT="0.2")
     with pytest.raises(BackendUnreachable, match="RUNSPAN_BACKEND_TIMEOUT"):
@@ -155,8 +155,8 @@ def test_a_backend_that_does_not_answer(serve: Callable[[Answering], Server]) ->
     client.close()
 
 
-def test_a_backend_that_trickles(serve: Callable[[Answering], Server]) -> None:
-    """The time is one for the whole answer, not one for each piece of it."""
+def test_a_backend_that_trickles(serve: Callable[[Respond], Server]) -> None:
+    """The timeout is for the complete response, not for each piece of it."""
 
     def trickle(handler: Handler) -> None:
         handler.send_response(200)
@@ -170,12 +170,12 @@ def test_a_backend_that_trickles(serve: Callable[[Answering], Server]) -> None:
 
     server = serve(trickle)
     client = client_of(server.url, TIMEOUT="0.4")
-    with pytest.raises(BackendUnreachable, match="whole answer"):
+    with pytest.raises(BackendUnreachable, match="complete response"):
         client.get("/")
     client.close()
 
 
-def test_an_answer_that_is_too_large(serve: Callable[[Answering], Server]) -> None:
+def test_a_response_that_is_too_large(serve: Callable[[Respond], Server]) -> None:
     """It is not read to its end."""
     server = serve(lambda handler: handler.reply(200, b"x" * 3_000_000))
     client = client_of(server.url, MAX_BYTES="1000000")
@@ -184,8 +184,8 @@ def test_an_answer_that_is_too_large(serve: Callable[[Answering], Server]) -> No
     client.close()
 
 
-def test_concurrency_is_bounded(serve: Callable[[Answering], Server]) -> None:
-    """A caller without a place hears BackendBusy; one that waits for it in time is served."""
+def test_concurrency_is_bounded(serve: Callable[[Respond], Server]) -> None:
+    """A caller without a place gets BackendBusy; one that waits long enough is served."""
     inside, leave = threading.Semaphore(0), threading.Event()
 
     def hold(handler: Handler) -> None:
@@ -203,36 +203,36 @@ def test_concurrency_is_bounded(serve: Callable[[Answering], Server]) -> None:
             client.get("/", timeout=0.05)
         late = pool.submit(client.get, "/")
         leave.set()
-        assert [answer.result().content for answer in (*held, late)] == [b"done"] * 3
+        assert [future.result().content for future in (*held, late)] == [b"done"] * 3
     client.close()
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"traces": 7}', b'{"traces": [{"traceID": "xyz"}]}', DEEP])
-def test_an_answer_that_is_not_tempos(serve: Callable[[Answering], Server], body: bytes) -> None:
+def test_a_response_that_is_not_tempos(serve: Callable[[Respond], Server], body: bytes) -> None:
     """Something else at the address is refused, and never an empty list."""
     server = serve(lambda handler: handler.reply(200, body))
-    reader = TempoReader(settings(server.url))
+    reader = TempoReader(config_of(server.url))
     with pytest.raises(BackendRefused, match="is this a Tempo"):
         reader.search(RunQuery())
     reader.close()
 
 
-def test_a_search_that_left_out_data_says_so(serve: Callable[[Answering], Server]) -> None:
+def test_a_search_that_left_out_data_says_so(serve: Callable[[Respond], Server]) -> None:
     """Jobs that did not complete make the page partial."""
     server = serve(
         lambda handler: handler.reply(200, b'{"traces": [], "metrics": {"completedJobs": 3, "totalJobs": 5}}')
     )
-    reader = TempoReader(settings(server.url))
+    reader = TempoReader(config_of(server.url))
     page = reader.search(RunQuery())
     reader.close()
     assert list(page.items) == []
     assert page.partial == ("Tempo left out 2 parts of its data",)
 
 
-def test_the_check_passes_where_only_the_query_api_is_let_through(serve: Callable[[Answering], Server]) -> None:
-    """Hosted ones have no ``/ready``; the echo answers then."""
+def test_the_check_passes_where_only_the_query_api_is_reachable(serve: Callable[[Respond], Server]) -> None:
+    """Hosted ones have no ``/ready``; then the echo is used."""
     server = serve(lambda handler: handler.reply(200 if handler.path.endswith("/api/echo") else 404))
-    reader = TempoReader(settings(server.url + "/tempo"))
+    reader = TempoReader(config_of(server.url + "/tempo"))
     reader.check()
     reader.close()
     assert [path for path, _ in server.seen] == ["/tempo/ready", "/tempo/api/echo"]
@@ -277,15 +277,15 @@ def test_variables_that_are_refused(variables: dict[str, str], words: str) -> No
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_settings_show_no_secret() -> None:
-    """Their repr has none of the headers."""
-    shown = repr(settings("http://host", TOKEN="s3cr3t", HEADERS="k=s3cr3t", TENANT="s3cr3t"))
+def test_a_config_shows_no_secret() -> None:
+    """Its repr has none of the headers."""
+    shown = repr(config_of("http://host", TOKEN="s3cr3t", HEADERS="k=s3cr3t", TENANT="s3cr3t"))
     assert "s3cr3t" not in shown
 
 
 @pytest.mark.parametrize("kind", ["tempo", "jaeger"])
 def test_connect_opens_remote_backends(kind: str) -> None:
-    """The URL's scheme says which; nothing is asked yet."""
+    """The URL's scheme decides; no request is sent yet."""
     reader = connect(f"{kind}+http://127.0.0.1:9/prefix")
     assert type(reader).__name__ == f"{kind.title()}Reader"
     reader.close()
@@ -301,8 +301,8 @@ def test_connect_opens_remote_backends(kind: str) -> None:
     ],
     ids=["workflow", "status", "tenant", "tenant in Jaeger"],
 )
-def test_a_question_too_long_for_a_url(serve: Callable[[Answering], Server], kind: str, query: RunQuery) -> None:
-    """It is the question that is wrong, and a caller hears so."""
+def test_a_query_too_long_for_a_url(serve: Callable[[Respond], Server], kind: str, query: RunQuery) -> None:
+    """The query is wrong, not the backend."""
     server = serve(lambda handler: handler.reply(200, b'{"services":["runspan"],"traces":[],"summaries":[]}'))
     reader = connect(f"{kind}+{server.url}")
     with pytest.raises(QueryError, match="fit into a URL"):

@@ -14,7 +14,7 @@ from random import Random
 import httpx
 import pytest
 
-from runspan.backends.runspan_api import run_path
+from runspan.platform_api import run_path
 from support.cli import Running, generated, process, running, server, until_stored, write_ndjson
 
 SEED = 20261124
@@ -34,21 +34,21 @@ def texts() -> dict[str, bytes]:
 
 
 def stored(data: Path) -> int:
-    """How many runs a look at the file sees, from outside of the server."""
+    """Return how many runs another process sees in the file."""
     with closing(sqlite3.connect(f"file:{data}/runspan.sqlite3?mode=ro", uri=True, timeout=30)) as connection:
         count: int = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
         return count
 
 
 def kill_when(child: Running, exporting: Running, data: Path, count: int, delay: float) -> None:
-    """SIGKILL once so many runs are on disk, and a moment later than that, so that it hits anything at all."""
+    """Send SIGKILL a moment after so many runs are on disk, so that it interrupts work at any point."""
     until_stored(data, count, exporting)
     time.sleep(delay)
     assert child.end(signal.SIGKILL) == -signal.SIGKILL
 
 
 def listed(client: httpx.Client) -> list[str]:
-    """The ids of all pages, in their order."""
+    """Return the ids of all pages, in their order."""
     ids: list[str] = []
     cursor: dict[str, str] = {}
     while True:
@@ -60,7 +60,7 @@ def listed(client: httpx.Client) -> list[str]:
 
 
 def assert_all_there(url: str, texts: dict[str, bytes]) -> None:
-    """Every document once in the list, and each of them byte for byte."""
+    """Assert that every document is listed once, and is read byte for byte."""
     with httpx.Client(base_url=url, trust_env=False) as client:
         ids = listed(client)
         assert len(ids) == len(set(ids))
@@ -74,12 +74,12 @@ def assert_all_there(url: str, texts: dict[str, bytes]) -> None:
 
 
 def test_kills_during_an_export_lose_and_double_nothing(tmp_path: Path, texts: dict[str, bytes]) -> None:
-    """At each kill the exporter ends with its report, what it counts as accepted is on disk, and no document that the
-    file shows is a broken one; the last export, to a server that lives, completes everything."""
+    """At each kill the exporter ends with its report, accepted runs are on disk, and no document in the file is
+    damaged; the last export, to a server that stays up, completes everything."""
     random = Random(SEED)
     path, data = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "data"
     moments = sorted(random.sample(range(1, LAST_KILL), KILLS))
-    args = ("--batch-spans", 60, "--workers", 2, "--retry-for", 0, "--json")
+    args = ("--batch-spans", 60, "--concurrency", 2, "--retry-max-time", 0, "--json")
     for moment in moments:
         with server(data) as (url, child):
             before = stored(data)
@@ -99,7 +99,7 @@ def test_kills_during_an_export_lose_and_double_nothing(tmp_path: Path, texts: d
 
 
 def intact(data: Path) -> bool:
-    """What SQLite itself says of the file."""
+    """Return the result of SQLite's integrity check."""
     with closing(sqlite3.connect(f"file:{data}/runspan.sqlite3?mode=ro", uri=True, timeout=30)) as connection:
         return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
 
@@ -110,7 +110,7 @@ def free_port() -> int:
 
 
 def test_an_export_outlives_the_server_that_it_sends_to(tmp_path: Path, texts: dict[str, bytes]) -> None:
-    """Killed and started again at the same address, the server gets the rest of the same export."""
+    """After a kill and a restart at the same address, the server receives the rest of the same export."""
     random = Random(SEED + 1)
     path, data = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "data"
     port = free_port()
@@ -124,8 +124,8 @@ def test_an_export_outlives_the_server_that_it_sends_to(tmp_path: Path, texts: d
             url,
             "--batch-spans",
             40,
-            "--retry-for",
-            DEADLINE,
+            "--retry-max-time",
+            f"{DEADLINE}s",
             "--json",
             prints_on="stdout",
         ) as exporting:

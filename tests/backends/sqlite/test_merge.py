@@ -1,4 +1,4 @@
-"""The embedded store: spans of a run that arrive apart, late, twice or changed."""
+"""The embedded store: spans of a run that arrive in parts, late, twice or changed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ from runspan.otlp.protobuf_reader import read_protobuf
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
 
-@pytest.fixture
-def store(tmp_path):
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
 def write(store: SqliteStore, spans: list[Span], tenant: str = "") -> WriteResult:
     return store.write(read_protobuf(otlp(spans)), tenant)
 
@@ -38,7 +32,7 @@ def many_steps(run_id: str, count: int = 6, **members) -> Run:
 @relaxed
 @given(data=st.data())
 def test_fragments_in_any_order_and_twice_give_the_document(store, data):
-    """Seven spans, each in a request of its own, shuffled and sent twice, are one run and leave nothing waiting."""
+    """Seven spans, each in its own request, shuffled and sent twice, are one run and leave no fragments."""
     run = many_steps(f"shuffled-{store.stats().runs}")
     spans = encode(run)
     assert len(spans) == 7
@@ -58,7 +52,7 @@ def test_fragments_in_any_order_and_twice_give_the_document(store, data):
 @relaxed
 @given(data=st.data())
 def test_revisions_in_any_order_end_at_the_newest(store, data):
-    """Two snapshots, the root and a revision of it, all their spans shuffled, end at the revision, whole."""
+    """Of two snapshots, the run span and a later revision, all their spans shuffled, the last is read, complete."""
     run_id = f"revised-{store.stats().runs}"
     newest = make_run(run_id, status="failed")
     sent = [
@@ -74,7 +68,7 @@ def test_revisions_in_any_order_end_at_the_newest(store, data):
     assert run_id not in ids(store.search(RunQuery(status="running", limit=200)))
 
 
-def test_a_root_that_comes_last_completes_the_run(store):
+def test_a_run_span_that_arrives_last_completes_the_run(store):
     """A stock SDK ends the root after its children, in another request."""
     run = many_steps("root-last", 20)
     *steps, root = encode(run)
@@ -86,8 +80,8 @@ def test_a_root_that_comes_last_completes_the_run(store):
     assert store.stats().fragments == 0
 
 
-def test_a_snapshot_that_comes_late_is_not_kept(store):
-    """A whole snapshot that ranks below the stored run is taken, and nothing of it stays."""
+def test_a_snapshot_that_arrives_late_is_not_stored(store):
+    """A complete snapshot that ranks below the stored run is accepted and not stored."""
     finished = make_run("late")
     write(store, encode(finished))
     written = write(store, encode(running("late"), observed_at=T0))
@@ -96,25 +90,25 @@ def test_a_snapshot_that_comes_late_is_not_kept(store):
     assert store.stats().fragments == 0
 
 
-def test_a_head_alone_uses_the_steps_that_are_stored(store):
-    """Steps that a snapshot brought need not be sent again with the root."""
+def test_a_revision_span_alone_uses_the_stored_steps(store):
+    """Steps of a snapshot need not be sent again with the run span."""
     write(store, encode(many_steps("grow", 6, status="suspended", completedAt=...), observed_at=T0))
     finished = many_steps("grow", 6, status="suspended", completedAt=..., error={"code": "TIMEOUT"})
-    *_, head = encode(finished, observed_at=T0 + 1)
-    write(store, [head])
+    *_, run_span = encode(finished, observed_at=T0 + 1)
+    write(store, [run_span])
     assert store.document("grow").text == finished.text
 
 
-def test_of_two_roots_the_later_counts(store):
-    """A stateless re-export of a changed run has a root of the same id; the one that came last is read."""
+def test_of_two_run_spans_the_later_counts(store):
+    """A stateless re-export of a changed run has a run span with the same id; the last to arrive is read."""
     first, second = make_run("two"), make_run("two", error={"code": "X"})
     for run in (first, second, first, second):
         write(store, encode(run))
         assert store.document("two").text == run.text
 
 
-def test_a_second_root_without_its_steps_leaves_the_first(store):
-    """What is proved stays readable, with a note of what is missing; the steps then complete the second."""
+def test_a_second_run_span_without_its_steps_leaves_the_first(store):
+    """The proved revision stays readable, with a note of what is missing; the steps then complete the second."""
     first, second = make_run("half"), many_steps("half", 3)
     *steps, root = encode(second)
     write(store, encode(first))
@@ -129,8 +123,8 @@ def test_a_second_root_without_its_steps_leaves_the_first(store):
     assert store.stats().fragments == 0
 
 
-def test_step_ids_given_out_before_the_content_are_kept(store):
-    """A live recorder's step spans come back under the ids they were sent with, and later heads may name them."""
+def test_step_ids_chosen_before_the_content_are_kept(store):
+    """A recorder's step spans are read with the ids they were sent with, and later manifests may contain them."""
     run = make_run("live", status="suspended", completedAt=...)
     step_ids = [bytes([7] * 8), bytes([8] * 8)]
     write(store, encode(run, step_ids=step_ids, observed_at=T0))
@@ -143,7 +137,7 @@ def test_step_ids_given_out_before_the_content_are_kept(store):
 
 
 def test_a_step_with_a_known_id_and_other_content_is_not_lost(store):
-    """A recorder that ran twice gave one id to two contents; its second root still finds its own step."""
+    """A recorder that ran twice gave one id to two contents; its second run span still finds its own step."""
     step_ids = [bytes([7] * 8), bytes([8] * 8)]
     first = make_run("rerun")
     steps = first.to_dict()["steps"]
@@ -168,7 +162,7 @@ def test_a_collector_that_adds_attributes_changes_nothing(store):
 
 @pytest.mark.parametrize("victim", [0, -1])
 def test_a_changed_span_never_gives_a_wrong_document(store, victim):
-    """A payload or field changed on the way fails the proof, and the run is not answered."""
+    """A payload or field that was changed on the way fails the digest, and the run is not returned."""
     spans = encode(make_run("tampered"))
     changed = [(key, 2 if key.endswith("duration_ms") else value) for key, value in spans[victim].own]
     spans[victim] = msgspec.structs.replace(spans[victim], own=changed)
@@ -178,8 +172,8 @@ def test_a_changed_span_never_gives_a_wrong_document(store, victim):
     assert store.search(RunQuery()).items == []
 
 
-def test_a_run_of_another_tenant_is_rejected_by_name(store):
-    """A sender writes its own tenant's runs only; the other runs of its request are taken."""
+def test_a_run_of_another_tenant_is_rejected_with_its_id(store):
+    """A sender writes its own tenant's runs only; the other runs of its request are accepted."""
     spans = [*encode(make_run("theirs"), tenant="b"), *encode(make_run("mine"), tenant="a")]
     written = write(store, spans, "a")
     assert written.accepted == 3
@@ -190,15 +184,15 @@ def test_a_run_of_another_tenant_is_rejected_by_name(store):
     assert store.search(RunQuery("b")).items == []
 
 
-def test_a_head_of_another_tenant_is_rejected_in_fragments_too(store):
-    """Nor can a sender leave a head in another tenant's trace."""
+def test_a_revision_span_of_another_tenant_is_rejected_alone_too(store):
+    """Nor can a sender write a revision span into another tenant's trace."""
     written = write(store, encode(make_run("theirs"), tenant="b")[-1:], "a")
     assert written.accepted == 0
     assert store.stats().fragments == 0
 
 
 def test_steps_of_another_tenant_do_not_reach_the_run(store):
-    """Step spans name no tenant, so they wait under their sender's, and the run never meets them."""
+    """Step spans have no tenant, so they are stored under their sender's, and are never merged into the run."""
     run = make_run("mine")
     *steps, root = encode(run, tenant="a")
     write(store, steps, "b")
@@ -210,16 +204,16 @@ def test_steps_of_another_tenant_do_not_reach_the_run(store):
 
 
 def test_a_forged_trace_id_is_rejected(store):
-    """A head counts only in the trace that its run id gives."""
-    head = msgspec.structs.replace(encode(make_run("forged"))[-1], trace_id=run_ids("victim").trace_id)
-    (rejection,) = write(store, [head]).rejected
+    """A revision span counts only in the trace that follows from its run id."""
+    forged = msgspec.structs.replace(encode(make_run("forged"))[-1], trace_id=run_ids("victim").trace_id)
+    (rejection,) = write(store, [forged]).rejected
     assert "does not follow" in rejection.reason
     with pytest.raises(NotFound):
         store.document("victim")
 
 
-def test_attempts_come_back_with_their_run(store):
-    """Attempt spans are no part of the document, whether it tells them or not, and none is lost or doubled."""
+def test_attempts_are_read_with_their_run(store):
+    """Attempt spans are no part of the document, whether it has the attempts or not, and none is lost or doubled."""
     run = make_run("tried")
     spans = encode(run)
     attempt = msgspec.structs.replace(
@@ -233,8 +227,8 @@ def test_attempts_come_back_with_their_run(store):
     assert store.stats().fragments == 0
 
 
-def test_foreign_spans_are_kept_beside_a_run(store):
-    """A span of other instrumentation is read with the trace, once, with everything it had."""
+def test_foreign_spans_are_kept_with_a_run(store):
+    """A span of other instrumentation is read with the trace, once, with all its data."""
     run = make_run("with-llm")
     trace_id = run_ids("with-llm").trace_id
     body = foreign_otlp(trace_id, b"foreign1", "chat")
@@ -251,7 +245,7 @@ def test_foreign_spans_are_kept_beside_a_run(store):
 
 
 def test_another_tenants_foreign_spans_stay_out_of_the_trace(store):
-    """Who knows a trace id cannot put spans where the run's tenant reads."""
+    """A sender that knows a trace id cannot write spans that the run's tenant reads."""
     trace_id = run_ids("mine", "a").trace_id
     store.write(read_protobuf(foreign_otlp(trace_id, b"foreign1", "intruder")), "b")
     write(store, encode(make_run("mine"), tenant="a"), "a")

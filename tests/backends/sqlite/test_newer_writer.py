@@ -1,19 +1,19 @@
-"""The embedded store: runs of a newer runspan, for which other statuses end a step or a run, come back as they came."""
+"""The embedded store: runs of a newer runspan, for which other statuses end a step or a run, stay as they were sent."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from conformance.harness import SECOND, T0, make_run, otlp, running
+from conformance.harness import SECOND, T0, make_run, otlp, running, write_spans
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.revision import StoredRevision, from_verified, to_spans
+from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.codec.decode import verify_run
 from runspan.codec.encode import RunEncoder
@@ -28,28 +28,18 @@ TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:
 IDS = [bytes([number] * 8) for number in range(1, 4)]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
-def write(store: SqliteStore, spans: Sequence[Span]) -> None:
-    assert store.write(read_protobuf(otlp(spans))).rejected == ()
-
-
 def run_of(statuses: Sequence[str], status: str = "completed", **members: Any) -> Run:
     steps = [{"id": f"s{number}", "status": each, **TIMES} for number, each in enumerate(statuses)]
     return Run.from_dict({"id": "r", "status": status, **TIMES, **members, "steps": steps})
 
 
 def newer_spans(run: Run, ended: Sequence[bool], *, observed_at: int | None = None) -> list[Span]:
-    """The spans of a writer for which these steps have ended."""
-    ids = [name for name, has_ended in zip(IDS, ended, strict=False) if has_ended]
+    """Return the spans of a writer for which these steps have ended."""
+    ids = [span_id for span_id, has_ended in zip(IDS, ended, strict=False) if has_ended]
     return RunEncoder(run, "").spans(observed_at, ids, ended)
 
 
-def as_head(span: Span, role: str, revision: int) -> Span:
+def as_revision_span(span: Span, role: str, revision: int) -> Span:
     own = {**span.attributes(), ROLE: role, REVISION: revision}
     return msgspec.structs.replace(span, shared=(), own=list(own.items()))
 
@@ -64,81 +54,81 @@ def as_head(span: Span, role: str, revision: int) -> Span:
     ],
     ids=["more", "more, one open", "as many, others", "none"],
 )
-@pytest.mark.parametrize("apart", [False, True], ids=["whole", "apart"])
-def test_which_steps_have_a_span_is_the_manifests_to_say(
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+def test_the_manifest_decides_which_steps_have_a_span(
     store: SqliteStore, statuses: list[str], ended: list[bool], apart: bool
 ) -> None:
-    """The run is read, its spans are the ones that came, and later spans of the trace are taken beside other runs."""
+    """The run is read, its spans are those that were sent, and later spans of the trace are accepted."""
     run = run_of(statuses)
     spans = newer_spans(run, ended)
     assert decode(spans) == run
     for part in [[span] for span in spans] if apart else [spans]:
-        write(store, part)
+        write_spans(store, part)
     assert store.document("r") == Document(run.text)
     again = store.spans(run_ids("r").trace_id)
     assert [span.span_id for span in again] == [span.span_id for span in spans]
     assert decode(again) == run
     changed, other = run_of(["completed"], note=1), make_run("other")
-    write(store, [*newer_spans(changed, [True], observed_at=T0)[:1], *encode(other)])
+    write_spans(store, [*newer_spans(changed, [True], observed_at=T0)[:1], *encode(other)])
     assert store.document("other").text == other.text
     assert store.document("r").text == run.text
 
 
 def test_a_snapshot_may_say_that_its_run_has_ended(store: SqliteStore) -> None:
-    """Its revision stays its own, so the next one counts, whole or apart."""
-    snapshot = as_head(encode(run_of(["completed"]))[-1], ROLE_REVISION, T0)
-    write(store, [encode(run_of(["completed"]))[0], snapshot])
+    """It keeps its revision, so the next snapshot replaces it, whether its spans arrive together or apart."""
+    snapshot = as_revision_span(encode(run_of(["completed"]))[-1], ROLE_REVISION, T0)
+    write_spans(store, [encode(run_of(["completed"]))[0], snapshot])
     newer = encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)
-    write(store, newer[-1:])
+    write_spans(store, newer[-1:])
     assert len(store.document("r").incomplete) == 1
-    write(store, newer[:-1])
+    write_spans(store, newer[:-1])
     assert store.document("r") == Document(run_of(["completed", "completed"], "running").text)
 
 
-def test_a_run_span_may_have_a_status_that_nobody_knows(store: SqliteStore) -> None:
-    """What ends a run is the writer's to say: an older snapshot does not take its place."""
+def test_a_run_span_may_have_an_unknown_status(store: SqliteStore) -> None:
+    """The writer decides what ends a run: an older snapshot does not replace it."""
     run = run_of(["completed"], "archived")
     spans = encode(run, observed_at=T0)
-    write(store, [*spans[:-1], as_head(spans[-1], ROLE_RUN, ROOT_REVISION)])
+    write_spans(store, [*spans[:-1], as_revision_span(spans[-1], ROLE_RUN, ROOT_REVISION)])
     for span in reversed(encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)):
-        write(store, [span])
+        write_spans(store, [span])
     assert store.document("r").text == run.text
     assert verify_run(store.spans(run_ids("r").trace_id)).revision == ROOT_REVISION
 
 
 @pytest.mark.parametrize("revision", [-1, "first", True])
-def test_a_head_without_a_revision_ranks_lowest(store: SqliteStore, revision: Any) -> None:
-    """It is read while there is no other."""
+def test_a_revision_span_without_a_revision_ranks_lowest(store: SqliteStore, revision: Any) -> None:
+    """It is read only while there is no other."""
     spans = encode(run_of(["completed", "running"], "running"), observed_at=T0)
-    write(store, [spans[0], as_head(spans[1], ROLE_REVISION, revision)])
+    write_spans(store, [spans[0], as_revision_span(spans[1], ROLE_REVISION, revision)])
     assert store.document("r").text == run_of(["completed", "running"], "running").text
     assert decode(store.spans(run_ids("r").trace_id)).text == store.document("r").text
-    write(store, encode(run_of(["completed"]), observed_at=T0))
+    write_spans(store, encode(run_of(["completed"]), observed_at=T0))
     assert store.document("r").text == run_of(["completed"]).text
 
 
 @pytest.mark.parametrize("observed_at", [None, T0])
 def test_what_encode_writes_needs_no_column(observed_at: int | None) -> None:
-    """The ids of the steps are stored only where another writer gave others."""
+    """The ids of the steps are stored only where another writer chose others."""
     for run in (make_run("r"), running("r"), Run.from_json('{"id":"r"}'), Run.from_json('{"id":"r","steps":null}')):
         spans = encode(run, tenant="t", observed_at=observed_at)
-        known = from_verified(run, "t", verify_run(spans).revision, None)
-        assert known.packed_span_ids() is None
-        assert otlp(to_spans(known)) == otlp(spans)
+        stored = from_row(run, "t", verify_run(spans).revision, None)
+        assert stored.packed_step_ids() is None
+        assert otlp(to_spans(stored)) == otlp(spans)
 
 
-@pytest.mark.parametrize("names", [[IDS[0], b""], [b"", IDS[0]], IDS[:2], [b"", b""]])
-def test_the_ids_of_steps_come_back_from_their_column(names: list[bytes]) -> None:
-    """Whichever of the steps have a span."""
+@pytest.mark.parametrize("step_ids", [[IDS[0], b""], [b"", IDS[0]], IDS[:2], [b"", b""]])
+def test_the_ids_of_steps_come_back_from_their_column(step_ids: list[bytes]) -> None:
+    """Whichever steps have a span."""
     run = run_of(["completed", "running"])
-    packed = StoredRevision(run, "", T0, names).packed_span_ids()
-    assert from_verified(run, "", T0, packed).names == names
+    packed = StoredRevision(run, "", T0, step_ids).packed_step_ids()
+    assert from_row(run, "", T0, packed).step_ids == step_ids
 
 
-def test_a_row_that_does_not_fit_stops_nothing_else(store: SqliteStore, tmp_path: Path) -> None:
-    """The document is answered, its spans are refused by name, and so is what would have to be merged with them."""
+def test_a_damaged_row_affects_no_other_run(store: SqliteStore, tmp_path: Path) -> None:
+    """The document is returned, its spans are an error with the run id, and spans to merge with them are rejected."""
     run = make_run("r")
-    write(store, encode(run, step_ids=IDS[:2]))
+    write_spans(store, encode(run, step_ids=IDS[:2]))
     connection = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     connection.execute("UPDATE runs SET step_ids = zeroblob(24)")
     connection.close()

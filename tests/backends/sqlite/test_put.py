@@ -1,4 +1,4 @@
-"""The embedded store: whole documents."""
+"""The embedded store: runs written as documents."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
 
-@pytest.fixture
-def store(tmp_path):
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
 def revision(store: SqliteStore, run_id: str) -> int:
     return verify_run(store.spans(run_ids(run_id).trace_id)).revision
 
 
 def test_a_changed_document_becomes_the_newest_revision(store):
-    """Running, finished, reopened and finished again: each is read, and each ranks above the last."""
+    """Running, finished, reopened and finished again: each is read, and each ranks above the one before."""
     stages = [running("r"), make_run("r"), running("r", done=2), make_run("r", status="failed")]
     revisions = []
     for number, run in enumerate(stages):
@@ -37,14 +31,14 @@ def test_a_changed_document_becomes_the_newest_revision(store):
 
 
 def test_the_same_finished_document_again_changes_nothing(store):
-    """Not even the revision, whenever it was seen."""
+    """Not even the revision, whenever it was observed."""
     for number in range(3):
         store.put(make_run("r"), observed_at=T0 + number)
     assert revision(store, "r") == ROOT_REVISION
 
 
-def test_the_same_unfinished_document_again_was_seen_later(store):
-    """What was seen in between by somebody else is older, as when the same document comes over OTLP again."""
+def test_the_same_unfinished_document_again_is_a_later_observation(store):
+    """An observation in between by another sender is older, as when the same document arrives over OTLP again."""
     run, between = running("r"), running("r", done=2)
     store.put(run, observed_at=T0)
     store.put(run, observed_at=T0 + 2 * SECOND)
@@ -57,19 +51,19 @@ def test_the_same_unfinished_document_again_was_seen_later(store):
     assert store.document("r").text == between.text
 
 
-def test_a_reopened_run_seen_again_stays_above_its_end(store):
-    """Its revision counts from the root's."""
+def test_a_reopened_run_observed_again_stays_above_its_end(store):
+    """Its revision counts from that of the run span."""
     for number, run in enumerate([make_run("r"), running("r"), running("r")]):
         store.put(run, observed_at=T0 + number)
     assert revision(store, "r") == ROOT_REVISION + T0 + 2
 
 
-def test_seen_again_after_a_head_that_is_not_proved(store):
-    """The head waits no longer once the document was seen after it, and the answer is whole."""
+def test_observed_again_after_a_revision_span_that_is_not_proved(store):
+    """The revision span is deleted once the document was observed after it, and the run is complete."""
     run = running("r")
     store.put(run, observed_at=T0)
-    head = encode(running("r", steps=[{"id": "other", "status": "completed"}]), observed_at=T0 + 1)[-1]
-    store.write(read_protobuf(otlp([head])))
+    revision_span = encode(running("r", steps=[{"id": "other", "status": "completed"}]), observed_at=T0 + 1)[-1]
+    store.write(read_protobuf(otlp([revision_span])))
     assert len(store.document("r").incomplete) == 1
     store.put(run, observed_at=T0 + 1)
     assert len(store.document("r").incomplete) == 1
@@ -79,8 +73,8 @@ def test_seen_again_after_a_head_that_is_not_proved(store):
 
 
 @pytest.mark.parametrize("observed_at", [T0 - SECOND, T0])
-def test_a_change_seen_by_an_earlier_clock_still_counts(store, observed_at):
-    """The clock that stamps documents may step back; the last document put is the newest all the same."""
+def test_a_change_observed_by_an_earlier_clock_still_counts(store, observed_at):
+    """The clock of the observations may step back; the last document put is the newest nevertheless."""
     store.put(running("r", done=1), observed_at=T0)
     store.put(running("r", done=2), observed_at=observed_at)
     assert store.document("r").text == running("r", done=2).text
@@ -97,8 +91,8 @@ def test_documents_and_spans_meet_in_one_run(store):
     assert store.document("ahead").text == running("ahead", done=2).text
 
 
-def test_a_document_completes_what_spans_left_open(store):
-    """Spans that waited for others are forgotten once the whole document is there."""
+def test_a_document_replaces_fragments(store):
+    """Fragments are deleted once the complete document is stored."""
     run = make_run("open")
     store.write(read_protobuf(otlp(encode(run)[1:])))
     assert store.stats().fragments == 2
@@ -108,6 +102,6 @@ def test_a_document_completes_what_spans_left_open(store):
     assert store.stats().fragments == 0
 
 
-def test_what_was_taken_is_counted_in_spans(store):
-    """A document counts as its head and its steps."""
+def test_accepted_documents_are_counted_in_spans(store):
+    """A document counts as its revision span and its steps."""
     assert store.put(make_run("r"), observed_at=T0).accepted == 3

@@ -1,4 +1,4 @@
-"""The embedded store: what is past retention."""
+"""The embedded store: runs and spans past retention."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def store(tmp_path, clock):
         yield opened
 
 
-def test_runs_go_by_their_end(store):
-    """A run stays as long after its end as retention says; one without a time of its end counts from its start."""
+def test_runs_expire_by_their_end(store):
+    """A run is kept for the retention period after its end; one without an end time counts from its start."""
     ended = make_run("ended", T0 - 6 * DAY)
     long = make_run("long", T0 - 6 * DAY, completedAt="2025-10-09T08:53:20.000Z")
     started = make_run("started", T0 - 6 * DAY, completedAt=...)
@@ -54,8 +54,8 @@ def test_runs_go_by_their_end(store):
 
 
 def test_a_run_that_waits_is_not_deleted(store, clock):
-    """A run that has not ended is taken however long ago it started, counts from when it was last written, and once it
-    has ended from its end."""
+    """A run that has not ended is accepted however long ago it started, and counts from when it was last written; once
+    it has ended, from its end."""
     waiting = running("waiting", T0 - 60 * DAY, status="suspended")
     assert store.put(waiting, observed_at=T0).rejected == ()
     assert store.expire(T0 + 6 * DAY) == 0
@@ -71,14 +71,14 @@ def test_a_run_that_waits_is_not_deleted(store, clock):
     assert store.expire(T0 + 14 * DAY) == 1
 
 
-def test_a_run_that_nobody_writes_any_more_goes(store):
-    """A run that never ended is not kept for ever: it goes once it was not written for as long as retention says."""
+def test_a_run_that_is_no_longer_written_expires(store):
+    """A run that never ended is deleted once it was not written for the retention period."""
     store.put(running("abandoned", T0 - 60 * DAY), observed_at=T0)
     assert store.expire(T0 + 8 * DAY) == 1
 
 
-def test_a_run_past_the_edge_is_rejected_with_the_reason(store):
-    """Nothing is taken only to be deleted; over OTLP the others of the request are taken."""
+def test_a_run_past_retention_is_rejected_with_the_reason(store):
+    """Nothing is stored only to be deleted; over OTLP the other runs of the request are accepted."""
     old, new = make_run("old", T0 - 8 * DAY), make_run("new")
     (rejection,) = store.put(old, observed_at=T0).rejected
     assert rejection.what == "run old"
@@ -89,8 +89,8 @@ def test_a_run_past_the_edge_is_rejected_with_the_reason(store):
     assert ids(store.search(RunQuery())) == ["new"]
 
 
-def test_a_run_past_the_edge_is_rejected_when_it_comes_in_fragments(store):
-    """Its spans are rejected once the head tells the time, and nothing of it stays."""
+def test_a_run_past_retention_is_rejected_when_it_arrives_in_parts(store):
+    """Its spans are rejected once the revision span shows the time, and its fragments are deleted."""
     *steps, root = encode(make_run("old", T0 - 8 * DAY))
     assert store.write(read_protobuf(otlp(steps))).rejected == ()
     (rejection,) = store.write(read_protobuf(otlp([root]))).rejected
@@ -100,8 +100,8 @@ def test_a_run_past_the_edge_is_rejected_when_it_comes_in_fragments(store):
         store.document("old")
 
 
-def test_the_disk_is_given_back(tmp_path, clock):
-    """After expiry the file is smaller by what the runs had taken."""
+def test_the_disk_space_is_freed(tmp_path, clock):
+    """After expiry the file is smaller by the size of the runs."""
     with SqliteStore(tmp_path, retention_days=7, clock=clock) as store:
         for number in range(1500):
             noise = os.urandom(2000).hex()
@@ -115,8 +115,8 @@ def test_the_disk_is_given_back(tmp_path, clock):
         assert store.path.stat().st_size < full / 10
 
 
-def test_writes_go_on_while_runs_expire(store):
-    """A run that arrives in the middle of an expiry is taken and stays."""
+def test_writes_continue_while_runs_expire(store):
+    """A run that arrives during an expiry is stored and stays."""
     old = [span for number in range(1200) for span in encode(make_run(f"old-{number}"))]
     assert store.write(read_protobuf(otlp(old))).rejected == ()
     expiry = Thread(target=store.expire, args=(T0 + 8 * DAY,))
@@ -127,8 +127,8 @@ def test_writes_go_on_while_runs_expire(store):
     assert sum(len(page) for page in all_pages(store, RunQuery())) == 50
 
 
-def test_foreign_spans_go_with_their_run_or_by_age(store, clock):
-    """A foreign span of a run that stays is kept however old it is; one without a run goes by its arrival."""
+def test_foreign_spans_expire_with_their_run_or_by_age(store, clock):
+    """A foreign span of a run that stays is kept however old it is; one without a run expires by its arrival."""
     clock.now = T0 - 20 * DAY
     for run_id in ("stays", "none"):
         store.write(read_protobuf(foreign_otlp(run_ids(run_id).trace_id, b"foreign1", run_id)))
@@ -140,8 +140,8 @@ def test_foreign_spans_go_with_their_run_or_by_age(store, clock):
     assert store.stats().foreign_spans == 0
 
 
-def test_fragments_of_no_run_go_by_age(store):
-    """Spans that nobody completed within the time of retention are forgotten."""
+def test_fragments_of_no_run_expire_by_age(store):
+    """Spans of a run that was not completed within the retention period are deleted."""
     store.write(read_protobuf(otlp(encode(make_run("lost"))[:-1])))
     store.expire(T0 + 6 * DAY)
     with pytest.raises(TraceIncomplete):
@@ -151,8 +151,8 @@ def test_fragments_of_no_run_go_by_age(store):
         store.document("lost")
 
 
-def test_steps_that_no_revision_names_are_swept(tmp_path, clock):
-    """Without retention too: steps of an overtaken snapshot wait a day for their head and are then forgotten."""
+def test_superseded_steps_are_deleted(tmp_path, clock):
+    """Without retention too: steps of a superseded snapshot are kept for a day and then deleted."""
     with SqliteStore(tmp_path, clock=clock) as store:
         store.put(make_run("done"), observed_at=T0)
         changed = make_run("done").to_dict()["steps"]
@@ -167,8 +167,8 @@ def test_steps_that_no_revision_names_are_swept(tmp_path, clock):
         assert store.document("done").text == make_run("done").text
 
 
-def test_what_a_newer_revision_waits_for_is_not_swept(tmp_path, clock):
-    """As long as a run is incomplete, its answer says so."""
+def test_fragments_of_an_incomplete_run_are_not_deleted(tmp_path, clock):
+    """As long as a run is incomplete, its document says so."""
     with SqliteStore(tmp_path, clock=clock) as store:
         store.put(running("half"), observed_at=T0)
         store.write(read_protobuf(otlp(encode(make_run("half"))[-1:])))

@@ -1,10 +1,9 @@
-"""The embedded store: several senders of one run, of whom one sends each step once, and what a newer revision left."""
+"""The embedded store: several senders of one run, of whom one sends each step once, and superseded steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,33 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conformance.harness import SECOND, T0, make_run, otlp
+from conformance.harness import SECOND, T0, make_run, write_spans
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore, ingest
-from runspan.backends.sqlite.merge import MergeResult, merge_fragments
-from runspan.backends.sqlite.revision import StoredRevision
+from runspan.backends.sqlite.revision import MergeResult, StoredRevision, merge_fragments
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import DIGEST, MANIFEST, REVISION, ROOT_REVISION
 from runspan.contracts import Document, RunQuery
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 from runspan.model.timestamps import canonical_text
-from runspan.otlp.protobuf_reader import read_protobuf
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
 LIVE = [bytes([0xA0 + number] * 8) for number in range(8)]
-"""Ids that a Recorder gave out before the content."""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
-def write(store: SqliteStore, spans: Sequence[Span]) -> None:
-    assert store.write(read_protobuf(otlp(spans))).rejected == ()
+"""Ids that a Recorder chose before the content was known."""
 
 
 def step(number: int, output: object = None, status: str = "completed") -> dict[str, Any]:
@@ -52,8 +39,8 @@ def run_of(steps: list[dict[str, Any]], status: str = "running", run_id: str = "
     return Run.from_dict({"id": run_id, "status": status, **begun, **ended, **members, "steps": steps})
 
 
-def parcels(run_id: str = "r") -> tuple[list[Span], list[Span]]:
-    """What a Recorder sends: a step with its snapshot, then only the other step and the root."""
+def recorder_requests(run_id: str = "r") -> tuple[list[Span], list[Span]]:
+    """Return what a Recorder sends: a step with its snapshot, then only the other step and the run span."""
     first = encode(run_of([step(1)], run_id=run_id), observed_at=T0 + SECOND, step_ids=LIVE[:1])
     last = encode(run_of([step(1), step(2)], "completed", run_id), step_ids=LIVE[:2])
     return first, last[1:]
@@ -68,85 +55,85 @@ def with_attributes(span: Span, attributes: dict[str, Any]) -> Span:
 def test_a_recorder_and_a_sync_of_one_run_end_at_its_end(
     store: SqliteStore, order: Sequence[int], seen_at: int
 ) -> None:
-    """Whichever of the two sent which of its requests first."""
-    sent = [*parcels(), encode(run_of([step(1)]), observed_at=seen_at)]
+    """The order of their requests does not matter."""
+    sent = [*recorder_requests(), encode(run_of([step(1)]), observed_at=seen_at)]
     for number in order:
-        write(store, sent[number])
+        write_spans(store, sent[number])
     finished = run_of([step(1), step(2)], "completed")
     assert store.document("r") == Document(finished.text)
     assert [b'"completed"' in item for item in store.search(RunQuery()).items] == [True]
     assert verify_run(store.spans(run_ids("r").trace_id)).run == finished
 
 
-def test_a_document_that_was_put_between_forgets_no_step(store: SqliteStore) -> None:
-    """A changed document by REST displaces the Recorder's snapshot, whose step the Recorder sends never again."""
-    first, last = parcels()
-    write(store, first)
+def test_a_document_put_in_between_loses_no_step(store: SqliteStore) -> None:
+    """A changed document by REST replaces the Recorder's snapshot, whose step the Recorder never sends again."""
+    first, last = recorder_requests()
+    write_spans(store, first)
     store.put(run_of([step(1)], note=1), observed_at=T0 + 2 * SECOND)
-    write(store, last)
+    write_spans(store, last)
     assert store.document("r") == Document(run_of([step(1), step(2)], "completed").text)
 
 
-def test_a_document_that_was_put_first_forgets_no_step(store: SqliteStore) -> None:
-    """The Recorder's whole first request ranks below what was put, and its step is kept all the same."""
-    first, last = parcels()
+def test_a_document_put_first_loses_no_step(store: SqliteStore) -> None:
+    """The Recorder's first request ranks below the document, and its step is kept nevertheless."""
+    first, last = recorder_requests()
     store.put(run_of([step(1)], note=1), observed_at=T0 + 2 * SECOND)
-    write(store, first)
-    write(store, last)
+    write_spans(store, first)
+    write_spans(store, last)
     assert store.document("r") == Document(run_of([step(1), step(2)], "completed").text)
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["whole", "apart"])
-def test_a_step_that_was_there_already_is_there_for_a_later_head(store: SqliteStore, apart: bool) -> None:
-    """A step changes and changes back; the spans of the third revision overtake those of the second."""
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+def test_a_step_that_is_stored_already_counts_for_a_later_revision(store: SqliteStore, apart: bool) -> None:
+    """A step changes and changes back; the spans of the third revision arrive before those of the second."""
     first, second, third = (
         encode(run_of([step(1, output)]), observed_at=T0 + number) for number, output in enumerate("ABA", 1)
     )
-    write(store, first)
-    write(store, third[:-1])
+    write_spans(store, first)
+    write_spans(store, third[:-1])
     for spans in [[span] for span in second] if apart else [second]:
-        write(store, spans)
+        write_spans(store, spans)
     assert store.document("r").text == run_of([step(1, "B")]).text
-    write(store, third[-1:])
+    write_spans(store, third[-1:])
     assert store.document("r") == Document(run_of([step(1, "A")]).text)
 
 
-def test_what_a_newer_revision_left_is_cleared_after_a_day(store: SqliteStore) -> None:
-    """Steps kept for a head that never came do not stay, and then the run can be purged."""
-    write(store, encode(run_of([step(1, "A")]), observed_at=T0))
-    write(store, encode(run_of([step(1, "B")], "completed")))
+def test_superseded_steps_are_deleted_after_a_day(store: SqliteStore) -> None:
+    """Steps kept for a revision span that never arrived are deleted, and then the run can be purged."""
+    write_spans(store, encode(run_of([step(1, "A")]), observed_at=T0))
+    write_spans(store, encode(run_of([step(1, "B")], "completed")))
     assert store.stats().fragments == 1
     store.expire(2 * T0)
     assert store.stats().fragments == 0
 
 
-def test_a_run_that_grows_leaves_nothing(store: SqliteStore) -> None:
-    """The usual run: every revision tells the steps of the one before, and older ones come late."""
+def test_a_run_that_grows_leaves_no_fragments(store: SqliteStore) -> None:
+    """The usual run: every revision has the steps of the one before, and older ones arrive late."""
     stages = [encode(run_of([step(1), step(2)][:done]), observed_at=T0 + done) for done in range(3)]
     for number in (1, 0, 2, 1):
-        write(store, stages[number])
-    write(store, encode(run_of([step(1), step(2)], "completed")))
-    write(store, stages[2])
+        write_spans(store, stages[number])
+    write_spans(store, encode(run_of([step(1), step(2)], "completed")))
+    write_spans(store, stages[2])
     assert store.stats().fragments == 0
 
 
-def test_a_root_of_the_same_document_is_not_missed(store: SqliteStore) -> None:
-    """The run's end is there under other step ids: a root that tells the same lacks nothing worth a mark."""
+def test_a_run_span_of_the_same_document_is_not_missing(store: SqliteStore) -> None:
+    """The finished run is stored under other step ids: a run span with the same digest makes nothing incomplete."""
     finished = run_of([step(1), step(2)], "completed")
-    write(store, encode(finished))
-    write(store, encode(finished, step_ids=LIVE[:2])[1:])
+    write_spans(store, encode(finished))
+    write_spans(store, encode(finished, step_ids=LIVE[:2])[1:])
     assert store.document("r") == Document(finished.text)
 
 
-def test_many_contents_under_one_id_do_not_stop_a_request(store: SqliteStore) -> None:
-    """More spans under a step's id than are tried: what is stored stays, and the other runs are taken."""
+def test_many_contents_under_one_id_do_not_fail_a_request(store: SqliteStore) -> None:
+    """More spans have a step's id than are tried: the stored run stays, and the other runs are accepted."""
     first, stored, third = (encode(run_of([step(1, output)], "completed")) for output in "ABC")
-    write(store, first)
-    write(store, stored)
+    write_spans(store, first)
+    write_spans(store, stored)
     names = [("runspan.step.name", f"n{number}") for number in range(70)]
-    write(store, [msgspec.structs.replace(stored[0], own=[*stored[0].own, name]) for name in names])
+    write_spans(store, [msgspec.structs.replace(stored[0], own=[*stored[0].own, name]) for name in names])
     other = make_run("other")
-    write(store, [first[0], first[-1], third[-1], *encode(other)])
+    write_spans(store, [first[0], first[-1], third[-1], *encode(other)])
     assert store.document("other").text == other.text
     assert store.document("r").text in (
         run_of([step(1, "A")], "completed").text,
@@ -154,15 +141,15 @@ def test_many_contents_under_one_id_do_not_stop_a_request(store: SqliteStore) ->
     )
 
 
-def test_many_forged_heads_do_not_stop_a_request(store: SqliteStore) -> None:
-    """The stored revision needs no proof again, so no number of heads beside it makes it unreadable."""
+def test_many_forged_revision_spans_do_not_fail_a_request(store: SqliteStore) -> None:
+    """The stored revision is not proved again, so no number of other revision spans makes it unreadable."""
     first, stored = (encode(run_of([step(1, output)], "completed")) for output in "AB")
-    write(store, first)
-    write(store, stored)
+    write_spans(store, first)
+    write_spans(store, stored)
     forged = [with_attributes(stored[-1], {DIGEST: f"{number:064x}"}) for number in range(300)]
     lacking = with_attributes(stored[-1], {REVISION: ROOT_REVISION + T0, MANIFEST: LIVE[0].hex()})
     other = make_run("other")
-    write(store, [*forged, lacking, *first, *encode(other)])
+    write_spans(store, [*forged, lacking, *first, *encode(other)])
     assert store.document("other").text == other.text
     document = store.document("r")
     assert document.text == run_of([step(1, "A")], "completed").text
@@ -170,34 +157,36 @@ def test_many_forged_heads_do_not_stop_a_request(store: SqliteStore) -> None:
 
 
 def test_spans_that_prove_nothing_leave_the_stored_run(store: SqliteStore) -> None:
-    """A newer head that is damaged is told as missing, and the run answers as before."""
+    """A newer revision that is damaged is reported as incomplete, and the run is read as before."""
     run = run_of([step(1)])
     spans = encode(run, observed_at=T0)
-    write(store, spans)
+    write_spans(store, spans)
     newer = encode(run_of([step(1, "other")]), observed_at=T0 + 1)
     damaged = msgspec.structs.replace(newer[0], own=[("runspan.step.output", "changed")])
-    write(store, [damaged, newer[-1]])
+    write_spans(store, [damaged, newer[-1]])
     document = store.document("r")
     assert (document.text, len(document.incomplete)) == (run.text, 1)
-    write(store, newer[:1])
+    write_spans(store, newer[:1])
     assert store.document("r") == Document(run_of([step(1, "other")]).text)
 
 
-def test_steps_that_come_one_by_one_after_their_head_are_looked_at_once(
+def test_steps_that_arrive_one_by_one_after_their_revision_span_are_merged_once(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While there are fewer of them than the head names, nothing is tried."""
+    """While there are fewer of them than in the manifest, nothing is tried."""
     run = run_of([step(number) for number in range(30)], "completed")
     *steps, root = encode(run)
     tried: list[int] = []
 
-    def counted(base: StoredRevision | None, loose: Sequence[Span], seen: Sequence[bytes] = ()) -> MergeResult:
-        tried.append(len(loose))
-        return merge_fragments(base, loose, seen)
+    def counted(
+        stored: StoredRevision | None, fragments: Sequence[Span], superseded: Sequence[bytes] = ()
+    ) -> MergeResult:
+        tried.append(len(fragments))
+        return merge_fragments(stored, fragments, superseded)
 
     monkeypatch.setattr(ingest, "merge_fragments", counted)
     for span in [root, *steps]:
-        write(store, [span])
+        write_spans(store, [span])
     assert tried == [1, 31]
     assert store.document("r").text == run.text
     assert store.stats().fragments == 0
@@ -205,8 +194,8 @@ def test_steps_that_come_one_by_one_after_their_head_are_looked_at_once(
 
 @relaxed
 @given(data=st.data())
-def test_the_store_answers_as_a_decoder_of_all_spans(store: SqliteStore, data: st.DataObject) -> None:
-    """Two senders of one run, one with ids of its own that sends each step once, all requests in any order."""
+def test_the_store_returns_what_a_decoder_of_all_spans_returns(store: SqliteStore, data: st.DataObject) -> None:
+    """Two senders of one run, one with its own step ids that sends each step once, all requests in any order."""
     run_id = f"r{store.stats().runs}"
     requests: list[list[Span]] = []
     acknowledged: set[bytes] = set()
@@ -225,7 +214,7 @@ def test_the_store_answers_as_a_decoder_of_all_spans(store: SqliteStore, data: s
             requests += [part for part in (spans[:cut], spans[cut:]) if part]
     order = data.draw(st.permutations(requests))
     for spans in order:
-        write(store, spans)
+        write_spans(store, spans)
     expected = verify_run([span for spans in order for span in spans])
     assert store.document(run_id) == Document(expected.run.text, expected.incomplete)
     assert verify_run(store.spans(run_ids(run_id).trace_id)).run == expected.run

@@ -1,4 +1,4 @@
-"""The embedded store: what several threads write together, and what happens when writing fails."""
+"""The embedded store: several threads that write at the same time, and writes that fail."""
 
 from __future__ import annotations
 
@@ -25,12 +25,6 @@ from runspan.testing import generate
 
 
 @pytest.fixture
-def store(tmp_path):
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def writer(tmp_path):
     path = tmp_path / "runspan.sqlite3"
     writer = GroupWriter(open_writer(path), path, lambda connection: None)
@@ -39,7 +33,7 @@ def writer(tmp_path):
 
 
 def together(writer: GroupWriter, *works):
-    """The results or failures of pieces of work that wait for the writer at the same time."""
+    """Return the results or failures of work that waits for the writer at the same time."""
     entered, go = Event(), Event()
 
     def hold(connection):
@@ -76,7 +70,7 @@ def contents(writer: GroupWriter) -> list[bytes]:
 
 
 def test_one_failure_in_a_group_leaves_the_others(writer):
-    """The work that failed is undone and told; what was committed with it is there."""
+    """The work that failed is rolled back and reported; the rest of the group is committed."""
 
     def half_done(connection):
         resource(b"half")(connection)
@@ -90,7 +84,7 @@ def test_one_failure_in_a_group_leaves_the_others(writer):
 
 
 def test_work_that_breaks_the_transaction_fails_alone(writer):
-    """When a failure rolls the whole transaction back, the rest of the group is done again without it."""
+    """When a failure rolls the transaction back, the rest of the group runs again without it."""
 
     def breaking(connection):
         connection.execute("ROLLBACK")
@@ -103,7 +97,7 @@ def test_work_that_breaks_the_transaction_fails_alone(writer):
 
 
 def test_a_failure_after_a_commit_does_not_stop_the_writer(tmp_path):
-    """Training and the like may fail: what was committed stays, nothing of theirs does, and writing goes on."""
+    """When work after a commit fails, the commit stays, the failed work is rolled back, and writing continues."""
 
     def fail(connection):
         connection.execute("BEGIN")
@@ -120,7 +114,7 @@ def test_a_failure_after_a_commit_does_not_stop_the_writer(tmp_path):
 
 
 def test_close_finishes_what_was_submitted(tmp_path):
-    """Every write that was submitted before the close is answered and on disk."""
+    """Every write that was submitted before the close returns and is on disk."""
     store = SqliteStore(tmp_path)
     runs = [make_run(f"r{number}") for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
@@ -136,7 +130,7 @@ def test_close_finishes_what_was_submitted(tmp_path):
 
 
 def test_threads_that_write_the_same_runs_agree(store):
-    """Eight threads send the same runs, span by span and in different orders, while others read; all runs are whole."""
+    """Eight threads send the same runs, span by span in different orders, while others read; all runs are complete."""
     runs = [make_run(f"r{number}") for number in range(12)]
     spans = [span for run in runs for span in encode(run)]
     failures: list[BaseException] = []
@@ -167,7 +161,7 @@ def test_threads_that_write_the_same_runs_agree(store):
     assert store.stats().fragments == 0
 
 
-def test_a_full_disk_is_told_and_nothing_is_half_taken(store):
+def test_a_full_disk_is_an_error_and_nothing_is_stored_in_part(store):
     """The write fails with a hint, earlier runs stay readable, and with space again the same write succeeds."""
     store.put(make_run("before"), observed_at=T0)
     pages = store._writer.submit(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
@@ -183,7 +177,7 @@ def test_a_full_disk_is_told_and_nothing_is_half_taken(store):
     assert store.document("big").text == big.text
 
 
-def test_a_lock_held_by_another_process_is_told(store):
+def test_a_lock_held_by_another_process_is_an_error(store):
     """A write that cannot get the lock in time fails with a hint; when the lock is gone, writing works."""
     store._writer.submit(lambda c: c.execute("PRAGMA busy_timeout = 20").fetchall(), alone=True)
     other = sqlite3.connect(store.path, isolation_level=None)
@@ -197,7 +191,7 @@ def test_a_lock_held_by_another_process_is_told(store):
 
 
 def test_two_stores_on_one_directory_see_each_other(tmp_path):
-    """A command beside a running server writes and reads the same runs."""
+    """A command and a running server write and read the same runs."""
     with SqliteStore(tmp_path) as first, SqliteStore(tmp_path) as second:
         first.put(make_run("r"), observed_at=T0)
         assert second.document("r").text == make_run("r").text

@@ -1,4 +1,4 @@
-"""Against a real Tempo: documents by id, and every list the same as the embedded store's."""
+"""Against a real Tempo: documents by id, and lists that equal the embedded store's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conformance.harness import MS, SECOND, T0, all_pages, ids, make_run, running
-from conformance.remote import VISIBLE_SECONDS, tempo_heads
+from conformance.remote import VISIBLE_SECONDS, visible_revision_spans
 from runspan import Run, encode
 from runspan.backends.remote.config import remote_config as remote_settings
 from runspan.backends.sqlite import SqliteStore
@@ -34,7 +34,7 @@ CASES = cases()
 
 
 def reader_of(server: Tempo, **variables: str) -> TempoReader:
-    """A reader of the server, with ``RUNSPAN_BACKEND_…`` variables."""
+    """Return a reader of the server, with ``RUNSPAN_BACKEND_…`` variables."""
     env = {f"RUNSPAN_BACKEND_{name}": value for name, value in variables.items()}
     return TempoReader(remote_settings(f"tempo+{server.url}", env))
 
@@ -49,13 +49,13 @@ def reader(tempo: Tempo) -> Iterator[TempoReader]:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Any]:
-    """Starts servers of this test's own, with changed settings."""
+    """Start servers of this test alone, with changed settings."""
     servers: list[Tempo] = []
 
     def start(**options: Any) -> Tempo:
         place = require("tempo", IMAGE)
         if place.urls is not None:
-            pytest.skip("needs a Tempo with settings of its own, and the environment names one")
+            pytest.skip("needs a Tempo with its own settings, and the environment names one")
         servers.append(start_tempo(place, tmp_path, **options))
         return servers[-1]
 
@@ -67,24 +67,24 @@ def started(tmp_path: Path) -> Iterator[Any]:
 def send(
     server: Tempo, *runs: Run, tenant: str = "", observed_at: int = T0, headers: dict[str, str] | None = None
 ) -> None:
-    """Exports the runs; all are accepted."""
+    """Export the runs; all are accepted."""
     with connect(exporter_config({}, endpoint=server.otlp, headers=headers or {})) as delivery:
         report = export(runs, delivery, tenant=tenant, observed_at=lambda: observed_at, resource=Resource())
     assert report.complete, report.summary_lines()
 
 
 def wait_for(server: Tempo, runs: Sequence[Run], tenant: str = "", observed_at: int = T0) -> None:
-    """Returns when a search of Tempo finds the heads of all these runs."""
+    """Return when a search of Tempo finds the revision spans of all these runs."""
     spans = [encode(run, tenant=tenant, observed_at=observed_at)[-1] for run in runs]
-    heads = {(span.trace_id.hex(), span.span_id.hex()) for span in spans}
+    sent = {(span.trace_id.hex(), span.span_id.hex()) for span in spans}
     deadline = time.monotonic() + VISIBLE_SECONDS
-    while left := heads - tempo_heads(server.url, tenant):
-        assert time.monotonic() < deadline, f"{len(left)} of {len(heads)} runs are not visible"
+    while missing := sent - visible_revision_spans(server.url, tenant):
+        assert time.monotonic() < deadline, f"{len(missing)} of {len(sent)} runs are not visible"
         time.sleep(0.1)
 
 
 def pages(reader: TraceReader, query: RunQuery, at_most: int = 1000) -> list[Page]:
-    """The pages of a list, at most so many."""
+    """Return the pages of a list, at most so many."""
     found: list[Page] = []
     while len(found) < at_most:
         page = reader.search(query)
@@ -96,13 +96,13 @@ def pages(reader: TraceReader, query: RunQuery, at_most: int = 1000) -> list[Pag
 
 
 def renamed(text: bytes, name: str) -> Run:
-    """The document under an id of its own."""
+    """Return the document under another id."""
     run = Run.from_json(text)
     return Run.from_json(b'{"id":' + repr_json(name) + run.text[len(b'{"id":' + repr_json(run.id)) :])
 
 
 def repr_json(text: str) -> bytes:
-    """The text as the canonical document has it."""
+    """Return the text as the canonical document has it."""
     return Run.from_dict({"id": text}).text[len(b'{"id":') : -1]
 
 
@@ -167,7 +167,7 @@ def test_lists_of_a_history_equal_the_stores(
 
 
 def test_statuses_that_changed_while_blocks_were_written(history: tuple[Tempo, SqliteStore, list[Run]]) -> None:
-    """Runs whose snapshots lie in other blocks than their end answer to their end, however they are asked for."""
+    """Runs whose snapshots lie in other blocks than their run span are listed with their final status only."""
     server, _, _ = history
     reader, tenant = reader_of(server), "changing"
     at = time.time_ns() // MS * MS - 20 * DAY
@@ -198,7 +198,7 @@ def test_statuses_that_changed_while_blocks_were_written(history: tuple[Tempo, S
 
 
 def test_hundreds_of_runs_in_one_millisecond(tempo: Tempo, reader: TempoReader) -> None:
-    """They come in the order of their ids, each once, page by page, while others arrive at the same moment."""
+    """They are listed in the order of their ids, each once, page by page, while others arrive."""
     tenant, order = "crowd", random.Random(1)
     names = [f"{number:03}" for number in range(400)]
     runs = [make_run(name) for name in names]
@@ -217,7 +217,7 @@ def test_hundreds_of_runs_in_one_millisecond(tempo: Tempo, reader: TempoReader) 
 def test_runs_without_a_start_sort_where_the_store_sorts_them(
     tempo: Tempo, reader: TempoReader, tmp_path: Path
 ) -> None:
-    """By their creation, and without one last, on whatever page the walk comes to them."""
+    """They sort by their creation, or last without one, on whatever page they are found."""
     created = "2025-10-09T08:53:%02d.500Z"
     runs = [make_run(f"started-{number}", T0 + number * SECOND) for number in range(6)]
     runs += [
@@ -240,7 +240,7 @@ def test_runs_without_a_start_sort_where_the_store_sorts_them(
 
 
 def test_a_server_that_refuses_wide_ranges_and_many_results(started: Any, tmp_path: Path) -> None:
-    """Its limits are heeded, and the lists are the same."""
+    """The reader keeps to its limits, and the lists are the same."""
     server = started(
         changes={"query_frontend.search.max_duration": "168h", "query_frontend.search.max_result_limit": 20}
     )
@@ -261,7 +261,7 @@ def test_a_server_that_refuses_wide_ranges_and_many_results(started: Any, tmp_pa
 
 
 def wait_for_few(server: Tempo, runs: Sequence[Run]) -> None:
-    """The same for a server that answers little at once: by the reader's own list, week by week."""
+    """Return when the reader's own list has all runs: such a server returns few results of one week at a time."""
     reader = reader_of(server)
     deadline = time.monotonic() + VISIBLE_SECONDS
     while len([name for page in all_pages(reader, RunQuery(limit=10)) for name in page]) < len(runs):
@@ -271,7 +271,7 @@ def wait_for_few(server: Tempo, runs: Sequence[Run]) -> None:
 
 
 def test_a_server_that_cuts_attributes_as_by_default(started: Any) -> None:
-    """Our pieces are shorter than its limit, so every document is whole."""
+    """The pieces of a value are shorter than its limit, so every document is complete."""
     server = started(changes={"distributor.max_attribute_bytes": 2048})
     reader = reader_of(server)
     for name in ("payload 300 KB string", "envelope same step twice"):
@@ -282,23 +282,23 @@ def test_a_server_that_cuts_attributes_as_by_default(started: Any) -> None:
 
 @pytest.mark.parametrize("filler", ["x", "é"])
 def test_a_server_that_cuts_attributes_too_short(started: Any, filler: str) -> None:
-    """No wrong document and no wrong item is answered, even where an attribute was cut inside a character."""
+    """No wrong document and no wrong item is returned, even where an attribute was cut inside a character."""
     server = started(changes={"distributor.max_attribute_bytes": 301})
     reader = reader_of(server)
-    whole, cut = make_run("whole", T0 + SECOND), make_run("cut", error={"message": filler * 900})
-    send(server, whole, cut)
+    complete, cut = make_run("complete", T0 + SECOND), make_run("cut", error={"message": filler * 900})
+    send(server, complete, cut)
     with pytest.raises(TraceIncomplete):
         reader.document("cut")
-    assert reader.document("whole").text == whole.text
-    wait_for(server, [whole, cut])
+    assert reader.document("complete").text == complete.text
+    wait_for(server, [complete, cut])
     page = reader.search(RunQuery())
-    assert list(page.items) == [whole.summary()]
+    assert list(page.items) == [complete.summary()]
     assert len(page.partial) == 1
     reader.close()
 
 
 def test_a_trace_past_the_servers_size(started: Any) -> None:
-    """Tempo drops the spans that are too many, silently: the run is refused as incomplete, not answered short."""
+    """Tempo silently drops the spans past its limit: the run is reported as incomplete, not returned short."""
     server = started(changes={"overrides.defaults.global.max_bytes_per_trace": 20_000})
     reader = reader_of(server)
     steps = [{"id": f"s{number}", "status": "completed", "output": "x" * 1500} for number in range(60)]
@@ -320,18 +320,18 @@ def _send_spans(server: Tempo, spans: Sequence[Any]) -> None:
 
 
 def test_tenants_of_the_backend(started: Any) -> None:
-    """The backend's own tenant goes in a header; without it the refusal says what to set."""
+    """The backend's tenant is sent in a header; without it the error says what to set."""
     server = started(changes={"multitenancy_enabled": True})
     run = make_run("mine")
     send(server, run, headers={"x-scope-orgid": "acme"})
-    reader, stranger, nobody = reader_of(server, TENANT="acme"), reader_of(server, TENANT="other"), reader_of(server)
+    reader, other, anonymous = reader_of(server, TENANT="acme"), reader_of(server, TENANT="other"), reader_of(server)
     assert reader.document("mine").text == run.text
     with pytest.raises(NotFound, match="not in this Tempo"):
-        stranger.document("mine")
-    for call in (lambda: nobody.document("mine"), lambda: nobody.search(RunQuery())):
+        other.document("mine")
+    for call in (lambda: anonymous.document("mine"), lambda: anonymous.search(RunQuery())):
         with pytest.raises(BackendRefused, match="RUNSPAN_BACKEND_TENANT"):
             call()
-    for each in (reader, stranger, nobody):
+    for each in (reader, other, anonymous):
         each.close()
 
 

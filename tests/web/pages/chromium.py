@@ -1,4 +1,4 @@
-"""Where Chromium is, how it is started, and a page that tells what went wrong in it."""
+"""Where Chromium is, how it is started, and a page whose errors fail the test."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_the_runs_panel_is_light(filled: str) -> None:
     page = httpx.get(filled, trust_env=False).text
     wanted = set(re.findall(rf'/static/{assets.version}/([^"]+)"', page))
     assert {"base.css", "panel/panel.css", "panel/main.js", "dom.js"} <= wanted
-    assert sum(len(assets.files[name].packed or assets.files[name].body) for name in wanted) < 60_000
+    assert sum(len(assets.files[name].gzip_body or assets.files[name].body) for name in wanted) < 60_000
 
 
 def imports_of(name: str) -> set[str]:
@@ -73,9 +73,18 @@ def test_modules_import_only_what_is_there(name: str) -> None:
     assert imports_of(name) <= set(FILES)
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".js")])
+def test_modules_import_only_what_is_exported(name: str) -> None:
+    """Every imported name is exported by its module; a browser reports a wrong one only when it loads the page."""
+    for names, path in re.findall(r'^import \{([^}]*)\} from "([^"]+)"', (STATIC / name).read_text(), re.MULTILINE):
+        module = (STATIC / name).parent / path
+        exported = re.findall(r"^export (?:async )?(?:class|const|function) (\w+)", module.read_text(), re.MULTILINE)
+        assert set(re.findall(r"\w+", names)) <= set(exported), path
+
+
 @pytest.mark.parametrize("entry", ["shell.js", "panel/main.js", "compare/main.js", "run/main.js"])
 def test_a_page_asks_ahead_for_all_modules(entry: str) -> None:
-    """What a page preloads is the module and whatever it imports, however far down: no chain of round trips."""
+    """A page preloads its module and all that it imports, directly or indirectly: no chain of round trips."""
     found = set(load_assets().modules(entry))
     assert entry in found
     assert set().union(*map(imports_of, found)) <= found
@@ -108,7 +117,7 @@ def test_the_files_are_packaged() -> None:
     assert {path for path in needed if path.is_file()} <= covered
 
 
-def test_a_page_of_an_older_server_is_told(page: Page, watch: Watch, filled: str) -> None:
+def test_files_of_another_version_are_refused(page: Page, watch: Watch, filled: str) -> None:
     """A file of another version is not served: modules of two versions must not meet."""
     watch.allow("status of 404")
     answer = page.goto(f"{filled}/static/ffffffffffffffff/base.css")

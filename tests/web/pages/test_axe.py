@@ -18,7 +18,7 @@ PAGES = {
     "/runs/run_000": "#run h1",
     "/runs/run_005": "#run h1",
     "/runs/none": "#run [role=alert]",
-    "/compare": ".offer",
+    "/compare": ".suggestion",
     "/compare?a=run_000&b=run_005": "table.pairs tbody tr",
     "/nothing": ".state-error",
 }
@@ -38,7 +38,7 @@ def test_axe_finds_nothing_serious(page: Page, watch: Watch, filled: str, path: 
 
 
 def test_axe_finds_nothing_serious_when_all_is_open(page: Page, filled: str) -> None:
-    """Nor with the help, the chart's table, picked runs and unfolded differences on the screen."""
+    """Nor with the help, the chart's table, selected runs and expanded differences on the screen."""
     page.emulate_media(reduced_motion="reduce")
     page.goto(filled)
     page.locator("table.runs tbody tr input").nth(1).check()

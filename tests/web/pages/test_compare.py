@@ -1,4 +1,4 @@
-"""Two runs compared in Chromium: what differs as a whole, by step, and inside the payloads."""
+"""The compare page in Chromium: differences of the runs, of each step, and within payloads."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def pair(page: Page, step_id: str) -> Locator:
     return page.locator("table.pairs > tbody > tr:not(.detail)").filter(has=page.locator(".step-id", has_text=step_id))
 
 
-def test_two_runs_are_told_apart(page: Page, url: str) -> None:
-    """Status, duration, tokens and cost of the runs; steps by id and occurrence, with those that only one has."""
+def test_two_runs_are_compared(page: Page, url: str) -> None:
+    """Status, duration, tokens and cost of the runs; steps by id and execution, with those that only one has."""
     page.goto(f"{url}/compare?a=run_good&b=run_bad")
     figures = page.locator("table.figures")
     expect(figures.locator("tr", has_text="Status")).to_contain_text("CompletedFaileddiffers")
@@ -103,20 +103,20 @@ def test_two_runs_are_told_apart(page: Page, url: str) -> None:
     expect(pair(page, "each #2")).to_contain_text("+3.90 s (\u00d740)")
     expect(pair(page, "rollback")).to_contain_text("only in B")
     expect(pair(page, "mail")).to_contain_text("only in A")
-    page.get_by_label("Only what differs").uncheck()
+    page.get_by_label("Only differences").uncheck()
     expect(page.locator("table.pairs > tbody > tr:not(.detail)")).to_have_count(6)
-    expect(pair(page, "each #1")).to_contain_text("nothing")
+    expect(pair(page, "each #1")).to_contain_text("none")
     order = [row.inner_text().split()[0] for row in page.locator("table.pairs .step-id").all()]
     assert order == ["fetch", "each", "each", "rollback", "think", "mail"]
 
 
 def test_a_payload_shows_where_it_differs(page: Page, url: str) -> None:
-    """One inserted item is one change, with its place; what both have alike is not shown."""
+    """One inserted item is one change, with its path; equal values are not shown."""
     page.goto(f"{url}/compare?a=run_good&b=run_bad")
     pair(page, "fetch").get_by_role("button", name="Show").click()
     changes = page.locator("tr.detail:visible table.changes tbody tr")
     expect(changes).to_have_count(1)
-    expect(changes.first).to_have_text("rows[1]not there5")
+    expect(changes.first).to_have_text("rows[1]absent5")
     pair(page, "fetch").get_by_role("button", name="Hide").click()
     expect(page.locator("tr.detail:visible")).to_have_count(0)
 
@@ -134,13 +134,13 @@ def test_numbers_are_compared_as_they_are_written(page: Page, url: str) -> None:
     expect(page.locator("tr.detail:visible")).to_contain_text("only the white space")
 
 
-def test_a_side_is_chosen_from_the_same_workflow_or_by_id(page: Page, watch: Watch, url: str) -> None:
-    """With one run given the page offers others of its workflow; ids can be typed, sides swapped, and Back works."""
+def test_a_run_is_chosen_from_the_same_workflow_or_by_id(page: Page, watch: Watch, url: str) -> None:
+    """With one run the page suggests others of its workflow; ids can be entered, sides swapped, and Back works."""
     watch.allow("status of 404")
     page.goto(f"{url}/compare?a=run_good")
-    side = page.get_by_role("region", name="Run B")
-    expect(side.locator(".offer")).to_have_count(1)
-    side.get_by_role("button", name="run_bad").click()
+    picker = page.get_by_role("region", name="Run B")
+    expect(picker.locator(".suggestion")).to_have_count(1)
+    picker.get_by_role("button", name="run_bad").click()
     expect(page).to_have_url(f"{url}/compare?a=run_good&b=run_bad")
     expect(page.get_by_role("heading", name="5 of 6 steps differ.")).to_be_visible()
     page.get_by_role("button", name="Swap A and B").click()
@@ -148,18 +148,18 @@ def test_a_side_is_chosen_from_the_same_workflow_or_by_id(page: Page, watch: Wat
     expect(pair(page, "rollback")).to_contain_text("only in A")
     page.go_back()
     expect(pair(page, "rollback")).to_contain_text("only in B")
-    side.get_by_text("Another run").click()
-    side.get_by_role("searchbox", name="Id of run B").fill("run_none")
-    side.get_by_role("button", name="Take").click()
-    expect(side.get_by_role("alert")).to_contain_text("No such run")
+    picker.get_by_text("Choose another run").click()
+    picker.get_by_role("searchbox", name="Id of run B").fill("run_none")
+    picker.get_by_role("button", name="Choose").click()
+    expect(picker.get_by_role("alert")).to_contain_text("No such run")
     expect(page.locator("table.pairs")).to_have_count(0)
 
 
-def test_the_same_run_on_both_sides_is_told(page: Page, url: str) -> None:
-    """Nothing differs then, and the page says why."""
+def test_the_same_run_on_both_sides_is_noted(page: Page, url: str) -> None:
+    """Nothing differs, and the page says why."""
     page.goto(f"{url}/compare?a=run_good&b=run_good")
-    expect(page.locator(".compare-tools")).to_contain_text("Both sides are the same run")
-    expect(page.get_by_role("heading", name="All 5 steps are the same")).to_be_visible()
+    expect(page.locator(".compare-tools")).to_contain_text("A and B are the same run")
+    expect(page.get_by_role("heading", name="All 5 steps have the same status and payloads")).to_be_visible()
 
 
 def test_thousands_of_steps_are_shown_in_parts(page: Page, url: str) -> None:
@@ -170,4 +170,4 @@ def test_thousands_of_steps_are_shown_in_parts(page: Page, url: str) -> None:
     expect(rows).to_have_count(100)
     page.get_by_role("button", name="Show more").click()
     expect(rows).to_have_count(200)
-    expect(page.locator(".steps-foot")).to_contain_text("200 of 3,000")
+    expect(page.locator(".steps-footer")).to_contain_text("200 of 3,000")

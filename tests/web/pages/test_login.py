@@ -21,7 +21,7 @@ from runspan.errors import SettingError
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
-from runspan.web.public_url import PublicUrl, local_target
+from runspan.web.links import PublicUrl, local_target
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 from support.cli import process, server
 from support.web import serving
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 def make_key(data: Path, *options: str) -> tuple[str, str]:
     """A key of acme: its secret and its id."""
-    made = process("keys", "create", "--data", data, "--name", "ana", "--company", "acme", "--json", *options)
+    made = process("keys", "create", "--data", data, "--name", "ana", "--tenant", "acme", "--json", *options)
     key = json.loads(made.stdout)
     return key["key"], key["id"]
 
@@ -325,17 +325,17 @@ def test_behind_tls_the_cookie_travels_over_tls_only(tmp_path: Path) -> None:
             ("https://example.com/runspan/", "runspan=", "/runspan/compare"),
         ):
             settings = WebConfig(public_url=public)
-            with serving(create_app(store, store, keys=keys, settings=settings)) as client:
+            with serving(create_app(store, store, keys=keys, config=settings)) as client:
                 headers = {"Origin": public.rstrip("/").removesuffix("/runspan")}
                 done = client.post("/login", data={"key": secret, "next": "/compare"}, headers=headers)
                 assert done.headers["Location"] == target
                 sent = done.headers["Set-Cookie"]
                 assert sent.startswith(cookie)
                 assert {"Secure", "HttpOnly", "SameSite=Strict"} <= set(sent.split("; "))
-                assert f"Path={PublicUrl(public).root or '/'}" in sent
+                assert f"Path={PublicUrl(public).root_path or '/'}" in sent
                 name, value = sent.partition(";")[0].split("=", 1)
                 page = client.get("/", headers={"Cookie": f"{name}={value}"})
-                assert f'data-root="{PublicUrl(public).root}"' in page.text
+                assert f'data-root="{PublicUrl(public).root_path}"' in page.text
     keys.close()
 
 

@@ -48,7 +48,7 @@ def opened(page: Page, url: str) -> Page:
 
 
 def test_rows_show_what_the_api_and_the_documents_say(page: Page, filled: str) -> None:
-    """Newest first, with workflow, status, trigger, start, duration; and tokens and cost, which only documents tell."""
+    """Newest first, with workflow, status, trigger, start and duration, and with tokens and cost of the documents."""
     opened(page, filled)
     assert ids(page) == [f"run_{number:03}" for number in range(50)]
     agents = row(page, "run_000")
@@ -68,8 +68,8 @@ def test_rows_show_what_the_api_and_the_documents_say(page: Page, filled: str) -
     assert started in title
 
 
-def test_totals_are_asked_only_for_rows_that_come_into_view(page: Page, filled: str) -> None:
-    """The panel asks for a few runs at a time, and for those far below only when somebody scrolls there."""
+def test_totals_are_loaded_for_rows_in_view(page: Page, filled: str) -> None:
+    """The panel loads the totals of a few runs at a time, and those far below only after scrolling there."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/pages/totals" in request.url else None)
     opened(page, filled)
@@ -125,7 +125,7 @@ def test_a_shared_url_may_ask_for_what_the_form_does_not_offer(page: Page, fille
 
 
 def test_stuck_runs_are_a_choice(page: Page, tmp_path: Path) -> None:
-    """Runs that stopped telling about themselves are listed by the API's stuckAfter."""
+    """Unfinished runs without recent data are listed by the API's stuckAfter."""
     now = datetime.now(UTC)
     with SqliteStore(tmp_path) as store:
         for run_id, age in (("run_stuck", 20 * 60), ("run_live", 5)):
@@ -192,7 +192,7 @@ def test_a_run_is_found_by_its_id_or_its_trace_id(page: Page, watch: Watch, fill
 
 
 def test_the_keyboard_reaches_everything(page: Page, filled: str) -> None:
-    """j and k walk, x picks, c compares, Enter opens, ? explains, and the skip link comes first."""
+    """j and k move, x selects, c compares, Enter opens, ? shows the shortcuts, and the skip link comes first."""
     opened(page, filled)
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
@@ -205,7 +205,7 @@ def test_the_keyboard_reaches_everything(page: Page, filled: str) -> None:
     expect(row(page, "run_001").locator(".row-link")).to_be_focused()
     page.keyboard.press("x")
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog")).to_contain_text("Compare the two picked runs")
+    expect(page.get_by_role("dialog")).to_contain_text("Compare the two selected runs")
     page.keyboard.press("Escape")
     page.keyboard.press("c")
     expect(page).to_have_url(f"{filled}/compare?a=run_002&b=run_001")
@@ -216,8 +216,8 @@ def test_the_keyboard_reaches_everything(page: Page, filled: str) -> None:
     expect(page).to_have_url(f"{filled}/runs/run_000")
 
 
-def test_who_comes_back_from_a_run_is_where_they_were(page: Page, filled: str) -> None:
-    """Back from a run the list has its row in sight and in focus, so that the next one is a key away."""
+def test_going_back_from_a_run_restores_the_focus(page: Page, filled: str) -> None:
+    """Back from a run, its row is visible and has the focus, so that the next one is a key away."""
     opened(page, f"{filled}/?status=completed")
     row(page, "run_040").locator(".row-link").click()
     expect(page).to_have_url(f"{filled}/runs/run_040")
@@ -232,18 +232,18 @@ def test_who_comes_back_from_a_run_is_where_they_were(page: Page, filled: str) -
 def test_the_chart_counts_what_the_list_has(page: Page, filled: str) -> None:
     """Its counts are those of all runs of the filter, its table adds up to them, and a status in it filters."""
     opened(page, filled)
-    spread = page.get_by_role("region", name="Runs over time")
-    expect(spread.get_by_role("heading")).to_have_text("130 runs")
-    expect(spread.get_by_role("button", name="Failed 13")).to_be_visible()
-    expect(spread.get_by_role("button", name="Suspended 1")).to_be_visible()
-    expect(spread.get_by_role("img", name=re.compile("Runs over time"))).to_be_visible()
-    spread.get_by_text("As a table").click()
-    failed = spread.locator("thead th").all_inner_texts().index("Failed")
-    cells = [int(each.locator("th, td").nth(failed).inner_text()) for each in spread.locator("tbody tr").all()]
+    histogram = page.get_by_role("region", name="Runs over time")
+    expect(histogram.get_by_role("heading")).to_have_text("130 runs")
+    expect(histogram.get_by_role("button", name="Failed 13")).to_be_visible()
+    expect(histogram.get_by_role("button", name="Suspended 1")).to_be_visible()
+    expect(histogram.get_by_role("img", name=re.compile("Runs over time"))).to_be_visible()
+    histogram.get_by_text("As a table").click()
+    failed = histogram.locator("thead th").all_inner_texts().index("Failed")
+    cells = [int(each.locator("th, td").nth(failed).inner_text()) for each in histogram.locator("tbody tr").all()]
     assert sum(cells) == 13
-    spread.get_by_role("button", name="Failed 13").click()
+    histogram.get_by_role("button", name="Failed 13").click()
     expect(page).to_have_url(f"{filled}/?status=failed")
-    expect(spread.get_by_role("heading")).to_have_text("13 runs")
+    expect(histogram.get_by_role("heading")).to_have_text("13 runs")
 
 
 def test_a_running_run_is_followed_to_its_end(page: Page, tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_a_running_run_is_followed_to_its_end(page: Page, tmp_path: Path) -> Non
         expect(page.get_by_role("button", name="Failed 1")).to_be_visible()
 
 
-def test_asking_again_is_polite(page: Page, tmp_path: Path) -> None:
-    """While a run goes on the panel asks every few seconds; paused or hidden it does not ask at all."""
+def test_the_panel_polls_only_while_visible_and_not_paused(page: Page, tmp_path: Path) -> None:
+    """While a run is unfinished the panel polls every few seconds; paused or hidden it sends no requests."""
     fill(tmp_path, [unfinished("run_live", datetime.now(UTC))])
     with server(tmp_path) as (url, _):
         asked: list[str] = []
@@ -293,12 +293,12 @@ def test_asking_again_is_polite(page: Page, tmp_path: Path) -> None:
 
 
 def see(page: Page, *, hidden: bool) -> None:
-    """Tells the page that its tab is hidden, or seen again; a headless browser shows all of its tabs."""
+    """Make the page hidden or visible; a headless browser shows all of its tabs."""
     script = "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
     page.evaluate(script + " document.dispatchEvent(new Event('visibilitychange')); }", hidden)
 
 
-def test_a_server_that_went_away_is_waited_for(page: Page, watch: Watch, tmp_path: Path) -> None:
+def test_the_panel_recovers_when_the_server_returns(page: Page, watch: Watch, tmp_path: Path) -> None:
     """The list stays, a notice says what to do, the panel tries again by itself and recovers."""
     watch.allow("Failed to load resource")
     fill(tmp_path, [unfinished("run_live", datetime.now(UTC))])
@@ -307,7 +307,7 @@ def test_a_server_that_went_away_is_waited_for(page: Page, watch: Watch, tmp_pat
         opened(page, url)
         running.end()
         alert = page.get_by_role("alert")
-        expect(alert).to_contain_text("The server does not answer")
+        expect(alert).to_contain_text("The server does not respond")
         expect(alert).to_contain_text("runspan serve")
         expect(page.locator("#live-text")).to_have_text(re.compile("Trying again in"))
         assert ids(page) == ["run_live"]
@@ -317,7 +317,7 @@ def test_a_server_that_went_away_is_waited_for(page: Page, watch: Watch, tmp_pat
 
 
 def test_an_error_says_what_to_do(page: Page, watch: Watch, filled: str) -> None:
-    """A cursor or a filter that means nothing is told, with the ways out of it as buttons."""
+    """An invalid cursor or filter is reported, with buttons that resolve it."""
     watch.allow("status of 400")
     page.goto(f"{filled}/?cursor=nonsense&status=failed")
     expect(page.get_by_role("alert")).to_contain_text("cursor")
@@ -352,13 +352,13 @@ class HalfBlind(SqliteStore):
         )
 
 
-def test_a_part_of_an_answer_is_called_one(page: Page, tmp_path: Path) -> None:
-    """What the backend could not look at stands above the list, as text."""
+def test_incomplete_results_are_reported(page: Page, tmp_path: Path) -> None:
+    """What the backend could not search is shown above the list, as text."""
     fill(tmp_path, [run("run_1", datetime.now(UTC))])
     with HalfBlind(tmp_path) as store, serving(create_app(store)) as client:
         opened(page, str(client.base_url))
         notice = page.locator("#notices")
-        expect(notice).to_contain_text("Not everything was looked at.")
+        expect(notice).to_contain_text("The results are incomplete.")
         expect(notice).to_contain_text("stopped after 1000 traces; <b>older</b> ones")
         expect(notice).to_contain_text("Narrow the time")
 
@@ -373,7 +373,7 @@ def test_narrow_screens_need_no_sideways_scrolling(browser: Browser, filled: str
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_the_colours_are_the_systems_until_somebody_chooses(page: Page, filled: str) -> None:
+def test_the_theme_follows_the_system_until_the_user_chooses(page: Page, filled: str) -> None:
     """Dark and light follow the system; a choice holds on every page and after a reload."""
     background = "getComputedStyle(document.body).backgroundColor"
     page.emulate_media(color_scheme="dark")
@@ -387,7 +387,7 @@ def test_the_colours_are_the_systems_until_somebody_chooses(page: Page, filled: 
     assert page.evaluate(background) == dark
     page.goto(f"{filled}/compare")
     assert page.evaluate(background) == dark
-    expect(page.get_by_role("button", name="Colours: dark")).to_be_visible()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
 def test_the_pages_can_be_switched_off(tmp_path: Path) -> None:

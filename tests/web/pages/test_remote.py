@@ -42,7 +42,7 @@ def test_the_whole_flow_over_jaeger(page: Page, url: str, jaeger_memory: Jaeger)
     """Open, filter, page, open a run, compare, and follow a run to its end, as over the embedded store."""
     rows = page.locator("table.runs tbody tr")
     page.goto(f"{url}/?workflowId=wf_remote&since=24h&limit=5")
-    expect(page.locator(".panel-about")).to_have_text(f"From Jaeger at {jaeger_memory.url}")
+    expect(page.locator(".panel-subtitle")).to_have_text(f"From Jaeger at {jaeger_memory.url}")
     expect(rows).to_have_count(5)
     expect(rows.first).to_have_attribute("data-run", "remote_live")
     expect(page.get_by_role("button", name="Failed 1")).to_be_visible()
@@ -84,6 +84,6 @@ def test_a_backend_that_does_not_answer_is_told(page: Page, watch: Watch, tmp_pa
     with server(tmp_path, "--backend", "jaeger+http://127.0.0.1:9") as (address, _):
         page.goto(address)
         alert = page.get_by_role("alert")
-        expect(alert).to_contain_text("The backend does not answer")
+        expect(alert).to_contain_text("The backend does not respond")
         expect(alert).to_contain_text("127.0.0.1:9")
         expect(page.locator("#live-text")).to_contain_text("Trying again in")

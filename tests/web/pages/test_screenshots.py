@@ -68,7 +68,7 @@ def test_the_comparison(browser: Browser, url: str) -> None:
         by_status = {run["status"]: run["id"] for run in reversed(listed)}
         page.clock.set_fixed_time(NOW)
         page.goto(f"{url}/compare?a={by_status['completed']}&b={by_status['failed']}")
-        page.locator("tr.differs", has_text="Extract fields").get_by_role("button", name="Show").click()
+        page.locator("tr.different", has_text="Extract fields").get_by_role("button", name="Show").click()
         expect(page.locator("table.changes:visible").first).to_be_visible()
         shot(page, "compare")
 

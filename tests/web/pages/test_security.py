@@ -86,7 +86,7 @@ def test_nothing_in_a_comparison_executes(page: Page, url: str) -> None:
     """Names and values that differ are text too."""
     for text in (SCRIPT, IMAGE, QUOTED, BIDI):
         page.goto(f"{url}/compare?a={quote(text, safe='')}&b={quote(QUOTED, safe='')}")
-        expect(page.locator(".whole")).to_be_visible()
+        expect(page.locator(".compare-summary")).to_be_visible()
         for more in page.locator("details.payload > summary").all():
             more.click()
         expect(page.locator("#result script, #result img, #result iframe")).to_have_count(0)

@@ -8,12 +8,20 @@ from itertools import islice
 from threading import Lock
 from typing import Final
 
-from runspan.backends.jaeger.queries import DepthRefused, SearchApi, detect_search_api, get_trace
 from runspan.backends.jaeger.response_cache import ResourceSpanCache, RevisionCache
-from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_services
-from runspan.backends.jaeger.search import DensityHint, TraceRow, Traces, WindowedSearch
+from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_error, read_services, read_trace
+from runspan.backends.jaeger.search import (
+    WRONG_PATH,
+    DensityHint,
+    DepthRefused,
+    SearchApi,
+    Traces,
+    WindowedSearch,
+    detect_search_api,
+)
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
+from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
@@ -21,30 +29,33 @@ from runspan.model.span import Span
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
-"""How long a list may take in all; each search of it has the settings' timeout."""
+"""How long all searches of one list may take together; each has the timeout of the config."""
 
-_TELLING: Final = 10
+_MIN_GAP_RUNS: Final = 10
 """Runs of a page whose average gap replaces an earlier one."""
-_HINTS: Final = 256
-"""How many kinds of lists are remembered."""
+_MAX_HINTS: Final = 256
+"""How many kinds of lists have a hint."""
 _STATUS: Final = next(field.key for field in RUN_TABLE.labels if field.member == "status")
-_LONGEST: Final = MAX_ATTRIBUTE_BYTES // 4
-"""Characters of a value that is one attribute under its usual name."""
-_Like = tuple[str, str | None, tuple[str, ...], bool]
-"""What lists have in common whose runs lie alike."""
+_MAX_SEARCHED_CHARACTERS: Final = MAX_ATTRIBUTE_BYTES // 4
+"""Longer values are not one attribute under the usual name."""
+_ListKind = tuple[str, str | None, tuple[str, ...], bool]
+"""What lists have in common whose runs lie at similar times."""
 
 
 class JaegerReader:
-    """See ``contracts.TraceReader``. Reads change nothing in the Jaeger: what they ask for is unadjusted.
+    """See ``contracts.TraceReader``. Reads change nothing in the Jaeger: they request unadjusted traces.
 
-    services: the resources' ``service.name`` under which runs were exported; None looks through all that Jaeger knows,
-    with a search for each.
-    clock: nanoseconds since 1970, only a hint where most runs are.
+    services: the ``service.name`` of the resources under which runs were exported; None searches every service that
+    Jaeger knows, one after the other.
+    clock: nanoseconds since 1970, used as a hint only.
+    monotonic, sleep, list_seconds: seconds.
     """
+
+    capabilities = Capabilities(foreign_spans=True)
 
     def __init__(
         self,
-        settings: RemoteConfig,
+        config: RemoteConfig,
         *,
         services: Sequence[str] | None = None,
         clock: Callable[[], int] = time.time_ns,
@@ -52,34 +63,24 @@ class JaegerReader:
         sleep: Callable[[float], None] = time.sleep,
         list_seconds: float = LIST_SECONDS,
     ) -> None:
-        self._http = RemoteClient(settings)
+        self._http = RemoteClient(config)
         self._services = None if services is None else tuple(services)
         self._clock = clock
         self._monotonic = monotonic
         self._sleep = sleep
         self._list_seconds = list_seconds
         self._lock = Lock()
-        self._asking: SearchApi | None = None
-        self._hints: dict[_Like, DensityHint] = {}
-        self._headings = RevisionCache()
-        self._pieces = ResourceSpanCache()
+        self._search_api: SearchApi | None = None
+        self._hints: dict[_ListKind, DensityHint] = {}
+        self._revisions = RevisionCache()
+        self._resource_spans = ResourceSpanCache()
         self._max_depth = 0
 
-    @property
-    def settings(self) -> RemoteConfig:
-        """Where the Jaeger is."""
-        return self._http.settings
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """See ``TraceReader``."""
-        return Capabilities(foreign_spans=True)
-
     def document(self, run_id: str, tenant: str = "") -> Document:
-        """See ``TraceReader``. A trace that is incomplete is read again for about a second."""
+        """See ``TraceReader``. Retry an incomplete trace for about a second."""
         trace_id = trace_id_of(run_id, tenant)
         try:
-            # What Jaeger has stored it answers at once, so that only an incomplete trace is worth another look.
+            # Jaeger returns at once what it has stored, so only an incomplete trace is worth a retry.
             first = [self.spans(trace_id)]
             return document_of(
                 fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep, patient=True)
@@ -89,34 +90,42 @@ class JaegerReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
-        found = get_trace(self._http, trace_id)
-        if not found:
+        response = self._http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, accept_statuses=(404,))
+        if response.status == 404:
+            if read_error(response.content) is None:
+                raise self._http.refused(response, WRONG_PATH)
             raise self._not_found(f"trace {trace_id.hex()}")
-        return found
+        try:
+            spans = [span for span in read_trace(response.content) if span.trace_id == trace_id]
+        except MalformedResponse:
+            raise self._http.refused(response, WRONG_PATH) from None
+        if not spans:
+            raise self._not_found(f"trace {trace_id.hex()}")
+        return spans
 
     def search(self, query: RunQuery) -> Page:
-        """See ``TraceReader``. BackendTimeout when the whole list takes longer than ``list_seconds``."""
+        """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``list_seconds``."""
         attributes = _attributes(query)
         if attributes is None:
             return Page([])
-        asking, services = self._chosen_asking(), self._service_names()
+        search, services = self._detected_search_api(), self._service_names()
         deadline = self._monotonic() + self._list_seconds
 
-        def ask(lo: int, hi: int, depth: int) -> list[Traces]:
+        def search_range(lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
                 raise BackendTimeout(
                     where=self._http.name,
                     expected=f"the list within {self._list_seconds:g} seconds",
-                    got="no end of it",
+                    got="a search that takes longer",
                     hint="ask for a later since, a workflow or a status",
                 )
-            return [_by_trace(asking(service, attributes, lo, hi, depth)) for service in services]
+            return [_by_trace(search(service, attributes, lo, hi, depth)) for service in services]
 
-        like = (query.tenant, query.workflow_id, query.statuses, query.stuck_before is None)
-        hint = self._hints.get(like) or DensityHint(self._clock() // 1000)
-        walk = WindowedSearch(ask, query, hint, self._max_depth, self._headings)
+        kind = (query.tenant, query.workflow_id, query.statuses, query.stuck_before is None)
+        hint = self._hints.get(kind) or DensityHint(self._clock() // 1000)
+        windows = WindowedSearch(search_range, query, hint, self._max_depth, self._revisions)
         try:
-            rows = list(islice(walk.rows(), query.limit + 1))
+            rows = list(islice(windows.rows(), query.limit + 1))
         except DepthRefused as error:
             raise QueryUnsupported(
                 where=self._http.name,
@@ -126,29 +135,18 @@ class JaegerReader:
             ) from None
         except BackendRefused:
             with self._lock:
-                self._asking = None  # The server may be another version by now.
+                self._search_api = None  # the server may have another version by now
             raise
         except MalformedResponse as error:
             raise BackendRefused(
                 where=self._http.name, expected="spans as Jaeger writes them", got=str(error)[:300]
             ) from None
-        self._learn(like, hint, query, rows)
-        self._max_depth = walk.max_depth
-        more = len(rows) > query.limit
+        self._save_hint(kind, hint, query, rows)
+        self._max_depth = windows.max_depth
+        has_more = len(rows) > query.limit
         rows = rows[: query.limit]
-        cursor = Cursor(rows[-1].time, rows[-1].run_id) if more and rows else None
+        cursor = Cursor(rows[-1].time, rows[-1].run_id) if has_more and rows else None
         return Page([row.summary for row in rows], cursor)
-
-    def _learn(self, like: _Like, hint: DensityHint, query: RunQuery, rows: list[TraceRow]) -> None:
-        """Remembers where the runs of a list lie, for the next one like it."""
-        if len(rows) < 2:
-            return
-        newest, oldest = rows[0].time // 1000, rows[-1].time // 1000
-        gap = (newest - oldest) // (len(rows) - 1) if len(rows) >= _TELLING or hint.gap is None else hint.gap
-        hint = DensityHint(newest if query.cursor is None else hint.newest, gap)
-        if len(self._hints) >= _HINTS:
-            self._hints.clear()
-        self._hints[like] = hint
 
     def check(self) -> None:
         """See ``TraceReader``."""
@@ -158,25 +156,36 @@ class JaegerReader:
         """See ``TraceReader``."""
         self._http.close()
 
-    def _chosen_asking(self) -> SearchApi:
+    def _save_hint(self, kind: _ListKind, hint: DensityHint, query: RunQuery, rows: list[RunSummary]) -> None:
+        """Remember where the runs of a list lie, for the next list of this kind."""
+        if len(rows) < 2:
+            return
+        newest, oldest = rows[0].time // 1000, rows[-1].time // 1000
+        gap = (newest - oldest) // (len(rows) - 1) if len(rows) >= _MIN_GAP_RUNS or hint.gap is None else hint.gap
+        hint = DensityHint(newest if query.cursor is None else hint.newest, gap)
+        if len(self._hints) >= _MAX_HINTS:
+            self._hints.clear()
+        self._hints[kind] = hint
+
+    def _detected_search_api(self) -> SearchApi:
         with self._lock:
-            if self._asking is not None:
-                return self._asking
-        asking = detect_search_api(self._http, self._pieces)
+            if self._search_api is not None:
+                return self._search_api
+        search_api = detect_search_api(self._http, self._resource_spans)
         with self._lock:
-            self._asking = asking
-        return asking
+            self._search_api = search_api
+        return search_api
 
     def _service_names(self) -> tuple[str, ...]:
-        """Asked for anew by every list: runs of a service that was new a moment ago must not be left out."""
+        """Return the services to search. Every list fetches them, so that runs of a new service are not left out."""
         return tuple(self._fetch_services()) if self._services is None else self._services
 
     def _fetch_services(self, timeout: float | None = None) -> list[str]:
-        answer = self._http.get("/api/v3/services", timeout=timeout)
+        response = self._http.get("/api/v3/services", timeout=timeout)
         try:
-            return read_services(answer.content)
+            return read_services(response.content)
         except MalformedResponse:
-            raise self._http.refused(answer, "is this the address of Jaeger's query API?") from None
+            raise self._http.refused(response, WRONG_PATH) from None
 
     def _not_found(self, what: str) -> NotFound:
         return NotFound(
@@ -194,11 +203,11 @@ def _by_trace(spans: Sequence[FoundSpan]) -> Traces:
 
 
 def _attributes(query: RunQuery) -> dict[str, str] | None:
-    """What the head span of every run in the list has among its attributes; None when no run can be in the list.
+    """Return attributes of the revision span of every run in the list; None when no run can be in the list.
 
-    Values that are carried in another form are left to the comparison with the document.
+    Values that are encoded in another form are compared with the document only.
     """
-    # What has not ended is carried by snapshots alone.
+    # Only snapshots carry runs that have not ended.
     role = None if query.stuck_before is None else ROLE_REVISION
     wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status, ROLE: role}
     attributes = {key: value for key, value in wanted.items() if value is not None}
@@ -206,4 +215,6 @@ def _attributes(query: RunQuery) -> dict[str, str] | None:
         "".join(attributes.values()).encode()
     except UnicodeEncodeError:
         return None
-    return {key: value for key, value in attributes.items() if 0 < len(value) <= _LONGEST or key == TENANT}
+    return {
+        key: value for key, value in attributes.items() if 0 < len(value) <= _MAX_SEARCHED_CHARACTERS or key == TENANT
+    }

@@ -1,6 +1,6 @@
-"""What the heads in an answer tell of their runs, each head read once: lists are asked for again and again.
+"""Caches of what responses of Jaeger contain, since lists are requested again and again.
 
-An answer of Jaeger's API v3 in pieces, one for each resource, each read once: lists repeat themselves.
+``ResourceSpanCache`` decodes each object of ``resourceSpans`` once, ``RevisionCache`` each revision span.
 """
 
 from __future__ import annotations
@@ -19,169 +19,167 @@ from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 
-_MAX_PIECE_BYTES: Final = 16 * 2**20
-"""Bytes of pieces remembered. What was read of them takes about as much again."""
-_LONG_PIECE: Final = _MAX_PIECE_BYTES // 64
-"""Bytes from which on a piece is not remembered."""
-_SEEN: Final = 4096
-"""How many pieces at the ends of answers are known to have been seen."""
+_MAX_BYTES: Final = 16 * 2**20
+"""Bytes of the JSON objects in the cache. The decoded spans take about as much again."""
+_MAX_OBJECT_BYTES: Final = _MAX_BYTES // 64
+"""Larger objects are not cached."""
+_MAX_SEEN: Final = 4096
+"""How many first and last objects of responses are remembered as seen."""
 
-_BEGIN: Final = b'{"result":{"resourceSpans":['
-_END: Final = b"]}}"
-_PIECE: Final = b'{"resource":'
-"""How a piece begins. In JSON no string holds it, since the quotes in it would have backslashes before them."""
-_NEXT: Final = b"," + _PIECE
+_RESPONSE_START: Final = b'{"result":{"resourceSpans":['
+_RESPONSE_END: Final = b"]}}"
+_OBJECT_START: Final = b'{"resource":'
+"""How an object of ``resourceSpans`` begins. No JSON string contains it: its quotes would have backslashes."""
+_SEPARATOR: Final = b"," + _OBJECT_START
 
 
 class ResourceSpanCache:
-    """Reads answers as ``find_traces`` does, and remembers what pieces told. May be used from several threads.
+    """Decodes responses as ``find_traces`` does. May be used from several threads.
 
-    A piece is known when all its bytes are those of an earlier one; its digest only says where to look. An answer that
-    neither begins nor ends like an earlier one is read whole and not kept: lists that are asked for once cost nothing
-    and drive nothing out.
+    An object is cached when all its bytes are those of an earlier one; its digest is only the key. A response is split
+    into objects only when it begins or ends like an earlier one; any other is decoded at once and not cached, so lists
+    that are requested once cost nothing and evict nothing.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def find(self, content: bytes) -> list[FoundSpan]:
-        """The spans of all traces in an answer, in its order. Unreadable when it is none."""
-        inner = _inner(content)
-        if inner is None or not self._familiar(inner):
+        """Return the spans of all traces in a response, in its order. Raise MalformedResponse when it is none."""
+        objects = _joined_objects(content)
+        if objects is None or not self._seen_before(objects):
             return find_traces(content)
         found: list[FoundSpan] = []
         try:
-            # That each object is whole is seen when it is read: objects with commas between them are the list.
-            for piece in inner.split(_NEXT):
-                found += self._read(piece)
+            # Decoding each object shows that it is complete, and complete objects with commas between are the list.
+            for part in objects.split(_SEPARATOR):
+                found += self._decode(part)
         except MalformedResponse:
-            return find_traces(content)  # Not cut as Jaeger cuts it, or really unreadable.
+            return find_traces(content)  # written in another form, or really malformed
         return found
 
     def clear(self) -> None:
-        """Forgets everything."""
-        self._known: dict[int, tuple[bytes, list[FoundSpan]]] = {}
+        """Empty the cache."""
+        self._objects: dict[int, tuple[bytes, list[FoundSpan]]] = {}
         self._bytes = 0
         self._seen: set[int] = set()
 
-    def _familiar(self, inner: bytes) -> bool:
-        """Whether the first or the last piece was seen before, in such a place."""
-        first, last = inner.find(_NEXT), inner.rfind(_NEXT)
+    def _seen_before(self, objects: bytes) -> bool:
+        """Return whether a response had this first or this last object before."""
+        first, last = objects.find(_SEPARATOR), objects.rfind(_SEPARATOR)
         if first < 0:
             return False
-        ends = {xxh3_64_intdigest(inner[:first]), xxh3_64_intdigest(inner[last:])}
+        ends = {xxh3_64_intdigest(objects[:first]), xxh3_64_intdigest(objects[last:])}
         if not ends.isdisjoint(self._seen):
             return True
-        if len(self._seen) >= _SEEN:
+        if len(self._seen) >= _MAX_SEEN:
             self._seen = set()
         self._seen |= ends
         return False
 
-    def _read(self, piece: bytes) -> list[FoundSpan]:
-        """piece: without its beginning."""
-        digest = xxh3_64_intdigest(piece)
-        known = self._known.get(digest)
-        if known is not None and known[0] == piece:
-            return known[1]
-        found = read_resource(_PIECE + piece)
-        if len(piece) < _LONG_PIECE:
-            if self._bytes > _MAX_PIECE_BYTES:
-                self._known, self._bytes = {}, 0
-            self._known[digest] = piece, found
-            self._bytes += len(piece)
+    def _decode(self, part: bytes) -> list[FoundSpan]:
+        """Return the spans of an object, given without ``_OBJECT_START``."""
+        digest = xxh3_64_intdigest(part)
+        cached = self._objects.get(digest)
+        if cached is not None and cached[0] == part:
+            return cached[1]
+        found = read_resource(_OBJECT_START + part)
+        if len(part) < _MAX_OBJECT_BYTES:
+            if self._bytes > _MAX_BYTES:
+                self._objects, self._bytes = {}, 0
+            self._objects[digest] = part, found
+            self._bytes += len(part)
         return found
 
 
-def _inner(content: bytes) -> bytes | None:
-    """The list of the answer without the beginning of its first piece; None when Jaeger's gateway writes otherwise."""
+def _joined_objects(content: bytes) -> bytes | None:
+    """Return the list of a response without the start of its first object; None when Jaeger wrote another form."""
     content = content.rstrip()
-    if not (content.startswith(_BEGIN + _PIECE) and content.endswith(_END)):
+    if not (content.startswith(_RESPONSE_START + _OBJECT_START) and content.endswith(_RESPONSE_END)):
         return None
-    return content[len(_BEGIN) + len(_PIECE) : -len(_END)]
+    return content[len(_RESPONSE_START) + len(_OBJECT_START) : -len(_RESPONSE_END)]
 
 
 _MAX_REVISIONS: Final = 2048
-"""Heads remembered. One takes some kilobytes."""
-_LONG_TEXT: Final = 16_384
-"""Bytes of attributes from which on a head is not remembered."""
+"""Revision spans in the cache. One takes some kilobytes."""
+_MAX_ATTRIBUTE_BYTES: Final = 16_384
+"""Revision spans with more bytes of attributes are not cached."""
 
 
-class _Told(NamedTuple):
-    """What one head tells. steps: the hex ids of the spans it names; None when no spans could make it whole."""
+class _Revision(NamedTuple):
+    """The content of one revision span."""
 
-    heading: RunSummary
-    steps: frozenset[str] | None
+    summary: RunSummary
+    step_ids: frozenset[str] | None
+    """The ids of the step spans in its manifest, hex; None when no spans could complete it."""
 
 
 class RevisionCache:
-    """Reads the headings of runs, and remembers what heads told. May be used from several threads.
+    """Finds the newest revision of a trace. May be used from several threads.
 
-    What is remembered goes by everything that a heading follows from: the trace id, the span's times, and the text of
-    its attributes.
+    A cache key holds everything that a summary follows from: the trace id, the span's times, and its attributes.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, object, object, bytes], _Told] = {}
+        self._revisions: dict[tuple[str, object, object, bytes], _Revision] = {}
 
-    def get(self, spans: Sequence[FoundSpan]) -> RunSummary | None:
-        """The newest revision of a trace's run that is whole; None when there is none."""
+    def newest(self, spans: Sequence[FoundSpan]) -> RunSummary | None:
+        """Return the newest complete revision of a trace's run; None when there is none."""
         try:
-            told = [told for found in spans if found.is_head and (told := self._told(found)) is not None]
-            if not told:
+            candidates = [found for found in spans if found.may_be_revision_span]
+            revisions = [revision for found in candidates if (revision := self._get(found)) is not None]
+            if not revisions:
                 return None
-            newest = max(reversed(told), key=_revision)
-            if newest.steps is not None and newest.steps.issubset([found.span_id for found in spans]):
-                return newest.heading
+            newest = max(reversed(revisions), key=lambda revision: revision.summary.revision)
+            if newest.step_ids is not None and newest.step_ids.issubset([found.span_id for found in spans]):
+                return newest.summary
         except (TraceIncomplete, AttributeDecodeError):
-            pass  # What is wrong with one head says nothing about older ones.
-        return _proved(spans)
+            pass  # a damaged revision span says nothing about older ones
+        return _verified_summary(spans)
 
-    def _told(self, found: FoundSpan) -> _Told | None:
-        if not 0 < len(found.text) < _LONG_TEXT:
-            return _read(found.span())
+    def _get(self, found: FoundSpan) -> _Revision | None:
+        if not 0 < len(found.text) < _MAX_ATTRIBUTE_BYTES:
+            return _read_revision(found.span())
         source = found.source
         key = (found.trace_id, source.start_time_unix_nano, source.end_time_unix_nano, found.text)
-        told = self._known.get(key)
-        if told is None:
-            told = _read(found.span())
-            if told is not None:
-                if len(self._known) >= _MAX_REVISIONS:
-                    self._known.clear()
-                self._known[key] = told
-        return told
+        revision = self._revisions.get(key)
+        if revision is None:
+            revision = _read_revision(found.span())
+            if revision is not None:
+                if len(self._revisions) >= _MAX_REVISIONS:
+                    self._revisions.clear()
+                self._revisions[key] = revision
+        return revision
 
 
-def _revision(told: _Told) -> int:
-    return told.heading.revision
-
-
-def _read(head: Span) -> _Told | None:
-    """None when the span is no head. TraceIncomplete or Missing when a piece of it is."""
-    heading = read_summary(head)
-    if heading is None:
+def _read_revision(span: Span) -> _Revision | None:
+    """Return None for any other span. Raise TraceIncomplete or AttributeDecodeError when an attribute is missing."""
+    summary = read_summary(span)
+    if summary is None:
         return None
-    if run_ids(heading.run_id, heading.tenant).trace_id != head.trace_id:
-        return _Told(heading, None)
-    attributes = head.attributes()
+    if run_ids(summary.run_id, summary.tenant).trace_id != span.trace_id:
+        return _Revision(summary, None)
+    attributes = span.attributes()
     count = attributes.get(STEP_COUNT)
     if count is None:
-        return _Told(heading, frozenset())
+        return _Revision(summary, frozenset())
     manifest = (decode_text(attributes, MANIFEST) or b"").decode()
-    names = [manifest[start : start + len(OPEN_STEP_MARK)] for start in range(0, len(manifest), len(OPEN_STEP_MARK))]
-    return _Told(heading, frozenset(names) - {OPEN_STEP_MARK} if len(names) == count else None)
+    digits = len(OPEN_STEP_MARK)
+    step_ids = [manifest[start : start + digits] for start in range(0, len(manifest), digits)]
+    return _Revision(summary, frozenset(step_ids) - {OPEN_STEP_MARK} if len(step_ids) == count else None)
 
 
-def _proved(spans: Sequence[FoundSpan]) -> RunSummary | None:
-    """The newest revision that can be proved from all spans; a list looks at the heads alone where that is enough."""
+def _verified_summary(spans: Sequence[FoundSpan]) -> RunSummary | None:
+    """Return the newest revision that all spans prove, where the revision spans alone are not enough."""
     try:
-        decoded = verify_run([found.span() for found in spans])
+        verified = verify_run([found.span() for found in spans])
     except (NotFound, TraceIncomplete):
         return None
-    run = decoded.run
+    run = verified.run
     return RunSummary(
         run.id,
-        decoded.tenant,
-        decoded.revision,
+        verified.tenant,
+        verified.revision,
         run.workflow_id,
         run.status,
         sort_time(run.envelope),

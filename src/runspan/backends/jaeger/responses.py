@@ -1,6 +1,6 @@
-"""What Jaeger answers, read: the traces of its API v3 become neutral spans; no I/O.
+"""Responses of Jaeger, decoded: the spans of its API v3 and of its legacy API, services and errors; no I/O.
 
-A list looks at the heads of its runs alone, so the attributes of the other spans stay text until somebody asks.
+A list needs only the revision spans of its runs, so the attributes of all other spans stay text until they are needed.
 """
 
 from __future__ import annotations
@@ -18,53 +18,54 @@ from runspan.model.span import Event, Link, Span, Value
 
 
 class MalformedResponse(ValueError):
-    """The content is not what Jaeger writes."""
+    """The content is not a response that Jaeger writes."""
 
 
-COMPLAINTS: Final = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
-"""What content raises that is not what Jaeger writes."""
-
-
-class _Source(Protocol):
-    """A span as it was answered."""
-
-    def neutral(self) -> Span: ...
-
-
-class FoundSpan(Struct, frozen=True, gc=False):
-    """A span of an answer, looked into no further than a list needs.
-
-    trace_id, span_id: hex. is_head: true of every head of a run, and rarely of others. Of a head, start: microseconds
-    since 1970, and text: the attributes as they were answered; empty where the answer has them in pieces.
-    """
-
-    trace_id: str
-    span_id: str
-    start: int
-    is_head: bool
-    source: Any
-    text: bytes = b""
-
-    def span(self) -> Span:
-        """The whole span. Unreadable when it is none."""
-        source: _Source = self.source
-        try:
-            return source.neutral()
-        except COMPLAINTS as error:
-            raise MalformedResponse(str(error)) from None
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
 
 
 @contextmanager
-def decoding() -> Iterator[None]:
-    """Every complaint about the content as Unreadable."""
+def _decoding() -> Iterator[None]:
+    """Raise every error about the content as MalformedResponse."""
     try:
         yield
-    except COMPLAINTS as error:
+    except _DECODE_ERRORS as error:
         raise MalformedResponse(str(error)) from None
 
 
+class _SpanSource(Protocol):
+    """A span as the response has it."""
+
+    def to_span(self) -> Span: ...
+
+
+class FoundSpan(Struct, frozen=True, gc=False):
+    """A span of a response, decoded only as far as a list needs."""
+
+    trace_id: str
+    """Hex."""
+    span_id: str
+    """Hex."""
+    start: int
+    """Microseconds since 1970; 0 in a response of API v3 unless it may be a revision span."""
+    may_be_revision_span: bool
+    """True of every revision span, and rarely of other spans."""
+    source: Any
+    text: bytes = b""
+    """The attributes of what may be a revision span, as JSON; empty in a response of the legacy API."""
+
+    def span(self) -> Span:
+        """Return the complete span. Raise MalformedResponse when it is none."""
+        source: _SpanSource = self.source
+        with _decoding():
+            return source.to_span()
+
+
+# API v3.
+
+
 class _Value(Struct, gc=False, rename="camel"):
-    """OTLP's AnyValue: one member is there, or none."""
+    """OTLP's AnyValue: one member is set, or none."""
 
     string_value: str | UnsetType = UNSET
     int_value: int | str | UnsetType = UNSET
@@ -127,17 +128,15 @@ _from_hex: Final = bytes.fromhex
 _PAIRS: Final = msgspec.json.Decoder(list[_Pair])
 _EVENTS: Final = msgspec.json.Decoder(list[_Event])
 _LINKS: Final = msgspec.json.Decoder(list[_Link])
-_HEAD: Final = b'"' + REVISION.encode() + b'"'
-"""Stands in the attributes of every head. In a text it would have backslashes before the quotes."""
-
-
-_STEP: Final = b'{"key":"runspan.step.'
-"""Stands near the beginning of a step's attributes, which spares the search for ``_HEAD`` to their end, and in those of
-no head. Jaeger writes no space between them; if it did, the search alone would tell."""
+_REVISION_KEY: Final = b'"' + REVISION.encode() + b'"'
+"""Part of the attributes of every revision span. Inside a text it would have backslashes before the quotes."""
+_STEP_KEY: Final = b'{"key":"runspan.step.'
+"""Near the beginning of the attributes of a step span, and in those of no revision span: it makes the search for
+``_REVISION_KEY`` unnecessary. Jaeger writes no space there; if it did, that search alone would decide."""
 
 
 class _Span(Struct, gc=False, rename="camel"):
-    """Members that are zero are left out; 64-bit integers are strings."""
+    """Jaeger omits members that are zero and writes 64-bit integers as strings."""
 
     trace_id: str
     span_id: str
@@ -151,13 +150,13 @@ class _Span(Struct, gc=False, rename="camel"):
     links: Raw = _EMPTY
     status: _Status | None = None
 
-    def neutral(self) -> Span:
+    def to_span(self) -> Span:
         status = self.status
         code, message = (0, "") if status is None else (status.code, status.message)
         return Span(
-            trace_id_of(self.trace_id),
-            span_id_of(self.span_id),
-            span_id_of(self.parent_span_id) if self.parent_span_id else b"",
+            _trace_id(self.trace_id),
+            _span_id(self.span_id),
+            _span_id(self.parent_span_id) if self.parent_span_id else b"",
             self.name,
             self.kind,
             int(self.start_time_unix_nano),
@@ -181,7 +180,7 @@ class _Span(Struct, gc=False, rename="camel"):
     def _links(self) -> tuple[Link, ...]:
         return tuple(
             [
-                Link(trace_id_of(link.trace_id), span_id_of(link.span_id), _plain_pairs(link.attributes))
+                Link(_trace_id(link.trace_id), _span_id(link.span_id), _plain_pairs(link.attributes))
                 for link in _LINKS.decode(self.links)
             ]
         )
@@ -203,52 +202,52 @@ class _TracesResponse(Struct, gc=False):
     result: _TracesData
 
 
-_ANSWER = msgspec.json.Decoder(_TracesResponse)
-_RESOURCE = msgspec.json.Decoder(_ResourceSpans)
+_TRACES_RESPONSE: Final = msgspec.json.Decoder(_TracesResponse)
+_RESOURCE_SPANS: Final = msgspec.json.Decoder(_ResourceSpans)
 
 
 def find_traces(content: bytes) -> list[FoundSpan]:
-    """The spans of all traces in an answer of API v3, in its order. Unreadable when it is none.
+    """Return the spans of all traces in a response of API v3, in its order. Raise MalformedResponse when it is none.
 
-    The gateway writes one JSON object; a streaming one would write an object a line, and is read as well.
+    The gateway writes one JSON object. A streaming gateway would write an object a line, which is decoded as well.
     """
-    with decoding():
+    with _decoding():
         return [
             found
-            for answer in _answers(content)
-            for resource in answer.result.resource_spans
-            for found in _found(resource)
+            for response in _responses(content)
+            for resource in response.result.resource_spans
+            for found in _found_spans(resource)
         ]
 
 
 def read_trace(content: bytes) -> list[Span]:
-    """The whole spans of an answer of API v3, in its order. Unreadable when it is none."""
-    with decoding():
+    """Return the complete spans of a response of API v3, in its order. Raise MalformedResponse when it is none."""
+    with _decoding():
         return [
-            span.neutral()
-            for answer in _answers(content)
-            for resource in answer.result.resource_spans
+            span.to_span()
+            for response in _responses(content)
+            for resource in response.result.resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]
 
 
 def read_resource(content: bytes) -> list[FoundSpan]:
-    """The spans of one object of the answer's ``resourceSpans``. Unreadable when it is none."""
-    with decoding():
-        return _found(_RESOURCE.decode(content))
+    """Return the spans of one object of ``resourceSpans``. Raise MalformedResponse when it is none."""
+    with _decoding():
+        return _found_spans(_RESOURCE_SPANS.decode(content))
 
 
-def _found(resource: _ResourceSpans) -> list[FoundSpan]:
+def _found_spans(resource: _ResourceSpans) -> list[FoundSpan]:
     found: list[FoundSpan] = []
     for scope in resource.scope_spans:
         for span in scope.spans:
             trace_id, span_id, text = span.trace_id, span.span_id, bytes(span.attributes)
             if len(trace_id) != 32:
-                trace_id = hex_id(trace_id, 32)
+                trace_id = _full_id(trace_id, 32)
             if len(span_id) != 16:
-                span_id = hex_id(span_id, 16)
-            if _STEP in text or _HEAD not in text:
+                span_id = _full_id(span_id, 16)
+            if _STEP_KEY in text or _REVISION_KEY not in text:
                 found.append(FoundSpan(trace_id, span_id, 0, False, span))
             else:
                 start = int(span.start_time_unix_nano) // 1000
@@ -256,13 +255,13 @@ def _found(resource: _ResourceSpans) -> list[FoundSpan]:
     return found
 
 
-def _answers(content: bytes) -> list[_TracesResponse]:
+def _responses(content: bytes) -> list[_TracesResponse]:
     try:
-        return [_ANSWER.decode(content)]
+        return [_TRACES_RESPONSE.decode(content)]
     except msgspec.MsgspecError:
         if b"\n" not in content.strip():
             raise
-        return _ANSWER.decode_lines(content)
+        return _TRACES_RESPONSE.decode_lines(content)
 
 
 def _plain_pairs(pairs: Iterable[_Pair]) -> tuple[tuple[str, Value], ...]:
@@ -277,22 +276,121 @@ def _plain_pairs(pairs: Iterable[_Pair]) -> tuple[tuple[str, Value], ...]:
     )
 
 
-def trace_id_of(text: str) -> bytes:
-    return _from_hex(text if len(text) == 32 else hex_id(text, 32))
+def _trace_id(text: str) -> bytes:
+    return _from_hex(text if len(text) == 32 else _full_id(text, 32))
 
 
-def span_id_of(text: str) -> bytes:
-    return _from_hex(text if len(text) == 16 else hex_id(text, 16))
+def _span_id(text: str) -> bytes:
+    return _from_hex(text if len(text) == 16 else _full_id(text, 16))
 
 
-def hex_id(text: str, digits: int) -> str:
-    """The id with the leading zeros that some answers leave away."""
+def _full_id(text: str, digits: int) -> str:
+    """Return a hex id with the leading zeros that some responses omit."""
     if len(text) > digits:
         raise ValueError(f"{text[:40]!r} is no id of {digits} hex digits")
     return text.rjust(digits, "0")
 
 
-# Services, and what Jaeger says when it refuses.
+# The legacy API: times in microseconds, tags with a type, references.
+
+
+class _LegacyTag(Struct):
+    key: str
+    type: str = "string"
+    value: Any = None
+
+    def plain(self) -> Value:
+        if self.type == "int64":
+            return int(self.value)
+        if self.type == "float64":
+            return float(self.value)
+        if self.type == "binary":
+            return b64decode(self.value)
+        return self.value  # type: ignore[no-any-return]
+
+
+class _LegacyEvent(Struct):
+    timestamp: int = 0
+    fields: list[_LegacyTag] = []
+
+
+class _LegacyReference(Struct):
+    ref_type: str = msgspec.field(name="refType", default="")
+    trace_id: str = msgspec.field(name="traceID", default="")
+    span_id: str = msgspec.field(name="spanID", default="")
+
+
+class _LegacySpan(Struct, rename="camel"):
+    trace_id: str = msgspec.field(name="traceID")
+    span_id: str = msgspec.field(name="spanID")
+    operation_name: str = ""
+    references: list[_LegacyReference] | None = None
+    start_time: int = 0
+    duration: int = 0
+    tags: list[_LegacyTag] | None = None
+    logs: list[_LegacyEvent] | None = None
+
+    def to_span(self) -> Span:
+        trace_id = _trace_id(self.trace_id)
+        references = [
+            (reference.ref_type, Link(_trace_id(reference.trace_id), _span_id(reference.span_id)))
+            for reference in self.references or ()
+        ]
+        parents = [link for kind, link in references if kind == "CHILD_OF" and link.trace_id == trace_id]
+        start = self.start_time * 1000
+        return Span(
+            trace_id=trace_id,
+            span_id=_span_id(self.span_id),
+            parent_id=parents[0].span_id if parents else b"",
+            name=self.operation_name,
+            kind=0,
+            start=start,
+            end=start + self.duration * 1000,
+            status=0,
+            message="",
+            shared=(),
+            own=[(tag.key, tag.plain()) for tag in self.tags or ()],
+            events=tuple(
+                [
+                    Event("", log.timestamp * 1000, tuple([(tag.key, tag.plain()) for tag in log.fields]))
+                    for log in self.logs or ()
+                ]
+            ),
+            links=tuple([link for _, link in references if link not in parents[:1]]),
+        )
+
+
+class _LegacyTrace(Struct):
+    spans: list[_LegacySpan] = []
+
+
+class _LegacyResponse(Struct):
+    data: list[_LegacyTrace] | None = None
+
+
+_LEGACY_RESPONSE: Final = msgspec.json.Decoder(_LegacyResponse)
+
+
+def find_legacy_traces(content: bytes) -> list[FoundSpan]:
+    """Return the spans of all traces in a response of the legacy API. Raise MalformedResponse when it is none.
+
+    Times are truncated to microseconds: a run document has times of whole milliseconds, or carries them in attributes.
+    """
+    with _decoding():
+        return [
+            FoundSpan(
+                _full_id(span.trace_id, 32),
+                _full_id(span.span_id, 16),
+                span.start_time,
+                any(tag.key == REVISION for tag in span.tags or ()),
+                span,
+            )
+            for trace in _LEGACY_RESPONSE.decode(content).data or ()
+            for span in trace.spans
+        ]
+
+
+# Services and errors.
 
 
 class _Services(Struct):
@@ -301,10 +399,10 @@ class _Services(Struct):
 
 
 def read_services(content: bytes) -> list[str]:
-    """The service names of an answer of either API. Unreadable when it is none."""
-    with decoding():
-        answer = msgspec.json.decode(content, type=_Services)
-    return answer.services or answer.data or []
+    """Return the service names of a response of either API. Raise MalformedResponse when it is none."""
+    with _decoding():
+        response = msgspec.json.decode(content, type=_Services)
+    return response.services or response.data or []
 
 
 class _ErrorInfo(Struct):
@@ -323,13 +421,13 @@ class _LegacyErrorBody(Struct):
     errors: list[_LegacyErrorInfo]
 
 
-def refusal(content: bytes) -> str | None:
-    """What Jaeger itself says in an error, "" when that is nothing; None when it is not Jaeger who answered."""
+def read_error(content: bytes) -> str | None:
+    """Return the message of an error of either API, which may be ""; None when the response is not Jaeger's."""
     try:
         return msgspec.json.decode(content, type=_ErrorBody).error.message
     except msgspec.MsgspecError:
         pass
     try:
-        return "; ".join(fault.msg for fault in msgspec.json.decode(content, type=_LegacyErrorBody).errors)
+        return "; ".join(error.msg for error in msgspec.json.decode(content, type=_LegacyErrorBody).errors)
     except msgspec.MsgspecError:
         return None

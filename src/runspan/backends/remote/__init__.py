@@ -1,1 +1,1 @@
-"""What readers of a backend over HTTP share: settings, the client, and reading again over short gaps."""
+"""What the readers of Tempo and Jaeger share: their config, and an HTTP client with bounds and retries."""

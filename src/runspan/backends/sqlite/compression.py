@@ -1,7 +1,7 @@
-"""Documents as zstd frames, small ones by a dictionary that is trained on the store's own first documents.
+"""Compression of documents into zstd frames, with a dictionary that is trained on the store's first documents.
 
-Every frame carries a checksum of its content, so a damaged frame is an error and never another document; and it names
-its dictionary, so frames written before the dictionary was there, or with another, stay readable.
+Every frame has a checksum of its content, so a damaged frame is an error and never another document. It also has the id
+of its dictionary, so frames that were written without one, or with another, stay readable.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ _DICTIONARY_BYTES = 64 << 10
 _FIRST_ID = 1 << 15
 """zstd reserves the dictionary ids below."""
 
-Find = Callable[[int], bytes | None]
+FindDictionary = Callable[[int], bytes | None]
+"""Returns the content of a dictionary by its id, None when there is none."""
 
 
 class CorruptFrame(Exception):
-    """A frame cannot be read. The text says why."""
+    """A frame cannot be decompressed. The message says why."""
 
 
 class Compression:
-    """Compresses and decompresses for any number of threads; a compressor serves one thread at a time."""
+    """Compresses and decompresses. May be used from several threads; each takes a codec of its own."""
 
     def __init__(self) -> None:
         self._dictionaries: dict[int, ZstdCompressionDict] = {}
@@ -44,43 +45,45 @@ class Compression:
 
     @property
     def trained(self) -> bool:
+        """Whether there is a dictionary."""
         return self._current != 0
 
     def add(self, number: int, content: bytes) -> None:
-        """Makes a dictionary known, and the newest one is used from now on."""
+        """Add a dictionary. From now on the newest one is used."""
         dictionary = ZstdCompressionDict(content)
         dictionary.precompute_compress(level=LEVEL)
         self._dictionaries[number] = dictionary
         self._current = max(self._current, number)
 
     def compress(self, data: bytes) -> bytes:
-        codec = self._take()
+        """Return a frame with this content."""
+        codec = self._idle_codec()
         try:
             return codec.compressor(self._current, self._dictionaries).compress(data)
         finally:
             self._idle.append(codec)
 
-    def decompress(self, frame: bytes, find: Find) -> bytes:
-        """The content of a frame. find: reads a dictionary that this process has not seen yet.
+    def decompress(self, frame: bytes, find: FindDictionary) -> bytes:
+        """Return the content of a frame. Raise CorruptFrame when the frame is not what ``compress`` wrote.
 
-        Damaged when the frame is not what ``compress`` wrote.
+        find: reads a dictionary that this process has not loaded yet.
         """
         try:
             number = get_frame_parameters(frame).dict_id
             if number and number not in self._dictionaries:
                 content = find(number)
                 if content is None:
-                    raise CorruptFrame(f"dictionary {number} is not there")
+                    raise CorruptFrame(f"dictionary {number} is missing")
                 self.add(number, content)
-            codec = self._take()
+            codec = self._idle_codec()
             try:
                 return codec.decompressor(number, self._dictionaries).decompress(frame)
             finally:
                 self._idle.append(codec)
         except (ZstdError, MemoryError) as error:
-            raise CorruptFrame(str(error) or "its length is damaged") from None
+            raise CorruptFrame(str(error) or "its length is wrong") from None
 
-    def _take(self) -> _Codec:
+    def _idle_codec(self) -> _Codec:
         try:
             return self._idle.pop()
         except IndexError:
@@ -88,7 +91,7 @@ class Compression:
 
 
 class _Codec:
-    """The zstd contexts of one thread at a time."""
+    """The zstd contexts of one thread at a time, by dictionary id."""
 
     __slots__ = ("compressors", "decompressors")
 
@@ -110,8 +113,8 @@ class _Codec:
         return found
 
 
-def find_dictionary(connection: sqlite3.Connection) -> Find:
-    """Looks a dictionary up in the store."""
+def find_dictionary(connection: sqlite3.Connection) -> FindDictionary:
+    """Return a function that reads dictionaries of the store."""
 
     def find(number: int) -> bytes | None:
         row = connection.execute("SELECT content FROM dictionaries WHERE id = ?", (number,)).fetchone()
@@ -121,15 +124,15 @@ def find_dictionary(connection: sqlite3.Connection) -> Find:
 
 
 def load_dictionaries(connection: sqlite3.Connection, compression: Compression) -> None:
-    """Makes the store's dictionaries known."""
+    """Add the store's dictionaries."""
     for number, content in connection.execute("SELECT id, content FROM dictionaries"):
         compression.add(number, content)
 
 
 class DictionaryTrainer:
-    """Trains the dictionary once the store has enough documents; called after every commit, in the writer thread.
+    """Trains the dictionary once the store has enough documents. The writer thread calls it after every commit.
 
-    Rows written before keep their frames: they are a bounded number.
+    Rows that were written before keep their frames: their number is bounded.
     """
 
     def __init__(self, compression: Compression) -> None:
@@ -139,7 +142,7 @@ class DictionaryTrainer:
     def __call__(self, connection: sqlite3.Connection) -> None:
         if self._compression.trained:
             return
-        # Row ids only grow, so the highest is a cheap bound for how many documents came so far.
+        # Row ids only grow, so the highest is a cheap bound for the number of documents so far.
         highest = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
         if highest < self._next_size:
             return
@@ -168,4 +171,4 @@ class DictionaryTrainer:
         try:
             return train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
         except ZstdError:
-            return None  # too few or too equal documents; tried again when there are twice as many
+            return None  # too few or too similar documents; retried when there are twice as many

@@ -1,10 +1,9 @@
-"""Writing: what arrives is decoded and compressed in the caller's thread, and decided in the writer's transaction.
+"""Ingestion: received spans are decoded and compressed in the caller's thread, and stored in the writer's transaction.
 
-The decision reads what is stored inside the transaction that changes it, so no two writers can both decide on the same
-state. Almost always a run arrives whole, and then the decision is a comparison; the rest is merged there and then. What
-a revision brought and the stored one does not tell is kept as fragments: a head that names it may be on the way.
-
-What arrives, before a look at what is stored: which spans a document is read from, what is refused; no I/O.
+The transaction that changes the stored state also reads it, so two writers never decide on the same state. Almost
+always the request has all spans of a run; then a comparison decides which revision is newer. Otherwise the spans are
+merged with the stored ones. The steps that only the older of two revisions has are kept as fragments: a revision span
+that needs them may be on the way.
 """
 
 from __future__ import annotations
@@ -12,31 +11,32 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
 
-from runspan.backends.sqlite import queries as tables
+from runspan.backends.sqlite import queries
 from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.merge import (
-    OWN_ROLES,
-    REVISION_ROLES,
+from runspan.backends.sqlite.queries import REVISION_ROLES, RevisionState, RunRow, StoredRow
+from runspan.backends.sqlite.retention import Retention
+from runspan.backends.sqlite.revision import (
+    StoredRevision,
     first_revision,
+    from_run,
+    from_verified,
     is_exact_match,
+    manifest_length,
     merge_fragments,
     next_revision,
-    revision_seen_again,
-    steps_named,
-    superseded_span_ids,
+    repeated_revision,
+    revision_of,
+    superseded_step_ids,
     superseded_steps,
 )
-from runspan.backends.sqlite.retention import Retention
-from runspan.backends.sqlite.revision import StoredRevision, from_row, from_run, revision_of
-from runspan.backends.sqlite.rows import Row, end_time, row_of, split_digests, with_digest
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import VerifiedRun, verify_run
-from runspan.codec.fields import ROLE, ROOT_REVISION, RUN_ID, TENANT
+from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, TENANT
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.ids import run_ids
@@ -45,91 +45,44 @@ from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest
 from runspan.otlp.protobuf_writer import span_bytes
 
-_LAST_REVISION = 2 * ROOT_REVISION - (1 << 32)
-"""What still leaves room for revisions after it in 64 bits."""
+_OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
+"""The roles of the spans that a document is read from."""
+_MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
+"""The highest revision accepted: it leaves room for later revisions in 64 bits."""
 
-
-def role_of(span: Span) -> str:
-    """The role, or nothing when it is no text."""
-    role = span.attributes().get(ROLE)
-    return role if type(role) is str else ""
-
-
-def revision_spans_of(spans: Sequence[Span]) -> list[Span]:
-    return [span for span in spans if role_of(span) in REVISION_ROLES]
-
-
-def rank_of(span: Span) -> int:
-    """The revision of a head; above all of them for any other span, which belongs to no revision alone."""
-    return revision_of(span.attributes()) if role_of(span) in REVISION_ROLES else 2 * ROOT_REVISION
-
-
-def by_role(spans: Sequence[Span]) -> tuple[list[Span], list[Span]]:
-    """The spans that the document is read from, and others: attempts, and roles that a newer runspan may write."""
-    own: list[Span] = []
-    beside: list[Span] = []
-    for span in spans:
-        (own if role_of(span) in OWN_ROLES else beside).append(span)
-    return own, beside
-
-
-def tenant_refusal(claimed: object, tenant: str) -> str | None:
-    return None if claimed == tenant else f"the run is of tenant {claimed!r}, the sender of {tenant!r}"
-
-
-def revision_refusal(revision: int) -> str | None:
-    return f"revision {revision} is none that a time of observation gives" if revision > _LAST_REVISION else None
-
-
-def revision_span_refusal(spans: Sequence[Span], tenant: str) -> str | None:
-    """Why these spans are not taken: a head among them tells another tenant, or a run of another trace id."""
-    for head in revision_spans_of(spans):
-        attributes = head.attributes()
-        reason = tenant_refusal(attributes.get(TENANT, ""), tenant) or revision_refusal(rank_of(head))
-        if reason:
-            return reason
-        run_id = attributes.get(RUN_ID)
-        if type(run_id) is not str or run_ids(run_id, tenant).trace_id != head.trace_id:
-            return f"its trace id does not follow from run id {run_id!r}"
-    return None
-
-
-def as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
-    data = TracesData()
-    outer = data.resource_spans.add()
-    if resource:
-        outer.resource.CopyFrom(Resource.FromString(resource))
-    outer.scope_spans.append(ScopeSpans.FromString(span_bytes(span)))
-    return ForeignSpan(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
-
-
-ReadRevision = Callable[[sqlite3.Connection, tables.StoredRow], StoredRevision]
+ReadRevision = Callable[[sqlite3.Connection, StoredRow], StoredRevision]
 
 
 @dataclass(slots=True)
-class _Arrival:
-    """The own spans of one trace of a request. row, known: of the run, when the spans are exactly a whole run's."""
+class _TraceSpans:
+    """The own spans of one trace of a request."""
 
     trace_id: bytes
     spans: list[Span]
     resource: bytes | None
-    row: Row | None = None
-    known: StoredRevision | None = None
+    row: RunRow | None = None
+    """The row of the run, when the spans are exactly those of a complete run."""
+    revision: StoredRevision | None = None
+    """The same run as a revision."""
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request on its way to the writer."""
+    """A request prepared for the writer."""
 
     tenant: str
     now: int
-    arrivals: list[_Arrival] = field(default_factory=list)
+    traces: list[_TraceSpans] = field(default_factory=list)
     foreign: list[tuple[Any, ...]] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
 
 
 class Ingester:
-    """Takes documents and OTLP requests. read: the revision of a stored run; StoreError when it cannot be read."""
+    """Stores documents and OTLP requests.
+
+    clock: nanoseconds since 1970.
+    read: returns the revision of a stored run; raises StoreError when it is damaged.
+    """
 
     def __init__(
         self,
@@ -150,8 +103,8 @@ class Ingester:
     def put(self, run: Run, tenant: str, observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter.put``."""
         now = self._clock()
-        revision = first_revision(run, observed_at)
-        row = row_of(run, tenant, revision, self._compression.compress(run.text), written_at=now)
+        document = self._compression.compress(run.text)
+        row = queries.run_row(run, tenant, first_revision(run, observed_at), document, written_at=now)
         count = 1 + len(run.steps)
         reason = self._retention.refusal(row.ended, now)
         if reason:
@@ -160,40 +113,38 @@ class Ingester:
         return WriteResult(count)
 
     def _store_document(
-        self, connection: sqlite3.Connection, run: Run, row: Row, tenant: str, observed_at: int
+        self, connection: sqlite3.Connection, run: Run, row: RunRow, tenant: str, observed_at: int
     ) -> None:
         trace_id, now = row.trace_id, row.written_at
-        state = tables.states(connection, [trace_id]).get(trace_id)
-        waiting = bool(tables.with_fragments(connection, [trace_id], tenant))
+        state = queries.revision_states(connection, [trace_id]).get(trace_id)
+        has_fragments = bool(queries.traces_with_fragments(connection, [trace_id], tenant))
         if state is not None and state.digest == row.digest:
             if not run.finished:
-                revision = revision_seen_again(state.revision, observed_at)
-                tables.seen_again(connection, trace_id, revision, observed_at, now)
-                if waiting:
-                    self._merge(connection, tenant, now, _Arrival(trace_id, [], None), None)
+                revision = repeated_revision(state.revision, observed_at)
+                queries.update_observation(connection, trace_id, revision, observed_at, now)
+                if has_fragments:
+                    self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
             return
         if state is not None:
-            row = row.at(next_revision(state.revision, run, observed_at))
-        known = from_run(run, tenant, row.revision) if state is not None or waiting else None
-        behind: list[Span] = []
-        if known is not None and waiting:
-            loose = tables.fragments(connection, trace_id, tenant)
-            # A head that came before this document and does not rank above it is of no use to anybody.
-            useful = [span for span in loose if rank_of(span) > row.revision]
-            settled = merge_fragments(known, useful)
-            if settled.known is not None and (settled.known is not known or settled.incomplete):
-                known = settled.known
-                row = self._row(known, now, None, settled.incomplete)
-            self._replace_fragments(connection, loose, settled.loose, tenant, now)
-        if known is not None and state is not None:
-            before = self._stored(connection, trace_id)
-            behind = [] if before is None else superseded_steps(before, known)
-        tables.insert_fragments(connection, behind, tenant, REVISION_ROLES, now)
-        tables.upsert(connection, [row])
+            row = row.with_revision(next_revision(state.revision, run, observed_at))
+        if state is not None or has_fragments:
+            newest = from_run(run, tenant, row.revision)
+            if has_fragments:
+                fragments = queries.fragments(connection, trace_id, tenant)
+                # A revision span that arrived before this document and does not rank above it is never read.
+                merged = merge_fragments(newest, [span for span in fragments if _rank(span) > row.revision])
+                if merged.revision is not None and (merged.revision is not newest or merged.incomplete):
+                    newest = merged.revision
+                    row = self._row(newest, now, None, merged.incomplete)
+                _replace_fragments(connection, fragments, merged.fragments, tenant, now)
+            stored = None if state is None else self._stored(connection, trace_id)
+            if stored is not None:
+                queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
+        queries.upsert_runs(connection, [row])
 
     def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
-        """The stored revision; None when it is damaged, for what takes its place heals it."""
-        stored = tables.stored_run(connection, trace_id)
+        """Return the stored revision; None when it is damaged, since the next one replaces it."""
+        stored = queries.stored_run(connection, trace_id)
         try:
             return None if stored is None else self._read(connection, stored)
         except StoreError:
@@ -202,11 +153,11 @@ class Ingester:
     # OTLP.
 
     def write(self, received: ParsedRequest, tenant: str) -> WriteResult:
-        """Takes the spans of a request; each run and foreign span is taken or rejected by itself."""
+        """Store the spans of a request; each run and each foreign span is accepted or rejected by itself."""
         request = self._prepare(received, tenant)
         rejected = [*received.rejected, *request.rejected]
-        if request.arrivals or request.foreign:
-            rejected += self._writer.submit(lambda connection: self._apply(connection, request))
+        if request.traces or request.foreign:
+            rejected += self._writer.submit(lambda connection: self._store_request(connection, request))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
 
     def _prepare(self, received: ParsedRequest, tenant: str) -> _Request:
@@ -215,188 +166,227 @@ class Ingester:
         for span in received.spans:
             traces.setdefault(span.trace_id, []).append(span)
         for trace_id, spans in traces.items():
-            self._prepare_trace(request, _Arrival(trace_id, spans, received.resources.get(trace_id)))
+            self._prepare_trace(request, _TraceSpans(trace_id, spans, received.resources.get(trace_id)))
         for item in received.foreign:
-            self._store_foreign(request, item)
+            self._prepare_foreign(request, item)
         return request
 
-    def _store_foreign(self, request: _Request, item: ForeignSpan) -> None:
+    def _prepare_foreign(self, request: _Request, item: ForeignSpan) -> None:
         compressed = self._compression.compress(item.otlp)
-        request.foreign.append(tables.foreign_row(item, request.tenant, request.now, compressed))
+        request.foreign.append(queries.foreign_row(item, request.tenant, request.now, compressed))
 
-    def _prepare_trace(self, request: _Request, arrival: _Arrival) -> None:
-        decoded = _read(arrival.spans)
-        if decoded is None or not is_exact_match(decoded, arrival.spans):
-            own, beside = by_role(arrival.spans)
-            if beside:
-                for span in beside:
-                    self._store_foreign(request, as_foreign(span, arrival.resource))
-                arrival.spans = own
-                decoded = _read(own)
-        reason = None
-        if not arrival.spans:
+    def _prepare_trace(self, request: _Request, trace: _TraceSpans) -> None:
+        verified = _verify(trace.spans)
+        if verified is None or not is_exact_match(verified, trace.spans):
+            # Attempts, and roles that a newer version of runspan may write, are stored like foreign spans.
+            auxiliary = [span for span in trace.spans if _role(span) not in _OWN_ROLES]
+            if auxiliary:
+                for span in auxiliary:
+                    self._prepare_foreign(request, _as_foreign(span, trace.resource))
+                trace.spans = [span for span in trace.spans if _role(span) in _OWN_ROLES]
+                verified = _verify(trace.spans)
+        if not trace.spans:
             return
-        if decoded is not None and is_exact_match(decoded, arrival.spans):
-            arrival.known = from_row(decoded, arrival.spans)
-            arrival.row = self._row(arrival.known, request.now, None)
-            reason = tenant_refusal(decoded.tenant, request.tenant) or revision_refusal(decoded.revision)
-            reason = reason or self._retention.refusal(arrival.row.ended, request.now)
+        if verified is not None and is_exact_match(verified, trace.spans):
+            trace.revision = from_verified(verified, trace.spans)
+            trace.row = self._row(trace.revision, request.now, None)
+            reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
+            reason = reason or self._retention.refusal(trace.row.ended, request.now)
         else:
-            reason = revision_span_refusal(arrival.spans, request.tenant)
+            reason = _spans_refusal(trace.spans, request.tenant)
         if reason:
-            what = f"trace {arrival.trace_id.hex()}" if decoded is None else f"run {decoded.run.id}"
-            request.rejected.append(Rejection(what, reason, len(arrival.spans)))
+            what = f"trace {trace.trace_id.hex()}" if verified is None else f"run {verified.run.id}"
+            request.rejected.append(Rejection(what, reason, len(trace.spans)))
         else:
-            request.arrivals.append(arrival)
+            request.traces.append(trace)
 
-    def _row(self, known: StoredRevision, now: int, resource_id: int | None, incomplete: tuple[str, ...] = ()) -> Row:
-        return row_of(
-            known.run,
-            known.tenant,
-            known.revision,
-            self._compression.compress(known.run.text),
+    def _row(
+        self, revision: StoredRevision, now: int, resource_id: int | None, incomplete: tuple[str, ...] = ()
+    ) -> RunRow:
+        return queries.run_row(
+            revision.run,
+            revision.tenant,
+            revision.revision,
+            self._compression.compress(revision.run.text),
             written_at=now,
-            step_ids=known.packed_span_ids(),
+            step_ids=revision.packed_step_ids(),
             incomplete=incomplete,
             resource_id=resource_id,
         )
 
-    def _apply(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
-        trace_ids = [arrival.trace_id for arrival in request.arrivals]
-        known = tables.states(connection, trace_ids)
-        waiting = tables.with_fragments(connection, trace_ids, request.tenant)
-        resources: dict[bytes | None, int | None] = {None: None}
-        rows: list[Row] = []
+    def _store_request(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
+        trace_ids = [trace.trace_id for trace in request.traces]
+        states = queries.revision_states(connection, trace_ids)
+        with_fragments = queries.traces_with_fragments(connection, trace_ids, request.tenant)
+        resource_ids: dict[bytes | None, int | None] = {None: None}
+        rows: list[RunRow] = []
         rejected: list[Rejection] = []
-        for arrival in request.arrivals:
-            row, state = arrival.row, known.get(arrival.trace_id)
-            whole = row is not None and arrival.trace_id not in waiting
-            if (
-                row is not None
-                and whole
-                and state is not None
-                and not self._supersedes(connection, request, arrival, row, state)
-            ):
+        for trace in request.traces:
+            row = None if trace.trace_id in with_fragments else trace.row
+            state = states.get(trace.trace_id)
+            if row is not None and state is not None and not self._supersedes(connection, request, trace, row, state):
                 continue
-            if arrival.resource not in resources and arrival.resource is not None:
-                resources[arrival.resource] = tables.resource_number(connection, arrival.resource)
-            resource_id = resources[arrival.resource]
-            if row is not None and whole:
+            if trace.resource is not None and trace.resource not in resource_ids:
+                resource_ids[trace.resource] = queries.insert_resource(connection, trace.resource)
+            resource_id = resource_ids[trace.resource]
+            if row is not None:
                 if state is not None:
-                    row = _after(connection, row, state)
+                    row = _replacement(connection, row, state)
                 rows.append(row._replace(resource_id=resource_id))
             else:
-                reason = self._merge(connection, request.tenant, request.now, arrival, resource_id)
+                reason = self._merge(connection, request.tenant, request.now, trace, resource_id)
                 if reason:
-                    rejected.append(Rejection(f"trace {arrival.trace_id.hex()}", reason, len(arrival.spans)))
-        tables.upsert(connection, rows)
-        tables.insert_foreign(connection, request.foreign)
+                    rejected.append(Rejection(f"trace {trace.trace_id.hex()}", reason, len(trace.spans)))
+        queries.upsert_runs(connection, rows)
+        queries.insert_foreign(connection, request.foreign)
         return rejected
 
     def _supersedes(
         self,
         connection: sqlite3.Connection,
         request: _Request,
-        arrival: _Arrival,
-        row: Row,
-        state: tables.RevisionState,
+        trace: _TraceSpans,
+        row: RunRow,
+        state: RevisionState,
     ) -> bool:
-        """Whether a run that came whole takes the place of the stored revision; keeps the steps that only the other
-        of the two tells, unless both are the same revision: then one corrects the other and comes whole."""
-        above = _ranks_above(row, state)
-        same = row.digest == state.digest and row.step_ids == state.step_ids
-        if same or row.revision == state.revision or arrival.known is None:
-            return above
-        stored = self._stored(connection, arrival.trace_id)
+        """Return whether a complete run supersedes the stored revision.
+
+        Keep the steps that only the older of the two has, unless both are the same revision: then one corrects the
+        other and is complete.
+        """
+        is_newer = _ranks_above(row, state)
+        is_same = row.digest == state.digest and row.step_ids == state.step_ids
+        if is_same or row.revision == state.revision or trace.revision is None:
+            return is_newer
+        stored = self._stored(connection, trace.trace_id)
         if stored is None:
-            return above
-        if above:
-            behind = superseded_steps(stored, arrival.known)
+            return is_newer
+        if is_newer:
+            superseded = superseded_steps(stored, trace.revision)
         else:
-            names = superseded_span_ids(arrival.known, stored)
-            behind = [span for span in arrival.spans if span.span_id in names and role_of(span) not in REVISION_ROLES]
-        tables.insert_fragments(connection, behind, request.tenant, REVISION_ROLES, request.now)
-        return above
+            span_ids = superseded_step_ids(trace.revision, stored)
+            superseded = [span for span in trace.spans if span.span_id in span_ids and not _is_revision_span(span)]
+        queries.insert_fragments(connection, superseded, request.tenant, request.now)
+        return is_newer
 
     def _merge(
-        self, connection: sqlite3.Connection, tenant: str, now: int, arrival: _Arrival, resource_id: int | None
+        self, connection: sqlite3.Connection, tenant: str, now: int, trace: _TraceSpans, resource_id: int | None
     ) -> str | None:
-        """Settles a trace whose spans arrive apart. The reason, when its run is not taken."""
-        trace_id = arrival.trace_id
-        stored = tables.stored_run(connection, trace_id)
-        if stored is not None and stored.tenant != tenant:
-            # Whoever knows tenant and run id knows the trace id. What such a sender has to say is kept apart.
-            tables.insert_fragments(connection, arrival.spans, tenant, REVISION_ROLES, now)
-            return None
-        if (
-            stored is None
-            and not revision_spans_of(arrival.spans)
-            and _too_few(connection, trace_id, tenant, len(arrival.spans))
-        ):
-            tables.insert_fragments(connection, arrival.spans, tenant, REVISION_ROLES, now)
+        """Merge spans into a trace whose spans arrive in parts. Return the reason when its run is rejected."""
+        trace_id = trace.trace_id
+        stored = queries.stored_run(connection, trace_id)
+        # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
+        is_other_tenant = stored is not None and stored.tenant != tenant
+        if is_other_tenant or (stored is None and _is_too_short(connection, trace, tenant)):
+            queries.insert_fragments(connection, trace.spans, tenant, now)
             return None
         base: StoredRevision | None = None
+        superseded: Sequence[bytes] = ()
         if stored is not None:
             try:
                 base = self._read(connection, stored)
             except StoreError as error:
-                return f"what is stored of the run cannot be read: {error}"
-        loose = tables.fragments(connection, trace_id, tenant)
-        seen = () if stored is None else split_digests(tables.superseded(connection, trace_id))
-        known, incomplete, waiting = merge_fragments(base, [*loose, *arrival.spans], seen)
-        if known is not None:
-            ended = end_time(known.run.envelope, now)
+                return f"the stored run cannot be read: {error}"
+            superseded = queries.split_digests(queries.superseded_digests(connection, trace_id))
+        fragments = queries.fragments(connection, trace_id, tenant)
+        newest, incomplete, waiting = merge_fragments(base, [*fragments, *trace.spans], superseded)
+        if newest is not None:
+            ended = queries.retention_start(newest.run.envelope, now)
             reason = self._retention.refusal(ended, now)
             if reason:
-                tables.delete_fragments(connection, loose, tenant)
+                queries.delete_fragments(connection, fragments, tenant)
                 return reason
-            if known is not base:
-                row = self._row(known, now, resource_id, incomplete)
-                tables.upsert(connection, [row if stored is None else _after(connection, row, stored)])
+            if newest is not base:
+                row = self._row(newest, now, resource_id, incomplete)
+                queries.upsert_runs(connection, [row if stored is None else _replacement(connection, row, stored)])
             elif stored is not None and incomplete != stored.incomplete:
-                tables.mark_incomplete(connection, trace_id, incomplete, ended, now)
-        self._replace_fragments(connection, loose, waiting, tenant, now)
+                queries.update_incomplete(connection, trace_id, incomplete, ended, now)
+        _replace_fragments(connection, fragments, waiting, tenant, now)
         return None
 
-    def _replace_fragments(
-        self,
-        connection: sqlite3.Connection,
-        before: Sequence[Span],
-        after: Sequence[Span],
-        tenant: str,
-        now: int,
-    ) -> None:
-        """Makes the fragments of a trace those in after; what was there before keeps its place and time."""
-        there, staying = {id(span) for span in before}, {id(span) for span in after}
-        tables.delete_fragments(connection, [span for span in before if id(span) not in staying], tenant)
-        tables.insert_fragments(
-            connection, [span for span in after if id(span) not in there], tenant, REVISION_ROLES, now
-        )
 
-
-def _read(spans: Sequence[Span]) -> VerifiedRun | None:
+def _verify(spans: Sequence[Span]) -> VerifiedRun | None:
     try:
         return verify_run(spans)
     except (TraceIncomplete, NotFound):
         return None
 
 
-def _too_few(connection: sqlite3.Connection, trace_id: bytes, tenant: str, coming: int) -> bool:
-    """Whether every head that waits for its steps needs more of them than wait beside it and are coming."""
-    there = tables.count_steps(connection, trace_id, tenant) + coming
-    return all(steps_named(head) > there for head in tables.revision_spans(connection, trace_id, tenant))
+def _role(span: Span) -> str:
+    """Return the role, "" when it is no text."""
+    role = span.attributes().get(ROLE)
+    return role if type(role) is str else ""
 
 
-def _ranks_above(row: Row, stored: tables.RevisionState | tables.StoredRow) -> bool:
-    """Of one revision with two contents, the later to arrive counts."""
+def _is_revision_span(span: Span) -> bool:
+    return _role(span) in REVISION_ROLES
+
+
+def _rank(span: Span) -> int:
+    """Return the revision of a revision span; above all of them for any other span, which belongs to no revision."""
+    return revision_of(span.attributes()) if _is_revision_span(span) else 2 * ROOT_REVISION
+
+
+def _tenant_refusal(tenant: object, sender: str) -> str | None:
+    return None if tenant == sender else f"the run is of tenant {tenant!r}, the sender of {sender!r}"
+
+
+def _revision_refusal(revision: int) -> str | None:
+    return f"revision {revision} follows from no time of observation" if revision > _MAX_REVISION else None
+
+
+def _spans_refusal(spans: Sequence[Span], tenant: str) -> str | None:
+    """Return why spans are rejected: a revision span among them is of another tenant, or of another trace id."""
+    for span in spans:
+        if not _is_revision_span(span):
+            continue
+        attributes = span.attributes()
+        reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(revision_of(attributes))
+        if reason:
+            return reason
+        run_id = attributes.get(RUN_ID)
+        if type(run_id) is not str or run_ids(run_id, tenant).trace_id != span.trace_id:
+            return f"its trace id does not follow from run id {run_id!r}"
+    return None
+
+
+def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
+    data = TracesData()
+    resource_spans = data.resource_spans.add()
+    if resource:
+        resource_spans.resource.CopyFrom(Resource.FromString(resource))
+    resource_spans.scope_spans.append(ScopeSpans.FromString(span_bytes(span)))
+    return ForeignSpan(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
+
+
+def _is_too_short(connection: sqlite3.Connection, trace: _TraceSpans, tenant: str) -> bool:
+    """Return whether no pending revision span could be completed by the stored fragments and these step spans."""
+    if any(map(_is_revision_span, trace.spans)):
+        return False
+    count = queries.count_step_fragments(connection, trace.trace_id, tenant) + len(trace.spans)
+    pending = queries.revision_span_fragments(connection, trace.trace_id, tenant)
+    return all(manifest_length(span) > count for span in pending)
+
+
+def _ranks_above(row: RunRow, stored: RevisionState) -> bool:
+    """Return whether a row ranks above the stored one. Of two documents at one revision the later to arrive counts."""
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
 
 
-def _after(connection: sqlite3.Connection, row: Row, stored: tables.RevisionState | tables.StoredRow) -> Row:
-    """The row that takes the place of a stored one; of its own revision it remembers what was there."""
+def _replacement(connection: sqlite3.Connection, row: RunRow, stored: RevisionState | StoredRow) -> RunRow:
+    """Return the row that replaces a stored one. At the same revision it keeps the digest of the stored document."""
     if row.revision != stored.revision:
         return row
-    before = tables.superseded(connection, row.trace_id)
+    superseded = queries.superseded_digests(connection, row.trace_id)
     if row.digest != stored.digest:
-        before = with_digest(before, stored.digest)
-    return row._replace(superseded=before)
+        superseded = queries.add_digest(superseded, stored.digest)
+    return row._replace(superseded=superseded)
+
+
+def _replace_fragments(
+    connection: sqlite3.Connection, before: Sequence[Span], after: Sequence[Span], tenant: str, now: int
+) -> None:
+    """Replace the fragments of a trace; those that stay keep their order and time of arrival."""
+    before_ids, after_ids = {id(span) for span in before}, {id(span) for span in after}
+    queries.delete_fragments(connection, [span for span in before if id(span) not in after_ids], tenant)
+    queries.insert_fragments(connection, [span for span in after if id(span) not in before_ids], tenant, now)

@@ -1,4 +1,7 @@
-"""The statements that write and look up rows, for many at once: what is there already is usually nothing."""
+"""The rows of the store's tables, and the statements that write and look them up, for many traces at once.
+
+Almost always nothing is stored of the traces that arrive, so a look-up takes many ids.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,79 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from runspan.backends.sqlite.rows import Row, bytes_to_lines, fingerprint, lines_to_bytes, pack_span, unpack_span
-from runspan.codec.fields import ROLE
-from runspan.model.span import Span
+import msgspec
+
+from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
+from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, sort_time, str_or_none
+from runspan.model.ids import run_ids
+from runspan.model.run import Run
+from runspan.model.span import Event, Link, Span, to_plain
+from runspan.model.timestamps import parse_ns
 from runspan.otlp.protobuf_reader import ForeignSpan
 
 T = TypeVar("T")
 
-_SIZES = (64, 8, 1)
-"""How many ids a look-up takes: few forms, so that each is prepared once."""
+REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
+
+_CHUNK_SIZES: Final = (64, 8, 1)
+"""How many ids a look-up takes: few sizes, so that each statement is prepared once."""
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    start = 0
+    for size in _CHUNK_SIZES:
+        while len(items) - start >= size:
+            yield items[start : start + size]
+            start += size
+
+
+@cache
+def _in_sql(select: str, count: int) -> str:
+    return f"{select} IN ({', '.join('?' * count)})"
+
+
+# Runs.
+
+
+class RunRow(NamedTuple):
+    """The columns of a run, in the order in which statements name them. Text is UTF-8, so it sorts by code point."""
+
+    trace_id: bytes
+    tenant: bytes
+    run_id: bytes
+    workflow_id: bytes | None
+    status: bytes | None
+    time: int
+    """The sort time, see ``contracts.RunQuery``."""
+    ended: int
+    """When retention begins to count, see ``retention_start``."""
+    revision: int
+    digest: bytes
+    """The first half of the document's SHA-256, which distinguishes a changed document from the same."""
+    summary: bytes
+    document: bytes
+    """The canonical text, compressed."""
+    step_ids: bytes | None
+    """See ``StoredRevision.packed_step_ids``."""
+    incomplete: bytes | None
+    """What is missing of a newer revision that is not proved, one line each; None without such a revision."""
+    written_at: int
+    resource_id: int | None
+    observed_at: int | None
+    """When a pending or running run was last observed; None for any other run."""
+    superseded: bytes | None
+    """The digests of earlier documents of this very revision, the latest last."""
+
+    def with_revision(self, revision: int) -> RunRow:
+        """Return the row with another revision."""
+        observed_at = None if self.observed_at is None else observed_time(revision)
+        return self._replace(revision=revision, observed_at=observed_at)
 
 
 class RevisionState(NamedTuple):
-    """Which revision of a run is stored. step_ids: the column."""
+    """Which revision of a run is stored."""
 
     revision: int
     digest: bytes
@@ -28,7 +89,7 @@ class RevisionState(NamedTuple):
 
 
 class StoredRow(NamedTuple):
-    """A stored run as its columns tell it, the document still compressed. step_ids: the column."""
+    """A stored run, its document still compressed."""
 
     run_id: str
     tenant: str
@@ -40,36 +101,98 @@ class StoredRow(NamedTuple):
     resource_id: int | None
 
 
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    at = 0
-    for size in _SIZES:
-        while len(items) - at >= size:
-            yield items[at : at + size]
-            at += size
+_DIGEST_BYTES: Final = 16
+_MAX_SUPERSEDED: Final = 32
 
 
-_NAMES = ", ".join(Row._fields)
-_NEWER = {
-    # What was seen of a run stays seen, however the revisions of several senders interleave.
+def run_row(
+    run: Run,
+    tenant: str,
+    revision: int,
+    document: bytes,
+    *,
+    written_at: int,
+    step_ids: bytes | None = None,
+    incomplete: tuple[str, ...] = (),
+    resource_id: int | None = None,
+) -> RunRow:
+    """Return the row of a run. document: its text, compressed."""
+    envelope = run.envelope
+    workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
+    return RunRow(
+        run_ids(envelope.id, tenant).trace_id,
+        tenant.encode(),
+        envelope.id.encode(),
+        None if workflow_id is None else workflow_id.encode(),
+        None if status is None else status.encode(),
+        sort_time(envelope),
+        retention_start(envelope, written_at),
+        revision,
+        sha256(run.text).digest()[:_DIGEST_BYTES],
+        run.summary(),
+        document,
+        step_ids,
+        lines_to_bytes(incomplete),
+        written_at,
+        resource_id,
+        observed_time(revision) if status in LIVE_RUN_STATUSES else None,
+        None,
+    )
+
+
+def retention_start(envelope: Envelope, written_at: int) -> int:
+    """Return when retention begins to count: at the end of a run that has ended, else when it was written.
+
+    A run may wait for an approval longer than the retention period, and must still be stored when it goes on.
+    """
+    if str_or_none(envelope.status) not in TERMINAL_RUN_STATUSES:
+        return written_at
+    completed = str_or_none(envelope.completed_at)
+    return (completed and parse_ns(completed)) or sort_time(envelope) or written_at
+
+
+def split_digests(superseded: bytes | None) -> list[bytes]:
+    """Return the digests in the column ``superseded``."""
+    content = superseded or b""
+    return [content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)]
+
+
+def add_digest(superseded: bytes | None, digest: bytes) -> bytes:
+    """Return the column ``superseded`` with one more digest; only the latest are kept."""
+    return b"".join([*[found for found in split_digests(superseded) if found != digest], digest][-_MAX_SUPERSEDED:])
+
+
+def lines_to_bytes(lines: tuple[str, ...]) -> bytes | None:
+    """Return the column ``incomplete``."""
+    return "\n".join(line.replace("\n", " ") for line in lines).encode() if lines else None
+
+
+def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
+    """Return the lines in the column ``incomplete``."""
+    return tuple(content.decode().split("\n")) if content else ()
+
+
+_COLUMNS: Final = ", ".join(RunRow._fields)
+_CONFLICT_VALUES: Final = {
+    # An observation stays, however the revisions of several senders interleave.
     "observed_at": "iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)",
 }
-_UPDATES = ", ".join(f"{name} = {_NEWER.get(name, f'excluded.{name}')}" for name in Row._fields if name != "trace_id")
-_INSERT = f"INSERT INTO runs ({_NAMES}) VALUES ({', '.join('?' * len(Row._fields))})"  # noqa: S608 only names and marks
-_UPSERT = f"{_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES}"
+_UPDATES: Final = ", ".join(
+    f"{name} = {_CONFLICT_VALUES.get(name, f'excluded.{name}')}" for name in RunRow._fields if name != "trace_id"
+)
+_INSERT: Final = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(RunRow._fields))})"  # noqa: S608 a constant
+_UPSERT: Final = f"{_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES}"
 
 
-@cache
-def _in_sql(select: str, count: int) -> str:
-    return f"{select} IN ({', '.join('?' * count)})"
-
-
-def upsert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
-    """Writes rows, in place of what is stored of their traces."""
+def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
+    """Write rows, in place of the stored runs of their traces."""
     connection.executemany(_UPSERT, rows)
 
 
-def seen_again(connection: sqlite3.Connection, trace_id: bytes, revision: int, observed_at: int, now: int) -> None:
-    """A run that has not ended was seen again as it is stored. revision: which the stored one is now."""
+def update_observation(
+    connection: sqlite3.Connection, trace_id: bytes, revision: int, observed_at: int, now: int
+) -> None:
+    """Record that an unfinished run was observed again as it is stored. revision: its revision from now on."""
     connection.execute(
         "UPDATE runs SET written_at = ?1, ended = ?1, observed_at = max(observed_at, ?2), revision = ?3,"
         " superseded = iif(revision = ?3, superseded, NULL) WHERE trace_id = ?4",
@@ -77,24 +200,24 @@ def seen_again(connection: sqlite3.Connection, trace_id: bytes, revision: int, o
     )
 
 
-def mark_incomplete(
+def update_incomplete(
     connection: sqlite3.Connection, trace_id: bytes, incomplete: tuple[str, ...], ended: int, now: int
 ) -> None:
-    """What is missing of newer revisions than the stored one, and when retention begins to count."""
+    """Record what is missing of newer revisions than the stored one, and when retention begins to count."""
     connection.execute(
         "UPDATE runs SET incomplete = ?, ended = ?, written_at = ? WHERE trace_id = ?",
         (lines_to_bytes(incomplete), ended, now, trace_id),
     )
 
 
-def superseded(connection: sqlite3.Connection, trace_id: bytes) -> bytes | None:
-    """The column of that name of a stored run."""
+def superseded_digests(connection: sqlite3.Connection, trace_id: bytes) -> bytes | None:
+    """Return the column ``superseded`` of a stored run."""
     row = connection.execute("SELECT superseded FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
     return None if row is None else row[0]
 
 
-def states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, RevisionState]:
-    """The stored revisions of these traces; traces without a run are left out."""
+def revision_states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, RevisionState]:
+    """Return the stored revisions of these traces; traces without a run are left out."""
     found: dict[bytes, RevisionState] = {}
     for chunk in _chunks(trace_ids):
         sql = _in_sql("SELECT trace_id, revision, digest, step_ids FROM runs WHERE trace_id", len(chunk))
@@ -103,17 +226,8 @@ def states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[b
     return found
 
 
-def with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
-    """Those of these traces that have fragments of this tenant."""
-    found: set[bytes] = set()
-    for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT DISTINCT trace_id FROM fragments WHERE tenant = ? AND trace_id", len(chunk))
-        found.update([trace_id for (trace_id,) in connection.execute(sql, (tenant.encode(), *chunk))])
-    return found
-
-
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
-    """The run of a trace."""
+    """Return the run of a trace."""
     row = connection.execute(
         "SELECT run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id"
         " FROM runs WHERE trace_id = ?",
@@ -122,69 +236,68 @@ def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | N
     if row is None:
         return None
     run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id = row
-    return StoredRow(
-        run_id.decode(),
-        tenant.decode(),
-        revision,
-        digest,
-        document,
-        step_ids,
-        bytes_to_lines(incomplete),
-        resource_id,
-    )
+    lines = bytes_to_lines(incomplete)
+    return StoredRow(run_id.decode(), tenant.decode(), revision, digest, document, step_ids, lines, resource_id)
 
 
-def resource_number(connection: sqlite3.Connection, content: bytes) -> int:
-    """The id of a resource, which is stored once."""
+def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
+    """Return the id of a resource, which is stored once."""
     connection.execute("INSERT OR IGNORE INTO resources (content) VALUES (?)", (content,))
-    number: int = connection.execute("SELECT id FROM resources WHERE content = ?", (content,)).fetchone()[0]
-    return number
+    row: tuple[int] = connection.execute("SELECT id FROM resources WHERE content = ?", (content,)).fetchone()
+    return row[0]
 
 
 # Fragments.
 
+_OWN_PREFIX: Final = "runspan."
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
 
-def fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
-    """The fragments of a trace in order of arrival."""
+
+def fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[Span]:
+    """Return the fragments of a trace in order of arrival. tenant: None for those of every tenant."""
     rows = connection.execute(
-        "SELECT span FROM fragments WHERE trace_id = ? AND tenant = ? ORDER BY id", (trace_id, tenant.encode())
+        "SELECT span FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) ORDER BY id",
+        (trace_id, None if tenant is None else tenant.encode()),
     )
     return [unpack_span(content) for (content,) in rows]
 
 
-def all_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[Span]:
-    """The fragments of a trace; of every tenant without one."""
-    rows = connection.execute("SELECT tenant, span FROM fragments WHERE trace_id = ? ORDER BY id", (trace_id,))
-    return [unpack_span(span) for owner, span in rows if tenant is None or owner == tenant.encode()]
-
-
-def revision_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
-    """The heads among the fragments of a trace."""
+def revision_span_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
+    """Return the revision spans among the fragments of a trace."""
     rows = connection.execute(
-        "SELECT span FROM fragments WHERE trace_id = ? AND tenant = ? AND head", (trace_id, tenant.encode())
+        "SELECT span FROM fragments WHERE trace_id = ? AND tenant = ? AND is_revision_span",
+        (trace_id, tenant.encode()),
     )
     return [unpack_span(content) for (content,) in rows]
 
 
-def count_steps(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> int:
-    """How many of the fragments of a trace are steps."""
-    sql = "SELECT count(*) FROM fragments WHERE trace_id = ? AND tenant = ? AND NOT head"
+def count_step_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> int:
+    """Return how many of the fragments of a trace are step spans."""
+    sql = "SELECT count(*) FROM fragments WHERE trace_id = ? AND tenant = ? AND NOT is_revision_span"
     return int(connection.execute(sql, (trace_id, tenant.encode())).fetchone()[0])
 
 
-def insert_fragments(
-    connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, heads: frozenset[str], now: int
-) -> None:
-    """Keeps fragments. One that is there already counts as arrived anew."""
+def traces_with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
+    """Return those of these traces that have fragments of this tenant."""
+    found: set[bytes] = set()
+    for chunk in _chunks(trace_ids):
+        sql = _in_sql("SELECT DISTINCT trace_id FROM fragments WHERE tenant = ? AND trace_id", len(chunk))
+        found.update([trace_id for (trace_id,) in connection.execute(sql, (tenant.encode(), *chunk))])
+    return found
+
+
+def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, now: int) -> None:
+    """Store fragments. One that is stored already counts as arrived now."""
     connection.executemany(
-        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, head, received_at, span)"
+        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, span)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
                 span.trace_id,
                 tenant.encode(),
                 fingerprint(span),
-                span.attributes().get(ROLE) in heads,
+                span.attributes().get(ROLE) in REVISION_ROLES,
                 now,
                 pack_span(span),
             )
@@ -194,29 +307,88 @@ def insert_fragments(
 
 
 def delete_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str) -> None:
-    """Forgets fragments."""
+    """Delete fragments."""
     connection.executemany(
         "DELETE FROM fragments WHERE trace_id = ? AND tenant = ? AND fingerprint = ?",
         [(span.trace_id, tenant.encode(), fingerprint(span)) for span in spans],
     )
 
 
+def fingerprint(span: Span) -> bytes:
+    """Return 16 bytes for what the decoder reads of a span: a Collector that adds attributes does not change them."""
+    own = [(key, to_plain(value)) for key, value in span.pairs() if key.startswith(_OWN_PREFIX)]
+    pairs = sorted(own, key=lambda pair: (pair[0], repr(pair[1])))
+    return sha256(_pack((span.span_id, span.start, span.end, pairs))).digest()[:_DIGEST_BYTES]
+
+
+def pack_span(span: Span) -> bytes:
+    """Return a span as bytes, for the table of fragments."""
+    return _pack(
+        (
+            span.trace_id,
+            span.span_id,
+            span.parent_id,
+            span.name,
+            span.kind,
+            span.start,
+            span.end,
+            span.status,
+            span.message,
+            _plain_pairs(span.pairs()),
+            [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events],
+            [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links],
+        )
+    )
+
+
+def unpack_span(content: bytes) -> Span:
+    """Return the span that ``pack_span`` wrote."""
+    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links = _unpack(content)
+    return Span(
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=parent_id,
+        name=name,
+        kind=kind,
+        start=start,
+        end=end,
+        status=status,
+        message=message,
+        shared=(),
+        own=_tuples(own),
+        events=tuple([Event(name, time, _tuples(attributes)) for name, time, attributes in events]),
+        links=tuple([Link(trace_id, span_id, _tuples(attributes)) for trace_id, span_id, attributes in links]),
+    )
+
+
+def _plain_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return [(key, to_plain(value)) for key, value in pairs]
+
+
+def _tuples(pairs: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple([(key, value) for key, value in pairs])
+
+
 # Foreign spans.
 
 
 def foreign_row(item: ForeignSpan, tenant: str, now: int, compressed: bytes) -> tuple[Any, ...]:
-    """The row of a foreign span. Its digest tells two versions of one span apart and keeps one of equal ones."""
-    return (item.trace_id, tenant.encode(), item.span_id, sha256(item.otlp).digest()[:16], now, compressed)
+    """Return the row of a foreign span. Its digest distinguishes two versions of one span."""
+    digest = sha256(item.otlp).digest()[:_DIGEST_BYTES]
+    return (item.trace_id, tenant.encode(), item.span_id, digest, now, compressed)
 
 
 def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Keeps foreign spans; those that are there already change nothing."""
+    """Store foreign spans, except for those that are stored already."""
     columns = "trace_id, tenant, span_id, digest, received_at, otlp"
-    insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 only names
+    insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 a constant
     connection.executemany(insert, rows)
 
 
-def foreign_of(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:
-    """The foreign spans of a trace, compressed; of every tenant without one."""
-    rows = connection.execute("SELECT tenant, otlp FROM foreign_spans WHERE trace_id = ? ORDER BY id", (trace_id,))
-    return [otlp for owner, otlp in rows if tenant is None or owner == tenant.encode()]
+def foreign_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:
+    """Return the foreign spans of a trace, compressed. tenant: None for those of every tenant."""
+    rows = connection.execute(
+        "SELECT otlp FROM foreign_spans WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) ORDER BY id",
+        (trace_id, None if tenant is None else tenant.encode()),
+    )
+    return [content for (content,) in rows]

@@ -1,7 +1,12 @@
-"""A revision of a run as the store knows it, and its spans, made again under the ids that they came with; no I/O.
+"""A stored revision of a run, and what it becomes when further spans of the trace arrive; no I/O.
 
-Which steps have a span is the manifest's to say, and which head a revision has is the revision's: both may come from a
-version of runspan for which other statuses end a step or a run, and what it sent must come back as it was.
+The stored document proves the spans that it was read from, so only those that are needed are made from it again, under
+the ids that they came with. The manifest says which steps have a span, and the revision says which revision span there
+is: both may come from a version of runspan for which other statuses end a step or a run.
+
+Fragments are spans that arrived before their revision span or before other spans of its manifest, and steps that only
+an older or a newer revision than the stored one has. A sender whose step span was accepted never sends it again, so no
+step is deleted before the stored document has it.
 """
 
 from __future__ import annotations
@@ -10,12 +15,24 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import NamedTuple
 
-from runspan.codec.attributes import AttributeDecodeError, decode_text
-from runspan.codec.decode import VerifiedRun
+from runspan.backends.sqlite.queries import REVISION_ROLES
+from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text
+from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.encode import RunEncoder, content_step_ids
-from runspan.codec.fields import DIGEST, MANIFEST, OPEN_STEP_MARK, REVISION, ROOT_REVISION, STEP_TABLE, observed_time
+from runspan.codec.fields import (
+    DIGEST,
+    MANIFEST,
+    OPEN_STEP_MARK,
+    REVISION,
+    ROLE,
+    ROOT_REVISION,
+    STEP_TABLE,
+    observed_time,
+)
 from runspan.codec.span_templates import step_template
+from runspan.errors import TraceIncomplete
 from runspan.model.document import TERMINAL_STEP_STATUSES, Step
 from runspan.model.run import Run
 from runspan.model.span import Span, Value
@@ -27,12 +44,13 @@ _NO_ID = bytes(_ID_BYTES)
 
 @dataclass(frozen=True)
 class StoredRevision:
-    """A proved revision. names: of each step the id of its span, empty for a step without."""
+    """A proved revision of a run."""
 
     run: Run
     tenant: str
     revision: int
-    names: Sequence[bytes]
+    step_ids: Sequence[bytes]
+    """The id of the span of each step, empty for a step without one."""
 
     @cached_property
     def digest(self) -> str:
@@ -42,94 +60,252 @@ class StoredRevision:
     @cached_property
     def steps(self) -> dict[bytes, Step]:
         """The steps that have a span, by its id, in order."""
-        return {name: step for name, step in zip(self.names, self.run.steps, strict=True) if name}
+        return {span_id: step for span_id, step in zip(self.step_ids, self.run.steps, strict=True) if span_id}
 
-    def packed_span_ids(self) -> bytes | None:
-        """The column ``step_ids``: None when ``encode`` gives the same, the ids alone when it gives other ids to the
-        same steps, else an id or a zero for each step."""
-        ids = [name for name in self.names if name]
-        usual = len(ids) == len(self.names) or [bool(name) for name in self.names] == _ended(self.run)
-        if not usual:
-            return b"".join([name or _NO_ID for name in self.names])
+    def packed_step_ids(self) -> bytes | None:
+        """Return the column ``step_ids``.
+
+        None when ``encode`` gives the same ids, the ids alone when it gives other ids to the same steps, else an id or
+        a zero for each step.
+        """
+        ids = [span_id for span_id in self.step_ids if span_id]
+        if len(ids) != len(self.step_ids) and [bool(span_id) for span_id in self.step_ids] != _ended(self.run):
+            return b"".join([span_id or _NO_ID for span_id in self.step_ids])
         content_ids = RunEncoder(self.run, self.tenant).step_ids()
-        same = all(name == content_id for name, content_id in zip(ids, content_ids, strict=True))
+        same = all(span_id == content_id for span_id, content_id in zip(ids, content_ids, strict=True))
         return None if same else b"".join(ids)
 
 
 def from_run(run: Run, tenant: str, revision: int) -> StoredRevision:
-    """A revision as ``encode`` writes it."""
-    return from_verified(run, tenant, revision, None)
+    """Return a revision as ``encode`` writes it."""
+    return from_row(run, tenant, revision, None)
 
 
-def from_verified(run: Run, tenant: str, revision: int, step_ids: bytes | None) -> StoredRevision:
-    """A revision from its columns. ValueError when the ids are not those of its steps."""
-    if step_ids is None:
+def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None) -> StoredRevision:
+    """Return a revision from its columns. Raise ValueError when the ids are not those of its steps."""
+    if packed_step_ids is None:
         ids = content_step_ids(run, tenant)
     else:
-        ids = [step_ids[at : at + _ID_BYTES] for at in range(0, len(step_ids), _ID_BYTES)]
+        ids = [packed_step_ids[start : start + _ID_BYTES] for start in range(0, len(packed_step_ids), _ID_BYTES)]
     steps = run.steps
     if len(ids) == len(steps):
-        names = [b"" if name == _NO_ID else name for name in ids]
-    else:
-        ended = _ended(run)
-        if len(ids) != sum(ended):
-            raise ValueError(f"{len(ids)} step ids for {sum(ended)} of {len(steps)} steps")
-        given = iter(ids)
-        names = [next(given) if has_ended else b"" for has_ended in ended]
-    return StoredRevision(run, tenant, revision, names)
+        return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids])
+    ended = _ended(run)
+    if len(ids) != sum(ended):
+        raise ValueError(f"{len(ids)} step ids for {sum(ended)} of {len(steps)} steps")
+    remaining = iter(ids)
+    return StoredRevision(run, tenant, revision, [next(remaining) if has_ended else b"" for has_ended in ended])
 
 
-def from_row(decoded: VerifiedRun, spans: Sequence[Span]) -> StoredRevision:
-    """What was decoded. spans: its head among them."""
-    known = StoredRevision(decoded.run, decoded.tenant, decoded.revision, decoded.step_ids)
-    if len(known.names) == len(known.run.steps):
-        return known
-    return replace(known, names=_manifest(known, spans))
+def from_verified(verified: VerifiedRun, spans: Sequence[Span]) -> StoredRevision:
+    """Return what was decoded. spans: its revision span among them."""
+    revision = StoredRevision(verified.run, verified.tenant, verified.revision, verified.step_ids)
+    if len(revision.step_ids) == len(revision.run.steps):
+        return revision
+    return replace(revision, step_ids=_manifest(revision, spans))
 
 
-def to_spans(known: StoredRevision) -> list[Span]:
-    """The spans that a revision was read from, the attempts that its steps tell, and the head last."""
-    revision = known.revision
+def to_spans(stored: StoredRevision) -> list[Span]:
+    """Return the spans that a revision was read from, the attempts of its steps, and the revision span last."""
+    revision = stored.revision
     encoder = RunEncoder(
-        known.run, known.tenant, after_root=revision > ROOT_REVISION, is_root=revision == ROOT_REVISION
+        stored.run, stored.tenant, after_root=revision > ROOT_REVISION, is_root=revision == ROOT_REVISION
     )
-    ids = [name for name in known.names if name]
-    return encoder.spans(observed_time(revision), ids, [bool(name) for name in known.names])
+    ids = [span_id for span_id in stored.step_ids if span_id]
+    return encoder.spans(observed_time(revision), ids, [bool(span_id) for span_id in stored.step_ids])
 
 
-def step_spans(known: StoredRevision, names: Container[bytes] | None = None) -> list[Span]:
-    """The step spans of a revision. names: only these."""
-    encoder = RunEncoder(known.run, known.tenant)
+def step_spans(stored: StoredRevision, span_ids: Container[bytes] | None = None) -> list[Span]:
+    """Return the step spans of a revision. span_ids: only these; None for all."""
+    encoder = RunEncoder(stored.run, stored.tenant)
     return [
-        encoder.step_span(step, name, step_template(STEP_TABLE.get_labels(step)))
-        for name, step in known.steps.items()
-        if names is None or name in names
+        encoder.step_span(step, span_id, step_template(STEP_TABLE.get_labels(step)))
+        for span_id, step in stored.steps.items()
+        if span_ids is None or span_id in span_ids
     ]
 
 
 def revision_of(attributes: Mapping[str, Value]) -> int:
-    """The revision that a head's attributes tell; -1 when none is an integer."""
+    """Return the revision in the attributes of a revision span; -1 when it is no integer."""
     revision = attributes.get(REVISION)
     return revision if type(revision) is int else -1
+
+
+def manifest_length(revision_span: Span) -> int:
+    """Return how many step spans a revision span needs; 0 when its manifest cannot be read."""
+    try:
+        manifest = decode_text(revision_span.attributes(), MANIFEST) or b""
+    except AttributeDecodeError:
+        return 0
+    return (len(manifest) - manifest.count(b".")) // len(OPEN_STEP_MARK)
 
 
 def _ended(run: Run) -> list[bool]:
     return [step.status in TERMINAL_STEP_STATUSES for step in run.steps]
 
 
-def _manifest(known: StoredRevision, spans: Sequence[Span]) -> list[bytes]:
-    """The names in the manifest of its head. known: with the names of the steps that have a span."""
-    size = len(OPEN_STEP_MARK)
+def _manifest(revision: StoredRevision, spans: Sequence[Span]) -> list[bytes]:
+    """Return the span ids in the manifest of a revision, which has those of the steps with a span only."""
+    digits = len(OPEN_STEP_MARK)
     for span in reversed(spans):
         attributes = span.attributes()
-        if attributes.get(DIGEST) != known.digest or revision_of(attributes) != known.revision:
+        if attributes.get(DIGEST) != revision.digest or revision_of(attributes) != revision.revision:
             continue
         try:
             manifest = (decode_text(attributes, MANIFEST) or b"").decode()
-            parts = [manifest[at : at + size] for at in range(0, len(manifest), size)]
-            names = [b"" if part == OPEN_STEP_MARK else bytes.fromhex(part) for part in parts]
+            parts = [manifest[start : start + digits] for start in range(0, len(manifest), digits)]
+            span_ids = [b"" if part == OPEN_STEP_MARK else bytes.fromhex(part) for part in parts]
         except (AttributeDecodeError, ValueError):
-            continue  # another head that tells the same digest
-        if len(names) == len(known.run.steps) and [name for name in names if name] == known.names:
-            return names
-    raise ValueError("the head that was decoded is not among the spans")
+            continue  # another revision span with the same digest
+        if len(span_ids) == len(revision.run.steps) and [each for each in span_ids if each] == revision.step_ids:
+            return span_ids
+    raise ValueError("the revision span that was decoded is not among the spans")
+
+
+# Merging.
+
+_SpanAttributes = tuple[Span, dict[str, Value]]
+
+
+class MergeResult(NamedTuple):
+    """The state of a trace."""
+
+    revision: StoredRevision | None
+    """The newest revision proved, which may be the stored one itself; None when none is proved."""
+    incomplete: tuple[str, ...]
+    """What is missing of newer revisions, one line each."""
+    fragments: list[Span]
+    """The spans that must wait for others, in order of arrival."""
+
+
+def merge_fragments(
+    stored: StoredRevision | None, fragments: Sequence[Span], superseded: Sequence[bytes] = ()
+) -> MergeResult:
+    """Return the state of a trace with a stored revision and fragments, which are in order of arrival.
+
+    A step span waits unless the document has it: its revision span may be on the way. A revision span waits only while
+    it ranks above the proved revision, since no older one is ever read. The stored revision is not proved again, so it
+    stays readable whatever arrives.
+
+    superseded: digests of documents that the stored one has replaced at its own revision. A revision span with one of
+    these that arrives alone is most likely a repeated delivery; so it waits, but does not make the stored document
+    incomplete.
+    """
+    pairs = [(span, span.attributes()) for span in fragments]
+    try:
+        newest, missing = _prove(stored, pairs)
+    except TraceIncomplete:
+        return MergeResult(None, (), list(fragments))
+    incomplete = missing
+    if missing and superseded and stored is not None:
+        incomplete = _prove(stored, [pair for pair in pairs if not _has_digest(pair[1], superseded)])[1]
+    waiting = []
+    if stored is not None and newest.revision != stored.revision:
+        waiting += superseded_steps(stored, newest)
+    steps = newest.steps
+    for span, attributes in pairs:
+        if attributes.get(ROLE) in REVISION_ROLES:
+            if missing and _ranks_above(attributes, newest):
+                waiting.append(span)
+        elif span.span_id not in steps or not _has_step(span, attributes, steps[span.span_id]):
+            waiting.append(span)
+    return MergeResult(newest, incomplete, waiting)
+
+
+def superseded_steps(before: StoredRevision, after: StoredRevision) -> list[Span]:
+    """Return the step spans of one revision that another does not have."""
+    span_ids = superseded_step_ids(before, after)
+    return step_spans(before, span_ids) if span_ids else []
+
+
+def superseded_step_ids(before: StoredRevision, after: StoredRevision) -> set[bytes]:
+    """Return the ids of ``superseded_steps``."""
+    steps = after.steps
+    return {span_id for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)}
+
+
+def is_exact_match(verified: VerifiedRun, spans: Sequence[Span]) -> bool:
+    """Return whether the document was read from exactly these spans: its steps, each once, and its revision span."""
+    step_ids = set(verified.step_ids)
+    return (
+        not verified.incomplete
+        and len(spans) == len(step_ids) + 1 == len(verified.step_ids) + 1
+        and len(step_ids.union([span.span_id for span in spans])) == len(spans)
+    )
+
+
+def _prove(stored: StoredRevision | None, pairs: Sequence[_SpanAttributes]) -> tuple[StoredRevision, tuple[str, ...]]:
+    """Return the newest revision and what is missing of newer ones.
+
+    Raise TraceIncomplete when no revision is stored and none is proved.
+    """
+    spans = [span for span, _ in pairs]
+    if stored is None:
+        verified = verify_run(spans)
+        return from_verified(verified, spans), verified.incomplete
+    # A revision span of the stored document counts as an arrival of that document.
+    repeated = max([index for index, (_, attributes) in enumerate(pairs) if _is_of(attributes, stored)], default=-1)
+    spans = []
+    has_newer = False
+    for index, (span, attributes) in enumerate(pairs):
+        if attributes.get(ROLE) not in REVISION_ROLES:
+            spans.append(span)
+        elif _ranks_above(attributes, stored) and (index > repeated or revision_of(attributes) > stored.revision):
+            spans.append(span)
+            has_newer = True
+    if not has_newer:
+        return stored, ()
+    try:
+        verified = verify_run([*step_spans(stored), *spans])
+    except TraceIncomplete as error:
+        return stored, error.missing
+    return from_verified(verified, spans), verified.incomplete
+
+
+def _ranks_above(attributes: Mapping[str, Value], stored: StoredRevision) -> bool:
+    """Return whether a revision span has a newer revision, or another document at the same revision."""
+    revision = revision_of(attributes)
+    return revision > stored.revision or (revision == stored.revision and attributes.get(DIGEST) != stored.digest)
+
+
+def _is_of(attributes: Mapping[str, Value], stored: StoredRevision) -> bool:
+    """Return whether these are the attributes of a revision span of this very revision."""
+    same = attributes.get(DIGEST) == stored.digest and revision_of(attributes) == stored.revision
+    return same and attributes.get(ROLE) in REVISION_ROLES
+
+
+def _has_digest(attributes: Mapping[str, Value], digests: Sequence[bytes]) -> bool:
+    digest = attributes.get(DIGEST)
+    return isinstance(digest, str) and any(digest.startswith(found.hex()) for found in digests)
+
+
+def _has_step(span: Span, attributes: dict[str, Value], step: Step) -> bool:
+    """Return whether a span carries this step: a Collector that adds attributes does not change it."""
+    try:
+        return _same_step(decode_step(span, attributes), step)
+    except AttributeDecodeError:
+        return False
+
+
+def _same_step(one: Step | None, other: Step) -> bool:
+    return one == other and one is not None and one.extra == other.extra
+
+
+# Revision numbers.
+
+
+def first_revision(run: Run, observed_at: int) -> int:
+    """Return the revision of a document that is the first of its run."""
+    return ROOT_REVISION if run.finished else observed_at
+
+
+def next_revision(stored: int, run: Run, observed_at: int) -> int:
+    """Return the revision of a changed document: always above the stored one."""
+    if stored >= ROOT_REVISION:
+        return max(ROOT_REVISION + observed_at, stored + 1)
+    return first_revision(run, max(observed_at, stored + 1))
+
+
+def repeated_revision(stored: int, observed_at: int) -> int:
+    """Return the revision of an unfinished run that was observed again as it is stored."""
+    return max(stored, observed_at + (ROOT_REVISION if stored >= ROOT_REVISION else 0))

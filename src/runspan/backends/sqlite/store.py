@@ -1,53 +1,54 @@
-"""``SqliteStore``: the embedded store as readers and writers see it, put together from its parts."""
+"""``SqliteStore``: the embedded store as its readers and writers see it."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
-from runspan.backends.sqlite import retention
-from runspan.backends.sqlite.compression import Compression, DictionaryTrainer, load_dictionaries
+from runspan.backends.sqlite import queries, retention
+from runspan.backends.sqlite.compression import (
+    Compression,
+    CorruptFrame,
+    DictionaryTrainer,
+    find_dictionary,
+    load_dictionaries,
+)
 from runspan.backends.sqlite.ingest import Ingester
-from runspan.backends.sqlite.reader import ConnectionPool, StoreReader
-from runspan.backends.sqlite.retention import PurgeResult, purge
-from runspan.backends.sqlite.schema import FILE_NAME, open_writer
+from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
+from runspan.backends.sqlite.retention import PurgeResult, Retention
+from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
+from runspan.backends.sqlite.schema import FILE_NAME, open_reader, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.contracts import Capabilities, Document, Page, RunQuery, WriteResult
-from runspan.errors import StoreError
+from runspan.codec.decode import verify_run
+from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, WriteResult
+from runspan.errors import NotFound, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
+from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Span
-from runspan.otlp.protobuf_reader import ParsedRequest
+from runspan.model.timestamps import MAX_NS
+from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
 from runspan.storage.sqlite_file import store_error
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
+PAGE_BYTES = 16 << 20
+"""Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the store holds. bytes: of the database file and its log. fragments: spans that wait for others, or for a
-    head that names them."""
-
-    runs: int
-    bytes: int
-    foreign_spans: int
-    fragments: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """runs: how many are pending, running or suspended. oldest: the earliest start among them, None without one."""
-
-    runs: int
-    oldest: int | None
-
-
-_UNFINISHED = """
+_DOCUMENT: Final = "SELECT document, incomplete FROM runs WHERE trace_id = ?"
+_RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
+_COUNTS: Final = """
+    SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
+"""
+_STUCK: Final = "SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at < ?"
+_UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
         UNION ALL
@@ -57,17 +58,75 @@ _UNFINISHED = """
     SELECT count(*), min(nullif(time, 0)) FROM tenants JOIN runs INDEXED BY runs_by_status
     ON runs.tenant = tenants.tenant AND runs.status IN (?, ?, ?)
 """
-"""Hops from tenant to tenant in the index, and in each reads the few runs that have not ended."""
+"""Skips from tenant to tenant in the index, and reads only the runs of each that have not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the store contains."""
+
+    runs: int
+    bytes: int
+    """The size of the database file and its write-ahead log."""
+    foreign_spans: int
+    fragments: int
+    """Spans that wait for others, or for the revision span that needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The runs that have not ended."""
+
+    runs: int
+    """How many runs are pending, running or suspended."""
+    oldest: int | None
+    """The earliest start among them, nanoseconds since 1970; None without one."""
+
+
+class ConnectionPool:
+    """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._closed = False
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection for this caller alone. SQLite's errors are raised as StoreError."""
+        if self._closed:
+            raise StoreError("the store is closed", where=str(self._path))
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = open_reader(self._path)
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
+        self._idle.append(connection)
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Close the idle connections; one in use is closed by its user."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
 
 
 class SqliteStore:
-    """Runs in one SQLite file in a directory, which is made when it is not there.
+    """Runs in one SQLite file in a directory, which is created when it does not exist.
 
-    A write that returned is on disk. The document of every run is kept as its canonical text; its own spans follow from
-    it and are made again when asked for. Other spans are kept as they came.
+    A write that returned is on disk. The document of every run is stored as its canonical text, and its own spans are
+    made from it when they are read. Other spans are stored as they arrived.
 
-    retention_days: runs that ended earlier are refused, and deleted by ``expire``; one that has not ended counts from
-    when it was last written. None keeps everything.
+    retention_days: runs that ended earlier are rejected, and deleted by ``expire``; a run that has not ended counts
+    from when it was last written. None keeps everything.
     clock: nanoseconds since 1970.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
@@ -83,96 +142,149 @@ class SqliteStore:
     ) -> None:
         self.path = Path(directory) / FILE_NAME
         connection = open_writer(self.path)
-        compression = Compression()
+        self._compression = Compression()
         try:
-            load_dictionaries(connection, compression)
+            load_dictionaries(connection, self._compression)
         except sqlite3.Error as error:
             connection.close()
             raise store_error(error, self.path) from error
-        self._retention = retention.Retention(retention_days)
+        self._retention = Retention(retention_days)
         self._readers = ConnectionPool(self.path)
-        self._reading = StoreReader(self._readers, compression)
-        self._writer = GroupWriter(connection, self.path, DictionaryTrainer(compression))
-        self._intake = Ingester(self._writer, compression, self._retention, clock, self._reading.revision)
+        self._writer = GroupWriter(connection, self.path, DictionaryTrainer(self._compression))
+        self._ingester = Ingester(self._writer, self._compression, self._retention, clock, self._revision)
+
+    # Reading.
 
     def document(self, run_id: str, tenant: str = "") -> Document:
-        """See ``contracts.TraceReader``. StoreError when what is stored is damaged."""
-        return self._reading.document(run_id, tenant)
+        """See ``contracts.TraceReader``. Raise StoreError when the stored run is damaged."""
+        trace_id = _trace_id(run_id, tenant)
+        fragments: Sequence[Span] = ()
+        with self._readers.connection() as connection:
+            row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
+            if row is None:
+                # Read both in one snapshot: between two, the fragments may become the run.
+                with _snapshot(connection):
+                    row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
+                    fragments = queries.fragments(connection, trace_id, tenant) if row is None else ()
+            if row is not None:
+                return Document(self._text(connection, row[0], run_id), bytes_to_lines(row[1]))
+        if not fragments:
+            raise _not_found(f"run {run_id}")
+        verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
+        return Document(verified.run.text, verified.incomplete)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
-        """See ``contracts.TraceReader``. Of a run's trace, the foreign spans that its own tenant sent."""
-        return self._reading.spans(trace_id, tenant)
+        """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
+        with self._readers.connection() as connection:
+            try:
+                with _snapshot(connection):
+                    stored = queries.stored_run(connection, trace_id)
+                    if stored is not None and tenant not in (None, stored.tenant):
+                        stored = None
+                    tenant = stored.tenant if stored is not None else tenant
+                    fragments = queries.fragments(connection, trace_id, tenant)
+                    find = find_dictionary(connection)
+                    foreign = [
+                        self._compression.decompress(frame, find)
+                        for frame in queries.foreign_spans(connection, trace_id, tenant)
+                    ]
+                    revision = None if stored is None else self._revision(connection, stored)
+            except CorruptFrame as error:
+                where = f"{self.path} trace {trace_id.hex()}"
+                raise StoreError("the stored spans are damaged", where=where, got=str(error)) from None
+        own = [] if revision is None else to_spans(revision)
+        own_ids = {span.span_id for span in own}
+        auxiliary = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in own_ids]
+        found = [*own, *fragments, *auxiliary]
+        if not found:
+            raise _not_found(f"trace {trace_id.hex()}")
+        return found
 
     def search(self, query: RunQuery) -> Page:
-        """See ``contracts.TraceReader``."""
-        return self._reading.search(query)
+        """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``."""
+        statement, values = _statement(query)
+        items: list[bytes] = []
+        size = 0
+        position: tuple[int, bytes] = (0, b"")
+        cursor: Cursor | None = None
+        with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
+            for summary, sort_time, run_id in rows:
+                size += len(summary)
+                if items and (len(items) == query.limit or size > PAGE_BYTES):
+                    cursor = Cursor(position[0], position[1].decode())
+                    break
+                items.append(summary)
+                position = sort_time, run_id
+        return Page(items, cursor)
 
     def resource(self, trace_id: bytes) -> bytes | None:
-        """The serialized OTLP Resource that sent the run of a trace, None when it is not known."""
-        row = self._reading.one(
-            "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?", (trace_id,)
-        )
+        """Return the serialized OTLP Resource that sent the run of a trace, None when it is not known."""
+        row = self._fetch_one(_RESOURCE, (trace_id,))
         return None if row is None else bytes(row[0])
 
-    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
-        """See ``contracts.TraceWriter``."""
-        return self._intake.put(run, tenant, observed_at)
-
-    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
-        """Takes the spans of an OTLP request from a sender of this tenant, in any order and split over requests.
-
-        A run shows once its head and all steps that the head names have come. Runs of another tenant, and runs past
-        retention, are rejected by name; the others of the request are taken.
-        """
-        return self._intake.write(received, tenant)
-
-    def expire(self, now: int) -> int:
-        """Deletes what is past retention at this time, gives the disk back, and tells how many runs went.
-
-        Writes go on meanwhile.
-        """
-        return retention.expire(self._writer, self._retention, now)
-
-    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeResult:
-        """Deletes these runs of a tenant, in one transaction, while they are as somebody keeps them elsewhere.
-
-        items: SHA-256 of the document's text, and run id. A run whose document is another now stays.
-        """
-        return self._writer.submit(lambda connection: purge(connection, items, tenant))
-
-    def vacuum(self) -> None:
-        """Gives the disk space of deleted runs back. Writes go on meanwhile."""
-        retention.release_pages(self._writer)
-
     def stats(self) -> Stats:
-        """Counts, for metrics."""
-        runs, foreign_spans, fragments = self._reading.one(
-            "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)"
-        )
+        """Return counts, for metrics."""
+        runs, foreign_spans, fragments = self._fetch_one(_COUNTS)
         files = (self.path, self.path.with_name(self.path.name + "-wal"))
         return Stats(runs, sum(file.stat().st_size for file in files if file.exists()), foreign_spans, fragments)
 
     def unfinished(self) -> Unfinished:
-        """What has not ended, of all tenants. Takes time by the number of tenants and of such runs, not of all runs."""
-        runs, oldest = self._reading.one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
+        """Return the runs of all tenants that have not ended.
+
+        The time this takes depends on the number of tenants and of such runs, not on that of all runs.
+        """
+        runs, oldest = self._fetch_one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
         return Unfinished(runs, oldest)
 
     def stuck(self, before: int) -> int:
-        """How many runs of all tenants a search with this ``stuck_before`` finds. Takes time by the number of runs that
-        are pending or running."""
-        statement = "SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at < ?"
-        return int(self._reading.one(statement, [before])[0])
+        """Return how many runs of all tenants a search with this ``stuck_before`` finds.
+
+        The time this takes depends on the number of runs that are pending or running.
+        """
+        return int(self._fetch_one(_STUCK, [before])[0])
 
     def check(self) -> None:
-        """See ``contracts.TraceReader``: StoreError when reading fails or the writer is gone."""
-        self._reading.one("SELECT 1 FROM runs LIMIT 1")
+        """See ``contracts.TraceReader``. Raise StoreError when reading fails or the writer has stopped."""
+        self._fetch_one("SELECT 1 FROM runs LIMIT 1")
         if not self._writer.alive:
-            raise StoreError("the writer has ended", where=str(self.path), hint="start the process again")
+            raise StoreError("the writer has stopped", where=str(self.path), hint="restart the process")
+
+    # Writing.
+
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
+        """See ``contracts.TraceWriter``."""
+        return self._ingester.put(run, tenant, observed_at)
+
+    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
+        """Store the spans of an OTLP request from a sender of this tenant, in any order and in any number of requests.
+
+        A run is listed once its revision span and all steps of its manifest have arrived. Runs of another tenant and
+        runs past retention are rejected with their ids; the others of the request are stored.
+        """
+        return self._ingester.write(received, tenant)
+
+    def expire(self, now: int) -> int:
+        """Delete what is past retention at this time and free the disk space; return how many runs were deleted.
+
+        Other writes continue meanwhile.
+        """
+        return retention.expire(self._writer, self._retention, now)
+
+    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeResult:
+        """Delete these runs of a tenant in one transaction, each only while its document is unchanged.
+
+        items: SHA-256 of the document's text, and run id.
+        """
+        return self._writer.submit(lambda connection: retention.purge(connection, items, tenant))
+
+    def vacuum(self) -> None:
+        """Free the disk space of deleted runs. Other writes continue meanwhile."""
+        retention.release_pages(self._writer)
 
     def close(self) -> None:
-        """Finishes the writes under way and closes the file. Calling it twice is allowed."""
+        """Finish the current writes and close the file. Calling it twice is allowed."""
         self._readers.close()
-        # The last connection of all moves the log into the database, if it may write.
+        # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
 
     def __enter__(self) -> SqliteStore:
@@ -182,3 +294,89 @@ class SqliteStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _text(self, connection: sqlite3.Connection, frame: bytes, run_id: str) -> bytes:
+        """Return the canonical text in a stored frame. Raise StoreError when its checksum is wrong."""
+        try:
+            return self._compression.decompress(frame, find_dictionary(connection))
+        except CorruptFrame as error:
+            raise StoreError(
+                "the stored run is damaged",
+                where=f"{self.path} run {run_id}",
+                got=str(error),
+                hint="export the run again, or restore a backup",
+            ) from None
+
+    def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
+        """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
+        run = Run.from_json(self._text(connection, stored.document, stored.run_id))
+        try:
+            return from_row(run, stored.tenant, stored.revision, stored.step_ids)
+        except ValueError as error:
+            raise StoreError(
+                "the stored run cannot be made into spans again",
+                where=f"{self.path} run {stored.run_id}",
+                got=str(error),
+                hint="export the run again",
+            ) from None
+
+    def _fetch_one(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        """Return the first row of a statement, None without one."""
+        with self._readers.connection() as connection:
+            return connection.execute(statement, values).fetchone()
+
+
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Read everything in the block from one state of the store."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def _statement(query: RunQuery) -> tuple[str, list[Any]]:
+    """Return the statement of a list and its values.
+
+    Its rows come from the index whose columns are those that the query fixes, in the order of the list.
+    """
+    index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
+    if query.workflow_id is not None:
+        index = "runs_by_workflow"
+        conditions.append("workflow_id = ?")
+        bound.append(_utf8(query.workflow_id))
+    if query.status is not None:
+        index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
+        conditions.append("status = ?")
+        bound.append(_utf8(query.status))
+    if query.stuck_before is not None:
+        index = "live_runs"  # few runs can be stuck, whatever the other filters are
+        conditions.append("observed_at < ?")
+        bound.append(min(query.stuck_before, MAX_NS))
+    if query.since is not None:
+        conditions.append("time >= ?")
+        bound.append(min(query.since, MAX_NS))
+    if query.cursor is not None:
+        conditions.append("(time, run_id) < (?, ?)")
+        bound += [min(query.cursor.time, MAX_NS), _utf8(query.cursor.run_id)]
+    where = " AND ".join(conditions)
+    order = "ORDER BY time DESC, run_id DESC LIMIT ?"
+    statement = f"SELECT summary, time, run_id FROM runs INDEXED BY {index} WHERE {where} {order}"  # noqa: S608 a constant
+    return statement, [*bound, query.limit + 1]
+
+
+def _utf8(text: str) -> bytes:
+    """Return the text as stored. No stored text contains a lone surrogate, so such a text finds nothing."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _trace_id(run_id: str, tenant: str) -> bytes:
+    try:
+        return run_ids(run_id, tenant).trace_id
+    except UnicodeEncodeError:
+        raise _not_found(f"run {run_id!a}") from None
+
+
+def _not_found(what: str) -> NotFound:
+    return NotFound("not in this store", where=what, hint="it was never sent here, or is past retention")

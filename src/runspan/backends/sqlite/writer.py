@@ -1,4 +1,4 @@
-"""The thread that owns the write connection, and commits together what callers wait for together."""
+"""The thread that owns the write connection, and commits the work of several waiting callers together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 _MAX_GROUP = 64
-"""How many pieces of work one transaction takes: enough to hide the fsync, short enough to answer the first soon."""
+"""Jobs of one transaction: enough to share the cost of the fsync, few enough that the first caller returns soon."""
 
 
 class _Job:
@@ -31,27 +31,27 @@ class _Job:
 
 
 class GroupWriter:
-    """Runs work in transactions, one thread, in the order of submission.
+    """Runs work in transactions, in one thread and in the order of submission.
 
-    after: called in the writer thread after each commit, when the waiting callers have their answers.
+    after_commit: called in the writer thread after each commit, when the callers have their results.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, after: Work[None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, after_commit: Work[None]) -> None:
         self._connection = connection
         self._path = path
-        self._after = after
+        self._after_commit = after_commit
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
         self._closed = False
-        # A daemon, so that a store nobody closed does not keep the process; what was acknowledged is on disk.
+        # A daemon, so that a store that was not closed does not keep the process alive; finished writes are on disk.
         self._thread = Thread(target=self._serve, name="runspan-store-writer", daemon=True)
         self._thread.start()
 
     def submit(self, work: Work[T], *, alone: bool = False) -> T:
-        """The result of the work, once it is on disk; its exception when it failed, and then nothing of it is there.
+        """Return the result of the work once it is on disk. Raise its exception when it failed; it is rolled back then.
 
-        The work may run twice, when a transaction breaks that it shared, so it must not keep what it saw.
-        alone: run it outside of a transaction, with no other work beside it.
+        The work may run twice, when a transaction fails that it shares, so it must not keep state.
+        alone: run it outside of a transaction, and no other work at the same time.
         """
         job = _Job(work, alone)
         with self._changed:
@@ -64,10 +64,11 @@ class GroupWriter:
 
     @property
     def alive(self) -> bool:
+        """Whether work can be submitted."""
         return self._thread.is_alive() and not self._closed
 
     def close(self) -> None:
-        """Finishes what was submitted, then closes the connection. Calling it twice is allowed."""
+        """Finish the submitted work, then close the connection. Calling it twice is allowed."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -80,18 +81,18 @@ class GroupWriter:
                 self._run_alone(group[0])
             else:
                 self._commit(group)
-                self._follow_up()
+                self._run_after_commit()
 
-    def _follow_up(self) -> None:
-        # Nobody waits for it, and it is tried again after a later commit; the writer must outlive it.
+    def _run_after_commit(self) -> None:
+        # No caller waits for it, and it is retried after a later commit, so its failure must not stop the writer.
         with suppress(Exception):
-            self._after(self._connection)
+            self._after_commit(self._connection)
         if self._connection.in_transaction:
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
 
     def _next(self) -> list[_Job]:
-        """The jobs of the next transaction; none when the writer is closed and idle."""
+        """Return the jobs of the next transaction; none when the writer is closed and idle."""
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
@@ -106,7 +107,7 @@ class GroupWriter:
         try:
             result = job.work(self._connection)
         except Exception as error:
-            job.future.set_exception(self._finish(error))
+            job.future.set_exception(self._translate(error))
         else:
             job.future.set_result(result)
 
@@ -116,10 +117,10 @@ class GroupWriter:
             execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             for job in group:
-                job.future.set_exception(self._finish(error))
+                job.future.set_exception(self._translate(error))
             return
         try:
-            outcomes = [self._attempt(job) for job in group]
+            results = [self._attempt(job) for job in group]
             execute("COMMIT")
         except Exception as error:
             if self._connection.in_transaction:
@@ -128,16 +129,16 @@ class GroupWriter:
                 for job in group:
                     self._commit([job])
             else:
-                group[0].future.set_exception(self._finish(error))
+                group[0].future.set_exception(self._translate(error))
             return
-        for job, (result, failure) in zip(group, outcomes, strict=True):
+        for job, (result, failure) in zip(group, results, strict=True):
             if failure is None:
                 job.future.set_result(result)
             else:
                 job.future.set_exception(failure)
 
     def _attempt(self, job: _Job) -> tuple[Any, Exception | None]:
-        """The job's result or its failure, undone; raises when the failure took the whole transaction with it."""
+        """Return the job's result, or its failure after a rollback. Raise when the failure ended the transaction."""
         execute = self._connection.execute
         execute("SAVEPOINT job")
         try:
@@ -146,9 +147,9 @@ class GroupWriter:
             if not self._connection.in_transaction:
                 raise
             execute("ROLLBACK TO job")
-            result, failure = None, self._finish(error)
+            result, failure = None, self._translate(error)
         execute("RELEASE job")
         return result, failure
 
-    def _finish(self, error: Exception) -> Exception:
+    def _translate(self, error: Exception) -> Exception:
         return store_error(error, self._path) if isinstance(error, sqlite3.Error) else error

@@ -8,47 +8,63 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from runspan.backends.remote.client import PROTOBUF, RemoteClient, Sleep, document_of, fetch_with_retry, trace_id_of
+import msgspec
+from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from runspan.backends.remote.client import (
+    PROTOBUF,
+    RemoteClient,
+    Sleep,
+    document_of,
+    fetch_with_retry,
+    trace_id_of,
+)
 from runspan.backends.remote.config import RemoteConfig
-from runspan.backends.tempo.responses import read_trace
-from runspan.backends.tempo.search import RunSearch, WindowSizes
-from runspan.backends.tempo.verify_candidates import CandidateVerifier, VerifiedCache
-from runspan.backends.tempo.window_search import SECOND, WindowSearcher
+from runspan.backends.tempo.search import CandidateVerifier, RunSearch, VerifiedCache, WindowSize
+from runspan.backends.tempo.search_api import SECOND, WindowSearcher
 from runspan.codec.decode import VerifiedRun
 from runspan.contracts import Capabilities, Document, Page, RunQuery
-from runspan.errors import BackendRefused, BackendTimeout, NotFound, TraceIncomplete
+from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
+from runspan.http.client import Response
 from runspan.model.span import Span
+from runspan.otlp.protobuf_reader import all_spans, read_spans
 
 LIST_SECONDS: Final = 60.0
+"""How long all searches of one list may take together."""
 _CHECK_SECONDS: Final = 5.0
-_OTHERS: Final = frozenset({401, 403, 404, 405})
-"""Answers to ``/ready`` where only the query API is let through."""
+_READY_UNAVAILABLE: Final = frozenset({401, 403, 404, 405})
+"""Statuses of ``/ready`` behind a gateway that exposes the query API only."""
 
 
 class TempoReader:
-    """A ``TraceReader`` over Tempo 2.8 or later. clock: nanoseconds since 1970."""
+    """A ``TraceReader`` over Tempo 2.8 or later.
+
+    clock: nanoseconds since 1970.
+    monotonic, sleep: seconds.
+    """
 
     capabilities = Capabilities(foreign_spans=True)
 
     def __init__(
         self,
-        settings: RemoteConfig,
+        config: RemoteConfig,
         *,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
-        self._http = RemoteClient(settings)
+        self._http = RemoteClient(config)
         self._clock = clock
         self._monotonic = monotonic
         self._sleep = sleep
         self._searcher = WindowSearcher(self._http)
-        self._proofs = VerifiedCache()
-        self._paces = WindowSizes()
-        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="tempo")
+        self._verified = VerifiedCache()
+        self._window_sizes: dict[object, WindowSize] = {}
+        self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="tempo")
 
     def document(self, run_id: str, tenant: str = "") -> Document:
-        """See ``TraceReader``. A trace that Tempo does not hand over whole is asked for again, for about a second."""
+        """See ``TraceReader``. Retry an incomplete trace for about a second."""
         trace_id = trace_id_of(run_id, tenant)
         try:
             return document_of(self._run(trace_id, patient=True))
@@ -67,28 +83,29 @@ class TempoReader:
         return spans
 
     def search(self, query: RunQuery) -> Page:
-        """See ``TraceReader``."""
+        """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
         deadline = self._monotonic() + LIST_SECONDS
 
-        def go_on() -> None:
+        def check_deadline() -> None:
             if self._monotonic() > deadline:
                 raise BackendTimeout(
                     where=self._http.name,
                     expected=f"the list within {LIST_SECONDS:g} seconds",
-                    got="no end of it",
+                    got="a search that takes longer",
                     hint="ask for a later since, a workflow or a status",
                 )
 
-        judge = CandidateVerifier(query, partial(self._run, patient=False), self._proofs, self._pool)
+        verifier = CandidateVerifier(query, partial(self._run, patient=False), self._verified, self._pool)
+        now = self._clock() // SECOND
         try:
-            return RunSearch(query, self._searcher, judge, self._paces, self._clock() // SECOND, go_on).page()
+            return RunSearch(query, self._searcher, verifier, self._window_sizes, now, check_deadline).page()
         except UnicodeEncodeError:
-            return Page([])  # a lone surrogate is in no stored text
+            return Page([])  # no stored text contains a lone surrogate
 
     def check(self) -> None:
         """See ``TraceReader``."""
-        answer = self._http.get("/ready", hand_over=_OTHERS, timeout=_CHECK_SECONDS)
-        if answer.status in _OTHERS:
+        response = self._http.get("/ready", accept_statuses=_READY_UNAVAILABLE, timeout=_CHECK_SECONDS)
+        if response.status in _READY_UNAVAILABLE:
             self._http.get("/api/echo", timeout=_CHECK_SECONDS)
 
     def close(self) -> None:
@@ -97,31 +114,100 @@ class TempoReader:
         self._http.close()
 
     def _run(self, trace_id: bytes, *, patient: bool) -> VerifiedRun:
-        notes: list[str] = []
+        damage = ""
 
         def fetch() -> list[Span]:
-            spans, note = self._trace(trace_id)
-            notes[:] = [note] if note else []
+            nonlocal damage
+            spans, damage = self._trace(trace_id)
             return spans
 
         try:
             return fetch_with_retry(fetch, self._sleep, patient=patient)
         except TraceIncomplete as error:
-            if notes:
-                error.hint = notes[0]
+            if damage:
+                error.hint = damage
             raise
 
     def _trace(self, trace_id: bytes) -> tuple[list[Span], str]:
-        """The spans of a trace, none when it is unknown, and what Tempo says of its being partial."""
+        """Return the spans of a trace, none when it is unknown, and how Tempo damaged it, "" when it did not."""
         path = f"/api/v2/traces/{trace_id.hex()}"
-        answer = self._http.get(path, accept=PROTOBUF, hand_over=(404,))
-        if answer.status == 404:  # before 2.6 there is only the first version, which knows 404 for a trace too
-            answer = self._http.get(f"/api/traces/{trace_id.hex()}", accept=PROTOBUF, hand_over=(404,))
-            if answer.status == 404:
-                return [], ""
+        response = self._http.get(path, accept=PROTOBUF, accept_statuses=(404,))
+        if response.status == 404:
+            return [], ""
         try:
-            return read_trace(answer.content, wrapped="/v2/" in path, again=partial(self._http.get, path))
+            return read_trace(response.content, fetch_json=partial(self._http.get, path))
         except ValueError as error:
             raise BackendRefused(
                 where=self._http.name, expected="a trace", got=str(error)[:200], hint="is this a Tempo?"
             ) from None
+
+
+PARTIAL: Final = "Tempo returns this trace in part: raise overrides.defaults.global.max_bytes_per_trace"
+CUT: Final = "Tempo has cut attributes of this trace: set distributor.max_attribute_bytes to 0"
+
+_TRACE, _STATUS = 1, 3
+"""Field numbers of ``TraceByIDResponse``."""
+_STATUS_PARTIAL: Final = 1
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""Wire types."""
+_JSON_ERRORS: Final = (json_format.ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
+"""What the two JSON parsers raise for malformed content."""
+
+
+class _TraceJson(msgspec.Struct):
+    trace: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def read_trace(body: bytes, fetch_json: Callable[[], Response]) -> tuple[list[Span], str]:
+    """Return the spans of a ``TraceByIDResponse``, and ``PARTIAL`` or ``CUT`` when Tempo damaged the trace, else "".
+
+    fetch_json: requests the same trace as JSON. An attribute cut inside a character makes the complete protobuf message
+    unreadable; JSON has a replacement character there, and all other spans unchanged.
+
+    Raise ValueError when the body is no trace.
+    """
+    trace, is_partial = _unwrap(body)
+    try:
+        return read_spans(trace), PARTIAL if is_partial else ""
+    except PayloadError:
+        content = fetch_json().content
+    try:
+        text = bytes(msgspec.json.decode(content, type=_TraceJson).trace)
+        return all_spans(json_format.Parse(text, TracesData(), ignore_unknown_fields=True)), CUT
+    except _JSON_ERRORS as error:
+        raise ValueError(f"neither protobuf nor JSON can be read: {error}") from None
+
+
+def _unwrap(body: bytes) -> tuple[bytes, bool]:
+    """Return the trace inside a ``TraceByIDResponse``, and whether its status is PARTIAL."""
+    trace, is_partial, offset = b"", False, 0
+    while offset < len(body):
+        tag, offset = _varint(body, offset)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, offset = _varint(body, offset)
+            is_partial = is_partial or (number == _STATUS and value == _STATUS_PARTIAL)
+        elif wire_type == _BYTES:
+            length, offset = _varint(body, offset)
+            if offset + length > len(body):
+                raise ValueError("the response ends inside a field")
+            if number == _TRACE:
+                trace += body[offset : offset + length]
+            offset += length
+        elif wire_type in (_FIXED64, _FIXED32):
+            offset += 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {wire_type}")
+    return trace, is_partial
+
+
+def _varint(body: bytes, offset: int) -> tuple[int, int]:
+    value = shift = 0
+    while offset < len(body) and shift < 70:
+        byte = body[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, offset
+        shift += 7
+    raise ValueError("a varint without an end")

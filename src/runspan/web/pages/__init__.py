@@ -1,1 +1,1 @@
-"""The pages for people: the runs panel, a run, two runs compared, and the login before them."""
+"""The HTML pages: the list of runs, a run, a comparison of two runs, and the login."""

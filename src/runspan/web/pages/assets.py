@@ -1,4 +1,4 @@
-"""The pages' static files: read once, named by the digest of them all, so that a browser may keep them for ever."""
+"""The static files of the pages: read once, and versioned by a digest, so that browsers can cache them forever."""
 
 from __future__ import annotations
 
@@ -12,48 +12,51 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
 
-KINDS: Final = {
+CONTENT_TYPES: Final = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-"""The content type by the ending of a name. Files with other endings are not served."""
+"""The content type by file extension. Files with other extensions are not served."""
 
 _IMPORT = re.compile(r"""^(?:import|export)\b[^;"']*?["'](\.[^"']+)["']""", re.MULTILINE)
-_WORTH_PACKING = 512
+_MIN_GZIP_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """body: the file. packed: its gzip form, or nothing where that is no shorter."""
+    """A static file."""
 
     body: bytes
-    packed: bytes
+    gzip_body: bytes
+    """The body compressed with gzip; empty if that is not shorter."""
     content_type: str
 
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """All static files by their names below ``static/``.
-
-    version: digest of all names and bodies. One for all, because a module imports its neighbours by relative names:
-    what a page loads is of one version, whatever is deployed meanwhile.
-    """
+    """All static files."""
 
     version: str
+    """Digest of all names and bodies.
+
+    It covers all files together, because modules import each other by relative paths: a page loads files of one version
+    only, even if another one is deployed meanwhile.
+    """
     files: dict[str, Asset]
+    """The files by their path below ``static/``."""
 
     def modules(self, entry: str) -> list[str]:
-        """A module and all that it imports, directly and further on, so that a page can ask for them at once."""
+        """Return a module and all that it imports, directly or indirectly, so that a page can preload them."""
         found: list[str] = []
-        waiting = [entry]
-        while waiting:
-            name = waiting.pop()
+        pending = [entry]
+        while pending:
+            name = pending.pop()
             if name in found or name not in self.files:
                 continue
             found.append(name)
             text = self.files[name].body.decode()
-            waiting += [
+            pending += [
                 posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) for path in _IMPORT.findall(text)
             ]
         return sorted(found)
@@ -61,7 +64,7 @@ class Assets:
 
 @cache
 def load_assets() -> Assets:
-    """The files of this package."""
+    """Return the files of this package."""
     found: dict[str, Asset] = {}
     _collect(files(__package__) / "static", "", found)
     digest = sha256()
@@ -77,8 +80,8 @@ def _collect(folder: Traversable, prefix: str, found: dict[str, Asset]) -> None:
         if entry.is_dir():
             _collect(entry, f"{name}/", found)
             continue
-        kind = KINDS.get(name.rpartition(".")[2])
-        if kind is not None:
+        content_type = CONTENT_TYPES.get(name.rpartition(".")[2])
+        if content_type is not None:
             body = entry.read_bytes()
-            packed = gzip.compress(body, mtime=0) if len(body) >= _WORTH_PACKING else b""
-            found[name] = Asset(body, packed if len(packed) < len(body) else b"", kind)
+            gzip_body = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else b""
+            found[name] = Asset(body, gzip_body if len(gzip_body) < len(body) else b"", content_type)

@@ -1,7 +1,7 @@
-"""What the runs panel asks beyond the API: totals of the runs that it shows, and how runs spread over time.
+"""Private routes of the runs page: totals of the listed runs, and a histogram of runs over time.
 
-Both look only as far as their bounds, on every backend alike, and say how far that was. They are the pages' own and may
-change with them; other clients have the API.
+Both bound the work of a request, on every backend alike, and report how far they got. They may change together with the
+pages; other clients use the API.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Response, request
 from msgspec import Struct
 from pydantic import ValidationError
 
@@ -24,22 +24,24 @@ from runspan.model.document import RUN_STATUSES
 from runspan.model.run import Run
 from runspan.model.timestamps import MILLISECOND, parse_ns
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import AppContext
+from runspan.web.app_context import current_context
 from runspan.web.errors import JSON, invalid_query
-from runspan.web.fast_path import PARTIAL, note_header
+from runspan.web.middleware import PARTIAL, note_header
 from runspan.web.schemas import RunsQuery
 
-MOST_TOTALS: Final = 50
-"""Runs of which one request may ask the totals."""
-MOST_COUNTED: Final = 2000
-"""Runs that one request looks at to count them."""
-MOST_WORKFLOWS: Final = 200
-SECONDS: Final = 2.0
-"""How long one request goes on looking; what it began it ends."""
+MAX_TOTALS: Final = 50
+"""Runs per request for totals."""
+MAX_HISTOGRAM_RUNS: Final = 2000
+"""Runs that one histogram covers."""
+MAX_WORKFLOWS: Final = 200
+MAX_SECONDS: Final = 2.0
+"""Time after which a request reads no further runs."""
+
+panel = Blueprint("panel", __name__)
 
 
 class Totals(Struct, rename="camel", omit_defaults=True):
-    """Of a run: its steps, and what its agents used. cost: in US dollars; None where no step tells one."""
+    """The number of steps of a run, and the usage of its agents. None if no step reports it."""
 
     steps: int
     input_tokens: int | None = None
@@ -56,62 +58,52 @@ class _Summary(Struct, rename="camel"):
 
 
 class RunHistogram(Struct, rename="camel"):
-    """How runs spread over time.
-
-    times: starts in milliseconds since 1970, newest first; statuses: of each, as an index into names, whose last entry
-    stands for all that is no known status. undated: runs without a time, which are not among them. workflows: the ids
-    seen. whole: whether these are all runs that were asked for, or only the newest.
-    """
+    """The start times and statuses of the newest runs of a query."""
 
     names: tuple[str, ...]
+    """The names of statuses; the last one covers all unknown statuses."""
     times: list[int]
+    """Start times in milliseconds since 1970, newest first."""
     statuses: list[int]
+    """The status of each of ``times``, as an index into ``names``."""
     undated: int
+    """The number of runs without a time, which are not in ``times``."""
     workflows: list[str]
-    whole: bool
+    """The workflow ids of the runs."""
+    complete: bool = msgspec.field(name="whole")
+    """Whether these are all runs of the query, rather than only the newest."""
 
 
-def add_data(app: Flask, parts: AppContext, timer: Callable[[], float] = time.monotonic) -> None:
-    """``/pages/totals`` and ``/pages/spread``. Errors are told as those of the API."""
-    pages = Blueprint("data", __name__)
+@panel.get("/pages/totals")
+def totals() -> Response:
+    context = current_context()
+    principal = context.authenticator.authorize(request.environ, RUNS_READ)
+    ids = request.args.getlist("run")
+    if not 0 < len(ids) <= MAX_TOTALS:
+        raise QueryError(where="run", expected=f"1 to {MAX_TOTALS} of them", got=str(len(ids)))
+    found, left = totals_for(context.reader, ids, principal.tenant, _deadline())
+    return _json_response({"success": True, "data": found, "meta": {"left": left}})
 
-    def totals() -> Response:
-        caller = parts.access.authorize(request, RUNS_READ)
-        ids = request.args.getlist("run")
-        if not 0 < len(ids) <= MOST_TOTALS:
-            raise QueryError(where="run", expected=f"1 to {MOST_TOTALS} of them", got=str(len(ids)))
-        found, left = totals_for(parts.reader, ids, caller.tenant, _until(timer))
-        return _answer({"success": True, "data": found, "meta": {"left": left}})
 
-    def spread() -> Response:
-        caller = parts.access.authorize(request, RUNS_READ)
-        try:
-            asked = RunsQuery.model_validate(request.args.to_dict())
-        except ValidationError as error:
-            return invalid_query(error)
-        now = parts.clock()
-        query = RunQuery(
-            tenant=caller.tenant,
-            workflow_id=asked.workflowId,
-            status=asked.status,
-            since=asked.since_ns(now),
-            limit=MAX_LIMIT,
-            stuck_before=asked.stuck_ns(now),
-        )
-        found, partial = histogram_for(parts.reader, query, _until(timer))
-        answer = _answer({"success": True, "data": found, "meta": {"partial": partial}})
-        answer.headers.extend(note_header(PARTIAL, partial))
-        return answer
-
-    pages.add_url_rule("/pages/totals", "totals", totals)
-    pages.add_url_rule("/pages/spread", "spread", spread)
-    app.register_blueprint(pages)
+@panel.get("/pages/spread")
+def histogram() -> Response:
+    context = current_context()
+    principal = context.authenticator.authorize(request.environ, RUNS_READ)
+    try:
+        parameters = RunsQuery.model_validate(request.args.to_dict())
+    except ValidationError as error:
+        return invalid_query(error)
+    query = parameters.run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
+    found, partial = histogram_for(context.reader, query, _deadline())
+    response = _json_response({"success": True, "data": found, "meta": {"partial": partial}})
+    response.headers.extend(note_header(PARTIAL, partial))
+    return response
 
 
 def totals_for(
     reader: TraceReader, ids: list[str], tenant: str, in_time: Callable[[], bool]
 ) -> tuple[dict[str, Totals], list[str]]:
-    """The totals of runs by id, and the ids that were not looked at any more. Runs that cannot be read are left out."""
+    """Return the totals by run id, and the ids that were not read in time. Unreadable runs are omitted."""
     found: dict[str, Totals] = {}
     for position, run_id in enumerate(ids):
         if position and not in_time():
@@ -122,7 +114,7 @@ def totals_for(
 
 
 def totals_of(run: Run) -> Totals:
-    """Steps, tokens and cost of a run."""
+    """Return the steps, tokens and cost of a run."""
     usages = [usage for step in run.steps if step.type == "agent" and (usage := read_usage(step.output)) is not None]
     totals = Totals(len(run.steps))
     prompts = [usage.prompt_tokens for usage in usages if usage.prompt_tokens >= 0]
@@ -136,55 +128,56 @@ def totals_of(run: Run) -> Totals:
 
 
 def histogram_for(reader: TraceReader, query: RunQuery, in_time: Callable[[], bool]) -> tuple[RunHistogram, list[str]]:
-    """The newest runs of a query as a ``Spread``, and what the backend could not look at."""
-    spread = RunHistogram((*RUN_STATUSES, "other"), [], [], 0, [], whole=False)
-    places = {name: place for place, name in enumerate(RUN_STATUSES)}
+    """Return the histogram of a query's newest runs, and what the backend could not search."""
+    found = RunHistogram((*RUN_STATUSES, "other"), [], [], 0, [], complete=False)
+    indices = {status: index for index, status in enumerate(RUN_STATUSES)}
+    other = len(RUN_STATUSES)
     workflows: set[str] = set()
     partial: dict[str, None] = {}
-    seen = 0
+    count = 0
     while True:
         page = reader.search(query)
         partial.update(dict.fromkeys(page.partial))
         for item in page.items:
-            run = _summary_of(item)
-            begun = _time_of(run.started_at) or _time_of(run.created_at)
-            if begun is None:
-                spread.undated += 1
+            run = _parse_summary(item)
+            start = _parse_time(run.started_at) or _parse_time(run.created_at)
+            if start is None:
+                found.undated += 1
             else:
-                spread.times.append(begun // MILLISECOND)
-                known = isinstance(run.status, str)
-                spread.statuses.append(places.get(run.status, len(RUN_STATUSES)) if known else len(RUN_STATUSES))
-            if isinstance(run.workflow_id, str) and len(workflows) < MOST_WORKFLOWS:
+                found.times.append(start // MILLISECOND)
+                found.statuses.append(indices.get(run.status, other) if isinstance(run.status, str) else other)
+            if isinstance(run.workflow_id, str) and len(workflows) < MAX_WORKFLOWS:
                 workflows.add(run.workflow_id)
-        seen += len(page.items)
-        spread.whole = page.cursor is None
-        if page.cursor is None or seen >= MOST_COUNTED or not in_time():
+        count += len(page.items)
+        found.complete = page.cursor is None
+        if page.cursor is None or count >= MAX_HISTOGRAM_RUNS or not in_time():
             break
         query = replace(query, cursor=page.cursor)
-    spread.workflows = sorted(workflows)
-    return spread, list(partial)
+    found.workflows = sorted(workflows)
+    return found, list(partial)
 
 
-def _summary_of(item: bytes) -> _Summary:
-    """An item of a list; one that holds escapes which no text can have counts, and tells nothing more."""
+def _parse_summary(item: bytes) -> _Summary:
+    """Parse an item of a list. One with escapes that are not valid text still counts, without further data."""
     try:
-        return _read_summary(item)
+        return _decode_summary(item)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return _Summary("")
 
 
-_read_summary = msgspec.json.Decoder(_Summary).decode
+_decode_summary = msgspec.json.Decoder(_Summary).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _time_of(value: object) -> int | None:
+def _parse_time(value: object) -> int | None:
     return parse_ns(value) if isinstance(value, str) else None
 
 
-def _until(timer: Callable[[], float]) -> Callable[[], bool]:
-    end = timer() + SECONDS
-    return lambda: timer() < end
+def _deadline() -> Callable[[], bool]:
+    """Return a function that is true for the next ``MAX_SECONDS``."""
+    end = time.monotonic() + MAX_SECONDS
+    return lambda: time.monotonic() < end
 
 
-def _answer(body: object) -> Response:
+def _json_response(body: object) -> Response:
     return Response(_encode(body), content_type=JSON)

@@ -1,26 +1,26 @@
-"""The routes of the pages: each a frame with a script, which asks the REST API as every other client does.
-
-What a page's headers allow: its own scripts, styles and data, and nothing from anywhere else.
-"""
+"""The HTML pages and the login: templates whose scripts use the REST API as any other client does."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from functools import cache
-from typing import Any, Final
+from functools import cache, wraps
+from typing import Any, Final, cast
 
-from flask import Blueprint, Flask, Response, render_template, request
+from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
-from runspan.errors import NotFound as NoSuchRun
 from runspan.errors import RunspanError, Unauthorized, error_status
-from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import AppContext
-from runspan.web.auth import Authenticator
-from runspan.web.errors import JSON, error_response
-from runspan.web.pages.assets import Assets, load_assets
-from runspan.web.public_url import PublicUrl
+from runspan.web.api import require_utf8_path
+from runspan.web.api_keys import RUNS_READ, ApiKeyStore
+from runspan.web.app_context import AppContext, current_context
+from runspan.web.errors import JSON, error_response, retry_after_header
+from runspan.web.links import local_target
+from runspan.web.origin_guard import is_same_origin
+from runspan.web.pages.assets import load_assets
 from runspan.web.sessions import SessionCookie
+
+logger = logging.getLogger("runspan.login")
 
 POLICY: Final = "; ".join(
     (
@@ -37,11 +37,11 @@ POLICY: Final = "; ".join(
         "trusted-types runspan",
     )
 )
-"""No inline script or style and no ``eval``; text never becomes markup, for the browser refuses strings there."""
+"""No inline scripts or styles and no ``eval``; browsers refuse to turn strings into markup."""
 
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": POLICY,
-    # With no-referrer a browser hides the page's origin from its own server too, and the login's form looks strange.
+    # With no-referrer a browser hides the origin from its own server too, and a login would look cross-site.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -52,132 +52,179 @@ ASSET_HEADERS: Final = {
     "Vary": "Accept-Encoding",
 }
 
-
 HTML: Final = "text/html; charset=utf-8"
-_FOR_PROGRAMS: Final = ("/api/", "/v1/", "/pages/", "/static/")
-
-
-class PageRenderer:
-    """What all pages of one application share. cookies: None where no key can be asked for."""
-
-    def __init__(self, parts: AppContext, places: PublicUrl, cookies: SessionCookie | None) -> None:
-        self.parts = parts
-        self.access: Authenticator = parts.access
-        self.places = places
-        self.cookies = cookies
-        self.assets: Assets = load_assets()
-
-    def render(self, template: str, status: int = 200, entry: str = "shell.js", **values: Any) -> Response:
-        """A page from a template of this package. entry: the module that it starts with."""
-        key = self.cookies.key_of(request.environ) if self.cookies else None
-        root = self.places.root
-        text = render_template(
-            template,
-            root=root,
-            static=f"{root}/static/{self.assets.version}",
-            modules=self.modules(entry),
-            backend=self.parts.settings.backend,
-            login=key,
-            writes=self.parts.writer is not None,
-            **values,
-        )
-        return Response(text, status, PAGE_HEADERS, content_type=HTML)
-
-    @cache  # noqa: B019  # a frame lives as long as its application
-    def modules(self, entry: str) -> list[str]:
-        """What the browser may fetch ahead for this module."""
-        return self.assets.modules(entry)
-
-    def redirect(self, path: str) -> Response:
-        """Sends a browser to a path of this server, with GET."""
-        return Response(status=303, headers={**PAGE_HEADERS, "Location": path}, content_type=HTML)
-
-    def guarded(self, view: Callable[..., Response]) -> Callable[..., Response]:
-        """The view for those who may read runs; others are sent to log in. What goes wrong is told as a page."""
-
-        def guarded_view(**arguments: str) -> Response:
-            try:
-                self.access.authorize(request, RUNS_READ)
-                return view(**arguments)
-            except Unauthorized as error:
-                if self.cookies is None:
-                    return self.refusal(error)
-                return self.redirect(self.places.login(_asked()))
-            except RunspanError as error:
-                return self.refusal(error)
-
-        return guarded_view
-
-    def refusal(self, error: RunspanError) -> Response:
-        """The page of an error."""
-        code, status, _ = error_status(error)
-        response = self.render(
-            "error.html", status, code=code, title=_TITLES.get(status, "Something failed"), message=str(error)
-        )
-        retry_after = getattr(error, "retry_after", None)
-        if retry_after is not None:
-            response.headers["Retry-After"] = str(int(retry_after))
-        return response
-
-
-def add_pages(app: Flask, frame: PageRenderer) -> None:
-    """``/``, ``/runs/{id}``, ``/compare`` and the static files."""
-    pages = Blueprint("pages", __name__, template_folder="templates")
-
-    @frame.guarded
-    def runs() -> Response:
-        return frame.render("runs.html", entry="panel/main.js")
-
-    @frame.guarded
-    def run(run_id: str) -> Response:
-        _refuse_other_encodings()
-        return frame.render("run.html", entry="run/main.js", run_id=run_id)
-
-    @frame.guarded
-    def compare() -> Response:
-        return frame.render("compare.html", entry="compare/main.js")
-
-    def static(version: str, name: str) -> Response:
-        asset = frame.assets.files.get(name)
-        if asset is None or version != frame.assets.version:
-            raise NotFound("no such file of this version; load the page again")
-        response = Response(asset.body, headers=ASSET_HEADERS, content_type=asset.content_type)
-        if asset.packed and request.accept_encodings["gzip"] > 0:
-            response.data = asset.packed
-            response.headers["Content-Encoding"] = "gzip"
-        return response
-
-    def not_found(error: NotFound) -> Response:
-        people = request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html"
-        if not people or request.path.startswith(_FOR_PROGRAMS):
-            return error_response(404, "NOT_FOUND", error.description or error.name)
-        message = f"Nothing is at {request.path}. To open a run, type its id above."
-        return frame.render("error.html", 404, code="NOT_FOUND", title=_TITLES[404], message=message)
-
-    app.register_error_handler(404, not_found)
-    pages.add_url_rule("/", "runs", runs)
-    pages.add_url_rule("/runs/<run_id:run_id>", "run", run)
-    pages.add_url_rule("/compare", "compare", compare)
-    pages.add_url_rule("/static/<version>/<path:name>", "static", static)
-    app.register_blueprint(pages)
-
-
+_API_PREFIXES: Final = ("/api/", "/v1/", "/pages/", "/static/")
 _TITLES: Final = {
     403: "You may not read runs here",
     404: "There is no such page",
     429: "Too many requests",
     503: "The backend does not answer",
 }
+_MAX_KEY_LENGTH: Final = 200
+_MAX_FORM_BYTES: Final = 20_000
+
+pages = Blueprint("pages", __name__, template_folder="templates")
+"""The pages and their static files."""
+
+login = Blueprint("login", __name__)
+"""Login and logout, for a server with API keys. While no key exists, reading requires no login."""
 
 
-def _asked() -> str:
-    """The path and query of the request as the browser wrote them, without the proxy's prefix."""
+def requires_read(view: Callable[..., Response]) -> Callable[..., Response]:
+    """Call the view only if the browser may read runs; otherwise redirect to the login, or render the error."""
+
+    @wraps(view)
+    def guarded_view(**arguments: str) -> Response:
+        context = current_context()
+        try:
+            context.authenticator.authorize(request.environ, RUNS_READ)
+            return view(**arguments)
+        except Unauthorized as error:
+            if context.session_cookie is None:
+                return _error_page(error)
+            return _redirect(context.public_url.login_path(_requested_path()))
+        except RunspanError as error:
+            return _error_page(error)
+
+    return guarded_view
+
+
+@pages.get("/")
+@requires_read
+def runs() -> Response:
+    return _render("runs.html", entry="panel/main.js")
+
+
+@pages.get("/runs/<run_id:run_id>")
+@requires_read
+def run(run_id: str) -> Response:
+    require_utf8_path(request.environ)
+    return _render("run.html", entry="run/main.js", run_id=run_id)
+
+
+@pages.get("/compare")
+@requires_read
+def compare() -> Response:
+    return _render("compare.html", entry="compare/main.js")
+
+
+@pages.get("/static/<version>/<path:name>")
+def static(version: str, name: str) -> Response:
+    assets = load_assets()
+    asset = assets.files.get(name)
+    if asset is None or version != assets.version:
+        raise NotFound("no such file of this version; load the page again")
+    response = Response(asset.body, headers=ASSET_HEADERS, content_type=asset.content_type)
+    if asset.gzip_body and request.accept_encodings["gzip"] > 0:
+        response.data = asset.gzip_body
+        response.headers["Content-Encoding"] = "gzip"
+    return response
+
+
+@pages.app_errorhandler(404)
+def not_found(error: NotFound) -> Response:
+    """Render a page for people who mistyped an address; programs get the API's error."""
+    wants_html = request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html"
+    if not wants_html or request.path.startswith(_API_PREFIXES):
+        return error_response(404, "NOT_FOUND", error.description or error.name)
+    message = f"Nothing is at {request.path}. To open a run, type its id above."
+    return _render("error.html", 404, code="NOT_FOUND", title=_TITLES[404], message=message)
+
+
+@login.get("/login")
+def show_login() -> Response:
+    context, keys, cookie = _login_context()
+    if keys.unused or cookie.find_key(request.environ) is not None:
+        return _redirect(context.public_url.root_path + local_target(request.args.get("next", "/")))
+    return _login_form()
+
+
+@login.post("/login")
+def log_in() -> Response:
+    """Exchange an API key for a session."""
+    context, keys, cookie = _login_context()
+    request.max_content_length = _MAX_FORM_BYTES
+    if not is_same_origin(request.environ, context.public_url.origin):
+        return _login_form(403, "This login was sent by another site and ignored. Log in here.")
+    address = request.remote_addr or ""
+    retry_after = context.failed_logins.retry_after(address)
+    if retry_after:
+        response = _login_form(429, f"Too many wrong keys came from your address. Try again in {retry_after} seconds.")
+        response.headers["Retry-After"] = str(retry_after)
+        return response
+    secret = request.form.get("key", "").strip()
+    key = keys.find(secret) if 0 < len(secret) <= _MAX_KEY_LENGTH else None
+    if key is None:
+        context.failed_logins.record(address)
+        logger.warning("a login from %s with an unknown, expired or revoked key", address)
+        return _login_form(
+            401,
+            "This key is unknown, expired or revoked. The command runspan keys list shows those that are active.",
+        )
+    if RUNS_READ not in key.permissions:
+        return _login_form(403, f"Key {key.id} may not read runs. Use one with the permission {RUNS_READ}.")
+    response = _redirect(context.public_url.root_path + local_target(request.form.get("next", "/")))
+    cookie.start_session(key, response, request.environ)
+    logger.info("a login with key %s from %s", key.id, address)
+    return response
+
+
+@login.post("/logout")
+def log_out() -> Response:
+    context, _, cookie = _login_context()
+    response = _redirect(context.public_url.login_path("/"))
+    if is_same_origin(request.environ, context.public_url.origin):
+        cookie.end_session(response, request.environ)
+    return response
+
+
+def _login_context() -> tuple[AppContext, ApiKeyStore, SessionCookie]:
+    """Return the context, with the keys and the cookie that exist wherever the login is registered."""
+    context = current_context()
+    return context, cast("ApiKeyStore", context.api_keys), cast("SessionCookie", context.session_cookie)
+
+
+def _login_form(status: int = 200, problem: str = "") -> Response:
+    target = local_target(request.values.get("next", "/"))
+    return _render("login.html", status, next=target, problem=problem)
+
+
+def _render(template: str, status: int = 200, entry: str = "shell.js", **values: Any) -> Response:
+    """Return a page. ``entry`` is the script module that it starts with; the browser preloads what it imports."""
+    context = current_context()
+    assets = load_assets()
+    root = context.public_url.root_path
+    text = render_template(
+        template,
+        root=root,
+        static=f"{root}/static/{assets.version}",
+        modules=_modules(entry),
+        backend=context.config.backend,
+        login=context.session_cookie.find_key(request.environ) if context.session_cookie else None,
+        writes=context.writer is not None,
+        **values,
+    )
+    return Response(text, status, PAGE_HEADERS, content_type=HTML)
+
+
+@cache
+def _modules(entry: str) -> list[str]:
+    return load_assets().modules(entry)
+
+
+def _error_page(error: RunspanError) -> Response:
+    code, status, _ = error_status(error)
+    title = _TITLES.get(status, "Something failed")
+    response = _render("error.html", status, code=code, title=title, message=str(error))
+    response.headers.extend(retry_after_header(error))
+    return response
+
+
+def _redirect(path: str) -> Response:
+    return Response(status=303, headers={**PAGE_HEADERS, "Location": path}, content_type=HTML)
+
+
+def _requested_path() -> str:
+    """Return the path and query as the browser wrote them, without the prefix that a proxy strips."""
     path: str = request.environ.get("REQUEST_URI", "")
     return path if path.startswith("/") else "/"
-
-
-def _refuse_other_encodings() -> None:
-    try:
-        request.environ["PATH_INFO"].encode("latin-1").decode()
-    except UnicodeError:
-        raise NoSuchRun("no such run", expected="a path in UTF-8") from None

@@ -59,15 +59,15 @@ def opened(page: Page, runs: str) -> Opening:
     def open_run(run_id: str, fragment: str = "", base: str = runs) -> Page:
         page.goto("about:blank")
         page.goto(f"{base}/runs/{quote(run_id, safe='')}" + (f"#{fragment}" if fragment else ""))
-        expect(page.locator(".run-head")).to_be_visible(timeout=30_000)
+        expect(page.locator(".run-header")).to_be_visible(timeout=30_000)
         return page
 
     return open_run
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints a figure past the capture, for whoever watches the test run."""
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints a figure past the capture."""
 
     def say(text: str) -> None:
         with capsys.disabled():

@@ -17,7 +17,7 @@ Opening = Callable[..., Page]
     [
         ("run_c4w81nqz0ty6", "step=create-invoice"),
         ("run_s6c1p8f4e0vy", ""),
-        ("run_2lmc0x7e9gqu", "view=timeline&step=send-letter&round=2"),
+        ("run_2lmc0x7e9gqu", "view=timeline&step=send-letter&execution=2"),
         ("run_3w8n5y2t0apl", "view=timeline&step=upsert-page"),
         ("run_k1r8e4zc7dpm", "step=provision-billing"),
         ("run_exact", "step=exact&tab=output"),
@@ -51,7 +51,7 @@ def test_axe_finds_nothing_serious_in_the_sheet(browser: Browser, runs: str) -> 
 
 
 def test_steps_have_names_for_screen_readers(opened: Opening) -> None:
-    """A step is said with its name, status, type and duration; a loop with how its executions went."""
+    """The name of a step has its title, status, type and duration; that of a loop counts its executions by status."""
     page = opened("run_2lmc0x7e9gqu")
     expect(page.get_by_role("button", name="Mark account, completed, action, 410 ms")).to_be_visible()
     expect(page.get_by_role("button", name="Send letter, 4 executions, 4 completed")).to_be_visible()
@@ -59,8 +59,8 @@ def test_steps_have_names_for_screen_readers(opened: Opening) -> None:
     expect(page.locator("#announcer")).to_have_text("For each stage, completed")
 
 
-def test_statuses_are_told_without_colour(opened: Opening) -> None:
-    """Each status on the canvas has a mark of its own shape."""
+def test_statuses_are_distinct_without_colour(opened: Opening) -> None:
+    """Each status on the canvas has an icon with its own shape."""
     page = opened("run_c4w81nqz0ty6")
     marks = page.evaluate("""() => {
       const statusOf = (node) => [...node.classList].find((name) => name.startsWith("status-"));

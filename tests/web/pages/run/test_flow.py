@@ -27,7 +27,7 @@ def node(page: Page, key: str) -> Locator:
 
 
 def panel(page: Page) -> Locator:
-    """What is at the side."""
+    """The side panel."""
     return page.locator(".detail")
 
 
@@ -44,23 +44,23 @@ def test_samples_open(page: Page, runs: str) -> None:
             expect(page.locator(".views .state")).to_be_visible()
 
 
-def test_the_head_tells_the_run(opened: Opening) -> None:
-    """Workflow, status, duration, trigger, tokens, cost and the slowest steps stand at the top."""
+def test_the_header_summarises_the_run(opened: Opening) -> None:
+    """The header has workflow, status, duration, trigger, tokens, cost and the slowest steps."""
     page = opened(AGENT)
-    head = page.locator(".run-head")
-    expect(head.locator("h1")).to_have_text("wf_support_triage")
-    expect(head.locator(".run-title .badge")).to_have_text("Completed")
-    expect(head.locator(".stat", has_text="Duration")).to_contain_text("11.4 s")
-    expect(head.locator(".stat", has_text="Tokens")).to_contain_text("1,590")
-    expect(head.locator(".stat", has_text="Cost")).to_contain_text("claude-sonnet-4-6")
-    expect(head.locator(".slow").first).to_contain_text("Reply with the draft")
+    header = page.locator(".run-header")
+    expect(header.locator("h1")).to_have_text("wf_support_triage")
+    expect(header.locator(".run-title .badge")).to_have_text("Completed")
+    expect(header.locator(".stat", has_text="Duration")).to_contain_text("11.4 s")
+    expect(header.locator(".stat", has_text="Tokens")).to_contain_text("1,590")
+    expect(header.locator(".stat", has_text="Cost")).to_contain_text("claude-sonnet-4-6")
+    expect(header.locator(".slow").first).to_contain_text("Reply with the draft")
     expect(page).to_have_title(re.compile("wf_support_triage, completed"))
-    head.locator(".slow").first.click()
+    header.locator(".slow").first.click()
     expect(panel(page).locator("h2")).to_have_text("Reply with the draft")
 
 
 def test_the_first_failure_is_up_front(opened: Opening) -> None:
-    """Its step and message stand above everything, and lead to the step, whose error is shown first."""
+    """The notice has its step and message, and leads to the step, whose error is shown first."""
     page = opened(FAILED)
     notice = page.locator(".failure")
     expect(notice).to_contain_text("Create invoice failed")
@@ -69,14 +69,14 @@ def test_the_first_failure_is_up_front(opened: Opening) -> None:
     expect(panel(page).locator("h2")).to_have_text("Create invoice")
     expect(page.get_by_role("tab", name="Error")).to_have_attribute("aria-selected", "true")
     expect(panel(page).locator(".tree")).to_contain_text("INTEGRATION_ERROR")
-    expect(node(page, "create-invoice")).to_have_class(re.compile("chosen"))
+    expect(node(page, "create-invoice")).to_have_class(re.compile("selected"))
 
 
-def test_a_tolerated_failure_is_told_as_one(opened: Opening) -> None:
-    """A failed step of a run that completed is no alarm."""
+def test_a_tolerated_failure_is_no_alarm(opened: Opening) -> None:
+    """A failed step of a completed run is not shown as an error of the run."""
     notice = opened("run_c8x4l0i6v9sj").locator(".failure")
-    expect(notice).to_contain_text("failed and the run went on")
-    expect(notice).not_to_have_class(re.compile("bad"))
+    expect(notice).to_contain_text("failed, but the run continued")
+    expect(notice).not_to_have_class(re.compile("error"))
 
 
 def test_a_click_shows_the_step(opened: Opening) -> None:
@@ -97,7 +97,7 @@ def test_a_click_shows_the_step(opened: Opening) -> None:
 
 def test_an_address_is_shared(opened: Opening) -> None:
     """The address holds view, step, execution and payload: another browser shows the same."""
-    page = opened(LOOP, "view=timeline&step=send-letter&round=3&tab=input")
+    page = opened(LOOP, "view=timeline&step=send-letter&execution=3&tab=input")
     expect(page.get_by_role("tab", name="Timeline")).to_have_attribute("aria-selected", "true")
     expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("5")
     expect(panel(page).locator(".tree")).to_contain_text('"final"')
@@ -113,7 +113,7 @@ def test_both_views_share_the_selection(opened: Opening) -> None:
     page = opened(AGENT, "view=timeline")
     page.get_by_role("treeitem", name="Urgent?").click()
     page.get_by_role("tab", name="Canvas").click()
-    expect(node(page, "is-urgent")).to_have_class(re.compile("chosen"))
+    expect(node(page, "is-urgent")).to_have_class(re.compile("selected"))
     expect(panel(page).locator("h2")).to_have_text("Urgent?")
 
 
@@ -129,7 +129,7 @@ def test_a_loop_is_folded_and_opens(opened: Opening) -> None:
     expect(letter.locator(".cell").nth(2)).to_have_attribute("aria-current", "true")
     panel(page).get_by_role("button", name="Next execution").click()
     expect(letter.locator(".cell").nth(3)).to_have_attribute("aria-current", "true")
-    assert page.url.endswith("#step=send-letter&round=4")
+    assert page.url.endswith("#step=send-letter&execution=4")
 
 
 def test_a_long_loop_turns_to_the_execution_that_failed(opened: Opening) -> None:
@@ -138,8 +138,8 @@ def test_a_long_loop_turns_to_the_execution_that_failed(opened: Opening) -> None
     fetch = node(page, "fetch")
     expect(fetch).to_have_class(re.compile("status-failed"))
     fetch.locator(".node-body").click()
-    expect(panel(page).locator(".rounds")).to_contain_text("of 2,500")
-    assert page.url.endswith("#step=fetch&round=1235")
+    expect(panel(page).locator(".executions")).to_contain_text("of 2,500")
+    assert page.url.endswith("#step=fetch&execution=1235")
     fetch.locator(".node-count").click()
     expect(fetch.locator(".cells-pager")).to_contain_text("1,217\u20131,280 of 2,500")
     expect(fetch.locator(".cell.status-failed")).to_have_count(1)
@@ -180,7 +180,7 @@ def test_listed_attempts_are_shown_at_their_times(opened: Opening) -> None:
 
 
 def test_links_lead_to_the_trace(opened: Opening, runs: str) -> None:
-    """Jaeger and Grafana are offered in the head and beside the step, with the trace id that follows from the run's."""
+    """The header and the side panel link to Jaeger and Grafana, with the trace id derived from the run id."""
     page = opened(FAILED, "step=create-invoice")
     trace = httpx.get(f"{runs}/api/v1/runs/{FAILED}/trace", trust_env=False).json()["data"]["traceId"]
     for place in (page.locator(".run-links"), panel(page)):
@@ -263,13 +263,13 @@ def test_shortcuts_work_everywhere(opened: Opening) -> None:
     page.keyboard.press("Escape")
     expect(title).to_have_text("Run")
     page.keyboard.press("?")
-    expect(page.get_by_role("dialog")).to_contain_text("The first failure")
+    expect(page.get_by_role("dialog")).to_contain_text("Go to the first failure")
 
 
 def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
     """Wheel moves, wheel with Ctrl zooms, a drag moves and opens nothing, and a click on what is too small opens it."""
     page = opened("run_500")
-    world = page.locator(".canvas-world")
+    world = page.locator(".canvas-content")
     area = page.locator(".canvas-area")
     before = world.evaluate("world => world.style.transform")
     area.hover(position={"x": 200, "y": 200})
@@ -288,19 +288,19 @@ def test_the_canvas_moves_and_zooms(opened: Opening) -> None:
     page.mouse.move(340, 400, steps=4)
     page.mouse.up()
     expect(panel(page).locator("h2")).to_have_text("Run")
-    page.get_by_role("button", name="Show everything").click()
+    page.get_by_role("button", name="Show the entire run").click()
     box = area.bounding_box()
     assert box
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(panel(page).locator("h2")).to_contain_text("Step number")
 
 
-def test_the_overview_leads_through_a_long_run(opened: Opening) -> None:
-    """A click near the end of the strip brings the end into sight."""
+def test_the_minimap_scrolls_a_long_run(opened: Opening) -> None:
+    """A click near the end of the minimap shows the end."""
     page = opened("run_5000")
-    strip = page.locator(".overview")
-    expect(strip).to_be_visible()
-    box = strip.bounding_box()
+    minimap = page.locator(".minimap")
+    expect(minimap).to_be_visible()
+    box = minimap.bounding_box()
     assert box
     page.mouse.click(box["x"] + 6, box["y"] + box["height"] - 1)
     expect(page.locator(".node", has_text="Step number 4999")).to_be_visible()
@@ -325,8 +325,8 @@ def test_a_bar_of_a_loop_leads_to_that_execution(opened: Opening) -> None:
     expect(track).to_be_visible()
     width = track.evaluate("track => track.clientWidth")
     track.click(position={"x": width * 0.9, "y": 16})
-    expect(panel(page).locator(".rounds")).to_contain_text("of 4")
-    assert page.url.endswith("step=pause&round=4")
+    expect(panel(page).locator(".executions")).to_contain_text("of 4")
+    assert page.url.endswith("step=pause&execution=4")
 
 
 @pytest.mark.parametrize("run_id", ["run/with spaces & slashes?"])
@@ -342,7 +342,7 @@ def test_ids_of_any_letters(opened: Opening, run_id: str) -> None:
 
 
 def test_what_cannot_be_shown_says_what_to_do(page: Page, runs: str, watch: Watch) -> None:
-    """An unknown run and a server that is gone are told in words, and the page can try again."""
+    """An unknown run and an unreachable server are reported, and the page can try again."""
     watch.allow("Failed to load resource")
     page.goto(f"{runs}/runs/run_nobody_knows")
     alert = page.get_by_role("alert")
@@ -350,17 +350,17 @@ def test_what_cannot_be_shown_says_what_to_do(page: Page, runs: str, watch: Watc
     expect(alert).to_contain_text("Check the id")
     page.route("**/api/v1/runs/*", lambda route: route.abort())
     page.goto(f"{runs}/runs/run_two")
-    expect(alert).to_contain_text("The server does not answer")
+    expect(alert).to_contain_text("The server does not respond")
     page.unroute("**/api/v1/runs/*")
     alert.get_by_role("button", name="Try again").click()
     expect(page.locator(".run-id")).to_have_text("run_two")
 
 
-def test_an_answer_that_is_no_run_is_told(page: Page, runs: str) -> None:
-    """A proxy's page in place of the answer is not shown as a run."""
+def test_a_response_without_a_run_is_reported(page: Page, runs: str) -> None:
+    """The page of a proxy is reported as unreadable, with a link to the response."""
     page.route("**/api/v1/runs/*", lambda route: route.fulfill(status=200, body="<html>please log in</html>"))
     page.goto(f"{runs}/runs/run_two")
-    expect(page.get_by_role("alert")).to_contain_text("This run cannot be shown")
+    expect(page.get_by_role("alert")).to_contain_text("The response cannot be read")
 
 
 def test_narrow_screens_have_a_sheet(browser: Browser, runs: str) -> None:

@@ -40,7 +40,7 @@ def opened(page: Page, url: str, run_id: str) -> None:
     page.clock.install()
     page.goto(f"{url}/runs/{run_id}")
     page.clock.run_for(500)
-    expect(page.locator(".run-head")).to_be_visible()
+    expect(page.locator(".run-header")).to_be_visible()
 
 
 def answered(page: Page) -> int:
@@ -97,7 +97,7 @@ def test_zoom_and_scroll_stay(page: Page, url: str) -> None:
     page.locator(".canvas-area").hover()
     page.mouse.wheel(0, 900)
     shown(page)
-    world = page.locator(".canvas-world")
+    world = page.locator(".canvas-content")
     before = world.get_attribute("style")
     push(url, document("r", [*steps, step("now", 700, 750), step("next", 760)], status="running"))
     answered(page)
@@ -117,8 +117,8 @@ def test_the_clock_runs(page: Page, url: str) -> None:
     expect(value).not_to_have_text(first or "")
 
 
-def test_nothing_is_asked_while_nobody_looks(page: Page, url: str) -> None:
-    """A hidden page rests; shown again, it asks at once."""
+def test_a_hidden_page_sends_no_requests(page: Page, url: str) -> None:
+    """A hidden page does not poll; when it is shown again, it polls at once."""
     push(url, document("r", [step("wait", 0)], status="running"))
     opened(page, url, "r")
     answered(page)
@@ -130,12 +130,12 @@ def test_nothing_is_asked_while_nobody_looks(page: Page, url: str) -> None:
     requests = asked(page)
     page.clock.run_for(10 * POLL)
     assert requests == []
-    page.evaluate(turn, False)
-    assert answered(page) <= 1
+    with page.expect_response("**/api/v1/runs/*"):
+        page.evaluate(turn, False)
 
 
-def test_a_page_that_nothing_changes_on_asks_less_and_less(page: Page, url: str) -> None:
-    """Two seconds at first, twenty at most."""
+def test_an_unchanged_run_is_polled_less_and_less(page: Page, url: str) -> None:
+    """The delay is two seconds at first and twenty at most."""
     push(url, document("r", [step("wait", 0)], status="running"))
     opened(page, url, "r")
     waits = [answered(page) for _ in range(12)]
@@ -143,7 +143,7 @@ def test_a_page_that_nothing_changes_on_asks_less_and_less(page: Page, url: str)
     assert 15 <= waits[-1] <= 21
 
 
-def test_trouble_is_told_and_passes(page: Page, url: str, watch: Watch) -> None:
+def test_errors_are_shown_until_they_pass(page: Page, url: str, watch: Watch) -> None:
     """While the server is away the page keeps what it shows, says so, goes on asking, and is quiet when it is back."""
     watch.allow("Failed to load resource")
     push(url, document("r", [step("wait", 0)], status="running"))
@@ -151,11 +151,11 @@ def test_trouble_is_told_and_passes(page: Page, url: str, watch: Watch) -> None:
     page.route("**/api/v1/runs/r", lambda route: route.abort())
     with page.expect_event("requestfailed"):
         page.clock.run_for(POLL)
-    expect(page.locator(".run-notices")).to_contain_text("The server does not answer")
+    expect(page.locator(".run-notices")).to_contain_text("The server does not respond")
     expect(page.locator(".node")).to_have_count(1)
     page.unroute("**/api/v1/runs/r")
     answered(page)
-    expect(page.locator(".run-notices")).not_to_contain_text("The server does not answer")
+    expect(page.locator(".run-notices")).not_to_contain_text("The server does not respond")
 
 
 def test_a_run_without_steps_waits_for_them(page: Page, url: str) -> None:

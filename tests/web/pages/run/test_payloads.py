@@ -27,7 +27,7 @@ def copied(page: Page, button: Locator) -> str:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate("navigator.clipboard.writeText('nothing yet')")
     button.click()
-    expect(button).to_have_attribute("data-done", "yes")
+    expect(button).to_have_attribute("data-copied", "yes")
     text: str = page.evaluate("navigator.clipboard.readText()")
     return text
 
@@ -58,7 +58,7 @@ def test_copy_works_without_tls(opened: Opening) -> None:
     page.evaluate("Object.defineProperty(Navigator.prototype, 'clipboard', { value: undefined })")
     button = page.locator(".payload-bar .copy")
     button.click()
-    expect(button).to_have_attribute("data-done", "yes")
+    expect(button).to_have_attribute("data-copied", "yes")
     reader = page.context.new_page()
     reader.goto(page.url)
     assert reader.evaluate("navigator.clipboard.readText()") == EXACT_OUTPUT
@@ -68,13 +68,13 @@ def test_the_text_is_shown_as_stored(opened: Opening) -> None:
     """As text, the payload stands as it is, and a selection over its rows copies no line ends of the view's own."""
     page = opened("run_exact", "step=exact&tab=output")
     page.get_by_role("button", name="Text", exact=True).click()
-    rows = page.locator(".textview-row")
+    rows = page.locator(".text-view-row")
     expect(rows.first).to_contain_text('"price":12.10')
-    shown = page.evaluate("[...document.querySelectorAll('.textview-row')].map((row) => row.textContent).join('')")
+    shown = page.evaluate("[...document.querySelectorAll('.text-view-row')].map((row) => row.textContent).join('')")
     assert shown == EXACT_OUTPUT.replace("\n", "")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate("""() => {
-      const rows = document.querySelectorAll(".textview-row");
+      const rows = document.querySelectorAll(".text-view-row");
       document.getSelection().setBaseAndExtent(rows[0].firstChild, 2, rows[rows.length - 1].lastChild, 3);
     }""")
     page.keyboard.press("Control+c")
@@ -89,20 +89,20 @@ def test_search_goes_from_match_to_match(opened: Opening) -> None:
     page = opened("run_t9a2j6x1ve0g", "step=triage&tab=output")
     field = page.get_by_role("searchbox", name="Search in this payload")
     field.fill("TOKENS")
-    result = page.locator(".find-result")
+    result = page.locator(".search-result")
     expect(result).to_have_text("1 of 3")
-    expect(page.locator(".hit-row")).to_contain_text("promptTokens")
+    expect(page.locator(".match-row")).to_contain_text("promptTokens")
     field.press("Enter")
-    expect(page.locator(".hit-row")).to_contain_text("completionTokens")
+    expect(page.locator(".match-row")).to_contain_text("completionTokens")
     field.press("Shift+Enter")
     field.press("Shift+Enter")
     expect(result).to_have_text("3 of 3")
     page.get_by_role("button", name="Text", exact=True).click()
-    expect(page.locator("mark.hit")).to_have_count(3)
+    expect(page.locator("mark.match")).to_have_count(3)
     expect(page.locator("mark.current")).to_have_count(1)
     field.fill("no such thing")
     expect(result).to_have_text("none")
-    expect(page.locator("mark.hit")).to_have_count(0)
+    expect(page.locator("mark.match")).to_have_count(0)
     field.press("Escape")
     expect(field).to_have_value("")
     expect(page.locator(".detail h2")).to_have_text("Triage the ticket")
@@ -113,11 +113,11 @@ def test_search_opens_the_way_to_a_match(opened: Opening) -> None:
     page = opened("run_loop")
     page.get_by_role("tab", name="Document").click()
     page.get_by_role("searchbox", name="Search in this payload").fill('"row":2345')
-    expect(page.locator(".find-result")).to_have_text("none")
+    expect(page.locator(".search-result")).to_have_text("none")
     page.get_by_role("searchbox", name="Search in this payload").fill('"row": 2345')
-    expect(page.locator(".find-result")).to_have_text("1 of 1")
-    expect(page.locator(".hit-row")).to_be_in_viewport()
-    expect(page.locator(".hit-row")).to_contain_text("2345")
+    expect(page.locator(".search-result")).to_have_text("1 of 1")
+    expect(page.locator(".match-row")).to_be_in_viewport()
+    expect(page.locator(".match-row")).to_contain_text("2345")
 
 
 def test_the_tree_goes_by_keyboard(opened: Opening) -> None:
@@ -147,24 +147,24 @@ def test_long_lists_come_in_pieces(opened: Opening) -> None:
     expect(page.get_by_role("button", name="200 shown. Show 100 more")).to_be_visible()
 
 
-def test_ten_megabytes_do_not_freeze_the_page(opened: Opening, page: Page, tell: Callable[[str], None]) -> None:
+def test_ten_megabytes_do_not_freeze_the_page(opened: Opening, page: Page, report: Callable[[str], None]) -> None:
     """A string of 10 MB is opened, read as text, searched to its end and copied, and no task of the page takes long."""
     page.add_init_script(f"({LONG_TASKS})()")
     opened("run_large", "step=load&tab=output")
     tree(page).get_by_role("button", name="Read as text").first.click()
-    expect(page.locator(".textview.inset .textview-row").first).to_have_text("The quick brown fox.")
+    expect(page.locator(".text-view.inset .text-view-row").first).to_have_text("The quick brown fox.")
     page.get_by_role("button", name="Text", exact=True).click()
-    view = page.locator(".payload-area .textview")
-    expect(view.locator(".textview-row").first).to_contain_text("The quick brown")
-    assert view.locator(".textview-row").count() < 100
+    view = page.locator(".payload-area .text-view")
+    expect(view.locator(".text-view-row").first).to_contain_text("The quick brown")
+    assert view.locator(".text-view-row").count() < 100
     page.get_by_role("searchbox", name="Search in this payload").fill("needle in")
-    expect(page.locator(".find-result")).to_have_text("1 of 1")
+    expect(page.locator(".search-result")).to_have_text("1 of 1")
     expect(page.locator("mark.current")).to_be_in_viewport()
     text = copied(page, page.locator(".payload-bar .copy"))
     assert len(text) > 13_000_000
     assert text.endswith('"the needle in the haystack"}')
     longest = page.evaluate("window.longest")
-    tell(f"10 MB payload: longest task {longest:.0f} ms")
+    report(f"10 MB payload: longest task {longest:.0f} ms")
     assert longest < 2500
 
 
@@ -172,19 +172,19 @@ def test_a_text_of_ten_megabytes_scrolls_to_its_end(opened: Opening) -> None:
     """The last row of half a million is reached by scrolling and by the End key."""
     page = opened("run_large", "step=load&tab=output")
     page.get_by_role("button", name="Text", exact=True).click()
-    view = page.locator(".textview")
-    expect(view.locator(".textview-row").first).to_be_visible()
+    view = page.locator(".text-view")
+    expect(view.locator(".text-view-row").first).to_be_visible()
     expect(view).to_have_attribute("aria-busy", "false", timeout=60_000)
     view.focus()
     page.keyboard.press("End")
-    expect(view.locator(".textview-row", has_text="haystack")).to_be_visible()
+    expect(view.locator(".text-view-row", has_text="haystack")).to_be_visible()
 
 
 def test_nothing_in_a_document_is_executed(opened: Opening, page: Page) -> None:
     """Markup, handlers and javascript: addresses in every member are text, in both views, the panel and the search."""
     opened("run_hostile")
     expect(page.locator(".stat-steps .stat-value")).to_have_text("6")
-    expect(page.locator(".run-head h1")).to_have_text(ATTACK)
+    expect(page.locator(".run-header h1")).to_have_text(ATTACK)
     for place in range(6):
         page.keyboard.press("j")
         expect(page.locator(".detail.of-step")).to_be_visible()
@@ -194,7 +194,7 @@ def test_nothing_in_a_document_is_executed(opened: Opening, page: Page) -> None:
                 page.get_by_role("button", name=mode, exact=True).click()
         if place == 0:
             page.get_by_role("searchbox", name="Search in this payload").fill("<script>")
-            expect(page.locator(".find-result")).to_contain_text("of")
+            expect(page.locator(".search-result")).to_contain_text("of")
     page.keyboard.press("v")
     expect(page.locator(".timeline-row")).to_have_count(6)
     assert page.evaluate("window.hacked") is None
@@ -210,7 +210,7 @@ def test_direction_marks_are_shown_and_turn_nothing(opened: Opening) -> None:
     expect(page.locator(".detail h2")).to_contain_text("\\u202egnp.exe")
     page = opened("run_hostile", "step=%22%3E%3Cscript%3Ewindow.hacked%3D6%3C%2Fscript%3E&tab=output")
     page.get_by_role("button", name="Text", exact=True).click()
-    marks = page.locator(".textview .odd")
+    marks = page.locator(".text-view .invisible-character")
     expect(marks).to_have_count(3)
     expect(marks.first).to_have_attribute("data-code", "U+202E")
     assert marks.first.text_content() == "\u202e"

@@ -16,7 +16,7 @@ Call = Callable[..., Any]
 
 LAYOUT = """async (m, text) => {
   const { indexRun } = await import(document.documentElement.dataset.static + "/run/document.js");
-  return m.layout(indexRun(text).steps);
+  return m.layoutSteps(indexRun(text).steps);
 }"""
 INDEX = "(m, text) => m.indexRun(text)"
 
@@ -126,15 +126,15 @@ def assert_apart(board: dict[str, Any]) -> None:
             assert beside or below, (one["key"], other["key"])
 
 
-def test_overlap_stands_beside_and_sequence_below(module: Call) -> None:
+def test_overlapping_steps_are_side_by_side_and_sequences_below(module: Call) -> None:
     """A fork of three and its join: one above, three side by side in their order, one below, all about one axis."""
     nodes = placed(module, step("a", 0, 10), step("b", 11, 30), step("c", 12, 50), step("d", 13, 40), step("e", 51, 60))
     assert row(nodes) == [["a"], ["b", "c", "d"], ["e"]]
     assert nodes["a"]["x"] == nodes["c"]["x"] == nodes["e"]["x"]
 
 
-def test_branches_keep_their_lanes(module: Call) -> None:
-    """Two steps in a row beside one long step stand in one lane, and the long one in another."""
+def test_branches_keep_their_columns(module: Call) -> None:
+    """Two successive steps parallel to one long step share a column, and the long one has another."""
     nodes = placed(module, step("a", 0, 1), step("b", 2, 5), step("c", 2, 20), step("d", 6, 20), step("e", 21, 22))
     assert row(nodes) == [["a"], ["b", "c"], ["d"], ["e"]]
     assert nodes["b"]["x"] == nodes["d"]["x"] != nodes["c"]["x"]
@@ -155,7 +155,7 @@ def test_nanoseconds_decide(module: Call) -> None:
     assert row(nodes) == [["a", "b"], ["c"]]
 
 
-def test_steps_without_times_stand_by_the_document(module: Call) -> None:
+def test_steps_without_times_follow_the_document(module: Call) -> None:
     """A skipped branch stands beside what ran instead; what comes at the end stands below."""
     nodes = placed(
         module, step("if", 0, 1), step("no"), step("no2"), step("yes", 2, 3), step("end", 4, 5), step("last")
@@ -164,7 +164,7 @@ def test_steps_without_times_stand_by_the_document(module: Call) -> None:
     assert row(placed(module, step("a"), step("b"), step("c"))) == [["a"], ["b"], ["c"]]
 
 
-def test_what_runs_has_nothing_after_it(module: Call) -> None:
+def test_nothing_follows_an_unfinished_step(module: Call) -> None:
     """Open steps stand beside what began since, and pending ones below them all."""
     pending = {"status": "pending"}
     nodes = placed(module, step("a", 0, 1), step("b", 2), step("c", 3, 9), step("d", **pending))
@@ -178,11 +178,11 @@ def test_a_loop_is_one_frame_with_one_node_for_each_step(module: Call) -> None:
     kinds = {node["key"]: (node["kind"], len(node["steps"])) for node in board["nodes"]}
     assert kinds == {"loop each": ("header", 1), "fetch": ("loop", 200), "store": ("loop", 200), "report": ("step", 1)}
     [frame] = board["frames"]
-    assert (frame["header"], frame["rounds"]) == (0, 200)
+    assert (frame["header"], frame["iterations"]) == (0, 200)
     assert [node["key"] for node in board["nodes"]] == ["loop each", "fetch", "store", "report"]
 
 
-def test_a_loop_that_no_step_names_is_framed_too(module: Call) -> None:
+def test_a_loop_without_its_own_step_has_a_frame(module: Call) -> None:
     """Steps that take turns are a loop, with the step that only one round took; another repeated step later is none."""
     turns = [step("a", 0, 1), step("b", 1, 2), step("c", 2, 3), step("a", 3, 4), step("b", 4, 5), step("d", 6, 7)]
     again = [step("e", 7, 8), step("e", 8, 9)]
@@ -225,7 +225,7 @@ def test_any_times_are_placed_without_contradiction(module: Call) -> None:
                     assert nodes[one["id"]]["y"] < nodes[other["id"]]["y"]
 
 
-def test_facts_of_a_run(module: Call) -> None:
+def test_stats_of_a_run(module: Call) -> None:
     """Tokens and cost count agents once, the slowest leave out loops, the first failure is the first in time."""
     usage = {"promptTokens": 10, "completionTokens": 5, "model": "m", "estimatedCostUsd": 0.25}
     steps = [
@@ -238,12 +238,12 @@ def test_facts_of_a_run(module: Call) -> None:
     ]
     script = """async (m, text) => {
       const { indexRun } = await import(document.documentElement.dataset.static + "/run/document.js");
-      return m.factsOf(indexRun(text));
+      return m.runStats(indexRun(text));
     }"""
-    facts = module("facts.js", script, answer(json.dumps(document("r", steps, status="failed"))))
-    assert facts["usage"] == {"input": 20, "output": 10, "total": 30, "cost": 0.5, "calls": 2}
-    assert [slow["index"] for slow in facts["slowest"]] == [5, 0, 1, 3]
-    assert facts["failure"] == {
+    stats = module("run-stats.js", script, answer(json.dumps(document("r", steps, status="failed"))))
+    assert stats["usage"] == {"input": 20, "output": 10, "total": 30, "cost": 0.5, "calls": 2}
+    assert [slow["index"] for slow in stats["slowest"]] == [5, 0, 1, 3]
+    assert stats["failure"] == {
         "index": 1,
         "error": {"code": "", "message": "first", "step": ""},
         "count": 2,
@@ -258,10 +258,10 @@ def test_the_exact_document_is_located(module: Call) -> None:
     assert module("document.js", script, text) == EXACT_OUTPUT
 
 
-def test_an_end_that_is_not_told_follows_from_the_duration(module: Call) -> None:
-    """What has ended without an end has its duration; what goes on has no end; clocks that ran backwards give none."""
+def test_a_missing_end_follows_from_the_duration(module: Call) -> None:
+    """A finished step gets a missing end from its duration, an unfinished one has none; no end precedes its start."""
     steps = [
-        step("told", 0, 10),
+        step("full", 0, 10),
         {"id": "short", "status": "completed", "startedAt": at(5), "durationMs": 20},
         {"id": "bare", "status": "failed", "startedAt": at(5)},
         {"id": "open", "status": "running", "startedAt": at(5), "durationMs": 3},
@@ -271,7 +271,7 @@ def test_an_end_that_is_not_told_follows_from_the_duration(module: Call) -> None
     run = module("document.js", INDEX, answer(json.dumps(document("r", steps))))
     places = {found["id"]: (found["from"], found["to"]) for found in run["steps"]}
     assert places == {
-        "told": (0, 10),
+        "full": (0, 10),
         "short": (5, 25),
         "bare": (5, 5),
         "open": (5, None),
@@ -284,11 +284,11 @@ def test_rows_of_text_cut_no_letter(module: Call) -> None:
     """Rows join to the whole text, are no wider than allowed, and cut neither pairs nor marks from their letters."""
     text = "ab\ncafe\u0301 " + "😀" * 30 + "日本語" * 20 + "\r\n\t" + "x" * 100 + "\n\nend"
     script = """(m, text) => {
-      const rows = new m.Rows(text, 0, text.length, 20);
+      const rows = new m.TextRows(text, 0, text.length, 20);
       rows.extend(text.length);
       return rows.starts.map((_, row) => text.slice(...rows.bounds(row)));
     }"""
-    rows = module("rows.js", script, text)
+    rows = module("text-wrap.js", script, text)
     assert "".join(rows) == text
     assert all(not line.startswith("\u0301") for line in rows)
     assert all(len(line.rstrip("\r\n")) <= 20 for line in rows)
@@ -298,16 +298,16 @@ def test_rows_of_text_cut_no_letter(module: Call) -> None:
 def test_search_ignores_case_and_takes_no_pattern(module: Call) -> None:
     """What is searched is text: dots and brackets stand for themselves, and nothing outside of the part is found."""
     script = "(m, [text, needle]) => m.findAll(text, 2, text.length - 2, needle)"
-    assert module("find.js", script, ["abABab", "AB"]) == [2]
-    assert module("find.js", script, ["  a.c abc [x] (", "a.C"]) == [2]
-    assert module("find.js", script, ["  a.c abc [x] (", "[X]"]) == [10]
-    assert module("find.js", script, ["whatever", ""]) == []
+    assert module("document.js", script, ["abABab", "AB"]) == [2]
+    assert module("document.js", script, ["  a.c abc [x] (", "a.C"]) == [2]
+    assert module("document.js", script, ["  a.c abc [x] (", "[X]"]) == [10]
+    assert module("document.js", script, ["whatever", ""]) == []
 
 
 def test_ticks_are_round(module: Call) -> None:
     """The time axis steps in units that people count in, from nanoseconds to days."""
     steps = module(
-        "times.js", "(m, values) => values.map(m.tickStep)", [0.00002, 0.3, 7, 480, 1300, 40_000, 4e6, 9e7, 3e8]
+        "time-axis.js", "(m, values) => values.map(m.tickStep)", [0.00002, 0.3, 7, 480, 1300, 40_000, 4e6, 9e7, 3e8]
     )
     assert steps == pytest.approx([0.00002, 0.5, 10, 500, 2000, 60_000, 7.2e6, 1.728e8, 4.32e8])
 
@@ -315,20 +315,22 @@ def test_ticks_are_round(module: Call) -> None:
 @pytest.mark.parametrize(
     ("state", "fragment"),
     [
-        ({"view": "canvas", "step": None, "round": 1, "tab": None}, ""),
-        ({"view": "timeline", "step": "a b&c=#/é", "round": 3, "tab": "in put"}, None),
-        ({"view": "canvas", "step": "", "round": 1, "tab": None}, "#step="),
+        ({"view": "canvas", "step": None, "execution": 1, "tab": None}, ""),
+        ({"view": "timeline", "step": "a b&c=#/é", "execution": 3, "tab": "in put"}, None),
+        ({"view": "canvas", "step": "", "execution": 1, "tab": None}, "#step="),
     ],
 )
-def test_the_address_holds_the_state(module: Call, state: dict[str, Any], fragment: str | None) -> None:
+def test_the_fragment_holds_the_state(module: Call, state: dict[str, Any], fragment: str | None) -> None:
     """What is written into the address is read from it again, whatever letters a step's id has."""
-    written, read = module("state.js", "(m, s) => [m.writeState(s), m.readState(m.writeState(s))]", state)
+    written, read = module(
+        "url-state.js", "(m, s) => [m.formatUrlState(s), m.parseUrlState(m.formatUrlState(s))]", state
+    )
     assert read == state
     assert fragment is None or written == fragment
 
 
-@pytest.mark.parametrize("fragment", ["#view=odd&round=-2", "#round=x", "#%E0%A4%A&view"])
-def test_an_odd_address_is_the_page_as_it_opens(module: Call, fragment: str) -> None:
-    """A fragment that somebody typed breaks nothing."""
-    read = module("state.js", "(m, text) => m.readState(text)", fragment)
-    assert read == {"view": "canvas", "step": None, "round": 1, "tab": None}
+@pytest.mark.parametrize("fragment", ["#view=invalid&execution=-2", "#execution=x", "#%E0%A4%A&view"])
+def test_an_invalid_fragment_is_the_default_state(module: Call, fragment: str) -> None:
+    """Invalid values in the fragment are replaced by defaults."""
+    read = module("url-state.js", "(m, text) => m.parseUrlState(text)", fragment)
+    assert read == {"view": "canvas", "step": None, "execution": 1, "tab": None}

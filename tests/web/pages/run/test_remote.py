@@ -37,8 +37,8 @@ def test_a_run_is_read_from_jaeger(page: Page, jaeger_memory: Jaeger, tmp_path: 
 
         page.goto(f"{url}/runs/over_jaeger_exact#step=exact&tab=output")
         page.get_by_role("button", name="Text", exact=True).click()
-        expect(page.locator(".textview-row").first).to_be_visible()
-        shown = page.evaluate("[...document.querySelectorAll('.textview-row')].map((row) => row.textContent).join('')")
+        expect(page.locator(".text-view-row").first).to_be_visible()
+        shown = page.evaluate("[...document.querySelectorAll('.text-view-row')].map((row) => row.textContent).join('')")
         assert shown == EXACT_OUTPUT.replace("\n", "")
 
         page.goto(f"{url}/runs/over_jaeger_live")

@@ -1,4 +1,4 @@
-"""The screenshots in the documentation: made here, and looked at by whoever changes the pages."""
+"""The screenshots of the run page in the documentation, and checks that nothing in them is clipped."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PICTURES = {
     "failed-run": ("run_c4w81nqz0ty6", "step=create-invoice", "light"),
     "agent-run": ("run_q0d6z2gy8hn4", "step=judge", "light"),
     "running-run": ("run_s6c1p8f4e0vy", "step=draft-intro", "dark"),
-    "timeline": ("run_5y3g7n1d9wqs", "view=timeline&step=fetch-balance&round=5", "light"),
+    "timeline": ("run_5y3g7n1d9wqs", "view=timeline&step=fetch-balance&execution=5", "light"),
 }
 """Which sample run is shown, what is open, and the colour scheme."""
 
 CLIPPED = """() => {
-  const words = "h1, h2, .stat-value, .stat-more, .button, .tab, .view-tab, .facts dd, .node-name, .badge-text";
+  const words = "h1, h2, .stat-value, .stat-note, .button, .tab, .view-tab, .facts dd, .node-name, .badge-text";
   const isClipped = (one) => one.offsetParent && one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1;
   return [...document.querySelectorAll(words)].filter(isClipped).map((one) => one.textContent);
 }"""

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 Opening = Callable[..., Page]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 FRAMES = """() => new Promise((done) => {
   const area = document.querySelector(".canvas-area");
@@ -37,10 +37,10 @@ def interactive(page: Page) -> float:
 
 
 @pytest.mark.parametrize(("run_id", "bound"), [("run_500", 4000), ("run_5000", 8000), ("run_loop", 8000)])
-def test_the_page_is_soon_interactive(opened: Opening, tell: Tell, run_id: str, bound: int) -> None:
+def test_the_page_is_soon_interactive(opened: Opening, report: Report, run_id: str, bound: int) -> None:
     """A run of 500 steps takes well under a second on a quiet machine; the bound is for a busy one."""
     times = [interactive(opened(run_id)) for _ in range(3)]
-    tell(f"{run_id}: interactive after {', '.join(f'{time:.0f}' for time in times)} ms")
+    report(f"{run_id}: interactive after {', '.join(f'{time:.0f}' for time in times)} ms")
     assert min(times) < bound
 
 
@@ -56,16 +56,16 @@ def test_only_what_is_in_sight_is_made_of_elements(opened: Opening, run_id: str)
     assert page.evaluate("document.querySelectorAll('*').length") < 1500
 
 
-def test_moving_over_five_thousand_steps_is_smooth(opened: Opening, tell: Tell) -> None:
+def test_moving_over_five_thousand_steps_is_smooth(opened: Opening, report: Report) -> None:
     """Half of the frames of a fast move take no longer than a tenth of a second, on a busy machine too."""
     page = opened("run_5000")
     expect(page.locator(".node").first).to_be_visible()
     times = page.evaluate(FRAMES)
-    tell(f"5000 steps, moving: median frame {times[len(times) // 2]:.0f} ms, worst {times[-1]:.0f} ms")
+    report(f"5000 steps, moving: median frame {times[len(times) // 2]:.0f} ms, worst {times[-1]:.0f} ms")
     assert times[len(times) // 2] < 100
 
 
-def test_opening_a_step_is_quick(opened: Opening, tell: Tell) -> None:
+def test_opening_a_step_is_quick(opened: Opening, report: Report) -> None:
     """A click on one of 5,000 steps shows it within a moment."""
     page = opened("run_5000")
     expect(page.locator(".node").first).to_be_visible()
@@ -76,6 +76,6 @@ def test_opening_a_step_is_quick(opened: Opening, tell: Tell) -> None:
       await new Promise(requestAnimationFrame);
       return performance.now() - begun;
     }""")
-    tell(f"5000 steps: a step opens in {took:.0f} ms")
+    report(f"5000 steps: a step opens in {took:.0f} ms")
     assert took < 1000
     expect(page.locator(".detail.of-step")).to_be_visible()

@@ -1,26 +1,38 @@
-// The REST API from a page: JSON, raw text, and errors that say what to do.
+// Client of the REST API: builds URLs, fetches JSON or raw text, and turns failures into errors to show to users.
 
 const root = document.documentElement.dataset.root || "";
 const assets = document.documentElement.dataset.static || "";
 
-/**
- * What went wrong. status: HTTP, 0 without an answer. title, todo: for people. fields: the parameters that are wrong.
- * retryAfter: seconds, or null.
- */
+/** A failed request, with a title and a hint for the user. */
 export class ApiError extends Error {
-  constructor({ status, code, message, title, todo, fields = [], retryAfter = null }) {
+  /**
+   * @param {object} details
+   * @param {number} details.status - HTTP status, or 0 if there was no usable response.
+   * @param {string} details.code - Error code of the API.
+   * @param {string} details.message - Message of the server.
+   * @param {string} details.title - What went wrong, in a few words.
+   * @param {string} details.hint - What the user can do about it.
+   * @param {string[]} [details.fields] - Names of the invalid query parameters.
+   * @param {number|null} [details.retryAfter] - Seconds to wait before the next request.
+   */
+  constructor({ status, code, message, title, hint, fields = [], retryAfter = null }) {
     super(message);
     this.name = "ApiError";
-    Object.assign(this, { status, code, title, todo, fields, retryAfter });
+    Object.assign(this, { status, code, title, hint, fields, retryAfter });
   }
 
-  /** Whether asking again later may help. */
-  get passing() {
+  /** Whether the same request may succeed later. */
+  get isRetryable() {
     return this.status === 0 || this.status === 429 || this.status >= 500;
   }
 }
 
-/** A path of this server: url("/compare", {a, b}). Parameters that are null, undefined or "" are left out. */
+/**
+ * Return the URL of a path on this server, below the public root.
+ *
+ * @param {string} path - Absolute path, such as "/compare".
+ * @param {object} [parameters] - Query parameters. Arrays repeat a parameter; null, undefined and "" are omitted.
+ */
 export function url(path, parameters = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
@@ -32,35 +44,54 @@ export function url(path, parameters = {}) {
   return root + path + (text ? `?${text}` : "");
 }
 
-/** The page of a run; null for the ids that no URL can hold, "." and "..", which browsers take for folders. */
+/**
+ * Return the URL of a run's page, or null if no URL can hold the id: browsers resolve "." and ".." as directories, and
+ * lone surrogates cannot be encoded.
+ *
+ * @param {string} id - Run id.
+ */
 export function runPage(id) {
-  const segment = segmentOf(id);
+  const segment = pathSegment(id);
   return segment === null ? null : url(`/runs/${segment}`);
 }
 
-/** The API's path of a run, for getJson and getText; null as above. */
-export function runApi(id, rest = "") {
-  const segment = segmentOf(id);
-  return segment === null ? null : `/api/v1/runs/${segment}${rest}`;
+/**
+ * Return the API path of a run for getJson and getText, or null if no URL can hold the id.
+ *
+ * @param {string} id - Run id.
+ * @param {string} [suffix] - Path below the run, such as "/trace".
+ */
+export function runApiPath(id, suffix = "") {
+  const segment = pathSegment(id);
+  return segment === null ? null : `/api/v1/runs/${segment}${suffix}`;
 }
 
-/** {body, partial, incomplete}: the parsed answer, and what the headers say is missing ("" when nothing is). */
+/**
+ * Fetch a JSON resource. Throw an ApiError if that fails.
+ *
+ * @param {string} path - API path.
+ * @param {object} [parameters] - Query parameters, as for url().
+ * @param {{signal?: AbortSignal}} [options]
+ * @returns {Promise<{body: any, text: string, incomplete: string}>} The parsed body, and the fields of getText().
+ */
 export async function getJson(path, parameters, options) {
-  const answer = await getText(path, parameters, options);
+  const response = await getText(path, parameters, options);
   try {
-    return { ...answer, body: JSON.parse(answer.text) };
+    return { ...response, body: JSON.parse(response.text) };
   } catch {
-    throw new ApiError({
-      status: 0,
-      code: "UNREADABLE",
-      message: "The answer is no JSON.",
-      title: "The answer cannot be read",
-      todo: "Something between this page and the server may have changed it. Try again.",
-    });
+    throw unreadableResponse("The response is not JSON.");
   }
 }
 
-/** {text, partial, incomplete}: the answer as it came. options.signal: an AbortSignal. */
+/**
+ * Fetch a resource as text. Throw an ApiError if that fails.
+ *
+ * @param {string} path - API path.
+ * @param {object} [parameters] - Query parameters, as for url().
+ * @param {{signal?: AbortSignal}} [options]
+ * @returns {Promise<{text: string, incomplete: string}>} The unchanged body, and what the X-Runspan-Incomplete header
+ *   reports as missing from a newer revision ("" if nothing is).
+ */
 export async function getText(path, parameters, { signal } = {}) {
   let response;
   let text;
@@ -76,42 +107,54 @@ export async function getText(path, parameters, { signal } = {}) {
     throw new ApiError({
       status: 0,
       code: "UNREACHABLE",
-      message: "The server did not answer.",
-      title: "The server does not answer",
-      todo: "Check that runspan serve is running and that this machine reaches it.",
+      message: "The request failed without a response.",
+      title: "The server does not respond",
+      hint: "Check that runspan serve is running and reachable from this machine.",
     });
   }
-  if (!response.ok) throw errorOf(response, text);
-  return {
-    text,
-    partial: response.headers.get("X-Runspan-Partial") || "",
-    incomplete: response.headers.get("X-Runspan-Incomplete") || "",
-  };
+  if (!response.ok) throw responseError(response, text);
+  return { text, incomplete: response.headers.get("X-Runspan-Incomplete") || "" };
 }
 
-/** Sends the browser to log in, and back here. */
-export function toLogin() {
+/**
+ * Return the error for a successful response whose body cannot be used.
+ *
+ * @param {string} message - What is wrong with the body.
+ */
+export function unreadableResponse(message) {
+  return new ApiError({
+    status: 0,
+    code: "UNREADABLE",
+    message,
+    title: "The response cannot be read",
+    hint: "A proxy between this page and the server may have changed it. Try again.",
+  });
+}
+
+/** Navigate to the login page, which returns to the current page afterwards. */
+export function redirectToLogin() {
   const here = (location.pathname + location.search).slice(root.length);
   location.assign(url("/login", { next: here === "/" ? null : here }));
 }
 
-/** A worker from a static file, such as worker("run/worker.js"). */
-export function worker(name) {
-  return new Worker(trusted(`${assets}/${name}`), { type: "module" });
+/**
+ * Start a module worker from a static file.
+ *
+ * @param {string} name - File name below static/, such as "run/worker.js".
+ */
+export function startWorker(name) {
+  const scriptUrl = `${assets}/${name}`;
+  return new Worker(policy ? policy.createScriptURL(scriptUrl) : scriptUrl, { type: "module" });
 }
 
 const policy = globalThis.trustedTypes?.createPolicy("runspan", {
   createScriptURL(text) {
-    if (!text.startsWith(`${assets}/`)) throw new TypeError("no script of these pages");
+    if (!text.startsWith(`${assets}/`)) throw new TypeError("not a script of these pages");
     return text;
   },
 });
 
-function trusted(text) {
-  return policy ? policy.createScriptURL(text) : text;
-}
-
-function segmentOf(id) {
+function pathSegment(id) {
   if (typeof id !== "string" || id === "" || id === "." || id === "..") return null;
   try {
     return encodeURIComponent(id);
@@ -120,43 +163,43 @@ function segmentOf(id) {
   }
 }
 
-const WORDS = {
-  400: ["The question is not understood", "Change or clear the filters."],
+const TEXT_BY_STATUS = {
+  400: ["Invalid query", "Change or clear the filters."],
   401: ["You are logged out", "Log in again."],
   403: ["This key may not read runs", "Log in with a key that has the permission runs:read."],
-  404: ["No such run", "Check the id. The run may not have arrived yet, or be past its retention."],
-  429: ["Too many requests", "This key asks too often. The page goes on by itself."],
-  500: ["The server failed", "Its log has the details under the number in the message."],
-  502: ["The backend refuses", "Check the server's settings for the backend."],
-  503: ["The backend does not answer", "Check that it is running. The page tries again by itself."],
-  504: ["The backend takes too long", "Narrow the time or the workflow, or try again."],
+  404: ["No such run", "Check the id. The run may not have arrived yet, or its retention period may be over."],
+  429: ["Too many requests", "This key has reached its rate limit. The page retries automatically."],
+  500: ["The server failed", "Find the details in the server's log, under the number in the message."],
+  502: ["The backend rejected the request", "Check the server's settings for the backend."],
+  503: ["The backend does not respond", "Check that it is running. The page retries automatically."],
+  504: ["The backend timed out", "Narrow the time range or the workflow, or try again."],
 };
 
-const BY_CODE = {
+const TEXT_BY_CODE = {
   TRACE_INCOMPLETE: [
     "Part of this run is missing",
-    "Some of its spans have not arrived, or the backend lost them: runspan verify tells which setting loses spans.",
+    "Some of its spans have not arrived, or the backend lost them. Run runspan verify to find the setting to change.",
   ],
-  QUERY_UNSUPPORTED: ["This backend cannot answer that exactly", "Change or clear the filters."],
+  QUERY_UNSUPPORTED: ["This backend cannot answer that query exactly", "Change or clear the filters."],
 };
 
-function errorOf(response, text) {
+function responseError(response, text) {
   let error = {};
   try {
     error = JSON.parse(text).error || {};
   } catch {
-    // A proxy may answer with a page of its own.
+    // A proxy may respond with an HTML page.
   }
-  const [title, todo] = BY_CODE[error.code] ||
-    WORDS[response.status] || [`The server answered ${response.status}`, "Try again."];
-  const after = Number(response.headers.get("Retry-After"));
+  const [title, hint] = TEXT_BY_CODE[error.code] ||
+    TEXT_BY_STATUS[response.status] || [`The server responded with status ${response.status}`, "Try again."];
+  const retryAfter = Number(response.headers.get("Retry-After"));
   return new ApiError({
     status: response.status,
     code: error.code || String(response.status),
     message: error.message || response.statusText || title,
     title,
-    todo,
+    hint,
     fields: (error.details || []).map((detail) => detail.field),
-    retryAfter: Number.isFinite(after) && after > 0 ? after : null,
+    retryAfter: Number.isFinite(retryAfter) && retryAfter > 0 ? retryAfter : null,
   });
 }

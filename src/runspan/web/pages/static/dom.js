@@ -1,43 +1,68 @@
-// Elements from plain values: text is always text, so nothing that a run holds can become markup.
+// DOM helpers: create and update elements from plain values. Text is never parsed as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * An element: h("a", {href, class, onclick, "aria-label": …, dataset: {…}}, child, …).
- * A child is a node, a text, a number, an array of these, or null/undefined/false for none.
- * An attribute that is null, undefined or false is left out; true stands as an empty one.
+ * Create an HTML element: h("a", {href, class, onclick, "aria-label": …, dataset: {…}}, child, …).
+ *
+ * @param {string} tag - Tag name.
+ * @param {object} [attributes] - Attributes by name. Functions under "on…" names become event listeners. null,
+ *   undefined and false omit an attribute; true sets an empty one.
+ * @param {...(Node|string|number|Array|null|undefined|false)} children - Child nodes and texts. Arrays are flattened;
+ *   null, undefined and false are skipped.
  */
 export function h(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same in SVG. */
+/**
+ * Create an SVG element. The parameters are those of h().
+ *
+ * @param {string} tag - Tag name.
+ * @param {object} [attributes] - Attributes by name.
+ * @param {...(Node|string|number|Array|null|undefined|false)} children - Child nodes and texts.
+ */
 export function s(tag, attributes, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Puts these children in place of those that are there. */
+/**
+ * Replace the children of an element and return the element.
+ *
+ * @param {Element} element - The parent.
+ * @param {...(Node|string|number|Array|null|undefined|false)} children - The new children, as for h().
+ */
 export function replace(element, ...children) {
-  element.replaceChildren(...nodes(children));
+  element.replaceChildren(...flatten(children));
   return element;
 }
 
-/** Says a sentence to a screen reader, once. */
+/**
+ * Make the values of `next` the children of `parent`, in order, and return `next`. Elements that are in both maps stay
+ * in the document, so that they keep focus and pending clicks.
+ *
+ * @param {Element} parent - The parent.
+ * @param {Map<any, Element>} previous - The current children by key: the map that the last call returned.
+ * @param {Map<any, Element>} next - The new children by key.
+ */
+export function keyedChildren(parent, previous, next) {
+  for (const [key, element] of previous) if (next.get(key) !== element) element.remove();
+  let sibling = parent.firstChild;
+  for (const element of next.values()) {
+    if (element === sibling) sibling = sibling.nextSibling;
+    else parent.insertBefore(element, sibling);
+  }
+  return next;
+}
+
+/**
+ * Announce a text to screen readers through the page's live region.
+ *
+ * @param {string} text - The text.
+ */
 export function announce(text) {
-  const place = document.getElementById("announcer");
-  if (place && place.textContent !== text) place.textContent = text;
-}
-
-/** A text that may come in any script and direction, kept from turning its surroundings around. */
-export function isolated(text, attributes = {}) {
-  return h("bdi", attributes, visible(text));
-}
-
-const ODD = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
-
-/** A text on one line with what cannot be seen spelled out: control characters, zero widths, direction marks. */
-export function visible(text) {
-  return String(text).replace(ODD, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  const region = document.getElementById("announcer");
+  if (region && region.textContent !== text) region.textContent = text;
 }
 
 function fill(element, attributes, children) {
@@ -45,15 +70,15 @@ function fill(element, attributes, children) {
     if (value === null || value === undefined || value === false) continue;
     if (name === "dataset") Object.assign(element.dataset, value);
     else if (typeof value === "function") {
-      if (!name.startsWith("on")) throw new TypeError(`${name} takes no function`);
+      if (!name.startsWith("on")) throw new TypeError(`${name} must not be a function`);
       element.addEventListener(name.slice(2), value);
-    } else if (name.startsWith("on")) throw new TypeError(`${name} takes a function`);
+    } else if (name.startsWith("on")) throw new TypeError(`${name} must be a function`);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...nodes(children));
+  element.append(...flatten(children));
   return element;
 }
 
-function nodes(children) {
+function flatten(children) {
   return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 }

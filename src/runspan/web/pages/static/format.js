@@ -1,156 +1,190 @@
-// How values look: durations, times, tokens, cost, bytes, and what a status is called, coloured and marked with.
+// Formats values for display: durations, times, tokens, cost, sizes and statuses.
 
-import { h, s, visible } from "./dom.js";
+import { h, s } from "./dom.js";
+import { parseEpochMs } from "./instants.js";
+import { visible } from "./invisible-characters.js";
 
 const NONE = "–";
 
-/** Milliseconds as people say them: 340 ms, 1.24 s, 3 m 05 s, 2 h 14 m, 3 d 4 h. */
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+
+/**
+ * Format a duration: 340 ms, 1.24 s, 3 m 05 s, 2 h 14 m, 3 d 4 h. Return "–" if it is not a finite number.
+ *
+ * @param {number|null|undefined} ms - Milliseconds.
+ */
 export function duration(ms) {
-  if (typeof ms !== "number" || !Number.isFinite(ms)) return NONE;
+  if (!isNumber(ms)) return NONE;
   const sign = ms < 0 ? "−" : "";
   const value = Math.abs(ms);
-  if (value < 1) return value === 0 ? "0 ms" : `${sign}${trim(value.toPrecision(2))} ms`;
+  if (value < 1) return value === 0 ? "0 ms" : `${sign}${Number(value.toPrecision(2))} ms`;
   if (value < 999.5) return `${sign}${Math.round(value)} ms`;
   if (value < 9_995) return `${sign}${(value / 1000).toFixed(2)} s`;
   if (value < 59_950) return `${sign}${(value / 1000).toFixed(1)} s`;
   const seconds = Math.round(value / 1000);
-  if (seconds < 3600) return `${sign}${Math.floor(seconds / 60)} m ${pad(seconds % 60)} s`;
+  if (seconds < 3600) return `${sign}${Math.floor(seconds / 60)} m ${twoDigits(seconds % 60)} s`;
   const minutes = Math.round(seconds / 60);
-  if (minutes < 1440) return `${sign}${Math.floor(minutes / 60)} h ${pad(minutes % 60)} m`;
+  if (minutes < 1440) return `${sign}${Math.floor(minutes / 60)} h ${twoDigits(minutes % 60)} m`;
   const hours = Math.round(minutes / 60);
   return `${sign}${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-const ZONED = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(?:[.,]\d+)?)?\s*(Z|[+-]\d\d:?\d\d)$/i;
-
-/** Milliseconds since 1970 of a document's time; null when it is none, or names no zone and so no moment. */
-export function instant(text) {
-  if (typeof text !== "string" || !ZONED.test(text)) return null;
-  const ms = Date.parse(text.replace(" ", "T").replace(",", "."));
-  return Number.isFinite(ms) ? ms : null;
-}
-
-const clock = new Intl.DateTimeFormat(undefined, {
+const timeOfDay = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit",
   minute: "2-digit",
   second: "2-digit",
   hourCycle: "h23",
 });
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
-const dayOfYear = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
+const dayAndYear = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
 
-/** A moment in this browser's zone: "14:03:22" today, "3 Oct, 14:03:22" this year. ms since 1970. */
+/**
+ * Format a time in the browser's time zone: "14:03:22" today, "3 Oct, 14:03:22" this year.
+ *
+ * @param {number|null|undefined} ms - Milliseconds since 1970.
+ * @param {number} [now] - The current time in milliseconds since 1970.
+ */
 export function time(ms, now = Date.now()) {
   if (ms === null || ms === undefined) return NONE;
   const date = new Date(ms);
   const today = new Date(now);
-  if (date.toDateString() === today.toDateString()) return clock.format(date);
-  const form = date.getFullYear() === today.getFullYear() ? day : dayOfYear;
-  return `${form.format(date)}, ${clock.format(date)}`;
+  if (date.toDateString() === today.toDateString()) return timeOfDay.format(date);
+  const dayFormat = date.getFullYear() === today.getFullYear() ? day : dayAndYear;
+  return `${dayFormat.format(date)}, ${timeOfDay.format(date)}`;
 }
 
-/** How long ago: "12 s ago", "3 h ago", "in 5 m". */
-export function ago(ms, now = Date.now()) {
+/**
+ * Format a time relative to now: "12 s ago", "3 h ago", "in 5 m".
+ *
+ * @param {number|null|undefined} ms - Milliseconds since 1970.
+ * @param {number} [now] - The current time in milliseconds since 1970.
+ */
+export function relativeTime(ms, now = Date.now()) {
   if (ms === null || ms === undefined) return NONE;
-  const away = Math.abs(now - ms) / 1000;
+  const seconds = Math.abs(now - ms) / 1000;
   const [amount, unit] =
-    away < 60
-      ? [away, "s"]
-      : away < 3600
-        ? [away / 60, "m"]
-        : away < 86_400
-          ? [away / 3600, "h"]
-          : [away / 86_400, "d"];
+    seconds < 60
+      ? [seconds, "s"]
+      : seconds < 3600
+        ? [seconds / 60, "m"]
+        : seconds < 86_400
+          ? [seconds / 3600, "h"]
+          : [seconds / 86_400, "d"];
   const text = `${Math.floor(amount)} ${unit}`;
   return now >= ms ? `${text} ago` : `in ${text}`;
 }
 
-/** The title of a moment: the document's own text, and UTC. */
-export function utc(ms, own = "") {
-  const text =
-    ms === null || ms === undefined ? "" : `${new Date(ms).toISOString().replace("T", " ").replace("Z", "")} UTC`;
-  return own && text ? `${text} (${visible(own)})` : text || visible(own);
+/**
+ * Format a time in UTC, followed by the document's own text in parentheses.
+ *
+ * @param {number} ms - Milliseconds since 1970.
+ * @param {string} text - The timestamp as it is in the document.
+ */
+export function utcTime(ms, text) {
+  return `${new Date(ms).toISOString().replace("T", " ").replace("Z", "")} UTC (${visible(text)})`;
 }
 
-/** A <time> element of a document's time: local, with UTC as its title; the text itself when it is no moment. */
-export function timeElement(own, now = Date.now()) {
-  if (own === null || own === undefined || own === "") return h("span", { class: "quiet" }, NONE);
-  const ms = instant(own);
-  if (ms === null)
-    return h(
-      "span",
-      { title: "This time names no zone, so it is shown as it is." },
-      visible(typeof own === "string" ? own : JSON.stringify(own)),
-    );
-  return h("time", { datetime: new Date(ms).toISOString(), title: utc(ms, own) }, time(ms, now));
+/**
+ * Return an element that shows a document's timestamp in the browser's time zone, with UTC as its title. A value that
+ * is not a timestamp with a time zone is shown unchanged.
+ *
+ * @param {any} value - The value of a member such as startedAt.
+ * @param {number} [now] - The current time in milliseconds since 1970.
+ */
+export function timeElement(value, now = Date.now()) {
+  if (value === null || value === undefined || value === "") return h("span", { class: "muted" }, NONE);
+  const ms = parseEpochMs(value);
+  if (ms === null) return h("span", { title: "This time has no time zone and is shown unchanged." }, anyText(value));
+  return h("time", { datetime: new Date(ms).toISOString(), title: utcTime(ms, value) }, time(ms, now));
 }
 
-/** A count of tokens: 940, 1,590, 12.4k, 3.20M. */
+/**
+ * Format a number of tokens: 940, 1,590, 12.4k, 3.20M.
+ *
+ * @param {number|null|undefined} count - Number of tokens.
+ */
 export function tokens(count) {
-  if (typeof count !== "number" || !Number.isFinite(count)) return NONE;
-  if (count < 10_000) return count.toLocaleString("en-US");
+  if (!isNumber(count)) return NONE;
+  if (count < 10_000) return number(count);
   return count < 999_950 ? `${(count / 1000).toFixed(1)}k` : `${(count / 1e6).toFixed(2)}M`;
 }
 
-/** US dollars: $0, <$0.0001, $0.0190, $1.24, $1,240.00. */
+/**
+ * Format a cost: $0, <$0.0001, $0.0190, $1.24, $1,240.00.
+ *
+ * @param {number|null|undefined} usd - US dollars.
+ */
 export function cost(usd) {
-  if (typeof usd !== "number" || !Number.isFinite(usd)) return NONE;
+  if (!isNumber(usd)) return NONE;
   if (usd === 0) return "$0";
   if (usd > 0 && usd < 0.0001) return "<$0.0001";
   const digits = Math.abs(usd) < 1 ? 4 : 2;
   return `$${usd.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits })}`;
 }
 
-/** A length in bytes: 812 B, 3.4 KB, 10.2 MB. */
-export function bytes(count) {
-  if (typeof count !== "number" || !Number.isFinite(count)) return NONE;
-  if (count < 1000) return `${count} B`;
-  if (count < 999_950) return `${(count / 1000).toFixed(1)} KB`;
-  return `${(count / 1e6).toFixed(1)} MB`;
+const MAX_ENCODED = 1 << 20;
+
+/**
+ * Format the size of a text in UTF-8: 812 B, 3.4 KB, 10.2 MB. The size of a long text is estimated from its beginning.
+ *
+ * @param {string} text - The text.
+ */
+export function textSize(text) {
+  const encoded = new TextEncoder().encode(text.slice(0, MAX_ENCODED)).length;
+  const size = text.length <= MAX_ENCODED ? encoded : Math.round((encoded / MAX_ENCODED) * text.length);
+  if (size < 1000) return `${size} B`;
+  return size < 999_950 ? `${(size / 1000).toFixed(1)} KB` : `${(size / 1e6).toFixed(1)} MB`;
 }
 
-/** A count of things: 1,240. */
+/**
+ * Format a number with thousands separators: 1,240.
+ *
+ * @param {number|null|undefined} count - The number.
+ */
 export function number(count) {
-  return typeof count === "number" && Number.isFinite(count) ? count.toLocaleString("en-US") : NONE;
+  return isNumber(count) ? count.toLocaleString("en-US") : NONE;
 }
 
-/** What is known of the statuses of runs and steps. path: the mark, drawn with lines in a box of 16 by 16. */
+/** Known statuses of runs and steps. path: the icon's lines in a box of 16 by 16. */
 const STATUSES = {
-  completed: { label: "Completed", mark: "✓", ended: true, path: "M4.2 8.4 6.9 11 11.8 5.4" },
-  failed: { label: "Failed", mark: "✕", ended: true, path: "M5 5l6 6M11 5l-6 6" },
-  skipped: { label: "Skipped", mark: "⤳", ended: true, path: "M5.4 8h5.2" },
-  retrying: { label: "Retrying", mark: "↻", ended: false, path: "M11.6 6.2A4.2 4.2 0 1 0 12.2 8M12.2 3.6v2.8H9.4" },
-  running: { label: "Running", mark: "▶", ended: false, path: "M5.8 4.4v7.2L11.6 8z" },
-  pending: { label: "Pending", mark: "○", ended: false, path: "M8 4.7V8l2.2 1.6" },
-  suspended: { label: "Suspended", mark: "⏸", ended: false, path: "M6.2 5v6M9.8 5v6" },
-  cancelled: { label: "Cancelled", mark: "⊘", ended: true, path: "M4.6 11.4l6.8-6.8" },
-  timed_out: { label: "Timed out", mark: "!", ended: true, path: "M8 4.2v4.4M8 11.3v.2" },
+  completed: { label: "Completed", isFinal: true, path: "M4.2 8.4 6.9 11 11.8 5.4" },
+  failed: { label: "Failed", isFinal: true, path: "M5 5l6 6M11 5l-6 6" },
+  skipped: { label: "Skipped", isFinal: true, path: "M5.4 8h5.2" },
+  retrying: { label: "Retrying", isFinal: false, path: "M11.6 6.2A4.2 4.2 0 1 0 12.2 8M12.2 3.6v2.8H9.4" },
+  running: { label: "Running", isFinal: false, path: "M5.8 4.4v7.2L11.6 8z" },
+  pending: { label: "Pending", isFinal: false, path: "M8 4.7V8l2.2 1.6" },
+  suspended: { label: "Suspended", isFinal: false, path: "M6.2 5v6M9.8 5v6" },
+  cancelled: { label: "Cancelled", isFinal: true, path: "M4.6 11.4l6.8-6.8" },
+  timed_out: { label: "Timed out", isFinal: true, path: "M8 4.2v4.4M8 11.3v.2" },
 };
+const UNKNOWN_STATUS_PATH = "M6 6.2a2 2 0 1 1 2.8 1.9c-.5.2-.8.6-.8 1.1v.2M8 11.4v.2";
 
+/** The keys that status() returns. */
+export const STATUS_KEYS = [...Object.keys(STATUSES), "other"];
+
+/** The statuses of runs, in the order of the filter. */
 export const RUN_STATUSES = ["pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out"];
 
 /**
- * {key, label, mark, css, path, ended}: key is the status, or "other" for one that is not known; css is the class
- * "status-<key>", which sets the variables --status, --status-text and --status-tint; mark is one character for plain
- * text; ended: whether it leaves by itself no more.
+ * Describe a status.
+ *
+ * @param {any} value - The value of a member status.
+ * @returns {{key: string, css: string, label: string, isFinal: boolean, path: string}} key: the status, or "other" for
+ *   an unknown one. css: the class "status-<key>", which sets --status, --status-text and --status-tint. label: text to
+ *   show. isFinal: whether the status no longer changes by itself. path: SVG path of the icon.
  */
 export function status(value) {
   if (Object.hasOwn(STATUSES, value)) return { key: value, css: `status-${value}`, ...STATUSES[value] };
-  const label =
-    value === null || value === undefined
-      ? "No status"
-      : visible(typeof value === "string" ? value : JSON.stringify(value));
-  return {
-    key: "other",
-    css: "status-other",
-    label,
-    mark: "?",
-    ended: true,
-    path: "M6 6.2a2 2 0 1 1 2.8 1.9c-.5.2-.8.6-.8 1.1v.2M8 11.4v.2",
-  };
+  const label = value === null || value === undefined ? "No status" : anyText(value);
+  return { key: "other", css: "status-other", label, isFinal: true, path: UNKNOWN_STATUS_PATH };
 }
 
-/** The mark of a status as an SVG element: a shape of its own for each, so that colour is not needed to tell it. */
+/**
+ * Return the icon of a status as an SVG element. Each status has its own shape, so that it does not depend on colour.
+ *
+ * @param {any} value - The status.
+ * @param {number} [size] - Width and height in pixels.
+ */
 export function statusIcon(value, size = 16) {
   const { key, css, path } = status(value);
   const shape = ["pending", "skipped"].includes(key) ? "outline" : "solid";
@@ -162,7 +196,11 @@ export function statusIcon(value, size = 16) {
   );
 }
 
-/** Mark and word of a status, on its tint. */
+/**
+ * Return a badge with the icon and the label of a status.
+ *
+ * @param {any} value - The status.
+ */
 export function statusBadge(value) {
   const { css, label } = status(value);
   return h(
@@ -173,10 +211,10 @@ export function statusBadge(value) {
   );
 }
 
-function pad(value) {
-  return String(value).padStart(2, "0");
+function anyText(value) {
+  return visible(typeof value === "string" ? value : JSON.stringify(value));
 }
 
-function trim(text) {
-  return String(Number(text));
+function twoDigits(value) {
+  return String(value).padStart(2, "0");
 }

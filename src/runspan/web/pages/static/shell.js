@@ -1,100 +1,110 @@
-// What every page has: colours, the field that opens a run by its id, the shortcuts and their help.
+// Features of every page: colour theme, the search field for run ids, keyboard shortcuts and their help dialog.
 
-import { getJson, runPage, toLogin, url } from "./api.js";
+import { getJson, redirectToLogin, runPage, url } from "./api.js";
 import { announce, h, replace } from "./dom.js";
 
 const shortcuts = new Map();
 
-/** Adds a shortcut: key as the browser calls it ("j", "ArrowDown", "?"). about: for the help; "" keeps it out. */
-export function shortcut(key, about, action) {
-  shortcuts.set(key, { about, action });
+/**
+ * Register a keyboard shortcut.
+ *
+ * @param {string} key - KeyboardEvent.key, such as "j", "ArrowDown" or "?".
+ * @param {string} description - Text for the help dialog; "" hides the shortcut there.
+ * @param {(event: KeyboardEvent) => any} action - Return false to let the browser handle the key.
+ */
+export function shortcut(key, description, action) {
+  shortcuts.set(key, { description, action });
 }
 
 const THEMES = ["auto", "light", "dark"];
-const NAMES = { auto: "as the system", light: "light", dark: "dark" };
+const THEME_LABELS = { auto: "system", light: "light", dark: "dark" };
 
-function theme() {
+function currentTheme() {
   return document.documentElement.dataset.theme || "auto";
+}
+
+function nextTheme() {
+  return THEMES[(THEMES.indexOf(currentTheme()) + 1) % THEMES.length];
 }
 
 function showTheme() {
   const button = document.getElementById("theme-button");
-  const next = THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length];
-  button.dataset.theme = theme();
-  button.title = `Colours: ${NAMES[theme()]}. Press for ${NAMES[next]}.`;
-  button.setAttribute("aria-label", `Colours: ${NAMES[theme()]}`);
+  const label = `Theme: ${THEME_LABELS[currentTheme()]}`;
+  button.dataset.theme = currentTheme();
+  button.title = `${label}. Click to switch to ${THEME_LABELS[nextTheme()]} (t)`;
+  button.setAttribute("aria-label", label);
 }
 
-function nextTheme() {
-  const next = THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length];
+function switchTheme() {
+  const theme = nextTheme();
   const root = document.documentElement;
-  if (next === "auto") delete root.dataset.theme;
-  else root.dataset.theme = next;
+  if (theme === "auto") delete root.dataset.theme;
+  else root.dataset.theme = theme;
   try {
-    if (next === "auto") localStorage.removeItem("runspan.theme");
-    else localStorage.setItem("runspan.theme", next);
+    if (theme === "auto") localStorage.removeItem("runspan.theme");
+    else localStorage.setItem("runspan.theme", theme);
   } catch {
-    // Without storage the choice lasts as long as the page.
+    // Without storage the theme applies to this page only.
   }
   showTheme();
-  announce(`Colours: ${NAMES[next]}`);
+  announce(`Theme: ${THEME_LABELS[theme]}`);
 }
 
-/** Opens the run of this id; 32 hex digits may also be a trace id, which is looked up. */
-async function open(text) {
+/** Open the run with an id. 32 hex digits are looked up as a trace id first. */
+async function openRun(text) {
   let id = text;
   if (/^[0-9a-f]{32}$/i.test(text)) {
     try {
-      id = (await runOfTrace(text)) || text;
+      id = (await runIdOfTrace(text)) || text;
     } catch (error) {
-      if (error.status === 401) return toLogin();
-      // It may be a run's id all the same: the run's page says what is wrong.
+      if (error.status === 401) return redirectToLogin();
+      // The text may be a run id nevertheless, and the run page reports errors.
     }
   }
   const page = runPage(id);
   if (page) location.assign(page);
-  else announce("A browser cannot ask for this id. Use: runspan get");
+  else announce("Browsers cannot open this id. Use runspan get instead.");
 }
 
-async function runOfTrace(traceId) {
+async function runIdOfTrace(traceId) {
   const { body } = await getJson(`/api/v1/traces/${traceId}`);
   for (const resource of body.resourceSpans || []) {
     for (const scope of resource.scopeSpans || []) {
       for (const span of scope.spans || []) {
-        const found = (span.attributes || []).find((attribute) => attribute.key === "runspan.run.id");
-        if (found?.value?.stringValue) return found.value.stringValue;
+        const attribute = (span.attributes || []).find(({ key }) => key === "runspan.run.id");
+        if (attribute?.value?.stringValue) return attribute.value.stringValue;
       }
     }
   }
   return null;
 }
 
-function help() {
+function showHelp() {
   let dialog = document.getElementById("help");
   if (!dialog) {
     dialog = h("dialog", { id: "help", class: "dialog", "aria-labelledby": "help-title" });
     document.body.append(dialog);
   }
-  const rows = [...shortcuts].filter(([, { about }]) => about);
+  const rows = [...shortcuts].filter(([, { description }]) => description);
   replace(
     dialog,
     h("h2", { id: "help-title" }, "Keyboard shortcuts"),
     h(
       "dl",
       { class: "keys" },
-      rows.map(([key, { about }]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, about))),
+      rows.map(([key, { description }]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, description))),
     ),
     h("form", { method: "dialog" }, h("button", { class: "button", type: "submit" }, "Close")),
   );
   if (!dialog.open) dialog.showModal();
 }
 
-function isTyping(target) {
+function isTextInput(target) {
   return target instanceof Element && target.closest("input, textarea, select, [contenteditable]") !== null;
 }
 
-function onKey(event) {
-  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
+function onKeyDown(event) {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || isTextInput(event.target)) return;
   if (document.querySelector("dialog[open]")) return;
   const found = shortcuts.get(event.key);
   if (found && found.action(event) !== false) event.preventDefault();
@@ -105,17 +115,20 @@ if (lookup) {
   lookup.addEventListener("submit", (event) => {
     event.preventDefault();
     const text = lookup.elements.id.value.trim();
-    if (text) open(text);
+    if (text) openRun(text);
   });
   lookup.elements.id.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
   });
-  shortcut("/", "Open a run by its id", () => lookup.elements.id.select() ?? lookup.elements.id.focus());
+  shortcut("/", "Open a run by its id", () => {
+    lookup.elements.id.select();
+    lookup.elements.id.focus();
+  });
 }
-shortcut("?", "These shortcuts", help);
-shortcut("g", "All runs", () => location.assign(url("/")));
-shortcut("t", "Light, dark, or as the system", nextTheme);
-document.getElementById("help-button")?.addEventListener("click", help);
-document.getElementById("theme-button")?.addEventListener("click", nextTheme);
-document.addEventListener("keydown", onKey);
+shortcut("?", "Show these shortcuts", showHelp);
+shortcut("g", "Go to all runs", () => location.assign(url("/")));
+shortcut("t", "Switch theme: light, dark or system", switchTheme);
+document.getElementById("help-button")?.addEventListener("click", showHelp);
+document.getElementById("theme-button")?.addEventListener("click", switchTheme);
+document.addEventListener("keydown", onKeyDown);
 showTheme();

@@ -1,10 +1,10 @@
-// Sets the colours before anything is painted; a classic script, for a module would come too late.
+// Applies the stored colour theme before the first paint. A classic script, because modules run too late.
 (function () {
   "use strict";
   try {
-    var chosen = localStorage.getItem("runspan.theme");
-    if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+    var stored = localStorage.getItem("runspan.theme");
+    if (stored === "light" || stored === "dark") document.documentElement.dataset.theme = stored;
   } catch {
-    // Storage may be forbidden: the system's choice holds.
+    // Storage may be blocked. The system's theme applies.
   }
 })();

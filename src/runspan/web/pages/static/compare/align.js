@@ -1,94 +1,110 @@
-// Two runs side by side: steps paired by id and occurrence, payloads compared by their own text. Pure.
+// Aligns the steps of two runs by id and execution, and finds the payloads whose texts differ. Pure.
 
-import { lengthOf } from "../run/document.js";
+import { durationOf } from "../run/document.js";
 
-const PAYLOADS = ["output", "input", "error"];
-const FAR = 2; // so many times as long
-const MUCH = 500; // and so many milliseconds longer
+const PAYLOAD_ORDER = ["output", "input", "error"];
+const MIN_RATIO = 2; // a duration differs if it is at least twice the other
+const MIN_DIFFERENCE = 500; // and at least so many milliseconds longer
 
 /**
- * The steps of both runs as pairs {id, occurrence, of, a, b, differs, slower}, in the order of the first run, those of
- * the second alone after their neighbour. a, b: a step or null. of: how often the id occurs. differs: what does, of
- * "missing", "status", "output", "input", "error" and other payloads' names.
+ * Pair the steps of two runs, in the order of run A. Steps that are only in run B come after their predecessor there.
+ *
+ * @param {object} loadedA - The result of loadRun() for run A.
+ * @param {object} loadedB - The result of loadRun() for run B.
+ * @returns {{id: string, name: string, execution: number, executions: number, a: object|null, b: object|null,
+ *   changes: string[], isDurationDifferent: boolean}[]} a, b: the step in each run. changes: "missing" if one is null,
+ *   else "status" and the keys of the payloads that differ.
  */
-export function align(one, other) {
-  const counts = countIds(one.run.steps, countIds(other.run.steps));
-  const second = numbered(other.run.steps);
-  const byKey = new Map(second.map((item) => [item.key, item]));
-  const first = numbered(one.run.steps);
-  const known = new Set(first.map((item) => item.key));
-  const after = new Map(); // key of the first run's step -> steps of the second alone that follow it there
-  let last = "";
-  for (const item of second) {
-    if (known.has(item.key)) last = item.key;
-    else after.set(last, [...(after.get(last) || []), item]);
+export function alignSteps(loadedA, loadedB) {
+  const stepsA = numberExecutions(loadedA.run.steps);
+  const stepsB = numberExecutions(loadedB.run.steps);
+  const byKeyB = new Map(stepsB.map((item) => [item.key, item]));
+  const keysA = new Set(stepsA.map((item) => item.key));
+  const onlyInB = new Map(); // key of a step in both runs, "" for the start -> the steps only in B that follow it
+  let predecessor = "";
+  for (const item of stepsB) {
+    if (keysA.has(item.key)) predecessor = item.key;
+    else onlyInB.set(predecessor, [...(onlyInB.get(predecessor) || []), item]);
   }
-  const alone = (key) => (after.get(key) || []).map((item) => [null, item]);
-  const pairs = [...alone(""), ...first.flatMap((item) => [[item, byKey.get(item.key) || null], ...alone(item.key)])];
-  return pairs.map(([a, b]) => pairOf(one, other, a, b, counts));
+  const following = (key) => (onlyInB.get(key) || []).map((item) => [null, item]);
+  const pairs = [
+    ...following(""),
+    ...stepsA.flatMap((item) => [[item, byKeyB.get(item.key) || null], ...following(item.key)]),
+  ];
+  return pairs.map(([a, b]) => createPair(loadedA, a, loadedB, b));
 }
 
-/** What differs of two items (runs or steps): names of payloads whose texts are not the same. */
-export function payloadsThatDiffer(one, a, other, b) {
-  const places = new Map();
-  for (const payload of a.payloads) places.set(payload.key, [payload, null]);
-  for (const payload of b.payloads) places.set(payload.key, [places.get(payload.key)?.[0] || null, payload]);
-  const names = [...places.keys()].sort((x, y) => rank(x) - rank(y));
-  return names.filter((name) => {
-    const [x, y] = places.get(name);
-    if (!x || !y) return true;
-    return x.end - x.start !== y.end - y.start || one.text.slice(x.start, x.end) !== other.text.slice(y.start, y.end);
-  });
+/**
+ * Return the keys of the payloads whose texts differ, or that only one side has.
+ *
+ * @param {object} loadedA - The result of loadRun() for run A.
+ * @param {object} a - Run A, or a step of it.
+ * @param {object} loadedB - The result of loadRun() for run B.
+ * @param {object} b - Run B, or a step of it.
+ */
+export function changedPayloads(loadedA, a, loadedB, b) {
+  const byKeyB = new Map(b.payloads.map((payload) => [payload.key, payload]));
+  const keys = new Set([...a.payloads, ...b.payloads].map(({ key }) => key));
+  const byKeyA = new Map(a.payloads.map((payload) => [payload.key, payload]));
+  return [...keys]
+    .filter((key) => !isSameText(loadedA.text, byKeyA.get(key), loadedB.text, byKeyB.get(key)))
+    .sort((x, y) => payloadRank(x) - payloadRank(y));
 }
 
-/** Whether one took far longer than the other. */
-export function isFar(a, b) {
+/**
+ * Return whether two values have the same text. A missing value differs from every other.
+ *
+ * @param {string} textA - The text that contains value A.
+ * @param {{start: number, end: number}|null|undefined} a - The bounds of value A.
+ * @param {string} textB - The text that contains value B.
+ * @param {{start: number, end: number}|null|undefined} b - The bounds of value B.
+ */
+export function isSameText(textA, a, textB, b) {
+  if (!a || !b || a.end - a.start !== b.end - b.start) return false;
+  return textA.slice(a.start, a.end) === textB.slice(b.start, b.end);
+}
+
+/**
+ * Return whether two durations differ considerably.
+ *
+ * @param {number|null} a - Milliseconds.
+ * @param {number|null} b - Milliseconds.
+ */
+export function isDurationDifferent(a, b) {
   if (a === null || b === null) return false;
-  const [less, more] = a < b ? [a, b] : [b, a];
-  return more - less >= MUCH && more >= less * FAR;
+  const [shorter, longer] = a < b ? [a, b] : [b, a];
+  return longer - shorter >= MIN_DIFFERENCE && longer >= shorter * MIN_RATIO;
 }
 
-function pairOf(one, other, a, b, counts) {
-  const {
-    step: { id, name },
-    occurrence,
-  } = a || b;
-  const pair = {
-    id,
-    name,
-    occurrence,
-    of: counts.get(id),
-    a: a?.step || null,
-    b: b?.step || null,
-    differs: [],
-    far: false,
+function createPair(loadedA, itemA, loadedB, itemB) {
+  const { step, execution } = itemA || itemB;
+  const [a, b] = [itemA?.step || null, itemB?.step || null];
+  const isInBoth = a !== null && b !== null;
+  return {
+    id: step.id,
+    name: step.name,
+    execution,
+    executions: Math.max(itemA?.executions ?? 0, itemB?.executions ?? 0),
+    a,
+    b,
+    changes: isInBoth
+      ? [...(a.status !== b.status ? ["status"] : []), ...changedPayloads(loadedA, a, loadedB, b)]
+      : ["missing"],
+    isDurationDifferent: isInBoth && isDurationDifferent(durationOf(a), durationOf(b)),
   };
-  if (!a || !b) pair.differs.push("missing");
-  else {
-    if (a.step.status !== b.step.status) pair.differs.push("status");
-    pair.differs.push(...payloadsThatDiffer(one, a.step, other, b.step));
-    pair.far = isFar(lengthOf(a.step), lengthOf(b.step));
-  }
-  return pair;
 }
 
-function rank(name) {
-  const place = PAYLOADS.indexOf(name);
-  return place < 0 ? PAYLOADS.length : place;
+function payloadRank(key) {
+  const rank = PAYLOAD_ORDER.indexOf(key);
+  return rank < 0 ? PAYLOAD_ORDER.length : rank;
 }
 
-function numbered(steps) {
+function numberExecutions(steps) {
+  const executions = Map.groupBy(steps, (step) => step.id);
   const seen = new Map();
   return steps.map((step) => {
-    const occurrence = (seen.get(step.id) || 0) + 1;
-    seen.set(step.id, occurrence);
-    return { key: `${occurrence} ${step.id}`, occurrence, step };
+    const execution = (seen.get(step.id) || 0) + 1;
+    seen.set(step.id, execution);
+    return { key: `${execution} ${step.id}`, execution, executions: executions.get(step.id).length, step };
   });
-}
-
-function countIds(steps, least = new Map()) {
-  const counts = new Map();
-  for (const { id } of steps) counts.set(id, (counts.get(id) || 0) + 1);
-  for (const [id, count] of least) counts.set(id, Math.max(count, counts.get(id) || 0));
-  return counts;
 }

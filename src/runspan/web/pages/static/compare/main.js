@@ -1,104 +1,98 @@
-// Compares two runs: the URL names them, both are read as they are stored, and what differs is shown.
+// Entry point of the compare page: loads the two runs in the URL and shows how they differ.
 
-import { ApiError, getText, runApi, toLogin, url } from "../api.js";
+import { ApiError, getText, redirectToLogin, runApiPath, url } from "../api.js";
 import { announce, h, replace } from "../dom.js";
-import { readRun } from "../run/reading.js";
+import { loadRun } from "../run/loaded-run.js";
 import { shortcut } from "../shell.js";
-import { result } from "./result.js";
-import { card } from "./sides.js";
+import { diffView } from "./diff-view.js";
+import { runPicker } from "./run-pickers.js";
 
 const byId = (id) => document.getElementById(id);
+
+/** Each side: label; name of its query parameter; id, loaded run and error of its run. */
 const sides = [
-  { letter: "A", name: "a" },
-  { letter: "B", name: "b" },
+  { label: "A", parameter: "a", id: "", loaded: null, error: null },
+  { label: "B", parameter: "b", id: "", loaded: null, error: null },
 ];
 
 async function load() {
   const query = new URLSearchParams(location.search);
-  await Promise.all(sides.map((side) => loadSide(side, query.get(side.name) || "")));
-  showResult();
+  await Promise.all(sides.map((side) => loadSide(side, query.get(side.parameter) || "")));
+  showDiff();
 }
 
 async function loadSide(side, id) {
-  if (side.id === id && side.reading) return;
-  side.reading?.close();
-  Object.assign(side, { id, reading: null, error: null });
-  showSides();
+  if (side.id === id && side.loaded) return;
+  side.loaded?.close();
+  Object.assign(side, { id, loaded: null, error: null });
+  showPickers();
   if (!id) return;
   try {
-    const reading = await read(id);
-    if (side.id === id) side.reading = reading;
-    else reading.close();
+    const loaded = await fetchRun(id);
+    if (side.id === id) side.loaded = loaded;
+    else loaded.close();
   } catch (error) {
-    if (error.status === 401) toLogin();
+    if (error.status === 401) redirectToLogin();
     if (side.id === id) side.error = error;
   }
-  showSides();
+  showPickers();
 }
 
-async function read(id) {
-  const path = runApi(id);
+async function fetchRun(id) {
+  const path = runApiPath(id);
   if (path === null)
     throw new ApiError({
       status: 404,
       code: "NOT_FOUND",
       message: id,
-      title: "A browser cannot ask for this id",
-      todo: "Use: runspan get",
+      title: "Browsers cannot open this id",
+      hint: "Use runspan get instead.",
     });
   const { text } = await getText(path);
-  try {
-    return await readRun(text);
-  } catch (error) {
-    throw new ApiError({
-      status: 0,
-      code: "UNREADABLE",
-      message: String(error.message),
-      title: "The answer cannot be read",
-      todo: "Try again.",
-    });
-  }
+  return loadRun(text);
 }
 
-function showSides() {
+function showPickers() {
   replace(
-    byId("sides"),
-    sides.map((side, place) => {
-      const other = sides[1 - place];
-      const workflowId = other.reading?.run.workflowId || side.reading?.run.workflowId || "";
-      return card(side, { onChoose: (id) => go({ [side.name]: id }), offer: { workflowId, not: other.id } });
+    byId("run-pickers"),
+    sides.map((side, index) => {
+      const other = sides[1 - index];
+      const workflowId = other.loaded?.run.workflowId || side.loaded?.run.workflowId || "";
+      const onSelect = (id) => navigate({ [side.parameter]: id });
+      return runPicker(side, { onSelect, workflowId, excludedId: other.id });
     }),
   );
 }
 
-function showResult() {
+function showDiff() {
   const [a, b] = sides;
-  if (!a.reading || !b.reading) return replace(byId("result"));
-  const swap = h(
-    "button",
-    { class: "button small", type: "button", onclick: () => go({ a: b.id, b: a.id }) },
-    "Swap A and B",
-  );
+  if (!a.loaded || !b.loaded) return replace(byId("diff"));
+  const swap = h("button", { class: "button small", type: "button", onclick: swapSides }, "Swap A and B");
   replace(
-    byId("result"),
+    byId("diff"),
     h(
       "div",
       { class: "compare-tools" },
-      a.id === b.id && h("p", { class: "notice" }, "Both sides are the same run. Choose another one."),
+      a.id === b.id && h("p", { class: "notice" }, "A and B are the same run. Choose another run."),
       swap,
     ),
-    result(a.reading, b.reading),
+    diffView(a.loaded, b.loaded),
   );
-  announce(byId("result").querySelector("h2").textContent);
+  announce(byId("diff").querySelector("h2").textContent);
 }
 
-function go(change) {
+/** Change query parameters, as a new entry of the browser's history. */
+function navigate(changes) {
   const query = new URLSearchParams(location.search);
-  const target = { a: query.get("a"), b: query.get("b"), ...change };
-  history.pushState(null, "", url("/compare", target));
+  history.pushState(null, "", url("/compare", { a: query.get("a"), b: query.get("b"), ...changes }));
   load();
 }
 
+function swapSides() {
+  const [a, b] = sides;
+  if (a.id && b.id) navigate({ a: b.id, b: a.id });
+}
+
 addEventListener("popstate", load);
-shortcut("s", "Swap A and B", () => sides.every((side) => side.id) && go({ a: sides[1].id, b: sides[0].id }));
+shortcut("s", "Swap A and B", swapSides);
 load();

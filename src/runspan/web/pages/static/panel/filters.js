@@ -1,54 +1,76 @@
-// The filters: the API's own parameters in a form, which the URL fills and which changes the URL.
+// The filter form. It reads and writes the API's own query parameters, which are the page's URL.
 
 import { h } from "../dom.js";
 import { RUN_STATUSES, status } from "../format.js";
 
-const NAMES = ["workflowId", "status", "since"];
-const STUCK = "stuck:"; // in the choice of the status: an unfinished run that was not seen for this long
+const FIELDS = ["workflowId", "status", "since"];
+const PARAMETERS = [...FIELDS, "stuckAfter"];
+const STUCK_PREFIX = "stuck:"; // options of the status field that set the parameter stuckAfter
 
-/** Binds the form. onChange gets the parameters that are set. */
-export function filters(form, { onChange }) {
-  const fields = form.elements;
-  fields.status.append(...RUN_STATUSES.map((value) => h("option", { value }, status(value).label)));
-  fields.status.append(h("option", { value: `${STUCK}15m` }, "Stuck for 15m"));
-
-  const apply = () => {
-    const set = Object.fromEntries(NAMES.map((name) => [name, fields[name].value]).filter(([, value]) => value !== ""));
-    if (set.status?.startsWith(STUCK)) {
-      set.stuckAfter = set.status.slice(STUCK.length);
-      delete set.status;
-    }
-    onChange({ ...kept, ...set });
-  };
-  let kept = {};
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    apply();
-  });
-  fields.status.addEventListener("change", apply);
-  fields.since.addEventListener("change", apply);
-  fields.workflowId.addEventListener("change", apply);
-
-  return {
-    /** Shows these parameters. A value that is no choice of the form becomes one: a shared URL may ask for 90m. */
-    show(parameters) {
-      const { limit, stuckAfter, ...rest } = parameters;
-      kept = limit ? { limit } : {};
-      const shown = { ...rest, status: rest.status || (stuckAfter ? STUCK + stuckAfter : "") };
-      for (const name of NAMES) {
-        const value = shown[name] || "";
-        const field = fields[name];
-        if (field.options && ![...field.options].some((option) => option.value === value)) {
-          field.append(h("option", { value }, wordsFor(name, value)));
-        }
-        if (field.value !== value) field.value = value;
-      }
-    },
-    focus: () => fields.workflowId.focus(),
-  };
+/**
+ * Return whether any filter is set.
+ *
+ * @param {object} parameters - Query parameters.
+ */
+export function hasFilters(parameters) {
+  return PARAMETERS.some((name) => parameters[name]);
 }
 
-function wordsFor(name, value) {
+/** Binds the filter form to query parameters. */
+export class FilterForm {
+  /**
+   * @param {HTMLFormElement} form - The form.
+   * @param {(parameters: object) => void} onChange - Called with the query parameters when the user changes a filter.
+   */
+  constructor(form, onChange) {
+    Object.assign(this, { fields: form.elements, onChange, limit: undefined });
+    const option = (value, label) => this.fields.status.append(h("option", { value }, label));
+    for (const value of RUN_STATUSES) option(value, status(value).label);
+    option(`${STUCK_PREFIX}15m`, optionLabel("status", `${STUCK_PREFIX}15m`));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.apply();
+    });
+    for (const name of FIELDS) this.fields[name].addEventListener("change", () => this.apply());
+  }
+
+  /**
+   * Show query parameters in the form. A value without an option gets one, because a shared URL may contain any value.
+   *
+   * @param {object} parameters - Query parameters.
+   */
+  show({ limit, stuckAfter, ...rest }) {
+    this.limit = limit;
+    const values = { ...rest, status: rest.status || (stuckAfter ? STUCK_PREFIX + stuckAfter : "") };
+    for (const name of FIELDS) {
+      const value = values[name] || "";
+      const field = this.fields[name];
+      if (field.options && ![...field.options].some((option) => option.value === value)) {
+        field.append(h("option", { value }, optionLabel(name, value)));
+      }
+      if (field.value !== value) field.value = value;
+    }
+  }
+
+  /** Move the focus to the first field. */
+  focus() {
+    this.fields.workflowId.focus();
+  }
+
+  apply() {
+    const [workflowId, choice, since] = FIELDS.map((name) => this.fields[name].value);
+    const isStuck = choice.startsWith(STUCK_PREFIX);
+    this.onChange({
+      limit: this.limit,
+      workflowId,
+      status: isStuck ? "" : choice,
+      stuckAfter: isStuck ? choice.slice(STUCK_PREFIX.length) : "",
+      since,
+    });
+  }
+}
+
+function optionLabel(name, value) {
   if (name === "since") return /^\d+[mhd]$/.test(value) ? `Last ${value}` : value;
-  return value.startsWith(STUCK) ? `Stuck for ${value.slice(STUCK.length)}` : value;
+  return value.startsWith(STUCK_PREFIX) ? `Stuck for ${value.slice(STUCK_PREFIX.length)}` : value;
 }

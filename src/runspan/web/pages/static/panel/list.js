@@ -1,203 +1,216 @@
-// The list of runs: rows that stay in place while what they show changes, so that focus and reading are kept.
+// The list of runs. Rows stay in the document while their content changes, so that they keep focus.
 
 import { runPage, url } from "../api.js";
-import { h, isolated, replace, visible } from "../dom.js";
-import { ago, cost, duration, instant, status, statusBadge, timeElement, tokens, utc } from "../format.js";
+import { h, keyedChildren, replace } from "../dom.js";
+import { cost, duration, relativeTime, status, statusBadge, timeElement, tokens, utcTime } from "../format.js";
+import { parseEpochMs } from "../instants.js";
+import { isolated, visible } from "../invisible-characters.js";
 import { Totals } from "./totals.js";
 
 const COLUMNS = ["Status", "Workflow", "Run", "Started", "Duration", "Tokens", "Cost"];
-const NUMBERS = new Set(["Duration", "Tokens", "Cost"]);
-const PICKED = "runspan.picked";
+const NUMBER_COLUMNS = new Set(["Duration", "Tokens", "Cost"]);
+const MAX_ERROR_CHARACTERS = 200;
+const MAX_TITLE_CHARACTERS = 500;
 
+const none = () => h("span", { class: "muted" }, "–");
+
+/** The table of runs. */
 export class RunList {
-  /** onPick: the picked runs changed. */
-  constructor(place, { onPick }) {
-    this.place = place;
-    this.onPick = onPick;
+  /**
+   * @param {HTMLElement} container - The element to show the list in.
+   * @param {import("./compare-selection.js").CompareSelection} selection - The runs selected for comparison.
+   */
+  constructor(container, selection) {
+    this.container = container;
+    this.selection = selection;
     this.rows = new Map();
+    this.elements = new Map();
     this.totals = new Totals((id) => this.fillTotals(this.rows.get(id)));
-    this.picked = readPicked();
-    this.seen = new IntersectionObserver((entries) => this.onSeen(entries), { rootMargin: "200px" });
+    this.observer = new IntersectionObserver((entries) => this.onIntersect(entries), { rootMargin: "200px" });
     setInterval(() => this.tick(), 1000);
   }
 
-  /** Shows these summaries. */
+  /**
+   * Show runs.
+   *
+   * @param {object[]} runs - Items of GET /api/v1/runs.
+   */
   show(runs) {
-    if (!this.body) this.begin();
-    this.place.classList.remove("waiting");
-    const kept = new Set(runs.map((run) => run.id));
+    if (!this.body) this.createTable();
+    this.container.classList.remove("loading");
+    const ids = new Set(runs.map((run) => run.id));
     for (const [id, row] of this.rows) {
-      if (kept.has(id)) continue;
-      this.seen.unobserve(row.element);
-      this.totals.forget(id);
+      if (ids.has(id)) continue;
+      this.observer.unobserve(row.element);
+      this.totals.cancel(id);
       this.rows.delete(id);
-      row.element.remove();
     }
-    let after = null;
+    const elements = new Map();
     for (const run of runs) {
-      const row = this.rows.get(run.id) || this.add(run);
-      this.fill(row, run);
-      const next = after ? after.nextSibling : this.body.firstChild;
-      if (next !== row.element) this.body.insertBefore(row.element, next);
-      after = row.element;
+      const row = this.rows.get(run.id) || this.createRow(run);
+      this.fillRow(row, run);
+      elements.set(run.id, row.element);
     }
+    this.elements = keyedChildren(this.body, this.elements, elements);
   }
 
-  /** Shows an element in place of the list. */
-  say(element) {
-    this.clear();
-    replace(this.place, element);
+  /**
+   * Show a message in place of the list.
+   *
+   * @param {Element} element - The message.
+   */
+  showMessage(element) {
+    for (const row of this.rows.values()) this.observer.unobserve(row.element);
+    this.rows.clear();
+    this.elements.clear();
+    this.body = null;
+    this.container.classList.remove("loading");
+    replace(this.container, element);
   }
 
-  /** Shows that the list is on its way. */
-  wait() {
-    if (this.body) this.place.classList.add("waiting");
-    else replace(this.place, skeleton());
+  /** Show that the list is loading. */
+  showLoading() {
+    if (this.body) this.container.classList.add("loading");
+    else replace(this.container, skeleton());
   }
 
   get isFocused() {
-    return this.place.contains(document.activeElement);
+    return this.container.contains(document.activeElement);
   }
 
   /** The id of the run whose row has the focus, or null. */
-  get focused() {
+  get focusedId() {
     return this.isFocused ? (document.activeElement.closest("tbody tr")?.dataset.run ?? null) : null;
   }
 
-  /** Puts the focus on a run's row, if it is in the list. */
+  /**
+   * Move the focus to a run, if it is in the list.
+   *
+   * @param {string} id - Run id.
+   */
   focus(id) {
     const link = this.rows.get(id)?.element.querySelector(".row-link");
     link?.focus({ preventScroll: true });
     link?.closest("tr").scrollIntoView({ block: "center" });
   }
 
-  /** Puts the focus so many rows further. */
-  move(by) {
-    const links = [...this.place.querySelectorAll("tbody .row-link")];
+  /**
+   * Move the focus by a number of rows. Return whether there are rows.
+   *
+   * @param {number} by - 1 for the next row, -1 for the previous one.
+   */
+  moveFocus(by) {
+    const links = [...this.container.querySelectorAll("tbody .row-link")];
     if (!links.length) return false;
-    const here = links.indexOf(document.activeElement?.closest("tr")?.querySelector(".row-link"));
-    const next = here < 0 ? (by > 0 ? 0 : links.length - 1) : Math.min(Math.max(here + by, 0), links.length - 1);
+    const current = links.indexOf(document.activeElement?.closest("tr")?.querySelector(".row-link"));
+    const last = links.length - 1;
+    const next = current < 0 ? (by > 0 ? 0 : last) : Math.min(Math.max(current + by, 0), last);
     links[next].focus();
     links[next].closest("tr").scrollIntoView({ block: "nearest" });
     return true;
   }
 
-  /** Picks the focused row for a comparison, or drops it. */
-  toggle() {
-    const box = document.activeElement?.closest("tbody tr")?.querySelector("input");
-    if (!box) return false;
-    box.click();
-    return true;
+  /** Select or deselect the focused row for comparison. Return whether there is one. */
+  toggleFocused() {
+    const checkbox = document.activeElement?.closest("tbody tr")?.querySelector("input");
+    checkbox?.click();
+    return Boolean(checkbox);
   }
 
-  begin() {
+  createTable() {
     this.body = h("tbody", { role: "rowgroup" });
-    const head = COLUMNS.map((name) =>
-      h("th", { scope: "col", role: "columnheader", class: NUMBERS.has(name) ? "number" : null }, name),
+    const columns = COLUMNS.map((name) =>
+      h("th", { scope: "col", role: "columnheader", class: NUMBER_COLUMNS.has(name) ? "number" : null }, name),
     );
-    const pick = h(
+    const selectColumn = h(
       "th",
-      { scope: "col", role: "columnheader", class: "pick" },
-      h("span", { class: "unseen" }, "Compare"),
+      { scope: "col", role: "columnheader", class: "select-cell" },
+      h("span", { class: "visually-hidden" }, "Compare"),
     );
     const table = h(
       "table",
       { class: "runs", role: "table" },
-      h("caption", { class: "unseen" }, "Runs, newest first"),
-      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, pick, head)),
+      h("caption", { class: "visually-hidden" }, "Runs, newest first"),
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, selectColumn, columns)),
       this.body,
     );
-    replace(this.place, table);
+    replace(this.container, table);
   }
 
-  clear() {
-    for (const row of this.rows.values()) this.seen.unobserve(row.element);
-    this.rows.clear();
-    this.body = null;
-    this.place.classList.remove("waiting");
-  }
-
-  add(run) {
+  createRow(run) {
     const cells = Object.fromEntries(
       COLUMNS.map((name) => [
         name,
-        h("td", { role: "cell", class: `cell-${name.toLowerCase()}${NUMBERS.has(name) ? " number" : ""}` }),
+        h("td", { role: "cell", class: `cell-${name.toLowerCase()}${NUMBER_COLUMNS.has(name) ? " number" : ""}` }),
       ]),
     );
-    const box = h("input", {
+    const checkbox = h("input", {
       type: "checkbox",
       "aria-label": `Compare run ${visible(run.id)}`,
-      onchange: () => this.pick(run.id, box.checked),
+      onchange: () => this.select(run.id, checkbox.checked),
     });
-    box.checked = this.picked.includes(run.id);
+    checkbox.checked = this.selection.has(run.id);
     const element = h(
       "tr",
       { role: "row", dataset: { run: run.id } },
-      h("td", { role: "cell", class: "pick" }, box),
+      h("td", { role: "cell", class: "select-cell" }, checkbox),
       COLUMNS.map((name) => cells[name]),
     );
-    const row = { element, cells, box, text: "" };
+    const row = { element, cells, checkbox, version: "" };
     this.rows.set(run.id, row);
-    this.seen.observe(element);
+    this.observer.observe(element);
     return row;
   }
 
-  fill(row, run) {
-    const text = JSON.stringify(run);
-    if (row.text === text) return;
-    const hadFocus = row.element.contains(document.activeElement) && document.activeElement !== row.box;
-    Object.assign(row, { text, run, begun: instant(run.startedAt) });
+  fillRow(row, run) {
+    const version = JSON.stringify(run);
+    if (row.version === version) return;
+    const hadFocus = row.element.contains(document.activeElement) && document.activeElement !== row.checkbox;
+    Object.assign(row, { version, run, startedMs: parseEpochMs(run.startedAt) });
     const { cells } = row;
     replace(cells.Status, statusBadge(run.status));
-    replace(cells.Workflow, workflowOf(run));
-    replace(cells.Run, linkTo(run), run.error ? faultOf(run.error) : null);
-    replace(cells.Started, startedOf(run));
+    replace(cells.Workflow, workflowNodes(run));
+    replace(cells.Run, runLink(run), run.error && errorElement(run.error));
+    replace(cells.Started, startedElement(run));
     this.fillDuration(row);
     this.fillTotals(row);
-    if (row.inView) this.totals.want(run.id, row.text);
+    if (row.isInView) this.totals.request(run.id, row.version);
     if (hadFocus) row.element.querySelector(".row-link")?.focus({ preventScroll: true });
   }
 
-  fillDuration({ run, begun, cells }) {
-    const ended = instant(run.completedAt);
-    const known =
-      typeof run.durationMs === "number" ? run.durationMs : begun !== null && ended !== null ? ended - begun : null;
-    if (known !== null) replace(cells.Duration, duration(known));
-    else if (begun !== null && !status(run.status).ended)
-      replace(
-        cells.Duration,
-        h("span", { class: "so-far", title: "So far" }, duration(Math.max(0, Date.now() - begun))),
-      );
-    else replace(cells.Duration, h("span", { class: "quiet" }, "–"));
+  fillDuration({ run, startedMs, cells }) {
+    const ended = parseEpochMs(run.completedAt);
+    const isTimed = startedMs !== null && ended !== null;
+    const ms = typeof run.durationMs === "number" ? run.durationMs : isTimed ? ended - startedMs : null;
+    if (ms !== null) replace(cells.Duration, duration(ms));
+    else if (startedMs !== null && !status(run.status).isFinal) {
+      const elapsed = duration(Math.max(0, Date.now() - startedMs));
+      replace(cells.Duration, h("span", { class: "elapsed", title: "Elapsed so far" }, elapsed));
+    } else replace(cells.Duration, none());
   }
 
   fillTotals(row) {
     if (!row) return;
-    const { run, cells, text } = row;
-    const found = this.totals.of(run.id, text);
-    const shown = found === undefined ? this.totals.last(run.id) : found;
-    if (shown === undefined) {
-      replace(cells.Tokens, h("span", { class: "skeleton short" }));
-      replace(cells.Cost, h("span", { class: "skeleton short" }));
+    const { run, cells, version } = row;
+    const current = this.totals.get(run.id, version);
+    const totals = current === undefined ? this.totals.getAnyVersion(run.id) : current;
+    if (totals === undefined) {
+      for (const cell of [cells.Tokens, cells.Cost]) replace(cell, h("span", { class: "skeleton short" }));
       return;
     }
-    const none = h("span", { class: "quiet" }, "–");
-    const { inputTokens: input, outputTokens: output, costUsd } = shown || {};
-    const sum = input === undefined ? null : input + output;
-    replace(
-      cells.Tokens,
-      sum === null ? none : h("span", { title: `${tokens(input)} in, ${tokens(output)} out` }, tokens(sum)),
-    );
-    replace(cells.Cost, costUsd === undefined ? none.cloneNode(true) : cost(costUsd));
+    const { inputTokens: input, outputTokens: output, costUsd } = totals || {};
+    const split = `${tokens(input)} in, ${tokens(output)} out`;
+    replace(cells.Tokens, input === undefined ? none() : h("span", { title: split }, tokens(input + output)));
+    replace(cells.Cost, costUsd === undefined ? none() : cost(costUsd));
   }
 
-  onSeen(entries) {
+  onIntersect(entries) {
     for (const { target, isIntersecting } of entries) {
       const row = this.rows.get(target.dataset.run);
       if (!row) continue;
-      row.inView = isIntersecting;
-      if (isIntersecting && row.run) this.totals.want(row.run.id, row.text);
-      else this.totals.forget(target.dataset.run);
+      row.isInView = isIntersecting;
+      if (isIntersecting && row.run) this.totals.request(row.run.id, row.version);
+      else this.totals.cancel(target.dataset.run);
     }
   }
 
@@ -205,63 +218,51 @@ export class RunList {
     if (document.hidden) return;
     const now = Date.now();
     for (const row of this.rows.values()) {
-      if (!row.inView || row.begun === null) continue;
-      if (!status(row.run.status).ended) this.fillDuration(row);
-      const place = row.cells.Started.querySelector(".ago");
-      const text = ago(row.begun, now);
-      if (place && place.textContent !== text) place.textContent = text;
+      if (!row.isInView || row.startedMs === null) continue;
+      if (!status(row.run.status).isFinal) this.fillDuration(row);
+      const element = row.cells.Started.querySelector(".ago");
+      const text = relativeTime(row.startedMs, now);
+      if (element && element.textContent !== text) element.textContent = text;
     }
   }
 
-  pick(id, isPicked) {
-    const others = this.picked.filter((other) => other !== id);
-    this.picked = isPicked ? [id, ...others].slice(0, 2) : others;
-    for (const [other, row] of this.rows) row.box.checked = this.picked.includes(other);
-    try {
-      sessionStorage.setItem(PICKED, JSON.stringify(this.picked));
-    } catch {
-      // Without storage the picks last as long as the page.
-    }
-    this.onPick();
+  select(id, isSelected) {
+    this.selection.set(id, isSelected);
+    for (const [other, row] of this.rows) row.checkbox.checked = this.selection.has(other);
   }
 }
 
-function readPicked() {
-  try {
-    const found = JSON.parse(sessionStorage.getItem(PICKED) || "[]");
-    return Array.isArray(found) ? found.filter((id) => typeof id === "string").slice(0, 2) : [];
-  } catch {
-    return [];
-  }
+function workflowNodes(run) {
+  if (run.workflowId === undefined || run.workflowId === null) return none();
+  const workflowId = typeof run.workflowId === "string" ? run.workflowId : JSON.stringify(run.workflowId);
+  const query = new URLSearchParams(location.search);
+  const href = url("/", { workflowId, status: query.get("status"), since: query.get("since") });
+  return [
+    h("a", { class: "workflow", href, title: "Show only runs of this workflow" }, isolated(workflowId)),
+    typeof run.triggerType === "string" && h("span", { class: "trigger" }, isolated(run.triggerType)),
+  ];
 }
 
-function workflowOf(run) {
-  if (run.workflowId === undefined || run.workflowId === null) return h("span", { class: "quiet" }, "–");
-  const text = typeof run.workflowId === "string" ? run.workflowId : JSON.stringify(run.workflowId);
-  const trigger =
-    typeof run.triggerType === "string" ? h("span", { class: "trigger" }, isolated(run.triggerType)) : null;
-  const here = new URLSearchParams(location.search);
-  const target = url("/", { workflowId: text, status: here.get("status"), since: here.get("since") });
-  return [h("a", { class: "workflow", href: target, title: "Only runs of this workflow" }, isolated(text)), trigger];
-}
-
-function linkTo(run) {
+function runLink(run) {
   const page = runPage(run.id);
   if (page) return h("a", { class: "row-link mono", href: page }, isolated(run.id));
-  return h("span", { class: "mono", title: "A browser cannot ask for this id. Use: runspan get" }, isolated(run.id));
+  const title = "Browsers cannot open this id. Use runspan get instead.";
+  return h("span", { class: "mono", title }, isolated(run.id));
 }
 
-function faultOf(error) {
-  const told = typeof error === "string" ? error : error.message || error.code;
-  const text = typeof told === "string" && told ? told : JSON.stringify(error);
-  return h("div", { class: "fault", title: visible(text).slice(0, 500) }, isolated(text.slice(0, 200)));
+function errorElement(error) {
+  const message = typeof error === "string" ? error : error.message || error.code;
+  const text = typeof message === "string" && message ? message : JSON.stringify(error);
+  const title = visible(text).slice(0, MAX_TITLE_CHARACTERS);
+  return h("div", { class: "run-error", title }, isolated(text.slice(0, MAX_ERROR_CHARACTERS)));
 }
 
-function startedOf(run) {
-  const own = run.startedAt ?? run.createdAt;
-  const ms = instant(own);
-  if (ms === null) return timeElement(own);
-  return h("div", { title: utc(ms, own) }, timeElement(own), " ", h("span", { class: "quiet ago" }, ago(ms)));
+function startedElement(run) {
+  const value = run.startedAt ?? run.createdAt;
+  const ms = parseEpochMs(value);
+  if (ms === null) return timeElement(value);
+  const ago = h("span", { class: "muted ago" }, relativeTime(ms));
+  return h("div", { title: utcTime(ms, value) }, timeElement(value), " ", ago);
 }
 
 function skeleton() {
@@ -269,12 +270,12 @@ function skeleton() {
     h(
       "div",
       { class: "skeleton-row" },
-      ["6rem", "10rem", "14rem", "7rem", "4rem"].map((width) => h("span", { class: "skeleton", dataset: { width } })),
+      Array.from({ length: 5 }, () => h("span", { class: "skeleton" })),
     );
   return h(
     "div",
     { class: "skeleton-list", "aria-busy": "true" },
-    h("span", { class: "unseen" }, "Loading"),
+    h("span", { class: "visually-hidden" }, "Loading"),
     Array.from({ length: 8 }, row),
   );
 }

@@ -1,151 +1,188 @@
-// The runs panel: what the URL asks for, shown, and kept up to date.
+// Entry point of the runs panel: loads the list that the URL describes, shows it and keeps it up to date.
 
-import { getJson, toLogin, url } from "../api.js";
-import { announce, h, replace } from "../dom.js";
-import { number } from "../format.js";
+import { getJson, redirectToLogin, url } from "../api.js";
+import { announce, replace } from "../dom.js";
+import { number, status } from "../format.js";
+import { Poller } from "../poll.js";
 import { shortcut } from "../shell.js";
-import { filters } from "./filters.js";
+import { CompareSelection } from "./compare-selection.js";
+import { emptyState, errorState, partialNotice, staleNotice } from "./empty-states.js";
+import { FilterForm, hasFilters } from "./filters.js";
+import { Histogram } from "./histogram.js";
 import { RunList } from "./list.js";
-import { Live } from "./live.js";
-import { Picks } from "./picks.js";
-import { Spread } from "./spread.js";
-import { empty, failure, missing, stale } from "./states.js";
 
 const PARAMETERS = ["workflowId", "status", "since", "stuckAfter", "limit", "cursor"];
+const RUNNING_DELAY = 3_000;
+const SUSPENDED_DELAY = 10_000; // suspended runs wait for people
+const IDLE_DELAY = 30_000; // new runs may arrive
+const MAX_RETRY_DELAY = 60_000;
+
 const byId = (id) => document.getElementById(id);
 
-const panel = byId("panel");
-const list = new RunList(byId("list"), { onPick: () => picks.show() });
-const picks = new Picks(byId("compare-picked"), list);
-const spread = new Spread(byId("spread"), { onStatus: (status) => go({ ...filtersOnly(), status }) });
-const live = new Live({
-  text: byId("live-text"),
-  dot: byId("live"),
-  pause: byId("live-pause"),
-  refresh: () => load({ quiet: true }),
+const selection = new CompareSelection(byId("compare-selected"));
+const list = new RunList(byId("list"), selection);
+const histogram = new Histogram(byId("histogram"), {
+  onStatus: (value) => navigate({ ...currentFilters(), status: value }),
 });
-const form = filters(byId("filters"), { onChange: go });
+const form = new FilterForm(byId("filters"), (parameters) => navigate(parameters));
+const poller = new Poller(() => load({ isRefresh: true }), { minDelay: RUNNING_DELAY, maxDelay: MAX_RETRY_DELAY });
 
-let loading = null;
-let shown = null; // the page that is on the screen: {asked, runs, cursor}
+let loading = null; // AbortController of the request in progress
+let shown = null; // {runs, cursor} of the page on the screen
 
-/** The API's own parameters, as the URL has them. */
-function asked() {
+/** The query parameters of the page's URL that the API knows. */
+function currentParameters() {
   const query = new URLSearchParams(location.search);
   return Object.fromEntries(PARAMETERS.filter((name) => query.get(name)).map((name) => [name, query.get(name)]));
 }
 
-function filtersOnly() {
-  const { cursor, ...rest } = asked();
-  return rest;
+function currentFilters() {
+  const { cursor, ...filters } = currentParameters();
+  return filters;
 }
 
-/** Goes to the list of these parameters. newer: the cursors of the pages before it, newest first. */
-function go(parameters, newer = []) {
+/**
+ * Show the list for query parameters, as a new entry of the browser's history.
+ *
+ * @param {object} parameters - Query parameters.
+ * @param {string[]} [newerCursors] - Cursors of the newer pages, from the nearest to the first.
+ */
+function navigate(parameters, newerCursors = []) {
   const target = url("/", parameters);
-  if (target === location.pathname + location.search) return; // Enter in a field is a change and a submission
-  history.pushState({ newer }, "", target);
+  if (target === location.pathname + location.search) return; // Enter in a field fires both change and submit
+  history.pushState({ newerCursors }, "", target);
   load();
 }
 
-async function load({ quiet = false } = {}) {
+async function load({ isRefresh = false } = {}) {
   loading?.abort();
-  const mine = (loading = new AbortController());
-  const parameters = asked();
+  const controller = (loading = new AbortController());
+  const parameters = currentParameters();
+  poller.begin();
   form.show(parameters);
-  byId("clear").hidden = !["workflowId", "status", "since", "stuckAfter"].some((name) => parameters[name]);
-  if (!quiet || !shown) {
-    live.loading();
-    list.wait();
-    spread.load(filtersOnly());
+  byId("clear").hidden = !hasFilters(parameters);
+  if (!isRefresh || !shown) {
+    showLive("loading", "Loading…");
+    list.showLoading();
+    histogram.load(currentFilters());
   }
   try {
-    const { body } = await getJson("/api/v1/runs", parameters, { signal: mine.signal });
-    show(parameters, body, quiet);
+    const { body } = await getJson("/api/v1/runs", parameters, { signal: controller.signal });
+    show(parameters, body, isRefresh);
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (error.status === 401) return toLogin();
-    fail(parameters, error, quiet);
+    if (error.status === 401) return redirectToLogin();
+    showError(parameters, error, isRefresh);
   }
 }
 
-function show(parameters, { data, meta }, quiet) {
-  const before = shown;
-  shown = { asked: parameters, runs: data, cursor: meta.hasMore ? meta.cursor : null };
-  replace(byId("notices"), missing(meta.partial));
+function show(parameters, { data, meta }, isRefresh) {
+  const previous = shown;
+  shown = { runs: data, cursor: meta.hasMore ? meta.cursor : null };
+  replace(byId("notices"), partialNotice(meta.partial));
   if (data.length) list.show(data);
-  else list.say(nothing(parameters, meta));
+  else
+    list.showMessage(
+      emptyState({
+        parameters,
+        acceptsRuns: byId("panel").dataset.writes === "yes",
+        hasMore: meta.hasMore,
+        isPartial: Boolean(meta.partial),
+        onClear: () => navigate({}),
+      }),
+    );
   showPager(parameters);
-  picks.show();
-  if (quiet) spread.refresh(filtersOnly(), { changed: changed(before, shown) });
+  const hasChanged = !previous || JSON.stringify(previous.runs) !== JSON.stringify(shown.runs);
+  if (isRefresh) histogram.refresh(currentFilters(), hasChanged);
   else announce(data.length ? `${number(data.length)} runs${meta.hasMore ? ", and older ones" : ""}` : "No runs");
-  if (before === null && history.state?.at) list.focus(history.state.at);
-  live.next(data);
+  if (previous === null && history.state?.focusedId) list.focus(history.state.focusedId);
+  scheduleRefresh(data);
 }
 
-function nothing(parameters, meta) {
-  const writes = panel.dataset.writes === "yes";
-  return empty({ parameters, writes, more: meta.hasMore, partial: Boolean(meta.partial), clear: () => go({}) });
-}
-
-function fail(parameters, error, quiet) {
-  const again = () => load();
-  if (quiet && shown) replace(byId("notices"), stale(error, again));
+function showError(parameters, error, isRefresh) {
+  const onRetry = () => load();
+  if (isRefresh && shown) replace(byId("notices"), staleNotice(error, onRetry));
   else {
     shown = null;
     replace(byId("notices"));
     byId("pager").hidden = true;
-    list.say(failure(error, { again, clear: () => go({}), cursor: parameters.cursor && (() => go(filtersOnly())) }));
+    const onNewest = parameters.cursor ? () => navigate(currentFilters()) : null;
+    list.showMessage(errorState(error, { onRetry, onClear: () => navigate({}), onNewest }));
   }
-  live.failed(error);
+  const delay = poller.fail(error);
+  showLive("failed", delay === null ? "Stopped" : `Trying again in ${Math.round(delay / 1000)} s`);
 }
 
-function changed(before, after) {
-  return !before || JSON.stringify(before.runs) !== JSON.stringify(after.runs);
+function scheduleRefresh(runs) {
+  const unfinished = runs.map((run) => status(run.status)).filter(({ isFinal }) => !isFinal);
+  const isRunning = unfinished.some(({ key }) => key !== "suspended");
+  poller.schedule(isRunning ? RUNNING_DELAY : unfinished.length ? SUSPENDED_DELAY : IDLE_DELAY);
+  if (unfinished.length) showLive("live", `Live · ${unfinished.length} unfinished`);
+  else showLive("idle", "Up to date");
+}
+
+/** Show the state of the automatic refresh. */
+function showLive(state, text) {
+  const isPaused = poller.isPaused && state !== "loading";
+  byId("live").dataset.state = isPaused ? "paused" : state;
+  byId("live-text").textContent = isPaused ? "Paused" : text;
+}
+
+function togglePaused() {
+  const isPaused = !poller.isPaused;
+  byId("live-pause").setAttribute("aria-pressed", String(isPaused));
+  byId("live-pause").textContent = isPaused ? "Resume" : "Pause";
+  announce(isPaused ? "Updates paused" : "Updates resumed");
+  poller.setPaused(isPaused);
+  if (isPaused) showLive("paused", "Paused");
 }
 
 function showPager({ cursor }) {
-  const first = !cursor;
-  byId("pager").hidden = first && !shown.cursor;
-  byId("newest").disabled = first;
-  byId("newer").disabled = first;
+  const isFirst = !cursor;
+  byId("pager").hidden = isFirst && !shown.cursor;
+  byId("newest").disabled = isFirst;
+  byId("newer").disabled = isFirst;
   byId("older").disabled = !shown.cursor;
-  replace(byId("page-about"), first ? "Newest runs" : "Older runs");
+  replace(byId("page-label"), isFirst ? "Newest runs" : "Older runs");
 }
 
-function older() {
+function showOlder() {
   if (!shown?.cursor) return;
-  const { cursor } = asked();
-  go({ ...filtersOnly(), cursor: shown.cursor }, [cursor || "", ...(history.state?.newer || [])]);
+  const { cursor } = currentParameters();
+  navigate({ ...currentFilters(), cursor: shown.cursor }, [cursor || "", ...(history.state?.newerCursors || [])]);
   scrollTo(0, 0);
 }
 
-/** One page back; a page that was opened from a link does not know it, and goes to the newest. */
-function newer() {
-  if (!asked().cursor) return;
-  const [cursor, ...rest] = history.state?.newer || [""];
-  go({ ...filtersOnly(), cursor: cursor || "" }, rest);
+/** Go back one page. A page opened from a link has no newer cursors and goes to the newest runs. */
+function showNewer() {
+  if (!currentParameters().cursor) return;
+  const [cursor, ...rest] = history.state?.newerCursors || [""];
+  navigate({ ...currentFilters(), cursor: cursor || "" }, rest);
   scrollTo(0, 0);
 }
 
-byId("older").addEventListener("click", older);
-byId("newer").addEventListener("click", newer);
-byId("newest").addEventListener("click", () => go(filtersOnly()));
-byId("clear").addEventListener("click", () => go({}));
-byId("refresh").addEventListener("click", () => load({ quiet: Boolean(shown) }));
+const refresh = () => void load({ isRefresh: Boolean(shown) });
+
+byId("older").addEventListener("click", showOlder);
+byId("newer").addEventListener("click", showNewer);
+byId("newest").addEventListener("click", () => navigate(currentFilters()));
+byId("clear").addEventListener("click", () => navigate({}));
+byId("refresh").addEventListener("click", refresh);
+byId("live-pause").addEventListener("click", togglePaused);
 addEventListener("popstate", () => load());
-addEventListener("pagehide", () => history.replaceState({ ...history.state, at: list.focused }, "")); // to come back to
+// Remember the focused row for when the user comes back.
+addEventListener("pagehide", () => history.replaceState({ ...history.state, focusedId: list.focusedId }, ""));
 
-shortcut("j", "Next run", () => list.move(1));
-shortcut("k", "Previous run", () => list.move(-1));
-shortcut("ArrowDown", "", () => list.isFocused && list.move(1));
-shortcut("ArrowUp", "", () => list.isFocused && list.move(-1));
+shortcut("j", "Next run", () => list.moveFocus(1));
+shortcut("k", "Previous run", () => list.moveFocus(-1));
+shortcut("ArrowDown", "", () => list.isFocused && list.moveFocus(1));
+shortcut("ArrowUp", "", () => list.isFocused && list.moveFocus(-1));
 shortcut("Enter", "Open the run", () => false);
-shortcut("x", "Pick the run to compare it", () => list.toggle());
-shortcut("c", "Compare the two picked runs", () => picks.open());
-shortcut("f", "Filter", () => form.focus());
-shortcut("n", "Older runs", older);
-shortcut("p", "Newer runs", newer);
-shortcut("r", "Refresh", () => void load({ quiet: Boolean(shown) }));
+shortcut("x", "Select the run for comparison", () => list.toggleFocused());
+shortcut("c", "Compare the two selected runs", () => selection.open());
+shortcut("f", "Go to the filters", () => form.focus());
+shortcut("n", "Older runs", showOlder);
+shortcut("p", "Newer runs", showNewer);
+shortcut("r", "Refresh", refresh);
 
 load();

@@ -1,71 +1,96 @@
-// Tokens and cost of the rows on the screen, asked for a few at a time as they come into view.
+// Loads the tokens and cost of the rows that are in view, a few runs per request.
 
 import { getJson } from "../api.js";
 
-const AT_ONCE = 10;
-const MOST_CHARACTERS = 4_000; // of a URL: proxies refuse long ones
-const MOST_KEPT = 2_000;
+const BATCH_SIZE = 10;
+const BATCH_DELAY_MS = 50;
+const MAX_URL_CHARACTERS = 4_000; // proxies reject longer URLs
+const MAX_CACHED = 2_000;
 
+/** A cache of totals by run. A run's version is any text that changes with the run. */
 export class Totals {
-  /** onFound(id): the totals of this run are known, or known not to be. */
-  constructor(onFound) {
-    this.onFound = onFound;
-    this.known = new Map(); // id -> {version, totals}; totals is null for a run that cannot be read
-    this.wanted = new Map(); // id -> version
-    this.asking = false;
+  /**
+   * @param {(id: string) => void} onLoaded - Called when the totals of a run are in the cache.
+   */
+  constructor(onLoaded) {
+    this.onLoaded = onLoaded;
+    this.cache = new Map(); // id -> {version, totals}
+    this.pending = new Map(); // id -> version
+    this.isLoading = false;
   }
 
-  /** {inputTokens, outputTokens, costUsd, steps}, null where there are none to be had, undefined when not known yet. */
-  of(id, version) {
-    const found = this.known.get(id);
-    return found?.version === version ? found.totals : undefined;
+  /**
+   * Return {inputTokens, outputTokens, costUsd, steps} of a run, null if the run cannot be read, or undefined if this
+   * version is not loaded yet.
+   *
+   * @param {string} id - Run id.
+   * @param {string} version - Version of the run.
+   */
+  get(id, version) {
+    const entry = this.cache.get(id);
+    return entry?.version === version ? entry.totals : undefined;
   }
 
-  /** What was known of an earlier version of the run: better than nothing while the new one is asked for. */
-  last(id) {
-    return this.known.get(id)?.totals;
+  /**
+   * Return the totals of the last loaded version of a run, to show while the current version loads.
+   *
+   * @param {string} id - Run id.
+   */
+  getAnyVersion(id) {
+    return this.cache.get(id)?.totals;
   }
 
-  want(id, version) {
-    if (this.of(id, version) !== undefined) return;
-    this.wanted.set(id, version);
-    if (!this.asking) {
-      this.asking = true;
-      setTimeout(() => this.ask(), 50);
+  /**
+   * Load the totals of a run unless they are cached.
+   *
+   * @param {string} id - Run id.
+   * @param {string} version - Version of the run.
+   */
+  request(id, version) {
+    if (this.get(id, version) !== undefined) return;
+    this.pending.set(id, version);
+    if (!this.isLoading) {
+      this.isLoading = true;
+      setTimeout(() => this.load(), BATCH_DELAY_MS);
     }
   }
 
-  forget(id) {
-    this.wanted.delete(id);
+  /**
+   * Cancel the request for a run.
+   *
+   * @param {string} id - Run id.
+   */
+  cancel(id) {
+    this.pending.delete(id);
   }
 
-  async ask() {
+  async load() {
     try {
-      while (this.wanted.size) await this.askSome();
+      while (this.pending.size) await this.loadBatch();
     } catch {
-      this.wanted.clear(); // the list tells what is wrong; the rows are wanted again with the next one
+      this.pending.clear(); // the list reports the error, and its next refresh requests the totals again
     } finally {
-      this.asking = false;
+      this.isLoading = false;
     }
   }
 
-  async askSome() {
-    const some = [];
-    let room = MOST_CHARACTERS;
-    for (const [id, version] of this.wanted) {
+  async loadBatch() {
+    const batch = [];
+    let room = MAX_URL_CHARACTERS;
+    for (const [id, version] of this.pending) {
       room -= encodeURIComponent(id).length + 5;
-      if (some.length && (room < 0 || some.length === AT_ONCE)) break;
-      some.push([id, version]);
+      if (batch.length && (room < 0 || batch.length === BATCH_SIZE)) break;
+      batch.push([id, version]);
     }
-    const { body } = await getJson("/pages/totals", { run: some.map(([id]) => id) });
-    const left = new Set(body.meta.left);
-    for (const [id, version] of some) {
+    const { body } = await getJson("/pages/totals", { run: batch.map(([id]) => id) });
+    const left = new Set(body.meta.left); // the server ran out of time for these
+    for (const [id, version] of batch) {
       if (left.has(id)) continue;
-      if (this.wanted.get(id) === version) this.wanted.delete(id);
-      this.known.delete(id);
-      this.known.set(id, { version, totals: Object.hasOwn(body.data, id) ? body.data[id] : null });
-      if (this.known.size > MOST_KEPT) this.known.delete(this.known.keys().next().value);
-      this.onFound(id);
+      if (this.pending.get(id) === version) this.pending.delete(id);
+      this.cache.delete(id);
+      this.cache.set(id, { version, totals: Object.hasOwn(body.data, id) ? body.data[id] : null });
+      if (this.cache.size > MAX_CACHED) this.cache.delete(this.cache.keys().next().value);
+      this.onLoaded(id);
     }
   }
 }

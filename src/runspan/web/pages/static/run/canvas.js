@@ -1,288 +1,314 @@
-// The canvas: steps as nodes on a plane that is moved and zoomed. Only what is in sight is made of elements.
+// The canvas view: steps as nodes on a plane that can be panned and zoomed. Only nodes near the viewport are elements.
 
-import { announce, h, replace } from "../dom.js";
+import { announce, h, keyedChildren, replace } from "../dom.js";
 import { number } from "../format.js";
-import { Camera, ZOOM } from "./camera.js";
-import { icon } from "./icons.js";
-import { draw, readColours } from "./ink.js";
-import { keepInOrder } from "./kept.js";
-import { PAGE, layout } from "./layout.js";
-import { chiefOf, moreOf, nodeElement, statusOf } from "./node.js";
-import { Overview } from "./overview.js";
-import { followPointer, watchPress } from "./pointer.js";
-import { Tip } from "./tip.js";
+import { paintCanvas, readColours } from "./canvas-painter.js";
+import { iconButton } from "./icons.js";
+import { EXECUTIONS_PER_PAGE, layoutSteps } from "./layout.js";
+import { Minimap } from "./minimap.js";
+import { createNode, mainExecution, nodeMeta, statusOf } from "./node.js";
+import { Tooltip } from "./tooltip.js";
+import { bindViewportInput, trackPress } from "./viewport-input.js";
+import { Viewport, ZOOM } from "./viewport.js";
 
-const FAR = 0.34;
-const MOST_ELEMENTS = 400;
-const AROUND = 200;
-const NEAR = 8;
+const MIN_ELEMENT_ZOOM = 0.34; // below, nodes are painted
+const MAX_ELEMENTS = 400;
+const OVERSCAN = 200; // units around the viewport in which nodes are elements
+const CLICK_RADIUS = 8; // pixels between a click and the node that it hits
+const ZOOM_STEP = 1.25;
+const DIRECTIONS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
 
-/** `element` is the view. `select` is called with a step's position when a reader opens it. */
+/** Shows the canvas in `element`. */
 export class Canvas {
+  /**
+   * @param {object} actions
+   * @param {(index: number) => void} actions.select - Called to select a step.
+   */
   constructor({ select }) {
     Object.assign(this, {
       select,
       selected: null,
-      open: new Set(),
-      pages: new Map(),
-      stop: null,
+      expanded: new Set(),
+      firstExecutions: new Map(), // key of a node -> first execution on its page
+      tabStop: null, // key of the node that the Tab key reaches
       frame: 0,
-      made: new Map(),
-      moved: false,
+      elements: new Map(),
+      needsRebuild: false,
+      isMovedByUser: false,
     });
-    this.camera = new Camera();
-    this.sheet = h("canvas", { class: "canvas-ink", "aria-hidden": "true" });
-    this.world = h("div", { class: "canvas-world" });
-    this.overview = new Overview({ go: (y) => this.goTo(y) });
-    this.level = h("button", {
-      class: "tool small numbers canvas-level",
+    this.viewport = new Viewport();
+    this.background = h("canvas", { class: "canvas-background", "aria-hidden": "true" });
+    this.content = h("div", { class: "canvas-content" });
+    this.minimap = new Minimap({ onScroll: (y) => this.centreVertically(y) });
+    this.zoomButton = h("button", {
+      class: "tool small tabular-nums canvas-level",
       type: "button",
       title: "Full size",
-      onclick: () => this.zoomTo(1),
+      onclick: () => this.zoomBy(1 / this.viewport.zoom),
     });
     this.area = h(
       "div",
       {
         class: "canvas-area",
         role: "group",
-        "aria-label": "Steps of the run. Arrow keys go from step to step, Enter opens one.",
+        "aria-label": "Steps of the run. Use the arrow keys to move between steps and Enter to open one.",
         onkeydown: (event) => this.onKey(event),
       },
-      this.sheet,
-      this.world,
+      this.background,
+      this.content,
     );
-    this.element = h("div", { class: "canvas" }, this.area, this.overview.element, this.tools());
-    followPointer(this.area, {
-      camera: this.camera,
-      changed: () => this.turned(),
-      pick: (px, py) => this.pick(px, py),
-      isFar: () => this.isFar,
+    const toolbar = h(
+      "div",
+      { class: "canvas-tools", role: "group", "aria-label": "Zoom" },
+      iconButton("minus", "Zoom out (−)", () => this.zoomOut()),
+      this.zoomButton,
+      iconButton("plus", "Zoom in (+)", () => this.zoomIn()),
+      iconButton("fit", "Show the entire run (f)", () => this.fit()),
+    );
+    this.element = h("div", { class: "canvas" }, this.area, this.minimap.element, toolbar);
+    bindViewportInput(this.area, {
+      viewport: this.viewport,
+      onChange: () => this.onViewportChange(),
+      onClick: (px, py) => this.selectAt(px, py),
+      areNodesPainted: () => this.areNodesPainted,
     });
-    this.press = watchPress(this.area, () => this.render());
-    this.tip = new Tip(this.area, (event) => this.stepAt(event));
-    new ResizeObserver(() => this.resize()).observe(this.area);
-    const recolour = () => this.recolour();
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-    new MutationObserver(recolour).observe(document.documentElement, {
+    this.press = trackPress(this.area, () => this.scheduleRender());
+    this.tooltip = new Tooltip(this.area, (event) => this.stepAt(event));
+    new ResizeObserver(() => this.onResize()).observe(this.area);
+    const updateColours = () => this.updateColours();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", updateColours);
+    new MutationObserver(updateColours).observe(document.documentElement, {
       attributes: true,
       attributeFilter: ["data-theme"],
     });
   }
 
-  tools() {
-    const tool = (name, label, act) =>
-      h("button", { class: "tool small", type: "button", title: label, "aria-label": label, onclick: act }, icon(name));
-    return h(
-      "div",
-      { class: "canvas-tools", role: "group", "aria-label": "Zoom" },
-      tool("minus", "Zoom out (−)", () => this.zoomTo(this.camera.zoom / 1.25)),
-      this.level,
-      tool("plus", "Zoom in (+)", () => this.zoomTo(this.camera.zoom * 1.25)),
-      tool("fit", "Show everything (f)", () => this.fit()),
-    );
-  }
-
-  get isFar() {
-    return this.camera.zoom < FAR;
-  }
-
-  /** Shows a run, with a step selected or none. What a reader moved and opened stays. */
+  /**
+   * Show a run. Position, zoom and expanded nodes are kept.
+   *
+   * @param {object} run - The result of indexRun().
+   * @param {number|null} selected - Index of the selected step.
+   */
   show(run, selected) {
-    const isNew = this.run !== run;
-    const isMoved = this.selected !== selected;
+    const isNewRun = this.run !== run;
+    const isNewSelection = this.selected !== selected;
     Object.assign(this, { run, selected });
-    if (isNew || this.reopen()) this.arrange();
-    if (isMoved && selected !== null) {
-      this.stop = this.nodeOf(selected)?.key ?? this.stop;
+    if (isNewRun || this.turnToSelected()) this.updateLayout();
+    if (isNewSelection && selected !== null) {
+      this.tabStop = this.nodeOf(selected)?.key ?? this.tabStop;
       this.reveal(this.nodeOf(selected));
     }
-    this.render(true);
+    this.scheduleRender(true);
   }
 
-  /** Whether an opened node had to turn to the page that holds the selected execution. */
-  reopen() {
+  /** Show the entire run. */
+  fit() {
+    this.viewport.fit();
+    this.scheduleRender();
+    this.isMovedByUser = false;
+  }
+
+  /** Zoom in by a step. */
+  zoomIn() {
+    this.zoomBy(ZOOM_STEP);
+  }
+
+  /** Zoom out by a step. */
+  zoomOut() {
+    this.zoomBy(1 / ZOOM_STEP);
+  }
+
+  /** Update what changes with the clock. */
+  tick() {
+    for (const [node, element] of this.elements) {
+      const step = this.run.steps[mainExecution(node, this.run)];
+      if (step.to === null && step.from !== null)
+        replace(element.querySelector(".node-meta"), nodeMeta(node, step, this.run, Date.now()));
+    }
+  }
+
+  get areNodesPainted() {
+    return this.viewport.zoom < MIN_ELEMENT_ZOOM;
+  }
+
+  /** Turn an expanded node to the page with the selected execution. Return whether the selected node is expanded. */
+  turnToSelected() {
     const node = this.selected === null ? null : this.nodeOf(this.selected);
-    if (!node?.open) return false;
-    this.pages.set(node.key, Math.floor(node.steps.indexOf(this.selected) / PAGE) * PAGE);
+    if (!node?.isExpanded) return false;
+    this.firstExecutions.set(node.key, pageStart(node.steps.indexOf(this.selected)));
     return true;
   }
 
-  arrange() {
-    this.board = layout(this.run.steps, { open: this.open });
-    this.byStep = new Map();
-    for (const node of this.board.nodes) for (const index of node.steps) this.byStep.set(index, node);
-    this.values = new Map(this.board.nodes.map((node) => [node, statusOf(node, this.run)]));
-    this.camera.world = { width: this.board.width, height: this.board.height };
-    if (!this.moved && this.camera.view.width > 1) this.camera.open();
-    else this.camera.settle();
-    if (!this.board.nodes.some((node) => node.key === this.stop)) this.stop = this.board.nodes[0]?.key ?? null;
-    this.overview.show(this.board, this.values);
+  updateLayout() {
+    const { viewport } = this;
+    this.layout = layoutSteps(this.run.steps, { expanded: this.expanded });
+    const { nodes, width, height } = this.layout;
+    this.nodesByStep = new Map(nodes.flatMap((node) => node.steps.map((index) => [index, node])));
+    this.statuses = new Map(nodes.map((node) => [node, statusOf(node, this.run)]));
+    viewport.contentSize = { width, height };
+    this.fitOrConstrain();
+    if (!nodes.some((node) => node.key === this.tabStop)) this.tabStop = nodes[0]?.key ?? null;
+    this.minimap.show(this.layout, this.statuses);
+  }
+
+  fitOrConstrain() {
+    if (!this.isMovedByUser && this.viewport.isMeasured) this.viewport.fitLegibly();
+    else this.viewport.constrain();
   }
 
   nodeOf(index) {
-    return this.byStep?.get(index) ?? null;
+    return this.nodesByStep?.get(index) ?? null;
   }
 
   reveal(node) {
-    if (!node || this.camera.view.width <= 1) return;
-    this.moved = true;
-    this.camera.show(node);
+    if (!node || !this.viewport.isMeasured) return;
+    this.isMovedByUser = true;
+    this.viewport.reveal(node);
   }
 
-  resize() {
+  onResize() {
     const { clientWidth: width, clientHeight: height } = this.area;
     if (!width || !height) return;
-    const isFirst = this.camera.view.width <= 1;
-    this.camera.view = { width, height };
-    this.ratio = window.devicePixelRatio || 1;
-    this.sheet.width = Math.round(width * this.ratio);
-    this.sheet.height = Math.round(height * this.ratio);
-    if (this.board) {
-      if (!this.moved) this.camera.open();
-      else this.camera.settle();
+    const isFirst = !this.viewport.isMeasured;
+    this.viewport.size = { width, height };
+    this.pixelRatio = window.devicePixelRatio || 1;
+    this.background.width = Math.round(width * this.pixelRatio);
+    this.background.height = Math.round(height * this.pixelRatio);
+    if (this.layout) {
+      this.fitOrConstrain();
       if (isFirst && this.selected !== null) this.reveal(this.nodeOf(this.selected));
     }
-    this.turned(false);
+    this.scheduleRender();
   }
 
-  recolour() {
+  updateColours() {
     this.colours = null;
-    this.overview.recolour();
-    this.render();
+    this.minimap.updateColours();
+    this.scheduleRender();
   }
 
-  zoomTo(zoom) {
-    this.camera.zoomBy(zoom / this.camera.zoom);
-    this.turned();
+  zoomBy(factor) {
+    this.viewport.zoomBy(factor);
+    this.onViewportChange();
   }
 
-  fit() {
-    this.camera.fit();
-    this.turned();
-    this.moved = false;
+  centreVertically(y) {
+    this.viewport.y = y - this.viewport.size.height / this.viewport.zoom / 2;
+    this.viewport.constrain();
+    this.onViewportChange();
   }
 
-  goTo(y) {
-    this.camera.y = y - this.camera.view.height / this.camera.zoom / 2;
-    this.camera.settle();
-    this.turned();
+  onViewportChange() {
+    this.isMovedByUser = true;
+    this.scheduleRender();
   }
 
-  turned(byReader = true) {
-    if (byReader) this.moved = true;
-    this.render();
-  }
-
-  /** Draws in the next frame; `anew` makes the nodes' elements again. */
-  render(anew = false) {
-    this.anew ||= anew;
+  /** Render in the next frame. rebuild: create the elements of all nodes again. */
+  scheduleRender(rebuild = false) {
+    this.needsRebuild ||= rebuild;
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
-      this.paint();
+      this.render();
     });
   }
 
-  paint() {
-    if (!this.board || this.camera.view.width <= 1) return;
-    const { camera, board } = this;
+  render() {
+    const { viewport, layout } = this;
+    if (!layout || !viewport.isMeasured) return;
     this.colours ??= readColours(this.element);
     const selected = this.selected === null ? null : this.nodeOf(this.selected);
-    draw(this.sheet.getContext("2d"), {
-      camera,
-      board,
-      statusOf: (node) => this.values.get(node),
+    paintCanvas(this.background.getContext("2d"), {
+      viewport,
+      layout,
+      statuses: this.statuses,
       colours: this.colours,
-      ratio: this.ratio,
-      far: this.isFar,
+      pixelRatio: this.pixelRatio,
+      paintsNodes: this.areNodesPainted,
       selected,
     });
-    this.world.style.transform = `scale(${camera.zoom}) translate(${-camera.x}px, ${-camera.y}px)`;
-    this.place(selected);
-    this.level.textContent = `${Math.round(camera.zoom * 100)} %`;
-    this.overview.mark(camera);
+    this.content.style.transform = `scale(${viewport.zoom}) translate(${-viewport.x}px, ${-viewport.y}px)`;
+    this.renderNodes(selected);
+    this.zoomButton.textContent = `${Math.round(viewport.zoom * 100)} %`;
+    this.minimap.update(viewport);
   }
 
-  /** Makes elements of the nodes in sight, and of the one that the keyboard is at. */
-  place(selected) {
-    const { left, top, right, bottom } = this.camera.sight;
-    const near = (node) =>
-      node.x < right + AROUND &&
-      node.x + node.w > left - AROUND &&
-      node.y < bottom + AROUND &&
-      node.y + node.h > top - AROUND;
-    const isKept = (node) => node === selected || node.key === this.stop;
-    let room = this.isFar ? 0 : MOST_ELEMENTS;
-    const wanted = this.board.nodes.filter((node) => isKept(node) || (room > 0 && near(node) && room--));
-    const had = this.world.contains(document.activeElement) ? document.activeElement : null;
-    const [hadKey, hadClass] = [had?.closest(".node")?.dataset.key, had?.classList[0]];
-    const anew = this.anew && !this.press.isDown;
-    const made = new Map();
-    for (const node of wanted) made.set(node, (!anew && this.made.get(node)) || this.elementOf(node));
-    this.made = keepInOrder(this.world, this.made, made);
-    if (anew) this.anew = false;
-    if (had && !this.world.contains(document.activeElement)) this.focusNode(hadKey, hadClass);
+  /** Create elements for the nodes near the viewport, for the selected node and for the tab stop. */
+  renderNodes(selected) {
+    const { left, top, right, bottom } = this.viewport.visibleRect;
+    const isNear = (node) =>
+      node.x < right + OVERSCAN &&
+      node.x + node.w > left - OVERSCAN &&
+      node.y < bottom + OVERSCAN &&
+      node.y + node.h > top - OVERSCAN;
+    let remaining = this.areNodesPainted ? 0 : MAX_ELEMENTS;
+    const nodes = this.layout.nodes.filter((node) => {
+      if (node === selected || node.key === this.tabStop) return true;
+      if (remaining === 0 || !isNear(node)) return false;
+      remaining -= 1;
+      return true;
+    });
+    const focused = this.content.contains(document.activeElement) ? document.activeElement : null;
+    const focusedKey = focused?.closest(".node")?.dataset.key;
+    const rebuild = this.needsRebuild && !this.press.isDown;
+    const elements = new Map(
+      nodes.map((node) => [node, (!rebuild && this.elements.get(node)) || this.createElement(node)]),
+    );
+    this.elements = keyedChildren(this.content, this.elements, elements);
+    if (rebuild) this.needsRebuild = false;
+    if (focused && !this.content.contains(document.activeElement)) this.focusNode(focusedKey, focused.classList[0]);
   }
 
-  /** Brings what grows with the clock up to now. */
-  tick() {
-    for (const [node, element] of this.made) {
-      const step = this.run.steps[chiefOf(node, this.run)];
-      if (step.to === null && step.from !== null)
-        replace(element.querySelector(".node-more"), moreOf(node, step, this.run, Date.now()));
-    }
-  }
-
-  elementOf(node) {
-    return nodeElement(node, {
+  createElement(node) {
+    return createNode(node, {
       run: this.run,
       now: Date.now(),
       selected: this.selected,
-      first: this.pages.get(node.key) ?? 0,
-      isStop: node.key === this.stop,
-      acts: {
+      firstExecution: this.firstExecutions.get(node.key) ?? 0,
+      isTabStop: node.key === this.tabStop,
+      actions: {
         select: this.select,
-        selected: () => this.selected,
         toggle: (one) => this.toggle(one),
-        page: (one, by) => this.turn(one, by),
+        turnPage: (one, by) => this.turnPage(one, by),
       },
     });
   }
 
-  focusNode(key, name = "node-body") {
-    const element = [...this.made].find(([node]) => node.key === key)?.[1];
-    (element?.querySelector(`.${name}`) ?? element?.querySelector(".node-body"))?.focus({ preventScroll: true });
+  /** Focus the part of a node that has a class, else its body. */
+  focusNode(key, partClass = "node-body") {
+    const element = [...this.elements].find(([node]) => node.key === key)?.[1];
+    const part = element?.querySelector(`.${partClass}`) ?? element?.querySelector(".node-body");
+    part?.focus({ preventScroll: true });
   }
 
   toggle(node) {
-    if (this.open.has(node.key)) this.open.delete(node.key);
-    else this.open.add(node.key);
-    if (node.steps.includes(this.selected))
-      this.pages.set(node.key, Math.floor(node.steps.indexOf(this.selected) / PAGE) * PAGE);
-    this.moved = true;
-    this.arrange();
-    this.render(true);
-    announce(this.open.has(node.key) ? `${number(node.steps.length)} executions shown` : "Executions hidden");
+    const { key, steps } = node;
+    if (!this.expanded.delete(key)) this.expanded.add(key);
+    if (steps.includes(this.selected)) this.firstExecutions.set(key, pageStart(steps.indexOf(this.selected)));
+    this.isMovedByUser = true;
+    this.updateLayout();
+    this.scheduleRender(true);
+    announce(this.expanded.has(key) ? `${number(steps.length)} executions shown` : "Executions hidden");
   }
 
-  turn(node, by) {
-    const last = Math.floor((node.steps.length - 1) / PAGE) * PAGE;
-    this.pages.set(node.key, Math.min(Math.max((this.pages.get(node.key) ?? 0) + by, 0), last));
-    this.render(true);
+  turnPage(node, by) {
+    const first = (this.firstExecutions.get(node.key) ?? 0) + by;
+    this.firstExecutions.set(node.key, Math.min(Math.max(first, 0), pageStart(node.steps.length - 1)));
+    this.scheduleRender(true);
   }
 
-  /** A click on the plane itself: the node there, or the nearest of those that are too small to be hit exactly. */
-  pick(px, py) {
-    const { x, y } = this.camera.at(px, py);
-    const away = (node) =>
+  /** Select the painted node at a pixel, or the nearest one within the click radius. */
+  selectAt(px, py) {
+    const { x, y } = this.viewport.toPlane(px, py);
+    const distance = (node) =>
       Math.hypot(Math.max(node.x - x, 0, x - node.x - node.w), Math.max(node.y - y, 0, y - node.y - node.h));
-    const [node, least] = this.board.nodes.reduce(
-      (best, one) => (away(one) <= best[1] ? [one, away(one)] : best),
+    const [nearest, min] = this.layout.nodes.reduce(
+      (best, node) => (distance(node) <= best[1] ? [node, distance(node)] : best),
       [null, Infinity],
     );
-    if (node && least * this.camera.zoom <= NEAR) this.select(chiefOf(node, this.run));
+    if (nearest && min * this.viewport.zoom <= CLICK_RADIUS) this.select(mainExecution(nearest, this.run));
   }
 
-  /** What the card at the pointer tells of: a step, or one execution in an opened node. */
+  /** The step for the tooltip: that of a node, or one execution in an expanded node. */
   stepAt(event) {
     const part = event.target.closest?.("[data-step]");
     return part ? { run: this.run, step: this.run.steps[Number(part.dataset.step)] } : null;
@@ -291,42 +317,42 @@ export class Canvas {
   onKey(event) {
     const body = event.target.closest?.(".node-body");
     if (!body || event.ctrlKey || event.metaKey || event.altKey) return;
-    const here = this.board.nodes.find((node) => node.key === this.stop);
-    const node = DIRECTIONS[event.key]
-      ? neighbour(this.board.nodes, here, DIRECTIONS[event.key])
-      : { Home: this.board.nodes[0], End: this.board.nodes.at(-1) }[event.key];
-    if (event.key === " " && here.steps.length > 1) this.toggle(here);
-    else if (!node && !DIRECTIONS[event.key]) return;
+    const { nodes } = this.layout;
+    const current = nodes.find((node) => node.key === this.tabStop);
+    const direction = DIRECTIONS[event.key];
+    const target = direction ? neighbour(nodes, current, direction) : { Home: nodes[0], End: nodes.at(-1) }[event.key];
+    if (event.key === " " && current.steps.length > 1) this.toggle(current);
+    else if (!target && !direction) return;
     event.preventDefault();
-    if (node) this.goToNode(node);
+    if (target) this.moveFocus(target);
   }
 
-  goToNode(node) {
-    this.stop = node.key;
-    if (this.camera.zoom < ZOOM.readable) this.camera.zoomBy(ZOOM.readable / this.camera.zoom);
+  moveFocus(node) {
+    this.tabStop = node.key;
+    if (this.viewport.zoom < ZOOM.legible) this.viewport.zoomBy(ZOOM.legible / this.viewport.zoom);
     this.reveal(node);
-    this.anew = true;
-    this.paint();
+    this.needsRebuild = true;
+    this.render();
     this.focusNode(node.key);
   }
 }
 
-const DIRECTIONS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
+const pageStart = (execution) => Math.floor(execution / EXECUTIONS_PER_PAGE) * EXECUTIONS_PER_PAGE;
 
-/** The nearest node in a direction; what is beside the way counts as farther than what is on it. */
+/** The nearest node in a direction. A distance across the direction counts twice. */
 function neighbour(nodes, from, [dx, dy]) {
   if (!from) return nodes[0];
-  let best = null;
-  let least = Infinity;
-  const middle = (node) => [node.x + node.w / 2, node.y + Math.min(node.h, 60) / 2];
-  const [x, y] = middle(from);
+  let nearest = null;
+  let min = Infinity;
+  const centre = (node) => [node.x + node.w / 2, node.y + Math.min(node.h, 60) / 2];
+  const [x, y] = centre(from);
   for (const node of nodes) {
-    const [otherX, otherY] = middle(node);
+    const [otherX, otherY] = centre(node);
     const along = (otherX - x) * dx + (otherY - y) * dy;
-    const aside = Math.abs((otherX - x) * dy) + Math.abs((otherY - y) * dx);
-    if (node === from || along <= 1 || (dx !== 0 && aside > 50)) continue;
-    const far = along + 2 * aside;
-    if (far < least) [best, least] = [node, far];
+    const across = Math.abs((otherX - x) * dy) + Math.abs((otherY - y) * dx);
+    if (node === from || along <= 1 || (dx !== 0 && across > 50)) continue;
+    const distance = along + 2 * across;
+    if (distance < min) [nearest, min] = [node, distance];
   }
-  return best;
+  return nearest;
 }

@@ -1,106 +1,108 @@
-// The panel at the side: everything about the selected step, and about the run when none is selected.
+// The side panel: details and payloads of the selected step, or of the run if no step is selected.
 
 import { runPage } from "../api.js";
-import { h, isolated, replace, visible } from "../dom.js";
-import { cost, duration, number, statusBadge, statusIcon, status, timeElement, tokens } from "../format.js";
-import { hasEnded, lengthOf } from "./document.js";
-import { elapsed } from "./facts.js";
-import { icon } from "./icons.js";
+import { h, replace } from "../dom.js";
+import { cost, duration, number, status, statusBadge, statusIcon, timeElement, tokens } from "../format.js";
+import { isolated } from "../invisible-characters.js";
+import { durationOf, hasEnded } from "./document.js";
+import { icon, iconButton } from "./icons.js";
 import { Payloads } from "./payload.js";
-import { traceLinks } from "./summary.js";
-import { attemptOf, faultText, titleOf } from "./words.js";
+import { elapsedMs } from "./run-stats.js";
+import { attemptNumber, errorText, stepTitle } from "./step-labels.js";
+import { slowStepButton, traceLinks } from "./summary.js";
 
-/** `element` is the panel. `select` takes a step's position or null; `onTab` the payload that a reader chooses. */
+const MAX_EXECUTION_OPTIONS = 2000;
+
+/** Shows the side panel in `element`. */
 export class Detail {
+  /**
+   * @param {object} actions
+   * @param {(index: number|null) => void} actions.select - Called to select a step, or none.
+   * @param {(tab: string) => void} actions.onTab - Called with the key of the payload tab that the user chooses.
+   */
   constructor({ select, onTab }) {
     this.select = select;
     this.payloads = new Payloads({ onTab });
-    this.head = h("div", { class: "detail-head" });
-    this.body = h("div", { class: "detail-facts" });
+    this.header = h("div", { class: "detail-header" });
+    this.body = h("div", { class: "detail-body" });
     this.element = h(
       "aside",
       { class: "detail", "aria-label": "Details", tabindex: "-1", onkeydown: (event) => this.onKey(event) },
-      this.head,
+      this.header,
       this.body,
       this.payloads.element,
     );
-    this.places = {};
-    this.shown = undefined;
+    this.trace = {};
+    this.shownIndex = undefined;
   }
 
-  /** Shows the step at a position, or the run for null. */
-  show(reading, facts, index, tab) {
-    Object.assign(this, { reading, run: reading.run, facts, index });
+  /**
+   * Show a step or the run.
+   *
+   * @param {object} loaded - The result of loadRun().
+   * @param {object} stats - The result of runStats().
+   * @param {number|null} index - Index of the step; null for the run.
+   * @param {string|null} tab - Key of the payload tab; null for the default.
+   */
+  show(loaded, stats, index, tab) {
+    Object.assign(this, { run: loaded.run, stats, index });
     const owner = index === null ? this.run : this.run.steps[index];
     this.element.classList.toggle("of-step", index !== null);
-    this.element.setAttribute("aria-label", index === null ? "The run" : `Step ${titleOf(owner)}`);
-    this.paint();
-    this.payloads.show(reading, index === null ? { ...owner, index: null } : owner, tab);
-    if (this.shown !== index) this.element.scrollTop = 0;
-    this.shown = index;
+    this.element.setAttribute("aria-label", index === null ? "The run" : `Step ${stepTitle(owner)}`);
+    this.render();
+    this.payloads.show(loaded, owner, index, tab);
+    if (this.shownIndex !== index) this.element.scrollTop = 0;
+    this.shownIndex = index;
   }
 
-  /** Brings what grows with the clock up to now. */
+  /**
+   * Show links to the run's trace.
+   *
+   * @param {{links?: object}} trace - The response of GET /api/v1/runs/{id}/trace.
+   */
+  setTrace(trace) {
+    this.trace = trace;
+    if (this.index !== null) this.render();
+  }
+
+  /** Update the elapsed time. */
   tick() {
-    const owner = this.index === null ? null : this.run?.steps[this.index];
-    if (owner && this.took && !hasEnded(owner.status))
-      this.took.textContent = duration(elapsed(owner, this.run.zero, Date.now()));
+    const step = this.index === null ? null : this.run.steps[this.index];
+    if (step && !hasEnded(step.status)) this.durationElement.textContent = this.durationText(step);
   }
 
-  paint() {
-    const had = this.element.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+  render() {
+    const focused = this.element.contains(document.activeElement) ? document.activeElement.dataset.name : null;
     if (this.index === null) {
-      const shut = this.tool("close", "Close (Esc)", () => document.body.classList.remove("run-open"));
-      replace(
-        this.head,
-        h("h2", {}, "Run"),
-        h("div", { class: "detail-tools" }, this.wideTool(), h("span", { class: "when-narrow" }, shut)),
-      );
+      replace(this.header, this.runHeader());
       replace(this.body, this.runNodes());
     } else {
       const step = this.run.steps[this.index];
-      replace(this.head, this.stepHead(step));
+      replace(this.header, this.stepHeader(step));
       replace(this.body, this.stepNodes(step));
     }
-    if (had) this.element.querySelector(`[data-name="${had}"]`)?.focus();
+    if (focused) this.element.querySelector(`[data-name="${focused}"]`)?.focus();
   }
 
-  tool(name, label, act, disabled = false) {
-    return h(
-      "button",
-      {
-        class: "tool small",
-        type: "button",
-        title: label,
-        "aria-label": label,
-        dataset: { name },
-        onclick: act,
-        disabled,
-      },
-      icon(name),
-    );
+  runHeader() {
+    const close = tool("close", "Close (Esc)", () => document.body.classList.remove("run-open"));
+    return [
+      h("h2", {}, "Run"),
+      h("div", { class: "detail-tools" }, this.widthButton(), h("span", { class: "narrow-only" }, close)),
+    ];
   }
 
-  wideTool() {
-    const wide = document.body.classList.contains("detail-wide");
-    const button = this.tool("wide", wide ? "Narrow panel" : "Wide panel", () => {
-      document.body.classList.toggle("detail-wide");
-      this.paint();
-    });
-    button.setAttribute("aria-pressed", String(wide));
-    return button;
-  }
-
-  stepHead(step) {
+  stepHeader(step) {
+    const { index } = this;
     const last = this.run.steps.length - 1;
     return [
       h(
         "div",
         { class: "detail-title" },
-        h("h2", { class: "wrap" }, statusIcon(step.status, 18), h("bdi", { class: "clamped" }, titleOf(step))),
+        h("h2", { class: "wrap" }, statusIcon(step.status, 18), h("bdi", { class: "clamped" }, stepTitle(step))),
         h(
           "p",
-          { class: "quiet wrap clamped" },
+          { class: "muted wrap clamped" },
           isolated(step.id, { class: "mono" }),
           step.type && [" · ", isolated(step.type)],
         ),
@@ -108,145 +110,132 @@ export class Detail {
       h(
         "div",
         { class: "detail-tools" },
-        this.tool("previous", "Previous step (k)", () => this.select(this.index - 1), this.index === 0),
-        this.tool("next", "Next step (j)", () => this.select(this.index + 1), this.index === last),
-        this.wideTool(),
-        this.tool("close", "Close (Esc)", () => this.select(null)),
+        tool("previous", "Previous step (k)", () => this.select(index - 1), index === 0),
+        tool("next", "Next step (j)", () => this.select(index + 1), index === last),
+        this.widthButton(),
+        tool("close", "Close (Esc)", () => this.select(null)),
       ),
     ];
+  }
+
+  widthButton() {
+    const isWide = document.body.classList.contains("detail-wide");
+    const button = tool("wide", isWide ? "Narrow panel" : "Wide panel", () => {
+      document.body.classList.toggle("detail-wide");
+      this.render();
+    });
+    button.setAttribute("aria-pressed", String(isWide));
+    return button;
   }
 
   stepNodes(step) {
+    const childPage = step.childRunId && runPage(step.childRunId);
+    const links = traceLinks(this.trace, "fact-link");
     return [
-      this.roundsNode(step),
-      step.error &&
-        h(
-          "p",
-          {
-            tabindex: "0",
-            role: "group",
-            "aria-label": "Error",
-            class: `callout ${status(step.status === "failed" ? "failed" : "retrying").css} wrap`,
-          },
-          h("span", { dir: "auto" }, faultText(step.error)),
-        ),
-      step.child &&
-        runPage(step.child) &&
+      this.executionPicker(step),
+      step.error && errorCallout(step),
+      childPage &&
         h(
           "a",
-          { class: "child-link", href: runPage(step.child) },
+          { class: "child-link", href: childPage },
           icon("child"),
-          h("span", {}, "Open the child run ", isolated(step.child, { class: "mono wrap" })),
+          h("span", {}, "Open the child run ", isolated(step.childRunId, { class: "mono wrap" })),
         ),
-      h("dl", { class: "facts" }, this.timingFacts(step), this.usageFacts(step), this.traceFact()),
-      attemptsNode(step),
+      h("dl", { class: "facts" }, this.timingFacts(step), usageFacts(step), links.length > 0 && fact("Trace", links)),
+      attemptList(step),
     ];
-  }
-
-  traceFact() {
-    const links = traceLinks(this.places, "fact-link");
-    return links.length ? fact("Trace", links) : null;
   }
 
   timingFacts(step) {
-    const length = lengthOf(step);
-    const whole = lengthOf(this.run);
-    this.took = h("span", { class: "numbers" }, duration(elapsed(step, this.run.zero, Date.now())));
-    const share = length > 0 && whole > 0 && length <= whole ? ` (${percent(length / whole)} of the run)` : "";
-    const untimed = step.status === "skipped" ? "not executed" : "not yet";
+    const ms = durationOf(step);
+    const runMs = durationOf(this.run);
+    const share = ms > 0 && runMs > 0 && ms <= runMs ? ` (${percent(ms / runMs)} of the run)` : "";
+    const notStarted = step.status === "skipped" ? "not executed" : "not yet";
+    this.durationElement = h("span", { class: "tabular-nums" }, this.durationText(step));
     return [
       fact("Status", statusBadge(step.status)),
-      fact("Duration", [this.took, share && h("span", { class: "quiet" }, share)]),
+      fact("Duration", [this.durationElement, share && h("span", { class: "muted" }, share)]),
       fact(
         "Started",
-        step.startedAt ? [timeElement(step.startedAt), offset(step, this.run)] : h("span", { class: "quiet" }, untimed),
+        step.startedAt
+          ? [timeElement(step.startedAt), startOffset(step, this.run)]
+          : h("span", { class: "muted" }, notStarted),
       ),
       step.completedAt && fact("Ended", timeElement(step.completedAt)),
-      attemptOf(step) && fact("Attempt", attemptOf(step).replace("attempt ", "")),
+      attemptNumber(step) && fact("Attempt", attemptNumber(step)),
     ];
   }
 
-  usageFacts({ usage }) {
-    if (!usage) return null;
-    const parts =
-      usage.input === null && usage.output === null ? "" : ` (${tokens(usage.input)} in, ${tokens(usage.output)} out)`;
-    return [
-      usage.model && fact("Model", isolated(usage.model)),
-      usage.total !== null &&
-        fact("Tokens", [h("span", { class: "numbers" }, number(usage.total)), h("span", { class: "quiet" }, parts)]),
-      usage.cost !== null && fact("Cost", h("span", { class: "numbers" }, cost(usage.cost))),
-    ];
+  durationText(step) {
+    return duration(elapsedMs(step, this.run.origin, Date.now()));
   }
 
-  /** Which execution of a loop this is, and the way to the others. */
-  roundsNode(step) {
-    const places = this.facts.occurrences.get(step.id);
-    if (places.length < 2) return null;
-    const at = places.indexOf(step.index);
-    const options = places
-      .slice(0, 2000)
-      .map((index, round) =>
+  /** Which execution of a repeated step is shown, and controls to go to the others. */
+  executionPicker(step) {
+    const indexes = this.stats.executions.get(step.id);
+    if (indexes.length < 2) return null;
+    const current = indexes.indexOf(step.index);
+    const options = indexes
+      .slice(0, MAX_EXECUTION_OPTIONS)
+      .map((index, position) =>
         h(
           "option",
           { value: index, selected: index === step.index },
-          `${round + 1}  ${status(this.run.steps[index].status).label}`,
+          `${position + 1}  ${status(this.run.steps[index].status).label}`,
         ),
       );
-    if (at >= options.length) options.push(h("option", { value: step.index, selected: true }, String(at + 1)));
-    const choose = h(
+    if (current >= options.length)
+      options.push(h("option", { value: step.index, selected: true }, String(current + 1)));
+    const select = h(
       "select",
       {
         "aria-label": "Execution",
         onchange: (event) => this.select(Number(event.target.value)),
-        dataset: { name: "round" },
+        dataset: { name: "execution" },
       },
       options,
     );
+    const last = indexes.length - 1;
     return h(
       "div",
-      { class: "rounds" },
+      { class: "executions" },
       icon("loop"),
       h("span", {}, "Execution "),
-      choose,
-      h("span", { class: "quiet numbers" }, `of ${number(places.length)}`),
+      select,
+      h("span", { class: "muted tabular-nums" }, `of ${number(indexes.length)}`),
       h(
         "span",
-        { class: "rounds-steps" },
-        this.tool("previous", "Previous execution", () => this.select(places[at - 1]), at === 0),
-        this.tool("next", "Next execution", () => this.select(places[at + 1]), at === places.length - 1),
+        { class: "executions-nav" },
+        tool("previous", "Previous execution", () => this.select(indexes[current - 1]), current === 0),
+        tool("next", "Next execution", () => this.select(indexes[current + 1]), current === last),
       ),
     );
   }
 
   runNodes() {
-    const { facts, run } = this;
+    const { slowest, models } = this.stats;
+    const total = durationOf(this.run) || slowest[0]?.ms;
+    const rows = slowest.map(({ index, ms }) =>
+      slowStepButton(this.run.steps[index], ms, {
+        share: ms / total,
+        onclick: () => this.select(index),
+        hasIcon: true,
+      }),
+    );
     return [
-      facts.slowest.length > 0 &&
+      rows.length > 0 &&
         h(
           "section",
-          { class: "when-narrow" },
+          { class: "narrow-only" },
           h("h3", {}, "Slowest steps"),
           h(
             "ol",
             { class: "slow-list" },
-            facts.slowest.map(({ index, ms }) => h("li", {}, this.slowRow(run.steps[index], ms))),
+            rows.map((row) => h("li", {}, row)),
           ),
         ),
-      facts.models.length > 0 && modelsTable(facts.models),
+      models.length > 0 && modelsTable(models),
     ];
-  }
-
-  slowRow(step, ms) {
-    const bar = h("span", { class: `slow-share ${status(step.status).css}` });
-    bar.style.setProperty("--share", Math.min(1, ms / (lengthOf(this.run) || this.facts.slowest[0].ms)));
-    return h(
-      "button",
-      { class: "slow", type: "button", onclick: () => this.select(step.index) },
-      statusIcon(step.status, 14),
-      h("bdi", { class: "slow-name" }, titleOf(step)),
-      h("span", { class: "slow-bar", "aria-hidden": "true" }, bar),
-      h("span", { class: "numbers" }, duration(ms)),
-    );
   }
 
   onKey(event) {
@@ -257,36 +246,58 @@ export class Detail {
   }
 }
 
+/** A button that keeps the focus when the panel is rendered again. */
+function tool(name, label, onclick, disabled = false) {
+  return iconButton(name, label, onclick, { dataset: { name }, disabled });
+}
+
 function fact(name, value) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, value));
 }
 
-function offset(step, run) {
-  if (step.from === null || run.from === null) return null;
-  const after = step.from - run.from;
-  if (after === 0) return null;
+function errorCallout(step) {
+  const { css } = status(step.status === "failed" ? "failed" : "retrying");
   return h(
-    "span",
-    { class: "quiet numbers" },
-    after < 0 ? ` (${duration(-after)} before the run)` : ` (+${duration(after)})`,
+    "p",
+    { tabindex: "0", role: "group", "aria-label": "Error", class: `callout ${css} wrap` },
+    h("span", { dir: "auto" }, errorText(step.error)),
   );
+}
+
+function usageFacts({ usage }) {
+  if (!usage) return null;
+  const isSplit = usage.input !== null || usage.output !== null;
+  const split = isSplit && ` (${tokens(usage.input)} in, ${tokens(usage.output)} out)`;
+  return [
+    usage.model && fact("Model", isolated(usage.model)),
+    usage.total !== null &&
+      fact("Tokens", [h("span", { class: "tabular-nums" }, number(usage.total)), h("span", { class: "muted" }, split)]),
+    usage.cost !== null && fact("Cost", h("span", { class: "tabular-nums" }, cost(usage.cost))),
+  ];
+}
+
+function startOffset(step, run) {
+  if (step.from === null || run.from === null || step.from === run.from) return null;
+  const offset = step.from - run.from;
+  const text = offset < 0 ? ` (${duration(-offset)} before the run)` : ` (+${duration(offset)})`;
+  return h("span", { class: "muted tabular-nums" }, text);
 }
 
 function percent(share) {
   return share < 0.01 ? "<1 %" : `${Math.round(share * 100)} %`;
 }
 
-function attemptsNode(step) {
+function attemptList(step) {
   if (!step.attempts?.length) return null;
   const rows = step.attempts.map((attempt) => {
-    const took = attempt.from !== null && attempt.to !== null ? duration(attempt.to - attempt.from) : "";
+    const ms = durationOf({ durationMs: null, ...attempt });
     return h(
       "li",
       {},
       statusIcon(attempt.status || "other", 14),
-      h("span", { class: "numbers" }, `Attempt ${number(attempt.number)}`),
-      h("span", { class: "quiet numbers" }, took),
-      attempt.error && h("span", { class: "wrap", dir: "auto" }, faultText(attempt.error)),
+      h("span", { class: "tabular-nums" }, `Attempt ${number(attempt.number)}`),
+      h("span", { class: "muted tabular-nums" }, ms !== null && duration(ms)),
+      attempt.error && h("span", { class: "wrap", dir: "auto" }, errorText(attempt.error)),
     );
   });
   return h("section", {}, h("h3", {}, "Attempts"), h("ol", { class: "attempt-list" }, rows));
@@ -297,8 +308,8 @@ function modelsTable(models) {
     h(
       "tr",
       {},
-      h("th", { scope: "row" }, isolated(model ? visible(model) : "(no model)")),
-      [number(calls), tokens(input), tokens(output), cost(usd)].map((text) => h("td", { class: "numbers" }, text)),
+      h("th", { scope: "row" }, isolated(model || "(no model)")),
+      [number(calls), tokens(input), tokens(output), cost(usd)].map((text) => h("td", { class: "tabular-nums" }, text)),
     ),
   );
   return h(

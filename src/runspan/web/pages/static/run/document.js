@@ -1,26 +1,51 @@
-// The index of a run document: what the page shows of the run and of each step, and where in the text every member
-// stands. Payloads are located, never parsed. Pure; the result is plain data that a worker can hand over.
+// Indexes a run document: what the page shows of the run and of each step, and where each payload is in the text.
+// Payloads are located, not parsed. Pure; runs in a worker too, and returns plain data that a worker can post.
 
-import { children, kindOf, member, readString } from "./json.js";
-import { between, parseInstant } from "./times.js";
+import { millisecondsBetween, parseInstant } from "../instants.js";
+import { children, findMember, readString, valueType } from "./json.js";
 
-const LABEL_LENGTH = 300;
-const MESSAGE_LENGTH = 2000;
-const ENDED = new Set(["completed", "failed", "cancelled", "timed_out"]);
-
-/** Whether what has this status will not change any more; without a status nobody knows, and nothing is waited for. */
-export const hasEnded = (status) => status === "" || ENDED.has(status);
+const MAX_LABEL = 300;
+const MAX_MESSAGE = 2000;
+const MAX_CHILD_RUN_ID = 512;
+const MAX_ATTEMPTS = 100;
+const FINAL_STATUSES = new Set(["completed", "failed", "cancelled", "timed_out"]);
+const COMMON_PAYLOADS = ["input", "output", "error"];
+const RUN_MEMBERS = new Set([
+  "id",
+  "workflowId",
+  "status",
+  "triggerType",
+  "startedAt",
+  "completedAt",
+  "durationMs",
+  "createdAt",
+  "steps",
+]);
+const STEP_MEMBERS = new Set(["id", "name", "type", "status", "startedAt", "completedAt", "durationMs", "attempt"]);
 
 /**
- * The run in the answer of `GET /api/v1/runs/{id}`. SyntaxError when the text is no such answer.
+ * Return whether a run or step with this status no longer changes. A missing status counts as final, because there is
+ * nothing to wait for.
  *
- * `start` and `end` bound the document's own text. `payloads` are the members to look into, as {key, start, end}; the
- * first are input, output and error. Times are milliseconds after `zero`, the first instant in the document.
+ * @param {string} status - The status, "" if there is none.
+ */
+export const hasEnded = (status) => status === "" || FINAL_STATUSES.has(status);
+
+/**
+ * Index the response of GET /api/v1/runs/{id}. Throw a SyntaxError if the text is not such a response.
+ *
+ * @param {string} text - The response body.
+ * @returns {object} The run, with its members as texts and numbers, and:
+ *   start, end: the bounds of its document in the text.
+ *   payloads: the members to inspect, as {key, start, end}, with input, output and error first.
+ *   steps: its steps, in the order of the document.
+ *   origin: the earliest start in the document, as from parseInstant(), or null.
+ *   from, to: its times in milliseconds since origin, null if unknown. Steps and attempts have them too.
  */
 export function indexRun(text) {
-  const data = kindOf(text, 0) === "object" ? member(text, 0, "data") : null;
-  if (!data || kindOf(text, data.start) !== "object") throw new SyntaxError("the answer has no run in it");
-  const members = named(text, data.start);
+  const data = valueType(text, 0) === "object" ? findMember(text, 0, "data") : null;
+  if (!data || valueType(text, data.start) !== "object") throw new SyntaxError("the response contains no run");
+  const members = membersOf(text, data.start);
   const label = (key) => labelOf(text, members.get(key));
   const run = {
     start: data.start,
@@ -34,43 +59,61 @@ export function indexRun(text) {
     createdAt: label("createdAt"),
     parentRunId: label("parentRunId"),
     durationMs: numberOf(text, members.get("durationMs")),
-    error: faultOf(text, members.get("error")),
-    payloads: payloadsOf(text, members),
+    error: errorOf(text, members.get("error")),
+    payloads: payloadsOf(members, RUN_MEMBERS),
     steps: [],
-    zero: null,
+    origin: null,
   };
   const steps = members.get("steps");
-  if (steps && kindOf(text, steps.start) === "array") {
-    const usage = finder(text, '"usage"');
-    run.steps = children(text, steps.start).items.map((place, index) => indexStep(text, place, index, usage));
+  if (steps && valueType(text, steps.start) === "array") {
+    const mayHaveUsage = forwardFinder(text, '"usage"');
+    run.steps = children(text, steps.start).items.map((bounds, index) => indexStep(text, bounds, index, mayHaveUsage));
   }
-  placeInTime(run);
+  setTimes(run);
   return run;
 }
 
-const RUN_KNOWN = new Set([
-  "id",
-  "workflowId",
-  "status",
-  "triggerType",
-  "startedAt",
-  "completedAt",
-  "durationMs",
-  "createdAt",
-  "steps",
-]);
-const STEP_KNOWN = new Set(["id", "name", "type", "status", "startedAt", "completedAt", "durationMs", "attempt"]);
-const FIRST = ["input", "output", "error"];
+/**
+ * Return how long a run or step took in milliseconds: its durationMs, else the difference of its times, else null.
+ *
+ * @param {object} item - A run or step of indexRun().
+ */
+export function durationOf(item) {
+  if (item.durationMs !== null) return item.durationMs;
+  return item.from !== null && item.to !== null ? item.to - item.from : null;
+}
 
-function indexStep(text, place, index, usage) {
-  const members = named(text, place.start);
+/** The maximum number of matches that findAll() returns. */
+export const MAX_MATCHES = 10_000;
+
+/**
+ * Return the positions at which a text contains another, ignoring case; none for an empty needle.
+ *
+ * @param {string} text - The text to search.
+ * @param {number} start - Where to begin.
+ * @param {number} end - Where to end.
+ * @param {string} needle - The text to find, not a pattern.
+ */
+export function findAll(text, start, end, needle) {
+  const positions = [];
+  if (!needle) return positions;
+  const pattern = new RegExp(needle.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&"), "gi");
+  for (const match of text.slice(start, end).matchAll(pattern)) {
+    if (positions.push(start + match.index) === MAX_MATCHES) break;
+  }
+  return positions;
+}
+
+function indexStep(text, bounds, index, mayHaveUsage) {
+  const members = membersOf(text, bounds.start);
   const label = (key) => labelOf(text, members.get(key));
   const type = label("type");
   const output = members.get("output");
+  const hasUsage = type === "agent" && output && mayHaveUsage(output.start, output.end);
   return {
     index,
-    start: place.start,
-    end: place.end,
+    start: bounds.start,
+    end: bounds.end,
     id: labelOf(text, members.get("id"), Infinity),
     name: label("name"),
     type,
@@ -81,15 +124,15 @@ function indexStep(text, place, index, usage) {
     attempt: numberOf(text, members.get("attempt")),
     maxAttempts: maxAttemptsOf(text, members.get("retryPolicy")),
     attempts: attemptsOf(text, members.get("attempts")),
-    error: faultOf(text, members.get("error")),
-    usage: type === "agent" && output && usage(output.start, output.end) ? usageOf(text, output) : null,
-    child: type === "sub-workflow" ? childOf(text, output) : "",
-    payloads: payloadsOf(text, members, STEP_KNOWN),
+    error: errorOf(text, members.get("error")),
+    usage: hasUsage ? usageOf(text, output) : null,
+    childRunId: type === "sub-workflow" ? childRunIdOf(text, output) : "",
+    payloads: payloadsOf(members, STEP_MEMBERS),
   };
 }
 
-/** Looks for a word between two positions that never go back, so that all questions together read the text once. */
-function finder(text, word) {
+/** Return a function that tests whether a range contains a word. Ranges must ascend, so that the text is read once. */
+function forwardFinder(text, word) {
   let next = text.indexOf(word);
   return (start, end) => {
     while (next >= 0 && next < start) next = text.indexOf(word, start);
@@ -97,113 +140,104 @@ function finder(text, word) {
   };
 }
 
-function named(text, start) {
-  if (kindOf(text, start) !== "object") return new Map();
+function membersOf(text, start) {
+  if (valueType(text, start) !== "object") return new Map();
   return new Map(children(text, start).items.map((child) => [readString(text, child.keyStart, child.keyEnd), child]));
 }
 
-/** What a person reads of a member: a string's characters, anything else as its text, both cut; "" for none. */
-function labelOf(text, place, limit = LABEL_LENGTH) {
-  if (!place || kindOf(text, place.start) === "null") return "";
+/** A member as text: the characters of a string, the JSON text of other values, "" for null or none; shortened. */
+function labelOf(text, bounds, maxLength = MAX_LABEL) {
+  if (!bounds || valueType(text, bounds.start) === "null") return "";
   const value =
-    kindOf(text, place.start) === "string"
-      ? readString(text, place.start, place.end)
-      : text.slice(place.start, place.end);
-  return value.length > limit ? `${value.slice(0, limit)}…` : value;
+    valueType(text, bounds.start) === "string"
+      ? readString(text, bounds.start, bounds.end)
+      : text.slice(bounds.start, bounds.end);
+  return value.length > maxLength ? `${value.slice(0, maxLength)}…` : value;
 }
 
-function numberOf(text, place) {
-  if (!place || kindOf(text, place.start) !== "number") return null;
-  return Number(text.slice(place.start, place.end));
+function numberOf(text, bounds) {
+  if (!bounds || valueType(text, bounds.start) !== "number") return null;
+  return Number(text.slice(bounds.start, bounds.end));
 }
 
-function payloadsOf(text, members, known = RUN_KNOWN) {
-  const first = FIRST.filter((key) => members.has(key));
-  const rest = [...members.keys()].filter((key) => !known.has(key) && !FIRST.includes(key));
-  return [...first, ...rest].map((key) => ({ key, start: members.get(key).start, end: members.get(key).end }));
+function payloadsOf(members, known) {
+  const common = COMMON_PAYLOADS.filter((key) => members.has(key));
+  const others = [...members.keys()].filter((key) => !known.has(key) && !COMMON_PAYLOADS.includes(key));
+  return [...common, ...others].map((key) => ({ key, start: members.get(key).start, end: members.get(key).end }));
 }
 
-/** The error as {code, message}, or null when there is none. */
-function faultOf(text, place) {
-  if (!place) return null;
-  const kind = kindOf(text, place.start);
-  if (kind === "null") return null;
-  if (kind !== "object") return { code: "", message: labelOf(text, place, MESSAGE_LENGTH), step: "" };
+function errorOf(text, bounds) {
+  if (!bounds) return null;
+  const type = valueType(text, bounds.start);
+  if (type === "null") return null;
+  if (type !== "object") return { code: "", message: labelOf(text, bounds, MAX_MESSAGE), step: "" };
   return {
-    code: labelOf(text, member(text, place.start, "code")),
-    message: labelOf(text, member(text, place.start, "message"), MESSAGE_LENGTH),
-    step: labelOf(text, member(text, place.start, "step")),
+    code: labelOf(text, findMember(text, bounds.start, "code")),
+    message: labelOf(text, findMember(text, bounds.start, "message"), MAX_MESSAGE),
+    step: labelOf(text, findMember(text, bounds.start, "step")),
   };
 }
 
-/** Tokens, model and cost of an agent's output; a number is null where the output has none. */
+/** Tokens, cost and model of an agent's output; missing numbers are null. */
 function usageOf(text, output) {
-  const place = member(text, output.start, "usage");
-  if (!place || kindOf(text, place.start) !== "object") return null;
+  const bounds = findMember(text, output.start, "usage");
+  if (!bounds || valueType(text, bounds.start) !== "object") return null;
   const number = (key) => {
-    const value = numberOf(text, member(text, place.start, key));
+    const value = numberOf(text, findMember(text, bounds.start, key));
     return value !== null && value >= 0 ? value : null;
   };
   const [input, output_] = [number("promptTokens"), number("completionTokens")];
-  const sum = input === null && output_ === null ? number("totalTokens") : (input ?? 0) + (output_ ?? 0);
-  const model = labelOf(text, member(text, place.start, "model"));
-  return { input, output: output_, total: sum, cost: number("estimatedCostUsd"), model };
+  const total = input === null && output_ === null ? number("totalTokens") : (input ?? 0) + (output_ ?? 0);
+  const model = labelOf(text, findMember(text, bounds.start, "model"));
+  return { input, output: output_, total, cost: number("estimatedCostUsd"), model };
 }
 
-function childOf(text, output) {
-  const place = output ? member(text, output.start, "runId") : null;
-  return place && kindOf(text, place.start) === "string" ? labelOf(text, place, 512) : "";
+function childRunIdOf(text, output) {
+  const bounds = output ? findMember(text, output.start, "runId") : null;
+  return bounds && valueType(text, bounds.start) === "string" ? labelOf(text, bounds, MAX_CHILD_RUN_ID) : "";
 }
 
 function maxAttemptsOf(text, policy) {
-  return policy ? numberOf(text, member(text, policy.start, "maxAttempts")) : null;
+  return policy ? numberOf(text, findMember(text, policy.start, "maxAttempts")) : null;
 }
 
-/** The attempts that a step lists one by one in its member `attempts`; null when it does not. */
-function attemptsOf(text, place) {
-  if (!place || kindOf(text, place.start) !== "array") return null;
-  const items = children(text, place.start, { limit: 100 }).items.filter(
-    (item) => kindOf(text, item.start) === "object",
+/** The attempts that a step lists in its member attempts; null without the member. */
+function attemptsOf(text, bounds) {
+  if (!bounds || valueType(text, bounds.start) !== "array") return null;
+  const items = children(text, bounds.start, { limit: MAX_ATTEMPTS }).items.filter(
+    (item) => valueType(text, item.start) === "object",
   );
   return items.map((item, position) => {
-    const members = named(text, item.start);
+    const members = membersOf(text, item.start);
     return {
       number: numberOf(text, members.get("attempt")) ?? position + 1,
       status: labelOf(text, members.get("status")),
       startedAt: labelOf(text, members.get("startedAt")),
       completedAt: labelOf(text, members.get("completedAt")),
-      error: faultOf(text, members.get("error")),
+      error: errorOf(text, members.get("error")),
     };
   });
 }
 
-/** Gives run, steps and attempts `from` and `to`, in milliseconds after the first instant; null is none. */
-function placeInTime(run) {
-  const timed = [run, ...run.steps, ...run.steps.flatMap((step) => step.attempts ?? [])];
-  for (const item of timed) {
-    item.begin = parseInstant(item.startedAt);
-    item.finish = parseInstant(item.completedAt);
-  }
-  const begun = timed.filter((item) => item.begin).map((item) => item.begin);
-  const zero = begun.reduce((first, one) => (first && between(first, one) >= 0 ? first : one), null);
-  run.zero = zero;
-  for (const item of timed) {
-    item.from = item.begin ? between(zero, item.begin) : null;
-    item.to = item.begin ? endOf(item, zero) : null;
-    delete item.begin;
-    delete item.finish;
-  }
+/** Set `origin` of the run, and `from` and `to` of the run, its steps and their attempts. */
+function setTimes(run) {
+  const items = [run, ...run.steps, ...run.steps.flatMap((step) => step.attempts ?? [])];
+  const starts = items.map((item) => parseInstant(item.startedAt));
+  run.origin = starts.reduce(
+    (first, start) => (!start || (first && millisecondsBetween(first, start) >= 0) ? first : start),
+    null,
+  );
+  items.forEach((item, position) => {
+    const start = starts[position];
+    item.from = start ? millisecondsBetween(run.origin, start) : null;
+    item.to = start ? endOf(item, run.origin) : null;
+  });
 }
 
-/** The end as the document tells it; of what has ended without telling when, the start and the duration tell it. */
-function endOf(item, zero) {
-  if (item.finish) return Math.max(between(zero, item.finish), item.from);
+/** The end in the document. If an item has ended without one, derive it from the duration. */
+function endOf(item, origin) {
+  const end = parseInstant(item.completedAt);
+  if (end) return Math.max(millisecondsBetween(origin, end), item.from);
   if (item.status !== "skipped" && !hasEnded(item.status)) return null;
   return item.from + Math.max(item.durationMs ?? 0, 0);
-}
-
-/** How long a run or step took in milliseconds: what the document says, else between its times; null is unknown. */
-export function lengthOf(item) {
-  if (item.durationMs !== null) return item.durationMs;
-  return item.from !== null && item.to !== null ? item.to - item.from : null;
 }

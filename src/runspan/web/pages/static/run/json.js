@@ -1,39 +1,41 @@
-// Where the values of a JSON text begin and end. Nothing is parsed, so numbers, duplicate keys and escapes keep their
-// own text, and nesting of any depth is walked without recursion. Pure. The text is expected to be JSON; SyntaxError
-// when it ends too early.
+// Locates values in a JSON text without parsing them, so that numbers, duplicate keys and escapes keep their own text.
+// Nesting of any depth is scanned without recursion. The text must be JSON; throws SyntaxError if it ends early. Pure.
 
 const QUOTE = 34,
   COMMA = 44,
   COLON = 58,
-  OPEN_LIST = 91,
+  OPEN_ARRAY = 91,
   BACKSLASH = 92,
-  CLOSE_LIST = 93,
-  OPEN = 123,
-  CLOSE = 125;
+  CLOSE_ARRAY = 93,
+  OPEN_OBJECT = 123,
+  CLOSE_OBJECT = 125;
 
-const unfinished = (at) => new SyntaxError(`the text ends inside a value, at character ${at}`);
+const unexpectedEnd = (at) => new SyntaxError(`the text ends inside a value, at character ${at}`);
 
-const isSpace = (code) => code === 32 || code === 10 || code === 13 || code === 9;
+const isWhitespace = (code) => code === 32 || code === 10 || code === 13 || code === 9;
 
-/** The first position from `at` that is no white space. */
-export function skipSpace(text, at) {
-  while (isSpace(text.charCodeAt(at))) at += 1;
+function skipWhitespace(text, at) {
+  while (isWhitespace(text.charCodeAt(at))) at += 1;
   return at;
 }
 
-/** The position after the string that begins at `at`. */
-export function skipString(text, at) {
+function skipString(text, at) {
   let end = at;
   for (;;) {
     end = text.indexOf('"', end + 1);
-    if (end < 0) throw unfinished(at);
+    if (end < 0) throw unexpectedEnd(at);
     let before = end - 1;
     while (text.charCodeAt(before) === BACKSLASH) before -= 1;
     if ((end - before) % 2) return end + 1;
   }
 }
 
-/** The position after the value that begins at `at`. */
+/**
+ * Return the position after a value.
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} at - Position of the value's first character.
+ */
 export function skipValue(text, at) {
   const first = text.charCodeAt(at);
   if (first === QUOTE) return skipString(text, at);
@@ -46,20 +48,25 @@ export function skipValue(text, at) {
       here = skipString(text, here);
       continue;
     }
-    if (code === OPEN || code === OPEN_LIST) depth += 1;
-    else if (code === CLOSE || code === CLOSE_LIST) {
-      if (depth === 0) return here; // the container around a scalar
+    if (code === OPEN_OBJECT || code === OPEN_ARRAY) depth += 1;
+    else if (code === CLOSE_OBJECT || code === CLOSE_ARRAY) {
+      if (depth === 0) return here; // the end of the container around a scalar
       depth -= 1;
       if (depth === 0) return here + 1;
-    } else if (depth === 0 && (code === COMMA || isSpace(code))) return here;
+    } else if (depth === 0 && (code === COMMA || isWhitespace(code))) return here;
     here += 1;
   }
-  if (depth || here === at) throw unfinished(at);
+  if (depth || here === at) throw unexpectedEnd(at);
   return here;
 }
 
-/** What a value is, by its first character: object, array, string, number, true, false or null. */
-export function kindOf(text, at) {
+/**
+ * Return the type of a value by its first character: object, array, string, number, true, false or null.
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} at - Position of the value's first character.
+ */
+export function valueType(text, at) {
   switch (text[at]) {
     case "{":
       return "object";
@@ -79,69 +86,97 @@ export function kindOf(text, at) {
 }
 
 /**
- * The children of the object or array that begins at `start`: at most `limit`, from the position `from` that an earlier
- * call returned as `next`. Each is {start, end}, those of an object with {keyStart, keyEnd} too, quotes included.
- * `next` is -1 after the last child. Children stand in the order of the text, duplicate keys each for itself.
+ * Locate the children of an object or array, in the order of the text. Duplicate keys are separate children.
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} start - Position of the container.
+ * @param {{from?: number, limit?: number}} [page] - from: continue at the `next` of an earlier call. limit: maximum
+ *   number of children.
+ * @returns {{items: {start: number, end: number, keyStart?: number, keyEnd?: number}[], next: number}}
+ *   items: the bounds of each value and, in an object, of its key including the quotes.
+ *   next: where to continue; -1 after the last child.
  */
 export function children(text, start, { from = start + 1, limit = Infinity } = {}) {
-  const inObject = text.charCodeAt(start) === OPEN;
-  const close = inObject ? CLOSE : CLOSE_LIST;
+  const inObject = text.charCodeAt(start) === OPEN_OBJECT;
+  const close = inObject ? CLOSE_OBJECT : CLOSE_ARRAY;
   const items = [];
-  let at = skipSpace(text, from);
+  let at = skipWhitespace(text, from);
   if (text.charCodeAt(at) === close) return { items, next: -1 };
   while (items.length < limit) {
     const child = {};
     if (inObject) {
       child.keyStart = at;
       child.keyEnd = skipString(text, at);
-      at = skipSpace(text, child.keyEnd);
-      if (text.charCodeAt(at) !== COLON) throw unfinished(at);
-      at = skipSpace(text, at + 1);
+      at = skipWhitespace(text, child.keyEnd);
+      if (text.charCodeAt(at) !== COLON) throw unexpectedEnd(at);
+      at = skipWhitespace(text, at + 1);
     }
     child.start = at;
     child.end = skipValue(text, at);
     items.push(child);
-    at = skipSpace(text, child.end);
+    at = skipWhitespace(text, child.end);
     const code = text.charCodeAt(at);
     if (code === close) return { items, next: -1 };
-    if (code !== COMMA) throw unfinished(at);
-    at = skipSpace(text, at + 1);
+    if (code !== COMMA) throw unexpectedEnd(at);
+    at = skipWhitespace(text, at + 1);
   }
   return { items, next: at };
 }
 
-/** Whether the container that begins at `start` has no children. */
+/**
+ * Return whether an object or array has no children.
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} start - Position of the container.
+ */
 export function isEmpty(text, start) {
-  const code = text.charCodeAt(skipSpace(text, start + 1));
-  return code === CLOSE || code === CLOSE_LIST;
+  const code = text.charCodeAt(skipWhitespace(text, start + 1));
+  return code === CLOSE_OBJECT || code === CLOSE_ARRAY;
 }
 
-/** The object's member of this name, as {start, end}, or null; of several the last, as parsers take it. */
-export function member(text, start, name) {
-  if (text.charCodeAt(start) !== OPEN) return null;
-  const wanted = JSON.stringify(name);
+/**
+ * Locate a member of an object. Return {start, end}, or null without such a member. The last of duplicate keys wins, as
+ * in JSON.parse().
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} start - Position of the value. Values that are not objects have no members.
+ * @param {string} name - The key.
+ */
+export function findMember(text, start, name) {
+  if (text.charCodeAt(start) !== OPEN_OBJECT) return null;
+  const quoted = JSON.stringify(name);
   let found = null;
   for (const child of children(text, start).items) {
     const key = text.slice(child.keyStart, child.keyEnd);
-    if (key === wanted || (key.includes("\\") && JSON.parse(key) === name)) found = child;
+    if (key === quoted || (key.includes("\\") && JSON.parse(key) === name)) found = child;
   }
   return found;
 }
 
-/** A string's characters. Escaped lone surrogates stay what they are. */
+/**
+ * Return the characters of a JSON string. Escaped lone surrogates are kept.
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} start - Position of the opening quote.
+ * @param {number} end - Position after the closing quote.
+ */
 export function readString(text, start, end) {
   return JSON.parse(text.slice(start, end));
 }
 
 /**
- * The way from the value at `start` to the innermost value around the position `offset`: the start of each container on
- * the way with the place of the child in it, as {start, index, child}. Empty when the value is a scalar.
+ * Return the path from a value to the innermost value at a position, as {start, index, child} for each container on the
+ * path. The path of a scalar is empty.
+ *
+ * @param {string} text - The JSON text.
+ * @param {number} start - Position of the outermost value.
+ * @param {number} offset - The position to find.
  */
 export function pathTo(text, start, offset) {
   const path = [];
   let at = start;
   for (;;) {
-    const kind = kindOf(text, at);
+    const kind = valueType(text, at);
     if (kind !== "object" && kind !== "array") return path;
     let found = null;
     let from = at + 1;

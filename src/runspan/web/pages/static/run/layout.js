@@ -1,227 +1,241 @@
-// Steps into places: what overlaps in time stands side by side, what comes after stands below, loops are folded. Pure.
+// Places steps on the plane of the canvas: steps that overlap in time are side by side, steps that follow are below,
+// and loops are folded into one node for each step. Pure.
 
-import { fold } from "./loops.js";
-import { rank } from "./ranks.js";
+import { groupSteps } from "./grouping.js";
+import { assignLayers } from "./layering.js";
 
-/** Sizes in the canvas's own units, which are pixels at a zoom of 1. */
+/** Sizes in units of the plane, which are pixels at a zoom of 1. */
 const SIZE = Object.freeze({
   width: 236,
   height: 60,
   gapX: 28,
   gapY: 44,
-  pad: 18,
-  inset: 14,
-  title: 44,
+  framePadding: 18,
+  blockPadding: 14,
+  frameTitle: 44,
   cell: 24,
   cellGap: 4,
-  cellsInRow: 8,
-  cellRows: 8,
+  cellsPadding: 8,
   pager: 30,
-  wide: 8,
   margin: 40,
 });
+const CELLS_PER_ROW = 8;
+const MAX_CELL_ROWS = 8;
+const MAX_ROW_ITEMS = 8; // longer rows are wrapped into blocks
+const MIN_BLOCK_COLUMNS = 6;
+const MAX_BLOCK_COLUMNS = 12;
 
-/** How many executions an opened node shows at a time. */
-export const PAGE = SIZE.cellsInRow * SIZE.cellRows;
+/** The number of executions that an expanded node shows at a time. */
+export const EXECUTIONS_PER_PAGE = CELLS_PER_ROW * MAX_CELL_ROWS;
 
 /**
- * The places of a run's steps. `open` holds the keys of the nodes whose executions are shown one by one.
+ * Place the steps of a run.
  *
- * Returns {width, height, nodes, frames, lines}. A node is {key, steps, x, y, w, h, kind, open}; kind is "step",
- * "loop" for several executions, "header" for a loop's own step in the title of its frame. A frame is {x, y, w, h,
- * header, rounds}; one with 0 rounds holds what runs side by side.
- * A line is {points: [x1, y1, x2, y2], loose, arrow}. Nodes stand in reading order.
+ * @param {object[]} steps - Steps of indexRun().
+ * @param {{expanded?: Set<string>}} [options] - expanded: keys of the nodes that show their executions.
+ * @returns {{width: number, height: number, nodes: object[], frames: object[], lines: object[]}}
+ *   nodes: {key, steps, x, y, w, h, kind, isExpanded} in reading order. steps: indexes of the executions. kind: "step",
+ *   "loop" for several executions, or "header" for a loop's own step in the title of its frame.
+ *   frames: {x, y, w, h, header, iterations}, with 0 iterations for a block of parallel steps.
+ *   lines: {points: [x1, y1, x2, y2], isInferred, hasArrow}, the segments of the edges.
  */
-export function layout(steps, { open = new Set() } = {}) {
-  const board = arrange(fold(steps), open);
-  const nodes = [];
-  const frames = [];
-  const lines = [];
-  collect(board, SIZE.margin - board.left, SIZE.margin, { nodes, frames, lines });
-  nodes.sort((one, other) => one.y - other.y || one.x - other.x);
-  return { width: board.width + 2 * SIZE.margin, height: board.height + 2 * SIZE.margin, nodes, frames, lines };
+export function layoutSteps(steps, { expanded = new Set() } = {}) {
+  const group = arrange(groupSteps(steps), expanded);
+  const layout = {
+    width: group.width + 2 * SIZE.margin,
+    height: group.height + 2 * SIZE.margin,
+    nodes: [],
+    frames: [],
+    lines: [],
+  };
+  collect(group, SIZE.margin - group.left, SIZE.margin, layout);
+  layout.nodes.sort((a, b) => a.y - b.y || a.x - b.x);
+  return layout;
 }
 
-/** Places items around x = 0 from y = 0 on: each gets x (its middle), y, w and h. */
-function arrange(items, open) {
-  for (const item of items) measure(item, open);
-  const links = rank(items);
+/** Place items around x = 0, from y = 0 down. Sets x (the centre), y, w and h of each item. */
+function arrange(items, expanded) {
+  for (const item of items) measure(item, expanded);
+  const edges = assignLayers(items);
   const rows = rowsOf(items);
-  takeLanes(rows, links);
-  const tops = placeRows(rows);
-  placeLoose(rows, tops);
-  const left = items.reduce((least, item) => Math.min(least, item.x - item.w / 2), 0);
-  const right = items.reduce((most, item) => Math.max(most, item.x + item.w / 2), 0);
-  return { items, links, left, width: right - left, height: items.length ? tops.height : 0 };
+  assignColumns(rows, edges);
+  const { tops, height } = placeTimed(rows);
+  placeUntimed(rows, tops);
+  const left = items.reduce((min, item) => Math.min(min, item.x - item.w / 2), 0);
+  const right = items.reduce((max, item) => Math.max(max, item.x + item.w / 2), 0);
+  return { items, edges, left, width: right - left, height: items.length ? height : 0 };
 }
 
-function measure(item, open) {
+function measure(item, expanded) {
   if (item.kind === "frame") {
-    item.board = arrange(item.items, open);
-    item.w = Math.max(SIZE.width + 2 * SIZE.pad, item.board.width + 2 * SIZE.pad);
-    item.h = SIZE.title + item.board.height + SIZE.pad;
+    item.group = arrange(item.items, expanded);
+    item.w = Math.max(SIZE.width, item.group.width) + 2 * SIZE.framePadding;
+    item.h = SIZE.frameTitle + item.group.height + SIZE.framePadding;
     return;
   }
-  item.open = item.steps.length > 1 && open.has(item.key);
+  item.isExpanded = item.steps.length > 1 && expanded.has(item.key);
   item.w = SIZE.width;
-  item.h = SIZE.height + (item.open ? cellsHeight(item.steps.length) : 0);
+  item.h = SIZE.height + (item.isExpanded ? cellsHeight(item.steps.length) : 0);
 }
 
 function cellsHeight(count) {
-  const rows = Math.min(SIZE.cellRows, Math.ceil(count / SIZE.cellsInRow));
-  return rows * (SIZE.cell + SIZE.cellGap) + 8 + (count > PAGE ? SIZE.pager : 0);
+  const rows = Math.min(MAX_CELL_ROWS, Math.ceil(count / CELLS_PER_ROW));
+  return rows * (SIZE.cell + SIZE.cellGap) + SIZE.cellsPadding + (count > EXECUTIONS_PER_PAGE ? SIZE.pager : 0);
 }
 
+/** One row for each layer. isCrossed: whether an edge from above passes the row's lower end in a column of its own. */
 function rowsOf(items) {
   const rows = [];
   for (const item of items) {
-    while (rows.length <= item.rank) rows.push({ fixed: [], loose: [], through: false });
-    rows[item.rank][item.loose ? "loose" : "fixed"].push(item);
+    while (rows.length <= item.layer) rows.push({ timed: [], untimed: [], isCrossed: false });
+    rows[item.layer][item.isUntimed ? "untimed" : "timed"].push(item);
   }
-  for (const row of rows) row.fixed.sort((one, other) => one.from - other.from);
+  for (const row of rows) row.timed.sort((a, b) => a.from - b.from);
   return rows;
 }
 
 /**
- * Gives each item with times a lane: that of what it follows, if it is free. A line over several rows keeps its lane
- * free in the rows between; `through` says that such a line goes on into the next row.
+ * Set the column of each item with times: that of the item it follows, if it is free. The column of an edge that spans
+ * several rows stays free in the rows between.
  */
-function takeLanes(rows, links) {
-  const source = new Map();
-  const until = new Map();
-  for (const link of links.filter((one) => !one.loose)) {
-    const next = link.to[0].rank;
-    for (const item of link.to) source.set(item, link.from.at(-1));
-    for (const item of link.from) until.set(item, Math.min(until.get(item) ?? Infinity, next - 1));
+function assignColumns(rows, edges) {
+  const source = new Map(); // item -> the item it follows
+  const lastRow = new Map(); // item -> the last row that its outgoing edge passes
+  for (const edge of edges.filter((one) => !one.isInferred)) {
+    const { layer } = edge.to[0];
+    for (const item of edge.to) source.set(item, edge.from.at(-1));
+    for (const item of edge.from) lastRow.set(item, Math.min(lastRow.get(item) ?? Infinity, layer - 1));
   }
-  const busy = []; // for each lane the last row in which it is taken
+  const busyUntil = []; // for each column, the last row in which it is taken
   rows.forEach((row, number) => {
-    const crossed = busy.some((last) => last >= number);
+    const isCrossed = busyUntil.some((last) => last >= number);
     const taken = new Set();
-    const free = (lane) => !taken.has(lane) && (busy[lane] ?? -1) < number;
-    row.fixed.forEach((item, place) => {
-      const wanted = source.get(item)?.lane ?? 0;
-      const apart = !crossed && new Set(row.fixed.map((one) => source.get(one))).size === 1;
-      item.lane = apart ? place : wanted;
-      for (let lane = 0; !free(item.lane); lane += 1) item.lane = lane;
-      taken.add(item.lane);
+    const isFree = (column) => !taken.has(column) && (busyUntil[column] ?? -1) < number;
+    row.timed.forEach((item, position) => {
+      const preferred = source.get(item)?.column ?? 0;
+      const isFork = !isCrossed && new Set(row.timed.map((one) => source.get(one))).size === 1;
+      item.column = isFork ? position : preferred;
+      for (let column = 0; !isFree(item.column); column += 1) item.column = column;
+      taken.add(item.column);
     });
-    for (const item of row.fixed) busy[item.lane] = Math.max(number, until.get(item) ?? number);
-    row.through = busy.some((last) => last > number);
+    for (const item of row.timed) busyUntil[item.column] = Math.max(number, lastRow.get(item) ?? number);
+    row.isCrossed = busyUntil.some((last) => last > number);
   });
 }
 
-/** Gives x, y to the items with times. Rows that a line goes through share their columns; all else is centred. */
-function placeRows(rows) {
-  const tops = { of: [], height: 0, right: [] };
+/** Set x and y of the items with times. Rows joined by a crossing edge share columns; all others are centred. */
+function placeTimed(rows) {
+  let joined = [];
+  for (const row of rows) {
+    joined.push(row);
+    if (row.isCrossed) continue;
+    placeJoinedRows(joined);
+    joined = [];
+  }
+  const tops = [];
   let y = 0;
-  let block = [];
-  rows.forEach((row) => {
-    block.push(row);
-    if (row.through) return;
-    placeBlock(block);
-    block = [];
-  });
-  rows.forEach((row) => {
-    const tall = row.block?.h ?? [...row.fixed, ...row.loose].reduce((most, item) => Math.max(most, item.h), 0);
-    tops.of.push(y);
+  for (const row of rows) {
+    const height = row.block?.h ?? maxOf([...row.timed, ...row.untimed], "h");
+    tops.push(y);
     if (row.block) row.block.y = y;
-    for (const item of row.fixed) item.y = y + (item.below ?? 0);
-    y += tall + SIZE.gapY;
-  });
-  tops.height = y - SIZE.gapY;
-  return tops;
+    for (const item of row.timed) item.y = y + (item.offsetInBlock ?? 0);
+    y += height + SIZE.gapY;
+  }
+  return { tops, height: y - SIZE.gapY };
 }
 
-function placeBlock(rows) {
-  if (rows.length === 1 && rows[0].fixed.length > SIZE.wide) {
-    wrap(rows[0]);
+function placeJoinedRows(rows) {
+  if (rows.length === 1 && rows[0].timed.length > MAX_ROW_ITEMS) {
+    wrapRow(rows[0]);
     return;
   }
+  const items = rows.flatMap((row) => row.timed);
   const widths = [];
-  for (const item of rows.flatMap((row) => row.fixed)) widths[item.lane] = Math.max(widths[item.lane] ?? 0, item.w);
-  const lanes = Object.keys(widths).map(Number);
-  const whole = lanes.reduce((sum, lane) => sum + widths[lane] + SIZE.gapX, -SIZE.gapX);
-  const middles = new Map();
-  let x = -whole / 2;
-  for (const lane of lanes) {
-    middles.set(lane, x + widths[lane] / 2);
-    x += widths[lane] + SIZE.gapX;
+  for (const { column, w } of items) widths[column] = Math.max(widths[column] ?? 0, w);
+  const columns = Object.keys(widths).map(Number);
+  const total = columns.reduce((sum, column) => sum + widths[column] + SIZE.gapX, -SIZE.gapX);
+  const centres = new Map();
+  let x = -total / 2;
+  for (const column of columns) {
+    centres.set(column, x + widths[column] / 2);
+    x += widths[column] + SIZE.gapX;
   }
-  for (const item of rows.flatMap((row) => row.fixed)) item.x = middles.get(item.lane);
+  for (const item of items) item.x = centres.get(item.column);
 }
 
-/** A row too wide to read, as several lines in one block, to which lines lead as to one thing. */
-function wrap(row) {
-  const count = row.fixed.length;
-  const columns = Math.min(count, 12, Math.max(6, Math.ceil(Math.sqrt(count))));
-  const w = row.fixed.reduce((most, item) => Math.max(most, item.w), 0) + SIZE.gapX;
-  row.block = { x: 0, w: columns * w - SIZE.gapX + 2 * SIZE.inset, h: SIZE.inset };
+/** Wrap a row that is too wide into a block of several lines. Edges lead to the block as a whole. */
+function wrapRow(row) {
+  const count = row.timed.length;
+  const columns = Math.min(count, MAX_BLOCK_COLUMNS, Math.max(MIN_BLOCK_COLUMNS, Math.ceil(Math.sqrt(count))));
+  const pitch = maxOf(row.timed, "w") + SIZE.gapX;
+  row.block = { x: 0, w: columns * pitch - SIZE.gapX + 2 * SIZE.blockPadding, h: SIZE.blockPadding };
   for (let first = 0; first < count; first += columns) {
-    const line = row.fixed.slice(first, first + columns);
-    line.forEach((item, place) => {
-      item.x = (place - (columns - 1) / 2) * w;
-      item.below = row.block.h;
+    const line = row.timed.slice(first, first + columns);
+    line.forEach((item, position) => {
+      item.x = (position - (columns - 1) / 2) * pitch;
+      item.offsetInBlock = row.block.h;
       item.block = row.block;
     });
-    row.block.h += line.reduce((most, item) => Math.max(most, item.h), 0) + SIZE.inset;
+    row.block.h += maxOf(line, "h") + SIZE.blockPadding;
   }
 }
 
-/** Gives x, y to the items without times: to the right of what stands in their row, in a column for each chain. */
-function placeLoose(rows, tops) {
-  const right = rows.map((row) => row.fixed.reduce((most, item) => Math.max(most, item.x + item.w / 2), -Infinity));
-  const todo = rows.map((row) => [...row.loose]);
-  todo.forEach((waiting, number) => {
-    for (const head of waiting) {
-      const chain = [head];
-      for (let next = number + 1; todo[next]?.length; next += 1) chain.push(todo[next].shift());
-      const widest = chain.reduce((most, item) => Math.max(most, item.w), 0);
-      const edge = chain.reduce((most, item) => Math.max(most, right[item.rank]), -Infinity);
-      const x = edge === -Infinity ? 0 : edge + SIZE.gapX + widest / 2;
-      for (const item of chain) {
-        item.x = x;
-        item.y = tops.of[item.rank];
-        right[item.rank] = x + widest / 2;
+/** Set x and y of the items without times: right of the other items in their row, with one column for each chain. */
+function placeUntimed(rows, tops) {
+  const rightEdges = rows.map((row) => row.timed.reduce((max, item) => Math.max(max, item.x + item.w / 2), -Infinity));
+  const pending = rows.map((row) => [...row.untimed]);
+  pending.forEach((first, number) => {
+    for (const item of first) {
+      const chain = [item];
+      for (let next = number + 1; pending[next]?.length; next += 1) chain.push(pending[next].shift());
+      const width = maxOf(chain, "w");
+      const edge = chain.reduce((max, one) => Math.max(max, rightEdges[one.layer]), -Infinity);
+      const x = edge === -Infinity ? 0 : edge + SIZE.gapX + width / 2;
+      for (const one of chain) {
+        one.x = x;
+        one.y = tops[one.layer];
+        rightEdges[one.layer] = x + width / 2;
       }
     }
   });
 }
 
-/** Boxes and lines of a board in absolute places; `middle` is where the board's x = 0 is. */
-function collect(board, middle, top, found) {
-  for (const item of board.items) {
-    const box = { x: middle + item.x - item.w / 2, y: top + item.y, w: item.w, h: item.h };
+/** Add the boxes and lines of a group to the layout. `centre` and `top` are where the group's origin is. */
+function collect(group, centre, top, layout) {
+  for (const item of group.items) {
+    const box = { x: centre + item.x - item.w / 2, y: top + item.y, w: item.w, h: item.h };
     if (item.kind === "node") {
       const kind = item.steps.length > 1 ? "loop" : "step";
-      found.nodes.push({ key: item.key, steps: item.steps, kind, open: item.open, ...box });
+      layout.nodes.push({ key: item.key, steps: item.steps, kind, isExpanded: item.isExpanded, ...box });
       continue;
     }
-    found.frames.push({ ...box, header: item.header, rounds: item.rounds });
+    layout.frames.push({ ...box, header: item.header, iterations: item.iterations });
     if (item.header !== null) {
-      const title = { ...box, h: SIZE.title - 4 };
-      found.nodes.push({ key: item.key, steps: [item.header], kind: "header", open: false, ...title });
+      const title = { ...box, h: SIZE.frameTitle - 4 };
+      layout.nodes.push({ key: item.key, steps: [item.header], kind: "header", isExpanded: false, ...title });
     }
-    collect(item.board, box.x + (box.w - item.board.width) / 2 - item.board.left, box.y + SIZE.title, found);
+    const left = box.x + (box.w - item.group.width) / 2;
+    collect(item.group, left - item.group.left, box.y + SIZE.frameTitle, layout);
   }
-  for (const { x, y, w, h } of new Set(board.items.map((item) => item.block).filter(Boolean))) {
-    found.frames.push({ x: middle + x - w / 2, y: top + y, w, h, header: null, rounds: 0 });
+  for (const { x, y, w, h } of new Set(group.items.map((item) => item.block).filter(Boolean))) {
+    layout.frames.push({ x: centre + x - w / 2, y: top + y, w, h, header: null, iterations: 0 });
   }
-  for (const link of board.links) found.lines.push(...linesOf(link, middle, top));
+  for (const edge of group.edges) layout.lines.push(...linesOf(edge, centre, top));
 }
 
-/** The lines of a link: down from each source to a bus above the targets, along it, and down to each target. */
-function linesOf(link, middle, top) {
-  const ends = (items) => [...new Set(items.map((item) => item.block ?? item))];
-  const [sources, heads] = [ends(link.from), ends(link.to)];
-  const bus = top + Math.min(...heads.map((item) => item.y)) - SIZE.gapY / 2;
-  const xs = [...sources, ...heads].map((item) => middle + item.x);
-  const down = (x, y1, y2, arrow) => ({ points: [x, y1, x, y2], loose: link.loose, arrow });
-  const lines = [
-    ...sources.map((item) => down(middle + item.x, top + item.y + item.h, bus, false)),
-    ...heads.map((item) => down(middle + item.x, bus, top + item.y, true)),
-  ];
+/** The lines of an edge: down from each source to a bus above the targets, along the bus, and down to each target. */
+function linesOf({ from, to, isInferred }, centre, top) {
+  const boxesOf = (items) => [...new Set(items.map((item) => item.block ?? item))];
+  const [sources, targets] = [boxesOf(from), boxesOf(to)];
+  const bus = top + Math.min(...targets.map((box) => box.y)) - SIZE.gapY / 2;
+  const xs = [...sources, ...targets].map((box) => centre + box.x);
   const [left, right] = [Math.min(...xs), Math.max(...xs)];
-  if (right > left) lines.push({ points: [left, bus, right, bus], loose: link.loose, arrow: false });
-  return lines;
+  const vertical = (x, y1, y2, hasArrow) => ({ points: [x, y1, x, y2], isInferred, hasArrow });
+  return [
+    ...sources.map((box) => vertical(centre + box.x, top + box.y + box.h, bus, false)),
+    ...targets.map((box) => vertical(centre + box.x, bus, top + box.y, true)),
+    ...(right > left ? [{ points: [left, bus, right, bus], isInferred, hasArrow: false }] : []),
+  ];
 }
+
+const maxOf = (items, property) => items.reduce((max, item) => Math.max(max, item[property]), 0);

@@ -1,81 +1,103 @@
-// The run page begins here: it fetches the run, shows it, and follows it to its end.
+// Entry point of the run page: loads the run, shows it, and refreshes it until it has ended.
 
-import { getText, runApi, toLogin, url } from "../api.js";
-import { h, replace, visible } from "../dom.js";
+import { getText, redirectToLogin, runApiPath, url } from "../api.js";
+import { h, replace } from "../dom.js";
+import { visible } from "../invisible-characters.js";
+import { Poller } from "../poll.js";
 import { hasEnded } from "./document.js";
-import { Follower } from "./live.js";
+import { loadRun } from "./loaded-run.js";
 import { RunPage } from "./page.js";
-import { readRun } from "./reading.js";
 
-const place = document.getElementById("run");
-const runId = decodeURIComponent(place.dataset.runId); // markup cannot hold every character as it is
+const MIN_DELAY = 2_000;
+const MAX_DELAY = 20_000;
+const UNCHANGED_FACTOR = 1.4; // wait longer after each response without a change
+const RESPONSE_TIME_FACTOR = 10; // wait at least ten times as long as the response took
+
+const container = document.getElementById("run");
+const runId = decodeURIComponent(container.dataset.runId); // encoded, because HTML cannot contain every character
 
 async function open() {
   showLoading();
-  let answer;
   try {
-    answer = await getText(runApi(runId));
-    performance.mark("runspan:answered");
-    start(answer, await readRun(answer.text));
+    const response = await getText(runApiPath(runId));
+    const loaded = await loadRun(response.text);
+    start(loaded, response.incomplete);
   } catch (error) {
-    if (error.status === 401) toLogin();
-    else showTrouble(error, answer);
+    if (error.status === 401) redirectToLogin();
+    else showError(error);
   }
 }
 
-function start(answer, reading) {
+function start(loaded, incomplete) {
   const page = new RunPage();
-  let shown = reading;
-  replace(place, page.element);
-  page.show(reading, { note: answer.incomplete });
-  const follower = new Follower({
-    id: runId,
-    isEnded: () => hasEnded(shown.run.status),
-    async changed({ text, incomplete }) {
-      shown = await readRun(text);
-      page.show(shown, { note: incomplete });
-    },
-    trouble: (error) => page.tellTrouble(error),
-  });
-  follower.start(answer.text);
+  replace(container, page.element);
+  page.show(loaded, { incomplete });
+  if (!hasEnded(loaded.run.status)) follow(page, loaded);
   setInterval(() => page.tick(), 1000);
-  page.summary.askPlaces(runId).then((places) => page.showPlaces(places));
+  page.loadTrace(runId);
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("runspan:interactive")));
 }
 
+/** Refresh the page until the run has ended. */
+function follow(page, loaded) {
+  let delay = MIN_DELAY;
+  const poller = new Poller(refresh, { minDelay: MIN_DELAY, maxDelay: MAX_DELAY });
+  poller.schedule(delay);
+
+  async function refresh() {
+    poller.begin();
+    const started = performance.now();
+    try {
+      const { text, incomplete } = await getText(runApiPath(runId));
+      const responseTime = performance.now() - started;
+      const hasChanged = text !== loaded.text;
+      page.showError(null);
+      if (hasChanged) {
+        loaded = await loadRun(text);
+        page.show(loaded, { incomplete });
+      }
+      if (hasEnded(loaded.run.status)) return;
+      delay = hasChanged ? MIN_DELAY : Math.min(delay * UNCHANGED_FACTOR, MAX_DELAY);
+      delay = Math.max(delay, responseTime * RESPONSE_TIME_FACTOR);
+      poller.schedule(delay);
+    } catch (error) {
+      if (error.status === 401) return redirectToLogin();
+      page.showError(error);
+      poller.fail(error, error.isRetryable || error.status === 404);
+    }
+  }
+}
+
 function showLoading() {
-  const bar = (css) => h("span", { class: `skeleton ${css}` });
+  const skeleton = (css) => h("span", { class: `skeleton ${css}` });
   replace(
-    place,
+    container,
     h(
       "div",
       { class: "run-loading", "aria-busy": "true", "aria-label": "Loading the run" },
-      bar("wide"),
-      bar("narrow"),
-      bar("stats"),
-      bar("tall"),
+      ["wide", "narrow", "stats", "tall"].map(skeleton),
     ),
   );
 }
 
-function showTrouble(error, answer) {
-  const again = h("button", { class: "button primary", type: "button", onclick: open }, "Try again");
-  const all = h("a", { class: "button", href: url("/") }, "All runs");
-  const known = error.title !== undefined;
-  const raw = answer && h("a", { class: "button", href: url(runApi(runId)) }, "See the answer");
+function showError(error) {
+  const retry = h("button", { class: "button primary", type: "button", onclick: open }, "Try again");
+  const allRuns = h("a", { class: "button", href: url("/") }, "All runs");
+  const isUnreadable = error.code === "UNREADABLE";
+  const response = isUnreadable && h("a", { class: "button", href: url(runApiPath(runId)) }, "Show the response");
   replace(
-    place,
+    container,
     h(
       "div",
       { class: "state state-error", role: "alert" },
-      h("h1", {}, known ? error.title : "This run cannot be shown"),
+      h("h1", {}, error.title ?? "This run cannot be shown"),
+      h("p", { class: "wrap" }, visible(error.message)),
+      h("p", {}, error.hint ?? "Reload the page."),
       h(
         "p",
-        { class: "wrap" },
-        known ? visible(error.message) : `The server's answer cannot be read: ${visible(error.message)}.`,
+        { class: "state-buttons" },
+        error.status === 404 ? [allRuns, " ", retry] : [retry, " ", response, allRuns],
       ),
-      h("p", {}, known ? error.todo : "Load the page again; if that does not help, look at the answer itself."),
-      h("p", { class: "state-buttons" }, error.status === 404 ? [all, " ", again] : [again, " ", raw, " ", all]),
     ),
   );
 }

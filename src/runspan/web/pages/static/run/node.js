@@ -1,199 +1,201 @@
-// One node of the canvas as an element: a step, or all executions of one.
+// One node of the canvas as an element: a step, or all executions of a step.
 
 import { runPage } from "../api.js";
-import { h, visible } from "../dom.js";
+import { h } from "../dom.js";
 import { duration, number, status, statusIcon } from "../format.js";
-import { lengthOf } from "./document.js";
-import { icon } from "./icons.js";
-import { PAGE } from "./layout.js";
-import { worst } from "./loops.js";
-import { attemptOf, nameOf, piecesOf, titleOf } from "./words.js";
+import { visible } from "../invisible-characters.js";
+import { durationOf } from "./document.js";
+import { icon, iconButton } from "./icons.js";
+import { EXECUTIONS_PER_PAGE } from "./layout.js";
+import { countByStatus } from "./run-stats.js";
+import { accessibleName, attemptLabel, attemptNumber, statusText, stepDetails, stepTitle } from "./step-labels.js";
 
-/** The status that a node shows. */
-export const statusOf = (node, run) =>
-  node.steps.length === 1 ? run.steps[node.steps[0]].status : worst(node.steps.map((index) => run.steps[index].status));
+const executionsOf = (item, run) => item.steps.map((index) => run.steps[index]);
 
-/** The step that a node opens: of several executions the first with the status that it shows. */
-export function chiefOf(node, run) {
-  if (node.steps.length === 1) return node.steps[0];
-  const shown = statusOf(node, run);
-  return shown === "completed" ? node.steps[0] : node.steps.find((index) => run.steps[index].status === shown);
+/**
+ * Return the status of a node or timeline row: of several executions, the one that needs attention most.
+ *
+ * @param {{steps: number[]}} item - A node or row.
+ * @param {object} run - The result of indexRun().
+ */
+export const statusOf = (item, run) => countByStatus(executionsOf(item, run))[0][0];
+
+/**
+ * Return the index of the execution that a node or timeline row opens: the first with the status that it shows, or the
+ * first of all if they completed.
+ *
+ * @param {{steps: number[]}} item - A node or row.
+ * @param {object} run - The result of indexRun().
+ */
+export function mainExecution(item, run) {
+  if (item.steps.length === 1) return item.steps[0];
+  const value = statusOf(item, run);
+  return value === "completed" ? item.steps[0] : item.steps.find((index) => run.steps[index].status === value);
 }
 
 /**
- * The element of a node. `acts`: select(index), toggle(node), page(node, by). `selected` is a step's position or null;
- * `first` the first execution that an opened node shows.
+ * Create the element of a node.
+ *
+ * @param {object} node - A node of layoutSteps().
+ * @param {object} options
+ * @param {object} options.run - The result of indexRun().
+ * @param {number} options.now - The current time in milliseconds since 1970.
+ * @param {number|null} options.selected - Index of the selected step.
+ * @param {number} options.firstExecution - Position of the first execution on the shown page of an expanded node.
+ * @param {boolean} options.isTabStop - Whether the Tab key reaches the node.
+ * @param {object} options.actions
+ * @param {(index: number) => void} options.actions.select - Called to select a step.
+ * @param {(node: object) => void} options.actions.toggle - Called to expand or collapse the node.
+ * @param {(node: object, by: number) => void} options.actions.turnPage - Called to show other executions.
  */
-export function nodeElement(node, { run, now, acts, selected, first = 0, isStop }) {
+export function createNode(node, options) {
+  const { run, selected } = options;
   const value = statusOf(node, run);
-  const chief = run.steps[chiefOf(node, run)];
-  const isChosen = node.steps.includes(selected);
-  const many = node.steps.length > 1;
+  const main = run.steps[mainExecution(node, run)];
+  const isSelected = node.steps.includes(selected);
+  const isRepeated = node.steps.length > 1;
+  const modifiers = `${isSelected ? " selected" : ""}${isRepeated ? " multiple" : ""}`;
   const element = h(
     "div",
-    {
-      class: `node ${node.kind} ${status(value).css}${isChosen ? " chosen" : ""}${many ? " many" : ""}`,
-      dataset: { key: node.key },
-    },
-    bodyElement(node, chief, value, { run, now, acts, isChosen, isStop }),
-    sideElement(node, chief, { acts }),
-    node.open && cellsElement(node, { run, acts, selected, first }),
+    { class: `node ${node.kind} ${status(value).css}${modifiers}`, dataset: { key: node.key } },
+    nodeBody(node, main, value, options, isSelected),
+    nodeBadge(node, main, options),
+    node.isExpanded && executionCells(node, options),
   );
   const { style } = element;
   style.transform = `translate(${node.x}px, ${node.y}px)`;
   style.width = `${node.w}px`;
   style.height = `${node.h}px`;
-  if (many) style.setProperty("--side", `${3 + 0.45 * String(node.steps.length).length}rem`);
+  if (isRepeated) style.setProperty("--badge-width", `${3 + 0.45 * String(node.steps.length).length}rem`);
   return element;
 }
 
-function bodyElement(node, chief, value, { run, now, acts, isChosen, isStop }) {
+function nodeBody(node, main, value, { run, now, actions, selected, isTabStop }, isSelected) {
   const label =
     node.steps.length > 1
-      ? `${titleOf(chief)}, ${number(node.steps.length)} executions, ${countsInWords(node, run)}`
-      : nameOf(chief, run.zero, now);
+      ? `${stepTitle(main)}, ${number(node.steps.length)} executions, ${countsText(node, run)}`
+      : accessibleName(main, run.origin, now);
   return h(
     "button",
     {
       class: "node-body",
       type: "button",
       "aria-label": label,
-      "aria-current": isChosen ? "true" : null,
-      tabindex: isStop ? "0" : "-1",
-      dataset: { step: chief.index },
-      onclick: () => acts.select(isChosen ? acts.selected() : chief.index),
+      "aria-current": isSelected ? "true" : null,
+      tabindex: isTabStop ? "0" : "-1",
+      dataset: { step: main.index },
+      onclick: () => actions.select(isSelected ? selected : main.index),
     },
     statusIcon(value, node.kind === "header" ? 16 : 20),
     h(
       "span",
       { class: "node-text" },
-      h("bdi", { class: "node-name" }, titleOf(chief)),
-      h("span", { class: "node-more" }, moreOf(node, chief, run, now)),
+      h("bdi", { class: "node-name" }, stepTitle(main)),
+      h("span", { class: "node-meta" }, nodeMeta(node, main, run, now)),
     ),
   );
 }
 
-/** The second line of a node. */
-export function moreOf(node, chief, run, now) {
-  if (node.steps.length > 1)
-    return [
-      chief.type && `${visible(chief.type)} · `,
-      h("span", { class: "numbers" }, `${duration(totalOf(node, run))} in all`),
-    ];
-  return h(
-    "bdi",
-    { class: "numbers" },
-    piecesOf(chief, run.zero, now)
-      .filter((piece) => piece !== attemptOf(chief))
-      .join(" · ") || status(chief.status).label,
-  );
-}
-
-const totalOf = (node, run) => node.steps.reduce((sum, index) => sum + Math.max(0, lengthOf(run.steps[index]) ?? 0), 0);
-
-function countsInWords(node, run) {
-  const counts = new Map();
-  for (const index of node.steps) counts.set(run.steps[index].status, (counts.get(run.steps[index].status) ?? 0) + 1);
-  return [...counts].map(([value, count]) => `${number(count)} ${status(value).label.toLowerCase()}`).join(", ");
-}
-
-/** What stands at the right of a node: the number of executions, of attempts, the way to a child run. */
-function sideElement(node, chief, { acts }) {
+/**
+ * Return the content of a node's second line.
+ *
+ * @param {object} node - A node of layoutSteps().
+ * @param {object} main - The step that the node opens.
+ * @param {object} run - The result of indexRun().
+ * @param {number} now - The current time in milliseconds since 1970.
+ */
+export function nodeMeta(node, main, run, now) {
   if (node.steps.length > 1) {
-    const label = `${node.open ? "Hide" : "Show"} the ${number(node.steps.length)} executions`;
+    const total = executionsOf(node, run).reduce((sum, step) => sum + Math.max(0, durationOf(step) ?? 0), 0);
+    return [
+      main.type && `${visible(main.type)} · `,
+      h("span", { class: "tabular-nums" }, `${duration(total)} in total`),
+    ];
+  }
+  const details = stepDetails(main, run.origin, now).filter((text) => text !== attemptLabel(main));
+  return h("bdi", { class: "tabular-nums" }, details.join(" · ") || status(main.status).label);
+}
+
+function countsText(node, run) {
+  return countByStatus(executionsOf(node, run))
+    .map(([value, count]) => `${number(count)} ${statusText(value)}`)
+    .join(", ");
+}
+
+/** The badge at the right of a node: number of executions, link to a child run, or number of attempts. */
+function nodeBadge(node, main, { actions }) {
+  if (node.steps.length > 1) {
+    const count = number(node.steps.length);
+    const label = `${node.isExpanded ? "Hide" : "Show"} the ${count} executions`;
     return h(
       "button",
       {
-        class: "node-count numbers",
+        class: "node-count tabular-nums",
         type: "button",
         tabindex: "-1",
         title: label,
         "aria-label": label,
-        "aria-expanded": String(node.open),
-        onclick: () => acts.toggle(node),
+        "aria-expanded": String(node.isExpanded),
+        onclick: () => actions.toggle(node),
       },
-      `×${number(node.steps.length)}`,
+      `×${count}`,
       h("span", { class: "node-caret", "aria-hidden": "true" }),
     );
   }
-  if (chief.child && runPage(chief.child)) {
+  const childPage = main.childRunId && runPage(main.childRunId);
+  if (childPage) {
     return h(
       "a",
       {
         class: "node-child",
-        href: runPage(chief.child),
+        href: childPage,
         tabindex: "-1",
-        title: `Open the child run ${visible(chief.child)}`,
+        title: `Open the child run ${visible(main.childRunId)}`,
         "aria-label": "Open the child run",
       },
       icon("child"),
     );
   }
-  if (!attemptOf(chief)) return null;
-  const of = chief.maxAttempts !== null ? `/${number(chief.maxAttempts)}` : "";
+  if (!attemptNumber(main)) return null;
+  const title = `Attempt ${attemptNumber(main)}`;
   return h(
     "span",
-    {
-      class: "node-attempt numbers",
-      title: `Attempt ${chief.attempt}${of && ` of ${chief.maxAttempts}`}`,
-      "aria-hidden": "true",
-    },
-    `↻ ${number(chief.attempt)}${of}`,
+    { class: "node-attempt tabular-nums", title, "aria-hidden": "true" },
+    `↻ ${attemptNumber(main).replace(" of ", "/")}`,
   );
 }
 
-function cellsElement(node, { run, acts, selected, first }) {
-  const shown = node.steps.slice(first, first + PAGE);
-  const cells = shown.map((index, place) => {
+function executionCells(node, { run, now, actions, selected, firstExecution: first }) {
+  const total = node.steps.length;
+  const cells = node.steps.slice(first, first + EXECUTIONS_PER_PAGE).map((index, position) => {
     const step = run.steps[index];
-    const label = `Execution ${first + place + 1}, ${nameOf(step, run.zero, Date.now())}`;
     return h(
       "button",
       {
         class: `cell ${status(step.status).css}`,
         type: "button",
         dataset: { step: index },
-        "aria-label": label,
+        "aria-label": `Execution ${first + position + 1}, ${accessibleName(step, run.origin, now)}`,
         "aria-current": index === selected ? "true" : null,
-        onclick: () => acts.select(index),
+        onclick: () => actions.select(index),
       },
       statusIcon(step.status, 16),
     );
   });
-  const total = node.steps.length;
-  const pager =
-    total > PAGE &&
-    h(
-      "div",
-      { class: "cells-pager numbers" },
-      h(
-        "button",
-        {
-          class: "tool small",
-          type: "button",
-          "aria-label": "Earlier executions",
-          disabled: first === 0,
-          onclick: () => acts.page(node, -PAGE),
-        },
-        icon("previous"),
-      ),
-      `${number(first + 1)}–${number(Math.min(total, first + PAGE))} of ${number(total)}`,
-      h(
-        "button",
-        {
-          class: "tool small",
-          type: "button",
-          "aria-label": "Later executions",
-          disabled: first + PAGE >= total,
-          onclick: () => acts.page(node, PAGE),
-        },
-        icon("next"),
-      ),
-    );
+  const last = Math.min(total, first + EXECUTIONS_PER_PAGE);
+  const turnButton = (name, label, by, disabled) =>
+    iconButton(name, label, () => actions.turnPage(node, by), { disabled });
+  const pager = h(
+    "div",
+    { class: "cells-pager tabular-nums" },
+    turnButton("previous", "Earlier executions", -EXECUTIONS_PER_PAGE, first === 0),
+    `${number(first + 1)}–${number(last)} of ${number(total)}`,
+    turnButton("next", "Later executions", EXECUTIONS_PER_PAGE, last === total),
+  );
   return h(
     "div",
     { class: "cells", role: "group", "aria-label": "Executions" },
     h("div", { class: "cells-grid" }, cells),
-    pager,
+    total > EXECUTIONS_PER_PAGE && pager,
   );
 }

@@ -1,36 +1,37 @@
-// The run page as a whole: the head, the two views with their tabs, and the panel, which all show one selection.
+// The run page: header, canvas and timeline with their tabs, and side panel, which share one selected step.
 
 import { announce, h } from "../dom.js";
-import { status } from "../format.js";
 import { shortcut } from "../shell.js";
 import { Canvas } from "./canvas.js";
 import { Detail } from "./detail.js";
 import { hasEnded } from "./document.js";
-import { factsOf } from "./facts.js";
 import { icon } from "./icons.js";
-import { AddressState } from "./state.js";
+import { runStats } from "./run-stats.js";
+import { statusText, stepTitle } from "./step-labels.js";
 import { Summary } from "./summary.js";
 import { Timeline } from "./timeline.js";
-import { titleOf } from "./words.js";
+import { UrlState } from "./url-state.js";
 
 const VIEWS = [
   ["canvas", "Canvas"],
   ["timeline", "Timeline"],
 ];
+const NARROW = "(max-width: 60rem)"; // as in detail.css
 
-/** `element` shows one run, reading after reading. */
+/** Shows a run in `element`. */
 export class RunPage {
   constructor() {
     this.selected = null;
-    this.state = new AddressState(() => this.onAddress());
+    this.error = null;
+    this.state = new UrlState(() => this.onNavigate());
     const select = (index) => this.select(index);
-    this.summary = new Summary({ select, openRun: () => this.openRun() });
+    this.summary = new Summary({ select, onShowRun: () => this.showRunDetails() });
     this.views = { canvas: new Canvas({ select }), timeline: new Timeline({ select }) };
     this.detail = new Detail({ select, onTab: (tab) => this.state.set({ tab }) });
     this.tabs = h(
       "div",
       { class: "view-tabs", role: "tablist", "aria-label": "Views", onkeydown: (event) => this.onTabKey(event) },
-      VIEWS.map(([name, label]) => this.tab(name, label)),
+      VIEWS.map(([name, label]) => this.createTab(name, label)),
     );
     this.empty = h("div", { class: "state", hidden: true });
     const panels = VIEWS.map(([name]) =>
@@ -40,7 +41,7 @@ export class RunPage {
         this.views[name].element,
       ),
     );
-    this.panels = new Map(VIEWS.map(([name], place) => [name, panels[place]]));
+    this.panels = new Map(VIEWS.map(([name], position) => [name, panels[position]]));
     const views = h("section", { class: "views", "aria-label": "Steps" }, this.tabs, this.empty, panels);
     this.element = h(
       "div",
@@ -51,80 +52,97 @@ export class RunPage {
     this.addShortcuts();
   }
 
-  /** Shows a reading; a newer one of the same run keeps selection, scroll and zoom. */
-  show(reading, { note = "", trouble = null } = {}) {
-    const before = this.reading?.run.status;
-    const isFirst = this.reading === undefined;
-    if (this.reading !== reading) this.reading?.close();
-    const chosen = this.chosenStep();
-    Object.assign(this, { reading, run: reading.run, note, facts: factsOf(reading.run) });
-    this.selected = isFirst ? this.stepOfAddress() : this.sameStep(chosen);
-    document.title = `${this.run.workflowId || this.run.id}, ${status(this.run.status).label.toLowerCase()} · runspan`;
-    this.summary.show(reading, this.facts, { note, trouble });
-    this.showEmpty();
-    this.paint();
-    if (!isFirst && before !== this.run.status)
-      announce(`The run is now ${status(this.run.status).label.toLowerCase()}`);
+  /**
+   * Show a run. A newer version of the same run keeps selection, scroll position and zoom.
+   *
+   * @param {object} loaded - The result of loadRun(). The page closes it when the next one is shown.
+   * @param {{incomplete?: string}} [options] - incomplete: what is missing from a newer revision.
+   */
+  show(loaded, { incomplete = "" } = {}) {
+    const previousStatus = this.run?.status;
+    const isFirst = this.loaded === undefined;
+    const selected = this.selectedExecution();
+    this.loaded?.close();
+    Object.assign(this, { loaded, run: loaded.run, incomplete, stats: runStats(loaded.run) });
+    this.selected = isFirst ? this.indexFromUrl() : this.findExecution(selected);
+    document.title = `${this.run.workflowId || this.run.id}, ${statusText(this.run.status)} · runspan`;
+    this.showSummary();
+    this.showEmptyState();
+    this.render();
+    if (!isFirst && previousStatus !== this.run.status) announce(`The run is now ${statusText(this.run.status)}`);
   }
 
-  /** Tells that a refresh failed, or null that it works again. */
-  tellTrouble(trouble) {
-    if (!this.reading || trouble === this.trouble) return;
-    this.trouble = trouble;
-    this.summary.show(this.reading, this.facts, { note: this.note, trouble });
+  /**
+   * Show or hide the error of the last refresh.
+   *
+   * @param {import("../api.js").ApiError|null} error - The error; null if the refresh succeeded.
+   */
+  showError(error) {
+    if (error === this.error) return;
+    this.error = error;
+    this.showSummary();
   }
 
-  showPlaces(places) {
-    this.detail.places = places;
-    if (this.reading && this.selected !== null) this.detail.paint();
+  /**
+   * Load the links to the run's trace and show them.
+   *
+   * @param {string} id - Run id.
+   */
+  async loadTrace(id) {
+    this.detail.setTrace(await this.summary.loadTrace(id));
   }
 
-  /** Every second while the run goes on. */
+  /** Update what changes with the clock. Called every second. */
   tick() {
-    if (!this.run || hasEnded(this.run.status) || document.hidden) return;
+    if (hasEnded(this.run.status) || document.hidden) return;
     this.summary.tick();
     this.detail.tick();
-    if (this.run.steps.length) this.views[this.state.value.view].tick();
+    if (this.run.steps.length) this.currentView.tick();
+  }
+
+  get currentView() {
+    return this.views[this.state.value.view];
   }
 
   select(index) {
-    if (index === this.selected && index !== null) return this.openSheet();
-    const before = this.selected;
+    if (index === this.selected && index !== null) return this.focusSheet();
+    const previous = this.selected;
     document.body.classList.remove("run-open");
     this.selected = index;
     const step = index === null ? null : this.run.steps[index];
-    const round = step ? this.facts.occurrences.get(step.id).indexOf(index) + 1 : 1;
-    this.state.set({ step: step ? step.id : null, round, tab: null });
-    this.paint();
+    const execution = step ? this.stats.executions.get(step.id).indexOf(index) + 1 : 1;
+    this.state.set({ step: step ? step.id : null, execution, tab: null });
+    this.render();
     if (step) {
-      announce(`${titleOf(step)}, ${status(step.status).label.toLowerCase()}`);
-      this.openSheet();
+      announce(`${stepTitle(step)}, ${statusText(step.status)}`);
+      this.focusSheet();
     } else if (this.detail.element.contains(document.activeElement) || document.activeElement === document.body)
-      this.focusStep(before);
+      this.focusTabStop(previous);
   }
 
-  /** On narrow screens: the run's own payloads, in the sheet. */
-  openRun() {
+  /** Show the run's own payloads in the sheet of a narrow screen. */
+  showRunDetails() {
     document.body.classList.add("run-open");
-    this.openSheet();
+    this.focusSheet();
   }
 
-  /** On narrow screens the panel covers the view, so it takes the focus. */
-  openSheet() {
-    if (matchMedia("(max-width: 60rem)").matches) this.detail.element.focus({ preventScroll: true });
+  /** On a narrow screen, move the focus into the side panel, which covers the view. */
+  focusSheet() {
+    if (matchMedia(NARROW).matches) this.detail.element.focus({ preventScroll: true });
   }
 
-  focusStep(index) {
-    const view = this.views[this.state.value.view];
-    if (index !== null)
-      requestAnimationFrame(() =>
-        view.element
-          .querySelector('[tabindex="0"].node-body, [tabindex="0"].timeline-row')
-          ?.focus({ preventScroll: true }),
-      );
+  focusTabStop(index) {
+    if (index === null) return;
+    const selector = '[tabindex="0"].node-body, [tabindex="0"].timeline-row';
+    const { element } = this.currentView;
+    requestAnimationFrame(() => element.querySelector(selector)?.focus({ preventScroll: true }));
   }
 
-  paint() {
+  showSummary() {
+    this.summary.show(this.loaded, this.stats, { incomplete: this.incomplete, error: this.error });
+  }
+
+  render() {
     const { view, tab } = this.state.value;
     for (const [name] of VIEWS) {
       const isShown = name === view && this.run.steps.length > 0;
@@ -132,15 +150,15 @@ export class RunPage {
       if (isShown) this.views[name].show(this.run, this.selected);
     }
     for (const button of this.tabs.children) {
-      const isChosen = button.dataset.view === view;
-      button.setAttribute("aria-selected", String(isChosen));
-      button.tabIndex = isChosen ? 0 : -1;
+      const isSelected = button.dataset.view === view;
+      button.setAttribute("aria-selected", String(isSelected));
+      button.tabIndex = isSelected ? 0 : -1;
     }
     document.body.classList.toggle("step-open", this.selected !== null);
-    this.detail.show(this.reading, this.facts, this.selected, tab);
+    this.detail.show(this.loaded, this.stats, this.selected, tab);
   }
 
-  tab(name, label) {
+  createTab(name, label) {
     return h(
       "button",
       {
@@ -150,85 +168,81 @@ export class RunPage {
         id: `tab-${name}`,
         "aria-controls": `view-${name}`,
         dataset: { view: name },
-        onclick: () => this.turnTo(name),
+        onclick: () => this.switchTo(name),
       },
       icon(name),
       label,
     );
   }
 
-  turnTo(view) {
+  switchTo(view) {
     this.state.set({ view });
-    this.paint();
+    this.render();
+  }
+
+  switchView() {
+    this.switchTo(this.state.value.view === "canvas" ? "timeline" : "canvas");
   }
 
   onTabKey(event) {
     if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
     event.preventDefault();
-    this.turnTo(this.state.value.view === "canvas" ? "timeline" : "canvas");
+    this.switchView();
     this.tabs.querySelector('[aria-selected="true"]').focus();
   }
 
-  showEmpty() {
+  showEmptyState() {
     this.empty.hidden = this.run.steps.length > 0;
     this.tabs.hidden = !this.empty.hidden;
     if (this.empty.hidden) return;
-    const words = hasEnded(this.run.status)
-      ? ["This run has no steps", "Its document lists none. Input, output and error of the run are at the side."]
-      : [
-          "No steps yet",
-          "They appear here as soon as the run's document lists them. The page looks for them by itself.",
-        ];
-    this.empty.replaceChildren(h("h2", {}, words[0]), h("p", {}, words[1]));
+    const [title, text] = hasEnded(this.run.status)
+      ? ["This run has no steps", "The side panel shows the input, the output and the error of the run."]
+      : ["No steps yet", "Steps appear here automatically."];
+    this.empty.replaceChildren(h("h2", {}, title), h("p", {}, text));
   }
 
-  chosenStep() {
+  /** The id of the selected step, and which of its executions is selected. */
+  selectedExecution() {
     if (!this.run || this.selected === null) return null;
     const { id } = this.run.steps[this.selected];
-    return { id, place: this.facts.occurrences.get(id).indexOf(this.selected) };
+    return { id, position: this.stats.executions.get(id).indexOf(this.selected) };
   }
 
-  /** The same execution of the same step in a newer reading. */
-  sameStep(chosen) {
-    return chosen ? (this.facts.occurrences.get(chosen.id)?.[chosen.place] ?? null) : null;
+  /** The index of an execution in another version of the run. */
+  findExecution(selected) {
+    return selected ? (this.stats.executions.get(selected.id)?.[selected.position] ?? null) : null;
   }
 
-  stepOfAddress() {
-    const { step, round } = this.state.value;
-    const places = step === null ? undefined : this.facts.occurrences.get(step);
-    return places ? (places[round - 1] ?? places[0]) : null;
+  indexFromUrl() {
+    const { step, execution } = this.state.value;
+    const indexes = step === null ? undefined : this.stats.executions.get(step);
+    return indexes ? (indexes[execution - 1] ?? indexes[0]) : null;
   }
 
-  onAddress() {
-    if (!this.reading) return;
-    this.selected = this.stepOfAddress();
-    this.paint();
+  onNavigate() {
+    if (!this.loaded) return;
+    this.selected = this.indexFromUrl();
+    this.render();
   }
 
   addShortcuts() {
-    const by = (step) => () => {
+    const selectBy = (offset) => () => {
       if (!this.run?.steps.length) return;
       const last = this.run.steps.length - 1;
-      this.select(this.selected === null ? (step > 0 ? 0 : last) : Math.min(Math.max(this.selected + step, 0), last));
+      const next = this.selected === null ? (offset > 0 ? 0 : last) : this.selected + offset;
+      this.select(Math.min(Math.max(next, 0), last));
     };
-    const view = () => this.views[this.state.value.view];
-    shortcut("j", "Next step", by(1));
-    shortcut("k", "Previous step", by(-1));
-    shortcut(
-      "e",
-      "The first failure",
-      () => this.facts?.failure?.index != null && this.select(this.facts.failure.index),
-    );
-    shortcut("v", "Canvas or timeline", () => this.turnTo(this.state.value.view === "canvas" ? "timeline" : "canvas"));
-    shortcut("f", "Show everything", () => view().fit());
-    shortcut("+", "Zoom in", () => this.zoom(1.25));
-    shortcut("-", "Zoom out", () => this.zoom(1 / 1.25));
+    const selectFailure = () => {
+      const index = this.stats?.failure?.index ?? null;
+      if (index !== null) this.select(index);
+    };
+    shortcut("j", "Next step", selectBy(1));
+    shortcut("k", "Previous step", selectBy(-1));
+    shortcut("e", "Go to the first failure", selectFailure);
+    shortcut("v", "Switch between canvas and timeline", () => this.switchView());
+    shortcut("f", "Show the entire run", () => this.currentView.fit());
+    shortcut("+", "Zoom in", () => this.currentView.zoomIn());
+    shortcut("-", "Zoom out", () => this.currentView.zoomOut());
     shortcut("Escape", "Close the step", () => (this.selected === null ? false : this.select(null)));
-  }
-
-  zoom(factor) {
-    const { canvas, timeline } = this.views;
-    if (this.state.value.view === "canvas") canvas.zoomTo(canvas.camera.zoom * factor);
-    else timeline.zoomBy(factor);
   }
 }

@@ -1,30 +1,36 @@
-// The payloads of a run or a step: a tab for each, as a tree or as the text itself, with search and copy.
+// The payloads of a run or step: one tab for each, shown as a tree or as text, with search and copy.
 
-import { announce, h, replace, visible } from "../dom.js";
-import { bytes, number } from "../format.js";
-import { byteLength, copyOnClick } from "./copy.js";
-import { MOST } from "./find.js";
-import { TextView } from "./textview.js";
+import { copyOnClick } from "../clipboard.js";
+import { announce, h, replace } from "../dom.js";
+import { number, textSize } from "../format.js";
+import { visible } from "../invisible-characters.js";
+import { MAX_MATCHES } from "./document.js";
+import { TextView } from "./text-view.js";
 import { JsonTree } from "./tree.js";
 
-const NAMES = { input: "Input", output: "Output", error: "Error" };
-const WHOLE = "document";
+const LABELS = { input: "Input", output: "Output", error: "Error" };
+const DOCUMENT = "document"; // key of the tab with the document of the run or step itself
+const SEARCH_DELAY_MS = 150;
 
-let count = 0;
+let lastId = 0;
 
-/** What most readers look for: the error of what failed, else the output, else whatever there is. */
-function preferred(owner, names) {
-  if (owner.status === "failed" && owner.error && names.includes("error")) return "error";
-  return ["output", "input", ...names].find((key) => names.includes(key));
+/** The payload to show first: the error of a failure, else the output, else the input. */
+function defaultKey(owner, keys) {
+  if (owner.status === "failed" && owner.error && keys.includes("error")) return "error";
+  return ["output", "input", ...keys].find((key) => keys.includes(key));
 }
 
-/** `element` shows the payloads of a run or step; `onTab` hears the key of the tab that a reader chooses. */
+/** Shows payloads in `element`. */
 export class Payloads {
+  /**
+   * @param {object} actions
+   * @param {(key: string) => void} actions.onTab - Called with the key of the tab that the user chooses.
+   */
   constructor({ onTab }) {
     this.onTab = onTab;
     this.mode = "tree";
-    this.id = `payload-${(count += 1)}`;
-    this.asked = 0;
+    this.id = `payload-${(lastId += 1)}`;
+    this.searches = 0;
     this.tabs = h("div", {
       class: "tabs",
       role: "tablist",
@@ -38,192 +44,192 @@ export class Payloads {
       this.modeButton("tree", "Tree"),
       this.modeButton("text", "Text"),
     );
-    this.size = h("span", { class: "payload-size quiet numbers" });
-    this.copy = copyOnClick(
+    this.size = h("span", { class: "payload-size muted tabular-nums" });
+    const copy = copyOnClick(
       h("button", { class: "button small copy", type: "button", title: "Copy the exact text" }, "Copy"),
-      () => this.exact(),
+      () => this.text,
       "Payload",
     );
-    this.all = h(
+    this.expand = h(
       "button",
-      { class: "button small plain", type: "button", onclick: () => this.view.openAll() },
+      { class: "button small plain", type: "button", onclick: () => this.view.expandAll() },
       "Expand",
     );
-    this.buildSearch();
-    this.bar = h("div", { class: "payload-bar" }, this.modes, this.search, this.size, this.all, this.copy);
-    this.element = h("div", { class: "payloads" }, this.tabs, this.bar, this.area);
+    const bar = h("div", { class: "payload-bar" }, this.modes, this.createSearch(), this.size, this.expand, copy);
+    this.element = h("div", { class: "payloads" }, this.tabs, bar, this.area);
   }
 
-  /** Shows another owner, or the same one as it is in a newer reading; what is unchanged stays as it is. */
-  show(reading, owner, tab) {
-    const payloads = [...owner.payloads, { key: WHOLE, start: owner.start, end: owner.end }];
-    const names = payloads.map(({ key }) => key);
-    const isSame = this.texts !== undefined && this.owner === owner.index;
-    const kept = isSame && names.includes(this.key) ? this.key : preferred(owner, names);
-    const key = names.includes(tab) ? tab : kept;
-    const texts = new Map(payloads.map((place) => [place.key, reading.text.slice(place.start, place.end)]));
-    const isUnchanged = isSame && this.key === key && this.texts.get(key) === texts.get(key);
-    Object.assign(this, { reading, payloads, texts, key, owner: owner.index, isRun: owner.steps !== undefined });
-    this.paintTabs();
+  /**
+   * Show the payloads of a run or step. If the same one is shown already, unchanged payloads keep their state.
+   *
+   * @param {object} loaded - The result of loadRun().
+   * @param {object} owner - The run, or a step of it.
+   * @param {number|null} index - Index of the step; null for the run.
+   * @param {string|null} tab - Key of the tab to show; null for the default.
+   */
+  show(loaded, owner, index, tab) {
+    const payloads = [...owner.payloads, { key: DOCUMENT, start: owner.start, end: owner.end }];
+    const keys = payloads.map(({ key }) => key);
+    const isSameOwner = this.texts !== undefined && this.index === index;
+    const previousKey = isSameOwner && keys.includes(this.key) ? this.key : defaultKey(owner, keys);
+    const key = keys.includes(tab) ? tab : previousKey;
+    const texts = new Map(payloads.map(({ key: name, start, end }) => [name, loaded.text.slice(start, end)]));
+    const isUnchanged = isSameOwner && this.key === key && this.text === texts.get(key);
+    Object.assign(this, { loaded, payloads, texts, key, index });
+    this.renderTabs();
     if (!isUnchanged) this.open();
   }
 
-  exact() {
+  /** The exact text of the shown payload. */
+  get text() {
     return this.texts.get(this.key);
   }
 
   open() {
     this.view?.close();
-    const text = this.exact();
-    const label = `${this.nameOf(this.key)} as ${this.mode}`;
-    this.view =
-      this.mode === "tree" ? new JsonTree({ text, start: 0, end: text.length, label }) : new TextView({ text, label });
+    const { text } = this;
+    const label = `${this.labelOf(this.key)} as ${this.mode}`;
+    this.view = this.mode === "tree" ? new JsonTree({ text, label }) : new TextView({ text, label });
     replace(this.area, this.view.element);
     this.area.classList.toggle("is-text", this.mode === "text");
-    this.all.hidden = this.mode !== "tree";
-    this.size.textContent = bytes(byteLength(text));
+    this.expand.hidden = this.mode !== "tree";
+    this.size.textContent = textSize(text);
     for (const button of this.modes.children)
       button.setAttribute("aria-pressed", String(button.dataset.mode === this.mode));
-    this.found = [];
-    if (this.input.value) this.find();
-    else this.tell("");
+    this.matches = [];
+    if (this.input.value) this.search();
+    else this.showResult("");
   }
 
-  nameOf(key) {
-    if (key === WHOLE) return this.isRun ? "Document" : "Step";
-    return NAMES[key] ?? visible(key);
+  labelOf(key) {
+    if (key === DOCUMENT) return this.index === null ? "Document" : "Step";
+    return LABELS[key] ?? visible(key);
   }
 
   modeButton(mode, label) {
-    const choose = () => {
+    const onclick = () => {
       this.mode = mode;
       this.open();
     };
-    return h("button", { type: "button", dataset: { mode }, "aria-pressed": "false", onclick: choose }, label);
+    return h("button", { type: "button", dataset: { mode }, "aria-pressed": "false", onclick }, label);
   }
 
-  paintTabs() {
-    const had = this.tabs.contains(document.activeElement);
-    const tabs = this.payloads.map(({ key }) => {
-      const chosen = key === this.key;
-      const attributes = {
+  renderTabs() {
+    const hadFocus = this.tabs.contains(document.activeElement);
+    replace(
+      this.tabs,
+      this.payloads.map(({ key }) => this.createTab(key)),
+    );
+    const selected = this.tabs.querySelector('[aria-selected="true"]');
+    if (hadFocus) selected.focus();
+    selected.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+
+  createTab(key) {
+    const isSelected = key === this.key;
+    const isNull = key !== DOCUMENT && this.texts.get(key) === "null";
+    return h(
+      "button",
+      {
         type: "button",
         role: "tab",
         class: "tab",
-        "aria-selected": String(chosen),
+        "aria-selected": String(isSelected),
         "aria-controls": this.id,
-        tabindex: chosen ? "0" : "-1",
+        tabindex: isSelected ? "0" : "-1",
         dataset: { key },
-        onclick: () => this.choose(key),
-      };
-      const isNull = key !== WHOLE && this.texts.get(key) === "null";
-      return h(
-        "button",
-        attributes,
-        h("bdi", { class: NAMES[key] || key === WHOLE ? "" : "mono" }, this.nameOf(key)),
-        isNull && h("span", { class: "tab-note" }, " null"),
-      );
-    });
-    replace(this.tabs, tabs);
-    const chosen = this.tabs.querySelector('[aria-selected="true"]');
-    if (had) chosen.focus();
-    chosen.scrollIntoView({ block: "nearest", inline: "nearest" });
+        onclick: () => this.selectTab(key),
+      },
+      h("bdi", { class: LABELS[key] || key === DOCUMENT ? "" : "mono" }, this.labelOf(key)),
+      isNull && h("span", { class: "tab-note" }, " null"),
+    );
   }
 
-  choose(key) {
+  selectTab(key) {
     this.key = key;
-    this.paintTabs();
+    this.renderTabs();
     this.open();
     this.onTab(key);
   }
 
   onTabKey(event) {
     const keys = this.payloads.map(({ key }) => key);
-    const at = keys.indexOf(this.key);
-    const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: keys.length - 1 }[event.key];
+    const current = keys.indexOf(this.key);
+    const next = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: keys.length - 1 }[event.key];
     if (next === undefined) return;
     event.preventDefault();
     event.stopPropagation();
-    this.choose(keys[(next + keys.length) % keys.length]);
+    this.selectTab(keys[(next + keys.length) % keys.length]);
     this.tabs.querySelector('[aria-selected="true"]').focus();
   }
 
-  buildSearch() {
+  createSearch() {
     let timer = 0;
-    const later = () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => this.find(), 150);
-    };
     this.input = h("input", {
       type: "search",
       placeholder: "Search",
       "aria-label": "Search in this payload",
       autocomplete: "off",
       spellcheck: "false",
-      oninput: later,
+      oninput: () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => this.search(), SEARCH_DELAY_MS);
+      },
       onkeydown: (event) => this.onSearchKey(event),
     });
-    this.result = h("output", { class: "find-result numbers" });
-    const step = (by, label, mark) =>
+    this.result = h("output", { class: "search-result tabular-nums" });
+    const stepButton = (by, label, arrow) =>
       h(
         "button",
-        { class: "find-step", type: "button", "aria-label": label, title: label, onclick: () => this.go(by) },
-        mark,
+        { class: "search-step", type: "button", "aria-label": label, title: label, onclick: () => this.goToMatch(by) },
+        arrow,
       );
-    this.steps = h(
+    this.searchNav = h(
       "span",
-      { class: "find-steps", hidden: true },
+      { class: "search-nav", hidden: true },
       this.result,
-      step(-1, "Previous match", "↑"),
-      step(1, "Next match", "↓"),
+      stepButton(-1, "Previous match", "↑"),
+      stepButton(1, "Next match", "↓"),
     );
-    this.search = h("div", { class: "find", role: "search", "aria-label": "In this payload" }, this.input, this.steps);
+    return h("div", { class: "search", role: "search", "aria-label": "In this payload" }, this.input, this.searchNav);
   }
 
   onSearchKey(event) {
     if (event.key === "Enter") {
       event.preventDefault();
-      this.go(event.shiftKey ? -1 : 1);
+      this.goToMatch(event.shiftKey ? -1 : 1);
     } else if (event.key === "Escape" && this.input.value) {
       event.preventDefault();
       event.stopPropagation();
       this.input.value = "";
-      this.find();
+      this.search();
     }
   }
 
-  async find() {
+  async search() {
     const needle = this.input.value;
-    const asked = (this.asked += 1);
+    const id = (this.searches += 1);
     const { start, end } = this.payloads.find(({ key }) => key === this.key);
-    const found = (await this.reading.find(start, end, needle)).map((position) => position - start);
-    if (asked !== this.asked) return;
-    Object.assign(this, { found, at: 0, needle });
-    if (!needle) {
-      this.tell("");
-      this.view.mark?.([], 0, -1);
-      this.view.unmark?.();
-    } else if (!found.length) {
-      this.tell("none");
-      this.view.mark?.([], 0, -1);
-      this.view.unmark?.();
-    } else this.go(0);
+    const matches = (await this.loaded.find(start, end, needle)).map((position) => position - start);
+    if (id !== this.searches) return; // a newer search has begun
+    Object.assign(this, { matches, needle, currentMatch: 0 });
+    if (matches.length) return this.goToMatch(0);
+    this.showResult(needle && "none");
+    this.view.clearMatches();
   }
 
-  go(by) {
-    if (!this.found.length) return;
-    this.at = (this.at + by + this.found.length) % this.found.length;
-    const position = this.found[this.at];
-    const total = this.found.length === MOST ? `${number(MOST)}+` : number(this.found.length);
-    this.tell(`${number(this.at + 1)} of ${total}`);
-    if (this.mode === "text") {
-      this.view.mark(this.found, this.needle.length, this.at);
-      this.view.reveal(position);
-    } else this.view.reveal(position, this.needle.length);
+  /** Go forward or back by a number of matches, around the ends. */
+  goToMatch(by) {
+    const { matches } = this;
+    if (!matches.length) return;
+    this.currentMatch = (this.currentMatch + by + matches.length) % matches.length;
+    const total = matches.length === MAX_MATCHES ? `${number(MAX_MATCHES)}+` : number(matches.length);
+    this.showResult(`${number(this.currentMatch + 1)} of ${total}`);
+    this.view.showMatches(matches, this.needle.length, this.currentMatch);
   }
 
-  tell(result) {
-    this.steps.hidden = result === "";
+  showResult(result) {
+    this.searchNav.hidden = result === "";
     this.result.textContent = result;
     if (result) announce(result === "none" ? "No match" : `Match ${result}`);
   }

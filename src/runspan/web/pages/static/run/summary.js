@@ -1,148 +1,143 @@
-// The head of the page: what run this is, how it went, what it cost, and what failed first.
+// The header of the run page: identity and status of the run, its statistics, its first failure, and links.
 
-import { getJson, runApi, runPage, url } from "../api.js";
-import { h, isolated, replace, visible } from "../dom.js";
-import {
-  cost,
-  duration,
-  instant,
-  number,
-  statusBadge,
-  statusIcon,
-  status,
-  time,
-  timeElement,
-  tokens,
-} from "../format.js";
-import { copyOnClick } from "./copy.js";
+import { getJson, runApiPath, runPage, url } from "../api.js";
+import { copyOnClick } from "../clipboard.js";
+import { h, replace } from "../dom.js";
+import { cost, duration, number, status, statusBadge, statusIcon, time, timeElement, tokens } from "../format.js";
+import { parseEpochMs } from "../instants.js";
+import { isolated, visible } from "../invisible-characters.js";
 import { hasEnded } from "./document.js";
-import { elapsed } from "./facts.js";
-import { icon } from "./icons.js";
-import { faultText, titleOf } from "./words.js";
+import { icon, iconButton } from "./icons.js";
+import { elapsedMs } from "./run-stats.js";
+import { errorText, statusText, stepTitle } from "./step-labels.js";
 
-/** `element` is the head. `select` is called with the position of a step, `openRun` for the run's own payloads. */
+const SHOWN_SLOWEST = 3;
+const MAX_FILE_NAME = 100;
+const REVOKE_DELAY_MS = 60_000;
+
+/** Shows the header in `element`. */
 export class Summary {
-  constructor({ select, openRun }) {
-    Object.assign(this, { select, openRun });
+  /**
+   * @param {object} actions
+   * @param {(index: number) => void} actions.select - Called to select a step.
+   * @param {() => void} actions.onShowRun - Called to show the run's own payloads.
+   */
+  constructor({ select, onShowRun }) {
+    Object.assign(this, { select, onShowRun, trace: {} });
     this.title = h("div", { class: "run-title" });
-    this.about = h("div", { class: "run-about" });
+    this.meta = h("div", { class: "run-meta" });
     this.links = h("div", { class: "run-links" });
-    this.stats = h("dl", { class: "run-stats" });
+    this.statList = h("dl", { class: "run-stats" });
     this.notices = h("div", { class: "run-notices" });
     this.element = h(
       "header",
-      { class: "run-head" },
-      h("div", { class: "run-top" }, h("div", { class: "run-names" }, this.title, this.about), this.links),
-      this.stats,
+      { class: "run-header" },
+      h("div", { class: "run-header-top" }, h("div", { class: "run-names" }, this.title, this.meta), this.links),
+      this.statList,
       this.notices,
     );
-    this.places = {};
-    this.turns = new Map();
+    this.clicksByStatus = new Map();
   }
 
-  /** Shows a run. `note` is what the answer says is missing; `trouble` an ApiError of the last refresh, or null. */
-  show(reading, facts, { note = "", trouble = null } = {}) {
-    const { run } = reading;
-    const stops = () => [...this.element.querySelectorAll("a, button")];
-    const had = stops().indexOf(document.activeElement);
-    Object.assign(this, { reading, run, facts });
+  /**
+   * Show a run.
+   *
+   * @param {object} loaded - The result of loadRun().
+   * @param {object} stats - The result of runStats().
+   * @param {object} notices
+   * @param {string} notices.incomplete - What is missing from a newer revision, "" if nothing is.
+   * @param {import("../api.js").ApiError|null} notices.error - The error of the last refresh.
+   */
+  show(loaded, stats, { incomplete, error }) {
+    const { run } = loaded;
+    const focusable = () => [...this.element.querySelectorAll("a, button")];
+    const focused = focusable().indexOf(document.activeElement);
+    Object.assign(this, { loaded, run, stats });
     replace(
       this.title,
       h("h1", { class: "wrap clamped" }, isolated(run.workflowId || run.id)),
       statusBadge(run.status),
-      this.liveMark(),
+      !hasEnded(run.status) && liveBadge(),
     );
-    replace(this.about, this.aboutNodes());
-    replace(this.stats, this.statNodes());
-    replace(this.notices, this.noticeNodes(note, trouble));
-    this.paintLinks();
+    replace(this.meta, this.metaNodes());
+    replace(this.statList, this.statNodes());
+    replace(
+      this.notices,
+      this.failureNotice(),
+      incomplete && incompleteNotice(incomplete),
+      error && errorNotice(error),
+    );
+    this.renderLinks();
     this.tick();
-    if (had >= 0) stops()[had]?.focus({ preventScroll: true });
+    if (focused >= 0) focusable()[focused]?.focus({ preventScroll: true });
   }
 
-  /** Brings what grows with the clock up to now. */
-  tick(now = Date.now()) {
-    if (!this.run) return;
-    const took = this.run.status === "pending" ? null : elapsed(this.run, this.run.zero, now);
-    this.took.textContent = duration(took);
+  /** Update the elapsed time. */
+  tick() {
+    const ms = this.run.status === "pending" ? null : elapsedMs(this.run, this.run.origin, Date.now());
+    this.durationElement.textContent = duration(ms);
   }
 
-  liveMark() {
-    if (hasEnded(this.run.status)) return null;
-    return h(
-      "span",
-      { class: "live", title: "The page follows this run until it ends." },
-      h("span", { class: "live-dot", "aria-hidden": "true" }),
-      "Live",
-    );
+  /**
+   * Load the run's trace id and the links to its trace, show them, and return them. Links are optional: if that fails,
+   * there are none.
+   *
+   * @param {string} id - Run id.
+   */
+  async loadTrace(id) {
+    try {
+      this.trace = (await getJson(runApiPath(id, "/trace"))).body.data;
+    } catch {
+      return this.trace;
+    }
+    this.renderLinks();
+    return this.trace;
   }
 
-  aboutNodes() {
+  metaNodes() {
     const { run } = this;
-    const copy = h(
-      "button",
-      { class: "tool small copy-id", type: "button", title: "Copy the run id", "aria-label": "Copy the run id" },
-      icon("copy"),
-    );
+    const copyId = iconButton("copy", "Copy the run id", null, { class: "tool small copy-id" });
+    const parent = run.parentRunId && runPage(run.parentRunId);
     return [
       h(
         "span",
         { class: "run-id" },
         isolated(run.id, { class: "mono wrap" }),
-        copyOnClick(copy, () => run.id, "Run id"),
+        copyOnClick(copyId, () => run.id, "Run id"),
       ),
       run.triggerType && h("span", {}, "Trigger: ", isolated(run.triggerType)),
-      run.parentRunId &&
-        runPage(run.parentRunId) &&
-        h(
-          "span",
-          {},
-          "Parent run: ",
-          h("a", { class: "mono", href: runPage(run.parentRunId) }, visible(run.parentRunId)),
-        ),
+      parent && h("span", {}, "Parent run: ", h("a", { class: "mono", href: parent }, visible(run.parentRunId))),
     ];
   }
 
   statNodes() {
-    const { run, facts } = this;
-    this.took = h("dd", { class: "stat-value numbers" });
-    const { usage } = facts;
+    const { run, stats } = this;
+    const { usage } = stats;
+    const value = (text) => h("dd", { class: "stat-value tabular-nums" }, text);
+    this.durationElement = value();
+    const split = usage && usage.input !== null && `${tokens(usage.input)} in · ${tokens(usage.output)} out`;
+    const slowest = stats.slowest.slice(0, SHOWN_SLOWEST).map(({ index, ms }) =>
+      slowStepButton(run.steps[index], ms, {
+        share: ms / stats.slowest[0].ms,
+        onclick: () => this.select(index),
+      }),
+    );
     return [
-      stat("Duration", this.took, this.timesNodes()),
-      stat(
-        "Steps",
-        h("dd", { class: "stat-value numbers" }, number(run.steps.length)),
-        this.countNodes(),
-        "stat-steps",
-      ),
-      usage &&
-        stat(
-          "Tokens",
-          h("dd", { class: "stat-value numbers" }, tokens(usage.total)),
-          usage.input !== null && `${tokens(usage.input)} in · ${tokens(usage.output)} out`,
-        ),
-      usage && stat("Cost", h("dd", { class: "stat-value numbers" }, cost(usage.cost)), this.modelsInWords()),
-      facts.slowest.length > 1 &&
-        stat(
-          "Slowest",
-          h(
-            "dd",
-            { class: "slowest" },
-            facts.slowest.slice(0, 3).map((slow) => this.slowButton(slow)),
-          ),
-          null,
-          "stat-slowest",
-        ),
+      stat("Duration", this.durationElement, this.timeNodes()),
+      stat("Steps", value(number(run.steps.length)), this.countNodes(), "stat-steps"),
+      usage && stat("Tokens", value(tokens(usage.total)), split),
+      usage && stat("Cost", value(cost(usage.cost)), this.modelNodes()),
+      slowest.length > 1 && stat("Slowest", h("dd", { class: "slowest" }, slowest), null, "stat-slowest"),
     ];
   }
 
-  timesNodes() {
+  timeNodes() {
     const { run } = this;
     if (!run.startedAt) return run.createdAt ? ["created ", timeElement(run.createdAt)] : "not started";
-    const [from, to] = [instant(run.startedAt), instant(run.completedAt)];
+    const [from, to] = [parseEpochMs(run.startedAt), parseEpochMs(run.completedAt)];
     if (from === null || to === null) return ["since ", timeElement(run.startedAt)];
-    const near = new Date(from).toDateString() === new Date(to).toDateString();
-    const end = near ? time(to).split(", ").at(-1) : time(to);
+    const isSameDay = new Date(from).toDateString() === new Date(to).toDateString();
+    const end = isSameDay ? time(to).split(", ").at(-1) : time(to);
     return [
       timeElement(run.startedAt),
       " – ",
@@ -151,145 +146,143 @@ export class Summary {
   }
 
   countNodes() {
-    const total = this.run.steps.length;
-    if (!total) return "none in this document";
-    return this.facts.counts.map(([value, count]) => {
-      const { label, css } = status(value);
-      const words = `${number(count)} ${label.toLowerCase()}`;
-      return h(
+    if (!this.run.steps.length) return "none in this document";
+    return this.stats.counts.map(([value, count]) =>
+      h(
         "button",
         {
-          class: `count ${css}`,
+          class: `count ${status(value).css}`,
           type: "button",
-          title: `Go to the next step that is ${label.toLowerCase()}`,
-          onclick: () => this.nextOf(value),
+          title: `Go to the next step that is ${statusText(value)}`,
+          onclick: () => this.selectNextWithStatus(value),
         },
         statusIcon(value, 14),
-        h("span", {}, words),
-      );
-    });
+        h("span", {}, `${number(count)} ${statusText(value)}`),
+      ),
+    );
   }
 
-  /** Goes round the steps of one status, one at a click. */
-  nextOf(value) {
-    const places = this.run.steps.filter((step) => step.status === value).map((step) => step.index);
-    const turn = this.turns.get(value) ?? 0;
-    this.turns.set(value, turn + 1);
-    this.select(places[turn % places.length]);
+  /** Select the steps with a status one after the other, starting again after the last. */
+  selectNextWithStatus(value) {
+    const steps = this.run.steps.filter((step) => step.status === value);
+    const clicks = this.clicksByStatus.get(value) ?? 0;
+    this.clicksByStatus.set(value, clicks + 1);
+    this.select(steps[clicks % steps.length].index);
   }
 
-  modelsInWords() {
-    const { models, usage } = this.facts;
+  modelNodes() {
+    const { models, usage } = this.stats;
     const calls = `${number(usage.calls)} agent step${usage.calls === 1 ? "" : "s"}`;
     return models.length === 1 && models[0].model ? [calls, " · ", isolated(models[0].model)] : calls;
   }
 
-  slowButton({ index, ms }) {
-    const step = this.run.steps[index];
-    const share = h("span", { class: `slow-share ${status(step.status).css}` });
-    share.style.setProperty("--share", Math.min(1, ms / this.facts.slowest[0].ms));
-    return h(
-      "button",
-      { class: "slow", type: "button", onclick: () => this.select(index) },
-      h("bdi", { class: "slow-name" }, titleOf(step)),
-      h("span", { class: "slow-bar", "aria-hidden": "true" }, share),
-      h("span", { class: "numbers" }, duration(ms)),
-    );
-  }
-
-  noticeNodes(note, trouble) {
-    return [this.failureNode(), note && incompleteNode(note), trouble && troubleNode(trouble)];
-  }
-
-  failureNode() {
-    const { failure } = this.facts;
+  failureNotice() {
+    const { failure } = this.stats;
     if (!failure) return null;
     const step = failure.index === null ? null : this.run.steps[failure.index];
     const more = failure.count > 1 ? `, the first of ${number(failure.count)} failures` : "";
-    const head = step
-      ? [h("bdi", {}, titleOf(step)), failure.tolerated ? ` failed and the run went on${more}` : ` failed${more}`]
-      : "The run failed, none of its steps";
+    const title = step
+      ? [h("bdi", {}, stepTitle(step)), failure.tolerated ? ` failed, but the run continued${more}` : ` failed${more}`]
+      : "The run failed, but none of its steps did";
+    const message = failure.error && errorText(failure.error);
     return h(
       "div",
-      { class: failure.tolerated ? "notice failure" : "notice bad failure" },
+      { class: failure.tolerated ? "notice failure" : "notice error failure" },
       statusIcon("failed"),
       h(
         "p",
-        { class: "wrap clamped failure-text", title: failure.error && faultText(failure.error) },
-        h("strong", {}, head),
-        failure.error && [" ", h("span", { dir: "auto" }, faultText(failure.error))],
+        { class: "wrap clamped failure-text", title: message },
+        h("strong", {}, title),
+        message && [" ", h("span", { dir: "auto" }, message)],
       ),
-      step &&
-        h("button", { class: "button small", type: "button", onclick: () => this.select(failure.index) }, "Show step"),
+      step && button("Show step", () => this.select(failure.index)),
     );
   }
 
-  /** Where else the run can be looked at; asked once, for the answer does not change. */
-  async askPlaces(id) {
-    try {
-      const { body } = await getJson(runApi(id, "/trace"));
-      this.places = body.data;
-    } catch {
-      this.places = {}; // the page is whole without these links
-    }
-    if (this.run) this.paintLinks();
-    return this.places;
-  }
-
-  paintLinks() {
+  renderLinks() {
     const { id } = this.run;
+    const showRun = button("Input and output", () => this.onShowRun(), { class: "button small narrow-only" });
+    const title = "Download the document exactly as it was received";
     replace(
       this.links,
-      traceLinks(this.places),
-      h(
-        "button",
-        { class: "button small when-narrow", type: "button", onclick: () => this.openRun() },
-        "Input and output",
-      ),
+      traceLinks(this.trace),
+      showRun,
       h("a", { class: "button small", href: url("/compare", { a: id }) }, "Compare"),
-      h("a", { class: "button small", href: url(runApi(id)), title: "The run as the REST API answers it" }, "REST"),
-      h(
-        "button",
-        {
-          class: "button small",
-          type: "button",
-          title: "Save the document exactly as it was sent",
-          onclick: () => this.download(),
-        },
-        icon("download"),
-        "JSON",
-      ),
+      h("a", { class: "button small", href: url(runApiPath(id)), title: "Open the run in the REST API" }, "REST"),
+      button([icon("download"), "JSON"], () => this.download(), { title }),
     );
   }
 
   download() {
-    const { text, run } = this.reading;
-    const address = URL.createObjectURL(new Blob([text.slice(run.start, run.end)], { type: "application/json" }));
-    h("a", { href: address, download: `${run.id.replace(/[^\w.-]+/g, "_").slice(0, 100)}.json` }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    const { text, run } = this.loaded;
+    const blobUrl = URL.createObjectURL(new Blob([text.slice(run.start, run.end)], { type: "application/json" }));
+    const name = run.id.replace(/[^\w.-]+/g, "_").slice(0, MAX_FILE_NAME);
+    h("a", { href: blobUrl, download: `${name}.json` }).click();
+    setTimeout(() => URL.revokeObjectURL(blobUrl), REVOKE_DELAY_MS);
   }
 }
 
-const PLACES = { jaeger: "Jaeger", grafana: "Grafana", trace: "Trace" };
+const TRACE_UI_NAMES = { jaeger: "Jaeger", grafana: "Grafana", trace: "Trace" };
 
-/** Links to the trace, in the places that the server knows. */
-export function traceLinks(places, css = "button small") {
-  return Object.entries(places.links ?? {}).map(([name, href]) =>
+/**
+ * Return links to a trace, one for each trace UI that the server knows.
+ *
+ * @param {{links?: object}} trace - The response of GET /api/v1/runs/{id}/trace.
+ * @param {string} [css] - Class of the links.
+ */
+export function traceLinks(trace, css = "button small") {
+  return Object.entries(trace.links ?? {}).map(([name, href]) =>
     h(
       "a",
       { class: css, href, target: "_blank", rel: "noopener noreferrer" },
-      PLACES[name] ?? visible(name),
-      icon("out"),
-      h("span", { class: "unseen" }, " (opens a new tab)"),
+      TRACE_UI_NAMES[name] ?? visible(name),
+      icon("external"),
+      h("span", { class: "visually-hidden" }, " (opens a new tab)"),
     ),
   );
 }
 
-function stat(name, value, more, css = "") {
-  return h("div", { class: `stat ${css}` }, h("dt", {}, name), value, more && h("dd", { class: "stat-more" }, more));
+/**
+ * Return a button that shows a step with its duration as a bar.
+ *
+ * @param {object} step - A step of indexRun().
+ * @param {number} ms - Its duration in milliseconds.
+ * @param {object} options
+ * @param {number} options.share - Length of the bar, 0 to 1.
+ * @param {() => void} options.onclick - Click listener.
+ * @param {boolean} [options.hasIcon] - Whether to show the status icon.
+ */
+export function slowStepButton(step, ms, { share, onclick, hasIcon = false }) {
+  const bar = h("span", { class: `slow-share ${status(step.status).css}` });
+  bar.style.setProperty("--share", Math.min(1, share));
+  return h(
+    "button",
+    { class: "slow", type: "button", onclick },
+    hasIcon && statusIcon(step.status, 14),
+    h("bdi", { class: "slow-name" }, stepTitle(step)),
+    h("span", { class: "slow-bar", "aria-hidden": "true" }, bar),
+    h("span", { class: "tabular-nums" }, duration(ms)),
+  );
 }
 
-function incompleteNode(note) {
+function button(content, onclick, attributes = {}) {
+  return h("button", { class: "button small", type: "button", onclick, ...attributes }, content);
+}
+
+function liveBadge() {
+  return h(
+    "span",
+    { class: "live", title: "This page updates automatically until the run ends." },
+    h("span", { class: "live-dot", "aria-hidden": "true" }),
+    "Live",
+  );
+}
+
+function stat(name, value, note, css = "") {
+  return h("div", { class: `stat ${css}` }, h("dt", {}, name), value, note && h("dd", { class: "stat-note" }, note));
+}
+
+function incompleteNotice(incomplete) {
   return h(
     "p",
     { class: "notice wrap" },
@@ -297,16 +290,16 @@ function incompleteNode(note) {
       "span",
       {},
       h("strong", {}, "A newer revision is not complete yet. "),
-      "This is the last one that its spans prove. Missing: ",
-      h("span", { dir: "auto" }, visible(note)),
+      "This is the latest complete revision. Missing from the newer one: ",
+      h("span", { dir: "auto" }, visible(incomplete)),
     ),
   );
 }
 
-function troubleNode(trouble) {
+function errorNotice(error) {
   return h(
     "p",
     { class: "notice wrap" },
-    h("span", {}, h("strong", {}, `${trouble.title}. `), trouble.message, " ", trouble.todo),
+    h("span", {}, h("strong", {}, `${error.title}. `), error.message, " ", error.hint),
   );
 }

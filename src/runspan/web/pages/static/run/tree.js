@@ -1,109 +1,119 @@
-// A JSON text as a tree whose branches are read when they are opened. Every value is shown by its own text.
+// Shows a JSON text as a tree. Branches are scanned when they are expanded, and every value is shown as its own text.
 
+import { copyOnClick } from "../clipboard.js";
 import { h, replace } from "../dom.js";
-import { bytes, number } from "../format.js";
-import { byteLength, copyOnClick } from "./copy.js";
-import { children, isEmpty, kindOf, pathTo } from "./json.js";
-import { textNodes } from "./odd.js";
-import { readable } from "./reader.js";
+import { number, textSize } from "../format.js";
+import { textNodes } from "../invisible-characters.js";
+import { children, isEmpty, pathTo, valueType } from "./json.js";
+import { valueView } from "./value-view.js";
 
-const PAGE = 100;
-const SHOWN = 240;
-const PREVIEW = 90;
-const OPEN_AT_FIRST = 40;
-const COUNTED = 100_000;
-const MOST_OPEN = 2_000;
+const PAGE_SIZE = 100; // children shown at once
+const INITIAL_ROWS = 40;
+const MAX_EXPANDED_ROWS = 2_000;
+const MAX_VALUE = 240; // characters of a value or key in its row
+const VALUE_TOLERANCE = 40; // a value that is only this much longer is not cut
+const MAX_PREVIEW = 90; // characters of a collapsed container
+const MAX_COUNTED = 100_000; // the children of containers with more characters are not counted
 
-/** `element` shows the value between two places of `text`. */
+/** Shows a tree in `element`. Call `close` when the element is removed. */
 export class JsonTree {
-  constructor({ text, start, end, label }) {
-    Object.assign(this, { text, start, end, mark: null, readers: new Set() });
+  /**
+   * @param {object} options
+   * @param {string} options.text - The JSON text.
+   * @param {string} options.label - Accessible name of the tree.
+   */
+  constructor({ text, label }) {
+    Object.assign(this, { text, highlight: null, valueViews: new Set() });
     this.element = h("div", {
       class: "tree",
       role: "tree",
       "aria-label": label,
       onkeydown: (event) => this.onKey(event),
     });
-    this.root = new Branch(this, { start, end }, 1, 1, 1);
+    this.root = new TreeNode(this, { start: 0, end: text.length }, { level: 1, position: 1, count: 1 });
     this.element.append(this.root.element);
     this.root.row.tabIndex = 0;
-    this.openSome(OPEN_AT_FIRST);
+    this.expandTo(INITIAL_ROWS);
   }
 
+  /** Close the views of long values. */
   close() {
-    for (const reader of this.readers) reader.close();
+    for (const view of this.valueViews) view.close();
   }
 
-  /** Opens branches, the outer ones first, until about so many rows are shown. */
-  openSome(rows) {
-    let shown = 1;
+  /** Expand all branches, up to a limit of rows. */
+  expandAll() {
+    this.expandTo(MAX_EXPANDED_ROWS);
+  }
+
+  /**
+   * Expand the path to a match, highlight the match and scroll to it.
+   *
+   * @param {number[]} positions - Where the matches begin.
+   * @param {number} length - Length of each match.
+   * @param {number} current - Index of the match to show.
+   */
+  showMatches(positions, length, current) {
+    const start = positions[current];
+    let node = this.root;
+    for (const { index } of pathTo(this.text, 0, start)) {
+      node.expand();
+      node = node.childAt(index);
+    }
+    const previous = this.highlight?.node;
+    this.highlight = { node, start, end: start + length, isCurrent: true };
+    previous?.render();
+    node.render();
+    node.row.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Remove the highlight. */
+  clearMatches() {
+    const previous = this.highlight?.node;
+    this.highlight = null;
+    previous?.render();
+  }
+
+  /** Expand branches level by level, until about so many rows are shown. */
+  expandTo(maxRows) {
+    let rows = 1;
     let level = [this.root];
     while (level.length) {
-      const next = [];
-      for (const branch of level) {
-        if (!branch.isContainer || branch.isOpen) {
-          next.push(...branch.below);
-          continue;
+      const nextLevel = [];
+      for (const node of level) {
+        if (node.isContainer && !node.isExpanded) {
+          const count = node.countChildren(PAGE_SIZE);
+          if (node !== this.root && rows + count > maxRows) continue;
+          node.expand();
+          rows += node.children.length;
         }
-        const count = branch.countUpTo(PAGE);
-        if (branch !== this.root && shown + count > rows) continue;
-        branch.open();
-        shown += branch.below.length;
-        next.push(...branch.below);
+        nextLevel.push(...node.children);
       }
-      level = next;
+      level = nextLevel;
     }
-  }
-
-  openAll() {
-    this.openSome(MOST_OPEN);
-  }
-
-  closeAll() {
-    for (const branch of this.root.below) branch.shut();
-  }
-
-  /** Opens the way to the value around a position, highlights `length` characters there, and scrolls to it. */
-  reveal(position, length) {
-    let branch = this.root;
-    for (const step of pathTo(this.text, this.start, position)) {
-      branch.open();
-      branch = branch.childAt(step.index);
-    }
-    const before = this.mark?.branch;
-    this.mark = { branch, start: position, end: position + length, current: true };
-    before?.paint();
-    branch.paint();
-    branch.row.scrollIntoView({ block: "nearest" });
-  }
-
-  unmark() {
-    const before = this.mark?.branch;
-    this.mark = null;
-    before?.paint();
   }
 
   onKey(event) {
     const row = event.target.closest(".tree-row");
-    const branch = row && branches.get(row);
-    if (!branch || event.target !== row || event.ctrlKey || event.metaKey || event.altKey) return;
+    const node = row && nodesByRow.get(row);
+    if (!node || event.target !== row || event.ctrlKey || event.metaKey || event.altKey) return;
     const rows = [...this.element.querySelectorAll(".tree-row")];
-    const at = rows.indexOf(row);
-    const moves = {
-      ArrowDown: () => rows[at + 1],
-      ArrowUp: () => rows[at - 1],
+    const position = rows.indexOf(row);
+    const actions = {
+      ArrowDown: () => rows[position + 1],
+      ArrowUp: () => rows[position - 1],
       Home: () => rows[0],
       End: () => rows.at(-1),
-      ArrowRight: () => (branch.isOpen ? branch.below[0]?.row : branch.open()),
-      ArrowLeft: () => (branch.isOpen ? branch.shut() : branch.parent?.row),
-      Enter: () => branch.toggle(),
-      " ": () => branch.toggle(),
+      ArrowRight: () => (node.isExpanded ? node.children[0]?.row : node.expand()),
+      ArrowLeft: () => (node.isExpanded ? node.collapse() : node.parent?.row),
+      Enter: () => node.toggle(),
+      " ": () => node.toggle(),
     };
-    if (!Object.hasOwn(moves, event.key)) return;
+    if (!Object.hasOwn(actions, event.key)) return;
     event.preventDefault();
     event.stopPropagation();
-    const next = moves[event.key]();
-    if (next) this.focus(next);
+    const target = actions[event.key]();
+    if (target) this.focus(target);
   }
 
   focus(row) {
@@ -113,23 +123,32 @@ export class JsonTree {
   }
 }
 
-const branches = new WeakMap();
+const nodesByRow = new WeakMap();
 
-/** One value: a row, and below it the values inside, once they were asked for. */
-class Branch {
-  constructor(tree, place, level, position, count, parent = null) {
+/** A value: its row and, once it was expanded, the nodes of its children. */
+class TreeNode {
+  /**
+   * @param {JsonTree} tree - The tree.
+   * @param {object} bounds - Where the value and its key are in the text, from children().
+   * @param {object} place
+   * @param {number} place.level - Level in the tree, from 1.
+   * @param {number} place.position - Position among the siblings, from 1.
+   * @param {number} place.count - Number of siblings, -1 if unknown.
+   * @param {TreeNode|null} [parent] - The parent.
+   */
+  constructor(tree, bounds, { level, position, count }, parent = null) {
     Object.assign(this, {
       tree,
-      place,
+      bounds,
       level,
       parent,
       index: position - 1,
-      below: [],
-      next: place.start + 1,
-      isOpen: false,
+      children: [],
+      next: bounds.start + 1,
+      isExpanded: false,
     });
-    this.kind = kindOf(tree.text, place.start);
-    this.isContainer = (this.kind === "object" || this.kind === "array") && !isEmpty(tree.text, place.start);
+    this.type = valueType(tree.text, bounds.start);
+    this.isContainer = (this.type === "object" || this.type === "array") && !isEmpty(tree.text, bounds.start);
     this.row = h("div", {
       class: "tree-row",
       role: "treeitem",
@@ -142,8 +161,13 @@ class Branch {
     this.row.style.setProperty("--level", level - 1);
     this.group = null;
     this.element = h("div", { role: "none" }, this.row);
-    branches.set(this.row, this);
-    this.paint();
+    nodesByRow.set(this.row, this);
+    this.render();
+  }
+
+  /** The JSON text of the value. */
+  get text() {
+    return this.tree.text.slice(this.bounds.start, this.bounds.end);
   }
 
   onClick(event) {
@@ -153,48 +177,49 @@ class Branch {
   }
 
   toggle() {
-    if (this.isOpen) this.shut();
-    else this.open();
+    if (this.isExpanded) this.collapse();
+    else this.expand();
   }
 
-  /** How many values are inside, counted no further than `limit`. */
-  countUpTo(limit) {
-    return children(this.tree.text, this.place.start, { limit }).items.length;
+  /** Count the children, up to a limit. */
+  countChildren(limit = Infinity) {
+    return children(this.tree.text, this.bounds.start, { limit }).items.length;
   }
 
-  open() {
-    if (!this.isContainer || this.isOpen) return;
-    this.isOpen = true;
+  expand() {
+    if (!this.isContainer || this.isExpanded) return;
+    this.isExpanded = true;
     if (!this.group) {
       this.group = h("div", { class: "tree-group", role: "group" });
       this.element.append(this.group);
-      this.read();
+      this.showMore();
     }
     this.group.hidden = false;
-    this.paint();
+    this.render();
   }
 
-  shut() {
-    if (!this.isOpen) return;
-    this.isOpen = false;
+  collapse() {
+    if (!this.isExpanded) return;
+    this.isExpanded = false;
     this.group.hidden = true;
-    this.paint();
+    this.render();
   }
 
-  /** Adds the next values inside. */
-  read() {
-    const { items, next } = children(this.tree.text, this.place.start, { from: this.next, limit: PAGE });
+  /** Add the next page of children. */
+  showMore() {
+    const { items, next } = children(this.tree.text, this.bounds.start, { from: this.next, limit: PAGE_SIZE });
     this.next = next;
     this.group.querySelector(":scope > .tree-more")?.remove();
-    const whole = next < 0 ? this.below.length + items.length : -1;
+    const count = next < 0 ? this.children.length + items.length : -1;
     for (const item of items) {
-      const branch = new Branch(this.tree, item, this.level + 1, this.below.length + 1, whole, this);
-      this.below.push(branch);
-      this.group.append(branch.element);
+      const place = { level: this.level + 1, position: this.children.length + 1, count };
+      const child = new TreeNode(this.tree, item, place, this);
+      this.children.push(child);
+      this.group.append(child.element);
     }
     if (next >= 0) {
-      const label = `${number(this.below.length)} shown. Show ${PAGE} more`;
-      const more = h("button", { class: "link-button", type: "button", onclick: () => this.read() }, label);
+      const label = `${number(this.children.length)} shown. Show ${PAGE_SIZE} more`;
+      const more = h("button", { class: "link-button", type: "button", onclick: () => this.showMore() }, label);
       const row = h("div", { class: "tree-more", role: "none" }, more);
       row.style.setProperty("--level", this.level);
       this.group.append(row);
@@ -202,92 +227,90 @@ class Branch {
   }
 
   childAt(index) {
-    while (index >= this.below.length && this.next >= 0) this.read();
-    return this.below[index];
+    while (index >= this.children.length && this.next >= 0) this.showMore();
+    return this.children[index];
   }
 
-  paint() {
-    const { row, place, tree } = this;
-    if (this.isContainer) row.setAttribute("aria-expanded", String(this.isOpen));
-    const marks = tree.mark?.branch === this ? [tree.mark] : [];
-    row.classList.toggle("hit-row", marks.length > 0);
-    const named = place.keyStart !== undefined;
+  render() {
+    const { row, bounds, tree } = this;
+    if (this.isContainer) row.setAttribute("aria-expanded", String(this.isExpanded));
+    const highlights = tree.highlight?.node === this ? [tree.highlight] : [];
+    row.classList.toggle("match-row", highlights.length > 0);
+    const hasKey = bounds.keyStart !== undefined;
     replace(
       row,
       h("span", { class: this.isContainer ? "tree-toggle" : "tree-toggle none", "aria-hidden": "true" }),
-      named && h("span", { class: "tree-key" }, this.keyNodes(marks)),
-      !named && this.parent && h("span", { class: "tree-index" }, this.index),
-      (named || this.parent) && h("span", { class: "tree-colon" }, ": "),
-      this.isContainer ? this.containerNodes() : this.valueNodes(marks),
+      hasKey && h("span", { class: "tree-key" }, this.keyNodes(highlights)),
+      !hasKey && this.parent && h("span", { class: "tree-index" }, this.index),
+      this.parent && h("span", { class: "tree-colon" }, ": "),
+      this.isContainer ? this.containerNodes() : this.valueNodes(highlights),
       this.copyButton(),
     );
   }
 
-  keyNodes(marks) {
-    const { keyStart, keyEnd } = this.place;
+  keyNodes(highlights) {
+    const { keyStart, keyEnd } = this.bounds;
     if (keyEnd - keyStart === 2) return '""';
-    const end = Math.min(keyEnd - 1, keyStart + 1 + SHOWN);
-    return [textNodes(this.tree.text.slice(keyStart + 1, end), keyStart + 1, marks), end < keyEnd - 1 && "…"];
+    const end = Math.min(keyEnd - 1, keyStart + 1 + MAX_VALUE);
+    return [textNodes(this.tree.text.slice(keyStart + 1, end), keyStart + 1, highlights), end < keyEnd - 1 && "…"];
   }
 
   containerNodes() {
-    const { text } = this.tree;
-    const { start, end } = this.place;
-    const [first, last] = this.kind === "object" ? ["{", "}"] : ["[", "]"];
-    const size = end - start < COUNTED ? this.sizeInWords() : bytes(byteLength(text.slice(start, end)));
-    if (this.isOpen) return [h("span", { class: "tree-brace" }, first), h("span", { class: "tree-size" }, size)];
-    const inside = text.slice(start + 1, Math.min(end - 1, start + 1 + PREVIEW)).replace(/\s+/g, " ");
-    const cut = end - start - 2 > PREVIEW ? "…" : "";
-    return [
-      h("span", { class: "tree-brace" }, first),
-      h("span", { class: "tree-preview" }, textNodes(inside), cut),
-      h("span", { class: "tree-brace" }, last),
-      h("span", { class: "tree-size" }, size),
-    ];
+    const { start, end } = this.bounds;
+    const [open, close] = this.type === "object" ? ["{", "}"] : ["[", "]"];
+    const brace = (character) => h("span", { class: "tree-brace" }, character);
+    const size = h("span", { class: "tree-size" }, end - start < MAX_COUNTED ? this.countText() : textSize(this.text));
+    if (this.isExpanded) return [brace(open), size];
+    const preview = this.tree.text.slice(start + 1, Math.min(end - 1, start + 1 + MAX_PREVIEW)).replace(/\s+/g, " ");
+    const ellipsis = end - start - 2 > MAX_PREVIEW && "…";
+    return [brace(open), h("span", { class: "tree-preview" }, textNodes(preview), ellipsis), brace(close), size];
   }
 
-  sizeInWords() {
-    const count = this.countUpTo(Infinity);
-    const word = this.kind === "object" ? "member" : "item";
-    return `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+  countText() {
+    const count = this.countChildren();
+    const noun = this.type === "object" ? "member" : "item";
+    return `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
   }
 
-  valueNodes(marks) {
-    const { text } = this.tree;
-    const { start, end } = this.place;
-    const kind = ["true", "false", "null"].includes(this.kind) ? "word" : this.kind;
-    const cut = end - start > SHOWN + 40 ? start + SHOWN : end;
-    const value = h("span", { class: `tree-value ${kind}` }, textNodes(text.slice(start, cut), start, marks));
-    if (cut === end && !(this.kind === "string" && text.slice(start, end).includes("\\n"))) return value;
-    return [
-      value,
-      cut < end && h("span", { class: "tree-size" }, `… ${bytes(byteLength(text.slice(start, end)))}`),
-      this.readButton(),
-    ];
+  valueNodes(highlights) {
+    const { start, end } = this.bounds;
+    const css = ["true", "false", "null"].includes(this.type) ? "word" : this.type;
+    const shownEnd = end - start > MAX_VALUE + VALUE_TOLERANCE ? start + MAX_VALUE : end;
+    const shown = textNodes(this.tree.text.slice(start, shownEnd), start, highlights);
+    const value = h("span", { class: `tree-value ${css}` }, shown);
+    const isCut = shownEnd < end;
+    if (!isCut && !(this.type === "string" && this.text.includes("\\n"))) return value;
+    return [value, isCut && h("span", { class: "tree-size" }, `… ${textSize(this.text)}`), this.valueViewButton()];
   }
 
-  readButton() {
-    const open = Boolean(this.reader);
-    const words = this.kind === "string" ? "Read as text" : "Show all";
+  valueViewButton() {
+    const isOpen = Boolean(this.valueView);
+    const label = this.type === "string" ? "Read as text" : "Show all";
     return h(
       "button",
-      { class: "link-button", type: "button", "aria-expanded": String(open), onclick: () => this.toggleReader() },
-      open ? "Close" : words,
+      {
+        class: "link-button",
+        type: "button",
+        "aria-expanded": String(isOpen),
+        onclick: () => this.toggleValueView(),
+      },
+      isOpen ? "Close" : label,
     );
   }
 
-  toggleReader() {
-    if (this.reader) {
-      this.tree.readers.delete(this.reader);
-      this.reader.close();
-      this.reader.element.remove();
-      this.reader = null;
+  toggleValueView() {
+    const { valueViews, text } = this.tree;
+    if (this.valueView) {
+      valueViews.delete(this.valueView);
+      this.valueView.close();
+      this.valueView.element.remove();
+      this.valueView = null;
     } else {
-      this.reader = readable(this.tree.text, this.place, this.kind);
-      this.tree.readers.add(this.reader);
-      this.element.append(this.reader.element);
+      this.valueView = valueView(text, this.bounds, this.type);
+      valueViews.add(this.valueView);
+      this.element.append(this.valueView.element);
     }
-    this.paint();
+    this.render();
   }
 
   copyButton() {
@@ -298,6 +321,6 @@ class Branch {
       title: "Copy this value exactly",
       "aria-label": "Copy this value",
     });
-    return copyOnClick(button, () => this.tree.text.slice(this.place.start, this.place.end), "Value");
+    return copyOnClick(button, () => this.text, "Value");
   }
 }

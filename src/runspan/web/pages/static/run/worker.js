@@ -1,22 +1,21 @@
-// A worker that keeps one document's text, indexes it and searches in it, so that the page goes on answering.
+// Worker that keeps the text of one run, indexes it and searches in it, so that large texts do not block the page.
 
-import { indexRun } from "./document.js";
-import { findAll } from "./find.js";
+import { findAll, indexRun } from "./document.js";
 
 let text = "";
 
-const JOBS = {
-  index({ text: given }) {
-    text = given;
+const METHODS = {
+  index(parameters) {
+    text = parameters.text;
     return indexRun(text);
   },
   find: ({ start, end, needle }) => findAll(text, start, end, needle),
 };
 
-self.addEventListener("message", ({ data: { number, job, ...given } }) => {
+self.addEventListener("message", ({ data: { id, method, parameters } }) => {
   try {
-    self.postMessage({ number, result: JOBS[job](given) });
+    self.postMessage({ id, result: METHODS[method](parameters) });
   } catch (error) {
-    self.postMessage({ number, problem: String(error.message ?? error) });
+    self.postMessage({ id, error: String(error.message ?? error) });
   }
 });

@@ -1,0 +1,200 @@
+"""The ``runspan`` command: its subcommands, and how errors, signals and closed streams end them."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+from typing import Any, Final, cast
+
+import click
+
+from runspan._version import __version__
+from runspan.cli.output import escape_control, print_error
+from runspan.errors import ERROR_STATUSES, RunspanError, error_status
+
+INCOMPLETE: Final = 1
+INTERRUPTED: Final = 130
+OUTPUT_CLOSED: Final = 141
+
+_EXIT_CODES: Final = {
+    0: "success",
+    1: "not everything was accepted, or an internal error",
+    2: "invalid usage or configuration",
+    3: "a document or a payload cannot be read",
+}
+_COMMANDS: Final = {
+    "archive": ("archive", "archive_runs"),
+    "demo": ("demo", "demo"),
+    "export": ("export", "export"),
+    "get": ("query", "get"),
+    "keys": ("keys", "keys"),
+    "list": ("query", "list_runs"),
+    "serve": ("serve", "serve"),
+    "sync": ("sync", "sync"),
+    "verify": ("verify", "verify"),
+}
+"""Module and function of each command. A command's module is imported when the command is used."""
+
+
+class CliGroup(click.Group):
+    """Import commands when they are used; print runspan's errors without a traceback and exit with their code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            module, function = _COMMANDS[cmd_name]
+            return cast("click.Command", getattr(import_module(f"runspan.cli.{module}"), function))
+        return None
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command as ``click.Command.main`` does, also if standard streams are closed."""
+        _replace_closed_streams()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # --help and --version print while the arguments are parsed, before ``invoke``
+            _print_os_error(error)
+            sys.exit(INCOMPLETE)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _escape_unencodable_output()
+        try:
+            return super().invoke(ctx)
+        except RunspanError as error:
+            print_error(error)
+            ctx.exit(error_status(error).exit_code)
+        except KeyboardInterrupt:
+            click.echo("runspan: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Python flushes standard output when it exits, and would report the closed pipe again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(OUTPUT_CLOSED)
+        except OSError as error:
+            _print_os_error(error)
+            ctx.exit(INCOMPLETE)
+
+
+def _print_os_error(error: OSError) -> None:
+    file = f"{escape_control(str(error.filename))}: " if error.filename else ""
+    click.echo(f"runspan: {file}{error.strerror or error}", err=True)
+
+
+def _exit_codes() -> str:
+    """Return the table of exit codes for the help text, one code per line."""
+    meanings = {code: [text] for code, text in _EXIT_CODES.items()}
+    for row in ERROR_STATUSES.values():
+        if row.exit_code not in _EXIT_CODES:
+            meanings.setdefault(row.exit_code, []).append(row.code.lower().replace("_", " "))
+    meanings |= {INTERRUPTED: ["interrupted"], OUTPUT_CLOSED: ["the reader closed the output"]}
+    return "\n".join(f"  {code:<4} {_join_or(meanings[code])}" for code in sorted(meanings))
+
+
+def _join_or(words: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+@click.group(
+    cls=CliGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"""\
+`runspan COMMAND -h` describes a command, its options and their environment variables: --max-body is also
+RUNSPAN_MAX_BODY. TIME is a duration, a number with a unit: 30s, 5m, 2h or 7d.
+
+\b
+Exit codes:
+{_exit_codes()}
+""",
+)
+@click.version_option(__version__, message="runspan %(version)s")
+def main() -> None:
+    """Carry workflow run documents as OpenTelemetry traces, and get the exact documents back.
+
+    \b
+    Try it with sample runs:
+      runspan demo
+    Start a server with an embedded store, and send runs to it:
+      runspan serve --data ./data
+      runspan export runs.ndjson --endpoint http://127.0.0.1:8321
+    Read runs back, from the store's directory or from the server:
+      runspan list --data ./data --status failed
+      runspan get run_abc123 --backend http://127.0.0.1:8321
+    """
+
+
+@contextmanager
+def handle_signals(stop: Callable[[], None] | None = None) -> Iterator[None]:
+    """End the block on SIGTERM as on Ctrl-C, by KeyboardInterrupt.
+
+    With ``stop``, the first of these signals calls it instead, and the second raises KeyboardInterrupt. Python delivers
+    signals to the main thread only; on another thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        if stop is None:
+            raise KeyboardInterrupt
+        first, stop = stop, None
+        first()
+
+    numbers = (signal.SIGTERM,) if stop is None else (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reduce_garbage_collection() -> None:
+    """Collect garbage rarely: documents and spans hold no reference cycles, so collections only cost time."""
+    gc.set_threshold(50_000, 20, 20)
+
+
+class _ClosedOutput(io.RawIOBase):
+    """Standard output that was closed: every write fails."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if len(data):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+        return 0
+
+
+def _replace_closed_streams() -> None:
+    """Replace streams that were closed by the caller (``2>&-``), for which Python has None.
+
+    Standard error is discarded then, and a command that writes to standard output fails. The file descriptors are
+    occupied too, so that a file opened later does not receive what is printed.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(cast("io.BufferedWriter", _ClosedOutput()), encoding="utf-8", write_through=True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+
+
+def _escape_unencodable_output() -> None:
+    """Escape characters that the terminal's encoding lacks: run ids may be in any script."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

@@ -1,0 +1,205 @@
+"""``HttpClient``, and the parts that other HTTP clients share with it: TLS, a bounded body, errors as text."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from runspan._version import __version__
+from runspan.errors import BackendRefused, BackendTimeout, BackendUnreachable, QueryError, SettingError
+from runspan.http.transport import DeadlineTransport
+from runspan.http.urls import sanitize_message
+
+USER_AGENT: Final = f"runspan/{__version__}"
+
+_TEXT_BYTES: Final = 64 << 10
+"""Of a response that are searched for secrets before its text is cut, so that no secret is cut in two and missed."""
+
+
+class ResponseTooLarge(BackendRefused):
+    """The body of a response exceeds the bound; the same request again would cost as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """Paths of the PEM files for TLS; None where the default applies."""
+
+    certificate: str | None = None
+    """The certificate authorities to trust."""
+
+    client_certificate: str | None = None
+    client_key: str | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return the context of these files, None if there are none. SettingError if one cannot be loaded."""
+        if not (self.certificate or self.client_certificate):
+            return None
+        try:
+            if self.certificate:
+                context = ssl.create_default_context(cafile=self.certificate)
+            else:
+                context = httpx.create_ssl_context(trust_env=False)
+            if self.client_certificate:
+                context.load_cert_chain(self.client_certificate, self.client_key)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        return context
+
+    def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Return the bytes of the three files in the order of the fields. SettingError if one cannot be read."""
+        try:
+            return _read(self.certificate), _read(self.client_certificate), _read(self.client_key)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> SettingError:
+        files = ", ".join(filter(None, (self.certificate, self.client_certificate, self.client_key)))
+        got = error.strerror or str(error)
+        return SettingError(where=f"TLS files {files}", expected="readable PEM files", got=got)
+
+
+def _read(path: str | None) -> bytes | None:
+    return Path(path).read_bytes() if path else None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete response."""
+
+    status: int
+    content: bytes
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What the server may echo and no message may contain."""
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    def text(self) -> str:
+        """Return the beginning of the content on one line, without secrets."""
+        return sanitize_message(self.content[:_TEXT_BYTES].decode("utf-8", "replace"), self.secrets)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorHints:
+    """What to do next after each failure of a request."""
+
+    unreachable: str = ""
+    timeout: str = ""
+    too_large: str = ""
+
+
+class HttpClient:
+    """Send GET requests to one server, bounded in time and size, and turn failures into errors. Thread-safe.
+
+    Redirects are not followed, because they would carry secrets elsewhere. Proxies and logins of the environment are
+    ignored, because no caller passed them in.
+
+    base: The URL to which paths are appended.
+    name: The server in errors; the base by default.
+    max_bytes: Of a decoded body.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        name: str = "",
+        headers: Mapping[str, str],
+        tls: TlsConfig | None = None,
+        connections: int,
+        max_bytes: int,
+        hints: ErrorHints,
+    ) -> None:
+        self._base = base
+        self._name = name or base
+        self._max_bytes = max_bytes
+        self._hints = hints
+        self._client = httpx.Client(
+            headers={"user-agent": USER_AGENT, **headers},
+            transport=DeadlineTransport(base, tls=tls.context() if tls else None, connections=connections),
+            trust_env=False,
+        )
+
+    def get(
+        self,
+        path: str,
+        parameters: Mapping[str, str | int] | None,
+        *,
+        headers: Mapping[str, str],
+        timeout: float,
+        secrets: tuple[str, ...] = (),
+    ) -> Response:
+        """Return the response to one request, whatever its status.
+
+        timeout: Seconds, from the connection to the last byte.
+        secrets: What no message may contain.
+
+        Raises BackendUnreachable, BackendTimeout, ResponseTooLarge, or QueryError for parameters too long for a URL.
+        """
+        try:
+            with self._client.stream(
+                "GET", self._base + path, params=dict(parameters or {}) or None, headers=dict(headers), timeout=timeout
+            ) as response:
+                body = read_body(response, self._max_bytes)
+        except httpx.InvalidURL:
+            # httpx allows 64 KiB, and encodes everything else.
+            raise QueryError(
+                where=self._name,
+                expected="filters, ids and a tenant that fit into a URL",
+                got="more than 64 KiB of them",
+                hint="use shorter ones",
+            ) from None
+        except httpx.TimeoutException as error:
+            raise BackendTimeout(
+                where=self._name,
+                expected=f"a complete response within {timeout:.3g} seconds",
+                got=type(error).__name__,
+                hint=self._hints.timeout,
+            ) from None
+        except httpx.HTTPError as error:
+            raise BackendUnreachable(
+                where=self._name,
+                expected="a response",
+                got=describe_error(error, secrets),
+                hint=self._hints.unreachable,
+            ) from None
+        if len(body) > self._max_bytes:
+            raise ResponseTooLarge(
+                where=self._name,
+                expected=f"a response of at most {self._max_bytes} bytes",
+                got="a larger one",
+                hint=self._hints.too_large,
+            )
+        return Response(response.status_code, body, response.headers, secrets)
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self._client.close()
+
+
+def read_body(response: httpx.Response, max_bytes: int) -> bytes:
+    """Return the decoded body of a response that is being streamed.
+
+    Reading stops as soon as the body exceeds ``max_bytes``; the result is then longer than that.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in response.iter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            break
+    return b"".join(chunks)
+
+
+def describe_error(error: Exception, secrets: Iterable[str] = ()) -> str:
+    """Return an error of httpx as text: its class, and its message without secrets."""
+    message = sanitize_message(str(error), secrets)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

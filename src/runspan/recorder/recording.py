@@ -1,0 +1,579 @@
+"""What an engine uses to record: ``RunRecording``, one run of a workflow, and ``StepRecording``, one of its steps.
+
+Both are context managers, with or without ``async``, and decorators. Beginning and ending never wait for a receiver,
+and no error of telemetry is raised into the engine. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from runspan.model.document import Envelope, Step
+from runspan.model.run import Run
+from runspan.recorder.checkpoint import checkpoint
+from runspan.recorder.context import ActiveSpan, activate, active, active_spans, deactivate
+from runspan.recorder.decorators import record_calls
+from runspan.recorder.serialize import Payload, error_text, members, payload, to_utf8_text
+from runspan.recorder.state import Attempt, RunRecord, RunSession, StepRecord, attempt_span_id
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KNOWN_RUN_MEMBERS: Final = {*Envelope.__struct_encode_fields__, "parentRunId", "traceparent"}
+_KNOWN_STEP_MEMBERS: Final = {*Step.__struct_encode_fields__, "attempts"}
+_CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+"""Exceptions that make a run cancelled, not failed."""
+
+
+class _Recording(ABC):
+    """What runs and steps have in common: the asynchronous context manager, the decorator, the output."""
+
+    def __init__(self, input: object, capture_input: bool, capture_output: bool) -> None:
+        self._input = input
+        self._capture_input = capture_input
+        self._capture_output = capture_output
+        self._active_span: ActiveSpan | None = None
+        self._output_is_set = False
+
+    def __call__(self, function: F) -> F:
+        """Decorate a function, coroutine function or generator function: each call is a recording of its own.
+
+        The arguments become the input and the result the output, unless the function sets them itself or the recording
+        was made with ``capture_input=False`` or ``capture_output=False``. The recording of a generator lasts until the
+        generator ends, and is current only while the generator itself runs.
+        """
+        capture_input = self._capture_input and self._input is UNSET
+        return record_calls(function, self._for_call, capture_input, self._capture_output)
+
+    @abstractmethod
+    def _for_call(self) -> RunRecording | StepRecording:
+        """Return a recording of the same arguments, for one call of a decorated function."""
+
+    @abstractmethod
+    def set_output(self, value: object) -> Self: ...
+
+    def set_result(self, value: object) -> None:
+        """Set the output unless it is set already; for decorators."""
+        if not self._output_is_set:
+            self.set_output(value)
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _deactivate(self) -> None:
+        if self._active_span is not None:
+            deactivate(self._active_span)
+            self._active_span = None
+
+
+class RunOwner(Protocol):
+    """The recorder, as far as a run needs it."""
+
+    def register(self, session: RunSession) -> None:
+        """Export the run from now on. Idempotent."""
+        ...
+
+    def flush_run(self, session: RunSession, timeout: float) -> bool:
+        """Wait until the receiver has the current state of the run."""
+        ...
+
+
+class RunRecording(_Recording):
+    """One run. Made by ``Recorder.run`` and ``Recorder.resume``.
+
+    An exception that leaves the block is raised again; it makes the run failed, or cancelled when it is a cancellation,
+    Ctrl-C or ``SystemExit``. Calls after the run has ended change nothing and are counted in ``RecorderReport``.
+    """
+
+    def __init__(
+        self,
+        owner: RunOwner,
+        make: Callable[[], RunSession],
+        *,
+        input: object = UNSET,
+        capture_input: bool = True,
+        capture_output: bool = True,
+    ) -> None:
+        """make: makes the session when the run begins; a decorated function makes one for each call."""
+        super().__init__(input, capture_input, capture_output)
+        self._owner = owner
+        self._make = make
+        self._session: RunSession | None = None
+        self._session_lock = threading.RLock()
+
+    def _for_call(self) -> RunRecording:
+        return RunRecording(self._owner, self._make, input=self._input)
+
+    # Beginning and ending.
+
+    @property
+    def session(self) -> RunSession:
+        """The state of the run, made on first use; the run is ``pending`` then."""
+        if self._session is not None:
+            return self._session
+        with self._session_lock:
+            if self._session is None:
+                session = self._make()
+                if self._input is not UNSET:
+                    session.set_member("input", payload(self._input))
+                self._session = self._session or session  # a signal handler may have made one in the meantime
+            return self._session
+
+    def queue(self) -> Self:
+        """Record a run that waits for its start: it is exported as ``pending``."""
+        self._owner.register(self.session)
+        return self
+
+    def start(self) -> Self:
+        """Begin the run without making it current; for engines that begin and end it in different places."""
+        session = self.session
+
+        def write(record: RunRecord) -> None:
+            now = session.timestamp(record.created_at)
+            record.started_at = now if record.started_at is None else record.started_at
+            if record.status == "pending":
+                record.status = "running"
+
+        if session.record.status == "pending" or session.record.started_at is None:
+            session.change(write, status=True)
+        self._owner.register(session)
+        return self
+
+    def end(self, error: object = None) -> None:
+        """End the run as completed, or as failed with an exception, a message or an error object. Only the first call
+        counts."""
+        self._end("completed" if error is None else "failed", error)
+
+    def cancel(self, reason: object = None) -> None:
+        """End the run as cancelled."""
+        self._end("cancelled", reason)
+
+    def time_out(self, reason: object = None) -> None:
+        """End the run as timed out: it took longer than it may."""
+        self._end("timed_out", reason, "TIMEOUT")
+
+    def _end(self, status: str, error: object, code: str = "") -> None:
+        session = self.session
+        if session.record.has_ended:
+            return
+        if session.record.started_at is None:
+            self._owner.register(session)  # cancelled while it was queued
+        text = None if error is None else error_text(error, None, code)
+
+        def write(record: RunRecord) -> None:
+            latest = max([record.started_at or record.created_at, *[step.ended_at or 0 for step in record.steps]])
+            record.ended_at = session.timestamp(latest)
+            record.status = status
+            record.error = text or record.error
+
+        session.change(write, status=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        self._active_span = activate(self.session, self, self.session.record.root_id)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._deactivate()
+        if error is None or isinstance(error, GeneratorExit):
+            self.end()
+        elif isinstance(error, _CANCELLATIONS):
+            self.cancel(error)
+        else:
+            self.end(error)
+
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Make a run that has begun current for a block, for example in a thread that works on it. The run continues
+        after the block."""
+        with active(self.session, self, self.session.record.root_id):
+            yield self
+
+    # Steps.
+
+    def step(
+        self,
+        step_id: str,
+        *,
+        name: str | None = None,
+        type: str | None = None,
+        input: object = UNSET,
+        retry: Mapping[str, object] | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> StepRecording:
+        """Return a step of this run, whichever thread or task it begins in.
+
+        An id that was used before is another execution of the step, as in a loop. The run is started if it was not. See
+        ``Recorder.step`` for the arguments.
+        """
+        if self.session.record.started_at is None:
+            self.start()
+        return StepRecording(self.session, step_id, name=name, type=type, input=input, retry=retry, extra=extra)
+
+    def plan(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
+        """List a step as ``pending`` at this place until a step of that id begins."""
+        self.session.begin_step(to_utf8_text(step_id), _text(name), _text(type), planned=True)
+        return self
+
+    def skip(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
+        """Record a step that is not executed because its condition is false."""
+        self.step(step_id, name=name, type=type).start().skip()
+        return self
+
+    # Contents.
+
+    @property
+    def id(self) -> str:
+        return self.session.record.id
+
+    @property
+    def trace_id(self) -> bytes:
+        """16 bytes, derived from tenant and id."""
+        return self.session.record.trace_id
+
+    @property
+    def status(self) -> str:
+        """The run's status in the platform's words."""
+        return self.session.record.status
+
+    def set_input(self, value: object) -> Self:
+        """Set the input. The value is serialized now; later changes to it have no effect."""
+        self.session.set_member("input", payload(value))
+        return self
+
+    def set_output(self, value: object) -> Self:
+        """Set the output. The value is serialized now; later changes to it have no effect."""
+        self._output_is_set = True
+        self.session.set_member("output", payload(value))
+        return self
+
+    def suspend(self) -> Self:
+        """Make a running run ``suspended``: it waits for an approval or an event, and does not count as stuck."""
+        return self._transition("running", "suspended")
+
+    def resume(self) -> Self:
+        """Make a suspended run ``running`` again."""
+        return self._transition("suspended", "running")
+
+    @contextmanager
+    def suspended(self) -> Iterator[Self]:
+        """Suspend the run for a block."""
+        self.suspend()
+        try:
+            yield self
+        finally:
+            self.resume()
+
+    def _transition(self, before: str, after: str) -> Self:
+        def write(record: RunRecord) -> None:
+            if record.status == before:
+                record.status = after
+                self.session.timestamp()
+
+        self.session.change(write, status=True)
+        return self
+
+    def document(self) -> Run:
+        """Return the current run document. Once the run has ended, it is byte for byte the one decoded from its
+        spans."""
+        return self.session.record.document()
+
+    # Delivery and handover.
+
+    def checkpoint(self) -> bytes:
+        """Return the run as JSON for ``Recorder.resume``, in this process or another, even hours later.
+
+        Call ``release`` instead when another process is to continue the run: two would contradict each other.
+        """
+        return checkpoint(self.session.record)
+
+    def release(self) -> bytes:
+        """Return a checkpoint and hand the run over.
+
+        The current state is sent, later calls are ignored, and anything that the resuming process reports supersedes
+        it, however late it arrives. In the backend the run keeps its status, ``suspended`` for example, until then.
+        """
+        session = self.session
+        with session.record.lock:
+            released = not (session.disowned or session.record.has_ended)
+            if released:
+                session.record.release(session.clock.now())
+                session.disowned = True
+            text = checkpoint(session.record)
+        if released:
+            session.on_change(session, True)
+        else:
+            session.count("late_calls")
+        return text
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until the receiver has the current state. Return False if it does not after ``timeout`` seconds."""
+        return self._owner.flush_run(self.session, timeout)
+
+
+class StepRecording(_Recording):
+    """One execution of a step.
+
+    Made by ``RunRecording.step``, or by ``Recorder.step`` for the run that is current when the step begins; outside any
+    run it records nothing. An exception that leaves the block is raised again and makes the step failed. Calls after
+    the step has ended change nothing and are counted in ``RecorderReport``.
+    """
+
+    def __init__(
+        self,
+        session: RunSession | None,
+        step_id: str,
+        *,
+        name: str | None = None,
+        type: str | None = None,
+        input: object = UNSET,
+        retry: Mapping[str, object] | None = None,
+        extra: Mapping[str, object] | None = None,
+        capture_input: bool = True,
+        capture_output: bool = True,
+    ) -> None:
+        """session: the run; None for the one that is current when the step begins. For the others see
+        ``Recorder.step``."""
+        super().__init__(input, capture_input, capture_output)
+        self._given_session = session
+        self._session = session
+        self._id = to_utf8_text(step_id)
+        self._name = _text(name)
+        self._type = _text(type)
+        self._retry = retry
+        self._extra = members(extra, _KNOWN_STEP_MEMBERS) if extra else b""
+        self._record: StepRecord | None = None
+        self._attempt: Attempt | None = None
+        self._has_failed = False
+
+    def _for_call(self) -> StepRecording:
+        step = StepRecording(self._given_session, self._id, input=self._input, retry=self._retry)
+        step._name, step._type, step._extra = self._name, self._type, self._extra
+        return step
+
+    # Beginning and ending.
+
+    def start(self) -> Self:
+        """Begin the step without making it current; for engines that begin and end a step in different places.
+
+        A step that has ended begins again, as another execution.
+        """
+        if self._record is not None and not self._record.has_ended:
+            return self
+        self._session = self._given_session or next((span.session for span in active_spans()), None)
+        self._record, self._attempt, self._has_failed, self._output_is_set = None, None, False, False
+        if self._session is None:
+            return self
+        self._record = self._session.begin_step(self._id, self._name, self._type, self._extra, self._retry)
+        if self._input is not UNSET:
+            self.set_input(self._input)
+        return self
+
+    def end(self, error: object = None) -> None:
+        """End the step as completed, or as failed with an exception, a message or an error object. Only the first call
+        counts."""
+        if self._record is None or self._record.has_ended:
+            return
+        text = None if error is None else error_text(error, self._id, _error_code(error))
+
+        def write(session: RunSession, step: StepRecord) -> None:
+            now = session.timestamp(step.started_at)
+            status = "failed" if text or self._has_failed else "completed"
+            if self._attempt is not None and self._attempt.ended_at is None:
+                self._attempt.ended_at, self._attempt.status = now, status
+            if text is not None:
+                step.error = text
+            elif not self._has_failed:
+                step.error = None  # the error of a failed attempt, after which another one succeeded
+            step.ended_at, step.status = now, status
+
+        self._change(write)
+
+    def _change(self, write: Callable[[RunSession, StepRecord], None]) -> bool:
+        """Apply a change under the lock. Return False when the step records nothing or has ended."""
+        session, step = self._session, self._record
+        return session is not None and step is not None and session.change(lambda _: write(session, step), step)
+
+    def __enter__(self) -> Self:
+        self.start()
+        if self._session is not None and self._record is not None:
+            self._active_span = activate(self._session, self, self._record.span_id)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._deactivate()
+        # A generator that is closed before its end has not failed: its caller needed no more items.
+        self.end(None if isinstance(error, GeneratorExit) else error)
+
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Make a step that has begun current for a block, for example in the thread that works on it."""
+        if self._session is None or self._record is None:
+            yield self
+            return
+        with active(self._session, self, self._record.span_id):
+            yield self
+
+    # Contents.
+
+    @property
+    def span_id(self) -> bytes:
+        """8 bytes; empty before the step begins."""
+        return b"" if self._record is None else self._record.span_id
+
+    @property
+    def status(self) -> str:
+        """The step's status in the platform's words."""
+        return "pending" if self._record is None else self._record.status
+
+    def set_input(self, value: object) -> Self:
+        """Set the input. The value is serialized now; later changes to it have no effect."""
+        serialized = payload(value)
+        return self._set_member("input", serialized.text, serialized.exact)
+
+    def set_output(self, value: object) -> Self:
+        """Set the output. The value is serialized now; later changes to it have no effect. Until the step ends, another
+        call replaces the output."""
+        serialized = payload(value)
+        self._output_is_set = True
+        return self._set_member("output", serialized, serialized.exact)
+
+    def set_usage(
+        self,
+        *,
+        prompt_tokens: int | None = None,
+        completion_tokens: int | None = None,
+        total_tokens: int | None = None,
+        model: str | None = None,
+        cost_usd: float | None = None,
+    ) -> Self:
+        """Set what an agent step used: it is written to ``output.usage``, and the output to ``output.result``.
+
+        Another call replaces the usage: to record several calls of a model, pass their sum.
+        """
+        if total_tokens is None and prompt_tokens is not None and completion_tokens is not None:
+            with suppress(Exception):  # a client library may pass values that cannot be added
+                total_tokens = prompt_tokens + completion_tokens
+        usage = {
+            "promptTokens": prompt_tokens,
+            "completionTokens": completion_tokens,
+            "totalTokens": total_tokens,
+            "model": model,
+            "estimatedCostUsd": cost_usd,
+        }
+        serialized = payload({key: value for key, value in usage.items() if value is not None})
+        return self._set_member("usage", serialized.text, serialized.exact)
+
+    def set_child(self, run_id: str) -> Self:
+        """Set the run that this step started, in this process or another: it is written to ``output.runId``, and the
+        step's span links to it."""
+        return self._set_member("child_run_id", payload(to_utf8_text(run_id)).text)
+
+    def fail(self, error: object) -> Self:
+        """Make the step fail when its block ends, though no exception leaves the block."""
+        self._has_failed = True
+        return self._set_member("error", error_text(error, self._id, _error_code(error)))
+
+    def skip(self) -> Self:
+        """End the step as skipped, without times: its condition is false, so it is not executed."""
+        return self._set_member("status", "skipped")
+
+    def _set_member(self, member: str, value: Payload | bytes | str, exact: bool = True) -> Self:
+        if not exact and self._session is not None and self._record is not None:
+            self._session.count("inexact_payloads")
+        self._change(lambda _, step: setattr(step, member, value))
+        return self
+
+    # Attempts.
+
+    @contextmanager
+    def attempt(self) -> Iterator[int]:
+        """Record one attempt around the code that may fail, and return its number. Spans made inside nest below the
+        attempt's span.
+
+        An exception makes the attempt failed and the step ``retrying``, and is raised again. The engine then begins
+        another attempt, or lets the exception leave the step.
+        """
+        session, step = self._session, self._record
+        attempt = self._begin_attempt()
+        try:
+            if session is None or step is None or attempt is None:
+                yield 1
+            else:
+                with active(session, self, attempt_span_id(step, attempt)):
+                    yield attempt.number
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._end_attempt("failed", error)
+            raise
+        self._end_attempt("completed", None)
+
+    def retry(self, error: object = None) -> Self:
+        """Record an attempt that failed and will be repeated: the step is ``retrying`` until ``attempt`` begins or the
+        step ends. For engines that do not put a block around each attempt."""
+        self._end_attempt("failed", error)
+        return self
+
+    def _begin_attempt(self) -> Attempt | None:
+        def write(session: RunSession, step: StepRecord) -> None:
+            self._attempt = Attempt(len(step.attempts) + 1, session.timestamp(step.started_at))
+            step.attempts.append(self._attempt)
+            step.attempt, step.status, step.error = self._attempt.number, "running", None
+
+        return self._attempt if self._change(write) else None
+
+    def _end_attempt(self, status: str, error: object) -> None:
+        text = None if error is None else error_text(error, self._id, _error_code(error))
+
+        def write(session: RunSession, step: StepRecord) -> None:
+            now = session.timestamp(step.started_at)
+            attempt = self._attempt
+            if attempt is None or attempt.ended_at is not None:
+                # Its start was not recorded: it began with the step, or when the attempt before it ended.
+                started_at = step.attempts[-1].ended_at if step.attempts else step.started_at
+                attempt = Attempt(len(step.attempts) + 1, now if started_at is None else started_at)
+                self._attempt = attempt
+                step.attempts.append(attempt)
+            attempt.ended_at, attempt.status = max(now, attempt.started_at), status
+            step.attempt = attempt.number
+            if status == "failed":
+                step.status = "retrying"
+                step.error = attempt.error = text
+
+        self._change(write)
+
+
+def _text(value: str | None) -> str | UnsetType:
+    return UNSET if value is None else to_utf8_text(value)
+
+
+def _error_code(error: object) -> str:
+    """Return the code of an exception that is no failure of the step itself, else ""."""
+    if issubclass(type(error), asyncio.CancelledError):
+        return "CANCELLED"
+    return "INTERRUPTED" if issubclass(type(error), KeyboardInterrupt) else ""

@@ -1,0 +1,120 @@
+"""Links that browsers follow: to this server's own pages, and to traces in Jaeger and Grafana; no I/O."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from runspan.errors import SettingError
+
+PLACEHOLDER: Final = "{trace_id}"
+"""Replaced by the trace id in ``TraceLinks.template``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicUrl:
+    """The URL of this server as browsers reach it. Raises SettingError if it is not one."""
+
+    url: str = ""
+    """Empty if there is no proxy before the server. A path is the prefix that the proxy strips from requests."""
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            return
+        parts = urlsplit(self.url) if _is_http_url(self.url) else None
+        if parts is None or parts.query or parts.fragment or "@" in parts.netloc or set(self.url) & set(';,"\\'):
+            raise SettingError(
+                where="public url", expected="a URL such as https://runs.example.com", got=repr(self.url)
+            )
+
+    @property
+    def root_path(self) -> str:
+        """The prefix of every path of a page, such as ``/runspan``; empty if there is none."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers connect over TLS, so that cookies can be marked ``Secure``."""
+        return self.url.startswith("https://")
+
+    @property
+    def origin(self) -> str:
+        """The value of ``Origin`` in requests from the server's own pages; empty if it is not configured."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}".lower() if self.url else ""
+
+    def login_path(self, next_path: str) -> str:
+        """Return the path of the login page, which redirects to ``next_path``, a path without the prefix."""
+        return f"{self.root_path}/login" + (f"?next={quote(next_path, safe='/')}" if next_path != "/" else "")
+
+
+def local_target(text: str) -> str:
+    """Return ``text`` if it is a path of this server, else ``/``, so that no login redirects to another host.
+
+    Browsers read ``//host`` and ``/\\host`` as another host, and remove tabs and line ends first.
+    """
+    is_path = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable() and "\\" not in text
+    return text if is_path else "/"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceLinks:
+    """Links to traces in other tools. Raises SettingError if a browser cannot follow one of the URLs."""
+
+    jaeger: str = ""
+    """Base URL of Jaeger's user interface, with its path prefix; empty for no link."""
+    grafana: str = ""
+    """Base URL of Grafana, with its path prefix; empty for no link."""
+    datasource: str = "tempo"
+    """The uid of the Tempo data source in Grafana."""
+    template: str = ""
+    """URL of any other tool, containing ``{trace_id}``; empty for no link."""
+
+    def __post_init__(self) -> None:
+        _check_url("jaeger url", self.jaeger, "http://jaeger:16686")
+        _check_url("grafana url", self.grafana, "http://grafana:3000")
+        _check_url("trace url", self.template, f"http://host/trace/{PLACEHOLDER}")
+        if self.template and PLACEHOLDER not in self.template:
+            raise SettingError(where="trace url", expected=f"a URL with {PLACEHOLDER} in it", got=repr(self.template))
+        if self.grafana and not self.datasource:
+            raise SettingError(where="grafana datasource", expected="the uid of a Tempo data source", got="none")
+
+    def for_trace(self, trace_id: bytes) -> dict[str, str]:
+        """Return the links to a trace by tool (``trace``, ``jaeger``, ``grafana``), the preferred one first."""
+        hex_id = trace_id.hex()
+        links = {}
+        if self.template:
+            links["trace"] = self.template.replace(PLACEHOLDER, hex_id)
+        if self.jaeger:
+            links["jaeger"] = f"{self.jaeger.rstrip('/')}/trace/{hex_id}"
+        if self.grafana:
+            panes = quote(json.dumps(self._explore_panes(hex_id), separators=(",", ":")), safe="")
+            links["grafana"] = f"{self.grafana.rstrip('/')}/explore?schemaVersion=1&panes={panes}"
+        return links
+
+    def _explore_panes(self, hex_id: str) -> dict[str, object]:
+        """Return the state of Grafana Explore: one query for the trace id, which ignores the time range."""
+        source = {"type": "tempo", "uid": self.datasource}
+        query = {"refId": "A", "datasource": source, "queryType": "traceql", "query": hex_id}
+        pane = {"datasource": self.datasource, "queries": [query], "range": {"from": "now-1h", "to": "now"}}
+        return {"trace": pane}
+
+
+def _check_url(where: str, text: str, example: str) -> None:
+    if not text:
+        return
+    if not _is_http_url(text):
+        raise SettingError(where=where, expected=f"a URL such as {example}", got=repr(text))
+    if "@" in urlsplit(text).netloc:
+        raise SettingError(where=where, expected="a URL without a login", got="one with it")
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+    return has_host and text.isascii() and text.isprintable() and " " not in text

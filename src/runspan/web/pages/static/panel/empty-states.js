@@ -1,0 +1,129 @@
+// Messages in place of the list or above it: no runs, no matches, errors, and partial results.
+
+import { h } from "../dom.js";
+import { visible } from "../invisible-characters.js";
+import { hasFilters } from "./filters.js";
+
+const SHOWN_PARTIAL_REASONS = 5;
+
+/**
+ * Return the message for an empty list.
+ *
+ * @param {object} page
+ * @param {object} page.parameters - Query parameters of the list.
+ * @param {boolean} page.acceptsRuns - Whether this server ingests runs itself.
+ * @param {boolean} page.hasMore - Whether older pages may contain runs.
+ * @param {boolean} page.isPartial - Whether the backend searched only a part.
+ * @param {() => void} page.onClear - Called to clear the filters.
+ */
+export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, onClear }) {
+  if (hasMore) {
+    return state("No run on this page", "The backend searched only a part of the time range. Try the older pages.");
+  }
+  if (parameters.cursor) return state("No older runs", "This is the end of the list.");
+  if (hasFilters(parameters)) {
+    const partial = isPartial ? " The results are incomplete, see above." : "";
+    const hint = parameters.since
+      ? "Choose a longer time range, or clear the filters."
+      : "Check the workflow id, or clear the filters.";
+    return state("No run matches these filters", hint + partial, button("Clear filters", onClear));
+  }
+  if (isPartial) return state("No runs to show", "The results are incomplete, see above.");
+  if (!acceptsRuns)
+    return state(
+      "No runs yet",
+      "This server reads from another backend. Runs appear once they are sent to its OTLP receiver:",
+      code("runspan export runs.ndjson --endpoint http://localhost:4318"),
+    );
+  return state(
+    "No runs yet",
+    "Send runs to this server from a shell:",
+    code(`runspan export runs.ndjson --endpoint ${location.origin}`),
+  );
+}
+
+const FIELD_HINTS = {
+  since: "Write a time as a number with m, h or d: 90m, 24h, 7d.",
+  stuckAfter: "Write a time as a number with s, m, h or d: 90s, 15m, 2h.",
+  status: "Choose a status from the list above.",
+  limit: "The limit is a number from 1 to 200.",
+  cursor: "This page of the list no longer exists. Start with the newest runs.",
+};
+
+/**
+ * Return the message for a list that could not be loaded.
+ *
+ * @param {import("../api.js").ApiError} error - The error.
+ * @param {object} actions
+ * @param {() => void} actions.onRetry - Called to load the list again.
+ * @param {() => void} actions.onClear - Called to clear the filters.
+ * @param {(() => void)|null} actions.onNewest - Called to go to the first page; null if this is the first page.
+ */
+export function errorState(error, { onRetry, onClear, onNewest }) {
+  const hints = error.fields.map((name) => FIELD_HINTS[name]).filter(Boolean);
+  const isInvalidQuery = error.status === 400;
+  return h(
+    "div",
+    { class: "state state-error", role: "alert" },
+    h("h2", {}, error.title),
+    h("p", {}, hints.length ? hints.join(" ") : error.hint),
+    h("p", { class: "muted wrap" }, visible(error.message)),
+    h(
+      "p",
+      { class: "buttons" },
+      isInvalidQuery && onNewest && button("Newest runs", onNewest, "primary"),
+      isInvalidQuery && button("Clear filters", onClear),
+      !isInvalidQuery && button("Try again", onRetry, "primary"),
+    ),
+  );
+}
+
+/**
+ * Return the notice for a list that could not be refreshed.
+ *
+ * @param {import("../api.js").ApiError} error - The error.
+ * @param {() => void} onRetry - Called to load the list again.
+ */
+export function staleNotice(error, onRetry) {
+  return h(
+    "div",
+    { class: "notice error", role: "alert" },
+    h("strong", {}, `${error.title}.`),
+    h("span", { class: "wrap" }, `The list may be out of date. ${error.hint}`),
+    button("Try again", onRetry, "small"),
+  );
+}
+
+/**
+ * Return the notice for partial results, or null if the results are complete.
+ *
+ * @param {string[]|undefined} reasons - What the backend could not search.
+ */
+export function partialNotice(reasons) {
+  if (!reasons?.length) return null;
+  const hidden = reasons.length - SHOWN_PARTIAL_REASONS;
+  return h(
+    "div",
+    { class: "notice", role: "status" },
+    h("strong", {}, "The results are incomplete."),
+    h(
+      "div",
+      { class: "wrap" },
+      reasons.slice(0, SHOWN_PARTIAL_REASONS).map((reason) => h("div", {}, visible(reason))),
+      hidden > 0 && h("div", {}, `and ${hidden} more`),
+      h("div", {}, "Narrow the time range or the workflow to see all results."),
+    ),
+  );
+}
+
+function state(title, text, ...more) {
+  return h("div", { class: "state" }, h("h2", {}, title), h("p", {}, text), more);
+}
+
+function button(label, onclick, kind = "") {
+  return h("button", { class: `button ${kind}`, type: "button", onclick }, label);
+}
+
+function code(text) {
+  return h("pre", { class: "sample" }, h("code", {}, text));
+}

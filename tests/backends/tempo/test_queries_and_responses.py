@@ -1,0 +1,130 @@
+"""Tempo's query text and responses, without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from conformance.harness import make_run, otlp
+from runspan import encode
+from runspan.backends.tempo.reader import CUT, PARTIAL, read_trace
+from runspan.backends.tempo.search_api import pad_tokens, quote, read_search, search_text
+from runspan.contracts import RunQuery
+from runspan.http.client import Response
+from runspan.model.span import Span
+
+TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
+STATUSES = [None, "failed", "running", "s" * 700]
+NAMES = [None, "wf", "x" * 600, "é" * 499, "🚀" * 250, 'a " \\ \n {}', ""]
+
+
+def never() -> Response:
+    raise AssertionError("the trace was requested a second time")
+
+
+@pytest.mark.parametrize(("workflow", "status"), list(product(NAMES, STATUSES)))
+def test_no_word_of_a_query_lies_where_the_lexer_fills_its_buffer(workflow: str | None, status: str | None) -> None:
+    """Around every 1024th byte there is white space or the inside of a string."""
+    text = search_text(RunQuery("tenant", workflow, status))
+    length = 0
+    for match in TOKEN.finditer(text):
+        length = len(text[: match.start()].encode())
+        if match[0].startswith('"'):
+            continue
+        for byte in range(length - 4, length + len(match[0]) + 4):
+            assert byte % 1024 or byte <= 0, f"{match[0]} at {length}"
+    assert length > 800
+
+
+def test_padding_changes_white_space_only() -> None:
+    """The words and strings of a query stay what they are, in their order."""
+    text = " ".join(f'span.a{number} = "b {number} \\" c"' for number in range(200))
+    assert TOKEN.findall(pad_tokens(text)) == TOKEN.findall(text)
+
+
+@pytest.mark.parametrize("text", ['"', "\\", "\n", "\x00", "\x7f", "é", "🚀", "\ufeff", "`", "{}"])
+def test_strings_are_quoted_on_one_line(text: str) -> None:
+    """What Go would not take bare is escaped, and nothing else is."""
+    assert "\n" not in quote(text)
+    assert "\ufeff" not in quote(text)
+    assert quote(text).startswith('"')
+
+
+def test_a_text_that_no_run_has() -> None:
+    """A lone surrogate cannot be written down."""
+    with pytest.raises(UnicodeEncodeError):
+        search_text(RunQuery(workflow_id="\ud800")).encode()
+
+
+def test_ids_without_their_leading_zeros() -> None:
+    """Search shortens ids; they are read at their full length."""
+    attributes = [
+        {"key": "runspan.role", "value": {"stringValue": "run"}},
+        {"key": "runspan.revision", "value": {"intValue": "4611686018427387904"}},
+    ]
+    span = {"spanID": "c1", "startTimeUnixNano": "7", "durationNanos": "2", "attributes": attributes}
+    trace = {"traceID": "ab", "startTimeUnixNano": "7", "spanSets": [{"spans": [span], "matched": 1}]}
+    body = json.dumps({"traces": [trace]})
+    (candidate,) = read_search(body.encode()).candidates
+    assert candidate.trace_id == bytes(15) + b"\xab"
+    assert candidate.newest.span_id == bytes(7) + b"\xc1"
+    assert (candidate.newest.start, candidate.newest.end) == (7, 9)
+    assert candidate.newest.attributes()["runspan.revision"] == 1 << 62
+
+
+def spans_of(body: bytes, as_json: bytes = b"") -> tuple[list[Span], str]:
+    return read_trace(body, lambda: Response(200, as_json) if as_json else never())
+
+
+def wrapped(trace: bytes, more: bytes = b"") -> bytes:
+    """A TraceByIDResponse around a trace shorter than 16 KiB."""
+    return b"\x0a" + bytes([len(trace) & 0x7F | 0x80, len(trace) >> 7]) + trace + more
+
+
+def test_a_trace_in_its_wrapping() -> None:
+    """The second version's answer holds the trace, metrics, and a status when it is partial."""
+    sent = encode(make_run("r"))
+    trace = otlp(sent)
+    metrics = b"\x12\x02\x08\x05"
+    spans, note = spans_of(wrapped(trace, metrics))
+    assert [span.span_id for span in spans] == [span.span_id for span in sent]
+    assert note == ""
+    assert spans_of(wrapped(trace, metrics + b"\x18\x01"))[1] == PARTIAL
+    assert spans_of(b"") == ([], "")
+
+
+@pytest.mark.parametrize("body", [b"\x0a", b"\x0a\x05abc", b"\x0b", b"\xff" * 20])
+def test_a_body_that_is_no_trace(body: bytes) -> None:
+    """It is refused with a ValueError."""
+    with pytest.raises(ValueError, match=r"."):
+        spans_of(body, b'{"trace": 7}')
+
+
+def nested(depth: int) -> bytes:
+    """A trace as JSON with an array in arrays."""
+    value = '{"arrayValue":{"values":[' * depth + "]}}" * depth
+    return f'{{"trace":{{"resourceSpans":[{{"resource":{{"attributes":[{{"value":{value}}}]}}}}]}}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "as_json", [b"", b"[", b"[" * 100_000, nested(400), nested(50_000), b'{"trace":{"resourceSpans":7}}']
+)
+def test_json_that_is_no_trace(as_json: bytes) -> None:
+    """Neither nonsense nor nesting without end in the second answer is anything but a ValueError."""
+    with pytest.raises(ValueError, match=r"."):
+        read_trace(wrapped(b"\xff\xff"), lambda: Response(200, as_json))
+
+
+def test_a_foreign_attribute_cut_inside_a_character() -> None:
+    """The other spans are read all the same, from JSON."""
+    sent = encode(make_run("r", error={"message": "é"}))
+    trace = otlp(sent)
+    text = json_format.MessageToJson(TracesData.FromString(trace))
+    spans, note = spans_of(wrapped(trace.replace("é".encode(), b"\xc3!")), b'{"trace": %s}' % text.encode())
+    assert [span.span_id for span in spans] == [span.span_id for span in sent]
+    assert note == CUT
