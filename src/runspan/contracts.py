@@ -9,13 +9,14 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
 from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.model.run import Run
 from runspan.model.span import Span
+from runspan.model.timestamps import SECOND
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -68,9 +69,9 @@ class RunQuery:
     limit: int = DEFAULT_LIMIT
     cursor: Cursor | None = None
     stuck_before: int | None = None
-    """Only pending and running runs that were last observed before it, in nanoseconds since 1970.
+    """Only pending and running runs whose next heartbeat was due before it, in nanoseconds since 1970.
 
-    A suspended run is never stuck. Raises QueryError together with another ``status``.
+    See ``heartbeat_due``. A suspended run is never stuck. Raises QueryError together with another ``status``.
     """
 
     def __post_init__(self) -> None:
@@ -89,15 +90,32 @@ class RunQuery:
             return (self.status,)
         return () if self.stuck_before is None else LIVE_RUN_STATUSES
 
-    def matches(self, workflow_id: str | None, status: str | None, revision: int) -> bool:
-        """Return whether a run's newest revision matches the filters other than time and tenant."""
+    def matches(self, workflow_id: str | None, status: str | None, revision: int, time: int) -> bool:
+        """Return whether a run's newest revision matches the filters other than tenant, ``since`` and cursor.
+
+        ``time`` is the sort time of the run.
+        """
         if self.workflow_id is not None and workflow_id != self.workflow_id:
             return False
         if self.statuses and status not in self.statuses:
             return False
         return self.stuck_before is None or (
-            status in LIVE_RUN_STATUSES and observed_time(revision) < self.stuck_before
+            status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(revision), time) < self.stuck_before
         )
+
+
+HEARTBEAT_INTERVAL: Final = 30 * SECOND
+"""The shortest time between two observations of an unchanged run, in nanoseconds."""
+HEARTBEAT_SHARE: Final = 16
+"""The part of its age that a run may be silent: a run of a day leaves about a hundred revisions, not thousands."""
+
+
+def heartbeat_due(observed_at: int, time: int) -> int:
+    """Return when an unfinished run is to be observed again, in nanoseconds since 1970.
+
+    ``observed_at`` is when it was last observed, ``time`` where it lies in time.
+    """
+    return observed_at + max(HEARTBEAT_INTERVAL, (observed_at - time) // HEARTBEAT_SHARE)
 
 
 @dataclass(frozen=True, slots=True)

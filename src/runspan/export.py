@@ -36,8 +36,8 @@ class ObservedRun(NamedTuple):
         """Return the spans, with the digests of those other than the revision span."""
         spans = encode(self.run, tenant=tenant, observed_at=self.observed_at, after_root=self.after_root)
         parts = [scoped_bytes(span) for span in spans]
-        digests = tuple([digest_of(part) for part in parts[:-1]])
-        return RunSpans(self.run.id, parts, sum(map(len, parts)), self.run.text, digests)
+        digests = tuple([digest_of(data) for _, data in parts[:-1]])
+        return RunSpans.of(self.run.id, parts, self.run.text, digests)
 
 
 ExportItem = Run | ObservedRun | RunSpans
@@ -139,7 +139,7 @@ def _encode_group(group: list[ExportItem], tenant: str, now: int, keep_text: boo
     for document in group:
         if isinstance(document, Run):
             parts = next(written)
-            yield RunSpans(document.id, parts, sum(map(len, parts)), document.text if keep_text else b"")
+            yield RunSpans.of(document.id, parts, document.text if keep_text else b"")
         else:
             yield document.encode(tenant) if isinstance(document, ObservedRun) else document
 

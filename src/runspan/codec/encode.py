@@ -74,8 +74,8 @@ from runspan.codec.semconv import (
 from runspan.codec.span_templates import SpanTemplate, run_template, step_template
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
-    Envelope,
     Step,
+    latest_time,
     sort_time,
     step_text,
     summary_text,
@@ -127,9 +127,9 @@ def encode(
     return encoder.spans(step_ids)
 
 
-def content_step_ids(run: Run, tenant: str = "") -> list[bytes]:
+def content_step_ids(run: Run, tenant: str = "", observed_at: int | None = None) -> list[bytes]:
     """Return the ids that ``encode`` assigns to the spans of the finished steps, without encoding the run."""
-    return RunEncoder(run, tenant).step_ids()
+    return RunEncoder(run, tenant, observed_at=observed_at).step_ids()
 
 
 class SpanStatus(NamedTuple):
@@ -221,7 +221,7 @@ class RunEncoder:
         position = sort_time(envelope)
         self.position = position or (1 if observed_at is None else max(observed_at, 1))
         """Where the run lies in time, in nanoseconds since 1970."""
-        self.observed_at = _last_time(envelope, self.position) if observed_at is None else observed_at
+        self.observed_at = max(latest_time(envelope), self.position) if observed_at is None else observed_at
         # Two exports of a run without any time are two roots of one document, since a span id is written once.
         self.root_id = root_id if position or observed_at is None else child_span_id(root_id, "at", self.position)
         self.step_seed = seed ^ self.template.salt ^ self.position ^ (not exception_events)
@@ -235,7 +235,7 @@ class RunEncoder:
     def spans(self, step_ids: Sequence[bytes] | None = None, ended: Sequence[bool] | None = None) -> list[Span]:
         """See ``encode``. ``ended``: for each step whether it has a span; None derives it from the status."""
         steps = self.envelope.steps
-        layout = _Layout(self, steps if type(steps) is list else [], ended)
+        layout = StepLayout(self, steps if type(steps) is list else [], ended)
         span_ids = layout.span_ids(step_ids)
         spans: list[Span] = []
         below: list[Span] = []
@@ -261,7 +261,7 @@ class RunEncoder:
     def step_ids(self) -> list[bytes]:
         """Return the content-derived ids of the finished steps."""
         steps = self.envelope.steps
-        layout = _Layout(self, steps if type(steps) is list else [], None)
+        layout = StepLayout(self, steps if type(steps) is list else [], None)
         return [span_id for span_id in layout.span_ids(None) if span_id]
 
     def step_span(
@@ -444,10 +444,11 @@ class RunEncoder:
         )
 
 
-class _Layout:
+class StepLayout:
     """The templates, ids, parents and positions of the steps of one run."""
 
-    def __init__(self, encoder: RunEncoder, steps: list[Step], ended: Sequence[bool] | None) -> None:
+    def __init__(self, encoder: RunEncoder, steps: Sequence[Step], ended: Sequence[bool] | None = None) -> None:
+        """``ended``: for each step whether it has a span; None derives it from the status."""
         self.encoder = encoder
         self.steps = steps
         self.templates = [step_template(STEP_TABLE.get_labels(step)) for step in steps]
@@ -483,6 +484,10 @@ class _Layout:
     def position(self, index: int) -> int:
         """Return the start of a step if it has no times."""
         return self._positions.get(index, self.encoder.position)
+
+    def loop_of(self, index: int) -> int | None:
+        """Return the index of the loop around a step."""
+        return self._loops.get(index)
 
     def span_ids(self, given: Sequence[bytes] | None) -> list[bytes]:
         """Return the span ids of the steps, empty for open ones. ``given`` are those of the finished steps."""
@@ -527,12 +532,3 @@ def _labels(step: Step) -> Pairs:
     for field in _POINT_LABELS:
         encode_value(content, field, getattr(step, field.member))
     return content.pairs
-
-
-def _last_time(envelope: Envelope, first: int) -> int:
-    """Return the latest time in the document."""
-    steps = envelope.steps
-    values: list[object] = [envelope.started_at, envelope.completed_at]
-    for step in steps if type(steps) is list else ():
-        values += [step.started_at, step.completed_at]
-    return max([first, *[time_ns(value) or 0 for value in values]])

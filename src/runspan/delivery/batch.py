@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-Frame = Callable[[Iterable[bytes]], bytes]
-"""Serializes an ExportTraceServiceRequest of spans, each a ``ScopeSpans.spans`` field with its tag."""
+ScopedBytes = tuple[str, bytes]
+"""The name of a span's instrumentation scope, and the span as a serialized ``ScopeSpans.spans`` field."""
+
+Frame = Callable[[Iterable[ScopedBytes]], bytes]
+"""Serializes an ExportTraceServiceRequest of spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class RunSpans(NamedTuple):
     """The spans of one run."""
 
     run_id: str
-    spans: Sequence[bytes]
-    """Serialized ``ScopeSpans.spans`` fields, the revision span last."""
+    spans: Sequence[ScopedBytes]
+    """The revision span last."""
 
     size: int
     """Bytes of all spans."""
@@ -38,14 +41,21 @@ class RunSpans(NamedTuple):
     """The run document, for dead letters; else empty."""
 
     step_digests: Sequence[bytes] = ()
-    """The digests of all step spans, for callers that record which of them were acknowledged; else empty."""
+    """The digests of all spans but the revision span, for callers that record which of them were acknowledged."""
+
+    @classmethod
+    def of(
+        cls, run_id: str, spans: Sequence[ScopedBytes], text: bytes = b"", step_digests: Sequence[bytes] = ()
+    ) -> RunSpans:
+        """Return the spans of a run with their size."""
+        return cls(run_id, spans, sum([len(data) for _, data in spans]), text, step_digests)
 
     def without(self, acked: Container[bytes]) -> RunSpans:
         """Return the same run without the step spans whose digests are acknowledged."""
         *steps, revision = self.spans
         kept = [span for span, digest in zip(steps, self.step_digests, strict=True) if digest not in acked]
         kept.append(revision)
-        return self._replace(spans=kept, size=sum(map(len, kept)))
+        return RunSpans.of(self.run_id, kept, self.text, self.step_digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,6 @@ class Batch:
         middle = len(run.spans) // 2
         first, second = run.spans[:middle], run.spans[middle:]
         return (
-            Batch(self.frame, (RunSpans(run.run_id, first, sum(map(len, first))),)),
-            Batch(self.frame, (RunSpans(run.run_id, second, sum(map(len, second))),)),
+            Batch(self.frame, (RunSpans.of(run.run_id, first),)),
+            Batch(self.frame, (RunSpans.of(run.run_id, second),)),
         )

@@ -155,6 +155,14 @@ def sort_time(envelope: Envelope) -> int:
     return min([ns for ns in times if ns], default=0) or time_ns(envelope.completed_at) or 0
 
 
+def latest_time(envelope: Envelope) -> int:
+    """Return the latest time in a document in nanoseconds since 1970, 0 if it has none."""
+    steps = envelope.steps if type(envelope.steps) is list else ()
+    values = [envelope.started_at, envelope.completed_at]
+    values += [value for step in steps for value in (step.started_at, step.completed_at)]
+    return max([time_ns(value) or 0 for value in values])
+
+
 def time_ns(value: object) -> int | None:
     """Return the nanoseconds since 1970 of a timestamp member, or None if it is absent or unusable."""
     return parse_ns(value) if type(value) is str else None

@@ -85,7 +85,7 @@ def parse_traces_data(body: bytes) -> TracesData:
 def all_spans(data: TracesData) -> list[Span]:
     """Return all spans of a message, including foreign spans."""
     return [
-        to_span(span, _pairs(span))
+        to_span(span, _pairs(span), scope_spans.scope.name)
         for resource_spans in data.resource_spans
         for scope_spans in resource_spans.scope_spans
         for span in scope_spans.spans
@@ -100,6 +100,7 @@ def to_parsed_request(data: TracesData) -> ParsedRequest:
         resource: bytes | None = None
         for scope_spans in resource_spans.scope_spans:
             request.total += len(scope_spans.spans)
+            scope = scope_spans.scope.name
             wrapper: _SpanWrapper | None = None
             for span in scope_spans.spans:
                 trace_id, span_id = span.trace_id, span.span_id
@@ -112,7 +113,7 @@ def to_parsed_request(data: TracesData) -> ParsedRequest:
                 elif reason:
                     request.rejected.append(Rejection(f"trace {trace_id.hex()} span {span_id.hex()}", reason))
                 elif own:
-                    add_own(to_span(span, pairs))
+                    add_own(to_span(span, pairs, scope))
                     if trace_id not in resources:
                         if resource is None:
                             resource = resource_spans.resource.SerializeToString(deterministic=True)
@@ -126,7 +127,7 @@ def to_parsed_request(data: TracesData) -> ParsedRequest:
     return request
 
 
-def to_span(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
+def to_span(span: WireSpan, pairs: list[tuple[str, Value]], scope: str) -> Span:
     """Return the span of a protobuf span whose attributes are ``pairs``."""
     parent_id, code, message = span.parent_span_id, 0, ""
     if span.HasField("status"):
@@ -147,6 +148,7 @@ def to_span(span: WireSpan, pairs: list[tuple[str, Value]]) -> Span:
         pairs,
         tuple([Event(event.name, event.time_unix_nano, tuple(_pairs(event))) for event in events]) if events else (),
         tuple([Link(link.trace_id, link.span_id, tuple(_pairs(link))) for link in links]) if links else (),
+        scope,
     )
 
 

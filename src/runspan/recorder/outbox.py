@@ -7,18 +7,19 @@ gets fewer snapshots and never a queue of old ones; and a step is sent until the
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from heapq import heappop, heappush
+from itertools import count
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from runspan.codec.encode import RunEncoder
-from runspan.codec.fields import OPEN_STEP_MARK, STEP_TABLE
+from runspan.codec.encode import RunEncoder, StepLayout
+from runspan.codec.fields import OPEN_STEP_MARK
 from runspan.codec.semconv import Usage
-from runspan.codec.span_templates import step_template
+from runspan.contracts import HEARTBEAT_SHARE
 from runspan.model.document import step_text
 from runspan.model.run import Run
 from runspan.model.span import Span
@@ -112,6 +113,8 @@ class RunExportState:
     """Whether the receiver accepted the run without some of its spans."""
     usages: dict[bytes, list[Usage]] = field(default_factory=dict)
     """The token usage of the agent steps that were sent, by span id."""
+    placements: dict[bytes, tuple[bytes | None, int]] = field(default_factory=dict)
+    """Parent and position of the step spans, by span id: they stay as they were when the span was first encoded."""
 
     def build_delta(self, now: int, exception_events: bool) -> RunDelta:
         """Return the spans of ``codec.encode`` that the receiver lacks.
@@ -122,20 +125,25 @@ class RunExportState:
         """
         record = self.session.record
         run, step_ids, revision, is_final = record.snapshot(now)
-        encoder = RunEncoder(run, record.tenant, exception_events=exception_events)
+        encoder = RunEncoder(run, record.tenant, observed_at=revision, exception_events=exception_events)
         usages = encoder.step_parts.usages
+        layout = StepLayout(encoder, run.steps)
         spans: list[Span] = []
         manifest: list[str] = []
         open_steps: list[bytes] = []
-        for step, span_id in zip(run.steps, step_ids, strict=True):
-            template = step_template(STEP_TABLE.get_labels(step))
+        for index, (step, span_id) in enumerate(zip(run.steps, step_ids, strict=True)):
+            template = layout.templates[index]
             if template.finished:
                 manifest.append(span_id.hex())
                 if span_id in self.acked_span_ids:
                     usages += self.usages.get(span_id, ())
                     continue
                 before = len(usages)
-                spans.append(encoder.step_span(step, span_id, template))
+                loop = layout.loop_of(index)
+                parent_id, position = self.placements.setdefault(
+                    span_id, (None if loop is None else step_ids[loop], layout.position(index))
+                )
+                spans.append(encoder.step_span(step, span_id, template, parent_id, position))
                 if template.is_agent:
                     self.usages[span_id] = usages[before:]
             else:
@@ -143,9 +151,11 @@ class RunExportState:
                 open_steps.append(step_text(step))
             if step.extra:
                 # The attempts of an open step are children of a span that is not written yet, but whose id is known.
-                attempts = encoder.attempt_spans(step, span_id, template)
-                spans += [span for span in attempts if span.span_id not in self.acked_span_ids]
-        spans.append(encoder.revision_span("".join(manifest), open_steps, revision))
+                spans += encoder.attempt_spans(step, span_id, template)
+        if encoder.is_live:
+            spans += [encoder.live_span(), *layout.points()]
+        spans = [span for span in spans if span.span_id not in self.acked_span_ids]
+        spans.append(encoder.revision_span("".join(manifest), open_steps))
         return RunDelta(self, run, spans, is_final)
 
 
@@ -181,8 +191,11 @@ class Outbox:
         """Every run that has not ended, or of which the receiver lacks something."""
         self._dirty: dict[RunSession, RunExportState] = {}
         """Runs that changed since they were read."""
-        self._idle: OrderedDict[RunSession, RunExportState] = OrderedDict()
-        """Runs whose current state the receiver has, the one that was acknowledged longest ago first."""
+        self._idle: dict[RunSession, RunExportState] = {}
+        """Runs whose current state the receiver has."""
+        self._heartbeats: list[tuple[float, int, RunSession]] = []
+        """A heap of the times at which their heartbeats are due, each with a number of its own and the run."""
+        self._order = count()
         self._in_flight: dict[RunSession, RunExportState] = {}
         self._foreign: deque[ReadableSpan] = deque()
         self._foreign_since = 0.0
@@ -380,6 +393,7 @@ class Outbox:
             state.acked_at = self._monotonic()
             if state.changed_at is None and state.session in self._states:
                 self._idle[state.session] = state
+                heappush(self._heartbeats, (self._heartbeat_at(state), next(self._order), state.session))
 
     def retry_later(self, state: RunExportState, delay: float) -> None:
         """Try the run again after ``delay`` seconds, or at once when its final change came during the request."""
@@ -468,10 +482,11 @@ class Outbox:
 
     def _mark_heartbeats(self, now: float) -> None:
         """Mark the runs whose heartbeat is due. Suspended runs need none: they do not count as stuck."""
-        while self._idle:
-            session, state = next(iter(self._idle.items()))
-            if now < self._heartbeat_at(state):
-                return
+        while self._heartbeats and self._heartbeats[0][0] <= now:
+            session = heappop(self._heartbeats)[2]
+            state = self._idle.get(session)
+            if state is None or now < self._heartbeat_at(state):
+                continue  # it has changed since, and has another heartbeat
             del self._idle[session]
             if session.record.status != "suspended":
                 state.changed_at = now - self.config.snapshot_delay
@@ -479,11 +494,11 @@ class Outbox:
 
     def _heartbeat_at(self, state: RunExportState) -> float:
         latest = state.registered_at if state.acked_at is None else state.acked_at
-        return latest + self.config.heartbeat_interval
+        return latest + max(self.config.heartbeat_interval, (latest - state.registered_at) / HEARTBEAT_SHARE)
 
     def _next_due_at(self) -> float:
         times = [self._due_at(state) for state in self._dirty.values()]
-        times += [self._heartbeat_at(state) for state in islice(self._idle.values(), 1)]
+        times += [at for at, _, _ in self._heartbeats[:1]]
         if self._foreign:
             times.append(self._foreign_due_at())
         return min(times, default=_NEVER)

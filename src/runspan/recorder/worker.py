@@ -38,7 +38,7 @@ from runspan.delivery import (
 )
 from runspan.delivery.exporter import MAX_REQUEST_BYTES
 from runspan.errors import SettingError
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import to_readable_span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
@@ -141,8 +141,7 @@ class OtlpSink:
 
 
 def _encode(delta: RunDelta) -> RunSpans:
-    spans = [span_bytes(span) for span in delta.spans]
-    return RunSpans(delta.run.id, spans, sum(map(len, spans)))
+    return RunSpans.of(delta.run.id, [scoped_bytes(span) for span in delta.spans])
 
 
 def _groups(runs: list[tuple[RunDelta, RunSpans]]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:

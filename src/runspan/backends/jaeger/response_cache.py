@@ -11,11 +11,10 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_traces, read_resource
-from runspan.codec.attributes import AttributeDecodeError, decode_text
+from runspan.codec.attributes import AttributeDecodeError, decode_text, read_attributes
 from runspan.codec.decode import RunSummary, read_summary, verify_run
 from runspan.codec.fields import MANIFEST, OPEN_STEP_MARK, STEP_COUNT
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 
@@ -159,7 +158,7 @@ def _read_revision(span: Span) -> _Revision | None:
         return None
     if run_ids(summary.run_id, summary.tenant).trace_id != span.trace_id:
         return _Revision(summary, None)
-    attributes = span.attributes()
+    attributes = read_attributes(span)
     count = attributes.get(STEP_COUNT)
     if count is None:
         return _Revision(summary, frozenset())
@@ -180,8 +179,9 @@ def _verified_summary(spans: Sequence[FoundSpan]) -> RunSummary | None:
         run.id,
         verified.tenant,
         verified.revision,
+        sha256(run.text).hexdigest(),
         run.workflow_id,
         run.status,
-        sort_time(run.envelope),
+        verified.position,
         run.summary(),
     )

@@ -272,7 +272,7 @@ class WindowedSearch:
         time = run.time
         if not lo <= time // 1000 < hi or run.tenant != query.tenant:
             return None
-        if not query.matches(run.workflow_id, run.status, run.revision):
+        if not query.matches(run.workflow_id, run.status, run.revision, run.time):
             return None
         if query.since is not None and time < query.since:
             return None

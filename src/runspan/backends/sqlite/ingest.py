@@ -39,6 +39,7 @@ from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, TENANT
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
+from runspan.model.document import latest_time, sort_time
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Span
@@ -104,7 +105,8 @@ class Ingester:
         """See ``contracts.TraceWriter.put``."""
         now = self._clock()
         document = self._compression.compress(run.text)
-        row = queries.run_row(run, tenant, first_revision(run, observed_at), document, written_at=now)
+        revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
+        row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
         count = 1 + len(run.steps)
         reason = self._retention.refusal(row.ended, now)
         if reason:
@@ -125,10 +127,12 @@ class Ingester:
                 if has_fragments:
                     self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
             return
+        if state is not None and self._is_outdated(connection, trace_id, run, state):
+            return
         if state is not None:
             row = row.with_revision(next_revision(state.revision, run, observed_at))
         if state is not None or has_fragments:
-            newest = from_run(run, tenant, row.revision)
+            newest = from_run(run, tenant, row.revision, row.time)
             if has_fragments:
                 fragments = queries.fragments(connection, trace_id, tenant)
                 # A revision span that arrived before this document and does not rank above it is never read.
@@ -141,6 +145,17 @@ class Ingester:
             if stored is not None:
                 queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
         queries.upsert_runs(connection, [row])
+
+    def _is_outdated(self, connection: sqlite3.Connection, trace_id: bytes, run: Run, state: RevisionState) -> bool:
+        """Return whether an unfinished document is older than the stored end of its run.
+
+        Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than
+        its end had.
+        """
+        if run.finished or state.revision < ROOT_REVISION:
+            return False
+        stored = self._stored(connection, trace_id)
+        return stored is not None and latest_time(run.envelope) <= latest_time(stored.run.envelope)
 
     def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
         """Return the stored revision; None when it is damaged, since the next one replaces it."""
@@ -208,6 +223,7 @@ class Ingester:
             revision.tenant,
             revision.revision,
             self._compression.compress(revision.run.text),
+            time=revision.time,
             written_at=now,
             step_ids=revision.packed_step_ids(),
             incomplete=incomplete,
@@ -355,7 +371,9 @@ def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
     resource_spans = data.resource_spans.add()
     if resource:
         resource_spans.resource.CopyFrom(Resource.FromString(resource))
-    resource_spans.scope_spans.append(ScopeSpans.FromString(span_bytes(span)))
+    scope_spans = ScopeSpans.FromString(span_bytes(span))
+    scope_spans.scope.name = span.scope
+    resource_spans.scope_spans.append(scope_spans)
     return ForeignSpan(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
 
 

@@ -99,6 +99,7 @@ class StoredRow(NamedTuple):
     step_ids: bytes | None
     incomplete: tuple[str, ...]
     resource_id: int | None
+    time: int
 
 
 _DIGEST_BYTES: Final = 16
@@ -111,12 +112,13 @@ def run_row(
     revision: int,
     document: bytes,
     *,
+    time: int,
     written_at: int,
     step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
     resource_id: int | None = None,
 ) -> RunRow:
-    """Return the row of a run. document: its text, compressed."""
+    """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
     envelope = run.envelope
     workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
     return RunRow(
@@ -125,7 +127,7 @@ def run_row(
         envelope.id.encode(),
         None if workflow_id is None else workflow_id.encode(),
         None if status is None else status.encode(),
-        sort_time(envelope),
+        time,
         retention_start(envelope, written_at),
         revision,
         sha256(run.text).digest()[:_DIGEST_BYTES],
@@ -229,15 +231,15 @@ def revision_states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) 
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
     """Return the run of a trace."""
     row = connection.execute(
-        "SELECT run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id"
+        "SELECT run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id, time"
         " FROM runs WHERE trace_id = ?",
         (trace_id,),
     ).fetchone()
     if row is None:
         return None
-    run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id = row
+    run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id, time = row
     lines = bytes_to_lines(incomplete)
-    return StoredRow(run_id.decode(), tenant.decode(), revision, digest, document, step_ids, lines, resource_id)
+    return StoredRow(run_id.decode(), tenant.decode(), revision, digest, document, step_ids, lines, resource_id, time)
 
 
 def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:

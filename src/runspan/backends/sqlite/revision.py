@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from runspan.backends.sqlite.queries import REVISION_ROLES
-from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text
+from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text, read_attributes
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.encode import RunEncoder, content_step_ids
 from runspan.codec.fields import (
@@ -51,6 +51,8 @@ class StoredRevision:
     revision: int
     step_ids: Sequence[bytes]
     """The id of the span of each step, empty for a step without one."""
+    time: int
+    """Where the run lies in time, in nanoseconds since 1970."""
 
     @cached_property
     def digest(self) -> str:
@@ -71,35 +73,36 @@ class StoredRevision:
         ids = [span_id for span_id in self.step_ids if span_id]
         if len(ids) != len(self.step_ids) and [bool(span_id) for span_id in self.step_ids] != _ended(self.run):
             return b"".join([span_id or _NO_ID for span_id in self.step_ids])
-        content_ids = RunEncoder(self.run, self.tenant).step_ids()
+        content_ids = content_step_ids(self.run, self.tenant, self.time)
         same = all(span_id == content_id for span_id, content_id in zip(ids, content_ids, strict=True))
         return None if same else b"".join(ids)
 
 
-def from_run(run: Run, tenant: str, revision: int) -> StoredRevision:
+def from_run(run: Run, tenant: str, revision: int, time: int) -> StoredRevision:
     """Return a revision as ``encode`` writes it."""
-    return from_row(run, tenant, revision, None)
+    return from_row(run, tenant, revision, None, time)
 
 
-def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None) -> StoredRevision:
+def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None, time: int) -> StoredRevision:
     """Return a revision from its columns. Raise ValueError when the ids are not those of its steps."""
     if packed_step_ids is None:
-        ids = content_step_ids(run, tenant)
+        ids = content_step_ids(run, tenant, time)
     else:
         ids = [packed_step_ids[start : start + _ID_BYTES] for start in range(0, len(packed_step_ids), _ID_BYTES)]
     steps = run.steps
     if len(ids) == len(steps):
-        return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids])
+        return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids], time)
     ended = _ended(run)
     if len(ids) != sum(ended):
         raise ValueError(f"{len(ids)} step ids for {sum(ended)} of {len(steps)} steps")
     remaining = iter(ids)
-    return StoredRevision(run, tenant, revision, [next(remaining) if has_ended else b"" for has_ended in ended])
+    step_ids = [next(remaining) if has_ended else b"" for has_ended in ended]
+    return StoredRevision(run, tenant, revision, step_ids, time)
 
 
 def from_verified(verified: VerifiedRun, spans: Sequence[Span]) -> StoredRevision:
     """Return what was decoded. spans: its revision span among them."""
-    revision = StoredRevision(verified.run, verified.tenant, verified.revision, verified.step_ids)
+    revision = StoredRevision(verified.run, verified.tenant, verified.revision, verified.step_ids, verified.position)
     if len(revision.step_ids) == len(revision.run.steps):
         return revision
     return replace(revision, step_ids=_manifest(revision, spans))
@@ -109,15 +112,19 @@ def to_spans(stored: StoredRevision) -> list[Span]:
     """Return the spans that a revision was read from, the attempts of its steps, and the revision span last."""
     revision = stored.revision
     encoder = RunEncoder(
-        stored.run, stored.tenant, after_root=revision > ROOT_REVISION, is_root=revision == ROOT_REVISION
+        stored.run,
+        stored.tenant,
+        observed_at=stored.time if revision == ROOT_REVISION else observed_time(revision),
+        after_root=revision > ROOT_REVISION,
+        is_root=revision == ROOT_REVISION,
     )
     ids = [span_id for span_id in stored.step_ids if span_id]
-    return encoder.spans(observed_time(revision), ids, [bool(span_id) for span_id in stored.step_ids])
+    return encoder.spans(ids, [bool(span_id) for span_id in stored.step_ids])
 
 
 def step_spans(stored: StoredRevision, span_ids: Container[bytes] | None = None) -> list[Span]:
     """Return the step spans of a revision. span_ids: only these; None for all."""
-    encoder = RunEncoder(stored.run, stored.tenant)
+    encoder = RunEncoder(stored.run, stored.tenant, observed_at=stored.time)
     return [
         encoder.step_span(step, span_id, step_template(STEP_TABLE.get_labels(step)))
         for span_id, step in stored.steps.items()
@@ -134,7 +141,7 @@ def revision_of(attributes: Mapping[str, Value]) -> int:
 def manifest_length(revision_span: Span) -> int:
     """Return how many step spans a revision span needs; 0 when its manifest cannot be read."""
     try:
-        manifest = decode_text(revision_span.attributes(), MANIFEST) or b""
+        manifest = decode_text(read_attributes(revision_span), MANIFEST) or b""
     except AttributeDecodeError:
         return 0
     return (len(manifest) - manifest.count(b".")) // len(OPEN_STEP_MARK)
@@ -148,7 +155,7 @@ def _manifest(revision: StoredRevision, spans: Sequence[Span]) -> list[bytes]:
     """Return the span ids in the manifest of a revision, which has those of the steps with a span only."""
     digits = len(OPEN_STEP_MARK)
     for span in reversed(spans):
-        attributes = span.attributes()
+        attributes = read_attributes(span)
         if attributes.get(DIGEST) != revision.digest or revision_of(attributes) != revision.revision:
             continue
         try:
@@ -191,7 +198,7 @@ def merge_fragments(
     these that arrives alone is most likely a repeated delivery; so it waits, but does not make the stored document
     incomplete.
     """
-    pairs = [(span, span.attributes()) for span in fragments]
+    pairs = [(span, read_attributes(span)) for span in fragments]
     try:
         newest, missing = _prove(stored, pairs)
     except TraceIncomplete:

@@ -27,7 +27,16 @@ from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_reader, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
-from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, WriteResult
+from runspan.contracts import (
+    HEARTBEAT_INTERVAL,
+    HEARTBEAT_SHARE,
+    Capabilities,
+    Cursor,
+    Document,
+    Page,
+    RunQuery,
+    WriteResult,
+)
 from runspan.errors import NotFound, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 from runspan.model.ids import run_ids
@@ -47,7 +56,9 @@ _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = re
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
 """
-_STUCK: Final = "SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at < ?"
+_HEARTBEAT_DUE: Final = f"observed_at + max({HEARTBEAT_INTERVAL}, (observed_at - time) / {HEARTBEAT_SHARE})"
+"""See ``contracts.heartbeat_due``."""
+_STUCK: Final = f"SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at IS NOT NULL AND {_HEARTBEAT_DUE} < ?"
 _UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
@@ -311,7 +322,7 @@ class SqliteStore:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
         run = Run.from_json(self._text(connection, stored.document, stored.run_id))
         try:
-            return from_row(run, stored.tenant, stored.revision, stored.step_ids)
+            return from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
         except ValueError as error:
             raise StoreError(
                 "the stored run cannot be made into spans again",
@@ -352,7 +363,7 @@ def _statement(query: RunQuery) -> tuple[str, list[Any]]:
         bound.append(_utf8(query.status))
     if query.stuck_before is not None:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
-        conditions.append("observed_at < ?")
+        conditions.append(f"observed_at IS NOT NULL AND {_HEARTBEAT_DUE} < ?")
         bound.append(min(query.stuck_before, MAX_NS))
     if query.since is not None:
         conditions.append("time >= ?")

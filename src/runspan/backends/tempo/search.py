@@ -125,7 +125,7 @@ class CandidateVerifier:
         if summary.tenant != self._query.tenant:
             return key, Excluded()
         is_newest = all_matched and (summary.revision >= ROOT_REVISION or (newest_searched and not self._filtered))
-        if is_newest and not self._query.matches(summary.workflow_id, summary.status, summary.revision):
+        if is_newest and not self._query.matches(summary.workflow_id, summary.status, summary.revision, summary.time):
             return key, Excluded() if _is_trusted(newest) else None
         if is_newest and _is_trusted(newest) and self._is_verified(candidate, summary):
             return key, ListItem(key, summary.summary)
@@ -148,7 +148,9 @@ class CandidateVerifier:
         envelope = run.envelope
         self._verified.add(candidate.trace_id, verified.revision, sha256(run.text).hexdigest())
         workflow, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
-        if verified.tenant != self._query.tenant or not self._query.matches(workflow, status, verified.revision):
+        if verified.tenant != self._query.tenant or not self._query.matches(
+            workflow, status, verified.revision, verified.position
+        ):
             return Excluded()
         note = ""
         if verified.incomplete:

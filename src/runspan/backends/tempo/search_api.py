@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
-from runspan.codec.attributes import Pairs, encode_value
+from runspan.codec.attributes import SpanContent, encode_value
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
@@ -142,9 +142,9 @@ def _filters(query: RunQuery, *, ended: bool) -> str:
 
 def _member(member: str, value: str) -> str:
     """Return the condition that a revision span has this value, in whichever attributes the field table puts it."""
-    pairs: Pairs = []
-    encode_value(pairs, _FIELDS[member], value)
-    terms = [_equal(key, to_plain(encoded)) for key, encoded in pairs]
+    content = SpanContent()
+    encode_value(content, _FIELDS[member], value)
+    terms = [_equal(key, to_plain(encoded)) for key, encoded in content.pairs]
     return terms[0] if len(terms) == 1 else f"({' && '.join(terms)})"
 
 
