@@ -78,7 +78,7 @@ def test_a_status_that_is_at_rest_is_refused_beside_stuck(status: str) -> None:
     """An empty list would look like good news; the error says what to ask instead."""
     with pytest.raises(QueryError) as caught:
         RunQuery(status=status, stuck_before=NOW)
-    assert "ask for the status alone" in caught.value.hint
+    assert "filter by the status alone" in caught.value.hint
 
 
 # The embedded store.
