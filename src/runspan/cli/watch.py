@@ -81,7 +81,7 @@ def watch(options: WatchOptions) -> None:
             connect=deliver,
             wait=threading.Event().wait,
             clock=time.time_ns,
-            health=health,
+            metrics=health,
             note=_note,
         )
         if not options.quiet:
