@@ -78,7 +78,7 @@ class Bench:
         return self.metrics.collect()[EXPORTED]
 
     def _connect(self, on_settled: OnSettled) -> OtlpExporter:
-        return connect(exporter_config({}, endpoint=self._url), retry=RetryPolicy(budget=0.0), on_settled=on_settled)
+        return connect(exporter_config({}, endpoint=self._url), retry=RetryPolicy(max_time=0.0), on_settled=on_settled)
 
 
 def run(run_id: str, status: str = "completed", **members: object) -> dict[str, object]:

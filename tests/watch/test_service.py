@@ -485,14 +485,14 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--watch", "none"), "a folder that is there"),
-        (("--watch", ".", "runs.json"), "one folder and nothing else"),
+        (("--watch", "none"), "an existing folder"),
+        (("--watch", ".", "runs.json"), "one folder and no other input or output"),
         (("--watch", ".", "--dry-run"), "--dry-run"),
         (("--watch", ".", "--dead-letter", "x"), "--dead-letter"),
         (("--watch", ".", "--done-dir", "."), "another folder"),
         (("--watch", ".", "--done-dir", "none"), "--done-dir"),
-        (("--done-dir", "x", "runs.json"), "--watch beside it"),
-        (("--ledger", "x", "runs.json"), "--watch beside it"),
+        (("--done-dir", "x", "runs.json"), "--watch as well"),
+        (("--state-file", "x", "runs.json"), "--watch as well"),
         ((), "Missing argument"),
         (("--watch", ".", "--metrics-listen", "99999"), "HOST:PORT"),
     ],
