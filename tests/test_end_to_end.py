@@ -23,7 +23,7 @@ from runspan.contracts import RunQuery
 from runspan.delivery import connect, exporter_config
 from runspan.errors import DocumentError
 from runspan.export import export
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import SdkExporterWriter
 from runspan.testing import generate
 from runspan.web.app import create_app
@@ -80,7 +80,7 @@ def fragments(run: Run, count: int, order: random.Random) -> list[bytes]:
     spans = encode(run, observed_at=NOW)
     order.shuffle(spans)
     parts = [spans[index::count] for index in range(count)]
-    bodies = [request_bytes(Resource(), map(span_bytes, part)) for part in parts if part]
+    bodies = [request_bytes(Resource(), map(scoped_bytes, part)) for part in parts if part]
     bodies += bodies
     order.shuffle(bodies)
     return bodies
@@ -114,7 +114,7 @@ def test_ten_megabytes(client: httpx.Client) -> None:
     payload = '"' + "0123456789é" * 950_000 + '"'
     step = f'{{"id":"s","status":"completed","output":{payload}}}'
     run = Run.from_json(f'{{"id":"ten megabytes","status":"completed","steps":[{step}]}}')
-    body = request_bytes(Resource(), map(span_bytes, encode(run)))
+    body = request_bytes(Resource(), map(scoped_bytes, encode(run)))
     assert len(body) > 10_000_000
     assert client.post("/v1/traces", content=body, headers=PROTOBUF).status_code == 200
     assert read(client, run.id) == run.text

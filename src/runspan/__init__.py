@@ -11,12 +11,12 @@ from runspan.codec.encode import encode
 from runspan.errors import (
     AccessError,
     BackendError,
+    ConfigError,
     DocumentError,
     NotFound,
     PayloadError,
     QueryError,
     RunspanError,
-    SettingError,
     StoreError,
     TraceIncomplete,
 )
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessError",
     "BackendError",
+    "ConfigError",
     "DocumentError",
     "NotFound",
     "PayloadError",
@@ -39,7 +40,6 @@ __all__ = [
     "Recorder",
     "Run",
     "RunspanError",
-    "SettingError",
     "Span",
     "Step",
     "StoreError",

@@ -80,7 +80,7 @@ class RunQuery:
                 where="status",
                 expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",
                 got=repr(self.status),
-                hint=f"a run that is {self.status} is never stuck: filter by the status alone",
+                hint=f"a run that is {self.status} is not stuck: filter by the status alone",
             )
 
     @property

@@ -21,7 +21,7 @@
     │   ├── BackendRefused     a permanent error response
     │   └── BackendBusy        a temporary error response; carries ``retry_after`` seconds
     ├── StoreError             the embedded store cannot be opened or written
-    └── SettingError           an option, variable or URL is wrong
+    └── ConfigError            an option, variable or URL is wrong
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class StoreError(RunspanError):
     """The embedded store cannot be opened or written."""
 
 
-class SettingError(RunspanError):
+class ConfigError(RunspanError):
     """A command line option, an environment variable or a URL is wrong."""
 
 
@@ -193,7 +193,7 @@ ERROR_STATUSES: dict[type[RunspanError], ErrorStatus] = {
     BackendBusy: ErrorStatus("BACKEND_BUSY", 503, 9),
     BackendRefused: ErrorStatus("BACKEND_REFUSED", 502, 9),
     StoreError: ErrorStatus("STORE_ERROR", 500, 10),
-    SettingError: ErrorStatus("SETTING_ERROR", 500, 2),
+    ConfigError: ErrorStatus("CONFIG_ERROR", 500, 2),
     RunspanError: ErrorStatus("INTERNAL_ERROR", 500, 1),
 }
 """The platform documents UNAUTHORIZED to RATE_LIMITED; the other codes are runspan's own."""

@@ -26,10 +26,10 @@ from runspan.errors import (
     BackendBusy,
     BackendRefused,
     BackendUnreachable,
+    ConfigError,
     DocumentError,
     NotFound,
     RateLimited,
-    SettingError,
     StoreError,
     TraceIncomplete,
 )
@@ -153,7 +153,7 @@ def test_archives_of_one_second_do_not_collide(store: SqliteStore, tmp_path: Pat
 
 def test_only_one_archives_into_a_folder(store: SqliteStore, tmp_path: Path) -> None:
     """The second is told, and does not go on with what the first is writing."""
-    with exclusive(str(tmp_path / "to")), pytest.raises(SettingError, match="nobody archives into"):
+    with exclusive(str(tmp_path / "to")), pytest.raises(ConfigError, match="nobody archives into"):
         make(store, tmp_path / "to")
     assert make(store, tmp_path / "to").path
 
@@ -233,7 +233,7 @@ def test_one_that_was_cut_goes_on_where_it_was(store: SqliteStore, tmp_path: Pat
     assert folder.suffix == ".partial"
     assert archives_in(str(to)) == []
     for path in (folder, to):
-        with pytest.raises(SettingError):
+        with pytest.raises(ConfigError):
             documents(str(path))
     written = {entry.name: entry.stat().st_mtime_ns for entry in folder.glob("*.zst")}
     assert len(written) > 2

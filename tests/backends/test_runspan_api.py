@@ -18,11 +18,11 @@ from runspan.contracts import Cursor, RunQuery
 from runspan.errors import (
     BackendRefused,
     BackendUnreachable,
+    ConfigError,
     Forbidden,
     NotFound,
     QueryError,
     RateLimited,
-    SettingError,
     TraceIncomplete,
     Unauthorized,
 )
@@ -206,9 +206,9 @@ def test_a_response_that_is_not_the_api_is_refused(body: bytes, status: int) -> 
 @pytest.mark.parametrize(
     "url", ["ftp://x", "http://", "x", "http://u:p@x", "http://x?y=1", "http://[::1", "http://x:y"]
 )
-def test_an_invalid_url_is_a_setting_error(url: str) -> None:
+def test_an_invalid_url_is_a_config_error(url: str) -> None:
     """It is refused at once, and a password in it is not repeated."""
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(ConfigError) as caught:
         RunspanApiReader(url)
     assert ":p@" not in str(caught.value)
 

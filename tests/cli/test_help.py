@@ -122,7 +122,7 @@ def test_each_exit_code_is_listed_on_one_line() -> None:
     shown = runspan("-h").output
     listed = re.findall(r"^    (\d+) +(\S.*)$", shown[shown.index("Exit codes:") :], re.MULTILINE)
     assert [int(code) for code, _ in listed] == sorted({int(code) for code, _ in listed})
-    assert {row.exit for row in ERROR_STATUSES.values()} | {0, 130, 141} == {int(code) for code, _ in listed}
+    assert {row.exit_code for row in ERROR_STATUSES.values()} | {0, 130, 141} == {int(code) for code, _ in listed}
     assert dict(listed)["7"] == "unauthorized or forbidden"
 
 

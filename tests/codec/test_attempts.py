@@ -12,7 +12,7 @@ from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import span_bytes
+from runspan.otlp.protobuf_writer import scoped_bytes, span_bytes
 from support.run_histories import run_history
 
 
@@ -100,4 +100,4 @@ def test_documents_with_open_attempts_come_back(status: str) -> None:
         spans = encode(run, observed_at=T0)
         assert len(attempts(spans)) == 1
         assert decode(spans) == run
-        assert write_runs([run], observed_at=T0) == [[span_bytes(span) for span in spans]]
+        assert write_runs([run], observed_at=T0) == [[scoped_bytes(span) for span in spans]]

@@ -17,7 +17,7 @@ from runspan.errors import PayloadError, TraceIncomplete
 from runspan.model.span import Span
 from runspan.otlp.json import read_json
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 NOW = 1_768_467_700_000_000_000
 TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 
 def send(store: SqliteStore, *spans: Span) -> None:
-    store.write(read_protobuf(request_bytes(Resource(), map(span_bytes, spans))))
+    store.write(read_protobuf(request_bytes(Resource(), map(scoped_bytes, spans))))
 
 
 @pytest.mark.parametrize("steps", [2, 1], ids=["the same steps", "fewer steps"])
@@ -163,7 +163,7 @@ def test_the_highest_possible_revision_is_rejected(store: SqliteStore) -> None:
     """A revision span with the highest integer as its revision is rejected, and the run can still be written."""
     revision = encode(Run.from_dict({"id": "r1", "status": "running", "steps": []}), observed_at=NOW)[-1]
     highest = with_attributes(revision, **{REVISION.replace(".", "__"): 2**63 - 1})
-    result = store.write(read_protobuf(request_bytes(Resource(), [span_bytes(highest)])))
+    result = store.write(read_protobuf(request_bytes(Resource(), [scoped_bytes(highest)])))
     assert result.rejected
     store.put(run_of("A"), observed_at=NOW)
     store.put(run_of("B"), observed_at=NOW)

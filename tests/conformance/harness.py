@@ -15,7 +15,7 @@ from runspan.contracts import Page, RunQuery, TraceReader
 from runspan.model.span import Span
 from runspan.model.timestamps import canonical_text
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 T0 = 1_760_000_000_000_000_000
 """The start of the first run of a test, nanoseconds since 1970: whole milliseconds."""
@@ -39,7 +39,7 @@ class Harness(Protocol):
 
 def otlp(spans: Sequence[Span]) -> bytes:
     """Return the spans as the body of an OTLP request."""
-    return request_bytes(Resource(), [span_bytes(span) for span in spans])
+    return request_bytes(Resource(), [scoped_bytes(span) for span in spans])
 
 
 def write_spans(store: SqliteStore, spans: Sequence[Span], tenant: str = "") -> None:

@@ -12,7 +12,7 @@ from runspan.codec.fields import RUN_ID
 from runspan.contracts import TraceReader
 from runspan.delivery import Batch, OtlpExporter, RunSpans, connect, exporter_config
 from runspan.model.span import Span
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 
 @dataclass
@@ -27,7 +27,7 @@ class ByOtlp:
             self.send_spans(encode(run, tenant=tenant, observed_at=observed_at), tenant)
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
-        parts = [span_bytes(span) for span in spans]
+        parts = [scoped_bytes(span) for span in spans]
         run = RunSpans(str(spans[0].attributes()[RUN_ID]), parts, sum(map(len, parts)))
         before = self.delivery.report().runs_accepted
         assert self.delivery.submit(Batch(partial(request_bytes, Resource()), (run,)))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runspan.delivery import exporter_config
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 
 OTLP = "OTEL_EXPORTER_OTLP_"
@@ -144,7 +144,7 @@ def test_a_login_in_the_url_becomes_a_header() -> None:
 )
 def test_a_wrong_value_names_its_variable(given: dict[str, str], named: str) -> None:
     """The error says which variable it is."""
-    with pytest.raises(SettingError, match=named):
+    with pytest.raises(ConfigError, match=named):
         exporter_config(given)
 
 
@@ -161,7 +161,7 @@ def test_a_wrong_value_names_its_variable(given: dict[str, str], named: str) -> 
 def test_an_error_about_a_secret_does_not_quote_it(arguments: dict[str, Any]) -> None:
     """Headers and logins are refused without being quoted."""
     given = arguments.pop("env")
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(ConfigError) as caught:
         exporter_config(given, **arguments)
     assert "s3cret" not in str(caught.value)
 
@@ -180,7 +180,7 @@ def test_an_error_about_a_secret_does_not_quote_it(arguments: dict[str, Any]) ->
 )
 def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> None:
     """A command line is seen by others; the error says where a login belongs, without quoting it."""
-    with pytest.raises(SettingError, match="expected a URL without a login") as caught:
+    with pytest.raises(ConfigError, match="expected a URL without a login") as caught:
         exporter_config({}, endpoint=endpoint, protocol=protocol)
     assert "s3cret" not in str(caught.value)
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in caught.value.hint
@@ -189,7 +189,7 @@ def test_an_endpoint_argument_holds_no_login(endpoint: str, protocol: str) -> No
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_an_endpoint_argument_that_cannot_be_parsed_is_refused(protocol: str) -> None:
     """An unclosed bracket is a wrong option, not a defect of ours."""
-    with pytest.raises(SettingError, match=r"endpoint: expected .*host.*, got a URL that cannot be read"):
+    with pytest.raises(ConfigError, match=r"endpoint: expected .*host.*, got a URL that cannot be read"):
         exporter_config({}, endpoint="http://[::1", protocol=protocol)
 
 

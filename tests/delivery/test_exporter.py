@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from support.receivers import (
     CLOSE,
@@ -489,9 +489,9 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
     assert "certificate verify failed" in untrusted.stopped.lower()
 
 
-def test_a_missing_certificate_file_is_a_setting_error() -> None:
+def test_a_missing_certificate_file_is_a_config_error() -> None:
     """The error names the file before anything is sent."""
-    with pytest.raises(SettingError, match=r"nowhere\.pem"):
+    with pytest.raises(ConfigError, match=r"nowhere\.pem"):
         connect(ExporterConfig("https://127.0.0.1/v1/traces", tls=TlsConfig("nowhere.pem")))
 
 

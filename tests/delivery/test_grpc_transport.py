@@ -12,7 +12,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 
 from runspan.delivery import GRPC, Batch, ExporterConfig, ExportReport, GrpcTransport, OtlpExporter, RetryPolicy
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from support.receivers import (
     OK,
@@ -216,7 +216,7 @@ def test_tls_with_the_given_authority_and_client_certificate(tmp_path: Path) -> 
     assert untrusted.runs_not_sent == 1
 
 
-def test_a_missing_certificate_file_is_a_setting_error() -> None:
+def test_a_missing_certificate_file_is_a_config_error() -> None:
     """The error names the file."""
-    with pytest.raises(SettingError, match=r"nowhere\.pem"):
+    with pytest.raises(ConfigError, match=r"nowhere\.pem"):
         GrpcTransport(ExporterConfig("127.0.0.1:1", protocol=GRPC, tls=TlsConfig("nowhere.pem")))

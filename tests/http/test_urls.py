@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from runspan import Recorder, SettingError, connect
+from runspan import ConfigError, Recorder, connect
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.cli import main
 from runspan.delivery import exporter_config
@@ -61,8 +61,8 @@ PLACES: dict[str, Callable[[str], Any]] = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("url", WRONG, ids=ascii)
 def test_a_host_that_cannot_be_looked_up_is_refused_at_once(place: str, url: str) -> None:
-    """The SettingError says where and what, instead of a traceback for each attempt."""
-    with pytest.raises(SettingError) as caught:
+    """The ConfigError says where and what, instead of a traceback for each attempt."""
+    with pytest.raises(ConfigError) as caught:
         PLACES[place](url)
     error = caught.value
     assert error.where
@@ -79,7 +79,7 @@ def test_every_other_host_is_left_to_the_network(url: str) -> None:
 
 def test_the_error_guesses_at_a_variable_and_shows_no_login() -> None:
     """A template without its value leaves an empty part of a name."""
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(ConfigError) as caught:
         exporter_config({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://ann:s3cret@collector..svc"})
     assert str(caught.value) == (
         "OTEL_EXPORTER_OTLP_ENDPOINT: expected the name or address of a host, got 'collector..svc' "
@@ -129,7 +129,7 @@ NOT_UTF8 = "caf\udce9"  # bytes of another encoding, as Python decodes them from
 )
 def test_arguments_that_cannot_be_used_are_refused_at_once(arguments: dict[str, Any], named: str) -> None:
     """When the recorder is created, not by its thread while runs pile up; and no key is shown."""
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(ConfigError) as caught:
         Recorder(**{"endpoint": "http://127.0.0.1:9", **arguments})
     error = caught.value
     assert (error.where, bool(error.expected), bool(error.got)) == (named, True, True)

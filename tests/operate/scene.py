@@ -18,7 +18,7 @@ from operate.fresh import samples, unfinished, whole, write
 from operate.kit import wait_until
 from runspan import Run, encode
 from runspan.model.document import TERMINAL_RUN_STATUSES
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import Running, running, runspan, server
 from support.servers.alertmanager import Webhook, start_alertmanager
 from support.servers.collector import Collector, start_collector
@@ -134,7 +134,7 @@ def go_wrong(data: Path, url: str, collector: Collector) -> None:
         big = Run.from_json(b'{"id":"big_%d","status":"completed","input":"%s"}' % (number, b"x" * LARGE))
         answer = httpx.post(
             f"{collector.otlp}/v1/traces",
-            content=request_bytes(Resource(), map(span_bytes, encode(big))),
+            content=request_bytes(Resource(), map(scoped_bytes, encode(big))),
             headers={"content-type": "application/x-protobuf"},
             trust_env=False,
         )

@@ -27,7 +27,7 @@ from runspan.otlp.limits import (
     default_max_spans,
 )
 from runspan.otlp.protobuf_reader import ParsedRequest, read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
 
 
@@ -97,7 +97,7 @@ def test_a_long_document_in_many_attributes_is_read() -> None:
     run = Run.from_dict({"id": "r", "status": "completed", "output": "é" * 12_000_000})
     spans = encode(run)
     assert len(spans[-1].attributes()) > MAX_PARTS
-    received = read_protobuf(request_bytes(Resource(), map(span_bytes, spans)))
+    received = read_protobuf(request_bytes(Resource(), map(scoped_bytes, spans)))
     assert received.rejected == []
     assert decode(received.spans) == run
 

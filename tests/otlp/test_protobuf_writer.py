@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from runspan import Run, __version__, encode
 from runspan.model.span import Attributes, Event, Link, Span
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes, varint
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes, span_bytes, varint
 from runspan.testing import generate
 from support.corpus import cases, runs
 
@@ -93,7 +93,7 @@ def test_any_document_parses_as_otlp(run: Run) -> None:
 
 
 def written_one_by_one(runs: list[Run], tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
-    return [[span_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)] for run in runs]
+    return [[scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)] for run in runs]
 
 
 def test_columns_write_every_case() -> None:
@@ -231,7 +231,7 @@ def test_request() -> None:
     """A request has one resource, one scope, the spans, and no unknown fields."""
     spans = encode(Run.from_json(CASES["envelope usage"]))
     resource = Resource("billing", {"service.namespace": "team-a", "deployment.environment.name": "prod"})
-    request = ExportTraceServiceRequest.FromString(request_bytes(resource, map(span_bytes, spans)))
+    request = ExportTraceServiceRequest.FromString(request_bytes(resource, map(scoped_bytes, spans)))
     no_unknown_fields(request)
     (resource_spans,) = request.resource_spans
     (scope_spans,) = resource_spans.scope_spans

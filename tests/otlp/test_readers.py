@@ -23,7 +23,7 @@ from runspan.model.timestamps import MAX_NS
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
 from runspan.otlp.protobuf_reader import MAX_REJECTIONS, read_protobuf, read_spans
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 TRACE = bytes(range(1, 17))
 SPAN = bytes(range(1, 9))
@@ -59,7 +59,7 @@ def own(**changes: Any) -> Span:
 
 
 def body(*spans: Span) -> bytes:
-    return request_bytes(Resource(), [span_bytes(span) for span in spans])
+    return request_bytes(Resource(), [scoped_bytes(span) for span in spans])
 
 
 def same(span: Span) -> tuple[object, ...]:
@@ -129,7 +129,7 @@ def test_json_round_trip(spans: list[Span]) -> None:
 def test_both_encodings_of_a_request_are_read_alike(spans: list[Span]) -> None:
     """JSON and protobuf requests with the same spans give equal spans and resources."""
     resource = Resource("svc", {"service.namespace": "a"})
-    from_wire = read_protobuf(request_bytes(resource, [span_bytes(span) for span in spans]))
+    from_wire = read_protobuf(request_bytes(resource, [scoped_bytes(span) for span in spans]))
     from_json = read_json(write_json(spans, resource))
     assert [same(span) for span in from_wire.spans] == [same(span) for span in from_json.spans]
     assert from_wire.resources == from_json.resources

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from runspan import Run, decode, encode
 from runspan.errors import BackendRefused
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import SdkExporterWriter, sdk_resource, to_readable_span
 from support.receivers import http_receiver
 
@@ -30,7 +30,7 @@ def test_the_sdks_encoder_and_the_protobuf_writer_agree(path: Path) -> None:
     """Both write the same protobuf message for every sample, including flags, scope and resource."""
     spans = encode(Run.from_json(path.read_bytes()), tenant="acme", observed_at=NOW)
     theirs = encode_spans([to_readable_span(span, sdk_resource(RESOURCE)) for span in spans])
-    ours = ExportTraceServiceRequest.FromString(request_bytes(RESOURCE, [span_bytes(span) for span in spans]))
+    ours = ExportTraceServiceRequest.FromString(request_bytes(RESOURCE, [scoped_bytes(span) for span in spans]))
     assert ours == theirs
 
 

@@ -16,11 +16,11 @@ from runspan.errors import (
     BackendBusy,
     BackendRefused,
     BackendUnreachable,
+    ConfigError,
     Forbidden,
     NotFound,
     QueryError,
     RunspanError,
-    SettingError,
     Unauthorized,
 )
 from runspan.http.client import ResponseTooLarge
@@ -362,7 +362,7 @@ def test_a_base_url_may_contain_the_api_path(text: str, expected: str) -> None:
 )
 def test_an_invalid_base_url_is_refused(text: str) -> None:
     """A login in it is never repeated."""
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_api_url("URL", text, key_variable="KEY")
     assert "secret" not in str(caught.value)
 

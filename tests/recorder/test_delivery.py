@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from runspan import Recorder, Run, decode, encode
 from runspan.codec.fields import REVISION, ROLE
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
@@ -250,7 +250,7 @@ def test_grpc_and_environment_variables() -> None:
     assert (post.headers["x-team"], post.headers["x-api-key"]) == ("flows", "wfk_secret")
     attributes = {pair.key: pair.value.string_value for pair in post.message.resource_spans[0].resource.attributes}
     assert attributes == {"service.name": "engine", "service.namespace": "billing eu"}
-    with pytest.raises(SettingError, match="OTEL_RESOURCE_ATTRIBUTES"):
+    with pytest.raises(ConfigError, match="OTEL_RESOURCE_ATTRIBUTES"):
         Recorder(environ={"OTEL_RESOURCE_ATTRIBUTES": "malformed"})
 
 
@@ -402,7 +402,7 @@ def test_a_provider_that_is_shut_down_is_reported(caplog: pytest.LogCaptureFixtu
     report = recorder.shutdown(0.2)
     assert report.runs_dropped == 1
     assert "did not flush" in report.last_error
-    with pytest.raises(SettingError, match="both"):
+    with pytest.raises(ConfigError, match="both"):
         Recorder(provider=provider, endpoint="http://127.0.0.1:1")
 
 
@@ -609,13 +609,13 @@ def test_a_signal_handler_may_use_the_recorder() -> None:
 
 
 def test_tls_files_that_cannot_be_read_are_an_error_at_once(tmp_path: Path) -> None:
-    """They raise SettingError when the recorder is made, not a log message while runs accumulate."""
+    """They raise ConfigError when the recorder is made, not a log message while runs accumulate."""
     environ = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:1",
         "OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "none.pem"),
     }
     for protocol in ("http/protobuf", "grpc"):
-        with pytest.raises(SettingError, match=r"none\.pem|TLS"):
+        with pytest.raises(ConfigError, match=r"none\.pem|TLS"):
             Recorder(environ=environ, protocol=protocol)
 
 

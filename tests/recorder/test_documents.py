@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from runspan import DocumentError, Recorder, SettingError, decode, encode
+from runspan import ConfigError, DocumentError, Recorder, decode, encode
 from runspan.codec.fields import REVISION, ROLE
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig, StepRecording
@@ -462,9 +462,9 @@ def test_spans_decode_to_any_recorded_document(steps: list[tuple[str, Any, str]]
 
 def test_a_wrong_configuration_is_an_error_at_once() -> None:
     """No destination, two of them, an unknown precision, an invalid run id: each is an error with a hint."""
-    with pytest.raises(SettingError, match=r"environ=os\.environ"):
+    with pytest.raises(ConfigError, match=r"environ=os\.environ"):
         Recorder()
-    with pytest.raises(SettingError, match="precision"):
+    with pytest.raises(ConfigError, match="precision"):
         Recorder(endpoint="http://127.0.0.1:1", precision="s")
     recorder = Recorder(endpoint="http://127.0.0.1:1")
     for run_id in ("", "x" * 513, "\ud800"):

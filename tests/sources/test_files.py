@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError
 from runspan.model.run import Run
 from runspan.sources import documents, files, pieces, total_bytes
 
@@ -191,7 +191,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing.json", "no/such/folder", "a\0b"])
 def test_a_missing_file_is_told_at_once(tmp_path: Path, name: str) -> None:
     """A path with nothing to read is a wrong setting, told before anything is asked for."""
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(ConfigError) as caught:
         documents(str(tmp_path / name))
     assert name in caught.value.where
     assert caught.value.hint
@@ -202,7 +202,7 @@ def test_an_unreadable_file_is_told_at_once(tmp_path: Path) -> None:
     """A file without permission is a wrong setting."""
     path = write(tmp_path / "runs.json", TWO)
     path.chmod(0)
-    with pytest.raises(SettingError, match="Permission denied"):
+    with pytest.raises(ConfigError, match="Permission denied"):
         documents(str(path))
 
 
@@ -219,7 +219,7 @@ def test_a_folder_gives_its_files_sorted(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
     """A folder without documents is a wrong setting, and the hint says which names count."""
-    with pytest.raises(SettingError, match=r"\*\.ndjson"):
+    with pytest.raises(ConfigError, match=r"\*\.ndjson"):
         documents(str(tmp_path))
 
 

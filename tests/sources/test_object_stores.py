@@ -14,7 +14,7 @@ import pytest
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import DocumentError, SettingError, StoreError
+from runspan.errors import ConfigError, DocumentError, StoreError
 from runspan.sources import documents, files, total_bytes
 from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
 from runspan.sources.filesystem import ObjectStore, display_path, is_url
@@ -71,7 +71,7 @@ def test_errors_name_the_object(bucket: str) -> None:
     assert isinstance(error, DocumentError)
     assert error.where.startswith(f"{url}:3")
     for missing in (f"{bucket}/none.json", f"{bucket}/none/"):
-        with pytest.raises(SettingError) as caught:
+        with pytest.raises(ConfigError) as caught:
             documents(missing)
         assert caught.value.where == missing
 
@@ -102,7 +102,7 @@ def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
     assert all(name in fault.where for fault in found)
     objects.remove(f"{done.path}/manifest.json")
     objects.write(f"{done.path}/progress.json", b"{}")
-    with pytest.raises(SettingError, match="never finished"):
+    with pytest.raises(ConfigError, match="never finished"):
         manifest_of(done.path)
     assert archives_in(f"{bucket}/archives") == [again.path]
 
@@ -154,9 +154,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules[{missing!r}] = None\n"
         "from runspan.sources import documents\n"
-        "from runspan.errors import SettingError\n"
+        "from runspan.errors import ConfigError\n"
         "try: documents('s3://bucket/runs.json')\n"
-        "except SettingError as error: print(error)\n"
+        "except ConfigError as error: print(error)\n"
     )
     for missing, words in (("fsspec", "pip install 'runspan[objects]'"), ("s3fs", "pip install s3fs")):
         done = subprocess.run(
@@ -180,7 +180,7 @@ def test_plain_files_do_not_need_fsspec(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_of_url_is_a_wrong_setting() -> None:
     """The error names some that are known."""
-    with pytest.raises(SettingError, match="s3://"):
+    with pytest.raises(ConfigError, match="s3://"):
         documents("nonsense://bucket/runs.json")
 
 

@@ -111,32 +111,32 @@ def test_no_secret_is_stored(tmp_path: Path) -> None:
     settings = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
     with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), settings.identity)):
         pass
-    with closing(WatchState(tmp_path / "ledger", "a", "")) as ledger:
-        ledger.spans.bind_receiver(settings.identity)
-    for name in ("cp", "ledger"):
+    with closing(WatchState(tmp_path / "state", "a", "")) as state:
+        state.spans.bind_receiver(settings.identity)
+    for name in ("cp", "state"):
         content = (tmp_path / name).read_bytes()
         assert b"hunter2" not in content
         assert sha256(settings.identity).digest() not in content
-    with closing(sqlite3.connect(tmp_path / "cp")) as one, closing(sqlite3.connect(tmp_path / "ledger")) as two:
+    with closing(sqlite3.connect(tmp_path / "cp")) as one, closing(sqlite3.connect(tmp_path / "state")) as two:
         rows = [connection.execute("SELECT salt, hash FROM receiver").fetchone() for connection in (one, two)]
     assert rows[0][0] != rows[1][0]
     assert rows[0][1] != rows[1][1]
 
 
 def test_what_was_taken_out_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
-    """A power cut may take the ledger's last commits, but none that took a span out: the file alone, without the log
+    """A power cut may undo the last commits of a watch, but none that removed a span: the file alone, without the log
     beside it that is not synced, knows of it."""
-    path = tmp_path / "ledger"
-    with closing(WatchState(path, "t", "")) as ledger:
+    path = tmp_path / "state"
+    with closing(WatchState(path, "t", "")) as state:
         for number in range(3):
-            ledger.spans.add(bytes([number]), names(1, 2), NOW)
-        ledger.commit()
+            state.spans.add(bytes([number]), names(1, 2), NOW)
+        state.commit()
         intent = SendPlan((b"\x01", b""), NOW, False)
-        ledger.retain_only(intent, names(1, 2, 3))
-        ledger.commit()
+        state.retain_only(intent, names(1, 2, 3))
+        state.commit()
         assert _alone(path, tmp_path / "before") is None
-        ledger.retain_only(intent, names(2))
-        ledger.commit()
+        state.retain_only(intent, names(2))
+        state.commit()
         assert _alone(path, tmp_path / "after") == b"".join(names(2))
 
 

@@ -12,7 +12,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.sources import documents
 from runspan.testing import generate
 
@@ -36,7 +36,7 @@ def finished(texts: Mapping[str, bytes]) -> dict[str, bytes]:
 def fill(store: SqliteStore, texts: Mapping[str, bytes], tenant: str = "") -> None:
     """All of them in one request."""
     spans = [span for text in texts.values() for span in encode(Run.from_json(text), tenant=tenant, observed_at=NOW)]
-    received = read_protobuf(request_bytes(Resource(), map(span_bytes, spans)))
+    received = read_protobuf(request_bytes(Resource(), map(scoped_bytes, spans)))
     assert store.write(received, tenant).rejected == ()
 
 

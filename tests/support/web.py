@@ -15,7 +15,7 @@ from flask import Flask
 
 from runspan import Run, encode
 from runspan.model.span import Span
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.web.server import WebServer
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -70,7 +70,7 @@ def spans_of(*documents: dict[str, Any], tenant: str = "") -> list[Span]:
 
 def otlp(*documents: dict[str, Any], tenant: str = "") -> bytes:
     """Return the documents as one ExportTraceServiceRequest."""
-    return request_bytes(Resource(), [span_bytes(span) for span in spans_of(*documents, tenant=tenant)])
+    return request_bytes(Resource(), [scoped_bytes(span) for span in spans_of(*documents, tenant=tenant)])
 
 
 def zipped(data: bytes) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runspan.errors import SettingError, StoreError
+from runspan.errors import ConfigError, StoreError
 from runspan.sync.checkpoint import Binding, Checkpoint, ListPosition, TrackedRun, TrackState
 
 BINDING = Binding("http://a", "http://b/v1/traces")
@@ -140,7 +140,7 @@ def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: P
     """With another its memory would be wrong; the order of filters does not matter."""
     with opened(tmp_path / "cp"):
         pass
-    with pytest.raises(SettingError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
+    with pytest.raises(ConfigError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
         pass
     assert "--state-file" in str(caught.value)
     with opened(tmp_path / "two", Binding("a", "b", "", ("x", "y"))):

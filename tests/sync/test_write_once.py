@@ -20,16 +20,16 @@ from runspan.export import ObservedRun
 from runspan.otlp.bulk_writer import write_runs
 from runspan.storage.span_acks import KEEP
 from runspan.sync.policy import MINUTE, PlannedSend
-from runspan.watch.coalescer import MAX_HELD, MAX_HELD_BYTES, FileProgress, SnapshotCoalescer
 from runspan.watch.poller import WatchedFile
+from runspan.watch.service import MAX_HELD, MAX_HELD_BYTES, FileProgress, SnapshotCoalescer
 from runspan.watch.state_db import FileStat, SendPlan
 from support.cli import SAMPLES, generated, running, runspan
 from support.faulty_platform import platform
 from support.receivers import CLOSE, Answer, Post, partial
 from support.sync import Place, eventually, synced
 from support.sync import once as sync_once
+from support.watch import Bench
 from support.write_once import Kept, finished_step, growing, keeping, numbers, once, steps_of
-from watch.test_service import Bench
 
 
 def text(document: dict[str, Any]) -> bytes:
@@ -57,11 +57,11 @@ def bench(tmp_path: Path, kept: Kept) -> Iterator[Bench]:
     (tmp_path / "in").mkdir()
     made = Bench(tmp_path / "in", kept.url)
     yield made
-    made.ledger.close()
+    made.state.close()
 
 
 def remembered(checkpoint: Path) -> int:
-    """How many spans a checkpoint or a ledger remembers."""
+    """How many spans a checkpoint or a state remembers."""
     with closing(sqlite3.connect(checkpoint)) as connection:
         return int(connection.execute("SELECT coalesce(sum(length(digests)), 0) / 16 FROM spans").fetchone()[0])
 
@@ -303,24 +303,24 @@ def test_a_service_does_not_resend_at_each_start(checkpoint: Path) -> None:
 
 def test_a_file_that_is_rewritten_again_and_again_sends_each_step_once(bench: Bench, kept: Kept) -> None:
     """Through restarts, with five snapshots and the end, and then a correction that carries every step."""
-    ledger = bench.path / ".ledger"
+    state = bench.path / ".state"
     for number, done in enumerate((2, 4, 4, 7, 9)):
         document = growing("run_1", done, progress=number)
         bench.write("run.json", document)
-        bench.look()
+        bench.poll()
         assert kept.text("run_1") == text(document)
-        bench.ledger.close()
-        assert remembered(ledger) == done + done // 3
+        bench.state.close()
+        assert remembered(state) == done + done // 3
         bench.open()
     bench.write("run.json", growing("run_1", 10, "completed"))
-    bench.look()
+    bench.poll()
     once(kept, 10)
     assert len(kept.copies(role=ROLE_REVISION)) == 5
-    bench.ledger.close()
-    assert remembered(ledger) == 0
+    bench.state.close()
+    assert remembered(state) == 0
     bench.open()
     bench.write("run.json", growing("run_1", 10, "completed", note="corrected"))
-    bench.look()
+    bench.poll()
     assert numbers(kept.copies()) == [2] * 10
 
 
@@ -332,17 +332,17 @@ def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: Kept) -> Non
         bench.write("log.ndjson", *log)
         bench.write(f"b-{burst[0]}.json", growing("run_2", burst[0]))
         bench.write(f"c-{burst[0]}.json", growing("run_2", burst[-1]))
-        bench.look()
+        bench.poll()
         assert kept.text("run_1") == text(growing("run_1", burst[-1]))
         assert kept.text("run_2") == text(growing("run_2", burst[-1]))
     bench.write("log.ndjson", *log, growing("run_1", 10), growing("run_1", 10, "completed"))
-    bench.look()
+    bench.poll()
     once(kept, 10, run_id="run_1")
     once(kept, 9, run_id="run_2")
     assert (len(kept.copies("run_1", ROLE_REVISION)), len(kept.copies("run_2", ROLE_REVISION))) == (4, 4)
     posts = len(kept.receiver.posts)
     bench.restart()
-    bench.look(3)
+    bench.poll(3)
     assert len(kept.receiver.posts) == posts
     assert bench.notes == []
 
@@ -364,14 +364,14 @@ def test_snapshots_wait_in_bounds() -> None:
     assert put(versions, "more", 0) == ["run_1"]
     assert put(versions, "run_2", MAX_HELD, "completed") == ["run_2"]
     assert put(versions, "run_3", 0, "completed") == ["run_3"]
-    rest = [version.run.id for version in versions.rest()]
+    rest = [version.run.id for version in versions.drain()]
     assert rest == [*(f"run_{number}" for number in range(3, MAX_HELD)), "run_0", "more"]
     assert put(versions, "large", 0, size=MAX_HELD_BYTES // 2) == []
     assert put(versions, "larger", 0, size=MAX_HELD_BYTES // 2) == ["large"]
     assert put(versions, "largest", 0, size=MAX_HELD_BYTES) == ["larger", "largest"]
-    assert list(versions.rest()) == []
+    assert list(versions.drain()) == []
     # What went with another is not under way any more.
-    assert reading.left == MAX_HELD + 1 + 1 + 3
+    assert reading.unsettled == MAX_HELD + 1 + 1 + 3
 
 
 def test_a_version_that_takes_the_place_of_another_answers_for_its_file(
@@ -381,16 +381,16 @@ def test_a_version_that_takes_the_place_of_another_answers_for_its_file(
     mood += [Answer(503)] * 4
     bench.write("a.json", growing("run_1", 1))
     bench.write("b.json", growing("run_1", 2))
-    bench.look(2)
-    assert bench.folder.waiting == 2
+    bench.poll(2)
+    assert bench.poller.pending == 2
     mood.clear()
     (bench.path / "b.json").unlink()
-    bench.look(2)
+    bench.poll(2)
     assert kept.text("run_1") == text(growing("run_1", 1))
     bench.write("b.json", growing("run_1", 2))
-    bench.look(3)
+    bench.poll(3)
     assert kept.text("run_1") == text(growing("run_1", 2))
-    assert bench.folder.waiting == 0
+    assert bench.poller.pending == 0
 
 
 def test_a_step_that_changed_and_changed_back_in_a_file(bench: Bench, kept: Kept) -> None:
@@ -401,7 +401,7 @@ def test_a_step_that_changed_and_changed_back_in_a_file(bench: Bench, kept: Kept
         document["steps"][0] = finished_step(0, note=note)
         answers.append(document)
         bench.write("run.json", document)
-        bench.look()
+        bench.poll()
         assert kept.text("run_1") == text(document)
     assert numbers(kept.copies()) == [1, 1, 2, 3]
 
@@ -409,14 +409,14 @@ def test_a_step_that_changed_and_changed_back_in_a_file(bench: Bench, kept: Kept
 def test_an_outage_sends_no_step_twice_that_was_there_before_it(bench: Bench, kept: Kept, mood: list[Answer]) -> None:
     """What the receiver had before stays remembered; what it did not take comes when it is back."""
     bench.write("run.json", growing("run_1", 2))
-    bench.look()
+    bench.poll()
     mood += [Answer(503)] * 9
     for done in (3, 4):
         bench.write("run.json", growing("run_1", done))
-        bench.look()
+        bench.poll()
     mood.clear()
     bench.write("run.json", growing("run_1", 5))
-    bench.look()
+    bench.poll()
     assert kept.text("run_1") == text(growing("run_1", 5))
     once(kept, 5)
 
@@ -425,18 +425,18 @@ def test_files_that_an_outage_kept_from_being_read_are_sent_later(
     bench: Bench, kept: Kept, tmp_path: Path, mood: list[Answer]
 ) -> None:
     """A delivery that has stopped ends the round; the files behind are not done with."""
-    bench.ledger.close()
+    bench.state.close()
     (tmp_path / "many").mkdir()
     many = Bench(tmp_path / "many", kept.url, target_spans=3)  # type: ignore[arg-type]
     for number in range(40):
         many.write(f"{number:02}.json", *(growing(f"run_{number}_{each}", 1, "completed") for each in range(3)))
     mood += [Answer(503)] * 60
-    many.look(3)
-    assert many.folder.waiting == 40
+    many.poll(3)
+    assert many.poller.pending == 40
     mood.clear()
-    many.look(3)
+    many.poll(3)
     assert many.sent() == 120
-    many.ledger.close()
+    many.state.close()
     bench.open()
 
 

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runspan import Run, create_app
 from runspan.backends.sqlite import SqliteStore
 from runspan.delivery import ExportReport
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.telemetry import (
     INSTRUMENTS,
     CumulativeSource,
@@ -243,7 +243,7 @@ def test_a_port_in_use_is_a_config_error(registry: MetricsRegistry) -> None:
     """The error for a port in use names the address."""
     with serve_metrics(registry, "127.0.0.1", 0) as url:
         port = httpx.URL(url).port or 0
-        with pytest.raises(SettingError, match=f"127.0.0.1:{port}"), serve_metrics(registry, "127.0.0.1", port):
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"), serve_metrics(registry, "127.0.0.1", port):
             pass
 
 
@@ -366,12 +366,12 @@ def test_metrics_are_pushed_only_if_enabled(registry: MetricsRegistry) -> None:
     assert is_enabled(metrics)
     assert is_enabled({**traces, "OTEL_METRICS_EXPORTER": "otlp"})
     assert not is_enabled({**metrics, "OTEL_METRICS_EXPORTER": "none"})
-    with pytest.raises(SettingError, match="OTEL_METRICS_EXPORTER"):
+    with pytest.raises(ConfigError, match="OTEL_METRICS_EXPORTER"):
         is_enabled({"OTEL_METRICS_EXPORTER": "prometheus"})
     with push_metrics(registry, traces) as pushes:
         assert not pushes
     with (
-        pytest.raises(SettingError, match="OTEL_EXPORTER_OTLP_PROTOCOL"),
+        pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_PROTOCOL"),
         push_metrics(registry, {**metrics, "OTEL_EXPORTER_OTLP_PROTOCOL": "udp"}),
     ):
         pass

@@ -1,5 +1,5 @@
 """What a watch might lose: files that it may not read, versions that come in another order than they were written in,
-what a receiver refused, and numbers and ledgers from elsewhere."""
+what a receiver refused, and numbers and state files from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import pytest
 from runspan import Run
 from runspan.errors import StoreError
 from runspan.telemetry.instruments import REJECTED, WATCH_PENDING
-from runspan.watch.coalescer import NAMED
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
+from runspan.watch.service import MAX_NAMED
 from runspan.watch.state_db import REMEMBER, FileStat, FileStatus, WatchState
 from support.receivers import CLOSE, Answer, Post
+from support.watch import NOW, Bench, run
 from support.write_once import Kept, growing, keeping
-from watch.test_service import NOW, Bench, run
 
 LONG = int(MAX_QUIET_WAIT / 2) + 4
 
@@ -46,7 +46,7 @@ def bench(tmp_path: Path, kept: Kept) -> Iterator[Bench]:
     (tmp_path / "in").mkdir()
     made = Bench(tmp_path / "in", kept.url)
     yield made
-    made.ledger.close()
+    made.state.close()
 
 
 def there(kept: Kept, run_id: str = "a") -> Any:
@@ -63,12 +63,12 @@ def test_a_file_that_may_not_be_read_is_told_once(bench: Bench, kept: Kept, monk
     with monkeypatch.context() as patch:
         real = os.access
         patch.setattr(os, "access", lambda place, mode, **named: str(place) != str(path) and real(place, mode, **named))
-        bench.look(int(MAX_QUIET_WAIT / 2) - 1)
+        bench.poll(int(MAX_QUIET_WAIT / 2) - 1)
         assert bench.notes == []
-        bench.look(3 * LONG)
+        bench.poll(3 * LONG)
         assert bench.notes == [f"{path}: cannot be read: Permission denied; it is tried again and again"]
-        assert (bench.sent(), bench.health.collect()[WATCH_PENDING]) == (1, 1)
-    bench.look(1)
+        assert (bench.sent(), bench.metrics.collect()[WATCH_PENDING]) == (1, 1)
+    bench.poll(1)
     assert there(kept) == run("a")
     assert len(bench.notes) == 1
 
@@ -114,19 +114,19 @@ def test_a_file_in_a_place_that_may_not_be_searched(bench: Bench, kept: Kept, mo
         patch.setattr(os, "scandir", Entries)
         patch.setattr(os, "stat", told)
         patch.setattr(os, "access", lambda place, mode: str(place) != str(path))
-        bench.look(2 * LONG)
+        bench.poll(2 * LONG)
     assert bench.notes == [f"{path}: cannot be read: Permission denied; it is tried again and again"]
     assert bench.sent() == 1
-    bench.look()
+    bench.poll()
     assert there(kept) == run("a")
 
 
 def test_many_files_that_may_not_be_read_do_not_fill_the_screen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(NAMED + 5):
+    for number in range(MAX_NAMED + 5):
         bench.write(f"{number}.json", run("a"))
     monkeypatch.setattr(os, "access", lambda place, mode: False)
-    bench.look(2 * LONG)
-    assert len(bench.notes) == NAMED + 1
+    bench.poll(2 * LONG)
+    assert len(bench.notes) == MAX_NAMED + 1
     assert bench.notes[-1] == f"{bench.path}: … 5 more that cannot be read"
 
 
@@ -142,10 +142,10 @@ def test_a_disk_that_fails_for_a_while_breaks_no_file(
     path = bench.write("a.ndjson", run("b"), run("a"))
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["runspan.sources.files"], "chunks", chunks)
-        bench.look(2 * LONG)
+        bench.poll(2 * LONG)
     (note,) = bench.notes
     assert note.startswith(f"{path}: cannot be read: Input/output error")
-    bench.look(1)
+    bench.poll(1)
     assert (there(kept), bench.sent()) == (run("a"), 2)
 
 
@@ -155,7 +155,7 @@ def test_a_log_that_never_rests_is_read_every_half_minute(bench: Bench) -> None:
     with (bench.path / "log.ndjson").open("w", buffering=1) as log:
         for number in range(60):
             log.write(json.dumps(run(f"r{number}")) + "\n")
-            bench.look(1)
+            bench.poll(1)
             told.append(bench.sent())
     assert 3 <= len(set(told)) <= 9
 
@@ -177,16 +177,16 @@ ENDS = {
 def test_a_log_that_ends_with_an_older_version(bench: Bench, kept: Kept, log: list[dict[str, object]]) -> None:
     """Read at once, it counts as what it ends with, now and whenever it is read again; nothing is sent in circles."""
     bench.write("log.ndjson", *log)
-    bench.look()
+    bench.poll()
     assert there(kept) == log[-1]
     for number in range(3):
         bench.restart()
         bench.write("log.ndjson", run(f"other{number}"), replaced=False)
-        bench.look(3)
+        bench.poll(3)
         assert there(kept) == log[-1]
     posts = len(kept.receiver.posts)
     bench.restart()
-    bench.look(3)
+    bench.poll(3)
     assert (len(kept.receiver.posts), bench.notes) == (posts, [])
 
 
@@ -204,26 +204,26 @@ def test_answers_that_are_lost(bench: Bench, kept: Kept, log: list[dict[str, obj
     kept.receiver.answer = answer
     for document in log:
         bench.write("a.json", document)
-        bench.look()
-    bench.look(4)
+        bench.poll()
+    bench.poll(4)
     assert there(kept) == log[-1]
-    assert bench.folder.waiting == 0
+    assert bench.poller.pending == 0
 
 
 def test_a_log_that_grows_by_others_takes_nothing_back(bench: Bench, kept: Kept) -> None:
     """A run stands in a log as running and in a file of its own as completed: the log's next lines are no news of it,
     but what is told of it there later is."""
     bench.write("log.ndjson", run("a", "running"), run("b"))
-    bench.look()
+    bench.poll()
     bench.write("a.json", run("a"))
-    bench.look()
+    bench.poll()
     for number in range(3):
         bench.restart()
         bench.write("log.ndjson", run(f"c{number}"), replaced=False)
-        bench.look(3)
+        bench.poll(3)
         assert there(kept) == run("a")
     bench.write("log.ndjson", run("a", "running"), replaced=False)
-    bench.look()
+    bench.poll()
     assert there(kept) == run("a", "running")
 
 
@@ -232,21 +232,21 @@ def test_a_list_that_is_written_anew_is_read_anew(bench: Bench, kept: Kept) -> N
     for status, others in (("running", 1), ("suspended", 2), ("running", 3)):
         runs = [run("a", status), *(run(f"b{number}") for number in range(others))]
         (bench.path / "all.json").write_text(json.dumps(runs))
-        bench.look()
+        bench.poll()
         assert there(kept) == run("a", status)
 
 
 def test_a_refused_run_in_a_log_is_no_news_of_the_others(bench: Bench, kept: Kept, mood: list[Answer | None]) -> None:
     """The next start reads the log once more, because of the one; the others are still what they became elsewhere."""
     bench.write("log.ndjson", run("a", "running"))
-    bench.look()
+    bench.poll()
     bench.write("a.json", run("a"))
-    bench.look()
+    bench.poll()
     mood.append(Answer(400))
     bench.write("log.ndjson", run("b"), replaced=False)
-    bench.look()
+    bench.poll()
     bench.restart()
-    bench.look(3)
+    bench.poll(3)
     assert (there(kept, "b"), there(kept)) == (run("b"), run("a"))
 
 
@@ -254,59 +254,59 @@ def test_a_file_that_was_another_for_a_moment(bench: Bench, kept: Kept, monkeypa
     """It changed back while it was read: what it was in between was sent, so what it is now is news."""
     before = [run("a", "running"), run("b")]
     bench.write("log.ndjson", *before)
-    bench.look()
+    bench.poll()
     bench.write("log.ndjson", run("a", "suspended"), run("b"))
-    real = DirectoryPoller.same
+    real = DirectoryPoller.is_same
 
     def same(folder: DirectoryPoller, candidate: Any) -> bool:
-        monkeypatch.setattr(DirectoryPoller, "same", real)
+        monkeypatch.setattr(DirectoryPoller, "is_same", real)
         bench.write("log.ndjson", *before)
         return real(folder, candidate)
 
-    monkeypatch.setattr(DirectoryPoller, "same", same)
-    bench.look()
-    bench.look(3)
+    monkeypatch.setattr(DirectoryPoller, "is_same", same)
+    bench.poll()
+    bench.poll(3)
     assert there(kept) == run("a", "running")
 
 
 def test_the_order_in_one_file_says_nothing_of_the_next(tmp_path: Path) -> None:
     """Reading ends in the midst of a file when the receiver is away."""
     old, new = Run.from_dict(run("a", "running")), Run.from_dict(run("a"))
-    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
+    with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for document in (old, new, old):
-            ledger.plan_send(document, NOW)
-        assert ledger.start_file(b"b.json", FileStat(1, 2, 3), lambda size: None) == 0
-        assert ledger.plan_send(old, NOW) is not None
-        assert ledger.reverted_runs(NOW - 1) == set()
+            state.plan_send(document, NOW)
+        assert state.start_file(b"b.json", FileStat(1, 2, 3), lambda size: None) == 0
+        assert state.plan_send(old, NOW) is not None
+        assert state.reverted_runs(NOW - 1) == set()
 
 
 def test_an_old_version_is_known_as_long_as_its_run(tmp_path: Path) -> None:
     """A log tells of a run from long ago that was corrected not so long ago: the old version is no news."""
     old, new = Run.from_dict(run("a")), Run.from_dict(run("a", fixed=True))
-    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
+    with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for document, at in ((old, NOW), (new, NOW + REMEMBER)):
-            intent = ledger.plan_send(document, at)
+            intent = state.plan_send(document, at)
             assert intent is not None
-            ledger.mark_acked([intent])
-        ledger.forget(str(tmp_path), NOW + REMEMBER + 5)
-        assert [ledger.plan_send(document, NOW + 2 * REMEMBER) for document in (old, new)] == [None, None]
-        assert ledger.reverted_runs(NOW) == set()
-        ledger.forget(str(tmp_path), NOW + 2 * REMEMBER + 5)
-        assert ledger.plan_send(old, NOW + 3 * REMEMBER) is not None
+            state.mark_acked([intent])
+        state.expire(str(tmp_path), NOW + REMEMBER + 5)
+        assert [state.plan_send(document, NOW + 2 * REMEMBER) for document in (old, new)] == [None, None]
+        assert state.reverted_runs(NOW) == set()
+        state.expire(str(tmp_path), NOW + 2 * REMEMBER + 5)
+        assert state.plan_send(old, NOW + 3 * REMEMBER) is not None
 
 
 def test_an_older_answer_does_not_count_for_a_newer_intent(tmp_path: Path) -> None:
     """A version that became the newest once more while it was on its way is not there by the answer to the first."""
     old, new = Run.from_dict(run("a", output=1)), Run.from_dict(run("a", output=2))
-    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
-        first, second = ledger.plan_send(old, NOW), ledger.plan_send(new, NOW)
+    with closing(WatchState(tmp_path / "state", "t", "")) as state:
+        first, second = state.plan_send(old, NOW), state.plan_send(new, NOW)
         assert first is not None
         assert second is not None
-        again = ledger.plan_resend(old, NOW)
-        ledger.mark_acked([first, second])
-        assert ledger.plan_send(old, NOW + 5) == again
-        ledger.mark_acked([again])
-        assert ledger.plan_send(old, NOW + 5) is None
+        again = state.plan_resend(old, NOW)
+        state.mark_acked([first, second])
+        assert state.plan_send(old, NOW + 5) == again
+        state.mark_acked([again])
+        assert state.plan_send(old, NOW + 5) is None
 
 
 # What is refused.
@@ -322,49 +322,49 @@ def test_older_versions_do_not_count_as_sent_with_a_refused_one(
     bench.write("1.ndjson", older)
     bench.write("2.ndjson" if apart else "1.ndjson", newer, replaced=apart)
     mood.append(Answer(400))
-    bench.look(2)
-    assert (bench.sent(), bench.health.collect()[REJECTED], len(bench.notes)) == (0, 1, 1 + apart)
+    bench.poll(2)
+    assert (bench.sent(), bench.metrics.collect()[REJECTED], len(bench.notes)) == (0, 1, 1 + apart)
     (bench.path / "2.ndjson").unlink(missing_ok=True)
     bench.write("1.ndjson", older)
     bench.restart()
-    bench.look(3)
+    bench.poll(3)
     assert there(kept) == older
     assert bench.sent() == 1
 
 
-# Numbers and ledgers from elsewhere.
+# Numbers and state files from elsewhere.
 
 
-def test_numbers_that_are_too_large_for_a_ledger(tmp_path: Path) -> None:
+def test_numbers_that_are_too_large_for_sqlite(tmp_path: Path) -> None:
     """Some file systems number their files with all 64 bits, or have files of the year 2300 and later."""
     told = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ino=2**64 - 1)
     other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ino=2**63)
     first, second = (file_stat(cast("os.stat_result", each)) for each in (told, other))
     assert first != second
-    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
-        for signature in (first, second):
-            ledger.done(b"a", signature, FileStatus.SENT)
-            assert ledger.outcome(b"a", signature) is FileStatus.SENT
-            assert ledger.reverted_runs(signature.changed) == set()
+    with closing(WatchState(tmp_path / "state", "t", "")) as state:
+        for stat in (first, second):
+            state.done(b"a", stat, FileStatus.SENT)
+            assert state.status(b"a", stat) is FileStatus.SENT
+            assert state.reverted_runs(stat.changed) == set()
 
 
-def test_a_damaged_ledger_is_told(tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
     """With what to do, and not as a defect of ours."""
-    path = tmp_path / "ledger"
-    with closing(WatchState(path, "t", "")) as ledger:
-        ledger.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
-        ledger.plan_send(Run.from_dict(run("a")), NOW)
+    path = tmp_path / "state"
+    with closing(WatchState(path, "t", "")) as state:
+        state.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
+        state.plan_send(Run.from_dict(run("a")), NOW)
     change(path, f"UPDATE runs SET observed_at = {2**63 - 1}")
     with (
-        closing(WatchState(path, "t", "")) as ledger,
+        closing(WatchState(path, "t", "")) as state,
         pytest.raises(StoreError, match="another file with --state-file"),
     ):
-        ledger.plan_send(Run.from_dict(run("a", fixed=True)), NOW)
+        state.plan_send(Run.from_dict(run("a", fixed=True)), NOW)
     for outcome in (9, -1):
-        change(path, f"UPDATE files SET outcome = {outcome}")
-        with pytest.raises(StoreError, match=f"got an outcome {outcome} .*another file with --state-file"):
+        change(path, f"UPDATE files SET status = {outcome}")
+        with pytest.raises(StoreError, match=f"got a file of status {outcome} .*another file with --state-file"):
             WatchState(path, "t", "")
-    change(path, "UPDATE files SET outcome = 0")
+    change(path, "UPDATE files SET status = 0")
     WatchState(path, "t", "").close()
 
 
@@ -377,9 +377,9 @@ def change(path: Path, statement: str) -> None:
 def test_an_empty_file_is_no_fault(tmp_path: Path) -> None:
     """It is not counted among those that are broken."""
     (tmp_path / "a.json").touch()
-    with closing(WatchState(tmp_path / ".ledger", "t", "")) as ledger:
-        folder = DirectoryPoller(str(tmp_path), ledger, lambda: 0.0)
+    with closing(WatchState(tmp_path / ".state", "t", "")) as state:
+        folder = DirectoryPoller(str(tmp_path), state, lambda: 0.0)
         folder.poll()
         (found,) = folder.poll()
         folder.done(found, FileStatus.EMPTY)
-        assert (ledger.failed_files(), folder.poll()) == (0, [])
+        assert (state.failed_files(), folder.poll()) == (0, [])

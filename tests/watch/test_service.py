@@ -21,12 +21,8 @@ from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
-from runspan.delivery import OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
-from runspan.errors import NotFound, SettingError, StoreError
-from runspan.otlp.protobuf_writer import Resource
-from runspan.telemetry import MetricsRegistry
+from runspan.errors import ConfigError, NotFound, StoreError
 from runspan.telemetry.instruments import (
-    EXPORTED,
     OLDEST_UNFINISHED,
     REFUSED,
     REJECTED,
@@ -36,77 +32,14 @@ from runspan.telemetry.instruments import (
     WATCHED,
 )
 from runspan.watch.poller import MAX_FILES, MAX_QUIET_WAIT, DirectoryPoller
-from runspan.watch.service import WatchConfig, WatchService
 from runspan.watch.state_db import REMEMBER, FileStatus, WatchState
 from support.cli import generated, running, runspan, server, write_ndjson
 from support.receivers import Answer, http_receiver, partial
+from support.watch import NOW, REST, Bench, run, stored
 from support.web import serving
 
 SEED = 20261125
-NOW = 1_764_000_000 * 10**9
 WAIT = 60
-REST = int(MAX_QUIET_WAIT) + 5
-"""Looks, two seconds apart, after which a file that rests has rested in both places."""
-
-
-class Bench:
-    """A folder that is watched, each look at a word of the test; looks are a poll apart by the test's own clock."""
-
-    def __init__(self, path: Path, url: str, **settings: str) -> None:
-        self.path = path
-        self.seconds = 0.0
-        self.notes: list[str] = []
-        self.health = MetricsRegistry(lambda: NOW, parts=("export", "watch"))
-        self._url = url
-        self._settings = settings
-        self.open()
-
-    def open(self, url: str = "") -> None:
-        """A new process, as it were."""
-        self.ledger = WatchState(self.path / ".ledger", url or "here", "")
-        self.folder = DirectoryPoller(str(self.path), self.ledger, lambda: self.seconds)
-
-    def look(self, times: int = 2, *, seconds: float = 2.0) -> None:
-        """So many rounds. Two are what it takes to see that a file is whole."""
-        left = [None] * times
-
-        def wait(pause: float) -> bool:
-            self.pause = pause
-            self.seconds += seconds
-            return not left or bool(left.pop())
-
-        self.watch(wait).run()
-
-    def watch(self, wait: Callable[[float], bool]) -> WatchService:
-        return WatchService(
-            self.folder,
-            self.ledger,
-            WatchConfig("", Resource("test"), 2.0, **self._settings),
-            connect=self._connect,
-            wait=wait,
-            clock=time.time_ns,
-            health=self.health,
-            note=self.notes.append,
-        )
-
-    def restart(self) -> None:
-        self.ledger.close()
-        self.open()
-
-    def write(self, name: str, *documents: dict[str, object], replaced: bool = True) -> Path:
-        path = self.path / name
-        text = b"".join(json.dumps(document).encode() + b"\n" for document in documents)
-        if not replaced:
-            text = path.read_bytes() + text
-        path.write_bytes(text)
-        return path
-
-    def sent(self) -> float:
-        """Runs accepted until now."""
-        return self.health.collect()[EXPORTED]
-
-    def _connect(self, on_settled: OnSettled) -> OtlpExporter:
-        return connect(exporter_config({}, endpoint=self._url), retry=RetryPolicy(budget=0.0), on_settled=on_settled)
 
 
 @pytest.fixture
@@ -122,18 +55,7 @@ def bench(tmp_path: Path, store: SqliteStore) -> Iterator[Bench]:
     with serving(create_app(store, store)) as client:
         bench = Bench(tmp_path / "in", str(client.base_url))
         yield bench
-        bench.ledger.close()
-
-
-def run(run_id: str, status: str = "completed", **members: object) -> dict[str, object]:
-    return {"id": run_id, "status": status, "startedAt": "2025-01-15T09:00:01.000Z", **members}
-
-
-def stored(store: SqliteStore, run_id: str) -> dict[str, object]:
-    document = store.document(run_id)
-    assert document.incomplete == ()
-    found: dict[str, object] = json.loads(document.text)
-    return found
+        bench.state.close()
 
 
 def revision(store: SqliteStore, run_id: str) -> int:
@@ -151,17 +73,17 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
     (bench.path / "d.json.gz").write_bytes(gzip.compress(json.dumps([run("d"), run("e")]).encode()))
     for name in (".hidden.json", "notes.txt", "a.json.tmp"):
         bench.write(name, run("no"))
-    bench.look()
+    bench.poll()
     assert {stored(store, run_id)["id"] for run_id in "abcde"} == set("abcde")
     with pytest.raises(NotFound):
         store.document("no")
     assert bench.sent() == 5
-    told = bench.health.collect()
+    told = bench.metrics.collect()
     assert (told[WATCHED], told[WATCH_PENDING], told[WATCH_FAILED], told[UNFINISHED]) == (3, 0, 0, 1)
     assert told[OLDEST_UNFINISHED] == (NOW - 1_736_931_601 * 10**9) / 10**9
-    bench.look(3)
+    bench.poll(3)
     bench.restart()
-    bench.look(3)
+    bench.poll(3)
     assert bench.sent() == 5
     assert bench.notes == []
     assert sorted(path.name for path in bench.path.glob("[!.]*")) == [
@@ -172,26 +94,26 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
 def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> None:
     """Not at the first look, not while it grows, and not while it ends in the middle of a document."""
     bench.write("a.json", run("a"))
-    bench.look(1)
+    bench.poll(1)
     assert bench.sent() == 0
     path = bench.write("b.ndjson", run("b"))
-    bench.look(1)
+    bench.poll(1)
     assert bench.sent() == 1
     whole = json.dumps(run("c")).encode()
     with path.open("ab") as file:
         for byte in (whole[:9], whole[9:20]):
             file.write(byte)
             file.flush()
-            bench.look(1)
+            bench.poll(1)
             assert bench.sent() == 1
-    bench.look(3)
+    bench.poll(3)
     assert bench.notes == []
-    assert bench.health.collect()[WATCH_PENDING] == 1
+    assert bench.metrics.collect()[WATCH_PENDING] == 1
     with path.open("ab") as file:
         file.write(whole[20:])
-    bench.look(2)
+    bench.poll(2)
     assert stored(store, "c") == run("c")
-    assert bench.health.collect()[WATCH_PENDING] == 0
+    assert bench.metrics.collect()[WATCH_PENDING] == 0
 
 
 def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
@@ -199,7 +121,7 @@ def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
     for status in ("running", "completed"):
         bench.write("a.json.part", run("a", status))
         os.replace(bench.path / "a.json.part", bench.path / "a.json")
-        bench.look()
+        bench.poll()
         assert stored(store, "a")["status"] == status
 
 
@@ -208,7 +130,7 @@ def test_a_file_that_never_rests_is_read_all_the_same(bench: Bench, store: Sqlit
     bench.write("log.ndjson", run("r0"))
     for number in range(1, int(MAX_QUIET_WAIT / 2) + 3):
         bench.write("log.ndjson", run(f"r{number}"), replaced=False)
-        bench.look(1)
+        bench.poll(1)
     assert bench.sent() >= MAX_QUIET_WAIT / 4
     assert stored(store, "r3") == run("r3")
 
@@ -217,26 +139,26 @@ def test_what_stays_broken_is_told_once(bench: Bench, store: SqliteStore) -> Non
     """After a time a cut file counts as broken, with its place; the good documents in it are there; mended, it goes."""
     path = bench.write("a.ndjson", run("a"))
     path.write_bytes(path.read_bytes() + b'{"id":"b","status"')
-    bench.look(int(MAX_QUIET_WAIT / 2) + 4)
+    bench.poll(int(MAX_QUIET_WAIT / 2) + 4)
     (note,) = bench.notes
     assert note.startswith(f"{path}:2")
     bench.restart()
-    bench.look(3)
-    assert bench.health.collect()[WATCH_FAILED] == 1
+    bench.poll(3)
+    assert bench.metrics.collect()[WATCH_FAILED] == 1
     assert len(bench.notes) == 1
     assert stored(store, "a") == run("a")
     bench.write("a.ndjson", run("a"), run("b"))
-    bench.look()
+    bench.poll()
     assert stored(store, "b") == run("b")
     assert bench.sent() == 2
-    assert bench.health.collect()[WATCH_FAILED] == 0
+    assert bench.metrics.collect()[WATCH_FAILED] == 0
 
 
 def test_many_faults_are_counted_and_some_told(bench: Bench, store: SqliteStore) -> None:
     """A log that is broken in every line fills neither the screen nor the memory."""
     path = bench.write("a.ndjson", *({"status": "no id"} for _ in range(70)), run("a"))
-    bench.look()
-    assert bench.health.collect()[REFUSED] == 70
+    bench.poll()
+    assert bench.metrics.collect()[REFUSED] == 70
     assert bench.notes[-1] == f"{path}: … 50 more"
     assert len(bench.notes) == 21
     assert stored(store, "a") == run("a")
@@ -260,7 +182,7 @@ def test_a_run_that_goes_on_and_is_corrected(bench: Bench, store: SqliteStore) -
     seen = []
     for state in states:
         bench.write("a.json", state)
-        bench.look()
+        bench.poll()
         bench.restart()
         assert stored(store, "a") == json.loads(Run.from_dict(state).text)
         seen.append(revision(store, "a"))
@@ -272,18 +194,18 @@ def test_a_run_that_goes_on_and_is_corrected(bench: Bench, store: SqliteStore) -
 def test_a_log_of_versions_is_read_again_as_it_grows(bench: Bench, store: SqliteStore) -> None:
     """Snapshots before a newer version in the same file are not sent, older versions not again, and they never win."""
     bench.write("log.ndjson", run("a", "pending"), run("a", "running"), run("b", "running"), run("a"))
-    bench.look()
+    bench.poll()
     assert (stored(store, "a")["status"], stored(store, "b")["status"]) == ("completed", "running")
     before = revision(store, "a")
     for number in range(3):
         bench.write("log.ndjson", run("b", "running", progress=number), replaced=False)
-        bench.look()
+        bench.poll()
         assert stored(store, "b")["progress"] == number
     bench.write("log.ndjson", run("b"), replaced=False)
-    bench.look()
+    bench.poll()
     bench.restart()
     bench.write("log.ndjson", run("c"), replaced=False)
-    bench.look()
+    bench.poll()
     assert stored(store, "b") == run("b")
     assert revision(store, "a") == before == ROOT_REVISION
     assert bench.sent() == 2 + 3 + 1 + 1
@@ -293,11 +215,11 @@ def test_an_old_file_that_is_read_again_takes_nothing_back(bench: Bench, store: 
     """Two files tell of one run; the older one, forgotten and read again, does not win."""
     old = bench.write("1.json", run("a", "running"))
     os.utime(old, (1_700_000_000, 1_700_000_000))
-    bench.look()
+    bench.poll()
     bench.write("2.json", run("a"))
-    bench.look()
-    bench.ledger._connection.execute("DELETE FROM files")
-    bench.look(3)
+    bench.poll()
+    bench.state._connection.execute("DELETE FROM files")
+    bench.poll(3)
     assert stored(store, "a") == run("a")
     assert bench.sent() == 2
 
@@ -311,17 +233,17 @@ def test_what_is_rejected_stays_and_gets_another_chance(bench: Bench, tmp_path: 
     with http_receiver(lambda post: partial(1, "no room") if post.number < 2 else Answer(body=b"\x0a\x00")) as receiver:
         other = Bench(tmp_path / "other", receiver.url)
         path = other.write("a.json", run("a"))
-        other.look(5)
+        other.poll(5)
         assert len(receiver.posts) == 1
         (note,) = other.notes
         assert note.startswith(f"{path}: run a rejected: ")
         assert "no room" in note
-        assert (other.sent(), other.health.collect()[REJECTED]) == (0, 1)
+        assert (other.sent(), other.metrics.collect()[REJECTED]) == (0, 1)
         other.restart()
-        other.look(3)
+        other.poll(3)
         assert (len(receiver.posts), other.sent()) == (2, 1)
         assert receiver.posts[0].message == receiver.posts[1].message
-        other.ledger.close()
+        other.state.close()
 
 
 def test_an_outage_is_outlived(bench: Bench, tmp_path: Path) -> None:
@@ -331,17 +253,17 @@ def test_an_outage_is_outlived(bench: Bench, tmp_path: Path) -> None:
     with http_receiver(lambda post: Answer(status=503) if away else Answer(body=b"\x0a\x00")) as receiver:
         other = Bench(tmp_path / "other", receiver.url)
         other.write("a.json", run("a", "running"))
-        other.look(3)
+        other.poll(3)
         assert "503" in other.notes[0]
         assert "nothing is lost" in other.notes[0]
         assert other.pause > 2.0
         asked = len(receiver.posts)
         away = False
-        other.look(1)
+        other.poll(1)
         assert len(receiver.posts) == asked + 1
         assert receiver.posts[0].message == receiver.posts[-1].message
         assert other.sent() == 1
-        other.ledger.close()
+        other.state.close()
 
 
 def test_a_folder_that_is_away_is_told_once(bench: Bench, store: SqliteStore) -> None:
@@ -349,10 +271,10 @@ def test_a_folder_that_is_away_is_told_once(bench: Bench, store: SqliteStore) ->
     bench.write("a.json", run("a"))
     gone = bench.path.with_name("gone")
     bench.path.rename(gone)
-    bench.look(4)
+    bench.poll(4)
     assert len(bench.notes) == 1
     gone.rename(bench.path)
-    bench.look()
+    bench.poll()
     assert stored(store, "a") == run("a")
 
 
@@ -364,29 +286,29 @@ def test_files_go_to_the_done_folder_when_all_is_accepted(tmp_path: Path, store:
     done = tmp_path / "done"
     done.mkdir()
     (done / "a.json").write_text("mine")
-    bench.ledger.close()
+    bench.state.close()
     moving = Bench(bench.path, bench._url, done_folder=str(done))
     moving.write("a.json", run("a"))
     moving.write("b.json", run("b"))
     moving.write("c.ndjson", run("c"), {"status": "no id"}, run("d"))
-    moving.look(REST)
+    moving.poll(REST)
     assert sorted(path.name for path in done.iterdir()) == ["2-a.json", "a.json", "b.json"]
     assert (done / "a.json").read_text() == "mine"
     assert [path.name for path in moving.path.glob("[!.]*")] == ["c.ndjson"]
     assert {stored(store, run_id)["id"] for run_id in "abcd"} == set("abcd")
-    moving.ledger.close()
+    moving.state.close()
     bench.open()
 
 
-# The ledger.
+# The state file.
 
 
-def test_a_ledger_is_of_one_target_and_one_process(tmp_path: Path) -> None:
+def test_a_state_file_is_of_one_target_and_one_process(tmp_path: Path) -> None:
     """Another endpoint needs another one; two processes would send everything twice; other files are not touched."""
-    path = tmp_path / "ledger"
+    path = tmp_path / "state"
     with closing(WatchState(path, "http://one", "")), pytest.raises(StoreError, match="another process"):
         WatchState(path, "http://one", "")
-    with pytest.raises(SettingError, match="http://one"):
+    with pytest.raises(ConfigError, match="http://one"):
         WatchState(path, "http://two", "")
     assert path.stat().st_mode & 0o077 == 0
     SqliteStore(tmp_path).close()
@@ -396,7 +318,7 @@ def test_a_ledger_is_of_one_target_and_one_process(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no SQLite database"):
         WatchState(tmp_path / "text", "http://one", "")
     with pytest.raises(StoreError):
-        WatchState(tmp_path / "none" / "ledger", "http://one", "")
+        WatchState(tmp_path / "none" / "state", "http://one", "")
 
 
 def test_what_was_intended_is_intended_in_the_same_way(tmp_path: Path) -> None:
@@ -404,34 +326,34 @@ def test_what_was_intended_is_intended_in_the_same_way(tmp_path: Path) -> None:
     again."""
     texts = [Run.from_dict(run("a", status, **more)) for status, more in
              (("running", {}), ("completed", {}), ("completed", {"fixed": True}))]  # fmt: skip
-    path = tmp_path / "ledger"
-    with closing(WatchState(path, "t", "")) as ledger:
-        first = [ledger.plan_send(text, 100) for text in texts]
+    path = tmp_path / "state"
+    with closing(WatchState(path, "t", "")) as state:
+        first = [state.plan_send(text, 100) for text in texts]
     assert [(item.observed_at, item.after_root) for item in first if item] == [(100, False), (101, False), (102, True)]
-    with closing(WatchState(path, "t", "")) as ledger:
-        assert [ledger.plan_send(text, 900) for text in texts] == first
-        ledger.mark_acked(item for item in first if item)
-    with closing(WatchState(path, "t", "")) as ledger:
-        assert [ledger.plan_send(text, 900) for text in texts] == [None] * 3
+    with closing(WatchState(path, "t", "")) as state:
+        assert [state.plan_send(text, 900) for text in texts] == first
+        state.mark_acked(item for item in first if item)
+    with closing(WatchState(path, "t", "")) as state:
+        assert [state.plan_send(text, 900) for text in texts] == [None] * 3
 
 
-def test_the_ledger_forgets(tmp_path: Path) -> None:
+def test_old_state_is_forgotten(tmp_path: Path) -> None:
     """Files that are gone, and runs that were sent longer ago than any plan keeps them."""
-    with closing(WatchState(tmp_path / "ledger", "t", "")) as ledger:
-        folder = DirectoryPoller(str(tmp_path), ledger, lambda: 0.0)
+    with closing(WatchState(tmp_path / "state", "t", "")) as state:
+        folder = DirectoryPoller(str(tmp_path), state, lambda: 0.0)
         for name in ("stays.json", "goes.json"):
             (tmp_path / name).write_text("{}")
         folder.poll()
         for candidate in folder.poll():
             folder.done(candidate, FileStatus.SENT)
-        ledger.plan_send(Run.from_dict(run("old")), NOW)
-        ledger.plan_send(Run.from_dict(run("new")), NOW + REMEMBER)
+        state.plan_send(Run.from_dict(run("old")), NOW)
+        state.plan_send(Run.from_dict(run("new")), NOW + REMEMBER)
         (tmp_path / "goes.json").unlink()
-        ledger.forget(str(tmp_path), NOW + REMEMBER + 1)
-        names = ledger._connection.execute("SELECT name FROM files").fetchall()
+        state.expire(str(tmp_path), NOW + REMEMBER + 1)
+        names = state._connection.execute("SELECT name FROM files").fetchall()
         assert names == [(b"stays.json",)]
-        assert ledger._connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
-        assert ledger._connection.execute("SELECT count(*) FROM versions").fetchone() == (1,)
+        assert state._connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+        assert state._connection.execute("SELECT count(*) FROM versions").fetchone() == (1,)
 
 
 def test_a_round_is_bounded(tmp_path: Path) -> None:
@@ -440,12 +362,12 @@ def test_a_round_is_bounded(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.json"
         path.touch()
         os.utime(path, ns=(0, 10**18 + (-number) % 7919))
-    with closing(WatchState(tmp_path / ".ledger", "t", "")) as ledger:
-        folder = DirectoryPoller(str(tmp_path), ledger, lambda: 0.0)
+    with closing(WatchState(tmp_path / ".state", "t", "")) as state:
+        folder = DirectoryPoller(str(tmp_path), state, lambda: 0.0)
         folder.poll()
         found = folder.poll()
-        assert len(found) == folder.waiting == MAX_FILES
-        times = [candidate.signature.changed for candidate in found]
+        assert len(found) == folder.pending == MAX_FILES
+        times = [candidate.stat.changed for candidate in found]
         assert times == sorted(times)
         for candidate in found:
             folder.done(candidate, FileStatus.SENT)
@@ -563,14 +485,14 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--watch", "none"), "a folder that is there"),
-        (("--watch", ".", "runs.json"), "one folder and nothing else"),
+        (("--watch", "none"), "an existing folder"),
+        (("--watch", ".", "runs.json"), "one folder and no other input or output"),
         (("--watch", ".", "--dry-run"), "--dry-run"),
         (("--watch", ".", "--dead-letter", "x"), "--dead-letter"),
         (("--watch", ".", "--done-dir", "."), "another folder"),
         (("--watch", ".", "--done-dir", "none"), "--done-dir"),
-        (("--done-dir", "x", "runs.json"), "--watch beside it"),
-        (("--ledger", "x", "runs.json"), "--watch beside it"),
+        (("--done-dir", "x", "runs.json"), "--watch as well"),
+        (("--state-file", "x", "runs.json"), "--watch as well"),
         ((), "Missing argument"),
         (("--watch", ".", "--metrics-listen", "99999"), "HOST:PORT"),
     ],

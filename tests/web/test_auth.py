@@ -18,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import NotFound, SettingError, StoreError
+from runspan.errors import ConfigError, NotFound, StoreError
 from runspan.model.ids import run_ids
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
@@ -145,14 +145,14 @@ def test_rotation_never_makes_a_key_live_longer(keys: ApiKeyStore, clock: Clock)
     assert next(key.expires for key in keys.list() if key.id == old.id) == old.expires
     clock.now += 20 * SECOND
     assert keys.find(secret) is None
-    with pytest.raises(SettingError, match="expired"):
+    with pytest.raises(ConfigError, match="expired"):
         keys.rotate(old.id, grace=SECOND)
 
 
 @pytest.mark.parametrize("permissions", [[], ["runs:delete"], ["runs:read", "x"]])
 def test_unknown_permissions_are_refused(keys: ApiKeyStore, permissions: list[str]) -> None:
     """A typing error would create a key without any use."""
-    with pytest.raises(SettingError, match="permissions"):
+    with pytest.raises(ConfigError, match="permissions"):
         keys.create("x", permissions=permissions)
 
 

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.web.links import TraceLinks
 
 TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
@@ -59,7 +59,7 @@ def test_the_template_comes_first() -> None:
 )
 def test_a_url_that_browsers_cannot_follow_is_refused(links: dict[str, Any], where: str) -> None:
     """The error names the option, and contains no password."""
-    with pytest.raises(SettingError) as refused:
+    with pytest.raises(ConfigError) as refused:
         TraceLinks(**links)
     assert refused.value.where == where
     assert "secret" not in str(refused.value)

@@ -11,7 +11,7 @@ import pytest
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.model.ids import run_ids
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
@@ -175,7 +175,7 @@ def test_names_can_be_allowed(store: SqliteStore) -> None:
 @pytest.mark.parametrize("name", ["", "a:80", "[::1]:80", "http://a", "*", "a b", "a/b", "u@a", "é.example", "[::1"])
 def test_an_invalid_name_is_refused(name: str) -> None:
     """It would never match, while it seems to be allowed."""
-    with pytest.raises(SettingError, match="without a port, such as"):
+    with pytest.raises(ConfigError, match="without a port, such as"):
         OriginGuard([name])
 
 

@@ -15,7 +15,7 @@ import pytest
 from flask import Flask, Response
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.web.app import create_app
 from runspan.web.server import WebServer, serve
 from support.web import JSON, PROTOBUF, document, otlp, serving
@@ -121,11 +121,11 @@ def test_an_idle_connection_does_not_delay_shutdown() -> None:
         assert not thread.is_alive()
 
 
-def test_an_address_in_use_raises_setting_error() -> None:
+def test_an_address_in_use_raises_config_error() -> None:
     """The error names the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SettingError, match=f"127.0.0.1:{port}"):
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
             WebServer(Flask("x"), port=port)
 
 

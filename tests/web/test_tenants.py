@@ -16,7 +16,7 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.ids import run_ids
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 NOW = 1_768_467_700_000_000_000
 RUNNING = Run.from_json('{"id":"r","status":"running","steps":[{"id":"a","status":"running"}]}')
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 
 def send(store: SqliteStore, spans: list[Span], tenant: str) -> None:
-    store.write(read_protobuf(request_bytes(Resource(), map(span_bytes, spans))), tenant)
+    store.write(read_protobuf(request_bytes(Resource(), map(scoped_bytes, spans))), tenant)
 
 
 def span_of(number: int, **attributes: str) -> Span:

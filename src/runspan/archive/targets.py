@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from runspan.errors import SettingError, StoreError
+from runspan.errors import ConfigError, StoreError
 from runspan.sources.archive_manifest import MANIFEST, PROGRESS
 from runspan.sources.archive_reader import UNFINISHED_SUFFIX
 from runspan.sources.filesystem import ObjectStore, display_path, folders, is_url, join, list_files, read_all
@@ -128,7 +128,7 @@ def exclusive(parent: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SettingError(
+            raise ConfigError(
                 where=parent,
                 expected="a folder that nobody archives into now",
                 got="another `runspan archive` that is running",

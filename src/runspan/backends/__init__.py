@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.urls import redact_url
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def connect(
     env: Mapping[str, str] = _NO_VARIABLES,
     services: Sequence[str] | None = None,
 ) -> SqliteStore | TempoReader | JaegerReader:
-    """Open the backend of a URL. SettingError if the URL has none of ``FORMS``.
+    """Open the backend of a URL. ConfigError if the URL has none of ``FORMS``.
 
     ``sqlite:DIR``: The embedded store in a directory, relative or absolute, literally up to the end.
     ``tempo+http://host:port/prefix`` and ``jaeger+…``: A reader; it sends no request before the first call.
@@ -44,13 +44,13 @@ def connect(
 
 
 def open_store(url: str, *, retention_days: float | None = None, forms: tuple[str, ...] = FORMS[:1]) -> SqliteStore:
-    """Open the embedded store of a URL. SettingError if the URL is another backend's or none."""
+    """Open the embedded store of a URL. ConfigError if the URL is another backend's or none."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme != "sqlite":
         got = repr(redact_url(url))
-        raise SettingError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
+        raise ConfigError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
     if not rest:
-        raise SettingError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
+        raise ConfigError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
     return SqliteStore(Path(rest), retention_days=retention_days)
 
 

@@ -33,7 +33,7 @@ from runspan.backends.remote.config import PREFIX, remote_config
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
-from runspan.errors import DocumentError, NotFound, SettingError, error_status
+from runspan.errors import ConfigError, DocumentError, NotFound, error_status
 from runspan.model.run import Run
 from runspan.sources.archive_manifest import PART_SUFFIXES, Manifest
 from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
@@ -236,7 +236,7 @@ def archive_runs(
         if checked is not None:
             ctx.exit(_check(checked, quiet=quiet, as_json=as_json))
         if before is None or to is None:
-            raise SettingError(
+            raise ConfigError(
                 where="archive",
                 expected="--before TIME and --to DIR, or --check DIR",
                 got="neither" if before is None and to is None else "one of the two",
@@ -244,7 +244,7 @@ def archive_runs(
             )
         now = time.time_ns()
         if since is not None and since <= before:
-            raise SettingError(where="--since", expected="longer ago than --before", got="no time between the two")
+            raise ConfigError(where="--since", expected="longer ago than --before", got="no time between the two")
         request = ArchiveRequest(
             backend.tenant,
             max(0, now - before),
@@ -256,7 +256,7 @@ def archive_runs(
             compression,
         )
         if purge and backend.kind != "sqlite":
-            raise SettingError(
+            raise ConfigError(
                 where="--purge",
                 expected="the embedded store, whose runs it can delete",
                 got=f"a {backend.kind} backend",
@@ -337,7 +337,7 @@ def _archives(path: str) -> list[str]:
             click.echo(f"{where}: unfinished; run the command that began it again to resume it", err=True)
     except OSError as error:
         got = error.strerror or str(error)
-        raise SettingError(where=display_path(path), expected="a readable directory or URL", got=got) from None
+        raise ConfigError(where=display_path(path), expected="a readable directory or URL", got=got) from None
     if not found:
         raise NotFound(
             "no archive is here",

@@ -19,7 +19,7 @@ from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals
 from runspan.cli.keys import create_key_store
 from runspan.cli.output import escape_control
 from runspan.delivery import connect, exporter_config
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.export import export
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
@@ -100,7 +100,7 @@ def _samples(source: str | None) -> tuple[str, list[Run]]:
             raise document
         runs.append(document)
     if not runs:
-        raise SettingError(where=place, expected="run documents", got="none", hint="name another file with --runs")
+        raise ConfigError(where=place, expected="run documents", got="none", hint="name another file with --runs")
     return f"from {place}", runs
 
 
@@ -110,13 +110,13 @@ def _serving(data: str, port: int) -> Iterator[str]:
     with ExitStack() as opened:
         keys = opened.enter_context(closing(create_key_store(data)))
         if not keys.unused:
-            raise SettingError(
+            raise ConfigError(
                 "this directory has API keys", where=data, hint="use another directory for the demo: --data DIR"
             )
         store = opened.enter_context(closing(SqliteStore(Path(data))))
         try:
             server = WebServer(create_app(store, store, keys=keys), port=port)
-        except SettingError as error:
+        except ConfigError as error:
             error.hint = "choose another one: runspan demo --port 0 selects a free one"
             raise
         thread = threading.Thread(target=server.run, name="runspan-demo")

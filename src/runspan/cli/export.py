@@ -21,7 +21,7 @@ from runspan.cli.watch import watch
 from runspan.codec.encode import encode
 from runspan.delivery import DeadLetters, ExportReport
 from runspan.delivery.config import COMPRESSIONS
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError
 from runspan.export import TARGET_SPANS
 from runspan.export import export as export_documents
 from runspan.model.run import Run
@@ -168,16 +168,16 @@ def _check_arguments(ctx: click.Context, files: tuple[str, ...], tenant: str) ->
     if ctx.params["watched"] is not None:
         others = [*files, *(_flag(name) for name in _NOT_WITH_WATCH if _is_given(ctx, name))]
         if others:
-            raise SettingError(where="--watch", expected="one folder and no other input or output", got=others[0])
+            raise ConfigError(where="--watch", expected="one folder and no other input or output", got=others[0])
         return
     if alone := [name for name in _ONLY_WITH_WATCH if _is_given(ctx, name)]:
-        raise SettingError(where=_flag(alone[0]), expected="--watch as well", got="none")
+        raise ConfigError(where=_flag(alone[0]), expected="--watch as well", got="none")
     if not files:
         raise click.MissingParameter(ctx=ctx, param_type="argument", param_hint="'FILE...'")
     for file in files:
         for owner in tenants(file):
             if owner != tenant and ctx.get_parameter_source("tenant") is ParameterSource.DEFAULT:
-                raise SettingError(
+                raise ConfigError(
                     where=display_path(file),
                     expected="an archive of runs without a tenant",
                     got=f"one of {owner}",
@@ -206,7 +206,7 @@ def _open_dead_letters(path: Path | None, files: Iterable[str]) -> DeadLetters |
             got = "a file that is read"
         else:
             continue
-        raise SettingError(
+        raise ConfigError(
             where=f"--dead-letter {path}",
             expected="a file of its own",
             got=got,

@@ -14,7 +14,7 @@ import click
 
 from runspan.cli import options
 from runspan.cli.output import escape_control
-from runspan.errors import SettingError, StoreError
+from runspan.errors import ConfigError, StoreError
 from runspan.web.api_keys import PERMISSIONS, ApiKey, ApiKeyStore
 
 KEYS_FILE: Final = "keys.sqlite3"
@@ -48,7 +48,7 @@ def create_key_store(data: str) -> ApiKeyStore:
 def open_key_store(data: str) -> ApiKeyStore:
     """Open the key store of a data directory that has one."""
     if not Path(data, KEYS_FILE).exists():
-        raise SettingError(
+        raise ConfigError(
             "no API keys are kept here",
             where=data,
             hint="name the server's directory with --data, or create a key: runspan keys create --data DIR --name NAME",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.model.timestamps import SECOND
 from runspan.otlp.env import read_attributes
 
@@ -260,18 +260,18 @@ class BackendOptions:
         self.require_store()
         try:
             return connect(self.url, env=os.environ, services=services)
-        except SettingError as error:
+        except ConfigError as error:
             if error.where == "backend" and error.hint.startswith("write "):
                 error.hint = "write sqlite:DIR, or http://HOST:PORT of a running runspan server"
             raise
 
     def require_store(self) -> None:
-        """Raise SettingError if the backend is an embedded store that does not exist: reading never creates one."""
+        """Raise ConfigError if the backend is an embedded store that does not exist: reading never creates one."""
         from runspan.backends.sqlite.schema import FILE_NAME  # noqa: PLC0415
 
         directory = self.url.removeprefix("sqlite:")
         if directory and directory != self.url and not Path(directory, FILE_NAME).exists():
-            raise SettingError(
+            raise ConfigError(
                 "no runs are kept here",
                 where=directory,
                 expected="a directory that `runspan serve` has written",
@@ -403,7 +403,7 @@ def read_api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: 
         try:
             text = file.read_text("utf-8", "replace")
         except OSError as error:
-            raise SettingError(
+            raise ConfigError(
                 where=where,
                 expected="a file with an API key",
                 got=error.strerror or str(error),
@@ -414,7 +414,7 @@ def read_api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: 
         return None
     if not _API_KEY.fullmatch(key):
         got = "other characters" if key else "an empty file"
-        raise SettingError(where=where, expected="one API key in printable ASCII", got=got)
+        raise ConfigError(where=where, expected="one API key in printable ASCII", got=got)
     return key
 
 

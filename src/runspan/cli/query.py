@@ -17,7 +17,7 @@ from rich.text import Text
 from runspan.cli import options
 from runspan.cli.output import escape_control, new_table, print_table
 from runspan.contracts import MAX_LIMIT, Cursor, Page, RunQuery, TraceReader
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.model.document import RUN_STATUSES
 from runspan.model.json_scanner import members, string_value
 
@@ -162,7 +162,7 @@ def _write(out: Path, text: bytes) -> None:
     try:
         out.write_bytes(text)
     except OSError as error:
-        raise SettingError(where=f"--out {out}", expected="a writable file", got=error.strerror or str(error)) from None
+        raise ConfigError(where=f"--out {out}", expected="a writable file", got=error.strerror or str(error)) from None
 
 
 def _print_runs(items: list[bytes]) -> None:

@@ -23,7 +23,7 @@ from runspan.cli import options
 from runspan.cli.keys import create_key_store
 from runspan.cli.output import escape_control
 from runspan.contracts import TraceReader
-from runspan.errors import RunspanError, SettingError
+from runspan.errors import ConfigError, RunspanError
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import MIB, WebConfig
@@ -175,7 +175,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     url = backend_url or f"sqlite:{data}"
     if options.backend_kind(url) == "rest":
-        raise SettingError(
+        raise ConfigError(
             "a server cannot be served again",
             where="backend",
             expected="sqlite:DIR, tempo+http://HOST:PORT or jaeger+http://HOST:PORT",
@@ -229,7 +229,7 @@ def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
     if options.backend_kind(url) == "sqlite":
         return open_store(url, retention_days=retention, forms=FORMS)
     if retention is not None:
-        raise SettingError(
+        raise ConfigError(
             where="--retention",
             expected="an embedded store to delete from",
             got=f"a {options.backend_kind(url).title()}",
@@ -260,7 +260,7 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
 
 def _require_keys(keys: ApiKeyStore, host: str, data: str) -> None:
     if keys.unused and not _is_loopback(host):
-        raise SettingError(
+        raise ConfigError(
             "refusing to listen beyond this machine without API keys",
             where=f"--host {host!r}",
             hint=f"create one first: {shlex.join(('runspan', 'keys', 'create', '--data', data, '--name', 'NAME'))}",

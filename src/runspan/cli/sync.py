@@ -18,7 +18,7 @@ from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter
-from runspan.errors import RunspanError, SettingError
+from runspan.errors import ConfigError, RunspanError
 from runspan.http.rate_limiter import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
@@ -189,7 +189,7 @@ def sync(
     """
     if config.resend and config.follow:
         hint = "stop the sync with --follow, run this one, and start it again"
-        raise SettingError(where="--resend", expected="a sync without --follow", got="--follow", hint=hint)
+        raise ConfigError(where="--resend", expected="a sync without --follow", got="--follow", hint=hint)
     reduce_garbage_collection()
     if rescan_interval is None:
         rescan_interval = options.UNITS["h"] if config.follow else 0

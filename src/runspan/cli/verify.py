@@ -19,7 +19,7 @@ from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import escape_control, hint_for, new_table, print_error, print_table
 from runspan.contracts import TraceReader, TraceWriter
 from runspan.delivery import ExporterConfig, RetryPolicy, connect, exporter_config
-from runspan.errors import BackendUnreachable, DocumentError, SettingError
+from runspan.errors import BackendUnreachable, ConfigError, DocumentError
 from runspan.export import export
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
@@ -102,7 +102,7 @@ def verify(
     if endpoint is not None:
         config = exporter_config(options.otlp_environment(backend.api_key_file), endpoint=endpoint, protocol=protocol)
     elif backend.kind != "sqlite":
-        raise SettingError(
+        raise ConfigError(
             "this backend is not written directly",
             where="--endpoint",
             expected="an OTLP receiver",
@@ -170,7 +170,7 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
     """Return the runs to send, the last one of each id, and the number of refused documents."""
     if wants_canary == bool(files):
         got = "both" if files else "neither"
-        raise SettingError(where="verify", expected="files or --canary", got=got, hint="see runspan verify -h")
+        raise ConfigError(where="verify", expected="files or --canary", got=got, hint="see runspan verify -h")
     if wants_canary:
         return [canary(f"{CANARY}-{uuid4().hex}", ended)], 0
     runs: dict[str, Run] = {}
@@ -184,7 +184,7 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
                 runs.pop(document.id, None)
                 runs[document.id] = document
     if not runs and not refused:
-        raise SettingError(where=" ".join(files), expected="run documents", got="none", hint="name another file")
+        raise ConfigError(where=" ".join(files), expected="run documents", got="none", hint="name another file")
     return list(runs.values()), refused
 
 

@@ -15,7 +15,7 @@ from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, hint_for, print_hint, report_retries
 from runspan.delivery import OnSettled, OtlpExporter
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import EXPORTED, REFUSED, REJECTED, WATCH_PENDING, WATCHED
 from runspan.watch.poller import DirectoryPoller
@@ -35,7 +35,7 @@ def watch(
     metrics_listen: tuple[str, int] | None,
     quiet: bool,
 ) -> None:
-    """Export the folder's files until SIGTERM or Ctrl-C. SettingError if the folder or the state cannot be used."""
+    """Export the folder's files until SIGTERM or Ctrl-C. ConfigError if the folder or the state cannot be used."""
     _check_folders(folder, config.done_folder)
     target = receiver.config().display_url
     target = f"{target} for {receiver.tenant}" if receiver.tenant else target
@@ -65,7 +65,7 @@ def watch(
             connect=connect,
             wait=threading.Event().wait,
             clock=time.time_ns,
-            health=metrics,
+            metrics=metrics,
             note=note,
         )
         if not quiet:
@@ -80,9 +80,9 @@ def _check_folders(folder: Path, done_folder: str) -> None:
     for path, flag in ((str(folder), "--watch"), (done_folder, "--done-dir")):
         if path and not Path(path).is_dir():
             hint = "create it first, or check the path"
-            raise SettingError(where=f"{flag} {path}", expected="an existing folder", got="none", hint=hint)
+            raise ConfigError(where=f"{flag} {path}", expected="an existing folder", got="none", hint=hint)
     if done_folder and Path(done_folder).resolve() == folder.resolve():
-        raise SettingError(where="--done-dir", expected="another folder", got="the one that is watched")
+        raise ConfigError(where="--done-dir", expected="another folder", got="the one that is watched")
 
 
 def _summary(metrics: MetricsRegistry) -> str:

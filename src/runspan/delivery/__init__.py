@@ -57,7 +57,7 @@ def connect(
     dead_letters: DeadLetters | None = None,
     on_settled: OnSettled | None = None,
 ) -> OtlpExporter:
-    """Return an exporter to the endpoint of a config. SettingError if a TLS file cannot be read."""
+    """Return an exporter to the endpoint of a config. ConfigError if a TLS file cannot be read."""
     grpc = config.protocol == GRPC
     transport: Transport = GrpcTransport(config) if grpc else HttpTransport(config, connections=workers)
     return OtlpExporter(transport, workers=workers, retry=retry, dead_letters=dead_letters, on_settled=on_settled)

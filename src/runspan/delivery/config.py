@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from runspan.http.urls import parse_url, refuse_login
 from runspan.otlp.env import Headers, basic_auth, read_headers, secret_parts, validate_headers
@@ -81,7 +81,7 @@ def exporter_config(
     An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. It holds no login,
     as it may come from a command line; the URL of a variable may hold one.
 
-    Raises SettingError, which names the variable and never quotes a header.
+    Raises ConfigError, which names the variable and never quotes a header.
     """
     protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
@@ -121,19 +121,19 @@ def _variable(env: Mapping[str, str], name: str) -> tuple[str, str]:
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
     if value.lower() not in known:
-        raise SettingError(where=f"OTEL_EXPORTER_OTLP_{name}", expected=" or ".join(known), got=repr(value))
+        raise ConfigError(where=f"OTEL_EXPORTER_OTLP_{name}", expected=" or ".join(known), got=repr(value))
     return value.lower()
 
 
 def _flag(name: str, value: str) -> bool:
     if value.lower() not in ("", "true", "false"):
-        raise SettingError(where=name, expected="true or false", got=repr(value))
+        raise ConfigError(where=name, expected="true or false", got=repr(value))
     return value.lower() == "true"
 
 
 def _seconds(number: float) -> float:
     if not 0 < number < math.inf:
-        raise SettingError(where="timeout", expected="seconds above 0", got=repr(number))
+        raise ConfigError(where="timeout", expected="seconds above 0", got=repr(number))
     return number
 
 
@@ -150,7 +150,7 @@ def _timeout(name: str, value: str) -> float:
         return number
     if 1000 <= number < 1e9:
         return number / 1000
-    raise SettingError(
+    raise ConfigError(
         where=name,
         expected="milliseconds from 1000, or seconds below 100",
         got=repr(value),

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from runspan.delivery.batch import RunSpans
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError
 from runspan.model.run import Run
 
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
@@ -50,7 +50,7 @@ class DeadLetters:
             self._file: int | None = self._open_file()
         except (OSError, ValueError) as error:
             got = getattr(error, "strerror", None) or str(error)
-            raise SettingError(where=path, expected="a file to keep documents in", got=got) from None
+            raise ConfigError(where=path, expected="a file to keep documents in", got=got) from None
 
     def track(self, documents: Iterable[Run | DocumentError]) -> Iterator[Run | DocumentError]:
         """Yield the same documents; each run is held from now on."""

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 
 from runspan._version import __version__
-from runspan.errors import BackendRefused, BackendTimeout, BackendUnreachable, QueryError, SettingError
+from runspan.errors import BackendRefused, BackendTimeout, BackendUnreachable, ConfigError, QueryError
 from runspan.http.transport import DeadlineTransport
 from runspan.http.urls import sanitize_message
 
@@ -36,7 +36,7 @@ class TlsConfig:
     client_key: str | None = None
 
     def context(self) -> ssl.SSLContext | None:
-        """Return the context of these files, None if there are none. SettingError if one cannot be loaded."""
+        """Return the context of these files, None if there are none. ConfigError if one cannot be loaded."""
         if not (self.certificate or self.client_certificate):
             return None
         try:
@@ -51,16 +51,16 @@ class TlsConfig:
         return context
 
     def contents(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Return the bytes of the three files in the order of the fields. SettingError if one cannot be read."""
+        """Return the bytes of the three files in the order of the fields. ConfigError if one cannot be read."""
         try:
             return _read(self.certificate), _read(self.client_certificate), _read(self.client_key)
         except OSError as error:
             raise self._unreadable(error) from None
 
-    def _unreadable(self, error: OSError) -> SettingError:
+    def _unreadable(self, error: OSError) -> ConfigError:
         files = ", ".join(filter(None, (self.certificate, self.client_certificate, self.client_key)))
         got = error.strerror or str(error)
-        return SettingError(where=f"TLS files {files}", expected="readable PEM files", got=got)
+        return ConfigError(where=f"TLS files {files}", expected="readable PEM files", got=got)
 
 
 def _read(path: str | None) -> bytes | None:

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 
 MAX_MESSAGE: Final = 300
 """Characters of a server's own text in a message."""
@@ -28,15 +28,15 @@ def parse_url(where: str, text: str, expected: str) -> SplitResult:
     where: The option or variable that holds the URL, for errors.
     expected: The form of the URL, for errors.
 
-    Raises SettingError, without the URL's login and query.
+    Raises ConfigError, without the URL's login and query.
     """
     try:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError:
-        raise SettingError(where=where, expected=expected, got="a URL that cannot be read") from None
+        raise ConfigError(where=where, expected=expected, got="a URL that cannot be read") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingError(where=where, expected=expected, got=repr(redact_url(text)))
+        raise ConfigError(where=where, expected=expected, got=repr(redact_url(text)))
     _validate_host(where, text, expected)
     return parts
 
@@ -50,19 +50,19 @@ def parse_base_url(where: str, text: str, expected: str, *, login_hint: str, que
     parts = parse_url(where, text, expected)
     if parts.query or parts.fragment:
         got = f"{redact_url(text)!r} with a query or fragment"
-        raise SettingError(where=where, expected=expected, got=got, hint=query_hint)
+        raise ConfigError(where=where, expected=expected, got=got, hint=query_hint)
     return str(httpx.URL(parts.geturl())).rstrip("/")
 
 
 def refuse_login(where: str, text: str, hint: str) -> None:
-    """Raise SettingError if a URL, with or without a scheme, holds a login: other users can see a command line."""
+    """Raise ConfigError if a URL, with or without a scheme, holds a login: other users can see a command line."""
     authority = _AFTER_AUTHORITY.split(text.partition("://")[2] or text)[0]
     if "@" in authority:
-        raise SettingError(where=where, expected="a URL without a login", got="one with it", hint=hint)
+        raise ConfigError(where=where, expected="a URL without a login", got="one with it", hint=hint)
 
 
 def _validate_host(where: str, url: str, expected: str) -> None:
-    """Raise SettingError if no client could ever look up the host of a URL.
+    """Raise ConfigError if no client could ever look up the host of a URL.
 
     The system's resolver raises no network error for such a host, and an HTTP client passes that on. A well-formed name
     that does not exist today may exist tomorrow, so it is no error here.
@@ -72,12 +72,12 @@ def _validate_host(where: str, url: str, expected: str) -> None:
         # A request needs both, so an international name has to be valid in either form.
         _, host = parts.host, parts.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
-        raise SettingError(where=where, expected=expected, got="a URL that cannot be read") from None
+        raise ConfigError(where=where, expected=expected, got="a URL that cannot be read") from None
     if ":" in host:
         return  # an IPv6 address, which urlsplit has validated
     labels = host.removesuffix(".").split(".")
     if len(host) > _MAX_HOST or not all(map(_LABEL.fullmatch, labels)):
-        raise SettingError(
+        raise ConfigError(
             where=where,
             expected="the name or address of a host",
             got=repr(host if len(host) <= _MAX_HOST else f"{host[:60]}…"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import unquote
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
@@ -23,7 +23,7 @@ Headers = tuple[tuple[str, str], ...]
 
 
 def read_headers(where: str, text: str) -> list[tuple[str, str]]:
-    """Return the pairs of ``key=value,key=value``, both percent-encoded. SettingError names the position of an error.
+    """Return the pairs of ``key=value,key=value``, both percent-encoded. ConfigError names the position of an error.
 
     where: The variable that holds the text.
     """
@@ -31,16 +31,16 @@ def read_headers(where: str, text: str) -> list[tuple[str, str]]:
 
 
 def validate_headers(where: str, items: Iterable[tuple[str, str]]) -> Headers:
-    """Return the headers; of repeated names the last. SettingError if HTTP cannot carry a name or a value.
+    """Return the headers; of repeated names the last. ConfigError if HTTP cannot carry a name or a value.
 
     where: The source of the headers, for errors.
     """
     checked: dict[str, str] = {}
     for key, value in items:
         if not _NAME.fullmatch(key):
-            raise SettingError(where=where, expected="header names", got="a name with other characters")
+            raise ConfigError(where=where, expected="header names", got="a name with other characters")
         if not _VALUE.fullmatch(value):
-            raise SettingError(where=f"{where}: {key}", expected="printable ASCII", got="other characters")
+            raise ConfigError(where=f"{where}: {key}", expected="printable ASCII", got="other characters")
         checked[key.lower()] = value
     return tuple(checked.items())
 
@@ -54,7 +54,7 @@ def read_attributes(text: str) -> dict[str, str]:
 
 
 def validate_text(where: str, text: str) -> str:
-    """Return the text. SettingError if UTF-8 cannot encode it: a variable or an argument may hold any bytes.
+    """Return the text. ConfigError if UTF-8 cannot encode it: a variable or an argument may hold any bytes.
 
     where: The source of the text, for errors.
     """
@@ -62,7 +62,7 @@ def validate_text(where: str, text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         hint = "its bytes are text in another encoding, or none"
-        raise SettingError(where=where, expected="UTF-8", got=repr(text), hint=hint) from None
+        raise ConfigError(where=where, expected="UTF-8", got=repr(text), hint=hint) from None
     return text
 
 
@@ -85,5 +85,5 @@ def _pairs(where: str, text: str) -> Iterator[tuple[str, str]]:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             got = f"none in item {position}"
-            raise SettingError(where=where, expected="key=value, separated by commas", got=got)
+            raise ConfigError(where=where, expected="key=value, separated by commas", got=got)
         yield key.strip(), unquote(value.strip())

@@ -18,13 +18,13 @@ from runspan.errors import (
     BackendRefused,
     BackendTimeout,
     BackendUnreachable,
+    ConfigError,
     Forbidden,
     NotFound,
     QueryError,
     QueryUnsupported,
     RateLimited,
     RunspanError,
-    SettingError,
     StoreError,
     TraceIncomplete,
     Unauthorized,
@@ -69,7 +69,7 @@ T = TypeVar("T")
 
 
 def parse_api_url(where: str, text: str, *, key_variable: str) -> str:
-    """Return the base URL without ``/api/v1``. SettingError if it is none, or contains a secret.
+    """Return the base URL without ``/api/v1``. ConfigError if it is none, or contains a secret.
 
     where: The option that holds the URL, for errors.
     key_variable: The variable for the API key, for errors.
@@ -355,7 +355,7 @@ class PlatformClient:
         """Read the key again. Return True if it is another one than the one that was refused."""
         try:
             key = self._read_key()
-        except SettingError:
+        except ConfigError:
             return False  # its file is being replaced, or gone: the platform's refusal says more
         if key is None or key == refused:
             return False

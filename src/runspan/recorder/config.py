@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from runspan.delivery import ExporterConfig, exporter_config, with_api_key
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.otlp.env import read_attributes, validate_text
 from runspan.otlp.protobuf_writer import Resource
 
@@ -44,10 +44,10 @@ def exporter_config_from(
 ) -> ExporterConfig:
     """Return where to send to; arguments take precedence over variables.
 
-    SettingError without endpoint and environment: a default would hide that the environment was not passed in.
+    ConfigError without endpoint and environment: a default would hide that the environment was not passed in.
     """
     if endpoint is None and environ is None:
-        raise SettingError(
+        raise ConfigError(
             where="Recorder",
             expected="endpoint=, environ= or provider=",
             got="none of them",
@@ -56,7 +56,7 @@ def exporter_config_from(
     env = environ or {}
     key = env.get(API_KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise SettingError(where=API_KEY, expected="one API key in printable ASCII", got="other characters")
+        raise ConfigError(where=API_KEY, expected="one API key in printable ASCII", got="other characters")
     if key and headers is None:
         env = with_api_key(env, key)
     return exporter_config(env, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
@@ -68,13 +68,13 @@ def resource_of(
     """Return the resource; arguments take precedence over ``OTEL_SERVICE_NAME``, and that over
     ``OTEL_RESOURCE_ATTRIBUTES``.
 
-    SettingError when a name or a value is not text that UTF-8 can encode.
+    ConfigError when a name or a value is not text that UTF-8 can encode.
     """
     env = environ or {}
     merged = read_attributes(env.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     for key, value in (attributes or {}).items():
         if not (isinstance(key, str) and isinstance(value, str)):
-            raise SettingError(where="resource_attributes", expected="text", got=f"{key!r}: {value!r}")
+            raise ConfigError(where="resource_attributes", expected="text", got=f"{key!r}: {value!r}")
         merged[validate_text("resource_attributes", key)] = validate_text("resource_attributes", value)
     name_attribute = merged.pop("service.name", "")
     name = validate_text("service_name", service_name or "")

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerP
 from opentelemetry.sdk.trace import Span as SdkSpan
 
 from runspan.delivery import HTTP, DeadLetters
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError
 from runspan.model.parse import MAX_RUN_ID_BYTES
 from runspan.otlp.env import validate_text
 from runspan.otlp.protobuf_writer import SCOPE_NAME
@@ -136,7 +136,7 @@ class Recorder:
     - new_id: makes ids for runs that are given none.
     - random: jitters the backoff.
 
-    SettingError when the configuration is wrong. After that no error of telemetry is raised and no call waits for the
+    ConfigError when the configuration is wrong. After that no error of telemetry is raised and no call waits for the
     receiver, except ``flush`` and ``shutdown``. A receiver that is down costs memory up to
     ``export.max_pending_bytes``; what is dropped then is logged and counted in ``report``.
     """
@@ -165,7 +165,7 @@ class Recorder:
         random: Random | None = None,
     ) -> None:
         if precision not in PRECISIONS:
-            raise SettingError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
+            raise ConfigError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
         self.tenant = validate_text("tenant", tenant)
         self._counters = Counters()
         self._clock = DocumentClock(clock, precision)
@@ -178,7 +178,7 @@ class Recorder:
         disabled = (environ or {}).get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
         if provider is not None:
             if endpoint is not None:
-                raise SettingError(where="Recorder", expected="endpoint= or provider=", got="both")
+                raise ConfigError(where="Recorder", expected="endpoint= or provider=", got="both")
             tracer = provider.get_tracer(SCOPE_NAME)
             disabled = disabled or not isinstance(tracer, Tracer)
             make_sink = partial(SdkProcessorSink, provider, tracer, exit_timeout, on_request)

@@ -37,7 +37,7 @@ from runspan.delivery import (
     Transport,
 )
 from runspan.delivery.exporter import MAX_REQUEST_BYTES
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import to_readable_span
 from runspan.recorder.config import ExportConfig
@@ -463,7 +463,7 @@ class ExportWorker:
             if self._dead_letters is None and self._reopen_path:
                 try:
                     self._dead_letters = DeadLetters(self._reopen_path)
-                except SettingError as error:
+                except ConfigError as error:
                     _log.error("runspan.Recorder: %s", error)
             if self._dead_letters is None:
                 return ""

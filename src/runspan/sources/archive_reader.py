@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import MsgspecError
 
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError
 from runspan.sources.archive_manifest import MANIFEST, PROGRESS, ArchivePart, Manifest, read_digests, read_manifest
 from runspan.sources.decompress import decompress
 from runspan.sources.filesystem import chunks, display_path, folders, list_files, path_inside, read_all
@@ -25,7 +25,7 @@ _UNBOUNDED: Final = 1 << 62
 def manifest_of(folder: str) -> Manifest | None:
     """The manifest of a folder, None when it is no archive.
 
-    DocumentError when it is damaged; SettingError when the archive was never finished. OSError when it is not there.
+    DocumentError when it is damaged; ConfigError when the archive was never finished. OSError when it is not there.
     """
     found = list_files(folder)
     if found is None:
@@ -34,7 +34,7 @@ def manifest_of(folder: str) -> Manifest | None:
     if MANIFEST in found and not folder.rstrip("/").endswith(UNFINISHED_SUFFIX):
         return read_manifest(read_all(path_inside(folder, MANIFEST)), where=path_inside(name, MANIFEST))
     if PROGRESS in found or MANIFEST in found:
-        raise SettingError(where=name, expected="an archive", got="one that was never finished", hint=_UNFINISHED)
+        raise ConfigError(where=name, expected="an archive", got="one that was never finished", hint=_UNFINISHED)
     return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError
 from runspan.model.run import Run
 from runspan.sources.archive_manifest import MANIFEST, ArchivePart, Manifest, is_part_name
 from runspan.sources.archive_reader import archives_in, manifest_of, verified_runs
@@ -62,7 +62,7 @@ def documents(
     path may be a URL that fsspec knows. Of an archive every document is proved by its manifest before it is handed
     out; see ``archived.proved``. DocumentError, at once, when the manifest itself is damaged.
 
-    What is wrong with one document is yielded in its place, and the others go on. SettingError, at once, when there is
+    What is wrong with one document is yielded in its place, and the others go on. ConfigError, at once, when there is
     nothing to read at path.
     on_bytes: called with the number of bytes just read, as they are stored, so that they add up to ``total_bytes``.
     """
@@ -100,7 +100,7 @@ def pieces(
 
 
 def files(path: str) -> list[str]:
-    """The files that path stands for: itself, or those of a folder, sorted by name. SettingError when there is none.
+    """The files that path stands for: itself, or those of a folder, sorted by name. ConfigError when there is none.
 
     An archive stands for its files, and a folder of nothing but archives for theirs.
     """
@@ -150,14 +150,14 @@ def _files(path: str) -> list[_File]:
         if not names and (archives := archives_in(path)):
             return [file for archive in archives for file in _files(archive)]
     except (OSError, ValueError) as error:
-        raise SettingError(
+        raise ConfigError(
             where=display_path(path),
             expected="a file or folder that can be read",
             got=_reason(error),
             hint="check the path; - reads standard input",
         ) from None
     if not names:
-        raise SettingError(
+        raise ConfigError(
             where=display_path(path),
             expected=f"files named *{', *'.join(SUFFIXES[:3])}, or *.gz or *.zst of them",
             got="a folder without any",
@@ -206,7 +206,7 @@ def _stdin(stdin: Input | None) -> Input:
     if stdin is not None:
         return stdin
     if sys.stdin is None:
-        raise SettingError(where=STDIN, expected="standard input", got="none", hint="name a file instead")
+        raise ConfigError(where=STDIN, expected="standard input", got="none", hint="name a file instead")
     return cast("Input", sys.stdin.buffer)
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.urls import redact_url
 from runspan.sources.decompress import CHUNK
 
@@ -41,12 +41,12 @@ def join(folder: str, name: str) -> str:
 class ObjectStore:
     """The file system of a URL. Every method takes URLs of it, and raises OSError for whatever goes wrong there.
 
-    SettingError at once when a package that it needs is not installed, or when a secret stands in the URL.
+    ConfigError at once when a package that it needs is not installed, or when a secret stands in the URL.
     """
 
     def __init__(self, url: str) -> None:
         if urlsplit(url).password:
-            raise SettingError(
+            raise ConfigError(
                 "a command line is no place for a password",
                 where=display_path(url),
                 hint=f"leave it away: {_ENVIRONMENT}",
@@ -54,14 +54,14 @@ class ObjectStore:
         try:
             fsspec: Any = import_module("fsspec")
         except ImportError:
-            raise SettingError(
+            raise ConfigError(
                 where=display_path(url), expected="fsspec, which reads such URLs", got="no such package", hint=_EXTRA
             ) from None
         try:
             self._files: Any = fsspec.core.url_to_fs(url)[0]
             self._split: Callable[[str], tuple[Any, str]] = fsspec.core.url_to_fs
         except ImportError as error:
-            raise SettingError(
+            raise ConfigError(
                 where=display_path(url),
                 expected="the package for this kind of URL",
                 got=str(error),
@@ -69,9 +69,9 @@ class ObjectStore:
             ) from None
         except ValueError as error:
             known = "one that fsspec knows, such as s3://, gs://, abfs://, file://"
-            raise SettingError(where=display_path(url), expected=known, got=str(error)) from None
+            raise ConfigError(where=display_path(url), expected=known, got=str(error)) from None
         except Exception as error:  # each of these packages has a tree of errors of its own
-            raise SettingError(
+            raise ConfigError(
                 where=display_path(url), expected="a place that can be reached", got=_words(error), hint=_ENVIRONMENT
             ) from None
 
@@ -131,7 +131,7 @@ class ObjectStore:
 def _as_os_error() -> Iterator[None]:
     try:
         yield
-    except (OSError, SettingError):
+    except (OSError, ConfigError):
         raise
     except Exception as error:  # each of these packages has a tree of errors of its own
         raise OSError(_words(error)) from None

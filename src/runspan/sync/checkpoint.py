@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.storage.span_acks import TABLES as SPAN_TABLES
 from runspan.storage.span_acks import SpanAcks
 from runspan.storage.sqlite_file import Schema, open_database, translate_errors
@@ -176,7 +176,7 @@ class Checkpoint:
     """The file. Used by one thread; ``begin`` and ``commit`` bound each change. counts: runs by state.
 
     spans: of runs that are OPEN, by ``Entry.key``. receiver: see ``Acknowledged.belongs_to``.
-    SettingError when it belongs to another binding; StoreError when another process has it, when it was written by a
+    ConfigError when it belongs to another binding; StoreError when another process has it, when it was written by a
     newer version, or when it is no checkpoint at all.
     """
 
@@ -309,14 +309,14 @@ class Checkpoint:
         self._run("INSERT OR REPLACE INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?)", (filter_name, *values))
 
     def _bind(self, binding: Binding, receiver: bytes) -> None:
-        """Write the binding to a new file. Raise SettingError when the file has another one."""
+        """Write the binding to a new file. Raise ConfigError when the file has another one."""
         self.begin()
         bound = dict(self._all("SELECT name, value FROM binding", ()))
         for name, value in binding.to_rows().items():
             if not bound:
                 self._run("INSERT INTO binding VALUES (?, ?)", (name, value))
             elif bound.get(name) != value:
-                raise SettingError(
+                raise ConfigError(
                     f"the state file belongs to another {name}",
                     where=str(self.path),
                     expected=bound.get(name) or "none",

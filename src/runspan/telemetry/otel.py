@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMe
 from opentelemetry.sdk.resources import Resource
 
 from runspan._version import __version__
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.telemetry.instruments import INSTRUMENTS, Instrument, InstrumentKind
 from runspan.telemetry.registry import MetricsRegistry
 
@@ -44,7 +44,7 @@ def is_enabled(environment: Mapping[str, str]) -> bool:
     """
     exporter = environment.get(_EXPORTER, "").strip()
     if exporter not in {"", "none", "otlp"}:
-        raise SettingError(where=_EXPORTER, expected="otlp or none", got=repr(exporter))
+        raise ConfigError(where=_EXPORTER, expected="otlp or none", got=repr(exporter))
     return exporter == "otlp" or (not exporter and bool(environment.get(_ENDPOINT, "").strip()))
 
 
@@ -78,7 +78,7 @@ def _interval(environment: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     if not 0 < millis <= _MAX_INTERVAL_MILLIS:
-        raise SettingError(where=_INTERVAL, expected=f"milliseconds from 1 to {_MAX_INTERVAL_MILLIS}", got=repr(text))
+        raise ConfigError(where=_INTERVAL, expected=f"milliseconds from 1 to {_MAX_INTERVAL_MILLIS}", got=repr(text))
     return millis
 
 
@@ -88,7 +88,7 @@ def _exporter(environment: Mapping[str, str]) -> MetricExporter:
     protocol = environment.get(name, "http/protobuf").strip()
     kind = {"grpc": "grpc", "http/protobuf": "http"}.get(protocol)
     if kind is None:
-        raise SettingError(where=name, expected="grpc or http/protobuf", got=repr(protocol))
+        raise ConfigError(where=name, expected="grpc or http/protobuf", got=repr(protocol))
     module = import_module(f"opentelemetry.exporter.otlp.proto.{kind}.metric_exporter")
     exporter: MetricExporter = module.OTLPMetricExporter()
     return exporter

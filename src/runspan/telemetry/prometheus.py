@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.telemetry.instruments import InstrumentKind
 from runspan.telemetry.registry import MetricsRegistry
 
@@ -39,7 +39,7 @@ def serve_metrics(registry: MetricsRegistry, host: str, port: int) -> Iterator[s
         server, thread = start_http_server(port, host, collectors)
     except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: an invalid host name
         where = f"{host}:{port}"
-        raise SettingError(
+        raise ConfigError(
             "cannot listen for metrics", where=where, got=str(error), hint="choose another address or port"
         ) from error
     try:

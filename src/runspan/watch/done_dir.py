@@ -1,10 +1,4 @@
-"""Files that are done with on their way out of a watched folder, in such a way that nothing written to one is lost.
-
-Whoever writes a file may still have it open, or put another in its place just as it is moved. So a file that has rested
-goes into a hidden folder beside the others, which nobody else writes to by name. There it is compared with what was
-sent, and once it has rested once more it goes on. One that is not what was sent goes back, and is read again. Where a
-file is says how far it came, so a kill at any moment costs nothing but time.
-"""
+"""Move processed files out of a watched folder, so that no file is lost that takes their place meanwhile."""
 
 from __future__ import annotations
 
@@ -17,184 +11,132 @@ from hashlib import file_digest, sha256
 from typing import Final
 
 from runspan.watch.poller import DirectoryPoller, WatchedFile, file_stat
-from runspan.watch.state_db import FileStat, FileStatus, WatchState
 
-BETWEEN: Final = ".runspan-moving-"
-"""How the hidden folder is called, before some digits that follow from the target."""
+PREFIX: Final = ".runspan-moving-"
+"""Begins the name of a file while it is moved; the poller skips such names."""
 
 _NO_LINKS: Final = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
-"""What systems answer where a file cannot have two names."""
+"""What systems report where a file cannot have two names."""
 
 
 class ProcessedFileMover:
-    """The files of a folder that leave it. Used by one thread.
+    """Moves files that the receiver has, once they have not changed for a minute. Used by one thread.
 
-    done_folder: where they go, or "" for nowhere; what is on its way then goes back. note: told what people should
-    know, one line each.
+    A file is first renamed to a hidden name in its own folder. That takes whatever has the name at that moment, also a
+    file that an engine has just put there, so it is compared with what was sent: another file goes back and is read.
+    Only then does it get its name in the target folder. A process that is killed in between leaves the file under its
+    hidden name, and the next one puts it back.
     """
 
-    def __init__(
-        self, folder: DirectoryPoller, ledger: WatchState, done_folder: str, note: Callable[[str], None]
-    ) -> None:
-        self._folder = folder
-        self._ledger = ledger
+    def __init__(self, poller: DirectoryPoller, done_folder: str, note: Callable[[str], None]) -> None:
+        """``done_folder``: where files go, or "" to move none. ``note``: called with each line for people."""
+        self._poller = poller
         self._done_folder = done_folder
         self._note = note
-        self._name = BETWEEN + sha256(ledger.target.encode()).hexdigest()[:8]
-        self._between = os.path.join(folder.path, self._name)
-        self._resting: dict[bytes, tuple[FileStat, float]] = {}
-        self._told: set[str] = set()
-        self._began = False
+        self._noted: set[str] = set()
+        self._may_have_hidden = True
         if done_folder:
-            folder.follow_rest()
+            poller.follow_quiescent()
 
     def step(self) -> None:
-        """One step of each file that is on its way or is to leave. After each look at the folder."""
-        now = self._folder.clock()
-        before, self._resting = self._resting, {}
-        for name, signature in self._found():
-            if not self._done_folder or self._ledger.outcome(self._key(name), signature) is not FileStatus.SENT:
-                self._restore(name)
-                continue
-            known, since = before.get(name, (signature, now))
-            since = since if known == signature else now
-            if now - since >= self._folder.patience:
-                since = now  # for one that cannot go on, until it is tried again
-                self._stage(name, signature)
-            self._resting[name] = signature, since
-        self._finish()
-        if not self._began:
-            self._began = True
-            self._tell_others()
+        """Move the files that may go. Call it after each poll."""
+        if self._may_have_hidden:
+            self._may_have_hidden = False
+            for name in sorted(os.listdir(self._poller.path)):
+                if name.startswith(PREFIX):
+                    self._restore(name.removeprefix(PREFIX))
+        for file in self._poller.quiescent():
+            self._poller.reset_quiescence(file)  # if it cannot be moved now, it is tried again after the same time
+            try:
+                self._move(file)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if reason not in self._noted:  # it is mostly the same one for all files
+                    self._noted.add(reason)
+                    text = f"cannot be moved to {self._done_folder}: {reason}; it stays, and is tried again"
+                    self._note(f"{file.path}: {text}")
 
-    def end(self) -> None:
-        """Nobody looks any more: what is on its way goes back, and is taken again at the next start."""
-        for name, _ in self._found():
-            self._restore(name)
-        with suppress(OSError):
-            os.rmdir(self._between)
-
-    def _found(self) -> list[tuple[bytes, FileStat]]:
-        """What is in the hidden folder, which is there only as long as it is needed."""
-        try:
-            with os.scandir(self._between) as entries:
-                found = [(os.fsencode(entry.name), file_stat(entry.stat(follow_symlinks=False))) for entry in entries]
-        except OSError:
-            return []
-        if not found:
-            with suppress(OSError):
-                os.rmdir(self._between)
-        return found
-
-    def _finish(self) -> None:
-        """Takes those that have rested out of the folder. What is known of them is written down before."""
-        rested = [
-            candidate for candidate in self._folder.quiescent() if not os.path.lexists(self._path(candidate.name))
-        ]
-        if not rested:
+    def _move(self, file: WatchedFile) -> None:
+        os.stat(self._done_folder)  # raises when the folder is away
+        name = os.fsdecode(file.name)
+        hidden = self._hidden(name)
+        if os.path.lexists(hidden) or not self._poller.is_same(file):
             return
-        for candidate in rested:
-            self._ledger.done(self._key(candidate.name), candidate.signature, FileStatus.SENT)
-        self._ledger.commit()
-        for candidate in rested:
-            self._folder.reset_quiescence(candidate)
-            try:
-                self._rename(candidate)
-            except OSError as error:
-                self._tell(candidate.path, error)
-
-    def _rename(self, candidate: WatchedFile) -> None:
-        if self._folder.same(candidate):
-            os.makedirs(self._between, exist_ok=True)
-            with suppress(FileNotFoundError):
-                os.rename(candidate.path, self._path(candidate.name))
-
-    def _stage(self, name: bytes, signature: FileStat) -> None:
-        """From the hidden folder to the other one, unless it is written to in this moment."""
-        source = self._path(name)
         try:
+            os.rename(file.path, hidden)
+            if file_stat(os.lstat(hidden)) == file.stat:
+                self._place(hidden, name, file)
+        except FileNotFoundError:
+            return  # the engine deleted it
+        finally:
+            if os.path.lexists(hidden):
+                self._restore(name)
+
+    def _place(self, hidden: str, name: str, file: WatchedFile) -> None:
+        """Give a file its name in the target folder. Leave it where it is when it was written to meanwhile."""
+        try:
+            add_name(hidden, self._done_folder, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
             try:
-                target = put(source, self._done_folder, os.fsdecode(name))
-            except OSError as error:
-                if error.errno != errno.EXDEV:
+                target = copy_file(hidden, self._done_folder, name)
+            except OSError:
+                if file_stat(os.lstat(hidden)) == file.stat:
                     raise
-                target = copied(source, self._done_folder, os.fsdecode(name))
-            left = os.path.lexists(source)
-            if file_stat(os.lstat(source if left else target)) == signature:
-                if left:
-                    os.unlink(source)
-            elif left:
+                return
+            if file_stat(os.lstat(hidden)) != file.stat:
                 os.unlink(target)
-            else:
-                os.rename(target, source)
-        except OSError as error:
-            with suppress(OSError):
-                if file_stat(os.lstat(source)) != signature:
-                    return  # it was written to, so it goes back
-            self._tell(os.path.join(self._folder.path, os.fsdecode(name)), error)
+                return
+        with suppress(FileNotFoundError):
+            os.unlink(hidden)
 
-    def _restore(self, name: bytes) -> None:
-        """It is read again. An engine may have put another file in its place, which is not overwritten."""
-        source, own = self._path(name), os.path.join(self._folder.path, os.fsdecode(name))
+    def _restore(self, name: str) -> None:
+        """Put a file back, to be read again. It does not replace a file that has its name now."""
+        hidden, own = self._hidden(name), os.path.join(self._poller.path, name)
         try:
-            target = put(source, self._folder.path, os.fsdecode(name), shared=True)
+            target = add_name(hidden, self._poller.path, name, shared=True)
             with suppress(FileNotFoundError):
-                os.unlink(source)
+                os.unlink(hidden)
         except OSError as error:
-            if source not in self._told:
-                self._told.add(source)
-                self._note(f"{source}: cannot go back to {own}: {error.strerror or error}; it is not read where it is")
+            self._may_have_hidden = True
+            if hidden not in self._noted:
+                self._noted.add(hidden)
+                reason = error.strerror or str(error)
+                self._note(f"{hidden}: cannot be renamed to {own}: {reason}; it is not read until it can")
             return
         if target != own:
             self._note(f"{target}: was {own} until another file took its place; it is read too")
 
-    def _tell(self, path: str, error: OSError) -> None:
-        """A reason why files stay is mostly one for all of them."""
-        why = error.strerror or str(error)
-        if why not in self._told:
-            self._told.add(why)
-            self._note(f"{path}: cannot be moved to {self._done_folder}: {why}; it stays, and is tried again")
-
-    def _tell_others(self) -> None:
-        """A watch for another target that was killed may have left files on their way."""
-        with suppress(OSError):
-            for name in sorted(os.listdir(self._folder.path)):
-                if name.startswith(BETWEEN) and name != self._name:
-                    path = os.path.join(self._folder.path, name)
-                    self._note(f"{path}: holds files that a watch for another target moves; they are not read here")
-
-    def _path(self, name: bytes) -> str:
-        return os.path.join(self._between, os.fsdecode(name))
-
-    def _key(self, name: bytes) -> bytes:
-        """How the ledger calls a file that is on its way."""
-        return os.fsencode(os.path.join(self._name, os.fsdecode(name)))
+    def _hidden(self, name: str) -> str:
+        return os.path.join(self._poller.path, PREFIX + name)
 
 
-def put(source: str, folder: str, name: str, *, shared: bool = False) -> str:
-    """Gives a file a name in a folder, or a numbered one when that is taken: the path. It never takes the place of
-    another. Where a file can have two names it keeps the old one too.
+def add_name(source: str, folder: str, name: str, *, shared: bool = False) -> str:
+    """Give a file a name in a folder, or a numbered one when it is taken, and return the path.
 
-    shared: whether others put files into the place of those that are there. OSError: EXDEV for another file system.
+    No other file is replaced. The file keeps its old name too, except on file systems where a file has only one.
+
+    ``shared``: whether others replace files of the folder. Raise OSError, with EXDEV for another file system.
     """
 
-    def linked(target: str) -> None:
+    def link(target: str) -> None:
         try:
             os.link(source, target, follow_symlinks=False)
         except FileExistsError:
             if not os.path.samestat(os.lstat(source), os.lstat(target)):
-                raise  # else a kill came between the two names
+                raise  # else the process was killed between the two names
 
-    def reserved(target: str) -> None:
-        # An empty file first, since to rename is to overwrite.
+    def reserve(target: str) -> None:
+        # An empty file first, since a rename replaces what is there.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
     try:
-        return _free(folder, name, linked)
+        return _first_free(folder, name, link)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    target = _free(folder, name, reserved, first=2 if shared else 1)
+    target = _first_free(folder, name, reserve, first=2 if shared else 1)
     try:
         os.rename(source, target)
     except OSError:
@@ -203,46 +145,41 @@ def put(source: str, folder: str, name: str, *, shared: bool = False) -> str:
     return target
 
 
-def copied(source: str, folder: str, name: str) -> str:
-    """The same for another file system: the path of a copy that was compared and is on the disk.
+def copy_file(source: str, folder: str, name: str) -> str:
+    """Copy a file to another file system, and return the path of the copy, which was compared and is on the disk.
 
-    Until then the copy is hidden; a kill leaves it there, and the next attempt begins it anew.
+    Until then the copy is hidden. A process that is killed leaves it, and the next attempt replaces it.
     """
-    part = os.path.join(folder, f"{BETWEEN}{sha256(os.fsencode(os.path.abspath(source))).hexdigest()[:16]}.part")
+    part = os.path.join(folder, f"{PREFIX}{sha256(os.fsencode(os.path.abspath(source))).hexdigest()[:16]}.part")
     with suppress(FileNotFoundError):
-        os.unlink(part)  # which may be what a copy is called that was made before a kill
+        os.unlink(part)  # it may be another name of a copy that is complete
     try:
         shutil.copy2(source, part)
-        with open(source, "rb") as one, open(part, "rb") as other:
-            os.fsync(other.fileno())
-            if file_digest(one, "sha256").digest() != file_digest(other, "sha256").digest():
+        with open(source, "rb") as original, open(part, "rb") as copy:
+            os.fsync(copy.fileno())
+            if file_digest(original, "sha256").digest() != file_digest(copy, "sha256").digest():
                 raise OSError(errno.EIO, "the copy is not the same")
-        target = put(part, folder, name)
+        target = add_name(part, folder, name)
     finally:
         with suppress(OSError):
             os.unlink(part)
-    _sync(folder)
-    return target
-
-
-def _free(folder: str, name: str, make: Callable[[str], None], *, first: int = 1) -> str:
-    """The first path that could be made."""
-    number = first
-    while True:
-        target = os.path.join(folder, name if number == 1 else f"{number}-{name}")
-        try:
-            make(target)
-        except FileExistsError:
-            number += 1
-        else:
-            return target
-
-
-def _sync(folder: str) -> None:
-    """The new name is on the disk before the old one goes. Some systems cannot be asked for that."""
-    with suppress(OSError):
+    with suppress(OSError):  # some systems do not sync folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    return target
+
+
+def _first_free(folder: str, name: str, create: Callable[[str], None], *, first: int = 1) -> str:
+    """Return the first path that could be created."""
+    number = first
+    while True:
+        target = os.path.join(folder, name if number == 1 else f"{number}-{name}")
+        try:
+            create(target)
+        except FileExistsError:
+            number += 1
+        else:
+            return target

@@ -1,7 +1,7 @@
-"""Which files of a folder are new or changed, and whole: by looking again and again.
+"""Find new and changed files of a folder that are complete, by polling.
 
-Looking, and not the system's notices: notices are lost when a queue overflows, do not cross network file systems and
-container mounts, and say nothing of what happened before the start, so the looking would be needed beside them.
+Polling, because file system events are lost when their queue overflows, do not cross network file systems and container
+mounts, and say nothing of what happened before the start: polling would be needed besides.
 """
 
 from __future__ import annotations
@@ -18,123 +18,128 @@ from runspan.sources.filesystem import is_document_name
 from runspan.watch.state_db import FileStat, FileStatus, WatchState
 
 MAX_FILES: Final = 10_000
-"""Files of one round, the oldest first; so many are kept in mind at once."""
+"""Files of one poll, the oldest first; so many are kept in memory."""
 
 MAX_QUIET_WAIT: Final = 30.0
-"""Seconds that a file may go on changing, or be cut, before it is read as it is and its faults are told; and that one
-rests before it is moved."""
+"""Seconds that a file may go on changing, or end inside a document, before it is read as it is and reported."""
 
 UNKNOWN: Final = FileStat(-1, 0, 0)
-"""Of a file that the system tells us nothing of."""
+"""Of a file of which the system does not even say how large it is."""
 
 _LARGEST: Final = 2**63 - 1
 
 
 @dataclass(slots=True)
 class WatchedFile:
-    """A file. since: when it was first seen not to be done with, or resting, monotonic seconds. told: whether people
-    know why it is not read."""
+    """A file of the folder."""
 
     name: bytes
     path: str
-    signature: FileStat
+    stat: FileStat
     since: float
-    told: bool = False
+    """When it was first seen as it is to be read, or unchanged since it was sent; monotonic seconds."""
+    noted: bool = False
+    """Whether people know why it is not read."""
 
 
 class DirectoryPoller:
-    """The files of a folder that are to be read. clock: monotonic seconds.
+    """The files of a folder that are to be read.
 
-    A file is whole when it was the same at two looks. Writing under another name and renaming is seen at the next look
-    but one, as well; names that begin with a dot, or that are none of documents, are passed over.
+    A file is complete when it was the same in two polls. Names that begin with a dot, or have no suffix of documents,
+    are ignored, so a file may be written under such a name and renamed.
     """
 
     def __init__(
-        self, path: str, ledger: WatchState, clock: Callable[[], float], *, patience: float = MAX_QUIET_WAIT
+        self, path: str, state: WatchState, clock: Callable[[], float], *, patience: float = MAX_QUIET_WAIT
     ) -> None:
+        """``clock``: monotonic seconds. ``patience``: see MAX_QUIET_WAIT."""
         self.path = path
         self.clock = clock
         self.patience = patience
-        self._ledger = ledger
+        self._state = state
         self._seen: dict[bytes, WatchedFile] = {}
-        self._resting: dict[bytes, WatchedFile] | None = None
+        self._quiescent: dict[bytes, WatchedFile] | None = None
         self.took = 0.0
-        """Seconds of the last look, to be put in proportion to the pause before the next."""
+        """Seconds of the last poll."""
 
     @property
-    def waiting(self) -> int:
-        """Files that were new or changed at the last look and are not done with."""
+    def pending(self) -> int:
+        """How many files were new or changed at the last poll and are not processed."""
         return len(self._seen)
 
     def poll(self) -> list[WatchedFile]:
-        """The files that are whole, in the order in which they were changed. OSError when the folder is not there."""
+        """Return the files that are complete, in the order of their last change. OSError without the folder."""
         now = self.clock()
-        still: dict[bytes, WatchedFile] = {}
-        changed = heapq.nsmallest(MAX_FILES, self._changed(now, still), key=lambda found: (found[1].changed, found[0]))
+        unchanged: dict[bytes, WatchedFile] = {}
+        changed = heapq.nsmallest(
+            MAX_FILES, self._changed(now, unchanged), key=lambda found: (found[1].changed, found[0])
+        )
         before, self._seen = self._seen, {}
-        if self._resting is not None:
-            self._resting = still
-        whole = []
-        for name, signature in changed:
+        if self._quiescent is not None:
+            self._quiescent = unchanged
+        complete = []
+        for name, stat in changed:
             known = before.get(name)
-            candidate = self._candidate(name, signature, now)
+            file = self._file(name, stat, now)
             if known is not None:
-                candidate.since, candidate.told = known.since, known.told
-            self._seen[name] = candidate
-            if known is not None and (known.signature == signature or self.is_overdue(candidate)):
-                whole.append(candidate)
+                file.since, file.noted = known.since, known.noted
+            self._seen[name] = file
+            if known is not None and (known.stat == stat or self.is_overdue(file)):
+                complete.append(file)
         self.took = self.clock() - now
-        return whole
+        return complete
 
-    def is_overdue(self, candidate: WatchedFile) -> bool:
-        """Whether a file was waited for long enough."""
-        return self.clock() - candidate.since >= self.patience
+    def is_overdue(self, file: WatchedFile) -> bool:
+        """Return whether a file was waited for long enough."""
+        return self.clock() - file.since >= self.patience
 
-    def same(self, candidate: WatchedFile) -> bool:
-        """Whether the file is still as it was when it was looked at."""
+    def is_same(self, file: WatchedFile) -> bool:
+        """Return whether a file is still as it was at the last poll."""
         try:
-            return file_stat(os.stat(candidate.path)) == candidate.signature
+            return file_stat(os.stat(file.path)) == file.stat
         except PermissionError:
-            return candidate.signature == UNKNOWN
+            return file.stat == UNKNOWN
         except OSError:
             return False
 
-    def touch(self, candidate: WatchedFile) -> None:
-        """It changed while it was read, and need not be read again at once."""
-        candidate.since = self.clock()
+    def touch(self, file: WatchedFile) -> None:
+        """Wait again for a file that changed while it was read."""
+        file.since = self.clock()
 
-    def done(self, candidate: WatchedFile, outcome: FileStatus) -> None:
-        """It was read and answered for."""
-        head = head_of(candidate.path, candidate.signature.size)
-        self._ledger.done(candidate.name, candidate.signature, outcome, head)
-        self._seen.pop(candidate.name, None)
+    def done(self, file: WatchedFile, status: FileStatus) -> None:
+        """Record that a file was processed."""
+        self._state.done(file.name, file.stat, status, prefix_digest(file.path, file.stat.size))
+        self._seen.pop(file.name, None)
 
-    def follow_rest(self) -> None:
-        """From now on ``rested`` tells."""
-        self._resting = {}
+    def follow_quiescent(self) -> None:
+        """Collect what ``quiescent`` returns from now on."""
+        self._quiescent = {}
 
     def quiescent(self) -> list[WatchedFile]:
-        """Files that the receiver has and that did not change for long. Links are not among them: what they mean
-        depends on where they are, and what they lead to is written to elsewhere."""
-        return [candidate for candidate in (self._resting or {}).values() if self.is_overdue(candidate)]
+        """Return files that the receiver has and that did not change for twice the patience.
 
-    def reset_quiescence(self, candidate: WatchedFile) -> None:
-        """It has not rested yet, as it were."""
-        if self._resting is not None:
-            self._resting.pop(candidate.name, None)
+        Symbolic links are not among them: what they mean depends on where they are, and their files are elsewhere.
+        """
+        latest = self.clock() - 2 * self.patience
+        return [file for file in (self._quiescent or {}).values() if file.since <= latest]
 
-    def _changed(self, now: float, still: dict[bytes, WatchedFile]) -> Iterator[tuple[bytes, FileStat]]:
-        """Those that are to be read. still: takes those that may leave."""
-        for name, signature, link in self._files():
-            outcome = self._ledger.outcome(name, signature)
-            if outcome is None:
-                yield name, signature
-            elif outcome is FileStatus.SENT and not link and self._resting is not None and len(still) < MAX_FILES:
-                known = self._resting.get(name)
-                still[name] = known if known and known.signature == signature else self._candidate(name, signature, now)
+    def reset_quiescence(self, file: WatchedFile) -> None:
+        """Count the time of a file from the next poll on."""
+        if self._quiescent is not None:
+            self._quiescent.pop(file.name, None)
+
+    def _changed(self, now: float, unchanged: dict[bytes, WatchedFile]) -> Iterator[tuple[bytes, FileStat]]:
+        """Yield the files that are to be read, and put those that may be moved into ``unchanged``."""
+        for name, stat, link in self._files():
+            status = self._state.status(name, stat)
+            if status is None:
+                yield name, stat
+            elif status is FileStatus.SENT and not link and self._quiescent is not None and len(unchanged) < MAX_FILES:
+                known = self._quiescent.get(name)
+                unchanged[name] = known if known and known.stat == stat else self._file(name, stat, now)
 
     def _files(self) -> Iterator[tuple[bytes, FileStat, bool]]:
-        """Name, signature and whether it is a link."""
+        """Yield name, stat and whether it is a link."""
         with os.scandir(self.path) as entries:
             for entry in entries:
                 if not is_document_name(entry.name):
@@ -142,19 +147,19 @@ class DirectoryPoller:
                 try:
                     if not entry.is_file():
                         continue
-                    signature = file_stat(entry.stat())
+                    stat = file_stat(entry.stat())
                 except PermissionError:
-                    signature = UNKNOWN
+                    stat = UNKNOWN
                 except OSError:
-                    continue  # it went while we looked
-                yield os.fsencode(entry.name), signature, entry.is_symlink()
+                    continue  # it was deleted meanwhile
+                yield os.fsencode(entry.name), stat, entry.is_symlink()
 
-    def _candidate(self, name: bytes, signature: FileStat, since: float) -> WatchedFile:
-        return WatchedFile(name, os.path.join(self.path, os.fsdecode(name)), signature, since)
+    def _file(self, name: bytes, stat: FileStat, since: float) -> WatchedFile:
+        return WatchedFile(name, os.path.join(self.path, os.fsdecode(name)), stat, since)
 
 
-def head_of(path: str, size: int) -> bytes | None:
-    """The SHA-256 of so many bytes from the beginning of a file, None when it cannot be read."""
+def prefix_digest(path: str, size: int) -> bytes | None:
+    """Return the SHA-256 of so many bytes from the beginning of a file, or None when they cannot be read."""
     digest = sha256()
     try:
         with open(path, "rb", buffering=0) as file:
@@ -167,6 +172,6 @@ def head_of(path: str, size: int) -> bytes | None:
 
 
 def file_stat(status: os.stat_result) -> FileStat:
-    """What the system says of a file, in numbers that a ledger can hold: some file systems have larger ones."""
+    """Return what the system says of a file, in numbers that SQLite can hold: some file systems have larger ones."""
     changed = max(-_LARGEST, min(status.st_mtime_ns, _LARGEST))
     return FileStat(status.st_size, changed, status.st_ino & _LARGEST)

@@ -1,15 +1,19 @@
-"""The watch use case: files that appear in a folder to a receiver, for as long as anybody likes."""
+"""The watch use case: export the files that appear and change in a folder, until it is stopped.
+
+A file may hold every version of a run, and several of them may be read at once. Of the snapshots among them only the
+newest is sent: the older ones would be visible for no time, and each would resend the steps that ended in between.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
-from runspan.errors import DocumentError, SettingError
+from runspan.errors import ConfigError, DocumentError, RunspanError
 from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
 from runspan.model.run import Run
 from runspan.otlp.protobuf_writer import Resource
@@ -17,288 +21,412 @@ from runspan.sources import pieces, runs
 from runspan.sources.splitter import RawDocument
 from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
 from runspan.telemetry.instruments import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
-from runspan.watch.coalescer import NAMED, FileProgress, PendingRun, SnapshotCoalescer
 from runspan.watch.done_dir import ProcessedFileMover
-from runspan.watch.poller import DirectoryPoller, WatchedFile, head_of
+from runspan.watch.poller import DirectoryPoller, WatchedFile, prefix_digest
 from runspan.watch.state_db import FileStatus, SendPlan, WatchState
 
-FORGET_EVERY: Final = 3600 * 1_000_000_000
+EXPIRE_EVERY: Final = 3600 * 1_000_000_000
+MAX_HELD: Final = 500
+MAX_HELD_BYTES: Final = 8 << 20
+MAX_NAMED: Final = 20
+"""Errors of a file, and files that cannot be read, that are reported one by one; there may be one on every line."""
+
 _LONGEST_PAUSE: Final = 300.0
 _IDLE: Final = 4.0
-"""Of the time at most a fifth goes into looking, however many files there are."""
+"""Polling takes at most a fifth of the time, however many files there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchConfig:
-    """poll: seconds between two looks. done_folder: where files go that are done with, or "" for nowhere."""
+    """How a folder is watched."""
 
     tenant: str
     resource: Resource
     poll: float
+    """Seconds between two polls."""
     done_folder: str = ""
+    """Where processed files are moved, or "" to leave them."""
     target_spans: int = TARGET_SPANS
 
 
+@dataclass(slots=True, eq=False)
+class FileProgress:
+    """What came of a file in one round."""
+
+    file: WatchedFile
+    read: bool = False
+    """Whether it was read to its end."""
+    unsettled: int = 0
+    """Its runs that the receiver has not answered for."""
+    refused: int = 0
+    """Documents that cannot be read."""
+    rejected: int = 0
+    """Runs that the receiver does not take."""
+    errors: list[str] = field(default_factory=list)
+    """The first errors of either kind."""
+    unsent: bool = False
+    """Whether some of it did not reach the receiver."""
+    unreadable: str = ""
+    """Why the system does not let it be read."""
+    documents: int = 0
+    """Documents that could be read."""
+    cut: bool = False
+    """Whether the last document cannot be read, as when it is still being written."""
+    offset: int = 0
+    """The end of the document that was read last."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no document in it, nor a part of one."""
+        return not (self.documents or self.refused)
+
+    def fail(self, error: RunspanError) -> None:
+        """Record that the system does not let the file be read now."""
+        self.unsent = True
+        self.unreadable = error.got or str(error)
+
+    def refuse(self, error: DocumentError) -> None:
+        """Record a document that cannot be read."""
+        self.refused += 1
+        self.cut = True
+        self._report(str(error))
+
+    def reject(self, line: str) -> None:
+        """Record a run that the receiver does not take."""
+        self.rejected += 1
+        self._report(f"{self.file.path}: {line}")
+
+    def _report(self, line: str) -> None:
+        if len(self.errors) < MAX_NAMED:
+            self.errors.append(line)
+
+
+@dataclass(slots=True, eq=False)
+class PendingRun:
+    """A document that the receiver does not have."""
+
+    run: Run
+    plan: SendPlan
+    settles: list[SendPlan]
+    """Its own plan, and those of the older snapshots that it replaces."""
+    files: list[FileProgress]
+    """The files of all of them."""
+
+    def replace(self, older: PendingRun) -> None:
+        """Take over an older snapshot, which is not sent and settled with this one."""
+        self.settles += older.settles
+        for progress in older.files:
+            if progress in self.files:
+                progress.unsettled -= 1
+            else:
+                self.files.append(progress)
+
+    def not_sent(self) -> None:
+        """Record that it has to be read again."""
+        for progress in self.files:
+            progress.unsent = True
+
+
+class SnapshotCoalescer:
+    """Holds snapshots in case a newer one of their run is read at once; a limited number, of a limited size."""
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, PendingRun] = {}
+        self._bytes = 0
+
+    def put(self, run: Run, plan: SendPlan, progress: FileProgress) -> Iterator[PendingRun]:
+        """Add a document. Yield what has to be sent now."""
+        pending = PendingRun(run, plan, [plan], [progress])
+        progress.unsettled += 1
+        trace_id = plan.key[0]
+        held = self._held.get(trace_id)
+        if held is not None:
+            older, newer = sorted((held, pending), key=lambda each: each.plan.observed_at)
+            if not older.run.finished:
+                self._pop(trace_id)
+                newer.replace(older)
+                pending = newer
+        if pending.run.finished:
+            yield pending
+            return
+        self._held[trace_id] = pending
+        self._bytes += len(pending.run.text)
+        while len(self._held) > MAX_HELD or self._bytes > MAX_HELD_BYTES:
+            yield self._pop(next(iter(self._held)))
+
+    def drain(self) -> Iterator[PendingRun]:
+        """Yield everything that is held, in the order in which it came."""
+        while self._held:
+            yield self._pop(next(iter(self._held)))
+
+    def _pop(self, trace_id: bytes) -> PendingRun:
+        pending = self._held.pop(trace_id)
+        self._bytes -= len(pending.run.text)
+        return pending
+
+
 class WatchService:
-    """Used by one thread.
+    """Exports a folder's files. Used by one thread.
 
-    connect: makes a delivery that tells what came of each run; another one when it has stopped. wait: returns after so
-    many seconds, or True before that when it is to end. clock: nanoseconds since 1970. note: told what people should
-    know, one line each.
-
-    A run counts as sent when the receiver has accepted it, and not before: whenever this is killed, what was not
-    accepted is sent when it starts again, and what may have been is sent as the same spans.
+    A run counts as sent when the receiver has acknowledged it, and not before. Whenever the process is killed, what was
+    not acknowledged is sent by the next one, and what may have been sent is sent as the same spans.
     """
 
     def __init__(
         self,
-        folder: DirectoryPoller,
-        ledger: WatchState,
-        settings: WatchConfig,
+        poller: DirectoryPoller,
+        state: WatchState,
+        config: WatchConfig,
         *,
         connect: Callable[[OnSettled], OtlpExporter],
         wait: Callable[[float], bool],
         clock: Callable[[], int],
-        health: MetricsRegistry,
+        metrics: MetricsRegistry,
         note: Callable[[str], None],
     ) -> None:
-        self._folder = folder
-        self._ledger = ledger
-        self._settings = settings
+        """Create the service; ``run`` starts it.
+
+        - ``connect``: makes an exporter that reports the result of each run; called again when it has stopped.
+        - ``wait``: returns False after so many seconds, or True before that when the service has to stop.
+        - ``clock``: nanoseconds since 1970.
+        - ``note``: called with each line for people.
+        """
+        self._poller = poller
+        self._state = state
+        self._config = config
         self._connect = connect
         self._wait = wait
         self._clock = clock
-        self._health = health
+        self._metrics = metrics
         self._note = note
-        self._delivery: OtlpExporter | None = None
+        self._exporter: OtlpExporter | None = None
         self._sending: dict[int, PendingRun] = {}
-        self._versions = SnapshotCoalescer()
-        self._moving = ProcessedFileMover(folder, ledger, settings.done_folder, note)
+        self._snapshots = SnapshotCoalescer()
+        self._mover = ProcessedFileMover(poller, config.done_folder, note)
         self._settled: deque[tuple[tuple[RunSpans, ...], RunStatus, str]] = deque()
         self._away = ""
-        self._forget_at = 0
-        self._deliveries = CumulativeSource()
-        health.register(self._deliveries.collect)
+        self._expire_at = 0
+        self._delivered = CumulativeSource()
+        metrics.register(self._delivered.collect)
 
     def run(self) -> None:
-        """Looks and sends until it is to end. What is under way then is given a moment and else sent the next time."""
-        pause = self._settings.poll
+        """Poll and send until it has to stop. Requests under way then get a moment; the rest is sent the next time."""
+        pause = self._config.poll
         try:
             while not self._wait(pause):
                 pause = self._round(pause)
         finally:
-            if self._delivery is not None:
-                self._delivery.interrupt()
-                self._delivery.close()
-            self._drain()
-            self._moving.end()
-            self._ledger.commit()
+            if self._exporter is not None:
+                self._exporter.interrupt()
+                self._exporter.close()
+            self._settle()
+            self._state.commit()
 
     @property
     def endpoint(self) -> str:
-        """Where it sends to, without secrets."""
-        delivery = self._delivery
-        return "" if delivery is None else delivery.endpoint
+        """The endpoint of the receiver, without secrets."""
+        return "" if self._exporter is None else self._exporter.endpoint
 
     @property
     def last_error(self) -> str:
-        """Why a request is sent again now, or ""."""
-        delivery = self._delivery
-        return "" if delivery is None else delivery.last_error
+        """Why a request is being retried now, or ""."""
+        return "" if self._exporter is None else self._exporter.last_error
 
     def _round(self, pause: float) -> float:
-        """One look, and what it leads to; how long to wait for the next."""
-        found = self._look()
-        readings = [FileProgress(candidate) for candidate in found]
-        stopped = self._send(readings) if readings else ""
-        for reading in readings:
-            self._finish(reading)
-        self._tell_unread(readings)
+        """Poll once and process what was found. Return the seconds until the next round."""
+        files = [FileProgress(file) for file in self._poll()]
+        stopped = self._send(files) if files else ""
+        for progress in files:
+            self._finish(progress)
+        self._note_unreadable(files)
         if not self._away:
-            self._moving.step()
-        self._tell_health()
-        self._ledger.commit()
+            self._mover.step()
+        self._update_metrics()
+        self._state.commit()
         if not stopped:
-            return max(self._settings.poll, _IDLE * self._folder.took)
+            return max(self._config.poll, _IDLE * self._poller.took)
         pause = min(_LONGEST_PAUSE, 2 * pause)
         self._note(f"{stopped}; nothing is lost, trying again in {pause:g} s")
         return pause
 
-    def _look(self) -> list[WatchedFile]:
-        """A folder that is away for a while is no reason to end."""
+    def _poll(self) -> list[WatchedFile]:
+        """Return the complete files. A folder that is away for a while does not end the service."""
         now = self._clock()
         try:
-            found = self._folder.poll()
-            if now >= self._forget_at:
-                self._ledger.forget(self._folder.path, now)
-                self._forget_at = now + FORGET_EVERY
+            files = self._poller.poll()
+            if now >= self._expire_at:
+                self._state.expire(self._poller.path, now)
+                self._expire_at = now + EXPIRE_EVERY
         except OSError as error:
-            why = f"{self._folder.path}: {error.strerror or error}"
-            if why != self._away:
-                self._note(f"{why}; looking again every {self._settings.poll:g} s")
-            self._away = why
+            reason = f"{self._poller.path}: {error.strerror or error}"
+            if reason != self._away:
+                self._note(f"{reason}; looking again every {self._config.poll:g} s")
+            self._away = reason
             return []
         self._away = ""
-        return found
+        return files
 
-    def _send(self, readings: list[FileProgress]) -> str:
-        """Sends the files and waits for all answers. Why the delivery has stopped, or ""."""
-        delivery = self._delivery or self._connected()
+    def _send(self, files: list[FileProgress]) -> str:
+        """Send the files and wait for all responses. Return why the exporter has stopped, or ""."""
+        exporter = self._exporter or self._connected()
         for batch in batches(
-            self._documents(readings),
-            tenant=self._settings.tenant,
+            self._documents(files),
+            tenant=self._config.tenant,
             observed_at=self._clock,
-            resource=self._settings.resource,
-            target_spans=self._settings.target_spans,
-            on_refused=delivery.stats.refused,
+            resource=self._config.resource,
+            target_spans=self._config.target_spans,
+            on_refused=exporter.stats.refused,
             keep_text=True,
         ):
-            # What is intended is on disk before it goes, so that it goes in the same way the next time.
-            self._ledger.commit()
-            if not delivery.submit(batch):
+            # The plans are on disk before anything is sent, so that it is sent in the same way the next time.
+            self._state.commit()
+            if not exporter.submit(batch):
                 break
-            self._drain()
-        delivery.flush()
-        self._drain()
-        for version in (*self._sending.values(), *self._versions.rest()):
-            version.not_sent()  # handed to the batches and never submitted, or not even that
+            self._settle()
+        exporter.flush()
+        self._settle()
+        for pending in (*self._sending.values(), *self._snapshots.drain()):
+            pending.not_sent()  # given to a batch that was never submitted, or not even that
         self._sending.clear()
-        if not delivery.stopped:
+        if not exporter.stopped:
             return ""
-        delivery.close()
-        self._deliveries.replace(dict)  # what it counted stays counted
-        self._delivery = None
-        return delivery.stopped
+        exporter.close()
+        self._delivered.replace(dict)  # what it counted stays counted
+        self._exporter = None
+        return exporter.stopped
 
     def _connected(self) -> OtlpExporter:
-        made = self._delivery = self._connect(lambda *settled: self._settled.append(settled))
-        self._deliveries.replace(lambda: export_samples(made.stats.report()))
-        return made
+        exporter = self._exporter = self._connect(lambda *settled: self._settled.append(settled))
+        self._delivered.replace(lambda: export_samples(exporter.stats.report()))
+        return exporter
 
-    def _documents(self, readings: list[FileProgress]) -> Iterator[ExportItem]:
-        """What of the files the receiver does not have yet."""
-        for reading in readings:
-            file = reading.candidate
-            before = self._ledger.start_file(file.name, file.signature, partial(head_of, file.path))
-            for run in self._read(reading):
-                intent = self._ledger.plan_send(run, self._clock(), news=reading.offset > before)
-                if intent is not None:
-                    yield from map(self._to_send, self._versions.put(run, intent, reading))
-            returned = self._ledger.reverted_runs(file.signature.changed)
-            if returned:
-                yield from self._sent_again(reading, returned)
-            reading.read = True
-        yield from map(self._to_send, self._versions.rest())
+    def _documents(self, files: list[FileProgress]) -> Iterator[ExportItem]:
+        """Yield what the receiver does not have."""
+        for progress in files:
+            file = progress.file
+            before = self._state.start_file(file.name, file.stat, partial(prefix_digest, file.path))
+            for run in self._read(progress):
+                plan = self._state.plan_send(run, self._clock(), new=progress.offset > before)
+                if plan is not None:
+                    yield from map(self._item, self._snapshots.put(run, plan, progress))
+            reverted = self._state.reverted_runs(file.stat.changed)
+            if reverted:
+                yield from self._resend(progress, reverted)
+            progress.read = True
+        yield from map(self._item, self._snapshots.drain())
 
-    def _sent_again(self, reading: FileProgress, returned: set[bytes]) -> Iterator[ExportItem]:
-        """A file that ends with an older version of a run takes a change back."""
+    def _resend(self, progress: FileProgress, reverted: set[bytes]) -> Iterator[ExportItem]:
+        """Yield the runs of which a file ends with an older version, which reverts a change."""
         last = {}
-        again = FileProgress(reading.candidate)
-        for item in self._read(again):
-            if (trace_id := self._ledger.trace_id(item)) in returned:
-                last[trace_id] = item
-        reading.unsent |= again.unsent
+        again = FileProgress(progress.file)
+        for run in self._read(again):
+            if (trace_id := self._state.trace_id(run)) in reverted:
+                last[trace_id] = run
+        progress.unsent |= again.unsent
         for run in last.values():
-            intent = self._ledger.plan_resend(run, self._clock())
-            yield from map(self._to_send, self._versions.put(run, intent, reading))
+            plan = self._state.plan_resend(run, self._clock())
+            yield from map(self._item, self._snapshots.put(run, plan, progress))
 
-    def _read(self, reading: FileProgress) -> Iterator[Run]:
+    def _read(self, progress: FileProgress) -> Iterator[Run]:
         def followed(found: Iterator[RawDocument]) -> Iterator[RawDocument]:
             for piece in found:
-                reading.offset = piece.end_offset
+                progress.offset = piece.end_offset
                 yield piece
 
         try:
-            found = runs(followed(pieces(reading.candidate.path)))
-        except SettingError as error:
-            reading.fail(error)  # it went, or cannot be opened now
+            documents = runs(followed(pieces(progress.file.path)))
+        except ConfigError as error:
+            progress.fail(error)  # it was deleted, or cannot be opened now
             return
         except DocumentError as error:
-            reading.refuse(error)
+            progress.refuse(error)
             return
-        for item in found:
-            if not isinstance(item, DocumentError):
-                reading.documents += 1
-                reading.cut = False
-                yield item
-            elif isinstance(item.__cause__, OSError):
-                reading.fail(item)
+        for document in documents:
+            if not isinstance(document, DocumentError):
+                progress.documents += 1
+                progress.cut = False
+                yield document
+            elif isinstance(document.__cause__, OSError):
+                progress.fail(document)
             else:
-                reading.refuse(item)
+                progress.refuse(document)
 
-    def _to_send(self, version: PendingRun) -> ExportItem:
-        run, intent = version.run, version.intent
-        self._sending[id(run.text)] = version
-        there = self._ledger.acked_spans(intent, self._clock())
-        if run.finished and not (intent.after_root or there):
+    def _item(self, pending: PendingRun) -> ExportItem:
+        """Return what to send of a run: the spans that the receiver does not have."""
+        run, plan = pending.run, pending.plan
+        self._sending[id(run.text)] = pending
+        acked = self._state.acked_spans(plan, self._clock())
+        if run.finished and not (plan.after_root or acked):
             return run  # its spans do not depend on when it was seen, and many are written at once
-        observed = ObservedRun(run, intent.observed_at, intent.after_root)
-        if not there:
+        observed = ObservedRun(run, plan.observed_at, plan.after_root)
+        if not acked:
             return observed
-        written = observed.encode(self._settings.tenant)
-        self._ledger.retain_only(intent, written.step_digests)
-        return written.without(there)
+        written = observed.encode(self._config.tenant)
+        self._state.retain_only(plan, written.step_digests)
+        return written.without(acked)
 
-    def _drain(self) -> None:
-        """Writes down what was answered since the last time."""
-        taken: list[SendPlan] = []
+    def _settle(self) -> None:
+        """Record the responses that came since the last time."""
+        acked: list[SendPlan] = []
         while self._settled:
-            spans, verdict, reason = self._settled.popleft()
+            spans, status, reason = self._settled.popleft()
             for run in spans:
-                version = self._sending.pop(id(run.text), None)
-                if version is None:
+                pending = self._sending.pop(id(run.text), None)
+                if pending is None:
                     continue
-                for reading in version.readings:
-                    reading.left -= 1
-                if verdict is RunStatus.ACCEPTED:
-                    taken += version.settles
+                for progress in pending.files:
+                    progress.unsettled -= 1
+                if status is RunStatus.ACCEPTED:
+                    acked += pending.settles
                     if run.step_digests:
-                        self._ledger.acknowledged(version.intent, run.step_digests, self._clock())
-                elif verdict is RunStatus.NOT_SENT:
-                    version.not_sent()
+                        self._state.add_acked_spans(pending.plan, run.step_digests, self._clock())
+                elif status is RunStatus.NOT_SENT:
+                    pending.not_sent()
                 else:
-                    for reading in version.readings:
-                        reading.reject(f"run {run.run_id} {verdict.value}: {reason}")
-        self._ledger.mark_acked(taken)
+                    for progress in pending.files:
+                        progress.reject(f"run {run.run_id} {status.value}: {reason}")
+        self._state.mark_acked(acked)
 
-    def _finish(self, reading: FileProgress) -> None:
-        """Decides whether a file is done with, and tells what is wrong with it, once."""
-        candidate = reading.candidate
-        if not reading.read or reading.unsent or reading.left:
+    def _finish(self, progress: FileProgress) -> None:
+        """Decide whether a file is processed, and report its errors once."""
+        file = progress.file
+        if not progress.read or progress.unsent or progress.unsettled:
             return
-        if not self._folder.same(candidate):
-            self._folder.touch(candidate)
+        if not self._poller.is_same(file):
+            self._poller.touch(file)
             return
-        if (reading.cut or reading.empty) and not self._folder.is_overdue(candidate):
+        if (progress.cut or progress.empty) and not self._poller.is_overdue(file):
             return
-        if reading.empty:
-            self._folder.done(candidate, FileStatus.EMPTY)
+        if progress.empty:
+            self._poller.done(file, FileStatus.EMPTY)
             return
-        for line in reading.faults:
+        for line in progress.errors:
             self._note(line)
-        if more := reading.refused + reading.rejected - len(reading.faults):
-            self._note(f"{candidate.path}: … {more:,} more")
-        outcome = FileStatus.REJECTED if reading.rejected else FileStatus.BROKEN if reading.refused else FileStatus.SENT
-        self._health.add(WATCHED)
-        self._health.add(REFUSED, reading.refused)
-        self._folder.done(candidate, outcome)
+        if more := progress.refused + progress.rejected - len(progress.errors):
+            self._note(f"{file.path}: … {more:,} more")
+        status = (
+            FileStatus.REJECTED if progress.rejected else FileStatus.BROKEN if progress.refused else FileStatus.SENT
+        )
+        self._metrics.add(WATCHED)
+        self._metrics.add(REFUSED, progress.refused)
+        self._poller.done(file, status)
 
-    def _tell_unread(self, readings: list[FileProgress]) -> None:
-        """Files that are there and that the system does not let us read, once each."""
-        new = [reading for reading in readings if reading.unread and self._is_news(reading.candidate)]
-        for reading in new:
-            reading.candidate.told = True
-        for reading in new[:NAMED]:
-            self._note(f"{reading.candidate.path}: cannot be read: {reading.unread}; it is tried again and again")
-        if more := len(new[NAMED:]):
-            self._note(f"{self._folder.path}: … {more:,} more that cannot be read")
+    def _note_unreadable(self, files: list[FileProgress]) -> None:
+        """Report files that the system does not let be read, once each."""
+        new = [progress for progress in files if progress.unreadable and self._is_new(progress.file)]
+        for progress in new:
+            progress.file.noted = True
+        for progress in new[:MAX_NAMED]:
+            self._note(f"{progress.file.path}: cannot be read: {progress.unreadable}; it is tried again and again")
+        if more := len(new[MAX_NAMED:]):
+            self._note(f"{self._poller.path}: … {more:,} more that cannot be read")
 
-    def _is_news(self, candidate: WatchedFile) -> bool:
-        return not candidate.told and self._folder.is_overdue(candidate) and self._folder.same(candidate)
+    def _is_new(self, file: WatchedFile) -> bool:
+        return not file.noted and self._poller.is_overdue(file) and self._poller.is_same(file)
 
-    def _tell_health(self) -> None:
-        count, oldest = self._ledger.unfinished()
-        self._health.set(UNFINISHED, count)
-        self._health.set_timestamp(OLDEST_UNFINISHED, oldest)
-        self._health.set(WATCH_PENDING, self._folder.waiting)
-        self._health.set(WATCH_FAILED, self._ledger.failed_files())
+    def _update_metrics(self) -> None:
+        count, oldest = self._state.unfinished()
+        self._metrics.set(UNFINISHED, count)
+        self._metrics.set_timestamp(OLDEST_UNFINISHED, oldest)
+        self._metrics.set(WATCH_PENDING, self._poller.pending)
+        self._metrics.set(WATCH_FAILED, self._state.failed_files())

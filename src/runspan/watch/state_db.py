@@ -1,8 +1,8 @@
-"""``Ledger``: what a watch of a folder remembers, in a small file that survives a kill at any moment.
+"""The state of a watch, in a small SQLite file that survives a kill at any moment.
 
-It knows each run that was sent, so that a restart or a file that grew sends only what is new, and what changes later is
-sent as a change; of runs that go on the spans that the receiver has; and each file that is done with, so that it is not
-even opened. Whatever it forgets is sent again, which changes nothing at the receiver.
+It contains each run that was sent, so that after a restart, or when a file grows, only what is new is sent, and a later
+change is sent as a change; of unfinished runs the spans that the receiver has; and each processed file, so that it is
+not even opened. Whatever is forgotten is sent again, which changes nothing at the receiver.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from runspan.errors import SettingError, StoreError
+from runspan.errors import ConfigError, StoreError
 from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
 from runspan.model.run import Run
@@ -25,11 +25,11 @@ from runspan.storage.span_acks import SpanAcks
 from runspan.storage.sqlite_file import Schema, open_database, translate_errors
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
-"""How long a run is remembered after it was sent, in nanoseconds: longer than the longest plan keeps it."""
+"""How long a run is remembered after it was sent, in nanoseconds: longer than the platform keeps it on any plan."""
 
 _PRUNED: Final = 1000
 _NEVER: Final = -(2**63)
-"""A time at which no file was changed."""
+"""A time of change that no file has."""
 
 _TABLES: Final = (
     "CREATE TABLE target (name TEXT NOT NULL) STRICT",
@@ -39,11 +39,11 @@ _TABLES: Final = (
         size INTEGER NOT NULL,
         changed INTEGER NOT NULL,
         inode INTEGER NOT NULL,
-        outcome INTEGER NOT NULL,
-        head BLOB
+        status INTEGER NOT NULL,
+        digest BLOB
     ) STRICT, WITHOUT ROWID
     """,
-    "CREATE INDEX files_at_fault ON files (outcome) WHERE outcome <> 0",
+    "CREATE INDEX files_failed ON files (status) WHERE status <> 0",
     """
     CREATE TABLE runs (
         trace_id BLOB PRIMARY KEY,
@@ -59,7 +59,7 @@ _TABLES: Final = (
         digest BLOB NOT NULL,
         observed_at INTEGER NOT NULL,
         after_root INTEGER NOT NULL,
-        taken INTEGER NOT NULL,
+        acked INTEGER NOT NULL,
         PRIMARY KEY (trace_id, digest)
     ) STRICT, WITHOUT ROWID
     """,
@@ -75,45 +75,51 @@ _SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
 
 
 class FileStat(NamedTuple):
-    """What tells a changed file from the same: bytes, time of change in nanoseconds, and which file it is."""
+    """What distinguishes a changed file from an unchanged one."""
 
     size: int
     changed: int
+    """The time of the last change, in nanoseconds since 1970."""
     inode: int
 
 
 class FileStatus(IntEnum):
-    """What came of a file. SENT: the receiver has all of its runs. REJECTED: not all, which the next start tries again.
-    BROKEN: something in it cannot be read, until it changes. EMPTY: there is no document in it, until it changes."""
+    """What came of a file."""
 
     SENT = 0
+    """The receiver has all of its runs."""
     REJECTED = 1
+    """The receiver rejected some of them. The next start tries the file again."""
     BROKEN = 2
+    """Some of it cannot be read. It is tried again when it changes."""
     EMPTY = 3
+    """There is no document in it. It is tried again when it changes."""
 
 
 class SendPlan(NamedTuple):
-    """How a document is to be sent: see ``encode``. key: names it to ``taken``."""
+    """How a document is to be sent; for the fields see ``codec.encode``."""
 
     key: tuple[bytes, bytes]
+    """Trace id and digest."""
     observed_at: int
     after_root: bool
 
 
 class WatchState:
-    """The file. Used by one thread; what was done since the last ``commit`` is forgotten in a crash.
+    """The file. Used by one thread. What was done since the last ``commit`` is lost in a crash.
 
-    spans: of runs that go on, by trace id.
-    target: where the runs go to and whose they are; what was sent elsewhere says nothing. SettingError when the file is
-    another target's or somebody is using it; StoreError when it cannot be opened, or is damaged.
+    Raise ConfigError when the file is another target's; StoreError when it cannot be opened, is used by another
+    process, or is damaged.
     """
 
     def __init__(self, path: Path, target: str, tenant: str) -> None:
+        """``target``: the receiver and whose runs they are. What was sent elsewhere does not count."""
         self.path = path
         self.target = target
         self.spans = SpanAcks(self._do)
+        """The spans of unfinished runs, by trace id."""
         self._tenant = tenant
-        self._narrowed = False
+        self._removed_spans = False
         # Without an fsync for each commit a power cut may undo the last ones: those runs are sent again.
         pragmas = ("synchronous = NORMAL",)
         self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=1.0, pragmas=pragmas)
@@ -125,64 +131,65 @@ class WatchState:
             self._connection.close()
             raise
 
-    def outcome(self, name: bytes, signature: FileStat) -> FileStatus | None:
-        """What came of a file as it is now, None when it was not read."""
-        row = self._do("SELECT outcome, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
-        return FileStatus(row[0]) if row is not None and FileStat(*row[1:]) == signature else None
+    def status(self, name: bytes, stat: FileStat) -> FileStatus | None:
+        """Return what came of a file as it is now, or None when it was not processed."""
+        row = self._do("SELECT status, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
+        return FileStatus(row[0]) if row is not None and FileStat(*row[1:]) == stat else None
 
-    def start_file(self, name: bytes, signature: FileStat, head_of: Callable[[int], bytes | None]) -> int:
-        """A file is to be read: how many bytes of it were read before, when it goes on with more.
+    def start_file(self, name: bytes, stat: FileStat, prefix_digest: Callable[[int], bytes | None]) -> int:
+        """Begin to read a file. Return how many bytes of it were read before, if more was appended to them.
 
-        head_of: the SHA-256 of so many of its first bytes. Once it was another, what was known of it says nothing.
+        ``prefix_digest`` returns the SHA-256 of so many of its first bytes. If they changed, nothing was read before.
         """
         self._forget_order()
         row = self._do(
-            "SELECT size, head FROM files WHERE name = ? AND inode = ? AND size <= ? AND head IS NOT NULL",
-            (name, signature.inode, signature.size),
+            "SELECT size, digest FROM files WHERE name = ? AND inode = ? AND size <= ? AND digest IS NOT NULL",
+            (name, stat.inode, stat.size),
         ).fetchone()
-        if row is not None and head_of(row[0]) == row[1]:
+        if row is not None and prefix_digest(row[0]) == row[1]:
             return int(row[0])
-        self._do("UPDATE files SET head = NULL WHERE name = ?", (name,))
+        self._do("UPDATE files SET digest = NULL WHERE name = ?", (name,))
         return 0
 
-    def done(self, name: bytes, signature: FileStat, outcome: FileStatus, head: bytes | None = None) -> None:
-        """A file needs no look until it changes. head: the SHA-256 of its bytes, by which one that grows is known."""
-        self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *signature, outcome, head))
+    def done(self, name: bytes, stat: FileStat, status: FileStatus, digest: bytes | None = None) -> None:
+        """Record that a file was processed. ``digest``: the SHA-256 of its bytes, which shows later if it only grew."""
+        self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *stat, status, digest))
 
     def failed_files(self) -> int:
-        """How many files are done with and were not sent as a whole."""
+        """Return how many processed files contain something that was not sent."""
         count: int = self._do(
-            "SELECT count(*) FROM files WHERE outcome <> 0 AND outcome <> ?", (FileStatus.EMPTY,)
+            "SELECT count(*) FROM files WHERE status <> 0 AND status <> ?", (FileStatus.EMPTY,)
         ).fetchone()[0]
         return count
 
-    def plan_send(self, run: Run, now: int, *, news: bool = True) -> SendPlan | None:
-        """How a run is to be sent, None when the receiver has it.
+    def plan_send(self, run: Run, now: int, *, new: bool = True) -> SendPlan | None:
+        """Return how a run is to be sent, or None when the receiver has it.
 
-        A version that may have been sent before its answer was known is intended again in the same way: a kill in
-        between leads to the same spans. A log may hold several versions of a run, and is read from its beginning
-        whenever it grew: an older version that was sent is passed over, unless the file ends with it; see ``returned``.
-        now: nanoseconds since 1970. news: whether it stands where the file was not read before.
+        A version that may have been sent without a response gets the same plan again, so a kill in between leads to the
+        same spans. A log may contain several versions of a run, and is read from its beginning whenever it grew: an
+        older version that was sent is skipped, unless the file ends with it; see ``reverted_runs``.
+
+        ``now``: nanoseconds since 1970. ``new``: whether it is in a part of the file that was not read before.
         """
         trace_id, digest = run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16]
         version = self._do(
-            "SELECT observed_at, after_root, taken FROM versions WHERE trace_id = ? AND digest = ?", (trace_id, digest)
+            "SELECT observed_at, after_root, acked FROM versions WHERE trace_id = ? AND digest = ?", (trace_id, digest)
         ).fetchone()
         if version is None:
             return self._new(run, trace_id, digest, now)
-        observed_at, after_root, taken = version
+        observed_at, after_root, acked = version
         newest = self._do("SELECT digest FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
         if newest is None or newest[0] == digest:
             self._is_newest(trace_id)
-        elif news:
+        elif new:
             self._do("INSERT OR IGNORE INTO older VALUES (?)", (trace_id,))
-        return None if taken else SendPlan((trace_id, digest), observed_at, bool(after_root))
+        return None if acked else SendPlan((trace_id, digest), observed_at, bool(after_root))
 
     def reverted_runs(self, since: int) -> set[bytes]:
-        """The trace ids of runs whose last version in the file that was just read is an older one.
+        """Return the trace ids of runs of which the file that was just read ends with an older version.
 
-        since: when the file was changed. Those whose newest version was sent after that are left out, unless it stands
-        in this file too: the file is an old one that is read again. Begins anew for the next file.
+        ``since``: when the file was changed. A run whose newest version was sent after that is left out, unless that
+        version is in this file too: then this is an old file that is read again.
         """
         found = self._do(
             "SELECT trace_id FROM older JOIN runs USING (trace_id)"
@@ -193,38 +200,41 @@ class WatchState:
         return {trace_id for (trace_id,) in found}
 
     def plan_resend(self, run: Run, now: int) -> SendPlan:
-        """The same for an older version that became the newest once more."""
+        """Return how an older version is to be sent that is the newest one again."""
         return self._new(run, run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16], now)
 
     def trace_id(self, run: Run) -> bytes:
-        """How ``returned`` calls a run."""
+        """Return the id by which ``reverted_runs`` names a run."""
         return run_ids(run.id, self._tenant).trace_id
 
-    def mark_acked(self, intents: Iterable[SendPlan]) -> None:
-        """The receiver has these documents, as they were to be sent: one that was intended again since then is not."""
+    def mark_acked(self, plans: Iterable[SendPlan]) -> None:
+        """Record documents that the receiver has. A document that was planned again since then does not count."""
         self._do_many(
-            "UPDATE versions SET taken = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?",
-            [(*intent.key, intent.observed_at) for intent in intents],
+            "UPDATE versions SET acked = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?",
+            [(*plan.key, plan.observed_at) for plan in plans],
         )
 
-    def acked_spans(self, intent: SendPlan, now: int) -> frozenset[bytes]:
-        """The digests of the spans of this run that the receiver has."""
-        return self.spans.get(intent.key[0], now)
+    def acked_spans(self, plan: SendPlan, now: int) -> frozenset[bytes]:
+        """Return the digests of the spans of this run that the receiver has."""
+        return self.spans.get(plan.key[0], now)
 
-    def retain_only(self, intent: SendPlan, names: Collection[bytes]) -> None:
-        """What is about to be sent names these spans, and the receiver may keep no others."""
-        self._narrowed = self.spans.retain_only(intent.key[0], names) or self._narrowed
+    def retain_only(self, plan: SendPlan, digests: Collection[bytes]) -> None:
+        """Forget a run's other spans before a version is sent: the receiver may keep only those of its manifest."""
+        self._removed_spans = self.spans.retain_only(plan.key[0], digests) or self._removed_spans
 
-    def acknowledged(self, intent: SendPlan, names: Collection[bytes], now: int) -> None:
-        """The receiver has these spans too. Only what was intended last tells which spans it keeps, and once the run
-        has ended there is no more to be sent."""
-        trace_id, digest = intent.key
+    def add_acked_spans(self, plan: SendPlan, digests: Collection[bytes], now: int) -> None:
+        """Record spans that the receiver has.
+
+        They count only if this is the newest plan of the run, which decides what the receiver keeps. Once the run has
+        ended nothing more is sent of it.
+        """
+        trace_id, digest = plan.key
         newest = self._do(
             "SELECT open_since FROM runs WHERE trace_id = ? AND digest = ? AND observed_at = ?",
-            (trace_id, digest, intent.observed_at),
+            (trace_id, digest, plan.observed_at),
         ).fetchone()
         if newest is not None and newest[0] is not None:
-            self.spans.add(trace_id, names, now)
+            self.spans.add(trace_id, digests, now)
         elif newest is not None:
             self.spans.forget(trace_id)
 
@@ -243,22 +253,22 @@ class WatchState:
         self._do("DELETE FROM newest")
 
     def _is_newest(self, trace_id: bytes) -> None:
-        """The version that was just read, whatever came before it in the file."""
+        """Record that the version that was just read is the newest, whatever came before it in the file."""
         self._do("INSERT OR IGNORE INTO newest VALUES (?)", (trace_id,))
         self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
 
     def unfinished(self) -> tuple[int, int | None]:
-        """How many runs had not ended when they were last read, and the earliest start among them."""
+        """Return how many runs had not ended when they were last read, and the earliest start among them."""
         count, oldest = self._do(
             "SELECT count(*), min(nullif(open_since, 0)) FROM runs WHERE open_since IS NOT NULL"
         ).fetchone()
         return count, oldest
 
-    def forget(self, folder: str, now: int) -> None:
-        """Forgets files that are gone, runs that were sent long ago, and spans that count as there no more."""
+    def expire(self, folder: str, now: int) -> None:
+        """Forget files that are gone, runs that were sent long ago, and spans that are too old to count."""
         self.spans.expire(now)
         self._do("DELETE FROM runs WHERE observed_at < ?", (now - REMEMBER,))
-        # A log may still hold an old version of a run: that it is older is known as long as the newest one is.
+        # A log may still contain an old version of a run. It is known to be old as long as the newest one is known.
         self._do(
             "DELETE FROM versions WHERE observed_at < ? AND trace_id NOT IN (SELECT trace_id FROM runs)",
             (now - REMEMBER,),
@@ -272,17 +282,17 @@ class WatchState:
             after = rows[-1][0]
 
     def commit(self) -> None:
-        """What was done until now survives a kill of the process."""
-        if self._connection.in_transaction:  # a signal may have come between the two
+        """Commit, so that what was done survives a kill of the process."""
+        if self._connection.in_transaction:  # a signal may have come between COMMIT and BEGIN
             self._do("COMMIT")
-        if self._narrowed:
-            # What was taken out must not come back after a power cut: this waits until it is on the disk.
+        if self._removed_spans:
+            # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
             self._do("PRAGMA wal_checkpoint").fetchall()
-            self._narrowed = False
+            self._removed_spans = False
         self._begin()
 
     def close(self) -> None:
-        """Commits and closes the file. Calling it twice is allowed."""
+        """Commit and close the file. Calling it twice is allowed."""
         with suppress(sqlite3.Error):
             self._connection.execute("COMMIT")
         self._connection.close()
@@ -307,17 +317,17 @@ class WatchState:
         if row is None:
             self._do("INSERT INTO target VALUES (?)", (self.target,))
         elif row[0] != self.target:
-            raise SettingError(
+            raise ConfigError(
                 where=str(self.path),
                 expected=f"the state of what was sent to {self.target}",
                 got=f"that of {row[0]}",
                 hint="name another file with --state-file; to another endpoint everything has to be sent again",
             )
-        unknown = "SELECT outcome FROM files WHERE outcome <> 0 AND outcome NOT BETWEEN 0 AND ?"
+        unknown = "SELECT status FROM files WHERE status <> 0 AND status NOT BETWEEN 0 AND ?"
         if (row := self._do(unknown, (max(FileStatus),)).fetchone()) is not None:
-            raise self._damaged(f"an outcome {row[0]}")
+            raise self._damaged(f"a file of status {row[0]}")
         # A file of which the receiver refused something gets another chance.
-        self._do("UPDATE files SET changed = ? WHERE outcome = ?", (_NEVER, FileStatus.REJECTED))
+        self._do("UPDATE files SET changed = ? WHERE status = ?", (_NEVER, FileStatus.REJECTED))
         for name in ("older", "newest"):
             self._do(f"CREATE TEMP TABLE {name} (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from runspan.errors import NotFound, SettingError, StoreError
+from runspan.errors import ConfigError, NotFound, StoreError
 from runspan.storage.sqlite_file import Schema, open_database
 
 RUNS_READ = "runs:read"
@@ -81,10 +81,10 @@ class ApiKeyStore:
         permissions: Iterable[str] = PERMISSIONS,
         expires: int | None = None,
     ) -> tuple[str, ApiKey]:
-        """Create a key; return its secret, which is not stored, and the key. Raises SettingError for permissions."""
+        """Create a key; return its secret, which is not stored, and the key. Raises ConfigError for permissions."""
         granted = frozenset(permissions)
         if not granted or granted - set(PERMISSIONS):
-            raise SettingError(
+            raise ConfigError(
                 where="permissions",
                 expected=f"some of {', '.join(PERMISSIONS)}",
                 got=", ".join(sorted(granted)) or "none",
@@ -119,11 +119,11 @@ class ApiKeyStore:
     def rotate(self, key_id: str, *, grace: int) -> tuple[str, ApiKey]:
         """Replace a key: both are valid for ``grace`` nanoseconds, then only the new one.
 
-        The new key has the same lifetime as the old one. Raises NotFound, or SettingError if the key is not active.
+        The new key has the same lifetime as the old one. Raises NotFound, or ConfigError if the key is not active.
         """
         old, now = self.get(key_id), self._clock()
         if old.state(now) != "active":
-            raise SettingError(
+            raise ConfigError(
                 where=f"key {key_id}", expected="an active key", got=old.state(now), hint="create a new one"
             )
         expires = None if old.expires is None else now + (old.expires - old.created)

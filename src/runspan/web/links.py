@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 
 PLACEHOLDER: Final = "{trace_id}"
 """Replaced by the trace id in ``TraceLinks.template``."""
@@ -15,7 +15,7 @@ PLACEHOLDER: Final = "{trace_id}"
 
 @dataclass(frozen=True, slots=True)
 class PublicUrl:
-    """The URL of this server as browsers reach it. Raises SettingError if it is not one."""
+    """The URL of this server as browsers reach it. Raises ConfigError if it is not one."""
 
     url: str = ""
     """Empty if there is no proxy before the server. A path is the prefix that the proxy strips from requests."""
@@ -25,9 +25,7 @@ class PublicUrl:
             return
         parts = urlsplit(self.url) if _is_http_url(self.url) else None
         if parts is None or parts.query or parts.fragment or "@" in parts.netloc or set(self.url) & set(';,"\\'):
-            raise SettingError(
-                where="public url", expected="a URL such as https://runs.example.com", got=repr(self.url)
-            )
+            raise ConfigError(where="public url", expected="a URL such as https://runs.example.com", got=repr(self.url))
 
     @property
     def root_path(self) -> str:
@@ -61,7 +59,7 @@ def local_target(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TraceLinks:
-    """Links to traces in other tools. Raises SettingError if a browser cannot follow one of the URLs."""
+    """Links to traces in other tools. Raises ConfigError if a browser cannot follow one of the URLs."""
 
     jaeger: str = ""
     """Base URL of Jaeger's user interface, with its path prefix; empty for no link."""
@@ -77,9 +75,9 @@ class TraceLinks:
         _check_url("grafana url", self.grafana, "http://grafana:3000")
         _check_url("trace url", self.template, f"http://host/trace/{PLACEHOLDER}")
         if self.template and PLACEHOLDER not in self.template:
-            raise SettingError(where="trace url", expected=f"a URL with {PLACEHOLDER} in it", got=repr(self.template))
+            raise ConfigError(where="trace url", expected=f"a URL with {PLACEHOLDER} in it", got=repr(self.template))
         if self.grafana and not self.datasource:
-            raise SettingError(where="grafana datasource", expected="the uid of a Tempo data source", got="none")
+            raise ConfigError(where="grafana datasource", expected="the uid of a Tempo data source", got="none")
 
     def for_trace(self, trace_id: bytes) -> dict[str, str]:
         """Return the links to a trace by tool (``trace``, ``jaeger``, ``grafana``), the preferred one first."""
@@ -106,9 +104,9 @@ def _check_url(where: str, text: str, example: str) -> None:
     if not text:
         return
     if not _is_http_url(text):
-        raise SettingError(where=where, expected=f"a URL such as {example}", got=repr(text))
+        raise ConfigError(where=where, expected=f"a URL such as {example}", got=repr(text))
     if "@" in urlsplit(text).netloc:
-        raise SettingError(where=where, expected="a URL without a login", got="one with it")
+        raise ConfigError(where=where, expected="a URL without a login", got="one with it")
 
 
 def _is_http_url(text: str) -> bool:

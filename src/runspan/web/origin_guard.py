@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from runspan.errors import Forbidden, SettingError
+from runspan.errors import ConfigError, Forbidden
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -47,7 +47,7 @@ class OriginGuard:
     def __init__(self, allowed_hosts: Iterable[str] = (), origin: str = "") -> None:
         """Accept the names of loopback, ``allowed_hosts`` and the host of ``origin``, the origin of the public URL.
 
-        ``allowed_hosts`` are names and addresses without a port. Raises SettingError for anything else.
+        ``allowed_hosts`` are names and addresses without a port. Raises ConfigError for anything else.
         """
         host = urlsplit(origin).hostname
         self._allowed = {*map(_parse_allowed_host, allowed_hosts), *([_normalize_host(host)] if host else [])}
@@ -84,7 +84,7 @@ class OriginGuard:
 def _parse_allowed_host(host: str) -> str:
     match = _AUTHORITY.fullmatch(f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host)
     if match is None or match[1] != match[0]:
-        raise SettingError(
+        raise ConfigError(
             where="allowed host",
             expected="a name or an address without a port, such as runs.example.com",
             got=repr(host),

@@ -17,7 +17,7 @@ from waitress import create_server, wasyncore  # type: ignore[import-untyped]
 from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 from waitress.task import ErrorTask  # type: ignore[import-untyped]
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.web.config import MIB, WebConfig
 from runspan.web.errors import JSON, error_body
 from runspan.web.middleware import SECURITY_HEADERS
@@ -41,7 +41,7 @@ class WebServer:
         max_body: int = 0,
         trusted_proxy: str = "",
     ) -> None:
-        """Listen for connections. Raises SettingError if that is not possible.
+        """Listen for connections. Raises ConfigError if that is not possible.
 
         - ``host`` and ``port`` are the address; port 0 means a free one.
         - ``threads`` is the number of requests that are handled at once.
@@ -150,7 +150,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        raise SettingError(
+        raise ConfigError(
             "cannot listen", where=f"{host}:{port}", got=str(error), hint="choose another host or port"
         ) from error
 
@@ -160,7 +160,7 @@ def _parse_address(text: str) -> str:
     try:
         return str(ip_address(text.strip("[]")))
     except ValueError:
-        raise SettingError(
+        raise ConfigError(
             where="trusted proxy",
             expected="the address that the proxy's connections come from, such as 127.0.0.1",
             got=repr(text),

@@ -24,7 +24,7 @@ from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound
 from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
 from support.corpus import cases
 from support.jaeger import NOW, items_of_all_pages, proxy, reader_of, send, serving
@@ -216,7 +216,7 @@ def test_a_revision_span_in_the_trace_of_another_run_is_no_run(
     send(jaeger, [run], tenant)
     elsewhere = run_ids("another", tenant).trace_id
     copies = [msgspec.structs.replace(span, trace_id=elsewhere) for span in encode(run, tenant=tenant)]
-    body = request_bytes(Resource(), map(span_bytes, copies))
+    body = request_bytes(Resource(), map(scoped_bytes, copies))
     httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
     assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
 
@@ -374,7 +374,7 @@ def test_an_incomplete_run_is_read_again(jaeger: Jaeger, tenant: str) -> None:
     pauses: list[float] = []
 
     def post(part: slice) -> None:
-        body = request_bytes(Resource(), map(span_bytes, spans[part]))
+        body = request_bytes(Resource(), map(scoped_bytes, spans[part]))
         httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
 
     def sleep(seconds: float) -> None:

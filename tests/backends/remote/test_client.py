@@ -15,7 +15,7 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.backends.remote.config import RemoteConfig, remote_config
 from runspan.backends.tempo import TempoReader
 from runspan.contracts import RunQuery
-from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, QueryError, SettingError
+from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, ConfigError, QueryError
 
 DEEP = b'{"traces":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
@@ -251,7 +251,7 @@ def test_the_check_passes_where_only_the_query_api_is_reachable(serve: Callable[
 )
 def test_urls_that_are_refused(url: str, words: str) -> None:
     """Secrets are no part of a URL, and a refusal does not repeat them."""
-    with pytest.raises(SettingError, match=words) as caught:
+    with pytest.raises(ConfigError, match=words) as caught:
         connect(url)
     assert "pw" not in str(caught.value)
 
@@ -272,7 +272,7 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
 )
 def test_variables_that_are_refused(variables: dict[str, str], words: str) -> None:
     """The error names the variable and repeats no secret."""
-    with pytest.raises(SettingError, match=words) as caught:
+    with pytest.raises(ConfigError, match=words) as caught:
         connect("tempo+https://host", env={f"RUNSPAN_BACKEND_{name}": value for name, value in variables.items()})
     assert "s3cr3t" not in str(caught.value)
 

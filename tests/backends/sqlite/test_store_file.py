@@ -17,7 +17,7 @@ from runspan.backends.sqlite import store as store_module
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.backends.sqlite.store import _statement
 from runspan.contracts import Capabilities, Cursor, RunQuery
-from runspan.errors import SettingError, StoreError
+from runspan.errors import ConfigError, StoreError
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.testing import generate
 
@@ -211,5 +211,5 @@ def test_connect_opens_the_embedded_store(tmp_path):
 @pytest.mark.parametrize("url", ["", "sqlite:", "data", "postgres://x", "SQLITE:x"])
 def test_connect_says_what_a_url_looks_like(url):
     """Any other text is refused with the form that is accepted."""
-    with pytest.raises(SettingError, match="sqlite:DIR"):
+    with pytest.raises(ConfigError, match="sqlite:DIR"):
         connect(url)

@@ -204,7 +204,7 @@ import sys, threading
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes, span_bytes
 from runspan.testing import generate
 
 store = SqliteStore(sys.argv[1])
@@ -217,7 +217,7 @@ def work():
             number, text = next(documents)
         run = Run.from_json(text)
         if number % 3:
-            spans = [span_bytes(span) for span in encode(run)]
+            spans = [scoped_bytes(span) for span in encode(run)]
             for part in ([spans] if number % 2 else [spans[:1], spans[1:]]):
                 store.write(read_protobuf(request_bytes(Resource(), part)))
         else:

@@ -17,7 +17,7 @@ from flask import Flask
 from playwright.sync_api import Page, expect
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
@@ -344,7 +344,7 @@ def test_behind_tls_the_cookie_travels_over_tls_only(tmp_path: Path) -> None:
 )
 def test_a_public_url_that_is_none_is_refused(url: str) -> None:
     """The server does not start with an address that no browser could use."""
-    with pytest.raises(SettingError, match=r"https://runs\.example\.com"):
+    with pytest.raises(ConfigError, match=r"https://runs\.example\.com"):
         PublicUrl(url)
 
 

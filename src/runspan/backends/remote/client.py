@@ -48,7 +48,7 @@ class RemoteClient:
     """The HTTP client of one backend. Thread-safe.
 
     At most ``config.concurrency`` requests are in flight; a caller that waits longer than ``config.timeout`` gets
-    BackendBusy. Redirects are not followed. SettingError if a TLS file cannot be read.
+    BackendBusy. Redirects are not followed. ConfigError if a TLS file cannot be read.
     """
 
     def __init__(self, config: RemoteConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from runspan.errors import SettingError
+from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from runspan.http.urls import parse_base_url
 from runspan.otlp.env import Headers, basic_auth, read_headers, secret_parts, validate_headers
@@ -62,7 +62,7 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
 
     HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT
     is the backend's own tenant; TIMEOUT, CONCURRENCY, MAX_BYTES, CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as
-    in ``RemoteConfig``. SettingError names the variable and never quotes a secret.
+    in ``RemoteConfig``. ConfigError names the variable and never quotes a secret.
     """
     kind, base = _kind_and_base(url)
 
@@ -94,7 +94,7 @@ def _number(name: str, text: str, expected: str, parse: Callable[[str], float], 
     except (ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise SettingError(where=PREFIX + name, expected=expected, got=repr(text[:40]))
+        raise ConfigError(where=PREFIX + name, expected=expected, got=repr(text[:40]))
     return number
 
 
@@ -102,7 +102,7 @@ def _kind_and_base(url: str) -> tuple[str, str]:
     forms = " or ".join(f"{kind}+http(s)://HOST:PORT" for kind in TENANT_HEADERS)
     kind, _, rest = url.partition("+")
     if kind.lower() not in TENANT_HEADERS:
-        raise SettingError(where="backend", expected=forms, got=repr(url[:200]))
+        raise ConfigError(where="backend", expected=forms, got=repr(url[:200]))
     login_hint = f"set {PREFIX}USER and {PREFIX}PASSWORD, or {PREFIX}TOKEN: a command line is seen by others"
     base = parse_base_url("backend", rest, forms, login_hint=login_hint, query_hint=f"secrets go into {HEADERS}")
     return kind.lower(), base
@@ -111,13 +111,13 @@ def _kind_and_base(url: str) -> tuple[str, str]:
 def _login(variable: Callable[[str], str]) -> list[tuple[str, str]]:
     user, password, token = variable("USER"), variable("PASSWORD"), variable("TOKEN")
     if token and (user or password):
-        raise SettingError(
+        raise ConfigError(
             where=PREFIX + "TOKEN", expected="a token, or a user and a password", got="both", hint="unset one of them"
         )
     if token:
         return [("authorization", f"Bearer {token}")]
     if password and not user:
-        raise SettingError(where=PREFIX + "USER", expected="a user for the password", got="none")
+        raise ConfigError(where=PREFIX + "USER", expected="a user for the password", got="none")
     if user:
         return [basic_auth(user, password)]
     return []

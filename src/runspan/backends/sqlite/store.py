@@ -56,9 +56,13 @@ _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = re
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
 """
-_HEARTBEAT_DUE: Final = f"observed_at + max({HEARTBEAT_INTERVAL}, (observed_at - time) / {HEARTBEAT_SHARE})"
-"""See ``contracts.heartbeat_due``."""
-_STUCK: Final = f"SELECT count(*) FROM runs INDEXED BY live_runs WHERE observed_at IS NOT NULL AND {_HEARTBEAT_DUE} < ?"
+_SILENT: Final = "observed_at IS NOT NULL AND observed_at + max(?, (observed_at - time) / ?) < ?"
+"""The condition on runs whose heartbeat was due before a time; see ``contracts.heartbeat_due``."""
+_HEARTBEAT: Final = (HEARTBEAT_INTERVAL, HEARTBEAT_SHARE)
+_STUCK: Final = (
+    "SELECT count(*) FROM runs INDEXED BY live_runs"
+    " WHERE observed_at IS NOT NULL AND observed_at + max(?, (observed_at - time) / ?) < ?"
+)
 _UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
@@ -252,7 +256,7 @@ class SqliteStore:
 
         The time this takes depends on the number of runs that are pending or running.
         """
-        return int(self._fetch_one(_STUCK, [before])[0])
+        return int(self._fetch_one(_STUCK, (*_HEARTBEAT, before))[0])
 
     def check(self) -> None:
         """See ``contracts.TraceReader``. Raise StoreError when reading fails or the writer has stopped."""
@@ -363,8 +367,8 @@ def _statement(query: RunQuery) -> tuple[str, list[Any]]:
         bound.append(_utf8(query.status))
     if query.stuck_before is not None:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
-        conditions.append(f"observed_at IS NOT NULL AND {_HEARTBEAT_DUE} < ?")
-        bound.append(min(query.stuck_before, MAX_NS))
+        conditions.append(_SILENT)
+        bound += [*_HEARTBEAT, min(query.stuck_before, MAX_NS)]
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from runspan import Run, encode
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import server
 from web.pages.chromium import Watch
 from web.pages.kit import push
@@ -175,7 +175,7 @@ def test_an_incomplete_revision_is_noted(page: Page, url: str) -> None:
     first = Run.from_dict(document("half", [step("a", 0, 1)]))
     *_, root = encode(Run.from_dict(document("half", [step("a", 0, 1), step("b", 2, 3)], durationMs=3)))
     for spans in (encode(first), [root]):
-        body = request_bytes(Resource(), [span_bytes(span) for span in spans])
+        body = request_bytes(Resource(), [scoped_bytes(span) for span in spans])
         headers = {"Content-Type": "application/x-protobuf"}
         assert httpx.post(f"{url}/v1/traces", content=body, headers=headers, trust_env=False).is_success
     opened(page, url, "half")

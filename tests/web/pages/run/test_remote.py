@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from runspan import Run, encode
 from runspan.model.ids import run_ids
-from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import SAMPLES, server
 from support.servers.jaeger import Jaeger
 from support.web import PROTOBUF
@@ -17,7 +17,7 @@ from web.pages.run.documents import EXACT_OUTPUT, document, exact_run, step
 
 
 def send(jaeger: Jaeger, *runs: Run) -> None:
-    body = request_bytes(Resource(), [span_bytes(span) for run in runs for span in encode(run)])
+    body = request_bytes(Resource(), [scoped_bytes(span) for run in runs for span in encode(run)])
     assert httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).is_success
 
 

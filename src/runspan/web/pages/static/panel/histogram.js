@@ -29,7 +29,8 @@ export class Histogram {
     this.onStatus = onStatus;
     this.isTableOpen = false;
     this.loading = null;
-    this.nextRefresh = 0;
+    this.nextRefresh = 0; // in the time of performance.now()
+    this.timer = 0;
     this.isOutdated = false;
     let width = 0;
     new ResizeObserver(([entry]) => {
@@ -40,14 +41,18 @@ export class Histogram {
   }
 
   /**
-   * Load the counts again if the list has changed since they were loaded, but not too often for what that costs.
+   * Load the counts again if the list has changed since they were loaded. Wait if the last time was too recent for what
+   * counting costs.
    *
    * @param {object} parameters - Query parameters of the list.
    * @param {boolean} hasChanged - Whether the list has changed since the last call.
    */
   refresh(parameters, hasChanged) {
     this.isOutdated ||= hasChanged;
-    if (this.isOutdated && performance.now() >= this.nextRefresh) this.load(parameters, { isRefresh: true });
+    if (!this.isOutdated) return;
+    clearTimeout(this.timer);
+    const load = () => document.hidden || this.load(parameters, { isRefresh: true });
+    this.timer = setTimeout(load, Math.max(0, this.nextRefresh - performance.now()));
   }
 
   /**
@@ -57,6 +62,7 @@ export class Histogram {
    * @param {{isRefresh?: boolean}} [options] - isRefresh: show no placeholder while loading.
    */
   async load(parameters, { isRefresh = false } = {}) {
+    clearTimeout(this.timer);
     this.isOutdated = false;
     const started = performance.now();
     this.loading?.abort();
