@@ -87,7 +87,7 @@ def text_events(texts: Iterable[tuple[str, bytes]], time: int) -> tuple[Event, .
         pieces = _split(text, MAX_ATTRIBUTE_BYTES)
         for number in count():
             group = enumerate(islice(pieces, MAX_EVENT_PIECES))
-            numbered = [(f"{TEXT_PIECE}{at}", Raw(piece)) for at, piece in group]
+            numbered = [(f"{TEXT_PIECE}{at}", piece.decode()) for at, piece in group]
             if not numbered:
                 break
             events.append(Event(name, time, ((TEXT_KEY, key), (TEXT_NUMBER, number), *numbered)))
