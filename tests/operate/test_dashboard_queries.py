@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import yaml
 from alerts.source import read
 
 from operate.boards import BOARDS, ROOT, filled_in, targets
+from operate.fresh import write
 from operate.kit import wait_until
 from operate.promql import names, selectors
 from operate.scene import Scene, export, scene
@@ -164,7 +166,10 @@ def test_a_newer_prometheus_gets_the_same_names(live: Scene, port: str) -> None:
 
 @pytest.fixture(scope="module")
 def searched(live: Scene, tempo: Tempo) -> Tempo:
-    """A Tempo that has the same runs."""
+    """A Tempo that has the same runs, and of the one to drill into a revision from before its end."""
+    begun = json.loads(live.run.text) | {"status": "running"}
+    del begun["completedAt"]
+    export(write(live.documents.with_name("begun.ndjson"), [json.dumps(begun).encode()]), tempo.otlp)
     export(live.documents, tempo.otlp)
     return tempo
 
