@@ -27,7 +27,16 @@ from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.app_context import Store, current_context
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
-from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header
+from runspan.web.middleware import (
+    CONFLICT,
+    ERROR_KEY,
+    INCOMPLETE,
+    PARTIAL,
+    RUN_RULE,
+    document_body,
+    document_headers,
+    note_header,
+)
 from runspan.web.request_body import read_body
 from runspan.web.schemas import (
     Meta,
@@ -89,6 +98,21 @@ def require_utf8_path(environ: WSGIEnvironment) -> None:
     except UnicodeError:
         raise NotFound("no such run", expected="a path in UTF-8") from None
 
+
+def response_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI description of optional headers of a response."""
+    schema = {"type": "string"}
+    return {name: {"description": description, "schema": schema} for name, description in descriptions.items()}
+
+
+_RUN_HEADERS: Final = response_headers(
+    {
+        INCOMPLETE: "What is missing of a newer revision than this one. Absent if this is the newest.",
+        CONFLICT: "SHA-256 digests in hex, separated by `; `, of other documents that were sent as the same revision, "
+        "at least their first 32 digits. Absent if there is none.",
+    }
+)
+_LIST_HEADERS: Final = response_headers({PARTIAL: "The lines of `meta.partial`. Absent if there is none."})
 
 reads = OpenApiBlueprint("reads", __name__, SECURITY)
 """Routes that only read."""
@@ -210,7 +234,10 @@ def get_trace(trace_id: str) -> Response:
     },
 )
 def push_run() -> Response:
-    """Store a run document. Idempotent: the same document again changes nothing."""
+    """Store a run document. Idempotent: the same document again changes nothing.
+
+    An unfinished document that is older than the stored end of its run changes nothing either.
+    """
     context = current_context()
     writer = cast("Store", context.writer)  # this route is registered only with one
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE)
@@ -221,6 +248,7 @@ def push_run() -> Response:
     result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
     if result.rejected:
         raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
+    is_new = is_new and not result.outdated
     if is_new:
         context.metrics.runs_stored.inc()
     stored = StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=is_new)

@@ -95,7 +95,11 @@ class Meta(BaseModel):
 
     cursor: str | None = Field(description="The start of the next page; null on the last one.")
     hasMore: bool
-    partial: list[str] | None = Field(default=None, description="What the backend could not search, one line each.")
+    partial: list[str] | None = Field(
+        default=None,
+        description="What the backend could not search, and which runs are left out since their list item is damaged, "
+        "older than their newest revision, or one of several documents sent as one revision; one line each.",
+    )
     stuckAfter: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
 
 
@@ -110,7 +114,9 @@ class StoredRun(BaseModel):
 
     id: str
     traceId: str
-    new: bool = Field(description="False if exactly this document was stored before.")
+    new: bool = Field(
+        description="False if exactly this document was stored before, or if it is an older state of a finished run."
+    )
 
 
 class StoredRunResponse(BaseModel):
