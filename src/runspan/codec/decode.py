@@ -41,6 +41,7 @@ from runspan.codec.fields import (
     RUN_TABLE,
     STEP_COUNT,
     SUMMARY_DIGEST,
+    SUMMARY_TABLE,
     TENANT,
 )
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
@@ -206,7 +207,7 @@ def read_summary(span: Span) -> RunSummary | None:
             raise AttributeDecodeError(f"attribute {REVISION}, {RUN_ID} or {DIGEST} is missing")
         if run_ids(run_id, tenant).trace_id != span.trace_id:
             raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
-        values = decode_members(attributes, RUN_TABLE, span, has_end=role == ROLE_RUN)
+        values = decode_members(attributes, SUMMARY_TABLE, span, has_end=role == ROLE_RUN)
         envelope = Envelope(id=run_id, **values)
         for name in SUMMARY_MEMBERS:
             value = getattr(envelope, name)
