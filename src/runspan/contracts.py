@@ -127,7 +127,8 @@ class Page:
     cursor: Cursor | None = None
     """Where the next page begins; None on the last page."""
     partial: tuple[str, ...] = ()
-    """What the backend could not search, one line each; empty if the page is complete."""
+    """What the backend could not search, and which runs are left out, older than their newest revision or one of two
+    documents, one line each; empty if the page is complete. See ``damaged_note`` and the functions after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,38 @@ class Document:
     text: bytes
     incomplete: tuple[str, ...] = ()
     """What is missing of newer revisions, one line each."""
+    conflict: tuple[str, ...] = ()
+    """The SHA-256 digests, in hex, of other documents that were sent as the same revision of the run.
+
+    The embedded store keeps their first 32 digits.
+    """
+
+
+# The lines of ``Page.partial`` about single runs, in the same words for every backend.
+
+_MAX_NOTES: Final = 20
+
+
+def damaged_note(run_id: str) -> str:
+    """Return the line about a run whose list item does not have the recorded digest."""
+    return f"run {run_id} is left out: its list item does not have the recorded digest"
+
+
+def older_revision_note(run_id: str, incomplete: Sequence[str]) -> str:
+    """Return the line about a run that is listed as of an older revision than the newest."""
+    return f"run {run_id} is listed as of an older revision: {incomplete[0]}"
+
+
+def conflict_note(run_id: str, conflict: Sequence[str]) -> str:
+    """Return the line about a run of which another document was sent as the same revision."""
+    return f"run {run_id} is one of {1 + len(conflict)} different documents that were sent as the same revision"
+
+
+def limited_notes(notes: Sequence[str]) -> tuple[str, ...]:
+    """Return the lines, of which many are replaced by one that counts them."""
+    if len(notes) <= _MAX_NOTES:
+        return tuple(notes)
+    return *notes[:_MAX_NOTES], f"and {len(notes) - _MAX_NOTES} more runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +201,8 @@ class WriteResult:
 
     accepted: int = 0
     rejected: tuple[Rejection, ...] = field(default=())
+    outdated: bool = False
+    """Whether the run has ended in the store and the document is an older, unfinished state of it: nothing changed."""
 
 
 class TraceReader(Protocol):

@@ -1,4 +1,4 @@
-"""Attempts of a step are spans below a finished step, and below the future root while the step is open."""
+"""Attempts of a step are spans below a finished step, and below the live span while the step is open."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 
 from conformance.harness import SECOND, T0
 from runspan import Run, decode, encode
-from runspan.codec.fields import ROLE, ROLE_ATTEMPT
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.codec.fields import ROLE, ROLE_ATTEMPT, ROLE_LIVE
+from runspan.model.span import ERROR, Span
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import scoped_bytes, span_bytes
 from support.run_histories import run_history
@@ -36,14 +35,15 @@ def test_snapshots_that_repeat_an_attempt_repeat_its_span() -> None:
                 assert seen.setdefault(span.span_id, span_bytes(span)) == span_bytes(span)
 
 
-def test_attempts_of_an_open_step_are_children_of_the_root() -> None:
+def test_attempts_of_an_open_step_are_children_of_the_live_span() -> None:
     """An open step has no span. Once it has ended, its attempts are children of its span."""
     history = run_history("r", T0)
-    root = run_ids("r").root_id
     for moment, count in ((history[3], 1), (history[4], 2)):
-        found = attempts(encode(moment.run, observed_at=moment.at))
+        spans = encode(moment.run, observed_at=moment.at)
+        (live,) = [span for span in spans if span.attributes()[ROLE] == ROLE_LIVE]
+        found = attempts(spans)
         assert [span.attributes()["runspan.attempt.number"] for span in found] == list(range(1, count + 1))
-        assert {span.parent_id for span in found} == {root}
+        assert {span.parent_id for span in found} == {live.span_id}
     ended = encode(history[5].run, observed_at=history[5].at)
     (charge,) = [span for span in ended if span.name == "Charge Card"]
     assert {span.parent_id for span in attempts(ended)} == {charge.span_id}
@@ -68,7 +68,7 @@ def test_a_number_alone_makes_an_attempt() -> None:
     assert (found["runspan.attempt.number"], found["runspan.attempt.status"]) == (2, "retrying")
     assert (found["error.type"], span.events[0].name) == ("TIMEOUT", "exception")
     assert span.end - span.start == 1
-    assert (span.name, span.status) == ("attempt of Pay", 0)
+    assert (span.name, span.status, span.message) == ("attempt of Pay", ERROR, "slow")
     (again,) = attempts(encode(run, observed_at=T0 + SECOND))
     assert span_bytes(again) == span_bytes(span)
     assert attempts(encode(run, observed_at=T0, exception_events=False))[0].span_id != span.span_id

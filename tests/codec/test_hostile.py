@@ -10,8 +10,9 @@ import pytest
 
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.attributes import text_events
 from runspan.codec.encode import content_step_ids
-from runspan.codec.fields import REVISION
+from runspan.codec.fields import MANIFEST, REVISION
 from runspan.codec.span_templates import STEP_TEMPLATES
 from runspan.errors import PayloadError, TraceIncomplete
 from runspan.model.span import Span
@@ -95,16 +96,12 @@ def test_a_manifest_that_repeats_a_span_id() -> None:
         Run.from_dict({"id": "r", "status": "completed", "steps": [{"id": "a", "status": "skipped"}]})
     )
     count = 1000
-    many = with_attributes(revision, runspan__run__steps__0=None, runspan__run__step_count=count)
-    attributes = {key: value for key, value in many.attributes().items() if not key.startswith("runspan.run.steps")}
     manifest = step.span_id.hex() * count
-    parts = [manifest[start : start + 2000] for start in range(0, len(manifest), 2000)]
-    attributes |= {
-        f"runspan.run.steps.{number}" if number else "runspan.run.steps": part for number, part in enumerate(parts)
-    }
-    attributes["runspan.run.steps.parts"] = len(parts)
+    many = with_attributes(revision, runspan__run__step_count=count, runspan__run__steps__bytes=len(manifest))
+    attributes = {key: value for key, value in many.attributes().items() if key != MANIFEST}
+    events = text_events([(MANIFEST, manifest.encode())], revision.end)
     with pytest.raises(TraceIncomplete, match="twice"):
-        decode([step, changed(revision, shared=(), own=list(attributes.items()))])
+        decode([step, changed(revision, shared=(), own=list(attributes.items()), events=events)])
 
 
 def test_long_labels_are_not_cached() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,13 +24,16 @@ from runspan.codec.fields import (
     ROOT_REVISION,
     RUN_FIELDS,
     RUN_ID,
+    SIZE,
     STEP_FIELDS,
+    SUMMARY_DIGEST,
+    TEXT_KEY,
     WORKFLOW_ID,
 )
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import Envelope, Step
 from runspan.model.ids import run_ids
-from runspan.model.span import ERROR, INTERNAL, SERVER, Span
+from runspan.model.span import ERROR, INTERNAL, SERVER, Event, Span
 from support.corpus import ENVELOPES, cases, runs
 
 CASES = cases()
@@ -99,7 +104,12 @@ def test_spans_use_only_what_every_backend_keeps(run: Run) -> None:
         assert span.end > span.start >= 0
         assert span.name
         assert any(span.span_id)
-        for key, value in span.attributes().items():
+        for event in span.events:
+            assert event.name
+            assert event.time in (span.start, span.end)
+            assert len({key for key, _ in event.attributes}) == len(event.attributes)
+        below = [pair for event in span.events for pair in event.attributes]
+        for key, value in [*span.attributes().items(), *below]:
             assert type(value) in {str, int, float}, key
             if isinstance(value, str):
                 assert 0 < len(value.encode()) <= MAX_ATTRIBUTE_BYTES, key
@@ -119,14 +129,15 @@ def test_encode_is_deterministic(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["sample agent-support-triage", "envelope same step twice", "payload 300 KB string"])
 def test_nothing_missing_goes_unnoticed(name: str) -> None:
-    """A trace without any one span or exact attribute is incomplete and never gives a wrong document."""
+    """A trace without any one span, exact attribute or piece of a text is incomplete, never a wrong document."""
     text = CASES.get(name) or next(text for case, text in CASES.items() if case.startswith("sample agent"))
-    spans = encode(Run.from_json(text))
+    run = Run.from_json(text)
+    spans = encode(run)
     for index, span in enumerate(spans):
         with pytest.raises(TraceIncomplete):
             decode(spans[:index] + spans[index + 1 :])
         for key, value in span.attributes().items():
-            if key.split(".json")[0] not in KEYS and not key.startswith("runspan.step.input."):
+            if key.removesuffix(SIZE).split(".json")[0] not in KEYS:
                 continue
             if key in {ROLE, REVISION, "runspan.tenant"}:
                 continue
@@ -138,12 +149,38 @@ def test_nothing_missing_goes_unnoticed(name: str) -> None:
                 rest = [*spans[:index], other, *spans[index + 1 :]]
                 if key in {RUN_ID, WORKFLOW_ID} and index < len(spans) - 1:
                     continue  # on a step span ``decode`` ignores these
-                with pytest.raises(TraceIncomplete):
-                    decode(rest)
+                if key == SUMMARY_DIGEST:  # the document has a digest of its own
+                    with pytest.raises(TraceIncomplete):
+                        read_summary(other)
+                elif key.endswith(SIZE) and not changed:
+                    assert decode(rest).text == run.text
+                else:
+                    with pytest.raises(TraceIncomplete):
+                        decode(rest)
+        for events in damaged_texts(span):
+            other = rebuilt(span, span.attributes(), events)
+            with pytest.raises(TraceIncomplete):
+                decode([*spans[:index], other, *spans[index + 1 :]])
 
 
-def rebuilt(span: Span, attributes: dict[str, object]) -> Span:
+def damaged_texts(span: Span) -> Iterator[tuple[Event, ...]]:
+    """Yield the events of a span with one event of a long text absent, or one of its attributes absent or changed."""
+    for number, event in enumerate(span.events):
+        if TEXT_KEY not in dict(event.attributes):
+            continue
+        before, after = span.events[:number], span.events[number + 1 :]
+        yield (*before, *after)
+        for place, (key, value) in enumerate(event.attributes):
+            pairs = list(event.attributes)
+            others = [pairs[:place] + pairs[place + 1 :], [*pairs]]
+            others[1][place] = (key, value + 1 if isinstance(value, int) else f"{value}x")
+            for attributes in others:
+                yield (*before, Event(event.name, event.time, tuple(attributes)), *after)
+
+
+def rebuilt(span: Span, attributes: dict[str, Any], events: tuple[Event, ...] | None = None) -> Span:
     values = {name: getattr(span, name) for name in Span.__struct_fields__}
+    values["events"] = span.events if events is None else events
     return Span(**{**values, "shared": (), "own": list(attributes.items())})
 
 
@@ -296,7 +333,7 @@ def test_run_status_rules(status: str, code: int, result: str | None) -> None:
     span = encode(Run.from_dict({"id": "r", "status": status}))[-1]
     assert span.status == code
     assert span.attributes().get("cicd.pipeline.result") == result
-    assert span.attributes()[ROLE] == ("run" if result else "snapshot")
+    assert span.attributes()[ROLE] == ("run" if result else "revision")
 
 
 def test_links_and_attempts() -> None:

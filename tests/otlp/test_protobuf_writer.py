@@ -14,6 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
 from runspan import Run, __version__, encode
+from runspan.codec.fields import SCOPE_RUN, SCOPE_STEP
 from runspan.model.span import Attributes, Event, Link, Span
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes, span_bytes, varint
@@ -228,13 +229,15 @@ def test_varints(number: int) -> None:
 
 
 def test_request() -> None:
-    """A request has one resource, one scope, the spans, and no unknown fields."""
+    """A request has one resource, the spans of each scope together, and no unknown fields."""
     spans = encode(Run.from_json(CASES["envelope usage"]))
     resource = Resource("billing", {"service.namespace": "team-a", "deployment.environment.name": "prod"})
     request = ExportTraceServiceRequest.FromString(request_bytes(resource, map(scoped_bytes, spans)))
     no_unknown_fields(request)
     (resource_spans,) = request.resource_spans
-    (scope_spans,) = resource_spans.scope_spans
+    steps, run = resource_spans.scope_spans
     assert dict(pairs_of(resource_spans.resource)) == resource.pairs()
-    assert (scope_spans.scope.name, scope_spans.scope.version) == ("runspan", __version__)
-    assert len(scope_spans.spans) == len(spans)
+    assert (steps.scope.name, steps.scope.version) == (SCOPE_STEP, __version__)
+    assert (run.scope.name, run.scope.version) == (SCOPE_RUN, __version__)
+    assert [span.span_id for span in (*steps.spans, *run.spans)] == [span.span_id for span in spans]
+    assert len(run.spans) == 1

@@ -73,7 +73,14 @@ def same(span: Span) -> tuple[object, ...]:
         *(span.status, span.message, pairs(span.pairs())),
         [(event.name, event.time, pairs(event.attributes)) for event in span.events],
         [(link.trace_id, link.span_id, pairs(link.attributes)) for link in span.links],
+        span.scope,
     )
+
+
+def by_scope(spans: list[Span]) -> list[tuple[object, ...]]:
+    """Return ``same`` of the spans in the order of a request, which has those of each scope together."""
+    scopes = list(dict.fromkeys(span.scope for span in spans))
+    return [same(span) for span in sorted(spans, key=lambda span: scopes.index(span.scope))]
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -107,6 +114,7 @@ SPANS = st.builds(
     own=PAIRS.map(lambda pairs: [(ROLE, "step"), *pairs]),
     events=st.lists(st.builds(Event, TEXT, TIMES, PAIRS.map(tuple)), max_size=2).map(tuple),
     links=st.lists(st.builds(Link, TRACE_IDS, SPAN_IDS, PAIRS.map(tuple)), max_size=2).map(tuple),
+    scope=st.sampled_from(["", "runspan.run", "runspan.step"]),
 )
 
 
@@ -114,7 +122,7 @@ SPANS = st.builds(
 def test_protobuf_round_trip(spans: list[Span]) -> None:
     """The protobuf reader returns every field and type of value that the protobuf writer wrote."""
     received = read_protobuf(body(*spans))
-    assert [same(span) for span in received.spans] == [same(span) for span in spans]
+    assert [same(span) for span in received.spans] == by_scope(spans)
     assert (received.total, received.foreign, received.rejected) == (len(spans), [], [])
 
 
@@ -122,7 +130,7 @@ def test_protobuf_round_trip(spans: list[Span]) -> None:
 def test_json_round_trip(spans: list[Span]) -> None:
     """The JSON reader returns every field and type of value that the JSON writer wrote."""
     received = read_json(write_json(spans, Resource("svc", {"deployment.environment.name": "test"})))
-    assert [same(span) for span in received.spans] == [same(span) for span in spans]
+    assert [same(span) for span in received.spans] == by_scope(spans)
 
 
 @given(st.lists(SPANS, max_size=3))
@@ -143,8 +151,11 @@ def test_the_written_json_is_protobufs_json_with_hex_ids(spans: list[Span]) -> N
         use_integers_for_enums=True,
         preserving_proto_field_name=False,
     )
-    ours = json.loads(write_json(spans))["resourceSpans"][0]["scopeSpans"][0]["spans"]
-    theirs = expected["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    our_scopes = json.loads(write_json(spans))["resourceSpans"][0]["scopeSpans"]
+    their_scopes = expected["resourceSpans"][0]["scopeSpans"]
+    assert [one["scope"]["name"] for one in our_scopes] == [one["scope"].get("name", "") for one in their_scopes]
+    ours = [span for scope in our_scopes for span in scope["spans"]]
+    theirs = [span for scope in their_scopes for span in scope["spans"]]
     for our, their in zip(ours, theirs, strict=True):
         assert our["traceId"] == base64.b64decode(their["traceId"]).hex()
         assert our["spanId"] == base64.b64decode(their["spanId"]).hex()
@@ -228,7 +239,7 @@ def test_all_spans_of_a_trace_are_read() -> None:
     """``read_spans`` returns foreign spans too, from JSON and protobuf."""
     spans = read_spans(foreign_request().SerializeToString())
     assert [span.name for span in spans] == [f"{number:03b}" for number in range(8)]
-    assert [same(span) for span in read_json_spans(write_json(spans))] == [same(span) for span in spans]
+    assert [same(span) for span in read_json_spans(write_json(spans))] == by_scope(spans)
 
 
 def test_absent_resource_and_scope_of_a_foreign_span_stay_absent() -> None:

@@ -47,8 +47,8 @@ def test_a_run_through_the_sdks_own_exporter_decodes_to_the_same_document() -> N
 
 
 def test_any_exporter_gets_complete_readable_spans() -> None:
-    """Ids and all attributes are passed on, even more attributes than the SDK's limit of 128."""
-    run = Run.from_dict({"id": "r", "status": "completed", "input": ["x" * 2000] * 200, "steps": []})
+    """Ids, attributes and events are passed on, even more events than the SDK's limit of 128."""
+    run = Run.from_dict({"id": "r", "status": "completed", "input": ["x" * 2000] * 10_000, "steps": []})
     exporter = InMemorySpanExporter()
     SdkExporterWriter(exporter).put(run, observed_at=NOW)
     (span,) = exporter.get_finished_spans()
@@ -56,8 +56,11 @@ def test_any_exporter_gets_complete_readable_spans() -> None:
     assert span.context is not None
     assert span.context.trace_id.to_bytes(16, "big") == own.trace_id
     assert dict(span.attributes or {}) == own.attributes()
-    assert len(own.attributes()) > 128
-    assert span.dropped_attributes == 0
+    assert [(event.name, dict(event.attributes or {}), event.timestamp) for event in span.events] == [
+        (event.name, dict(event.attributes), event.time) for event in own.events
+    ]
+    assert len(own.events) > 128
+    assert (span.dropped_attributes, span.dropped_events) == (0, 0)
 
 
 class Failing(SpanExporter):

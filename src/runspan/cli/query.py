@@ -132,6 +132,8 @@ def get(run_id: str, backend: options.BackendOptions, out: Path | None) -> None:
         document = reader.document(run_id, backend.tenant)
     for note in document.incomplete:
         click.echo(f"runspan: an older revision, because the newest is incomplete: {escape_control(note)}", err=True)
+    for digest in document.conflict:
+        click.echo(f"runspan: another document was sent as this revision: SHA-256 {escape_control(digest)}", err=True)
     if out is not None:
         _write(out, document.text)
         return

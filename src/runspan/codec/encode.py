@@ -223,7 +223,7 @@ class RunEncoder:
         """Where the run lies in time, in nanoseconds since 1970."""
         self.observed_at = max(latest_time(envelope), self.position) if observed_at is None else observed_at
         # Two exports of a run without any time are two roots of one document, since a span id is written once.
-        self.root_id = root_id if position or observed_at is None else child_span_id(root_id, "at", self.position)
+        self.root_id = root_id if position or self.position == 1 else child_span_id(root_id, "at", self.position)
         self.step_seed = seed ^ self.template.salt ^ self.position ^ (not exception_events)
         self.seed = self.step_seed.to_bytes(8, "big")
         self.identity = Attributes(

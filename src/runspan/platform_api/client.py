@@ -86,7 +86,9 @@ def run_path(run_id: str) -> str:
 def read_run(response: Response) -> Document:
     """Return the run document of a response, verbatim."""
     incomplete = response.headers.get("x-runspan-incomplete", "")
-    return Document(read_data(response.content, "{")[0], (incomplete,) if incomplete else ())
+    conflict = response.headers.get("x-runspan-conflict", "")
+    text = read_data(response.content, "{")[0]
+    return Document(text, (incomplete,) if incomplete else (), tuple(conflict.split("; ")) if conflict else ())
 
 
 class ApiClient:

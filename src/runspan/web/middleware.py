@@ -38,7 +38,12 @@ ERROR_KEY: Final = "runspan.error"
 """In the WSGI environment: the error of the fast path, for the view to raise."""
 
 INCOMPLETE: Final = "X-Runspan-Incomplete"
+"""Header of a run: what is missing of a newer revision than this one."""
+CONFLICT: Final = "X-Runspan-Conflict"
+"""Header of a run: the digests of other documents that were sent as the same revision."""
 PARTIAL: Final = "X-Runspan-Partial"
+"""Header of a list: the lines of ``meta.partial``."""
+_MAX_CONFLICTS: Final = 10
 _JSON_HEADERS: Final = [("Content-Type", JSON)]
 
 
@@ -118,10 +123,11 @@ def document_body(document: Document) -> bytes:
 
 
 def document_headers(document: Document) -> list[tuple[str, str]]:
-    """Return the content type, and what is missing of a newer revision."""
-    if not document.incomplete:
+    """Return the content type, what is missing of a newer revision, and the digests of conflicting documents."""
+    if not (document.incomplete or document.conflict):
         return _JSON_HEADERS
-    return [*_JSON_HEADERS, *note_header(INCOMPLETE, document.incomplete).items()]
+    notes = note_header(INCOMPLETE, document.incomplete) | note_header(CONFLICT, document.conflict[:_MAX_CONFLICTS])
+    return [*_JSON_HEADERS, *notes.items()]
 
 
 def note_header(header: str, lines: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.codec.decode import verify_run
 from runspan.codec.encode import RunEncoder
-from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION
+from runspan.codec.fields import REVISION, ROOT_REVISION
 from runspan.contracts import Document
 from runspan.errors import StoreError
 from runspan.model.ids import run_ids
@@ -36,11 +36,11 @@ def run_of(statuses: Sequence[str], status: str = "completed", **members: Any) -
 def newer_spans(run: Run, ended: Sequence[bool], *, observed_at: int | None = None) -> list[Span]:
     """Return the spans of a writer for which these steps have ended."""
     ids = [span_id for span_id, has_ended in zip(IDS, ended, strict=False) if has_ended]
-    return RunEncoder(run, "").spans(observed_at, ids, ended)
+    return RunEncoder(run, "", observed_at=observed_at).spans(ids, ended)
 
 
-def as_revision_span(span: Span, role: str, revision: int) -> Span:
-    own = {**span.attributes(), ROLE: role, REVISION: revision}
+def with_revision(span: Span, revision: Any) -> Span:
+    own = {**span.attributes(), REVISION: revision}
     return msgspec.structs.replace(span, shared=(), own=list(own.items()))
 
 
@@ -76,8 +76,8 @@ def test_the_manifest_decides_which_steps_have_a_span(
 
 def test_a_snapshot_may_say_that_its_run_has_ended(store: SqliteStore) -> None:
     """It keeps its revision, so the next snapshot replaces it, whether its spans arrive together or apart."""
-    snapshot = as_revision_span(encode(run_of(["completed"]))[-1], ROLE_REVISION, T0)
-    write_spans(store, [encode(run_of(["completed"]))[0], snapshot])
+    write_spans(store, RunEncoder(run_of(["completed"]), "", observed_at=T0, is_root=False).spans())
+    assert verify_run(store.spans(run_ids("r").trace_id)).revision == T0
     newer = encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)
     write_spans(store, newer[-1:])
     assert len(store.document("r").incomplete) == 1
@@ -88,8 +88,7 @@ def test_a_snapshot_may_say_that_its_run_has_ended(store: SqliteStore) -> None:
 def test_a_run_span_may_have_an_unknown_status(store: SqliteStore) -> None:
     """The writer decides what ends a run: an older snapshot does not replace it."""
     run = run_of(["completed"], "archived")
-    spans = encode(run, observed_at=T0)
-    write_spans(store, [*spans[:-1], as_revision_span(spans[-1], ROLE_RUN, ROOT_REVISION)])
+    write_spans(store, RunEncoder(run, "", observed_at=T0, is_root=True).spans())
     for span in reversed(encode(run_of(["completed", "completed"], "running"), observed_at=T0 + 5)):
         write_spans(store, [span])
     assert store.document("r").text == run.text
@@ -100,7 +99,7 @@ def test_a_run_span_may_have_an_unknown_status(store: SqliteStore) -> None:
 def test_a_revision_span_without_a_revision_ranks_lowest(store: SqliteStore, revision: Any) -> None:
     """It is read only while there is no other."""
     spans = encode(run_of(["completed", "running"], "running"), observed_at=T0)
-    write_spans(store, [spans[0], as_revision_span(spans[1], ROLE_REVISION, revision)])
+    write_spans(store, [*spans[:-1], with_revision(spans[-1], revision)])
     assert store.document("r").text == run_of(["completed", "running"], "running").text
     assert decode(store.spans(run_ids("r").trace_id)).text == store.document("r").text
     write_spans(store, encode(run_of(["completed"]), observed_at=T0))
@@ -112,7 +111,8 @@ def test_what_encode_writes_needs_no_column(observed_at: int | None) -> None:
     """The ids of the steps are stored only where another writer chose others."""
     for run in (make_run("r"), running("r"), Run.from_json('{"id":"r"}'), Run.from_json('{"id":"r","steps":null}')):
         spans = encode(run, tenant="t", observed_at=observed_at)
-        stored = from_row(run, "t", verify_run(spans).revision, None)
+        verified = verify_run(spans)
+        stored = from_row(run, "t", verified.revision, None, verified.position)
         assert stored.packed_step_ids() is None
         assert otlp(to_spans(stored)) == otlp(spans)
 
@@ -121,8 +121,8 @@ def test_what_encode_writes_needs_no_column(observed_at: int | None) -> None:
 def test_the_ids_of_steps_come_back_from_their_column(step_ids: list[bytes]) -> None:
     """Whichever steps have a span."""
     run = run_of(["completed", "running"])
-    packed = StoredRevision(run, "", T0, step_ids).packed_step_ids()
-    assert from_row(run, "", T0, packed).step_ids == step_ids
+    packed = StoredRevision(run, "", T0, step_ids, T0).packed_step_ids()
+    assert from_row(run, "", T0, packed, T0).step_ids == step_ids
 
 
 def test_a_damaged_row_affects_no_other_run(store: SqliteStore, tmp_path: Path) -> None:

@@ -171,4 +171,4 @@ def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep, *, patie
 
 def document_of(verified: VerifiedRun) -> Document:
     """Return the document of a verified run."""
-    return Document(verified.run.text, verified.incomplete)
+    return Document(verified.run.text, verified.incomplete, verified.conflict)

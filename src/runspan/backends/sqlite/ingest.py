@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -111,12 +112,13 @@ class Ingester:
         reason = self._retention.refusal(row.ended, now)
         if reason:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
-        self._writer.submit(lambda connection: self._store_document(connection, run, row, tenant, observed_at))
-        return WriteResult(count)
+        store = partial(self._store_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
+        return WriteResult(count, outdated=not self._writer.submit(store))
 
     def _store_document(
-        self, connection: sqlite3.Connection, run: Run, row: RunRow, tenant: str, observed_at: int
-    ) -> None:
+        self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
+    ) -> bool:
+        """Return False if the document is outdated."""
         trace_id, now = row.trace_id, row.written_at
         state = queries.revision_states(connection, [trace_id]).get(trace_id)
         has_fragments = bool(queries.traces_with_fragments(connection, [trace_id], tenant))
@@ -126,9 +128,9 @@ class Ingester:
                 queries.update_observation(connection, trace_id, revision, observed_at, now)
                 if has_fragments:
                     self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
-            return
+            return True
         if state is not None and self._is_outdated(connection, trace_id, run, state):
-            return
+            return False
         if state is not None:
             row = row.with_revision(next_revision(state.revision, run, observed_at))
         if state is not None or has_fragments:
@@ -145,6 +147,7 @@ class Ingester:
             if stored is not None:
                 queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
         queries.upsert_runs(connection, [row])
+        return True
 
     def _is_outdated(self, connection: sqlite3.Connection, trace_id: bytes, run: Run, state: RevisionState) -> bool:
         """Return whether an unfinished document is older than the stored end of its run.

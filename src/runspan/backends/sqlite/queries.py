@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
 
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+
 _CHUNK_SIZES: Final = (64, 8, 1)
 """How many ids a look-up takes: few sizes, so that each statement is prepared once."""
 
@@ -73,6 +76,8 @@ class RunRow(NamedTuple):
     """When a pending or running run was last observed; None for any other run."""
     superseded: bytes | None
     """The digests of earlier documents of this very revision, the latest last."""
+    checksum: bytes
+    """See ``summary_checksum``."""
 
     def with_revision(self, revision: int) -> RunRow:
         """Return the row with another revision."""
@@ -103,6 +108,7 @@ class StoredRow(NamedTuple):
 
 
 _DIGEST_BYTES: Final = 16
+_CHECKSUM_BYTES: Final = 8
 _MAX_SUPERSEDED: Final = 32
 
 
@@ -119,19 +125,20 @@ def run_row(
     resource_id: int | None = None,
 ) -> RunRow:
     """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
-    envelope = run.envelope
+    envelope, summary = run.envelope, run.summary()
+    owner, run_id = tenant.encode(), envelope.id.encode()
     workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
     return RunRow(
         run_ids(envelope.id, tenant).trace_id,
-        tenant.encode(),
-        envelope.id.encode(),
+        owner,
+        run_id,
         None if workflow_id is None else workflow_id.encode(),
         None if status is None else status.encode(),
         time,
         retention_start(envelope, written_at),
         revision,
         sha256(run.text).digest()[:_DIGEST_BYTES],
-        run.summary(),
+        summary,
         document,
         step_ids,
         lines_to_bytes(incomplete),
@@ -139,7 +146,13 @@ def run_row(
         resource_id,
         observed_time(revision) if status in LIVE_RUN_STATUSES else None,
         None,
+        summary_checksum(owner, run_id, time, summary),
     )
+
+
+def summary_checksum(tenant: bytes, run_id: bytes, time: int, summary: bytes) -> bytes:
+    """Return 8 bytes that prove what a list shows of a run: whose it is, its place in the list and its summary."""
+    return sha256(_pack((tenant, run_id, time, summary))).digest()[:_CHECKSUM_BYTES]
 
 
 def retention_start(envelope: Envelope, written_at: int) -> int:
@@ -162,6 +175,11 @@ def split_digests(superseded: bytes | None) -> list[bytes]:
 def add_digest(superseded: bytes | None, digest: bytes) -> bytes:
     """Return the column ``superseded`` with one more digest; only the latest are kept."""
     return b"".join([*[found for found in split_digests(superseded) if found != digest], digest][-_MAX_SUPERSEDED:])
+
+
+def conflicting_digests(superseded: bytes | None, digest: bytes) -> tuple[str, ...]:
+    """Return the digests of other documents that arrived as the revision of the stored one, in hex."""
+    return tuple([found.hex() for found in split_digests(superseded) if found != digest])
 
 
 def lines_to_bytes(lines: tuple[str, ...]) -> bytes | None:
@@ -252,8 +270,6 @@ def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
 # Fragments.
 
 _OWN_PREFIX: Final = "runspan."
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
 
 
 def fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[Span]:
@@ -318,9 +334,15 @@ def delete_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tena
 
 def fingerprint(span: Span) -> bytes:
     """Return 16 bytes for what the decoder reads of a span: a Collector that adds attributes does not change them."""
-    own = [(key, to_plain(value)) for key, value in span.pairs() if key.startswith(_OWN_PREFIX)]
-    pairs = sorted(own, key=lambda pair: (pair[0], repr(pair[1])))
-    return sha256(_pack((span.span_id, span.start, span.end, pairs))).digest()[:_DIGEST_BYTES]
+    texts = [found for event in span.events if (found := _own_pairs(event.attributes))]
+    content = (span.span_id, span.start, span.end, _own_pairs(span.pairs()), sorted(texts, key=repr))
+    return sha256(_pack(content)).digest()[:_DIGEST_BYTES]
+
+
+def _own_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the attributes of runspan in a fixed order."""
+    own = [(key, to_plain(value)) for key, value in pairs if key.startswith(_OWN_PREFIX)]
+    return sorted(own, key=lambda pair: (pair[0], repr(pair[1])))
 
 
 def pack_span(span: Span) -> bytes:
@@ -339,13 +361,16 @@ def pack_span(span: Span) -> bytes:
             _plain_pairs(span.pairs()),
             [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events],
             [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links],
+            span.scope,
         )
     )
 
 
 def unpack_span(content: bytes) -> Span:
     """Return the span that ``pack_span`` wrote."""
-    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links = _unpack(content)
+    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links, scope = _unpack(
+        content
+    )
     return Span(
         trace_id=trace_id,
         span_id=span_id,
@@ -360,6 +385,7 @@ def unpack_span(content: bytes) -> Span:
         own=_tuples(own),
         events=tuple([Event(name, time, _tuples(attributes)) for name, time, attributes in events]),
         links=tuple([Link(trace_id, span_id, _tuples(attributes)) for trace_id, span_id, attributes in links]),
+        scope=scope,
     )
 
 

@@ -26,10 +26,11 @@ _TABLES: Final = (
         digest BLOB NOT NULL,
         observed_at INTEGER,
         superseded BLOB,
+        incomplete BLOB,
+        checksum BLOB NOT NULL,
         summary BLOB NOT NULL,
         document BLOB NOT NULL,
         step_ids BLOB,
-        incomplete BLOB,
         written_at INTEGER NOT NULL,
         resource_id INTEGER
     ) STRICT

@@ -36,6 +36,10 @@ from runspan.contracts import (
     Page,
     RunQuery,
     WriteResult,
+    conflict_note,
+    damaged_note,
+    limited_notes,
+    older_revision_note,
 )
 from runspan.errors import NotFound, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
@@ -51,7 +55,7 @@ UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if stat
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
-_DOCUMENT: Final = "SELECT document, incomplete FROM runs WHERE trace_id = ?"
+_DOCUMENT: Final = "SELECT document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
@@ -182,11 +186,13 @@ class SqliteStore:
                     row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
                     fragments = queries.fragments(connection, trace_id, tenant) if row is None else ()
             if row is not None:
-                return Document(self._text(connection, row[0], run_id), bytes_to_lines(row[1]))
+                frame, incomplete, superseded, digest = row
+                conflict = queries.conflicting_digests(superseded, digest)
+                return Document(self._text(connection, frame, run_id), bytes_to_lines(incomplete), conflict)
         if not fragments:
             raise _not_found(f"run {run_id}")
         verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
-        return Document(verified.run.text, verified.incomplete)
+        return Document(verified.run.text, verified.incomplete, verified.conflict)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
@@ -216,21 +222,32 @@ class SqliteStore:
         return found
 
     def search(self, query: RunQuery) -> Page:
-        """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``."""
+        """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
+
+        A damaged list item is left out, and ``partial`` contains its run id.
+        """
         statement, values = _statement(query)
+        tenant = _utf8(query.tenant)
         items: list[bytes] = []
+        partial: list[str] = []
         size = 0
-        position: tuple[int, bytes] = (0, b"")
-        cursor: Cursor | None = None
+        cursor = position = None
         with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
-            for summary, sort_time, run_id in rows:
+            for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
+                if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
+                    partial.append(damaged_note(run_id.decode(errors="replace")))
+                    continue
                 size += len(summary)
                 if items and (len(items) == query.limit or size > PAGE_BYTES):
-                    cursor = Cursor(position[0], position[1].decode())
+                    cursor = position
                     break
                 items.append(summary)
-                position = sort_time, run_id
-        return Page(items, cursor)
+                position = Cursor(sort_time, run_id.decode())
+                if incomplete:
+                    partial.append(older_revision_note(position.run_id, bytes_to_lines(incomplete)))
+                if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
+                    partial.append(conflict_note(position.run_id, conflict))
+        return Page(items, cursor, limited_notes(partial))
 
     def resource(self, trace_id: bytes) -> bytes | None:
         """Return the serialized OTLP Resource that sent the run of a trace, None when it is not known."""
@@ -376,9 +393,10 @@ def _statement(query: RunQuery) -> tuple[str, list[Any]]:
         conditions.append("(time, run_id) < (?, ?)")
         bound += [min(query.cursor.time, MAX_NS), _utf8(query.cursor.run_id)]
     where = " AND ".join(conditions)
-    order = "ORDER BY time DESC, run_id DESC LIMIT ?"
-    statement = f"SELECT summary, time, run_id FROM runs INDEXED BY {index} WHERE {where} {order}"  # noqa: S608 a constant
-    return statement, [*bound, query.limit + 1]
+    select = "SELECT run_id, time, summary, checksum, incomplete, superseded, digest FROM runs"
+    # Without a limit: rows are read one by one, and damaged ones are not counted.
+    statement = f"{select} INDEXED BY {index} WHERE {where} ORDER BY time DESC, run_id DESC"
+    return statement, bound
 
 
 def _utf8(text: str) -> bytes:
