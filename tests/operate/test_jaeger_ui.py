@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page at a fixed time, a few minutes after the runs."""
-    context = browser.new_context(viewport={"width": 1280, "height": 720}, locale="en-GB", timezone_id="UTC")
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, locale="en-GB", timezone_id="UTC")
     context.set_default_timeout(30_000)
     page = context.new_page()
     page.clock.set_fixed_time((START + 600 * SECOND) // 1_000_000)
@@ -173,11 +173,14 @@ def test_loops_and_skipped_steps(jaeger: Jaeger, page: Page) -> None:
 def test_an_agent(jaeger: Jaeger, page: Page) -> None:
     """An agent step has its model, tokens and cost, and the run their totals."""
     usage = {"promptTokens": 3120, "completionTokens": 245, "model": "gpt-4o", "estimatedCostUsd": 0.0103}
-    agent = step(
-        "Triage ticket", 1, 9, type="agent", input={"ticket": 981}, output={"text": "Refund", "usage": usage}
-    )
+    agent = step("Triage ticket", 1, 9, type="agent", input={"ticket": 981}, output={"text": "Refund", "usage": usage})
     failed = step(
-        "Refund", 9.2, 11, type="http", status="failed", error={"code": "GATEWAY_TIMEOUT", "message": "no response in 2 s"}
+        "Refund",
+        9.2,
+        11,
+        type="http",
+        status="failed",
+        error={"code": "GATEWAY_TIMEOUT", "message": "no response in 2 s"},
     )
     error = {"code": "GATEWAY_TIMEOUT", "message": "no response in 2 s"}
     run = run_of("run_agent", "wf_support", step("Load", 0.1, 1), agent, failed, end=11.2, status="failed", error=error)
