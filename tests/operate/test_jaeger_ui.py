@@ -21,7 +21,7 @@ from runspan.model.span import Span
 from runspan.model.timestamps import SECOND, canonical_text, parse_ns
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.servers.finding import missing, require
-from support.servers.jaeger import IMAGE, Jaeger, start_jaeger
+from support.servers.jaeger import BADGER, IMAGE, MEMORY, Jaeger, start_jaeger
 from web.pages.chromium import ARGUMENTS, find_chromium
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "screenshots" / "jaeger"
@@ -31,14 +31,25 @@ Members = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
-    """A Jaeger that serves the real pages."""
+    """A Jaeger with runs on disk that serves the real pages."""
+    yield from served(tmp_path_factory.mktemp("badger"), BADGER)
+
+
+@pytest.fixture(scope="module")
+def jaeger_in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
+    """A Jaeger that holds larger spans than Badger does, which takes none of ten megabytes."""
+    yield from served(tmp_path_factory.mktemp("memory"), MEMORY)
+
+
+def served(directory: Path, storage: str) -> Iterator[Jaeger]:
+    """Yield a Jaeger with the pages that ``RUNSPAN_TEST_JAEGER_UI`` names."""
     folder = os.environ.get("RUNSPAN_TEST_JAEGER_UI")
     if not folder:
         missing("jaeger-ui", "RUNSPAN_TEST_JAEGER_UI names no folder")
     place = require("jaeger", IMAGE)
     if place.program is None:
         pytest.skip("only a program serves another folder of pages")
-    server = start_jaeger(place, tmp_path_factory.mktemp("jaeger"), ui=folder)
+    server = start_jaeger(place, directory, storage, ui=folder)
     yield server
     server.stop()
 
@@ -54,12 +65,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page at a fixed time, a few minutes after the runs."""
+    """A page in UTC."""
     context = browser.new_context(viewport={"width": 1280, "height": 860}, locale="en-GB", timezone_id="UTC")
     context.set_default_timeout(30_000)
-    page = context.new_page()
-    page.clock.set_fixed_time((START + 600 * SECOND) // 1_000_000)
-    yield page
+    yield context.new_page()
     context.close()
 
 
@@ -88,6 +97,7 @@ def run_of(run_id: str, workflow: str, *steps: Members, end: float | None = None
 
 
 def post(server: Jaeger, spans: list[Span]) -> None:
+    """Send spans."""
     import httpx
 
     body = request_bytes(Resource(), map(scoped_bytes, spans))
@@ -140,13 +150,23 @@ def test_a_running_run(jaeger: Jaeger, page: Page) -> None:
     for number in range(3):
         send(jaeger, run_of(f"done_{number}", "wf_payroll", step("Pay", 1, 3), end=4 + number))
     window = f"start={(START - 60 * SECOND) // 1000}&end={(START + 300 * SECOND) // 1000}"
-    page.goto(f"{jaeger.url}/search?service=runspan&{window}&limit=20&lookback=custom")
+    search = f"{jaeger.url}/search?service=runspan&{window}&limit=20&lookback=custom"
+    page.goto(search)
+    page.get_by_text("List", exact=True).click()
     expect(page.get_by_text("run wf_dunning (live)").first).to_be_visible()
+    page.mouse.move(0, 0)
     shot(page, "search")
     open_trace(page, jaeger, run, "run wf_dunning (live)")
+    expect(page.get_by_text("Charge cards (started)")).to_be_visible()
     shot(page, "running")
     send(jaeger, run_of(run.id, "wf_dunning", LOAD, CHECK, ESCALATE, CHARGED, NOTIFY, end=98))
+    page.goto(search)
+    expect(
+        page.get_by_text("run wf_dunning", exact=True).or_(page.get_by_text("runspan: run wf_dunning"))
+    ).to_be_visible()
+    expect(page.get_by_text("(live)")).to_have_count(0)
     open_trace(page, jaeger, run, "run wf_dunning")
+    expect(page.locator(".span-row")).to_have_count(14)
     shot(page, "ended")
 
 
@@ -190,13 +210,13 @@ def test_an_agent(jaeger: Jaeger, page: Page) -> None:
     shot(page, "agent")
 
 
-def test_an_output_of_ten_megabytes(jaeger: Jaeger, page: Page) -> None:
+def test_an_output_of_ten_megabytes(jaeger_in_memory: Jaeger, page: Page) -> None:
     """Its attributes open at once: a preview and a size. The text itself is in events, which stay closed."""
     rows = [{"id": number, "text": "invoice line " * 8} for number in range(85_000)]
     run = run_of("run_large", "wf_export", step("Export rows", 0.2, 8, output=rows), end=8.5)
     assert len(run.text) > 10_000_000
-    send(jaeger, run)
-    open_trace(page, jaeger, run, "run wf_export")
+    send(jaeger_in_memory, run)
+    open_trace(page, jaeger_in_memory, run, "run wf_export")
     begun = page.evaluate("performance.now()")
     page.get_by_text("Export rows").first.click()
     page.get_by_text(re.compile("Attributes|Tags")).first.click()
@@ -214,4 +234,5 @@ def test_a_run_of_a_sub_workflow(jaeger: Jaeger, page: Page) -> None:
     send(jaeger, run)
     open_trace(page, jaeger, run, "run wf_onboarding")
     page.get_by_text("Provision billing").first.click()
+    page.get_by_text("References").first.click()
     shot(page, "sub-workflow")
