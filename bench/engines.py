@@ -63,7 +63,7 @@ class Sdk:
 
 
 class Recorded:
-    """The Recorder: the same told, with snapshots while it runs and the exact document at the end."""
+    """The Recorder: the same told, with revisions while it runs and the exact document at the end."""
 
     def __init__(self, url: str) -> None:
         self.recorder = Recorder(endpoint=url, environ={"OTEL_EXPORTER_OTLP_COMPRESSION": "none"})

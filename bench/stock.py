@@ -85,6 +85,8 @@ def _step(run: Mapping[str, Any], step: Mapping[str, Any], tracer: Tracer, conte
     start = _ns(step["startedAt"]) if step.get("startedAt") else _ns(run["startedAt"])
     end = _ns(step["completedAt"]) if step.get("completedAt") else start + 1
     shown = f"invoke_agent {name}" if agent else name
+    if step["status"] == "skipped":
+        shown = f"{shown} (skipped)"
     span = tracer.start_span(shown, context=context, kind=SpanKind.INTERNAL, start_time=start)
     attributes: dict[str, Any] = {
         "runspan.run.id": run["id"],
@@ -94,7 +96,9 @@ def _step(run: Mapping[str, Any], step: Mapping[str, Any], tracer: Tracer, conte
         "runspan.step.name": name,
         "runspan.step.type": step["type"],
         "runspan.step.status": step["status"],
+        "cicd.pipeline.run.id": run["id"],
         "cicd.pipeline.task.name": name,
+        "cicd.pipeline.task.run.id": f"{span.get_span_context().span_id:016x}",
         "cicd.pipeline.task.run.result": _RESULTS.get(step["status"], ""),
     }
     if "durationMs" in step:
