@@ -18,7 +18,7 @@ import pytest
 from conformance.harness import foreign_otlp, otlp
 from runspan import Run, encode
 from runspan.archive import AgeRange, purge
-from runspan.archive.select import RetryingReader, before, collect
+from runspan.archive.select import RetryingReader, collect, cursor_before
 from runspan.archive.targets import LocalTarget, exclusive
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Document, RunQuery
@@ -36,8 +36,14 @@ from runspan.errors import (
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.sources import documents, files, tenants, total_bytes
-from runspan.sources.archive_manifest import SkipCount, read_manifest, write_manifest
-from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.archive import (
+    SkipCount,
+    archives_in,
+    find_damage,
+    manifest_of,
+    read_manifest,
+    write_manifest,
+)
 from support.archives import NOW, SECOND, Cut, Killed, Troubled, fill, finished, held, make, past
 from support.cli import runspan
 from support.corpus import cases
@@ -77,8 +83,8 @@ def test_everything_that_ended_is_in_the_archive_byte_for_byte(
     assert len(manifest.files) > 5
     assert manifest.runs == len(ended)
     assert manifest.document_bytes == sum(map(len, ended.values()))
-    assert manifest.left.unfinished.runs == COUNT - len(ended) > 0
-    assert set(manifest.left.unfinished.some) <= texts.keys() - ended.keys()
+    assert manifest.skipped.unfinished.runs == COUNT - len(ended) > 0
+    assert set(manifest.skipped.unfinished.examples) <= texts.keys() - ended.keys()
     assert done.complete
     assert not done.resumed
     assert total_bytes(done.path) == sum(part.bytes for part in manifest.files)
@@ -153,7 +159,7 @@ def test_archives_of_one_second_do_not_collide(store: SqliteStore, tmp_path: Pat
 
 def test_only_one_archives_into_a_folder(store: SqliteStore, tmp_path: Path) -> None:
     """The second is told, and does not go on with what the first is writing."""
-    with exclusive(str(tmp_path / "to")), pytest.raises(ConfigError, match="nobody archives into"):
+    with exclusive(str(tmp_path / "to")), pytest.raises(ConfigError, match="no other process archives"):
         make(store, tmp_path / "to")
     assert make(store, tmp_path / "to").path
 
@@ -179,12 +185,12 @@ def test_what_cannot_be_archived_is_told_and_the_rest_is(
     )
     done = make(reader, tmp_path / "to")
     assert held(done.path).keys() == set(names[5:])
-    left = done.manifest.left
-    assert left.vanished == SkipCount(1, (gone,))
-    assert left.incomplete.runs == 2
-    assert f"{behind}: step 3 of a newer revision is missing" in left.incomplete.some
-    assert left.unreadable == SkipCount(1, (f"{odd}: there: no",))
-    assert left.unfinished.runs == COUNT - len(names) + 1
+    skipped = done.manifest.skipped
+    assert skipped.vanished == SkipCount(1, (gone,))
+    assert skipped.incomplete.runs == 2
+    assert f"{behind}: step 3 of a newer revision is missing" in skipped.incomplete.examples
+    assert skipped.unreadable == SkipCount(1, (f"{odd}: there: no",))
+    assert skipped.unfinished.runs == COUNT - len(names) + 1
     assert done.manifest.partial == ("a block could not be read",)
     assert not done.complete
 
@@ -196,15 +202,19 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     reader = Troubled(store, {first: [BackendUnreachable("gone"), BackendBusy("later", retry_after=7.5)]})
     waits: list[tuple[str, float]] = []
     reading = RetryingReader(reader, 1, slept.append, 300.0, lambda trouble, seconds: waits.append((trouble, seconds)))
-    found = collect(reading, RunQuery(), after=before(NOW), on_partial=print)
-    assert sum(isinstance(item.what, Run) for item in found) == len(finished(texts))
+    found = collect(reading, RunQuery(), after=cursor_before(NOW), on_partial=print)
+    assert sum(isinstance(item.result, Run) for item in found) == len(finished(texts))
     assert slept[:8] == [1.0] * 7 + [0.5]
     assert [trouble for trouble, _ in waits] == ["later", "gone"]
     assert waits[0][1] == 7.5
     reader = Troubled(store, {first: BackendUnreachable("gone for good")})
     slept.clear()
     with pytest.raises(BackendUnreachable):
-        list(collect(RetryingReader(reader, 4, slept.append, 60.0), RunQuery(), after=before(NOW), on_partial=print))
+        list(
+            collect(
+                RetryingReader(reader, 4, slept.append, 60.0), RunQuery(), after=cursor_before(NOW), on_partial=print
+            )
+        )
     assert sum(slept) <= 60
 
 
@@ -217,7 +227,7 @@ def test_a_backend_that_asks_for_more_patience_than_there_is_ends_it_at_once(
     reader = Troubled(store, dict.fromkeys(texts, trouble))
     slept: list[float] = []
     with pytest.raises(RateLimited, match="slowly"):
-        list(collect(RetryingReader(reader, 2, slept.append), RunQuery(), after=before(NOW), on_partial=print))
+        list(collect(RetryingReader(reader, 2, slept.append), RunQuery(), after=cursor_before(NOW), on_partial=print))
     assert slept == []
 
 
@@ -260,8 +270,8 @@ def test_another_request_does_not_go_on_with_it(store: SqliteStore, tmp_path: Pa
     hour = 3600 * SECOND
     others = (
         {"compression": "gzip"},
-        {"asked": AgeRange(2 * hour, None)},
-        {"asked": AgeRange(hour, 48 * hour), "since": 0},
+        {"ages": AgeRange(2 * hour, None)},
+        {"ages": AgeRange(hour, 48 * hour), "since": 0},
         {"source_url": "sqlite:elsewhere"},
         {"tenant": "acme"},
     )
@@ -380,7 +390,7 @@ def test_a_manifest_is_only_what_was_written(archived: Path) -> None:
     manifest = read_manifest(content, where="m")
     assert write_manifest(manifest) == content
     for changed, words in (
-        (content.replace(b'"version": 1', b'"version": 2'), "newest runspan"),
+        (content.replace(b'"version": 1', b'"version": 2'), "version of runspan that wrote it"),
         (content.replace(b"runspan-archive", b"something-else"), "something-else"),
         (content.replace(b'"source"', b'"sauce"'), "manifest of this version"),
         (content.replace(b"\n", b"\n\n", 1), "changed since"),
@@ -489,5 +499,5 @@ def test_the_documentation_shows_the_manifest(archived: Path) -> None:
     """Every member that a manifest has is explained."""
     content = (Path(__file__).parents[2] / "docs" / "archive.md").read_text()
     manifest = json.loads((archived / "manifest.json").read_text())
-    for name in {*manifest, *manifest["files"][0], *manifest["left"]}:
+    for name in {*manifest, *manifest["files"][0], *manifest["skipped"]}:
         assert f"`{name}`" in content or f'"{name}"' in content, name

@@ -91,10 +91,10 @@ def test_damaged_zstd(tmp_path: Path) -> None:
     *ids, error = told(write(tmp_path / "a", bytes(packed)))
     assert 0 < len(ids) <= 20_000
     assert error.startswith(f"! {tmp_path / 'a'} compressed byte ")
-    assert "whole zstd data" in error
+    assert "complete zstd data" in error
     *ids, error = told(write(tmp_path / "b", zstd(TWO) + b"junk"))
     assert ids == ["a", "b"]
-    assert "whole zstd data" in error
+    assert "complete zstd data" in error
 
 
 def test_empty_files_have_no_documents(tmp_path: Path) -> None:

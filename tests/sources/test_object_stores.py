@@ -16,7 +16,7 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError, DocumentError, StoreError
 from runspan.sources import documents, files, total_bytes
-from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.archive import archives_in, find_damage, manifest_of
 from runspan.sources.filesystem import ObjectStore, display_path, is_url
 from support.archives import Cut, Killed, fill, finished, held, make, past
 from support.cli import process, runspan, server
@@ -102,7 +102,7 @@ def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
     assert all(name in fault.where for fault in found)
     objects.remove(f"{done.path}/manifest.json")
     objects.write(f"{done.path}/progress.json", b"{}")
-    with pytest.raises(ConfigError, match="never finished"):
+    with pytest.raises(ConfigError, match="an unfinished one"):
         manifest_of(done.path)
     assert archives_in(f"{bucket}/archives") == [again.path]
 

@@ -50,19 +50,23 @@ def make(
     **request: Any,
 ) -> ArchiveResult:
     """An archive of everything, in small files. other: told of unfinished archives that it does not go on with."""
-    asked: dict[str, Any] = {
+    members: dict[str, Any] = {
         "tenant": "",
         "before": now,
         "since": None,
         "source": "sqlite",
         "source_url": "sqlite:data",
         "to": str(to),
-        "asked": AgeRange(3600 * SECOND, None),
+        "ages": AgeRange(3600 * SECOND, None),
         **request,
     }
-    telling = ArchiveCallbacks(lambda found: None, lambda size: None, other or (lambda where, asked: None))
+    callbacks = ArchiveCallbacks(lambda found: None, lambda size: None, other or (lambda path, options: None))
     return create_archive(
-        ArchiveRequest(**asked), RetryingReader(reader, 2, _never), now=now, telling=telling, part_bytes=part_bytes
+        ArchiveRequest(**members),
+        RetryingReader(reader, 2, _never),
+        now=now,
+        callbacks=callbacks,
+        part_bytes=part_bytes,
     )
 
 

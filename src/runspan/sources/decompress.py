@@ -1,6 +1,6 @@
-"""Plain bytes of a file that may be gzip or zstd, told by its first bytes; no I/O.
+"""Decompress a file that may be gzip or zstd, recognised by its first bytes; no I/O.
 
-Damage comes as a DocumentError, raised after everything that could be read before it.
+Damage is raised as a DocumentError, after everything before it was yielded.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import zstandard
 from runspan.errors import DocumentError
 
 CHUNK: Final = 256 << 10
-"""How many bytes are read or inflated at a time: large against a line, small against the processor's cache."""
+"""Bytes that are read or decompressed at a time: much more than a line, and less than the processor's cache."""
 
 _GZIP: Final = b"\x1f\x8b"
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 _CUT: Final = "the end of the file inside the data"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
-"""Bytes 2 to 4 of a frame without content, with which pzstd begins its files."""
+"""Bytes 2 to 4 of a skippable frame, with which pzstd begins its files."""
 
 _ZSTD_SLICE: Final = 512
-"""Compressed bytes that are inflated at once: four bytes can stand for a block of 128 KiB, so a file made to fill the
-memory gets 16 MiB of it."""
+"""Compressed bytes that are decompressed at once. Four bytes can become a block of 128 KiB, so a file that was made to
+fill the memory gets 16 MiB of it."""
 
 _FOREIGN: Final = {
     b"\xfd7zXZ": ("xz data", "unpack it: xz -dc FILE | runspan export -"),
@@ -36,31 +36,31 @@ _FOREIGN: Final = {
 
 
 def decompress(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
-    """The chunks as they are, or inflated when they begin like gzip or zstd."""
+    """Yield the chunks as they are, or decompressed when they begin like gzip or zstd."""
     stream = iter(chunks)
-    head = b""
+    first = b""
     for chunk in stream:
-        head += chunk
-        if len(head) >= max(map(len, _FOREIGN)):
+        first += chunk
+        if len(first) >= max(map(len, _FOREIGN)):
             break
-    whole = chain((head,), stream)
-    if head.startswith(_GZIP):
-        yield from _inflate(whole, name)
+    content = chain((first,), stream)
+    if first.startswith(_GZIP):
+        yield from _decompress_gzip(content, name)
         return
-    if head.startswith(_ZSTD) or head[1:4] == _ZSTD_SKIPPABLE:
-        yield from _inflate_zstd(whole, name)
+    if first.startswith(_ZSTD) or first[1:4] == _ZSTD_SKIPPABLE:
+        yield from _decompress_zstd(content, name)
         return
     for magic, (got, hint) in _FOREIGN.items():
-        if head.startswith(magic):
+        if first.startswith(magic):
             raise DocumentError(where=name, expected="JSON text, plain, gzip or zstd", got=got, hint=hint)
-    yield from whole
+    yield from content
 
 
-def _inflate(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Every member of a gzip file. Zero bytes after a member are padding.
+def _decompress_gzip(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the content of every member of a gzip file. Zero bytes after a member are padding.
 
-    zlib and not isal, which is faster but cannot be copied: after an error the copy gives back what the failed call
-    had already inflated.
+    This uses zlib and not isal, which is faster but cannot be copied: after an error the copy returns what the failed
+    call had already decompressed.
     """
     member = None
     read = 0
@@ -91,8 +91,8 @@ def _inflate(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
         raise _damaged(f"{name} compressed byte {read}", _CUT)
 
 
-def _inflate_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Every frame of a zstd file."""
+def _decompress_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the content of every frame of a zstd file."""
     decompressor = zstandard.ZstdDecompressor()
     frame = None
     read = 0
@@ -122,7 +122,7 @@ def _inflate_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 def _recover_prefix(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
-    """What can be inflated before the byte that fails, and the index of that byte."""
+    """Return what can be decompressed before the byte that fails, and the index of that byte."""
     parts = []
     for index in range(len(chunk)):
         try:
@@ -135,7 +135,7 @@ def _recover_prefix(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]
 def _damaged(where: str, got: str, kind: str = "gzip") -> DocumentError:
     return DocumentError(
         where=where,
-        expected=f"whole {kind} data",
+        expected=f"complete {kind} data",
         got=got,
         hint="documents after this place are missing: fetch or pack the file again",
     )
