@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import zstandard
@@ -39,7 +39,6 @@ from runspan.sources.archive import (
     VERSION,
     ArchivePart,
     Manifest,
-    SkippedRuns,
     digest_line,
     digests_of,
     find_damage,
@@ -96,18 +95,11 @@ class ArchiveProgress(Struct, rename="camel"):
     """The content of PROGRESS, the file in an unfinished archive from which it is resumed."""
 
     source_digest: str
-    created_at: str
-    tenant: str
-    before: int
-    since: int | None
-    source: str
-    compression: str
+    ages: AgeRange
     after: tuple[int, str]
     """The cursor of the list after the last run that was written."""
-    skipped: SkippedRuns
-    partial: tuple[str, ...]
-    parts: tuple[ArchivePart, ...]
-    ages: AgeRange
+    manifest: Manifest
+    """The manifest of what was written, without its totals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +147,7 @@ def create_archive(
         job = _ArchiveJob.begin(request, now, callbacks.other)
         job.collect(reader, callbacks, part_bytes)
         manifest = job.manifest()
-        if not job.progress.parts:
+        if not manifest.files:
             return ArchiveResult("", manifest, resumed=False)
         target = job.target
         for damage in find_damage(target.path, manifest, on_bytes=callbacks.checked):
@@ -192,26 +184,24 @@ class _ArchiveJob:
                 progress = msgspec.json.decode(content, type=ArchiveProgress)
             except msgspec.MsgspecError:
                 continue
-            if progress.source_digest != digest or progress.tenant != request.tenant:
+            if progress.source_digest != digest or progress.manifest.tenant != request.tenant:
                 continue
-            if progress.compression == request.compression and progress.ages == request.ages:
+            if progress.manifest.compression == request.compression and progress.ages == request.ages:
                 return cls(name, request.to, progress, resumed=True)
-            other(target_name(request.to, name), f"{progress.ages} --format {progress.compression}")
+            other(target_name(request.to, name), f"{progress.ages} --format {progress.manifest.compression}")
         moment = datetime.fromtimestamp(now / SECOND, UTC)
-        progress = ArchiveProgress(
-            source_digest=digest,
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
             created_at=moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            created_by=f"runspan {__version__}",
             tenant=request.tenant,
+            source=request.source,
             before=request.before,
             since=request.since,
-            source=request.source,
             compression=request.compression,
-            after=_pair(cursor_before(request.before)),
-            skipped=SkippedRuns(),
-            partial=(),
-            parts=(),
-            ages=request.ages,
         )
+        progress = ArchiveProgress(digest, request.ages, _pair(cursor_before(request.before)), manifest)
         return cls(_free_name(moment, existing_names(request.to)), request.to, progress, resumed=False)
 
     @property
@@ -222,22 +212,23 @@ class _ArchiveJob:
 
     def collect(self, reader: RetryingReader, callbacks: ArchiveCallbacks, part_bytes: int) -> None:
         """Write the rest of the list, file by file."""
-        progress = self.progress
+        manifest = self.progress.manifest
 
         def partial(line: str) -> None:
-            if line not in progress.partial:
-                progress.partial = (*progress.partial, line)
+            if line not in self.progress.manifest.partial:
+                self._change(partial=(*self.progress.manifest.partial, line))
 
-        query = RunQuery(tenant=progress.tenant, since=progress.since)
+        query = RunQuery(tenant=manifest.tenant, since=manifest.since)
         writer: PartWriter | None = None
-        cursor = Cursor(*progress.after)
+        cursor = Cursor(*self.progress.after)
         for collected in collect(reader, query, after=cursor, on_partial=partial):
             cursor = collected.cursor
             if isinstance(collected.result, Run):
-                writer = writer or PartWriter(len(progress.parts) + 1, progress.compression, target=part_bytes)
+                number = len(self.progress.manifest.files) + 1
+                writer = writer or PartWriter(number, manifest.compression, target=part_bytes)
                 writer.add(collected.result)
             else:
-                progress.skipped = collected.result.added_to(progress.skipped)
+                self._change(skipped=collected.result.added_to(self.progress.manifest.skipped))
             callbacks.collected(collected)
             if writer is not None and writer.full:
                 self._write(writer, cursor)
@@ -247,24 +238,13 @@ class _ArchiveJob:
 
     def manifest(self) -> Manifest:
         """Return the manifest of what was written."""
-        progress, parts = self.progress, self.progress.parts
-        return Manifest(
-            format=FORMAT,
-            version=VERSION,
-            created_at=progress.created_at,
-            created_by=f"runspan {__version__}",
-            tenant=progress.tenant,
-            source=progress.source,
-            before=progress.before,
-            since=progress.since,
-            compression=progress.compression,
+        parts = self.progress.manifest.files
+        return msgspec.structs.replace(
+            self.progress.manifest,
             runs=sum(part.runs for part in parts),
             document_bytes=sum(part.document_bytes for part in parts),
             oldest=min((part.oldest for part in parts), default=None),
             newest=max((part.newest for part in parts), default=None),
-            skipped=progress.skipped,
-            partial=progress.partial,
-            files=parts,
         )
 
     def _write(self, writer: PartWriter, after: Cursor) -> None:
@@ -272,10 +252,12 @@ class _ArchiveJob:
         written = writer.finish()
         self.target.write(written.part.digests, written.digests)
         self.target.write(written.part.name, written.content)
-        progress = self.progress
-        progress.parts = (*progress.parts, written.part)
-        progress.after = _pair(after)
-        self.target.write(PROGRESS, msgspec.json.encode(progress))
+        self._change(files=(*self.progress.manifest.files, written.part))
+        self.progress.after = _pair(after)
+        self.target.write(PROGRESS, msgspec.json.encode(self.progress))
+
+    def _change(self, **members: Any) -> None:
+        self.progress.manifest = msgspec.structs.replace(self.progress.manifest, **members)
 
 
 class WrittenPart(NamedTuple):

@@ -14,8 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from runspan.errors import ConfigError, DocumentError
-from runspan.sources.decompress import decompress
-from runspan.sources.filesystem import chunks, display_path, folders, list_files, path_inside, read_all
+from runspan.sources.filesystem import chunks, decompress, display_path, folders, list_files, path_inside, read_all
 from runspan.sources.splitter import RawDocument, split
 
 MANIFEST: Final = "manifest.json"
@@ -92,14 +91,14 @@ class Manifest(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     since: int | None
     """Only runs that started then or later were selected, if this is not None."""
     compression: str
-    runs: int
-    document_bytes: int
-    oldest: int | None
-    newest: int | None
-    skipped: SkippedRuns
-    partial: tuple[str, ...]
+    runs: int = 0
+    document_bytes: int = 0
+    oldest: int | None = None
+    newest: int | None = None
+    skipped: SkippedRuns = SkippedRuns()
+    partial: tuple[str, ...] = ()
     """What the backend could not search, one line each."""
-    files: tuple[ArchivePart, ...]
+    files: tuple[ArchivePart, ...] = ()
     sha256: str = ""
     """Of the manifest with this member empty."""
 
@@ -107,11 +106,6 @@ class Manifest(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
 class _Version(Struct):
     format: str
     version: int
-
-
-def is_part_name(name: str) -> bool:
-    """Return whether a file is named like the files of documents of an archive."""
-    return name.startswith(PART_PREFIX) and name.endswith(tuple(PART_SUFFIXES.values()))
 
 
 def write_manifest(manifest: Manifest) -> bytes:

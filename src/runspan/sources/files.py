@@ -13,18 +13,19 @@ from runspan.errors import ConfigError, DocumentError
 from runspan.model.run import Run
 from runspan.sources.archive import (
     MANIFEST,
+    PART_PREFIX,
+    PART_SUFFIXES,
     ArchivePart,
     Manifest,
     archives_in,
-    is_part_name,
     manifest_of,
     verified_runs,
 )
-from runspan.sources.decompress import decompress
 from runspan.sources.filesystem import (
     SUFFIXES,
     ObjectStore,
     chunks,
+    decompress,
     display_path,
     is_document_name,
     is_url,
@@ -36,6 +37,7 @@ from runspan.sources.filesystem import (
 from runspan.sources.splitter import MAX_DOCUMENT, RawDocument, split
 
 STDIN: Final = "-"
+_PART_SUFFIXES: Final = tuple(PART_SUFFIXES.values())
 
 
 class Input(Protocol):
@@ -178,7 +180,9 @@ def _files(path: str) -> list[_File]:
 def _part_of_archive(path: str) -> list[_File]:
     """Return a single file of an archive with its entry in the manifest; nothing for any other file."""
     folder, name = os.path.split(path)
-    if not is_part_name(name) or MANIFEST not in (list_files(folder or os.curdir) or ()):
+    if not (name.startswith(PART_PREFIX) and name.endswith(_PART_SUFFIXES)) or MANIFEST not in (
+        list_files(folder or os.curdir) or ()
+    ):
         return []
     manifest = manifest_of(folder or os.curdir)
     return [] if manifest is None else [file for file in _parts(folder, manifest) if file.path == path]
