@@ -88,7 +88,7 @@ def test_kills_leave_nothing_that_looks_finished(
     source: tuple[str, Path], tmp_path: Path, texts: dict[str, bytes]
 ) -> None:
     """Killed at random moments, at every size of what was written until then, the folder holds either no archive or a
-    whole one; the last run goes on with what is there and finishes it, and everything is in it once."""
+    complete one; the last run resumes what is there and finishes it, and everything is in it once."""
     _, data = source
     random = Random(SEED)
     to = tmp_path / "to"
@@ -234,6 +234,6 @@ def test_runs_out_of_a_trace_backend(backend: str, request: pytest.FixtureReques
     assert held(report["archive"]) == finished(texts)
     assert report["skipped"]["unfinished"]["runs"] == len(texts) - len(finished(texts))
     assert json.loads((Path(report["archive"]) / "manifest.json").read_text())["source"] == url.partition("+")[0]
-    told = runspan("export", report["archive"], "--dry-run", code=2).output
-    assert f"--tenant {tenant}" in told
+    output = runspan("export", report["archive"], "--dry-run", code=2).output
+    assert f"--tenant {tenant}" in output
     assert "nothing was sent" in runspan("export", report["archive"], "--dry-run", "--tenant", tenant).stderr

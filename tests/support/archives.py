@@ -1,4 +1,4 @@
-"""What the tests of archives share: runs of an earlier year, archives of a store, and readers with troubles."""
+"""What the tests of archives share: runs of an earlier year, archives of a store, and readers that fail."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make(
     other: Callable[[str, str], None] | None = None,
     **request: Any,
 ) -> ArchiveResult:
-    """An archive of everything, in small files. other: told of unfinished archives that it does not go on with."""
+    """Create an archive of everything, in small files. other: called with unfinished archives that are not resumed."""
     members: dict[str, Any] = {
         "tenant": "",
         "before": now,
@@ -112,7 +112,7 @@ class Troubled:
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """The end of the process."""
 
 
 class Cut(Troubled):
