@@ -438,11 +438,11 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
             until(lambda: count(data) == len(texts))
-            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
             assert child.end() == 0
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
-            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
             assert number_of(metrics, "runspan_export_requests_total") == 0
             assert child.end() == 0
         assert "0 runs accepted" in child.lines[-1]
@@ -470,7 +470,7 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
     write_ndjson(folder / "runs.ndjson", texts)
     with server(tmp_path / "data") as (url, child):
         assert child.end() == 0
-    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-for", 0)
+    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-max-time", 0)
     with running(*args) as watching:
         watching.wait_for("nothing is lost")
         watching.wait_for("hint: is a receiver listening there")
