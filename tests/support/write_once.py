@@ -17,7 +17,7 @@ from runspan.otlp.protobuf_reader import read_protobuf
 from support.receivers import OK, Answer, Post, Receiver, http_receiver
 
 
-def growing(run_id: str, done: int, status: str = "running", **members: Any) -> dict[str, Any]:
+def growing_run(run_id: str, done: int, status: str = "running", **members: Any) -> dict[str, Any]:
     """A run of which so many steps have ended and, while it runs, another goes on. Every third is an agent, and tells
     its attempts."""
     begin = "2026-01-15T12:00:00.000Z"
@@ -41,7 +41,7 @@ def finished_step(number: int, **members: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Kept:
+class StoringReceiver:
     """A receiver in front of a store."""
 
     receiver: Receiver
@@ -69,7 +69,9 @@ def attributes(span: Span) -> dict[str, str]:
 
 
 @contextmanager
-def keeping(folder: Path, answer: Callable[[Post], Answer | None] = lambda post: None) -> Iterator[Kept]:
+def storing_receiver(
+    folder: Path, answer: Callable[[Post], Answer | None] = lambda post: None
+) -> Iterator[StoringReceiver]:
     """A receiver that stores what it takes. answer: what it says instead of taking a request, which is not stored, or
     None."""
     with SqliteStore(folder) as store:
@@ -78,20 +80,20 @@ def keeping(folder: Path, answer: Callable[[Post], Answer | None] = lambda post:
             instead = answer(post)
             if instead is not None:
                 return instead
-            store_it(store, post)
+            store_request(store, post)
             return OK
 
         with http_receiver(told) as receiver:
-            yield Kept(receiver, store)
+            yield StoringReceiver(receiver, store)
 
 
-def store_it(store: SqliteStore, post: Post) -> None:
+def store_request(store: SqliteStore, post: Post) -> None:
     """As ``serve`` does with a request."""
     written = store.write(read_protobuf(post.message.SerializeToString()))
     assert not written.rejected
 
 
-def once(kept: Kept, steps: int, attempts: int = -1, run_id: str = "") -> None:
+def assert_sent_once(kept: StoringReceiver, steps: int, attempts: int = -1, run_id: str = "") -> None:
     """So many different step spans were taken, each once; and each of their attempts."""
     copies = kept.copies(run_id)
     assert (len(copies), set(copies.values())) == (steps, {1})
@@ -100,11 +102,11 @@ def once(kept: Kept, steps: int, attempts: int = -1, run_id: str = "") -> None:
     assert set(copies.values()) <= {1}
 
 
-def numbers(copies: Counter[bytes]) -> list[int]:
+def copy_counts(copies: Counter[bytes]) -> list[int]:
     """How often spans came, the rarest first."""
     return sorted(copies.values())
 
 
-def steps_of(posts: Iterable[Post]) -> list[int]:
+def step_counts(posts: Iterable[Post]) -> list[int]:
     """How many step spans each request has."""
     return [sum(attributes(span).get(ROLE) == ROLE_STEP for span in post.spans) for post in posts]

@@ -14,7 +14,7 @@ from runspan.contracts import Document
 from runspan.errors import NotFound
 from support.cli import generated
 from support.faulty_platform import EVERY_KIND, platform
-from support.sync import Place, eventually, run_document, synced
+from support.sync import LocalServer, eventually, run_document, sync_command
 
 
 @dataclass
@@ -31,7 +31,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return Backend(server.otlp, f"{request.param.partition('-')[0]}+{server.url}")
 
 
-def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Place, tmp_path: Path) -> None:
+def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: LocalServer, tmp_path: Path) -> None:
     """Through faults of the platform: many finished runs, and one from pending to its end and a change after it."""
     tenant = f"tenant-{uuid4().hex}"
     texts = generated(60, seed=int(uuid4().hex[:6], 16), unfinished=True)
@@ -48,7 +48,7 @@ def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Plac
                 return False
 
         def sync() -> None:
-            synced(mock.url, backend.otlp, tmp_path / "checkpoint", "--tenant", tenant)
+            sync_command(mock.url, backend.otlp, tmp_path / "checkpoint", "--tenant", tenant)
 
         for status in ("pending", "running", "suspended", "completed", "failed"):
             source.put(run_document("run_live", status))

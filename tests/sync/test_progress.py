@@ -13,12 +13,12 @@ from runspan.cli.output import format_elapsed
 from runspan.model.timestamps import SECOND
 from support.cli import command, environment
 from support.faulty_platform import Faults, platform
-from support.sync import place, run_document
+from support.sync import local_server, run_document
 
 
 def test_a_terminal_sees_a_bar_with_rate_backlog_and_lag(tmp_path: Path) -> None:
     """Real bytes of a terminal; the report follows, and nothing of the bar stays on standard output."""
-    with place(tmp_path / "a") as source, place(tmp_path / "b") as target:
+    with local_server(tmp_path / "a") as source, local_server(tmp_path / "b") as target:
         source.fill(*(run_document(f"run_{number}", start=number) for number in range(60)))
         with platform(source.url, faults=Faults(slow=1.0), pause=0.1) as mock:
             ours, its = os.openpty()

@@ -17,7 +17,7 @@ import pytest
 from support.cli import Running, generated, process, running, server
 from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver
-from support.sync import Place, documents, eventually, place, run_document
+from support.sync import LocalServer, documents, eventually, local_server, run_document
 
 SEED = 20261125
 RUNS = 400
@@ -27,10 +27,10 @@ SLOWLY = ("--requests-per-minute", 0, "--concurrency", 4)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[tuple[Place, FaultyPlatform]]:
+def source(tmp_path: Path) -> Iterator[tuple[LocalServer, FaultyPlatform]]:
     """The runs, behind a platform that has troubles and takes its time, so that every kill is in the middle."""
     faults = Faults(**{**vars(EVERY_KIND), "slow": 0.9, "limited": 0.0})
-    with place(tmp_path / "source") as made, platform(made.url, faults=faults, seed=SEED, pause=0.04) as mock:
+    with local_server(tmp_path / "source") as made, platform(made.url, faults=faults, seed=SEED, pause=0.04) as mock:
         made.fill(*generated(RUNS, seed=SEED, unfinished=True).values())
         yield made, mock
 
@@ -61,21 +61,21 @@ def until_stored(data: Path, count: int, syncing: Running) -> None:
 def acknowledged(checkpoint: Path) -> dict[str, bytes]:
     """What the checkpoint says that the receiver has: the beginning of each document's digest, by run id."""
     with closing(sqlite3.connect(checkpoint, timeout=30)) as connection:
-        return dict(connection.execute("SELECT run_id, acked FROM runs WHERE acked <> x''").fetchall())
+        return dict(connection.execute("SELECT run_id, acked_digest FROM runs WHERE acked_digest <> x''").fetchall())
 
 
 def moments(random: Random) -> list[int]:
     return sorted(random.sample(range(1, RUNS * 6 // 10), KILLS))
 
 
-def change_some(source: Place, random: Random) -> None:
+def change_some(source: LocalServer, random: Random) -> None:
     """Runs go on, end, and change after their end."""
     for run_id in random.sample(sorted(generated(RUNS, seed=SEED, unfinished=True)), 5):
         run = json.loads(source.store.document(run_id).text)
         source.put(run | {"status": random.choice(["running", "completed", "failed"]), "output": random.random()})
 
 
-def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
+def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[LocalServer, FaultyPlatform]) -> None:
     """At each kill everything that the checkpoint calls acknowledged is there as it was sent, and the next sync goes
     on; the last one makes both sides equal, though runs changed all the while."""
     made, mock = source
@@ -105,7 +105,7 @@ def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple
 def sent_since(checkpoint: Path) -> set[str]:
     """Runs of which another document was handed over than the last that was acknowledged."""
     with closing(sqlite3.connect(checkpoint, timeout=30)) as connection:
-        return {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE sent <> acked")}
+        return {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE sent_digest <> acked_digest")}
 
 
 def intact(data: Path) -> bool:
@@ -114,7 +114,9 @@ def intact(data: Path) -> bool:
         return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
 
 
-def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
+def test_kills_of_the_receiver_lose_and_double_nothing(
+    tmp_path: Path, source: tuple[LocalServer, FaultyPlatform]
+) -> None:
     """One sync outlives ten kills of the server that it sends to, and then both sides are equal."""
     made, mock = source
     random = Random(SEED + 1)
@@ -156,7 +158,7 @@ def test_a_kill_between_sending_and_the_answer_sends_the_same_spans_again(tmp_pa
         killed.wait(DEADLINE)
         return CLOSE
 
-    with place(tmp_path / "source") as source, http_receiver(answer) as receiver:
+    with local_server(tmp_path / "source") as source, http_receiver(answer) as receiver:
         source.fill(*(run_document(f"run_{n}", ("completed", "running")[n % 2], start=n) for n in range(40)))
         args = ("sync", source.url, "--endpoint", receiver.url, "--state-file", tmp_path / "checkpoint")
         with running(*args) as syncing:

@@ -21,8 +21,8 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROLE, ROLE_STEP, RUN_ID
 from support.cli import process, running
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver
-from support.sync import eventually, place
-from support.write_once import attributes, finished_step, growing, store_it
+from support.sync import eventually, local_server
+from support.write_once import attributes, finished_step, growing_run, store_request
 
 SEED = 20261125
 RUNS = 12
@@ -42,7 +42,7 @@ class Engine:
 
     def document(self, run_id: str, status: str = "running") -> dict[str, Any]:
         notes = self.notes[run_id]
-        made = growing(run_id, len(notes), status)
+        made = growing_run(run_id, len(notes), status)
         made["steps"][: len(notes)] = [finished_step(number, note=note) for number, note in enumerate(notes)]
         return made
 
@@ -96,7 +96,7 @@ class Forgetful:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, post: Post) -> Answer:
-        store_it(self.store, post)
+        store_request(self.store, post)
         told = [attributes(span) for span in post.spans]
         steps = [(each[RUN_ID], each["runspan.step.id"]) for each in told if each.get(ROLE) == ROLE_STEP]
         with self.lock:
@@ -106,7 +106,7 @@ class Forgetful:
 
 @contextmanager
 def syncing(tmp_path: Path, url: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], tuple[object, ...]]]:
-    with place(tmp_path / "source") as source:
+    with local_server(tmp_path / "source") as source:
         args = ("sync", source.url, "--endpoint", url, "--state-file", tmp_path / "checkpoint")
         yield source.put, (*args, "--requests-per-minute", 0, "--heartbeat", "0s")
 
