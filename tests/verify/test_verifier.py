@@ -81,7 +81,7 @@ def test_a_server_is_checked_over_its_own_api(tmp_path: Path) -> None:
         canary_shown = runspan("verify", "--canary", "--backend", url, "--endpoint", url, "--json")
     report = json.loads(shown.stdout)
     assert (report["complete"], report["same"], report["refused"], len(report["runs"])) == (True, 30, 0, 30)
-    assert report["runs"][0].keys() >= {"id", "traceId", "result", "detail", "settings", "secondsById"}
+    assert report["runs"][0].keys() >= {"id", "traceId", "result", "detail", "advice", "secondsById"}
     (only,) = json.loads(canary_shown.stdout)["runs"]
     assert only["id"].startswith("runspan-canary-")
 
@@ -152,7 +152,7 @@ def test_a_run_that_the_receiver_refuses_is_not_waited_for(tmp_path: Path) -> No
         args = ("--data", tmp_path, "--endpoint", receiver.url, "--wait", "60s", "--json")
         SqliteStore(tmp_path).close()
         (run,) = json.loads(runspan("verify", "--canary", *args, code=1).stdout)["runs"]
-    assert (run["result"], run["detail"]) == ("not taken", "HTTP 400: odd")
+    assert (run["result"], run["detail"]) == ("rejected", "HTTP 400: odd")
 
 
 # The use case, with a backend that fails as told
@@ -167,7 +167,7 @@ class Backend:
 
     def send(self, runs: Sequence[Run], observed_at: int) -> Sent:
         self.runs = {run.id: run for run in runs}
-        return Sent(self.faults.get("refused", {}))
+        return Sent(self.faults.get("rejected", {}))
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         self._fail("document")
@@ -230,7 +230,7 @@ def test_a_run_that_lists_do_not_show_is_explained_by_its_age(age: int, setting:
     """New runs, backfill and runs past retention have different settings; the wait is used up and no longer."""
     verdict, clock = check(Backend(search=[QueryUnsupported("cannot")], always=True), run_of(age))
     assert (verdict.result, verdict.in_lists) == ("not in lists", None)
-    assert any(setting in line for line in verdict.settings)
+    assert any(setting in line for line in verdict.advice)
     assert "cannot" in verdict.detail
     assert sum(clock.slept) == pytest.approx(10, abs=0.1)
 
@@ -240,7 +240,7 @@ def test_a_run_that_never_shows_is_explained(kind: str, setting: str) -> None:
     """The settings are the backend's own."""
     verdict, _ = check(Backend(document=[NotFound()], always=True), run_of(), kind=kind)
     assert verdict.result == "not found"
-    assert any(setting in line for line in verdict.settings)
+    assert any(setting in line for line in verdict.advice)
 
 
 def test_missing_spans_are_counted() -> None:
@@ -249,15 +249,15 @@ def test_missing_spans_are_counted() -> None:
     verdict, _ = check(backend, run_of())
     assert verdict.result == "incomplete"
     assert verdict.detail == "100 of 301 spans are missing; step 3"
-    assert any("max_bytes_per_trace" in line for line in verdict.settings)
+    assert any("max_bytes_per_trace" in line for line in verdict.advice)
 
 
 def test_another_document_and_an_answer_that_cannot_be_read_are_told_apart() -> None:
     """A newer revision that was there before is not the backend's fault."""
     verdict, _ = check(Backend(answer=Document(b'{"id":"c"}')), run_of())
-    assert (verdict.result, verdict.settings) == ("different", ())
+    assert (verdict.result, verdict.advice) == ("different", ())
     verdict, _ = check(Backend(document=[BackendRefused("no trace")], always=True), run_of())
-    assert (verdict.result, verdict.detail) == ("not read", "no trace")
+    assert (verdict.result, verdict.detail) == ("unreadable", "no trace")
 
 
 def test_the_backend_must_have_answered_once() -> None:
@@ -289,7 +289,7 @@ def test_a_span_over_badgers_bound_is_named_and_the_others_come_back(jaeger_badg
     path = write_ndjson(tmp_path / "runs.ndjson", texts | {"large": json.dumps(large).encode()})
     where = ("--backend", f"jaeger+{jaeger_badger.url}", "--endpoint", jaeger_badger.otlp, "--wait", "5s", "--json")
     runs = json.loads(runspan("verify", path, *where, code=1).stdout)["runs"]
-    assert {run["id"]: run["result"] for run in runs} == dict.fromkeys(texts, "same") | {large["id"]: "not taken"}
+    assert {run["id"]: run["result"] for run in runs} == dict.fromkeys(texts, "same") | {large["id"]: "rejected"}
     assert "Jaeger's Badger" in runs[-1]["detail"]
     left = tmp_path / "left.ndjson"
     args = ("--endpoint", jaeger_badger.otlp, "--retry-max-time", "2s", "--dead-letter", left)
@@ -330,7 +330,7 @@ def test_a_misconfigured_tempo_is_found_out(
     finally:
         tempo.stop()
     assert verdict["result"] == result, verdict
-    assert any(told in line for line in verdict["settings"]), verdict
+    assert any(told in line for line in verdict["advice"]), verdict
 
 
 def test_tempos_usual_cut_leaves_documents_whole_and_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
@@ -125,23 +125,8 @@ _SCHEMA: Final = Schema(
     tables=_TABLES,
     hint="name another file with --state-file: every run is fetched again, and none is doubled",
 )
-_COLUMNS: Final = (
-    "run_id",
-    "time",
-    "state",
-    "due",
-    "failures",
-    "list_fingerprint",
-    "document_fingerprint",
-    "sent_digest",
-    "sent_revision",
-    "acked_digest",
-    "run_span_sent",
-    "changed_at",
-    "acked_at",
-    "reason",
-)
-"""The columns of ``runs``, and the first fields of ``TrackedRun``."""
+_COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:14])
+"""The columns of ``runs``; the remaining fields are not stored."""
 
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608  # only constants
 _SAVE: Final = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608  # only constants
