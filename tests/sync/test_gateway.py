@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from runspan.sync.context import DAY, MAX_PAUSE, MINUTE
 from runspan.sync.queues import plan_send
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.instruments import REQUESTS
-from support.cli import running, runspan
+from support.cli import WAIT, running, runspan
 from support.faulty_platform import LIST, FaultyPlatform, failure, platform
 from support.receivers import Answer, http_receiver
 from support.sync import (
@@ -176,12 +177,18 @@ def test_a_list_is_read_again_before_many_runs_are_called_gone(
         for run_id in RUNS:
             source.put(run_document(run_id, "failed"))
         mock.vanished.update(RUNS[:3])
-        real = mock.answer
+        real, both_scans, pages = mock.answer, threading.Event(), []
 
         def answer(path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-            if path.partition("?")[0] != LIST:
-                time.sleep(0.2)  # after the last scan of the top
-            return real(path, headers)
+            response = real(path, headers)
+            if path.partition("?")[0] == LIST:
+                pages.append(path)
+                if len(pages) == 2:  # of the full scan, and of the last scan of the top
+                    both_scans.set()
+            else:
+                assert both_scans.wait(WAIT)
+                time.sleep(0.2)  # until the second page has been handled
+            return response
 
         mock.answer = answer  # type: ignore[method-assign]
         report = sync_once(mock.url, target.url, checkpoint)
