@@ -181,7 +181,7 @@ def tables() -> list[Panel]:
             "The newest runs with agent steps. Sort by cost to see the dearest of these.",
             traceql(f"{RUN_SPAN} && span.runspan.run.cost_usd > 0.0 && {CHOSEN}", *RUN_SHOWN, *cost),
             limit=200,
-            hidden=("runspan.role", "name"),
+            hidden=("kind", "instrumentation:name", "name"),
         ),
         span_rows(
             "Agent steps to look at",

@@ -36,6 +36,7 @@ from dashboards.queries import (
     RANGE,
     RATE,
     RETRIES,
+    REVISION_SPAN,
     RUN_SHOWN,
     RUN_SPAN,
     RUN_SPANS,
@@ -187,7 +188,7 @@ def runs() -> list[Panel]:
         ),
         graph(
             "Age of unfinished runs",
-            "Of the oldest run in the store, and the p95 of the snapshots that came. A line that only climbs is a run "
+            "Of the oldest run in the store, and the p95 of the revisions that came. A line that only climbs is a run "
             "that is stuck or waits for a person.",
             SECONDS,
             prom("max(runspan_runs_oldest_unfinished_age_seconds)", "oldest"),
@@ -262,7 +263,7 @@ def tables() -> list[Panel]:
             "Newest failed runs",
             "The newest runs that failed or timed out. A run id leads to its trace, its document and its page.",
             traceql(f"{RUN_SPAN} && status = error && {CHOSEN}", *RUN_SHOWN, "span.error.type", "statusMessage"),
-            hidden=("runspan.role", "status", "name"),
+            hidden=("kind", "instrumentation:name", "status", "name"),
         ),
         span_rows(
             "Newest failed steps",
@@ -276,18 +277,19 @@ def tables() -> list[Panel]:
                 "span.error.type",
                 "statusMessage",
             ),
-            hidden=("runspan.role", "status", "name"),
+            hidden=("instrumentation:name", "runspan.step.status", "status", "name"),
         ),
         span_rows(
             "Newest runs",
             "The newest runs that ended.",
             traceql(f"{RUN_SPAN} && {CHOSEN}", *RUN_SHOWN, "span.runspan.run.cost_usd"),
-            hidden=("runspan.role", "name"),
+            hidden=("kind", "instrumentation:name", "name"),
         ),
         span_rows(
-            "Snapshots of unfinished runs",
-            "What was last seen of runs that had not ended. A run that ended since stands among the runs too.",
-            traceql(f'span.runspan.role = "snapshot" && {CHOSEN}', *RUN_SHOWN),
-            hidden=("runspan.role", "name"),
+            "Revisions of unfinished runs",
+            "What was observed of runs before their end, each at the start of its run. A run that has ended since is among "
+            "the runs too.",
+            traceql(f"{REVISION_SPAN} && {CHOSEN}", *RUN_SHOWN, "span.runspan.observed_at"),
+            hidden=("instrumentation:name", "name"),
         ),
     ]

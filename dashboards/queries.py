@@ -55,8 +55,12 @@ def traceql(conditions: str, *shown: str) -> str:
     return f"{{ {conditions} }}{select} with (most_recent=true)"
 
 
-RUN_SPAN: Final = 'span.runspan.role = "run"'
-STEP_SPAN: Final = 'span.runspan.role = "step"'
+RUN_SPAN: Final = 'kind = server && instrumentation:name = "runspan.run"'
+REVISION_SPAN: Final = 'instrumentation:name = "runspan.revision"'
+STEP_SPAN: Final = 'instrumentation:name = "runspan.step" && span.runspan.step.status != nil'
+"""Tempo finds spans by intrinsics several times faster than by attributes. Attempts are in the scope of steps too, and
+have no step status."""
+ATTEMPT_SPAN: Final = 'instrumentation:name = "runspan.step" && span.runspan.attempt.number > 0'
 CHOSEN: Final = "span.runspan.workflow.id =~ `${workflow:regex}`"
 """A raw string of TraceQL: Grafana escapes what is special in a regular expression with one backslash."""
 RUN_SHOWN: Final = (

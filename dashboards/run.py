@@ -22,9 +22,10 @@ from dashboards.parts import (
     text_variable,
     titled,
 )
-from dashboards.queries import RUN_SHOWN, STEP_SPAN, traceql
+from dashboards.queries import ATTEMPT_SPAN, RUN_SHOWN, STEP_SPAN, traceql
 
 THIS = 'trace:id = "${trace_id}"'
+REVISIONS = 'instrumentation:name =~ "runspan.(run|revision)"'
 
 
 def dashboard() -> Dashboard:
@@ -53,10 +54,10 @@ def dashboard() -> Dashboard:
 def find() -> Panel:
     return span_rows(
         "Runs that match",
-        "The newest runs and snapshots whose id has the text of Run id in it. Follow the link at its id.",
-        traceql("span.runspan.revision > 0 && span.runspan.run.id =~ `.*${run_id:regex}.*`", *RUN_SHOWN),
+        "The newest runs and revisions whose id has the text of Run id in it. Follow the link at its id.",
+        traceql(f"{REVISIONS} && span.runspan.run.id =~ `.*${{run_id:regex}}.*`", *RUN_SHOWN),
         limit=20,
-        hidden=("runspan.revision",),
+        hidden=("instrumentation:name",),
     ).height(6)
 
 
@@ -64,11 +65,12 @@ def run() -> list[Panel]:
     return [
         span_rows(
             "This run",
-            "The run span, or each snapshot of a run that has not ended: of these the highest revision counts. "
+            "The run span, and the revisions from before its end: of these the newest counts while there is no run span. "
             "The run id leads to the JSON document and the run's page.",
             traceql(
-                f"{THIS} && span.runspan.revision > 0",
+                f"{THIS} && {REVISIONS}",
                 *RUN_SHOWN,
+                "span.runspan.observed_at",
                 "span.runspan.run.step_count",
                 "span.runspan.run.input_tokens",
                 "span.runspan.run.output_tokens",
@@ -76,6 +78,7 @@ def run() -> list[Panel]:
                 "span.error.type",
                 "statusMessage",
             ),
+            hidden=("instrumentation:name", "trace:id"),
         ).height(6),
         titled(
             AnyPanel().type("traces"),
@@ -102,7 +105,7 @@ def steps() -> list[Panel]:
     return [
         span_rows(
             "Steps",
-            "Finished steps, at most 100. Steps that have not ended are in the snapshot and in the document.",
+            "Finished steps, at most 100. Steps that have not ended are in the document and, after a few seconds, in the trace.",
             traceql(
                 f"{THIS} && {STEP_SPAN}",
                 "span.runspan.run.id",
@@ -114,7 +117,7 @@ def steps() -> list[Panel]:
                 "span.error.type",
                 "statusMessage",
             ),
-            hidden=("runspan.role", "name", "trace:id"),
+            hidden=("instrumentation:name", "name", "trace:id"),
         ).height(12),
         span_rows(
             "Agent steps",
@@ -135,12 +138,12 @@ def steps() -> list[Panel]:
             "Attempts",
             "Attempts of retried steps, where the document lists them one by one.",
             traceql(
-                f'{THIS} && span.runspan.role = "attempt"',
+                f"{THIS} && {ATTEMPT_SPAN}",
                 "span.runspan.attempt.number",
                 "span.runspan.attempt.status",
                 "span.error.type",
             ),
-            hidden=("runspan.role", "trace:id"),
+            hidden=("instrumentation:name", "trace:id"),
         ),
     ]
 

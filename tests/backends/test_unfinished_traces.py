@@ -29,6 +29,8 @@ from support.servers.tempo import IMAGE
 
 DAY = 86_400 * SECOND
 SNAPSHOT = "snapshot wf_live"
+LIVE_NAME = "run wf_live (live)"
+REVISION_NAME = "run wf_live (revision)"
 
 
 def life_now(run_id: str) -> list[Observation]:
@@ -57,9 +59,9 @@ def response_of(url: str, path: str, **parameters: Any) -> Any:
     return response.json()
 
 
-def test_jaeger_shows_each_snapshot_of_a_run_in_progress(jaeger: tuple[Jaeger, ByOtlp]) -> None:
-    """Its pages find the run by status while it runs, with name, kind, duration and identity; and our document of it
-    stays correct although those queries rewrite the memory storage."""
+def test_jaeger_shows_a_run_in_progress(jaeger: tuple[Jaeger, ByOtlp]) -> None:
+    """Its pages find the run by name and status while it runs. The trace is named after the live span, each revision is
+    a point below it, and our document stays correct although those queries rewrite the memory storage."""
     server, backend = jaeger
     tenant = uuid4().hex
     life = life_now("shown")[:5]
@@ -69,19 +71,24 @@ def test_jaeger_shows_each_snapshot_of_a_run_in_progress(jaeger: tuple[Jaeger, B
     tags = {"runspan.tenant": tenant, "runspan.run.status": "running"}
     window = {"start": (life[0].at - DAY) // 1000, "end": (life[-1].at + DAY) // 1000, "limit": 20}
     found = response_of(
-        server.url, "/api/traces", service="runspan", operation=SNAPSHOT, tags=json.dumps(tags), **window
+        server.url, "/api/traces", service="runspan", operation=REVISION_NAME, tags=json.dumps(tags), **window
     )
     assert [trace["traceID"].zfill(32) for trace in found["data"]] == [trace_id]
     spans = response_of(server.url, f"/api/traces/{trace_id}")["data"][0]["spans"]
-    shown = {span["spanID"]: tags_of(span) for span in spans if span["operationName"] == SNAPSHOT}
+    first = min(spans, key=lambda span: (span["startTime"], span["operationName"] != LIVE_NAME))
+    assert first["operationName"] == LIVE_NAME
+    live = {span["spanID"]: span["startTime"] for span in spans if tags_of(span)["runspan.role"] == "live"}
+    assert len(live) == 2  # where it was pending, and where it started
+    shown = [tags_of(span) for span in spans if span["operationName"] == REVISION_NAME]
     assert len(shown) == len(life)
     for seen in life:
-        (snapshot,) = [tags for tags in shown.values() if int(tags["runspan.revision"]) == seen.at]
-        assert snapshot["runspan.run.status"] == seen.run.status
-        assert (snapshot["runspan.run.id"], snapshot["runspan.workflow.id"]) == ("shown", "wf_live")
-        assert (snapshot["span.kind"], snapshot.get("error")) == ("internal", None)
-        assert snapshot["start"] == sort_time(seen.run.envelope) // 1000
-        assert snapshot["duration"] == (seen.at - sort_time(seen.run.envelope)) // 1000
+        (revision,) = [tags for tags in shown if int(tags["runspan.revision"]) == seen.at]
+        assert revision["runspan.run.status"] == seen.run.status
+        assert (revision["runspan.run.id"], revision["runspan.workflow.id"]) == ("shown", "wf_live")
+        assert (revision["span.kind"], revision.get("error")) == ("internal", None)
+        assert revision["start"] == sort_time(seen.run.envelope) // 1000
+        assert revision["duration"] == 0
+        assert live[revision["parent"]] == revision["start"]
     attempts = [span for span in spans if span["operationName"] == "attempt of Charge Card"]
     assert sorted(tags_of(span)["error.type"] for span in attempts) == ["TIMEOUT_1", "TIMEOUT_2"]
     assert {tags_of(span)["runspan.step.id"] for span in attempts} == {"charge"}
@@ -89,9 +96,10 @@ def test_jaeger_shows_each_snapshot_of_a_run_in_progress(jaeger: tuple[Jaeger, B
 
 
 def tags_of(span: dict[str, Any]) -> dict[str, Any]:
-    """Return the tags of a span in Jaeger's own form, with its start and duration in microseconds."""
+    """Return the tags of a span in Jaeger's own form, with its start and duration in microseconds and its parent."""
     tags = {tag["key"]: tag["value"] for tag in span["tags"]}
-    return tags | {"start": span["startTime"], "duration": span["duration"]}
+    parents = [reference["spanID"] for reference in span["references"]]
+    return tags | {"start": span["startTime"], "duration": span["duration"], "parent": "".join(parents)}
 
 
 def test_tempo_finds_a_run_in_progress_by_its_status(tempo_backend: tuple[Tempo, TempoByOtlp]) -> None:

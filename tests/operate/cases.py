@@ -60,13 +60,18 @@ def _tokens(each: str) -> dict[str, str]:
 
 
 def _waiting(older: str) -> dict[str, str]:
-    """Snapshots of a suspended run, one a minute, of which so many are over four hours old."""
+    """Revisions of a suspended run, one each interval, of which so many are younger than four hours."""
     labels = f'{WF}, runspan_run_status="suspended"'
     return {
         f'runspan_unfinished_age_seconds_bucket{{{labels}, le="14400.0"}}': older,
         f'runspan_unfinished_age_seconds_bucket{{{labels}, le="+Inf"}}': "0+1x200",
         f"runspan_unfinished_age_seconds_count{{{labels}}}": "0+1x200",
     }
+
+
+def _waited(minutes: int) -> dict[str, str]:
+    """The first revision of a suspended run, over four hours old, after so many minutes."""
+    return {name: f"_x{minutes} {int('14400' not in name)}x400" for name in _waiting("")}
 
 
 CASES: dict[str, list[Case]] = {
@@ -179,14 +184,10 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "RunspanApprovalWaiting": [
-        _case("snapshots over four hours after the start", "20m", _waiting("0+1x20 20x200"), WF),
-        _case(
-            "its first snapshot is so old",
-            "18m",
-            {name: f"_x70 {'1' if 'le=' not in name or 'Inf' in name else '0'}x60" for name in _waiting("")},
-            WF,
-        ),
-        _case("younger ones", "20m", _waiting("0+1x200")),
+        _case("revisions over four hours after the start", "150m", _waiting("0+1x20 20x200"), WF, interval="1m"),
+        _case("an hour after the last revision of one that is so old", "190m", _waited(130), WF, interval="1m"),
+        _case("three hours after it", "310m", _waited(130), interval="1m"),
+        _case("younger ones", "150m", _waiting("0+1x200"), interval="1m"),
     ],
     "RunspanTokenBudget": [
         _case("input and output together", "2h", _tokens("0+250000x200"), 'job="team/runspan"', interval="1m"),

@@ -1,6 +1,6 @@
 """The pipeline at work: engine documents through a real Collector into a real runspan, watched by a real Prometheus.
 
-Everything that a dashboard shows happens here: runs of every status, agents, retries, snapshots, and what goes wrong on
+Everything that a dashboard shows happens here: runs of every status, agents, retries, revisions, and what goes wrong on
 the way: a backend that is down, a full queue, a backend that refuses for good.
 """
 

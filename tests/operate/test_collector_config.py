@@ -19,10 +19,12 @@ import yaml
 from alerts.__main__ import OUTPUT
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from operate.kit import REPLAY, document, send, step, wait_until
+from operate.kit import REPLAY, document, moment, send, step, wait_until
 from operate.promql import names
 from runspan import Run, encode
+from runspan.codec.fields import ROLE
 from runspan.model.ids import run_ids
+from runspan.model.span import Span
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import INSTRUMENTS, InstrumentKind, MetricsRegistry
@@ -195,12 +197,58 @@ def test_a_replay_is_stored_and_not_counted(
         wait_until(lambda url=url: httpx.get(url, trust_env=False).is_success, SECONDS, url)  # type: ignore[misc]
 
 
-def test_snapshots_count_as_unfinished_only(collector: Collector, place: Path) -> None:
-    """A run that goes on has an age and is no run that ended. Its finished steps have ended."""
-    send(place, [document("run_waits", "wf_waits", "suspended", [step("ask")])], collector.otlp)
+def test_revisions_count_as_unfinished_only(collector: Collector, place: Path) -> None:
+    """A run that goes on has an age and is no run that ended. Its finished steps have ended. Neither its live span nor
+    the points of its open steps count."""
+    opened = {"id": "ask", "type": "approval", "status": "running", "startedAt": moment(60)}
+    run = document("run_waits", "wf_waits", "suspended", [step("look"), opened], ago=60)
+    assert {span.attributes()[ROLE] for span in spans_of(run)} == {"step", "live", "open_step", "revision"}
+    send(place, [run], collector.otlp)
     counted(collector, "wf_waits", unfinished=1, steps=1, spans=1)
     labels = {"runspan_workflow_id": "wf_waits", "runspan_run_status": "suspended"}
-    assert 10 <= collector.counted("runspan_unfinished_age_seconds_sum", **labels) < 60
+    assert 70 <= collector.counted("runspan_unfinished_age_seconds_sum", **labels) < 130
+
+
+def test_the_age_of_a_run_is_counted_however_old_it_is(collector: Collector, place: Path) -> None:
+    """A revision lies at the start of its run, and is as new as its time of observation. One that was observed long ago
+    is not counted."""
+    run = document("run_days", "wf_days", "running", [step("look")], ago=200_000)
+    past = write_json(spans_of(run, observed_at=time.time_ns() - 2 * HOUR), Resource("runspan", {}))
+    headers = {"content-type": "application/json"}
+    assert httpx.post(f"{collector.otlp}/v1/traces", content=past, headers=headers, trust_env=False).is_success
+    send(place, [run], collector.otlp)
+    counted(collector, "wf_days", unfinished=1, steps=2, spans=2)
+    assert 200_000 <= collector.counted("runspan_unfinished_age_seconds_sum", runspan_workflow_id="wf_days") < 200_100
+    bounds = {"runspan_workflow_id": "wf_days", "le": "86400"}
+    assert collector.counted("runspan_unfinished_age_seconds_bucket", **bounds) == 0
+
+
+def test_a_failed_attempt_is_no_failed_step(collector: Collector, place: Path) -> None:
+    """Its span has the status Error, and the step, which succeeded after it, has not."""
+    attempts = [
+        {"attempt": number, "status": status, "startedAt": moment(2 - number / 4), "completedAt": moment(1.5)}
+        for number, status in enumerate(("failed", "completed"), 1)
+    ]
+    run = document("run_tries", "wf_tries", steps=[step("call", attempt=2, attempts=attempts)])
+    assert [span.status for span in spans_of(run) if span.attributes()[ROLE] == "attempt"] == [2, 0]
+    send(place, [run], collector.otlp)
+    counted(collector, "wf_tries", runs=1, steps=1, retries=1, spans=2)
+    failed = {"runspan_workflow_id": "wf_tries", "status_code": "STATUS_CODE_ERROR"}
+    assert collector.counted("traces_span_metrics_calls_total", **failed) == 0
+
+
+def test_a_skipped_step_took_no_time(collector: Collector, place: Path) -> None:
+    """It counts as a step that was skipped, and is not among the durations."""
+    skipped = {"id": "mail", "name": "Mail", "type": "email", "status": "skipped"}
+    send(place, [document("run_skips", "wf_skips", steps=[step("look"), skipped])], collector.otlp)
+    counted(collector, "wf_skips", runs=1, steps=2, spans=2)
+    labels = {"runspan_workflow_id": "wf_skips", "runspan_step_status": "skipped"}
+    assert collector.counted("runspan_steps_total", **labels) == 1
+    assert collector.counted("traces_span_metrics_duration_seconds_count", **labels) == 0
+
+
+def spans_of(run: dict[str, Any], **options: Any) -> list[Span]:
+    return encode(Run.from_json(json.dumps(run).encode()), **options)
 
 
 def test_a_run_that_is_told_again_and_again_costs_once(collector: Collector, place: Path) -> None:
@@ -216,7 +264,7 @@ def test_a_run_that_is_told_again_and_again_costs_once(collector: Collector, pla
 
 @pytest.mark.parametrize("how", ["watch", "sync"])
 def test_a_run_that_is_followed_counts_each_step_once(collector: Collector, tmp_path: Path, how: str) -> None:
-    """Five snapshots and the end, by ``export --watch`` and by ``sync``: steps, retries, tokens and cost, each once."""
+    """Five revisions and the end, by ``export --watch`` and by ``sync``: steps, retries, tokens and cost, each once."""
     workflow = f"wf_{how}"
     steps = [agent(attempt=2) if number % 2 else step(f"step_{number}") for number in range(6)]
     begun = document(f"run_{how}", workflow, "running", steps[:1], ago=5)
@@ -224,7 +272,7 @@ def test_a_run_that_is_followed_counts_each_step_once(collector: Collector, tmp_
         for count in range(1, 6):
             write({**begun, "steps": [*steps[:count], {"id": "next", "type": "action", "status": "running"}]})
             wait_until(
-                lambda count=count: counts(collector, workflow).get("unfinished") == count, SECONDS, "a snapshot"
+                lambda count=count: counts(collector, workflow).get("unfinished") == count, SECONDS, "a revision"
             )  # type: ignore[misc]
         write({**document(f"run_{how}", workflow, steps=steps), "startedAt": begun["startedAt"]})
         wait_until(lambda: counts(collector, workflow).get("runs") == 1, SECONDS, "the end was counted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from alerts.source import read
 
 from operate.boards import BOARDS, ROOT, filled_in, targets
+from operate.fresh import write
 from operate.kit import wait_until
 from operate.promql import names, selectors
 from operate.scene import Scene, export, scene
@@ -31,6 +34,7 @@ RULES = {
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
 PASTED = re.findall(r"```promql\n(.*?)```", RUNBOOKS, re.DOTALL)
 PASTED_SEARCHES = re.findall(r"```traceql\n(.*?)```", RUNBOOKS, re.DOTALL)
+LINKED_SEARCHES = read().links["traces_url"]
 LATE = Run.from_json(b'{"id":"run_late"}')
 """Of the run that comes while the Collector refuses, the id decides the trace."""
 NEVER_HERE = {
@@ -106,7 +110,7 @@ def test_every_metric_of_the_dashboards_and_runbooks_was_scraped(live: Scene) ->
 
 
 def test_the_counts_are_those_of_the_documents(live: Scene) -> None:
-    """The overview counts each run that ended once, and each failed one as failed: the snapshots, the attempts and the
+    """The overview counts each run that ended once, and each failed one as failed: the revisions, the attempts and the
     large runs of long ago beside them are no runs."""
     statuses = [run.envelope.status for run in live.runs]
     ended = sum(status in TERMINAL_RUN_STATUSES for status in statuses)
@@ -162,7 +166,10 @@ def test_a_newer_prometheus_gets_the_same_names(live: Scene, port: str) -> None:
 
 @pytest.fixture(scope="module")
 def searched(live: Scene, tempo: Tempo) -> Tempo:
-    """A Tempo that has the same runs."""
+    """A Tempo that has the same runs, and of the one to drill into a revision from before its end."""
+    begun = json.loads(live.run.text) | {"status": "running"}
+    del begun["completedAt"]
+    export(write(live.documents.with_name("begun.ndjson"), [json.dumps(begun).encode()]), tempo.otlp)
     export(live.documents, tempo.otlp)
     return tempo
 
@@ -218,6 +225,23 @@ def test_searches_of_the_runbooks_find_spans(searched: Tempo, query: str) -> Non
     query = query.strip().replace("wf_overdue_invoices", "wf_whole").replace("fetch-invoices", "pay")
     target = {"query": query, "limit": 20, "spss": 3}
     wait_until(lambda: bool(search(searched, target, {})), PATIENCE, query)
+
+
+@pytest.mark.parametrize("name", LINKED_SEARCHES)
+def test_searches_that_alerts_link_to_find_spans(searched: Tempo, name: str) -> None:
+    """With labels that are there, and thresholds of nothing."""
+    labels = {"runspan_workflow_id": "wf_whole", "runspan_step_id": "pay"}
+    query = re.sub(r"\{(\w+)\}", lambda found: labels[found[1]], re.sub(r"<\w+>", "0", LINKED_SEARCHES[name]))
+    target = {"query": query.replace("> 0.5", "> 0.01"), "limit": 20, "spss": 20}
+    found: list[dict[str, Any]] = []
+
+    def finds() -> bool:
+        found[:] = search(searched, target, {})
+        return bool(found)
+
+    wait_until(finds, PATIENCE, query)
+    spans = [span for trace in found for each in trace["spanSets"] for span in each["spans"]]
+    assert not [span["name"] for span in spans if span.get("name", "").startswith("attempt of ")]
 
 
 def test_selectors_of_an_expression() -> None:

@@ -225,4 +225,4 @@ def test_the_drill_down_shows_trace_graph_steps_and_document() -> None:
     assert ("traces", "jaeger") in kinds
     queries = [panel["targets"][0]["query"] for panel in panels(BOARDS["run.json"])]
     assert queries.count("${trace_id}") == 3
-    assert any('span.runspan.role = "step"' in query for query in queries)
+    assert any('instrumentation:name = "runspan.step"' in query for query in queries)

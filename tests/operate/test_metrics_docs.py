@@ -16,7 +16,7 @@ from operate.fresh import unfinished, whole
 from operate.promql import names
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.codec.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, FieldKind
+from runspan.codec.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, TEXT_KEY, TEXT_PIECE, FieldKind
 from runspan.model.span import Span
 from runspan.telemetry import INSTRUMENTS
 from runspan.testing import generate
@@ -39,6 +39,8 @@ def table(heading: str) -> dict[str, list[str]]:
     return {cells[0].strip("`"): cells[1:] for cells in rows}
 
 
+SPANS = table("## Span attributes")
+ROLES = set(SPANS)
 ATTRIBUTES = (
     table("### To find spans by")
     | table("### Tokens and cost")
@@ -63,13 +65,16 @@ def documents() -> Iterator[bytes]:
 
 @pytest.fixture(scope="module")
 def spans() -> list[Span]:
-    """Of documents of every kind."""
-    return [span for text in documents() for span in encode(Run.from_json(text), tenant="acme")]
+    """Of documents of every kind, finished and not, and of a correction."""
+    now = time.time_ns()
+    runs = [Run.from_json(text) for text in documents()]
+    corrected = encode(Run.from_json(whole(now)), tenant="acme", observed_at=now, after_root=True)
+    return [*corrected, *(span for run in runs for span in encode(run, tenant="acme", observed_at=now))]
 
 
 def plain(key: str) -> str:
-    """An attribute's name without what tells pieces and odd forms apart."""
-    return re.sub(r"(\.json)?(\.parts|\.\d+)?$", "", key)
+    """An attribute's name without the suffixes of long texts and of unusual forms."""
+    return re.sub(r"(\.json)?(\.bytes|\.preview)?$", "", key)
 
 
 def test_every_attribute_is_documented_with_its_spans_and_type(spans: list[Span]) -> None:
@@ -85,11 +90,23 @@ def test_every_attribute_is_documented_with_its_spans_and_type(spans: list[Span]
     assert sorted(seen) == sorted(ATTRIBUTES)
     for name, roles in seen.items():
         kind, where, about = ATTRIBUTES[name]
-        told = {"run", "snapshot", "step", "attempt"} if where == "all" else set(where.split(", "))
-        assert roles <= told, name
-        assert roles == told or roles | {"snapshot"} == told, name
+        documented = ROLES if where == "all" else set(where.split(", "))
+        assert roles <= documented, name
+        assert roles == documented or roles | {"revision"} == documented, name
         assert kinds.get(name, {"string"}) == {kind}, name
         assert len(about) > 3
+
+
+def test_every_role_is_documented_with_its_scope(spans: list[Span]) -> None:
+    """The table of roles has each with the scope that backends search by, and the form of its name."""
+    seen: dict[str, set[str]] = {}
+    for span in spans:
+        role = str(span.attributes()[ROLE])
+        seen.setdefault(role, set()).add(span.scope)
+        forms = re.findall(r"`([^`]+)`", SPANS[role][1])
+        patterns = [re.escape(form).replace("WORKFLOW", ".+").replace("STEP", ".+") for form in forms]
+        assert any(re.fullmatch(pattern, span.name, re.DOTALL) for pattern in patterns), span.name
+    assert seen == {role: {cells[0].strip("`")} for role, cells in SPANS.items()}
 
 
 def test_every_row_of_the_codecs_table_is_documented() -> None:
@@ -103,8 +120,9 @@ def test_links_and_events_are_documented(spans: list[Span]) -> None:
     """Their attributes stand in the text."""
     keys = {key for span in spans for link in span.links for key, _ in link.attributes}
     keys |= {key for span in spans for event in span.events for key, _ in event.attributes}
-    keys |= {event.name for span in spans for event in span.events}
-    assert len(keys) >= 4
+    keys |= {event.name for span in spans for event in span.events if TEXT_KEY not in dict(event.attributes)}
+    keys = {re.sub(rf"(?<={re.escape(TEXT_PIECE)})\d+", "0", key) for key in keys}
+    assert len(keys) >= 7
     assert all(f"`{key}`" in PAGE for key in keys)
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from google.rpc.status_pb2 import Status
 
-from runspan import Run
+from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import (
@@ -30,6 +30,7 @@ from runspan.model.ids import run_ids
 from runspan.model.span import Span
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.json import read_json
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.web import JSON, PROTOBUF, document, error_of, otlp, raw, serving, spans_of
@@ -387,6 +388,7 @@ def test_a_run_has_a_trace_id_and_a_link(store: SqliteStore) -> None:
         trace_id = run_ids("a").trace_id.hex()
         assert client.get("/api/v1/runs/a/trace").json()["data"] == {
             "traceId": trace_id,
+            "spanId": None,
             "url": f"https://jaeger.example/trace/{trace_id}",
             "links": {"trace": f"https://jaeger.example/trace/{trace_id}"},
         }
@@ -412,13 +414,38 @@ def test_a_browser_is_redirected_to_the_first_link_and_a_program_gets_all(store:
         error_of(client.get("/api/v1/runs/b/trace", headers=page), 404, "NOT_FOUND")
     with serving(create_app(store, store)) as client:
         response = client.get("/api/v1/runs/a/trace", headers=page)
-        assert response.json()["data"] == {"traceId": trace_id, "url": None, "links": {}}
+        assert response.json()["data"] == {"traceId": trace_id, "spanId": None, "url": None, "links": {}}
 
 
 def test_an_incomplete_run_has_a_trace_to_look_at() -> None:
     """The trace shows what is missing."""
     with serving(create_app(Fake(TraceIncomplete("x")), config=WebConfig(jaeger_url="http://j:1"))) as client:
-        assert client.get("/api/v1/runs/a/trace").json()["data"]["url"].startswith("http://j:1/trace/")
+        for path in ("/api/v1/runs/a/trace", "/api/v1/runs/a/trace?step=0"):
+            data = client.get(path).json()["data"]
+            assert data["url"] == f"http://j:1/trace/{run_ids('a').trace_id.hex()}"
+            assert data["spanId"] is None
+
+
+def test_a_link_to_a_step_has_the_id_of_its_span(store: SqliteStore) -> None:
+    """The id is that of the stored span, also where a recorder assigned it. An open step has none."""
+    steps = [{"id": "a", "status": "completed"}, {"id": "b", "status": "running"}, {"id": "a", "status": "failed"}]
+    run = Run.from_dict(document("live", status="running", steps=steps))
+    spans = encode(run, step_ids=[b"\x01" * 8, b"\x02" * 8])
+    with serving(create_app(store, store, config=WebConfig(jaeger_url="http://j:1"))) as client:
+        assert client.post(
+            "/v1/traces", content=request_bytes(Resource(), map(scoped_bytes, spans)), headers=PROTOBUF
+        ).is_success
+        for step, span_id in enumerate(["01" * 8, None, "02" * 8]):
+            data = client.get("/api/v1/runs/live/trace", params={"step": step}).json()["data"]
+            assert data["spanId"] == span_id
+            base = f"http://j:1/trace/{run_ids('live').trace_id.hex()}"
+            assert data["url"] == (f"{base}?uiFind={span_id}" if span_id else base)
+        page = {"Accept": "text/html,*/*;q=0.8"}
+        assert client.get("/api/v1/runs/live/trace?step=2", headers=page).headers["location"].endswith("02" * 8)
+        for wrong in ("3", "-1", "x", "1_0", "1&step=2", ""):
+            error = error_of(client.get(f"/api/v1/runs/live/trace?step={wrong}"), 400, "VALIDATION_ERROR")
+            assert error["details"][0]["field"] == "step"
+        error_of(client.get("/api/v1/runs/other/trace?step=0"), 404, "NOT_FOUND")
 
 
 # Everything else

@@ -12,6 +12,7 @@ from runspan.errors import ConfigError
 from runspan.web.links import TraceLinks
 
 TRACE = bytes.fromhex("00112233445566778899aabbccddeeff")
+SPAN = bytes.fromhex("0123456789abcdef")
 
 
 def test_jaeger_takes_the_trace_id_in_the_path() -> None:
@@ -41,6 +42,18 @@ def test_the_template_comes_first() -> None:
     assert list(found) == ["trace", "jaeger", "grafana"]
     assert found["trace"] == f"https://x.example/{TRACE.hex()}?a={TRACE.hex()}"
     assert TraceLinks().for_trace(TRACE) == {}
+
+
+def test_links_to_a_span_open_it_in_the_trace() -> None:
+    """Jaeger finds it by its id, Grafana has it in the state of the pane, a template has a place for it."""
+    tools = TraceLinks("http://j", "http://g", template="https://x.example/{trace_id}/{span_id}")
+    found = tools.for_trace(TRACE, SPAN)
+    assert found["jaeger"] == f"http://j/trace/{TRACE.hex()}?uiFind={SPAN.hex()}"
+    assert found["trace"] == f"https://x.example/{TRACE.hex()}/{SPAN.hex()}"
+    (pane,) = json.loads(parse_qs(urlsplit(found["grafana"]).query)["panes"][0]).values()
+    assert pane["panelsState"] == {"trace": {"spanId": SPAN.hex()}}
+    assert [query["query"] for query in pane["queries"]] == [TRACE.hex()]
+    assert tools.for_trace(TRACE)["trace"] == f"https://x.example/{TRACE.hex()}/"
 
 
 @pytest.mark.parametrize(

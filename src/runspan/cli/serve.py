@@ -89,7 +89,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
 )
 @_link_option(
     "--trace-url",
-    help="Template of links to traces in another tool, which contains {trace_id}, such as "
+    help="Template of links to traces in another tool, which contains {trace_id} and may contain {span_id}, such as "
     "http://host/trace/{trace_id}.",
 )
 @_link_option(

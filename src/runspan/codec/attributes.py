@@ -24,6 +24,7 @@ from runspan.codec.fields import (
     SIZE,
     STEP_EXTRA,
     STEP_TABLE,
+    SUMMARY_TABLE,
     TEXT_KEY,
     TEXT_NUMBER,
     TEXT_PIECE,
@@ -308,7 +309,7 @@ def _canonical_forms(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
     return forms
 
 
-_CANONICAL_FORMS = {table: _canonical_forms(table) for table in (RUN_TABLE, STEP_TABLE)}
+_CANONICAL_FORMS = {table: _canonical_forms(table) for table in (RUN_TABLE, STEP_TABLE, SUMMARY_TABLE)}
 
 
 def decode_members(

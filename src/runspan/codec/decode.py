@@ -41,6 +41,7 @@ from runspan.codec.fields import (
     RUN_TABLE,
     STEP_COUNT,
     SUMMARY_DIGEST,
+    SUMMARY_TABLE,
     TENANT,
 )
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
@@ -84,14 +85,19 @@ class VerifiedRun:
     run: Run
     tenant: str
     revision: int
-    step_ids: list[bytes]
-    """The span ids of the finished steps, in the order of the document."""
+    manifest: list[bytes]
+    """The span ids of the steps in the order of the document, empty for an open step."""
     position: int
     """Where the run lies in time, in nanoseconds since 1970: the start of the revision span."""
     incomplete: tuple[str, ...] = ()
     """What is missing of newer revisions, one line each."""
     conflict: tuple[str, ...] = ()
     """The digests of other documents that were sent as the same revision, in hex."""
+
+    @property
+    def step_ids(self) -> list[bytes]:
+        """The span ids of the finished steps, in the order of the document."""
+        return [span_id for span_id in self.manifest if span_id]
 
 
 def decode(spans: Iterable[Span]) -> Run:
@@ -135,7 +141,7 @@ def verify_run(spans: Iterable[Span]) -> VerifiedRun:
     revisions.sort(key=itemgetter(0, 1, 2), reverse=True)
     for place, (revision, digest, _, span, attributes) in enumerate(revisions):
         try:
-            run, step_ids = _RevisionSpan(span, attributes, steps).verify()
+            run, manifest = _RevisionSpan(span, attributes, steps).verify()
         except AttributeDecodeError as error:
             missing[f"revision {revision}: {error}"] = None
             continue
@@ -143,7 +149,7 @@ def verify_run(spans: Iterable[Span]) -> VerifiedRun:
         others = {other[1]: other for other in revisions[place:] if other[0] == revision and other[1] != digest}
         conflict = tuple([found for found, other in others.items() if _is_verified(other, steps)])
         return VerifiedRun(
-            run, tenant if type(tenant) is str else "", revision, step_ids, span.start, _limited(missing), conflict
+            run, tenant if type(tenant) is str else "", revision, manifest, span.start, _limited(missing), conflict
         )
     raise TraceIncomplete(
         "no revision of the run can be verified",
@@ -201,7 +207,7 @@ def read_summary(span: Span) -> RunSummary | None:
             raise AttributeDecodeError(f"attribute {REVISION}, {RUN_ID} or {DIGEST} is missing")
         if run_ids(run_id, tenant).trace_id != span.trace_id:
             raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
-        values = decode_members(attributes, RUN_TABLE, span, has_end=role == ROLE_RUN)
+        values = decode_members(attributes, SUMMARY_TABLE, span, has_end=role == ROLE_RUN)
         envelope = Envelope(id=run_id, **values)
         for name in SUMMARY_MEMBERS:
             value = getattr(envelope, name)
@@ -258,7 +264,7 @@ class _RevisionSpan:
         self.steps = steps
 
     def verify(self) -> tuple[Run, list[bytes]]:
-        """Return the verified run and the ids of its step spans. Raises AttributeDecodeError."""
+        """Return the verified run and its manifest. Raises AttributeDecodeError."""
         run_id = self.attributes.get(RUN_ID)
         tenant = self.attributes.get(TENANT, "")
         if type(run_id) is not str or type(tenant) is not str:
@@ -277,7 +283,7 @@ class _RevisionSpan:
         else:
             raise AttributeDecodeError("the rebuilt document does not have the recorded digest: spans were changed")
         try:
-            return Run(*parse_document(text)), [span_id for span_id in manifest or () if span_id]
+            return Run(*parse_document(text)), manifest or []
         except DocumentError as error:
             raise AttributeDecodeError(f"the document is not one that encode writes: {error}") from None
 

@@ -151,6 +151,8 @@ class Table:
 
 RUN_TABLE: Final = Table(RUN_FIELDS)
 STEP_TABLE: Final = Table(STEP_FIELDS)
+SUMMARY_TABLE: Final = Table(tuple(field for field in RUN_FIELDS if field.member not in ("input", "output")))
+"""The members of a list item: a list needs no payloads, which may be long or lost."""
 
 KEYS: Final = frozenset(
     {ROLE, RUN_ID, TENANT, REVISION, DIGEST, SUMMARY_DIGEST, STEP_COUNT, MANIFEST, OPEN_STEPS, RUN_EXTRA, STEP_EXTRA}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
 from flask import Blueprint, Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from werkzeug.routing import BaseConverter
 
+from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
 from runspan.contracts import Cursor, Document, Page, TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
@@ -38,6 +39,7 @@ from runspan.web.schemas import (
     StoredRunResponse,
     TraceLink,
     TraceLinkResponse,
+    TraceQuery,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
 SECURITY: Final[list[dict[str, list[str]]]] = [{"apiKey": []}, {"bearer": []}]
+
+_Query = TypeVar("_Query", bound=BaseModel)
 
 _READ_ONLY_HINT: Final = "send runs to the OTLP receiver of the backend, or of a Collector before it: runspan export"
 
@@ -119,10 +123,13 @@ def get_run(run_id: str) -> Response:
     tags=[RUNS],
     responses={200: TraceLinkResponse, 302: {"description": "To a browser: redirect to the first of the links"}},
     operation_id="getRunTrace",
-    openapi_extensions=path_parameter("run_id", "The run's id, percent-encoded."),
+    openapi_extensions={
+        "parameters": path_parameter("run_id", "The run's id, percent-encoded.")["parameters"]
+        + parse_query(TraceQuery)[0]
+    },
 )
 def get_run_trace(run_id: str) -> Response:
-    """Return the run's trace id and links to the trace; redirect browsers to the first link.
+    """Return the run's trace id and links to the trace, or to a step in it; redirect browsers to the first link.
 
     To request the document of a run whose id ends in ``/trace``, percent-encode that slash.
     """
@@ -131,14 +138,23 @@ def get_run_trace(run_id: str) -> Response:
     require_utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
         return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
-    with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
-        context.reader.document(run_id, principal.tenant)
+    try:
+        query = _parameters(TraceQuery)
+    except ValidationError as error:
+        return invalid_query(error)
     trace_id = run_ids(run_id, principal.tenant).trace_id
-    links = context.trace_links.for_trace(trace_id)
+    span_id = b""
+    with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
+        if query.step is None:
+            context.reader.document(run_id, principal.tenant)
+        else:
+            span_id = _step_span_id(context.reader.spans(trace_id, _span_tenant(principal)), query.step)
+    links = context.trace_links.for_trace(trace_id, span_id)
     url = next(iter(links.values()), None)
     if url is not None and request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html":
         return Response(status=302, headers={"Location": url, "Vary": "Accept"}, content_type="text/plain")
-    body = TraceLinkResponse(data=TraceLink(traceId=trace_id.hex(), url=url, links=links))
+    link = TraceLink(traceId=trace_id.hex(), spanId=span_id.hex() or None, url=url, links=links)
+    body = TraceLinkResponse(data=link)
     return Response(body.model_dump_json(), headers={"Vary": "Accept"}, content_type=JSON)
 
 
@@ -153,11 +169,8 @@ def list_runs() -> Response:
     """Return summaries of runs, newest first."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    for name, values in request.args.lists():
-        if len(values) > 1 and name in RunsQuery.model_fields:
-            raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
     try:
-        query = RunsQuery.model_validate(request.args.to_dict())
+        query = _parameters(RunsQuery)
     except ValidationError as error:
         return invalid_query(error)
     cursor = None if query.cursor is None else Cursor.parse(query.cursor)
@@ -178,7 +191,7 @@ def get_trace(trace_id: str) -> Response:
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
         raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
-    spans = context.reader.spans(bytes.fromhex(trace_id), principal.tenant if principal.authenticated else None)
+    spans = context.reader.spans(bytes.fromhex(trace_id), _span_tenant(principal))
     if not _may_read(principal, spans):
         raise NotFound("no such trace", where=f"trace {trace_id}")
     return Response(write_json(spans), content_type=JSON)
@@ -256,6 +269,30 @@ def _is_encoded_suffix(uri: str, run_id: str) -> bool:
     """Whether the slash before the final ``trace`` was percent-encoded, so that both are part of the run id."""
     encoded, slash, last = uri.partition("?")[0].rpartition("/")
     return not (slash and last == "trace" and unquote_to_bytes(encoded).endswith(run_id.encode()))
+
+
+def _parameters(schema: type[_Query]) -> _Query:
+    """Return the query parameters of the request. Raises ValidationError, and QueryError if one is repeated."""
+    for name, values in request.args.lists():
+        if len(values) > 1 and name in schema.model_fields:
+            raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
+    return schema.model_validate(request.args.to_dict())
+
+
+def _span_tenant(principal: Principal) -> str | None:
+    """Return whose spans a principal may read, see ``TraceReader.spans``."""
+    return principal.tenant if principal.authenticated else None
+
+
+def _step_span_id(spans: list[Span], step: int) -> bytes:
+    """Return the span id of the step at a position of the document; empty if the step has not ended.
+
+    Raises TraceIncomplete, and QueryError if the document has no such step.
+    """
+    manifest = verify_run(spans).manifest
+    if step >= len(manifest):
+        raise QueryError(where="step", expected=f"the position of one of {len(manifest)} steps, from 0", got=str(step))
+    return manifest[step]
 
 
 def _may_read(principal: Principal, spans: list[Span]) -> bool:

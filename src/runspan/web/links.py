@@ -9,8 +9,9 @@ from urllib.parse import quote, urlsplit
 
 from runspan.errors import ConfigError
 
-PLACEHOLDER: Final = "{trace_id}"
-"""Replaced by the trace id in ``TraceLinks.template``."""
+TRACE_PLACEHOLDER: Final = "{trace_id}"
+SPAN_PLACEHOLDER: Final = "{span_id}"
+"""Replaced by the ids in ``TraceLinks.template``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +69,45 @@ class TraceLinks:
     datasource: str = "tempo"
     """The uid of the Tempo data source in Grafana."""
     template: str = ""
-    """URL of any other tool, containing ``{trace_id}``; empty for no link."""
+    """URL of any other tool, containing ``{trace_id}``; empty for no link.
+
+    ``{span_id}`` is replaced as well, by nothing in links to a trace.
+    """
 
     def __post_init__(self) -> None:
         _check_url("jaeger url", self.jaeger, "http://jaeger:16686")
         _check_url("grafana url", self.grafana, "http://grafana:3000")
-        _check_url("trace url", self.template, f"http://host/trace/{PLACEHOLDER}")
-        if self.template and PLACEHOLDER not in self.template:
-            raise ConfigError(where="trace url", expected=f"a URL with {PLACEHOLDER} in it", got=repr(self.template))
+        _check_url("trace url", self.template, f"http://host/trace/{TRACE_PLACEHOLDER}")
+        if self.template and TRACE_PLACEHOLDER not in self.template:
+            expected = f"a URL with {TRACE_PLACEHOLDER} in it"
+            raise ConfigError(where="trace url", expected=expected, got=repr(self.template))
         if self.grafana and not self.datasource:
             raise ConfigError(where="grafana datasource", expected="the uid of a Tempo data source", got="none")
 
-    def for_trace(self, trace_id: bytes) -> dict[str, str]:
-        """Return the links to a trace by tool (``trace``, ``jaeger``, ``grafana``), the preferred one first."""
-        hex_id = trace_id.hex()
+    def for_trace(self, trace_id: bytes, span_id: bytes = b"") -> dict[str, str]:
+        """Return the links to a trace by tool (``trace``, ``jaeger``, ``grafana``), the preferred one first.
+
+        ``span_id``: the span that the tool opens in the trace; empty for none.
+        """
+        trace, span = trace_id.hex(), span_id.hex()
         links = {}
         if self.template:
-            links["trace"] = self.template.replace(PLACEHOLDER, hex_id)
+            links["trace"] = self.template.replace(TRACE_PLACEHOLDER, trace).replace(SPAN_PLACEHOLDER, span)
         if self.jaeger:
-            links["jaeger"] = f"{self.jaeger.rstrip('/')}/trace/{hex_id}"
+            links["jaeger"] = f"{self.jaeger.rstrip('/')}/trace/{trace}" + (f"?uiFind={span}" if span else "")
         if self.grafana:
-            panes = quote(json.dumps(self._explore_panes(hex_id), separators=(",", ":")), safe="")
+            panes = quote(json.dumps(self._explore_panes(trace, span), separators=(",", ":")), safe="")
             links["grafana"] = f"{self.grafana.rstrip('/')}/explore?schemaVersion=1&panes={panes}"
         return links
 
-    def _explore_panes(self, hex_id: str) -> dict[str, object]:
+    def _explore_panes(self, trace: str, span: str) -> dict[str, object]:
         """Return the state of Grafana Explore: one query for the trace id, which ignores the time range."""
         source = {"type": "tempo", "uid": self.datasource}
-        query = {"refId": "A", "datasource": source, "queryType": "traceql", "query": hex_id}
-        pane = {"datasource": self.datasource, "queries": [query], "range": {"from": "now-1h", "to": "now"}}
+        query = {"refId": "A", "datasource": source, "queryType": "traceql", "query": trace}
+        time_range = {"from": "now-1h", "to": "now"}
+        pane: dict[str, object] = {"datasource": self.datasource, "queries": [query], "range": time_range}
+        if span:
+            pane["panelsState"] = {"trace": {"spanId": span}}
         return {"trace": pane}
 
 

@@ -21,7 +21,7 @@ _STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
 def _digits(value: object) -> object:
     """Accept digits only: ``int`` would also accept ``1_0``, `` 5`` and ``5.0``."""
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,9}", value):
-        raise ValueError(f"should be an integer from 1 to {MAX_LIMIT}")
+        raise ValueError("should be an integer of at most 9 digits")
     return value
 
 
@@ -142,10 +142,22 @@ class StoredRunResponse(BaseModel):
     data: StoredRun
 
 
+class TraceQuery(BaseModel):
+    """What the links to a trace open. Unknown parameters are ignored."""
+
+    step: Annotated[int, BeforeValidator(_digits)] | None = Field(
+        None, ge=0, lt=10**9, description="The position of a step in the document, from 0: the links open its span."
+    )
+
+
 class TraceLink(BaseModel):
     """A trace id, and links to the trace in other tools."""
 
     traceId: str
+    spanId: str | None = Field(
+        description="The span of the step, which the links open. Null without `step`, for a step that has not ended, "
+        "and if spans of the run are missing."
+    )
     url: str | None = Field(description="The first of the links; null if there is none.")
     links: dict[str, str] = Field(
         description="Links by tool: `jaeger`, `grafana`, or `trace` for any other. Empty if none is configured."

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from itertools import count, groupby, islice, product
 from pathlib import Path
 from uuid import uuid4
@@ -15,15 +17,17 @@ import httpx
 import msgspec
 import pytest
 
-from conformance.harness import MS, SECOND, T0, all_pages, foreign_otlp, make_run, running
+from conformance.harness import MS, SECOND, T0, all_pages, foreign_otlp, ids, make_run, running
 from runspan import Run, encode
 from runspan.backends.jaeger import JaegerReader
 from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.fields import DIGEST
 from runspan.contracts import RunQuery
-from runspan.errors import BackendRefused, BackendUnreachable, NotFound
+from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.model.document import sort_time
 from runspan.model.ids import run_ids
+from runspan.model.span import Span
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
 from support.corpus import cases
@@ -219,6 +223,211 @@ def test_a_revision_span_in_the_trace_of_another_run_is_no_run(
     body = request_bytes(Resource(), map(scoped_bytes, copies))
     httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
     assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
+
+
+def post_spans(server: Jaeger, spans: Sequence[Span]) -> None:
+    """Send spans as they are."""
+    body = request_bytes(Resource(), map(scoped_bytes, spans))
+    httpx.post(f"{server.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+
+
+def changed(span: Span, key: str, value: str | None) -> Span:
+    """Return the span with another value of an attribute, or without it."""
+    own = [(name, old if name != key else value or "") for name, old in span.pairs() if name != key or value]
+    return msgspec.structs.replace(span, shared=(), own=own)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["attributes", "legacy-api"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("runspan.run.status", "failed"),
+        ("runspan.workflow.id", "wf_forged"),
+        ("runspan.summary.digest", None),
+        ("runspan.revision", None),
+        ("runspan.digest", None),
+        ("runspan.run.duration_ms", "1"),
+    ],
+)
+def test_a_changed_run_span_is_in_no_list(
+    jaeger: Jaeger, tenant: str, key: str, value: str | None, legacy: bool
+) -> None:
+    """A list item has its own digest. What does not have it is not listed, and the page that it would be on says so
+    once; the other runs are listed."""
+    others = [make_run(f"r{number}", T0 + number * SECOND) for number in range(5)]
+    send(jaeger, [run for run in others if run.id != "r2"], tenant)
+    *steps, root = encode(others[2], tenant=tenant)
+    post_spans(jaeger, [*steps, changed(root, key, value)])
+    with proxy(jaeger, [], is_legacy=lambda: legacy) as url, reader_of(url) as reader:
+        page = reader.search(RunQuery(tenant))
+        assert list(page.items) == [run.summary() for run in reversed(others) if run.id != "r2"]
+        (note,) = page.partial
+        assert root.trace_id.hex() in note
+        notes = []
+        query = RunQuery(tenant, limit=1)
+        while True:
+            page = reader.search(query)
+            notes += page.partial
+            if page.cursor is None:
+                break
+            query = RunQuery(tenant, limit=1, cursor=page.cursor)
+        assert notes == [note]
+        assert reader.search(RunQuery(tenant + "-other")).partial == ()
+        assert reader.search(RunQuery(tenant, since=T0 + 3 * SECOND)).partial == ()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["attributes", "legacy-api"])
+def test_two_different_ends_are_listed_as_they_are_read(jaeger: Jaeger, tenant: str, legacy: bool) -> None:
+    """Two root spans with different documents: GET and lists return the same one, whichever came first, and the list
+    says that there is another."""
+    ends = [make_run("r"), make_run("r", output={"other": "end"}, status="failed"), make_run("r", T0 + SECOND)]
+    random.Random(tenant).shuffle(ends)
+    send(jaeger, [make_run("before", T0 - SECOND)], tenant)
+    for run in ends:
+        send(jaeger, [run], tenant)
+    with proxy(jaeger, [], is_legacy=lambda: legacy) as url, reader_of(url) as reader:
+        text = reader.document("r", tenant).text
+        spans = reader.spans(run_ids("r", tenant).trace_id)
+        stored = len({span.attributes()[DIGEST] for span in spans if not span.parent_id})
+        (run,) = [run for run in ends if run.text == text]
+        page = reader.search(RunQuery(tenant))
+        assert list(page.items) == [run.summary(), make_run("before", T0 - SECOND).summary()]
+        assert len(page.partial) == stored - 1
+        assert all(note.startswith("run r was also sent with another end") for note in page.partial)
+        assert ids(reader.search(RunQuery(tenant, status=run.status, limit=1))) == ["r"]
+
+
+def test_a_run_that_lost_its_steps_is_listed(jaeger: Jaeger, reader: JaegerReader, tenant: str) -> None:
+    """The run span proves what a list shows of it. The document needs the steps, and without one there is none."""
+    run = make_run("r", error={"message": "é" * 3000}, output="x" * 300_000)
+    *steps, root = encode(run, tenant=tenant)
+    post_spans(jaeger, [steps[0], root])
+    page = reader.search(RunQuery(tenant))
+    assert (list(page.items), page.partial) == ([run.summary()], ())
+    with pytest.raises(TraceIncomplete):
+        reader.document("r", tenant)
+    post_spans(jaeger, steps)
+    assert reader.document("r", tenant).text == run.text
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["attributes", "legacy-api"])
+def test_a_text_in_events_is_part_of_the_list_item(jaeger: Jaeger, tenant: str, legacy: bool) -> None:
+    """Texts that are too long for an attribute are read from events by every API: those that a list shows, and a
+    payload of many events, in the order of their numbers."""
+    error = {"message": "é" * 200_000, "code": "E"}
+    run = make_run("r", workflowId="w" * 5000, error=error, status="failed", input="i" * 600_000)
+    step = run.to_dict()["steps"][0] | {"output": list(range(60_000)), "name": "n" * 3000}
+    run = Run.from_dict(run.to_dict() | {"steps": [step]})
+    send(jaeger, [run], tenant)
+    ui_reads(jaeger, "r", tenant)
+    with proxy(jaeger, [], is_legacy=lambda: legacy) as url, reader_of(url) as reader:
+        for query in (RunQuery(tenant), RunQuery(tenant, workflow_id="w" * 5000), RunQuery(tenant, status="failed")):
+            page = reader.search(query)
+            assert (list(page.items), page.partial) == ([run.summary()], ())
+        assert reader.document("r", tenant).text == run.text
+
+
+def test_runs_without_a_tenant_are_found_by_their_own_spans(jaeger: Jaeger, reader: JaegerReader) -> None:
+    """A long run is listed where it starts, and not again in each part of time in which it has steps."""
+    workflow = f"wf_{uuid4().hex}"
+    runs = [
+        make_run(f"{workflow}-{number}", T0 + number * 3600 * SECOND, workflowId=workflow, status=status)
+        for number, status in enumerate(["completed", "failed", "running"] * 4)
+    ]
+    send(jaeger, runs, "")
+    for limit in (1, 5, 50):
+        query = RunQuery("", workflow_id=workflow, limit=limit)
+        assert items_of_all_pages(reader, query) == [run.summary() for run in reversed(runs)]
+    found = reader.search(RunQuery("", since=T0, limit=200)).items
+    assert {run.summary() for run in runs} <= set(found)
+
+
+def test_runs_of_the_far_future_and_without_any_time(
+    jaeger: Jaeger, reader: JaegerReader, tenant: str, tmp_path: Path
+) -> None:
+    """Years that a span cannot have, leap seconds, no time at all: each is readable, and listed as the embedded store
+    lists it, also in the year 2200."""
+    times = [
+        ("2200-01-01T00:00:00.000Z", "2200-01-01T00:00:01.000Z"),
+        ("2262-04-11T23:47:16.854Z", None),
+        ("0001-01-01T00:00:00.000Z", None),
+        ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.999Z"),
+        ("0001-01-01T00:00:00Z", "2020-05-05T05:05:05.000Z"),
+        ("2016-12-31T23:59:60Z", "2016-12-31T23:59:60.500Z"),
+        (None, None),
+        ("soon", "later"),
+    ]
+    runs = [
+        make_run(f"r{number}-{status}", startedAt=start, completedAt=end, steps=steps, status=status)
+        for number, (start, end) in enumerate(times)
+        for status, steps in (("completed", []), ("running", ...), ("failed", [{"id": "a", "status": "completed"}]))
+    ]
+    send(jaeger, runs, tenant)
+    with SqliteStore(tmp_path) as store:
+        for run in runs:
+            store.put(run, tenant=tenant, observed_at=NOW)
+        for limit in (3, 50):
+            query = RunQuery(tenant, limit=limit)
+            assert items_of_all_pages(reader, query) == items_of_all_pages(store, query)
+    for run in runs:
+        assert reader.document(run.id, tenant).text == run.text
+    ui_reads(jaeger, runs[-1].id, tenant)
+    for run in runs:
+        assert reader.document(run.id, tenant).text == run.text
+
+
+def test_a_response_with_another_trace_is_refused(jaeger: Jaeger, tenant: str) -> None:
+    """A gateway that returns the response to another request gives an error, neither that run nor an unknown one."""
+    send(jaeger, [make_run("mine"), make_run("other")], tenant)
+    trace_ids = {run_id: run_ids(run_id, tenant).trace_id for run_id in ("mine", "other")}
+
+    def respond(path: str) -> tuple[int, str, bytes]:
+        path = path.replace(trace_ids["mine"].hex(), trace_ids["other"].hex())
+        response = httpx.get(f"{jaeger.url}{path}", trust_env=False)
+        return response.status_code, response.headers["content-type"], response.content
+
+    with serving(respond) as url, reader_of(url) as reader:
+        assert reader.document("other", tenant).text == make_run("other").text
+        for read in (lambda: reader.document("mine", tenant), lambda: reader.spans(trace_ids["mine"])):
+            with pytest.raises(BackendRefused, match=trace_ids["other"].hex()):
+                read()
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_store_that_refuses_the_future(jaeger: Jaeger, tenant: str, is_broken: bool) -> None:
+    """A store with an index for each day refuses a range of centuries. It is searched back from tomorrow, in parts, and
+    the list says how far; a store that fails for any range is an error."""
+    now = time.time_ns() // MS * MS
+    day = 86_400 * SECOND
+    runs = [make_run(f"r{number:02}", now - number * 60 * day, steps=[]) for number in range(9)]
+    send(jaeger, runs, tenant)
+    asked: list[int] = []
+
+    def respond(path: str) -> tuple[int, str, bytes]:
+        parameters = httpx.URL(path).params
+        if path.startswith("/api/v3/traces?"):
+            low, high = (
+                datetime.fromisoformat(parameters[f"query.start_time_{end}"][:19] + "+00:00") for end in ("min", "max")
+            )
+            if is_broken or (high - low).days > 100 or high.timestamp() > now // SECOND + 2 * 86_400:
+                return 500, "text/plain", b'{"error":{"httpCode":500,"message":"too_long_http_line_exception"}}'
+            asked.append((high - low).days)
+        response = httpx.get(f"{jaeger.url}{path}", trust_env=False)
+        return response.status_code, response.headers["content-type"], response.content
+
+    with serving(respond) as url, reader_of(url) as reader:
+        if is_broken:
+            with pytest.raises(BackendRefused, match="too_long"):
+                reader.search(RunQuery(tenant))
+            return
+        page = reader.search(RunQuery(tenant))
+        assert list(page.items) == [run.summary() for run in runs[:7]]
+        assert page.partial == ("runs that started more than 400 days ago were not searched",)
+        page = reader.search(RunQuery(tenant, limit=3))
+        assert list(page.items) == [run.summary() for run in runs[:3]]
+        assert page.partial == ()
+        assert reader.search(RunQuery(tenant, since=now - 90 * day)).partial == ()
+    assert max(asked) <= 100
 
 
 def test_responses_over_the_limit_are_requested_in_smaller_parts(jaeger: Jaeger, tenant: str) -> None:

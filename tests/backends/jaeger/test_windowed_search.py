@@ -14,9 +14,21 @@ from hypothesis import strategies as st
 from conformance.harness import MS, SECOND, T0, make_run, running
 from runspan import encode
 from runspan.backends.jaeger.responses import FoundSpan
-from runspan.backends.jaeger.search import DensityHint, DepthRefused, WindowedSearch
-from runspan.codec.fields import REVISION
+from runspan.backends.jaeger.search import (
+    DAY,
+    END,
+    LIMITED_WIDTH,
+    LOOKBACK_DAYS,
+    DensityHint,
+    DepthRefused,
+    SearchFailed,
+    SearchRange,
+    StoreLimits,
+    WindowedSearch,
+)
+from runspan.codec.fields import DIGEST
 from runspan.contracts import Cursor, RunQuery
+from runspan.errors import BackendRefused
 from runspan.model.run import Run
 from runspan.model.span import Span
 
@@ -34,9 +46,16 @@ class DecodedSource:
 
 
 def found(span: Span) -> FoundSpan:
-    is_revision_span = REVISION in span.attributes()
+    is_revision_span = DIGEST in span.attributes()
     source = DecodedSource(span)
     return FoundSpan(span.trace_id.hex(), span.span_id.hex(), span.start // 1000, is_revision_span, source)
+
+
+def windowed(
+    store: SearchRange, query: RunQuery, hint: DensityHint, limits: StoreLimits | None = None
+) -> WindowedSearch:
+    """Return the searches of a list at ``T0``."""
+    return WindowedSearch(store, query, hint, limits or StoreLimits(), T0 // 1000)
 
 
 class Store:
@@ -64,7 +83,7 @@ def listed(store: Store, query: RunQuery, hint: DensityHint) -> list[str]:
     """Return the run ids of all pages."""
     ids: list[str] = []
     while True:
-        rows = list(islice(WindowedSearch(store, query, hint).rows(), query.limit + 1))
+        rows = list(islice(windowed(store, query, hint).rows(), query.limit + 1))
         ids += [row.run_id for row in rows[: query.limit]]
         if len(rows) <= query.limit:
             return ids
@@ -114,15 +133,16 @@ def test_a_store_that_holds_few_traces_is_searched_within_its_depth() -> None:
     """A depth that is refused is halved, and the next list does not try it again."""
     placed = [(T0 + number * SECOND, f"r{number}") for number in range(10)]
     store = Store([make_run(run_id, at) for at, run_id in placed], ORDERS["shuffled"], max_depth=10)
-    windows = WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000))
+    limits = StoreLimits()
+    windows = windowed(store, RunQuery(), DensityHint(T0 // 1000), limits)
     assert [row.run_id for row in windows.rows()] == newest_first(placed)
-    assert 0 < windows.max_depth <= 10
+    assert 0 < limits.max_depth <= 10
 
 
 def test_a_store_that_refuses_every_depth() -> None:
     """When not even one trace may be searched for, the list is an error instead of empty."""
     with pytest.raises(DepthRefused):
-        list(WindowedSearch(Store([], ORDERS["as sent"], max_depth=0), RunQuery(), DensityHint(0)).rows())
+        list(windowed(Store([], ORDERS["as sent"], max_depth=0), RunQuery(), DensityHint(0)).rows())
 
 
 def test_a_newer_revision_span_that_is_cut_leaves_the_older_revision() -> None:
@@ -136,8 +156,10 @@ def test_a_newer_revision_span_that_is_cut_leaves_the_older_revision() -> None:
         own=[pair for pair in newer.pairs() if not pair[0].startswith("runspan.run.")],
     )
     spans.append(found(cut))
-    rows = list(WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000)).rows())
-    assert [row.summary for row in rows] == [running("r").summary()]
+    windows = windowed(store, RunQuery(), DensityHint(T0 // 1000))
+    assert [row.summary for row in windows.rows()] == [running("r").summary()]
+    (note,) = windows.notes
+    assert note.text.startswith("run r is listed as of an older revision: attribute runspan.revision")
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -145,6 +167,53 @@ def test_a_page_of_many_runs_takes_few_searches(order: str) -> None:
     """A page out of two thousand runs over weeks costs some splits and not a search for all of them."""
     placed = [(T0 + number * 1800 * SECOND, f"r{number:04}") for number in range(2000)]
     store = Store([make_run(run_id, at, steps=[]) for at, run_id in placed], ORDERS[order])
-    rows = list(islice(WindowedSearch(store, RunQuery(), DensityHint(T0 // 1000 + 10**14)).rows(), 50))
+    rows = list(islice(windowed(store, RunQuery(), DensityHint(T0 // 1000 + 10**14)).rows(), 50))
     assert [row.run_id for row in rows] == newest_first(placed)[:50]
     assert store.searches < 40
+
+
+class LimitedStore(Store):
+    """A store with an index for each day, which refuses a range of more than ``width`` microseconds."""
+
+    def __init__(self, runs: Sequence[Run], width: int) -> None:
+        super().__init__(runs, ORDERS["shuffled"])
+        self.width = width
+
+    def __call__(self, lo: int, hi: int, depth: int) -> list[Traces]:
+        if hi - lo > self.width or hi > T0 // 1000 + DAY:
+            raise SearchFailed(BackendRefused("too_long_http_line_exception"))
+        within = {name: spans for name, spans in self.traces.items() if any(lo <= span.start <= hi for span in spans)}
+        return super().__call__(lo, hi, depth) if within else [{}]
+
+
+@pytest.mark.parametrize("width", [LIMITED_WIDTH, 30 * DAY, DAY])
+def test_a_store_that_refuses_wide_ranges(width: int) -> None:
+    """It is searched in parts, no further than a day into the future, and the list says how far back it reaches."""
+    day = 86_400 * SECOND
+    placed = [(T0 - number * 40 * day // MS * MS, f"r{number:02}") for number in range(15)]
+    store = LimitedStore([make_run(run_id, at, steps=[]) for at, run_id in placed], width)
+    limits = StoreLimits(max_width=LIMITED_WIDTH)
+    windows = windowed(store, RunQuery(), DensityHint(T0 // 1000), limits)
+    assert [row.run_id for row in windows.rows()] == [f"r{number:02}" for number in range(LOOKBACK_DAYS // 40 + 1)]
+    assert [note.text for note in windows.notes] == [
+        f"runs that started more than {LOOKBACK_DAYS} days ago were not searched"
+    ]
+    assert limits.max_width is not None
+    assert limits.max_width <= width
+    recent = windowed(store, RunQuery(since=T0 - 100 * day), DensityHint(T0 // 1000), limits)
+    assert [row.run_id for row in recent.rows()] == ["r00", "r01", "r02"]
+    assert not recent.notes
+
+
+def test_a_store_that_fails_is_not_searched_in_ever_smaller_parts() -> None:
+    """A day is searched as one, so a failure there is an error."""
+    store = LimitedStore([], 0)
+    with pytest.raises(SearchFailed):
+        list(windowed(store, RunQuery(), DensityHint(0), StoreLimits(max_width=LIMITED_WIDTH)).rows())
+
+
+def test_a_run_in_the_far_future_is_found() -> None:
+    """A store that accepts every range is searched up to the last time that a span can have."""
+    last = END * 1000 - 10 * SECOND
+    store = Store([make_run("late", last // MS * MS, steps=[]), make_run("now")], ORDERS["as sent"])
+    assert listed(store, RunQuery(), DensityHint(T0 // 1000)) == ["late", "now"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, product
 from threading import Lock
 from typing import Final
 
-from runspan.backends.jaeger.response_cache import ResourceSpanCache, RevisionCache
+from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_error, read_services, read_trace
 from runspan.backends.jaeger.search import (
+    DAY,
+    END,
+    LIMITED_WIDTH,
     WRONG_PATH,
     DensityHint,
     DepthRefused,
     SearchApi,
+    SearchFailed,
+    StoreLimits,
     Traces,
     WindowedSearch,
     detect_search_api,
@@ -22,7 +27,7 @@ from runspan.backends.jaeger.search import (
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
 from runspan.codec.decode import RunSummary
-from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
 from runspan.model.span import Span
@@ -72,12 +77,14 @@ class JaegerReader:
         self._lock = Lock()
         self._search_api: SearchApi | None = None
         self._hints: dict[_ListKind, DensityHint] = {}
-        self._revisions = RevisionCache()
+        self._limits: StoreLimits | None = None
         self._resource_spans = ResourceSpanCache()
-        self._max_depth = 0
 
     def document(self, run_id: str, tenant: str = "") -> Document:
-        """See ``TraceReader``. Retry an incomplete trace for about a second."""
+        """See ``TraceReader``. Retry an incomplete trace for about a second.
+
+        The run of a trace is the one asked for, because its trace id is derived from its id and tenant.
+        """
         trace_id = trace_id_of(run_id, tenant)
         try:
             # Jaeger returns at once what it has stored, so only an incomplete trace is worth a retry.
@@ -96,19 +103,28 @@ class JaegerReader:
                 raise self._http.refused(response, WRONG_PATH)
             raise self._not_found(f"trace {trace_id.hex()}")
         try:
-            spans = [span for span in read_trace(response.content) if span.trace_id == trace_id]
+            spans = read_trace(response.content)
         except MalformedResponse:
             raise self._http.refused(response, WRONG_PATH) from None
         if not spans:
             raise self._not_found(f"trace {trace_id.hex()}")
+        others = {span.trace_id for span in spans} - {trace_id}
+        if others:
+            raise BackendRefused(
+                where=self._http.name,
+                expected=f"trace {trace_id.hex()}",
+                got=f"trace {min(others).hex()}",
+                hint="does a cache or a gateway in front of Jaeger return the response to another request?",
+            )
         return spans
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``list_seconds``."""
-        attributes = _attributes(query)
-        if attributes is None:
+        conditions = _conditions(query)
+        services = self._service_names()
+        if not conditions or not services:
             return Page([])
-        search, services = self._detected_search_api(), self._service_names()
+        search = self._detected_search_api()
         deadline = self._monotonic() + self._list_seconds
 
         def search_range(lo: int, hi: int, depth: int) -> list[Traces]:
@@ -119,12 +135,15 @@ class JaegerReader:
                     got="a search that takes longer",
                     hint="ask for a later since, a workflow or a status",
                 )
-            return [_by_trace(search(service, attributes, lo, hi, depth)) for service in services]
+            searches = product(services, conditions)
+            return [_by_trace(search(service, attributes, lo, hi, depth)) for service, attributes in searches]
 
+        now = self._clock() // 1000
         kind = (query.tenant, query.workflow_id, query.statuses, query.stuck_before is None)
-        hint = self._hints.get(kind) or DensityHint(self._clock() // 1000)
-        windows = WindowedSearch(search_range, query, hint, self._max_depth, self._revisions)
+        hint = self._hints.get(kind) or DensityHint(now)
         try:
+            limits = self._detected_limits(search, services[0], now)
+            windows = WindowedSearch(search_range, query, hint, limits, now)
             rows = list(islice(windows.rows(), query.limit + 1))
         except DepthRefused as error:
             raise QueryUnsupported(
@@ -133,20 +152,24 @@ class JaegerReader:
                 got=str(error),
                 hint="raise max_traces of Jaeger's memory storage",
             ) from None
+        except SearchFailed as error:
+            self._forget_server()
+            raise error.error from None
         except BackendRefused:
-            with self._lock:
-                self._search_api = None  # the server may have another version by now
+            self._forget_server()
             raise
         except MalformedResponse as error:
             raise BackendRefused(
                 where=self._http.name, expected="spans as Jaeger writes them", got=str(error)[:300]
             ) from None
         self._save_hint(kind, hint, query, rows)
-        self._max_depth = windows.max_depth
         has_more = len(rows) > query.limit
         rows = rows[: query.limit]
         cursor = Cursor(rows[-1].time, rows[-1].run_id) if has_more and rows else None
-        return Page([row.summary for row in rows], cursor)
+        end = 0 if cursor is None else cursor.time
+        return Page(
+            [row.summary for row in rows], cursor, tuple(note.text for note in windows.notes if note.time >= end)
+        )
 
     def check(self) -> None:
         """See ``TraceReader``."""
@@ -176,6 +199,30 @@ class JaegerReader:
             self._search_api = search_api
         return search_api
 
+    def _detected_limits(self, search: SearchApi, service: str, now: int) -> StoreLimits:
+        """Return what the store accepts.
+
+        Elasticsearch and OpenSearch refuse a range of centuries, because its indices are named in a URL. So the future
+        is searched once, and when that fails, a day: a store that fails there too is not limited but broken.
+        """
+        with self._lock:
+            if self._limits is not None:
+                return self._limits
+        limits = StoreLimits()
+        try:
+            search(service, {}, now + DAY, END, 1)
+        except SearchFailed:
+            search(service, {}, now, now + DAY, 1)
+            limits.max_width = LIMITED_WIDTH
+        with self._lock:
+            self._limits = limits
+        return limits
+
+    def _forget_server(self) -> None:
+        """Detect search API and limits again, since the server may have another version or another store by now."""
+        with self._lock:
+            self._search_api = self._limits = None
+
     def _service_names(self) -> tuple[str, ...]:
         """Return the services to search. Every list fetches them, so that runs of a new service are not left out."""
         return tuple(self._fetch_services()) if self._services is None else self._services
@@ -202,19 +249,23 @@ def _by_trace(spans: Sequence[FoundSpan]) -> Traces:
     return traces
 
 
-def _attributes(query: RunQuery) -> dict[str, str] | None:
-    """Return attributes of the revision span of every run in the list; None when no run can be in the list.
+def _conditions(query: RunQuery) -> list[Mapping[str, str]]:
+    """Return attributes of run and revision spans; every run in the list has a span that meets one of the conditions.
 
-    Values that are encoded in another form are compared with the document only.
+    Without a condition no run can be in the list. Values that are encoded in another form are compared with the run
+    only.
     """
-    # Only snapshots carry runs that have not ended.
-    role = None if query.stuck_before is None else ROLE_REVISION
-    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status, ROLE: role}
+    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status}
     attributes = {key: value for key, value in wanted.items() if value is not None}
     try:
         "".join(attributes.values()).encode()
     except UnicodeEncodeError:
-        return None
-    return {
+        return []
+    attributes = {
         key: value for key, value in attributes.items() if 0 < len(value) <= _MAX_SEARCHED_CHARACTERS or key == TENANT
     }
+    if query.stuck_before is not None:
+        return [attributes | {ROLE: ROLE_REVISION}]  # only revision spans carry runs that have not ended
+    if TENANT in attributes or _STATUS in attributes:
+        return [attributes]  # spans of steps have neither
+    return [attributes | {ROLE: role} for role in (ROLE_RUN, ROLE_REVISION)]

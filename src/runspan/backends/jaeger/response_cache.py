@@ -1,23 +1,12 @@
-"""Caches of what responses of Jaeger contain, since lists are requested again and again.
-
-``ResourceSpanCache`` decodes each object of ``resourceSpans`` once, ``RevisionCache`` each revision span.
-"""
+"""``ResourceSpanCache``: parts of earlier responses of Jaeger, decoded once, since lists are requested repeatedly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_traces, read_resource
-from runspan.codec.attributes import AttributeDecodeError, decode_text, read_attributes
-from runspan.codec.decode import RunSummary, read_summary, verify_run
-from runspan.codec.fields import MANIFEST, OPEN_STEP_MARK, STEP_COUNT
-from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
 
 _MAX_BYTES: Final = 16 * 2**20
 """Bytes of the JSON objects in the cache. The decoded spans take about as much again."""
@@ -98,91 +87,3 @@ def _joined_objects(content: bytes) -> bytes | None:
     if not (content.startswith(_RESPONSE_START + _OBJECT_START) and content.endswith(_RESPONSE_END)):
         return None
     return content[len(_RESPONSE_START) + len(_OBJECT_START) : -len(_RESPONSE_END)]
-
-
-_MAX_REVISIONS: Final = 2048
-"""Revision spans in the cache. One takes some kilobytes."""
-_MAX_ATTRIBUTE_BYTES: Final = 16_384
-"""Revision spans with more bytes of attributes are not cached."""
-
-
-class _Revision(NamedTuple):
-    """The content of one revision span."""
-
-    summary: RunSummary
-    step_ids: frozenset[str] | None
-    """The ids of the step spans in its manifest, hex; None when no spans could complete it."""
-
-
-class RevisionCache:
-    """Finds the newest revision of a trace. May be used from several threads.
-
-    A cache key holds everything that a summary follows from: the trace id, the span's times, and its attributes.
-    """
-
-    def __init__(self) -> None:
-        self._revisions: dict[tuple[str, object, object, bytes], _Revision] = {}
-
-    def newest(self, spans: Sequence[FoundSpan]) -> RunSummary | None:
-        """Return the newest complete revision of a trace's run; None when there is none."""
-        try:
-            candidates = [found for found in spans if found.may_be_revision_span]
-            revisions = [revision for found in candidates if (revision := self._get(found)) is not None]
-            if not revisions:
-                return None
-            newest = max(reversed(revisions), key=lambda revision: revision.summary.revision)
-            if newest.step_ids is not None and newest.step_ids.issubset([found.span_id for found in spans]):
-                return newest.summary
-        except (TraceIncomplete, AttributeDecodeError):
-            pass  # a damaged revision span says nothing about older ones
-        return _verified_summary(spans)
-
-    def _get(self, found: FoundSpan) -> _Revision | None:
-        if not 0 < len(found.text) < _MAX_ATTRIBUTE_BYTES:
-            return _read_revision(found.span())
-        source = found.source
-        key = (found.trace_id, source.start_time_unix_nano, source.end_time_unix_nano, found.text)
-        revision = self._revisions.get(key)
-        if revision is None:
-            revision = _read_revision(found.span())
-            if revision is not None:
-                if len(self._revisions) >= _MAX_REVISIONS:
-                    self._revisions.clear()
-                self._revisions[key] = revision
-        return revision
-
-
-def _read_revision(span: Span) -> _Revision | None:
-    """Return None for any other span. Raise TraceIncomplete or AttributeDecodeError when an attribute is missing."""
-    summary = read_summary(span)
-    if summary is None:
-        return None
-    if run_ids(summary.run_id, summary.tenant).trace_id != span.trace_id:
-        return _Revision(summary, None)
-    attributes = read_attributes(span)
-    count = attributes.get(STEP_COUNT)
-    if count is None:
-        return _Revision(summary, frozenset())
-    manifest = (decode_text(attributes, MANIFEST) or b"").decode()
-    digits = len(OPEN_STEP_MARK)
-    step_ids = [manifest[start : start + digits] for start in range(0, len(manifest), digits)]
-    return _Revision(summary, frozenset(step_ids) - {OPEN_STEP_MARK} if len(step_ids) == count else None)
-
-
-def _verified_summary(spans: Sequence[FoundSpan]) -> RunSummary | None:
-    """Return the newest revision that all spans prove, where the revision spans alone are not enough."""
-    try:
-        verified = verify_run([found.span() for found in spans])
-    except (NotFound, TraceIncomplete):
-        return None
-    run = verified.run
-    return RunSummary(
-        run.id,
-        verified.tenant,
-        verified.revision,
-        sha256(run.text).hexdigest(),
-        run.workflow_id,
-        run.status,
-        verified.position,
-        run.summary(),
-    )

@@ -1,6 +1,7 @@
 """Responses of Jaeger, decoded: the spans of its API v3 and of its legacy API, services and errors; no I/O.
 
-A list needs only the revision spans of its runs, so the attributes of all other spans stay text until they are needed.
+A list needs only the run and revision spans of its runs, so the attributes of all other spans stay text until they are
+needed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from runspan.codec.fields import REVISION
+from runspan.codec.decode import RunSummary, read_summary
+from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN
 from runspan.model.span import Event, Link, Span, Value
 
 
@@ -39,7 +41,7 @@ class _SpanSource(Protocol):
     def to_span(self) -> Span: ...
 
 
-class FoundSpan(Struct, frozen=True, gc=False):
+class FoundSpan(Struct, gc=False):
     """A span of a response, decoded only as far as a list needs."""
 
     trace_id: str
@@ -49,10 +51,18 @@ class FoundSpan(Struct, frozen=True, gc=False):
     start: int
     """Microseconds since 1970; 0 in a response of API v3 unless it may be a revision span."""
     may_be_revision_span: bool
-    """True of every revision span, and rarely of other spans."""
+    """True of every run and revision span, and rarely of other spans."""
     source: Any
-    text: bytes = b""
-    """The attributes of what may be a revision span, as JSON; empty in a response of the legacy API."""
+    cached_summary: RunSummary | None = None
+
+    def summary(self) -> RunSummary | None:
+        """Return the list item of a run or revision span, None for any other span.
+
+        Raise TraceIncomplete when the item does not have its digest, MalformedResponse when the span is none.
+        """
+        if self.cached_summary is None and self.may_be_revision_span:
+            self.cached_summary = read_summary(self.span())
+        return self.cached_summary
 
     def span(self) -> Span:
         """Return the complete span. Raise MalformedResponse when it is none."""
@@ -128,11 +138,11 @@ _from_hex: Final = bytes.fromhex
 _PAIRS: Final = msgspec.json.Decoder(list[_Pair])
 _EVENTS: Final = msgspec.json.Decoder(list[_Event])
 _LINKS: Final = msgspec.json.Decoder(list[_Link])
-_REVISION_KEY: Final = b'"' + REVISION.encode() + b'"'
-"""Part of the attributes of every revision span. Inside a text it would have backslashes before the quotes."""
+_ROLE_KEY: Final = b'"' + ROLE.encode() + b'"'
+"""Part of the attributes of every span of runspan. Inside a text it would have backslashes before the quotes."""
 _STEP_KEY: Final = b'{"key":"runspan.step.'
-"""Near the beginning of the attributes of a step span, and in those of no revision span: it makes the search for
-``_REVISION_KEY`` unnecessary. Jaeger writes no space there; if it did, that search alone would decide."""
+"""Near the beginning of the attributes of the spans of steps, and in those of no run or revision span. Jaeger writes no
+space there; if it did, every span of runspan would be decoded."""
 
 
 class _Span(Struct, gc=False, rename="camel"):
@@ -247,11 +257,9 @@ def _found_spans(resource: _ResourceSpans) -> list[FoundSpan]:
                 trace_id = _full_id(trace_id, 32)
             if len(span_id) != 16:
                 span_id = _full_id(span_id, 16)
-            if _STEP_KEY in text or _REVISION_KEY not in text:
-                found.append(FoundSpan(trace_id, span_id, 0, False, span))
-            else:
-                start = int(span.start_time_unix_nano) // 1000
-                found.append(FoundSpan(trace_id, span_id, start, True, span, text))
+            may_be_revision_span = _STEP_KEY not in text and _ROLE_KEY in text
+            start = int(span.start_time_unix_nano) // 1000 if may_be_revision_span else 0
+            found.append(FoundSpan(trace_id, span_id, start, may_be_revision_span, span))
     return found
 
 
@@ -382,7 +390,7 @@ def find_legacy_traces(content: bytes) -> list[FoundSpan]:
                 _full_id(span.trace_id, 32),
                 _full_id(span.span_id, 16),
                 span.start_time,
-                any(tag.key == REVISION for tag in span.tags or ()),
+                any(tag.key == ROLE and tag.value in (ROLE_RUN, ROLE_REVISION) for tag in span.tags or ()),
                 span,
             )
             for trace in _LEGACY_RESPONSE.decode(content).data or ()

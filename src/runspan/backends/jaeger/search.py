@@ -4,6 +4,7 @@ A search takes a range of time and a depth, and returns traces in no dependable 
 the depth, these are all that have a span starting in the range; otherwise the range is split and its newer part is
 searched first. The revision span of a run starts at the run's sort time, so the range with the sort time finds the run.
 A run that another span or an older revision matched is dropped there, and found in the range with its own sort time.
+An item of the list is verified by its own digest, without the steps.
 
 Attributes are searched by API v3, or by the legacy API where v3 ignores them.
 """
@@ -14,16 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import median_high
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from runspan.backends.jaeger.response_cache import ResourceSpanCache, RevisionCache
+from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
 from runspan.backends.remote.client import RemoteClient
 from runspan.codec.decode import RunSummary
+from runspan.codec.fields import DIGEST, REVISION, TENANT
 from runspan.contracts import RunQuery
-from runspan.errors import BackendError
+from runspan.errors import BackendRefused, TraceIncomplete
 from runspan.http.client import Response, ResponseTooLarge
 from runspan.model.timestamps import MAX_NS
 
@@ -40,6 +42,14 @@ class DepthRefused(Exception):
     """The store does not search that deep: the memory storage refuses more than ``max_traces``."""
 
 
+class SearchFailed(Exception):
+    """The store failed to search. ``error``: for the caller, unless another search helps."""
+
+    def __init__(self, error: BackendRefused) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class SearchApi(Protocol):
     """One of the two search APIs."""
 
@@ -47,7 +57,8 @@ class SearchApi(Protocol):
         """Return the spans of at most ``depth`` complete traces.
 
         All traces that have a span of the service with these attributes which starts in ``lo <= microsecond < hi``
-        match; and some others, since no store matches exactly that. Raise DepthRefused when the depth is too high.
+        match; and some others, since no store matches exactly that. Raise DepthRefused when the depth is too high, and
+        SearchFailed when the store fails.
         """
         ...
 
@@ -123,11 +134,11 @@ def _decode(http: RemoteClient, response: Response, decode: Callable[[bytes], li
     raise http.refused(response, WRONG_PATH)
 
 
-def _search_error(http: RemoteClient, response: Response) -> DepthRefused | BackendError:
+def _search_error(http: RemoteClient, response: Response) -> DepthRefused | SearchFailed:
     message = read_error(response.content)
     if message is not None and "search depth" in message:
         return DepthRefused(message)
-    return http.refused(response, "Jaeger's log says why its storage failed")
+    return SearchFailed(http.refused(response, "Jaeger's log says why its storage failed"))
 
 
 def _timestamp(us: int) -> str:
@@ -138,6 +149,13 @@ def _timestamp(us: int) -> str:
 
 # A list.
 
+DAY: Final = 86_400_000_000
+"""Microseconds."""
+LIMITED_WIDTH: Final = 100 * DAY
+"""The widest range that is searched at once in a store that refuses wide ones. Elasticsearch and OpenSearch have an
+index for each day, and refuse a URL with the names of more than about 170."""
+LOOKBACK_DAYS: Final = 400
+"""How far back a list reaches in such a store."""
 _FIRST_WIDTH: Final = 3_600_000_000
 """Microseconds of the first window without a hint: an hour. Later windows follow from what was found."""
 _MIN_DEPTH: Final = 32
@@ -146,7 +164,7 @@ _MAX_GROWTH: Final = 64
 Traces = Mapping[str, Sequence[FoundSpan]]
 """Spans by trace id."""
 SearchRange = Callable[[int, int, int], Sequence[Traces]]
-"""Search ``lo <= start < hi`` in microseconds with a depth; return the traces of each service."""
+"""Search ``lo <= start < hi`` in microseconds with a depth; return the traces of each of several searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,43 +177,70 @@ class DensityHint:
     """The average time between two runs, microseconds."""
 
 
+@dataclass(slots=True)
+class StoreLimits:
+    """Which searches a store accepts, as far as earlier ones showed it."""
+
+    max_depth: int = 0
+    """Traces; 0 when unknown."""
+    max_width: int | None = None
+    """Microseconds of a range; None when the store accepts every range, also one in the future."""
+
+
+class Note(NamedTuple):
+    """Something that a list does not show, or not as it should."""
+
+    time: int
+    """Where it lies, in nanoseconds since 1970."""
+    text: str
+
+
 class WindowedSearch:
     """The searches of one list. ``rows`` may be abandoned at any row.
 
     hint: where the runs likely are.
-    max_depth: the deepest search that the store is known to accept, 0 when unknown.
-    revisions: reads the revision spans.
+    limits: what the store accepts; updated.
+    now: microseconds since 1970, from which a store that refuses wide ranges is searched back.
     """
 
     def __init__(
-        self,
-        search_range: SearchRange,
-        query: RunQuery,
-        hint: DensityHint,
-        max_depth: int = 0,
-        revisions: RevisionCache | None = None,
+        self, search_range: SearchRange, query: RunQuery, hint: DensityHint, limits: StoreLimits, now: int
     ) -> None:
         self._search_range = search_range
-        self._revisions = revisions or RevisionCache()
         self._query = query
         self._hint = hint
-        self.max_depth = max_depth
+        self._limits = limits
+        self._now = now
+        self.notes: dict[Note, None] = {}
+        """What was found and cannot be listed as it is, once each."""
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
-        self._depth = min(depth, max_depth) if max_depth else depth
+        self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
 
     def rows(self) -> Iterator[RunSummary]:
         """Yield the runs that meet the query, in its order, from its cursor on."""
         query, newest = self._query, self._hint.newest
         hi = END if query.cursor is None else min(query.cursor.time // 1000 + 1, END)
-        lowest = 0 if query.since is None else max(query.since, 0) // 1000
+        since = lowest = 0 if query.since is None else max(query.since, 0) // 1000
+        if self._limits.max_width is not None:
+            hi, lowest = min(hi, self._now + DAY), max(since, self._now - LOOKBACK_DAYS * DAY)
         wanted = query.limit + 1
         width = _FIRST_WIDTH if self._hint.gap is None else self._hint.gap * (wanted + 1)
         while hi > lowest:
             top = max(min(hi, newest + 1), lowest + 1)
-            stack = [(max(lowest, top - max(width, 1)), hi, 0)]
+            bottom = max(lowest, top - max(width, 1))
+            if self._limits.max_width is not None:
+                bottom = max(bottom, hi - self._limits.max_width)
+            stack = [(bottom, hi, 0)]
             while stack:
                 lo, hi, level = stack.pop()
-                traces, is_complete = self._search_window(lo, hi)
+                try:
+                    traces, is_complete = self._search_window(lo, hi)
+                except SearchFailed:
+                    if self._limits.max_width is None or hi - lo <= DAY:
+                        raise
+                    self._limits.max_width = (hi - lo) // 2  # the names of its indices are long
+                    stack += [(lo, (lo + hi) // 2, level), ((lo + hi) // 2, hi, level)]
+                    continue
                 if not is_complete:
                     middle = _split_point(lo, hi, level, traces)
                     stack += [(lo, middle, level + 1), (middle, hi, level + 1)]
@@ -205,6 +250,8 @@ class WindowedSearch:
                 wanted -= len(rows)
                 width = int((min(hi, max(newest, lo + 1)) - lo) * self._growth(len(traces), len(rows), wanted))
             hi = lo
+        if lowest > since:
+            self._note(0, f"runs that started more than {LOOKBACK_DAYS} days ago were not searched")
 
     def _growth(self, traces: int, rows: int, wanted: int) -> float:
         """Return how much wider the next window is, so that it likely holds the wanted rows below the depth."""
@@ -221,7 +268,7 @@ class WindowedSearch:
             except DepthRefused:
                 if self._depth == 1:
                     raise
-                self._depth = self.max_depth = self._depth // 2
+                self._depth = self._limits.max_depth = self._depth // 2
                 continue
             except ResponseTooLarge:
                 if self._depth == 1:
@@ -265,20 +312,51 @@ class WindowedSearch:
 
     def _row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> RunSummary | None:
         """Return the run of a trace when it belongs to the list and to this window."""
-        query = self._query
-        run = self._revisions.newest(spans)
+        items: list[RunSummary] = []
+        damaged: list[tuple[FoundSpan, str]] = []
+        for found in spans:
+            try:
+                item = found.summary()
+            except TraceIncomplete as error:
+                damaged.append((found, error.missing[0]))
+                continue
+            if item is not None:
+                items.append(item)
+        run = max(items, key=_rank, default=None)
         if run is None:
+            for found, reason in damaged:
+                if lo <= found.start < hi and found.span().attributes().get(TENANT, "") == self._query.tenant:
+                    self._note(found.start * 1000, f"trace {found.trace_id} is not listed: {reason}")
             return None
-        time = run.time
-        if not lo <= time // 1000 < hi or run.tenant != query.tenant:
+        if not (lo <= run.time // 1000 < hi and self._belongs(run)):
             return None
-        if not query.matches(run.workflow_id, run.status, run.revision, run.time):
-            return None
-        if query.since is not None and time < query.since:
-            return None
-        if query.cursor is not None and (time, run.run_id) >= (query.cursor.time, query.cursor.run_id):
-            return None
+        for found, reason in damaged:
+            attributes = found.span().attributes()
+            revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
+            if type(revision) is int and (revision, str(digest)) > _rank(run):
+                self._note(run.time, f"run {run.run_id} is listed as of an older revision: {reason}")
+        for digest in sorted({item.digest for item in items if item.revision == run.revision} - {run.digest}):
+            self._note(
+                run.time, f"run {run.run_id} was also sent with another end, of digest {digest}: it is not listed"
+            )
         return run
+
+    def _belongs(self, run: RunSummary) -> bool:
+        """Return whether a run meets the query and comes after its cursor."""
+        query = self._query
+        if run.tenant != query.tenant or not query.matches(run.workflow_id, run.status, run.revision, run.time):
+            return False
+        if query.since is not None and run.time < query.since:
+            return False
+        return query.cursor is None or (run.time, run.run_id) < (query.cursor.time, query.cursor.run_id)
+
+    def _note(self, time: int, text: str) -> None:
+        self.notes[Note(time, text)] = None
+
+
+def _rank(run: RunSummary) -> tuple[int, str]:
+    """Return the order of the revisions of one run: that of ``verify_run``."""
+    return run.revision, run.digest
 
 
 def _split_point(lo: int, hi: int, level: int, traces: Traces) -> int:

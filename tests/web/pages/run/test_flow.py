@@ -10,6 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from runspan import Run, encode
 from support.cli import SAMPLES
 from web.pages.chromium import Watch, watched
 
@@ -179,15 +180,23 @@ def test_listed_attempts_are_shown_at_their_times(opened: Opening) -> None:
     expect(lines.first).to_contain_text("TIMEOUT: no answer in 2 s")
 
 
-def test_links_lead_to_the_trace(opened: Opening, runs: str) -> None:
-    """The header and the side panel link to Jaeger and Grafana, with the trace id derived from the run id."""
+def test_links_lead_to_the_trace(opened: Opening) -> None:
+    """The header links to the trace in Jaeger and Grafana, and the side panel to the selected step in it."""
     page = opened(FAILED, "step=create-invoice")
-    trace = httpx.get(f"{runs}/api/v1/runs/{FAILED}/trace", trust_env=False).json()["data"]["traceId"]
-    for place in (page.locator(".run-links"), panel(page)):
-        jaeger = place.get_by_role("link", name="Jaeger")
-        expect(jaeger).to_have_attribute("href", f"http://127.0.0.1:16686/trace/{trace}")
+    *steps, root = encode(Run.from_json((SAMPLES / "invoice-sync-quickbooks-failed.json").read_bytes()))
+    ids = [span.attributes().get("runspan.step.id") for span in steps]
+    index = ids.index("create-invoice")
+    base = f"http://127.0.0.1:16686/trace/{root.trace_id.hex()}"
+    for place, span in ((page.locator(".run-links"), None), (panel(page), steps[index])):
+        jaeger, grafana = (place.get_by_role("link", name=name) for name in ("Jaeger", "Grafana"))
+        expect(jaeger).to_have_attribute("href", base if span is None else f"{base}?uiFind={span.span_id.hex()}")
         expect(jaeger).to_have_attribute("rel", re.compile("noopener"))
-        expect(place.get_by_role("link", name="Grafana")).to_have_attribute("href", re.compile(trace))
+        expect(grafana).to_have_attribute("href", re.compile(root.trace_id.hex()))
+        if span is not None:
+            expect(grafana).to_have_attribute("href", re.compile(span.span_id.hex()))
+    page.keyboard.press("k")
+    previous = f"{base}?uiFind={steps[index - 1].span_id.hex()}"
+    expect(panel(page).get_by_role("link", name="Jaeger")).to_have_attribute("href", previous)
     expect(page.get_by_role("link", name="REST")).to_have_attribute("href", f"/api/v1/runs/{FAILED}")
     expect(page.locator(".run-links").get_by_role("link", name="Compare")).to_have_attribute(
         "href", f"/compare?a={FAILED}"

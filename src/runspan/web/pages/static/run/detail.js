@@ -32,7 +32,7 @@ export class Detail {
       this.body,
       this.payloads.element,
     );
-    this.trace = {};
+    this.links = {};
     this.shownIndex = undefined;
   }
 
@@ -56,12 +56,13 @@ export class Detail {
   }
 
   /**
-   * Show links to the run's trace.
+   * Show links to the selected step in the run's trace.
    *
-   * @param {{links?: object}} trace - The response of GET /api/v1/runs/{id}/trace.
+   * @param {object} links - URLs by trace UI.
    */
-  setTrace(trace) {
-    this.trace = trace;
+  setLinks(links) {
+    if (JSON.stringify(links) === JSON.stringify(this.links)) return;
+    this.links = links;
     if (this.index !== null) this.render();
   }
 
@@ -130,7 +131,7 @@ export class Detail {
 
   stepNodes(step) {
     const childPage = step.childRunId && runPage(step.childRunId);
-    const links = traceLinks(this.trace, "fact-link");
+    const links = traceLinks(this.links, "fact-link");
     return [
       this.executionPicker(step),
       step.error && errorCallout(step),

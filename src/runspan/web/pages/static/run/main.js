@@ -34,7 +34,7 @@ function start(loaded, incomplete) {
   page.show(loaded, { incomplete });
   if (!hasEnded(loaded.run.status)) follow(page, loaded);
   setInterval(() => page.tick(), 1000);
-  page.loadTrace(runId);
+  page.loadTraceLinks(runId);
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("runspan:interactive")));
 }
 

@@ -1,5 +1,6 @@
 // The run page: header, canvas and timeline with their tabs, and side panel, which share one selected step.
 
+import { getJson, runApiPath } from "../api.js";
 import { announce, h } from "../dom.js";
 import { shortcut } from "../shell.js";
 import { Canvas } from "./canvas.js";
@@ -16,6 +17,7 @@ const VIEWS = [
   ["canvas", "Canvas"],
   ["timeline", "Timeline"],
 ];
+const STEP_LINKS_DELAY_MS = 200; // steps that are only passed on the way to another one need no links
 const NARROW = "(max-width: 60rem)"; // as in detail.css
 
 /** Shows a run in `element`. */
@@ -23,6 +25,7 @@ export class RunPage {
   constructor() {
     this.selected = null;
     this.error = null;
+    this.traceLinks = {};
     this.state = new UrlState(() => this.onNavigate());
     const select = (index) => this.select(index);
     this.summary = new Summary({ select, onShowRun: () => this.showRunDetails() });
@@ -88,8 +91,26 @@ export class RunPage {
    *
    * @param {string} id - Run id.
    */
-  async loadTrace(id) {
-    this.detail.setTrace(await this.summary.loadTrace(id));
+  async loadTraceLinks(id) {
+    this.traceLinks = await loadLinks(id);
+    this.summary.setTraceLinks(this.traceLinks);
+    this.linksToStep = async (step) => ({ ...this.traceLinks, ...(await loadLinks(id, { step })) });
+    this.showStepLinks();
+  }
+
+  /** Show links to the selected step in the trace. Until they are loaded, they lead to the trace. */
+  showStepLinks() {
+    const { selected } = this;
+    const linked = selected === null ? null : `${selected} ${this.run.steps[selected].status}`;
+    if (!Object.keys(this.traceLinks).length || linked === this.linked) return;
+    this.linked = linked;
+    this.detail.setLinks(this.traceLinks);
+    clearTimeout(this.linksTimer);
+    if (selected === null) return;
+    this.linksTimer = setTimeout(async () => {
+      const links = await this.linksToStep(selected);
+      if (linked === this.linked) this.detail.setLinks(links);
+    }, STEP_LINKS_DELAY_MS);
   }
 
   /** Update what changes with the clock. Called every second. */
@@ -156,6 +177,7 @@ export class RunPage {
     }
     document.body.classList.toggle("step-open", this.selected !== null);
     this.detail.show(this.loaded, this.stats, this.selected, tab);
+    this.showStepLinks();
   }
 
   createTab(name, label) {
@@ -244,5 +266,14 @@ export class RunPage {
     shortcut("+", "Zoom in", () => this.currentView.zoomIn());
     shortcut("-", "Zoom out", () => this.currentView.zoomOut());
     shortcut("Escape", "Close the step", () => (this.selected === null ? false : this.select(null)));
+  }
+}
+
+/** Return the links to a run's trace. Links are optional: if that fails, there are none. */
+async function loadLinks(id, parameters) {
+  try {
+    return (await getJson(runApiPath(id, "/trace"), parameters)).body.data.links;
+  } catch {
+    return {};
   }
 }

@@ -1,6 +1,6 @@
 // The header of the run page: identity and status of the run, its statistics, its first failure, and links.
 
-import { getJson, runApiPath, runPage, url } from "../api.js";
+import { runApiPath, runPage, url } from "../api.js";
 import { copyOnClick } from "../clipboard.js";
 import { h, replace } from "../dom.js";
 import { cost, duration, number, status, statusBadge, statusIcon, time, timeElement, tokens } from "../format.js";
@@ -23,7 +23,7 @@ export class Summary {
    * @param {() => void} actions.onShowRun - Called to show the run's own payloads.
    */
   constructor({ select, onShowRun }) {
-    Object.assign(this, { select, onShowRun, trace: {} });
+    Object.assign(this, { select, onShowRun, traceLinks: {} });
     this.title = h("div", { class: "run-title" });
     this.meta = h("div", { class: "run-meta" });
     this.links = h("div", { class: "run-links" });
@@ -79,19 +79,13 @@ export class Summary {
   }
 
   /**
-   * Load the run's trace id and the links to its trace, show them, and return them. Links are optional: if that fails,
-   * there are none.
+   * Show links to the run's trace.
    *
-   * @param {string} id - Run id.
+   * @param {object} links - URLs by trace UI.
    */
-  async loadTrace(id) {
-    try {
-      this.trace = (await getJson(runApiPath(id, "/trace"))).body.data;
-    } catch {
-      return this.trace;
-    }
+  setTraceLinks(links) {
+    this.traceLinks = links;
     this.renderLinks();
-    return this.trace;
   }
 
   metaNodes() {
@@ -205,7 +199,7 @@ export class Summary {
     const title = "Download the document exactly as it was received";
     replace(
       this.links,
-      traceLinks(this.trace),
+      traceLinks(this.traceLinks),
       showRun,
       h("a", { class: "button small", href: url("/compare", { a: id }) }, "Compare"),
       h("a", { class: "button small", href: url(runApiPath(id)), title: "Open the run in the REST API" }, "REST"),
@@ -227,11 +221,11 @@ const TRACE_UI_NAMES = { jaeger: "Jaeger", grafana: "Grafana", trace: "Trace" };
 /**
  * Return links to a trace, one for each trace UI that the server knows.
  *
- * @param {{links?: object}} trace - The response of GET /api/v1/runs/{id}/trace.
+ * @param {object} links - URLs by trace UI.
  * @param {string} [css] - Class of the links.
  */
-export function traceLinks(trace, css = "button small") {
-  return Object.entries(trace.links ?? {}).map(([name, href]) =>
+export function traceLinks(links, css = "button small") {
+  return Object.entries(links).map(([name, href]) =>
     h(
       "a",
       { class: css, href, target: "_blank", rel: "noopener noreferrer" },
