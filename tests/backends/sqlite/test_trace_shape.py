@@ -25,6 +25,7 @@ from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import scoped_bytes
 from support.corpus import cases, runs
 from support.run_histories import Observation, run_history
+from support.timed_runs import timed_runs
 
 CASES = cases()
 NOW = 1_800_000_000 * SECOND
@@ -67,6 +68,13 @@ def test_every_case_comes_back(shared: SqliteStore, name: str) -> None:
 def test_any_document_comes_back(shared: SqliteStore, run: Run, order: random.Random) -> None:
     """The same for documents that no case has."""
     check_comes_back(shared, run, f"tenant {shared.stats().runs}", order)
+
+
+@given(timed_runs, st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_times_come_back(shared: SqliteStore, run: Run, order: random.Random) -> None:
+    """Also of runs with loops, open steps, attempts, and times that no backend can hold."""
+    check_comes_back(shared, run, f"times of {shared.stats().runs}", order)
 
 
 def changed_event(span: Span) -> Span:
