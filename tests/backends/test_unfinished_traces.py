@@ -60,8 +60,8 @@ def response_of(url: str, path: str, **parameters: Any) -> Any:
 
 
 def test_jaeger_shows_a_run_in_progress(jaeger: tuple[Jaeger, ByOtlp]) -> None:
-    """Its pages find the run by name and status while it runs. The trace is named after the live span, each revision is
-    a point below it, and our document stays correct although those queries rewrite the memory storage."""
+    """Its pages find the run by name and status while it runs. The search list names it after its live span, each
+    revision is a point below that, and our document stays correct although those queries rewrite the memory storage."""
     server, backend = jaeger
     tenant = uuid4().hex
     life = life_now("shown")[:5]
@@ -75,10 +75,9 @@ def test_jaeger_shows_a_run_in_progress(jaeger: tuple[Jaeger, ByOtlp]) -> None:
     )
     assert [trace["traceID"].zfill(32) for trace in found["data"]] == [trace_id]
     spans = response_of(server.url, f"/api/traces/{trace_id}")["data"][0]["spans"]
-    first = min(spans, key=lambda span: (span["startTime"], span["operationName"] != LIVE_NAME))
-    assert first["operationName"] == LIVE_NAME
     live = {span["spanID"]: span["startTime"] for span in spans if tags_of(span)["runspan.role"] == "live"}
     assert len(live) == 2  # where it was pending, and where it started
+    assert name_in_search_list(server, tenant) == LIVE_NAME
     shown = [tags_of(span) for span in spans if span["operationName"] == REVISION_NAME]
     assert len(shown) == len(life)
     for seen in life:
@@ -88,11 +87,35 @@ def test_jaeger_shows_a_run_in_progress(jaeger: tuple[Jaeger, ByOtlp]) -> None:
         assert (revision["span.kind"], revision.get("error")) == ("internal", None)
         assert revision["start"] == sort_time(seen.run.envelope) // 1000
         assert revision["duration"] == 0
-        assert live[revision["parent"]] == revision["start"]
+        assert live[revision["parent"]] == revision["start"] + 1
     attempts = [span for span in spans if span["operationName"] == "attempt of Charge Card"]
     assert sorted(tags_of(span)["error.type"] for span in attempts) == ["TIMEOUT_1", "TIMEOUT_2"]
     assert {tags_of(span)["runspan.step.id"] for span in attempts} == {"charge"}
     assert backend.reader.document("shown", tenant).text == life[-1].run.text
+
+
+def test_jaeger_names_a_run_after_its_end(jaeger_badger: Jaeger) -> None:
+    """The run span is the first without a parent, although the live span was there before it."""
+    backend = jaeger_by_otlp(jaeger_badger)
+    tenant = uuid4().hex
+    for seen in life_now("ended"):
+        backend.send(seen.run, tenant=tenant, observed_at=seen.at)
+    assert name_in_search_list(jaeger_badger, tenant) == "run wf_live"
+    backend.close()
+
+
+def name_in_search_list(server: Jaeger, tenant: str) -> str:
+    """Return the name that Jaeger's search page shows for the one trace of a tenant."""
+    query: dict[str, Any] = {
+        "service_name": "runspan",
+        "start_time_min": "2020-01-01T00:00:00Z",
+        "start_time_max": "2100-01-01T00:00:00Z",
+        "search_depth": 10,
+        "attributes": json.dumps({"runspan.tenant": tenant}),
+    }
+    parameters = {f"query.{name}": value for name, value in query.items()}
+    (summary,) = response_of(server.url, "/api/v3/trace-summaries", **parameters)["summaries"]
+    return str(summary["rootOperationName"])
 
 
 def tags_of(span: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,11 @@ def check_shape(run: Run, spans: list[Span]) -> None:
         assert span.scope in {SCOPE_RUN, SCOPE_REVISION, SCOPE_LIVE, SCOPE_STEP}
         if span.scope in {SCOPE_REVISION, SCOPE_LIVE}:
             assert span.end == span.start + 1
-    roots = [span for span in spans if not span.parent_id]
+    live, roots = (
+        [span for span in spans if not span.parent_id and (span.scope == SCOPE_LIVE) == is_live]
+        for is_live in (True, False)
+    )
+    assert len(live) <= (not run.finished)
     assert len(roots) == run.finished
     for root in roots:
         assert root.kind == SERVER
@@ -153,7 +157,7 @@ def test_loops_of_equal_times_do_not_contain_each_other() -> None:
 
 
 def test_an_unfinished_run_is_one_live_span_with_points() -> None:
-    """The live span is the earliest and below the root to come; revisions and open steps are points below it."""
+    """The live span names the trace until there is a root; revisions and open steps are points below it."""
     run = run_of(
         step("done", 1, 2),
         step("open", 3, status="running"),
@@ -167,13 +171,24 @@ def test_an_unfinished_run_is_one_live_span_with_points() -> None:
     live = named(spans, "run wf_1 (live)")
     revision = named(spans, "run wf_1 (revision)")
     point = named(spans, "Open (started)")
-    assert (live.parent_id, live.start, live.scope) == (root_id, parse_ns(at(0)), SCOPE_LIVE)
-    assert (revision.parent_id, revision.start, revision.scope) == (live.span_id, live.start, SCOPE_REVISION)
+    started = parse_ns(at(0)) or 0
+    assert (live.parent_id, live.start, live.scope) == (b"", started + 1000, SCOPE_LIVE)
+    assert (revision.parent_id, revision.start, revision.scope) == (live.span_id, started, SCOPE_REVISION)
     assert dict(revision.pairs())["runspan.observed_at"] == at(60)
     assert dict(revision.pairs())["cicd.pipeline.run.state"] == "executing"
     assert (point.parent_id, point.start) == (live.span_id, parse_ns(at(3)))
     assert named(spans, "Done").parent_id == root_id
     assert not [span for span in spans if span.name.startswith("Fresh")]
+
+
+def test_a_run_that_has_not_started_is_below_the_root_to_come() -> None:
+    """Its root will start at another time, maybe later, and must be the first span of the trace that has no parent."""
+    pending = run_of(status="pending", startedAt=None, createdAt=at(0), completedAt=None)
+    started = run_of(status="running", createdAt=at(0), completedAt=None)
+    before, after = (named(encode(run), "run wf_1 (live)") for run in (pending, started))
+    assert before.parent_id == encode(run_of())[-1].span_id
+    assert after.parent_id == b""
+    assert before.span_id != after.span_id
 
 
 def test_live_spans_and_points_are_written_once() -> None:

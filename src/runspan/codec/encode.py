@@ -2,8 +2,8 @@
 
 Every finished step is a span with an id derived from its content, written once. A *revision span* carries one version
 of the run: its members, the manifest of step span ids and the digest of the document. For a finished run it is the root
-span of the trace. An unfinished run has a *live span* below the future root, and its revision spans and the points of
-its open steps are children of the live span, without length: a bar in a trace view is always a real duration.
+span of the trace. An unfinished run has a *live span*, and its revision spans and the points of its open steps are
+children of the live span, without length: a bar in a trace view is always a real duration.
 
 ``otlp.bulk_writer`` writes the same spans of many runs directly to bytes and uses this module for unusual runs.
 """
@@ -92,7 +92,7 @@ from runspan.model.ids import (
 from runspan.model.run import Run
 from runspan.model.span import ERROR, INTERNAL, Attributes, Event, Link, Span
 from runspan.model.span import UNSET as STATUS_UNSET
-from runspan.model.timestamps import SECOND, rfc3339
+from runspan.model.timestamps import MAX_NS, MICROSECOND, SECOND, rfc3339
 
 OPEN_STEP_AFTER: Final = 5 * SECOND
 """How long a step is open before it is shown as a point: most steps end sooner and need none."""
@@ -230,7 +230,8 @@ class RunEncoder:
             [(RUN_ID, envelope.id), (PIPELINE_RUN_ID, envelope.id), *self.template.identity.pairs]
         )
         self.step_parts = StepPartsBuilder(tenant, exception_events)
-        self.live_id = live_span_id(self.trace_id, ROLE_LIVE, self.seed)
+        self.has_started = time_ns(envelope.started_at) == self.position
+        self.live_id = live_span_id(self.trace_id, ROLE_LIVE, self.seed, b"started" if self.has_started else b"")
 
     def spans(self, step_ids: Sequence[bytes] | None = None, ended: Sequence[bool] | None = None) -> list[Span]:
         """See ``encode``. ``ended``: for each step whether it has a span; None derives it from the status."""
@@ -316,7 +317,7 @@ class RunEncoder:
             attempts = [] if current is None else [current]
         for attempt in attempts:
             content = repr((step.id, step.name, step.type, *attempt.values())).encode()
-            key = sha256(self.seed + position.to_bytes(8, "big") + content).digest()
+            key = sha256(self.live_id + position.to_bytes(8, "big") + content).digest()
             span_id = child_span_id(key, "open attempt", attempt.position)
             yield self._attempt(attempt, span_id, self.live_id, step, template)
 
@@ -347,13 +348,17 @@ class RunEncoder:
         )
 
     def live_span(self) -> Span:
-        """Return the span that stands for the run while it is unfinished.
+        """Return the span that represents the run while it is unfinished.
 
-        It is written once, so it carries nothing that changes. As the earliest span it names the trace.
+        It is written once, so it carries nothing that changes. Search lists name a trace after its first span without
+        a parent: after this one while the run goes on. It starts just after the run, so that the root is the first.
+        Before the run has started, the root's start is unknown, and the live span is a child of the root.
         """
         pipeline = self.template.pipeline
         own: Pairs = [(ROLE, ROLE_LIVE), (PIPELINE_NAME, pipeline)]
-        return self._point(self.live_id, self.root_id, f"run {pipeline} (live)", self.position, own)
+        parent_id = b"" if self.has_started else self.root_id
+        start = min(self.position + MICROSECOND, MAX_NS)
+        return self._point(self.live_id, parent_id, f"run {pipeline} (live)", start, own)
 
     def open_step_span(self, step: Step, start: int, number: int) -> Span:
         """Return the point of an open step, at its start.
@@ -369,7 +374,7 @@ class RunEncoder:
     def open_step_id(self, step: Step, start: int, number: int) -> bytes:
         """Return the id of ``open_step_span``."""
         content = repr((step.id, step.name, step.type, start, number)).encode()
-        return live_span_id(self.trace_id, ROLE_OPEN_STEP, self.seed, content)
+        return live_span_id(self.trace_id, ROLE_OPEN_STEP, self.live_id, content)
 
     def _point(self, span_id: bytes, parent_id: bytes, name: str, start: int, own: Pairs) -> Span:
         return Span(

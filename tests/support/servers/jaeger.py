@@ -37,8 +37,13 @@ class Jaeger:
             self.container.remove(force=True)
 
 
-def config(storage: str, directory: str, host: str, ports: list[int], max_traces: int = MAX_TRACES) -> dict[str, Any]:
-    """A whole configuration. There is no batch processor, so that what was accepted can be read at once."""
+def config(
+    storage: str, directory: str, host: str, ports: list[int], max_traces: int = MAX_TRACES, ui: str = ""
+) -> dict[str, Any]:
+    """Return a complete configuration. There is no batch processor, so that what was accepted can be read at once.
+
+    ui: the folder of Jaeger's pages, if it has to serve other ones than its own.
+    """
     query, query_grpc, otlp, health = ports
     stores: dict[str, dict[str, Any]] = {
         MEMORY: {"max_traces": max_traces},
@@ -62,6 +67,7 @@ def config(storage: str, directory: str, host: str, ports: list[int], max_traces
                 "storage": {"traces": "store"},
                 "http": {"endpoint": f"{host}:{query}", "keep_alives_enabled": True},
                 "grpc": {"endpoint": f"{host}:{query_grpc}"},
+                **({"ui": {"assets_path": ui}} if ui else {}),
             },
         },
         "receivers": {
@@ -71,14 +77,19 @@ def config(storage: str, directory: str, host: str, ports: list[int], max_traces
     }
 
 
-def start_jaeger(place: Place, directory: Path, storage: str = MEMORY, *, max_traces: int = MAX_TRACES) -> Jaeger:
-    """A Jaeger in a directory. A server that the environment names has the storage that it has."""
+def start_jaeger(
+    place: Place, directory: Path, storage: str = MEMORY, *, max_traces: int = MAX_TRACES, ui: str = ""
+) -> Jaeger:
+    """Start a Jaeger in a directory. A server that the environment names has the storage that it has.
+
+    ui: the folder of pages that a program serves.
+    """
     if place.urls is not None:
         return Jaeger(*place.urls, place.how)
     file = directory / "jaeger.json"
     if place.program is not None:
         ports = free_ports(4)
-        file.write_text(json.dumps(config(storage, str(directory), "127.0.0.1", ports, max_traces)))  # JSON is YAML
+        file.write_text(json.dumps(config(storage, str(directory), "127.0.0.1", ports, max_traces, ui)))  # JSON is YAML
         program = Program([place.program, "--config", str(file)], directory)
         program.wait_until(lambda: is_ready(f"http://127.0.0.1:{ports[3]}"))
         return Jaeger(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}", place.how, program)

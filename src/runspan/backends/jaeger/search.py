@@ -23,8 +23,8 @@ from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
 from runspan.backends.remote.client import RemoteClient
 from runspan.codec.decode import RunSummary
-from runspan.codec.fields import DIGEST, REVISION, TENANT
-from runspan.contracts import RunQuery
+from runspan.codec.fields import DIGEST, REVISION, RUN_ID, TENANT
+from runspan.contracts import RunQuery, conflict_note, damaged_note, older_revision_note
 from runspan.errors import BackendRefused, TraceIncomplete
 from runspan.http.client import Response, ResponseTooLarge
 from runspan.model.timestamps import MAX_NS
@@ -313,32 +313,33 @@ class WindowedSearch:
     def _row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> RunSummary | None:
         """Return the run of a trace when it belongs to the list and to this window."""
         items: list[RunSummary] = []
-        damaged: list[tuple[FoundSpan, str]] = []
+        damaged: list[tuple[FoundSpan, tuple[str, ...]]] = []
         for found in spans:
             try:
                 item = found.summary()
             except TraceIncomplete as error:
-                damaged.append((found, error.missing[0]))
+                damaged.append((found, error.missing))
                 continue
             if item is not None:
                 items.append(item)
         run = max(items, key=_rank, default=None)
         if run is None:
-            for found, reason in damaged:
-                if lo <= found.start < hi and found.span().attributes().get(TENANT, "") == self._query.tenant:
-                    self._note(found.start * 1000, f"trace {found.trace_id} is not listed: {reason}")
+            for found, _ in damaged:
+                attributes = found.span().attributes()
+                if lo <= found.start < hi and attributes.get(TENANT, "") == self._query.tenant:
+                    run_id = attributes.get(RUN_ID, f"of trace {found.trace_id}")
+                    self._note(found.start * 1000, damaged_note(str(run_id)))
             return None
         if not (lo <= run.time // 1000 < hi and self._belongs(run)):
             return None
-        for found, reason in damaged:
+        for found, missing in damaged:
             attributes = found.span().attributes()
             revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
             if type(revision) is int and (revision, str(digest)) > _rank(run):
-                self._note(run.time, f"run {run.run_id} is listed as of an older revision: {reason}")
-        for digest in sorted({item.digest for item in items if item.revision == run.revision} - {run.digest}):
-            self._note(
-                run.time, f"run {run.run_id} was also sent with another end, of digest {digest}: it is not listed"
-            )
+                self._note(run.time, older_revision_note(run.run_id, missing))
+        others = {item.digest for item in items if item.revision == run.revision} - {run.digest}
+        if others:
+            self._note(run.time, conflict_note(run.run_id, sorted(others)))
         return run
 
     def _belongs(self, run: RunSummary) -> bool:

@@ -150,7 +150,7 @@ class Ingester:
         return True
 
     def _is_outdated(self, connection: sqlite3.Connection, trace_id: bytes, run: Run, state: RevisionState) -> bool:
-        """Return whether an unfinished document is older than the stored end of its run.
+        """Return whether an unfinished document is older than the stored end of its run, or what followed it.
 
         Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than
         its end had.
@@ -158,7 +158,10 @@ class Ingester:
         if run.finished or state.revision < ROOT_REVISION:
             return False
         stored = self._stored(connection, trace_id)
-        return stored is not None and latest_time(run.envelope) <= latest_time(stored.run.envelope)
+        if stored is None:
+            return False
+        latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
+        return latest < stored_latest or (latest == stored_latest and stored.run.finished)
 
     def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
         """Return the stored revision; None when it is damaged, since the next one replaces it."""
