@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runspan import decode, encode
 from runspan.codec.fields import ROOT_REVISION
 from runspan.export import ObservedRun
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import SECOND, canonical_text
 from runspan.platform_api import RunListItem, RunListPage
 from runspan.sync import ListFilter, SyncConfig
 from runspan.sync.checkpoint import TrackedRun
@@ -92,14 +92,23 @@ def test_revisions_only_rise_whatever_the_clock_does(history: list[tuple[int, in
     assert decode(spans) == last
 
 
+def run_started(at: int) -> Run:
+    """Return a running run that started then, in nanoseconds since 1970."""
+    return Run.from_dict({**run_of("running").to_dict(), "startedAt": canonical_text(at)})
+
+
 def test_an_unchanged_running_run_is_sent_at_the_heartbeat() -> None:
-    """Not before; a suspended run less and less often; never if heartbeats are off."""
-    tracked, run = TrackedRun("run_1", 0, changed_at=NOW), run_of("running")
+    """Not before; an old or a suspended run less and less often; never if heartbeats are off."""
+    tracked, run = TrackedRun("run_1", 0, changed_at=NOW), run_started(NOW)
     mark_sent(tracked, planned(tracked, run, NOW), NOW)
     assert plan_send(tracked, run, NOW + 4 * MINUTE, POLICY) is None
     again = planned(tracked, run, NOW + 5 * MINUTE)
     assert again.revision == NOW + 5 * MINUTE
     assert plan_send(tracked, run, NOW + DAY, SyncConfig(heartbeat=0)) is None
+    old = run_started(NOW - 16 * HOUR)
+    mark_sent(tracked, planned(tracked, old, NOW), NOW)
+    assert plan_send(tracked, old, NOW + 59 * MINUTE, POLICY) is None
+    assert plan_send(tracked, old, NOW + HOUR, POLICY) is not None
     waits = run_of("suspended")
     mark_sent(tracked, planned(tracked, waits, NOW), NOW + 2 * DAY)
     assert plan_send(tracked, waits, NOW + 2 * DAY + HOUR, POLICY) is None

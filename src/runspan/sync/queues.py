@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Final
 
 from runspan.codec.fields import ROOT_REVISION, observed_time
-from runspan.contracts import Document
+from runspan.contracts import HEARTBEAT_SHARE, Document
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
 from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
@@ -105,7 +105,8 @@ def refresh_at(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> i
 def _is_heartbeat_due(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> bool:
     if not config.heartbeat:
         return False
-    pause = config.heartbeat
+    # A day-long run leaves about a hundred revisions; a reader allows for that before it calls a run stuck.
+    pause = max(config.heartbeat, (tracked.acked_at - sort_time(run.envelope)) // HEARTBEAT_SHARE)
     if run.status not in LIVE_RUN_STATUSES:
         # A run that waits for days for an approval needs no sign of life every few minutes.
         pause = max(pause, (now - tracked.changed_at) // _QUIET_PARTS)
