@@ -105,11 +105,13 @@ def refresh_at(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> i
 def _is_heartbeat_due(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> bool:
     if not config.heartbeat:
         return False
-    # A day-long run leaves about a hundred revisions; a reader allows for that before it calls a run stuck.
-    pause = max(config.heartbeat, (tracked.acked_at - sort_time(run.envelope)) // HEARTBEAT_SHARE)
-    if run.status not in LIVE_RUN_STATUSES:
+    if run.status in LIVE_RUN_STATUSES:
+        # A day-long run leaves about a hundred revisions; a reader allows for that before it calls a run stuck.
+        share = (tracked.acked_at - sort_time(run.envelope)) // HEARTBEAT_SHARE
+    else:
         # A run that waits for days for an approval needs no sign of life every few minutes.
-        pause = max(pause, (now - tracked.changed_at) // _QUIET_PARTS)
+        share = (now - tracked.changed_at) // _QUIET_PARTS
+    pause = max(config.heartbeat, share)
     return not 0 <= now - tracked.acked_at < pause  # an acknowledgement in the future is by a clock that was ahead
 
 
