@@ -1,4 +1,4 @@
-"""The recorder writes the shape of ``encode``: what was live ends as what is exported at once, and a subtree of points."""
+"""The recorder writes the shape of ``encode``: a run ends as if it were exported at once, with a subtree of points."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def record_run(harness: Harness, clock: StillClock, *, flush: bool) -> RunRecord
     def pause(seconds: int) -> None:
         assert not flush or run.flush(WAIT)
         clock.now += seconds * SECOND
+        run.set_input(clock.now)
         assert not flush or run.flush(WAIT)
 
     with harness.recorder.run("wf", run_id="run_1") as run:

@@ -113,6 +113,20 @@ def test_two_ends_of_a_run_are_a_conflict(store: SqliteStore, send: Callable[[Sq
         assert page.partial == ((note,) if expected else ())
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_two_ends_that_arrive_together_are_a_conflict(store: SqliteStore, split: bool) -> None:
+    """The one with the highest digest is returned, as over other backends, in whatever order the spans arrive."""
+    runs = [make_run("r", output=number) for number in range(3)]
+    step, *rest = [span for run in runs for span in encode(run)]
+    for spans in [rest, [step]] if split else [[*rest, step]]:
+        write_spans(store, spans)
+    *hidden, newest = sorted(runs, key=_digest)
+    document = store.document("r")
+    assert document.text == newest.text
+    assert sorted(document.conflict) == [_digest(run)[:32] for run in hidden]
+    assert len(store.search(RunQuery()).partial) == 1
+
+
 def test_a_correction_is_no_conflict(store: SqliteStore) -> None:
     """It ranks above the end, whether it is put or sent with a later revision."""
     write_spans(store, encode(make_run("r")))

@@ -141,7 +141,7 @@ class Ingester:
                 merged = merge_fragments(newest, [span for span in fragments if _rank(span) > row.revision])
                 if merged.revision is not None and (merged.revision is not newest or merged.incomplete):
                     newest = merged.revision
-                    row = self._row(newest, now, None, merged.incomplete)
+                    row = _with_conflict(self._row(newest, now, None, merged.incomplete), merged.conflict)
                 _replace_fragments(connection, fragments, merged.fragments, tenant, now)
             stored = None if state is None else self._stored(connection, trace_id)
             if stored is not None:
@@ -311,7 +311,7 @@ class Ingester:
                 return f"the stored run cannot be read: {error}"
             superseded = queries.split_digests(queries.superseded_digests(connection, trace_id))
         fragments = queries.fragments(connection, trace_id, tenant)
-        newest, incomplete, waiting = merge_fragments(base, [*fragments, *trace.spans], superseded)
+        newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
             reason = self._retention.refusal(ended, now)
@@ -320,7 +320,8 @@ class Ingester:
                 return reason
             if newest is not base:
                 row = self._row(newest, now, resource_id, incomplete)
-                queries.upsert_runs(connection, [row if stored is None else _replacement(connection, row, stored)])
+                row = row if stored is None else _replacement(connection, row, stored)
+                queries.upsert_runs(connection, [_with_conflict(row, conflict)])
             elif stored is not None and incomplete != stored.incomplete:
                 queries.update_incomplete(connection, trace_id, incomplete, ended, now)
         _replace_fragments(connection, fragments, waiting, tenant, now)
@@ -404,6 +405,14 @@ def _replacement(connection: sqlite3.Connection, row: RunRow, stored: RevisionSt
     superseded = queries.superseded_digests(connection, row.trace_id)
     if row.digest != stored.digest:
         superseded = queries.add_digest(superseded, stored.digest)
+    return row._replace(superseded=superseded)
+
+
+def _with_conflict(row: RunRow, conflict: Sequence[str]) -> RunRow:
+    """Return the row with the digests of other documents that arrived together with its own."""
+    superseded = row.superseded
+    for digest in conflict:
+        superseded = queries.add_digest(superseded, bytes.fromhex(digest)[: len(row.digest)])
     return row._replace(superseded=superseded)
 
 
