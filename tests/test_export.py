@@ -257,3 +257,35 @@ def test_a_generator_is_read_lazily() -> None:
     stream = batches(recorded(), observed_at=lambda: NOW, resource=Resource(), target_spans=20, on_refused=unexpected)
     first = next(iter(stream))
     assert len(read) == len(first.runs) < 100
+
+
+def test_corrections_rank_above_the_ends_that_were_sent() -> None:
+    """Each document becomes a revision above the root span, a later one above the earlier, in batches as usual."""
+    runs = [run for run in generated(60) if run.finished]
+    changed = [Run.from_dict(run.to_dict() | {"corrected": True}) for run in runs]
+    with http_receiver() as receiver, connect(ExporterConfig(receiver.url)) as delivery:
+        export(runs, delivery, observed_at=lambda: NOW, resource=Resource())
+        for number, documents in enumerate((runs, changed)):
+            report = export(
+                documents, delivery, observed_at=lambda at=NOW + number: at, resource=Resource(), after_root=True
+            )
+    assert report.complete
+    assert report.runs_accepted == 3 * len(runs)
+    assert documents_in(receiver.posts) == {run.id: run.text for run in changed}
+    roots = [span for post in receiver.posts for span in post.spans if not span.parent_span_id]
+    assert len(roots) == len(runs)
+
+
+@pytest.mark.parametrize("keep_text", [False, True])
+def test_batches_of_corrections_have_the_text_only_if_it_is_kept(keep_text: bool) -> None:
+    """As those of other documents."""
+    (run,) = generated(1)
+    (batch,) = batches(
+        [run],
+        observed_at=lambda: NOW,
+        resource=Resource(),
+        after_root=True,
+        on_refused=unexpected,
+        keep_text=keep_text,
+    )
+    assert [found.text for found in batch.runs] == [run.text if keep_text else b""]

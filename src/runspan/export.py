@@ -11,7 +11,7 @@ from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
 from runspan.errors import DocumentError
 from runspan.model.run import Run
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, ScopedBytes, request_bytes, scoped_bytes
 from runspan.storage.span_acks import digest_of
 
 TARGET_SPANS: Final = 4096
@@ -51,6 +51,7 @@ def export(
     tenant: str = "",
     observed_at: Callable[[], int],
     resource: Resource,
+    after_root: bool = False,
     target_spans: int = TARGET_SPANS,
     on_progress: Callable[[ExportReport], None] | None = None,
 ) -> ExportReport:
@@ -61,7 +62,8 @@ def export(
     report has ``stopped="interrupted"``.
 
     - ``documents``: runs, or the errors of documents that could not be read. Both are counted.
-    - ``observed_at``: returns the observation time of an unfinished run, in nanoseconds since 1970.
+    - ``observed_at``: returns the observation time of an unfinished run or a correction, in nanoseconds since 1970.
+    - ``after_root``: whether the documents are corrections, which rank above the ends that were sent before.
     - ``on_progress``: called after each request that was queued.
     """
     letters = delivery.stats.dead_letters
@@ -72,6 +74,7 @@ def export(
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
+            after_root=after_root,
             target_spans=target_spans,
             on_refused=delivery.stats.refused,
             keep_text=letters is not None,
@@ -105,12 +108,14 @@ def batches(
     tenant: str = "",
     observed_at: Callable[[], int],
     resource: Resource,
+    after_root: bool = False,
     target_spans: int = TARGET_SPANS,
     on_refused: Callable[[DocumentError], None],
     keep_text: bool = False,
 ) -> Iterable[Batch]:
     """Yield encoded documents in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
+    - ``after_root``: see ``export``; it applies to the documents of type ``Run``.
     - ``on_refused``: called with the error of each document that could not be read.
     - ``keep_text``: whether the batches contain the texts of the documents too.
     """
@@ -118,7 +123,7 @@ def batches(
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        for run in _encode_group(group, tenant, observed_at(), keep_text):
+        for run in _encode_group(group, tenant, observed_at(), after_root, keep_text):
             if runs and size + run.size > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
@@ -132,16 +137,26 @@ def batches(
         yield Batch(frame, tuple(runs))
 
 
-def _encode_group(group: list[ExportItem], tenant: str, now: int, keep_text: bool) -> Iterator[RunSpans]:
+def _encode_group(
+    group: list[ExportItem], tenant: str, now: int, after_root: bool, keep_text: bool
+) -> Iterator[RunSpans]:
     """Yield the spans of each run."""
     runs = [document for document in group if isinstance(document, Run)]
-    written = iter(write_runs(runs, tenant=tenant, observed_at=now))
+    if after_root:
+        written = _write_corrections(runs, tenant, now)
+    else:
+        written = iter(write_runs(runs, tenant=tenant, observed_at=now))
     for document in group:
         if isinstance(document, Run):
             parts = next(written)
             yield RunSpans.of(document.id, parts, document.text if keep_text else b"")
         else:
             yield document.encode(tenant) if isinstance(document, ObservedRun) else document
+
+
+def _write_corrections(runs: list[Run], tenant: str, now: int) -> Iterator[list[ScopedBytes]]:
+    for run in runs:
+        yield [scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=now, after_root=True)]
 
 
 def _groups(

@@ -27,6 +27,9 @@ class Harness(Protocol):
     """One backend. Each test uses a tenant of its own, so backends may keep what other tests wrote."""
 
     reader: TraceReader
+    lists_by_summary: bool
+    """Whether a list shows a run as soon as its revision span is there, which proves the list item without the steps.
+    Otherwise it shows complete revisions only. ``document`` proves the run in either case."""
 
     def send(self, *runs: Run, tenant: str, observed_at: int = ...) -> None:
         """Send runs as observed at this time, and return when the reader can read them."""
@@ -62,6 +65,7 @@ class StoreByDocument:
     """The embedded store; runs are written as documents."""
 
     reader: SqliteStore
+    lists_by_summary = False
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
         for run in runs:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from hashlib import sha256
 from itertools import chain, product
 
+import msgspec
 import pytest
 
 from conformance.harness import MS, SECOND, T0, Harness, all_pages, ids, make_run, running
-from runspan import encode
-from runspan.contracts import RunQuery
+from runspan import Run, encode
+from runspan.codec.fields import REVISION, ROOT_REVISION, SUMMARY_DIGEST
+from runspan.contracts import RunQuery, conflict_note
 from runspan.errors import TraceIncomplete
 
 WORKFLOWS = ("wf_a", "wf_b")
@@ -164,23 +166,66 @@ def test_another_tenants_runs_are_not_listed(backend: Harness, tenant: str) -> N
     assert ids(backend.reader.search(RunQuery(tenant))) == ["mine"]
 
 
-def test_a_run_that_is_not_proved_is_not_listed(backend: Harness, tenant: str) -> None:
-    """Neither a revision span without its steps nor steps without a revision span are a run."""
+def test_a_run_without_its_steps_is_never_a_document(backend: Harness, tenant: str) -> None:
+    """Steps without a revision span are not listed; a revision span without its steps only proves the list item."""
     backend.send_spans(encode(make_run("without revision span"), tenant=tenant)[:-1], tenant)
     backend.send_spans(encode(make_run("without steps"), tenant=tenant)[-1:], tenant)
     page = backend.reader.search(RunQuery(tenant))
-    assert [json.loads(item)["id"] for item in page.items] == []
+    assert list(page.items) == ([make_run("without steps").summary()] if backend.lists_by_summary else [])
+    for run_id in ("without revision span", "without steps"):
+        with pytest.raises(TraceIncomplete):
+            backend.reader.document(run_id, tenant)
+
+
+@pytest.mark.parametrize("key", ["runspan.run.status", SUMMARY_DIGEST, REVISION])
+def test_a_changed_list_item_is_not_listed(backend: Harness, tenant: str, key: str) -> None:
+    """A list item has a digest of its own: a changed or redacted one is left out, and the others are listed."""
+    *steps, root = encode(make_run("changed"), tenant=tenant)
+    own = [
+        (name, ROOT_REVISION + 1 if name == REVISION else "failed") if name == key else (name, value)
+        for name, value in root.pairs()
+    ]
+    forged = msgspec.structs.replace(root, shared=(), own=own)
+    backend.send_spans([*steps, forged], tenant)
+    backend.send(make_run("complete"), tenant=tenant)
+    page = backend.reader.search(RunQuery(tenant))
+    if key == "runspan.run.status":
+        with pytest.raises(TraceIncomplete):
+            backend.reader.document("changed", tenant)
+    if backend.lists_by_summary:
+        assert ids(page) == ["complete"]
+        assert len(page.partial) == 1
+    elif key == "runspan.run.status":
+        assert ids(page) == ["complete"]
+    else:  # the store proves the document and makes the list item of it
+        assert list(page.items) == [make_run("complete").summary(), make_run("changed").summary()]
+
+
+def test_two_ends_of_a_run_are_listed_as_they_are_read(backend: Harness, tenant: str) -> None:
+    """One of two different documents of a finished run is listed, the same that is read, and both say so."""
+    one, other = make_run("twice"), make_run("twice", output={"changed": True})
+    for run in (one, other, one):
+        backend.send_spans(encode(run, tenant=tenant), tenant)
+    document = backend.reader.document("twice", tenant)
+    page = backend.reader.search(RunQuery(tenant))
+    assert document.text in (one.text, other.text)
+    assert list(page.items) == [Run.from_json(document.text).summary()]
+    (digest,) = document.conflict
+    hidden = other if document.text == one.text else one
+    assert sha256(hidden.text).hexdigest().startswith(digest)
+    assert page.partial == (conflict_note("twice", document.conflict),)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_step_that_arrived_twice_does_not_replace_a_lost_one(backend: Harness, tenant: str, lost: int) -> None:
-    """As many step spans as the run has steps are no proof: a list has only runs that can be read by their id."""
+    """As many step spans as the run has steps are no proof of the document."""
     *steps, run_span = encode(make_run("twice"), tenant=tenant)
     kept = steps[1 - lost]
     backend.send_spans([kept], tenant)
     backend.send_spans([kept, run_span], tenant)
     backend.send(make_run("complete"), tenant=tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["complete"]
+    unproved = ["twice"] if backend.lists_by_summary else []
+    assert ids(backend.reader.search(RunQuery(tenant))) == [*unproved, "complete"]
     with pytest.raises(TraceIncomplete):
         backend.reader.document("twice", tenant)
     backend.send_spans([steps[lost]], tenant)
@@ -196,21 +241,27 @@ def test_a_step_of_an_older_version_does_not_replace_a_lost_one(backend: Harness
     assert old[0].span_id == own[0].span_id
     backend.send_spans([own[0], old[1], own[-1]], tenant)
     backend.send(make_run("complete"), tenant=tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["complete"]
+    unproved = ["changed"] if backend.lists_by_summary else []
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["complete", *unproved]
     with pytest.raises(TraceIncomplete):
         backend.reader.document("changed", tenant)
     fresh = encode(make_run("fresh", steps=newer["steps"]), tenant=tenant)
     stale = encode(make_run("fresh"), tenant=tenant)[1]
     backend.send_spans([fresh[0], stale, fresh[1], fresh[-1]], tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["fresh", "complete"]
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["fresh", "complete", *unproved]
+    assert backend.reader.document("fresh", tenant).incomplete == ()
 
 
 @pytest.mark.parametrize("count", [19, 21, 130])
 def test_a_run_of_many_steps_is_listed(backend: Harness, tenant: str, count: int) -> None:
-    """However many there are, and in whichever order they arrive; without one of them it is not."""
+    """However many there are, and in whichever order they arrive; without one of them it is no document."""
     steps = [{"id": f"s{number}", "status": "completed", "output": number} for number in range(count)]
     for run_id, missing in (("many", ()), ("lacking", (count // 2,))):
         spans = encode(make_run(run_id, steps=steps), tenant=tenant)
         kept = [span for number, span in enumerate(spans) if number not in missing]
         backend.send_spans(kept[::-1], tenant)
-    assert ids(backend.reader.search(RunQuery(tenant))) == ["many"]
+    unproved = ["lacking"] if backend.lists_by_summary else []
+    assert ids(backend.reader.search(RunQuery(tenant))) == ["many", *unproved]
+    assert len(Run.from_json(backend.reader.document("many", tenant).text).steps) == count
+    with pytest.raises(TraceIncomplete):
+        backend.reader.document("lacking", tenant)

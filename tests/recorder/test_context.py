@@ -346,7 +346,7 @@ def test_a_run_links_to_the_request_that_started_it(harness: Harness) -> None:
     delivered_document(harness, run)
     span = request.get_span_context()
     expected = [(span.trace_id.to_bytes(16, "big"), span.span_id.to_bytes(8, "big"))]
-    revisions = [span for span in harness.spans if span.attributes()[ROLE] in ("run", "snapshot")]
+    revisions = [span for span in harness.spans if span.attributes()[ROLE] in ("run", "revision")]
     assert len(revisions) > 1
     assert all([(link.trace_id, link.span_id) for link in span.links] == expected for span in revisions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -24,8 +25,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from runspan import Recorder, Run, decode, encode
 from runspan.codec.fields import REVISION, ROLE
+from runspan.contracts import heartbeat_due
 from runspan.errors import ConfigError
 from runspan.model.ids import run_ids
+from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
@@ -60,7 +63,7 @@ def test_a_receiver_that_recovers_gets_every_step_and_only_the_latest_snapshot()
             assert not run.flush(0.01)
             up.set()
             assert run.flush(WAIT)
-            assert len(harness.with_role("snapshot")) == 1
+            assert len(harness.with_role("revision")) == 1
         delivered_document(harness, run)
         assert len(harness.with_role("step")) == 20
         report = harness.recorder.report()
@@ -146,7 +149,7 @@ def test_a_slow_receiver_gets_fewer_snapshots_and_every_step() -> None:
             proceed.set()
         delivered_document(harness, run)
         assert len(harness.with_role("step")) == 200
-        assert len(harness.with_role("snapshot")) <= 2
+        assert len(harness.with_role("revision")) <= 2
 
 
 def test_a_full_outbox_drops_the_oldest_runs_and_keeps_their_documents(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ class ManualOutbox:
 
 
 def test_a_run_that_does_not_change_has_heartbeats() -> None:
-    """An unchanged run is due a heartbeat interval after it was last sent; a suspended one is not."""
+    """An unchanged run is due a heartbeat interval after it was last sent, an old one later, a suspended one never."""
     outbox = ManualOutbox(ExportConfig(snapshot_delay=1, heartbeat_interval=30))
     first, second = outbox.run("first"), outbox.run("second")
     outbox.now += 1
@@ -305,8 +308,25 @@ def test_a_run_that_does_not_change_has_heartbeats() -> None:
     second.change(lambda record: setattr(record, "status", "running"), status=True)
     outbox.now += 1
     assert outbox.due() == ["second"]
-    outbox.now += 30
+    outbox.now += 66
+    assert outbox.due() == []
+    outbox.now += 2
     assert set(outbox.due()) == {"first", "second"}
+
+
+def test_heartbeats_back_off() -> None:
+    """The next one is due after a sixteenth of the run's age: a quiet day has about a hundred, not thousands."""
+    outbox = ManualOutbox(ExportConfig(snapshot_delay=1, heartbeat_interval=30))
+    outbox.run("run")
+    sent = []
+    for second in range(86_400):
+        outbox.now = 1000.0 + second
+        if outbox.due():
+            sent.append(second)
+    assert len(sent) < 120
+    for before, after in itertools.pairwise(sent):
+        assert heartbeat_due(before * SECOND, sent[0] * SECOND) <= (after + 2) * SECOND
+        assert after - before <= max(30, before / 16) + 2
 
 
 def test_an_old_run_has_fewer_snapshots_but_its_status_is_sent_at_once() -> None:
@@ -334,8 +354,8 @@ def test_heartbeats_are_sent() -> None:
     """A run that waits is sent again and again, with an increasing revision and the same document."""
     with recording(export=ExportConfig(snapshot_delay=0.005, heartbeat_interval=0.03)) as harness:
         with harness.recorder.run("wf", run_id="run_1") as run:
-            wait_until(lambda: len(harness.with_role("snapshot")) >= 4)
-            assert len({span.attributes()[REVISION] for span in harness.with_role("snapshot")}) >= 4
+            wait_until(lambda: len(harness.with_role("revision")) >= 4)
+            assert len({span.attributes()[REVISION] for span in harness.with_role("revision")}) >= 4
             assert harness.document("run_1") == run.document()
         delivered_document(harness, run)
 

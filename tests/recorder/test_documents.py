@@ -105,7 +105,7 @@ def test_snapshots_decode_to_the_run_at_that_moment_and_rank_by_time(harness: Ha
         ["completed", "running"],
     ]
     delivered_document(harness, run)
-    revisions = [span.attributes()[REVISION] for span in harness.spans if span.attributes()[ROLE] == "snapshot"]
+    revisions = [span.attributes()[REVISION] for span in harness.spans if span.attributes()[ROLE] == "revision"]
     assert revisions == sorted(set(revisions))
 
 

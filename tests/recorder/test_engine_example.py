@@ -21,11 +21,11 @@ import pytest
 
 from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
 from runspan.backends.runspan_api import RunspanApiReader
-from runspan.contracts import RunQuery, TraceReader
+from runspan.contracts import RunQuery, TraceReader, heartbeat_due
 from runspan.model.ids import run_ids
 from runspan.recorder import ExportConfig, RunRecording
 from support.cli import environment, server
-from support.recorder import wait_until
+from support.recorder import WAIT, wait_until
 from support.servers import Tempo
 from support.servers.jaeger import Jaeger
 
@@ -200,8 +200,9 @@ def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
     assert parents["chat claude-sonnet-4-6"] == "invoke_agent Assess customer"
     assert parents["attempt of Charge card"] == "Charge card"
     assert parents["POST /v1/charges"] == "attempt of Charge card"
-    for name in ("Fetch overdue invoices", "Fetch customer", "Charge card", "Send reminder", "Book the payment"):
+    for name in ("Fetch overdue invoices", "Fetch customer", "Charge card", "For each invoice", "Book the payment"):
         assert parents[name] == root["name"]
+    assert parents["Send reminder"] == "For each invoice"
     counts = Counter(span["name"] for span in spans)
     assert (counts["Send reminder"], counts["attempt of Charge card"], counts["POST /v1/charges"]) == (3, 3, 3)
     first, second = named(spans, "Fetch overdue invoices"), named(spans, "Fetch customer")
@@ -276,7 +277,11 @@ def test_kill_9_loses_no_acknowledged_step_and_the_run_stays_running(tmp_path: P
         reader = RunspanApiReader(url)
         unfinished = sum([check_killed(reader, run_id, output.result()) for run_id, output in killed.items()])
         running = _ids(reader, RunQuery(status="running", limit=200))
-        stuck = wait_until(lambda: _ids(reader, RunQuery(stuck_before=time.time_ns() - 10**9, limit=200)) >= running)
+        silent = heartbeat_due(10**9, 0)  # a second after the heartbeat that did not come
+        stuck = wait_until(
+            lambda: _ids(reader, RunQuery(stuck_before=time.time_ns() - 10**9, limit=200)) >= running,
+            WAIT + silent / 10**9,
+        )
         assert stuck, "a run whose engine was killed is not reported as stuck"
         reader.close()
     assert unfinished >= KILLS // 2, "the engine was killed outside of runs"

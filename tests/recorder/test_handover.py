@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runspan import Recorder
-from runspan.codec.fields import REVISION
+from runspan.codec.fields import REVISION, ROLE, ROLE_LIVE, ROLE_REVISION
 from runspan.recorder import ExportConfig
 from support.receivers import OK, Answer, Post
 from support.recorder import (
@@ -81,7 +81,8 @@ def test_a_run_is_released_once() -> None:
         run.end()
         assert run.flush(WAIT)
         assert harness.document("run_1").status == "running"
-        assert len(harness.spans_of("run_1")) == 1
+        roles = [span.attributes()[ROLE] for span in harness.spans_of("run_1")]
+        assert sorted(roles) == [ROLE_LIVE, ROLE_REVISION]
         with harness.recorder.run("wf", run_id="run_2") as ended:
             pass
         assert json.loads(ended.release())["document"]["status"] == "completed"
@@ -117,7 +118,7 @@ def test_a_released_state_that_arrives_late_overrides_nothing() -> None:
         up.set()
         assert harness.recorder.flush(WAIT)
         assert statuses(harness.document("run_1")) == newer
-        revisions = [span.attributes()[REVISION] for span in harness.with_role("snapshot")]
+        revisions = [span.attributes()[REVISION] for span in harness.with_role("revision")]
         assert revisions[-1] == json.loads(checkpoint)["revision"] < min(revisions[:-1])
         again.end()
         assert second.shutdown(WAIT).complete

@@ -76,11 +76,12 @@ def partial(rejected: int, message: str) -> Answer:
 
 @dataclass
 class Receiver:
-    """What a receiver got. taken: The spans of requests to which it responded with success."""
+    """What a receiver got. accepted: The requests to which it responded with success. taken: Their spans."""
 
     answer: Callable[[Post], Answer]
     port: int = 0
     posts: list[Post] = field(default_factory=list)
+    accepted: list[Post] = field(default_factory=list)
     taken: list[Span] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -100,6 +101,7 @@ class Receiver:
         answer = self.answer(post)
         if answer.status == 200:
             with self.lock:
+                self.accepted.append(post)
                 self.taken.extend(post.spans)
         return post, answer
 

@@ -50,7 +50,8 @@ class Harness:
         """The accepted spans of runspan, in the order of their arrival."""
         request = ExportTraceServiceRequest()
         with self.receiver.lock:
-            request.resource_spans.add().scope_spans.add().spans.extend(self.receiver.taken)
+            for post in self.receiver.accepted:
+                request.MergeFrom(post.message)
         return list(read_protobuf(request.SerializeToString()).spans)
 
     @property

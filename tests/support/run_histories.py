@@ -28,33 +28,35 @@ class Observation:
         return encode(self.run, tenant=tenant, observed_at=self.at)
 
 
-def run_history(run_id: str, created: int, ending: str = "completed", **members: Any) -> list[Observation]:
+def run_history(
+    run_id: str, created: int, ending: str = "completed", *, second: int = SECOND, **members: Any
+) -> list[Observation]:
     """Return a run observed every second: pending, running, a step retried twice, suspended, running, ended.
 
     Two steps end between the first snapshots. The retried step lists its attempts one by one. ``members`` are those of
-    the run.
+    the run. ``second`` is how many nanoseconds a second takes: steps of a slow history are shown as points.
     """
     start = created + 500 * MILLISECOND
     fetch = _step("fetch", "action", start, "completed", 300, output={"rows": [1, 2.50, None]})
     check = _step("check", "condition", start + 100 * MILLISECOND, "skipped", 0)
     charge = {"id": "charge", "name": "Charge Card", "type": "stripe", "retryPolicy": {"maxAttempts": 3}}
-    charge["startedAt"] = canonical_text(start + SECOND)
+    charge["startedAt"] = canonical_text(start + second)
     tries = [
         {
             "attempt": number,
             "status": "failed",
-            "startedAt": canonical_text(start + number * SECOND),
-            "completedAt": canonical_text(start + number * SECOND + 700 * MILLISECOND),
+            "startedAt": canonical_text(start + number * second),
+            "completedAt": canonical_text(start + number * second + 700 * MILLISECOND),
             "error": {"code": f"TIMEOUT_{number}", "message": "no answer"},
         }
         for number in (1, 2)
     ]
-    approval = _step("approve", "approval", start + 4 * SECOND, "running")
-    approved = _step("approve", "approval", start + 4 * SECOND, "completed", 1500, output={"approved": True})
-    done = charge | {"status": "completed", "attempt": 3, "attempts": [*tries, _third_try(start)]}
-    done |= {"completedAt": canonical_text(start + 3 * SECOND + 900 * MILLISECOND), "durationMs": 2900}
-    notify = _step("notify", "slack", start + 6 * SECOND, "running", input={"text": "done"})
-    notified = _step("notify", "slack", start + 6 * SECOND, "completed", 800, input={"text": "done"}, output=None)
+    approval = _step("approve", "approval", start + 4 * second, "running")
+    approved = _step("approve", "approval", start + 4 * second, "completed", 1500, output={"approved": True})
+    done = charge | {"status": "completed", "attempt": 3, "attempts": [*tries, _third_try(start, second)]}
+    done |= {"completedAt": canonical_text(start + 3 * second + 900 * MILLISECOND), "durationMs": 2900}
+    notify = _step("notify", "slack", start + 6 * second, "running", input={"text": "done"})
+    notified = _step("notify", "slack", start + 6 * second, "completed", 800, input={"text": "done"}, output=None)
     running = {"status": "running", "startedAt": canonical_text(start)}
     stages: list[Members] = [
         {"status": "pending", "steps": []},
@@ -68,11 +70,11 @@ def run_history(run_id: str, created: int, ending: str = "completed", **members:
         running | {"steps": [fetch, check, done, approved, notify]},
         running | {"status": ending, "steps": [fetch, check, done, approved, notified]},
     ]
-    stages[-1] |= {"completedAt": canonical_text(start + 7 * SECOND), "durationMs": 7000, "output": {"sent": 1}}
+    stages[-1] |= {"completedAt": canonical_text(start + 7 * second), "durationMs": 7000, "output": {"sent": 1}}
     if ending in ("failed", "timed_out"):
         stages[-1]["error"] = {"code": "GATEWAY", "message": "down", "step": "notify"}
     return [
-        Observation(_run(run_id, created, stage | members), created + (number + 1) * SECOND)
+        Observation(_run(run_id, created, stage | members), created + (number + 1) * second)
         for number, stage in enumerate(stages)
     ]
 
@@ -82,8 +84,8 @@ def is_revision_span(span: Span) -> bool:
     return REVISION in span.attributes()
 
 
-def _third_try(start: int) -> Members:
-    began, ended = start + 3 * SECOND, start + 3 * SECOND + 900 * MILLISECOND
+def _third_try(start: int, second: int) -> Members:
+    began, ended = start + 3 * second, start + 3 * second + 900 * MILLISECOND
     times = {"startedAt": canonical_text(began), "completedAt": canonical_text(ended)}
     return {"attempt": 3, "status": "completed"} | times
 

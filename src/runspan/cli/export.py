@@ -32,7 +32,7 @@ from runspan.sources.filesystem import display_path
 from runspan.watch.service import WatchConfig
 
 _ONLY_WITH_WATCH: Final = ("done_dir", "state_file", "metrics_listen")
-_NOT_WITH_WATCH: Final = ("dead_letter", "dry_run", "as_json")
+_NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
 
 
 @click.command()
@@ -58,6 +58,11 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "dry_run", "as_json")
     "--batch-spans", least=1, most=10_000, default=TARGET_SPANS, help="Approximate number of spans in a request."
 )
 @options.dead_letter(show_default="keep none")
+@options.option(
+    "--correct",
+    is_flag=True,
+    help="Send the documents as corrections of runs whose end was sent before: each ranks above that end.",
+)
 @options.option(
     "--watch",
     "watched",
@@ -92,6 +97,7 @@ def export(
     files: tuple[str, ...],
     batch_spans: int,
     dead_letter: Path | None,
+    correct: bool,
     watched: str | None,
     poll: float,
     done_dir: Path | None,
@@ -106,7 +112,9 @@ def export(
     FILE is a JSON document, a JSON array of documents, or NDJSON, also compressed with gzip or zstd; a folder of such
     files; an archive of `runspan archive`; a URL such as s3://bucket/prefix/ with `pip install 'runspan[objects]'`; or
     - for standard input. It is read as a stream. A document that cannot be carried exactly is refused with its
-    position, and the others are sent. Sending a file again is safe: the receiver keeps what it has.
+    position, and the others are sent. Sending a file again is safe: the receiver keeps what it has. A finished run
+    that has changed since it was sent needs --correct: without it the trace has two different ends of the run, which
+    readers report as a conflict.
 
     With --watch, a file is finished when the receiver has all of its runs, and it is read again when it changes. A run
     that has continued is sent as it is now, but each finished step only once; a finished run that has changed is sent
@@ -119,6 +127,7 @@ def export(
       curl -s https://example.com/runs.ndjson | runspan export -
       runspan export runs.ndjson --dead-letter left.ndjson || runspan export left.ndjson
       runspan export runs.ndjson --replay --endpoint http://collector:4318
+      runspan export corrected.json --correct --endpoint http://127.0.0.1:8321
       runspan export runs.ndjson --dry-run | jq .
       runspan export --watch ./runs --endpoint http://127.0.0.1:8321 --metrics-listen 9464
 
@@ -131,7 +140,7 @@ def export(
     reduce_garbage_collection()
     _check_arguments(ctx, files, receiver.tenant)
     if dry_run:
-        ctx.exit(_dry_run(_read(files), resource, receiver.tenant, quiet))
+        ctx.exit(_dry_run(_read(files), resource, receiver.tenant, correct, quiet))
     if watched is not None:
         config = WatchConfig(receiver.tenant, resource, poll, str(done_dir or ""), batch_spans)
         watch(Path(watched), config, receiver, state_file, metrics_listen=metrics_listen, quiet=quiet)
@@ -152,6 +161,7 @@ def export(
                 tenant=receiver.tenant,
                 observed_at=time.time_ns,
                 resource=resource,
+                after_root=correct,
                 target_spans=batch_spans,
                 on_progress=lambda report: _show_progress(display, report),
             )
@@ -232,14 +242,14 @@ def _show_progress(display: ProgressDisplay, report: ExportReport) -> None:
     display.update(f"{report.runs_accepted:,} runs accepted" + (f", {failed:,} not" if failed else ""))
 
 
-def _dry_run(found: Iterable[Run | DocumentError], resource: Resource, tenant: str, quiet: bool) -> int:
+def _dry_run(found: Iterable[Run | DocumentError], resource: Resource, tenant: str, correct: bool, quiet: bool) -> int:
     """Print what would be sent, one line for each run; return the exit code."""
     runs = spans = refused = 0
     for document in found:
         try:
             if isinstance(document, DocumentError):
                 raise document
-            encoded = encode(document, tenant=tenant, observed_at=time.time_ns())
+            encoded = encode(document, tenant=tenant, observed_at=time.time_ns(), after_root=correct)
         except DocumentError as error:
             print_error(error)
             refused += 1

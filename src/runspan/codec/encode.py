@@ -219,7 +219,7 @@ class RunEncoder:
         self.trace_id, root_id, seed = run_ids(envelope.id, tenant)
         self.template = run_template(self.is_root, RUN_TABLE.get_labels(envelope))
         position = sort_time(envelope)
-        self.position = position or (1 if observed_at is None else max(observed_at, 1))
+        self.position = position or (1 if observed_at is None else min(max(observed_at, 1), MAX_NS))
         """Where the run lies in time, in nanoseconds since 1970."""
         self.observed_at = max(latest_time(envelope), self.position) if observed_at is None else observed_at
         # Two exports of a run without any time are two roots of one document, since a span id is written once.

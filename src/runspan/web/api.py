@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
@@ -27,16 +27,7 @@ from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.app_context import Store, current_context
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
-from runspan.web.middleware import (
-    CONFLICT,
-    ERROR_KEY,
-    INCOMPLETE,
-    PARTIAL,
-    RUN_RULE,
-    document_body,
-    document_headers,
-    note_header,
-)
+from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header
 from runspan.web.request_body import read_body
 from runspan.web.schemas import (
     Meta,
@@ -98,21 +89,6 @@ def require_utf8_path(environ: WSGIEnvironment) -> None:
     except UnicodeError:
         raise NotFound("no such run", expected="a path in UTF-8") from None
 
-
-def response_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
-    """Return the OpenAPI description of optional headers of a response."""
-    schema = {"type": "string"}
-    return {name: {"description": description, "schema": schema} for name, description in descriptions.items()}
-
-
-_RUN_HEADERS: Final = response_headers(
-    {
-        INCOMPLETE: "What is missing of a newer revision than this one. Absent if this is the newest.",
-        CONFLICT: "SHA-256 digests in hex, separated by `; `, of other documents that were sent as the same revision, "
-        "at least their first 32 digits. Absent if there is none.",
-    }
-)
-_LIST_HEADERS: Final = response_headers({PARTIAL: "The lines of `meta.partial`. Absent if there is none."})
 
 reads = OpenApiBlueprint("reads", __name__, SECURITY)
 """Routes that only read."""

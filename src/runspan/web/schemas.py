@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -35,7 +36,8 @@ class RunsQuery(BaseModel):
     stuckAfter: str | None = Field(
         None,
         pattern=_STUCK,
-        description="Only pending or running runs that were last observed longer ago than this: `15m`, `90s`. "
+        description="Only pending or running runs whose next heartbeat is overdue by more than this: `15m`, `90s`. It is due "
+        "30 seconds after the last observation, or after a sixteenth of the run's age then. "
         "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
         "into account repeats it in `meta.stuckAfter`.",
     )
@@ -85,7 +87,22 @@ class RunDocument(RunSummaryBody):
     steps: Any = None
 
 
+def headers_of(descriptions: Mapping[str, str]) -> ConfigDict:
+    """Return the configuration of a response body with the OpenAPI description of the response's optional headers."""
+    schema = {"type": "string"}
+    headers = {name: {"description": text, "schema": schema} for name, text in descriptions.items()}
+    return ConfigDict(openapi_extra={"headers": headers})  # type: ignore[typeddict-unknown-key]
+
+
 class RunResponse(BaseModel):
+    model_config = headers_of(
+        {
+            "X-Runspan-Incomplete": "What is missing of a newer revision. Absent if this is the newest one.",
+            "X-Runspan-Conflict": "SHA-256 digests in hex, separated by `; `, of other documents that were sent as the "
+            "same revision, at least their first 32 digits. Absent if there is none.",
+        }
+    )
+
     success: Literal[True]
     data: RunDocument
 
@@ -104,6 +121,8 @@ class Meta(BaseModel):
 
 
 class RunListResponse(BaseModel):
+    model_config = headers_of({"X-Runspan-Partial": "The lines of `meta.partial`. Absent if there is none."})
+
     success: Literal[True]
     data: list[RunSummaryBody]
     meta: Meta

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from conformance.harness import SECOND, T0, ids, make_run, otlp, running
-from runspan import encode
+from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import ROOT_REVISION
-from runspan.contracts import RunQuery
+from runspan.contracts import Document, RunQuery
 from runspan.model.ids import run_ids
+from runspan.model.timestamps import canonical_text
 from runspan.otlp.protobuf_reader import read_protobuf
+
+
+def reopened(run_id: str, **members: Any) -> Run:
+    """Return a run that goes on after the end of ``make_run``."""
+    steps = make_run(run_id).to_dict()["steps"]
+    steps.append({"id": "again", "status": "running", "startedAt": canonical_text(T0 + 2 * SECOND)})
+    return running(run_id, **{"steps": steps} | members)
 
 
 def revision(store: SqliteStore, run_id: str) -> int:
@@ -20,7 +30,7 @@ def revision(store: SqliteStore, run_id: str) -> int:
 
 def test_a_changed_document_becomes_the_newest_revision(store):
     """Running, finished, reopened and finished again: each is read, and each ranks above the one before."""
-    stages = [running("r"), make_run("r"), running("r", done=2), make_run("r", status="failed")]
+    stages = [running("r"), make_run("r"), reopened("r"), make_run("r", status="failed")]
     revisions = []
     for number, run in enumerate(stages):
         store.put(run, observed_at=T0 + number)
@@ -53,9 +63,33 @@ def test_the_same_unfinished_document_again_is_a_later_observation(store):
 
 def test_a_reopened_run_observed_again_stays_above_its_end(store):
     """Its revision counts from that of the run span."""
-    for number, run in enumerate([make_run("r"), running("r"), running("r")]):
+    for number, run in enumerate([make_run("r"), reopened("r"), reopened("r")]):
         store.put(run, observed_at=T0 + number)
     assert revision(store, "r") == ROOT_REVISION + T0 + 2
+
+
+@pytest.mark.parametrize("older", [running("r", done=0), running("r", done=2), running("r", done=2, status="pending")])
+def test_an_older_unfinished_document_reopens_nothing(store, older):
+    """Whatever was observed when: the document has no later time than the end, as over OTLP."""
+    ended = make_run("r")
+    assert not store.put(ended, observed_at=T0).outdated
+    for observed_at in (T0 - SECOND, T0 + SECOND):
+        assert store.put(older, observed_at=observed_at).outdated
+        assert store.document("r") == Document(ended.text)
+        assert ids(store.search(RunQuery(status="completed"))) == ["r"]
+        assert ids(store.search(RunQuery(status=older.status))) == []
+    assert not store.put(reopened("r"), observed_at=T0 + 2 * SECOND).outdated
+    assert store.document("r") == Document(reopened("r").text)
+    assert ids(store.search(RunQuery(status="running"))) == ["r"]
+
+
+def test_an_older_state_of_a_reopened_run_is_not_outdated_by_its_first_end(store):
+    """A reopened run that is observed again, changed, is compared with its newest state."""
+    store.put(make_run("r"), observed_at=T0)
+    store.put(reopened("r"), observed_at=T0 + 1)
+    changed = reopened("r", input={"changed": True})
+    assert not store.put(changed, observed_at=T0 + 2).outdated
+    assert store.document("r").text == changed.text
 
 
 def test_observed_again_after_a_revision_span_that_is_not_proved(store):

@@ -141,7 +141,7 @@ class Ingester:
                 merged = merge_fragments(newest, [span for span in fragments if _rank(span) > row.revision])
                 if merged.revision is not None and (merged.revision is not newest or merged.incomplete):
                     newest = merged.revision
-                    row = self._row(newest, now, None, merged.incomplete)
+                    row = _with_conflict(self._row(newest, now, None, merged.incomplete), merged.conflict)
                 _replace_fragments(connection, fragments, merged.fragments, tenant, now)
             stored = None if state is None else self._stored(connection, trace_id)
             if stored is not None:
@@ -150,7 +150,7 @@ class Ingester:
         return True
 
     def _is_outdated(self, connection: sqlite3.Connection, trace_id: bytes, run: Run, state: RevisionState) -> bool:
-        """Return whether an unfinished document is older than the stored end of its run.
+        """Return whether an unfinished document is older than the stored end of its run, or what followed it.
 
         Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than
         its end had.
@@ -158,7 +158,10 @@ class Ingester:
         if run.finished or state.revision < ROOT_REVISION:
             return False
         stored = self._stored(connection, trace_id)
-        return stored is not None and latest_time(run.envelope) <= latest_time(stored.run.envelope)
+        if stored is None:
+            return False
+        latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
+        return latest < stored_latest or (latest == stored_latest and stored.run.finished)
 
     def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
         """Return the stored revision; None when it is damaged, since the next one replaces it."""
@@ -308,7 +311,7 @@ class Ingester:
                 return f"the stored run cannot be read: {error}"
             superseded = queries.split_digests(queries.superseded_digests(connection, trace_id))
         fragments = queries.fragments(connection, trace_id, tenant)
-        newest, incomplete, waiting = merge_fragments(base, [*fragments, *trace.spans], superseded)
+        newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
             reason = self._retention.refusal(ended, now)
@@ -317,7 +320,8 @@ class Ingester:
                 return reason
             if newest is not base:
                 row = self._row(newest, now, resource_id, incomplete)
-                queries.upsert_runs(connection, [row if stored is None else _replacement(connection, row, stored)])
+                row = row if stored is None else _replacement(connection, row, stored)
+                queries.upsert_runs(connection, [_with_conflict(row, conflict)])
             elif stored is not None and incomplete != stored.incomplete:
                 queries.update_incomplete(connection, trace_id, incomplete, ended, now)
         _replace_fragments(connection, fragments, waiting, tenant, now)
@@ -401,6 +405,14 @@ def _replacement(connection: sqlite3.Connection, row: RunRow, stored: RevisionSt
     superseded = queries.superseded_digests(connection, row.trace_id)
     if row.digest != stored.digest:
         superseded = queries.add_digest(superseded, stored.digest)
+    return row._replace(superseded=superseded)
+
+
+def _with_conflict(row: RunRow, conflict: Sequence[str]) -> RunRow:
+    """Return the row with the digests of other documents that arrived together with its own."""
+    superseded = row.superseded
+    for digest in conflict:
+        superseded = queries.add_digest(superseded, bytes.fromhex(digest)[: len(row.digest)])
     return row._replace(superseded=superseded)
 
 

@@ -368,9 +368,7 @@ def pack_span(span: Span) -> bytes:
 
 def unpack_span(content: bytes) -> Span:
     """Return the span that ``pack_span`` wrote."""
-    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links, scope = _unpack(
-        content
-    )
+    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links, scope = _unpack(content)
     return Span(
         trace_id=trace_id,
         span_id=span_id,

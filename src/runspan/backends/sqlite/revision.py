@@ -183,6 +183,8 @@ class MergeResult(NamedTuple):
     """What is missing of newer revisions, one line each."""
     fragments: list[Span]
     """The spans that must wait for others, in order of arrival."""
+    conflict: tuple[str, ...] = ()
+    """The digests of other documents that the fragments prove at the same revision, in hex."""
 
 
 def merge_fragments(
@@ -200,7 +202,7 @@ def merge_fragments(
     """
     pairs = [(span, read_attributes(span)) for span in fragments]
     try:
-        newest, missing = _prove(stored, pairs)
+        newest, missing, conflict = _prove(stored, pairs)
     except TraceIncomplete:
         return MergeResult(None, (), list(fragments))
     incomplete = missing
@@ -216,7 +218,7 @@ def merge_fragments(
                 waiting.append(span)
         elif span.span_id not in steps or not _has_step(span, attributes, steps[span.span_id]):
             waiting.append(span)
-    return MergeResult(newest, incomplete, waiting)
+    return MergeResult(newest, incomplete, waiting, conflict)
 
 
 def superseded_steps(before: StoredRevision, after: StoredRevision) -> list[Span]:
@@ -241,15 +243,17 @@ def is_exact_match(verified: VerifiedRun, spans: Sequence[Span]) -> bool:
     )
 
 
-def _prove(stored: StoredRevision | None, pairs: Sequence[_SpanAttributes]) -> tuple[StoredRevision, tuple[str, ...]]:
-    """Return the newest revision and what is missing of newer ones.
+def _prove(
+    stored: StoredRevision | None, pairs: Sequence[_SpanAttributes]
+) -> tuple[StoredRevision, tuple[str, ...], tuple[str, ...]]:
+    """Return the newest revision, what is missing of newer ones, and the digests of other documents at its revision.
 
     Raise TraceIncomplete when no revision is stored and none is proved.
     """
     spans = [span for span, _ in pairs]
     if stored is None:
         verified = verify_run(spans)
-        return from_verified(verified, spans), verified.incomplete
+        return from_verified(verified, spans), verified.incomplete, verified.conflict
     # A revision span of the stored document counts as an arrival of that document.
     repeated = max([index for index, (_, attributes) in enumerate(pairs) if _is_of(attributes, stored)], default=-1)
     spans = []
@@ -261,12 +265,12 @@ def _prove(stored: StoredRevision | None, pairs: Sequence[_SpanAttributes]) -> t
             spans.append(span)
             has_newer = True
     if not has_newer:
-        return stored, ()
+        return stored, (), ()
     try:
         verified = verify_run([*step_spans(stored), *spans])
     except TraceIncomplete as error:
-        return stored, error.missing
-    return from_verified(verified, spans), verified.incomplete
+        return stored, error.missing, ()
+    return from_verified(verified, spans), verified.incomplete, verified.conflict
 
 
 def _ranks_above(attributes: Mapping[str, Value], stored: StoredRevision) -> bool:
