@@ -9,7 +9,7 @@ PORT ?= 8321
 DATA ?= var/demo
 DEMO ?=
 
-.PHONY: demo test check bench stack dashboards alerts clean help
+.PHONY: demo test campaign check bench stack dashboards alerts clean help
 
 help:  ## Show what there is.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ demo: $(READY)  ## Send the sample runs through a server, compare them, and serv
 
 test: $(READY_DEV)  ## Run the tests.
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+campaign: $(READY_DEV)  ## Run the long tests: kills, outages, volume, random histories.
+	$(BIN)/python -m pytest -n auto --dist worksteal -m campaign
 
 check: $(READY_DEV)  ## Everything that a change must pass: tests, style, types.
 	$(BIN)/ruff format --check .

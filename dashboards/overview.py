@@ -287,8 +287,8 @@ def tables() -> list[Panel]:
         ),
         span_rows(
             "Revisions of unfinished runs",
-            "What was observed of runs before their end, each at the start of its run. A run that has ended since is among "
-            "the runs too.",
+            "What was observed of runs before their end, each at the start of its run. A run that has ended since is "
+            "among the runs too.",
             traceql(f"{REVISION_SPAN} && {CHOSEN}", *RUN_SHOWN, "span.runspan.observed_at"),
             hidden=("instrumentation:name", "name"),
         ),

@@ -248,7 +248,7 @@ def server() -> list[Panel]:
         graph("Runs stored", "Runs in the embedded store.", COUNT, prom("sum(runspan_store_runs)", "runs")),
         graph(
             "Spans that wait for the rest of their run",
-            "Fragments: spans of runs of which others have not come yet. A line that stays up is a sender that lost some.",
+            "Fragments of runs of which spans are missing. A line that stays up is a sender that lost some.",
             COUNT,
             prom("sum(runspan_store_fragments)", "fragments"),
         ),

@@ -65,7 +65,7 @@ def run() -> list[Panel]:
     return [
         span_rows(
             "This run",
-            "The run span, and the revisions from before its end: of these the newest counts while there is no run span. "
+            "The run span, and the revisions from before its end: the newest one counts while there is no run span. "
             "The run id leads to the JSON document and the run's page.",
             traceql(
                 f"{THIS} && {REVISIONS}",
@@ -105,7 +105,7 @@ def steps() -> list[Panel]:
     return [
         span_rows(
             "Steps",
-            "Finished steps, at most 100. Steps that have not ended are in the document and, after a few seconds, in the trace.",
+            "Finished steps, at most 100. Open steps are in the document and, after some seconds, in the trace.",
             traceql(
                 f"{THIS} && {STEP_SPAN}",
                 "span.runspan.run.id",

@@ -1,5 +1,4 @@
-"""Archives: everything that ended is in them exactly, whatever is changed in one is told, and none looks finished that
-is not."""
+"""Archives: all ended runs are in them exactly, every change is reported, and none looks finished that is not."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ import pytest
 from conformance.harness import foreign_otlp, otlp
 from runspan import Run, encode
 from runspan.archive import AgeRange, purge
-from runspan.archive.select import RetryingReader, before, collect
+from runspan.archive.select import RetryingReader, collect, cursor_before
 from runspan.archive.targets import LocalTarget, exclusive
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Document, RunQuery
@@ -36,8 +35,14 @@ from runspan.errors import (
 from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.sources import documents, files, tenants, total_bytes
-from runspan.sources.archive_manifest import SkipCount, read_manifest, write_manifest
-from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.archive import (
+    SkipCount,
+    archives_in,
+    find_damage,
+    manifest_of,
+    read_manifest,
+    write_manifest,
+)
 from support.archives import NOW, SECOND, Cut, Killed, Troubled, fill, finished, held, make, past
 from support.cli import runspan
 from support.corpus import cases
@@ -77,15 +82,15 @@ def test_everything_that_ended_is_in_the_archive_byte_for_byte(
     assert len(manifest.files) > 5
     assert manifest.runs == len(ended)
     assert manifest.document_bytes == sum(map(len, ended.values()))
-    assert manifest.left.unfinished.runs == COUNT - len(ended) > 0
-    assert set(manifest.left.unfinished.some) <= texts.keys() - ended.keys()
+    assert manifest.skipped.unfinished.runs == COUNT - len(ended) > 0
+    assert set(manifest.skipped.unfinished.examples) <= texts.keys() - ended.keys()
     assert done.complete
     assert not done.resumed
     assert total_bytes(done.path) == sum(part.bytes for part in manifest.files)
 
 
 def test_documents_of_every_kind_come_back(tmp_path: Path) -> None:
-    """What the codec carries an archive carries too, texts with line breaks and odd ids among them."""
+    """An archive carries what the codec carries, also texts with line breaks and unusual ids."""
     texts = [Run.from_json(text).text for text in cases().values()]
     texts = [text.replace(b'"id":"run_1"', b'"id":"run_1-%d"' % number, 1) for number, text in enumerate(texts)]
     usual = [text for text in texts if len(text) < 100_000]
@@ -98,7 +103,7 @@ def test_documents_of_every_kind_come_back(tmp_path: Path) -> None:
 
 
 def test_usual_tools_can_check_an_archive(archived: Path) -> None:
-    """sha256sum proves the files, and the digests beside them those of the documents."""
+    """sha256sum proves the files, and the files of digests prove the documents."""
     manifest = json.loads((archived / "manifest.json").read_text())
     for part in manifest["files"]:
         content = (archived / part["name"]).read_bytes()
@@ -128,9 +133,9 @@ def test_each_tenant_has_its_own(tmp_path: Path, texts: dict[str, bytes]) -> Non
         fill(store, {name: ended[name] for name in names[:20]}, "acme")
         fill(store, {name: ended[name] for name in names[20:30]})
         acme = make(store, tmp_path / "to", tenant="acme").path
-        nobody = make(store, tmp_path / "to").path
+        default = make(store, tmp_path / "to").path
     assert sorted(held(acme)) == names[:20]
-    assert sorted(held(nobody)) == names[20:30]
+    assert sorted(held(default)) == names[20:30]
     assert tenants(acme) == {"acme"}
     assert tenants(str(tmp_path / "to")) == {"acme", ""}
 
@@ -145,15 +150,15 @@ def test_nothing_to_archive_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_archives_of_one_second_do_not_collide(store: SqliteStore, tmp_path: Path) -> None:
-    """The second gets a name of its own, and a folder of archives stands for all of them."""
+    """The second gets a name of its own, and a folder of archives is read as all of them."""
     first, second = make(store, tmp_path / "to"), make(store, tmp_path / "to")
     assert [first.path, second.path] == archives_in(str(tmp_path / "to"))
     assert len(files(str(tmp_path / "to"))) == len(first.manifest.files) * 2
 
 
 def test_only_one_archives_into_a_folder(store: SqliteStore, tmp_path: Path) -> None:
-    """The second is told, and does not go on with what the first is writing."""
-    with exclusive(str(tmp_path / "to")), pytest.raises(ConfigError, match="nobody archives into"):
+    """The second reports it, and does not resume what the first is writing."""
+    with exclusive(str(tmp_path / "to")), pytest.raises(ConfigError, match="no other process archives"):
         make(store, tmp_path / "to")
     assert make(store, tmp_path / "to").path
 
@@ -165,26 +170,26 @@ def test_what_cannot_be_archived_is_told_and_the_rest_is(
     store: SqliteStore, tmp_path: Path, texts: dict[str, bytes]
 ) -> None:
     """Each run that is left has its reason in the manifest, and the archive says that it is not complete."""
-    gone, behind, torn, odd, late, *_ = names = sorted(finished(texts))
+    gone, behind, torn, refused, late, *_ = names = sorted(finished(texts))
     reader = Troubled(
         store,
         {
             gone: NotFound("not here"),
             behind: Document(texts[behind], ("step 3 of a newer revision is missing",)),
             torn: TraceIncomplete("cut", missing=("the root",)),
-            odd: BackendRefused("no", where="there"),
+            refused: BackendRefused("no", where="there"),
             late: Document(texts[late].replace(b'"status":"', b'"status":"suspended","was":"', 1)),
             "": ("a block could not be read",),
         },
     )
     done = make(reader, tmp_path / "to")
     assert held(done.path).keys() == set(names[5:])
-    left = done.manifest.left
-    assert left.vanished == SkipCount(1, (gone,))
-    assert left.incomplete.runs == 2
-    assert f"{behind}: step 3 of a newer revision is missing" in left.incomplete.some
-    assert left.unreadable == SkipCount(1, (f"{odd}: there: no",))
-    assert left.unfinished.runs == COUNT - len(names) + 1
+    skipped = done.manifest.skipped
+    assert skipped.vanished == SkipCount(1, (gone,))
+    assert skipped.incomplete.runs == 2
+    assert f"{behind}: step 3 of a newer revision is missing" in skipped.incomplete.examples
+    assert skipped.unreadable == SkipCount(1, (f"{refused}: there: no",))
+    assert skipped.unfinished.runs == COUNT - len(names) + 1
     assert done.manifest.partial == ("a block could not be read",)
     assert not done.complete
 
@@ -196,15 +201,19 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     reader = Troubled(store, {first: [BackendUnreachable("gone"), BackendBusy("later", retry_after=7.5)]})
     waits: list[tuple[str, float]] = []
     reading = RetryingReader(reader, 1, slept.append, 300.0, lambda trouble, seconds: waits.append((trouble, seconds)))
-    found = collect(reading, RunQuery(), after=before(NOW), on_partial=print)
-    assert sum(isinstance(item.what, Run) for item in found) == len(finished(texts))
+    found = collect(reading, RunQuery(), after=cursor_before(NOW), on_partial=print)
+    assert sum(isinstance(item.result, Run) for item in found) == len(finished(texts))
     assert slept[:8] == [1.0] * 7 + [0.5]
     assert [trouble for trouble, _ in waits] == ["later", "gone"]
     assert waits[0][1] == 7.5
     reader = Troubled(store, {first: BackendUnreachable("gone for good")})
     slept.clear()
     with pytest.raises(BackendUnreachable):
-        list(collect(RetryingReader(reader, 4, slept.append, 60.0), RunQuery(), after=before(NOW), on_partial=print))
+        list(
+            collect(
+                RetryingReader(reader, 4, slept.append, 60.0), RunQuery(), after=cursor_before(NOW), on_partial=print
+            )
+        )
     assert sum(slept) <= 60
 
 
@@ -212,12 +221,12 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
 def test_a_backend_that_asks_for_more_patience_than_there_is_ends_it_at_once(
     store: SqliteStore, texts: dict[str, bytes], asked: float
 ) -> None:
-    """Whatever number it names, nobody sleeps for it."""
+    """However long it asks to wait, the archive does not sleep for it."""
     trouble = RateLimited("slowly", retry_after=asked)
     reader = Troubled(store, dict.fromkeys(texts, trouble))
     slept: list[float] = []
     with pytest.raises(RateLimited, match="slowly"):
-        list(collect(RetryingReader(reader, 2, slept.append), RunQuery(), after=before(NOW), on_partial=print))
+        list(collect(RetryingReader(reader, 2, slept.append), RunQuery(), after=cursor_before(NOW), on_partial=print))
     assert slept == []
 
 
@@ -225,7 +234,7 @@ def test_a_backend_that_asks_for_more_patience_than_there_is_ends_it_at_once(
 
 
 def test_one_that_was_cut_goes_on_where_it_was(store: SqliteStore, tmp_path: Path, texts: dict[str, bytes]) -> None:
-    """What it has on disk stays, it keeps its own bounds, and until it is finished nobody takes it for an archive."""
+    """What it has on disk stays, it keeps its own time range, and until it is finished it is not read as an archive."""
     to = tmp_path / "to"
     with pytest.raises(Killed):
         make(Cut(store, 180), to, before=NOW - SECOND)
@@ -252,24 +261,24 @@ def test_another_request_does_not_go_on_with_it(store: SqliteStore, tmp_path: Pa
     """Another tenant, backend, packing or length of either bound begins an archive of its own, and says so."""
     with pytest.raises(Killed):
         make(Cut(store, 180), tmp_path / "to")
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
 
-    def tell(where: str, asked: str) -> None:
-        told.append((Path(where).suffix, asked))
+    def other_archive(path: str, options: str) -> None:
+        reported.append((Path(path).suffix, options))
 
     hour = 3600 * SECOND
     others = (
         {"compression": "gzip"},
-        {"asked": AgeRange(2 * hour, None)},
-        {"asked": AgeRange(hour, 48 * hour), "since": 0},
+        {"ages": AgeRange(2 * hour, None)},
+        {"ages": AgeRange(hour, 48 * hour), "since": 0},
         {"source_url": "sqlite:elsewhere"},
         {"tenant": "acme"},
     )
     for other in others:
-        assert not make(store, tmp_path / "to", other=tell, **other).resumed
-    assert told == [(".partial", "--before 1h --format zstd")] * 3  # those of other runs concern nobody
-    assert make(store, tmp_path / "to", other=tell).resumed
-    assert len(told) == 3
+        assert not make(store, tmp_path / "to", other=other_archive, **other).resumed
+    assert reported == [(".partial", "--before 1h --format zstd")] * 3  # those of other runs are not reported
+    assert make(store, tmp_path / "to", other=other_archive).resumed
+    assert len(reported) == 3
 
 
 def test_purge_never_reaches_what_a_killed_archive_of_younger_runs_holds(
@@ -283,18 +292,18 @@ def test_purge_never_reaches_what_a_killed_archive_of_younger_runs_holds(
         now = time.time_ns()
         with pytest.raises(Killed):
             make(Cut(store, 180), to, before=now, source_url=source)
-    told = runspan("archive", "--before", "9999d", "--to", to, "--data", data, "--purge").stderr
-    assert "an unfinished archive of --before 1h --format zstd" in told
-    assert "nothing to archive" in told
-    told = runspan("archive", "--before", "1h", "--to", to, "--data", data, "--purge").stderr
-    assert "resumed an unfinished archive" in told
-    assert f"{len(finished(texts))} runs purged" in told
+    output = runspan("archive", "--before", "9999d", "--to", to, "--data", data, "--purge").stderr
+    assert "an unfinished archive of --before 1h --format zstd" in output
+    assert "nothing to archive" in output
+    output = runspan("archive", "--before", "1h", "--to", to, "--data", data, "--purge").stderr
+    assert "resumed an unfinished archive" in output
+    assert f"{len(finished(texts))} runs purged" in output
 
 
 def test_what_does_not_come_back_is_no_archive(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that changes a byte of what it was given is told with the file, and nothing is published."""
+    """A disk that changes a byte is reported with the file, and nothing is published."""
     write = LocalTarget.write
 
     def lying(self: LocalTarget, name: str, content: bytes) -> None:
@@ -321,16 +330,16 @@ def test_a_disk_that_is_full_is_told(store: SqliteStore, tmp_path: Path) -> None
 
 
 def test_any_changed_byte_is_found_and_named(archived: Path, texts: dict[str, bytes]) -> None:
-    """Of 150 random bytes in all files each is told with the file it is in; the documents that still come back are
+    """Each of 150 random bytes in all files is reported with its file; the documents that still come back are
     those that were archived."""
     random = Random(20261125)
     ended = finished(texts)
     names = sorted(entry.name for entry in archived.iterdir())
     for number in range(150):
         path = archived / names[number % len(names)]
-        whole = path.read_bytes()
-        at, bit = random.randrange(len(whole)), 1 << random.randrange(8)
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+        content = path.read_bytes()
+        at, bit = random.randrange(len(content)), 1 << random.randrange(8)
+        path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
         found = list(_faults(archived))
         assert found, (path.name, at, bit)
         assert any(path.name in fault.where for fault in found), (path.name, at, bit, found)
@@ -340,7 +349,7 @@ def test_any_changed_byte_is_found_and_named(archived: Path, texts: dict[str, by
             assert path.name == "manifest.json"
         else:
             assert all(ended[run.id] == run.text for run in read)
-        path.write_bytes(whole)
+        path.write_bytes(content)
     assert list(_faults(archived)) == []
 
 
@@ -359,7 +368,7 @@ def test_a_file_that_is_not_the_archives_is_named(archived: Path, change: str, n
 
 
 def test_a_changed_document_is_not_handed_out(tmp_path: Path, store: SqliteStore) -> None:
-    """Even when file and packing are well-formed, the digest of the document tells; the others go."""
+    """Even when file and packing are well-formed, the digest of the document shows it; the others are read."""
     folder = Path(make(store, tmp_path / "to", compression="gzip").path)
     (name, *_) = sorted(entry.name for entry in folder.glob("*.gz"))
     lines = gzip.decompress((folder / name).read_bytes()).splitlines(keepends=True)
@@ -380,7 +389,7 @@ def test_a_manifest_is_only_what_was_written(archived: Path) -> None:
     manifest = read_manifest(content, where="m")
     assert write_manifest(manifest) == content
     for changed, words in (
-        (content.replace(b'"version": 1', b'"version": 2'), "newest runspan"),
+        (content.replace(b'"version": 1', b'"version": 2'), "version of runspan that wrote it"),
         (content.replace(b"runspan-archive", b"something-else"), "something-else"),
         (content.replace(b'"source"', b'"sauce"'), "manifest of this version"),
         (content.replace(b"\n", b"\n\n", 1), "changed since"),
@@ -414,8 +423,8 @@ def test_purge_deletes_what_is_archived_and_nothing_else(
     later = Run.from_json(texts[changed].replace(b'"id":', b'"corrected":true,"id":', 1))
     store.put(later, observed_at=NOW)
     newer = Run.from_json(texts[arriving].replace(b'"name":', b'"corrected":true,"name":'))
-    *_, head = encode(newer, observed_at=NOW + 1, after_root=True)
-    store.write(read_protobuf(otlp([head])))
+    *_, revision_span = encode(newer, observed_at=NOW + 1, after_root=True)
+    store.write(read_protobuf(otlp([revision_span])))
     store.put(Run.from_json(texts[twin]), tenant="acme", observed_at=NOW)
     store.write(read_protobuf(foreign_otlp(run_ids(seen).trace_id, b"foreign1", "chat")))
     report = purge(store, done.path, done.manifest, on_progress=lambda runs: None)
@@ -442,13 +451,13 @@ def test_the_command_archives_checks_and_purges(tmp_path: Path, texts: dict[str,
     with SqliteStore(data) as store:
         fill(store, texts)
     ended = finished(texts)
-    told = runspan("archive", "--before", "1h", "--to", to, "--data", data).stderr
-    assert f"archived {len(ended)} runs" in told
-    assert f"{COUNT - len(ended)} runs left because they have not ended" in told
+    output = runspan("archive", "--before", "1h", "--to", to, "--data", data).stderr
+    assert f"archived {len(ended)} runs" in output
+    assert f"{COUNT - len(ended)} runs left because they have not ended" in output
     (folder,) = archives_in(str(to))
-    assert f"runspan export {folder}" in told
-    told = runspan("archive", "--check", to).stderr
-    assert f"intact, {len(ended)} runs" in told
+    assert f"runspan export {folder}" in output
+    output = runspan("archive", "--check", to).stderr
+    assert f"intact, {len(ended)} runs" in output
     report = json.loads(
         runspan("archive", "--before", "1h", "--to", to, "--data", data, "--purge", "--json", "--format", "gzip").stdout
     )
@@ -458,9 +467,9 @@ def test_the_command_archives_checks_and_purges(tmp_path: Path, texts: dict[str,
     assert "nothing to archive" in runspan("archive", "--before", "1h", "--to", to, "--data", data).stderr
     part = next(Path(folder).glob("*.zst"))
     part.write_bytes(part.read_bytes()[:-1])
-    told = runspan("archive", "--check", to, code=3).stderr
-    assert f"{part}" in told
-    assert "DAMAGED" in told
+    output = runspan("archive", "--check", to, code=3).stderr
+    assert f"{part}" in output
+    assert "DAMAGED" in output
     checked = json.loads(runspan("archive", "--check", to, "--json", code=3).stdout)
     assert [item["intact"] for item in checked["archives"]] == [False, True]
 
@@ -489,5 +498,5 @@ def test_the_documentation_shows_the_manifest(archived: Path) -> None:
     """Every member that a manifest has is explained."""
     content = (Path(__file__).parents[2] / "docs" / "archive.md").read_text()
     manifest = json.loads((archived / "manifest.json").read_text())
-    for name in {*manifest, *manifest["files"][0], *manifest["left"]}:
+    for name in {*manifest, *manifest["files"][0], *manifest["skipped"]}:
         assert f"`{name}`" in content or f'"{name}"' in content, name

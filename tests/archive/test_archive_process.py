@@ -21,7 +21,7 @@ from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import RunQuery
-from runspan.sources.archive_reader import archives_in
+from runspan.sources.archive import archives_in
 from runspan.testing import generate
 from support.archives import fill, finished, held, past
 from support.cli import Running, process, running, runspan, server, write_ndjson
@@ -76,7 +76,7 @@ def test_thousands_of_runs_from_one_server_into_another(
     done = process("archive", "--before", "1h", "--to", tmp_path / "to", "--backend", url, "--json")
     report = json.loads(done.stdout)
     assert (report["runs"], report["complete"]) == (len(ended), True)
-    assert report["left"]["unfinished"]["runs"] == RUNS - len(ended)
+    assert report["skipped"]["unfinished"]["runs"] == RUNS - len(ended)
     process("archive", "--check", tmp_path / "to")
     with server(tmp_path / "other") as (other, _):
         done = process("export", report["archive"], "--endpoint", other, "--json")
@@ -88,7 +88,7 @@ def test_kills_leave_nothing_that_looks_finished(
     source: tuple[str, Path], tmp_path: Path, texts: dict[str, bytes]
 ) -> None:
     """Killed at random moments, at every size of what was written until then, the folder holds either no archive or a
-    whole one; the last run goes on with what is there and finishes it, and everything is in it once."""
+    complete one; the last run resumes what is there and finishes it, and everything is in it once."""
     _, data = source
     random = Random(SEED)
     to = tmp_path / "to"
@@ -232,8 +232,8 @@ def test_runs_out_of_a_trace_backend(backend: str, request: pytest.FixtureReques
         assert time.monotonic() < deadline, report
         time.sleep(1)  # a Tempo lists what it has written down, which is a while after it accepted it
     assert held(report["archive"]) == finished(texts)
-    assert report["left"]["unfinished"]["runs"] == len(texts) - len(finished(texts))
+    assert report["skipped"]["unfinished"]["runs"] == len(texts) - len(finished(texts))
     assert json.loads((Path(report["archive"]) / "manifest.json").read_text())["source"] == url.partition("+")[0]
-    told = runspan("export", report["archive"], "--dry-run", code=2).output
-    assert f"--tenant {tenant}" in told
+    output = runspan("export", report["archive"], "--dry-run", code=2).output
+    assert f"--tenant {tenant}" in output
     assert "nothing was sent" in runspan("export", report["archive"], "--dry-run", "--tenant", tenant).stderr

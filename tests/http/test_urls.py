@@ -99,7 +99,7 @@ def test_the_error_guesses_at_a_variable_and_shows_no_login() -> None:
 )
 def test_commands_name_the_wrong_option(arguments: list[str], tmp_path: Any) -> None:
     """Exit code 2, as for every other wrong option."""
-    checkpoint = ["--checkpoint", str(tmp_path / "sync.db")] if arguments[0] == "sync" else []
+    checkpoint = ["--state-file", str(tmp_path / "sync.db")] if arguments[0] == "sync" else []
     result = CliRunner().invoke(main, [*arguments, *checkpoint])
     assert result.exit_code == 2
     assert "'collector..svc'" in result.stderr
@@ -151,5 +151,7 @@ def test_an_export_refuses_them_too(variable: str, value: str, monkeypatch: pyte
     monkeypatch.setenv(variable, value)
     document = tmp_path / "run.json"
     document.write_text('{"id":"run_1","status":"completed","steps":[]}')
-    result = CliRunner().invoke(main, ["export", str(document), "--endpoint", "http://127.0.0.1:9", "--retry-for", "0"])
+    result = CliRunner().invoke(
+        main, ["export", str(document), "--endpoint", "http://127.0.0.1:9", "--retry-max-time", "0"]
+    )
     assert result.exit_code == 2, result.stderr

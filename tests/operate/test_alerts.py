@@ -60,27 +60,27 @@ def quiet_runs() -> list[tuple[list[dict[str, Any]], str]]:
         "startedAt": moment(3),
         "attempt": 2,
     }
-    snapshots = [
-        document("run_snapshot", "quiet_snapshot", "running", [step("look"), going_on]),
-        document("run_waiting", "quiet_snapshot", "suspended", [step("look")]),
+    unfinished = [
+        document("run_unfinished", "quiet_unfinished", "running", [step("look"), going_on]),
+        document("run_waiting", "quiet_unfinished", "suspended", [step("look")]),
     ]
     old = [
         document(f"run_old_{n}", "quiet_backfill", "failed", [step("charge", "failed", ago=7200)], ago=7200)
         for n in range(1000)
     ]
     again = [document(f"run_again_{n}", "quiet_replay", "failed", [step("charge", "failed")]) for n in range(20)]
-    return [([retried], ""), (snapshots, ""), (old, ""), (again, REPLAY)]
+    return [([retried], ""), (unfinished, ""), (old, ""), (again, REPLAY)]
 
 
 def correct(stack: Stack) -> None:
-    """A run that completed is told to have failed after all. Its new head needs no header; its steps, which are sent
-    with it, do."""
+    """A run that completed turns out to have failed. Its new revision needs no header; its steps, which are sent with
+    it, do."""
     good = document("run_corrected", "quiet_corrected")
     send(stack.directory, [good], stack.collector.otlp)
     bad = {**good, "status": "failed", "steps": [step("charge", "failed")]}
-    *steps, head = encode(Run.from_json(json.dumps(bad).encode()), after_root=True, observed_at=time.time_ns())
+    *steps, revision = encode(Run.from_json(json.dumps(bad).encode()), after_root=True, observed_at=time.time_ns())
     name, value = REPLAY.split("=")
-    for spans, header in (([head], {}), (steps, {name: value})):
+    for spans, header in (([revision], {}), (steps, {name: value})):
         body = write_json(spans, Resource("runspan", {}))
         headers = {"content-type": "application/json", **header}
         answer = httpx.post(f"{stack.collector.otlp}/v1/traces", content=body, headers=headers, trust_env=False)
@@ -134,7 +134,7 @@ def test_the_texts_are_whole(stack: Stack, failed: float) -> None:
 
 
 def test_an_approval_that_does_not_come_is_told(stack: Stack, failed: float) -> None:
-    """One snapshot of a run that is suspended, and began five hours ago, is enough; the link leads to it."""
+    """One revision of a run that is suspended, and began five hours ago, is enough; the link leads to it."""
     alert = arrived(stack, "RunspanApprovalWaiting", "wf_asks")
     params = httpx.URL(alert["annotations"]["runs_url"]).params
     answer = httpx.get(f"{stack.runspan}/api/v1/runs", params=params, trust_env=False).json()
@@ -142,7 +142,7 @@ def test_an_approval_that_does_not_come_is_told(stack: Stack, failed: float) -> 
 
 
 def test_what_is_no_failure_of_now_raises_nothing(stack: Stack, failed: float) -> None:
-    """A retry that got through, snapshots, a correction, a re-export that says so and a thousand old failures were all
+    """A retry that got through, revisions, a correction, a re-export that says so and a thousand old failures were all
     taken and stored, and no alert names their workflows."""
     arrived(stack, "RunspanRunFailed")
     last = time.time()

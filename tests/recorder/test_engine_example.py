@@ -154,7 +154,7 @@ def test_jaeger_shows_the_expected_trace(
     example: Any, tmp_path: Path, storage: str, request: pytest.FixtureRequest
 ) -> None:
     """Jaeger's own API has one root and the live span, the steps below the root, the clients' spans below their steps,
-    attempts below theirs, tokens on the agent, errors and links; the REST API over Jaeger returns the run all the time."""
+    attempts below theirs, tokens, errors and links; the REST API over Jaeger returns the run all the time."""
     jaeger: Jaeger = request.getfixturevalue(f"jaeger_{storage}")
     with server(tmp_path, "--backend", f"jaeger+{jaeger.url}") as (url, _):
         reader = RunspanApiReader(url)

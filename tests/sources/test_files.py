@@ -1,4 +1,4 @@
-"""How run documents are read from files, folders and standard input, and what is told when they cannot be."""
+"""How run documents are read from files, folders and standard input, and what is reported when they cannot be."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runspan.sources import documents, files, pieces, total_bytes
 TWO = b'{"id":"a"}\n{"id":"b"}\n'
 
 
-def told(path: Path | str, **options: object) -> list[str]:
+def outcomes(path: Path | str, **options: object) -> list[str]:
     """The id of each run, and the text of each error."""
     found = documents(str(path), **options)  # type: ignore[arg-type]
     return [item.id if isinstance(item, Run) else f"! {item}" for item in found]
@@ -51,29 +51,29 @@ PACKINGS = pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["p
 
 @pytest.mark.parametrize("name", ["runs.ndjson", "runs.json", "runs", "runs.json.gz"])
 @PACKINGS
-def test_packing_is_told_by_its_bytes(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+def test_packing_is_recognised_by_its_bytes(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
     """A file is read by what is in it, whatever it is called."""
-    assert told(write(tmp_path / name, pack(TWO))) == ["a", "b"]
+    assert outcomes(write(tmp_path / name, pack(TWO))) == ["a", "b"]
 
 
 def test_gzip_of_several_members(tmp_path: Path) -> None:
     """Members follow each other, may cut a document, may be empty, and may be padded with zero bytes."""
     parts = [gzip.compress(part) for part in (TWO[:15], b"", TWO[15:], b'{"id":"c"}')]
-    assert told(write(tmp_path / "a", b"".join(parts))) == ["a", "b", "c"]
-    assert told(write(tmp_path / "b", b"\0\0".join(parts) + b"\0" * 600_000)) == ["a", "b", "c"]
+    assert outcomes(write(tmp_path / "a", b"".join(parts))) == ["a", "b", "c"]
+    assert outcomes(write(tmp_path / "b", b"\0\0".join(parts) + b"\0" * 600_000)) == ["a", "b", "c"]
 
 
 def test_zstd_of_several_frames(tmp_path: Path) -> None:
     """Frames follow each other, may cut a document, may be empty, and may have no content at all, as pzstd's do."""
     skippable = b"\x50\x2a\x4d\x18\4\0\0\0size"
     parts = [zstd(part) for part in (TWO[:15], b"", TWO[15:], b'{"id":"c"}')]
-    assert told(write(tmp_path / "a", b"".join(parts))) == ["a", "b", "c"]
-    assert told(write(tmp_path / "b", skippable + skippable.join(parts))) == ["a", "b", "c"]
+    assert outcomes(write(tmp_path / "a", b"".join(parts))) == ["a", "b", "c"]
+    assert outcomes(write(tmp_path / "b", skippable + skippable.join(parts))) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 def test_truncated_zstd(tmp_path: Path, kept: float) -> None:
-    """Every document of the blocks that are whole goes, then the cut is told once."""
+    """Every document of the complete blocks is read, then the cut is reported once."""
     packed = zstd(lines(30_000))
     cut = packed[: int(len(packed) * kept)]
     readable = zstandard.ZstdDecompressor().decompressobj().decompress(cut).count(b"\n")
@@ -85,28 +85,28 @@ def test_truncated_zstd(tmp_path: Path, kept: float) -> None:
 
 
 def test_damaged_zstd(tmp_path: Path) -> None:
-    """A changed byte is told, by the structure or by the checksum; what was whole before it goes."""
+    """A changed byte is found by the structure or by the checksum; what was complete before it is read."""
     packed = bytearray(zstd(lines(20_000)))
     packed[len(packed) * 3 // 4] ^= 1
-    *ids, error = told(write(tmp_path / "a", bytes(packed)))
+    *ids, error = outcomes(write(tmp_path / "a", bytes(packed)))
     assert 0 < len(ids) <= 20_000
     assert error.startswith(f"! {tmp_path / 'a'} compressed byte ")
-    assert "whole zstd data" in error
-    *ids, error = told(write(tmp_path / "b", zstd(TWO) + b"junk"))
+    assert "complete zstd data" in error
+    *ids, error = outcomes(write(tmp_path / "b", zstd(TWO) + b"junk"))
     assert ids == ["a", "b"]
-    assert "whole zstd data" in error
+    assert "complete zstd data" in error
 
 
 def test_empty_files_have_no_documents(tmp_path: Path) -> None:
     """An empty file is no error, packed or not."""
-    assert told(write(tmp_path / "c.zst", zstd(b""))) == []
-    assert told(write(tmp_path / "a.json", b"")) == []
-    assert told(write(tmp_path / "b.gz", gzip.compress(b""))) == []
+    assert outcomes(write(tmp_path / "c.zst", zstd(b""))) == []
+    assert outcomes(write(tmp_path / "a.json", b"")) == []
+    assert outcomes(write(tmp_path / "b.gz", gzip.compress(b""))) == []
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 def test_truncated_gzip(tmp_path: Path, kept: float) -> None:
-    """Every document that the rest of the file can still tell goes, then the cut is told once."""
+    """Every document that can still be decompressed is read, then the cut is reported once."""
     plain = lines(5000)
     packed = gzip.compress(plain)
     packed = packed[: int(len(packed) * kept)]
@@ -122,13 +122,13 @@ def test_truncated_gzip(tmp_path: Path, kept: float) -> None:
 def test_gzip_cut_in_its_last_bytes(tmp_path: Path) -> None:
     """A file that lacks only its checksum gives all of its lines, and the error."""
     for cut in (1, 8):
-        *ids, error = told(write(tmp_path / "a", gzip.compress(TWO)[:-cut]))
+        *ids, error = outcomes(write(tmp_path / "a", gzip.compress(TWO)[:-cut]))
         assert ids == ["a", "b"]
         assert "end of the file inside the data" in error
 
 
 def test_gzip_damaged_in_the_middle(tmp_path: Path) -> None:
-    """Documents before a block that cannot be inflated go, up to the last whole one, then the damage is told."""
+    """Documents before a block that cannot be decompressed are read, then the damage is reported."""
     first, second = lines(3000), lines(10)
     good = gzip.compress(first)
     # The first block of the second member says that it is of the reserved kind.
@@ -146,23 +146,23 @@ def test_gzip_damage_keeps_what_the_same_block_gave_before_it(tmp_path: Path) ->
     """What was inflated in the call that met the damage is not lost with it."""
     stored = zlib.compressobj(0, zlib.DEFLATED, 31)
     packed = stored.compress(TWO) + stored.flush(zlib.Z_FULL_FLUSH)
-    *ids, error = told(write(tmp_path / "a", packed + b"\xff" * 20))
+    *ids, error = outcomes(write(tmp_path / "a", packed + b"\xff" * 20))
     assert ids == ["a", "b"]
     assert f"compressed byte {len(packed)}" in error
 
 
 def test_gzip_with_a_wrong_checksum(tmp_path: Path) -> None:
-    """A wrong checksum is told after the documents, which may be wrong too."""
+    """A wrong checksum is reported after the documents, which may be wrong too."""
     packed = bytearray(gzip.compress(TWO))
     packed[-8] ^= 1
-    *ids, error = told(write(tmp_path / "a", bytes(packed)))
+    *ids, error = outcomes(write(tmp_path / "a", bytes(packed)))
     assert ids == ["a", "b"]
     assert "incorrect data check" in error
 
 
 def test_junk_after_gzip(tmp_path: Path) -> None:
-    """What follows the last member and is no gzip is told."""
-    *ids, error = told(write(tmp_path / "a", gzip.compress(TWO) + b"junk"))
+    """What follows the last member and is no gzip is reported."""
+    *ids, error = outcomes(write(tmp_path / "a", gzip.compress(TWO) + b"junk"))
     assert ids == ["a", "b"]
     assert "incorrect header check" in error
 
@@ -189,8 +189,8 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.json", "no/such/folder", "a\0b"])
-def test_a_missing_file_is_told_at_once(tmp_path: Path, name: str) -> None:
-    """A path with nothing to read is a wrong setting, told before anything is asked for."""
+def test_a_missing_file_is_reported_at_once(tmp_path: Path, name: str) -> None:
+    """A path with nothing to read is a wrong setting, reported before the first document."""
     with pytest.raises(ConfigError) as caught:
         documents(str(tmp_path / name))
     assert name in caught.value.where
@@ -198,7 +198,7 @@ def test_a_missing_file_is_told_at_once(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_told_at_once(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_at_once(tmp_path: Path) -> None:
     """A file without permission is a wrong setting."""
     path = write(tmp_path / "runs.json", TWO)
     path.chmod(0)
@@ -207,17 +207,17 @@ def test_an_unreadable_file_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_gives_its_files_sorted(tmp_path: Path) -> None:
-    """A folder stands for its JSON and NDJSON files, packed or not, by name; for nothing hidden, other or deeper."""
+    """A folder's JSON and NDJSON files are read by name, packed or not; nothing hidden, other or deeper."""
     for index, name in enumerate(["c.JSON", "a.ndjson.gz", "b.jsonl", "d.json.gz", "e.ndjson", "f.jsonl.gz"]):
         write(tmp_path / name, b'{"id":"%d"}' % index)
     for name in ["notes.txt", ".hidden.json", "g.gz", "h.zst", "json"]:
         write(tmp_path / name, b"no")
     (tmp_path / "folder.json").mkdir()
     assert [Path(path).name[0] for path in files(str(tmp_path))] == list("abcdef")
-    assert told(tmp_path) == ["1", "2", "0", "3", "4", "5"]
+    assert outcomes(tmp_path) == ["1", "2", "0", "3", "4", "5"]
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(tmp_path: Path) -> None:
     """A folder without documents is a wrong setting, and the hint says which names count."""
     with pytest.raises(ConfigError, match=r"\*\.ndjson"):
         documents(str(tmp_path))
@@ -248,8 +248,8 @@ class Failing(io.BytesIO):
 
 
 def test_a_read_that_fails_on_the_way(tmp_path: Path) -> None:
-    """Documents before it go, then the failure is told with the stream's name."""
-    assert told("-", stdin=Failing(TWO + b'{"id":"cut"}')) == [
+    """Documents before it are read, then the failure is reported with the stream's name."""
+    assert outcomes("-", stdin=Failing(TWO + b'{"id":"cut"}')) == [
         "a",
         "b",
         "! stdin: expected a file that can be read, got Input/output error (documents after this place were not read)",
@@ -258,11 +258,11 @@ def test_a_read_that_fails_on_the_way(tmp_path: Path) -> None:
 
 def test_oversize_documents_of_a_file(tmp_path: Path) -> None:
     """The bound on a document's size reaches the splitter."""
-    ids = told(write(tmp_path / "a", TWO + b'{"id":"' + b"x" * 99 + b'"}\n{"id":"c"}'), max_document=50)
+    ids = outcomes(write(tmp_path / "a", TWO + b'{"id":"' + b"x" * 99 + b'"}\n{"id":"c"}'), max_document=50)
     assert [text[:1] for text in ids] == ["a", "b", "!", "c"]
 
 
-def test_pieces_tell_where_documents_end(tmp_path: Path) -> None:
+def test_pieces_say_where_documents_end(tmp_path: Path) -> None:
     """Offsets count unpacked bytes, so that a position in a packed file means something."""
     path = write(tmp_path / "a.gz", gzip.compress(TWO))
     assert [(piece.where, piece.end_offset) for piece in pieces(str(path))] == [(f"{path}:1", 10), (f"{path}:2", 22)]
@@ -298,7 +298,7 @@ def test_a_small_file_that_unpacks_to_a_huge_one(tmp_path: Path, pack: str) -> N
     path = write(tmp_path / "a", zstd(block * 100) if pack == "zstd" else packed)
     tracemalloc.start()
     try:
-        assert told(path) == ["a"] * 100
+        assert outcomes(path) == ["a"] * 100
         assert tracemalloc.get_traced_memory()[1] < (48 << 20 if pack == "zstd" else 8 << 20)
     finally:
         tracemalloc.stop()

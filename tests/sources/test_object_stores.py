@@ -16,7 +16,7 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError, DocumentError, StoreError
 from runspan.sources import documents, files, total_bytes
-from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.archive import archives_in, find_damage, manifest_of
 from runspan.sources.filesystem import ObjectStore, display_path, is_url
 from support.archives import Cut, Killed, fill, finished, held, make, past
 from support.cli import process, runspan, server
@@ -44,7 +44,7 @@ def put(bucket: str, name: str, content: bytes) -> str:
     return url
 
 
-def told(url: str) -> list[str]:
+def outcomes(url: str) -> list[str]:
     return [item.id if isinstance(item, Run) else f"! {item}" for item in documents(url)]
 
 
@@ -54,9 +54,9 @@ def test_a_file_and_a_folder_are_read_as_on_a_disk(bucket: str) -> None:
     put(bucket, "runs/2.json.gz", gzip.compress(b'{"id":"c"}'))
     put(bucket, "runs/notes.txt", b"no")
     put(bucket, "runs/deeper/3.json", b'{"id":"no"}')
-    assert told(url) == ["a", "b"]
+    assert outcomes(url) == ["a", "b"]
     for folder in (f"{bucket}/runs", f"{bucket}/runs/"):
-        assert told(folder) == ["a", "b", "c"]
+        assert outcomes(folder) == ["a", "b", "c"]
         assert [name.rpartition("/")[2] for name in files(folder)] == ["1.ndjson", "2.json.gz"]
     seen: list[int] = []
     assert len(list(documents(f"{bucket}/runs", on_bytes=seen.append))) == 3
@@ -65,7 +65,7 @@ def test_a_file_and_a_folder_are_read_as_on_a_disk(bucket: str) -> None:
 
 
 def test_errors_name_the_object(bucket: str) -> None:
-    """A broken document has the URL as its place; an object that is not there is told at once."""
+    """A broken document has the URL as its place; a missing object is reported at once."""
     url = put(bucket, "runs.ndjson", TWO + b"{broken\n")
     *_, error = documents(url)
     assert isinstance(error, DocumentError)
@@ -78,7 +78,7 @@ def test_errors_name_the_object(bucket: str) -> None:
 
 def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
     """Written there, it is proved, read back in, found among others, and damage is named; killed, it is no archive and
-    the next one goes on."""
+    the next one resumes."""
     texts = past(150, unfinished=True)
     with SqliteStore(tmp_path / "data") as store:
         fill(store, texts)
@@ -102,7 +102,7 @@ def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
     assert all(name in fault.where for fault in found)
     objects.remove(f"{done.path}/manifest.json")
     objects.write(f"{done.path}/progress.json", b"{}")
-    with pytest.raises(ConfigError, match="never finished"):
+    with pytest.raises(ConfigError, match="an unfinished one"):
         manifest_of(done.path)
     assert archives_in(f"{bucket}/archives") == [again.path]
 
@@ -122,13 +122,13 @@ def test_a_killed_archive_among_objects_goes_on(bucket: str, tmp_path: Path) -> 
     assert held(done.path) == texts
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     """As a disk that is full is: with the place, and nothing published."""
-    (tmp_path / "taken").write_text("a file where a folder should be")
+    (tmp_path / "file").write_text("a file where a folder should be")
     with SqliteStore(tmp_path / "data") as store:
         fill(store, past(20))
         with pytest.raises(StoreError, match="nothing was deleted"):
-            make(store, f"file://{tmp_path}/taken")
+            make(store, f"file://{tmp_path}/file")
 
 
 def test_the_command_takes_urls(tmp_path: Path) -> None:

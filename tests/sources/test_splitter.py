@@ -31,7 +31,7 @@ def pieces(data: bytes, **options: int) -> list[RawDocument]:
     return list(split([data], name="f", **options))
 
 
-def told(data: bytes, **options: int) -> list[str]:
+def outcomes(data: bytes, **options: int) -> list[str]:
     """The id of each run, and the place of each error."""
     return [
         item.id if isinstance(item, Run) else f"! {item.where}" for item in runs(split([data], name="f", **options))
@@ -115,7 +115,7 @@ BROKEN = {
         b'{"id":"a"}\n{"id":"x","steps":[{},\n{"id":"y","steps":[\n{"id":"b"}',
         ["a", "! f:2", "! f:3", "b"],
     ),
-    "two lines cut in an array before whole ones": (
+    "two lines cut in an array before complete ones": (
         b'{"id":"a"}\n{"id":"x","steps":[\n{"id":"y","steps":[\n{"id":"b"}\n{"id":"c"}',
         ["a", "! f:2", "! f:3", "b", "c"],
     ),
@@ -219,7 +219,7 @@ def test_other_encodings_are_refused(encoding: str, size: int) -> None:
 
 def test_invalid_utf8_rejects_its_line_only() -> None:
     """A byte that is no UTF-8 is an error of its own document."""
-    assert told(b'{"id":"a"}\n{"id":"\xff"}\n{"id":"b"}') == ["a", "! f:2 byte 7", "b"]
+    assert outcomes(b'{"id":"a"}\n{"id":"\xff"}\n{"id":"b"}') == ["a", "! f:2 byte 7", "b"]
 
 
 def test_junk_is_quoted_shortly() -> None:
@@ -250,7 +250,7 @@ OVERSIZE = {
 @pytest.mark.parametrize(("data", "expected"), OVERSIZE.values(), ids=OVERSIZE)
 @pytest.mark.parametrize("size", [1, 5, 1 << 20])
 def test_oversize_documents(data: bytes, expected: list[str], size: int) -> None:
-    """A document over the bound is refused as such, and what follows it goes on."""
+    """A document over the limit is refused as such, and what follows it is read."""
     found = list(runs(split(cut(data, size), name="f", max_document=50)))
     assert [item.id if isinstance(item, Run) else f"! {item.where}" for item in found] == expected
     assert [item.expected for item in found if isinstance(item, DocumentError)] == ["at most 50 bytes"]
@@ -264,7 +264,7 @@ def test_the_bound_is_exact() -> None:
 
 
 def test_documents_come_before_the_next_chunk_is_asked_for() -> None:
-    """What is whole is handed out at once, so that a failing source loses nothing that came before."""
+    """What is complete is yielded at once, so that a failing source loses nothing that came before."""
 
     def failing(data: bytes) -> Iterator[bytes]:
         yield data
@@ -292,11 +292,11 @@ STRUCTURE = st.lists(
 @example(b'{"id":"a"}\n{"id":"b","steps":[\n{"id":"s"}]}', 1, 8)
 @example(b'{"a":[{"b":1},\n{"c":2}\n{"d":3}', 4, 8)
 def test_chunks_make_no_difference(data: bytes, size: int, bound: int) -> None:
-    """Any bytes give the same pieces, errors and offsets, byte by byte or whole."""
-    whole = comparable(split([data], name="f", max_document=bound))
-    assert comparable(split(cut(data, size), name="f", max_document=bound)) == whole
-    assert comparable(split(cut(data, 1), name="f", max_document=bound)) == whole
-    assert comparable(split([b"", *cut(data, 3), b""], name="f", max_document=bound)) == whole
+    """Any bytes give the same pieces, errors and offsets, byte by byte or all at once."""
+    expected = comparable(split([data], name="f", max_document=bound))
+    assert comparable(split(cut(data, size), name="f", max_document=bound)) == expected
+    assert comparable(split(cut(data, 1), name="f", max_document=bound)) == expected
+    assert comparable(split([b"", *cut(data, 3), b""], name="f", max_document=bound)) == expected
 
 
 JSON = st.recursive(
@@ -347,12 +347,12 @@ def test_a_cut_line_takes_no_other_with_it(
 
 @given(DOCUMENTS, DOCUMENTS, st.integers(1, 64), st.integers(0, 100))
 def test_no_step_becomes_a_run(lines: list[object], written: list[dict[str, object]], size: int, kept: int) -> None:
-    """Documents written over many lines without indent come whole after NDJSON, and of a cut one no part comes."""
+    """Documents of many lines without indent are complete after NDJSON, and of a cut one no part is yielded."""
     texts = [json.dumps({"id": "run", "steps": [document, document]}, indent=0) for document in written]
     data = ("\n".join([SMALL.decode(), *map(json.dumps, lines), *texts])).encode()
-    whole = [json.loads(SMALL), *lines, *map(json.loads, texts)]
-    assert [json.loads(piece.data) for piece in split(cut(data, size), name="f")] == whole
-    ids = [each["id"] for each in whole]
+    expected = [json.loads(SMALL), *lines, *map(json.loads, texts)]
+    assert [json.loads(piece.data) for piece in split(cut(data, size), name="f")] == expected
+    ids = [each["id"] for each in expected]
     shorter = data[: len(data) * kept // 100]
     found = [item.id for item in runs(split(cut(shorter, size), name="f")) if isinstance(item, Run)]
     assert found == ids[: len(found)]
@@ -448,11 +448,11 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize(("head", "block", "tail", "expected"), STREAMS.values(), ids=STREAMS)
-def test_memory_is_bounded(head: list[bytes], block: bytes, tail: list[bytes], expected: list[str]) -> None:
+@pytest.mark.parametrize(("start", "block", "end", "expected"), STREAMS.values(), ids=STREAMS)
+def test_memory_is_bounded(start: list[bytes], block: bytes, end: list[bytes], expected: list[str]) -> None:
     """A stream of a hundred megabytes needs a few, whatever is in it."""
     blocks = itertools.repeat(block, 100 * MEGABYTE // len(block))
-    memory, places = peak(itertools.chain(head, blocks, tail), max_document=MEGABYTE)
+    memory, places = peak(itertools.chain(start, blocks, end), max_document=MEGABYTE)
     assert places == expected
     assert memory < 6 * MEGABYTE
 

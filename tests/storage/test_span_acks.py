@@ -108,15 +108,15 @@ def test_another_receiver_has_nothing(spans: SpanAcks) -> None:
 
 def test_no_secret_is_stored(tmp_path: Path) -> None:
     """Neither as it is nor as a plain hash, which a guessed password would be compared with at once."""
-    settings = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
-    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), settings.identity)):
+    config = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
+    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), config.identity)):
         pass
     with closing(WatchState(tmp_path / "state", "a", "")) as state:
-        state.spans.bind_receiver(settings.identity)
+        state.spans.bind_receiver(config.identity)
     for name in ("cp", "state"):
         content = (tmp_path / name).read_bytes()
         assert b"hunter2" not in content
-        assert sha256(settings.identity).digest() not in content
+        assert sha256(config.identity).digest() not in content
     with closing(sqlite3.connect(tmp_path / "cp")) as one, closing(sqlite3.connect(tmp_path / "state")) as two:
         rows = [connection.execute("SELECT salt, hash FROM receiver").fetchone() for connection in (one, two)]
     assert rows[0][0] != rows[1][0]
@@ -125,17 +125,17 @@ def test_no_secret_is_stored(tmp_path: Path) -> None:
 
 def test_what_was_taken_out_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
     """A power cut may undo the last commits of a watch, but none that removed a span: the file alone, without the log
-    beside it that is not synced, knows of it."""
+    next to it that is not synced, contains it."""
     path = tmp_path / "state"
     with closing(WatchState(path, "t", "")) as state:
         for number in range(3):
             state.spans.add(bytes([number]), names(1, 2), NOW)
         state.commit()
-        intent = SendPlan((b"\x01", b""), NOW, False)
-        state.retain_only(intent, names(1, 2, 3))
+        plan = SendPlan((b"\x01", b""), NOW, False)
+        state.retain_only(plan, names(1, 2, 3))
         state.commit()
         assert _alone(path, tmp_path / "before") is None
-        state.retain_only(intent, names(2))
+        state.retain_only(plan, names(2))
         state.commit()
         assert _alone(path, tmp_path / "after") == b"".join(names(2))
 
@@ -170,7 +170,7 @@ def test_what_did_not_count_once_never_counts_again(spans: SpanAcks) -> None:
 def test_nothing_is_left_out_that_a_receiver_lacks(versions: list[tuple[frozenset[int], str, int]]) -> None:
     """A receiver that keeps only what the newest version that arrived names can rebuild every version that arrives,
     though answers and requests get lost, spans go and come back, the sender is killed before or after sending, and the
-    clock is set as it likes."""
+    clock is set at any time."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statement in TABLES:
             connection.execute(statement)

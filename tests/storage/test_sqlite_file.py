@@ -122,7 +122,7 @@ def test_a_file_in_use_is_refused_where_one_process_may_use_it(kind: str, path: 
 
 
 def test_many_may_create_one_file_at_once(tmp_path: Path) -> None:
-    """The tables are created once, and everybody gets a connection."""
+    """The tables are created once, and every thread gets a connection."""
     barrier = threading.Barrier(8)
     failures: list[BaseException] = []
 
@@ -132,7 +132,7 @@ def test_many_may_create_one_file_at_once(tmp_path: Path) -> None:
                 barrier.wait(30)
                 with closing(open_database(tmp_path / str(round_number), SCHEMA)) as connection:
                     connection.execute("INSERT INTO t VALUES (?)", (number,))
-        except BaseException as error:  # told by the main thread
+        except BaseException as error:  # raised by the main thread
             failures.append(error)
             barrier.abort()
 

@@ -1,4 +1,4 @@
-"""What the tests of archives share: runs of an earlier year, archives of a store, and readers with troubles."""
+"""What the tests of archives share: runs of an earlier year, archives of a store, and readers that fail."""
 
 from __future__ import annotations
 
@@ -49,20 +49,24 @@ def make(
     other: Callable[[str, str], None] | None = None,
     **request: Any,
 ) -> ArchiveResult:
-    """An archive of everything, in small files. other: told of unfinished archives that it does not go on with."""
-    asked: dict[str, Any] = {
+    """Create an archive of everything, in small files. other: called with unfinished archives that are not resumed."""
+    members: dict[str, Any] = {
         "tenant": "",
         "before": now,
         "since": None,
         "source": "sqlite",
         "source_url": "sqlite:data",
         "to": str(to),
-        "asked": AgeRange(3600 * SECOND, None),
+        "ages": AgeRange(3600 * SECOND, None),
         **request,
     }
-    telling = ArchiveCallbacks(lambda found: None, lambda size: None, other or (lambda where, asked: None))
+    callbacks = ArchiveCallbacks(lambda found: None, lambda size: None, other or (lambda path, options: None))
     return create_archive(
-        ArchiveRequest(**asked), RetryingReader(reader, 2, _never), now=now, telling=telling, part_bytes=part_bytes
+        ArchiveRequest(**members),
+        RetryingReader(reader, 2, _never),
+        now=now,
+        callbacks=callbacks,
+        part_bytes=part_bytes,
     )
 
 
@@ -108,7 +112,7 @@ class Troubled:
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """The end of the process."""
 
 
 class Cut(Troubled):

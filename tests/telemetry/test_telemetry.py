@@ -383,7 +383,7 @@ def test_metrics_are_pushed_only_if_enabled(registry: MetricsRegistry) -> None:
 def test_the_server_has_metrics_of_unfinished_runs(tmp_path: Path, clock: Clock) -> None:
     """The server counts the unfinished runs of all tenants and has the age of the oldest one.
 
-    A run without any time has no age.
+    A run without any time is as old as its observation.
     """
     with SqliteStore(tmp_path, clock=clock) as store, serving_app(create_app(store, store, clock=clock)) as client:
 
@@ -397,7 +397,7 @@ def test_the_server_has_metrics_of_unfinished_runs(tmp_path: Path, clock: Clock)
             ("", "ended", {}),
             ("", "running", hour),
             ("acme", "waiting", {**hour, "status": "suspended", "startedAt": "2025-11-24T14:00:00.000Z"}),
-            ("zeta", "queued", {"status": "pending", "startedAt": None, "createdAt": None}),
+            ("zeta", "queued", {"status": "pending", "startedAt": None, "completedAt": None, "steps": []}),
         ):
             store.put(Run.from_dict(document(run_id, **members)), tenant=tenant, observed_at=NOW)
         assert numbers() == (3, 2 * 3600)

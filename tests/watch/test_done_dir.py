@@ -225,7 +225,7 @@ def test_a_kill_at_any_step(
     elsewhere: bool,
     after: bool,
 ) -> None:
-    """The next start goes on: the file is in the done folder, whole, and in no other; it was sent once."""
+    """The next start goes on: the file is complete in the done folder, and in no other; it was sent once."""
     for name in "ab":
         bench.write(f"{name}.json", run(name))
     bench.poll(3)
@@ -310,7 +310,7 @@ def test_a_copy_that_is_not_the_file(
     bench: Staying, done: Path, monkeypatch: pytest.MonkeyPatch, kind: str, call: str
 ) -> None:
     """The file stays when it was written to while it was copied, and what came is sent; or when the copy was damaged,
-    which is told once."""
+    which is reported once."""
     bench.write("a.ndjson", run("a"))
     another_file_system(monkeypatch, done)
     real, turns = getattr(os, call), [1] if kind == "written to" else [1, 1]

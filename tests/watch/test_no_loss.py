@@ -24,20 +24,22 @@ from runspan.watch.service import MAX_NAMED
 from runspan.watch.state_db import REMEMBER, FileStat, FileStatus, WatchState
 from support.receivers import CLOSE, Answer, Post
 from support.watch import NOW, Bench, run
-from support.write_once import Kept, growing, keeping
+from support.write_once import StoringReceiver as Kept
+from support.write_once import growing_run as growing
+from support.write_once import storing_receiver as keeping
 
 LONG = int(MAX_QUIET_WAIT / 2) + 4
 
 
 @pytest.fixture
-def mood() -> list[Answer | None]:
+def responses() -> list[Answer | None]:
     """What the receiver answers next instead of taking a request; None to take it."""
     return []
 
 
 @pytest.fixture
-def kept(tmp_path: Path, mood: list[Answer | None]) -> Iterator[Kept]:
-    with keeping(tmp_path / "kept", lambda post: mood.pop(0) if mood else None) as made:
+def kept(tmp_path: Path, responses: list[Answer | None]) -> Iterator[Kept]:
+    with keeping(tmp_path / "kept", lambda post: responses.pop(0) if responses else None) as made:
         yield made
 
 
@@ -56,7 +58,9 @@ def there(kept: Kept, run_id: str = "a") -> Any:
 # What cannot be read.
 
 
-def test_a_file_that_may_not_be_read_is_told_once(bench: Bench, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_reported_once(
+    bench: Bench, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a time, by name; it is sent as soon as it may be read."""
     path = bench.write("a.json", run("a"))
     bench.write("b.json", run("b"))
@@ -74,7 +78,7 @@ def test_a_file_that_may_not_be_read_is_told_once(bench: Bench, kept: Kept, monk
 
 
 def test_a_file_in_a_place_that_may_not_be_searched(bench: Bench, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system does not even tell how large it is; that is told too, and the others are sent."""
+    """The system does not even say how large it is; that is reported too, and the others are sent."""
     real = os.DirEntry.stat
     path = bench.write("a.json", run("a"))
     bench.write("b.json", run("b"))
@@ -105,14 +109,14 @@ def test_a_file_in_a_place_that_may_not_be_searched(bench: Bench, kept: Kept, mo
         def __exit__(self, *args: object) -> None:
             pass
 
-    def told(place: Any, **named: Any) -> os.stat_result:
+    def stat_of(place: Any, **named: Any) -> os.stat_result:
         if str(place) == str(path):
             raise refusal()
         return stat(place, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", Entries)
-        patch.setattr(os, "stat", told)
+        patch.setattr(os, "stat", stat_of)
         patch.setattr(os, "access", lambda place, mode: str(place) != str(path))
         bench.poll(2 * LONG)
     assert bench.notes == [f"{path}: cannot be read: Permission denied; it is tried again and again"]
@@ -151,13 +155,13 @@ def test_a_disk_that_fails_for_a_while_breaks_no_file(
 
 def test_a_log_that_never_rests_is_read_every_half_minute(bench: Bench) -> None:
     """And not at each look, since it is read from its beginning."""
-    told = []
+    sent = []
     with (bench.path / "log.ndjson").open("w", buffering=1) as log:
         for number in range(60):
             log.write(json.dumps(run(f"r{number}")) + "\n")
             bench.poll(1)
-            told.append(bench.sent())
-    assert 3 <= len(set(told)) <= 9
+            sent.append(bench.sent())
+    assert 3 <= len(set(sent)) <= 9
 
 
 # The order of versions.
@@ -211,8 +215,8 @@ def test_answers_that_are_lost(bench: Bench, kept: Kept, log: list[dict[str, obj
 
 
 def test_a_log_that_grows_by_others_takes_nothing_back(bench: Bench, kept: Kept) -> None:
-    """A run stands in a log as running and in a file of its own as completed: the log's next lines are no news of it,
-    but what is told of it there later is."""
+    """A run is running in a log and completed in a file of its own: the log's next lines do not change it, but a new
+    version of it there does."""
     bench.write("log.ndjson", run("a", "running"), run("b"))
     bench.poll()
     bench.write("a.json", run("a"))
@@ -236,13 +240,15 @@ def test_a_list_that_is_written_anew_is_read_anew(bench: Bench, kept: Kept) -> N
         assert there(kept) == run("a", status)
 
 
-def test_a_refused_run_in_a_log_is_no_news_of_the_others(bench: Bench, kept: Kept, mood: list[Answer | None]) -> None:
+def test_a_refused_run_in_a_log_does_not_change_the_others(
+    bench: Bench, kept: Kept, responses: list[Answer | None]
+) -> None:
     """The next start reads the log once more, because of the one; the others are still what they became elsewhere."""
     bench.write("log.ndjson", run("a", "running"))
     bench.poll()
     bench.write("a.json", run("a"))
     bench.poll()
-    mood.append(Answer(400))
+    responses.append(Answer(400))
     bench.write("log.ndjson", run("b"), replaced=False)
     bench.poll()
     bench.restart()
@@ -251,7 +257,7 @@ def test_a_refused_run_in_a_log_is_no_news_of_the_others(bench: Bench, kept: Kep
 
 
 def test_a_file_that_was_another_for_a_moment(bench: Bench, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It changed back while it was read: what it was in between was sent, so what it is now is news."""
+    """It changed back while it was read: what it was in between was sent, so what it is now is sent."""
     before = [run("a", "running"), run("b")]
     bench.write("log.ndjson", *before)
     bench.poll()
@@ -281,13 +287,13 @@ def test_the_order_in_one_file_says_nothing_of_the_next(tmp_path: Path) -> None:
 
 
 def test_an_old_version_is_known_as_long_as_its_run(tmp_path: Path) -> None:
-    """A log tells of a run from long ago that was corrected not so long ago: the old version is no news."""
+    """A log contains a run from long ago that was corrected not so long ago: the old version is not sent."""
     old, new = Run.from_dict(run("a")), Run.from_dict(run("a", fixed=True))
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for document, at in ((old, NOW), (new, NOW + REMEMBER)):
-            intent = state.plan_send(document, at)
-            assert intent is not None
-            state.mark_acked([intent])
+            plan = state.plan_send(document, at)
+            assert plan is not None
+            state.mark_acked([plan])
         state.expire(str(tmp_path), NOW + REMEMBER + 5)
         assert [state.plan_send(document, NOW + 2 * REMEMBER) for document in (old, new)] == [None, None]
         assert state.reverted_runs(NOW) == set()
@@ -295,7 +301,7 @@ def test_an_old_version_is_known_as_long_as_its_run(tmp_path: Path) -> None:
         assert state.plan_send(old, NOW + 3 * REMEMBER) is not None
 
 
-def test_an_older_answer_does_not_count_for_a_newer_intent(tmp_path: Path) -> None:
+def test_an_older_response_does_not_count_for_a_newer_plan(tmp_path: Path) -> None:
     """A version that became the newest once more while it was on its way is not there by the answer to the first."""
     old, new = Run.from_dict(run("a", output=1)), Run.from_dict(run("a", output=2))
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
@@ -314,14 +320,14 @@ def test_an_older_answer_does_not_count_for_a_newer_intent(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("apart", [False, True], ids=["log", "files"])
 def test_older_versions_do_not_count_as_sent_with_a_refused_one(
-    bench: Bench, kept: Kept, mood: list[Answer | None], apart: bool
+    bench: Bench, kept: Kept, responses: list[Answer | None], apart: bool
 ) -> None:
-    """Two snapshots are read at once and the newer one is refused: the older is not there, and goes when it stands
+    """Two snapshots are read at once and the newer one is refused: the older is not there, and is sent when it is
     alone again."""
     older, newer = growing("a", 1), growing("a", 2)
     bench.write("1.ndjson", older)
     bench.write("2.ndjson" if apart else "1.ndjson", newer, replaced=apart)
-    mood.append(Answer(400))
+    responses.append(Answer(400))
     bench.poll(2)
     assert (bench.sent(), bench.metrics.collect()[REJECTED], len(bench.notes)) == (0, 1, 1 + apart)
     (bench.path / "2.ndjson").unlink(missing_ok=True)
@@ -337,9 +343,9 @@ def test_older_versions_do_not_count_as_sent_with_a_refused_one(
 
 def test_numbers_that_are_too_large_for_sqlite(tmp_path: Path) -> None:
     """Some file systems number their files with all 64 bits, or have files of the year 2300 and later."""
-    told = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ino=2**64 - 1)
+    large = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ino=2**64 - 1)
     other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ino=2**63)
-    first, second = (file_stat(cast("os.stat_result", each)) for each in (told, other))
+    first, second = (file_stat(cast("os.stat_result", each)) for each in (large, other))
     assert first != second
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for stat in (first, second):

@@ -1,4 +1,4 @@
-"""A watched folder: a file that is whole is sent once, what changes is sent as a change, and no kill loses a run."""
+"""A watched folder: a complete file is sent once, what changes is sent as a change, and no kill loses a run."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
     with pytest.raises(NotFound):
         store.document("no")
     assert bench.sent() == 5
-    told = bench.metrics.collect()
-    assert (told[WATCHED], told[WATCH_PENDING], told[WATCH_FAILED], told[UNFINISHED]) == (3, 0, 0, 1)
-    assert told[OLDEST_UNFINISHED] == (NOW - 1_736_931_601 * 10**9) / 10**9
+    values = bench.metrics.collect()
+    assert (values[WATCHED], values[WATCH_PENDING], values[WATCH_FAILED], values[UNFINISHED]) == (3, 0, 0, 1)
+    assert values[OLDEST_UNFINISHED] == (NOW - 1_736_931_601 * 10**9) / 10**9
     bench.poll(3)
     bench.restart()
     bench.poll(3)
@@ -91,7 +91,7 @@ def test_files_are_sent_once(bench: Bench, store: SqliteStore) -> None:
     ]  # fmt: skip
 
 
-def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> None:
+def test_a_file_is_read_once_it_is_complete(bench: Bench, store: SqliteStore) -> None:
     """Not at the first look, not while it grows, and not while it ends in the middle of a document."""
     bench.write("a.json", run("a"))
     bench.poll(1)
@@ -99,9 +99,9 @@ def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> No
     path = bench.write("b.ndjson", run("b"))
     bench.poll(1)
     assert bench.sent() == 1
-    whole = json.dumps(run("c")).encode()
+    content = json.dumps(run("c")).encode()
     with path.open("ab") as file:
-        for byte in (whole[:9], whole[9:20]):
+        for byte in (content[:9], content[9:20]):
             file.write(byte)
             file.flush()
             bench.poll(1)
@@ -110,7 +110,7 @@ def test_a_file_is_read_once_it_is_whole(bench: Bench, store: SqliteStore) -> No
     assert bench.notes == []
     assert bench.metrics.collect()[WATCH_PENDING] == 1
     with path.open("ab") as file:
-        file.write(whole[20:])
+        file.write(content[20:])
     bench.poll(2)
     assert stored(store, "c") == run("c")
     assert bench.metrics.collect()[WATCH_PENDING] == 0
@@ -125,7 +125,7 @@ def test_a_renamed_file_is_a_file(bench: Bench, store: SqliteStore) -> None:
         assert stored(store, "a")["status"] == status
 
 
-def test_a_file_that_never_rests_is_read_all_the_same(bench: Bench, store: SqliteStore) -> None:
+def test_a_file_that_always_changes_is_read_all_the_same(bench: Bench, store: SqliteStore) -> None:
     """A log that is written all the time does not wait for ever; its documents are there, the cut one comes later."""
     bench.write("log.ndjson", run("r0"))
     for number in range(1, int(MAX_QUIET_WAIT / 2) + 3):
@@ -135,7 +135,7 @@ def test_a_file_that_never_rests_is_read_all_the_same(bench: Bench, store: Sqlit
     assert stored(store, "r3") == run("r3")
 
 
-def test_what_stays_broken_is_told_once(bench: Bench, store: SqliteStore) -> None:
+def test_what_stays_broken_is_reported_once(bench: Bench, store: SqliteStore) -> None:
     """After a time a cut file counts as broken, with its place; the good documents in it are there; mended, it goes."""
     path = bench.write("a.ndjson", run("a"))
     path.write_bytes(path.read_bytes() + b'{"id":"b","status"')
@@ -154,7 +154,7 @@ def test_what_stays_broken_is_told_once(bench: Bench, store: SqliteStore) -> Non
     assert bench.metrics.collect()[WATCH_FAILED] == 0
 
 
-def test_many_faults_are_counted_and_some_told(bench: Bench, store: SqliteStore) -> None:
+def test_many_errors_are_counted_and_some_reported(bench: Bench, store: SqliteStore) -> None:
     """A log that is broken in every line fills neither the screen nor the memory."""
     path = bench.write("a.ndjson", *({"status": "no id"} for _ in range(70)), run("a"))
     bench.poll()
@@ -169,7 +169,7 @@ def test_many_faults_are_counted_and_some_told(bench: Bench, store: SqliteStore)
 
 def test_a_run_that_goes_on_and_is_corrected(bench: Bench, store: SqliteStore) -> None:
     """Each state of a file becomes the newest revision: snapshots, the run span once, corrections above it, and a
-    correction that is taken back; through restarts in between."""
+    correction that is reverted; through restarts in between."""
     states = [
         run("a", "pending"),
         run("a", "running", steps=[{"id": "s", "status": "running"}]),
@@ -212,7 +212,7 @@ def test_a_log_of_versions_is_read_again_as_it_grows(bench: Bench, store: Sqlite
 
 
 def test_an_old_file_that_is_read_again_takes_nothing_back(bench: Bench, store: SqliteStore) -> None:
-    """Two files tell of one run; the older one, forgotten and read again, does not win."""
+    """Two files contain one run; the older one, forgotten and read again, does not win."""
     old = bench.write("1.json", run("a", "running"))
     os.utime(old, (1_700_000_000, 1_700_000_000))
     bench.poll()
@@ -224,11 +224,11 @@ def test_an_old_file_that_is_read_again_takes_nothing_back(bench: Bench, store: 
     assert bench.sent() == 2
 
 
-# Receivers with their moods.
+# Receivers that fail.
 
 
 def test_what_is_rejected_stays_and_gets_another_chance(bench: Bench, tmp_path: Path) -> None:
-    """It is told by name, the file is not read in circles, and the next start tries it again."""
+    """It is reported by name, the file is not read again and again, and the next start tries it again."""
     (tmp_path / "other").mkdir()
     with http_receiver(lambda post: partial(1, "no room") if post.number < 2 else Answer(body=b"\x0a\x00")) as receiver:
         other = Bench(tmp_path / "other", receiver.url)
@@ -266,7 +266,7 @@ def test_an_outage_is_outlived(bench: Bench, tmp_path: Path) -> None:
         other.state.close()
 
 
-def test_a_folder_that_is_away_is_told_once(bench: Bench, store: SqliteStore) -> None:
+def test_a_folder_that_is_away_is_reported_once(bench: Bench, store: SqliteStore) -> None:
     """A mount that goes and comes back is no end."""
     bench.write("a.json", run("a"))
     gone = bench.path.with_name("gone")
@@ -282,7 +282,7 @@ def test_a_folder_that_is_away_is_told_once(bench: Bench, store: SqliteStore) ->
 
 
 def test_files_go_to_the_done_folder_when_all_is_accepted(tmp_path: Path, store: SqliteStore, bench: Bench) -> None:
-    """Those with something wrong stay; a name that is taken there is not overwritten."""
+    """Those with something wrong stay; a file that has the name there is not replaced."""
     done = tmp_path / "done"
     done.mkdir()
     (done / "a.json").write_text("mine")
@@ -321,7 +321,7 @@ def test_a_state_file_is_of_one_target_and_one_process(tmp_path: Path) -> None:
         WatchState(tmp_path / "none" / "state", "http://one", "")
 
 
-def test_what_was_intended_is_intended_in_the_same_way(tmp_path: Path) -> None:
+def test_what_was_planned_is_planned_in_the_same_way(tmp_path: Path) -> None:
     """Until the answer is known a version keeps its time and form, whatever came after it; an accepted one is not sent
     again."""
     texts = [Run.from_dict(run("a", status, **more)) for status, more in
@@ -438,11 +438,11 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
             until(lambda: count(data) == len(texts))
-            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
             assert child.end() == 0
         with running(*args, "--metrics-listen", "0") as child:
             metrics = child.wait_for(r"metrics at (http://\S+)")[1]
-            until(lambda: number_of(metrics, "runspan_watch_waiting") == 0)
+            until(lambda: number_of(metrics, "runspan_watch_pending") == 0)
             assert number_of(metrics, "runspan_export_requests_total") == 0
             assert child.end() == 0
         assert "0 runs accepted" in child.lines[-1]
@@ -457,20 +457,20 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 def number_of(url: str, metric: str) -> float | None:
-    """A number of /metrics, None while it is not told."""
+    """A value of /metrics, None while there is none."""
     lines = httpx.get(url, trust_env=False).text.splitlines()
     return next((float(line.split()[1]) for line in lines if line.startswith(f"{metric} ")), None)
 
 
 def test_the_command_outlives_its_server(tmp_path: Path) -> None:
-    """A server that is not there yet is waited for; the trouble is told, with what to do."""
+    """A server that is not there yet is waited for; the error is reported, with what to do."""
     texts = generated(30)
     folder = tmp_path / "in"
     folder.mkdir()
     write_ndjson(folder / "runs.ndjson", texts)
     with server(tmp_path / "data") as (url, child):
         assert child.end() == 0
-    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-for", 0)
+    args = ("export", "--watch", folder, "--endpoint", url, "--poll", "0.1s", "--retry-max-time", 0)
     with running(*args) as watching:
         watching.wait_for("nothing is lost")
         watching.wait_for("hint: is a receiver listening there")
@@ -498,6 +498,6 @@ def test_the_command_outlives_its_server(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_do_not_go_together(args: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    """They are told before anything is read."""
+    """They are refused before anything is read."""
     endpoint = ("--endpoint", "http://127.0.0.1:9")
     assert words in runspan("export", *args, *endpoint, code=2).output

@@ -101,7 +101,10 @@ def test_a_backend_at_its_concurrency_limit_is_503_with_retry_after(tmp_path: Pa
     [
         (("--backend", "tempo+ftp://x"), "backend: expected tempo+http(s)://HOST:PORT"),
         (("--backend", "tempo+http://u:secret@x"), "backend: expected a URL without a login"),
-        (("--backend", "jaeger+http://u:secret@x", "--retention", 7), "--retention: expected a store of our own"),
+        (
+            ("--backend", "jaeger+http://u:secret@x", "--retention", 7),
+            "--retention: expected an embedded store to delete from",
+        ),
         (("--jaeger-url", "javascript:x"), "jaeger url: expected a URL"),
     ],
 )

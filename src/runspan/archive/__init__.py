@@ -1,10 +1,17 @@
-"""The archive use case: finished runs of a backend into files that are verified before anything may be deleted."""
+"""The archive use case: write finished runs to files that are verified before anything may be deleted."""
 
 from __future__ import annotations
 
-from runspan.archive.create import AgeRange, ArchiveCallbacks, ArchiveRequest, ArchiveResult, create_archive
-from runspan.archive.purge import PurgeReport, purge
-from runspan.archive.select import CollectedRun, RetryingReader, SkippedRuns
+from runspan.archive.create import (
+    AgeRange,
+    ArchiveCallbacks,
+    ArchiveRequest,
+    ArchiveResult,
+    PurgeReport,
+    create_archive,
+    purge,
+)
+from runspan.archive.select import CollectedRun, RetryingReader, SkippedRun
 from runspan.archive.targets import unfinished
 
 __all__ = [
@@ -15,7 +22,7 @@ __all__ = [
     "CollectedRun",
     "PurgeReport",
     "RetryingReader",
-    "SkippedRuns",
+    "SkippedRun",
     "create_archive",
     "purge",
     "unfinished",

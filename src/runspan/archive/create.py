@@ -1,19 +1,21 @@
-"""Making an archive: collect, write, read back, publish; what was killed in between goes on where it was."""
+"""Create an archive: collect the runs, write and read them back, publish; then purge them from the store."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
-from typing import Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+import zstandard
 from msgspec import Struct
 
 from runspan._version import __version__
-from runspan.archive.select import CollectedRun, RetryingReader, before, collect
+from runspan.archive.select import CollectedRun, RetryingReader, collect, cursor_before
 from runspan.archive.targets import (
     ArchiveTarget,
     exclusive,
@@ -23,29 +25,46 @@ from runspan.archive.targets import (
     translate_os_errors,
     unfinished,
 )
-from runspan.archive.writer import PART_BYTES, PartWriter
+from runspan.backends.sqlite.retention import PurgeResult
 from runspan.contracts import Cursor, RunQuery
+from runspan.delivery.dead_letters import framed
 from runspan.errors import StoreError
+from runspan.model.document import sort_time
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import (
+from runspan.sources.archive import (
     FORMAT,
+    PART_PREFIX,
+    PART_SUFFIXES,
     PROGRESS,
     VERSION,
     ArchivePart,
     Manifest,
-    UnfinishedArchive,
+    digest_line,
+    digests_of,
+    find_damage,
     write_manifest,
 )
-from runspan.sources.archive_reader import find_damage
 
 SECOND: Final = 1_000_000_000
+PART_BYTES: Final = 32 << 20
+"""The size of the documents in one file, about. A file is compressed in memory, and is the most that a killed process
+has to do again."""
+
+MAX_NAMED: Final = 20
+_PURGED_AT_ONCE: Final = 500
+"""Runs that one transaction deletes: what arrives meanwhile waits for milliseconds."""
+
+_ZSTD_LEVEL: Final = 9
+_GZIP_LEVEL: Final = 6
 
 
 class AgeRange(Struct, frozen=True):
-    """How long ago runs must have started, and may have at most; nanoseconds. since: None: however long ago."""
+    """How long ago runs have started, in nanoseconds."""
 
     before: int
+    """At least."""
     since: int | None
+    """At most; None without a limit."""
 
     def __str__(self) -> str:
         since = "" if self.since is None else f" --since {format_duration(self.since)}"
@@ -54,114 +73,110 @@ class AgeRange(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRequest:
-    """What to archive, and where to.
-
-    before, since: nanoseconds since 1970; runs that started at or after ``since`` and earlier than ``before``.
-    asked: the same two as they were asked for, as lengths of time, which stay the same when the clock goes on.
-    source: the kind of backend. source_url: tells one backend from another when a killed archive goes on; kept only as
-    a digest. to: a folder or a URL, in which the archive becomes a folder of its own.
-    """
+    """What to archive, and where."""
 
     tenant: str
     before: int
+    """Select runs that started earlier; nanoseconds since 1970."""
     since: int | None
+    """Select runs that started then or later; None without a limit."""
     source: str
+    """The kind of backend."""
     source_url: str
+    """Distinguishes one backend from another when an unfinished archive is resumed. Only its digest is stored."""
     to: str
-    asked: AgeRange
+    """The folder or URL in which the archive becomes a folder."""
+    ages: AgeRange
+    """``before`` and ``since`` as the user gave them, which stay the same while time passes."""
     compression: str = "zstd"
 
 
 class ArchiveProgress(Struct, rename="camel"):
-    """What stands in the file of progress of an archive that is not finished. after: where the list goes on."""
+    """The content of PROGRESS, the file in an unfinished archive from which it is resumed."""
 
     source_digest: str
-    created_at: str
-    tenant: str
-    before: int
-    since: int | None
-    source: str
-    compression: str
+    ages: AgeRange
     after: tuple[int, str]
-    left: UnfinishedArchive
-    partial: tuple[str, ...]
-    parts: tuple[ArchivePart, ...]
-    asked: AgeRange | None = None
+    """The cursor of the list after the last run that was written."""
+    manifest: Manifest
+    """The manifest of what was written, without its totals."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveResult:
-    """What came of it. path: the archive, "" when there was nothing to archive. resumed: one that was killed before."""
+    """A finished archive."""
 
     path: str
+    """The archive, or "" when there was nothing to archive."""
     manifest: Manifest
     resumed: bool
+    """Whether an unfinished archive was resumed."""
 
     @property
     def complete(self) -> bool:
         """Whether every run that had ended is in it."""
-        left = self.manifest.left
-        return not (self.manifest.partial or left.incomplete.runs or left.unreadable.runs)
+        skipped = self.manifest.skipped
+        return not (self.manifest.partial or skipped.incomplete.runs or skipped.unreadable.runs)
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveCallbacks:
-    """Told on the way. found: after each run, with what came of it. checked: how many bytes were just read back.
+    """Functions that are called on the way."""
 
-    other: of each unfinished archive of the same runs that another request began: where it is, and what that asked for.
-    """
-
-    found: Callable[[CollectedRun], None]
+    collected: Callable[[CollectedRun], None]
+    """After each run."""
     checked: Callable[[int], None]
-    other: Callable[[str, str], None] = lambda where, asked: None
+    """With the number of bytes that were just read back."""
+    other: Callable[[str, str], None] = lambda path, options: None
+    """With path and options of each unfinished archive of the same source that another request began."""
 
 
 def create_archive(
     request: ArchiveRequest,
-    reading: RetryingReader,
+    reader: RetryingReader,
     *,
     now: int,
-    telling: ArchiveCallbacks,
+    callbacks: ArchiveCallbacks,
     part_bytes: int = PART_BYTES,
 ) -> ArchiveResult:
-    """Writes the archive, reads back every byte of it and proves every document, and only then gives it its name.
+    """Write an archive, read back every byte of it, verify every document, and only then give it its name.
 
-    now: nanoseconds since 1970. StoreError when it cannot be written, or comes back otherwise than it was written.
+    ``now``: nanoseconds since 1970. StoreError when it cannot be written, or does not come back as it was written.
     """
     with translate_os_errors(request.to), exclusive(request.to):
-        work = _ArchiveJob.begin(request, now, telling.other)
-        work.collect(reading, telling, part_bytes)
-        manifest = work.manifest()
-        if not work.progress.parts:
+        job = _ArchiveJob.begin(request, now, callbacks.other)
+        job.collect(reader, callbacks, part_bytes)
+        manifest = job.manifest()
+        if not manifest.files:
             return ArchiveResult("", manifest, resumed=False)
-        place = work.place
-        for fault in find_damage(place.path, manifest, on_bytes=telling.checked):
+        target = job.target
+        for damage in find_damage(target.path, manifest, on_bytes=callbacks.checked):
             raise StoreError(
                 "what was written does not come back",
-                where=fault.where or place.path,
-                expected=fault.expected,
-                got=fault.got,
+                where=damage.where or target.path,
+                expected=damage.expected,
+                got=damage.got,
                 hint="nothing was deleted; delete this unfinished archive, check the disk, and archive again",
             )
-        place.publish(write_manifest(manifest))
-        return ArchiveResult(place.path, manifest, work.resumed)
+        target.publish(write_manifest(manifest))
+        return ArchiveResult(target.path, manifest, job.resumed)
 
 
 class _ArchiveJob:
-    """An archive on its way."""
+    """An unfinished archive."""
 
     def __init__(self, name: str, to: str, progress: ArchiveProgress, *, resumed: bool) -> None:
         self.progress = progress
         self.resumed = resumed
         self._name, self._to = name, to
-        self._place: ArchiveTarget | None = None
+        self._target: ArchiveTarget | None = None
 
     @classmethod
     def begin(cls, request: ArchiveRequest, now: int, other: Callable[[str, str], None]) -> _ArchiveJob:
-        """One that was killed, when its request was the same but for the moment; else a new one.
+        """Resume an archive whose request was the same, except for the moment, or begin a new one.
 
-        One of other bounds holds other runs, which ``--purge`` would delete, so it is never gone on with. It stays for
-        its own command: to refuse would stop a nightly archive because of another that somebody tried once.
+        An archive of other ages contains other runs, which ``--purge`` would delete, so it is never resumed. It stays
+        for its own command: an error would stop a nightly archive because of another one that was tried once.
         """
         digest = sha256(request.source_url.encode()).hexdigest()
         for name, content in sorted(unfinished(request.to).items()):
@@ -169,99 +184,187 @@ class _ArchiveJob:
                 progress = msgspec.json.decode(content, type=ArchiveProgress)
             except msgspec.MsgspecError:
                 continue
-            if progress.source_digest != digest or progress.tenant != request.tenant:
+            if progress.source_digest != digest or progress.manifest.tenant != request.tenant:
                 continue
-            if progress.compression == request.compression and progress.asked == request.asked:
+            if progress.manifest.compression == request.compression and progress.ages == request.ages:
                 return cls(name, request.to, progress, resumed=True)
-            asked = str(progress.asked) if progress.asked else "bounds that it does not tell"
-            other(target_name(request.to, name), f"{asked} --format {progress.compression}")
+            other(target_name(request.to, name), f"{progress.ages} --format {progress.manifest.compression}")
         moment = datetime.fromtimestamp(now / SECOND, UTC)
-        progress = ArchiveProgress(
-            source_digest=digest,
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
             created_at=moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            created_by=f"runspan {__version__}",
             tenant=request.tenant,
+            source=request.source,
             before=request.before,
             since=request.since,
-            source=request.source,
             compression=request.compression,
-            after=_pair(before(request.before)),
-            left=UnfinishedArchive(),
-            partial=(),
-            parts=(),
-            asked=request.asked,
         )
+        progress = ArchiveProgress(digest, request.ages, _pair(cursor_before(request.before)), manifest)
         return cls(_free_name(moment, existing_names(request.to)), request.to, progress, resumed=False)
 
     @property
-    def place(self) -> ArchiveTarget:
-        """Made when the first file is written, so that nothing to archive leaves nothing behind."""
-        self._place = self._place or open_target(self._to, self._name)
-        return self._place
+    def target(self) -> ArchiveTarget:
+        """The folder of the archive, created with its first file, so that nothing to archive leaves nothing behind."""
+        self._target = self._target or open_target(self._to, self._name)
+        return self._target
 
-    def collect(self, reading: RetryingReader, telling: ArchiveCallbacks, part_bytes: int) -> None:
-        """Writes the rest of the list, file by file."""
-        progress = self.progress
+    def collect(self, reader: RetryingReader, callbacks: ArchiveCallbacks, part_bytes: int) -> None:
+        """Write the rest of the list, file by file."""
+        manifest = self.progress.manifest
 
         def partial(line: str) -> None:
-            if line not in progress.partial:
-                progress.partial = (*progress.partial, line)
+            if line not in self.progress.manifest.partial:
+                self._change(partial=(*self.progress.manifest.partial, line))
 
-        query = RunQuery(tenant=progress.tenant, since=progress.since)
+        query = RunQuery(tenant=manifest.tenant, since=manifest.since)
         writer: PartWriter | None = None
-        place = Cursor(*progress.after)
-        for found in collect(reading, query, after=place, on_partial=partial):
-            place = found.place
-            if isinstance(found.what, Run):
-                writer = writer or PartWriter(len(progress.parts) + 1, progress.compression, target=part_bytes)
-                writer.add(found.what)
+        cursor = Cursor(*self.progress.after)
+        for collected in collect(reader, query, after=cursor, on_partial=partial):
+            cursor = collected.cursor
+            if isinstance(collected.result, Run):
+                number = len(self.progress.manifest.files) + 1
+                writer = writer or PartWriter(number, manifest.compression, target=part_bytes)
+                writer.add(collected.result)
             else:
-                progress.left = found.what.counted(progress.left)
-            telling.found(found)
+                self._change(skipped=collected.result.added_to(self.progress.manifest.skipped))
+            callbacks.collected(collected)
             if writer is not None and writer.full:
-                self._keep(writer, place)
+                self._write(writer, cursor)
                 writer = None
         if writer is not None:
-            self._keep(writer, place)
+            self._write(writer, cursor)
 
     def manifest(self) -> Manifest:
-        """What was written, as its manifest says it."""
-        progress, parts = self.progress, self.progress.parts
-        return Manifest(
-            format=FORMAT,
-            version=VERSION,
-            created_at=progress.created_at,
-            created_by=f"runspan {__version__}",
-            tenant=progress.tenant,
-            source=progress.source,
-            before=progress.before,
-            since=progress.since,
-            compression=progress.compression,
+        """Return the manifest of what was written."""
+        parts = self.progress.manifest.files
+        return msgspec.structs.replace(
+            self.progress.manifest,
             runs=sum(part.runs for part in parts),
             document_bytes=sum(part.document_bytes for part in parts),
             oldest=min((part.oldest for part in parts), default=None),
             newest=max((part.newest for part in parts), default=None),
-            left=progress.left,
-            partial=progress.partial,
-            files=parts,
         )
 
-    def _keep(self, writer: PartWriter, after: Cursor) -> None:
-        """The file is durable before the progress says so: one that was killed writes it anew at worst."""
+    def _write(self, writer: PartWriter, after: Cursor) -> None:
+        """Write a file, and then the progress: a process that is killed in between writes the file again."""
         written = writer.finish()
-        self.place.write(written.part.digests, written.digests)
-        self.place.write(written.part.name, written.content)
-        progress = self.progress
-        progress.parts = (*progress.parts, written.part)
-        progress.after = _pair(after)
-        self.place.write(PROGRESS, msgspec.json.encode(progress))
+        self.target.write(written.part.digests, written.digests)
+        self.target.write(written.part.name, written.content)
+        self._change(files=(*self.progress.manifest.files, written.part))
+        self.progress.after = _pair(after)
+        self.target.write(PROGRESS, msgspec.json.encode(self.progress))
+
+    def _change(self, **members: Any) -> None:
+        self.progress.manifest = msgspec.structs.replace(self.progress.manifest, **members)
 
 
-def _pair(place: Cursor) -> tuple[int, str]:
-    return place.time, place.run_id
+class WrittenPart(NamedTuple):
+    """A file of documents, its file of digests, and their entry in the manifest."""
+
+    part: ArchivePart
+    content: bytes
+    digests: bytes
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class PartWriter:
+    """Compresses documents in memory until there are enough for a file."""
+
+    def __init__(self, number: int, compression: str, *, target: int = PART_BYTES) -> None:
+        """``number``: of the file in the archive, from 1. ``target``: bytes of documents."""
+        self._stem = f"{PART_PREFIX}{number:06}"
+        self._suffix = PART_SUFFIXES[compression]
+        self._target = target
+        self._compressor = _compressor(compression)
+        self._compressed: list[bytes] = []
+        self._digests: list[bytes] = []
+        self._times: list[int] = []
+        self._bytes = 0
+
+    @property
+    def full(self) -> bool:
+        return self._bytes >= self._target
+
+    def add(self, run: Run) -> None:
+        """Append a document: its line, or an array of its own when the text has several lines."""
+        self._compressed.append(self._compressor.compress(framed(run.text)))
+        self._digests.append(digest_line(sha256(run.text).digest(), run.id))
+        self._times.append(sort_time(run.envelope))
+        self._bytes += len(run.text)
+
+    def finish(self) -> WrittenPart:
+        """Return the files. No document can be added after that."""
+        content = b"".join([*self._compressed, self._compressor.flush()])
+        digests = b"".join(self._digests)
+        part = ArchivePart(
+            name=self._stem + self._suffix,
+            runs=len(self._digests),
+            bytes=len(content),
+            sha256=sha256(content).hexdigest(),
+            document_bytes=self._bytes,
+            digests=f"{self._stem}.sha256",
+            digests_sha256=sha256(digests).hexdigest(),
+            oldest=min(self._times),
+            newest=max(self._times),
+        )
+        return WrittenPart(part, content, digests)
+
+
+class PurgeableStore(Protocol):
+    """A store that deletes runs by their digest."""
+
+    def purge(self, items: list[tuple[bytes, str]], tenant: str) -> PurgeResult: ...
+
+    def vacuum(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeReport:
+    """What was deleted from the store."""
+
+    deleted: int = 0
+    changed: int = 0
+    """Runs that stay because their stored document is not the archived one."""
+    named: tuple[str, ...] = ()
+    """The first of them."""
+    gone: int = 0
+    """Runs that were not in the store any more."""
+    spans: int = 0
+    """Foreign spans that were deleted with their runs. An archive does not contain them."""
+
+
+def purge(store: PurgeableStore, folder: str, manifest: Manifest, *, on_progress: Callable[[int], None]) -> PurgeReport:
+    """Delete the runs of a verified archive. ``on_progress``: called with the number of runs that were just examined.
+
+    If the process is killed, every run is either complete in the store or deleted, and all are in the archive.
+    """
+    report = PurgeReport()
+    for part in manifest.files:
+        items = digests_of(folder, part)
+        for start in range(0, len(items), _PURGED_AT_ONCE):
+            batch = items[start : start + _PURGED_AT_ONCE]
+            done = store.purge(batch, manifest.tenant)
+            report = PurgeReport(
+                report.deleted + done.deleted,
+                report.changed + len(done.changed),
+                (report.named + done.changed)[:MAX_NAMED],
+                report.gone + done.gone,
+                report.spans + done.spans,
+            )
+            on_progress(len(batch))
+    store.vacuum()
+    return report
 
 
 def format_duration(nanoseconds: int) -> str:
-    """A length of time as an option takes it: ``30d``, ``36h``, ``90m``."""
+    """Return a duration as an option takes it: ``30d``, ``36h``, ``90m``."""
     minutes = nanoseconds // (60 * SECOND)
     for unit, size in (("d", 1440), ("h", 60)):
         if minutes and minutes % size == 0:
@@ -269,6 +372,16 @@ def format_duration(nanoseconds: int) -> str:
     return f"{minutes}m"
 
 
+def _pair(cursor: Cursor) -> tuple[int, str]:
+    return cursor.time, cursor.run_id
+
+
 def _free_name(moment: datetime, names: set[str]) -> str:
     stem = f"runspan-{moment:%Y%m%dT%H%M%SZ}"
     return next(name for number in count(1) if (name := stem if number == 1 else f"{stem}-{number}") not in names)
+
+
+def _compressor(compression: str) -> _Compressor:
+    if compression == "gzip":
+        return zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compressobj()

@@ -1,4 +1,4 @@
-"""Which runs go into an archive: all of a tenant before a moment, page by page, each document fetched and proved."""
+"""Select the runs of an archive: all of a tenant before a moment, page by page, each document fetched and verified."""
 
 from __future__ import annotations
 
@@ -17,177 +17,172 @@ from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
 from runspan.model.document import TERMINAL_RUN_STATUSES, sort_time
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import SkipCount, UnfinishedArchive
+from runspan.sources.archive import SkipCount, SkippedRuns
 
 T = TypeVar("T")
 
+RETRY_MAX_TIME: Final = 300.0
+MAX_NAMED: Final = 20
 _FIRST_ID: Final = "\0"
-"""Sorts before every run id that is usual, so that a cursor with it stands before all runs of its moment."""
+"""Sorts before every usual run id, so a cursor with it is before all runs of its time."""
 
-GIVE_UP_AFTER: Final = 300.0
 _BACKOFF: Final = wait_random_exponential(multiplier=0.5, max=30.0)
 _SLICE: Final = 1.0
-MAX_NAMED: Final = 20
+_RETRYABLE: Final = (BackendBusy, BackendUnreachable, RateLimited)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryingReader:
-    """How a backend is asked. workers: documents fetched at once.
-
-    sleep: waits between attempts, a second at a time. give_up: seconds for which a backend that is away or asks to wait
-    is asked again; one that asks for more ends it at once. waiting: told why, and the seconds until the next attempt.
-    """
+    """A backend that is asked again while it is busy, limits the rate, or is unreachable."""
 
     reader: TraceReader
-    workers: int
+    concurrency: int
+    """Documents that are fetched at once."""
     sleep: Callable[[float], None]
-    give_up: float = GIVE_UP_AFTER
-    waiting: Callable[[str, float], None] = lambda trouble, seconds: None
+    """Waits between attempts, at most a second at a time."""
+    retry_max_time: float = RETRY_MAX_TIME
+    """Seconds after which the last error is raised. A longer Retry-After raises it at once."""
+    on_retry: Callable[[str, float], None] = lambda error, seconds: None
+    """Called with the error, and the seconds until the next attempt."""
 
-    def ask(self, question: Callable[[], T], ended: Callable[[], bool] = lambda: False) -> T:
-        """The answer; a backend that is busy, limits the rate or is away for a moment is asked again.
-
-        ended: whether nobody wants it any more; then the last error comes at once.
-        """
+    def call(self, request: Callable[[], T], cancelled: Callable[[], bool] = lambda: False) -> T:
+        """Return the result of a request. Once it is cancelled, the last error is raised at once."""
 
         def sleep(seconds: float) -> None:
-            while seconds > 0 and not ended():
+            while seconds > 0 and not cancelled():
                 self.sleep(min(seconds, _SLICE))
                 seconds -= _SLICE
 
         def stop(state: RetryCallState) -> bool:
             # Both clocks: attempts take time as well, and the sleep that tests pass in takes none.
             passed = max(state.seconds_since_start or 0.0, state.idle_for)
-            return ended() or passed + state.upcoming_sleep > self.give_up
+            return cancelled() or passed + state.upcoming_sleep > self.retry_max_time
 
-        def tell(state: RetryCallState) -> None:
+        def report(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome is not None else None
-            self.waiting(str(error), state.upcoming_sleep)
+            self.on_retry(str(error), state.upcoming_sleep)
 
         retrying = Retrying(
-            retry=retry_if_exception_type((BackendBusy, BackendUnreachable, RateLimited)),
+            retry=retry_if_exception_type(_RETRYABLE),
             stop=stop,
-            wait=_pause,
+            wait=_wait,
             sleep=sleep,
-            before_sleep=tell,
+            before_sleep=report,
             reraise=True,
         )
-        return retrying(question)
+        return retrying(request)
 
 
-class SkippedRuns(NamedTuple):
-    """A run that is not archived. kind: the member of ``Left`` that counts it. why: in words, empty where kind says
-    it."""
+class SkippedRun(NamedTuple):
+    """A run that is not archived."""
 
     kind: str
+    """The member of ``SkippedRuns`` that counts it."""
     run_id: str
-    why: str = ""
+    reason: str = ""
+    """Empty where the kind is the reason."""
 
-    def counted(self, left: UnfinishedArchive) -> UnfinishedArchive:
-        """One run more that is left; some are named."""
-        skips: SkipCount = getattr(left, self.kind)
-        named = f"{self.run_id}: {self.why}" if self.why else self.run_id
-        some = skips.some if len(skips.some) == MAX_NAMED else (*skips.some, named)
-        return msgspec.structs.replace(left, **{self.kind: SkipCount(skips.runs + 1, some)})
+    def added_to(self, skipped: SkippedRuns) -> SkippedRuns:
+        """Return the counts with this run; the first runs are named."""
+        before: SkipCount = getattr(skipped, self.kind)
+        named = f"{self.run_id}: {self.reason}" if self.reason else self.run_id
+        examples = before.examples if len(before.examples) == MAX_NAMED else (*before.examples, named)
+        return msgspec.structs.replace(skipped, **{self.kind: SkipCount(before.runs + 1, examples)})
 
 
 class CollectedRun(NamedTuple):
-    """What came of one item of the list. place: where the list goes on after it."""
+    """What came of one item of the list."""
 
-    what: Run | SkippedRuns
-    place: Cursor
+    result: Run | SkippedRun
+    cursor: Cursor
+    """Where the list goes on after it."""
 
 
 def collect(
-    reading: RetryingReader, query: RunQuery, *, after: Cursor, on_partial: Callable[[str], None]
+    reader: RetryingReader, query: RunQuery, *, after: Cursor, on_partial: Callable[[str], None]
 ) -> Iterator[CollectedRun]:
-    """Everything of the list that sorts after a place, newest first, in its order.
+    """Yield everything of the list after a cursor, newest first.
 
-    query: its tenant and ``since`` count. on_partial: told what the backend could not look at.
+    Of ``query`` the tenant and ``since`` count. ``on_partial`` is called with what the backend could not search.
     """
-    with ThreadPoolExecutor(reading.workers, thread_name_prefix="runspan-archive") as pool:
+    with ThreadPoolExecutor(reader.concurrency, thread_name_prefix="runspan-archive") as pool:
         stopping = threading.Event()
         try:
-            yield from _fetched(reading, query, after, on_partial, pool, stopping)
+            yield from _fetched(reader, query, after, on_partial, pool, stopping)
         finally:
             stopping.set()
             pool.shutdown(cancel_futures=True)
 
 
-def before(moment: int) -> Cursor:
-    """The place in a list before all runs that started earlier than a moment."""
+def cursor_before(moment: int) -> Cursor:
+    """Return the cursor of a list before all runs that started earlier than a moment."""
     return Cursor(moment, _FIRST_ID)
 
 
 def _fetched(
-    reading: RetryingReader,
+    reader: RetryingReader,
     query: RunQuery,
     after: Cursor,
     on_partial: Callable[[str], None],
     pool: ThreadPoolExecutor,
     stopping: threading.Event,
 ) -> Iterator[CollectedRun]:
-    """Documents are fetched ahead of the one that is handed out, a few for each worker."""
-    waiting: deque[tuple[Future[Run | SkippedRuns], Cursor]] = deque()
-    for summary in _summaries(reading, query, after, on_partial):
-        waiting.append((pool.submit(_document, reading, summary, query.tenant, stopping), summary.place))
-        while len(waiting) > 4 * reading.workers:
-            future, place = waiting.popleft()
-            yield CollectedRun(future.result(), place)
-    for future, place in waiting:
-        yield CollectedRun(future.result(), place)
+    """Yield the documents in order, and fetch some for each thread ahead of them."""
+    pending: deque[tuple[Future[Run | SkippedRun], Cursor]] = deque()
+    for summary in _summaries(reader, query, after, on_partial):
+        pending.append((pool.submit(_document, reader, summary, query.tenant, stopping), summary.cursor))
+        while len(pending) > 4 * reader.concurrency:
+            future, cursor = pending.popleft()
+            yield CollectedRun(future.result(), cursor)
+    for future, cursor in pending:
+        yield CollectedRun(future.result(), cursor)
 
 
 class _Summary(NamedTuple):
     run_id: str
     status: str
-    place: Cursor
+    cursor: Cursor
 
 
 def _summaries(
-    reading: RetryingReader, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]
+    reader: RetryingReader, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]
 ) -> Iterator[_Summary]:
-    place: Cursor | None = after
-    while place is not None:
-        asked = replace(query, limit=MAX_LIMIT, cursor=place)
-        page = reading.ask(lambda asked=asked: reading.reader.search(asked))  # type: ignore[misc]  # a default binds it
+    cursor: Cursor | None = after
+    while cursor is not None:
+        page_query = replace(query, limit=MAX_LIMIT, cursor=cursor)
+        page = reader.call(lambda query=page_query: reader.reader.search(query))  # type: ignore[misc]  # binds it
         for line in page.partial:
             on_partial(line)
         for item in page.items:
-            yield _summary(item)
-        place = page.cursor
+            run = Run.from_json(item)  # a list's item is a document of few members
+            yield _Summary(run.id, run.status or "", Cursor(sort_time(run.envelope), run.id))
+        cursor = page.cursor
 
 
-def _summary(item: bytes) -> _Summary:
-    """A list's item is a document of few members."""
-    run = Run.from_json(item)
-    return _Summary(run.id, run.status or "", Cursor(sort_time(run.envelope), run.id))
-
-
-def _document(reading: RetryingReader, summary: _Summary, tenant: str, stopping: threading.Event) -> Run | SkippedRuns:
-    """The run of a list's item, or why it is left. Raises what concerns the backend and not this run."""
+def _document(reader: RetryingReader, summary: _Summary, tenant: str, stopping: threading.Event) -> Run | SkippedRun:
+    """Return the run of a list's item, or why it is skipped. Raise errors of the backend itself."""
     run_id = summary.run_id
     if summary.status not in TERMINAL_RUN_STATUSES:
-        return SkippedRuns("unfinished", run_id)
+        return SkippedRun("unfinished", run_id)
     if stopping.is_set():
-        return SkippedRuns("unreadable", run_id, "not looked at")
+        return SkippedRun("unreadable", run_id, "not fetched")
     try:
-        document = reading.ask(lambda: reading.reader.document(run_id, tenant), stopping.is_set)
+        document = reader.call(lambda: reader.reader.document(run_id, tenant), stopping.is_set)
         if document.incomplete:
-            return SkippedRuns("incomplete", run_id, "; ".join(document.incomplete[:3]))
+            return SkippedRun("incomplete", run_id, "; ".join(document.incomplete[:3]))
         run = Run.from_json(document.text)
     except NotFound:
-        return SkippedRuns("vanished", run_id)
+        return SkippedRun("vanished", run_id)
     except TraceIncomplete as error:
-        return SkippedRuns("incomplete", run_id, str(error))
-    except (BackendBusy, BackendUnreachable, RateLimited):
+        return SkippedRun("incomplete", run_id, str(error))
+    except _RETRYABLE:
         raise
     except RunspanError as error:
-        return SkippedRuns("unreadable", run_id, str(error))
-    return run if run.finished else SkippedRuns("unfinished", run_id)
+        return SkippedRun("unreadable", run_id, str(error))
+    return run if run.finished else SkippedRun("unfinished", run_id)
 
 
-def _pause(state: RetryCallState) -> float:
+def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.retry_after if isinstance(error, (BackendBusy, RateLimited)) else None
-    return asked or _BACKOFF(state)
+    retry_after = error.retry_after if isinstance(error, (BackendBusy, RateLimited)) else None
+    return retry_after or _BACKOFF(state)

@@ -35,8 +35,7 @@ from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
 from runspan.errors import ConfigError, DocumentError, NotFound, error_status
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import PART_SUFFIXES, Manifest
-from runspan.sources.archive_reader import archives_in, find_damage, manifest_of
+from runspan.sources.archive import PART_SUFFIXES, Manifest, archives_in, find_damage, manifest_of
 from runspan.sources.filesystem import display_path, path_inside
 
 _MAX_NAMED: Final = 5
@@ -78,12 +77,12 @@ class _ArchiveDisplay:
         self._display.update(f"purging: {self._examined:,} runs examined")
 
     def _collected(self, found: CollectedRun) -> None:
-        if isinstance(found.what, Run):
+        if isinstance(found.result, Run):
             self._runs += 1
         else:
             self._left += 1
         left = f", {self._left:,} left" if self._left else ""
-        self._display.update(f"{self._runs:,} runs{left}, back to {_timestamp(found.place.time)}")
+        self._display.update(f"{self._runs:,} runs{left}, back to {_timestamp(found.cursor.time)}")
 
     def _other_archive(self, path: str, selection: str) -> None:
         self._display.note(
@@ -100,7 +99,7 @@ def _summary_lines(done: ArchiveResult, purged: PurgeReport | None) -> Iterator[
         yield f"{verb} {_describe(done.manifest)}; every byte read back: {path}"
     else:
         yield "nothing to archive"
-    left = done.manifest.left
+    left = done.manifest.skipped
     for skipped, reason in (
         (left.unfinished, "left because they have not ended"),
         (left.incomplete, "NOT archived because their newest revision is incomplete"),
@@ -109,7 +108,7 @@ def _summary_lines(done: ArchiveResult, purged: PurgeReport | None) -> Iterator[
     ):
         if skipped.runs:
             more = ", …" if skipped.runs > _MAX_NAMED else ""
-            yield f"{_count(skipped.runs, 'run')} {reason}: {', '.join(skipped.some[:_MAX_NAMED])}{more}"
+            yield f"{_count(skipped.runs, 'run')} {reason}: {', '.join(skipped.examples[:_MAX_NAMED])}{more}"
     for line in done.manifest.partial:
         yield f"the list was incomplete: {line}"
     if purged is not None:
@@ -132,7 +131,7 @@ def _json(done: ArchiveResult, report: PurgeReport) -> dict[str, Any]:
         "runs": manifest.runs,
         "documentBytes": manifest.document_bytes,
         "files": len(manifest.files),
-        "left": msgspec.to_builtins(manifest.left),
+        "skipped": msgspec.to_builtins(manifest.skipped),
         "partial": list(manifest.partial),
         "purged": asdict(report),
     }
@@ -265,7 +264,7 @@ def archive_runs(
         with closing(backend.open_reader()) as source, progress_display(quiet=quiet) as progress:
             display = _ArchiveDisplay(progress, quiet=quiet)
             reader = RetryingReader(source, concurrency, time.sleep, retry_max_time, display.waiting)
-            done = create_archive(request, reader, now=now, telling=display.callbacks(), part_bytes=file_size << 20)
+            done = create_archive(request, reader, now=now, callbacks=display.callbacks(), part_bytes=file_size << 20)
         report = PurgeReport()
         if purge and done.path:
             with closing(open_store(backend.url)) as store, progress_display(quiet=quiet) as progress:
@@ -273,7 +272,7 @@ def archive_runs(
                 report = purge_runs(store, done.path, done.manifest, on_progress=display.purged)
     if as_json:
         click.echo(json.dumps(_json(done, report)))
-    elif not (quiet and done.complete and not done.manifest.left.unfinished.runs and not report.changed):
+    elif not (quiet and done.complete and not done.manifest.skipped.unfinished.runs and not report.changed):
         for line in _summary_lines(done, report if purge else None):
             click.echo(escape_control(line), err=True)
     ctx.exit(0 if done.complete else INCOMPLETE)

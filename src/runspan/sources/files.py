@@ -1,4 +1,4 @@
-"""Run documents from files, folders, archives and standard input: reading, and telling what cannot be read."""
+"""Read the run documents of files, folders, archives and standard input, and report what cannot be read."""
 
 from __future__ import annotations
 
@@ -11,24 +11,33 @@ from typing import Final, Protocol, cast
 
 from runspan.errors import ConfigError, DocumentError
 from runspan.model.run import Run
-from runspan.sources.archive_manifest import MANIFEST, ArchivePart, Manifest, is_part_name
-from runspan.sources.archive_reader import archives_in, manifest_of, verified_runs
-from runspan.sources.decompress import decompress
+from runspan.sources.archive import (
+    MANIFEST,
+    PART_PREFIX,
+    PART_SUFFIXES,
+    ArchivePart,
+    Manifest,
+    archives_in,
+    manifest_of,
+    verified_runs,
+)
 from runspan.sources.filesystem import (
     SUFFIXES,
+    ObjectStore,
     chunks,
+    decompress,
     display_path,
     is_document_name,
     is_url,
     list_files,
     path_inside,
     require_file,
-    size_of,
     with_progress,
 )
 from runspan.sources.splitter import MAX_DOCUMENT, RawDocument, split
 
 STDIN: Final = "-"
+_PART_SUFFIXES: Final = tuple(PART_SUFFIXES.values())
 
 
 class Input(Protocol):
@@ -41,11 +50,13 @@ class Input(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file to read. size: as it is stored, None when that is unknown. archive: the folder whose part it is."""
+    """A file to read."""
 
     path: str
     size: int | None = None
+    """As it is stored; None when it is unknown."""
     archive: str = ""
+    """The folder of the archive that it is a part of."""
     manifest: Manifest | None = None
     part: ArchivePart | None = None
 
@@ -57,21 +68,21 @@ def documents(
     on_bytes: Callable[[int], object] | None = None,
     stdin: Input | None = None,
 ) -> Iterator[Run | DocumentError]:
-    """The runs of a file, of the files of a folder, of an archive, or of standard input when path is ``-``.
+    """Yield the runs of a file, of the files of a folder, of an archive, or of standard input when ``path`` is ``-``.
 
-    path may be a URL that fsspec knows. Of an archive every document is proved by its manifest before it is handed
-    out; see ``archived.proved``. DocumentError, at once, when the manifest itself is damaged.
+    ``path`` may be a URL that fsspec knows. A document that cannot be read is yielded as an error in its place. Each
+    document of an archive is verified against its manifest.
 
-    What is wrong with one document is yielded in its place, and the others go on. ConfigError, at once, when there is
-    nothing to read at path.
-    on_bytes: called with the number of bytes just read, as they are stored, so that they add up to ``total_bytes``.
+    - ``max_document``: the largest document, in bytes.
+    - ``on_bytes``: called with the number of stored bytes that were just read; they add up to ``total_bytes``.
+
+    Raise ConfigError at once when there is nothing to read at the path, and DocumentError when a manifest is damaged.
     """
-    found = pieces(path, max_document=max_document, on_bytes=on_bytes, stdin=stdin)
-    return runs(found)
+    return runs(pieces(path, max_document=max_document, on_bytes=on_bytes, stdin=stdin))
 
 
 def runs(found: Iterable[RawDocument]) -> Iterator[Run | DocumentError]:
-    """The run of each piece, or what is wrong with it."""
+    """Yield the run of each piece, or its error."""
     parse = Run.from_json
     for piece in found:
         if piece.error is not None:
@@ -79,8 +90,8 @@ def runs(found: Iterable[RawDocument]) -> Iterator[Run | DocumentError]:
             continue
         try:
             run = parse(piece.data, where=piece.where)
-        except DocumentError as refusal:
-            yield refusal
+        except DocumentError as error:
+            yield error
         else:
             yield run
 
@@ -92,7 +103,7 @@ def pieces(
     on_bytes: Callable[[int], object] | None = None,
     stdin: Input | None = None,
 ) -> Iterator[RawDocument]:
-    """The unparsed documents, for callers that need to know where in the stream each one ends."""
+    """Yield the unparsed documents, for callers that need the offset at which each one ends. See ``documents``."""
     found = _files(path)
     return (
         piece for file in found for piece in _pieces_of(file, max_document=max_document, on_bytes=on_bytes, stdin=stdin)
@@ -100,20 +111,20 @@ def pieces(
 
 
 def files(path: str) -> list[str]:
-    """The files that path stands for: itself, or those of a folder, sorted by name. ConfigError when there is none.
+    """Return the files of a path: itself, or those of a folder, sorted by name. ConfigError when there is none.
 
-    An archive stands for its files, and a folder of nothing but archives for theirs.
+    The files of an archive are its files of documents, and those of a folder of archives the files of each of them.
     """
     return [file.path for file in _files(path)]
 
 
 def tenants(path: str) -> set[str]:
-    """Whose runs the archives are that path stands for; empty when it is none."""
+    """Return the tenants of the archives at a path; empty when there is none."""
     return {file.manifest.tenant for file in _files(path) if file.manifest is not None}
 
 
 def total_bytes(path: str, *, stdin: Input | None = None) -> int | None:
-    """How many bytes there are to read, as they are stored; None when that is unknown, as for a pipe."""
+    """Return how many bytes there are to read, as they are stored; None when that is unknown, as for a pipe."""
     total = 0
     for file in _files(path):
         size = _size(file, stdin)
@@ -128,7 +139,7 @@ def _size(file: _File, stdin: Input | None) -> int | None:
         return file.part.bytes
     try:
         if is_url(file.path):
-            return size_of(file.path) if file.size is None else file.size
+            return ObjectStore(file.path).size(file.path) if file.size is None else file.size
         status = os.fstat(_stdin(stdin).fileno()) if file.path == STDIN else os.stat(file.path)
     except (OSError, ValueError):
         return None
@@ -145,7 +156,7 @@ def _files(path: str) -> list[_File]:
             return _part_of_archive(path) or [_File(path)]
         manifest = manifest_of(path)
         if manifest is not None:
-            return _of_archive(path, manifest)
+            return _parts(path, manifest)
         names = sorted(filter(is_document_name, found))
         if not names and (archives := archives_in(path)):
             return [file for archive in archives for file in _files(archive)]
@@ -161,28 +172,30 @@ def _files(path: str) -> list[_File]:
             where=display_path(path),
             expected=f"files named *{', *'.join(SUFFIXES[:3])}, or *.gz or *.zst of them",
             got="a folder without any",
-            hint="name the files themselves if they are called otherwise; folders inside it are not searched",
+            hint="name files with other suffixes one by one; folders in the folder are not searched",
         )
     return [_File(path_inside(path, name), found[name]) for name in names]
 
 
 def _part_of_archive(path: str) -> list[_File]:
-    """A file of an archive that is named itself: what the manifest beside it says of it counts too."""
+    """Return a single file of an archive with its entry in the manifest; nothing for any other file."""
     folder, name = os.path.split(path)
-    if not is_part_name(name) or MANIFEST not in (list_files(folder or os.curdir) or ()):
+    if not (name.startswith(PART_PREFIX) and name.endswith(_PART_SUFFIXES)) or MANIFEST not in (
+        list_files(folder or os.curdir) or ()
+    ):
         return []
     manifest = manifest_of(folder or os.curdir)
-    return [] if manifest is None else [file for file in _of_archive(folder, manifest) if file.path == path]
+    return [] if manifest is None else [file for file in _parts(folder, manifest) if file.path == path]
 
 
-def _of_archive(folder: str, manifest: Manifest) -> list[_File]:
+def _parts(folder: str, manifest: Manifest) -> list[_File]:
     return [_File(path_inside(folder, part.name), part.bytes, folder, manifest, part) for part in manifest.files]
 
 
 def _pieces_of(
     file: _File, *, max_document: int, on_bytes: Callable[[int], object] | None, stdin: Input | None
 ) -> Iterator[RawDocument]:
-    """The pieces of one file. What keeps it from being read to its end comes as the last of them."""
+    """Yield the pieces of one file. If it cannot be read to its end, the last piece is the error."""
     if file.part is not None:
         yield from verified_runs(file.archive, file.part, on_bytes=on_bytes)
         return
@@ -193,13 +206,13 @@ def _pieces_of(
         for piece in split(decompress(read, name=name), name=name, max_document=max_document):
             end_offset = piece.end_offset
             yield piece
-    except DocumentError as damage:
-        yield RawDocument(b"", name, end_offset, damage)
+    except DocumentError as error:
+        yield RawDocument(b"", name, end_offset, error)
     except OSError as error:
         hint = "documents after this place were not read" if end_offset else "check the file and its permissions"
-        refusal = DocumentError(where=name, expected="a file that can be read", got=_reason(error), hint=hint)
-        refusal.__cause__ = error
-        yield RawDocument(b"", name, end_offset, refusal)
+        unreadable = DocumentError(where=name, expected="a file that can be read", got=_reason(error), hint=hint)
+        unreadable.__cause__ = error
+        yield RawDocument(b"", name, end_offset, unreadable)
 
 
 def _stdin(stdin: Input | None) -> Input:

@@ -1,6 +1,6 @@
-"""Places named by URL, such as ``s3://bucket/prefix/``: read and written through fsspec, which is an optional extra.
+"""Read files by path, or by a URL such as ``s3://bucket/prefix/`` through fsspec: folders, bytes, and decompression.
 
-Files and folders by their path or URL: what is there, how large it is, and its bytes.
+fsspec is an optional extra.
 """
 
 from __future__ import annotations
@@ -8,153 +8,71 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
-from runspan.errors import ConfigError
+import zstandard
+
+from runspan.errors import ConfigError, DocumentError
 from runspan.http.urls import redact_url
-from runspan.sources.decompress import CHUNK
+
+SUFFIXES: Final = tuple(f".{name}{packed}" for packed in ("", ".gz", ".zst") for name in ("json", "ndjson", "jsonl"))
+"""The suffixes of the files that are read of a folder. A file that is named itself may have any name."""
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRA: Final = "pip install 'runspan[objects]'"
 _ENVIRONMENT: Final = "credentials come from the environment that fsspec reads, such as AWS_PROFILE, or its own files"
 
+CHUNK: Final = 256 << 10
+"""Bytes that are read or decompressed at a time: much more than a line, and less than the processor's cache."""
+
+_GZIP: Final = b"\x1f\x8b"
+_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+_CUT: Final = "the end of the file inside the data"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+"""Bytes 2 to 4 of a skippable frame, with which pzstd begins its files."""
+
+_ZSTD_SLICE: Final = 512
+"""Compressed bytes that are decompressed at once. Four bytes can become a block of 128 KiB, so a file that was made to
+fill the memory gets 16 MiB of it."""
+
+_FOREIGN: Final = {
+    b"\xfd7zXZ": ("xz data", "unpack it: xz -dc FILE | runspan export -"),
+    b"BZh": ("bzip2 data", "unpack it: bzip2 -dc FILE | runspan export -"),
+    b"PK\x03\x04": ("a zip archive", "unpack it: unzip -p FILE | runspan export -"),
+}
+
 
 def is_url(path: str) -> bool:
-    """Whether a path means a place behind fsspec."""
+    """Return whether a path is a URL for fsspec."""
     return bool(_URL.match(path))
 
 
-def display_path(url: str) -> str:
-    """A place as others may see it: see ``shown_url``; a path is shown as it is."""
-    return redact_url(url) if is_url(url) else url
+def display_path(path: str) -> str:
+    """Return a path or URL without its secrets; see ``redact_url``."""
+    return redact_url(path) if is_url(path) else path
 
 
-def join(folder: str, name: str) -> str:
-    """The URL of a name in a folder."""
-    return f"{folder.rstrip('/')}/{name}"
+def path_inside(folder: str, name: str) -> str:
+    """Return the path or URL of a name in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
-class ObjectStore:
-    """The file system of a URL. Every method takes URLs of it, and raises OSError for whatever goes wrong there.
-
-    ConfigError at once when a package that it needs is not installed, or when a secret stands in the URL.
-    """
-
-    def __init__(self, url: str) -> None:
-        if urlsplit(url).password:
-            raise ConfigError(
-                "a command line is no place for a password",
-                where=display_path(url),
-                hint=f"leave it away: {_ENVIRONMENT}",
-            )
-        try:
-            fsspec: Any = import_module("fsspec")
-        except ImportError:
-            raise ConfigError(
-                where=display_path(url), expected="fsspec, which reads such URLs", got="no such package", hint=_EXTRA
-            ) from None
-        try:
-            self._files: Any = fsspec.core.url_to_fs(url)[0]
-            self._split: Callable[[str], tuple[Any, str]] = fsspec.core.url_to_fs
-        except ImportError as error:
-            raise ConfigError(
-                where=display_path(url),
-                expected="the package for this kind of URL",
-                got=str(error),
-                hint=_package(error),
-            ) from None
-        except ValueError as error:
-            known = "one that fsspec knows, such as s3://, gs://, abfs://, file://"
-            raise ConfigError(where=display_path(url), expected=known, got=str(error)) from None
-        except Exception as error:  # each of these packages has a tree of errors of its own
-            raise ConfigError(
-                where=display_path(url), expected="a place that can be reached", got=_words(error), hint=_ENVIRONMENT
-            ) from None
-
-    def sizes(self, folder: str) -> dict[str, int | None] | None:
-        """The files directly in a folder by name, with their sizes; None when it is no folder."""
-        path = self._path(folder)
-        with _as_os_error():
-            self._files.invalidate_cache()
-            if not self._files.isdir(path):
-                return None
-            entries = self._files.ls(path, detail=True)
-        found = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in entries if entry["type"] == "file"}
-        found.pop("", None)  # the marker of an empty folder
-        return {name: entry.get("size") for name, entry in found.items()}
-
-    def folders(self, folder: str) -> list[str]:
-        """The names of the folders directly in a folder."""
-        path = self._path(folder)
-        with _as_os_error():
-            self._files.invalidate_cache()
-            entries = self._files.ls(path, detail=True) if self._files.isdir(path) else []
-        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
-
-    def size(self, url: str) -> int | None:
-        """The bytes of a file, as they are stored; None when that is unknown."""
-        with _as_os_error():
-            size: int | None = self._files.info(self._path(url)).get("size")
-            return size
-
-    @contextmanager
-    def open(self, url: str) -> Iterator[BinaryIO]:
-        """A file, to read. What goes wrong while it is read is an OSError as well."""
-        with _as_os_error():
-            file: BinaryIO = self._files.open(self._path(url), "rb")
-        with file, _as_os_error():
-            yield file
-
-    def write(self, url: str, content: bytes) -> None:
-        """Puts a whole file there, in place of the one that may be there. It shows only when it is whole."""
-        path = self._path(url)
-        with _as_os_error():
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._files.pipe_file(path, content)
-
-    def remove(self, url: str) -> None:
-        """Deletes a file; one that is not there is no error."""
-        path = self._path(url)
-        with _as_os_error():
-            if self._files.exists(path):
-                self._files.rm_file(path)
-
-    def _path(self, url: str) -> str:
-        return self._split(url)[1]
-
-
-@contextmanager
-def _as_os_error() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ConfigError):
-        raise
-    except Exception as error:  # each of these packages has a tree of errors of its own
-        raise OSError(_words(error)) from None
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _package(error: ImportError) -> str:
-    """What to install: fsspec's words name the package."""
-    named = re.search(r"[Ii]nstall ([a-z0-9_-]+)", str(error))
-    return f"pip install {named[1]}" if named else _EXTRA
-
-
-SUFFIXES: Final = tuple(f".{name}{packed}" for packed in ("", ".gz", ".zst") for name in ("json", "ndjson", "jsonl"))
-"""The names that are taken from a folder. A file that is named itself may be called anything."""
+def is_document_name(name: str) -> bool:
+    """Return whether a folder's file of this name is read."""
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
 def list_files(path: str) -> dict[str, int | None] | None:
-    """The files directly in a folder by name, with their sizes; None when path is no folder. OSError otherwise.
+    """Return the files directly in a folder by name, with their sizes, or None when the path is no folder.
 
-    A link to nothing is among them, so that it is told and not passed over.
+    A broken symbolic link is among them, so that it is reported and not skipped. Raise OSError if it cannot be listed.
     """
     if is_url(path):
         return ObjectStore(path).sizes(path)
@@ -166,7 +84,7 @@ def list_files(path: str) -> dict[str, int | None] | None:
 
 
 def folders(path: str) -> list[str]:
-    """The names of the folders directly in a folder, sorted."""
+    """Return the names of the folders directly in a folder, sorted."""
     if is_url(path):
         return ObjectStore(path).folders(path)
     if not os.path.isdir(path):
@@ -175,18 +93,8 @@ def folders(path: str) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def path_inside(folder: str, name: str) -> str:
-    """The path or URL of a name in a folder."""
-    return join(folder, name) if is_url(folder) else os.path.join(folder, name)
-
-
-def is_document_name(name: str) -> bool:
-    """Whether a folder's file of this name is taken."""
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
-
-
 def require_file(path: str) -> None:
-    """OSError unless the file can be opened."""
+    """Raise OSError unless the file can be opened."""
     if is_url(path):
         ObjectStore(path).size(path)
     elif not os.access(path, os.R_OK):
@@ -194,13 +102,8 @@ def require_file(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def size_of(url: str) -> int | None:
-    """The bytes of a file behind a URL, as they are stored."""
-    return ObjectStore(url).size(url)
-
-
 def chunks(path: str, on_bytes: Callable[[int], object] | None = None) -> Iterator[bytes]:
-    """The bytes of a file. on_bytes: called with the number of those just read."""
+    """Yield the bytes of a file. ``on_bytes``: called with the number of bytes that were just read."""
     if is_url(path):
         with ObjectStore(path).open(path) as file:
             yield from with_progress(file.read, on_bytes)
@@ -210,7 +113,7 @@ def chunks(path: str, on_bytes: Callable[[int], object] | None = None) -> Iterat
 
 
 def with_progress(read: Callable[[int], bytes | None], on_bytes: Callable[[int], object] | None) -> Iterator[bytes]:
-    """What a reader gives until its end."""
+    """Yield what a reader returns, until its end."""
     while chunk := read(CHUNK):
         if on_bytes is not None:
             on_bytes(len(chunk))
@@ -218,5 +121,211 @@ def with_progress(read: Callable[[int], bytes | None], on_bytes: Callable[[int],
 
 
 def read_all(path: str) -> bytes:
-    """All of a small file."""
+    """Return the bytes of a small file."""
     return b"".join(chunks(path))
+
+
+def decompress(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
+    """Yield the chunks as they are, or decompressed when they begin like gzip or zstd."""
+    stream = iter(chunks)
+    first = b""
+    for chunk in stream:
+        first += chunk
+        if len(first) >= max(map(len, _FOREIGN)):
+            break
+    content = chain((first,), stream)
+    if first.startswith(_GZIP):
+        yield from _decompress_gzip(content, name)
+        return
+    if first.startswith(_ZSTD) or first[1:4] == _ZSTD_SKIPPABLE:
+        yield from _decompress_zstd(content, name)
+        return
+    for magic, (got, hint) in _FOREIGN.items():
+        if first.startswith(magic):
+            raise DocumentError(where=name, expected="JSON text, plain, gzip or zstd", got=got, hint=hint)
+    yield from content
+
+
+def _decompress_gzip(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the content of every member of a gzip file. Zero bytes after a member are padding.
+
+    This uses zlib and not isal, which is faster but cannot be copied: after an error the copy returns what the failed
+    call had already decompressed.
+    """
+    member = None
+    read = 0
+    for chunk in chunks:
+        read += len(chunk)
+        rest = chunk
+        while rest:
+            if member is None:
+                rest = rest.lstrip(b"\0")
+                if not rest:
+                    break
+                member = zlib.decompressobj(_GZIP_WINDOW)
+            before = member.copy()
+            try:
+                data = member.decompress(rest, CHUNK)
+            except zlib.error as error:
+                data, index = _recover_prefix(before, rest)
+                yield data
+                raise _damaged(f"{name} compressed byte {read - len(rest) + index}", str(error)) from None
+            yield data
+            if member.eof:
+                rest, member = member.unused_data, None
+            else:
+                rest = member.unconsumed_tail
+    if member is not None:
+        while data := member.decompress(b"", CHUNK):
+            yield data
+        raise _damaged(f"{name} compressed byte {read}", _CUT)
+
+
+def _decompress_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the content of every frame of a zstd file."""
+    decompressor = zstandard.ZstdDecompressor()
+    frame = None
+    read = 0
+    for chunk in chunks:
+        at, parts, size = 0, [], 0
+        while at < len(chunk):
+            frame = frame or decompressor.decompressobj()
+            piece = chunk[at : at + _ZSTD_SLICE]
+            try:
+                parts.append(frame.decompress(piece))
+            except zstandard.ZstdError as error:
+                yield b"".join(parts)
+                got = str(error).removeprefix("zstd decompressor error: ")
+                raise _damaged(f"{name} compressed byte {read + at}", got, "zstd") from None
+            at += len(piece)
+            if frame.eof:
+                at -= len(frame.unused_data)
+                frame = None
+            size += len(parts[-1])
+            if size >= CHUNK:
+                yield b"".join(parts)
+                parts, size = [], 0
+        yield b"".join(parts)
+        read += len(chunk)
+    if frame is not None:
+        raise _damaged(f"{name} compressed byte {read}", _CUT, "zstd")
+
+
+def _recover_prefix(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
+    """Return what can be decompressed before the byte that fails, and the index of that byte."""
+    parts = []
+    for index in range(len(chunk)):
+        try:
+            parts.append(member.decompress(chunk[index : index + 1]))
+        except zlib.error:
+            return b"".join(parts), index
+    return b"".join(parts), len(chunk)
+
+
+def _damaged(where: str, got: str, kind: str = "gzip") -> DocumentError:
+    return DocumentError(
+        where=where,
+        expected=f"complete {kind} data",
+        got=got,
+        hint="documents after this place are missing: fetch or pack the file again",
+    )
+
+
+class ObjectStore:
+    """The file system of a URL. Every method takes URLs of it, and raises OSError for whatever goes wrong there."""
+
+    def __init__(self, url: str) -> None:
+        """Raise ConfigError when a required package is not installed, or when the URL contains a password."""
+        name = display_path(url)
+        if urlsplit(url).password:
+            raise ConfigError(
+                "a command line is no place for a password", where=name, hint=f"leave it out: {_ENVIRONMENT}"
+            )
+        try:
+            fsspec: Any = import_module("fsspec")
+        except ImportError:
+            expected = "fsspec, which reads such URLs"
+            raise ConfigError(where=name, expected=expected, got="no such package", hint=_EXTRA) from None
+        try:
+            self._files: Any = fsspec.core.url_to_fs(url)[0]
+            self._split: Callable[[str], tuple[Any, str]] = fsspec.core.url_to_fs
+        except ImportError as error:
+            package = re.search(r"[Ii]nstall ([a-z0-9_-]+)", str(error))  # fsspec's words name it
+            hint = f"pip install {package[1]}" if package else _EXTRA
+            expected = "the package for this kind of URL"
+            raise ConfigError(where=name, expected=expected, got=str(error), hint=hint) from None
+        except ValueError as error:
+            expected = "one that fsspec knows, such as s3://, gs://, abfs://, file://"
+            raise ConfigError(where=name, expected=expected, got=str(error)) from None
+        except Exception as error:  # each of these packages has a tree of errors of its own
+            expected = "a place that can be reached"
+            raise ConfigError(where=name, expected=expected, got=_one_line(error), hint=_ENVIRONMENT) from None
+
+    def sizes(self, folder: str) -> dict[str, int | None] | None:
+        """Return the files directly in a folder by name, with their sizes, or None when it is no folder."""
+        path = self._path(folder)
+        with _translate_errors():
+            self._files.invalidate_cache()
+            if not self._files.isdir(path):
+                return None
+            entries = self._files.ls(path, detail=True)
+        found = {_name(entry): entry.get("size") for entry in entries if entry["type"] == "file"}
+        found.pop("", None)  # the marker of an empty folder
+        return found
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders directly in a folder."""
+        path = self._path(folder)
+        with _translate_errors():
+            self._files.invalidate_cache()
+            entries = self._files.ls(path, detail=True) if self._files.isdir(path) else []
+        return sorted(_name(entry) for entry in entries if entry["type"] == "directory")
+
+    def size(self, url: str) -> int | None:
+        """Return the size of a file as it is stored, or None when it is unknown."""
+        with _translate_errors():
+            size: int | None = self._files.info(self._path(url)).get("size")
+            return size
+
+    @contextmanager
+    def open(self, url: str) -> Iterator[BinaryIO]:
+        """Open a file to read. What goes wrong while it is read is an OSError as well."""
+        with _translate_errors():
+            file: BinaryIO = self._files.open(self._path(url), "rb")
+        with file, _translate_errors():
+            yield file
+
+    def write(self, url: str, content: bytes) -> None:
+        """Write a file, or replace it. No reader sees a part of it."""
+        path = self._path(url)
+        with _translate_errors():
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(path, content)
+
+    def remove(self, url: str) -> None:
+        """Delete a file if it exists."""
+        path = self._path(url)
+        with _translate_errors():
+            if self._files.exists(path):
+                self._files.rm_file(path)
+
+    def _path(self, url: str) -> str:
+        return self._split(url)[1]
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ConfigError):
+        raise
+    except Exception as error:  # each of these packages has a tree of errors of its own
+        raise OSError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]

@@ -1,1 +1,1 @@
-"""What every SQLite file of runspan shares."""
+"""Opening SQLite files, and the tables that several of them have."""

@@ -1,9 +1,8 @@
-"""``Acknowledged``: which spans of runs that go on a receiver has, so that no later snapshot sends them again.
+"""Remember which spans of unfinished runs a receiver has, so that no later snapshot sends them again.
 
-Two tables in a ledger's or a checkpoint's file. A receiver may keep no more than the newest version of a run names, and
-which version reached it last is not always known. So a span stands here only from its acknowledgement on, and only as
-long as every version that was handed over since then names it. Forgetting is always safe: what is forgotten is sent
-again, as the same span.
+A receiver may keep only the spans in the manifest of a run's newest revision, and it is not always known which revision
+reached it last. So a span is remembered from its acknowledgement on, and only as long as every revision that was sent
+since then contains it. Forgetting is always safe: what is forgotten is sent again, as the same span.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from hashlib import scrypt, sha256
 from typing import Any, Final
 
 KEEP: Final = 86_400 * 1_000_000_000
-"""How long a span is remembered, nanoseconds: then a run that still goes on sends it once more, since a backend may
-delete it while the run needs it. The Collector counts no span that ended more than an hour before it came."""
+"""How long a span is remembered, in nanoseconds. Then an unfinished run sends it once more, since a backend may delete
+it while the run needs it. The Collector does not count a span that ended more than an hour before it arrived."""
 
 SIZE: Final = 16
 TABLES: Final = (
@@ -36,63 +35,63 @@ Execute = Callable[[str, Sequence[Any]], sqlite3.Cursor]
 
 
 def digest_of(span: bytes) -> bytes:
-    """What a span is remembered by: of all its bytes, 16 of their SHA-256."""
+    """Return the digest by which a span is remembered: 16 bytes of the SHA-256 of all its bytes."""
     return sha256(span).digest()[:SIZE]
 
 
 class SpanAcks:
-    """execute: runs a statement in the transaction of whoever has the file; what is said here counts once that is
-    committed. A run goes by any bytes that tell it from all others. Times are nanoseconds since 1970."""
+    """The two tables above. A run is identified by any unique bytes. Times are nanoseconds since 1970."""
 
     def __init__(self, execute: Execute) -> None:
+        """``execute``: runs a statement in the transaction of the file's owner, who commits it."""
         self._execute = execute
 
     def get(self, run: bytes, now: int) -> frozenset[bytes]:
-        """The digests of the spans that the receiver has.
+        """Return the digests of the spans that the receiver has.
 
-        What does not count now is forgotten: a version that does not name it may go next, and no clock that is set
-        afterwards may make it count again.
+        Those that are too old now, or of the future, are forgotten: a revision without them may be sent next, and a
+        clock that is set later must not bring them back.
         """
         rows = list(self._rows(run))
-        counting = [names for at, names in rows if now - KEEP < at <= now]
-        if len(counting) < len(rows):
+        valid = [digests for at, digests in rows if now - KEEP < at <= now]
+        if len(valid) < len(rows):
             self._execute("DELETE FROM spans WHERE run = ? AND (at <= ? OR at > ?)", (run, now - KEEP, now))
-        return frozenset(name for names in counting for name in names)
+        return frozenset(digest for digests in valid for digest in digests)
 
-    def retain_only(self, run: bytes, names: Collection[bytes]) -> bool:
-        """Before a version of the run is handed over: forgets the spans that it does not name. Whether there were any.
+    def retain_only(self, run: bytes, digests: Collection[bytes]) -> bool:
+        """Forget all other spans of a run, before a revision with these is sent. Return whether there were any.
 
-        names: the digests of all spans below the head of that version.
+        ``digests``: those of all spans of the revision other than its revision span.
         """
-        gone = False
-        kept = frozenset(names)
+        removed = False
+        kept = frozenset(digests)
         rows = self._execute("SELECT id, digests FROM spans WHERE run = ?", (run,)).fetchall()
-        for number, digests in rows:
-            staying = b"".join([name for name in _split(digests) if name in kept])
-            if staying != digests:
-                gone = True
-                self._execute("UPDATE spans SET digests = ? WHERE id = ?", (staying, number))
-        return gone
+        for number, stored in rows:
+            remaining = b"".join([digest for digest in _split(stored) if digest in kept])
+            if remaining != stored:
+                removed = True
+                self._execute("UPDATE spans SET digests = ? WHERE id = ?", (remaining, number))
+        return removed
 
-    def add(self, run: bytes, names: Collection[bytes], now: int) -> None:
-        """The receiver has the version of the run that was handed over last, and with it these spans."""
-        new = sorted(frozenset(names) - self.get(run, now))
+    def add(self, run: bytes, digests: Collection[bytes], now: int) -> None:
+        """Record that the receiver has the revision of the run that was sent last, and with it these spans."""
+        new = sorted(frozenset(digests) - self.get(run, now))
         if new:
             self._execute("INSERT INTO spans (run, at, digests) VALUES (?, ?, ?)", (run, now, b"".join(new)))
 
     def forget(self, run: bytes) -> None:
-        """The run has ended, or is nothing to be followed any more."""
+        """Forget a run that has ended, or is not followed any more."""
         self._execute("DELETE FROM spans WHERE run = ?", (run,))
 
     def expire(self, now: int) -> None:
-        """Gives the place of what does not count any more free."""
+        """Delete what is too old, or of the future."""
         self._execute("DELETE FROM spans WHERE at <= ? OR at > ?", (now - KEEP, now))
 
     def bind_receiver(self, receiver: bytes) -> None:
-        """Forgets everything, unless this receiver is the one that it was said of the last time.
+        """Forget everything, unless this is the receiver of the last call.
 
-        receiver: whatever tells one from another, login and tenant included. As these are secrets, only a salted slow
-        hash of it is stored.
+        ``receiver``: what distinguishes one from another, login and tenant included. These are secrets, so only a
+        salted slow hash of them is stored.
         """
         row = self._execute("SELECT salt, hash FROM receiver", ()).fetchone()
         salt = os.urandom(SIZE) if row is None else row[0]

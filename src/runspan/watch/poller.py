@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from runspan.sources.decompress import CHUNK
-from runspan.sources.filesystem import is_document_name
+from runspan.sources.filesystem import CHUNK, is_document_name
 from runspan.watch.state_db import FileStat, FileStatus, WatchState
 
 MAX_FILES: Final = 10_000

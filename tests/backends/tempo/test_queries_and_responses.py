@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from conformance.harness import make_run, otlp
 from runspan import encode
 from runspan.backends.tempo.reader import CUT, PARTIAL, read_trace
-from runspan.backends.tempo.search_api import pad_tokens, quote, read_search, search_text
+from runspan.backends.tempo.search_api import ended_text, pad_tokens, quote, read_search, search_text
 from runspan.contracts import RunQuery
 from runspan.http.client import Response
 from runspan.model.span import Span
@@ -31,14 +31,26 @@ def never() -> Response:
 def test_no_word_of_a_query_lies_where_the_lexer_fills_its_buffer(workflow: str | None, status: str | None) -> None:
     """Around every 1024th byte there is white space or the inside of a string."""
     text = search_text(RunQuery("tenant", workflow, status))
-    length = 0
+    for one in (text.find, text.select):
+        assert_padded(one)
+    assert len(text.select) > 500
+
+
+@pytest.mark.parametrize("count", [1, 20, 200])
+def test_no_trace_id_of_a_query_lies_where_the_lexer_fills_its_buffer(count: int) -> None:
+    """The same holds for a query of many trace ids, which fill the buffer several times."""
+    text = ended_text([number.to_bytes(16, "big") for number in range(count)]).find
+    assert_padded(text)
+    assert len(text) > 40 * count
+
+
+def assert_padded(text: str) -> None:
     for match in TOKEN.finditer(text):
         length = len(text[: match.start()].encode())
         if match[0].startswith('"'):
             continue
         for byte in range(length - 4, length + len(match[0]) + 4):
             assert byte % 1024 or byte <= 0, f"{match[0]} at {length}"
-    assert length > 800
 
 
 def test_padding_changes_white_space_only() -> None:
@@ -58,7 +70,7 @@ def test_strings_are_quoted_on_one_line(text: str) -> None:
 def test_a_text_that_no_run_has() -> None:
     """A lone surrogate cannot be written down."""
     with pytest.raises(UnicodeEncodeError):
-        search_text(RunQuery(workflow_id="\ud800")).encode()
+        search_text(RunQuery(workflow_id="\ud800"))
 
 
 def test_ids_without_their_leading_zeros() -> None:
@@ -72,9 +84,9 @@ def test_ids_without_their_leading_zeros() -> None:
     body = json.dumps({"traces": [trace]})
     (candidate,) = read_search(body.encode()).candidates
     assert candidate.trace_id == bytes(15) + b"\xab"
-    assert candidate.newest.span_id == bytes(7) + b"\xc1"
-    assert (candidate.newest.start, candidate.newest.end) == (7, 9)
-    assert candidate.newest.attributes()["runspan.revision"] == 1 << 62
+    assert candidate.spans[0].span_id == bytes(7) + b"\xc1"
+    assert (candidate.spans[0].start, candidate.spans[0].end) == (7, 9)
+    assert candidate.spans[0].attributes()["runspan.revision"] == 1 << 62
 
 
 def spans_of(body: bytes, as_json: bytes = b"") -> tuple[list[Span], str]:

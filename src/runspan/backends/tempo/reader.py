@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan.backends.remote.client import (
+    MISSING_DELAYS,
     PROTOBUF,
     RemoteClient,
     Sleep,
@@ -21,20 +22,17 @@ from runspan.backends.remote.client import (
     trace_id_of,
 )
 from runspan.backends.remote.config import RemoteConfig
-from runspan.backends.tempo.search import CandidateVerifier, RunSearch, VerifiedCache, WindowSize
-from runspan.backends.tempo.search_api import SECOND, WindowSearcher
-from runspan.codec.decode import VerifiedRun
+from runspan.backends.tempo.search import CandidateVerifier, RunSearch
+from runspan.backends.tempo.search_api import CHECK_SECONDS, WindowSearcher, check_ready
 from runspan.contracts import Capabilities, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
 from runspan.http.client import Response
 from runspan.model.span import Span
+from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import all_spans, read_spans
 
 LIST_SECONDS: Final = 60.0
 """How long all searches of one list may take together."""
-_CHECK_SECONDS: Final = 5.0
-_READY_UNAVAILABLE: Final = frozenset({401, 403, 404, 405})
-"""Statuses of ``/ready`` behind a gateway that exposes the query API only."""
 
 
 class TempoReader:
@@ -59,28 +57,45 @@ class TempoReader:
         self._monotonic = monotonic
         self._sleep = sleep
         self._searcher = WindowSearcher(self._http)
-        self._verified = VerifiedCache()
-        self._window_sizes: dict[object, WindowSize] = {}
+        self._window_sizes: dict[object, int] = {}
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="tempo")
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """See ``TraceReader``. Retry an incomplete trace for about a second."""
         trace_id = trace_id_of(run_id, tenant)
+        damage = ""
+
+        def fetch() -> list[Span]:
+            nonlocal damage
+            spans, damage = self._trace(trace_id)
+            return spans
+
         try:
-            return document_of(self._run(trace_id, patient=True))
+            verified = fetch_with_retry(fetch, self._sleep, patient=True)
         except NotFound:
             hint = "it was never sent there, or is past retention"
             raise NotFound("not in this Tempo", where=f"run {run_id}", hint=hint) from None
         except TraceIncomplete as error:
             error.where = error.where or f"run {run_id}"
+            error.hint = damage or error.hint
             raise
+        if (verified.run.id, verified.tenant) != (run_id, tenant):
+            raise BackendRefused(
+                where=self._http.name,
+                expected=f"run {run_id!r} of tenant {tenant!r}",
+                got=f"run {verified.run.id!r} of tenant {verified.tenant!r}",
+            )
+        return document_of(verified)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
-        spans, _ = self._trace(trace_id)
-        if not spans:
-            raise NotFound("not in this Tempo", where=f"trace {trace_id.hex()}")
-        return spans
+        for delay in (*MISSING_DELAYS, None):
+            spans, _ = self._trace(trace_id)
+            if spans:
+                return spans
+            if delay is not None:
+                self._sleep(delay)
+        raise NotFound("not in this Tempo", where=f"trace {trace_id.hex()}")
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
@@ -95,7 +110,7 @@ class TempoReader:
                     hint="ask for a later since, a workflow or a status",
                 )
 
-        verifier = CandidateVerifier(query, partial(self._run, patient=False), self._verified, self._pool)
+        verifier = CandidateVerifier(query, self.spans, self._pool)
         now = self._clock() // SECOND
         try:
             return RunSearch(query, self._searcher, verifier, self._window_sizes, now, check_deadline).page()
@@ -104,42 +119,43 @@ class TempoReader:
 
     def check(self) -> None:
         """See ``TraceReader``."""
-        response = self._http.get("/ready", accept_statuses=_READY_UNAVAILABLE, timeout=_CHECK_SECONDS)
-        if response.status in _READY_UNAVAILABLE:
-            self._http.get("/api/echo", timeout=_CHECK_SECONDS)
+        if not check_ready(self._http):
+            self._http.get("/api/echo", timeout=CHECK_SECONDS)
 
     def close(self) -> None:
         """See ``TraceReader``."""
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
 
-    def _run(self, trace_id: bytes, *, patient: bool) -> VerifiedRun:
-        damage = ""
-
-        def fetch() -> list[Span]:
-            nonlocal damage
-            spans, damage = self._trace(trace_id)
-            return spans
-
-        try:
-            return fetch_with_retry(fetch, self._sleep, patient=patient)
-        except TraceIncomplete as error:
-            if damage:
-                error.hint = damage
-            raise
-
     def _trace(self, trace_id: bytes) -> tuple[list[Span], str]:
         """Return the spans of a trace, none when it is unknown, and how Tempo damaged it, "" when it did not."""
         path = f"/api/v2/traces/{trace_id.hex()}"
-        response = self._http.get(path, accept=PROTOBUF, accept_statuses=(404,))
-        if response.status == 404:
-            return [], ""
+        response = self._http.get(path, accept=PROTOBUF, accept_statuses=(404, 500))
+        if response.status == 500:
+            check_ready(self._http)
+            response = self._http.get(path, accept=PROTOBUF, accept_statuses=(404,))
         try:
-            return read_trace(response.content, fetch_json=partial(self._http.get, path))
+            spans, damage = (
+                ([], "")
+                if response.status == 404
+                else read_trace(response.content, fetch_json=partial(self._http.get, path))
+            )
         except ValueError as error:
             raise BackendRefused(
                 where=self._http.name, expected="a trace", got=str(error)[:200], hint="is this a Tempo?"
             ) from None
+        if not spans:
+            # The caller asks again, so that the last response without spans comes from a server that is ready.
+            check_ready(self._http)
+        for span in spans:
+            if span.trace_id != trace_id:
+                raise BackendRefused(
+                    where=self._http.name,
+                    expected=f"spans of trace {trace_id.hex()}",
+                    got=f"one of trace {span.trace_id.hex()}",
+                    hint="does a proxy or a cache in between return the responses of other requests?",
+                )
+        return spans, damage
 
 
 PARTIAL: Final = "Tempo returns this trace in part: raise overrides.defaults.global.max_bytes_per_trace"

@@ -1,17 +1,14 @@
 """Tempo's search API: a ``RunQuery`` as TraceQL, the response, and a search of one range of time that misses nothing.
 
-Tempo evaluates the fragment of a trace in each block alone, so a condition on a status or a workflow also matches
-revision spans that a newer one in another fragment supersedes. The queries below therefore also select every revision
-span that could supersede one that matches, as far as that span alone shows it, and group by revision, which makes Tempo
-return each of them.
-
-Tempo truncates a response at the limit, and the traces that it keeps are ordered by the start of their fragments only.
-So a response counts only when it holds fewer traces than the limit; otherwise a shorter range is searched.
+Tempo evaluates the fragment of a trace in each block alone, so a condition also matches spans that a newer revision in
+another fragment supersedes. A response truncated at the limit has the traces whose fragments start latest, which need
+not be the runs that start latest: such a response only shows which range to search instead.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,52 +18,56 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.codec.attributes import SpanContent, encode_value
 from runspan.codec.fields import (
     DIGEST,
-    MANIFEST,
     NON_CANONICAL,
     REVISION,
     ROLE,
-    ROLE_REVISION,
-    ROLE_RUN,
-    ROLE_STEP,
     ROOT_REVISION,
     RUN_FIELDS,
     RUN_ID,
-    RUN_TABLE,
-    STEP_COUNT,
+    SCOPE_REVISION,
+    SCOPE_RUN,
+    SUMMARY_DIGEST,
     TENANT,
+    FieldKind,
 )
+from runspan.codec.span_templates import run_template
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.model.span import UNSET, Span, Value, to_plain
+from runspan.model.timestamps import SECOND
 
-SECOND: Final = 1_000_000_000
-SPAN_ID_DIGITS: Final = 16
+_SPAN_ID_DIGITS: Final = 16
 _TRACE_ID_DIGITS: Final = 32
 
 
 # TraceQL.
 
 _FIELDS: Final = {field.member: field for field in RUN_FIELDS}
-_SUMMARY_KEYS: Final = tuple(
-    key
-    for member in SUMMARY_MEMBERS
-    if member != "id"
-    for key in (_FIELDS[member].key, _FIELDS[member].key + NON_CANONICAL)
+_SUMMARY_FIELDS: Final = [_FIELDS[member] for member in SUMMARY_MEMBERS if member != "id"]
+SELECTED: Final = (
+    *(ROLE, REVISION, RUN_ID, TENANT, DIGEST, SUMMARY_DIGEST),
+    *(
+        field.key + NON_CANONICAL if field.kind in (FieldKind.START, FieldKind.END) else field.key
+        for field in _SUMMARY_FIELDS
+    ),
 )
-SELECTED: Final = (ROLE, REVISION, RUN_ID, TENANT, DIGEST, STEP_COUNT, MANIFEST, *_SUMMARY_KEYS)
-"""The attributes that a list item is made from, and those that name the step spans it needs."""
+"""The attributes of a list item whose members have their canonical form."""
 
-_REVISION_SPANS: Final = f'(span.{ROLE} = "{ROLE_RUN}" || span.{ROLE} = "{ROLE_REVISION}")'
-_STEP_SPANS: Final = f'{{ span.{ROLE} = "{ROLE_STEP}" }}'
-_PIPELINE: Final = (
-    f"| by(span.{REVISION}) | select({', '.join(f'span.{key}' for key in SELECTED)}) with(most_recent=true)"
+_RUN_SPAN: Final = f'instrumentation:name = "{SCOPE_RUN}"'
+_REVISION_SPAN: Final = f'instrumentation:name = "{SCOPE_REVISION}"'
+_AFTER_END: Final = f"span.{REVISION} > {ROOT_REVISION}"
+_MOST_RECENT: Final = "with(most_recent=true)"
+_SUMMARIES: Final = (
+    f"| by(span.{REVISION}) | by(span.{DIGEST}) | select({', '.join(f'span.{key}' for key in SELECTED)}) {_MOST_RECENT}"
 )
-CHANGED_AFTER_END: Final = f"span.{REVISION} > {ROOT_REVISION}"
-"""Revision spans of runs that changed after their end."""
-WITHOUT_START: Final = f"span.{RUN_TABLE.start.key}{NON_CANONICAL} != nil"
-"""Revision spans of documents without a usable start, which may sort elsewhere than where their span lies."""
+"""Makes Tempo return a span of each version of a run, not only those of the fragment in which most spans match."""
+_STATUS_CONDITIONS: Final = {
+    "completed": "status = unset",
+    "failed": "status = error",
+}
+"""Conditions on intrinsics, which cost a fraction of an attribute's. The reader filters the few others."""
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 _LEXER_BUFFER: Final = 1024
@@ -75,23 +76,53 @@ _MARGIN: Final = 16
 """A character of several bytes at the end of the buffer moves where the next one begins."""
 
 
-def search_text(query: RunQuery, *conditions: str, ended: bool = True) -> str:
-    """Return the TraceQL of the revision spans that the query may list, with the step spans of their traces.
+@dataclass(frozen=True, slots=True)
+class SearchText:
+    """The TraceQL of one query."""
 
-    The ids of the step spans prove that the run is complete.
+    find: str
+    """For the traces only."""
+    select: str
+    """For the traces and their list items."""
 
-    - conditions: further conditions on every revision span.
-    - ended: whether to include the run spans of runs that may have had the status before.
+    @classmethod
+    def of(cls, spans: str) -> SearchText:
+        """Return the texts for the spans of an expression."""
+        return cls(pad_tokens(f"{spans} {_MOST_RECENT}"), pad_tokens(f"{spans} {_SUMMARIES}"))
+
+
+def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
+    """Return the search for the runs of a query.
+
+    ``after_end`` includes the revisions after the end of any run, in a list of runs that have ended.
 
     Raise UnicodeEncodeError when no stored text can equal a text of the query.
     """
-    # The reader filters runs without a tenant: Tempo finds only some of the spans where a key is ``= nil``.
-    terms = [_REVISION_SPANS, *([_equal(TENANT, query.tenant)] if query.tenant else ()), *conditions]
-    filters = _filters(query, ended=ended)
-    if filters:
-        terms.append(f"({filters} || {CHANGED_AFTER_END})")
-    revision_spans = f"{{ {' && '.join(terms)} }}"
-    return pad_tokens(f"({revision_spans} || ({revision_spans} && {_STEP_SPANS})) {_PIPELINE}")
+    tenant = _tenant_terms(query)
+    if is_unfinished(query):
+        spans = _spans(_REVISION_SPAN, *tenant, *_workflow_terms(query, (False,)), *_status_terms(query))
+        # Where the fragment with a revision has the run span too, the run has ended.
+        return SearchText.of(spans if after_end else f"{_spans(_RUN_SPAN)} !>> {spans}")
+    if query.statuses:
+        ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
+        changed = _all(_REVISION_SPAN, _AFTER_END)
+        return SearchText.of(_spans(_any([ended, changed]) if after_end else ended, *tenant))
+    return SearchText.of(_spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *_workflow_terms(query, (True, False))))
+
+
+def changed_text(query: RunQuery) -> SearchText:
+    """Return the search for the revisions of a tenant's runs that changed after their end."""
+    return SearchText.of(_spans(_REVISION_SPAN, _AFTER_END, *_tenant_terms(query)))
+
+
+def ended_text(trace_ids: Iterable[bytes]) -> SearchText:
+    """Return the search for those of these traces that have a run span."""
+    return SearchText.of(_spans(_RUN_SPAN, _any([f'trace:id = "{trace_id.hex()}"' for trace_id in trace_ids])))
+
+
+def is_unfinished(query: RunQuery) -> bool:
+    """Return whether the statuses of a list are such that a run leaves them when it ends."""
+    return any(status not in TERMINAL_RUN_STATUSES for status in query.statuses)
 
 
 def pad_tokens(text: str) -> str:
@@ -117,39 +148,47 @@ def pad_tokens(text: str) -> str:
     return "".join(parts)
 
 
-def may_have_ended(query: RunQuery) -> bool:
-    """Return whether revision spans of the status are usually superseded: a run leaves it when it goes on or ends."""
-    return any(status not in TERMINAL_RUN_STATUSES for status in query.statuses)
-
-
 def quote(text: str) -> str:
     """Return the text as a TraceQL string: JSON's escapes are Go's, except that Go rejects a bare byte order mark."""
     return msgspec.json.encode(text).decode().replace("\ufeff", "\\ufeff")
 
 
-def _filters(query: RunQuery, *, ended: bool) -> str:
-    workflow = "" if query.workflow_id is None else _member("workflow_id", query.workflow_id)
-    if not query.statuses:
-        return workflow
-    terms = [_member("status", status) for status in query.statuses]
-    status = terms[0] if len(terms) == 1 else f"({' || '.join(terms)})"
-    both = f"({workflow} && {status})" if workflow else status
-    if not ended or not may_have_ended(query):
-        return both
-    run_span = f'span.{ROLE} = "{ROLE_RUN}"'
-    return f"{both} || ({workflow} && {run_span})" if workflow else f"{both} || {run_span}"
+def _tenant_terms(query: RunQuery) -> list[str]:
+    # The reader filters runs without a tenant: Tempo finds only some of the spans where a key is ``= nil``.
+    return [_equal(TENANT, query.tenant)] if query.tenant else []
 
 
-def _member(member: str, value: str) -> str:
-    """Return the condition that a revision span has this value, in whichever attributes the field table puts it."""
-    content = SpanContent()
-    encode_value(content, _FIELDS[member], value)
-    terms = [_equal(key, to_plain(encoded)) for key, encoded in content.pairs]
-    return terms[0] if len(terms) == 1 else f"({' && '.join(terms)})"
+def _workflow_terms(query: RunQuery, is_root: Iterable[bool]) -> list[str]:
+    """Return the condition on the span name, which also holds for workflows that begin with the same 500 characters."""
+    if query.workflow_id is None:
+        return []
+    return [_any([f"name = {quote(run_template(root, (query.workflow_id, None, None)).name)}" for root in is_root])]
+
+
+def _status_terms(query: RunQuery) -> list[str]:
+    terms = []
+    for status in query.statuses:
+        content = SpanContent()
+        encode_value(content, _FIELDS["status"], status)
+        exact = _all(*[_equal(key, to_plain(encoded)) for key, encoded in content.pairs])
+        terms.append(_STATUS_CONDITIONS.get(status, exact))
+    return [_any(terms)]
 
 
 def _equal(key: str, value: object) -> str:
     return f"span.{key} = {quote(value) if isinstance(value, str) else value}"
+
+
+def _spans(*terms: str) -> str:
+    return f"{{ {_all(*terms)} }}"
+
+
+def _all(*terms: str) -> str:
+    return " && ".join(terms)
+
+
+def _any(terms: list[str]) -> str:
+    return f"({' || '.join(terms)})"
 
 
 # The response.
@@ -202,15 +241,8 @@ class Candidate:
     trace_id: bytes
     start: int
     """Nanoseconds: of the earliest fragment found."""
-    revision_spans: list[Span] = field(default_factory=list)
-    """One of each revision that matched."""
-    step_ids: set[str] = field(default_factory=set)
-    """The ids of the step spans that the response has, in hex."""
-
-    @property
-    def newest(self) -> Span:
-        """The revision span of the highest revision found."""
-        return max(self.revision_spans, key=_revision)
+    spans: list[Span] = field(default_factory=list)
+    """The run and revision spans that matched, newest first, those of one revision by descending digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,46 +250,28 @@ class SearchResult:
     """The content of a search response."""
 
     candidates: list[Candidate]
-    traces: int
-    """How many traces were returned, with a revision span or without."""
-    starts: list[int]
-    """The starts of all these traces in nanoseconds, descending."""
     missing: int
     """How many parts of its data Tempo did not search."""
+
+    def starts(self) -> list[int]:
+        """Return the starts of the traces in nanoseconds, descending."""
+        return sorted((candidate.start for candidate in self.candidates), reverse=True)
 
 
 def read_search(body: bytes) -> SearchResult:
     """Return the content of a response of ``/api/search``; raise ValueError when it is none."""
     response = msgspec.json.decode(body, type=_SearchJson)
-    candidates = [_candidate(trace) for trace in response.traces]
-    return SearchResult(
-        [candidate for candidate in candidates if candidate.revision_spans],
-        len(candidates),
-        sorted((candidate.start for candidate in candidates), reverse=True),
-        max(response.metrics.total_jobs - response.metrics.completed_jobs, 0),
-    )
+    missing = max(response.metrics.total_jobs - response.metrics.completed_jobs, 0)
+    return SearchResult([_candidate(trace) for trace in response.traces], missing)
 
 
 def _candidate(trace: _TraceJson) -> Candidate:
     # Search strips the leading zeros of ids.
-    candidate = Candidate(bytes.fromhex(trace.trace_id.zfill(_TRACE_ID_DIGITS)), int(trace.start))
-    for span_set in trace.span_sets:
-        has_revision_span = False
-        for raw in span_set.spans:
-            role = _role(raw)
-            if role == ROLE_STEP:
-                candidate.step_ids.add(raw.span_id.zfill(SPAN_ID_DIGITS))
-            elif role in (ROLE_RUN, ROLE_REVISION) and not has_revision_span:
-                has_revision_span = True
-                candidate.revision_spans.append(_span(candidate.trace_id, raw))
-    return candidate
-
-
-def _role(raw: _SpanJson) -> str | None:
-    for attribute in raw.attributes:
-        if attribute.key == ROLE:
-            return attribute.value.string_value
-    return None
+    trace_id = bytes.fromhex(trace.trace_id.zfill(_TRACE_ID_DIGITS))
+    spans = [_span(trace_id, raw) for span_set in trace.span_sets for raw in span_set.spans]
+    if not spans:
+        raise ValueError("a trace without spans")
+    return Candidate(trace_id, int(trace.start), sorted(spans, key=version_of, reverse=True))
 
 
 def _span(trace_id: bytes, raw: _SpanJson) -> Span:
@@ -271,7 +285,7 @@ def _span(trace_id: bytes, raw: _SpanJson) -> Span:
             own.append((attribute.key, value.string_value))
     return Span(
         trace_id=trace_id,
-        span_id=bytes.fromhex(raw.span_id.zfill(SPAN_ID_DIGITS)),
+        span_id=bytes.fromhex(raw.span_id.zfill(_SPAN_ID_DIGITS)),
         parent_id=b"",
         name=raw.name,
         kind=0,
@@ -284,9 +298,11 @@ def _span(trace_id: bytes, raw: _SpanJson) -> Span:
     )
 
 
-def _revision(span: Span) -> int:
-    revision = span.attributes().get(REVISION)
-    return revision if type(revision) is int else -1
+def version_of(span: Span) -> tuple[int, str]:
+    """Return the revision and the digest of a run or revision span, by which versions of a run rank."""
+    attributes = span.attributes()
+    revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
+    return revision if type(revision) is int else -1, digest if type(digest) is str else ""
 
 
 # Searching a range of time.
@@ -295,14 +311,20 @@ EARLIEST: Final = 1
 LATEST: Final = 2**32 - 1
 """The first and last second that a search can name. Zero would mean: no range."""
 
+CHECK_SECONDS: Final = 5.0
 _MAX_LIMIT: Final = 262_144
-_MAX_SPANS: Final = 20
-"""Spans of one trace in a response: the steps of usual runs. A longer run is read once, which costs Tempo less time."""
-_MAX_RESPONSE_SPANS: Final = 10_000
-"""Spans of one response, of about 600 bytes each."""
 _RANGE_REFUSED: Final = re.compile(r"range specified by start and end exceeds (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _LIMIT_REFUSED: Final = re.compile(r"limit \d+ exceeds max limit (\d+)")
-_SPANS_REFUSED: Final = re.compile(r"spans per span set exceeds (\d+)")
+_READY_UNAVAILABLE: Final = frozenset({401, 403, 404, 405})
+"""Statuses of ``/ready`` behind a gateway that exposes the query API only."""
+
+
+def check_ready(http: RemoteClient) -> bool:
+    """Return whether the server says that it is ready, False if a gateway hides that; raise BackendBusy if it is not.
+
+    A Tempo that is starting answers searches and trace requests with 200 and nothing, as if it had no data.
+    """
+    return http.get("/ready", accept_statuses=_READY_UNAVAILABLE, timeout=CHECK_SECONDS).is_success
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,23 +336,37 @@ class SearchWindow:
     candidates: list[Candidate]
     missing: int
     """How many parts of its data Tempo did not search."""
-    limit: int
-    """The limit that was high enough."""
 
 
 class WindowSearcher:
-    """Searches one Tempo, and remembers which ranges, limits and numbers of spans it refuses."""
+    """Searches one Tempo, and remembers which ranges and limits it refuses."""
 
     def __init__(self, http: RemoteClient) -> None:
         self._http = http
         self._max_range: int | None = None
         self._max_limit = _MAX_LIMIT
-        self._max_spans = _MAX_SPANS
 
     @property
     def limited(self) -> bool:
         """Whether the server is known to refuse wide ranges."""
         return self._max_range is not None
+
+    def start_of_newest(self, text: str, low: int, high: int, count: int) -> int | None:
+        """Return the second from which on a range has about so many traces, ``low`` when it has fewer.
+
+        Return None when the server turned out to be ``limited`` just now.
+        """
+        while True:
+            max_range = self._max_range
+            if max_range is not None:
+                low = max(low, high - max_range)
+            count = min(count, self._max_limit)
+            found = self._search(text, low, high, count)
+            if found is not None:
+                full = len(found.candidates) >= count
+                return max(low, found.starts()[-1] // SECOND) if full else low
+            if max_range != self._max_range:
+                return None
 
     def newest_window(self, text: str, low: int, high: int, limit: int, enough: int) -> SearchWindow | None:
         """Return the newest part of a range that could be searched completely: it ends at ``high``.
@@ -350,9 +386,9 @@ class WindowSearcher:
                 if max_range != self._max_range:
                     return None
                 continue
-            if found.traces < limit:
-                return SearchWindow(low, high, found.candidates, found.missing, limit)
-            split = found.starts[min(enough, len(found.starts) - 1)] // SECOND
+            if len(found.candidates) < limit:
+                return SearchWindow(low, high, found.candidates, found.missing)
+            split = found.starts()[min(enough, limit) - 1] // SECOND
             if low < split < high:
                 low = split
             elif limit >= self._max_limit:
@@ -368,19 +404,20 @@ class WindowSearcher:
         if self._max_range is not None and high - low > self._max_range:
             return None
         found = self._search(text, low, high, limit)
-        if found is None or found.traces >= limit:
+        if found is None or len(found.candidates) >= limit:
             return None
-        return SearchWindow(low, high, found.candidates, found.missing, limit)
+        return SearchWindow(low, high, found.candidates, found.missing)
 
     def _search(self, text: str, low: int, high: int, limit: int) -> SearchResult | None:
-        """Return None when the server refuses the range, the limit or the number of spans; remember what it allows."""
+        """Return None when the server refuses the range or the limit; remember what it allows."""
         parameters: dict[str, str | int] = {
             "q": text,
             "start": low,
             "end": max(high, low + 1),
             "limit": limit,
-            "spss": max(1, min(self._max_spans, _MAX_RESPONSE_SPANS // limit)),
+            "spss": 1,
         }
+        check_ready(self._http)
         response = self._http.get("/api/search", parameters, accept_statuses=(400, 422))
         if response.status != 200:
             self._learn_limits(response)
@@ -405,10 +442,6 @@ class WindowSearcher:
         refused = _LIMIT_REFUSED.search(text)
         if refused is not None and 1 < int(refused[1]) < self._max_limit:
             self._max_limit = int(refused[1])
-            return
-        refused = _SPANS_REFUSED.search(text)
-        if refused is not None and 0 < int(refused[1]) < self._max_spans:
-            self._max_spans = int(refused[1])
             return
         raise self._http.refused(response)
 
