@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from bench.data import seed
-from bench.figures import Figure, at_most, ratio, take_turns
+from bench.figures import Figure, Goal, at_most, ratio, take_turns
 from bench.plan import Plan
 from runspan.backends.jaeger import JaegerReader
 from runspan.backends.remote.config import remote_config
@@ -75,8 +75,8 @@ def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
         reader.close()
         cheapest = min(own, key=lambda key: min(samples[key]))
         note = f"{runs} runs; Jaeger's own is {cheapest}, {min(samples[cheapest]) * 1000:.1f} ms"
-        figures.append(_figure(f"{what} / own", samples["ours"], samples[cheapest], 2, note))
-        figures.append(_figure(f"{what} never listed before / own", samples["new"], samples[cheapest], 2, note))
+        figures.append(_figure(f"{what} / own", samples["ours"], samples[cheapest], at_most(2), note))
+        figures.append(_figure(f"{what} never listed before / own", samples["new"], samples[cheapest], None, note))
     return [*figures, _get(url, name, documents, rounds)]
 
 
@@ -143,6 +143,6 @@ def _seconds(ask: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: float, note: str) -> Figure:
+def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: Goal | None, note: str) -> Figure:
     value, low, high = ratio(ours, own)
-    return Figure("jaeger", what, value, low, high, goal=at_most(goal), note=note)
+    return Figure("jaeger", what, value, low, high, goal=goal, note=note)

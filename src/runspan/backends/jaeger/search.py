@@ -235,7 +235,9 @@ class WindowedSearch:
             rows = self._rows(traces, lo, hi)
             yield from rows
             wanted -= len(rows)
-            width = int((min(hi, max(newest, lo + 1)) - lo) * self._growth(len(traces), len(rows), wanted))
+            # An empty stretch above the newest row says nothing about the density below it.
+            top = rows[0].time // 1000 + 1 if rows else max(newest, lo + 1)
+            width = int((min(hi, top) - lo) * self._growth(len(traces), len(rows), wanted))
             hi = lo
         if lowest > since:
             self._note(0, f"runs that started more than {LOOKBACK_DAYS} days ago were not searched")
