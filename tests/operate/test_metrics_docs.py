@@ -48,9 +48,9 @@ ATTRIBUTES = (
     | table("### The document itself")
 )
 COUNTED = table("## What the Collector counts")
-OWN = table("## What the Collector tells of itself")
-SERVER = table("## What runspan tells of itself")
-BESIDES = table("## What the alerts watch besides")
+OWN = table("## Metrics of the Collector itself")
+SERVER = table("## Metrics of runspan itself")
+BESIDES = table("## Other metrics in alerts")
 
 
 def documents() -> Iterator[bytes]:
