@@ -27,7 +27,7 @@ from runspan import Recorder, Run, decode, encode
 from runspan.codec.fields import REVISION, ROLE
 from runspan.contracts import heartbeat_due
 from runspan.errors import ConfigError
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
