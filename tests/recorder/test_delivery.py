@@ -35,7 +35,7 @@ from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
 from runspan.recorder.state import DocumentClock, RunRecord, RunSession
 from runspan.sources import documents
 from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 from support.receivers import CLOSE, OK, Answer, Post, grpc_receiver, http_receiver, partial
 from support.recorder import QUICK, WAIT, Harness, delivered_document, no_worker_is_left, recording, wait_until
 

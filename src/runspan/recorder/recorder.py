@@ -35,7 +35,7 @@ from runspan.recorder.serialize import members, object_text, payload, to_utf8_te
 from runspan.recorder.state import PRECISIONS, DocumentClock, RunRecord, RunSession
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
 from runspan.telemetry import MetricsRegistry, Samples
-from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 
 
 @dataclass(frozen=True, slots=True)
