@@ -26,7 +26,15 @@ from runspan.backends.tempo.search_api import (
 )
 from runspan.codec.decode import RunSummary, read_summary, verify_run
 from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID
-from runspan.contracts import Cursor, Page, RunQuery
+from runspan.contracts import (
+    Cursor,
+    Page,
+    RunQuery,
+    conflict_note,
+    damaged_note,
+    limited_notes,
+    older_revision_note,
+)
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import TERMINAL_RUN_STATUSES, str_or_none
 from runspan.model.span import Span
@@ -55,6 +63,8 @@ class Excluded:
 
     note: str = ""
     """Why that may be wrong, "" when it is certain."""
+    is_final: bool = True
+    """Whether no other window can have a newer version of the run."""
 
 
 Decision = ListItem | Excluded
@@ -74,16 +84,20 @@ class CandidateVerifier:
     def from_search(self, candidate: Candidate) -> Decision | None:
         """Return the decision that follows from the spans found, None when the trace must be read."""
         newest = candidate.spans[0]
-        revision, _ = version_of(newest)
-        if revision < ROOT_REVISION or _has_conflict(candidate.spans):
+        if _has_conflict(candidate.spans):
             return None
         try:
             summary = read_summary(newest)
         except TraceIncomplete:
             return None
-        if summary is None or summary.status not in TERMINAL_RUN_STATUSES:
+        if summary is None:
             return None
-        return self._decide(summary)
+        decision = self._decide(summary)
+        if summary.revision >= ROOT_REVISION and summary.status in TERMINAL_RUN_STATUSES:
+            return decision
+        if isinstance(decision, ListItem):
+            return None
+        return Excluded(is_final=False)
 
     def from_traces(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """Read the traces, several at a time, and return the decisions."""
@@ -97,26 +111,28 @@ class CandidateVerifier:
         except NotFound:
             return Excluded()
         versions = [span for span in spans if REVISION in span.attributes()]
+        if not versions:
+            return Excluded()
         versions.sort(key=version_of, reverse=True)
         try:
-            summary = read_summary(versions[0]) if versions else None
-            failure = "no revision span"
-        except TraceIncomplete as error:
-            summary, failure = None, "; ".join(error.missing[:3])
+            summary = read_summary(versions[0])
+        except TraceIncomplete:
+            summary = None
         if summary is not None and not _has_conflict(versions):
             return self._decide(summary)
         try:
             verified = verify_run(spans)
         except (NotFound, TraceIncomplete):
             if summary is None:
-                return Excluded(f"trace {trace_id.hex()} is not listed: {failure}")
-            return self._decide(summary, f"run {summary.run_id} was sent with two different ends")
+                return Excluded(damaged_note(_run_id(versions[0])))
+            others = {version_of(span)[1] for span in versions if version_of(span)[0] == summary.revision}
+            return self._decide(summary, conflict_note(summary.run_id, sorted(others - {summary.digest})))
         run = verified.run
         note = ""
         if verified.incomplete:
-            note = f"run {run.id} is listed as of an older revision: {verified.incomplete[0]}"
+            note = older_revision_note(run.id, verified.incomplete)
         elif verified.conflict:
-            note = f"run {run.id} was sent with two different ends"
+            note = conflict_note(run.id, verified.conflict)
         return self._decide(
             RunSummary(
                 run.id,
@@ -137,6 +153,12 @@ class CandidateVerifier:
         if not self._query.matches(run.workflow_id, run.status, run.revision, run.time):
             return Excluded()
         return ListItem((run.time, run.run_id), run.summary, note)
+
+
+def _run_id(span: Span) -> str:
+    """Return the id of a span's run, that of its trace in hex when it has none."""
+    run_id = span.attributes().get(RUN_ID)
+    return run_id if type(run_id) is str else span.trace_id.hex()
 
 
 def _has_conflict(versions: Sequence[Span]) -> bool:
@@ -176,7 +198,8 @@ class _Found:
     """What is not certain, with the position in the list to which it applies."""
 
     def add(self, candidate: Candidate, decision: Decision) -> None:
-        self.decided.add(candidate.trace_id)
+        if isinstance(decision, ListItem) or decision.is_final:
+            self.decided.add(candidate.trace_id)
         if isinstance(decision, ListItem):
             self.items[candidate.trace_id] = decision
         if decision.note:
@@ -186,9 +209,7 @@ class _Found:
 
 def _key(candidate: Candidate) -> SortKey:
     """Return where a candidate sorts if the newest span that was found of it is its newest."""
-    newest = candidate.spans[0]
-    run_id = newest.attributes().get(RUN_ID)
-    return newest.start, run_id if type(run_id) is str else ""
+    return candidate.spans[0].start, _run_id(candidate.spans[0])
 
 
 class RunSearch:
@@ -362,5 +383,5 @@ class RunSearch:
         shown = items[: self._query.limit]
         cursor = Cursor(*shown[-1].key) if len(items) > len(shown) and shown else None
         last = shown[-1].key if cursor is not None else (-1, "")
-        notes = tuple(note for note, key in self._found.notes.items() if key >= last)
-        return Page([item.summary for item in shown], cursor, notes)
+        notes = [note for note, key in self._found.notes.items() if key >= last]
+        return Page([item.summary for item in shown], cursor, limited_notes(notes))
