@@ -1,7 +1,7 @@
 """A page of runs, newest first: windows of time are searched from the newest back until the page is full.
 
-A list item is verified by its own digest. The trace is read where a search alone cannot say what is newest: a run that
-has not ended may have done so just now, and two ends of a run rank by their documents.
+A list item is verified by its own digest. The trace is read where a search alone does not prove the item: a run that
+has not ended may have done so just now, and the response does not have all attributes of an unusual run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from runspan.backends.tempo.search_api import (
     EARLIEST,
@@ -24,8 +24,8 @@ from runspan.backends.tempo.search_api import (
     search_text,
     version_of,
 )
-from runspan.codec.decode import RunSummary, read_summary, verify_run
-from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID
+from runspan.codec.decode import RunSummary, read_summary
+from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID, TENANT
 from runspan.contracts import (
     Cursor,
     Page,
@@ -36,7 +36,7 @@ from runspan.contracts import (
     older_revision_note,
 )
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.document import TERMINAL_RUN_STATUSES, str_or_none
+from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 
@@ -83,21 +83,13 @@ class CandidateVerifier:
 
     def from_search(self, candidate: Candidate) -> Decision | None:
         """Return the decision that follows from the spans found, None when the trace must be read."""
-        newest = candidate.spans[0]
-        if _has_conflict(candidate.spans):
+        version = _newest_version(candidate.spans)
+        if version.summary is None or version.missing:
             return None
-        try:
-            summary = read_summary(newest)
-        except TraceIncomplete:
-            return None
-        if summary is None:
-            return None
-        decision = self._decide(summary)
-        if summary.revision >= ROOT_REVISION and summary.status in TERMINAL_RUN_STATUSES:
+        decision = self._decide(version)
+        if version.summary.revision >= ROOT_REVISION and version.summary.status in TERMINAL_RUN_STATUSES:
             return decision
-        if isinstance(decision, ListItem):
-            return None
-        return Excluded(is_final=False)
+        return None if isinstance(decision, ListItem) else Excluded(is_final=False)
 
     def from_traces(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """Read the traces, several at a time, and return the decisions."""
@@ -114,57 +106,61 @@ class CandidateVerifier:
         if not versions:
             return Excluded()
         versions.sort(key=version_of, reverse=True)
-        try:
-            summary = read_summary(versions[0])
-        except TraceIncomplete:
-            summary = None
-        if summary is not None and not _has_conflict(versions):
-            return self._decide(summary)
-        try:
-            verified = verify_run(spans)
-        except (NotFound, TraceIncomplete):
-            if summary is None:
-                return Excluded(damaged_note(_run_id(versions[0])))
-            others = {version_of(span)[1] for span in versions if version_of(span)[0] == summary.revision}
-            return self._decide(summary, conflict_note(summary.run_id, sorted(others - {summary.digest})))
-        run = verified.run
-        note = ""
-        if verified.incomplete:
-            note = older_revision_note(run.id, verified.incomplete)
-        elif verified.conflict:
-            note = conflict_note(run.id, verified.conflict)
-        return self._decide(
-            RunSummary(
-                run.id,
-                verified.tenant,
-                verified.revision,
-                "",
-                str_or_none(run.envelope.workflow_id),
-                str_or_none(run.envelope.status),
-                verified.position,
-                run.summary(),
-            ),
-            note,
-        )
+        version = _newest_version(versions)
+        if version.summary is None:
+            is_own = versions[0].attributes().get(TENANT, "") == self._query.tenant
+            return Excluded(damaged_note(_run_id(versions[0])) if is_own else "")
+        return self._decide(version)
 
-    def _decide(self, run: RunSummary, note: str = "") -> Decision:
-        if run.tenant != self._query.tenant:
+    def _decide(self, version: _Version) -> Decision:
+        run = version.summary
+        if run is None or run.tenant != self._query.tenant:
             return Excluded()
         if not self._query.matches(run.workflow_id, run.status, run.revision, run.time):
             return Excluded()
+        note = ""
+        if version.missing:
+            note = older_revision_note(run.run_id, version.missing)
+        elif version.conflict:
+            note = conflict_note(run.run_id, version.conflict)
         return ListItem((run.time, run.run_id), run.summary, note)
+
+
+class _Version(NamedTuple):
+    """The newest version of a run whose list item has the recorded digest."""
+
+    summary: RunSummary | None
+    missing: tuple[str, ...]
+    """What is wrong with the first newer version."""
+    conflict: tuple[str, ...]
+    """The digests of other documents that were sent as the same revision."""
+
+
+def _newest_version(spans: Sequence[Span]) -> _Version:
+    """Return the newest version of the run and revision spans of a trace, which are sorted, newest first."""
+    newest: RunSummary | None = None
+    missing: tuple[str, ...] = ()
+    others: dict[str, None] = {}
+    for span in spans:
+        if newest is not None and version_of(span)[0] != newest.revision:
+            break
+        try:
+            summary = read_summary(span)
+        except TraceIncomplete as error:
+            if newest is None:
+                missing = missing or error.missing
+            continue
+        if newest is None:
+            newest = summary
+        elif summary is not None and summary.digest != newest.digest:
+            others[summary.digest] = None
+    return _Version(newest, missing, tuple(others))
 
 
 def _run_id(span: Span) -> str:
     """Return the id of a span's run, that of its trace in hex when it has none."""
     run_id = span.attributes().get(RUN_ID)
     return run_id if type(run_id) is str else span.trace_id.hex()
-
-
-def _has_conflict(versions: Sequence[Span]) -> bool:
-    """Return whether the newest revision was sent with different documents. ``versions`` are sorted, newest first."""
-    revision, digest = version_of(versions[0])
-    return any(version_of(span)[0] == revision and version_of(span)[1] != digest for span in versions)
 
 
 # Searching.
