@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
+from runspan.codec.attributes import run_template
 from runspan.codec.fields import (
     DIGEST,
     NON_CANONICAL,
