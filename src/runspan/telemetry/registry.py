@@ -96,7 +96,7 @@ STUCK: Final = Instrument(
     "runspan.runs.stuck",
     _GAUGE,
     "{run}",
-    "Pending and running runs that were not observed for longer than `--stuck-after`.",
+    "Pending and running runs whose next heartbeat is overdue by more than `--stuck-after`.",
 )
 RECORDED: Final = Instrument("runspan.recorder.runs", _COUNTER, "{run}", "Runs that ended in the recorder.")
 RECORDER_FAILED: Final = Instrument(
