@@ -21,6 +21,7 @@ class ByOtlp:
 
     reader: TraceReader
     delivery: OtlpExporter
+    keeps_all_spans: bool = True
     lists_by_summary = True
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:

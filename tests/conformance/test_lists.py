@@ -210,8 +210,11 @@ def test_two_ends_of_a_run_are_listed_as_they_are_read(backend: Harness, tenant:
     page = backend.reader.search(RunQuery(tenant))
     assert document.text in (one.text, other.text)
     assert list(page.items) == [Run.from_json(document.text).summary()]
-    (digest,) = document.conflict
     hidden = other if document.text == one.text else one
+    if not backend.keeps_all_spans:
+        assert (document.text, document.conflict, page.partial) == (one.text, (), ())
+        return
+    (digest,) = document.conflict
     assert sha256(hidden.text).hexdigest().startswith(digest)
     assert page.partial == (conflict_note("twice", document.conflict),)
 
