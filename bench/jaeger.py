@@ -22,9 +22,8 @@ from runspan.contracts import RunQuery
 from runspan.delivery import connect as deliver_to
 from runspan.delivery import exporter_config
 from runspan.export import export
-from runspan.model.document import sort_time
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
+from runspan.model.document import Run, sort_time
+from runspan.model.span import run_ids
 from runspan.model.timestamps import rfc3339
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate

@@ -23,7 +23,7 @@ from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.codec.fields import ROLE, ROLE_LIVE, ROLE_RUN
 from runspan.contracts import RunQuery, TraceReader, heartbeat_due
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.recorder import ExportConfig, RunRecording
 from support.cli import environment, server
 from support.recorder import WAIT, wait_until

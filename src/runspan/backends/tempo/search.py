@@ -1,7 +1,7 @@
 """A page of runs, newest first: windows of time are searched from the newest back until the page is full.
 
-A list item is verified by its own digest. The trace is read where a search alone cannot say what is newest: a run that
-has not ended may have done so just now, and two ends of a run rank by their documents.
+A list item is verified by its own digest. The trace is read where a search alone does not prove the item: a run that
+has not ended may have done so just now, and the response does not have all attributes of an unusual run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from runspan.backends.tempo.search_api import (
     EARLIEST,
@@ -24,11 +24,19 @@ from runspan.backends.tempo.search_api import (
     search_text,
     version_of,
 )
-from runspan.codec.decode import RunSummary, read_summary, verify_run
-from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID
-from runspan.contracts import Cursor, Page, RunQuery
+from runspan.codec.decode import RunSummary, read_summary
+from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID, TENANT
+from runspan.contracts import (
+    Cursor,
+    Page,
+    RunQuery,
+    conflict_note,
+    damaged_note,
+    limited_notes,
+    older_revision_note,
+)
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.document import TERMINAL_RUN_STATUSES, str_or_none
+from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 
@@ -55,6 +63,8 @@ class Excluded:
 
     note: str = ""
     """Why that may be wrong, "" when it is certain."""
+    is_final: bool = True
+    """Whether no other window can have a newer version of the run."""
 
 
 Decision = ListItem | Excluded
@@ -73,17 +83,13 @@ class CandidateVerifier:
 
     def from_search(self, candidate: Candidate) -> Decision | None:
         """Return the decision that follows from the spans found, None when the trace must be read."""
-        newest = candidate.spans[0]
-        revision, _ = version_of(newest)
-        if revision < ROOT_REVISION or _has_conflict(candidate.spans):
+        version = _newest_version(candidate.spans)
+        if version.summary is None or version.missing:
             return None
-        try:
-            summary = read_summary(newest)
-        except TraceIncomplete:
-            return None
-        if summary is None or summary.status not in TERMINAL_RUN_STATUSES:
-            return None
-        return self._decide(summary)
+        decision = self._decide(version)
+        if version.summary.revision >= ROOT_REVISION and version.summary.status in TERMINAL_RUN_STATUSES:
+            return decision
+        return None if isinstance(decision, ListItem) else Excluded(is_final=False)
 
     def from_traces(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """Read the traces, several at a time, and return the decisions."""
@@ -97,52 +103,64 @@ class CandidateVerifier:
         except NotFound:
             return Excluded()
         versions = [span for span in spans if REVISION in span.attributes()]
+        if not versions:
+            return Excluded()
         versions.sort(key=version_of, reverse=True)
-        try:
-            summary = read_summary(versions[0]) if versions else None
-            failure = "no revision span"
-        except TraceIncomplete as error:
-            summary, failure = None, "; ".join(error.missing[:3])
-        if summary is not None and not _has_conflict(versions):
-            return self._decide(summary)
-        try:
-            verified = verify_run(spans)
-        except (NotFound, TraceIncomplete):
-            if summary is None:
-                return Excluded(f"trace {trace_id.hex()} is not listed: {failure}")
-            return self._decide(summary, f"run {summary.run_id} was sent with two different ends")
-        run = verified.run
-        note = ""
-        if verified.incomplete:
-            note = f"run {run.id} is listed as of an older revision: {verified.incomplete[0]}"
-        elif verified.conflict:
-            note = f"run {run.id} was sent with two different ends"
-        return self._decide(
-            RunSummary(
-                run.id,
-                verified.tenant,
-                verified.revision,
-                "",
-                str_or_none(run.envelope.workflow_id),
-                str_or_none(run.envelope.status),
-                verified.position,
-                run.summary(),
-            ),
-            note,
-        )
+        version = _newest_version(versions)
+        if version.summary is None:
+            is_own = versions[0].attributes().get(TENANT, "") == self._query.tenant
+            return Excluded(damaged_note(_run_id(versions[0])) if is_own else "")
+        return self._decide(version)
 
-    def _decide(self, run: RunSummary, note: str = "") -> Decision:
-        if run.tenant != self._query.tenant:
+    def _decide(self, version: _Version) -> Decision:
+        run = version.summary
+        if run is None or run.tenant != self._query.tenant:
             return Excluded()
         if not self._query.matches(run.workflow_id, run.status, run.revision, run.time):
             return Excluded()
+        note = ""
+        if version.missing:
+            note = older_revision_note(run.run_id, version.missing)
+        elif version.conflict:
+            note = conflict_note(run.run_id, version.conflict)
         return ListItem((run.time, run.run_id), run.summary, note)
 
 
-def _has_conflict(versions: Sequence[Span]) -> bool:
-    """Return whether the newest revision was sent with different documents. ``versions`` are sorted, newest first."""
-    revision, digest = version_of(versions[0])
-    return any(version_of(span)[0] == revision and version_of(span)[1] != digest for span in versions)
+class _Version(NamedTuple):
+    """The newest version of a run whose list item has the recorded digest."""
+
+    summary: RunSummary | None
+    missing: tuple[str, ...]
+    """What is wrong with the first newer version."""
+    conflict: tuple[str, ...]
+    """The digests of other documents that were sent as the same revision."""
+
+
+def _newest_version(spans: Sequence[Span]) -> _Version:
+    """Return the newest version of the run and revision spans of a trace, which are sorted, newest first."""
+    newest: RunSummary | None = None
+    missing: tuple[str, ...] = ()
+    others: dict[str, None] = {}
+    for span in spans:
+        if newest is not None and version_of(span)[0] != newest.revision:
+            break
+        try:
+            summary = read_summary(span)
+        except TraceIncomplete as error:
+            if newest is None:
+                missing = missing or error.missing
+            continue
+        if newest is None:
+            newest = summary
+        elif summary is not None and summary.digest != newest.digest:
+            others[summary.digest] = None
+    return _Version(newest, missing, tuple(others))
+
+
+def _run_id(span: Span) -> str:
+    """Return the id of a span's run, that of its trace in hex when it has none."""
+    run_id = span.attributes().get(RUN_ID)
+    return run_id if type(run_id) is str else span.trace_id.hex()
 
 
 # Searching.
@@ -176,7 +194,8 @@ class _Found:
     """What is not certain, with the position in the list to which it applies."""
 
     def add(self, candidate: Candidate, decision: Decision) -> None:
-        self.decided.add(candidate.trace_id)
+        if isinstance(decision, ListItem) or decision.is_final:
+            self.decided.add(candidate.trace_id)
         if isinstance(decision, ListItem):
             self.items[candidate.trace_id] = decision
         if decision.note:
@@ -186,9 +205,7 @@ class _Found:
 
 def _key(candidate: Candidate) -> SortKey:
     """Return where a candidate sorts if the newest span that was found of it is its newest."""
-    newest = candidate.spans[0]
-    run_id = newest.attributes().get(RUN_ID)
-    return newest.start, run_id if type(run_id) is str else ""
+    return candidate.spans[0].start, _run_id(candidate.spans[0])
 
 
 class RunSearch:
@@ -362,5 +379,5 @@ class RunSearch:
         shown = items[: self._query.limit]
         cursor = Cursor(*shown[-1].key) if len(items) > len(shown) and shown else None
         last = shown[-1].key if cursor is not None else (-1, "")
-        notes = tuple(note for note, key in self._found.notes.items() if key >= last)
-        return Page([item.summary for item in shown], cursor, notes)
+        notes = [note for note, key in self._found.notes.items() if key >= last]
+        return Page([item.summary for item in shown], cursor, limited_notes(notes))

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
-from runspan.codec.attributes import SpanContent, encode_value
+from runspan.codec.attributes import run_template
 from runspan.codec.fields import (
     DIGEST,
     NON_CANONICAL,
@@ -30,12 +30,11 @@ from runspan.codec.fields import (
     TENANT,
     FieldKind,
 )
-from runspan.codec.span_templates import run_template
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
-from runspan.model.span import UNSET, Span, Value, to_plain
+from runspan.model.span import UNSET, Span, Value
 from runspan.model.timestamps import SECOND
 
 _SPAN_ID_DIGITS: Final = 16
@@ -58,6 +57,8 @@ SELECTED: Final = (
 _RUN_SPAN: Final = f'instrumentation:name = "{SCOPE_RUN}"'
 _REVISION_SPAN: Final = f'instrumentation:name = "{SCOPE_REVISION}"'
 _AFTER_END: Final = f"span.{REVISION} > {ROOT_REVISION}"
+_WITHOUT_RUN_SPAN: Final = "max(duration) < 2ns"
+"""Leaves out the fragments that have the run span as well, unless the run has no length: revision spans have none."""
 _MOST_RECENT: Final = "with(most_recent=true)"
 _SUMMARIES: Final = (
     f"| by(span.{REVISION}) | by(span.{DIGEST}) | select({', '.join(f'span.{key}' for key in SELECTED)}) {_MOST_RECENT}"
@@ -92,22 +93,20 @@ class SearchText:
 
 
 def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
-    """Return the search for the runs of a query.
+    """Return the search for the runs of a query and others, which the reader filters.
 
-    ``after_end`` includes the revisions after the end of any run, in a list of runs that have ended.
+    ``after_end`` includes all runs that changed after their end.
 
     Raise UnicodeEncodeError when no stored text can equal a text of the query.
     """
     tenant = _tenant_terms(query)
-    if is_unfinished(query):
-        spans = _spans(_REVISION_SPAN, *tenant, *_workflow_terms(query, (False,)), *_status_terms(query))
-        # Where the fragment with a revision has the run span too, the run has ended.
-        return SearchText.of(spans if after_end else f"{_spans(_RUN_SPAN)} !>> {spans}")
-    if query.statuses:
+    if query.statuses and not is_unfinished(query):
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
-        changed = _all(_REVISION_SPAN, _AFTER_END)
-        return SearchText.of(_spans(_any([ended, changed]) if after_end else ended, *tenant))
-    return SearchText.of(_spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *_workflow_terms(query, (True, False))))
+        # Both operators have the same precedence.
+        either = f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))"
+        return SearchText.of(_spans(either if after_end else ended, *tenant))
+    spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *_workflow_terms(query, (True, False)))
+    return SearchText.of(spans if after_end or not is_unfinished(query) else f"{spans} | {_WITHOUT_RUN_SPAN}")
 
 
 def changed_text(query: RunQuery) -> SearchText:
@@ -166,17 +165,11 @@ def _workflow_terms(query: RunQuery, is_root: Iterable[bool]) -> list[str]:
 
 
 def _status_terms(query: RunQuery) -> list[str]:
-    terms = []
-    for status in query.statuses:
-        content = SpanContent()
-        encode_value(content, _FIELDS["status"], status)
-        exact = _all(*[_equal(key, to_plain(encoded)) for key, encoded in content.pairs])
-        terms.append(_STATUS_CONDITIONS.get(status, exact))
-    return [_any(terms)]
+    return [_STATUS_CONDITIONS.get(status) or _equal(_FIELDS["status"].key, status) for status in query.statuses]
 
 
-def _equal(key: str, value: object) -> str:
-    return f"span.{key} = {quote(value) if isinstance(value, str) else value}"
+def _equal(key: str, value: str) -> str:
+    return f"span.{key} = {quote(value)}"
 
 
 def _spans(*terms: str) -> str:
