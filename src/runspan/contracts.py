@@ -56,8 +56,8 @@ class Cursor:
 class RunQuery:
     """The filters of a list of runs. Filters that are None are not applied.
 
-    Lists are sorted by descending sort time, which is ``startedAt``, else ``createdAt``, else 0. Runs with the same
-    sort time are sorted by descending run id, by code point.
+    Lists are sorted by descending sort time, which is ``startedAt``, else ``createdAt``, else the time when the run
+    first arrived. Runs with the same sort time are sorted by descending run id, by code point.
     """
 
     tenant: str = ""

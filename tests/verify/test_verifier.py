@@ -87,14 +87,14 @@ def test_a_server_is_checked_over_its_own_api(tmp_path: Path) -> None:
 
 
 def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> None:
-    """It is reported, and the others are checked. If an id occurs twice, the last document counts."""
+    """It is reported, and the others are checked."""
     path = tmp_path / "runs.ndjson"
-    path.write_bytes(b'{"id":"a","status":"failed"}\n{"no":"id"}\n{"id":"a","status":"completed"}\n')
+    path.write_bytes(b'{"id":"a","status":"failed"}\n{"no":"id"}\n{"id":"b","status":"completed"}\n')
     result = runspan("verify", path, "--backend", f"sqlite:{tmp_path / 'data'}", code=1)
     assert f"{path}:2" in result.stderr
-    assert "1 of 2 documents came back the same, byte for byte, and are listed; 1 refused, not sent" in result.stderr
+    assert "2 of 3 documents came back the same, byte for byte, and are listed; 1 refused, not sent" in result.stderr
     with SqliteStore(tmp_path / "data") as store:
-        assert store.document("a").text == b'{"id":"a","status":"completed"}'
+        assert store.document("b").text == b'{"id":"b","status":"completed"}'
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.store import _statement
 from runspan.codec.fields import ROOT_REVISION, observed_time
-from runspan.contracts import RunQuery
+from runspan.contracts import RunQuery, heartbeat_due
 from runspan.errors import NotFound, QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.model.span import run_ids
@@ -30,16 +30,19 @@ from support.web import error_of, serving
 
 MINUTE = 60 * SECOND
 NOW = T0 + 60 * MINUTE
-OBSERVED = {"fresh": NOW - MINUTE, "edge": NOW - 15 * MINUTE, "silent": NOW - 16 * MINUTE, "old": NOW - 50 * MINUTE}
-"""When each running run was last observed."""
+DUE = {"fresh": NOW - MINUTE, "edge": NOW - 15 * MINUTE, "silent": NOW - 16 * MINUTE, "old": NOW - 50 * MINUTE}
+"""When the next heartbeat of each running run was due."""
 
 
 def fill(store: SqliteStore, now: int = NOW) -> None:
-    """Store running runs that were last observed at different times, and others that are never stuck."""
-    for number, (run_id, moment) in enumerate(OBSERVED.items()):
-        workflow = "wf_1" if number % 2 else "wf_2"
-        run = running(run_id, T0 + number * SECOND, workflowId=workflow)
-        store.put(run, observed_at=now - NOW + moment)
+    """Store running runs whose heartbeats were due at different times, and others that are never stuck."""
+    shift = now - NOW
+    for number, (run_id, due) in enumerate(DUE.items()):
+        workflow, start = "wf_1" if number % 2 else "wf_2", T0 + number * SECOND + shift
+        observed_at = start + (due + shift - start) * 16 // 17
+        observed_at += due + shift - heartbeat_due(observed_at, start)
+        assert heartbeat_due(observed_at, start) == due + shift
+        store.put(running(run_id, start, workflowId=workflow), observed_at=observed_at)
     store.put(running("waits", status="suspended"), observed_at=now - 50 * MINUTE)
     store.put(make_run("done"), observed_at=now - 50 * MINUTE)
 
@@ -88,10 +91,11 @@ def test_the_same_document_put_again_is_a_heartbeat(store: SqliteStore) -> None:
     run = running("beats")
     for observed_at in (T0, T0 + MINUTE, T0 + MINUTE // 2):
         store.put(run, observed_at=observed_at)
-    assert ids(store.search(RunQuery(stuck_before=T0 + MINUTE))) == []
-    assert ids(store.search(RunQuery(stuck_before=T0 + MINUTE + 1))) == ["beats"]
-    assert store.stuck(T0 + MINUTE) == 0
-    assert store.stuck(T0 + MINUTE + 1) == 1
+    due = T0 + MINUTE + 30 * SECOND
+    assert ids(store.search(RunQuery(stuck_before=due))) == []
+    assert ids(store.search(RunQuery(stuck_before=due + 1))) == ["beats"]
+    assert store.stuck(due) == 0
+    assert store.stuck(due + 1) == 1
 
 
 def test_retention_counts_from_the_last_observation(tmp_path: Path) -> None:
@@ -135,7 +139,7 @@ def test_stuck_lists_read_only_the_index_of_live_runs(store: SqliteStore) -> Non
 
 
 def test_the_api_lists_stuck_runs(client: httpx.Client) -> None:
-    """Summaries, newest start first, with other parameters; a run observed exactly that long ago is not stuck yet."""
+    """Summaries, newest start first, with other parameters; a run whose heartbeat was due just then is not stuck."""
     assert list_ids(client, stuckAfter="15m") == ["old", "silent"]
     assert list_ids(client, stuckAfter="899s") == ["old", "silent", "edge"]
     assert list_ids(client, stuckAfter="1h") == []
@@ -217,7 +221,7 @@ def test_a_server_without_support_for_stuck_runs_is_detected() -> None:
 def test_the_command_line_lists_stuck_runs(tmp_path: Path, over_http: bool) -> None:
     """``--stuck`` alone means 15 minutes; it accepts another duration."""
     with SqliteStore(tmp_path) as store, serving(create_app(store, store)) as client:
-        fill(store, time.time_ns())
+        fill(store, time.time_ns() // SECOND * SECOND)
         backend = ("--backend", str(client.base_url)) if over_http else ("--data", str(tmp_path))
 
         def list_command(*options: str) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from runspan.model.span import Span
+from runspan.codec.fields import TEXT_KEY, TEXT_NUMBER
+from runspan.model.span import Span, Value, to_plain
 
 DAY: Final = 86_400.0
 TEMPO: Final = "tempo"
@@ -48,6 +49,17 @@ class SpanDamage:
         return ", ".join(parts)
 
 
+def _values(span: Span) -> dict[tuple[object, ...], Value]:
+    """Return the attributes of a span, and those of the events that hold its long texts: each piece by its place."""
+    values: dict[tuple[object, ...], Value] = {(key,): value for key, value in span.attributes().items()}
+    for event in span.events:
+        attributes = {key: to_plain(value) for key, value in event.attributes}
+        if TEXT_KEY in attributes:
+            place = attributes[TEXT_KEY], attributes.get(TEXT_NUMBER)
+            values |= {(*place, key): value for key, value in attributes.items()}
+    return values
+
+
 def span_damage(sent: Sequence[Span], found: Sequence[Span]) -> SpanDamage:
     """Compare spans by their ids. Additional spans and attributes are no damage."""
     by_id = {span.span_id: span for span in found}
@@ -56,9 +68,9 @@ def span_damage(sent: Sequence[Span], found: Sequence[Span]) -> SpanDamage:
         if span.span_id not in by_id:
             missing += 1
             continue
-        attributes = by_id[span.span_id].attributes()
-        for key, value in span.attributes().items():
-            got = attributes.get(key)
+        values = _values(by_id[span.span_id])
+        for key, value in _values(span).items():
+            got = values.get(key)
             if not isinstance(value, str) or got == value:
                 continue
             # A character that was cut in two ends in a replacement character.

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Protocol
 
 from runspan.codec.encode import encode
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES
-from runspan.contracts import Cursor, RunQuery, TraceReader
+from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import (
     BackendBusy,
     BackendError,
@@ -172,7 +172,7 @@ class _RunCheck:
         return False
 
     def is_listed(self) -> bool:
-        """Return whether a list of the run's workflow and status, at its time, begins with it."""
+        """Return whether lists of the run's workflow and status contain it: at its time, or among the newest runs."""
         run = self.run
         at = sort_time(run.envelope)
         query = RunQuery(
@@ -180,9 +180,10 @@ class _RunCheck:
             run.workflow_id,
             run.status if run.status in RUN_STATUSES else None,
             since=at or None,
-            limit=1,
+            # A run without any time lies at the time when it first arrived, which a reader does not return.
+            limit=1 if at else MAX_LIMIT,
             # Equal times are sorted by run id, descending, so only the run itself can follow this cursor.
-            cursor=Cursor(at, run.id + "\0"),
+            cursor=Cursor(at, run.id + "\0") if at else None,
         )
         try:
             page = self._reader.search(query)
@@ -190,7 +191,7 @@ class _RunCheck:
             self.set("not in lists", str(error))
             return False
         self.set("not in lists", "; ".join(page.partial[:3]))
-        return list(page.items) == [run.summary()]
+        return run.summary() in page.items
 
     def explain(self, error: str) -> None:
         """Note what the backend did to a run that did not come back, and advice."""

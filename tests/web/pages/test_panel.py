@@ -128,7 +128,7 @@ def test_stuck_runs_are_a_choice(page: Page, tmp_path: Path) -> None:
     """Unfinished runs without recent data are listed by the API's stuckAfter."""
     now = datetime.now(UTC)
     with SqliteStore(tmp_path) as store:
-        for run_id, age in (("run_stuck", 20 * 60), ("run_live", 5)):
+        for run_id, age in (("run_stuck", 20 * 60), ("run_live", 5 * 60)):
             document = unfinished(run_id, now - timedelta(hours=1))
             store.put(Run.from_dict(document), observed_at=time.time_ns() - age * 1_000_000_000)
     with server(tmp_path) as (url, _):
@@ -397,10 +397,10 @@ def test_the_pages_can_be_switched_off(tmp_path: Path) -> None:
             assert httpx.get(url + path, trust_env=False).status_code == 404
         assert httpx.get(f"{url}/api/v1/runs", trust_env=False).status_code == 200
         running.end()
-        assert not any("look:" in line for line in running.lines)
+        assert not any("pages:" in line for line in running.lines)
 
 
 def test_serve_says_where_to_look(tmp_path: Path) -> None:
     """The URL of the page is the first thing that `runspan serve` offers."""
     with server(tmp_path) as (url, running):
-        running.wait_for(rf"look: +{re.escape(url)}/")
+        running.wait_for(rf"pages: +{re.escape(url)}/")
