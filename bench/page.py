@@ -34,6 +34,8 @@ What is compared:
 - **remote**: a reader's time beyond what passes in its HTTP client, which is counted as the backend's own. A list over
   Jaeger fetches whole traces, which have to be parsed, and Jaeger's memory responds about as fast as that can be done;
   what was in an earlier response is compared with it instead, byte by byte. "Never listed before" is without that.
+- **jaeger**: lists and reads over a Jaeger, against the cheapest request of Jaeger's own API for the same runs: one
+  search of exactly their time, whose response is not decoded. "Never listed before" has to find that time first.
 """
 
 

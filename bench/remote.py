@@ -18,13 +18,12 @@ from bench.figures import Figure, Goal, at_most
 from bench.plan import Plan
 from runspan.backends import connect
 from runspan.backends.jaeger.reader import JaegerReader
-from runspan.backends.jaeger.response_cache import RevisionCache
 from runspan.contracts import RunQuery
 from runspan.delivery import connect as deliver_to
 from runspan.delivery import exporter_config
 from runspan.errors import BackendError, NotFound, TraceIncomplete
 from runspan.export import export
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate
 
@@ -69,7 +68,6 @@ def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
 def _list_of_new(reader: Any, tenant: str) -> None:
     """Measure the same list with a reader that has cached none of its runs."""
     if isinstance(reader, JaegerReader):
-        reader._revisions = RevisionCache()
         reader._resource_spans.clear()
     reader.search(RunQuery(tenant=tenant))
 

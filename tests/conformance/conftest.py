@@ -23,6 +23,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]
         return
     if request.param.startswith("jaeger"):
         jaeger = jaeger_by_otlp(request.getfixturevalue(request.param.replace("-", "_")))
+        jaeger.keeps_all_spans = request.param != "jaeger-badger"
         yield jaeger
         jaeger.close()
         return

@@ -65,6 +65,7 @@ class StoreByDocument:
     """The embedded store; runs are written as documents."""
 
     reader: SqliteStore
+    keeps_all_spans: bool = True
     lists_by_summary = False
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:

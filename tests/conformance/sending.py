@@ -21,6 +21,7 @@ class ByOtlp:
 
     reader: TraceReader
     delivery: OtlpExporter
+    keeps_all_spans: bool = True
     lists_by_summary = True
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
@@ -29,7 +30,7 @@ class ByOtlp:
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
         parts = [scoped_bytes(span) for span in spans]
-        run = RunSpans(str(spans[0].attributes()[RUN_ID]), parts, sum(map(len, parts)))
+        run = RunSpans.of(str(spans[0].attributes()[RUN_ID]), parts)
         before = self.delivery.report().runs_accepted
         assert self.delivery.submit(Batch(partial(request_bytes, Resource()), (run,)))
         assert self.delivery.flush().runs_accepted == before + 1

@@ -23,8 +23,7 @@ from operate.kit import REPLAY, document, moment, send, step, wait_until
 from operate.promql import names
 from runspan import Run, encode
 from runspan.codec.fields import ROLE
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import INSTRUMENTS, InstrumentKind, MetricsRegistry

@@ -16,8 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from runspan import Run, encode
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import SECOND, canonical_text, parse_ns
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.servers.finding import missing, require

@@ -48,9 +48,9 @@ ATTRIBUTES = (
     | table("### The document itself")
 )
 COUNTED = table("## What the Collector counts")
-OWN = table("## What the Collector tells of itself")
-SERVER = table("## What runspan tells of itself")
-BESIDES = table("## What the alerts watch besides")
+OWN = table("## Metrics of the Collector itself")
+SERVER = table("## Metrics of runspan itself")
+BESIDES = table("## Other metrics in alerts")
 
 
 def documents() -> Iterator[bytes]:
@@ -144,7 +144,7 @@ def test_what_the_collector_counts_is_what_its_configuration_says() -> None:
             assert set(re.findall(r"`(\w+)`", told)) == labels([each["key"] for each in metric["attributes"]])
     assert set(COUNTED) == found
     dimensions = {each["name"] for each in CONFIG["connectors"]["span_metrics"]["dimensions"]}
-    told = PAGE.split("The span's dimensions: ", 1)[1].split(". What", 1)[0]
+    told = PAGE.split("The span's dimensions: ", 1)[1].split(". A dimension", 1)[0]
     assert set(re.findall(r"`(\w+)`", told)) == labels(sorted(dimensions))
 
 

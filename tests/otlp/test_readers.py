@@ -118,7 +118,11 @@ SPANS = st.builds(
 )
 
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
 @given(st.lists(SPANS, max_size=4))
+@patient
 def test_protobuf_round_trip(spans: list[Span]) -> None:
     """The protobuf reader returns every field and type of value that the protobuf writer wrote."""
     received = read_protobuf(body(*spans))
@@ -127,6 +131,7 @@ def test_protobuf_round_trip(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, max_size=4))
+@patient
 def test_json_round_trip(spans: list[Span]) -> None:
     """The JSON reader returns every field and type of value that the JSON writer wrote."""
     received = read_json(write_json(spans, Resource("svc", {"deployment.environment.name": "test"})))
@@ -134,6 +139,7 @@ def test_json_round_trip(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, max_size=3))
+@patient
 def test_both_encodings_of_a_request_are_read_alike(spans: list[Span]) -> None:
     """JSON and protobuf requests with the same spans give equal spans and resources."""
     resource = Resource("svc", {"service.namespace": "a"})
@@ -144,6 +150,7 @@ def test_both_encodings_of_a_request_are_read_alike(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, min_size=1, max_size=3))
+@patient
 def test_the_written_json_is_protobufs_json_with_hex_ids(spans: list[Span]) -> None:
     """The JSON is that of ``opentelemetry-proto`` for the same spans, except that ids are hex."""
     expected = MessageToDict(

@@ -27,7 +27,7 @@ from runspan import Recorder, Run, decode, encode
 from runspan.codec.fields import REVISION, ROLE
 from runspan.contracts import heartbeat_due
 from runspan.errors import ConfigError
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
@@ -35,7 +35,7 @@ from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
 from runspan.recorder.state import DocumentClock, RunRecord, RunSession
 from runspan.sources import documents
 from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 from support.receivers import CLOSE, OK, Answer, Post, grpc_receiver, http_receiver, partial
 from support.recorder import QUICK, WAIT, Harness, delivered_document, no_worker_is_left, recording, wait_until
 

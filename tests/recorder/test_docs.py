@@ -53,6 +53,6 @@ def test_the_defaults_on_the_page_are_those_of_the_code() -> None:
     config = ExportConfig()
     assert (config.snapshot_delay, config.heartbeat_interval, config.max_pending_bytes) == (0.1, 30.0, 64 << 20)
     assert "0.1 s later" in PAGE
-    assert "after 30 s" in PAGE
+    assert "a revision after 30 s, and later after a sixteenth of its age" in PAGE
     assert "64 MiB" in PAGE
     assert {"inexact_payloads", "runs_ended", "complete"} <= set(dir(RecorderReport))

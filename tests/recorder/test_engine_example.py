@@ -21,8 +21,9 @@ import pytest
 
 from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
 from runspan.backends.runspan_api import RunspanApiReader
+from runspan.codec.fields import ROLE, ROLE_LIVE, ROLE_RUN
 from runspan.contracts import RunQuery, TraceReader, heartbeat_due
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.recorder import ExportConfig, RunRecording
 from support.cli import environment, server
 from support.recorder import WAIT, wait_until
@@ -152,8 +153,8 @@ def test_the_embedded_store_shows_the_run_while_it_runs_and_after(example: Any, 
 def test_jaeger_shows_the_expected_trace(
     example: Any, tmp_path: Path, storage: str, request: pytest.FixtureRequest
 ) -> None:
-    """Jaeger's own API has one root, the steps below it, the clients' spans below their steps, attempts below theirs,
-    tokens on the agent, errors and links; the REST API over Jaeger returns the run all the time."""
+    """Jaeger's own API has one root and the live span, the steps below the root, the clients' spans below their steps,
+    attempts below theirs, tokens, errors and links; the REST API over Jaeger returns the run all the time."""
     jaeger: Jaeger = request.getfixturevalue(f"jaeger_{storage}")
     with server(tmp_path, "--backend", f"jaeger+{jaeger.url}") as (url, _):
         reader = RunspanApiReader(url)
@@ -188,12 +189,13 @@ def named(spans: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
     """Check the trace of the order-to-cash run."""
     assert len({span["spanId"] for span in spans}) == len(spans), "a span is there twice"
-    roots = [span for span in spans if not span.get("parentSpanId")]
-    assert [root["name"] for root in roots] == ["run wf_order_to_cash"]
-    root = roots[0]
+    root, live = named(spans, "run wf_order_to_cash"), named(spans, "run wf_order_to_cash (live)")
+    below = [span for span in spans if span["spanId"] not in (root["spanId"], live["spanId"])]
+    assert [span["name"] for span in spans if not span.get("parentSpanId") and span in below] == []
     by_id = {span["spanId"]: span for span in spans}
-    assert all(span is root or span["parentSpanId"] in by_id for span in spans), "a span without its parent"
-    parents = {span["name"]: by_id[span["parentSpanId"]]["name"] for span in spans if span is not root}
+    assert all(span["parentSpanId"] in by_id for span in below), "a span without its parent"
+    parents = {span["name"]: by_id[span["parentSpanId"]]["name"] for span in below}
+    assert parents["run wf_order_to_cash (revision)"] == live["name"]
     assert parents["GET /v1/invoices"] == "Fetch overdue invoices"
     assert parents["TLS handshake"] == "GET /v1/invoices"
     assert parents["GET /v1/customers/{id}"] == "Fetch customer"
@@ -226,9 +228,10 @@ def test_tempo_shows_the_run_while_it_runs_and_after(example: Any, tempo: Tempo,
     direct = connect(f"tempo+{tempo.url}")
     run = watched.run("wf_order_to_cash")
     spans = wait_until(lambda: _complete(lambda: direct.spans(run.trace_id)))
-    (root,) = [span for span in spans if not span.parent_id]
+    roles = sorted(str(span.attributes().get(ROLE)) for span in spans if not span.parent_id)
+    assert roles == [ROLE_LIVE, ROLE_RUN]
     known = {span.span_id for span in spans}
-    assert all(span.parent_id in known for span in spans if span is not root)
+    assert all(span.parent_id in known for span in spans if span.parent_id)
     direct.close()
 
 

@@ -25,6 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from runspan.codec.fields import SCOPE_STEP
 from runspan.delivery import Batch, RunSpans
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 
@@ -236,7 +237,7 @@ def run_of(run_id: str, spans: int = 3, padding: int = 0) -> RunSpans:
         content = ExportTraceServiceRequest()
         content.resource_spans.add().scope_spans.add().spans.append(span)
         parts.append(_field(content.resource_spans[0].scope_spans[0].SerializeToString()))
-    return RunSpans(run_id, parts, sum(map(len, parts)))
+    return RunSpans.of(run_id, [(SCOPE_STEP, part) for part in parts])
 
 
 def _field(scope_spans: bytes) -> bytes:

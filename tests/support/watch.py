@@ -11,7 +11,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.delivery import OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.instruments import EXPORTED
+from runspan.telemetry.registry import EXPORTED
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller
 from runspan.watch.service import WatchConfig, WatchService
 from runspan.watch.state_db import WatchState

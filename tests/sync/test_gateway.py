@@ -23,7 +23,7 @@ from runspan.sync.checkpoint import TrackedRun, TrackState
 from runspan.sync.context import DAY, MAX_PAUSE, MINUTE
 from runspan.sync.queues import plan_send
 from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.instruments import REQUESTS
+from runspan.telemetry.registry import REQUESTS
 from support.cli import WAIT, running, runspan
 from support.faulty_platform import LIST, FaultyPlatform, failure, platform
 from support.receivers import Answer, http_receiver

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runspan import decode, encode
 from runspan.codec.fields import ROOT_REVISION
 from runspan.export import ObservedRun
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.timestamps import SECOND, canonical_text
 from runspan.platform_api import RunListItem, RunListPage
 from runspan.sync import ListFilter, SyncConfig

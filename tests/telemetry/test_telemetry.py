@@ -34,7 +34,9 @@ from runspan.telemetry import (
     MetricsRegistry,
     export_samples,
 )
-from runspan.telemetry.instruments import (
+from runspan.telemetry.otel import is_enabled, push_metrics, register_instruments
+from runspan.telemetry.prometheus import serve_metrics
+from runspan.telemetry.registry import (
     BACKLOG,
     EXPORTED,
     LAG,
@@ -46,8 +48,6 @@ from runspan.telemetry.instruments import (
     RETRIED,
     UNFINISHED,
 )
-from runspan.telemetry.otel import is_enabled, push_metrics, register_instruments
-from runspan.telemetry.prometheus import serve_metrics
 from support.servers.process import Program, answers, free_ports
 from support.servers.programs import require_program
 from support.web import document

@@ -15,7 +15,7 @@ import pytest
 
 from runspan import create_app
 from runspan.backends.sqlite import SqliteStore
-from runspan.telemetry.instruments import WATCH_PENDING, WATCHED
+from runspan.telemetry.registry import WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import PREFIX
 from support.watch import REST, Bench, run, stored
 from support.web import serving

@@ -18,7 +18,7 @@ import pytest
 
 from runspan import Run
 from runspan.errors import StoreError
-from runspan.telemetry.instruments import REJECTED, WATCH_PENDING
+from runspan.telemetry.registry import REJECTED, WATCH_PENDING
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
 from runspan.watch.service import MAX_NAMED
 from runspan.watch.state_db import REMEMBER, FileStat, FileStatus, WatchState

@@ -22,7 +22,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
 from runspan.errors import ConfigError, NotFound, StoreError
-from runspan.telemetry.instruments import (
+from runspan.telemetry.registry import (
     OLDEST_UNFINISHED,
     REFUSED,
     REJECTED,

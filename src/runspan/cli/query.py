@@ -52,7 +52,7 @@ _LONGEST_CELL: Final = 200
     metavar="[TIME]",
     is_flag=False,
     flag_value=f"{options.STUCK_AFTER}s",
-    help="List only stuck runs: pending or running, and not observed for this long, "
+    help="List only stuck runs: pending or running, with a heartbeat overdue by this much, "
     f"{options.STUCK_AFTER // 60}m without a TIME. Suspended runs wait for people or events and never count as stuck.",
 )
 @options.count("--limit", least=1, default=50, help="Maximum number of runs, newest first.")

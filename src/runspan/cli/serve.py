@@ -104,7 +104,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     "--stuck-after",
     type=options.Seconds(),
     default=f"{options.STUCK_AFTER // 60}m",
-    help="Count a pending or running run as stuck in /metrics when it was not observed for this long "
+    help="Count a pending or running run as stuck in /metrics when its next heartbeat is overdue by this much "
     "(runspan_runs_stuck, of the embedded store).",
 )
 @options.option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")

@@ -17,7 +17,7 @@ from runspan.cli.output import ProgressDisplay, escape_control, hint_for, print_
 from runspan.delivery import OnSettled, OtlpExporter
 from runspan.errors import ConfigError
 from runspan.telemetry import MetricsRegistry
-from runspan.telemetry.instruments import EXPORTED, REFUSED, REJECTED, WATCH_PENDING, WATCHED
+from runspan.telemetry.registry import EXPORTED, REFUSED, REJECTED, WATCH_PENDING, WATCHED
 from runspan.watch.poller import DirectoryPoller
 from runspan.watch.service import WatchConfig, WatchService
 from runspan.watch.state_db import WatchState

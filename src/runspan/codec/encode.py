@@ -15,13 +15,15 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from runspan.codec.attributes import (
-    Pairs,
     SpanContent,
+    SpanTemplate,
     encode_extra,
     encode_run_times,
     encode_text,
     encode_times,
     encode_value,
+    run_template,
+    step_template,
     text_events,
 )
 from runspan.codec.fields import (
@@ -71,9 +73,9 @@ from runspan.codec.semconv import (
     read_parent_run_id,
     read_usage,
 )
-from runspan.codec.span_templates import SpanTemplate, run_template, step_template
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
+    Run,
     Step,
     latest_time,
     sort_time,
@@ -81,7 +83,14 @@ from runspan.model.document import (
     summary_text,
     time_ns,
 )
-from runspan.model.ids import (
+from runspan.model.span import (
+    ERROR,
+    INTERNAL,
+    Attributes,
+    Event,
+    Link,
+    Pairs,
+    Span,
     child_span_id,
     live_span_id,
     revision_span_id,
@@ -89,8 +98,6 @@ from runspan.model.ids import (
     step_span_id,
     summary_digest,
 )
-from runspan.model.run import Run
-from runspan.model.span import ERROR, INTERNAL, Attributes, Event, Link, Span
 from runspan.model.span import UNSET as STATUS_UNSET
 from runspan.model.timestamps import MAX_NS, MICROSECOND, SECOND, rfc3339
 

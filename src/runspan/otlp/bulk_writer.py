@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from runspan.codec.attributes import Pairs, SpanContent, encode_times
+from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanContent, SpanTemplate, encode_times
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
 from runspan.codec.fields import (
     DIGEST,
@@ -38,10 +38,8 @@ from runspan.codec.fields import (
 )
 from runspan.codec.placement import Interval, enclosing_loops, parents_first, positions
 from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
-from runspan.codec.span_templates import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
-from runspan.model.document import Step, summary_text, time_ns
-from runspan.model.ids import run_digests, step_digest, summary_digest
-from runspan.model.run import Run
+from runspan.model.document import Run, Step, summary_text, time_ns
+from runspan.model.span import Pairs, run_digests, step_digest, summary_digest
 from runspan.otlp.column_loops import Column, true_indices
 from runspan.otlp.protobuf_writer import (
     IN_SPAN,
@@ -298,7 +296,7 @@ class _StepColumns:
             first += count
 
     def assign_ids(self, seeds: list[int], parents: list[bytes]) -> None:
-        """Assign the span ids as ``model.ids.step_span_id`` does, and the parents."""
+        """Assign the span ids as ``model.span.step_span_id`` does, and the parents."""
         for index, position in self._positions.items():
             seeds[index] ^= position
         self.span_ids = list(map(step_digest, self.texts, seeds))

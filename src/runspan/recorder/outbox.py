@@ -20,8 +20,7 @@ from runspan.codec.encode import RunEncoder, StepLayout
 from runspan.codec.fields import OPEN_STEP_MARK
 from runspan.codec.semconv import Usage
 from runspan.contracts import HEARTBEAT_SHARE
-from runspan.model.document import step_text
-from runspan.model.run import Run
+from runspan.model.document import Run, step_text
 from runspan.model.span import Span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.state import RunSession

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import Span as SdkSpan
 
 from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import ConfigError, DocumentError
-from runspan.model.parse import MAX_RUN_ID_BYTES
+from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.otlp.env import validate_text
 from runspan.otlp.protobuf_writer import SCOPE_NAME
 from runspan.otlp.sdk_bridge import sdk_resource
@@ -35,7 +35,7 @@ from runspan.recorder.serialize import members, object_text, payload, to_utf8_te
 from runspan.recorder.state import PRECISIONS, DocumentClock, RunRecord, RunSession
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
 from runspan.telemetry import MetricsRegistry, Samples
-from runspan.telemetry.instruments import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
 
 
 @dataclass(frozen=True, slots=True)

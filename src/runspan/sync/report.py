@@ -18,7 +18,7 @@ from runspan.sync.context import MAX_NAMED, MINUTE, SyncContext, SyncCounts
 from runspan.sync.list_crawler import ListCrawler
 from runspan.sync.queues import SendQueue
 from runspan.telemetry import Samples
-from runspan.telemetry.instruments import (
+from runspan.telemetry.registry import (
     BACKLOG,
     FETCHED,
     LAG,

@@ -6,8 +6,16 @@ an engine that only records runs loads neither.
 
 from __future__ import annotations
 
-from runspan.telemetry.instruments import INSTRUMENTS, Instrument, InstrumentKind
-from runspan.telemetry.registry import CumulativeSource, ExportCounts, MetricsRegistry, Samples, export_samples
+from runspan.telemetry.registry import (
+    INSTRUMENTS,
+    CumulativeSource,
+    ExportCounts,
+    Instrument,
+    InstrumentKind,
+    MetricsRegistry,
+    Samples,
+    export_samples,
+)
 
 __all__ = [
     "INSTRUMENTS",

@@ -14,8 +14,7 @@ from opentelemetry.sdk.resources import Resource
 
 from runspan._version import __version__
 from runspan.errors import ConfigError
-from runspan.telemetry.instruments import INSTRUMENTS, Instrument, InstrumentKind
-from runspan.telemetry.registry import MetricsRegistry
+from runspan.telemetry.registry import INSTRUMENTS, Instrument, InstrumentKind, MetricsRegistry
 
 SCOPE = "runspan"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"

@@ -10,8 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from runspan.errors import ConfigError
-from runspan.telemetry.instruments import InstrumentKind
-from runspan.telemetry.registry import MetricsRegistry
+from runspan.telemetry.registry import InstrumentKind, MetricsRegistry
 
 
 class RegistryCollector(Collector):

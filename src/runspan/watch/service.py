@@ -15,12 +15,12 @@ from typing import Final
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import ConfigError, DocumentError, RunspanError
 from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import pieces, runs
 from runspan.sources.splitter import RawDocument
 from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
-from runspan.telemetry.instruments import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
+from runspan.telemetry.registry import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import ProcessedFileMover
 from runspan.watch.poller import DirectoryPoller, WatchedFile, prefix_digest
 from runspan.watch.state_db import FileStatus, SendPlan, WatchState

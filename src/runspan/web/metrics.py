@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 from runspan.errors import RunspanError
 from runspan.model.timestamps import SECOND
 from runspan.telemetry import MetricsRegistry, Samples
-from runspan.telemetry.instruments import OLDEST_UNFINISHED, STUCK, UNFINISHED
 from runspan.telemetry.prometheus import RegistryCollector
+from runspan.telemetry.registry import OLDEST_UNFINISHED, STUCK, UNFINISHED
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -36,8 +36,8 @@ class RunsQuery(BaseModel):
     stuckAfter: str | None = Field(
         None,
         pattern=_STUCK,
-        description="Only pending or running runs whose next heartbeat is overdue by more than this: `15m`, `90s`. It is due "
-        "30 seconds after the last observation, or after a sixteenth of the run's age then. "
+        description="Only pending or running runs whose next heartbeat is overdue by more than this: `15m`, `90s`. It "
+        "is due 30 seconds after the last observation, or after a sixteenth of the run's age then. "
         "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
         "into account repeats it in `meta.stuckAfter`.",
     )

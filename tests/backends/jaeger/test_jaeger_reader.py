@@ -26,8 +26,7 @@ from runspan.codec.fields import DIGEST
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.model.document import sort_time
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
 from support.corpus import cases

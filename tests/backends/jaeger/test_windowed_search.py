@@ -29,7 +29,7 @@ from runspan.backends.jaeger.search import (
 from runspan.codec.fields import DIGEST
 from runspan.contracts import Cursor, RunQuery
 from runspan.errors import BackendRefused
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.span import Span
 
 Traces = dict[str, list[FoundSpan]]

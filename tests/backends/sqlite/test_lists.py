@@ -14,7 +14,7 @@ from runspan import encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import RunQuery
-from runspan.model.run import Run
+from runspan.model.document import Run
 
 
 def change(directory: Path, statement: str, *values: Any) -> None:

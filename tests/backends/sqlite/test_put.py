@@ -12,7 +12,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import Document, RunQuery
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.model.timestamps import canonical_text
 from runspan.otlp.protobuf_reader import read_protobuf
 

@@ -19,8 +19,7 @@ from runspan.backends.sqlite.queries import fingerprint
 from runspan.backends.sqlite.retention import DAY
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT, ROLE_LIVE, ROLE_OPEN_STEP, TEXT_KEY
 from runspan.contracts import RunQuery
-from runspan.model.ids import run_ids
-from runspan.model.span import Event, Span
+from runspan.model.span import Event, Span, run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import scoped_bytes
 from support.corpus import cases, runs

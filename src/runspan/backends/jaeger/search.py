@@ -1,10 +1,10 @@
 """Lists of runs out of Jaeger's searches: windows of time, newest first, each searched completely.
 
 A search takes a range of time and a depth, and returns traces in no dependable order. When it returns fewer traces than
-the depth, these are all that have a span starting in the range; otherwise the range is split and its newer part is
-searched first. The revision span of a run starts at the run's sort time, so the range with the sort time finds the run.
-A run that another span or an older revision matched is dropped there, and found in the range with its own sort time.
-An item of the list is verified by its own digest, without the steps.
+the depth, these are all that have a span starting in the range; otherwise only its newer part is searched, and so on.
+The revision span of a run starts at the run's sort time, so the range with the sort time finds the run. A run that
+another span or an older revision matched is dropped there, and found in the range with its own sort time. An item of
+the list is verified by its own digest, without the steps.
 
 Attributes are searched by API v3, or by the legacy API where v3 ignores them.
 """
@@ -158,6 +158,8 @@ LOOKBACK_DAYS: Final = 400
 """How far back a list reaches in such a store."""
 _FIRST_WIDTH: Final = 3_600_000_000
 """Microseconds of the first window without a hint: an hour. Later windows follow from what was found."""
+_SAMPLE_DEPTH: Final = 8
+"""Traces of a search without a hint: where these lie shows how wide a window has the runs of a page."""
 _MIN_DEPTH: Final = 32
 _MAX_GROWTH: Final = 64
 
@@ -213,6 +215,7 @@ class WindowedSearch:
         self._now = now
         self.notes: dict[Note, None] = {}
         """What was found and cannot be listed as it is, once each."""
+        self._is_sample = hint.gap is None
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
         self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
 
@@ -227,31 +230,38 @@ class WindowedSearch:
         width = _FIRST_WIDTH if self._hint.gap is None else self._hint.gap * (wanted + 1)
         while hi > lowest:
             top = max(min(hi, newest + 1), lowest + 1)
-            bottom = max(lowest, top - max(width, 1))
-            if self._limits.max_width is not None:
-                bottom = max(bottom, hi - self._limits.max_width)
-            stack = [(bottom, hi, 0)]
-            while stack:
-                lo, hi, level = stack.pop()
-                try:
-                    traces, is_complete = self._search_window(lo, hi)
-                except SearchFailed:
-                    if self._limits.max_width is None or hi - lo <= DAY:
-                        raise
-                    self._limits.max_width = (hi - lo) // 2  # the names of its indices are long
-                    stack += [(lo, (lo + hi) // 2, level), ((lo + hi) // 2, hi, level)]
-                    continue
-                if not is_complete:
-                    middle = _split_point(lo, hi, level, traces)
-                    stack += [(lo, middle, level + 1), (middle, hi, level + 1)]
-                    continue
-                rows = self._rows(traces, lo, hi)
-                yield from rows
-                wanted -= len(rows)
-                width = int((min(hi, max(newest, lo + 1)) - lo) * self._growth(len(traces), len(rows), wanted))
+            lo = max(lowest, top - max(width, 1))
+            traces, lo = self._newest_part(lo, hi, wanted)
+            rows = self._rows(traces, lo, hi)
+            yield from rows
+            wanted -= len(rows)
+            # An empty stretch above the newest row says nothing about the density below it.
+            top = rows[0].time // 1000 + 1 if rows else max(newest, lo + 1)
+            width = int((min(hi, top) - lo) * self._growth(len(traces), len(rows), wanted))
             hi = lo
         if lowest > since:
             self._note(0, f"runs that started more than {LOOKBACK_DAYS} days ago were not searched")
+
+    def _newest_part(self, lo: int, hi: int, wanted: int) -> tuple[Traces, int]:
+        """Return all traces of the newest part of a range, and where it begins."""
+        level = 0
+        while True:
+            max_width = self._limits.max_width
+            if max_width is not None:
+                lo = max(lo, hi - max_width)
+            try:
+                traces, is_complete = self._search_window(lo, hi)
+            except SearchFailed:
+                if max_width is None or hi - lo <= DAY:
+                    raise
+                self._limits.max_width = (hi - lo) // 2  # the names of its indices are long
+                continue
+            if is_complete:
+                return traces, lo
+            middle = _page_start(lo, hi, traces, wanted) if self._is_sample else None
+            self._is_sample = False
+            lo = _split_point(lo, hi, level, traces) if middle is None else middle
+            level += 1
 
     def _growth(self, traces: int, rows: int, wanted: int) -> float:
         """Return how much wider the next window is, so that it likely holds the wanted rows below the depth."""
@@ -263,8 +273,9 @@ class WindowedSearch:
     def _search_window(self, lo: int, hi: int) -> tuple[Traces, bool]:
         """Return traces of a range, and whether they are all. A range of one microsecond is always complete."""
         while True:
+            depth = min(_SAMPLE_DEPTH, self._depth) if self._is_sample and hi - lo > 1 else self._depth
             try:
-                traces, is_complete = self._search(lo, hi, self._depth)
+                traces, is_complete = self._search(lo, hi, depth)
             except DepthRefused:
                 if self._depth == 1:
                     raise
@@ -360,17 +371,31 @@ def _rank(run: RunSummary) -> tuple[int, str]:
     return run.revision, run.digest
 
 
-def _split_point(lo: int, hi: int, level: int, traces: Traces) -> int:
-    """Split at the median start of the revision spans found, which isolates dense regions.
-
-    Every third level bisects the range, so that the recursion terminates.
-    """
-    starts = [
+def _starts(lo: int, hi: int, traces: Traces) -> list[int]:
+    """Return the starts of the run and revision spans inside a range."""
+    return [
         found.start
         for spans in traces.values()
         for found in spans
         if found.may_be_revision_span and lo < found.start < hi
     ]
+
+
+def _page_start(lo: int, hi: int, traces: Traces, wanted: int) -> int | None:
+    """Return where a window begins that likely has the wanted runs, by the density of a sample; None for too few."""
+    starts = sorted({*_starts(lo, hi, traces)})
+    if len(starts) < _SAMPLE_DEPTH // 2:
+        return None
+    gap = (starts[-1] - starts[0]) // (len(starts) - 1)
+    return max(lo + 1, starts[-1] - gap * (wanted + wanted // 4 + 1))
+
+
+def _split_point(lo: int, hi: int, level: int, traces: Traces) -> int:
+    """Split at the median start of the revision spans found, which isolates dense regions.
+
+    Every third level bisects the range, so that the recursion terminates.
+    """
+    starts = _starts(lo, hi, traces)
     if starts and level % 3 < 2:
         return median_high(starts)
     return lo + (hi - lo) // 2

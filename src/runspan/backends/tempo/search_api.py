@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
+from runspan.codec.attributes import run_template
 from runspan.codec.fields import (
     DIGEST,
     NON_CANONICAL,
@@ -31,7 +32,6 @@ from runspan.codec.fields import (
     TENANT,
     FieldKind,
 )
-from runspan.codec.span_templates import run_template
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, QueryUnsupported
 from runspan.http.client import Response

@@ -8,7 +8,6 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from runspan import Run, encode
-from runspan.model.ids import run_ids
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import SAMPLES, server
 from support.servers.jaeger import Jaeger
@@ -32,7 +31,8 @@ def test_a_run_is_read_from_jaeger(page: Page, jaeger_memory: Jaeger, tmp_path: 
         page.goto(f"{url}/runs/{failed.id}")
         page.get_by_role("button", name="Show step").click()
         expect(page.locator(".detail .callout")).to_contain_text("Customer not found")
-        link = f"{jaeger_memory.url}/trace/{run_ids(failed.id, '').trace_id.hex()}"
+        span = next(span for span in encode(failed) if span.attributes().get("runspan.step.status") == "failed")
+        link = f"{jaeger_memory.url}/trace/{span.trace_id.hex()}?uiFind={span.span_id.hex()}"
         expect(page.locator(".detail").get_by_role("link", name="Jaeger")).to_have_attribute("href", link)
 
         page.goto(f"{url}/runs/over_jaeger_exact#step=exact&tab=output")

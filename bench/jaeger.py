@@ -1,0 +1,147 @@
+"""Section ``jaeger``: lists and reads over a Jaeger, against the cheapest request of Jaeger's own for the same runs.
+
+``RUNSPAN_BENCH_BACKENDS`` names running servers as for the section ``remote``, and those of Jaeger are measured. The
+configuration with Badger is the one that counts: its memory storage is for trials.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from bench.data import seed
+from bench.figures import Figure, Goal, at_most, ratio, take_turns
+from bench.plan import Plan
+from runspan.backends.jaeger import JaegerReader
+from runspan.backends.remote.config import remote_config
+from runspan.contracts import RunQuery
+from runspan.delivery import connect as deliver_to
+from runspan.delivery import exporter_config
+from runspan.export import export
+from runspan.model.document import Run, sort_time
+from runspan.model.span import run_ids
+from runspan.model.timestamps import rfc3339
+from runspan.otlp.protobuf_writer import Resource
+from runspan.testing import generate
+
+_SECTION = 8
+_LIST = 50
+
+
+def run(plan: Plan) -> list[Figure]:
+    """Return the figures of the section: none without a Jaeger."""
+    pairs = [pair.split("=", 1) for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
+    pairs = [pair for pair in pairs if pair[0].startswith("jaeger+")]
+    if not pairs:
+        plan.say("jaeger: skipped, RUNSPAN_BENCH_BACKENDS names no Jaeger")
+    return [figure for url, otlp in pairs for figure in _server(plan, url, otlp)]
+
+
+def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
+    runs = plan.runs or (500 if plan.quick else 20_000)
+    rounds = plan.rounds or (10 if plan.quick else 40)
+    # A service, a tenant and runs of this measurement alone, and times that retention holds.
+    now = time.time_ns()
+    name = f"bench-{now}"
+    start = datetime.now(UTC) - timedelta(days=2)
+    documents = [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, now), start=start, span_days=1.9)]
+    for tenant in (name, ""):
+        with deliver_to(exporter_config({}, endpoint=otlp)) as delivery:
+            resource = Resource(name if tenant else f"{name}-any")
+            report = export(documents, delivery, tenant=tenant, observed_at=time.time_ns, resource=resource)
+        if not report.complete:
+            raise RuntimeError(f"{url}: {report.summary_lines()}")
+    failed = [each for each in documents if each.status == "failed"]
+    lists = [
+        (f"list of {_LIST}", name, documents, RunQuery(name)),
+        (f"list of {_LIST} without a tenant", f"{name}-any", documents, RunQuery()),
+        (f"list of {_LIST} failed", name, failed, RunQuery(name, status="failed")),
+    ]
+    figures = []
+    for what, service, listed, query in lists:
+        own = _own_searches(url, service, listed, query)
+        reader = _reader(url, service)
+        contestants: dict[str, Callable[[int], float]] = {
+            "ours": lambda turn, reader=reader, query=query: _seconds(lambda: _list(reader, query)),
+            "new": lambda turn, service=service, query=query: _first_list(url, service, query),
+            **{key: lambda turn, ask=ask: _seconds(ask) for key, ask in own.items()},
+        }
+        samples = take_turns(contestants, rounds)
+        reader.close()
+        cheapest = min(own, key=lambda key: min(samples[key]))
+        note = f"{runs} runs; Jaeger's own is {cheapest}, {min(samples[cheapest]) * 1000:.1f} ms"
+        figures.append(_figure(f"{what} / own", samples["ours"], samples[cheapest], at_most(2), note))
+        figures.append(_figure(f"{what} never listed before / own", samples["new"], samples[cheapest], None, note))
+    return [*figures, _get(url, name, documents, rounds)]
+
+
+def _get(url: str, name: str, documents: Sequence[Run], rounds: int) -> Figure:
+    """Return the figure of reads by id: each turn reads another run."""
+    reader = _reader(url, name)
+    chosen = documents[:: max(1, len(documents) // rounds)]
+
+    def own(turn: int) -> float:
+        trace_id = run_ids(chosen[turn % len(chosen)].id, name).trace_id
+        path = f"/api/v3/traces/{trace_id.hex()}"
+        return _seconds(lambda: reader._http.get(path, {"raw_traces": "true"}))
+
+    def ours(turn: int) -> float:
+        return _seconds(lambda: reader.document(chosen[turn % len(chosen)].id, name))
+
+    samples = take_turns({"ours": ours, "own": own}, rounds)
+    reader.close()
+    total, total_own = sum(sorted(samples["ours"])[: rounds // 2]), sum(sorted(samples["own"])[: rounds // 2])
+    note = "the faster half of reads, each of another run"
+    return Figure("jaeger", "get / own", total / total_own, goal=at_most(1.2), note=note)
+
+
+def _own_searches(url: str, service: str, documents: Sequence[Run], query: RunQuery) -> dict[str, Callable[[], object]]:
+    """Return Jaeger's requests for the newest runs: of traces, and of summaries that have no attributes."""
+    times = sorted((sort_time(run.envelope) for run in documents), reverse=True)[:_LIST]
+    http = _reader(url, service)._http
+    attributes = {"runspan.run.status": query.status} if query.status else {}
+    parameters: dict[str, str | int] = {
+        "query.service_name": service,
+        "query.start_time_min": rfc3339(times[-1]),
+        "query.start_time_max": rfc3339(times[0] + 1000),
+        "query.search_depth": _LIST,
+        "query.raw_traces": "true",
+    }
+    if attributes:
+        parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
+    paths = {"a search of traces": "/api/v3/traces", "a search of summaries": "/api/v3/trace-summaries"}
+    return {name: lambda path=path: http.get(path, parameters) for name, path in paths.items()}  # type: ignore[misc]
+
+
+def _reader(url: str, service: str) -> JaegerReader:
+    return JaegerReader(remote_config(url, {}), services=[service])
+
+
+def _list(reader: JaegerReader, query: RunQuery) -> None:
+    page = reader.search(query)
+    if len(page.items) < query.limit or page.partial:
+        raise RuntimeError(f"a list of {len(page.items)} runs: {page.partial}")
+
+
+def _first_list(url: str, service: str, query: RunQuery) -> float:
+    """Return the seconds of a list by a reader that knows the server, but none of its runs."""
+    reader = _reader(url, service)
+    reader.search(RunQuery("of-no-run", limit=1))
+    seconds = _seconds(lambda: _list(reader, query))
+    reader.close()
+    return seconds
+
+
+def _seconds(ask: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    ask()
+    return time.perf_counter() - begin
+
+
+def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: Goal | None, note: str) -> Figure:
+    value, low, high = ratio(ours, own)
+    return Figure("jaeger", what, value, low, high, goal=goal, note=note)
