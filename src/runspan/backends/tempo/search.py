@@ -259,7 +259,10 @@ class RunSearch:
 
     def _find_changed(self) -> dict[bytes, Candidate] | None:
         """Return the runs that changed after their end: a window of the page may show an older version of one."""
-        window = self._searcher.complete_window(changed_text(self._query).select, EARLIEST, LATEST, _MAX_CHANGED)
+        text = changed_text(self._query)
+        window = self._searcher.complete_window(text.find, EARLIEST, LATEST, _MAX_CHANGED)
+        if window is not None and window.candidates:
+            window = self._searcher.complete_window(text.select, EARLIEST, LATEST, _MAX_CHANGED)
         if window is None:
             return None
         self._note_missing(window)

@@ -21,6 +21,8 @@ from runspan.codec.fields import (
     NON_CANONICAL,
     REVISION,
     ROLE,
+    ROLE_REVISION,
+    ROLE_RUN,
     ROOT_REVISION,
     RUN_FIELDS,
     RUN_ID,
@@ -46,13 +48,13 @@ _TRACE_ID_DIGITS: Final = 32
 _FIELDS: Final = {field.member: field for field in RUN_FIELDS}
 _SUMMARY_FIELDS: Final = [_FIELDS[member] for member in SUMMARY_MEMBERS if member != "id"]
 SELECTED: Final = (
-    *(ROLE, REVISION, RUN_ID, TENANT, DIGEST, SUMMARY_DIGEST),
+    *(REVISION, RUN_ID, TENANT, DIGEST, SUMMARY_DIGEST),
     *(
         field.key + NON_CANONICAL if field.kind in (FieldKind.START, FieldKind.END) else field.key
         for field in _SUMMARY_FIELDS
     ),
 )
-"""The attributes of a list item whose members have their canonical form."""
+"""The attributes of a list item whose members have their canonical form. The role follows from the revision."""
 
 _RUN_SPAN: Final = f'instrumentation:name = "{SCOPE_RUN}"'
 _REVISION_SPAN: Final = f'instrumentation:name = "{SCOPE_REVISION}"'
@@ -60,9 +62,7 @@ _AFTER_END: Final = f"span.{REVISION} > {ROOT_REVISION}"
 _WITHOUT_RUN_SPAN: Final = "max(duration) < 2ns"
 """Leaves out the fragments that have the run span as well, unless the run has no length: revision spans have none."""
 _MOST_RECENT: Final = "with(most_recent=true)"
-_SUMMARIES: Final = (
-    f"| by(span.{REVISION}) | by(span.{DIGEST}) | select({', '.join(f'span.{key}' for key in SELECTED)}) {_MOST_RECENT}"
-)
+_SELECT: Final = f"| by(span.{DIGEST}) | select({', '.join(f'span.{key}' for key in SELECTED)}) {_MOST_RECENT}"
 """Makes Tempo return a span of each version of a run, not only those of the fragment in which most spans match."""
 _STATUS_CONDITIONS: Final = {
     "completed": "status = unset",
@@ -87,9 +87,10 @@ class SearchText:
     """For the traces and their list items."""
 
     @classmethod
-    def of(cls, spans: str) -> SearchText:
-        """Return the texts for the spans of an expression."""
-        return cls(pad_tokens(f"{spans} {_MOST_RECENT}"), pad_tokens(f"{spans} {_SUMMARIES}"))
+    def of(cls, spans: str, *, revisions: bool = True) -> SearchText:
+        """Return the texts for the spans of an expression. ``revisions``: whether it has revision spans."""
+        by_revision = f"| by(span.{REVISION}) " if revisions else ""
+        return cls(pad_tokens(f"{spans} {_MOST_RECENT}"), pad_tokens(f"{spans} {by_revision}{_SELECT}"))
 
 
 def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
@@ -104,7 +105,7 @@ def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
         # Both operators have the same precedence.
         either = f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))"
-        return SearchText.of(_spans(either if after_end else ended, *tenant))
+        return SearchText.of(_spans(either if after_end else ended, *tenant), revisions=after_end)
     spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *_workflow_terms(query, (True, False)))
     return SearchText.of(spans if after_end or not is_unfinished(query) else f"{spans} | {_WITHOUT_RUN_SPAN}")
 
@@ -267,14 +268,22 @@ def _candidate(trace: _TraceJson) -> Candidate:
     return Candidate(trace_id, int(trace.start), sorted(spans, key=version_of, reverse=True))
 
 
+_NIL: Final = "nil"
+"""What Tempo returns for an attribute with a dedicated column that a span does not have. The list item of a span that
+has such a text is not verified by the response."""
+
+
 def _span(trace_id: bytes, raw: _SpanJson) -> Span:
     start = int(raw.start)
     own: list[tuple[str, Value]] = []
     for attribute in raw.attributes:
         value = attribute.value
         if value.int_value is not None:
-            own.append((attribute.key, int(value.int_value)))
-        elif value.string_value is not None:
+            number = int(value.int_value)
+            own.append((attribute.key, number))
+            if attribute.key == REVISION:
+                own.append((ROLE, ROLE_RUN if number == ROOT_REVISION else ROLE_REVISION))
+        elif value.string_value not in (None, _NIL):
             own.append((attribute.key, value.string_value))
     return Span(
         trace_id=trace_id,
