@@ -1,1 +1,1 @@
-"""The benchmark: ratios between ways to do the same work, measured in one run with the contestants taking turns."""
+"""The benchmark: ratios between ways to do the same work, measured in one run in which they take turns."""

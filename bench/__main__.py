@@ -1,4 +1,4 @@
-"""``python -m bench``: runs sections of the benchmark and prints their ratios, from the root of the repository."""
+"""``python -m bench``: run sections of the benchmark, from the root of the repository, and print their ratios."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECTIONS = ("encode", "export", "store", "serve", "memory", "pipe", "remote", "r
 @click.argument("sections", nargs=-1, type=click.Choice(SECTIONS), metavar="[SECTION]...")
 @click.option("--runs", type=click.IntRange(0), default=0, help="Run documents a pass; 0: as the section chooses.")
 @click.option("--rounds", type=click.IntRange(0), default=0, help="Rounds of taking turns; 0: as the section chooses.")
-@click.option("--quick", is_flag=True, help="Small sizes: minutes in place of tens of minutes.")
+@click.option("--quick", is_flag=True, help="Small sizes: minutes instead of tens of minutes.")
 @click.option("--full", is_flag=True, help="The store at a million runs too.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures here too, as JSON.")
 @click.option("--page", type=_FILE, help="Write the figures here too, as a page in Markdown.")
@@ -68,13 +68,13 @@ def main(
 
 
 def _options(runs: int, rounds: int, quick: bool, full: bool) -> list[str]:
-    """What decides how much is measured; where the figures are written to does not."""
+    """Return the options that decide how much is measured."""
     sized = [f"--{name}={number}" for name, number in (("runs", runs), ("rounds", rounds)) if number]
     return sized + [f"--{name}" for name, given in (("quick", quick), ("full", full)) if given]
 
 
 def table(figures: Iterable[Figure]) -> Table:
-    """The figures as people read them."""
+    """Return the figures for people."""
     made = Table(title="best round by best round")
     for column in COLUMNS:
         made.add_column(column, justify="left" if column in ("section", "figure", "note") else "right")

@@ -30,13 +30,13 @@ from runspan.testing import generate
 
 _SECTION = 2
 _BATCH = 320
-"""Runs: about as many as the exporter puts into a request."""
+"""Runs, about as many as in a request of the exporter."""
 
 _RESOURCE = Resource()
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     runs = plan.runs or (1600 if plan.quick else 8000)
     rounds = plan.rounds or (3 if plan.quick else 7)
     before = gc.get_threshold()
@@ -72,7 +72,7 @@ def _sum(samples: dict[str, list[float]], *names: str) -> list[float]:
 
 
 def _round(runs: int, number: int) -> dict[str, float]:
-    """Seconds by contestant, for runs that none has seen."""
+    """Return the seconds of each contestant, for new runs."""
     seconds: dict[str, float] = defaultdict(float)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -86,7 +86,7 @@ def _round(runs: int, number: int) -> dict[str, float]:
     for position in range(0, runs, _BATCH):
         batch = texts[position : position + _BATCH]
         body = _ours(batch, timed)
-        # Only now: what the others start from is made by our code, which would have seen these runs already.
+        # Last, because the input of the others is made by runspan's code, which would have cached these runs.
         ready = ExportTraceServiceRequest.FromString(body)
         readable = [to_readable_span(span, resource) for text in batch for span in encode(Run.from_json(text))]
         timed("orjson", partial(_each, orjson.loads, batch))

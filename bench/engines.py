@@ -1,4 +1,4 @@
-"""One contestant's live runs as a process of its own: a bare engine that does nothing but tell of its steps.
+"""One contestant's live runs as a process of its own: a bare engine that does nothing but record steps.
 
 Run as ``python -m bench.engines OPTIONS``; its last line is ``{"engine": s, "cpu": s, "wall": s, "steps": n}``, where
 ``engine`` is processor time of the engine's own thread and ``cpu`` of all threads until everything was delivered.
@@ -31,23 +31,27 @@ _FLUSH_SECONDS: Final = 300
 
 
 class Sdk:
-    """Plain spans of the SDK with the attributes that a user would give them, queue without bound, nothing dropped."""
+    """Plain spans of the SDK with the attributes that a user would set, and an unbounded queue."""
 
     def __init__(self, url: str) -> None:
         self.provider = stock.provider(url, queue=ALL)
         self.tracer = self.provider.get_tracer("bench")
 
     def run(self, number: int, steps: int, gap: float = 0.0) -> None:
-        """One run: a root span, and a child for each step. gap: seconds between steps."""
-        told = {"runspan.run.id": f"run_{number}", "runspan.workflow.id": "wf_bench", "runspan.run.input": _text(INPUT)}
-        with self.tracer.start_as_current_span("run wf_bench", kind=SpanKind.SERVER, attributes=told) as root:
-            for place in range(steps):
-                with self.tracer.start_as_current_span(f"step {place}") as span:
+        """Record one run: a root span, and a child for each step. gap: Seconds between steps."""
+        attributes = {
+            "runspan.run.id": f"run_{number}",
+            "runspan.workflow.id": "wf_bench",
+            "runspan.run.input": _text(INPUT),
+        }
+        with self.tracer.start_as_current_span("run wf_bench", kind=SpanKind.SERVER, attributes=attributes) as root:
+            for index in range(steps):
+                with self.tracer.start_as_current_span(f"step {index}") as span:
                     span.set_attributes(
                         {
                             "runspan.run.id": f"run_{number}",
-                            "runspan.step.id": f"step-{place}",
-                            "runspan.step.name": f"step {place}",
+                            "runspan.step.id": f"step-{index}",
+                            "runspan.step.name": f"step {index}",
                             "runspan.step.type": "action",
                             "runspan.step.input": _text(INPUT),
                             "runspan.step.output": _text(OUTPUT),
@@ -58,28 +62,28 @@ class Sdk:
             root.set_attributes({"runspan.run.status": "completed", "runspan.run.output": _text(OUTPUT)})
 
     def flush(self) -> None:
-        """Delivers everything."""
+        """Export everything."""
         self.provider.force_flush(_FLUSH_SECONDS * 1000)
 
 
 class Recorded:
-    """The Recorder: the same told, with snapshots while it runs and the exact document at the end."""
+    """The Recorder: the same data, with snapshots while the run lasts and the exact document at the end."""
 
     def __init__(self, url: str) -> None:
         self.recorder = Recorder(endpoint=url, environ={"OTEL_EXPORTER_OTLP_COMPRESSION": "none"})
 
     def run(self, number: int, steps: int, gap: float = 0.0) -> None:
-        """One run. gap: seconds between steps."""
+        """Record one run. gap: Seconds between steps."""
         with self.recorder.run("wf_bench", run_id=f"run_{number}", input=INPUT) as run:
-            for place in range(steps):
-                with run.step(f"step-{place}", name=f"step {place}", type="action") as step:
+            for index in range(steps):
+                with run.step(f"step-{index}", name=f"step {index}", type="action") as step:
                     step.set_input(INPUT)
                     step.set_output(OUTPUT)
                 _wait(gap)
             run.set_output(OUTPUT)
 
     def flush(self) -> None:
-        """Delivers everything; RuntimeError when something was lost."""
+        """Export everything. Raise RuntimeError if something was lost."""
         self.recorder.flush(_FLUSH_SECONDS)
         report = self.recorder.report()
         if not report.complete:

@@ -19,7 +19,7 @@ _WARM_RUNS = 200
 
 
 def counts(port: int) -> dict[str, int]:
-    """What the sink got since the last call."""
+    """Return what the sink has received since the last call."""
     connection = HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request("GET", "/")
     found: dict[str, int] = json.loads(connection.getresponse().read())
@@ -28,7 +28,7 @@ def counts(port: int) -> dict[str, int]:
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     return [*_ratios(plan), *_losses(plan)]
 
 
@@ -81,7 +81,7 @@ def _figure(
 
 
 def _losses(plan: Plan) -> list[Figure]:
-    """Spans that never arrive when the receiver takes 50 ms to answer."""
+    """Measure the spans that are lost if the receiver takes 50 ms to respond."""
     runs = plan.runs or (1000 if plan.quick else 4000)
     file = write_ndjson(plan.folder / "loss.ndjson", runs, seed(_SECTION, 500))
     figures = []
@@ -91,6 +91,6 @@ def _losses(plan: Plan) -> list[Figure]:
             made = worker("bench.senders", {"contestant": name, "url": url, "file": str(file)})["spans"]
             lost = 100 * (made - counts(sink["port"])["spans"]) / made
             goal = at_most(0) if name.startswith("ours") else None
-            note = f"{made} spans against a sink that answers after 50 ms"
+            note = f"{made} spans against a sink that responds after 50 ms"
             figures.append(Figure("export", f"spans lost, {shown}", lost, unit="%", goal=goal, note=note))
     return figures

@@ -1,4 +1,4 @@
-"""What a measurement says: samples of contestants that took turns, ratios of them, and the goals they are held to."""
+"""Samples of contestants that take turns, ratios of them, and the goals of the ratios."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound that a figure should keep: at least, or at most."""
+    """A bound of a figure: at least, or at most."""
 
     bound: float
     at_most: bool = False
@@ -25,19 +25,18 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the result.
-
-    low, high: the range of the single rounds. unit: "x" for a ratio; else what the number counts. cpu: the same ratio
-    by processor time, which other work on the machine disturbs less; None where it was not measured.
-    """
+    """One line of the result."""
 
     section: str
     name: str
     value: float
     low: float | None = None
+    """The lowest value of a single round."""
     high: float | None = None
     cpu: float | None = None
+    """The same ratio by processor time, which other work on the machine disturbs less; None: not measured."""
     unit: str = "x"
+    """``x`` for a ratio, otherwise the unit."""
     goal: Goal | None = None
     note: str = ""
 
@@ -51,8 +50,11 @@ def at_most(bound: float) -> Goal:
 
 
 def take_turns(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
-    """The samples of each contestant, one a round. Each round begins with the next contestant, so that none always
-    runs first or after the same one. A contestant is given the number of the round, to choose fresh data by."""
+    """Return the samples of each contestant, one per round.
+
+    Each round begins with the next contestant, so that none always runs first. A contestant gets the number of the
+    round, to use other data in each.
+    """
     names = list(contestants)
     samples: dict[str, list[T]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -63,7 +65,9 @@ def take_turns(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> di
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float, float]:
-    """The best of one by the best of the other, and the lowest and highest ratio of a single round. Samples are times
-    or other costs: the least is the best, being the one that the machine disturbed least."""
+    """Return the ratio of the best samples, and the lowest and highest ratio of a single round.
+
+    Samples are times or other costs, so the lowest is the best, because the machine disturbed it least.
+    """
     singles = [a / b for a, b in zip(over, under, strict=True)]
     return min(over) / min(under), min(singles), max(singles)

@@ -1,4 +1,4 @@
-"""The load client as a process: kept-alive connections to several servers, one slice of requests after the other.
+"""The load client as a process: persistent connections to several servers, one batch of requests after the other.
 
 Run as ``python -m bench.load OPTIONS``; its last line has, for each contestant, seconds a request in each round, by the
 clock and by the server's processor time.
@@ -18,7 +18,7 @@ from bench.machine import cpu_seconds, pin
 
 
 class Client:
-    """Sends requests over its connections, each with one request under way."""
+    """Sends requests over its connections, one at a time on each."""
 
     def __init__(self, port: int, connections: int) -> None:
         self._sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
@@ -28,7 +28,7 @@ class Client:
             self._selector.register(each, selectors.EVENT_READ)
 
     def run(self, requests: list[bytes]) -> None:
-        """Sends all of them and reads every answer, which must be a success."""
+        """Send all of them and read every response, which must be a success."""
         waiting = iter(requests)
         left = len(requests)
         buffers: dict[Any, bytearray] = {}
@@ -40,12 +40,12 @@ class Client:
         while left:
             for key, _ in self._selector.select():
                 connection: Any = key.fileobj
-                piece = connection.recv(1 << 18)
-                if not piece:
+                chunk = connection.recv(1 << 18)
+                if not chunk:
                     raise RuntimeError("the server hung up")
                 buffer = buffers[connection]
-                buffer += piece
-                if not _whole(buffer):
+                buffer += chunk
+                if not _is_complete(buffer):
                     continue
                 if not buffer.startswith(b"HTTP/1.1 200"):
                     raise RuntimeError(bytes(buffer[:300]).decode(errors="replace"))
@@ -56,13 +56,13 @@ class Client:
                     connection.sendall(request)
 
 
-def _whole(buffer: bytearray) -> bool:
+def _is_complete(buffer: bytearray) -> bool:
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         return False
-    head = bytes(buffer[:end]).lower()
-    start = head.index(b"content-length:") + 15
-    return len(buffer) >= end + 4 + int(head[start:].split(b"\r\n", 1)[0])
+    header = bytes(buffer[:end]).lower()
+    start = header.index(b"content-length:") + 15
+    return len(buffer) >= end + 4 + int(header[start:].split(b"\r\n", 1)[0])
 
 
 def main() -> None:
@@ -72,8 +72,8 @@ def main() -> None:
 
     def contestant(each: dict[str, Any]) -> Any:
         client = Client(each["port"], options["connections"])
-        head = f"\r\nHost: 127.0.0.1\r\n{each.get('header', '')}\r\n"
-        requests = [f"GET {path} HTTP/1.1{head}".encode() for path in each["paths"]]
+        headers = f"\r\nHost: 127.0.0.1\r\n{each.get('header', '')}\r\n"
+        requests = [f"GET {path} HTTP/1.1{headers}".encode() for path in each["paths"]]
         requests = (requests * (slice_size // len(requests) + 1))[:slice_size]
         client.run(requests[: slice_size // 4 + 1])
 

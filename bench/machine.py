@@ -1,4 +1,4 @@
-"""Where and with what the figures were made: processor, versions, commit, date; and the pinning to one processor."""
+"""The machine and versions of a measurement, and pinning to one processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LIBRARIES = (
 
 
 def description() -> dict[str, str]:
-    """All that a reader needs to judge or repeat the figures."""
+    """Return what a reader needs to judge or repeat the figures."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
@@ -35,7 +35,7 @@ def description() -> dict[str, str]:
 
 
 def cpus() -> tuple[int | None, int | None]:
-    """The processors for who is measured and for the other side; None where the system cannot pin or has no other."""
+    """Return the processors for the measured side and for the other one; None if there is none, or no pinning."""
     if not hasattr(os, "sched_getaffinity"):
         return None, None
     allowed = sorted(os.sched_getaffinity(0))
@@ -43,13 +43,13 @@ def cpus() -> tuple[int | None, int | None]:
 
 
 def pin(cpu: int | None) -> None:
-    """Keeps this process and its children on one processor."""
+    """Keep this process and its children on one processor."""
     if cpu is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cpu})
 
 
 def cpu_seconds(pid: int) -> float:
-    """The processor time that a running process has used so far; NaN where the system does not tell."""
+    """Return the processor time of a running process so far; NaN if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -58,7 +58,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """The highest resident memory of a running process so far; 0 where the system does not tell."""
+    """Return the peak resident memory of a running process so far; 0 if unknown."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

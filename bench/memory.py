@@ -19,7 +19,7 @@ _LIMIT_MB = 150
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     sizes = [20, 80] if plan.quick else [50, 500]
     if plan.runs:
         sizes = [max(plan.runs // 1000, 1), max(plan.runs // 250, 4)]
@@ -43,7 +43,7 @@ def run(plan: Plan) -> list[Figure]:
 
 
 def _peak(file: str, url: str) -> int:
-    """The high-water mark, asked for until the process ends: what wait4 tells can be its parent's."""
+    """Return the peak, polled until the process ends, because that of wait4 can be its parent's."""
     command = [sys.executable, "-m", "runspan", "export", file, "--endpoint", url, "--quiet"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         peak = 0

@@ -1,4 +1,4 @@
-"""The figures as text: the cells of the table, and the page in Markdown."""
+"""Figures as text: the cells of a table, and the page in Markdown."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from bench.figures import Figure
 
 COLUMNS = ("section", "figure", "value", "single rounds", "by CPU time", "goal", "met", "note")
 
-_HEAD = """\
+_INTRODUCTION = """\
 # Figures
 
 Ratios, each of one run in which the contestants took turns: the best round of one by the best round of the other.
 "Single rounds" is the range of the ratio within a round. "By CPU time" is the same ratio by processor time, which other
-work on the machine disturbs less than the clock. Absolute times are not given: they say nothing on another machine.
+work on the machine disturbs less than the clock. Absolute times are not given, because they mean nothing elsewhere.
 Goals that are missed say NO. The goals that compare with Tempo's and Phoenix' own speed are not measured here.
 `python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
 
@@ -23,22 +23,22 @@ What is compared:
   that were made before, which no exporter could use; and the SDK's encoder on spans made before.
 - **export**: an NDJSON file until every request is acknowledged, on one core, the receiver on the other. *Stock* is the
   OpenTelemetry SDK with its batch processor and OTLP/HTTP exporter, a queue that holds everything, and the attributes
-  that runspan's spans have but for digest, manifest and revision. The *floor* takes each document apart and sends bytes
-  that were ready. Every span sent is counted at the receiver.
+  that runspan's spans have but for digest, manifest and revision. The *floor* parses each document and sends bytes
+  that were encoded before. Every span sent is counted at the receiver.
 - **store**: the embedded store in this process; the stores of all sizes are open at once and take turns.
-- **serve**: eight kept-alive connections from another process; the server has a core to itself.
+- **serve**: eight persistent connections from another process; the server has a core to itself.
 - **memory**: the peak resident memory of `runspan export`.
-- **pipe**: a file into a real `runspan serve` until every run is durable and can be asked for, which is checked run by
-  run. The stock side sends the same spans, with ids and attributes worked out before the clock starts.
+- **pipe**: a file into a real `runspan serve` until every run is durable and can be read, which is checked for each
+  run. The stock side sends the same spans, with ids and attributes computed before the clock starts.
 - **recorder**: what a step costs an engine under the Recorder, against plain spans of the SDK with its batch processor.
 - **remote**: a reader's time beyond what passes in its HTTP client, which is counted as the backend's own. A list over
-  Jaeger fetches whole traces, which have to be parsed, and Jaeger's memory answers about as fast as that can be done;
-  what was in an earlier answer is compared with it instead, byte by byte. "Never listed before" is without that.
+  Jaeger fetches whole traces, which have to be parsed, and Jaeger's memory responds about as fast as that can be done;
+  what was in an earlier response is compared with it instead, byte by byte. "Never listed before" is without that.
 """
 
 
 def cells(figure: Figure) -> list[str]:
-    """One row, a cell for each of ``COLUMNS``."""
+    """Return one row, a cell for each of ``COLUMNS``."""
     return [
         figure.section,
         figure.name,
@@ -52,9 +52,9 @@ def cells(figure: Figure) -> list[str]:
 
 
 def markdown(about: Mapping[str, str], figures: Iterable[Figure]) -> str:
-    """The page."""
+    """Return the page."""
     figures = list(figures)
-    lines = [_HEAD, _row(COLUMNS), _row(["---"] * len(COLUMNS))]
+    lines = [_INTRODUCTION, _row(COLUMNS), _row(["---"] * len(COLUMNS))]
     lines += [_row(cells(figure)) for figure in figures]
     missed = [figure for figure in figures if figure.goal is not None and not figure.goal.met(figure.value)]
     lines += ["", "## Missed", ""]

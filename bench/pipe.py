@@ -25,7 +25,7 @@ _SECTION = 6
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     runs = plan.runs or (1000 if plan.quick else 4000)
     rounds = plan.rounds or (2 if plan.quick else 4)
     warm = write_ndjson(plan.folder / "warm.ndjson", min(runs, 200), seed(_SECTION, 999))
@@ -70,7 +70,7 @@ def _server(data: Path) -> Iterator[tuple[str, int]]:
 
 
 def _check(url: str, files: list[Path]) -> None:
-    """Every run sent is there, exactly."""
+    """Check that the server returns every run."""
     connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
     for file in files:
         for line in file.read_bytes().splitlines():

@@ -1,4 +1,4 @@
-"""How much is measured: what the command line asked for, as the sections read it."""
+"""How much the sections measure, as given on the command line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """folder: for files of the measurement, deleted afterwards. runs, rounds: 0 leaves the choice to the section.
-
-    quick: small sizes. full: the largest ones, for hours and gigabytes. say: told what was measured, as it goes.
-    """
+    """The options of a measurement."""
 
     folder: Path
+    """For temporary files."""
     runs: int = 0
+    """0: the section's choice."""
     rounds: int = 0
+    """0: the section's choice."""
     quick: bool = False
+    """Measure small sizes."""
     full: bool = False
-    say: Callable[[str], None] = lambda words: None
+    """Measure the largest sizes, which take hours and gigabytes."""
+    say: Callable[[str], None] = lambda message: None
+    """Shows an intermediate result."""

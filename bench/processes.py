@@ -1,4 +1,4 @@
-"""Child processes of the benchmark: helpers that say one JSON line when ready, and workers that end with one."""
+"""Child processes of the benchmark: helpers that print a JSON line when ready, and workers that end with one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 
 
 def environment() -> dict[str, str]:
-    """Ours without OTEL_ variables: they would change what is measured."""
+    """Return the environment without OTEL_ variables, which would change what is measured."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "RUNSPAN_"))}
 
 
 @contextmanager
 def helper(module: str, **options: Any) -> Iterator[dict[str, Any]]:
-    """A module of the benchmark that serves until its standard input ends. Yields the line it prints when ready, with
-    its ``pid``."""
+    """Run a module of the benchmark that serves until its standard input ends. Yield its first line and its ``pid``."""
     command = [sys.executable, "-m", module, json.dumps(options)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
@@ -40,7 +39,7 @@ def helper(module: str, **options: Any) -> Iterator[dict[str, Any]]:
 
 
 def worker(module: str, options: Mapping[str, Any], timeout: float = 3600) -> dict[str, Any]:
-    """Runs a module of the benchmark in a process of its own to its end: the JSON of its last line."""
+    """Run a module of the benchmark in its own process, and return the JSON of its last line."""
     command = [sys.executable, "-m", module, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout, check=False)
     if done.returncode:

@@ -1,6 +1,6 @@
 """Section ``recorder``: what the Recorder costs a live engine per step, against plain spans of the SDK.
 
-The engine does nothing but tell of its steps, so a run of ten is over in a millisecond or two: the hardest case. Both
+The engine does nothing but record steps, so a run of ten is over in a millisecond or two: the hardest case. Both
 sides put the same input and output on each step and lose nothing; the Recorder writes snapshots and the exact document
 besides.
 """
@@ -22,7 +22,7 @@ _SLOW_GAP: Final = 0.005
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     runs = plan.runs or (400 if plan.quick else 2000)
     rounds = plan.rounds or (3 if plan.quick else 7)
     mine, other = cpus()

@@ -33,7 +33,7 @@ _VISIBLE_SECONDS = 60
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section: none without a server."""
+    """Return the figures of the section; none without a server."""
     pairs = os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()
     if not pairs:
         plan.say("remote: skipped, RUNSPAN_BENCH_BACKENDS names no server")
@@ -43,7 +43,7 @@ def run(plan: Plan) -> list[Figure]:
 def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
     runs = plan.runs or (300 if plan.quick else 2000)
     rounds = plan.rounds or (100 if plan.quick else 400)
-    # A tenant and a service of this run alone, and times that retention and search windows hold.
+    # A tenant and a service of this measurement only, and times within retention and search windows.
     name = f"bench-{time.time_ns()}"
     start = datetime.now(UTC) - timedelta(days=2)
     documents = [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, 0), start=start, span_days=1.9)]
@@ -67,7 +67,7 @@ def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:
 
 
 def _list_of_new(reader: Any, tenant: str) -> None:
-    """The same list by a reader that remembers none of its runs."""
+    """Measure the same list with a reader that has cached none of its runs."""
     if isinstance(reader, JaegerReader):
         reader._revisions = RevisionCache()
         reader._resource_spans.clear()
@@ -75,7 +75,7 @@ def _list_of_new(reader: Any, tenant: str) -> None:
 
 
 class _Own:
-    """Measures how much of a reader's time is spent in the backend: all that passes in its HTTP client."""
+    """Measures how much of a reader's time passes in its HTTP client, which counts as the backend's."""
 
     def __init__(self, reader: Any) -> None:
         self._inside = 0.0
@@ -93,7 +93,7 @@ class _Own:
         reader._http.get = timed
 
     def share(self, question: Callable[[], object]) -> tuple[float, float, int]:
-        """Seconds in all, seconds in the backend, requests."""
+        """Return the total seconds, the seconds in the backend, and the number of requests."""
         self._inside, self._requests = 0.0, 0
         begin = time.perf_counter()
         question()
@@ -109,7 +109,7 @@ def _figure(kind: str, what: str, samples: list[tuple[float, float, int]], goal:
 
 def _full(page: Any) -> None:
     if len(page.items) < 50:
-        raise NotFound("not all there yet")
+        raise NotFound("some runs are missing")
 
 
 def _wait(question: Callable[[], object]) -> None:

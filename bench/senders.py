@@ -31,17 +31,17 @@ ALL: Final = 1 << 22
 """A queue that holds every span of a pass."""
 
 Pass = Callable[[str], int]
-"""Sends a file's documents, waits for the answers, and returns how many spans it made."""
+"""Sends the documents of a file, waits for the responses, and returns the number of spans."""
 
 
 class Ours:
-    """``runspan.export`` as the command line puts it together."""
+    """``runspan.export`` as the command line configures it."""
 
     def __init__(self, url: str, compression: str) -> None:
         self._settings = ExporterConfig(url, compression=compression, timeout=60)
 
     def prepare(self, path: str) -> None:
-        """Nothing is worked out beforehand."""
+        """Prepare nothing."""
 
     def run(self, path: str) -> int:
         with connect(self._settings) as delivery:
@@ -58,7 +58,7 @@ class Stock:
         self._url, self._gzip, self._queue = url, gzip, queue
 
     def prepare(self, path: str) -> None:
-        """Nothing is worked out beforehand."""
+        """Prepare nothing."""
 
     def run(self, path: str) -> int:
         made = stock.provider(self._url, gzip=self._gzip, queue=self._queue)
@@ -71,7 +71,7 @@ class Stock:
 
 
 class StockReady:
-    """The SDK sending runspan's own spans, their ids and attributes worked out beforehand."""
+    """The SDK with runspan's own spans, whose ids and attributes were computed before."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -99,7 +99,7 @@ class StockReady:
 
 
 class Floor:
-    """The least that any exporter does: take each document apart, and send bytes that were ready before."""
+    """The least that any exporter does: parse each document, and send bytes that were encoded before."""
 
     def __init__(self, url: str) -> None:
         self._transport = HttpTransport(ExporterConfig(url, compression="none", timeout=60))

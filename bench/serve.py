@@ -18,7 +18,7 @@ _SECTION = 4
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     runs = plan.runs or (2000 if plan.quick else 20_000)
     rounds = plan.rounds or (5 if plan.quick else 15)
     documents = [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, 0))]
@@ -58,7 +58,7 @@ def _figure(samples: dict[str, list[list[float]]], name: str, goal: Goal | None)
     hello_wall, hello_cpu = zip(*samples["hello"], strict=True)
     wall, cpu = zip(*samples[name], strict=True)
     value, low, high = ratio(hello_wall, wall)
-    # The system counts processor time in ticks, so only the sum over all rounds is fine enough.
+    # Processor time is counted in ticks, so only the sum over all rounds is precise enough.
     by_cpu = sum(hello_cpu) / sum(cpu) if sum(cpu) else None
-    note = "50 summaries" if name.startswith("list") else "whole documents"
+    note = "50 summaries" if name.startswith("list") else "complete documents"
     return Figure("serve", f"rate of {name} / Flask hello", value, low, high, by_cpu, goal=goal, note=note)

@@ -23,7 +23,7 @@ from runspan.web.server import WebServer
 
 
 def hello() -> Flask:
-    """What any Flask application costs at least."""
+    """The minimal cost of a Flask application."""
     app = Flask("hello")
 
     @app.get("/")
@@ -45,7 +45,7 @@ def main() -> None:
         if options.get("keyed"):
             keys = ApiKeyStore(data / "keys.sqlite3")
             ready["key"] = keys.create("bench")[0]
-        # A limit that is counted and never reached.
+        # A limit that is counted but never reached.
         config = WebConfig(reads_per_minute=100_000_000)
         store = SqliteStore(data)
         app = create_app(store, store, config=config, keys=keys)

@@ -1,4 +1,4 @@
-"""A minimal OTLP/HTTP receiver as a process: it answers at once, and counts what it got only when it is asked.
+"""A minimal OTLP/HTTP receiver as a process: it responds at once, and counts requests only when asked.
 
 Run as ``python -m bench.sink '{"delay": 0, "count_now": false, "cpu": null}'``; it ends with its standard input.
 """
@@ -20,7 +20,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-l
 
 
 class Sink:
-    """delay: seconds before each answer. count_now: count on arrival and keep nothing, where memory matters."""
+    """delay: Seconds before each response. count_now: Count on arrival and keep nothing, to save memory."""
 
     def __init__(self, delay: float, count_now: bool) -> None:
         self.delay = delay
@@ -30,7 +30,7 @@ class Sink:
         self.lock = threading.Lock()
 
     def serve(self, connection: socket.socket) -> None:
-        """One connection, request after request."""
+        """Serve one connection."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection, connection.makefile("rb", buffering=1 << 18) as stream:
             while (line := stream.readline()) not in (b"", b"\r\n"):
@@ -55,7 +55,7 @@ class Sink:
                 connection.sendall(_ANSWER)
 
     def counts(self) -> dict[str, int]:
-        """What came since the last call."""
+        """Return what was received since the last call."""
         kept, self.kept = self.kept, []
         for body, zipped in kept:
             self.count(body, zipped)

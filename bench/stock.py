@@ -28,7 +28,7 @@ _RUN_RESULTS = {"completed": "success", "failed": "failure", "timed_out": "timeo
 def provider(
     url: str, *, gzip: bool = False, queue: int | None = None, ids: IdGenerator | None = None
 ) -> TracerProvider:
-    """A tracer provider with a batch processor. queue: its bound in spans; None: the processor's own default."""
+    """Return a tracer provider with a batch processor. queue: Its size in spans; None: the default."""
     exporter = OTLPSpanExporter(endpoint=url, compression=Compression.Gzip if gzip else Compression.NoCompression)
     made = TracerProvider(resource=Resource({"service.name": "runspan"}), id_generator=ids)
     made.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=queue))
@@ -36,7 +36,7 @@ def provider(
 
 
 def send(lines: Iterable[bytes], tracer: Tracer) -> int:
-    """Makes the spans of each document, which the processor then sends; returns how many."""
+    """Make the spans of each document, which the processor sends. Return their number."""
     spans = 0
     for line in lines:
         spans += trace_run(json.loads(line), tracer)
@@ -44,7 +44,7 @@ def send(lines: Iterable[bytes], tracer: Tracer) -> int:
 
 
 def trace_run(run: Mapping[str, Any], tracer: Tracer) -> int:
-    """One run: the root, and a child for each step."""
+    """Make the spans of one run: the root, and a child for each step."""
     status = run["status"]
     workflow = run["workflowId"]
     root = tracer.start_span(f"run {workflow}", kind=SpanKind.SERVER, start_time=_ns(run["startedAt"]))
@@ -138,7 +138,7 @@ def _ns(text: str) -> int:
 
 
 class ReadyIds(IdGenerator):
-    """Hands out ids that were worked out before, so that the SDK sends runspan's own spans."""
+    """Generates the ids of runspan's own spans, so that the SDK sends these."""
 
     def __init__(self) -> None:
         self.trace_id = self.span_id = 1
@@ -151,7 +151,7 @@ class ReadyIds(IdGenerator):
 
 
 class ReadySpan:
-    """What the SDK needs for one of runspan's spans, worked out before the time is taken."""
+    """One of runspan's spans, prepared for the SDK before the measurement."""
 
     __slots__ = ("attributes", "end", "events", "kind", "name", "root", "span_id", "start", "status")
 
@@ -167,18 +167,17 @@ class ReadySpan:
 
 
 def send_ready(line: bytes, trace_id: int, spans: Sequence[ReadySpan], tracer: Tracer, ids: ReadyIds) -> None:
-    """Reads a document and starts and ends the spans that it stands for, attributes ready: less than a user's code
-    would have to do."""
+    """Parse a document, and start and end its prepared spans: less work than a user's code would have."""
     json.loads(line)
     ids.trace_id = trace_id
-    *steps, head = spans
-    ids.span_id = head.span_id
-    root = tracer.start_span(head.name, kind=head.kind, start_time=head.start)
+    *steps, run_span = spans
+    ids.span_id = run_span.span_id
+    root = tracer.start_span(run_span.name, kind=run_span.kind, start_time=run_span.start)
     context = set_span_in_context(root)
     for step in steps:
         ids.span_id = step.span_id
         _end(tracer.start_span(step.name, context=context, kind=step.kind, start_time=step.start), step)
-    _end(root, head)
+    _end(root, run_span)
 
 
 def _end(span: Any, ready: ReadySpan) -> None:

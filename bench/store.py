@@ -1,4 +1,4 @@
-"""Section ``store``: the embedded store at several sizes, side by side: ingest, get, lists, disk, the price of fsync.
+"""Section ``store``: the embedded store at several sizes in turn: ingest, get, lists, disk, and the cost of fsync.
 
 The stores of all sizes are open at once and take turns, so that a figure at one size is compared with another of the
 same minute. Lists and gets are single calls in this process, without HTTP.
@@ -34,19 +34,19 @@ T = TypeVar("T")
 
 _SECTION = 3
 _GOAL_SIZE = 1_000_000
-"""The ingest goal compares a million runs with a tenth of it; at smaller sizes the caches decide."""
+"""The ingest goal compares a million runs with a tenth of it; smaller sizes measure the caches."""
 
 _LARGE = 100_000
-"""In smaller stores half-empty pages count for much, and in a tenth of it lists are not full."""
+"""Smaller stores have many half-empty pages, and a tenth of them has no full lists."""
 _RESOURCE = Resource()
 _RUNS_A_REQUEST = 320
-"""About as many as the exporter puts into one."""
+"""About as many as in a request of the exporter."""
 _WRITERS = 4
-"""Requests that wait for the disk at once, as in a server; the store commits them together."""
+"""Concurrent requests, as in a server, which the store commits together."""
 
 
 class Shelf:
-    """A store that was filled, and what is needed to ask it for things."""
+    """A store with runs, and what is needed to read them."""
 
     def __init__(self, folder: Path, size: int, number: int) -> None:
         self.store = SqliteStore(folder)
@@ -64,20 +64,20 @@ class Shelf:
             write_all(self.store, bodies(runs))
 
     def disk_bytes(self) -> int:
-        """The file with its log written back into it."""
+        """Return the file after a checkpoint of its log."""
         with sqlite3.connect(self.store.path) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return self.store.path.stat().st_size
 
 
 def bodies(runs: list[Run]) -> list[bytes]:
-    """OTLP requests as the exporter makes them."""
+    """Return OTLP requests like those of the exporter."""
     chunks = [runs[position : position + _RUNS_A_REQUEST] for position in range(0, len(runs), _RUNS_A_REQUEST)]
     return [request_bytes(_RESOURCE, chain.from_iterable(write_runs(chunk, observed_at=1))) for chunk in chunks]
 
 
 def write_all(store: SqliteStore, requests: list[bytes]) -> tuple[float, float]:
-    """Seconds until all requests are durable, several at a time, by the clock and by processor time."""
+    """Return the seconds until all requests are durable, several at a time, by the clock and by processor time."""
 
     def write(body: bytes) -> None:
         written = store.write(read_protobuf(body))
@@ -95,7 +95,7 @@ def _all(work: Callable[[T], object], items: Iterable[T], threads: int) -> tuple
 
 
 def run(plan: Plan) -> list[Figure]:
-    """The figures of the section."""
+    """Return the figures of the section."""
     sizes = [2_000, 10_000] if plan.quick else [10_000, 100_000, 1_000_000] if plan.full else [10_000, 100_000]
     if plan.runs:
         sizes = [max(plan.runs // 10, 1), plan.runs]
@@ -156,7 +156,7 @@ def _questions(shelf: Shelf, choose: random.Random) -> Iterator[tuple[str, Calla
 
 
 def _ingest(plan: Plan, shelves: list[Shelf], rounds: int) -> list[Figure]:
-    """OTLP ingest of fresh runs into the filled stores, and documents one by one into the smallest."""
+    """Measure the ingest of new runs into the stores, and of single documents into the smallest."""
     runs = min(2560, shelves[0].size)
 
     def fresh(turn: int, part: int) -> list[Run]:
@@ -191,17 +191,17 @@ def _rate(
     goal: Goal | None = None,
     note: str = "",
 ) -> Figure:
-    """How many times the rate of what took ``under`` is that of what took ``over``."""
+    """Return the ratio of two rates, of what took ``under`` and what took ``over``."""
     (over_wall, over_cpu), (under_wall, under_cpu) = zip(*over, strict=True), zip(*under, strict=True)
     return Figure("store", name, *ratio(over_wall, under_wall), ratio(over_cpu, under_cpu)[0], goal=goal, note=note)
 
 
 def _durability(plan: Plan, rounds: int) -> list[Figure]:
-    """What it costs to wait for the disk: the same requests with the file's synchronous setting off."""
+    """Measure the cost of waiting for the disk: the same requests with synchronous = OFF."""
     runs = 1000 if plan.quick else 4000
     runs = min(runs, plan.runs or runs)
     with SqliteStore(plan.folder / "durable") as durable, SqliteStore(plan.folder / "unsynced") as unsynced:
-        # The store has no option for it, and should have none.
+        # The store has no such option, and should have none.
         unsynced._writer.submit(_unsync, alone=True)
 
         def into(store: SqliteStore, part: int) -> Callable[[int], tuple[float, float]]:

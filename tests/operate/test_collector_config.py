@@ -30,8 +30,8 @@ from runspan.telemetry.otel import push_metrics
 from support.cli import environment, running, server
 from support.servers.collector import CONFIG, Collector, scraped, start_collector
 from support.servers.programs import ROOT, require_program
-from support.sync import place as platform
-from support.sync import synced
+from support.sync import local_server as platform
+from support.sync import sync_command
 
 TEXT = CONFIG.read_text()
 SETTINGS: dict[str, Any] = yaml.safe_load(TEXT)
@@ -240,7 +240,7 @@ def following(how: str, folder: Path, otlp: str) -> Iterator[Callable[[dict[str,
 
             def write(found: dict[str, Any]) -> None:
                 source.put(found)
-                synced(source.url, otlp, folder / "checkpoint", "--heartbeat", "0s")
+                sync_command(source.url, otlp, folder / "checkpoint", "--heartbeat", "0s")
 
             yield write
         return

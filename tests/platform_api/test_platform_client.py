@@ -31,7 +31,7 @@ from runspan.platform_api import PlatformClient, fingerprint_of_summary, parse_a
 from runspan.platform_api.schema import MalformedResponse, read_data, read_page
 from support.cli import generated
 from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
-from support.sync import Place, place, run_document
+from support.sync import LocalServer, local_server, run_document
 
 QUICK = RetryPolicy(max_attempts=4, first_delay=0.01, max_delay=0.05)
 
@@ -70,8 +70,8 @@ def texts() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, bytes]) -> Iterator[Place]:
-    with place(tmp_path_factory.mktemp("source")) as made:
+def source(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, bytes]) -> Iterator[LocalServer]:
+    with local_server(tmp_path_factory.mktemp("source")) as made:
         made.fill(*texts.values())
         yield made
 
@@ -87,7 +87,7 @@ def all_listed(platform_client: PlatformClient, **filters: str) -> list[str]:
             return ids
 
 
-def test_lists_and_documents_are_those_of_the_server(source: Place, texts: dict[str, bytes]) -> None:
+def test_lists_and_documents_are_those_of_the_server(source: LocalServer, texts: dict[str, bytes]) -> None:
     """Every run once over all pages, newest first, and each document verbatim."""
     with closing(client(source.url)) as platform_client:
         ids = all_listed(platform_client)
@@ -98,7 +98,7 @@ def test_lists_and_documents_are_those_of_the_server(source: Place, texts: dict[
 
 
 def test_an_item_of_the_list_has_the_fingerprint_of_the_runs_own_summary(
-    source: Place, texts: dict[str, bytes]
+    source: LocalServer, texts: dict[str, bytes]
 ) -> None:
     """So a run that did not change between list and document is not fetched twice."""
     with closing(client(source.url)) as platform_client:
@@ -109,12 +109,12 @@ def test_an_item_of_the_list_has_the_fingerprint_of_the_runs_own_summary(
 def test_ids_of_every_script_are_sent_completely(tmp_path: Path) -> None:
     """Slashes, dots, percent signs and other scripts are part of an id."""
     ids = ["a/b", "..", "50%", "läuft", "実行", "a b?c#d", "x/trace"]
-    with place(tmp_path) as made, closing(client(made.url)) as platform_client:
+    with local_server(tmp_path) as made, closing(client(made.url)) as platform_client:
         made.put(*(run_document(run_id) for run_id in ids))
         assert {json.loads(platform_client.document(run_id).text)["id"] for run_id in ids} == set(ids)
 
 
-def test_requests_that_fail_for_a_while_are_retried(source: Place, texts: dict[str, bytes]) -> None:
+def test_requests_that_fail_for_a_while_are_retried(source: LocalServer, texts: dict[str, bytes]) -> None:
     """All lists and documents arrive unchanged through every kind of fault."""
     with platform(source.url, faults=EVERY_KIND, seed=7, pause=0.01) as mock:
         retry = RetryPolicy(max_attempts=10, first_delay=0.001, max_delay=0.01)
@@ -139,7 +139,7 @@ def test_requests_that_fail_for_a_while_are_retried(source: Place, texts: dict[s
     ],
 )
 def test_requests_that_always_fail_are_an_error_after_the_last_attempt(
-    source: Place, texts: dict[str, bytes], kind: str, expected: type[RunspanError]
+    source: LocalServer, texts: dict[str, bytes], kind: str, expected: type[RunspanError]
 ) -> None:
     """Each kind of fault has its own error, and the number of attempts is bounded."""
     retry = RetryPolicy(max_attempts=3, first_delay=0.001, max_delay=0.01)
@@ -160,7 +160,7 @@ def test_a_port_without_a_listener_is_unreachable() -> None:
         platform_client.runs()
 
 
-def test_a_requested_delay_pauses_every_thread(source: Place, texts: dict[str, bytes]) -> None:
+def test_a_requested_delay_pauses_every_thread(source: LocalServer, texts: dict[str, bytes]) -> None:
     """After a 429 nothing is sent before the time it names, and a 429 uses up no attempt."""
     with platform(source.url, limit=5, window=1.0) as mock:
         with closing(client(mock.url, retry=RetryPolicy(max_attempts=1))) as platform_client:
@@ -183,7 +183,7 @@ def test_a_requested_delay_pauses_every_thread(source: Place, texts: dict[str, b
 
 
 @pytest.mark.parametrize("dated", [False, True])
-def test_retry_after_is_read_as_seconds_and_as_a_date(source: Place, dated: bool) -> None:
+def test_retry_after_is_read_as_seconds_and_as_a_date(source: LocalServer, dated: bool) -> None:
     """HTTP allows both forms."""
     clock = Clock()
     with platform(source.url, faults=Faults(limited=1.0)) as mock:
@@ -226,7 +226,7 @@ def test_the_rate_limit_holds_in_every_window() -> None:
     assert all(later - earlier >= 9.99 for earlier, later in zip(taken, taken[100:], strict=False))
 
 
-def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: Place, texts: dict[str, bytes]) -> None:
+def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: LocalServer, texts: dict[str, bytes]) -> None:
     """The old key is refused once, and the new one is used; without a new one the error is raised."""
     keys = iter(["old", "new", "new", "new"])
     with (
@@ -239,7 +239,7 @@ def test_a_key_that_is_replaced_while_it_runs_is_read_again(source: Place, texts
             platform_client.runs()
 
 
-def test_permanent_failures_have_their_own_errors(source: Place, texts: dict[str, bytes]) -> None:
+def test_permanent_failures_have_their_own_errors(source: LocalServer, texts: dict[str, bytes]) -> None:
     """A missing run and an invalid cursor are not retried."""
     run_id = next(iter(texts))
     with platform(source.url, vanished={run_id}) as mock, closing(client(mock.url)) as platform_client:
@@ -270,7 +270,7 @@ def scripted(mock: FaultyPlatform, status: int, body: bytes = b"") -> None:
     ],
 )
 def test_another_server_is_not_taken_for_the_platform(
-    source: Place, status: int, body: bytes, expected: type[RunspanError]
+    source: LocalServer, status: int, body: bytes, expected: type[RunspanError]
 ) -> None:
     """Its response is an error, never an empty list."""
     with platform(source.url) as mock, closing(client(mock.url)) as platform_client:
@@ -293,7 +293,7 @@ def test_another_server_is_not_taken_for_the_platform(
     ],
 )
 def test_a_gateways_response_for_a_document_is_retried(
-    source: Place, texts: dict[str, bytes], status: int, body: bytes
+    source: LocalServer, texts: dict[str, bytes], status: int, body: bytes
 ) -> None:
     """It is not the platform's own: no run is missing for it, and the platform counts as unanswered."""
     run_id = next(iter(texts))
@@ -308,7 +308,7 @@ def test_a_gateways_response_for_a_document_is_retried(
         assert platform_client.unanswered_for == 0
 
 
-def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
+def test_a_platform_with_smaller_pages_gets_its_own(source: LocalServer) -> None:
     """Its documentation gives both 200 and 100 as the maximum: if 200 is refused, 100 is used."""
     with platform(source.url) as mock, closing(client(mock.url)) as platform_client:
         real = mock.answer
@@ -325,7 +325,7 @@ def test_a_platform_with_smaller_pages_gets_its_own(source: Place) -> None:
         assert [page["limit"] for page in mock.pages_asked()] == ["200", *["100"] * 5]
 
 
-def test_a_response_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
+def test_a_response_has_a_bound(source: LocalServer, texts: dict[str, bytes]) -> None:
     """A larger one is refused while it arrives, and not retried."""
     with closing(client(source.url, max_response_bytes=1000)) as platform_client:
         with pytest.raises(ResponseTooLarge, match="1000 bytes"):
@@ -333,7 +333,7 @@ def test_a_response_has_a_bound(source: Place, texts: dict[str, bytes]) -> None:
         assert platform_client.requests[0] == 1
 
 
-def test_a_request_that_waits_ends_when_sending_is_halted(source: Place) -> None:
+def test_a_request_that_waits_ends_when_sending_is_halted(source: LocalServer) -> None:
     """However long the requested delay is."""
     halted = threading.Event()
     limiter = RateLimiter(0, sleep=lambda seconds: halted.wait(seconds) and None)

@@ -1,4 +1,4 @@
-"""What the tests of sync share: two real servers, the command between them, and the comparison of all documents."""
+"""Helpers of the sync tests: two real servers, the sync between them, and the comparison of all documents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.codec.fields import RUN_ID
+from runspan.codec.fields import ROOT_REVISION, RUN_ID
 from runspan.delivery import DeadLetters, ExporterConfig, RetryPolicy, connect
 from runspan.http.rate_limiter import RateLimiter
 from runspan.model.run import Run
@@ -25,131 +26,136 @@ from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.platform_api import PlatformClient, run_path
-from runspan.sync import Binding, Checkpoint, RefreshPolicy, SyncConfig, SyncEngine, SyncReport
+from runspan.sync import Binding, Checkpoint, SyncConfig, SyncEngine, SyncReport
+from runspan.sync.checkpoint import TrackedRun, TrackState
+from runspan.sync.context import MINUTE
+from runspan.sync.queues import PlannedSend, plan_send
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import WAIT, runspan
 from support.receivers import Post
 from support.web import serving
 
+NOW = 1_800_000_000 * SECOND
+POLICY = SyncConfig(poll=15 * SECOND, heartbeat=5 * MINUTE)
+
 
 @dataclass
-class Place:
-    """A server in this process, on a real port: its store and its address."""
+class LocalServer:
+    """A server in this process, on a real port."""
 
     store: SqliteStore
     url: str
 
     def put(self, *documents: bytes | dict[str, Any]) -> None:
-        """Takes documents as they are now."""
+        """Store documents, each observed now."""
         for document in documents:
-            run = _run_of(document)
-            written = self.store.put(run, observed_at=time.time_ns())
-            assert not written.rejected
+            run = _parse(document)
+            assert not self.store.put(run, observed_at=time.time_ns()).rejected
 
     def fill(self, *documents: bytes | dict[str, Any]) -> None:
-        """Takes the first documents of many runs at once."""
-        runs = [_run_of(document) for document in documents]
+        """Store the first documents of many runs at once."""
+        runs = [_parse(document) for document in documents]
         for first in range(0, len(runs), 200):
             spans = chain.from_iterable(write_runs(runs[first : first + 200], observed_at=time.time_ns()))
             assert not self.store.write(read_protobuf(request_bytes(Resource(), spans))).rejected
 
     def documents(self) -> dict[str, bytes]:
-        """Every document by id, read over the API."""
+        """Return every document by id, read over the API."""
         return documents(self.url)
 
 
-def _run_of(document: bytes | dict[str, Any]) -> Run:
+def _parse(document: bytes | dict[str, Any]) -> Run:
     return Run.from_json(document) if isinstance(document, bytes) else Run.from_dict(document)
 
 
 @contextmanager
-def place(folder: Path, **settings: Any) -> Iterator[Place]:
-    """A server until the block ends. settings: of the store."""
-    with SqliteStore(folder, **settings) as store:
+def local_server(directory: Path, **options: Any) -> Iterator[LocalServer]:
+    """Run a server until the block ends. options: Of the store."""
+    with SqliteStore(directory, **options) as store:
         app = create_app(store, store, config=WebConfig())
         with serving(app, threads=8) as client:
-            yield Place(store, str(client.base_url).rstrip("/"))
-
-
-def listed(client: httpx.Client) -> list[str]:
-    """The ids of all pages, in their order."""
-    ids: list[str] = []
-    cursor: dict[str, str] = {}
-    while True:
-        page = client.get("/api/v1/runs", params={"limit": "200", **cursor}).raise_for_status().json()
-        ids += [run["id"] for run in page["data"]]
-        if not page["meta"]["hasMore"]:
-            return ids
-        cursor = {"cursor": page["meta"]["cursor"]}
+            yield LocalServer(store, str(client.base_url).rstrip("/"))
 
 
 def documents(url: str) -> dict[str, bytes]:
-    """Every document of a server by id; none of them stands twice in the list, or incomplete."""
+    """Return every document of a server by id. None may be listed twice or incomplete."""
     with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-        ids = listed(client)
+        ids = list(_listed(client))
         assert len(ids) == len(set(ids))
         found = {}
         for run_id in ids:
-            answer = client.get(run_path(run_id)).raise_for_status()
-            assert "x-runspan-incomplete" not in answer.headers
-            found[run_id] = answer.content.removeprefix(b'{"success":true,"data":').removesuffix(b"}")
+            response = client.get(run_path(run_id)).raise_for_status()
+            assert "x-runspan-incomplete" not in response.headers
+            found[run_id] = response.content.removeprefix(b'{"success":true,"data":').removesuffix(b"}")
         return found
 
 
-def synced(source: str, target: str, checkpoint: Path, *args: object, code: int = 0, **env: str) -> dict[str, Any]:
-    """The report of ``runspan sync``, once through and as fast as it goes, which must end with this exit code."""
-    fast = ("--requests-per-minute", 0)
-    result = runspan(
-        "sync", source, "--endpoint", target, "--state-file", checkpoint, *fast, "--json", *args, code=code, **env
-    )
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report
+def _listed(client: httpx.Client) -> Iterator[str]:
+    """Yield the ids of all pages in their order."""
+    cursor: dict[str, str] = {}
+    while True:
+        page = client.get("/api/v1/runs", params={"limit": "200", **cursor}).raise_for_status().json()
+        yield from (run["id"] for run in page["data"])
+        if not page["meta"]["hasMore"]:
+            return
+        cursor = {"cursor": page["meta"]["cursor"]}
 
 
-def once(
-    source: str, target: str, checkpoint: Path, *, give_up: float = 30.0, clock: Callable[[], int] = time.time_ns
+def sync_command(source: str, target: str, checkpoint: Path, *args: object, code: int = 0, **env: str) -> Any:
+    """Run ``runspan sync`` without a rate limit, check its exit code, and return its report."""
+    options = ("--endpoint", target, "--state-file", checkpoint, "--requests-per-minute", 0, "--json")
+    return json.loads(runspan("sync", source, *options, *args, code=code, **env).stdout)
+
+
+def sync_once(
+    source: str,
+    target: str,
+    checkpoint: Path,
+    *,
+    retry_max_time: float = 30.0,
+    clock: Callable[[], int] = time.time_ns,
 ) -> SyncReport:
-    """A sync in this process, whose single requests lose patience within a moment."""
-    with _sync(source, target, checkpoint, SyncConfig(give_up=give_up, rescan=0), clock) as syncing:
-        return syncing.run()
+    """Sync in this process, with short pauses between attempts."""
+    with _engine(source, target, checkpoint, SyncConfig(retry_max_time=retry_max_time), clock=clock) as engine:
+        return engine.run()
 
 
 @contextmanager
-def followed(
+def following(
     source: str,
     target: str,
     checkpoint: Path,
     *,
     clock: Callable[[], int] = time.time_ns,
-    poll: int = SECOND // 5,
-    rescan: int = SECOND,
     heartbeat: int = 0,
+    rescan: int = SECOND,
+    grace: float = 10.0,
+    log: Callable[[str], None] = lambda message: None,
 ) -> Iterator[SyncEngine]:
-    """The same, which follows at a quick pace until the block ends, and must not end before."""
-    settings = SyncConfig(
-        follow=True, poll=poll, rescan=rescan, rhythm=RefreshPolicy(refresh=poll, heartbeat=heartbeat)
-    )
-    with _sync(source, target, checkpoint, settings, clock) as syncing, ThreadPoolExecutor(1) as thread:
-        ended = thread.submit(syncing.run)
+    """Follow in this process, with short intervals, until the block ends. The sync must not end before."""
+    config = SyncConfig(follow=True, poll=SECOND // 5, rescan=rescan, heartbeat=heartbeat, grace=grace)
+    with (
+        _engine(source, target, checkpoint, config, clock=clock, log=log) as engine,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        ended = thread.submit(engine.run)
         try:
-            yield syncing
+            yield engine
             assert not ended.done()
         finally:
-            syncing.stop()
+            engine.stop()
         ended.result(WAIT)
 
 
 @contextmanager
-def _sync(
-    source: str, target: str, checkpoint: Path, settings: SyncConfig, clock: Callable[[], int]
-) -> Iterator[SyncEngine]:
+def _engine(source: str, target: str, checkpoint: Path, config: SyncConfig, **options: Any) -> Iterator[SyncEngine]:
     halted = threading.Event()
 
     def sleep(seconds: float) -> None:
         halted.wait(seconds)
 
-    asking = PlatformClient(
+    platform = PlatformClient(
         source,
         key=lambda: None,
         rate_limiter=RateLimiter(0, sleep=sleep),
@@ -158,38 +164,38 @@ def _sync(
         retry=RetryPolicy(max_attempts=2, first_delay=0.01, max_delay=0.02),
         timeout=5.0,
     )
-    delivery = ExporterConfig(f"{target}/v1/traces")
+    exporter = ExporterConfig(f"{target}/v1/traces")
     with (
-        closing(Checkpoint(checkpoint, Binding(source, delivery.display_url))) as remembered,
-        DeadLetters(f"{checkpoint}.letters") as letters,
+        closing(Checkpoint(checkpoint, Binding(source, exporter.display_url))) as opened,
+        DeadLetters(f"{checkpoint}.dead-letters") as dead_letters,
     ):
         yield SyncEngine(
-            settings,
-            asking,
-            remembered,
-            connect=lambda on_settled: connect(delivery, on_settled=on_settled),
+            config,
+            platform,
+            opened,
+            connect=lambda on_settled: connect(exporter, on_settled=on_settled),
             halt=halted.set,
-            letters=letters,
+            dead_letters=dead_letters,
             tenant="",
             resource=Resource("runspan", {}),
-            clock=clock,
+            **options,
         )
 
 
 def run_ids_of(post: Post) -> set[str]:
-    """The runs of a request: what all their spans are marked with."""
-    marks = [mark for span in post.spans for mark in span.attributes if mark.key == RUN_ID]
-    return {mark.value.string_value for mark in marks}
+    """Return the ids of the runs in a request, by the attribute of their spans."""
+    found = [attribute for span in post.spans for attribute in span.attributes if attribute.key == RUN_ID]
+    return {attribute.value.string_value for attribute in found}
 
 
-def make(folder: Path) -> Path:
-    """The folder, which is there now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def make_directory(path: Path) -> Path:
+    """Create the directory, and return it."""
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def eventually(holds: Callable[[], bool], what: str = "") -> None:
-    """Returns once it holds."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + WAIT
     while not holds():
         assert time.monotonic() < deadline, what or "it never held"
@@ -197,7 +203,7 @@ def eventually(holds: Callable[[], bool], what: str = "") -> None:
 
 
 def run_document(run_id: str, status: str = "completed", start: int = 0, **members: Any) -> dict[str, Any]:
-    """A run of two steps that began so many seconds after a certain noon; the second step goes on like the run."""
+    """Return a run of two steps that started this many seconds after a fixed noon. Its second step ends with it."""
     ended = status not in ("pending", "running", "suspended")
     begin = f"2026-01-15T{12 + start // 3600:02}:{start // 60 % 60:02}:{start % 60:02}.000Z"
     return {
@@ -214,3 +220,29 @@ def run_document(run_id: str, status: str = "completed", start: int = 0, **membe
         ],
         **members,
     }
+
+
+def recent_document(run_id: str, status: str = "completed", days: float = 0.0, **members: Any) -> dict[str, Any]:
+    """Return a run that started this many days ago."""
+    start = (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return run_document(run_id, status, **members) | {"startedAt": start, "createdAt": start}
+
+
+def run_of(status: str, output: int = 0) -> Run:
+    return Run.from_dict(run_document("run_1", status, output=output))
+
+
+def planned(tracked: TrackedRun, run: Run, now: int) -> PlannedSend:
+    """Return how to send a document that the receiver does not have."""
+    found = plan_send(tracked, run, now, POLICY)
+    assert found is not None
+    return found
+
+
+def mark_sent(tracked: TrackedRun, item: PlannedSend, at: int, *, acked: bool = True) -> None:
+    """Update a run as the send queue does when a document is sent, and when it is acknowledged."""
+    tracked.sent_digest, tracked.sent_revision = item.digest, item.revision
+    tracked.run_span_sent = tracked.run_span_sent or item.revision == ROOT_REVISION
+    if acked:
+        tracked.acked_digest, tracked.acked_at = item.digest, at
+        tracked.state = TrackState.ENDED if item.run.finished else TrackState.OPEN

@@ -1,4 +1,4 @@
-"""Where a sync pulls from, where it sends to, and where it remembers: fresh for each test."""
+"""The source, the target and the state file of a sync, new for each test."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from support.sync import Place, place
+from support.sync import LocalServer, local_server
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[Place]:
-    """A runspan server that stands for the platform."""
-    with place(tmp_path / "source") as made:
+def source(tmp_path: Path) -> Iterator[LocalServer]:
+    """A runspan server in the role of the platform."""
+    with local_server(tmp_path / "source") as made:
         yield made
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Place]:
+def target(tmp_path: Path) -> Iterator[LocalServer]:
     """The runspan server that receives."""
-    with place(tmp_path / "target") as made:
+    with local_server(tmp_path / "target") as made:
         yield made
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of a sync that has not begun."""
+    """The state file of a sync that has not started."""
     return tmp_path / "checkpoint"

@@ -1,4 +1,4 @@
-"""What the tests of steps that are sent once share: runs that grow, a receiver that keeps what it took, and counts."""
+"""Helpers of the tests that each step is sent once: growing runs, a receiver that stores spans, and counts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from runspan.otlp.protobuf_reader import read_protobuf
 from support.receivers import OK, Answer, Post, Receiver, http_receiver
 
 
-def growing(run_id: str, done: int, status: str = "running", **members: Any) -> dict[str, Any]:
-    """A run of which so many steps have ended and, while it runs, another goes on. Every third is an agent, and tells
-    its attempts."""
+def growing_run(run_id: str, done: int, status: str = "running", **members: Any) -> dict[str, Any]:
+    """Return a run of which ``done`` steps have ended; if it is running, another step is too. Every third is an agent,
+    with its attempts."""
     begin = "2026-01-15T12:00:00.000Z"
     steps: list[dict[str, Any]] = [finished_step(number) for number in range(done)]
     if status == "running":
         steps.append({"id": f"step_{done}", "type": "action", "status": "running", "startedAt": begin})
     end = {} if status in ("pending", "running", "suspended") else {"completedAt": "2026-01-15T13:00:00.000Z"}
-    head = {"id": run_id, "workflowId": "wf_grows", "status": status, "startedAt": begin, "createdAt": begin}
-    return {**head, **end, "steps": steps, **members}
+    members_of_run = {"id": run_id, "workflowId": "wf_grows", "status": status, "startedAt": begin, "createdAt": begin}
+    return {**members_of_run, **end, "steps": steps, **members}
 
 
 def finished_step(number: int, **members: Any) -> dict[str, Any]:
@@ -34,15 +34,15 @@ def finished_step(number: int, **members: Any) -> dict[str, Any]:
     times = {"startedAt": f"2026-01-15T12:{minute}.000Z", "completedAt": f"2026-01-15T12:{minute}.500Z"}
     step = {"id": f"step_{number}", "type": "action", "status": "completed", **times, "output": {"n": number}}
     if number % 3 == 2:
-        attempt = {"attempt": 1, "status": "failed", **times, "error": {"code": "TIMEOUT", "message": "no answer"}}
+        attempt = {"attempt": 1, "status": "failed", **times, "error": {"code": "TIMEOUT", "message": "no response"}}
         step |= {"type": "agent", "attempt": 2, "attempts": [attempt]}
         step["output"] = {"model": "claude-sonnet-4", "usage": {"inputTokens": 100, "outputTokens": 10}}
     return step | members
 
 
 @dataclass
-class Kept:
-    """A receiver in front of a store."""
+class StoringReceiver:
+    """A receiver that writes to a store."""
 
     receiver: Receiver
     store: SqliteStore
@@ -52,15 +52,15 @@ class Kept:
         return self.receiver.url.removesuffix("/v1/traces")
 
     def text(self, run_id: str) -> bytes:
-        """The document, which no newer revision lacks anything of."""
+        """Return the document. Its newest revision must be complete."""
         document = self.store.document(run_id)
         assert document.incomplete == ()
         return document.text
 
     def copies(self, run_id: str = "", role: str = ROLE_STEP) -> Counter[bytes]:
-        """How often each span came in requests that were taken."""
+        """Return how often each span was accepted."""
         found = [(span, attributes(span)) for span in self.receiver.taken]
-        ids = [span.span_id for span, told in found if told.get(ROLE) == role and run_id in ("", told.get(RUN_ID))]
+        ids = [span.span_id for span, each in found if each.get(ROLE) == role and run_id in ("", each.get(RUN_ID))]
         return Counter(ids)
 
 
@@ -69,30 +69,31 @@ def attributes(span: Span) -> dict[str, str]:
 
 
 @contextmanager
-def keeping(folder: Path, answer: Callable[[Post], Answer | None] = lambda post: None) -> Iterator[Kept]:
-    """A receiver that stores what it takes. answer: what it says instead of taking a request, which is not stored, or
-    None."""
+def storing_receiver(
+    folder: Path, answer: Callable[[Post], Answer | None] = lambda post: None
+) -> Iterator[StoringReceiver]:
+    """Run a receiver that stores requests. answer: Returns the response to a request that is not stored, or None."""
     with SqliteStore(folder) as store:
 
-        def told(post: Post) -> Answer:
+        def respond(post: Post) -> Answer:
             instead = answer(post)
             if instead is not None:
                 return instead
-            store_it(store, post)
+            store_request(store, post)
             return OK
 
-        with http_receiver(told) as receiver:
-            yield Kept(receiver, store)
+        with http_receiver(respond) as receiver:
+            yield StoringReceiver(receiver, store)
 
 
-def store_it(store: SqliteStore, post: Post) -> None:
-    """As ``serve`` does with a request."""
+def store_request(store: SqliteStore, post: Post) -> None:
+    """Write a request to a store, as ``serve`` does."""
     written = store.write(read_protobuf(post.message.SerializeToString()))
     assert not written.rejected
 
 
-def once(kept: Kept, steps: int, attempts: int = -1, run_id: str = "") -> None:
-    """So many different step spans were taken, each once; and each of their attempts."""
+def assert_sent_once(kept: StoringReceiver, steps: int, attempts: int = -1, run_id: str = "") -> None:
+    """Check that this many step spans were accepted, each once, and each of their attempts once."""
     copies = kept.copies(run_id)
     assert (len(copies), set(copies.values())) == (steps, {1})
     copies = kept.copies(run_id, ROLE_ATTEMPT)
@@ -100,11 +101,11 @@ def once(kept: Kept, steps: int, attempts: int = -1, run_id: str = "") -> None:
     assert set(copies.values()) <= {1}
 
 
-def numbers(copies: Counter[bytes]) -> list[int]:
-    """How often spans came, the rarest first."""
+def copy_counts(copies: Counter[bytes]) -> list[int]:
+    """Return how often each span was accepted, in ascending order."""
     return sorted(copies.values())
 
 
-def steps_of(posts: Iterable[Post]) -> list[int]:
-    """How many step spans each request has."""
+def step_counts(posts: Iterable[Post]) -> list[int]:
+    """Return the number of step spans in each request."""
     return [sum(attributes(span).get(ROLE) == ROLE_STEP for span in post.spans) for post in posts]

@@ -1,4 +1,4 @@
-"""Sync into an unmodified Tempo and Jaeger: what is read back from them is what the platform has, at each moment."""
+"""Sync into an unmodified Tempo and Jaeger: at each moment they return what the platform has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from runspan.contracts import Document
 from runspan.errors import NotFound
 from support.cli import generated
 from support.faulty_platform import EVERY_KIND, platform
-from support.sync import Place, eventually, run_document, synced
+from support.sync import LocalServer, eventually, run_document, sync_command
 
 
 @dataclass
 class Backend:
-    """otlp: where it takes traces. query: its URL as ``connect`` takes it."""
+    """otlp: Its OTLP receiver. query: Its URL for ``connect``."""
 
     otlp: str
     query: str
@@ -31,8 +31,8 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return Backend(server.otlp, f"{request.param.partition('-')[0]}+{server.url}")
 
 
-def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Place, tmp_path: Path) -> None:
-    """Through faults of the platform: many finished runs, and one from pending to its end and a change after it."""
+def test_runs_arrive_and_are_followed(backend: Backend, source: LocalServer, tmp_path: Path) -> None:
+    """Despite faults of the platform: many finished runs, and one from pending to its end and a change afterwards."""
     tenant = f"tenant-{uuid4().hex}"
     texts = generated(60, seed=int(uuid4().hex[:6], 16), unfinished=True)
     source.fill(*texts.values())
@@ -48,11 +48,11 @@ def test_runs_arrive_and_their_lives_are_followed(backend: Backend, source: Plac
                 return False
 
         def sync() -> None:
-            synced(mock.url, backend.otlp, tmp_path / "checkpoint", "--tenant", tenant)
+            sync_command(mock.url, backend.otlp, tmp_path / "checkpoint", "--tenant", tenant)
 
         for status in ("pending", "running", "suspended", "completed", "failed"):
             source.put(run_document("run_live", status))
             sync()
             eventually(lambda: same("run_live"), f"{status} was not read back")
         for run_id in texts:
-            eventually(lambda: same(run_id), run_id)  # noqa: B023  # called before the loop goes on
+            eventually(lambda: same(run_id), run_id)  # noqa: B023  # called in this iteration

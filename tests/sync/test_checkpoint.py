@@ -1,4 +1,4 @@
-"""The checkpoint's file: what it remembers after a kill, whose it is, and what it refuses to be."""
+"""The state file of a sync: what it contains after a kill, what it belongs to, and which files are refused."""
 
 from __future__ import annotations
 
@@ -25,58 +25,60 @@ def opened(path: Path, binding: Binding = BINDING) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def saved(checkpoint: Checkpoint, *entries: TrackedRun) -> None:
+def save(checkpoint: Checkpoint, *runs: TrackedRun) -> None:
     checkpoint.begin()
-    for entry in entries:
-        checkpoint.save(entry)
+    for run in runs:
+        checkpoint.save(run)
     checkpoint.commit()
 
 
-def full_entry() -> TrackedRun:
+def tracked_run() -> TrackedRun:
     return TrackedRun("run_ü/1", 5, TrackState.OPEN, 7, 2, b"l", b"o", b"s", 1 << 62, b"a", True, 11, 13, "why")
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    """Each member of an entry, and how far the list was read."""
-    walked = ListPosition(1, 2, 3, 4, 5, "cursor")
+    """Each field of a run, and how far the list was read."""
+    position = ListPosition(1, 2, 3, 4, 5, "cursor")
     with opened(tmp_path / "cp") as checkpoint:
-        saved(checkpoint, full_entry())
+        save(checkpoint, tracked_run())
         checkpoint.begin()
-        checkpoint.save_list_position("/", walked)
+        checkpoint.save_list_position("/", position)
         checkpoint.commit()
     with opened(tmp_path / "cp") as checkpoint:
-        again = checkpoint.entries(["run_ü/1", "unknown"])
-        expected = full_entry()
-        expected.stored = TrackState.OPEN
+        again = checkpoint.get(["run_ü/1", "unknown"])
+        expected = tracked_run()
+        expected.stored_state = TrackState.OPEN
         assert again == {"run_ü/1": expected}
-        assert type(again["run_ü/1"].rooted) is bool
-        assert checkpoint.list_position("/") == walked
+        assert type(again["run_ü/1"].run_span_sent) is bool
+        assert checkpoint.list_position("/") == position
         assert checkpoint.list_position("other") == ListPosition()
         assert checkpoint.counts == {TrackState.OPEN: 1}
 
 
-def test_the_backlog_comes_oldest_first_and_the_known_by_their_turn(tmp_path: Path) -> None:
-    """What is not due is in neither, and what failed is due by itself until patience ends."""
+def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(tmp_path: Path) -> None:
+    """Runs that are not due are in neither; a failed run is due by itself until it has failed too often."""
     with opened(tmp_path / "cp") as checkpoint:
-        saved(
+        save(
             checkpoint,
             *(TrackedRun(f"new_{time}", time) for time in (30, 10, 20)),
             TrackedRun("new_failed", 5, due=90, failures=1),
-            TrackedRun("new_hopeless", 4, due=90, failures=4),
+            TrackedRun("new_failing", 4, due=90, failures=4),
             TrackedRun("open_late", 1, TrackState.OPEN, due=80),
             TrackedRun("open_now", 2, TrackState.OPEN, due=0),
             TrackedRun("changed", 3, TrackState.ENDED, due=0),
             TrackedRun("ended", 3, TrackState.ENDED, due=None),
         )
 
-        def ids(until: int, again: int) -> tuple[list[str], list[str]]:
-            lanes = checkpoint.new_runs, checkpoint.due_runs
-            old, known = ([e.run_id for e in lane(9, until=until, again=again, patience=4)] for lane in lanes)
-            return old, known
+        def ids(until: int, retry_until: int) -> tuple[list[str], list[str]]:
+            new, known = (
+                checkpoint.due_runs(9, backlog=backlog, until=until, retry_until=retry_until, max_failures=4)
+                for backlog in (True, False)
+            )
+            return [run.run_id for run in new], [run.run_id for run in known]
 
         assert ids(0, 50) == (["new_10", "new_20", "new_30"], ["changed", "open_now"])
         assert ids(0, 90) == (["new_failed", "new_10", "new_20", "new_30"], ["changed", "open_now"])
-        assert ids(90, 90)[0][0] == "new_hopeless"
+        assert ids(90, 90)[0][0] == "new_failing"
         assert ids(80, 80)[1][-1] == "open_late"
         assert checkpoint.next_retry(4) == 90
         assert checkpoint.oldest(TrackState.NEW) == 4
@@ -86,25 +88,24 @@ def test_the_backlog_comes_oldest_first_and_the_known_by_their_turn(tmp_path: Pa
         checkpoint.forget_failures()
         checkpoint.reschedule((TrackState.ENDED,), since=4)
         checkpoint.commit()
-        assert ids(0, 0)[0][:2] == ["new_hopeless", "new_failed"]
+        assert ids(0, 0)[0][:2] == ["new_failing", "new_failed"]
         assert "ended" not in ids(0, 0)[1]
 
 
-def test_what_was_committed_survives_a_kill_and_the_rest_leaves_no_trace(tmp_path: Path) -> None:
+def test_committed_changes_survive_a_kill_and_others_leave_no_trace(tmp_path: Path) -> None:
     """SIGKILL in the middle of a transaction; the lock goes with the process."""
     path = tmp_path / "cp"
     code = """
 import os, signal, sys
 from pathlib import Path
-from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.sync.checkpoint import Entry
+from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun
 checkpoint = Checkpoint(Path(sys.argv[1]), Binding("http://a", "http://b/v1/traces"))
 for number in range(20):
     checkpoint.begin()
-    checkpoint.save(Entry(f"run_{number}", number))
+    checkpoint.save(TrackedRun(f"run_{number}", number))
     checkpoint.commit()
 checkpoint.begin()
-checkpoint.save(Entry("run_lost", 1))
+checkpoint.save(TrackedRun("run_lost", 1))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code, path], check=False)
@@ -114,7 +115,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:
-    """The second hears why, and the first is not disturbed."""
+    """The second gets an error, and the first is not disturbed."""
     path = tmp_path / "cp"
     with opened(path) as checkpoint:
         code = f"from sync.test_checkpoint import *\nwith opened(Path({str(path)!r})): pass"
@@ -123,7 +124,7 @@ def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:
         assert "another process is using the state file of a sync" in done.stderr
         with pytest.raises(StoreError, match="another process"), opened(path):
             pass
-        saved(checkpoint, full_entry())
+        save(checkpoint, tracked_run())
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: Path, other: Binding, name: str) -> None:
-    """With another its memory would be wrong; the order of filters does not matter."""
+    """The order of filters does not matter."""
     with opened(tmp_path / "cp"):
         pass
     with pytest.raises(ConfigError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
@@ -150,10 +151,10 @@ def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: P
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    """Nothing in it is touched."""
+    """The file is not changed."""
     path = tmp_path / "cp"
     with opened(path) as checkpoint:
-        saved(checkpoint, full_entry())
+        save(checkpoint, tracked_run())
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 2")
     with pytest.raises(StoreError, match="another version"), opened(path):
@@ -163,7 +164,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    """Another application's database, a file that is none, and a folder that is not there."""
+    """Another application's database, a file that is none, and a missing directory."""
     with closing(sqlite3.connect(tmp_path / "db")) as connection:
         connection.execute("CREATE TABLE something (x)")
     with pytest.raises(StoreError, match="another application"), opened(tmp_path / "db"):
@@ -175,7 +176,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_the_file_is_the_users_alone(tmp_path: Path) -> None:
-    """Error messages of the platform stand in it."""
+def test_only_the_user_may_read_the_file(tmp_path: Path) -> None:
+    """It contains error messages of the platform."""
     with opened(tmp_path / "cp"):
         assert (tmp_path / "cp").stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""What sync decides, without a platform: how to write a document, when to look again, where a walk ends."""
+"""The decisions of a sync without I/O: how to send a document, when to fetch again, and where a scan ends."""
 
 from __future__ import annotations
 
@@ -8,84 +8,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runspan import Run, decode, encode
+from runspan import decode, encode
 from runspan.codec.fields import ROOT_REVISION
 from runspan.export import ObservedRun
 from runspan.model.timestamps import SECOND
 from runspan.platform_api import RunListItem, RunListPage
-from runspan.sync.checkpoint import TrackedRun, TrackState
-from runspan.sync.list_scan import ListFilter, ListScan
-from runspan.sync.policy import (
-    DAY,
-    HOUR,
-    MINUTE,
-    PlannedSend,
-    RefreshPolicy,
-    at_risk_of_retention,
-    plan_send,
-    refresh_at,
-    retry_at,
-    since_parameter,
-)
-from support.sync import run_document
-
-NOW = 1_800_000_000 * SECOND
-RHYTHM = RefreshPolicy(refresh=15 * SECOND, heartbeat=5 * MINUTE)
-
-
-def run_of(status: str, output: int = 0) -> Run:
-    return Run.from_dict(run_document("run_1", status, output=output))
-
-
-def digest_of(run: Run) -> bytes:
-    return sha256(run.text).digest()[:16]
-
-
-def sent(entry: TrackedRun, item: PlannedSend, at: int, *, acked: bool = True) -> None:
-    """What the checkpoint says after a document was handed over, and taken."""
-    entry.sent, entry.revision = item.digest, item.revision
-    entry.rooted = entry.rooted or item.revision == ROOT_REVISION
-    if acked:
-        entry.acked, entry.sent_at = item.digest, at
-        entry.state = TrackState.ENDED if item.run.finished else TrackState.OPEN
-
-
-def decided(entry: TrackedRun, run: Run, now: int) -> PlannedSend:
-    item = plan_send(entry, run, now, RHYTHM)
-    assert item is not None
-    return item
+from runspan.sync import ListFilter, SyncConfig
+from runspan.sync.checkpoint import TrackedRun
+from runspan.sync.context import DAY, HOUR, MINUTE, retry_at
+from runspan.sync.list_crawler import ListScan, since_parameter
+from runspan.sync.queues import PlannedSend, plan_send, refresh_at
+from runspan.sync.report import at_risk_of_retention
+from support.sync import NOW, POLICY, mark_sent, planned, run_of
 
 
 def test_a_finished_run_is_written_once() -> None:
-    """The first document of a run that has ended is its run span; the same document again is nothing to send."""
-    entry, run = TrackedRun("run_1", 0), run_of("completed")
-    first = decided(entry, run, NOW)
-    assert first == PlannedSend(run, digest_of(run), ROOT_REVISION)
+    """The first document of an ended run is its run span; the same document is not sent again."""
+    tracked, run = TrackedRun("run_1", 0), run_of("completed")
+    first = planned(tracked, run, NOW)
+    assert first == PlannedSend(run, sha256(run.text).digest()[:16], ROOT_REVISION)
     assert first.document is run
-    sent(entry, first, NOW)
-    assert plan_send(entry, run, NOW + DAY, RHYTHM) is None
+    mark_sent(tracked, first, NOW)
+    assert plan_send(tracked, run, NOW + DAY, POLICY) is None
 
 
 def test_a_changed_finished_run_is_a_revision_above_its_run_span() -> None:
-    """What the receiver makes of both is the newer document, whichever order they arrive in."""
-    entry, old, new = TrackedRun("run_1", 0), run_of("completed"), run_of("completed", 2)
-    sent(entry, decided(entry, old, NOW), NOW)
-    change = decided(entry, new, NOW + HOUR)
+    """The receiver reads the newer document, in whichever order both arrive."""
+    tracked, old, new = TrackedRun("run_1", 0), run_of("completed"), run_of("completed", 2)
+    mark_sent(tracked, planned(tracked, old, NOW), NOW)
+    change = planned(tracked, new, NOW + HOUR)
     assert change.document == ObservedRun(new, NOW + HOUR, after_root=True)
     spans = [*encode(new, observed_at=NOW + HOUR, after_root=True), *encode(old)]
     assert decode(spans) == new
-    sent(entry, change, NOW + HOUR)
-    back = decided(entry, old, NOW + 2 * HOUR)
+    mark_sent(tracked, change, NOW + HOUR)
+    back = planned(tracked, old, NOW + 2 * HOUR)
     assert back.revision > change.revision
 
 
-def test_a_run_that_was_reopened_ends_a_second_time_above_everything_before() -> None:
-    """After its run span was written, every further document is a revision, unfinished or not."""
-    entry = TrackedRun("run_1", 0)
+def test_a_reopened_run_ends_above_everything_before() -> None:
+    """After its run span, every document is a revision, unfinished or not."""
+    tracked = TrackedRun("run_1", 0)
     ranks = []
     for hour, run in enumerate([run_of("running"), run_of("failed"), run_of("running", 1), run_of("completed", 2)]):
-        item = decided(entry, run, NOW + hour * HOUR)
-        sent(entry, item, NOW + hour * HOUR)
+        item = planned(tracked, run, NOW + hour * HOUR)
+        mark_sent(tracked, item, NOW + hour * HOUR)
         ranks.append(item.revision)
     assert ranks == sorted(set(ranks))
     assert ranks[0] < ROOT_REVISION == ranks[1] < ranks[2]
@@ -93,66 +59,66 @@ def test_a_run_that_was_reopened_ends_a_second_time_above_everything_before() ->
 
 @pytest.mark.parametrize("status", ["running", "completed"])
 def test_what_may_have_arrived_is_sent_again_as_the_same_spans(status: str) -> None:
-    """After a kill between sending and the answer, the same document gets the same revision, so the same span ids."""
-    entry, run = TrackedRun("run_1", 0), run_of(status)
-    first = decided(entry, run, NOW)
-    sent(entry, first, NOW, acked=False)
-    assert decided(entry, run, NOW + DAY) == first
+    """After a kill between request and response, the same document gets the same revision, so the same span ids."""
+    tracked, run = TrackedRun("run_1", 0), run_of(status)
+    first = planned(tracked, run, NOW)
+    mark_sent(tracked, first, NOW, acked=False)
+    assert planned(tracked, run, NOW + DAY) == first
 
 
-def test_a_change_after_a_run_span_that_may_have_arrived_is_no_second_run_span() -> None:
+def test_a_change_after_an_unacknowledged_run_span_is_a_revision() -> None:
     """Two run spans with one id would let the receiver choose between two documents."""
-    entry, run = TrackedRun("run_1", 0), run_of("completed")
-    sent(entry, decided(entry, run, NOW), NOW, acked=False)
-    assert decided(entry, run_of("completed", 7), NOW + 1).revision == ROOT_REVISION + NOW + 1
+    tracked, run = TrackedRun("run_1", 0), run_of("completed")
+    mark_sent(tracked, planned(tracked, run, NOW), NOW, acked=False)
+    assert planned(tracked, run_of("completed", 7), NOW + 1).revision == ROOT_REVISION + NOW + 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-DAY, DAY)), min_size=1, max_size=12))
 def test_revisions_only_rise_whatever_the_clock_does(history: list[tuple[int, int]]) -> None:
-    """What was seen later always ranks higher, also when the clock was set back between."""
+    """A later document has a higher revision, also if the clock was set back."""
     documents = [run_of("running"), run_of("running", 1), run_of("completed"), run_of("failed", 3)]
-    entry, spans, last = TrackedRun("run_1", 0), [], None
+    tracked, spans, last = TrackedRun("run_1", 0), [], None
     for choice, shift in history:
         run = documents[choice]
-        item = plan_send(entry, run, NOW + shift, RHYTHM)
+        item = plan_send(tracked, run, NOW + shift, POLICY)
         if item is None:
             assert last == run
             continue
-        assert not entry.sent or item.revision > entry.revision
-        sent(entry, item, NOW + shift)
+        assert not tracked.sent_digest or item.revision > tracked.sent_revision
+        mark_sent(tracked, item, NOW + shift)
         last = run
         after_root = item.revision > ROOT_REVISION
         spans += encode(run, observed_at=item.revision % ROOT_REVISION, after_root=after_root)
     assert decode(spans) == last
 
 
-def test_an_unchanged_running_run_is_told_of_again_at_the_heartbeat() -> None:
-    """Not before; a suspended one, which waits for days, ever more seldom; never when heartbeats are off."""
-    entry, run = TrackedRun("run_1", 0, changed_at=NOW), run_of("running")
-    sent(entry, decided(entry, run, NOW), NOW)
-    assert plan_send(entry, run, NOW + 4 * MINUTE, RHYTHM) is None
-    again = decided(entry, run, NOW + 5 * MINUTE)
+def test_an_unchanged_running_run_is_sent_at_the_heartbeat() -> None:
+    """Not before; a suspended run less and less often; never if heartbeats are off."""
+    tracked, run = TrackedRun("run_1", 0, changed_at=NOW), run_of("running")
+    mark_sent(tracked, planned(tracked, run, NOW), NOW)
+    assert plan_send(tracked, run, NOW + 4 * MINUTE, POLICY) is None
+    again = planned(tracked, run, NOW + 5 * MINUTE)
     assert again.revision == NOW + 5 * MINUTE
-    assert plan_send(entry, run, NOW + DAY, RefreshPolicy(heartbeat=0)) is None
+    assert plan_send(tracked, run, NOW + DAY, SyncConfig(heartbeat=0)) is None
     waits = run_of("suspended")
-    sent(entry, decided(entry, waits, NOW), NOW + 2 * DAY)
-    assert plan_send(entry, waits, NOW + 2 * DAY + HOUR, RHYTHM) is None
-    assert plan_send(entry, waits, NOW + 3 * DAY, RHYTHM) is not None
+    mark_sent(tracked, planned(tracked, waits, NOW), NOW + 2 * DAY)
+    assert plan_send(tracked, waits, NOW + 2 * DAY + HOUR, POLICY) is None
+    assert plan_send(tracked, waits, NOW + 3 * DAY, POLICY) is not None
 
 
-def test_a_run_is_looked_at_less_often_the_longer_nothing_changed() -> None:
-    """Within bounds: at the poll's pace at first; a running one at every heartbeat; a finished one never."""
-    entry, run = TrackedRun("run_1", 0, changed_at=NOW), run_of("suspended")
+def test_a_run_is_fetched_less_often_the_longer_it_does_not_change() -> None:
+    """From the poll interval up to ten minutes; a running one at every heartbeat; a finished one never."""
+    tracked, run = TrackedRun("run_1", 0, changed_at=NOW), run_of("suspended")
     pauses = [
-        (refresh_at(entry, run, NOW + age, RHYTHM) or 0) - NOW - age for age in (0, MINUTE, 10 * MINUTE, HOUR, DAY)
+        (refresh_at(tracked, run, NOW + age, POLICY) or 0) - NOW - age for age in (0, MINUTE, 10 * MINUTE, HOUR, DAY)
     ]
     assert pauses == [15 * SECOND, 15 * SECOND, MINUTE, 6 * MINUTE, 10 * MINUTE]
-    assert refresh_at(entry, run_of("running"), NOW + DAY, RHYTHM) == NOW + DAY + 5 * MINUTE
-    assert refresh_at(entry, run_of("failed"), NOW, RHYTHM) is None
+    assert refresh_at(tracked, run_of("running"), NOW + DAY, POLICY) == NOW + DAY + 5 * MINUTE
+    assert refresh_at(tracked, run_of("failed"), NOW, POLICY) is None
 
 
-def test_what_fails_is_tried_again_after_growing_pauses() -> None:
-    """Up to ten minutes, however often it failed."""
+def test_failures_are_retried_after_growing_pauses() -> None:
+    """Up to ten minutes, after any number of failures."""
     pauses = [(retry_at(NOW, failures) - NOW) // SECOND for failures in (1, 2, 3, 10, 11, 5000)]
     assert pauses == [1, 2, 4, 512, 600, 600]
 
@@ -170,12 +136,12 @@ def test_what_fails_is_tried_again_after_growing_pauses() -> None:
     ],
 )
 def test_since_is_one_of_the_windows_that_the_platform_documents(back: int, expected: str | None) -> None:
-    """The shortest that surely reaches the edge, though the two clocks differ by minutes."""
+    """The shortest that reaches the edge even if the two clocks differ by minutes."""
     assert since_parameter(NOW - back, NOW) == expected
 
 
-def test_runs_that_retention_deletes_before_their_turn_are_counted() -> None:
-    """The oldest are fetched first, and what is deleted by then takes no time."""
+def test_runs_at_risk_of_retention_are_counted() -> None:
+    """The oldest are fetched first, and deleted runs take no time."""
     retention = 30 * DAY
     hour_old = [(NOW - HOUR, 10_000)]
     assert at_risk_of_retention(hour_old, per_second=15, retention=retention, now=NOW) == 0
@@ -186,39 +152,39 @@ def test_runs_that_retention_deletes_before_their_turn_are_counted() -> None:
     assert at_risk_of_retention([], per_second=15, retention=retention, now=NOW) == 0
 
 
-# Walks.
+# Scans.
 
 
 def page(*times: int, cursor: str | None) -> RunListPage:
     return RunListPage(tuple(RunListItem(f"run_{time}", time, b"") for time in times), cursor)
 
 
-def test_a_walk_ends_at_a_page_below_the_edge_or_at_the_end() -> None:
-    """One run below the edge between others above it ends nothing: the order of a moment is the platform's own."""
-    sweep = ListScan(ListFilter(), edge=50, full=False, began=1000)
-    assert not sweep.take(page(100, 49, 60, cursor="a"))
-    assert sweep.top == 100
-    assert not sweep.take(page(cursor="b"))
-    assert sweep.take(page(49, 48, cursor="c"))
-    assert ListScan(ListFilter(), edge=0, full=True, began=1000).take(page(100, cursor=None))
+def test_a_scan_ends_at_a_page_below_the_edge_or_at_the_end() -> None:
+    """One run below the edge among others above it does not: the order of equal times is undefined."""
+    scan = ListScan(ListFilter(), edge=50, full=False, started=1000)
+    assert not scan.advance(page(100, 49, 60, cursor="a"))
+    assert scan.newest == 100
+    assert not scan.advance(page(cursor="b"))
+    assert scan.advance(page(49, 48, cursor="c"))
+    assert ListScan(ListFilter(), edge=0, full=True, started=1000).advance(page(100, cursor=None))
 
 
-def test_a_walk_does_not_go_in_circles() -> None:
-    """A page that leads back is an error, and does not move the walk."""
-    sweep = ListScan(ListFilter(), edge=0, full=True, began=1000)
-    sweep.take(page(100, cursor="a"))
-    sweep.take(page(90, cursor="b"))
+def test_a_scan_does_not_go_in_circles() -> None:
+    """A repeated cursor is an error, and does not move the scan."""
+    scan = ListScan(ListFilter(), edge=0, full=True, started=1000)
+    scan.advance(page(100, cursor="a"))
+    scan.advance(page(90, cursor="b"))
     for back in ("b", "a"):
         with pytest.raises(ValueError, match="second time"):
-            sweep.take(page(100, cursor=back))
-    assert sweep.cursor == "b"
+            scan.advance(page(100, cursor=back))
+    assert scan.cursor == "b"
 
 
-def test_a_run_from_the_future_hides_nothing() -> None:
-    """The newest that is known never is after the moment at which the walk began."""
-    sweep = ListScan(ListFilter(), edge=0, full=True, began=1000)
-    sweep.take(page(10**18, 90, cursor=None))
-    assert sweep.top == 1000
-    empty = ListScan(ListFilter(), edge=0, full=True, began=1000)
-    assert empty.take(page(cursor=None))
-    assert empty.top == 1000
+def test_a_run_from_the_future_hides_no_others() -> None:
+    """The newest known time is never after the start of the scan."""
+    scan = ListScan(ListFilter(), edge=0, full=True, started=1000)
+    scan.advance(page(10**18, 90, cursor=None))
+    assert scan.newest == 1000
+    empty = ListScan(ListFilter(), edge=0, full=True, started=1000)
+    assert empty.advance(page(cursor=None))
+    assert empty.newest == 1000

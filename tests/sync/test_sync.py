@@ -1,4 +1,4 @@
-"""``runspan sync`` from a server to a server, with a platform that fails, changes and forgets between them."""
+"""``runspan sync`` from a server to a server, behind a platform that fails, changes and forgets."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from runspan.web.api_keys import ApiKeyStore
 from support.cli import generated, process, running, runspan, server
 from support.faulty_platform import EVERY_KIND, Faults, failure, platform
 from support.receivers import OK, Answer, Post, http_receiver, partial
-from support.sync import Place, eventually, make, once, run_document, run_ids_of, synced
+from support.sync import LocalServer, eventually, make_directory, run_document, run_ids_of, sync_command, sync_once
 
 
-def test_every_document_arrives_as_it_is(source: Place, target: Place, checkpoint: Path) -> None:
+def test_every_document_arrives_as_it_is(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
     """Finished and unfinished ones; a second sync finds nothing new to send."""
     texts = generated(300, seed=8, unfinished=True)
     source.fill(*texts.values())
-    report = synced(source.url, target.url, checkpoint)
+    report = sync_command(source.url, target.url, checkpoint)
     assert target.documents() == texts
     unfinished = sum(not Run.from_json(text).finished for text in texts.values())
     assert unfinished > 0
     counts = report["counts"]
     assert (counts["sent"], counts["snapshots"]) == (300 - unfinished, unfinished)
     assert report["complete"]
-    again = synced(source.url, target.url, checkpoint)
+    again = sync_command(source.url, target.url, checkpoint)
     assert again["counts"]["fetched"] == again["counts"]["unchanged"] == unfinished
     assert again["complete"]
 
 
-def test_the_oldest_runs_are_fetched_first(source: Place, target: Place, checkpoint: Path) -> None:
-    """They are what the platform deletes first; the list is read before."""
+def test_the_oldest_runs_are_fetched_first(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """The platform deletes them first. The list is read before."""
     source.fill(*(run_document(f"run_{number}", start=number * 7919 % 3000) for number in range(450)))
     with platform(source.url) as mock:
-        synced(mock.url, target.url, checkpoint, "--concurrency", 1)
+        sync_command(mock.url, target.url, checkpoint, "--concurrency", 1)
         asked = mock.documents_asked()
         starts = [int(run_id.removeprefix("run_")) * 7919 % 3000 for run_id in asked]
         assert starts == sorted(starts)
@@ -50,60 +50,66 @@ def test_the_oldest_runs_are_fetched_first(source: Place, target: Place, checkpo
         assert [bool(page.get("cursor")) for page in mock.pages_asked()][:3] == [False, True, True]
 
 
-def test_a_run_that_goes_on_is_superseded_by_its_end(source: Place, target: Place, checkpoint: Path) -> None:
-    """Snapshots rise in rank, the run span is written once, and what was sent is what is read at each moment."""
+def test_snapshots_are_superseded_by_the_run_span(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """At each moment the receiver returns the document that was sent last; the run span is written once."""
     for status in ("pending", "running", "suspended", "completed"):
         source.put(run_document("run_1", status))
-        synced(source.url, target.url, checkpoint)
+        sync_command(source.url, target.url, checkpoint)
         assert target.documents() == source.documents()
     spans = [span.attributes() for span in target.store.spans(run_ids("run_1").trace_id)]
     assert [span[ROLE] for span in spans if span[ROLE] in (ROLE_RUN, ROLE_REVISION)] == [ROLE_RUN]
 
 
-def test_a_finished_run_that_changed_becomes_a_revision(source: Place, target: Place, checkpoint: Path) -> None:
-    """The list tells of a change of status or times; the new document ranks above the run span, which stays."""
+def test_a_finished_run_that_changed_becomes_a_revision(
+    source: LocalServer, target: LocalServer, checkpoint: Path
+) -> None:
+    """The list shows a change of status or times. The revision supersedes the run span, which stays."""
     source.put(run_document("run_1"), run_document("run_2"))
-    synced(source.url, target.url, checkpoint)
+    sync_command(source.url, target.url, checkpoint)
     source.put(run_document("run_1", "failed", error={"code": "LATE", "message": "found out later"}))
-    report = synced(source.url, target.url, checkpoint)
+    report = sync_command(source.url, target.url, checkpoint)
     assert (report["counts"]["revisions"], report["counts"]["fetched"]) == (1, 1)
     assert target.documents() == source.documents()
-    (head,) = [
+    (span,) = [
         span.attributes()
         for span in target.store.spans(run_ids("run_1").trace_id)
         if span.attributes()[ROLE] == ROLE_REVISION
     ]
-    revision = head[REVISION]
+    revision = span[REVISION]
     assert isinstance(revision, int)
     assert revision > ROOT_REVISION
     source.put(run_document("run_1"))
-    synced(source.url, target.url, checkpoint)
+    sync_command(source.url, target.url, checkpoint)
     assert target.documents() == source.documents()
 
 
-def test_a_change_that_lists_do_not_show_is_found_by_a_recheck(source: Place, target: Place, checkpoint: Path) -> None:
-    """Only the documents themselves differ; without --recheck nobody would look."""
+def test_a_change_that_lists_do_not_show_is_found_by_a_recheck(
+    source: LocalServer, target: LocalServer, checkpoint: Path
+) -> None:
+    """Only the documents differ, so they are not fetched without --recheck."""
     source.put(run_document("run_1", output={"total": 1}))
-    synced(source.url, target.url, checkpoint)
+    sync_command(source.url, target.url, checkpoint)
     source.put(run_document("run_1", output={"total": 2}))
-    synced(source.url, target.url, checkpoint)
+    sync_command(source.url, target.url, checkpoint)
     assert target.documents() != source.documents()
-    report = synced(source.url, target.url, checkpoint, "--recheck", "9000d")
+    report = sync_command(source.url, target.url, checkpoint, "--recheck", "9000d")
     assert report["counts"]["revisions"] == 1
     assert target.documents() == source.documents()
 
 
-def test_runs_that_vanish_between_list_and_get_are_told(source: Place, target: Place, checkpoint: Path) -> None:
-    """They are asked for a few times, counted, and not asked for for ever; the others arrive."""
+def test_runs_that_vanish_between_list_and_get_are_reported(
+    source: LocalServer, target: LocalServer, checkpoint: Path
+) -> None:
+    """They are requested a few times, and then counted as gone; the others arrive."""
     source.put(*(run_document(f"run_{number}", start=number) for number in range(5)))
     with platform(source.url, vanished={"run_1", "run_3"}) as mock:
-        report = synced(mock.url, target.url, checkpoint)
-        assert report["counts"]["vanished"] == 2
+        report = sync_command(mock.url, target.url, checkpoint)
+        assert report["counts"]["gone"] == 2
         assert set(target.documents()) == {"run_0", "run_2", "run_4"}
         assert mock.documents_asked().count("run_1") == 3
         assert report["complete"]
         mock.vanished.clear()
-        synced(mock.url, target.url, checkpoint)
+        sync_command(mock.url, target.url, checkpoint)
     assert target.documents() == source.documents()
 
 
@@ -115,124 +121,128 @@ BAD = {
 
 
 def test_documents_that_cannot_be_carried_are_reported_kept_and_remembered(
-    source: Place, target: Place, checkpoint: Path, tmp_path: Path
+    source: LocalServer, target: LocalServer, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Once: the next sync tells that they are there and does not ask again, until they change or somebody says so."""
+    """The next syncs report them too, and fetch them only if they change, or with --retry-refused."""
     source.put(run_document("run_good"), *(run_document(run_id) for run_id in BAD))
-    letters = tmp_path / "checkpoint.dead-letters.ndjson"
+    dead_letters = tmp_path / "checkpoint.dead-letters.ndjson"
     with platform(source.url, replaced={run_id: text for run_id, (text, _) in BAD.items()}) as mock:
-        report = synced(mock.url, target.url, checkpoint, code=1)
-        told = dict(report["refused_now"])
-        assert told.keys() == BAD.keys()
+        report = sync_command(mock.url, target.url, checkpoint, code=1)
+        reasons = dict(report["refused_now"])
+        assert reasons.keys() == BAD.keys()
         for run_id, (_, word) in BAD.items():
-            assert word in told[run_id]
-        assert set(letters.read_bytes().splitlines()) == {text for text, _ in BAD.values()}
-        assert (report["kept"], report["kept_in"]) == (3, str(letters))
+            assert word in reasons[run_id]
+        assert set(dead_letters.read_bytes().splitlines()) == {text for text, _ in BAD.values()}
+        assert (report["documents_kept"], report["kept_in"]) == (3, str(dead_letters))
         assert set(target.documents()) == {"run_good"}
 
-        again = synced(mock.url, target.url, checkpoint, code=1)
+        again = sync_command(mock.url, target.url, checkpoint, code=1)
         assert (again["refused_before"], again["counts"]["fetched"], again["complete"]) == (3, 0, False)
-        assert dict(again["refused_earlier"]) == told
+        assert dict(again["refused_earlier"]) == reasons
 
-        assert synced(mock.url, target.url, checkpoint, "--retry-refused", code=1)["counts"]["refused"] == 3
+        assert sync_command(mock.url, target.url, checkpoint, "--retry-refused", code=1)["counts"]["refused"] == 3
         mock.replaced.clear()
         source.put(run_document("run_twice", "failed"))
-        changed = synced(mock.url, target.url, checkpoint, code=1)
+        changed = sync_command(mock.url, target.url, checkpoint, code=1)
         assert (changed["counts"]["sent"], changed["refused_before"]) == (1, 2)
-        synced(mock.url, target.url, checkpoint, "--retry-refused")
+        sync_command(mock.url, target.url, checkpoint, "--retry-refused")
     assert target.documents() == source.documents()
 
 
 def test_runs_that_the_receiver_refuses_are_kept_and_the_others_arrive(
-    source: Place, tmp_path: Path, checkpoint: Path
+    source: LocalServer, tmp_path: Path, checkpoint: Path
 ) -> None:
-    """Though it does not say which spans of a request it rejected: smaller requests tell."""
+    """Although it does not say which spans it rejected: the request is sent again in halves."""
     source.fill(*(run_document(f"run_{number}", start=number) for number in range(20)))
     refused = {"run_3", "run_11"}
-    taken: set[str] = set()
+    accepted: set[str] = set()
 
     def answer(post: Post) -> Answer:
         runs = run_ids_of(post)
         if refused & runs:
             return partial(3 * len(refused & runs), "it ended too long ago")
-        taken.update(runs)
+        accepted.update(runs)
         return OK
 
     with http_receiver(answer) as receiver:
-        report = synced(source.url, receiver.url, checkpoint, code=1)
+        report = sync_command(source.url, receiver.url, checkpoint, code=1)
     assert {run_id for run_id, _ in report["refused_now"]} == refused
-    assert taken == {f"run_{number}" for number in range(20)} - refused
-    letters = (tmp_path / "checkpoint.dead-letters.ndjson").read_bytes().splitlines()
-    assert {json.loads(line)["id"] for line in letters} == refused
+    assert accepted == {f"run_{number}" for number in range(20)} - refused
+    dead_letters = (tmp_path / "checkpoint.dead-letters.ndjson").read_bytes().splitlines()
+    assert {json.loads(line)["id"] for line in dead_letters} == refused
 
 
-def test_filters_ask_the_platform_for_less(source: Place, target: Place, checkpoint: Path) -> None:
-    """Each workflow and status is a list of its own; a checkpoint belongs to its filter."""
+def test_filters_ask_the_platform_for_less(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """Each workflow and status has its own list; a state file belongs to its filter."""
     for number, (workflow, status) in enumerate(
         (workflow, status) for workflow in ("wf_1", "wf_2", "wf_3") for status in ("completed", "failed", "running")
     ):
         source.put(run_document(f"{workflow}_{status}", status, start=number, workflowId=workflow))
     args = ("--workflow", "wf_1", "--workflow", "wf_3", "--status", "failed", "--status", "running")
     with platform(source.url) as mock:
-        synced(mock.url, target.url, checkpoint, *args)
+        sync_command(mock.url, target.url, checkpoint, *args)
         assert all(page["status"] in ("failed", "running") for page in mock.pages_asked())
         expected = {f"{workflow}_{status}" for workflow in ("wf_1", "wf_3") for status in ("failed", "running")}
         assert set(target.documents()) == expected
-        # What was listed once is followed to its end, though it leaves the list.
+        # A run that was listed once is followed to its end, although it leaves the list.
         source.put(run_document("wf_1_running", "completed", workflowId="wf_1"))
-        synced(mock.url, target.url, checkpoint, *args)
+        sync_command(mock.url, target.url, checkpoint, *args)
         assert target.documents()["wf_1_running"] == source.documents()["wf_1_running"]
         result = runspan("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, code=2)
     assert "another workflow" in result.stderr
 
 
-def test_since_is_where_a_first_sync_begins(source: Place, target: Place, checkpoint: Path) -> None:
-    """The platform is asked with one of its own windows, and what lies before the edge is not fetched."""
+def test_since_is_where_a_first_sync_begins(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """The list is requested with one of the platform's windows, and older runs are not fetched."""
     old = run_document("run_old")
     recent = next(iter(generated(1, seed=4).values()))
     source.put(old, fresh(recent))
     with platform(source.url) as mock:
-        synced(mock.url, target.url, checkpoint, "--since", "3h")
+        sync_command(mock.url, target.url, checkpoint, "--since", "3h")
         assert mock.pages_asked()[0]["since"] == "24h"
     assert len(target.documents()) == 1
     assert "run_old" not in target.documents()
 
 
 def fresh(text: bytes, hours: float = 1.0) -> dict[str, Any]:
-    """The document as if it had started a while ago."""
+    """Return the document with a start this many hours ago."""
     from datetime import UTC, datetime, timedelta
 
     start = (datetime.now(UTC) - timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     return {**json.loads(text), "startedAt": start, "createdAt": start}
 
 
-def test_a_later_sync_leaves_no_hole_however_long_it_was_away(source: Place, target: Place, checkpoint: Path) -> None:
-    """--since bounds where the first one begins; the next goes on from there, past its own window."""
+def test_a_later_sync_leaves_no_gap_however_long_ago_the_last_one_was(
+    source: LocalServer, target: LocalServer, checkpoint: Path
+) -> None:
+    """--since limits the first sync only; the next one resumes where it stopped, beyond its own --since."""
     text = next(iter(generated(1, seed=4).values()))
     source.put(fresh(text, 30) | {"id": "before"})
-    synced(source.url, target.url, checkpoint, "--since", "40h")
+    sync_command(source.url, target.url, checkpoint, "--since", "40h")
     source.put(fresh(text, 20) | {"id": "meanwhile"}, fresh(text, 0.5) | {"id": "new"})
-    synced(source.url, target.url, checkpoint, "--since", "2h")
+    sync_command(source.url, target.url, checkpoint, "--since", "2h")
     assert set(target.documents()) == {"before", "meanwhile", "new"}
 
 
-def test_a_rescan_that_is_not_due_only_looks_at_the_top(source: Place, target: Place, checkpoint: Path) -> None:
-    """For cron: new runs are found at the price of one page; what changed below waits for the next full walk."""
+def test_a_rescan_that_is_not_due_reads_only_the_top(
+    source: LocalServer, target: LocalServer, checkpoint: Path
+) -> None:
+    """For cron: new runs are found with a page or two; changes below wait for the next full scan."""
     source.fill(*(run_document(f"run_{number}", start=10 * number) for number in range(1000)))
-    synced(source.url, target.url, checkpoint)
+    sync_command(source.url, target.url, checkpoint)
     source.put(run_document("run_0", "failed"), run_document("run_new", start=10_000))
-    report = synced(source.url, target.url, checkpoint, "--rescan", "1h")
+    report = sync_command(source.url, target.url, checkpoint, "--rescan", "1h")
     assert (report["counts"]["pages"], report["counts"]["sent"], report["counts"]["revisions"]) == (2, 1, 0)
-    synced(source.url, target.url, checkpoint)
+    sync_command(source.url, target.url, checkpoint)
     assert target.documents() == source.documents()
 
 
-def test_faults_of_every_kind_change_nothing(source: Place, target: Place, checkpoint: Path) -> None:
-    """A platform that limits, fails, stalls, cuts, tears, resets and repeats pages: everything arrives."""
+def test_faults_of_every_kind_change_nothing(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """Rate limits, errors, stalls, truncated bodies, resets and repeated pages: everything arrives."""
     texts = generated(350, seed=21, unfinished=True)
     source.fill(*texts.values())
     with platform(source.url, faults=EVERY_KIND, seed=5) as mock:
-        report = synced(mock.url, target.url, checkpoint)
+        report = sync_command(mock.url, target.url, checkpoint)
         assert target.documents() == texts
         assert report["complete"]
         assert report["retries"] > 10
@@ -240,29 +250,29 @@ def test_faults_of_every_kind_change_nothing(source: Place, target: Place, check
         assert report["requests"] == len(mock.arrivals)
 
 
-def test_an_older_revision_is_waited_out(source: Place, target: Place, checkpoint: Path) -> None:
-    """A server over Tempo may answer one while the newest is on its way: it is asked again."""
+def test_an_older_revision_is_waited_out(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """A server over Tempo returns one until the newest is complete: the run is fetched again."""
     source.put(run_document("run_1"))
     with platform(source.url) as mock:
         mock.incomplete = 1
-        report = synced(mock.url, target.url, checkpoint)
+        report = sync_command(mock.url, target.url, checkpoint)
         assert (report["counts"]["fetched"], report["counts"]["sent"]) == (2, 1)
     assert target.documents() == source.documents()
 
 
-def test_pages_that_come_twice_lead_nowhere_else(source: Place, target: Place, checkpoint: Path) -> None:
-    """Half of all pages are the one before: the walk asks again, and ends where it should."""
+def test_repeated_pages_change_nothing(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """Half of all pages are the previous one: the scan requests them again, and ends as usual."""
     source.fill(*(run_document(f"run_{number}", start=number) for number in range(500)))
     with platform(source.url, faults=Faults(repeated=0.5), seed=2) as mock:
-        synced(mock.url, target.url, checkpoint)
+        sync_command(mock.url, target.url, checkpoint)
         assert mock.injected["repeated"] > 0
     assert len(target.documents()) == 500
 
 
-def test_a_run_that_cannot_be_fetched_today_is_fetched_by_the_next_sync(
-    source: Place, target: Place, checkpoint: Path
+def test_a_run_that_cannot_be_fetched_is_fetched_by_the_next_sync(
+    source: LocalServer, target: LocalServer, checkpoint: Path
 ) -> None:
-    """It is named, the others arrive, the exit code tells, and nothing is forgotten."""
+    """It is reported, the others arrive, and the exit code is 1."""
     source.put(*(run_document(f"run_{number}", start=number) for number in range(6)))
     with platform(source.url) as mock:
         real = mock.answer
@@ -271,30 +281,32 @@ def test_a_run_that_cannot_be_fetched_today_is_fetched_by_the_next_sync(
             return (500, b"{}") if path.endswith("run_2") else real(path, headers)
 
         mock.answer = answer  # type: ignore[method-assign]
-        report = once(mock.url, target.url, checkpoint)
+        report = sync_once(mock.url, target.url, checkpoint)
         assert [run_id for run_id, _ in report.failing] == ["run_2"]
         assert (report.failing_count, report.backlog, report.complete) == (1, 1, False)
         assert set(target.documents()) == {f"run_{number}" for number in (0, 1, 3, 4, 5)}
         mock.answer = real  # type: ignore[method-assign]
-        assert once(mock.url, target.url, checkpoint).complete
+        assert sync_once(mock.url, target.url, checkpoint).complete
     assert target.documents() == source.documents()
 
 
-def test_an_answer_that_cannot_be_read_is_no_refusal(source: Place, target: Place, checkpoint: Path) -> None:
-    """One run's, while those around it can: no document came, so each sync asks for it again, and tells of it."""
+def test_an_unreadable_response_is_no_refusal(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """There is no document to refuse, so each sync fetches the run again, and reports it as failing."""
     source.put(*(run_document(f"run_{number}", start=number) for number in range(3)))
     with platform(source.url, replaced={"run_1": b'"no object"'}) as mock:
         for _ in range(2):
-            report = once(mock.url, target.url, checkpoint)
+            report = sync_once(mock.url, target.url, checkpoint)
             assert [run_id for run_id, _ in report.failing] == ["run_1"]
             assert (report.complete, report.refused_now, report.refused_before) == (False, (), 0)
         mock.replaced.clear()
-        assert once(mock.url, target.url, checkpoint).counts.sent == 1
+        assert sync_once(mock.url, target.url, checkpoint).counts.sent == 1
 
 
 @pytest.mark.parametrize("page", [0, 2])
-def test_a_list_that_cannot_be_read_ends_the_sync(source: Place, target: Place, checkpoint: Path, page: int) -> None:
-    """Never with a report of success; what was listed before is sent, and the next sync reads all of it."""
+def test_a_list_that_cannot_be_read_ends_the_sync(
+    source: LocalServer, target: LocalServer, checkpoint: Path, page: int
+) -> None:
+    """Not with success. Runs that were listed before are sent, and the next sync reads the complete list."""
     source.fill(*(run_document(f"run_{number}", start=number) for number in range(700)))
     with platform(source.url) as mock:
         real, pages = mock.answer, []
@@ -308,14 +320,14 @@ def test_a_list_that_cannot_be_read_ends_the_sync(source: Place, target: Place, 
 
         mock.answer = answer  # type: ignore[method-assign]
         with pytest.raises(BackendError):
-            once(mock.url, target.url, checkpoint, give_up=0.5)
+            sync_once(mock.url, target.url, checkpoint, retry_max_time=0.5)
         mock.answer = real  # type: ignore[method-assign]
-        assert once(mock.url, target.url, checkpoint).complete
+        assert sync_once(mock.url, target.url, checkpoint).complete
     assert len(target.documents()) == 700
 
 
-def test_a_cursor_that_the_platform_forgot_is_no_end(source: Place, target: Place, checkpoint: Path) -> None:
-    """The walk begins again at the top."""
+def test_an_expired_cursor_restarts_the_scan(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """It begins again at the top."""
     source.fill(*(run_document(f"run_{number}", start=number) for number in range(700)))
     with platform(source.url) as mock:
         real, refused = mock.answer, []
@@ -327,7 +339,7 @@ def test_a_cursor_that_the_platform_forgot_is_no_end(source: Place, target: Plac
             return real(path, headers)
 
         mock.answer = answer  # type: ignore[method-assign]
-        assert synced(mock.url, target.url, checkpoint)["counts"]["noticed"] == 700
+        assert sync_command(mock.url, target.url, checkpoint)["counts"]["listed"] == 700
         assert refused
     assert len(target.documents()) == 700
 
@@ -335,18 +347,18 @@ def test_a_cursor_that_the_platform_forgot_is_no_end(source: Place, target: Plac
 # Ends.
 
 
-def test_a_platform_that_does_not_answer_ends_a_sync_with_its_code(target: Place, checkpoint: Path) -> None:
-    """9 with the address; the report of what was done comes first."""
+def test_a_platform_that_does_not_respond_ends_a_sync_with_its_code(target: LocalServer, checkpoint: Path) -> None:
+    """Code 9 and the address, after the report."""
     args = ("--endpoint", target.url, "--state-file", checkpoint, "--retry-max-time", "0s")
     result = runspan("sync", "http://127.0.0.1:9", *args, code=9)
     assert "0 runs sent" in result.stderr
     assert "runspan: http://127.0.0.1:9: " in result.stderr
 
 
-def test_a_receiver_that_does_not_answer_ends_a_sync_and_the_next_goes_on(
-    source: Place, target: Place, checkpoint: Path
+def test_a_receiver_that_does_not_respond_ends_a_sync_and_the_next_resumes(
+    source: LocalServer, target: LocalServer, checkpoint: Path
 ) -> None:
-    """Nothing counts as sent that was not acknowledged."""
+    """Only acknowledged documents count as sent."""
     source.fill(*(run_document(f"run_{number}", start=number) for number in range(50)))
     with http_receiver(lambda post: Answer(503)) as receiver:
         args = ("--endpoint", receiver.url, "--state-file", checkpoint, "--retry-max-time", "1s")
@@ -359,18 +371,18 @@ def test_a_receiver_that_does_not_answer_ends_a_sync_and_the_next_goes_on(
 
 
 def test_a_platform_that_asks_to_wait_for_long_ends_a_sync_with_its_code(
-    source: Place, target: Place, checkpoint: Path
+    source: LocalServer, target: LocalServer, checkpoint: Path
 ) -> None:
-    """8, and the hint says when to come back; nobody asks again before."""
+    """Code 8, with a hint when to sync again. No request is sent before."""
     with platform(source.url, limit=1, window=3600) as mock:
-        synced(mock.url, target.url, checkpoint, code=8)
+        sync_command(mock.url, target.url, checkpoint, code=8)
         assert mock.over_limit == 1
 
 
 def test_a_refused_key_ends_a_sync_with_its_code(
-    source: Place, target: Place, checkpoint: Path, tmp_path: Path
+    source: LocalServer, target: LocalServer, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """7. The key comes from the environment or a file, goes to the platform only, and is never shown."""
+    """Code 7. The key comes from the environment or a file, is sent to the platform only, and never shown."""
     key_file = tmp_path / "key"
     key_file.write_text("wfk_from_the_file\n")
     source.put(run_document("run_1"))
@@ -388,17 +400,17 @@ def test_a_refused_key_ends_a_sync_with_its_code(
         )
         assert "RUNSPAN_PLATFORM_API_KEY" in result.stderr
         assert "wfk_" not in result.output
-        synced(mock.url, target.url, checkpoint, "--platform-key-file", key_file)
+        sync_command(mock.url, target.url, checkpoint, "--platform-key-file", key_file)
         mock.keys = {"wfk_wrong"}
-        synced(mock.url, target.url, checkpoint, RUNSPAN_PLATFORM_API_KEY="wfk_wrong")
+        sync_command(mock.url, target.url, checkpoint, RUNSPAN_PLATFORM_API_KEY="wfk_wrong")
     assert target.documents() == source.documents()
 
 
 def test_keys_of_both_sides_and_a_tenant(tmp_path: Path) -> None:
-    """Server to server, each with its own company and key, as processes that anybody could run."""
-    for name, company in (("a", "acme"), ("b", "acme")):
-        with closing(ApiKeyStore(make(tmp_path / name) / "keys.sqlite3")) as ring:
-            secret, _ = ring.create("sync", company=company)
+    """Server to server, each with its own key, as real processes."""
+    for name in ("a", "b"):
+        with closing(ApiKeyStore(make_directory(tmp_path / name) / "keys.sqlite3")) as keys:
+            secret, _ = keys.create("sync", tenant="acme")
             (tmp_path / f"{name}.key").write_text(secret)
     path = tmp_path / "runs.ndjson"
     texts = generated(30)
@@ -412,8 +424,8 @@ def test_keys_of_both_sides_and_a_tenant(tmp_path: Path) -> None:
         assert len(done.stdout.splitlines()) == 30
 
 
-def test_a_wrong_address_is_told_at_once(source: Place, target: Place, checkpoint: Path) -> None:
-    """A web page is not the platform."""
+def test_a_wrong_address_is_reported_at_once(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """A web page is not the platform's API."""
     with platform(source.url) as mock:
         mock.answer = lambda path, headers: (404, b"<html>")  # type: ignore[method-assign]
         result = runspan("sync", mock.url, "--endpoint", target.url, "--state-file", checkpoint, code=9)
@@ -422,10 +434,10 @@ def test_a_wrong_address_is_told_at_once(source: Place, target: Place, checkpoin
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_sync_soon_and_the_next_goes_on(
-    source: Place, target: Place, checkpoint: Path, number: int
+def test_a_signal_ends_a_sync_soon_and_the_next_resumes(
+    source: LocalServer, target: LocalServer, checkpoint: Path, number: int
 ) -> None:
-    """With a report, 130, and everything that the receiver acknowledged remembered."""
+    """With a report and code 130. Everything that the receiver acknowledged is recorded."""
     texts = generated(250, seed=9)
     source.fill(*texts.values())
     with platform(source.url, faults=Faults(slow=1.0), pause=0.05) as mock:
@@ -435,20 +447,20 @@ def test_a_signal_ends_a_sync_soon_and_the_next_goes_on(
             assert child.end(number) == 130
             report = json.loads(child.lines[-1])
         assert report["stopped"] == "interrupted"
-        there = len(target.documents())
-        assert there == report["counts"]["sent"] < 250
-        assert report["backlog"] == 250 - there
+        arrived = len(target.documents())
+        assert arrived == report["counts"]["sent"] < 250
+        assert report["backlog"] == 250 - arrived
         mock.faults = Faults()
-        assert synced(mock.url, target.url, checkpoint)["counts"]["sent"] == 250 - there
+        assert sync_command(mock.url, target.url, checkpoint)["counts"]["sent"] == 250 - arrived
     assert target.documents() == texts
 
 
-def test_a_table_for_people_and_nothing_for_cron(source: Place, target: Place, checkpoint: Path) -> None:
-    """The report goes to standard error; --quiet has none when all is well."""
+def test_a_report_for_people_and_none_for_cron(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
+    """The report is printed on standard error; with --quiet only if something is wrong."""
     source.put(run_document("run_1"), run_document("run_2", "running"))
     args = ("sync", source.url, "--endpoint", target.url, "--state-file", checkpoint)
     result = runspan(*args)
     assert result.stdout == ""
-    assert "1 run sent, 1 snapshots of unfinished ones" in result.stderr
-    assert "have not ended" in result.stderr
+    assert "1 run sent, 1 snapshot of unfinished runs" in result.stderr
+    assert "1 run unfinished" in result.stderr
     assert runspan(*args, "--quiet").output == ""

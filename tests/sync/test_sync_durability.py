@@ -1,4 +1,4 @@
-"""Sync and its receiver killed at random moments: no acknowledged run is lost, none is there twice, none is wrong."""
+"""Sync and its receiver are killed at random moments: no acknowledged run is lost, doubled or wrong."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ import pytest
 from support.cli import Running, generated, process, running, server
 from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver
-from support.sync import Place, documents, eventually, place, run_document
+from support.sync import LocalServer, documents, eventually, local_server, run_document
 
 SEED = 20261125
-RUNS = 400
-KILLS = 10
+RUNS = 240
+KILLS = 6
 DEADLINE = 90
-SLOWLY = ("--requests-per-minute", 0, "--concurrency", 4)
+OPTIONS = ("--requests-per-minute", 0, "--concurrency", 4)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Iterator[tuple[Place, FaultyPlatform]]:
-    """The runs, behind a platform that has troubles and takes its time, so that every kill is in the middle."""
+def source(tmp_path: Path) -> Iterator[tuple[LocalServer, FaultyPlatform]]:
+    """The runs, behind a platform that is slow and fails, so that every kill interrupts something."""
     faults = Faults(**{**vars(EVERY_KIND), "slow": 0.9, "limited": 0.0})
-    with place(tmp_path / "source") as made, platform(made.url, faults=faults, seed=SEED, pause=0.04) as mock:
+    with local_server(tmp_path / "source") as made, platform(made.url, faults=faults, seed=SEED, pause=0.04) as mock:
         made.fill(*generated(RUNS, seed=SEED, unfinished=True).values())
         yield made, mock
 
 
 def stored(data: Path) -> int:
-    """How many runs a look at the receiver's file sees, from outside of the server."""
+    """Return the number of runs in the receiver's file, read by another process than the server."""
     with closing(sqlite3.connect(f"file:{data}/runspan.sqlite3?mode=ro", uri=True, timeout=30)) as connection:
         count: int = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
         return count
 
 
 def digests(data: Path) -> dict[str, bytes]:
-    """The beginning of the digest of each document that the receiver has, by run id."""
+    """Return the beginning of the digest of each document that the receiver has, by run id."""
     with closing(sqlite3.connect(f"file:{data}/runspan.sqlite3?mode=ro", uri=True, timeout=30)) as connection:
         rows = connection.execute("SELECT run_id, digest FROM runs").fetchall()
         return {run_id.decode(): digest[:16] for run_id, digest in rows}
 
 
 def until_stored(data: Path, count: int, syncing: Running) -> None:
-    """Returns once so many runs are there, while the sync goes on."""
+    """Wait until the receiver has this many runs, while the sync runs."""
     deadline = time.monotonic() + DEADLINE
     while stored(data) < count:
         assert syncing.process.poll() is None, syncing.lines
@@ -59,40 +59,40 @@ def until_stored(data: Path, count: int, syncing: Running) -> None:
 
 
 def acknowledged(checkpoint: Path) -> dict[str, bytes]:
-    """What the checkpoint says that the receiver has: the beginning of each document's digest, by run id."""
+    """Return the beginning of the digest of each acknowledged document, by run id."""
     with closing(sqlite3.connect(checkpoint, timeout=30)) as connection:
-        return dict(connection.execute("SELECT run_id, acked FROM runs WHERE acked <> x''").fetchall())
+        return dict(connection.execute("SELECT run_id, acked_digest FROM runs WHERE acked_digest <> x''").fetchall())
 
 
 def moments(random: Random) -> list[int]:
     return sorted(random.sample(range(1, RUNS * 6 // 10), KILLS))
 
 
-def change_some(source: Place, random: Random) -> None:
-    """Runs go on, end, and change after their end."""
+def change_some(source: LocalServer, random: Random) -> None:
+    """Let runs continue, end, and change after their end."""
     for run_id in random.sample(sorted(generated(RUNS, seed=SEED, unfinished=True)), 5):
         run = json.loads(source.store.document(run_id).text)
         source.put(run | {"status": random.choice(["running", "completed", "failed"]), "output": random.random()})
 
 
-def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
-    """At each kill everything that the checkpoint calls acknowledged is there as it was sent, and the next sync goes
-    on; the last one makes both sides equal, though runs changed all the while."""
+def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[LocalServer, FaultyPlatform]) -> None:
+    """After each kill the receiver has every acknowledged document as it was sent, and the next sync resumes. After the
+    last one both sides are equal, although runs changed meanwhile."""
     made, mock = source
     random = Random(SEED)
     data, checkpoint = tmp_path / "target", tmp_path / "checkpoint"
     with server(data) as (url, child):
-        args = ("sync", mock.url, "--endpoint", url, "--state-file", checkpoint, *SLOWLY)
+        args = ("sync", mock.url, "--endpoint", url, "--state-file", checkpoint, *OPTIONS)
         before = 0
         for moment in moments(random):
             with running(*args) as syncing:
                 until_stored(data, max(moment, before + 1), syncing)
                 time.sleep(random.uniform(0, 0.05))
                 assert syncing.end(signal.SIGKILL) == -signal.SIGKILL
-            there = digests(data)
-            before = len(there)
-            # A run that was fetched again may be there as a newer document than the one that was acknowledged.
-            older = {run_id for run_id, digest in acknowledged(checkpoint).items() if there[run_id] != digest}
+            found = digests(data)
+            before = len(found)
+            # Of a run that was fetched again, the receiver may have a newer document than the acknowledged one.
+            older = {run_id for run_id, digest in acknowledged(checkpoint).items() if found[run_id] != digest}
             assert older - sent_since(checkpoint) == set()
             change_some(made, random)
         mock.faults = EVERY_KIND
@@ -103,26 +103,28 @@ def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple
 
 
 def sent_since(checkpoint: Path) -> set[str]:
-    """Runs of which another document was handed over than the last that was acknowledged."""
+    """Return the runs of which another document was sent after the last acknowledged one."""
     with closing(sqlite3.connect(checkpoint, timeout=30)) as connection:
-        return {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE sent <> acked")}
+        return {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE sent_digest <> acked_digest")}
 
 
 def intact(data: Path) -> bool:
-    """What SQLite itself says of the file."""
+    """Return whether SQLite finds the file intact."""
     with closing(sqlite3.connect(f"file:{data}/runspan.sqlite3?mode=ro", uri=True, timeout=30)) as connection:
         return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
 
 
-def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: tuple[Place, FaultyPlatform]) -> None:
-    """One sync outlives ten kills of the server that it sends to, and then both sides are equal."""
+def test_kills_of_the_receiver_lose_and_double_nothing(
+    tmp_path: Path, source: tuple[LocalServer, FaultyPlatform]
+) -> None:
+    """One sync survives all kills of the server that it sends to, and then both sides are equal."""
     made, mock = source
     random = Random(SEED + 1)
     data, checkpoint = tmp_path / "target", tmp_path / "checkpoint"
     with server(data) as (url, child):
         assert child.end() == 0
     port = url.rpartition(":")[2]
-    args = ("--endpoint", url, "--state-file", checkpoint, *SLOWLY, "--retry-max-time", "60s")
+    args = ("--endpoint", url, "--state-file", checkpoint, *OPTIONS, "--retry-max-time", "60s")
     with running("sync", mock.url, *args, "--json", prints_on="stdout") as syncing:
         before = 0
         for moment in moments(random):
@@ -146,8 +148,8 @@ def test_kills_of_the_receiver_lose_and_double_nothing(tmp_path: Path, source: t
     assert intact(data)
 
 
-def test_a_kill_between_sending_and_the_answer_sends_the_same_spans_again(tmp_path: Path) -> None:
-    """Byte for byte, snapshots too: what is handed over is written down before, with its revision."""
+def test_a_kill_between_request_and_response_sends_the_same_spans_again(tmp_path: Path) -> None:
+    """Byte for byte, snapshots too: the revision is stored before it is sent."""
     killed = threading.Event()
 
     def answer(post: Post) -> Answer:
@@ -156,7 +158,7 @@ def test_a_kill_between_sending_and_the_answer_sends_the_same_spans_again(tmp_pa
         killed.wait(DEADLINE)
         return CLOSE
 
-    with place(tmp_path / "source") as source, http_receiver(answer) as receiver:
+    with local_server(tmp_path / "source") as source, http_receiver(answer) as receiver:
         source.fill(*(run_document(f"run_{n}", ("completed", "running")[n % 2], start=n) for n in range(40)))
         args = ("sync", source.url, "--endpoint", receiver.url, "--state-file", tmp_path / "checkpoint")
         with running(*args) as syncing:

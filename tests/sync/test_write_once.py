@@ -1,4 +1,4 @@
-"""A finished step of a run that goes on is sent once, and never left out where the receiver may lack it."""
+"""A finished step of an unfinished run is sent once, and never omitted if the receiver may lack it."""
 
 from __future__ import annotations
 
@@ -19,41 +19,49 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.export import ObservedRun
 from runspan.otlp.bulk_writer import write_runs
 from runspan.storage.span_acks import KEEP
-from runspan.sync.policy import MINUTE, PlannedSend
+from runspan.sync.context import MINUTE
+from runspan.sync.queues import PlannedSend
 from runspan.watch.poller import WatchedFile
 from runspan.watch.service import MAX_HELD, MAX_HELD_BYTES, FileProgress, SnapshotCoalescer
 from runspan.watch.state_db import FileStat, SendPlan
 from support.cli import SAMPLES, generated, running, runspan
 from support.faulty_platform import platform
 from support.receivers import CLOSE, Answer, Post, partial
-from support.sync import Place, eventually, synced
-from support.sync import once as sync_once
+from support.sync import LocalServer, eventually, sync_command, sync_once
 from support.watch import Bench
-from support.write_once import Kept, finished_step, growing, keeping, numbers, once, steps_of
+from support.write_once import (
+    StoringReceiver,
+    assert_sent_once,
+    copy_counts,
+    finished_step,
+    growing_run,
+    step_counts,
+    storing_receiver,
+)
 
 
 def text(document: dict[str, Any]) -> bytes:
-    """As it comes back when a file had it."""
+    """Return the canonical text of a document from a file."""
     return Run.from_json(json.dumps(document).encode()).text
 
 
 @pytest.fixture
-def mood() -> list[Answer]:
-    """What the receiver answers next instead of taking a request."""
+def failures() -> list[Answer]:
+    """The next responses of the receiver, which does not store those requests."""
     return []
 
 
 @pytest.fixture
-def kept(tmp_path: Path, mood: list[Answer]) -> Iterator[Kept]:
+def kept(tmp_path: Path, failures: list[Answer]) -> Iterator[StoringReceiver]:
     def answer(post: Post) -> Answer | None:
-        return mood.pop(0) if mood else None
+        return failures.pop(0) if failures else None
 
-    with keeping(tmp_path / "kept", answer) as made:
+    with storing_receiver(tmp_path / "kept", answer) as made:
         yield made
 
 
 @pytest.fixture
-def bench(tmp_path: Path, kept: Kept) -> Iterator[Bench]:
+def bench(tmp_path: Path, kept: StoringReceiver) -> Iterator[Bench]:
     (tmp_path / "in").mkdir()
     made = Bench(tmp_path / "in", kept.url)
     yield made
@@ -61,22 +69,24 @@ def bench(tmp_path: Path, kept: Kept) -> Iterator[Bench]:
 
 
 def remembered(checkpoint: Path) -> int:
-    """How many spans a checkpoint or a state remembers."""
+    """Return the number of acknowledged spans in a state file."""
     with closing(sqlite3.connect(checkpoint)) as connection:
         return int(connection.execute("SELECT coalesce(sum(length(digests)), 0) / 16 FROM spans").fetchone()[0])
 
 
-def follow(source: Place, kept: Kept, checkpoint: Path, document: dict[str, Any], *args: object) -> None:
-    """The platform has this document now, and a sync goes once through. The receiver has it then."""
+def follow(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path, document: dict[str, Any], *args: object
+) -> None:
+    """Put a document on the platform and sync it. The receiver must have it then."""
     source.put(document)
-    synced(source.url, kept.url, checkpoint, "--heartbeat", "0s", *args)
+    sync_command(source.url, kept.url, checkpoint, "--heartbeat", "0s", *args)
     assert kept.text(document["id"]) == source.documents()[document["id"]]
 
 
-# What is written.
+# Encoding.
 
 
-def test_spans_below_the_head_follow_from_the_document_alone() -> None:
+def test_step_spans_depend_on_the_document_only() -> None:
     """So a snapshot, the end and a revision name the same steps by the same digests; and a run span that is written so
     is the one that an export writes, byte for byte."""
     runs = [Run.from_json(made) for made in generated(60, seed=17, unfinished=True).values()]
@@ -100,92 +110,95 @@ def test_spans_below_the_head_follow_from_the_document_alone() -> None:
 # Sync.
 
 
-def test_a_run_that_is_synced_again_and_again_sends_each_step_once(source: Place, kept: Kept, checkpoint: Path) -> None:
+def test_a_run_that_is_synced_again_and_again_sends_each_step_once(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path
+) -> None:
     """Five snapshots, each by a sync of its own, and the end: the steps that came before are left out of all of them,
     with their attempts; then nothing is remembered any more."""
     for number, done in enumerate((2, 4, 4, 7, 9)):
-        follow(source, kept, checkpoint, growing("run_1", done, progress=number))
+        follow(source, kept, checkpoint, growing_run("run_1", done, progress=number))
     assert remembered(checkpoint) == 9 + 3
-    follow(source, kept, checkpoint, growing("run_1", 10, "completed"))
-    once(kept, 10)
+    follow(source, kept, checkpoint, growing_run("run_1", 10, "completed"))
+    assert_sent_once(kept, 10)
     assert len(kept.copies(role=ROLE_REVISION)) == 5
     assert len(kept.copies(role=ROLE_RUN)) == 1
     assert remembered(checkpoint) == 0
 
 
-def test_a_heartbeat_is_a_head_alone(source: Place, kept: Kept, checkpoint: Path) -> None:
-    """A run that does not change costs one span each time."""
-    source.put(growing("run_1", 5))
+def test_a_heartbeat_is_a_revision_span_only(source: LocalServer, kept: StoringReceiver, checkpoint: Path) -> None:
+    """An unchanged run costs one span each time."""
+    source.put(growing_run("run_1", 5))
     for _ in range(3):
-        synced(source.url, kept.url, checkpoint, "--heartbeat", "0.001s")
-    once(kept, 5)
+        sync_command(source.url, kept.url, checkpoint, "--heartbeat", "0.001s")
+    assert_sent_once(kept, 5)
     assert [len(post.spans) for post in kept.receiver.posts] == [7, 1, 1]
 
 
-def test_a_step_whose_bytes_changed_is_sent_again(source: Place, kept: Kept, checkpoint: Path) -> None:
-    """And once more when it changes back: the receiver may keep only what its newest revision names."""
+def test_a_step_whose_bytes_changed_is_sent_again(source: LocalServer, kept: StoringReceiver, checkpoint: Path) -> None:
+    """And once more if it changes back: the receiver may keep only the steps of its newest revision."""
     states = []
     for note in ("first", "second", "first"):
-        states.append(growing("run_1", 3))
+        states.append(growing_run("run_1", 3))
         states[-1]["steps"][0] = finished_step(0, note=note)
         follow(source, kept, checkpoint, states[-1])
     follow(source, kept, checkpoint, states[-1] | {"status": "failed"})
-    assert numbers(kept.copies()) == [1, 1, 1, 2]
+    assert copy_counts(kept.copies()) == [1, 1, 1, 2]
 
 
-def test_a_finished_run_that_changed_is_sent_whole(source: Place, kept: Kept, checkpoint: Path) -> None:
-    """Its revision carries every step; one that goes on again is followed as before."""
-    follow(source, kept, checkpoint, growing("run_1", 3))
-    follow(source, kept, checkpoint, growing("run_1", 4, "failed"))
-    once(kept, 4)
-    follow(source, kept, checkpoint, growing("run_1", 4, "failed", completedAt="2026-01-15T13:00:01.000Z"))
-    assert numbers(kept.copies()) == [2, 2, 2, 2]
-    follow(source, kept, checkpoint, growing("run_1", 4))
-    follow(source, kept, checkpoint, growing("run_1", 5))
-    follow(source, kept, checkpoint, growing("run_1", 5, "completed"))
-    assert numbers(kept.copies()) == [1, 3, 3, 3, 3]
+def test_a_finished_run_that_changed_is_sent_completely(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path
+) -> None:
+    """Its revision has every step. A run that continues is followed as before."""
+    follow(source, kept, checkpoint, growing_run("run_1", 3))
+    follow(source, kept, checkpoint, growing_run("run_1", 4, "failed"))
+    assert_sent_once(kept, 4)
+    follow(source, kept, checkpoint, growing_run("run_1", 4, "failed", completedAt="2026-01-15T13:00:01.000Z"))
+    assert copy_counts(kept.copies()) == [2, 2, 2, 2]
+    follow(source, kept, checkpoint, growing_run("run_1", 4))
+    follow(source, kept, checkpoint, growing_run("run_1", 5))
+    follow(source, kept, checkpoint, growing_run("run_1", 5, "completed"))
+    assert copy_counts(kept.copies()) == [1, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("answer", [CLOSE, Answer(503), Answer(400)], ids=["closed", "away", "refused"])
-def test_nothing_is_remembered_that_was_not_acknowledged(
-    source: Place, kept: Kept, checkpoint: Path, mood: list[Answer], answer: Answer
+def test_only_acknowledged_steps_are_omitted(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path, failures: list[Answer], answer: Answer
 ) -> None:
-    """A receiver that does not take a snapshot gets its steps with the next one; what it took before stays there."""
-    follow(source, kept, checkpoint, growing("run_1", 2))
-    source.put(growing("run_1", 4))
-    mood += [answer] * 3
+    """If the receiver does not accept a snapshot, its steps are sent with the next one."""
+    follow(source, kept, checkpoint, growing_run("run_1", 2))
+    source.put(growing_run("run_1", 4))
+    failures += [answer] * 3
     code = 1 if answer.status == 400 else 9
-    synced(source.url, kept.url, checkpoint, "--retry-max-time", "0s", code=code)
-    mood.clear()
-    follow(source, kept, checkpoint, growing("run_1", 5, "suspended"))
-    follow(source, kept, checkpoint, growing("run_1", 6, "completed"))
-    if answer.status == 400:  # it is not followed any more until it changes, and begins anew
-        assert numbers(kept.copies()) == [1, 1, 1, 1, 2, 2]
+    sync_command(source.url, kept.url, checkpoint, "--retry-max-time", "0s", code=code)
+    failures.clear()
+    follow(source, kept, checkpoint, growing_run("run_1", 5, "suspended"))
+    follow(source, kept, checkpoint, growing_run("run_1", 6, "completed"))
+    if answer.status == 400:  # a refused run is followed again from the start once it changes
+        assert copy_counts(kept.copies()) == [1, 1, 1, 1, 2, 2]
     else:
-        once(kept, 6)
+        assert_sent_once(kept, 6)
 
 
-def test_spans_that_were_rejected_in_part_are_not_remembered(
-    source: Place, kept: Kept, checkpoint: Path, mood: list[Answer]
+def test_partially_rejected_spans_are_sent_again(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path, failures: list[Answer]
 ) -> None:
-    """A receiver that rejects some spans of several runs and does not say which gets all of them in smaller lots."""
+    """If the receiver rejects some spans of several runs, all of them are sent again in smaller batches."""
     runs = [f"run_{number}" for number in range(3)]
     for run_id in runs:
-        source.put(growing(run_id, 2))
-    synced(source.url, kept.url, checkpoint)
-    mood.append(partial(1, "no room"))
+        source.put(growing_run(run_id, 2))
+    sync_command(source.url, kept.url, checkpoint)
+    failures.append(partial(1, "no room"))
     for run_id in runs:
-        source.put(growing(run_id, 4))
-    synced(source.url, kept.url, checkpoint)
+        source.put(growing_run(run_id, 4))
+    sync_command(source.url, kept.url, checkpoint)
     for run_id in runs:
         assert kept.text(run_id) == source.documents()[run_id]
     # The first two steps of each, then two more: once in the request that was taken in part, and once alone.
-    assert all(numbers(kept.copies(run_id)) == [1, 1, 2, 2] for run_id in runs)
+    assert all(copy_counts(kept.copies(run_id)) == [1, 1, 2, 2] for run_id in runs)
 
 
-def test_what_is_left_out_gets_no_younger(tmp_path: Path, source: Place, checkpoint: Path) -> None:
-    """A snapshot goes without its first steps while they count, and is answered when they do not any more: they come
-    again with the next one."""
+def test_omitted_steps_expire(tmp_path: Path, source: LocalServer, checkpoint: Path) -> None:
+    """Omitting a step does not renew its acknowledgement: the snapshot after the expiry has the step again."""
     passed, after = [0], {2: KEEP + MINUTE}
 
     def clock() -> int:
@@ -195,74 +208,78 @@ def test_what_is_left_out_gets_no_younger(tmp_path: Path, source: Place, checkpo
         passed[0] = after.get(post.number, passed[0])
         return None
 
-    with keeping(tmp_path / "kept", answer) as kept:
+    with storing_receiver(tmp_path / "kept", answer) as kept:
         for done, since in ((2, 0), (3, KEEP - MINUTE), (4, KEEP + 2 * MINUTE)):
             passed[0] = since
-            source.put(growing("run_1", done))
+            source.put(growing_run("run_1", done))
             sync_once(source.url, kept.url, checkpoint, clock=clock)
-        assert steps_of(kept.receiver.posts) == [2, 1, 3]
+        assert step_counts(kept.receiver.posts) == [2, 1, 3]
 
 
-def test_another_receiver_behind_the_same_address_gets_everything(source: Place, kept: Kept, checkpoint: Path) -> None:
-    """A header may be a tenant's; nobody else's acknowledgement counts for it. That of replays makes no other one."""
+def test_another_receiver_behind_the_same_address_gets_everything(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path
+) -> None:
+    """A header may select a tenant, so acknowledgements count for the same headers, without that of --replay."""
     args = ("--heartbeat", "0s")
     for done, tenant in ((2, "one"), (3, "one"), (4, "two"), (5, "two")):
-        source.put(growing("run_1", done))
+        source.put(growing_run("run_1", done))
         headers = f"x-scope-orgid={tenant}" + (",x-runspan-replay=true" if done % 2 else "")
-        synced(source.url, kept.url, checkpoint, *args, OTEL_EXPORTER_OTLP_HEADERS=headers)
-    assert steps_of(kept.receiver.posts) == [2, 1, 4, 1]
+        sync_command(source.url, kept.url, checkpoint, *args, OTEL_EXPORTER_OTLP_HEADERS=headers)
+    assert step_counts(kept.receiver.posts) == [2, 1, 4, 1]
 
 
-def test_runs_that_vanish_or_are_refused_are_forgotten(source: Place, kept: Kept, checkpoint: Path) -> None:
-    """What is remembered ends with whatever ends the following; the runs that go on are still known."""
+def test_acknowledgements_of_gone_and_refused_runs_are_deleted(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path
+) -> None:
+    """Those of runs that are still followed stay."""
     for number in range(3):
-        source.put(growing(f"run_{number}", 3))
+        source.put(growing_run(f"run_{number}", 3))
     with platform(source.url) as mock:
         args = ("--heartbeat", "0s")
-        synced(mock.url, kept.url, checkpoint, *args)
+        sync_command(mock.url, kept.url, checkpoint, *args)
         assert remembered(checkpoint) == 3 * 4
         mock.vanished.add("run_0")
         mock.replaced["run_1"] = b'{"id":"run_1","status":"running","steps":[1]}'
-        synced(mock.url, kept.url, checkpoint, *args, code=1)
+        sync_command(mock.url, kept.url, checkpoint, *args, code=1)
         assert remembered(checkpoint) == 4
         mock.vanished.clear()
         mock.replaced.clear()
         for number in range(3):
-            source.put(growing(f"run_{number}", 4, "suspended"))
-        synced(mock.url, kept.url, checkpoint, *args)
+            source.put(growing_run(f"run_{number}", 4, "suspended"))
+        sync_command(mock.url, kept.url, checkpoint, *args)
     assert kept.text("run_0") == source.documents()["run_0"]
-    assert [numbers(kept.copies(f"run_{number}")) for number in range(3)] == [[1, 2, 2, 2], [1, 2, 2, 2], [1] * 4]
+    assert [copy_counts(kept.copies(f"run_{number}")) for number in range(3)] == [[1, 2, 2, 2], [1, 2, 2, 2], [1] * 4]
 
 
-# What was lost.
+# Lost spans.
 
 
-def lossy(kept: Kept, source: Place, checkpoint: Path) -> bytes:
-    """A run of four steps, of which the receiver lost the first snapshot with two of them; its document."""
-    source.put(growing("run_1", 2))
-    synced(source.url, kept.url, checkpoint)
-    for document in (growing("run_1", 3), growing("run_1", 4, "completed")):
+def lossy(kept: StoringReceiver, source: LocalServer, checkpoint: Path) -> bytes:
+    """Sync a run of four steps, and lose the first snapshot with two of them. Return its document."""
+    source.put(growing_run("run_1", 2))
+    sync_command(source.url, kept.url, checkpoint)
+    for document in (growing_run("run_1", 3), growing_run("run_1", 4, "completed")):
         source.put(document)
-        synced(source.url, kept.url, checkpoint)
+        sync_command(source.url, kept.url, checkpoint)
     return source.documents()["run_1"]
 
 
 @pytest.mark.parametrize("repair", ["resend", "export"])
 def test_a_lost_step_is_refused_and_can_be_brought_back(
-    tmp_path: Path, source: Place, checkpoint: Path, repair: str
+    tmp_path: Path, source: LocalServer, checkpoint: Path, repair: str
 ) -> None:
-    """The receiver lost what it acknowledged. What it has left proves no document, so none is answered; sending the
-    run again, by sync or from its document, makes it whole."""
+    """The receiver lost what it acknowledged, so it returns no document. Sending the run again, by sync or from its
+    document, repairs it."""
     lost = [Answer(body=b"\x0a\x00")]
-    with keeping(tmp_path / "lossy", lambda post: lost.pop() if lost else None) as kept:
+    with storing_receiver(tmp_path / "lossy", lambda post: lost.pop() if lost else None) as kept:
         expected = lossy(kept, source, checkpoint)
         with pytest.raises((TraceIncomplete, NotFound)):
             kept.store.document("run_1")
-        synced(source.url, kept.url, checkpoint, "--recheck", "9000d")
+        sync_command(source.url, kept.url, checkpoint, "--recheck", "9000d")
         with pytest.raises((TraceIncomplete, NotFound)):
             kept.store.document("run_1")
         if repair == "resend":
-            report = synced(source.url, kept.url, checkpoint, "--resend", "9000d", "--replay")
+            report = sync_command(source.url, kept.url, checkpoint, "--resend", "9000d", "--replay")
             assert (report["counts"]["sent"], report["complete"]) == (1, True)
         else:
             file = tmp_path / "run.json"
@@ -271,27 +288,29 @@ def test_a_lost_step_is_refused_and_can_be_brought_back(
         assert kept.text("run_1") == expected
         last = kept.receiver.posts[-1]
         assert last.headers["x-runspan-replay"] == "true"
-        assert (steps_of([last]), len(kept.copies(role=ROLE_RUN))) == ([4], 1)
-        assert synced(source.url, kept.url, checkpoint)["counts"]["sent"] == 0
+        assert (step_counts([last]), len(kept.copies(role=ROLE_RUN))) == ([4], 1)
+        assert sync_command(source.url, kept.url, checkpoint)["counts"]["sent"] == 0
 
 
-def test_runs_that_go_on_are_resent_whole_too(source: Place, kept: Kept, checkpoint: Path) -> None:
-    """Those that started in the time that is named; the others are followed as before."""
-    old = growing("run_old", 3)
-    new = growing("run_new", 3, startedAt="2026-03-01T12:00:00.000Z", createdAt="2026-03-01T12:00:00.000Z")
+def test_unfinished_runs_are_resent_completely_too(
+    source: LocalServer, kept: StoringReceiver, checkpoint: Path
+) -> None:
+    """Those that started within --resend; the others are followed as before."""
+    old = growing_run("run_old", 3)
+    new = growing_run("run_new", 3, startedAt="2026-03-01T12:00:00.000Z", createdAt="2026-03-01T12:00:00.000Z")
     source.put(old, new)
     args = ("--heartbeat", "0s")
-    synced(source.url, kept.url, checkpoint, *args)
+    sync_command(source.url, kept.url, checkpoint, *args)
     days = (datetime.now(UTC) - datetime(2026, 2, 1, tzinfo=UTC)).days
-    synced(source.url, kept.url, checkpoint, *args, "--resend", f"{max(days, 1)}d")
-    assert (numbers(kept.copies("run_old")), numbers(kept.copies("run_new"))) == ([1] * 3, [2] * 3)
-    source.put(growing("run_old", 4), new | {"steps": [*new["steps"][:3], finished_step(3)]})
-    synced(source.url, kept.url, checkpoint, *args)
-    assert (numbers(kept.copies("run_old")), numbers(kept.copies("run_new"))) == ([1] * 4, [1, 2, 2, 2])
+    sync_command(source.url, kept.url, checkpoint, *args, "--resend", f"{max(days, 1)}d")
+    assert (copy_counts(kept.copies("run_old")), copy_counts(kept.copies("run_new"))) == ([1] * 3, [2] * 3)
+    source.put(growing_run("run_old", 4), new | {"steps": [*new["steps"][:3], finished_step(3)]})
+    sync_command(source.url, kept.url, checkpoint, *args)
+    assert (copy_counts(kept.copies("run_old")), copy_counts(kept.copies("run_new"))) == ([1] * 4, [1, 2, 2, 2])
 
 
 def test_a_service_does_not_resend_at_each_start(checkpoint: Path) -> None:
-    """It would, at every restart."""
+    """It would do so after every restart."""
     args = ("--state-file", checkpoint, "--follow", "--resend", "1d")
     done = runspan("sync", "http://127.0.0.1:9", *args, code=2)
     assert "--resend: expected a sync without --follow, got --follow" in done.stderr
@@ -301,44 +320,44 @@ def test_a_service_does_not_resend_at_each_start(checkpoint: Path) -> None:
 # Watch.
 
 
-def test_a_file_that_is_rewritten_again_and_again_sends_each_step_once(bench: Bench, kept: Kept) -> None:
-    """Through restarts, with five snapshots and the end, and then a correction that carries every step."""
+def test_a_file_that_is_rewritten_sends_each_step_once(bench: Bench, kept: StoringReceiver) -> None:
+    """With restarts, five snapshots and the end, and then a correction, which has every step."""
     state = bench.path / ".state"
     for number, done in enumerate((2, 4, 4, 7, 9)):
-        document = growing("run_1", done, progress=number)
+        document = growing_run("run_1", done, progress=number)
         bench.write("run.json", document)
         bench.poll()
         assert kept.text("run_1") == text(document)
         bench.state.close()
         assert remembered(state) == done + done // 3
         bench.open()
-    bench.write("run.json", growing("run_1", 10, "completed"))
+    bench.write("run.json", growing_run("run_1", 10, "completed"))
     bench.poll()
-    once(kept, 10)
+    assert_sent_once(kept, 10)
     assert len(kept.copies(role=ROLE_REVISION)) == 5
     bench.state.close()
     assert remembered(state) == 0
     bench.open()
-    bench.write("run.json", growing("run_1", 10, "completed", note="corrected"))
+    bench.write("run.json", growing_run("run_1", 10, "completed", note="corrected"))
     bench.poll()
-    assert numbers(kept.copies()) == [2] * 10
+    assert copy_counts(kept.copies()) == [2] * 10
 
 
-def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: Kept) -> None:
-    """A log that grew by several versions, or several files of one run, send the newest; no step comes twice."""
+def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: StoringReceiver) -> None:
+    """Of several versions in a log, or in several files, the newest is sent; no step comes twice."""
     log = []
     for burst in ((1, 2, 3), (4, 5), (6,), (7, 8, 9)):
-        log += [growing("run_1", done) for done in burst]
+        log += [growing_run("run_1", done) for done in burst]
         bench.write("log.ndjson", *log)
-        bench.write(f"b-{burst[0]}.json", growing("run_2", burst[0]))
-        bench.write(f"c-{burst[0]}.json", growing("run_2", burst[-1]))
+        bench.write(f"b-{burst[0]}.json", growing_run("run_2", burst[0]))
+        bench.write(f"c-{burst[0]}.json", growing_run("run_2", burst[-1]))
         bench.poll()
-        assert kept.text("run_1") == text(growing("run_1", burst[-1]))
-        assert kept.text("run_2") == text(growing("run_2", burst[-1]))
-    bench.write("log.ndjson", *log, growing("run_1", 10), growing("run_1", 10, "completed"))
+        assert kept.text("run_1") == text(growing_run("run_1", burst[-1]))
+        assert kept.text("run_2") == text(growing_run("run_2", burst[-1]))
+    bench.write("log.ndjson", *log, growing_run("run_1", 10), growing_run("run_1", 10, "completed"))
     bench.poll()
-    once(kept, 10, run_id="run_1")
-    once(kept, 9, run_id="run_2")
+    assert_sent_once(kept, 10, run_id="run_1")
+    assert_sent_once(kept, 9, run_id="run_2")
     assert (len(kept.copies("run_1", ROLE_REVISION)), len(kept.copies("run_2", ROLE_REVISION))) == (4, 4)
     posts = len(kept.receiver.posts)
     bench.restart()
@@ -348,7 +367,7 @@ def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: Kept) -> Non
 
 
 def test_snapshots_wait_in_bounds() -> None:
-    """The one that waits the longest goes when there are too many, or when they are too large."""
+    """The oldest is sent if there are too many, or if they are too large."""
     reading = FileProgress(WatchedFile(b"", "", FileStat(0, 0, 0), 0.0))
 
     def put(versions: SnapshotCoalescer, run_id: str, at: int, status: str = "running", size: int = 0) -> list[str]:
@@ -370,91 +389,91 @@ def test_snapshots_wait_in_bounds() -> None:
     assert put(versions, "larger", 0, size=MAX_HELD_BYTES // 2) == ["large"]
     assert put(versions, "largest", 0, size=MAX_HELD_BYTES) == ["larger", "largest"]
     assert list(versions.drain()) == []
-    # What went with another is not under way any more.
+    # A superseded version is not pending any more.
     assert reading.unsettled == MAX_HELD + 1 + 1 + 3
 
 
 def test_a_version_that_takes_the_place_of_another_answers_for_its_file(
-    bench: Bench, kept: Kept, mood: list[Answer]
+    bench: Bench, kept: StoringReceiver, failures: list[Answer]
 ) -> None:
-    """Both files are done with once the newer version is taken, and not before."""
-    mood += [Answer(503)] * 4
-    bench.write("a.json", growing("run_1", 1))
-    bench.write("b.json", growing("run_1", 2))
+    """Both files are finished once the newer version is accepted, and not before."""
+    failures += [Answer(503)] * 4
+    bench.write("a.json", growing_run("run_1", 1))
+    bench.write("b.json", growing_run("run_1", 2))
     bench.poll(2)
     assert bench.poller.pending == 2
-    mood.clear()
+    failures.clear()
     (bench.path / "b.json").unlink()
     bench.poll(2)
-    assert kept.text("run_1") == text(growing("run_1", 1))
-    bench.write("b.json", growing("run_1", 2))
+    assert kept.text("run_1") == text(growing_run("run_1", 1))
+    bench.write("b.json", growing_run("run_1", 2))
     bench.poll(3)
-    assert kept.text("run_1") == text(growing("run_1", 2))
+    assert kept.text("run_1") == text(growing_run("run_1", 2))
     assert bench.poller.pending == 0
 
 
-def test_a_step_that_changed_and_changed_back_in_a_file(bench: Bench, kept: Kept) -> None:
-    """As for sync, with versions on the way that the receiver took without the sender hearing of it."""
+def test_a_step_that_changed_and_changed_back_in_a_file(bench: Bench, kept: StoringReceiver) -> None:
+    """As for sync."""
     answers: list[dict[str, Any]] = []
     for note in ("first", "second", "first", "second", "first"):
-        document = growing("run_1", 3)
+        document = growing_run("run_1", 3)
         document["steps"][0] = finished_step(0, note=note)
         answers.append(document)
         bench.write("run.json", document)
         bench.poll()
         assert kept.text("run_1") == text(document)
-    assert numbers(kept.copies()) == [1, 1, 2, 3]
+    assert copy_counts(kept.copies()) == [1, 1, 2, 3]
 
 
-def test_an_outage_sends_no_step_twice_that_was_there_before_it(bench: Bench, kept: Kept, mood: list[Answer]) -> None:
-    """What the receiver had before stays remembered; what it did not take comes when it is back."""
-    bench.write("run.json", growing("run_1", 2))
+def test_an_outage_repeats_no_acknowledged_step(bench: Bench, kept: StoringReceiver, failures: list[Answer]) -> None:
+    """Acknowledgements stay; what the receiver did not accept is sent when it is back."""
+    bench.write("run.json", growing_run("run_1", 2))
     bench.poll()
-    mood += [Answer(503)] * 9
+    failures += [Answer(503)] * 9
     for done in (3, 4):
-        bench.write("run.json", growing("run_1", done))
+        bench.write("run.json", growing_run("run_1", done))
         bench.poll()
-    mood.clear()
-    bench.write("run.json", growing("run_1", 5))
+    failures.clear()
+    bench.write("run.json", growing_run("run_1", 5))
     bench.poll()
-    assert kept.text("run_1") == text(growing("run_1", 5))
-    once(kept, 5)
+    assert kept.text("run_1") == text(growing_run("run_1", 5))
+    assert_sent_once(kept, 5)
 
 
 def test_files_that_an_outage_kept_from_being_read_are_sent_later(
-    bench: Bench, kept: Kept, tmp_path: Path, mood: list[Answer]
+    bench: Bench, kept: StoringReceiver, tmp_path: Path, failures: list[Answer]
 ) -> None:
-    """A delivery that has stopped ends the round; the files behind are not done with."""
+    """An exporter that has stopped ends the round; the remaining files are read later."""
     bench.state.close()
     (tmp_path / "many").mkdir()
     many = Bench(tmp_path / "many", kept.url, target_spans=3)  # type: ignore[arg-type]
     for number in range(40):
-        many.write(f"{number:02}.json", *(growing(f"run_{number}_{each}", 1, "completed") for each in range(3)))
-    mood += [Answer(503)] * 60
+        many.write(f"{number:02}.json", *(growing_run(f"run_{number}_{each}", 1, "completed") for each in range(3)))
+    failures += [Answer(503)] * 60
     many.poll(3)
     assert many.poller.pending == 40
-    mood.clear()
+    failures.clear()
     many.poll(3)
     assert many.sent() == 120
     many.state.close()
     bench.open()
 
 
-def test_the_command_begins_anew_for_another_tenant_of_the_receiver(tmp_path: Path, kept: Kept) -> None:
+def test_another_tenant_of_the_receiver_gets_everything_from_the_command(tmp_path: Path, kept: StoringReceiver) -> None:
     """As for sync, by the command."""
     folder = tmp_path / "in"
     folder.mkdir()
     args = ("export", "--watch", folder, "--endpoint", kept.url, "--poll", "0.1s")
     for done, tenant in ((2, "one"), (3, "one"), (4, "two")):
-        (folder / "run.json").write_text(json.dumps(growing("run_1", done)))
+        (folder / "run.json").write_text(json.dumps(growing_run("run_1", done)))
         with running(*args, env={"OTEL_EXPORTER_OTLP_HEADERS": f"x-scope-orgid={tenant}"}) as child:
             eventually(lambda done=done: _has(kept, done))  # type: ignore[misc]
             assert child.end() == 0
-    assert steps_of(kept.receiver.posts) == [2, 1, 4]
+    assert step_counts(kept.receiver.posts) == [2, 1, 4]
 
 
-def _has(kept: Kept, done: int) -> bool:
+def _has(kept: StoringReceiver, done: int) -> bool:
     try:
-        return kept.store.document("run_1").text == text(growing("run_1", done))
+        return kept.store.document("run_1").text == text(growing_run("run_1", done))
     except NotFound:
         return False

@@ -1,4 +1,4 @@
-"""Killed at any moment, with answers lost as well, neither sync nor watch leaves out a step that the receiver lacks."""
+"""Killed at any moment, and with lost responses, neither sync nor watch omits a step that the receiver lacks."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROLE, ROLE_STEP, RUN_ID
 from support.cli import process, running
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver
-from support.sync import eventually, place
-from support.write_once import attributes, finished_step, growing, store_it
+from support.sync import eventually, local_server
+from support.write_once import attributes, finished_step, growing_run, store_request
 
 SEED = 20261125
 RUNS = 12
-KILLS = 5
+KILLS = 4
 LOST = 0.15
 
 
 @dataclass
 class Engine:
-    """Runs that go on: steps end, and now and then one is told in another way than before, or again as it was: those
-    are the changed ones. write: where a document goes whenever it changes."""
+    """An engine whose runs continue: steps end, and some change, or change back. write: Takes each document."""
 
     write: Callable[[dict[str, Any]], None]
     random: Random
@@ -42,7 +41,7 @@ class Engine:
 
     def document(self, run_id: str, status: str = "running") -> dict[str, Any]:
         notes = self.notes[run_id]
-        made = growing(run_id, len(notes), status)
+        made = growing_run(run_id, len(notes), status)
         made["steps"][: len(notes)] = [finished_step(number, note=note) for number, note in enumerate(notes)]
         return made
 
@@ -51,14 +50,14 @@ class Engine:
             self.notes[f"run_{number}"] = []
             self.write(self.document(f"run_{number}"))
 
-    def go_on(self) -> None:
-        """One change of one run."""
+    def change_one(self) -> None:
+        """Change one run."""
         run_id = self.random.choice(list(self.notes))
         notes = self.notes[run_id]
         if notes and self.random.random() < 0.3:
-            place = self.random.randrange(len(notes))
-            notes[place] = "second" if notes[place] == "first" else "first"
-            self.changed.add((run_id, f"step_{place}"))
+            index = self.random.randrange(len(notes))
+            notes[index] = "second" if notes[index] == "first" else "first"
+            self.changed.add((run_id, f"step_{index}"))
         else:
             notes.append("first")
         self.write(self.document(run_id))
@@ -68,13 +67,13 @@ class Engine:
             self.write(self.document(run_id, "completed"))
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Goes on until the block ends."""
+    def working(self) -> Iterator[None]:
+        """Change runs until the block ends."""
         done = threading.Event()
 
         def work() -> None:
             while not done.wait(self.random.uniform(0.0, 0.04)):
-                self.go_on()
+                self.change_one()
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -86,9 +85,8 @@ class Engine:
 
 
 @dataclass
-class Forgetful:
-    """Stores every request, and does not tell of some. requests: the steps in each, by run and step id, in the order in
-    which they were stored."""
+class UnreliableReceiver:
+    """Stores every request, and does not respond to some. requests: The (run id, step id) pairs of each."""
 
     store: SqliteStore
     random: Random
@@ -96,9 +94,9 @@ class Forgetful:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, post: Post) -> Answer:
-        store_it(self.store, post)
-        told = [attributes(span) for span in post.spans]
-        steps = [(each[RUN_ID], each["runspan.step.id"]) for each in told if each.get(ROLE) == ROLE_STEP]
+        store_request(self.store, post)
+        found = [attributes(span) for span in post.spans]
+        steps = [(each[RUN_ID], each["runspan.step.id"]) for each in found if each.get(ROLE) == ROLE_STEP]
         with self.lock:
             self.requests.append(steps)
             return CLOSE if self.random.random() < LOST else OK
@@ -106,7 +104,7 @@ class Forgetful:
 
 @contextmanager
 def syncing(tmp_path: Path, url: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], tuple[object, ...]]]:
-    with place(tmp_path / "source") as source:
+    with local_server(tmp_path / "source") as source:
         args = ("sync", source.url, "--endpoint", url, "--state-file", tmp_path / "checkpoint")
         yield source.put, (*args, "--requests-per-minute", 0, "--heartbeat", "0s")
 
@@ -126,46 +124,45 @@ def watching(tmp_path: Path, url: str) -> Iterator[tuple[Callable[[dict[str, Any
 
 @pytest.mark.parametrize("kind", [syncing, watching])
 def test_kills_leave_out_no_step_and_repeat_few(tmp_path: Path, kind: Any) -> None:
-    """While runs go on, the sender is killed again and again; in the end every document is whole at the receiver, which
-    keeps only what its newest revision names. Steps came twice only where a request got no answer or the sender
-    died, which is far from every snapshot."""
+    """While runs change, the sender is killed again and again. In the end the receiver, which keeps only the steps of
+    the newest revision, has every document completely. Only a lost response or a kill repeats steps."""
     random = Random(SEED)
     with SqliteStore(tmp_path / "kept") as store:
-        kept = Forgetful(store, Random(SEED + 1))
+        kept = UnreliableReceiver(store, Random(SEED + 1))
         with http_receiver(kept.answer) as receiver, kind(tmp_path, receiver.url) as (write, args):
             engine = Engine(write, random)
             engine.begin()
-            pace = ("--follow", "--poll", "0.1s") if kind is syncing else ("--poll", "0.1s")
-            with engine.at_work():
+            interval = ("--follow", "--poll", "0.1s") if kind is syncing else ("--poll", "0.1s")
+            with engine.working():
                 for _ in range(KILLS):
                     before = len(kept.requests)
-                    with running(*args, *pace) as child:
+                    with running(*args, *interval) as child:
                         eventually(lambda before=before: len(kept.requests) > before + 6)  # type: ignore[misc]
                         time.sleep(random.uniform(0, 0.2))
                         assert child.end(signal.SIGKILL) == -signal.SIGKILL
             engine.end()
             expected = {run_id: engine.document(run_id, "completed") for run_id in engine.notes}
-            finish(kind, args, pace, lambda: all(same(store, document) for document in expected.values()))
+            finish(kind, args, interval, lambda: all(same(store, document) for document in expected.values()))
             for document in expected.values():
                 assert same(store, document), document["id"]
     copies = Counter(step for request in kept.requests for step in request)
     assert copies.keys() == {(run_id, f"step_{n}") for run_id, notes in engine.notes.items() for n in range(len(notes))}
     assert engine.changed
-    twice = sum(count - 1 for step, count in copies.items() if step not in engine.changed)
-    assert twice < len(copies)  # with every snapshot, each of them came some ten times
+    repeated = sum(count - 1 for step, count in copies.items() if step not in engine.changed)
+    assert repeated < len(copies)  # sent with every snapshot, each would have come about ten times
 
 
-def finish(kind: Any, args: tuple[object, ...], pace: tuple[object, ...], done: Callable[[], bool]) -> None:
-    """Runs it once more, until all is there."""
+def finish(kind: Any, args: tuple[object, ...], interval: tuple[object, ...], done: Callable[[], bool]) -> None:
+    """Run the sender once more, until the receiver has everything."""
     if kind is syncing:
         process(*args)
         return
-    with running(*args, *pace) as child:
+    with running(*args, *interval) as child:
         eventually(done)
         assert child.end() == 0
 
 
 def same(store: SqliteStore, document: dict[str, Any]) -> bool:
-    """Whether the newest revision is whole and tells this document. White space in payloads is the writer's own."""
+    """Return whether the newest revision is complete and equals the document except for white space in payloads."""
     found = store.document(document["id"])
     return found.incomplete == () and json.loads(found.text) == json.loads(Run.from_dict(document).text)

@@ -198,7 +198,7 @@ def test_sub_workflow_runs_are_documents_too(runs: list[Run]) -> None:
     assert children > 50
 
 
-def test_agents_tell_their_usage(runs: list[Run]) -> None:
+def test_agents_have_usage(runs: list[Run]) -> None:
     """Completed agent steps carry usage of several models of two providers, with totals that add up."""
     outputs = [s["output"] for run in runs for s in run["steps"] if s["type"] == "agent" and "output" in s]
     models = {output["usage"]["model"] for output in outputs}

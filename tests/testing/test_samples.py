@@ -1,4 +1,4 @@
-"""The sample runs parse, cover what the platform documents, and tell coherent times."""
+"""The sample runs parse, cover what the platform documents, and have coherent times."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ STEP_KEYS = [
 ]
 
 # Files whose times are wrong on purpose: a step of negative length, a run that ended before it started.
-ODD_TIMES = {"clock-skew-negative-step.json", "queue-drained-cancelled-before-start.json"}
+WRONG_TIMES = {"clock-skew-negative-step.json", "queue-drained-cancelled-before-start.json"}
 
-# What a parser rewrites or refuses, in the text of the file that is there to keep it.
+# What a parser would rewrite or refuse, by the file that has it.
 EXACT_TEXTS = {
     "price-list-exact-numbers.json": ["12.10", "1e400", str(2**70), "-0.0", "1E+2"],
     "device-messages-control-characters.json": [r"\u0000", r'\ud83d"', r'"\ude00 ', r"\u00e9", r"a\/b"],
@@ -137,8 +137,8 @@ def assert_documented_order(document: dict[str, Any], documented: list[str]) -> 
     assert keys[: len(known)] == known
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name not in ODD_TIMES], ids=lambda path: path.stem)
-def test_a_sample_tells_coherent_times(path: Path) -> None:
+@pytest.mark.parametrize("path", [path for path in FILES if path.name not in WRONG_TIMES], ids=lambda path: path.stem)
+def test_a_sample_has_coherent_times(path: Path) -> None:
     """Steps lie within their run, and durations are the differences of the times beside them."""
     run = RUNS[path.name]
     if run["status"] not in FINISHED:
@@ -156,9 +156,9 @@ def test_a_sample_tells_coherent_times(path: Path) -> None:
         assert start <= step_start <= step_end <= end
 
 
-def test_the_odd_files_are_odd() -> None:
+def test_the_files_with_wrong_times_have_wrong_times() -> None:
     """A file is excused from coherent times only while it needs to be."""
-    assert RUNS.keys() >= ODD_TIMES
+    assert RUNS.keys() >= WRONG_TIMES
     assert RUNS["clock-skew-negative-step.json"]["steps"][1]["durationMs"] < 0
     assert RUNS["queue-drained-cancelled-before-start.json"]["startedAt"] is None
 
@@ -175,7 +175,7 @@ def test_every_run_status_is_shown() -> None:
 
 
 def test_every_step_status_is_shown() -> None:
-    """Each of the six step statuses has a sample, and retrying steps tell their attempt."""
+    """Each of the six step statuses has a sample, and retrying steps have their attempt."""
     assert {step["status"] for step in steps()} == STEP_STATUSES
     assert all(step["attempt"] > 1 for step in steps("retrying"))
 
@@ -186,13 +186,13 @@ def test_every_trigger_is_shown() -> None:
 
 
 def test_every_step_type_is_shown() -> None:
-    """Each documented step type has a sample, and so have types that nobody knows yet."""
+    """Each documented step type has a sample, and so have unknown types."""
     types = {step["type"] for step in steps()}
     assert types >= STEP_TYPES
     assert types - STEP_TYPES == {"vector-search", "rerank.v2"}
 
 
-def test_agents_of_both_providers_tell_their_usage() -> None:
+def test_agents_of_both_providers_have_usage() -> None:
     """Agent steps carry usage of Anthropic's and of OpenAI's models, with totals that add up."""
     usages = [step["output"]["usage"] for step in steps() if step["type"] == "agent" and step.get("output")]
     assert {usage["model"].partition("-")[0] for usage in usages} == {"claude", "gpt"}
@@ -246,7 +246,7 @@ def test_a_run_error_is_null_absent_or_an_object() -> None:
 
 
 def test_unknown_fields_on_runs_and_on_steps() -> None:
-    """Fields that nobody documented occur at both levels."""
+    """Undocumented fields occur at both levels."""
     assert {key for run in RUNS.values() for key in run} - set(RUN_KEYS) >= {"tags", "engineVersion", "cancelledBy"}
     assert {key for step in steps() for key in step} - set(STEP_KEYS) >= {"retryPolicy", "citations", "hardware"}
 
@@ -255,7 +255,7 @@ def test_parallel_steps_overlap() -> None:
     """Several finished samples have steps of different ids, none a loop, that overlap in time."""
     overlapping = 0
     for name, run in RUNS.items():
-        if run["status"] == "completed" and name not in ODD_TIMES:
+        if run["status"] == "completed" and name not in WRONG_TIMES:
             spans = sorted((*between(s), s["id"]) for s in run["steps"] if s.get("startedAt") and s["type"] != "loop")
             overlapping += any(b[0] < a[1] and a[2] != b[2] for a, b in pairwise(spans))
     assert overlapping >= 6
@@ -271,8 +271,8 @@ def test_sizes_reach_from_no_step_to_many() -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in EXACT_TEXTS.items() for text in texts])
-def test_odd_texts_are_in_the_file(name: str, text: str) -> None:
-    """What parsers like to rewrite stands in the file as it should, and no editor has tidied it away."""
+def test_exact_texts_are_in_the_file(name: str, text: str) -> None:
+    """No editor has changed what parsers would rewrite."""
     assert text in (SAMPLES / name).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""``runspan verify``: what comes back is compared, and what does not come back is explained."""
+"""``runspan verify``: documents that come back are compared, and missing ones are explained."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DAY = 86_400 * 10**9
 
 
 def now_runs(count: int = 12) -> dict[str, bytes]:
-    """Runs of the last days, under ids of this test alone."""
+    """Return runs of the last days, with ids of this test only."""
     began = datetime.now(UTC) - timedelta(days=9)
     texts = generate(count, seed=uuid4().int % 10_000, start=began, span_days=8, unfinished=True)
     return {run.id: run.text for run in map(Run.from_json, texts)}
@@ -40,7 +40,7 @@ def now_runs(count: int = 12) -> dict[str, bytes]:
 
 
 def test_the_canary_has_what_backends_lose() -> None:
-    """Text over 2048 bytes cut inside a character, non-ASCII, steps of no length and without times, 300 of them.
+    """Text that is cut inside a character at 2048 bytes, and 300 steps, some of zero length and without times.
     Nothing in it failed, and it used no tokens."""
     run = canary("c", NOW)
     document = run.to_dict()
@@ -58,18 +58,18 @@ def test_the_canary_has_what_backends_lose() -> None:
     assert all(span.status != 2 for span in spans)
 
 
-# On a store of our own
+# With runspan's own store
 
 
 def test_the_samples_come_back_the_same_from_the_embedded_store(tmp_path: Path) -> None:
-    """Written directly: every run is a row of the table, the exit code is 0, and the runs are there."""
+    """Written directly: every run is a row of the table, and the exit code is 0."""
     done = process("verify", SAMPLES, "--backend", f"sqlite:{tmp_path}")
     lines = done.stdout.decode().splitlines()
     assert lines[0].split() == ["RUN", "RESULT", "BY", "ID", "IN", "LISTS", "DETAIL"]
     assert len(lines) == 58
     assert all(line.split()[1] == "same" for line in lines[1:])
-    told = done.stderr.decode()
-    assert f"sqlite:{tmp_path}: 57 of 57 documents came back the same, byte for byte, and are listed\n" in told
+    summary = f"sqlite:{tmp_path}: 57 of 57 documents came back the same, byte for byte, and are listed\n"
+    assert summary in done.stderr.decode()
     assert b"run" in process("list", "--data", tmp_path).stdout
 
 
@@ -81,13 +81,13 @@ def test_a_server_is_checked_over_its_own_api(tmp_path: Path) -> None:
         canary_shown = runspan("verify", "--canary", "--backend", url, "--endpoint", url, "--json")
     report = json.loads(shown.stdout)
     assert (report["complete"], report["same"], report["refused"], len(report["runs"])) == (True, 30, 0, 30)
-    assert report["runs"][0].keys() >= {"id", "traceId", "result", "detail", "settings", "secondsById"}
+    assert report["runs"][0].keys() >= {"id", "traceId", "result", "detail", "advice", "secondsById"}
     (only,) = json.loads(canary_shown.stdout)["runs"]
     assert only["id"].startswith("runspan-canary-")
 
 
 def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> None:
-    """It is named, and the others are checked; of an id that stands twice the last document counts."""
+    """It is reported, and the others are checked. If an id occurs twice, the last document counts."""
     path = tmp_path / "runs.ndjson"
     path.write_bytes(b'{"id":"a","status":"failed"}\n{"no":"id"}\n{"id":"a","status":"completed"}\n')
     result = runspan("verify", path, "--backend", f"sqlite:{tmp_path / 'data'}", code=1)
@@ -98,7 +98,7 @@ def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "message"),
     [
         ((), 2, "expected files or --canary, got neither"),
         (("x.ndjson", "--canary"), 2, "expected files or --canary, got both"),
@@ -112,16 +112,16 @@ def test_a_document_that_cannot_be_carried_fails_the_check(tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_cannot_be_checked_is_told(tmp_path: Path, args: tuple[str, ...], code: int, told: str) -> None:
-    """Wrong use ends with 2, an endpoint that is not there with 9."""
-    assert told in runspan("verify", "--data", tmp_path, *args, code=code).stderr
+def test_invalid_use_is_reported(tmp_path: Path, args: tuple[str, ...], code: int, message: str) -> None:
+    """Invalid options end with 2, an unreachable endpoint with 9."""
+    assert message in runspan("verify", "--data", tmp_path, *args, code=code).stderr
 
 
 @pytest.mark.parametrize("args", [(), ("--data", "nowhere"), ("--endpoint", "http://127.0.0.1:1")])
-def test_without_a_backend_no_store_is_made_and_found_good(
+def test_without_a_backend_no_store_is_created(
     args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever forgets --backend must not hear that all is well."""
+    """A forgotten --backend must not lead to success."""
     monkeypatch.chdir(tmp_path)
     first, second = runspan("verify", "--canary", *args, code=2).stderr.splitlines()
     assert "no runs are kept here" in first
@@ -129,8 +129,8 @@ def test_without_a_backend_no_store_is_made_and_found_good(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_backend_a_store_that_is_there_is_checked(tmp_path: Path) -> None:
-    """--data names it, and the summary does."""
+def test_without_a_backend_an_existing_store_is_checked(tmp_path: Path) -> None:
+    """It is that of --data, and the summary names it."""
     SqliteStore(tmp_path).close()
     result = runspan("verify", "--canary", "--data", tmp_path)
     assert f"sqlite:{tmp_path}: 1 of 1 documents came back the same" in result.stderr
@@ -138,28 +138,28 @@ def test_without_a_backend_a_store_that_is_there_is_checked(tmp_path: Path) -> N
     assert shown["backend"] == f"sqlite:{tmp_path}"
 
 
-def test_a_backend_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
-    """The receiver took the run, and nobody answers for it: that is no verdict on the run."""
+def test_a_backend_that_does_not_respond_is_unreachable(tmp_path: Path) -> None:
+    """The receiver accepted the run, so there is no result for it."""
     with http_receiver() as receiver:
         args = ("--backend", "tempo+http://127.0.0.1:1", "--endpoint", receiver.url, "--wait", "1s")
         result = runspan("verify", "--canary", *args, code=9)
     assert "Tempo at http://127.0.0.1:1: expected a response" in result.stderr
 
 
-def test_a_run_that_the_receiver_refuses_is_not_waited_for(tmp_path: Path) -> None:
-    """The receiver's words are the detail."""
-    with http_receiver(lambda post: Answer(400, b"odd", content_type="text/plain")) as receiver:
+def test_a_rejected_run_is_not_waited_for(tmp_path: Path) -> None:
+    """The receiver's message is the detail."""
+    with http_receiver(lambda post: Answer(400, b"too old", content_type="text/plain")) as receiver:
         args = ("--data", tmp_path, "--endpoint", receiver.url, "--wait", "60s", "--json")
         SqliteStore(tmp_path).close()
         (run,) = json.loads(runspan("verify", "--canary", *args, code=1).stdout)["runs"]
-    assert (run["result"], run["detail"]) == ("not taken", "HTTP 400: odd")
+    assert (run["result"], run["detail"]) == ("rejected", "HTTP 400: too old")
 
 
-# The use case, with a backend that fails as told
+# With a backend that fails on request
 
 
 class Backend:
-    """A reader over what was sent, with faults: what becomes of a trace's spans, and what each call raises first."""
+    """Reads what was sent, with faults: changes to the spans, and errors of each method."""
 
     def __init__(self, **faults: Any) -> None:
         self.faults = faults
@@ -167,7 +167,7 @@ class Backend:
 
     def send(self, runs: Sequence[Run], observed_at: int) -> Sent:
         self.runs = {run.id: run for run in runs}
-        return Sent(self.faults.get("refused", {}))
+        return Sent(self.faults.get("rejected", {}))
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         self._fail("document")
@@ -212,7 +212,7 @@ def run_of(age: int = 0) -> Run:
 
 
 def test_it_waits_until_the_run_can_be_seen() -> None:
-    """Gone, incomplete, unreachable and missing in lists at first: all of it passes, with longer and longer pauses."""
+    """Not found, incomplete, unreachable and not listed at first. The pauses grow."""
     faults = [NotFound(), TraceIncomplete("x"), BackendUnreachable("x"), None]
     verdict, clock = check(Backend(document=faults, search=[BackendUnreachable("x"), None]), run_of())
     assert verdict.result == "same"
@@ -226,42 +226,42 @@ def test_it_waits_until_the_run_can_be_seen() -> None:
 @pytest.mark.parametrize(
     ("age", "setting"), [(0, "query_end_cutoff"), (DAY, "ingestion_time_range_slack"), (20 * DAY, "block_retention")]
 )
-def test_a_run_that_lists_do_not_show_is_explained_by_its_age(age: int, setting: str) -> None:
-    """New runs, backfill and runs past retention have different settings; the wait is used up and no longer."""
+def test_a_run_that_is_not_listed_is_explained_by_its_age(age: int, setting: str) -> None:
+    """New, old and expired runs depend on different settings. The time is used up."""
     verdict, clock = check(Backend(search=[QueryUnsupported("cannot")], always=True), run_of(age))
     assert (verdict.result, verdict.in_lists) == ("not in lists", None)
-    assert any(setting in line for line in verdict.settings)
+    assert any(setting in line for line in verdict.advice)
     assert "cannot" in verdict.detail
     assert sum(clock.slept) == pytest.approx(10, abs=0.1)
 
 
 @pytest.mark.parametrize(("kind", "setting"), [("tempo", "max_traces_per_user"), ("jaeger", "max_traces")])
-def test_a_run_that_never_shows_is_explained(kind: str, setting: str) -> None:
-    """The settings are the backend's own."""
+def test_a_run_that_is_not_found_is_explained(kind: str, setting: str) -> None:
+    """The advice depends on the backend."""
     verdict, _ = check(Backend(document=[NotFound()], always=True), run_of(), kind=kind)
     assert verdict.result == "not found"
-    assert any(setting in line for line in verdict.settings)
+    assert any(setting in line for line in verdict.advice)
 
 
 def test_missing_spans_are_counted() -> None:
-    """Tempo drops what is over its bound on a trace."""
+    """Tempo drops what exceeds its limit of a trace."""
     backend = Backend(document=[TraceIncomplete("x", missing=("step 3",))], always=True, spans=lambda all: all[100:])
     verdict, _ = check(backend, run_of())
     assert verdict.result == "incomplete"
     assert verdict.detail == "100 of 301 spans are missing; step 3"
-    assert any("max_bytes_per_trace" in line for line in verdict.settings)
+    assert any("max_bytes_per_trace" in line for line in verdict.advice)
 
 
-def test_another_document_and_an_answer_that_cannot_be_read_are_told_apart() -> None:
-    """A newer revision that was there before is not the backend's fault."""
+def test_another_revision_differs_from_an_unreadable_response() -> None:
+    """A newer revision that was sent earlier is not the backend's fault."""
     verdict, _ = check(Backend(answer=Document(b'{"id":"c"}')), run_of())
-    assert (verdict.result, verdict.settings) == ("different", ())
+    assert (verdict.result, verdict.advice) == ("different", ())
     verdict, _ = check(Backend(document=[BackendRefused("no trace")], always=True), run_of())
-    assert (verdict.result, verdict.detail) == ("not read", "no trace")
+    assert (verdict.result, verdict.detail) == ("unreadable", "no trace")
 
 
-def test_the_backend_must_have_answered_once() -> None:
-    """Else nothing is known, and that is said instead of a verdict."""
+def test_the_backend_must_have_responded_once() -> None:
+    """Otherwise there is an error, and no result."""
     with pytest.raises(BackendUnreachable):
         check(Backend(document=[BackendUnreachable("x")], always=True), run_of())
 
@@ -271,25 +271,27 @@ def test_the_backend_must_have_answered_once() -> None:
 
 @pytest.mark.parametrize("name", ["tempo", "jaeger_memory", "jaeger_badger"])
 def test_a_real_backend_gives_everything_back(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> None:
-    """Runs of a file and the canary, over HTTP; what was sent under another service name is found as well."""
-    place = request.getfixturevalue(name)
-    backend = f"{name.partition('_')[0]}+{place.url}"
+    """Runs of a file and the canary, over HTTP, also under another service name."""
+    server = request.getfixturevalue(name)
+    backend = f"{name.partition('_')[0]}+{server.url}"
     path = write_ndjson(tmp_path / "runs.ndjson", now_runs())
-    where = ("--backend", backend, "--endpoint", place.otlp, "--wait", "60s")
+    where = ("--backend", backend, "--endpoint", server.otlp, "--wait", "60s")
     assert "12 of 12 documents came back the same" in runspan("verify", path, *where).stderr
     assert "1 of 1 documents came back the same" in runspan("verify", "--canary", *where).stderr
     args = ("--canary", "--canary-age", "40d", "--service-name", "elsewhere")
     assert "1 of 1 documents came back the same" in runspan("verify", *args, *where).stderr
 
 
-def test_a_span_over_badgers_bound_is_named_and_the_others_come_back(jaeger_badger: Jaeger, tmp_path: Path) -> None:
-    """Badger asks to be asked again for ever. The export ends, says whose limit it is, and keeps the run."""
+def test_a_span_that_exceeds_badgers_limit_is_reported_and_the_others_come_back(
+    jaeger_badger: Jaeger, tmp_path: Path
+) -> None:
+    """Badger asks to retry forever. The export ends, explains the limit, and keeps the run."""
     texts = now_runs(3)
     large = {"id": f"large-{uuid4().hex}", "status": "completed", "steps": [{"id": "s", "output": "x" * 12_000_000}]}
     path = write_ndjson(tmp_path / "runs.ndjson", texts | {"large": json.dumps(large).encode()})
     where = ("--backend", f"jaeger+{jaeger_badger.url}", "--endpoint", jaeger_badger.otlp, "--wait", "5s", "--json")
     runs = json.loads(runspan("verify", path, *where, code=1).stdout)["runs"]
-    assert {run["id"]: run["result"] for run in runs} == dict.fromkeys(texts, "same") | {large["id"]: "not taken"}
+    assert {run["id"]: run["result"] for run in runs} == dict.fromkeys(texts, "same") | {large["id"]: "rejected"}
     assert "Jaeger's Badger" in runs[-1]["detail"]
     left = tmp_path / "left.ndjson"
     args = ("--endpoint", jaeger_badger.otlp, "--retry-max-time", "2s", "--dead-letter", left)
@@ -298,14 +300,14 @@ def test_a_span_over_badgers_bound_is_named_and_the_others_come_back(jaeger_badg
 
 
 def tempo_with(tmp_path: Path, changes: dict[str, Any]) -> Tempo:
-    place = require("tempo", IMAGE)
-    if place.urls is not None:
+    installed = require("tempo", IMAGE)
+    if installed.urls is not None:
         pytest.skip("needs a tempo of its own to misconfigure, and the environment names a running one")
-    return start_tempo(place, tmp_path, changes)
+    return start_tempo(installed, tmp_path, changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "args", "result", "told"),
+    ("changes", "args", "result", "advice"),
     [
         ({"distributor.max_attribute_bytes": 1000}, (), "incomplete", "distributor.max_attribute_bytes"),
         ({"overrides.defaults.global.max_bytes_per_trace": 50_000}, (), "not found", "max_bytes_per_trace"),
@@ -320,21 +322,21 @@ def tempo_with(tmp_path: Path, changes: dict[str, Any]) -> Tempo:
     ids=["cut", "dropped", "cutoff", "backfill"],
 )
 def test_a_misconfigured_tempo_is_found_out(
-    tmp_path: Path, changes: dict[str, Any], args: tuple[str, ...], result: str, told: str
+    tmp_path: Path, changes: dict[str, Any], args: tuple[str, ...], result: str, advice: str
 ) -> None:
-    """Each of the settings that make Tempo lose or hide runs without a word is named, and nothing wrong is served."""
+    """Each setting that lets Tempo lose or hide runs silently is named."""
     tempo = tempo_with(tmp_path, changes)
     try:
-        where = ("--backend", f"tempo+{tempo.url}", "--endpoint", tempo.otlp, "--wait", "6s", "--json")
+        where = ("--backend", f"tempo+{tempo.url}", "--endpoint", tempo.otlp, "--wait", "4s", "--json")
         (verdict,) = json.loads(runspan("verify", "--canary", *args, *where, code=1).stdout)["runs"]
     finally:
         tempo.stop()
     assert verdict["result"] == result, verdict
-    assert any(told in line for line in verdict["settings"]), verdict
+    assert any(advice in line for line in verdict["advice"]), verdict
 
 
-def test_tempos_usual_cut_leaves_documents_whole_and_is_told(tmp_path: Path) -> None:
-    """At 2048 bytes only the attributes for people are cut: the check succeeds, and says so where there are such."""
+def test_tempos_default_cut_leaves_documents_intact(tmp_path: Path) -> None:
+    """At 2048 bytes only attributes that no document depends on are cut, so the check succeeds."""
     tempo = tempo_with(tmp_path, {"distributor.max_attribute_bytes": 2048})
     try:
         where = ("--backend", f"tempo+{tempo.url}", "--endpoint", tempo.otlp)

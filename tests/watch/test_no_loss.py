@@ -24,7 +24,9 @@ from runspan.watch.service import MAX_NAMED
 from runspan.watch.state_db import REMEMBER, FileStat, FileStatus, WatchState
 from support.receivers import CLOSE, Answer, Post
 from support.watch import NOW, Bench, run
-from support.write_once import Kept, growing, keeping
+from support.write_once import StoringReceiver as Kept
+from support.write_once import growing_run as growing
+from support.write_once import storing_receiver as keeping
 
 LONG = int(MAX_QUIET_WAIT / 2) + 4
 

@@ -27,7 +27,6 @@ from runspan.sync import (
     Binding,
     Checkpoint,
     ListFilter,
-    RefreshPolicy,
     SyncConfig,
     SyncEngine,
     SyncProgress,
@@ -104,7 +103,6 @@ _RATE_OVER: Final = 10.0
 )
 @options.time(
     "--rescan",
-    "rescan_interval",
     show_default="1h with --follow, else every sync",
     help="How often to read the complete list, for runs that changed and runs that appeared late.",
 )
@@ -151,10 +149,7 @@ def sync(
     workflows: tuple[str, ...],
     statuses: tuple[str, ...],
     requests_per_minute: int,
-    rescan_interval: int | None,
-    heartbeat: int,
     dead_letter: Path | None,
-    retry_refused: bool,
     platform_key_file: Path | None,
     metrics_listen: tuple[str, int] | None,
     quiet: bool,
@@ -191,14 +186,10 @@ def sync(
         hint = "stop the sync with --follow, run this one, and start it again"
         raise ConfigError(where="--resend", expected="a sync without --follow", got="--follow", hint=hint)
     reduce_garbage_collection()
-    if rescan_interval is None:
-        rescan_interval = options.UNITS["h"] if config.follow else 0
     config = replace(
         config,
         filters=tuple(ListFilter(*each) for each in dict.fromkeys(product(workflows or (None,), statuses or (None,)))),
-        rescan=rescan_interval,
-        rhythm=RefreshPolicy(refresh=config.poll, heartbeat=heartbeat),
-        give_up=receiver.retry_max_time,
+        retry_max_time=receiver.retry_max_time,
     )
     metrics = MetricsRegistry(time.time_ns, components=("export", "sync"))
     exporters = CumulativeSource()
@@ -217,7 +208,7 @@ def sync(
     error: RunspanError | None = None
     with (
         closing(Checkpoint(state_file, binding, exporter_config.identity)) as checkpoint,
-        DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as letters,
+        DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
     ):
         engine = SyncEngine(
@@ -226,12 +217,11 @@ def sync(
             checkpoint,
             connect=connect,
             halt=halted.set,
-            letters=letters,
+            dead_letters=dead_letters,
             tenant=receiver.tenant,
             resource=resource,
-            workers=receiver.export_concurrency,
-            retry_refused=retry_refused,
-            note=display.note,
+            export_concurrency=receiver.export_concurrency,
+            log=display.note,
             on_progress=_SyncDisplay(display, config.retention).update,
         )
         metrics.register(lambda: sync_samples(engine.latest, config.retention))
@@ -241,11 +231,9 @@ def sync(
                 report = engine.run()
             except RunspanError as failure:
                 error, report = failure, engine.report()
-    report = replace(
-        report, kept=letters.kept, lost=letters.lost, kept_in=letters.path, keeping_failed=letters.write_error
-    )
+    report = report.with_dead_letters(dead_letters)
     reasons = [reason for _, reason in report.rejected_now]
-    print_report(report, reasons, as_json=as_json, silent=quiet and report.complete and not report.threatened)
+    print_report(report, reasons, as_json=as_json, silent=quiet and report.complete and not report.at_risk)
     if error is not None:
         raise error
     ctx.exit(_exit_code(report, config.follow))
@@ -281,18 +269,18 @@ class _SyncDisplay:
         self._fetched.append((now, progress.counts.fetched))
         while len(self._fetched) > 2 and now - self._fetched[0][0] > _RATE_OVER:
             self._fetched.popleft()
-        total = None if progress.walking else progress.known
-        self._display.update(self._text(progress), completed=progress.known - progress.backlog, total=total)
+        total = None if progress.first_scan else progress.tracked
+        self._display.update(self._text(progress), completed=progress.tracked - progress.backlog, total=total)
 
     def _text(self, progress: SyncProgress) -> str:
         parts = [f"{self._rate():,.1f}/s"]
-        if progress.walking:
+        if progress.first_scan:
             parts.append(f"reading the list, {progress.counts.pages:,} pages")
         parts.append(f"backlog {progress.backlog:,}")
         if progress.unfinished:
             parts.append(f"{progress.unfinished:,} unfinished")
-        if progress.behind is not None:
-            lag = max(0, time.time_ns() - progress.behind)
+        if progress.oldest_backlog is not None:
+            lag = max(0, time.time_ns() - progress.oldest_backlog)
             parts.append(f"lag {format_elapsed(lag)}")
             if self._retention is not None:
                 left = self._retention - lag
@@ -312,5 +300,5 @@ def _exit_code(report: SyncReport, follow: bool) -> int:
         return INTERRUPTED
     if not follow:
         return 0 if report.complete else INCOMPLETE
-    refused = report.counts.refused + report.counts.rejected + report.refused_before + report.counts.odd
-    return INCOMPLETE if refused or report.lost else 0
+    refused = report.counts.refused + report.counts.rejected + report.refused_before + report.counts.unusable
+    return INCOMPLETE if refused or report.documents_lost else 0

@@ -203,7 +203,7 @@ def _print(results: Sequence[VerifyResult], url: str, same: int, refused: int) -
     summary = f"{same} of {len(results) + refused} documents came back the same, byte for byte, and are listed"
     not_sent = f"; {refused} refused, not sent" if refused else ""
     click.echo(f"{escape_control(url)}: {summary}{not_sent}", err=True)
-    for advice in dict.fromkeys(line for result in results for line in result.settings):
+    for advice in dict.fromkeys(line for result in results for line in result.advice):
         click.echo(f"  check: {escape_control(advice)}", err=True)
 
 

@@ -1,20 +1,16 @@
-"""The sync use case: runs pulled from the platform's REST API, exported as traces, and remembered in a checkpoint."""
+"""The sync use case: fetch runs from the platform, export them, and record in a state file what was acknowledged."""
 
 from __future__ import annotations
 
 from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.sync.context import SyncConfig
+from runspan.sync.context import ListFilter, SyncConfig
 from runspan.sync.engine import SyncEngine
-from runspan.sync.list_scan import ListFilter
-from runspan.sync.monitor import sync_samples
-from runspan.sync.policy import RefreshPolicy
-from runspan.sync.report import SyncProgress, SyncReport
+from runspan.sync.report import SyncProgress, SyncReport, sync_samples
 
 __all__ = [
     "Binding",
     "Checkpoint",
     "ListFilter",
-    "RefreshPolicy",
     "SyncConfig",
     "SyncEngine",
     "SyncProgress",

@@ -1,9 +1,6 @@
-"""``Checkpoint``: what sync remembers of every run, in a file that survives a kill at any moment.
+"""The state file of a sync: what is known of each run between the platform and the receiver.
 
-A commit returns when it is on disk (write-ahead log, synchronous FULL). One process at a time has the file: it holds
-SQLite's own exclusive lock, which the system gives back when the process ends, however it ends.
-
-``Entry``: what is remembered of one run between the platform and the receiver; no I/O.
+It survives a kill at any moment: a commit returns once it is on disk. One process at a time can open it.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
@@ -24,73 +21,77 @@ from runspan.storage.sqlite_file import Schema, open_database, translate_errors
 
 
 class TrackState(IntEnum):
-    """Where a run stands. The numbers are those of the checkpoint's file."""
+    """The state of a tracked run. The numbers are stored in the file."""
 
     NEW = 0
-    """The platform listed it, and the receiver has nothing of it yet: the backlog."""
+    """Listed by the platform, and not acknowledged by the receiver yet: the backlog."""
+
     ENDED = 1
-    """The receiver has it, and it had ended."""
+    """Acknowledged after its end."""
+
     OPEN = 2
-    """The receiver has it as it was before its end: it is fetched again until then."""
+    """Acknowledged as a snapshot. It is fetched again until it ends."""
+
     REFUSED = 3
-    """Its document cannot be carried, or the receiver does not take it. Asked for again only when it changes."""
+    """Its document cannot be carried, or was rejected by the receiver. It is fetched again only if it changes."""
+
     GONE = 4
-    """The platform listed it and then did not have it."""
+    """Listed by the platform, which then did not have it."""
 
 
 AT_ONCE = 0
-"""As ``Entry.due``: next, and not at a certain time."""
+"""The value of ``TrackedRun.due`` for a run to fetch as soon as possible."""
 
 
 @dataclass(slots=True)
 class TrackedRun:
-    """One run. Times are nanoseconds since 1970.
-
-    time: what the platform sorts it by. due: when it is to be fetched, None: not before something is heard of it.
-    failures: fetches in a row that came to nothing.
-    listed, own: fingerprints, of the last list item and of the document's own summary; b"" when there was none.
-    sent, revision: digest and revision of what was last handed to the delivery, which may have arrived: written down
-    before it is sent. acked: digest of what the receiver last said that it has.
-    rooted: whether a run span was ever sent, which is written once.
-    changed_at: when the document was last seen to be another, or to be gone. sent_at: when the receiver last took it.
-    reason: of a run that is REFUSED.
-    """
+    """What a sync knows of one run. Times are nanoseconds since 1970; fingerprints and digests are b"" if unknown."""
 
     run_id: str
     time: int
+    """The platform's sort key."""
     state: TrackState = TrackState.NEW
     due: int | None = AT_ONCE
+    """When to fetch it; None: not before the list shows a change."""
     failures: int = 0
-    listed: bytes = b""
-    own: bytes = b""
-    sent: bytes = b""
-    revision: int = 0
-    acked: bytes = b""
-    rooted: bool = False
+    """Failed fetches in a row."""
+    list_fingerprint: bytes = b""
+    """Of its last list item."""
+    document_fingerprint: bytes = b""
+    """Of the list item that its last document would have."""
+    sent_digest: bytes = b""
+    """Of the document that was sent last. It is stored before it is sent, because it may arrive before a kill."""
+    sent_revision: int = 0
+    acked_digest: bytes = b""
+    """Of the document that the receiver acknowledged last."""
+    run_span_sent: bool = False
+    """Whether a run span was sent, which happens only once."""
     changed_at: int = 0
-    sent_at: int = 0
+    """When a fetch last found another document, or none."""
+    acked_at: int = 0
     reason: str = ""
-    stored: TrackState | None = None
-    """Its state as it stands in the file, None when it is not there."""
-    again: bool = False
-    """It was listed as another while it was fetched or sent: what was fetched may be the older one."""
+    """Why it was refused, or why its last fetch failed."""
+    stored_state: TrackState | None = None
+    """Its state in the file; None if it is not there."""
+    changed_meanwhile: bool = False
+    """Whether the list showed a change while it was fetched or sent, so that the fetched document may be outdated."""
 
     @property
     def key(self) -> bytes:
-        """How ``Acknowledged`` calls it."""
+        """Its key in ``SpanAcks``."""
         return self.run_id.encode()
 
 
 _TABLES: Final = (
     "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
     """
-    CREATE TABLE sweeps (
+    CREATE TABLE list_positions (
         filter TEXT PRIMARY KEY,
         newest INTEGER NOT NULL,
-        full_began INTEGER NOT NULL,
+        full_started INTEGER NOT NULL,
         full_ended INTEGER NOT NULL,
         edge INTEGER NOT NULL,
-        top INTEGER NOT NULL,
+        full_newest INTEGER NOT NULL,
         cursor TEXT
     ) STRICT
     """,
@@ -101,14 +102,14 @@ _TABLES: Final = (
         state INTEGER NOT NULL,
         due INTEGER,
         failures INTEGER NOT NULL,
-        listed BLOB NOT NULL,
-        own BLOB NOT NULL,
-        sent BLOB NOT NULL,
-        revision INTEGER NOT NULL,
-        acked BLOB NOT NULL,
-        rooted INTEGER NOT NULL,
+        list_fingerprint BLOB NOT NULL,
+        document_fingerprint BLOB NOT NULL,
+        sent_digest BLOB NOT NULL,
+        sent_revision INTEGER NOT NULL,
+        acked_digest BLOB NOT NULL,
+        run_span_sent INTEGER NOT NULL,
         changed_at INTEGER NOT NULL,
-        sent_at INTEGER NOT NULL,
+        acked_at INTEGER NOT NULL,
         reason TEXT NOT NULL
     ) STRICT, WITHOUT ROWID
     """,
@@ -124,16 +125,19 @@ _SCHEMA: Final = Schema(
     tables=_TABLES,
     hint="name another file with --state-file: every run is fetched again, and none is doubled",
 )
-_COLUMNS: Final = (
-    "run_id, time, state, due, failures, listed, own, sent, revision, acked, rooted, changed_at, sent_at, reason"
+_COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:14])
+"""The columns of ``runs``; the remaining fields are not stored."""
+
+_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608  # only constants
+_SAVE: Final = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608  # only constants
+_SELECT_POSITION: Final = (
+    "SELECT newest, full_started, full_ended, edge, full_newest, cursor FROM list_positions WHERE filter = ?"
 )
-_SAVE: Final = f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"  # noqa: S608  # only constants
-_DUE: Final = "(due <= ? OR (failures > 0 AND failures < ? AND due <= ?))"
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What a checkpoint is of: its memory means nothing for another source, target, tenant or filter."""
+    """What a state file belongs to. It is meaningless for another source, target, tenant or filter."""
 
     source: str
     target: str
@@ -142,7 +146,7 @@ class Binding:
     statuses: tuple[str, ...] = ()
 
     def to_rows(self) -> dict[str, str]:
-        """Name and text of each part."""
+        """Return the name and text of each part."""
         return {
             "source": self.source,
             "target": self.target,
@@ -154,164 +158,151 @@ class Binding:
 
 @dataclass(slots=True)
 class ListPosition:
-    """How far the list of one filter was read. Times are nanoseconds since 1970, 0 for never.
-
-    newest: everything that started until then was listed. full_began, full_ended: the last walk all the way down;
-    while it is under way, edge, top and cursor are its own, see ``Sweep``.
-    """
+    """How far the list of one filter was read. Times are nanoseconds since 1970, 0 for never."""
 
     newest: int = 0
-    full_began: int = 0
+    """Every run that started until then was listed."""
+    full_started: int = 0
+    """When the last full scan started. While it is in progress, ``edge``, ``full_newest`` and ``cursor`` are its
+    ``ListScan.edge``, ``newest`` and ``cursor``."""
     full_ended: int = 0
     edge: int = 0
-    top: int = 0
+    full_newest: int = 0
     cursor: str | None = None
 
     @property
-    def under_way(self) -> bool:
-        return self.full_began > self.full_ended
+    def full_in_progress(self) -> bool:
+        return self.full_started > self.full_ended
 
 
 class Checkpoint:
-    """The file. Used by one thread; ``begin`` and ``commit`` bound each change. counts: runs by state.
+    """Reads and writes the state file. Used by one thread; ``begin`` and ``commit`` enclose each change.
 
-    spans: of runs that are OPEN, by ``Entry.key``. receiver: see ``Acknowledged.belongs_to``.
-    ConfigError when it belongs to another binding; StoreError when another process has it, when it was written by a
-    newer version, or when it is no checkpoint at all.
+    Raise ConfigError if the file belongs to another binding, and StoreError if another process uses it, another
+    version wrote it, or it is no state file.
+
+    - ``receiver``: see ``SpanAcks.bind_receiver``.
     """
 
     def __init__(self, path: Path, binding: Binding, receiver: bytes = b"") -> None:
         self.path = path
         self.spans = SpanAcks(self._run)
+        """The acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
         self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=0)
         try:
             self._bind(binding, receiver)
-            rows = self._all("SELECT state, count(*) FROM runs GROUP BY state", ())
+            rows = self._all("SELECT state, count(*) FROM runs GROUP BY state")
             self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
+            """How many runs have each state."""
         except BaseException:
             self._connection.close()
             raise
 
     def begin(self) -> None:
+        """Start a transaction."""
         self._run("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Returns when everything since ``begin`` is on disk."""
+        """End the transaction. Return once it is on disk."""
         self._run("COMMIT")
 
     def close(self) -> None:
-        """Calling it twice is allowed. What was not committed is forgotten."""
+        """Close the file and discard what is not committed. Idempotent."""
         self._connection.close()
 
-    def entries(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
-        """What is known of these runs; at most some hundreds at a time."""
+    def get(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
+        """Return those of the runs that are tracked, by id; for at most some hundreds of ids."""
         holders = ", ".join("?" * len(run_ids))
-        return {entry.run_id: entry for entry in self._entries(f"run_id IN ({holders})", run_ids)}
+        return {run.run_id: run for run in self._runs(f"run_id IN ({holders})", run_ids)}
 
-    def save(self, entry: TrackedRun) -> None:
-        """Writes an entry down; it is on disk after ``commit``."""
-        if entry.stored is not entry.state:
-            if entry.stored is not None:
-                self.counts[entry.stored] -= 1
-            if entry.stored is TrackState.OPEN:
-                self.spans.forget(entry.key)
-            self.counts[entry.state] += 1
-            entry.stored = entry.state
-        values = (
-            entry.run_id,
-            entry.time,
-            entry.state,
-            entry.due,
-            entry.failures,
-            entry.listed,
-            entry.own,
-            entry.sent,
-            entry.revision,
-            entry.acked,
-            entry.rooted,
-            entry.changed_at,
-            entry.sent_at,
-            entry.reason,
-        )
-        self._run(_SAVE, values)
+    def save(self, run: TrackedRun) -> None:
+        """Store a run."""
+        if run.stored_state is not run.state:
+            if run.stored_state is not None:
+                self.counts[run.stored_state] -= 1
+            if run.stored_state is TrackState.OPEN:
+                self.spans.forget(run.key)
+            self.counts[run.state] += 1
+            run.stored_state = run.state
+        self._run(_SAVE, [getattr(run, column) for column in _COLUMNS])
 
-    def new_runs(self, limit: int, *, until: int, again: int, patience: int) -> list[TrackedRun]:
-        """Runs that the receiver has nothing of, the oldest first. until, again, patience: see ``known``."""
-        where = "state = 0 AND due IS NOT NULL AND " + _DUE
-        return self._entries(f"{where} ORDER BY time LIMIT ?", (until, patience, again, limit))
+    def due_runs(
+        self, limit: int, *, backlog: bool, until: int, retry_until: int, max_failures: int
+    ) -> list[TrackedRun]:
+        """Return due runs: of the backlog the oldest first, otherwise those first that have been due the longest.
 
-    def due_runs(self, limit: int, *, until: int, again: int, patience: int) -> list[TrackedRun]:
-        """Runs that are to be fetched again, those first that wait the longest.
-
-        until: which are due. again: which are due among those that failed, but fewer than ``patience`` times in a row.
+        - ``until``: the latest ``due``.
+        - ``retry_until``: the latest ``due`` of runs that failed, but fewer than ``max_failures`` times in a row.
         """
-        where = "state <> 0 AND due IS NOT NULL AND " + _DUE
-        return self._entries(f"{where} ORDER BY due LIMIT ?", (until, patience, again, limit))
+        where = "state = 0" if backlog else "state <> 0"
+        where += " AND due IS NOT NULL AND (due <= ? OR (failures > 0 AND failures < ? AND due <= ?))"
+        order = "time" if backlog else "due"
+        return self._runs(f"{where} ORDER BY {order} LIMIT ?", (until, max_failures, retry_until, limit))
 
-    def next_retry(self, patience: int) -> int | None:
-        """When the first of those is due that failed, but fewer than ``patience`` times in a row."""
-        return self._number("SELECT min(due) FROM runs WHERE failures > 0 AND failures < ? AND due > 0", (patience,))
+    def next_retry(self, max_failures: int) -> int | None:
+        """Return the first ``due`` of the runs that failed, but fewer than ``max_failures`` times in a row."""
+        where = "failures > 0 AND failures < ? AND due > 0"
+        return self._number(f"SELECT min(due) FROM runs WHERE {where}", (max_failures,))  # noqa: S608  # only constants
 
     def oldest(self, state: TrackState) -> int | None:
-        """The earliest time of the runs in a state that have one."""
+        """Return the earliest time of the runs in a state."""
         return self._number("SELECT min(time) FROM runs WHERE state = ? AND time > 0", (state,))
 
     def backlog_by_time(self, length: int) -> list[tuple[int, int]]:
-        """(start, runs) of the spans of time, each so many nanoseconds long, that hold runs of the backlog."""
+        """Return the backlog by intervals of this length, as (start of the interval, number of runs)."""
         return self._all(
             "SELECT time / ? * ?, count(*) FROM runs WHERE state = 0 AND time > 0 GROUP BY 1 ORDER BY 1",
             (length, length),
         )
 
-    def reasons(self, state: TrackState, limit: int) -> list[tuple[str, str]]:
-        """(run id, reason) of the first runs in a state."""
-        return self._all("SELECT run_id, reason FROM runs WHERE state = ? ORDER BY time LIMIT ?", (state, limit))
+    def refused(self, limit: int) -> list[tuple[str, str]]:
+        """Return (run id, reason) of the oldest refused runs."""
+        statement = "SELECT run_id, reason FROM runs WHERE state = ? ORDER BY time LIMIT ?"
+        return self._all(statement, (TrackState.REFUSED, limit))
 
     def failing_count(self) -> int:
-        """How many runs the last fetch of which came to nothing."""
-        return self._number("SELECT count(*) FROM runs WHERE failures > 0", ()) or 0
+        """Return the number of runs whose last fetch failed."""
+        return self._number("SELECT count(*) FROM runs WHERE failures > 0") or 0
 
     def failing(self, limit: int) -> list[tuple[str, str]]:
-        """(run id, reason) of the first runs whose last fetch came to nothing."""
+        """Return (run id, reason) of the oldest runs whose last fetch failed."""
         return self._all("SELECT run_id, reason FROM runs WHERE failures > 0 ORDER BY time LIMIT ?", (limit,))
 
     def reschedule(self, states: Collection[TrackState], *, since: int = 0) -> None:
-        """Everything in these states that started since then is to be fetched at once."""
+        """Fetch all runs in these states that started since then at once."""
         for state in states:
             self._run("UPDATE runs SET due = 0, failures = 0 WHERE state = ? AND time >= ?", (state, since))
 
     def resend(self, since: int) -> None:
-        """Whatever the receiver acknowledged of runs that started since then, or at an unknown time, is to be sent once
-        more, as the same spans."""
+        """Send all acknowledged runs that started since then, or at an unknown time, once more, as the same spans."""
         chosen = f"FROM runs WHERE state IN ({TrackState.ENDED:d}, {TrackState.OPEN:d}) AND (time >= ? OR time = 0)"
         self._run(f"DELETE FROM spans WHERE run IN (SELECT CAST(run_id AS BLOB) {chosen})", (since,))  # noqa: S608
-        again = "UPDATE runs SET acked = x'', due = 0, failures = 0 WHERE run_id IN (SELECT run_id "
+        again = "UPDATE runs SET acked_digest = x'', due = 0, failures = 0 WHERE run_id IN (SELECT run_id "
         self._run(f"{again}{chosen})", (since,))
 
     def clamp_due(self, latest: int) -> None:
-        """Whatever is due later than that is due at once."""
-        for chosen in ("failures > 0", "state <> 0 AND due IS NOT NULL"):  # as the indices have it
+        """Fetch all runs that are due later than that at once."""
+        for chosen in ("failures > 0", "state <> 0 AND due IS NOT NULL"):  # the conditions of the indexes
             self._run(f"UPDATE runs SET due = 0 WHERE {chosen} AND due > ?", (latest,))  # noqa: S608  # only constants
 
     def forget_failures(self) -> None:
-        """What could not be fetched by an earlier sync is tried as if for the first time."""
+        """Fetch all runs whose last fetch failed at once, and count their failures from 0."""
         self._run("UPDATE runs SET due = 0, failures = 0 WHERE failures > 0")
 
     def list_position(self, filter_name: str) -> ListPosition:
-        """How far a filter's list was read."""
-        statement = "SELECT newest, full_began, full_ended, edge, top, cursor FROM sweeps WHERE filter = ?"
-        rows = self._all(statement, (filter_name,))
+        """Return how far the list of a filter was read."""
+        rows = self._all(_SELECT_POSITION, (filter_name,))
         return ListPosition(*rows[0]) if rows else ListPosition()
 
-    def save_list_position(self, filter_name: str, walked: ListPosition) -> None:
-        """The same, to be remembered."""
-        values = (walked.newest, walked.full_began, walked.full_ended, walked.edge, walked.top, walked.cursor)
-        self._run("INSERT OR REPLACE INTO sweeps VALUES (?, ?, ?, ?, ?, ?, ?)", (filter_name, *values))
+    def save_list_position(self, filter_name: str, position: ListPosition) -> None:
+        """Store how far the list of a filter was read."""
+        values = (filter_name, *astuple(position))
+        self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def _bind(self, binding: Binding, receiver: bytes) -> None:
         """Write the binding to a new file. Raise ConfigError when the file has another one."""
         self.begin()
-        bound = dict(self._all("SELECT name, value FROM binding", ()))
+        bound = dict(self._all("SELECT name, value FROM binding"))
         for name, value in binding.to_rows().items():
             if not bound:
                 self._run("INSERT INTO binding VALUES (?, ?)", (name, value))
@@ -326,11 +317,14 @@ class Checkpoint:
         self.spans.bind_receiver(receiver)
         self.commit()
 
-    def _entries(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
-        rows = self._all(f"SELECT {_COLUMNS} FROM runs WHERE {where}", values)  # noqa: S608  # only constants
-        return [_entry(row) for row in rows]
+    def _runs(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
+        runs = [TrackedRun(*row) for row in self._all(_SELECT + where, values)]
+        for run in runs:
+            run.state = run.stored_state = TrackState(run.state)
+            run.run_span_sent = bool(run.run_span_sent)
+        return runs
 
-    def _number(self, statement: str, values: Iterable[Any]) -> int | None:
+    def _number(self, statement: str, values: Iterable[Any] = ()) -> int | None:
         value: int | None = self._all(statement, values)[0][0]
         return value
 
@@ -338,13 +332,6 @@ class Checkpoint:
         with translate_errors(self.path):
             return self._connection.execute(statement, tuple(values))
 
-    def _all(self, statement: str, values: Iterable[Any]) -> list[Any]:
+    def _all(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
         with translate_errors(self.path):
             return self._connection.execute(statement, tuple(values)).fetchall()
-
-
-def _entry(row: Sequence[Any]) -> TrackedRun:
-    entry = TrackedRun(*row)
-    entry.state = entry.stored = TrackState(row[2])
-    entry.rooted = bool(entry.rooted)
-    return entry

@@ -1,4 +1,4 @@
-"""``Desk``: what the parts of a sync share: settings, the checkpoint, the runs in somebody's hands, and the counts."""
+"""What the parts of a sync share: its config, its counts, and the runs that are in progress."""
 
 from __future__ import annotations
 
@@ -10,114 +10,184 @@ from typing import Final
 from runspan.delivery import DeadLetters
 from runspan.model.timestamps import SECOND
 from runspan.sync.checkpoint import AT_ONCE, Checkpoint, TrackedRun, TrackState
-from runspan.sync.list_scan import ListFilter
-from runspan.sync.policy import HOUR, MINUTE, RefreshPolicy, retry_at
-from runspan.sync.report import MAX_NAMED, SyncCounts
+
+MINUTE: Final = 60 * SECOND
+HOUR: Final = 3600 * SECOND
+DAY: Final = 24 * HOUR
+
+MAX_FAILURES: Final = 3
+"""Failed fetches in a row, each with retries of its own, before a run is left to the next sync."""
 
 GONE_AFTER: Final = 3
-"""Answers in a row that a listed run is not there: the list and the documents may come from two copies. A page of the
-list that was read since the first of them says that the platform still knows its runs."""
+"""404 responses in a row before a listed run counts as gone: lists and documents may come from two replicas. A page of
+the list must have been read since the first of them, as a proof that the platform still knows its runs."""
+
+MAX_PAUSE: Final = 10 * MINUTE
+"""Between two fetches of a run. A run that is due later was scheduled by a clock that was ahead."""
+
+MAX_NAMED: Final = 20
+"""How many runs of a kind a report names. All are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListFilter:
+    """What the platform is asked to list; None means any."""
+
+    workflow_id: str | None = None
+    status: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its key in the checkpoint."""
+        return f"{self.status or ''}/{self.workflow_id or ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class SyncConfig:
-    """What a sync does. Times are nanoseconds, unless said otherwise.
-
-    filters: which lists are read, at least one. since: how far back the first walk goes, and later ones that look for
-    changes; None: all the way. follow: go on until stopped; else once through.
-    poll: from the end of a look at the top of the list to the next one. rescan: likewise for walks all the way down.
-    overlap: how far below the newest run that is known a look at the top goes. recheck: runs that started in this last
-    while are fetched again with each walk all the way, for changes that lists do not show; 0: none.
-    resend: runs that started in this last while are sent once more, whole, though they were acknowledged; 0: none.
-    retention: how long the platform keeps a run, None: not told. concurrency: requests to the platform in flight.
-    give_up: seconds without an answer of the platform after which a sync that does not follow ends.
-    grace: seconds that documents under way to the receiver get when the sync is stopped.
-    """
+    """What a sync does. Durations are nanoseconds unless stated otherwise."""
 
     filters: tuple[ListFilter, ...] = (ListFilter(),)
+    """The lists to read, at least one."""
     since: int | None = None
+    """How far back the first scan goes, and later full scans; None: without limit."""
     follow: bool = False
+    """Continue until stopped. Otherwise the sync ends when everything is sent."""
     poll: int = 15 * SECOND
-    rescan: int = HOUR
+    """The interval between scans of the top of the list, and between fetches of an unfinished run."""
+    rescan: int | None = None
+    """The interval between full scans; None: an hour with ``follow``, otherwise 0."""
     overlap: int = 15 * MINUTE
+    """How far below the newest tracked run a scan of the top goes."""
     recheck: int = 0
+    """With each full scan, fetch ended runs that started this long ago or later again, for changes that lists do not
+    show; 0: none."""
     resend: int = 0
-    rhythm: RefreshPolicy = field(default_factory=RefreshPolicy)
+    """Send acknowledged runs that started this long ago or later once more; 0: none."""
+    heartbeat: int = 5 * MINUTE
+    """Send an unchanged snapshot again after this time, as a sign that the run is followed; 0: never."""
+    retry_refused: bool = False
+    """Fetch runs that an earlier sync refused once more."""
     retention: int | None = None
+    """How long the platform keeps a run; None: unknown."""
     concurrency: int = 8
-    give_up: float = 300.0
+    """Requests to the platform in flight."""
+    retry_max_time: float = 300.0
+    """Seconds without a response of the platform after which a sync that does not follow ends."""
     grace: float = 10.0
+    """Seconds that requests in flight to the receiver have when the sync is stopped."""
+
+    @property
+    def rescan_interval(self) -> int:
+        if self.rescan is None:
+            return HOUR if self.follow else 0
+        return self.rescan
+
+
+@dataclass(slots=True)
+class SyncCounts:
+    """What happened since the start of the sync."""
+
+    listed: int = 0
+    """Runs that were listed for the first time."""
+    fetched: int = 0
+    """Documents, including those of one run that were fetched again."""
+    sent: int = 0
+    """Runs that had ended, and that the receiver accepted."""
+    snapshots: int = 0
+    revisions: int = 0
+    """Changes of runs that had ended before."""
+    unchanged: int = 0
+    """Documents that the receiver has already."""
+    refused: int = 0
+    """Documents that cannot be carried."""
+    rejected: int = 0
+    """Documents that the receiver rejected."""
+    gone: int = 0
+    """Runs that were listed, and then not found."""
+    gone_unfinished: int = 0
+    """Those of them of which the receiver has a snapshot."""
+    unusable: int = 0
+    """List items without a usable id."""
+    scans: int = 0
+    pages: int = 0
 
 
 @dataclass(slots=True)
 class SyncContext:
-    """clock: nanoseconds since 1970. letters: keeps documents that are refused. note: a line for whoever looks on.
+    """The state of a sync, used by the thread of ``SyncEngine.run``."""
 
-    busy: the entries of runs that are fetched, wait to be sent, or are sent; what is heard of such a run meanwhile is
-    written on its entry. refused: the first (run id, reason) of documents that are not taken as they are; rejected:
-    those of them that the receiver does not take. doubt: whether a page of the list is to be read, because listed runs
-    are missing.
-    ticks: nanoseconds that nobody sets: all pauses go by them, since a clock that is set back would make one of hours.
-    """
-
-    settings: SyncConfig
+    config: SyncConfig
     checkpoint: Checkpoint
     clock: Callable[[], int]
-    letters: DeadLetters
-    note: Callable[[str], None]
+    """Returns nanoseconds since 1970."""
+    dead_letters: DeadLetters
+    log: Callable[[str], None]
+    """Shows a line to the user."""
+    monotonic: Callable[[], int] = time.monotonic_ns
+    """Returns nanoseconds. Pauses use it, because they would last for hours if ``clock`` was set back."""
     counts: SyncCounts = field(default_factory=SyncCounts)
-    busy: dict[str, TrackedRun] = field(default_factory=dict)
+    in_progress: dict[str, TrackedRun] = field(default_factory=dict)
+    """The runs that are fetched, wait to be sent, or are sent. Changes of such a run are noted on its object."""
     refused: list[tuple[str, str]] = field(default_factory=list)
+    """(run id, reason) of the first refused or rejected documents."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    doubt: bool = False
-    ticks: Callable[[], int] = time.monotonic_ns
-    _missing: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Answers in a row that a run is not there, and how many pages had been read at the first of them."""
+    """Those of them that the receiver rejected."""
+    list_recheck_needed: bool = False
+    """Whether to read a page of the list, because listed runs were not found."""
+    _not_found: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Run id → 404 responses in a row, and the number of pages that had been read at the first."""
 
-    def save(self, entry: TrackedRun) -> None:
-        """Writes down what became of a run, and lets go of it."""
-        self._missing.pop(entry.run_id, None)
-        if entry.again and entry.own != entry.listed:
-            entry.due = AT_ONCE
-        entry.again = False
-        self.checkpoint.save(entry)
-        del self.busy[entry.run_id]
+    def save(self, run: TrackedRun) -> None:
+        """Store a run that was in progress."""
+        self._not_found.pop(run.run_id, None)
+        if run.changed_meanwhile and run.document_fingerprint != run.list_fingerprint:
+            run.due = AT_ONCE
+        run.changed_meanwhile = False
+        self.checkpoint.save(run)
+        del self.in_progress[run.run_id]
 
-    def refuse(self, entry: TrackedRun, reason: str, text: bytes, *, rejected: bool = False) -> None:
-        """A run that will not be taken as it is: told, kept, and not asked for again before it changes.
+    def refuse(self, run: TrackedRun, reason: str, text: bytes, *, rejected: bool = False) -> None:
+        """Write a document to the dead letters, and do not fetch the run again before it changes.
 
-        Only a document that came can be refused, or rejected by the receiver. No answer of the platform, or of what
-        stands before it, says that its next one will be the same.
+        Only a document can be refused, or rejected by the receiver. A failed fetch does not mean that the next one
+        fails too.
         """
-        self.letters.write_text(text)
-        entry.state, entry.due, entry.reason, entry.failures = TrackState.REFUSED, None, reason, 0
+        self.dead_letters.write_text(text)
+        run.state, run.due, run.reason, run.failures = TrackState.REFUSED, None, reason, 0
+        self.counts.rejected += rejected
+        self.counts.refused += not rejected
         if len(self.refused) < MAX_NAMED:
-            self.refused.append((entry.run_id, reason))
+            self.refused.append((run.run_id, reason))
             if rejected:
-                self.rejected.append((entry.run_id, reason))
-            if self.settings.follow:  # else the report comes soon, and says so
-                self.note(f"refused: run {entry.run_id}: {reason}")
-        self.save(entry)
+                self.rejected.append((run.run_id, reason))
+            if self.config.follow:  # otherwise the report names it soon
+                self.log(f"refused: run {run.run_id}: {reason}")
+        self.save(run)
 
-    def retry_later(self, entry: TrackedRun, reason: str) -> None:
-        """A run that could not be fetched, this time."""
-        entry.failures += 1
-        entry.reason = reason
-        entry.due = retry_at(self.clock(), entry.failures)
-        self.save(entry)
+    def retry_later(self, run: TrackedRun, reason: str) -> None:
+        """Schedule a run whose fetch failed."""
+        run.failures += 1
+        run.reason = reason
+        run.due = retry_at(self.clock(), run.failures)
+        self.save(run)
 
-    def mark_missing(self, entry: TrackedRun) -> None:
-        """A run that was listed and is not there."""
-        answers, pages = self._missing.get(entry.run_id, (0, self.counts.pages))
-        answers += 1
-        proved = pages < self.counts.pages
-        if answers < GONE_AFTER or not proved:
-            entry.failures = min(entry.failures, GONE_AFTER - 2)  # it is looked into, and not left for later
-            self.retry_later(entry, "the platform lists it and does not have it")
-            self._missing[entry.run_id] = answers, pages
-            self.doubt = self.doubt or (answers + 1 >= GONE_AFTER and not proved)
+    def mark_missing(self, run: TrackedRun) -> None:
+        """Schedule a listed run that was not found, or count it as gone."""
+        responses, pages = self._not_found.get(run.run_id, (0, self.counts.pages))
+        responses += 1
+        list_works = pages < self.counts.pages
+        if responses < GONE_AFTER or not list_works:
+            run.failures = min(run.failures, GONE_AFTER - 2)  # so that it is not left to the next sync
+            self.retry_later(run, "the platform lists it and does not have it")
+            self._not_found[run.run_id] = responses, pages
+            self.list_recheck_needed |= responses + 1 >= GONE_AFTER and not list_works
             return
-        self.counts.vanished += 1
-        self.counts.vanished_open += entry.state is TrackState.OPEN
-        entry.state, entry.due, entry.failures, entry.changed_at = TrackState.GONE, None, 0, self.clock()
-        self.save(entry)
+        self.counts.gone += 1
+        self.counts.gone_unfinished += run.state is TrackState.OPEN
+        run.state, run.due, run.failures, run.changed_at = TrackState.GONE, None, 0, self.clock()
+        self.save(run)
+
+
+def retry_at(now: int, failures: int) -> int:
+    """Return when to retry after this many failures in a row. The pause doubles up to ``MAX_PAUSE``."""
+    return now + min(SECOND << min(failures - 1, 20), MAX_PAUSE)

@@ -1,13 +1,14 @@
-"""``Sync``: the platform's lists and documents, the checkpoint and the receiver put together, until all is done.
+"""The loop of a sync, which connects the platform, the checkpoint and the receiver.
 
-One thread, that of ``run``, decides and writes the checkpoint; others fetch, list and send, and post what came of it.
-In each round everything posted is settled in one transaction, and what is to be sent is written down in it; only then
-is it handed over. So after a kill at any moment the checkpoint knows of each document that the receiver may have, and
-of none as taken that it does not have.
+One thread, that of ``SyncEngine.run``, decides and writes the checkpoint. Others fetch, list and send, and post the
+results to it. In each round the results are handled in one transaction, which also stores what is about to be sent, and
+is sent only after the commit. So after a kill at any moment the checkpoint contains each document that the receiver may
+have, and none as acknowledged that it does not have.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -29,87 +30,100 @@ from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api import PlatformClient, RunListPage
 from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
-from runspan.sync.context import SyncConfig, SyncContext
-from runspan.sync.fetch_queue import FetchQueue
-from runspan.sync.list_crawler import ListCrawler
-from runspan.sync.list_scan import ListScan
-from runspan.sync.monitor import SyncMonitor
-from runspan.sync.policy import GIVE_UP_AFTER, LONGEST_PAUSE
-from runspan.sync.report import SyncProgress, SyncReport
-from runspan.sync.send_queue import Connect, SendQueue
-from runspan.sync.workers import Workers
+from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
+from runspan.sync.list_crawler import ListCrawler, ListScan
+from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue
+from runspan.sync.report import SyncMonitor, SyncProgress, SyncReport
 
-_TICK: Final = 0.25
-_BURST: Final = 500
+_ROUND: Final = 0.25
+"""Seconds after which a round ends that has no results to handle."""
+
+_MAX_RESULTS: Final = 500
+"""Results that are handled in one transaction."""
+
 _DOWN_AFTER: Final = 20.0
+"""Seconds without a response after which the platform counts as down, and gets one request at a time."""
+
 _PROBE_EVERY: Final = 2.0
 _RECONNECT_AFTER: Final = 5.0
-_RECONNECT_LONGEST: Final = 300.0
+_MAX_RECONNECT_DELAY: Final = 300.0
 
 
 class SyncEngine:
-    """Syncs until everything is there, or, if it follows, until ``stop``.
+    """Syncs until the receiver has everything or, with ``SyncConfig.follow``, until ``stop``.
 
-    platform: where runs come from; halt: ends its waits, called when the sync ends. connect: see ``Sends``.
-    on_progress: told how far it is, a few times a second. retry_refused: whether runs refused by an earlier sync are
-    tried again. workers: of the delivery. The checkpoint and the letters are the caller's to close.
+    - ``platform``: the source of runs, closed when the sync ends.
+    - ``checkpoint``, ``dead_letters``: opened and closed by the caller.
+    - ``connect``: see ``queues.Connect``.
+    - ``halt``: called when the sync ends, to interrupt the platform client's pauses.
+    - ``export_concurrency``: requests to the receiver in flight.
+    - ``clock``: returns nanoseconds since 1970.
+    - ``log``: shows a line to the user.
+    - ``on_progress``: called a few times a second.
     """
 
     def __init__(
         self,
-        settings: SyncConfig,
+        config: SyncConfig,
         platform: PlatformClient,
         checkpoint: Checkpoint,
         *,
         connect: Connect,
         halt: Callable[[], None],
-        letters: DeadLetters,
+        dead_letters: DeadLetters,
         tenant: str,
         resource: Resource,
-        workers: int = 4,
-        retry_refused: bool = False,
+        export_concurrency: int = 4,
         clock: Callable[[], int] = time.time_ns,
-        note: Callable[[str], None] = lambda words: None,
+        log: Callable[[str], None] = lambda message: None,
         on_progress: Callable[[SyncProgress], None] = lambda progress: None,
     ) -> None:
-        self._settings = settings
+        self._config = config
         self._platform = platform
         self._checkpoint = checkpoint
         self._halt = halt
         self._clock = clock
-        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._desk = SyncContext(settings, checkpoint, clock, letters, note)
-        self._sends = SendQueue(self._desk, connect, self._post, self._defect, tenant, resource, workers)
-        self._fetches = FetchQueue(self._desk, self._sends.add)
-        self._lists = ListCrawler(self._desk)
-        self._retry_refused = retry_refused
-        self._watch = SyncMonitor(self._desk, platform, self._sends, self._lists, on_progress)
+        self._results: SimpleQueue[Job] = SimpleQueue()
+        self._fetchers = _Workers("fetch", config.concurrency, self._post_error)
+        self._lister = _Workers("list", 1, self._post_error)
+        self._sender = _Workers("send", 1, self._post_error)
+        self._context = SyncContext(config, checkpoint, clock, dead_letters, log)
+        self._sends = SendQueue(
+            self._context,
+            connect,
+            post=self._results.put,
+            submit=self._sender.submit,
+            tenant=tenant,
+            resource=resource,
+            max_batches=export_concurrency,
+        )
+        self._fetches = FetchQueue(self._context, self._sends.add)
+        self._lists = ListCrawler(self._context)
+        self._monitor = SyncMonitor(self._context, platform, self._sends, self._lists, on_progress)
         self._stopping = False
-        self._error: BaseException | None = None
-        self._send_again_at = 0.0
-        self._send_pause = _RECONNECT_AFTER
+        self._error: RunspanError | None = None
+        self._reconnect_at = 0.0
+        self._reconnect_delay = _RECONNECT_AFTER
         self._probe_at = 0.0
-        self._seen = 0
-        self._fetching = Workers("sync-fetch", settings.concurrency, self._defect)
-        self._listing = Workers("sync-list", 1, self._defect)
+        self._last_round_at = 0
 
     def stop(self) -> None:
-        """Ends the sync: nothing more is fetched, and what is under way to the receiver gets its grace. May be called
-        from a signal's handler and from any thread."""
+        """Fetch nothing more, and end after ``SyncConfig.grace`` at most. Any thread or signal handler may call it."""
         self._stopping = True
-        self._events.put(lambda: None)
+        self._results.put(lambda: None)
 
     def run(self) -> SyncReport:
-        """Returns when it is done or stopped; raises what makes going on useless, after what is under way was settled.
+        """Return the report when the sync is complete or stopped.
 
-        Unauthorized, Forbidden: the key is refused. BackendUnreachable, BackendRefused, RateLimited: the platform or
-        the receiver, unless it follows and that may be over. StoreError: the checkpoint cannot be written.
+        Errors that end the sync are raised after the requests in flight have ended: Unauthorized and Forbidden if the
+        platform refuses the key; BackendUnreachable, BackendRefused and RateLimited if the platform or the receiver
+        fails for too long, unless the sync follows; StoreError if the checkpoint cannot be written.
         """
         try:
             self._prepare()
-            while not (self._stopping or self._error or self._done()):
-                self._round(_TICK)
-                self._give_up(self._watch.update())
+            while not (self._stopping or self._error or self._is_complete()):
+                self._round()
+                self._end_with(self._monitor.update())
                 if not (self._stopping or self._error):
                     self._fetch()
                     self._list()
@@ -117,6 +131,7 @@ class SyncEngine:
         finally:
             self._halt()
             self._sends.close()
+            self._sender.close(1.0)
             self._platform.close()
         if self._error is not None:
             raise self._error
@@ -124,202 +139,233 @@ class SyncEngine:
 
     @property
     def latest(self) -> SyncProgress:
-        """How far it was a moment ago, for any thread."""
-        return self._watch.latest
+        """The progress of a moment ago, for any thread."""
+        return self._monitor.latest
 
     def report(self) -> SyncReport:
-        """How it stands."""
-        interrupted = "interrupted" if self._stopping and not self._settings.follow else ""
-        return self._watch.report(str(self._error) if self._error is not None else interrupted)
+        """Return the report so far."""
+        interrupted = "interrupted" if self._stopping and not self._config.follow else ""
+        return self._monitor.report(str(self._error) if self._error is not None else interrupted)
 
     def _prepare(self) -> None:
-        """What an earlier sync left is looked at again."""
-        checkpoint = self._checkpoint
+        """Schedule runs that an earlier sync left."""
+        config, checkpoint = self._config, self._checkpoint
         checkpoint.begin()
         checkpoint.forget_failures()
-        self._seen = self._clock()
-        checkpoint.clamp_due(self._seen + LONGEST_PAUSE)
-        if not self._settings.follow:
+        self._last_round_at = self._clock()
+        checkpoint.clamp_due(self._last_round_at + MAX_PAUSE)
+        if not config.follow:
             checkpoint.reschedule((TrackState.OPEN,))
-        if self._settings.resend:
-            checkpoint.resend(self._clock() - self._settings.resend)
-        if self._retry_refused:
+        if config.resend:
+            checkpoint.resend(self._clock() - config.resend)
+        if config.retry_refused:
             checkpoint.reschedule((TrackState.REFUSED,))
         else:
-            self._watch.refused_before = checkpoint.counts[TrackState.REFUSED]
+            self._monitor.refused_before = checkpoint.counts[TrackState.REFUSED]
         checkpoint.commit()
 
-    def _done(self) -> bool:
-        if self._settings.follow or not self._lists.done:
+    def _is_complete(self) -> bool:
+        if self._config.follow or not self._lists.done:
             return False
-        idle = not (self._desk.busy or self._sends.in_flight or self._sends.waiting or self._fetches.asked)
-        return idle and not self._fetches.left(self._clock())
+        busy = self._context.in_progress or self._sends.in_flight or self._sends.waiting or self._fetches.in_flight
+        return not busy and not self._fetches.has_runs(self._clock())
 
-    def _round(self, timeout: float) -> None:
-        """Settles what was posted, and hands over what is to be sent."""
-        events = self._posted(timeout)
+    def _round(self) -> None:
+        """Handle results, and send what is ready."""
+        results = self._wait_for_results()
         self._checkpoint.begin()
         self._handle_clock_reset()
-        for event in events:
-            event()
-        idle = not self._fetches.asked
-        lots = self._sends.take_batches(idle=idle)
+        for handle in results:
+            handle()
+        batches = self._sends.take_batches(idle=not self._fetches.in_flight)
         self._checkpoint.commit()
-        for lot in lots:
-            self._sends.submit(lot)
+        for batch in batches:
+            self._sends.send(batch)
         self._restart_exporter()
 
-    def _handle_clock_reset(self) -> None:
-        """Moments that were written down by a clock that was ahead are no time to wait for."""
-        before, self._seen = self._seen, self._clock()
-        if self._seen < before - SECOND:  # less than that is a clock that is kept right
-            self._checkpoint.clamp_due(self._seen)
-            self._fetches.wake()
-
-    def _posted(self, timeout: float) -> list[Callable[[], None]]:
-        events = []
+    def _wait_for_results(self) -> list[Job]:
+        results = []
         try:
-            events.append(self._events.get(timeout=timeout))
-            while len(events) < _BURST:
-                events.append(self._events.get_nowait())
+            results.append(self._results.get(timeout=_ROUND))
+            while len(results) < _MAX_RESULTS:
+                results.append(self._results.get_nowait())
         except Empty:
             pass
-        return events
+        return results
+
+    def _handle_clock_reset(self) -> None:
+        """Discard times that were stored by a clock that was ahead."""
+        before, self._last_round_at = self._last_round_at, self._clock()
+        if self._last_round_at < before - SECOND:  # a smaller step is a regular correction
+            self._checkpoint.clamp_due(self._last_round_at)
+            self._fetches.wake()
 
     def _restart_exporter(self) -> None:
-        """A delivery that has stopped is closed once all of its documents came back, and replaced if that may help."""
+        """Replace an exporter that has stopped, once the status of all of its documents is known."""
         sends = self._sends
         sends.check()
-        if sends.proved:
-            self._send_pause = _RECONNECT_AFTER
+        if sends.receiver_works:
+            self._reconnect_delay = _RECONNECT_AFTER
         if not sends.stopped or sends.in_flight:
             return
-        reason = sends.stopped
-        if not self._settings.follow:
-            kind = BackendUnreachable if "took nothing" in reason else BackendRefused
-            self._error = self._error or kind(reason, hint="check --endpoint; the next sync goes on from here")
-            return
-        if not self._send_again_at:
-            self._watch.log("receiver", f"{reason}; trying again")
-            self._send_again_at = time.monotonic() + self._send_pause
-            self._send_pause = min(2 * self._send_pause, _RECONNECT_LONGEST)
-        elif time.monotonic() >= self._send_again_at:
-            self._send_again_at = 0.0
-            sends.renew()
-
-    # Fetching and listing.
+        if not self._config.follow:
+            kind = BackendUnreachable if "took nothing" in sends.stopped else BackendRefused
+            self._end_with(kind(sends.stopped, hint="check --endpoint; the next sync resumes where this one stopped"))
+        elif not self._reconnect_at:
+            self._monitor.log("receiver", f"{sends.stopped}; trying again")
+            self._reconnect_at = time.monotonic() + self._reconnect_delay
+            self._reconnect_delay = min(2 * self._reconnect_delay, _MAX_RECONNECT_DELAY)
+        elif time.monotonic() >= self._reconnect_at:
+            self._reconnect_at = 0.0
+            sends.reset()
 
     def _fetch(self) -> None:
-        """Keeps as many requests in flight as are wanted, and one more for each thread ready to go."""
+        """Keep each fetching thread busy, with one more request for each."""
         if self._sends.full or self._sends.stopped:
             return
-        room = 2 * self._settings.concurrency
-        if self._is_down():
+        limit = 2 * self._config.concurrency
+        if self._is_platform_down():
             if time.monotonic() < self._probe_at:
                 return
-            room = 1  # to see whether it is over
+            limit = 1
         now = self._clock()
-        while self._fetches.asked < room:
-            entry = self._fetches.next(now, backlog=not self._lists.walking)
-            if entry is None:
+        while self._fetches.in_flight < limit:
+            # The backlog is fetched oldest first, so it has to be complete.
+            run = self._fetches.next_run(now, backlog=not self._lists.first_scan_in_progress)
+            if run is None:
                 return
-            self._fetching.submit(self._fetching_of(entry))
+            self._fetchers.submit(self._fetch_job(run))
 
-    def _fetching_of(self, entry: TrackedRun) -> Callable[[], None]:
+    def _fetch_job(self, tracked: TrackedRun) -> Job:
         def job() -> None:
             try:
-                got = self._platform.document(entry.run_id)
+                response = self._platform.document(tracked.run_id)
             except RunspanError as error:
                 failure = error
-                self._post(lambda: self._not_fetched(entry, failure))
+                self._results.put(lambda: self._fetch_failed(tracked, failure))
                 return
-            seen = self._clock()
-            run = _read(got.text, entry.run_id)
-            self._post(lambda: self._fetches.take(entry, run, got, seen))
+            fetched_at = self._clock()
+            run = _parse(response.text, tracked.run_id)
+            self._results.put(lambda: self._fetches.fetched(tracked, run, response, fetched_at))
 
         return job
 
+    def _fetch_failed(self, run: TrackedRun, error: RunspanError) -> None:
+        self._probe_at = time.monotonic() + _PROBE_EVERY
+        self._fetches.failed(run, error, platform_down=self._is_platform_down())
+        if self._config.follow and run.failures >= MAX_FAILURES:
+            self._monitor.log("runs", f"runs cannot be fetched: {error}; trying again")
+        if self._is_final(error):
+            self._end_with(error)
+
     def _list(self) -> None:
-        sweep = self._lists.next(self._clock())
-        if sweep is None:
+        """Request the next page, if no page is requested."""
+        scan = self._lists.next_scan(self._clock())
+        if scan is None:
             return
-        each, since, cursor = sweep.filter, sweep.since, sweep.cursor
+        filter_, since, cursor = scan.filter, scan.since, scan.cursor
 
         def job() -> None:
             try:
-                page = self._platform.runs(workflow_id=each.workflow_id, status=each.status, since=since, cursor=cursor)
+                page = self._platform.runs(
+                    workflow_id=filter_.workflow_id, status=filter_.status, since=since, cursor=cursor
+                )
             except RunspanError as error:
                 failure = error
-                self._post(lambda: self._not_listed(sweep, failure))
+                self._results.put(lambda: self._list_failed(scan, failure))
                 return
-            self._post(lambda: self._listed(sweep, page))
+            self._results.put(lambda: self._add_page(scan, page))
 
-        self._listing.submit(job)
+        self._lister.submit(job)
 
-    def _listed(self, sweep: ListScan, page: RunListPage) -> None:
-        self._give_up(self._lists.take(sweep, page))
+    def _add_page(self, scan: ListScan, page: RunListPage) -> None:
+        self._end_with(self._lists.add_page(scan, page))
         self._fetches.wake()
 
-    def _not_listed(self, sweep: ListScan, error: RunspanError) -> None:
+    def _list_failed(self, scan: ListScan, error: RunspanError) -> None:
         if self._is_final(error):
-            self._give_up(error)
-        self._give_up(self._lists.fail(sweep, error))
+            self._end_with(error)
+        self._end_with(self._lists.fail(scan, error))
 
-    def _not_fetched(self, entry: TrackedRun, error: RunspanError) -> None:
-        self._probe_at = time.monotonic() + _PROBE_EVERY
-        self._fetches.fail(entry, error, everything=self._is_down())
-        if self._settings.follow and entry.failures >= GIVE_UP_AFTER:
-            self._watch.log("runs", f"runs cannot be fetched: {error}; trying again")
-        if self._is_final(error):
-            self._give_up(error)
-
-    def _is_down(self) -> bool:
-        """Whether the platform has answered nothing for a while although it was asked."""
+    def _is_platform_down(self) -> bool:
         return self._platform.unanswered_for > _DOWN_AFTER
 
     def _is_final(self, error: RunspanError) -> bool:
-        """Whether nothing more can come of the platform."""
+        """Whether an error of the platform ends the sync."""
         if isinstance(error, (Unauthorized, Forbidden)):
             return True
-        silent = self._platform.unanswered_for > self._settings.give_up
-        return silent and not self._settings.follow and isinstance(error, BackendError)
+        unanswered = self._platform.unanswered_for > self._config.retry_max_time
+        return unanswered and not self._config.follow and isinstance(error, BackendError)
 
-    def _give_up(self, error: RunspanError | None) -> None:
+    def _end_with(self, error: RunspanError | None) -> None:
+        """End the sync with the first error that ends it."""
         self._error = self._error or error
 
     def _drain(self) -> None:
-        """Nothing more is begun; what is under way to the receiver gets a while for its answer."""
+        """Start nothing more, and wait a while for the status of what is in flight to the receiver."""
         self._fetches.release()
         if isinstance(self._error, StoreError):
             return
-        deadline = time.monotonic() + self._settings.grace
+        deadline = time.monotonic() + self._config.grace
         while self._sends.in_flight and not self._sends.stopped and time.monotonic() < deadline:
-            events = self._posted(_TICK)
+            results = self._wait_for_results()
             self._checkpoint.begin()
-            for event in events:
-                event()
+            for handle in results:
+                handle()
             self._checkpoint.commit()
             self._sends.check()
 
-    def _post(self, event: Callable[[], None]) -> None:
-        self._events.put(event)
+    def _post_error(self, error: BaseException) -> None:
+        """Raise an unexpected exception of another thread: the sync must neither hang nor report success."""
 
-    def _defect(self, error: BaseException) -> None:
-        """A thread ended by an exception that is not ours: the sync must neither hang nor report success."""
-
-        def raise_it() -> None:
+        def handle() -> None:
             raise error
 
-        self._events.put(raise_it)
+        self._results.put(handle)
 
 
-def _read(text: bytes, run_id: str) -> Run | DocumentError:
-    """The run of a document, or why it cannot be carried."""
+class _Workers:
+    """Threads that run jobs. They are daemons, because a response may take minutes, and the process must not wait.
+
+    - ``on_error``: called with any exception of a job.
+    """
+
+    def __init__(self, name: str, count: int, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"runspan-sync-{name}-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Run the job once a thread is idle."""
+        self._jobs.put(job)
+
+    def close(self, timeout: float) -> None:
+        """Stop each thread after its job, and wait at most this many seconds for each."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except BaseException as error:
+                self._on_error(error)
+
+
+def _parse(text: bytes, run_id: str) -> Run | DocumentError:
+    """Return the run of a document, or why it cannot be carried."""
     where = f"run {run_id}"
     try:
         run = Run.from_json(text, where=where)
-    except DocumentError as refusal:
-        return refusal
+    except DocumentError as error:
+        return error
     if run.id != run_id:
         return DocumentError(where=f"{where} id", expected=repr(run_id), got=repr(run.id))
     return run

@@ -1,227 +1,303 @@
-"""``Lists``: which page of the platform's lists is read next, and what is learned from it."""
+"""Reads the platform's lists page by page: which page is next, and what it shows about the runs.
+
+A list is newest first and moves while it is read: new runs appear at its top, others change, and a page may come twice.
+So a run is identified by its id and never by its position, every scan overlaps the one before, and full scans find what
+the others miss.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Final
 
 from runspan.errors import BackendRefused, QueryError, RunspanError
 from runspan.model.timestamps import SECOND
 from runspan.platform_api import RunListItem, RunListPage
-from runspan.sync.checkpoint import AT_ONCE, ListPosition, TrackedRun, TrackState
-from runspan.sync.context import SyncContext
-from runspan.sync.list_scan import ListFilter, ListScan
-from runspan.sync.policy import GIVE_UP_AFTER, HOUR, SKEW, retry_at, since_parameter
+from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
+from runspan.sync.context import DAY, HOUR, MAX_FAILURES, MINUTE, ListFilter, SyncContext, retry_at
 
 RESUME_WITHIN: Final = HOUR
-"""A walk that was cut off is gone on with if it began no longer ago: what it has passed may have changed since."""
+"""An interrupted full scan is resumed only if it started within this time: earlier pages may have changed since."""
 
 MAX_RESTARTS: Final = 3
 
+CLOCK_SKEW: Final = 5 * MINUTE
+"""How far the platform's clock may differ from this one when it computes the start of a window."""
+
+_WINDOWS: Final = (("1h", HOUR), ("24h", DAY), ("7d", 7 * DAY), ("30d", 30 * DAY))
+"""The values of ``since`` that the platform documents."""
+
+
+@dataclass(slots=True)
+class ListScan:
+    """One scan of a list, from the newest run down to an edge; no I/O."""
+
+    filter: ListFilter
+    edge: int
+    """The sort time below which runs are not read, in nanoseconds since 1970; 0: none."""
+    full: bool
+    """Whether it reads down to ``SyncConfig.since``, for changes of tracked runs. Otherwise it looks for new runs."""
+    started: int
+    """In nanoseconds since 1970."""
+    cursor: str | None = None
+    """Of the next page; None for the first."""
+    newest: int = 0
+    """The highest sort time on the first page; 0 before it was read."""
+    since: str | None = None
+    """The platform's window that reaches down to the edge. It stays the same, because cursors may depend on it."""
+    restarts: int = 0
+    failures: int = 0
+    """Failed requests for the next page."""
+    failing_since: int | None = None
+    """The time of the first of them, from ``SyncContext.monotonic``."""
+    seen_cursors: set[str] = field(default_factory=set)
+
+    def advance(self, page: RunListPage) -> bool:
+        """Move on to the next page. Return True if there is none, or if it would be below the edge.
+
+        The scan ends only after a page that is entirely below the edge, because the order of runs that started at the
+        same time is undefined. Raise ValueError if a cursor comes twice.
+        """
+        times = [item.time for item in page.items]
+        if self.cursor is None and not self.newest:
+            # A run with a start in the future would hide all runs that start before it.
+            self.newest = min(max(times, default=0) or self.started, self.started)
+        if page.cursor is None or (times and max(times) < self.edge):
+            return True
+        if page.cursor in self.seen_cursors or page.cursor == self.cursor:
+            raise ValueError("a cursor came a second time")
+        self.seen_cursors.add(page.cursor)
+        self.cursor = page.cursor
+        return False
+
+    def restart(self) -> None:
+        """Start at the top again, because the platform has forgotten the cursor."""
+        self.cursor = None
+        self.restarts += 1
+        self.seen_cursors.clear()
+
 
 class ListCrawler:
-    """Plans walks over the list of each filter, full ones and looks at the top, and writes down what they find.
+    """Plans the scans of each filter's list, full ones and of its top, and stores what they find.
 
-    A first start, or one whose last full walk is long ago, begins with a full walk; a later one continues at the
-    newest run that was known, however long ago that is, so that an outage leaves no hole. One that does not follow
-    ends with a look at the top, for what arrived meanwhile.
+    The first sync, or one whose last full scan is long ago, starts with a full scan. Later scans continue at the newest
+    tracked run, however long ago that is, so that an outage leaves no gap. A sync that does not follow ends with a scan
+    of the top, for runs that appeared meanwhile.
     """
 
-    def __init__(self, desk: SyncContext) -> None:
-        self._desk = desk
-        self._filters = desk.settings.filters
-        self._walked = {each: desk.checkpoint.list_position(each.name) for each in self._filters}
-        self._full: dict[ListFilter, ListScan] = {}
-        self._top: dict[ListFilter, ListScan] = {}
-        now, ticks = desk.clock(), desk.ticks()
-        self._read_at = {each: ticks - max(0, now - walked.full_ended) for each, walked in self._known().items()}
-        self._full_at: dict[ListFilter, int] = {}
-        self._next_top = dict.fromkeys(self._filters, 0)
-        self._once = deque(self._filters)
-        self._asked: ListScan | None = None
+    def __init__(self, context: SyncContext) -> None:
+        self._context = context
+        self._config = context.config
+        filters = context.config.filters
+        self._positions = {each: context.checkpoint.list_position(each.name) for each in filters}
+        self._full_scans: dict[ListFilter, ListScan] = {}
+        self._top_scans: dict[ListFilter, ListScan] = {}
+        now, monotonic = context.clock(), context.monotonic()
+        self._read_at = {
+            each: monotonic - max(0, now - position.full_ended)
+            for each, position in self._positions.items()
+            if position.full_ended
+        }
+        self._full_scan_at: dict[ListFilter, int] = {}
+        self._next_top_scan = dict.fromkeys(filters, 0)
+        self._unread = deque(filters)
+        """The filters whose list this sync has not started to read."""
+        self._requested: ListScan | None = None
         self._not_before = 0
-        self._answered = {each for each, walked in self._walked.items() if walked.full_ended or walked.cursor}
-        self._trouble = ""
+        self._known_to_work = {each for each, at in self._positions.items() if at.full_ended or at.cursor}
+        self._failing = False
 
     @property
     def done(self) -> bool:
-        """Whether a sync that does not follow has read all that it wants to read."""
-        return not (self._full or self._top or self._once)
+        """Whether a sync that does not follow has read all lists."""
+        return not (self._full_scans or self._top_scans or self._unread)
 
     @property
-    def walking(self) -> bool:
-        """Whether a first full walk is under way and gets on: older runs than those that are known will come up."""
-        first = [each for each in (*self._full, *self._once) if not self._walked[each].full_ended]
-        return bool(first) and not self._trouble
+    def first_scan_in_progress(self) -> bool:
+        """Whether a first full scan makes progress, so that runs older than the tracked ones will be found."""
+        first = [each for each in (*self._full_scans, *self._unread) if not self._positions[each].full_ended]
+        return bool(first) and not self._failing
 
     @property
-    def polled(self) -> int | None:
-        """When the list that waits the longest was last read to where it is known, None: one never was."""
-        if len(self._read_at) < len(self._filters):
+    def polled_at(self) -> int | None:
+        """When every list had been read, in nanoseconds since 1970; None if one never was."""
+        if len(self._read_at) < len(self._positions):
             return None
-        return self._desk.clock() - (self._desk.ticks() - min(self._read_at.values()))
+        return self._context.clock() - (self._context.monotonic() - min(self._read_at.values()))
 
-    def next(self, now: int) -> ListScan | None:
-        """The walk whose next page is to be read, None when there is nothing to read now."""
-        if self._asked is not None or self._desk.ticks() < self._not_before:
+    def next_scan(self, now: int) -> ListScan | None:
+        """Return the scan whose next page is to be requested; None if there is none at the moment."""
+        if self._requested is not None or self._context.monotonic() < self._not_before:
             return None
-        self._begin(now)
-        waiting = [*self._top.values(), *self._full.values()]  # what is new goes before what is old
-        self._asked = waiting[0] if waiting else None
-        return self._asked
+        self._start_scans(now)
+        scans = [*self._top_scans.values(), *self._full_scans.values()]  # new runs before old ones
+        self._requested = scans[0] if scans else None
+        return self._requested
 
-    def take(self, sweep: ListScan, page: RunListPage) -> RunspanError | None:
-        """Learns from a page. The error, if that is the end of the sync."""
-        self._asked = None
-        now = self._desk.clock()
-        self._answered.add(sweep.filter)
-        counts = self._desk.counts
-        counts.pages += 1
-        counts.odd += len(page.unusable)
+    def add_page(self, scan: ListScan, page: RunListPage) -> RunspanError | None:
+        """Store what a page shows. Return the error if it ends the sync."""
+        self._requested = None
+        context, now = self._context, self._context.clock()
+        self._known_to_work.add(scan.filter)
+        context.counts.pages += 1
+        context.counts.unusable += len(page.unusable)
         for text in page.unusable:
-            self._desk.note(f"an item of the list has no usable id: {text}")
+            context.log(f"a list item has no usable id: {text}")
         for note in page.partial:
-            self._desk.note(f"the list is incomplete: {note}")
-        self._learn(sweep, page.items, now)
+            context.log(f"the list is incomplete: {note}")
+        self._track(scan, page.items, now)
         try:
-            ended = sweep.take(page)
+            ended = scan.advance(page)
         except ValueError as error:
-            return self._again(sweep, BackendRefused(expected="the next page of the list", got=str(error)))
-        sweep.failures, sweep.failing_since = 0, None
-        self._trouble = ""
-        walked = self._walked[sweep.filter]
-        if sweep.full:
-            walked.cursor, walked.top = sweep.cursor, max(walked.top, sweep.top)
+            return self._retry(scan, BackendRefused(expected="the next page of the list", got=str(error)))
+        scan.failures, scan.failing_since = 0, None
+        self._failing = False
+        position = self._positions[scan.filter]
+        if scan.full:
+            position.cursor, position.full_newest = scan.cursor, max(position.full_newest, scan.newest)
         if ended:
-            self._end(sweep, now)
-        if ended or sweep.full:
-            self._desk.checkpoint.save_list_position(sweep.filter.name, walked)
+            self._end(scan, now)
+        if ended or scan.full:
+            context.checkpoint.save_list_position(scan.filter.name, position)
         return None
 
-    def fail(self, sweep: ListScan, error: RunspanError) -> RunspanError | None:
-        """A page could not be read. The error, if that is the end of the sync."""
-        self._asked = None
-        if isinstance(error, QueryError) and sweep.cursor is not None:
-            if sweep.restarts >= MAX_RESTARTS:
+    def fail(self, scan: ListScan, error: RunspanError) -> RunspanError | None:
+        """Schedule a page that could not be read. Return the error if it ends the sync."""
+        self._requested = None
+        if isinstance(error, QueryError) and scan.cursor is not None:
+            if scan.restarts >= MAX_RESTARTS:
                 return error
-            sweep.restart()
+            scan.restart()
             return None
-        if isinstance(error, (BackendRefused, QueryError)) and sweep.filter not in self._answered:
-            return error  # a wrong address, or a filter that means nothing; else somebody stands before the platform
-        return self._again(sweep, error)
+        if isinstance(error, (BackendRefused, QueryError)) and scan.filter not in self._known_to_work:
+            return error  # a wrong address or filter; if the list worked before, it is a gateway in trouble
+        return self._retry(scan, error)
 
-    def _again(self, sweep: ListScan, error: RunspanError) -> RunspanError | None:
-        now = self._desk.ticks()
-        sweep.failures += 1
-        sweep.failing_since = now if sweep.failing_since is None else sweep.failing_since
-        self._not_before = retry_at(now, sweep.failures)
-        self._trouble = str(error)
-        settings = self._desk.settings
-        if not settings.follow and now - sweep.failing_since > settings.give_up * SECOND:
+    def _retry(self, scan: ListScan, error: RunspanError) -> RunspanError | None:
+        now = self._context.monotonic()
+        scan.failures += 1
+        scan.failing_since = now if scan.failing_since is None else scan.failing_since
+        self._not_before = retry_at(now, scan.failures)
+        self._failing = True
+        if not self._config.follow and now - scan.failing_since > self._config.retry_max_time * SECOND:
             return error
-        if sweep.failures == GIVE_UP_AFTER:
-            self._desk.note(f"a page of the list cannot be read: {error}; trying again")
+        if scan.failures == MAX_FAILURES:
+            self._context.log(f"a page of the list cannot be read: {error}; trying again")
         return None
 
-    def _begin(self, now: int) -> None:
-        """Starts the walks that are due."""
-        settings = self._desk.settings
-        if self._desk.doubt:
-            self._desk.doubt = False
-            if not (self._top or self._full):
-                self._top[self._filters[0]] = self._look(self._filters[0], now)
-        for each in self._filters:
-            if each in self._full and not settings.follow:
+    def _start_scans(self, now: int) -> None:
+        """Start the scans that are due."""
+        follow = self._config.follow
+        if self._context.list_recheck_needed:
+            self._context.list_recheck_needed = False
+            if self.done:
+                first = self._config.filters[0]
+                self._top_scans[first] = self._top_scan(first, now)
+        for each in self._config.filters:
+            if each in self._full_scans and not follow:
                 continue
-            first = each in self._once
-            full_due = self._is_full_due(each, now)
-            if each not in self._full and full_due and (first or settings.follow):
-                self._full[each] = self._full_walk(each, now)
-            elif each not in self._top and (first or (settings.follow and self._may_look(each))):
-                self._top[each] = self._look(each, now)
+            unread = each in self._unread
+            full_scan_due = self._is_full_scan_due(each, now)
+            if each not in self._full_scans and full_scan_due and (unread or follow):
+                self._full_scans[each] = self._full_scan(each, now)
+            elif each not in self._top_scans and (unread or (follow and self._is_top_scan_due(each))):
+                self._top_scans[each] = self._top_scan(each, now)
             else:
                 continue
-            if first:
-                self._once.remove(each)
+            if unread:
+                self._unread.remove(each)
 
-    def _known(self) -> dict[ListFilter, ListPosition]:
-        """The filters whose list was once read to its end."""
-        return {each: walked for each, walked in self._walked.items() if walked.full_ended}
+    def _is_full_scan_due(self, each: ListFilter, now: int) -> bool:
+        interval = self._config.rescan_interval
+        if each in self._full_scan_at:
+            return self._context.monotonic() - self._full_scan_at[each] >= interval
+        return not 0 <= now - self._positions[each].full_ended < interval
 
-    def _is_full_due(self, each: ListFilter, now: int) -> bool:
-        rescan = self._desk.settings.rescan
-        if each in self._full_at:
-            return self._desk.ticks() - self._full_at[each] >= rescan
-        return not 0 <= now - self._walked[each].full_ended < rescan
+    def _is_top_scan_due(self, each: ListFilter) -> bool:
+        # Before the first page of a first full scan it is unknown where the top begins.
+        return self._next_top_scan[each] <= self._context.monotonic() and self._newest(each) > 0
 
-    def _may_look(self, each: ListFilter) -> bool:
-        """Whether the top of the list is to be looked at again. Before a first full walk has begun there is no top."""
-        return self._next_top[each] <= self._desk.ticks() and self._newest(each) > 0
+    def _full_scan(self, each: ListFilter, now: int) -> ListScan:
+        position, config, checkpoint = self._positions[each], self._config, self._context.checkpoint
+        checkpoint.spans.expire(now)
+        if config.recheck:
+            checkpoint.reschedule((TrackState.ENDED,), since=now - config.recheck)
+        interrupted = position.full_in_progress and position.cursor
+        if not (interrupted and 0 <= now - position.full_started < RESUME_WITHIN):
+            edge = 0 if config.since is None else max(0, now - config.since)
+            if position.newest:
+                edge = min(edge, max(0, position.newest - config.overlap))
+            position.full_started, position.edge, position.full_newest, position.cursor = now, edge, 0, None
+        return ListScan(
+            each,
+            position.edge,
+            full=True,
+            started=position.full_started,
+            cursor=position.cursor,
+            newest=position.full_newest,
+            since=since_parameter(position.edge, now),
+        )
 
-    def _full_walk(self, each: ListFilter, now: int) -> ListScan:
-        walked, desk = self._walked[each], self._desk
-        desk.checkpoint.spans.expire(now)
-        if desk.settings.recheck:
-            desk.checkpoint.reschedule((TrackState.ENDED,), since=now - desk.settings.recheck)
-        if walked.under_way and walked.cursor and 0 <= now - walked.full_began < RESUME_WITHIN:
-            since = since_parameter(walked.edge, now)
-            return ListScan(each, walked.edge, True, walked.full_began, walked.cursor, walked.top, since)
-        edge = 0 if desk.settings.since is None else max(0, now - desk.settings.since)
-        if walked.newest:
-            edge = min(edge, max(0, walked.newest - desk.settings.overlap))
-        walked.full_began, walked.edge, walked.top, walked.cursor = now, edge, 0, None
-        return ListScan(each, edge, True, now, since=since_parameter(edge, now))
-
-    def _look(self, each: ListFilter, now: int) -> ListScan:
+    def _top_scan(self, each: ListFilter, now: int) -> ListScan:
         newest = self._newest(each)
-        edge = max(0, min(newest, now) - self._desk.settings.overlap)
-        # Where the newest run is ahead of our clock, one of the two was wrong, and a window would begin too late.
-        since = since_parameter(edge, now) if newest <= now + SKEW else None
-        return ListScan(each, edge, False, now, since=since)
+        edge = max(0, min(newest, now) - self._config.overlap)
+        # If the newest run is ahead of this clock, one of the two clocks was wrong, and a window could start too late.
+        since = since_parameter(edge, now) if newest <= now + CLOCK_SKEW else None
+        return ListScan(each, edge, full=False, started=now, since=since)
 
     def _newest(self, each: ListFilter) -> int:
-        """Below which start nothing new is expected: known, or on the way of the full walk."""
-        walked = self._walked[each]
-        return max(walked.newest, walked.top if each in self._full else 0)
+        """Return the time until which all runs are tracked, or will be after the current full scan."""
+        position = self._positions[each]
+        return max(position.newest, position.full_newest if each in self._full_scans else 0)
 
-    def _end(self, sweep: ListScan, now: int) -> None:
-        each, settings, ticks = sweep.filter, self._desk.settings, self._desk.ticks()
-        walked = self._walked[each]
-        self._desk.counts.sweeps += 1
-        self._read_at[each] = ticks
-        self._next_top[each] = ticks + settings.poll
-        if sweep.full:
-            del self._full[each]
-            self._full_at[each] = ticks
-            walked.full_ended, walked.cursor = max(now, walked.full_began + 1), None
-            walked.newest = max(walked.newest, walked.top)
-            if not settings.follow:
-                self._top[each] = self._look(each, now)
+    def _end(self, scan: ListScan, now: int) -> None:
+        each, monotonic = scan.filter, self._context.monotonic()
+        position = self._positions[each]
+        self._context.counts.scans += 1
+        self._read_at[each] = monotonic
+        self._next_top_scan[each] = monotonic + self._config.poll
+        if scan.full:
+            del self._full_scans[each]
+            self._full_scan_at[each] = monotonic
+            position.full_ended, position.cursor = max(now, position.full_started + 1), None
+            position.newest = max(position.newest, position.full_newest)
+            if not self._config.follow:
+                self._top_scans[each] = self._top_scan(each, now)
         else:
-            del self._top[each]
-            if each in self._full:
-                walked.top = max(walked.top, sweep.top)  # known once the full walk has come down to what was before
+            del self._top_scans[each]
+            if each in self._full_scans:
+                # There may be a gap below until the full scan has read it.
+                position.full_newest = max(position.full_newest, scan.newest)
             else:
-                walked.newest = max(walked.newest, sweep.top)
+                position.newest = max(position.newest, scan.newest)
 
-    def _learn(self, sweep: ListScan, items: tuple[RunListItem, ...], now: int) -> None:
-        desk = self._desk
-        known = desk.checkpoint.entries([item.run_id for item in items]) if items else {}
+    def _track(self, scan: ListScan, items: tuple[RunListItem, ...], now: int) -> None:
+        """Store new and changed runs."""
+        context = self._context
+        tracked = context.checkpoint.get([item.run_id for item in items]) if items else {}
         for item in items:
-            entry = desk.busy.get(item.run_id) or known.get(item.run_id)
-            if entry is None:
-                known[item.run_id] = entry = TrackedRun(item.run_id, item.time, listed=item.fingerprint)
-                desk.counts.noticed += 1
-                desk.checkpoint.save(entry)
+            run = context.in_progress.get(item.run_id) or tracked.get(item.run_id)
+            if run is None:
+                run = TrackedRun(item.run_id, item.time, list_fingerprint=item.fingerprint)
+                tracked[item.run_id] = run
+                context.counts.listed += 1
+                context.checkpoint.save(run)
                 continue
-            changed = item.fingerprint not in (entry.listed, entry.own)
-            back = entry.state is TrackState.GONE and sweep.full and not sweep.began <= entry.changed_at <= now
-            if not (changed or back or item.fingerprint != entry.listed):
+            changed = item.fingerprint not in (run.list_fingerprint, run.document_fingerprint)
+            back = run.state is TrackState.GONE and scan.full and not scan.started <= run.changed_at <= now
+            if not (changed or back or item.fingerprint != run.list_fingerprint):
                 continue
-            entry.listed, entry.time = item.fingerprint, item.time or entry.time
-            if item.run_id in desk.busy:
-                entry.again = entry.again or changed
+            run.list_fingerprint, run.time = item.fingerprint, item.time or run.time
+            if item.run_id in context.in_progress:
+                run.changed_meanwhile = run.changed_meanwhile or changed
                 continue
             if changed or back:
-                entry.due, entry.failures = AT_ONCE, 0
-            desk.checkpoint.save(entry)
+                run.due, run.failures = AT_ONCE, 0
+            context.checkpoint.save(run)
+
+
+def since_parameter(edge: int, now: int) -> str | None:
+    """Return the shortest of the platform's windows that reaches back to the edge; None if none does."""
+    needed = now - edge + CLOCK_SKEW
+    return next((name for name, length in _WINDOWS if length >= needed), None)

@@ -1,172 +1,339 @@
-"""What came of a sync: counts, names of what went wrong, and what is still to do, for people and programs; no I/O."""
+"""The progress and the report of a sync, its metrics, and what it logs while it waits or falls behind."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from runspan.delivery import DeadLetters
+from runspan.errors import RateLimited
 from runspan.http.urls import sanitize_message
-
-MAX_NAMED: Final = 20
-"""How many runs of a kind are named; all of them are counted."""
+from runspan.model.timestamps import SECOND
+from runspan.platform_api import PlatformClient
+from runspan.sync.checkpoint import TrackState
+from runspan.sync.context import MAX_NAMED, MINUTE, SyncContext, SyncCounts
+from runspan.sync.list_crawler import ListCrawler
+from runspan.sync.queues import SendQueue
+from runspan.telemetry import Samples
+from runspan.telemetry.instruments import (
+    BACKLOG,
+    FETCHED,
+    LAG,
+    OLDEST_UNFINISHED,
+    POLLED,
+    REFUSED,
+    RETENTION_MARGIN,
+    SYNC_REQUESTS,
+    SYNC_RETRIED,
+    UNFINISHED,
+)
 
 _NAMED_IN_ONE: Final = 5
 
+_QUIET: Final = 2.0
+"""Seconds without a response that are not logged, because single failures are retried."""
 
-@dataclass(slots=True)
-class SyncCounts:
-    """What happened since the start.
+_REPEAT_AFTER: Final = 60.0
+"""Seconds after which an unchanged message is logged again."""
 
-    noticed: runs listed for the first time. fetched: documents read, again and again of a run that goes on. sent: of
-    them, those that the receiver took of runs that had ended; snapshots: of runs before their end; revisions: changes
-    of what had ended; unchanged: those that it has already. refused: documents that cannot be carried. rejected: runs
-    that the receiver does not take. vanished: runs listed, and then not there; vanished_open: those of them of which
-    the receiver has a snapshot. odd: items of lists without an id. sweeps, pages: walks over lists, and their pages.
-    """
-
-    noticed: int = 0
-    fetched: int = 0
-    sent: int = 0
-    snapshots: int = 0
-    revisions: int = 0
-    unchanged: int = 0
-    refused: int = 0
-    rejected: int = 0
-    vanished: int = 0
-    vanished_open: int = 0
-    odd: int = 0
-    sweeps: int = 0
-    pages: int = 0
+_RATE_EVERY: Final = 30.0
+_RATE_OVER: Final = 300.0
+_FIRST_RATE: Final = 5.0
+_RETENTION_INTERVAL: Final = 15 * MINUTE
 
 
 @dataclass(frozen=True, slots=True)
 class SyncProgress:
-    """How far a sync is. Times are nanoseconds since 1970.
-
-    counts: see ``Counts``, not to be changed. requests: see ``Platform.requests``. known: runs in the checkpoint.
-    backlog: those that the receiver has nothing of. unfinished: those that it has as they were before their end.
-    behind: the start of the oldest run of the backlog, None without one. oldest_unfinished: likewise.
-    polled: when the list was last read to its end. threatened: runs that the platform will have deleted before their
-    turn comes. walking: whether a list is read all the way, so that older runs may come up. in_flight: documents that
-    wait for the receiver's answer.
-    """
+    """The progress of a sync. Times are nanoseconds since 1970."""
 
     counts: SyncCounts
+    """Shared with the sync; not to be changed."""
     requests: tuple[int, int, int]
-    known: int
+    """See ``PlatformClient.requests``."""
+    tracked: int
+    """Runs in the checkpoint."""
     backlog: int
+    """Runs that the receiver has not acknowledged yet."""
     unfinished: int
-    behind: int | None
+    """Runs of which the receiver has a snapshot."""
+    oldest_backlog: int | None
+    """The start of the oldest run of the backlog."""
     oldest_unfinished: int | None
-    polled: int | None
-    threatened: int
-    walking: bool
-    in_flight: int
+    polled_at: int | None
+    """When all lists had been read."""
+    at_risk: int
+    """Runs of the backlog that the platform will probably delete before they are fetched."""
+    first_scan: bool
+    """Whether a first full scan is in progress, so that the backlog is not complete yet."""
+
+
+def sync_samples(progress: SyncProgress, retention: int | None) -> Samples:
+    """Return the metrics of a sync. Unknown values are omitted, because an age of 0 would mean that all is well.
+
+    - ``retention``: how long the platform keeps a run, in nanoseconds; None: unknown.
+    """
+    requests, retries, _ = progress.requests
+    samples: dict[Any, float | None] = {
+        REFUSED: progress.counts.refused,
+        FETCHED: progress.counts.fetched,
+        SYNC_REQUESTS: requests,
+        SYNC_RETRIED: retries,
+        BACKLOG: progress.backlog,
+        LAG: progress.oldest_backlog,
+        UNFINISHED: progress.unfinished,
+        OLDEST_UNFINISHED: progress.oldest_unfinished,
+    }
+    if progress.polled_at is not None:
+        samples[POLLED] = progress.polled_at
+    if retention is not None:
+        samples[RETENTION_MARGIN] = None if progress.oldest_backlog is None else progress.oldest_backlog + retention
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """The end of a sync, or how it stands.
-
-    requests: attempts at the platform, with the ``retries`` and those that were answered ``limited`` (429) among them.
-    refused_now: (run id, reason) of runs refused or rejected since the start; rejected_now: of those among them that
-    were rejected; refused_before: how many were so at the start and still are; refused_earlier: of the first of these.
-    failing: those that could not be fetched and will be tried again. backlog, unfinished: what
-    there is still to do. stopped: why it ended early, or "". kept, kept_in: documents in the file of dead letters;
-    lost: how many should be there and are not, because of ``keeping_failed``.
-    """
+    """The result of a sync so far."""
 
     counts: SyncCounts
     seconds: float
     requests: int
+    """Attempts, including ``retries``."""
     retries: int
-    limited: int
+    rate_limited: int
+    """Responses that asked to wait."""
     backlog: int
     unfinished: int
     refused_before: int
-    threatened: int = 0
+    """Runs that an earlier sync refused, and that are still refused."""
+    at_risk: int = 0
     refused_now: Sequence[tuple[str, str]] = ()
+    """(run id, reason) of the first documents that were refused or rejected."""
     rejected_now: Sequence[tuple[str, str]] = ()
+    """Those of them that the receiver rejected."""
     refused_earlier: Sequence[tuple[str, str]] = ()
     failing: Sequence[tuple[str, str]] = ()
+    """(run id, reason) of the first runs that could not be fetched and are retried by the next sync."""
     failing_count: int = 0
-    notes: Sequence[str] = field(default=())
     stopped: str = ""
-    kept: int = 0
+    """Why the sync ended early, or ""."""
+    documents_kept: int = 0
+    """Refused and rejected documents that are in the dead letter file ``kept_in``."""
+    documents_lost: int = 0
+    """Documents that should be there and are not, because of ``keeping_failed``."""
     kept_in: str = ""
-    lost: int = 0
     keeping_failed: str = ""
 
     @property
     def complete(self) -> bool:
-        """Whether the receiver has every run that the platform showed, as it was when it was fetched."""
+        """Whether the receiver has all runs that the platform listed, as they were when they were fetched."""
         counts = self.counts
-        wrong = counts.refused + counts.rejected + self.refused_before
-        return not (wrong or counts.odd or self.failing_count or self.backlog or self.stopped)
+        refused = counts.refused + counts.rejected + self.refused_before
+        return not (refused or counts.unusable or self.failing_count or self.backlog or self.stopped)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"complete": self.complete, **asdict(self)}
 
+    def with_dead_letters(self, dead_letters: DeadLetters) -> SyncReport:
+        """Return the report with the counts of a closed dead letter file."""
+        return replace(
+            self,
+            documents_kept=dead_letters.kept,
+            documents_lost=dead_letters.lost,
+            kept_in=dead_letters.path,
+            keeping_failed=dead_letters.write_error,
+        )
+
     def summary_lines(self) -> list[str]:
-        """A line for each thing worth knowing; the first two are always there."""
+        """Return the report for people; the first two lines are always there."""
         counts = self.counts
         per_second = counts.fetched / self.seconds if self.seconds > 0 else 0.0
         lines = [
-            f"{_runs(counts.sent)} sent, {counts.snapshots:,} snapshots of unfinished ones, "
-            f"{counts.revisions:,} revisions, {counts.unchanged:,} unchanged",
-            f"{counts.fetched:,} documents in {self.seconds:,.1f} s ({per_second:,.1f} a second), "
-            f"{self.requests:,} requests to the platform, {self.retries:,} of them again, "
-            f"{self.limited:,} told to wait",
+            f"{_count(counts.sent, 'run')} sent, {_count(counts.snapshots, 'snapshot')} of unfinished runs, "
+            f"{_count(counts.revisions, 'revision')}, {counts.unchanged:,} unchanged",
+            f"{_count(counts.fetched, 'document')} fetched in {self.seconds:,.1f} s ({per_second:,.1f} a second), "
+            f"{_count(self.requests, 'request')} to the platform ({self.retries:,} retried, "
+            f"{self.rate_limited:,} rate-limited)",
         ]
-        if counts.vanished:
-            lines.append(f"{_runs(counts.vanished)} listed, and gone before they could be fetched")
-        if counts.vanished_open:
-            lines.append(f"{_runs(counts.vanished_open)} of them stay as they were last seen, unfinished")
+        if counts.gone:
+            lines.append(f"{_count(counts.gone, 'run')} listed, and gone before they could be fetched")
+        if counts.gone_unfinished:
+            lines.append(f"{_count(counts.gone_unfinished, 'run')} of them unfinished: their last snapshot stays")
         if self.refused_now:
-            lines.append(f"{_runs(counts.refused + counts.rejected)} refused:")
+            lines.append(f"{_count(counts.refused + counts.rejected, 'run')} refused:")
             lines += _named(self.refused_now, counts.refused + counts.rejected)
-        if counts.odd:
-            lines.append(f"{counts.odd:,} items of lists without a usable id")
+        if counts.unusable:
+            lines.append(f"{_count(counts.unusable, 'list item')} without a usable id")
         if self.failing_count:
-            lines.append(f"{_runs(self.failing_count)} could not be fetched; the next sync tries again:")
+            lines.append(f"{_count(self.failing_count, 'run')} could not be fetched; the next sync tries again:")
             lines += _named(self.failing, self.failing_count)
         if self.refused_before:
-            again = "they are asked for again when they change, or with --retry-refused"
-            lines.append(f"{_runs(self.refused_before)} refused by an earlier sync; {again}:")
+            again = "they are fetched again when they change, or with --retry-refused"
+            lines.append(f"{_count(self.refused_before, 'run')} refused by an earlier sync; {again}:")
             lines += _named(self.refused_earlier, self.refused_before)
-        lines += [f"warning: {note}" for note in self.notes]
-        if self.threatened:
-            lines.append(f"warning: {_runs(self.threatened)} will be deleted by the platform before their turn comes")
+        if self.at_risk:
+            lines.append(f"warning: the platform will delete {_count(self.at_risk, 'run')} before they are fetched")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}")
         if self.backlog:
-            lines.append(f"{_runs(self.backlog)} still to fetch; the next sync goes on from here")
+            lines.append(f"{_count(self.backlog, 'run')} still to fetch; the next sync resumes there")
         if self.unfinished:
-            lines.append(f"{_runs(self.unfinished)} have not ended; --follow, or the next sync, fetches them again")
-        if self.kept:
+            again = "they are fetched again with --follow, or by the next sync"
+            lines.append(f"{_count(self.unfinished, 'run')} unfinished; {again}")
+        if self.documents_kept:
             again = sanitize_message(f"runspan export {shlex.quote(self.kept_in)}")
-            lines.append(
-                f"{self.kept:,} documents kept in {sanitize_message(self.kept_in)}; to send them again: {again}"
-            )
-        if self.lost:
-            lines.append(f"{self.lost:,} documents NOT kept in {sanitize_message(self.kept_in)}: {self.keeping_failed}")
+            kept_in = sanitize_message(self.kept_in)
+            lines.append(f"{_count(self.documents_kept, 'document')} kept in {kept_in}; to send: {again}")
+        if self.documents_lost:
+            failure = f"{sanitize_message(self.kept_in)} could not be written: {self.keeping_failed}"
+            lines.append(f"{_count(self.documents_lost, 'document')} NOT kept: {failure}")
         return lines
 
 
+class SyncMonitor:
+    """Observes the parts of a sync without changing them."""
+
+    def __init__(
+        self,
+        context: SyncContext,
+        platform: PlatformClient,
+        sends: SendQueue,
+        lists: ListCrawler,
+        on_progress: Callable[[SyncProgress], None],
+    ) -> None:
+        self.refused_before = 0
+        """Runs that an earlier sync refused."""
+        self._context = context
+        self._platform = platform
+        self._sends = sends
+        self._lists = lists
+        self._on_progress = on_progress
+        self._started = time.monotonic()
+        self._rate_from = (self._started, 0)
+        self._rate_at = self._started + _FIRST_RATE
+        self._at_risk = 0
+        self._logged: dict[str, tuple[str, float]] = {}
+        """Topic → the last message and when it was logged."""
+        self.latest = self._progress()
+        """The progress at the last update, for other threads."""
+
+    def update(self) -> RateLimited | None:
+        """Log what there is to log. Return an error if the platform asks to wait longer than the sync may take."""
+        self.latest = self._progress()
+        self._on_progress(self.latest)
+        platform, config = self._platform, self._context.config
+        if platform.last_error and platform.unanswered_for > _QUIET:
+            self.log("platform", f"{platform.base}: {platform.last_error}; trying again")
+        exporter = self._sends.exporter
+        if exporter is not None and exporter.last_error and not self._sends.stopped:
+            self.log("receiver", f"{exporter.endpoint}: {exporter.last_error}; trying again")
+        if time.monotonic() >= self._rate_at:
+            self._rate_at = time.monotonic() + _RATE_EVERY
+            self._check_retention()
+        delay = platform.rate_limiter.paused_for
+        if delay <= config.retry_max_time or config.follow:
+            return None
+        hint = "sync again then: it resumes where this one stopped"
+        return RateLimited(f"{platform.base} asks to wait {delay:.0f} s", retry_after=delay, hint=hint)
+
+    def _progress(self) -> SyncProgress:
+        checkpoint, counts = self._context.checkpoint, self._context.checkpoint.counts
+        return SyncProgress(
+            counts=self._context.counts,
+            requests=self._platform.requests,
+            tracked=counts.total(),
+            backlog=counts[TrackState.NEW],
+            unfinished=counts[TrackState.OPEN],
+            oldest_backlog=checkpoint.oldest(TrackState.NEW),
+            oldest_unfinished=checkpoint.oldest(TrackState.OPEN),
+            polled_at=self._lists.polled_at,
+            at_risk=self._at_risk,
+            first_scan=self._lists.first_scan_in_progress,
+        )
+
+    def report(self, stopped: str) -> SyncReport:
+        """Return the report. stopped: Why the sync ended early, or ""."""
+        context, checkpoint = self._context, self._context.checkpoint
+        requests, retries, rate_limited = self._platform.requests
+        now = {run_id for run_id, _ in context.refused}
+        refused = checkpoint.refused(MAX_NAMED + len(now)) if self.refused_before else []
+        return SyncReport(
+            counts=context.counts,
+            seconds=time.monotonic() - self._started,
+            requests=requests,
+            retries=retries,
+            rate_limited=rate_limited,
+            backlog=checkpoint.counts[TrackState.NEW],
+            unfinished=checkpoint.counts[TrackState.OPEN],
+            refused_before=min(self.refused_before, checkpoint.counts[TrackState.REFUSED]),
+            at_risk=self._at_risk,
+            refused_now=tuple(context.refused),
+            rejected_now=tuple(context.rejected),
+            refused_earlier=tuple([each for each in refused if each[0] not in now][:MAX_NAMED]),
+            failing=tuple(checkpoint.failing(MAX_NAMED)),
+            failing_count=checkpoint.failing_count(),
+            stopped=stopped,
+        )
+
+    def log(self, topic: str, message: str) -> None:
+        """Log a message: at once if it is a new one of its topic, and from time to time while it stays the same."""
+        before, at = self._logged.get(topic, ("", float("-inf")))
+        now = time.monotonic()
+        if (message != before and now - at > _QUIET) or now - at > _REPEAT_AFTER:
+            self._logged[topic] = (message, now)
+            self._context.log(message)
+
+    def _check_retention(self) -> None:
+        """Warn if the platform will delete runs before they are fetched."""
+        context, retention = self._context, self._context.config.retention
+        if retention is None or self._lists.first_scan_in_progress:
+            return
+        since, fetched = self._rate_from
+        seconds = time.monotonic() - since
+        rate = max(context.counts.fetched - fetched, 1) / seconds
+        if seconds > _RATE_OVER:
+            self._rate_from = (time.monotonic(), context.counts.fetched)
+        backlog = context.checkpoint.backlog_by_time(_RETENTION_INTERVAL)
+        self._at_risk = at_risk_of_retention(backlog, per_second=rate, retention=retention, now=context.clock())
+        if self._at_risk:
+            self.log(
+                "retention",
+                f"warning: at {rate:,.1f} runs a second, the platform's retention will delete {self._at_risk:,} runs "
+                "of the backlog before they are fetched; raise --requests-per-minute, or narrow the sync with "
+                "--workflow",
+            )
+
+
+def at_risk_of_retention(backlog: Iterable[tuple[int, int]], *, per_second: float, retention: int, now: int) -> int:
+    """Return how many runs of the backlog the platform will delete before they are fetched.
+
+    - ``backlog``: (start, runs) of intervals, the oldest first, which is the order of fetching.
+    - ``retention``: nanoseconds that the platform keeps a run, counted from its start, which is never too late.
+    """
+    ahead = lost = 0
+    for start, runs in backlog:
+        remaining = (start + retention - now) / SECOND
+        in_time = min(runs, max(0, int(remaining * per_second) - ahead))
+        lost += runs - in_time
+        # Deleted runs take no time to fetch.
+        ahead += in_time
+    return lost
+
+
 def _named(runs: Sequence[tuple[str, str]], total: int) -> list[str]:
-    """A line for each reason, with the runs that it was given for."""
-    names: dict[str, list[str]] = {}
+    """Return a line for each reason, with the runs that it applies to."""
+    by_reason: dict[str, list[str]] = {}
     for run_id, reason in runs:
-        names.setdefault(reason, []).append(run_id)
+        by_reason.setdefault(reason, []).append(run_id)
     lines = []
-    for reason, found in names.items():
-        more = f", … {len(found) - _NAMED_IN_ONE} more" if len(found) > _NAMED_IN_ONE else ""
-        lines.append(f"  {sanitize_message(', '.join(found[:_NAMED_IN_ONE]))}{more}: {sanitize_message(reason)}")
+    for reason, run_ids in by_reason.items():
+        more = f", … {len(run_ids) - _NAMED_IN_ONE} more" if len(run_ids) > _NAMED_IN_ONE else ""
+        lines.append(f"  {sanitize_message(', '.join(run_ids[:_NAMED_IN_ONE]))}{more}: {sanitize_message(reason)}")
     return lines if total <= len(runs) else [*lines, f"  … the first {len(runs)} by name"]
 
 
-def _runs(number: int) -> str:
-    return f"{number:,} run{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

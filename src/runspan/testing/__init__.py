@@ -1,4 +1,4 @@
-"""Run documents for tests and benchmarks, made from a seed."""
+"""Run documents for tests and benchmarks, generated from a seed."""
 
 from .generate import generate
 

@@ -1,4 +1,4 @@
-"""`python -m runspan.testing`: writes generated run documents to standard output, one a line."""
+"""``python -m runspan.testing``: write generated run documents to standard output, one per line."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .generate import generate
     epilog="Example: python -m runspan.testing --count 1000 | runspan export -",
 )
 @click.option("--count", type=click.IntRange(min=0), required=True, help="How many run documents to write.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes; another seed, other runs.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed generates the same bytes.")
 @click.option(
     "--unfinished",
     is_flag=True,
-    help="Let three runs in a hundred be running, suspended or pending. Without it every run has ended.",
+    help="Leave three runs in a hundred running, suspended or pending. Without it every run has ended.",
 )
 def main(count: int, seed: int, unfinished: bool) -> None:
     """Write run documents as NDJSON to standard output.
 
-    The documents look like those of a company with twenty workflows: about 2.7 KB and 5.5 steps a run, started
-    within 90 days from 2026-10-01 and in no order. No clock is read.
+    The documents resemble those of a company with twenty workflows: about 2.7 KB and 5.5 steps per run, started within
+    90 days from 2026-10-01, in random order. No clock is read.
     """
     documents = generate(count, seed=seed, unfinished=unfinished)
     while batch := list(islice(documents, 500)):

@@ -1,7 +1,7 @@
-"""Makes run documents in volume: seeded, fast, and shaped like what a busy company's platform writes.
+"""Generates run documents in volume from a seed, shaped like those of a busy company's platform; no I/O.
 
-Nothing here reads a clock or the system's randomness. Only `Random.random` and `Random.getrandbits` are used, whose
-sequences Python keeps from version to version, so a seed means the same bytes everywhere.
+No clock is read, and only ``Random.random`` and ``Random.getrandbits`` are used, whose sequences are the same in every
+version of Python, so a seed generates the same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .workflows import Step, Workflow, workflows
 _DAY_MS = 86_400_000
 _START = datetime(2026, 10, 1, tzinfo=UTC)
 
-# Shares of 100 runs; what is left to 100 is unfinished, or completed where nothing may be unfinished.
+# Weights: a share of 100 runs if some are unfinished.
 _TERMINAL = (("completed", 88), ("failed", 6), ("cancelled", 2), ("timed_out", 1))
 _UNFINISHED = (("running", 1), ("suspended", 1), ("pending", 1))
 
-# USD for a million tokens in and out, and the spread of prompt and completion sizes.
+# USD per million prompt and completion tokens, and the typical number of each.
 _PRICES = {
     "claude-sonnet-4-6": (3.0, 15.0, 1800, 700),
     "claude-opus-4-6": (5.0, 25.0, 14000, 1800),
@@ -43,7 +43,7 @@ _ERRORS = {
     "loop": ("LOOP_FAILED", "An iteration failed"),
     "transform": ("VALIDATION_ERROR", "Field 'reference' is missing"),
 }
-# A loop stops in its body; the rest is over too soon, or is another run.
+# A loop stops in its body; the others are too short, or are another run.
 _NEVER_STOPS = frozenset({"webhook", "schedule", "event", "condition", "loop", "sub-workflow"})
 _OTHER_ERROR = ("STEP_ERROR", "The remote side closed the connection")
 _RETRY = ',"retryPolicy":{"maxAttempts":3,"initialDelayMs":1000,"maxDelayMs":30000,"backoffMultiplier":2}'
@@ -75,10 +75,13 @@ def generate(
     span_days: float = 90.0,
     unfinished: bool = False,
 ) -> Iterator[bytes]:
-    """Yield `count` run documents as compact UTF-8 JSON, with runs spread over `span_days` from `start` in no order.
+    """Yield ``count`` run documents as compact UTF-8 JSON, spread over ``span_days`` from ``start`` in random order.
 
-    `start` needs a time zone; without it the span begins on 2026-10-01. With `unfinished`, three runs in a hundred
-    are still running, suspended or pending. A parent's sub-workflow run is a document of its own, just before it.
+    A sub-workflow run is a document of its own, just before its parent. Raise ValueError for a negative ``count`` and a
+    ``start`` without a time zone.
+
+    - ``start``: 2026-10-01 by default.
+    - ``unfinished``: leave three runs in a hundred running, suspended or pending.
     """
     if count < 0:
         raise ValueError(f"count: expected 0 or more, got {count}")
@@ -90,16 +93,18 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is to happen in a run, decided before it is written."""
+    """The course of a run, drawn before it is written."""
 
     workflow: Workflow
     status: str
-    verdict: bool  # the result of its conditions
-    cut: int  # position of the step at which a run that does not complete stops, or -1
+    condition: bool
+    """The result of its conditions."""
+    cut: int
+    """The position of the step at which a run that does not complete stops, or -1."""
 
 
 class _Factory:
-    """The state of one generation: the random sequence, the run counter, and the text of the days seen so far."""
+    """Generates the runs of one seed."""
 
     def __init__(self, rng: Random, start_ms: int, span_days: float, unfinished: bool) -> None:
         self.rng = rng
@@ -113,7 +118,7 @@ class _Factory:
         self.by_id = {workflow.id: workflow for workflow in self._workflows}
         self._sums = list(accumulate(workflow.weight for workflow in self._workflows))
         # A run is suspended at an approval, so only workflows that have one can be.
-        self._approving = [w for w in self._workflows if any(step.block.type == "approval" for step in w.steps)]
+        self._approving = [w for w in self._workflows if any(step.kind.type == "approval" for step in w.steps)]
 
     def documents(self, count: int) -> Iterator[bytes]:
         random = self.rng.random
@@ -143,8 +148,8 @@ class _Factory:
         hour, minute = divmod(minutes, 60)
         return f"{text}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
 
-    def _facts(self, created: int, verdict: bool) -> dict[str, Any]:
-        """Draw what the payload templates of one run speak of."""
+    def _values(self, created: int, condition: bool) -> dict[str, Any]:
+        """Draw the values for the payload templates of one run."""
         bits = self.rng.getrandbits(96)
         customer, domain, country, currency = _CUSTOMERS[bits % len(_CUSTOMERS)]
         fired = self.stamp(created)
@@ -168,15 +173,15 @@ class _Factory:
             "date": fired[:10],
             "rounds": 1 + (bits >> 14) % 5,
             "round": 1,
-            "verdict": "true" if verdict else "false",
+            "condition": "true" if condition else "false",
         }
 
     def run(self, workflow: Workflow, run_id: str, created: int, status: str, out: list[str]) -> int:
-        """Append the run's document to `out`, after those of its sub-workflows, and return when it ended."""
+        """Append the run's document to ``out``, after those of its sub-workflows, and return when it ended."""
         plan = self._plan(workflow, status)
-        facts = self._facts(created, plan.verdict)
+        values = self._values(created, plan.condition)
         started = created + 4 + int(self.rng.random() * 300)
-        steps, last, error = _Steps(self, plan, facts, out).write(started)
+        steps, last, error = _Steps(self, plan, values, out).write(started)
         ended = last + 1 + int(self.rng.random() * 12)
         if status == "pending":
             times = '"startedAt":null,"completedAt":null,"durationMs":null'
@@ -187,137 +192,137 @@ class _Factory:
                 f'"startedAt":"{self.stamp(started)}","completedAt":"{self.stamp(ended)}",'
                 f'"durationMs":{ended - started}'
             )
-        output = workflow.output % facts if status == "completed" else "null"
+        output = workflow.output % values if status == "completed" else "null"
         out.append(
             f'{{"id":"{run_id}","workflowId":"{workflow.id}","status":"{status}","triggerType":"{workflow.trigger}",'
-            f'{times},"input":{workflow.input % facts},"output":{output},"error":{error},'
+            f'{times},"input":{workflow.input % values},"output":{output},"error":{error},'
             f'"createdAt":"{self.stamp(created)}","steps":[{",".join(steps)}]}}'
         )
         return ended
 
     def _plan(self, workflow: Workflow, status: str) -> _Plan:
-        verdict = self.rng.random() < 0.55
+        condition = self.rng.random() < 0.55
         if status == "completed":
-            return _Plan(workflow, status, verdict, -1)
+            return _Plan(workflow, status, condition, -1)
         if status == "pending":
-            return _Plan(workflow, status, verdict, 0)
+            return _Plan(workflow, status, condition, 0)
         if status == "suspended":
-            stops = [i for i, step in enumerate(workflow.steps) if step.block.type == "approval"]
+            stops = [i for i, step in enumerate(workflow.steps) if step.kind.type == "approval"]
         else:
             stops = [
                 i
                 for i, step in enumerate(workflow.steps)
-                if step.branch in (None, verdict) and step.block.type not in _NEVER_STOPS
+                if step.branch in (None, condition) and step.kind.type not in _NEVER_STOPS
             ]
         cut = stops[int(self.rng.random() * len(stops))]
         branch = workflow.steps[cut].branch
-        return _Plan(workflow, status, verdict if branch is None else branch, cut)
+        return _Plan(workflow, status, condition if branch is None else branch, cut)
 
 
 class _Steps:
     """The steps of one run, written in the order of their graph."""
 
-    def __init__(self, factory: _Factory, plan: _Plan, facts: dict[str, Any], out: list[str]) -> None:
+    def __init__(self, factory: _Factory, plan: _Plan, values: dict[str, Any], out: list[str]) -> None:
         self._factory = factory
         self._random = factory.rng.random
         self._stamp = factory.stamp
         self._plan = plan
-        self._facts = facts
+        self._values = values
         self._out = out
-        self._behind = "skipped" if plan.status in ("failed", "cancelled", "timed_out") else "pending"
+        self._status_after_cut = "skipped" if plan.status in ("failed", "cancelled", "timed_out") else "pending"
         self._error = "null"
 
     def write(self, started: int) -> tuple[list[str], int, str]:
-        """Return the steps' texts, the last moment among them, and the run's error."""
+        """Return the texts of the steps, the end of the last one, and the run's error."""
         texts: list[str] = []
         ends: list[int] = []
         blocked: list[bool] = []
         body: list[str] = []
         for position, step in enumerate(self._plan.workflow.steps):
             begin = max((ends[other] for other in step.after), default=started) + 2 + int(self._random() * 9)
-            blocking = any(blocked[other] for other in step.after)
+            is_blocked = any(blocked[other] for other in step.after)
             if step.each and body:
                 texts.extend(body)
                 body, end = [], ends[-1]
-            elif blocking:
-                texts.append(f'{step.head}{self._behind}"}}')
+            elif is_blocked:
+                texts.append(f'{step.prefix}{self._status_after_cut}"}}')
                 end = begin
-            elif step.branch not in (None, self._plan.verdict):
-                texts.append(f'{step.head}skipped"}}')
+            elif step.branch not in (None, self._plan.condition):
+                texts.append(f'{step.prefix}skipped"}}')
                 end = begin - 2
-            elif step.block.type == "loop":
+            elif step.kind.type == "loop":
                 body, end = self._loop(position, begin + 1)
-                blocking = position + 1 == self._plan.cut
-                texts.append(self._text(step, begin, end, stops=blocking))
+                is_blocked = position + 1 == self._plan.cut
+                texts.append(self._text(step, begin, end, stops=is_blocked))
             else:
-                blocking = position == self._plan.cut
+                is_blocked = position == self._plan.cut
                 end = self._end(step, begin)
-                texts.append(self._text(step, begin, end, stops=blocking))
+                texts.append(self._text(step, begin, end, stops=is_blocked))
             ends.append(end)
-            blocked.append(blocking)
+            blocked.append(is_blocked)
         return texts, max(ends), self._error
 
     def _loop(self, position: int, begin: int) -> tuple[list[str], int]:
-        """Write the rounds of the loop's body, the step after it; a cut strikes the last round."""
+        """Return the texts of the loop's body, the step after it, for each round, and when the loop ends."""
         body = self._plan.workflow.steps[position + 1]
         texts = []
-        rounds: int = self._facts["rounds"]
+        rounds: int = self._values["rounds"]
         for number in range(1, rounds + 1):
-            self._facts["round"] = number
+            self._values["round"] = number
             end = self._end(body, begin)
             texts.append(self._text(body, begin, end, stops=number == rounds and position + 1 == self._plan.cut))
             begin = end + 1 + int(self._random() * 6)
         return texts, begin
 
     def _end(self, step: Step, begin: int) -> int:
-        """Draw when a step ends: near its typical time, with a long tail; a sub-workflow ends after its run."""
+        """Draw when a step ends: about its typical duration later, with a long tail; a sub-workflow after its run."""
         if step.runs is not None:
             child = self._factory.next_id()
-            self._facts["child"], self._facts["childRun"] = step.runs, child
+            self._values["child"], self._values["childRun"] = step.runs, child
             workflow = self._factory.by_id[step.runs]
             return self._factory.run(workflow, child, begin + 15, "completed", self._out) + 8
-        return begin + int(step.block.typical_ms * 0.5 / (1.0 - 0.9 * self._random()))
+        return begin + int(step.kind.typical_ms * 0.5 / (1.0 - 0.9 * self._random()))
 
     def _text(self, step: Step, begin: int, end: int, *, stops: bool) -> str:
-        block = step.block
-        # Each step speaks of other objects: a payload that repeated one id would compress better than life does.
-        self._facts["hex"] = f"{self._factory.rng.getrandbits(64):016x}"
-        if block.model is not None:
-            self._draw_usage(block.model)
-        elif block.type == "approval":
-            self._facts["approved"] = self._stamp(end)
-        given = f',"input":{block.input % self._facts}' if block.input is not None else ""
+        kind = step.kind
+        # Each step has another id: payloads that repeated one would compress better than real ones.
+        self._values["hex"] = f"{self._factory.rng.getrandbits(64):016x}"
+        if kind.model is not None:
+            self._draw_usage(kind.model)
+        elif kind.type == "approval":
+            self._values["approved"] = self._stamp(end)
+        input_member = f',"input":{kind.input % self._values}' if kind.input is not None else ""
         if stops:
-            return self._stopped(step, begin, end, given)
+            return self._stopped(step, begin, end, input_member)
         attempt = ',"attempt":2' if self._random() < 0.02 and end - begin > 200 else ""
         return (
-            f'{step.head}completed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
-            f'"durationMs":{end - begin}{attempt}{given},"output":{block.output % self._facts}}}'
+            f'{step.prefix}completed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
+            f'"durationMs":{end - begin}{attempt}{input_member},"output":{kind.output % self._values}}}'
         )
 
-    def _stopped(self, step: Step, begin: int, end: int, given: str) -> str:
-        """Write the step at which the run failed, was stopped, or is still at work."""
+    def _stopped(self, step: Step, begin: int, end: int, input_member: str) -> str:
+        """Return the text of the step at which the run failed, was stopped, or is still running."""
         if self._plan.status == "pending":
-            return f'{step.head}pending"}}'
-        code, message = _ERRORS.get(step.block.type, _OTHER_ERROR)
+            return f'{step.prefix}pending"}}'
+        code, message = _ERRORS.get(step.kind.type, _OTHER_ERROR)
         if self._plan.status == "cancelled":
             code, message = "CANCELLED", "Cancelled by m.okafor@ledgerline.example"
         elif self._plan.status == "timed_out":
             code, message = "TIMEOUT", "The run exceeded its time limit"
-        error = f'{{"code":"{code}","message":"{message % self._facts}","step":"{step.id}"}}'
+        error = f'{{"code":"{code}","message":"{message % self._values}","step":"{step.id}"}}'
         if self._plan.status in ("running", "suspended"):
-            if self._plan.status == "running" and step.block.type != "loop" and self._random() < 0.25:
+            if self._plan.status == "running" and step.kind.type != "loop" and self._random() < 0.25:
                 return (
-                    f'{step.head}retrying","startedAt":"{self._stamp(begin)}","completedAt":null,"attempt":2{given},'
+                    f'{step.prefix}retrying","startedAt":"{self._stamp(begin)}","completedAt":null,"attempt":2{input_member},'
                     f'"error":{error}{_RETRY}}}'
                 )
-            return f'{step.head}running","startedAt":"{self._stamp(begin)}","completedAt":null{given}}}'
-        if step.block.type != "loop":
+            return f'{step.prefix}running","startedAt":"{self._stamp(begin)}","completedAt":null{input_member}}}'
+        if step.kind.type != "loop":
             self._error = error
         attempt, retry = (',"attempt":3', _RETRY) if code in ("INTEGRATION_ERROR", "RATE_LIMITED") else ("", "")
         return (
-            f'{step.head}failed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
-            f'"durationMs":{end - begin}{attempt}{given},"error":{error}{retry}}}'
+            f'{step.prefix}failed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
+            f'"durationMs":{end - begin}{attempt}{input_member},"error":{error}{retry}}}'
         )
 
     def _draw_usage(self, model: str) -> None:
@@ -325,4 +330,4 @@ class _Steps:
         prompt = int(prompt_size * (0.4 + self._random()))
         completion = int(completion_size * (0.3 + self._random()))
         cost = round((prompt * price_in + completion * price_out) / 1e6, 8)
-        self._facts.update(prompt=prompt, completion=completion, tokens=prompt + completion, model=model, cost=cost)
+        self._values.update(prompt=prompt, completion=completion, tokens=prompt + completion, model=model, cost=cost)

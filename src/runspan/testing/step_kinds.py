@@ -1,7 +1,7 @@
-"""The building blocks of the generated workflows: what a step of each kind takes, gives and costs in time.
+"""The kinds of steps in generated workflows: input, output and typical duration of each, as a text table; no I/O.
 
-Payloads are `%`-templates over the facts of one run (see `generate.py`), written as JSON without spaces, so that a
-generated document is canonical throughout.
+Payloads are ``%``-templates for the values of one run (see ``generate``), written as JSON without spaces, so that a
+generated document is canonical.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# block name, typical milliseconds, for agents the model; `in` and `out` are the step's payloads.
-# The part before the dot is the step's type.
-_BLOCKS = """
+# Name, typical milliseconds, for agents the model; `in` and `out` are the step's payloads.
+_STEP_KINDS = """
 webhook 3
 out {"verified":true,"headers":{"content-type":"application/json","x-request-id":"%(hex)s",
     "user-agent":"Hooks/1.0 (+https://hooks.example/about)","x-signature":"t=%(number)d,v1=%(hex)s"}}
@@ -135,8 +134,8 @@ in  {"model":"claude-opus-4-6","temperature":0,"document":"doc_%(hex)s"}
 out {"result":{"risk":"medium","clauses":[{"number":"11.2","issue":"uncapped indemnity"}]},"usage":USAGE}
 
 condition 1
-in  {"expression":"{{ steps.previous.output.matches }}","truthy":%(verdict)s,"branches":["yes","no"]}
-out {"result":%(verdict)s}
+in  {"expression":"{{ steps.previous.output.matches }}","truthy":%(condition)s,"branches":["yes","no"]}
+out {"result":%(condition)s}
 
 loop 4
 in  {"over":"{{ steps.previous.output.items }}","concurrency":1,"continueOnError":false}
@@ -167,8 +166,8 @@ _USAGE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A kind of step; the part of its name before the dot is the step's type."""
+class StepKind:
+    """A kind of step."""
 
     name: str
     typical_ms: int
@@ -178,30 +177,30 @@ class Block:
 
     @property
     def type(self) -> str:
-        """The step type as the platform writes it."""
+        """The step type in run documents: the part of the name before the dot."""
         return self.name.partition(".")[0]
 
 
 def paragraphs(text: str) -> Iterator[tuple[list[str], dict[str, str], list[str]]]:
-    """Yield the words of each paragraph's first line, its `in` and `out` texts, and its other lines.
+    """Yield the words of each paragraph's first line, its ``in`` and ``out`` texts, and its other lines.
 
-    A line indented by four spaces continues the one above it.
+    A line that is indented by four spaces continues the one above.
     """
     for paragraph in text.strip().split("\n\n"):
-        head, *lines = paragraph.replace("\n    ", "").splitlines()
+        first, *lines = paragraph.replace("\n    ", "").splitlines()
         payloads = {line[:4].strip(): line[4:] for line in lines if line.startswith(("in  ", "out "))}
-        yield head.split(), payloads, [line for line in lines if not line.startswith(("in  ", "out "))]
+        yield first.split(), payloads, [line for line in lines if not line.startswith(("in  ", "out "))]
 
 
-def blocks() -> dict[str, Block]:
-    """Read the table above."""
+def step_kinds() -> dict[str, StepKind]:
+    """Return the kinds of the table by name."""
     return {
-        name: Block(
+        name: StepKind(
             name=name,
             typical_ms=int(typical_ms),
             model=model[0] if model else None,
             input=payloads.get("in"),
             output=payloads["out"].replace("USAGE", _USAGE),
         )
-        for (name, typical_ms, *model), payloads, _ in paragraphs(_BLOCKS)
+        for (name, typical_ms, *model), payloads, _ in paragraphs(_STEP_KINDS)
     }

@@ -1,6 +1,6 @@
-"""The twenty invented workflows that the generator runs: fixed step graphs, as a text table.
+"""The twenty invented workflows of the generator, as a text table of step graphs; no I/O.
 
-Ids, names and types are fixed because they are so in life: dashboards, indexes and caches live on their few distinct
+Their ids, names and types are fixed, as on a real platform: dashboards, indexes and caches depend on few distinct
 values.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from .step_kinds import Block, blocks, paragraphs
+from .step_kinds import StepKind, paragraphs, step_kinds
 
-# workflow id, triggerType, weight; `in` and `out` are the run's payloads; then a line a step:
-# id | name | block | what it follows (default: the step above) and when it is executed.
+# Workflow id, triggerType, weight; `in` and `out` are the run's payloads; then a line per step:
+# id | name | kind | the steps that it follows (default: the one above), and when it is executed.
 _WORKFLOWS = """
 wf_overdue_invoices schedule 9
 in  {"cron":"0 6 * * 1-5","timezone":"America/New_York","scheduledFor":"%(fired)s"}
@@ -203,20 +203,25 @@ report         | Report            | slack
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node of a step graph; `head` is its JSON text up to the value of `status`."""
+    """One node of a step graph."""
 
     id: str
-    head: str
-    block: Block
-    after: tuple[int, ...]  # positions of the steps it waits for
-    branch: bool | None  # executed only when the run's condition has this result
-    each: bool  # the body of the loop step just above it
-    runs: str | None  # the workflow that a sub-workflow step starts
+    prefix: str
+    """Its JSON text up to the value of ``status``."""
+    kind: StepKind
+    after: tuple[int, ...]
+    """The positions of the steps that it follows."""
+    branch: bool | None
+    """The result of the run's condition with which it is executed; None: any."""
+    each: bool
+    """Whether it is the body of the loop step above."""
+    runs: str | None
+    """The workflow that a sub-workflow step starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A workflow with its steps in an order that respects their dependencies."""
+    """A workflow. Its steps are in an order that respects their dependencies."""
 
     id: str
     trigger: str
@@ -226,20 +231,20 @@ class Workflow:
     steps: tuple[Step, ...]
 
 
-def _steps(lines: list[str], known: dict[str, Block]) -> tuple[Step, ...]:
+def _steps(lines: list[str], kinds: dict[str, StepKind]) -> tuple[Step, ...]:
     steps: list[Step] = []
     positions: dict[str, int] = {}
     for position, line in enumerate(lines):
-        id_, name, kind, words = (part.strip() for part in f"{line}|".split("|")[:4])
+        id_, name, kind_name, words = (part.strip() for part in f"{line}|".split("|")[:4])
+        kind = kinds[kind_name]
         flags = dict(word.partition(":")[::2] for word in words.split())
-        block = known[kind]
         after = [positions[other] for other in flags["after"].split(",")] if "after" in flags else [position - 1]
-        identity = json.dumps({"id": id_, "name": name, "type": block.type}, separators=(",", ":"))
+        identity = json.dumps({"id": id_, "name": name, "type": kind.type}, separators=(",", ":"))
         steps.append(
             Step(
                 id=id_,
-                head=f'{identity[:-1]},"status":"',
-                block=block,
+                prefix=f'{identity[:-1]},"status":"',
+                kind=kind,
                 after=tuple(after) if position else (),
                 branch={"yes": True, "no": False}.get(flags.get("if", "")),
                 each="each" in flags,
@@ -251,9 +256,9 @@ def _steps(lines: list[str], known: dict[str, Block]) -> tuple[Step, ...]:
 
 
 def workflows() -> tuple[Workflow, ...]:
-    """Read the table above."""
-    known = blocks()
+    """Return the workflows of the table."""
+    kinds = step_kinds()
     return tuple(
-        Workflow(id_, trigger, int(weight), payloads["in"], payloads["out"], _steps(lines, known))
+        Workflow(id_, trigger, int(weight), payloads["in"], payloads["out"], _steps(lines, kinds))
         for (id_, trigger, weight), payloads, lines in paragraphs(_WORKFLOWS)
     )

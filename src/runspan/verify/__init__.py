@@ -1,4 +1,4 @@
-"""``verify``: send runs, wait until a backend shows them, read them back, compare, and say what went wrong."""
+"""The verify use case: send runs, read them back from a backend, compare them, and explain differences."""
 
 from __future__ import annotations
 

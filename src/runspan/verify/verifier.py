@@ -1,4 +1,4 @@
-"""Runs sent and looked for until a backend shows each by its id and in a list, or the time is over."""
+"""Sends runs, and looks for them until a backend returns each by its id and in a list, or the time is over."""
 
 from __future__ import annotations
 
@@ -23,51 +23,54 @@ from runspan.model.ids import run_ids
 from runspan.model.run import Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND, parse_ns
-from runspan.verify.diagnosis import advice_on_absence, advice_on_damage, advice_on_search, span_damage
+from runspan.verify.diagnosis import SpanDamage, advice_on_absence, advice_on_damage, advice_on_search, span_damage
 
-Result = Literal["same", "not in lists", "different", "incomplete", "not found", "not taken", "not read"]
+Result = Literal["same", "not in lists", "different", "incomplete", "not found", "rejected", "unreadable"]
+
 FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 2.0
+MAX_PAUSE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of runs that were sent. refused: why, by run id. trouble: why sending ended early, or ""."""
+    """The result of sending runs."""
 
-    refused: Mapping[str, str] = field(default_factory=dict)
-    trouble: str = ""
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    """Run id → reason."""
+    stopped: str = ""
+    """Why sending ended early, or ""."""
 
 
 class Send(Protocol):
-    """Brings runs into a backend, as observed at a time in nanoseconds since 1970."""
+    """Sends runs to a backend, as observed at a time in nanoseconds since 1970."""
 
     def __call__(self, runs: Sequence[Run], observed_at: int) -> Sent: ...
 
 
 @dataclass(slots=True)
 class VerifyResult:
-    """What came of one run.
-
-    result: ``same`` when the document came back byte for byte and lists show it. detail: what else there is to say.
-    settings: what to change so that it comes back. by_id, in_lists: seconds until it was seen, None when it was not.
-    """
+    """The result for one run."""
 
     run_id: str
     trace_id: str
     result: Result = "not found"
+    """``same`` if the document came back byte for byte, and lists contain it."""
     detail: str = ""
-    settings: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    """The settings of the backend to change, so that the run comes back."""
     by_id: float | None = None
+    """Seconds until it was read by its id; None if it was not."""
     in_lists: float | None = None
+    """Seconds until a list contained it; None if none did."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "id": self.run_id,
             "traceId": self.trace_id,
             "result": self.result,
             "detail": self.detail,
-            "settings": list(self.settings),
+            "advice": list(self.advice),
             "secondsById": self.by_id,
             "secondsInLists": self.in_lists,
         }
@@ -85,87 +88,94 @@ def verify(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> list[VerifyResult]:
-    """Sends runs with different ids, and reports on each of them in order.
+    """Send runs with different ids, and return the result for each of them in order.
 
-    kind: of the backend, ``tempo``, ``jaeger`` or another, which decides what is advised. wait: seconds until a run
-    must be seen; each is looked for at least once. now: nanoseconds since 1970. clock: monotonic seconds.
-    BackendUnreachable when the backend was not reached in all that time, and so nothing is known of any run.
+    Raise BackendUnreachable or BackendBusy if the backend never responded, so that nothing is known about any run.
+
+    - ``kind``: of the backend, ``tempo``, ``jaeger`` or another, for the advice.
+    - ``wait``: seconds until a run must be found. Each is looked for at least once.
+    - ``now``: nanoseconds since 1970.
+    - ``clock``: returns monotonic seconds.
     """
     sent = send(runs, now)
-    check = _Verification(reader, kind, tenant, now)
-    verdicts = [VerifyResult(run.id, run_ids(run.id, tenant).trace_id.hex()) for run in runs]
-    open_ones = []
-    for run, verdict in zip(runs, verdicts, strict=True):
-        if run.id in sent.refused:
-            verdict.result, verdict.detail = "not taken", sent.refused[run.id]
+    checks = [_RunCheck(run, reader, kind, tenant, now) for run in runs]
+    pending = []
+    for check in checks:
+        if check.run.id in sent.rejected:
+            check.set("rejected", sent.rejected[check.run.id])
         else:
-            open_ones.append((run, verdict))
-    begun, pause = clock(), FIRST_PAUSE
-    while open_ones:
-        trouble = _round(check, open_ones, lambda: clock() - begun)
-        open_ones = [(run, verdict) for run, verdict in open_ones if verdict.in_lists is None]
-        left = wait - (clock() - begun)
-        if left <= 0:
-            if trouble is not None and all(verdict.by_id is None for verdict in verdicts):
-                raise trouble
-            for run, verdict in open_ones:
-                check.explain(run, verdict, sent.trouble or (str(trouble) if trouble else ""))
+            pending.append(check)
+    started, pause = clock(), FIRST_PAUSE
+    while pending:
+        error = _check_all(pending, lambda: clock() - started)
+        pending = [check for check in pending if check.result.in_lists is None]
+        remaining = wait - (clock() - started)
+        if remaining <= 0:
+            if error is not None and all(check.result.by_id is None for check in checks):
+                raise error
+            for check in pending:
+                check.explain(sent.stopped or (str(error) if error else ""))
             break
-        if open_ones:
-            asked = trouble.retry_after if isinstance(trouble, BackendBusy) else None
-            sleep(min(max(pause, asked or 0.0), left))
-            pause = min(2 * pause, LONGEST_PAUSE)
-    for run, verdict in zip(runs, verdicts, strict=True):
-        if verdict.result == "same":
-            check.warn(run, verdict)
-    return verdicts
+        if pending:
+            delay = error.retry_after if isinstance(error, BackendBusy) else None
+            sleep(min(max(pause, delay or 0.0), remaining))
+            pause = min(2 * pause, MAX_PAUSE)
+    for check in checks:
+        check.note_cut_attributes()
+    return [check.result for check in checks]
 
 
-def _round(
-    check: _Verification, runs: Sequence[tuple[Run, VerifyResult]], seconds: Callable[[], float]
-) -> BackendError | None:
-    """Looks once for each run; ends early when the backend does not answer, and tells how."""
-    for run, verdict in runs:
+def _check_all(checks: Sequence[_RunCheck], seconds: Callable[[], float]) -> BackendError | None:
+    """Look once for each run. Return the error if the backend does not respond."""
+    for check in checks:
+        result = check.result
         try:
-            if verdict.by_id is None and check.by_id(run, verdict):
-                verdict.by_id = seconds()
-            if verdict.by_id is not None and check.in_lists(run, verdict):
-                verdict.in_lists = seconds()
-                verdict.result, verdict.detail = "same", ""
+            if result.by_id is None and check.is_readable():
+                result.by_id = seconds()
+            if result.by_id is not None and check.is_listed():
+                result.in_lists = seconds()
+                check.set("same")
         except (BackendUnreachable, BackendBusy) as error:
             return error
         except RunspanError as error:
-            verdict.result, verdict.detail = "not read", str(error)
+            check.set("unreadable", str(error))
     return None
 
 
-class _Verification:
-    """Looks for single runs."""
+class _RunCheck:
+    """Looks for one run."""
 
-    def __init__(self, reader: TraceReader, kind: str, tenant: str, now: int) -> None:
+    def __init__(self, run: Run, reader: TraceReader, kind: str, tenant: str, now: int) -> None:
+        self.run = run
         self._reader = reader
         self._kind = kind
         self._tenant = tenant
         self._now = now
+        self._trace_id = run_ids(run.id, tenant).trace_id
+        self.result = VerifyResult(run.id, self._trace_id.hex())
 
-    def by_id(self, run: Run, verdict: VerifyResult) -> bool:
-        """Whether the document is there, the same."""
+    def set(self, result: Result, detail: str = "") -> None:
+        self.result.result, self.result.detail = result, detail
+
+    def is_readable(self) -> bool:
+        """Return whether the backend returns the same document."""
         try:
-            document = self._reader.document(run.id, self._tenant)
+            document = self._reader.document(self.run.id, self._tenant)
         except NotFound:
-            verdict.result, verdict.detail = "not found", ""
+            self.set("not found")
         except TraceIncomplete as error:
-            verdict.result, verdict.detail = "incomplete", "; ".join(error.missing[:3]) or str(error)
+            self.set("incomplete", "; ".join(error.missing[:3]) or str(error))
         else:
-            if document.text == run.text:
-                verdict.result, verdict.detail = "not in lists", ""
+            if document.text == self.run.text:
+                self.set("not in lists")
                 return True
-            verdict.result = "incomplete" if document.incomplete else "different"
-            verdict.detail = "; ".join(document.incomplete[:3]) or "the backend has another revision of this run"
+            detail = "; ".join(document.incomplete[:3]) or "the backend has another revision of this run"
+            self.set("incomplete" if document.incomplete else "different", detail)
         return False
 
-    def in_lists(self, run: Run, verdict: VerifyResult) -> bool:
-        """Whether a list of its workflow and status at its time begins with it."""
+    def is_listed(self) -> bool:
+        """Return whether a list of the run's workflow and status, at its time, begins with it."""
+        run = self.run
         at = sort_time(run.envelope)
         query = RunQuery(
             self._tenant,
@@ -173,55 +183,57 @@ class _Verification:
             run.status if run.status in RUN_STATUSES else None,
             since=at or None,
             limit=1,
-            # Ties go by run id, descending: the next one after this cursor can only be the run itself.
+            # Equal times are sorted by run id, descending, so only the run itself can follow this cursor.
             cursor=Cursor(at, run.id + "\0"),
         )
-        verdict.result = "not in lists"
         try:
             page = self._reader.search(query)
         except QueryUnsupported as error:
-            verdict.detail = str(error)
+            self.set("not in lists", str(error))
             return False
-        verdict.detail = "; ".join(page.partial[:3])
+        self.set("not in lists", "; ".join(page.partial[:3]))
         return list(page.items) == [run.summary()]
 
-    def explain(self, run: Run, verdict: VerifyResult, trouble: str) -> None:
-        """Says what the backend did to a run that did not come back, and which settings to change."""
-        if verdict.result == "not in lists":
-            verdict.settings = tuple(advice_on_search(self._kind, self._age(run)))
-        elif verdict.result == "not found":
-            verdict.settings = tuple(advice_on_absence(self._kind, self._age(run)))
-            verdict.detail = verdict.detail or trouble
-        elif verdict.result in ("incomplete", "different", "not read"):
-            found = span_damage(self._sent(run), self._found(run))
-            verdict.settings = tuple(advice_on_damage(self._kind, found))
-            if found.missing == found.expected and verdict.result == "incomplete":
-                verdict.settings = tuple(advice_on_absence(self._kind, self._age(run)))
-            verdict.detail = "; ".join(filter(None, (found.words(), verdict.detail)))
+    def explain(self, error: str) -> None:
+        """Note what the backend did to a run that did not come back, and advice."""
+        result = self.result
+        if result.result == "not in lists":
+            result.advice = advice_on_search(self._kind, self._age())
+        elif result.result == "not found":
+            result.advice = advice_on_absence(self._kind, self._age())
+            result.detail = result.detail or error
+        else:
+            damage = self._damage(self._encoded())
+            result.advice = advice_on_damage(self._kind, damage)
+            if damage.missing == damage.expected and result.result == "incomplete":
+                result.advice = advice_on_absence(self._kind, self._age())
+            result.detail = "; ".join(filter(None, (str(damage), result.detail)))
 
-    def warn(self, run: Run, verdict: VerifyResult) -> None:
-        """Notes what the backend cut of the attributes for people, which no document depends on."""
-        sent = self._sent(run)
-        if not any(_is_long(value) for span in sent for value in span.attributes().values()):
+    def note_cut_attributes(self) -> None:
+        """If the document is the same, note which of the attributes that it does not depend on were cut."""
+        encoded = self._encoded() if self.result.result == "same" else []
+        if not any(_is_long(value) for span in encoded for value in span.attributes().values()):
             return
-        found = span_damage(sent, self._found(run))
-        if found.cut:
-            verdict.detail = f"{found.words()}, none that the document needs"
-            verdict.settings = tuple(advice_on_damage(self._kind, found))
+        damage = self._damage(encoded)
+        if damage.cut:
+            self.result.detail = f"{damage}, none that the document needs"
+            self.result.advice = advice_on_damage(self._kind, damage)
 
-    def _sent(self, run: Run) -> list[Span]:
-        return encode(run, tenant=self._tenant, observed_at=self._now)
+    def _encoded(self) -> list[Span]:
+        return encode(self.run, tenant=self._tenant, observed_at=self._now)
 
-    def _found(self, run: Run) -> list[Span]:
+    def _damage(self, encoded: Sequence[Span]) -> SpanDamage:
         try:
-            return self._reader.spans(run_ids(run.id, self._tenant).trace_id)
+            found = self._reader.spans(self._trace_id)
         except RunspanError:
-            return []
+            found = []
+        return span_damage(encoded, found)
 
-    def _age(self, run: Run) -> float:
-        """Seconds since the run's end, or since its start while it has none; below 0 in the future."""
-        completed = str_or_none(run.envelope.completed_at)
-        at = (completed and parse_ns(completed)) or sort_time(run.envelope) or self._now
+    def _age(self) -> float:
+        """Return the seconds since the run's end, or since its start if it has none; below 0 in the future."""
+        envelope = self.run.envelope
+        completed = str_or_none(envelope.completed_at)
+        at = (completed and parse_ns(completed)) or sort_time(envelope) or self._now
         return (self._now - at) / SECOND
 
 

@@ -1,0 +1,452 @@
+"""The way of a document through a sync: which run is fetched next, how its document is sent, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final
+
+from runspan.codec.fields import ROOT_REVISION, observed_time
+from runspan.contracts import Document
+from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
+from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
+from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
+from runspan.http.client import ResponseTooLarge
+from runspan.model.document import LIVE_RUN_STATUSES, sort_time
+from runspan.model.run import Run
+from runspan.otlp.protobuf_writer import Resource
+from runspan.platform_api import fingerprint_of_summary
+from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
+from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
+
+REFILL: Final = 200
+"""Runs that ``FetchQueue`` reads from the checkpoint at once."""
+
+LINGER: Final = 0.2
+"""Seconds that a document waits for others to be sent with it."""
+
+MAX_BYTES: Final = 16 << 20
+"""Of documents in flight to the receiver, and again of documents that wait; a single larger one passes alone."""
+
+_EMPTY_FOR: Final = 250_000_000
+"""Nanoseconds for which an empty lane is not read again, unless the checkpoint has changed."""
+
+_BACKLOG, _TRACKED = 0, 1
+
+_QUIET_PARTS: Final = 10
+"""A run that has not changed for a time is fetched again after a tenth of it."""
+
+Connect = Callable[[OnSettled], OtlpExporter]
+"""Makes an exporter that reports the status of each run."""
+
+Job = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSend:
+    """A document to send."""
+
+    run: Run
+    digest: bytes
+    """The first 16 bytes of the SHA-256 of its text."""
+    revision: int
+    """See ``codec.encode``."""
+
+    @property
+    def document(self) -> Run | ObservedRun:
+        """The document to export. A run span is independent of the observation time, a snapshot and a revision not."""
+        return self.run if self.revision == ROOT_REVISION else self.observed
+
+    @property
+    def observed(self) -> ObservedRun:
+        """The document with its observation time in any case."""
+        return ObservedRun(self.run, observed_time(self.revision), self.revision > ROOT_REVISION)
+
+    @property
+    def size(self) -> int:
+        return len(self.run.text)
+
+
+def plan_send(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> PlannedSend | None:
+    """Return how to send a document that was just fetched; None if the receiver has it.
+
+    A document that may have arrived without an acknowledgement gets the same revision again, so the same spans. After a
+    run span that may have arrived, any other document is a revision above it, because a span id is written once.
+    """
+    digest = sha256(run.text).digest()[:16]
+    if digest == tracked.sent_digest:
+        if digest != tracked.acked_digest:
+            return PlannedSend(run, digest, tracked.sent_revision)
+        if run.finished or not _is_heartbeat_due(tracked, run, now, config):
+            return None
+    if run.finished and not tracked.run_span_sent:
+        return PlannedSend(run, digest, ROOT_REVISION)
+    # If the clock was set back, a newer document must still get a higher revision.
+    observed_at = max(now, observed_time(tracked.sent_revision) + 1) if tracked.sent_digest else now
+    return PlannedSend(run, digest, observed_at + (ROOT_REVISION if tracked.run_span_sent else 0))
+
+
+def refresh_at(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> int | None:
+    """Return when to fetch an acknowledged run again; None if it has ended.
+
+    The longer it has not changed, the longer the pause: an approval may take days, and requests are limited.
+    """
+    if run.finished:
+        return None
+    pause = min(max((now - tracked.changed_at) // _QUIET_PARTS, config.poll), MAX_PAUSE)
+    if config.heartbeat and run.status in LIVE_RUN_STATUSES:
+        pause = min(pause, max(config.heartbeat, config.poll))
+    return now + pause
+
+
+def _is_heartbeat_due(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> bool:
+    if not config.heartbeat:
+        return False
+    pause = config.heartbeat
+    if run.status not in LIVE_RUN_STATUSES:
+        # A run that waits for days for an approval needs no sign of life every few minutes.
+        pause = max(pause, (now - tracked.changed_at) // _QUIET_PARTS)
+    return not 0 <= now - tracked.acked_at < pause  # an acknowledgement in the future is by a clock that was ahead
+
+
+class FetchQueue:
+    """Selects the runs to fetch from two lanes, and handles what comes of each request.
+
+    One lane is the backlog, the oldest run first, because the platform deletes it first. The other is that of tracked
+    runs that are due again. While both have runs, they take turns.
+
+    - ``send``: takes a document that the receiver does not have.
+    """
+
+    def __init__(self, context: SyncContext, send: Callable[[TrackedRun, PlannedSend], None]) -> None:
+        self._context = context
+        self._send = send
+        self._lanes: tuple[deque[TrackedRun], deque[TrackedRun]] = (deque(), deque())
+        self._empty_until = [0, 0]
+        self._next_lane = _TRACKED
+        self.in_flight = 0
+        """Requests without a response."""
+
+    def wake(self) -> None:
+        """Read empty lanes again, because the checkpoint has changed."""
+        self._empty_until = [0, 0]
+
+    def next_run(self, now: int, *, backlog: bool) -> TrackedRun | None:
+        """Return the run to fetch next; None if none is due. backlog: Whether that lane is open."""
+        for lane in (self._next_lane, 1 - self._next_lane):
+            if (backlog or lane == _TRACKED) and self._refill(lane, now):
+                self._next_lane = 1 - lane
+                self.in_flight += 1
+                return self._lanes[lane].popleft()
+        return None
+
+    def release(self) -> None:
+        """Empty the lanes. The runs stay due in the checkpoint."""
+        for lane in self._lanes:
+            for run in lane:
+                del self._context.in_progress[run.run_id]
+            lane.clear()
+
+    def has_runs(self, now: int) -> bool:
+        """Whether a sync that does not follow will fetch another run, now or after a pause."""
+        self.wake()
+        if self._refill(_BACKLOG, now) or self._refill(_TRACKED, now):
+            return True
+        return self._context.checkpoint.next_retry(MAX_FAILURES) is not None
+
+    def fetched(self, tracked: TrackedRun, run: Run | DocumentError, response: Document, fetched_at: int) -> None:
+        """Handle a document. fetched_at: In nanoseconds since 1970."""
+        self.in_flight -= 1
+        context = self._context
+        context.counts.fetched += 1
+        if response.incomplete and tracked.failures + 1 < MAX_FAILURES:
+            # A server over Tempo or Jaeger returns an older revision until the newest is complete.
+            reason = f"an older revision, because the newest is incomplete: {'; '.join(response.incomplete)}"
+            context.retry_later(tracked, reason)
+            return
+        tracked.failures = 0
+        if isinstance(run, DocumentError):
+            context.refuse(tracked, str(run), response.text)
+            return
+        tracked.document_fingerprint = fingerprint_of_summary(run.summary())
+        tracked.time = sort_time(run.envelope) or tracked.time
+        planned = plan_send(tracked, run, fetched_at, context.config)
+        if planned is None:
+            context.counts.unchanged += 1
+            tracked.state, tracked.reason = TrackState.ENDED if run.finished else TrackState.OPEN, ""
+            tracked.due = refresh_at(tracked, run, fetched_at, context.config)
+            context.save(tracked)
+            return
+        if planned.digest != tracked.sent_digest:
+            tracked.changed_at = fetched_at
+        self._send(tracked, planned)
+
+    def failed(self, run: TrackedRun, error: RunspanError, *, platform_down: bool) -> None:
+        """Handle a request without a document.
+
+        Only the platform's own NOT_FOUND says that a run is gone. Any other error may be a gateway's, so the run is
+        fetched again, and reported as failing until it succeeds.
+
+        - ``platform_down``: whether all requests fail, so that the failure says nothing about this run.
+        """
+        self.in_flight -= 1
+        context = self._context
+        if isinstance(error, NotFound):
+            context.mark_missing(run)
+        elif isinstance(error, ResponseTooLarge) and run.failures + 1 >= MAX_FAILURES:
+            context.refuse(run, str(error), b"")
+        elif platform_down and not isinstance(error, QueryError):
+            context.save(run)
+            self.wake()
+        else:
+            context.retry_later(run, str(error))
+
+    def _refill(self, lane: int, now: int) -> bool:
+        """Read due runs into an empty lane. Return False if it stays empty."""
+        runs, context = self._lanes[lane], self._context
+        if runs or context.monotonic() < self._empty_until[lane]:
+            return bool(runs)
+        follow = context.config.follow
+        for run in context.checkpoint.due_runs(
+            REFILL + len(context.in_progress),
+            backlog=lane == _BACKLOG,
+            until=now if follow else AT_ONCE,
+            retry_until=now,
+            max_failures=1_000_000 if follow else MAX_FAILURES,
+        ):
+            if run.run_id not in context.in_progress:
+                context.in_progress[run.run_id] = run
+                runs.append(run)
+        if not runs:
+            self._empty_until[lane] = context.monotonic() + _EMPTY_FOR
+        return bool(runs)
+
+
+@dataclass(slots=True)
+class SendBatch:
+    """Documents that are sent together."""
+
+    planned: list[PlannedSend] = field(default_factory=list)
+    items: list[ExportItem] = field(default_factory=list)
+    """The same without the step spans that the receiver has."""
+    unsettled: int = 0
+    spans: int = 0
+    size: int = 0
+
+    def add(self, planned: PlannedSend) -> None:
+        self.planned.append(planned)
+        self.unsettled += 1
+        self.spans += 1 + len(planned.run.steps)
+        self.size += planned.size
+
+
+@dataclass(slots=True)
+class _InFlight:
+    tracked: TrackedRun
+    planned: PlannedSend
+    batch: SendBatch
+    omitted: frozenset[bytes]
+    """The digests of step spans that were not sent, because the receiver has them."""
+
+
+class SendQueue:
+    """Sends documents in batches. Each is stored in the checkpoint before it is sent and after its status is known.
+
+    - ``connect``: makes an exporter, and another one once that has stopped.
+    - ``post``: runs a job on the thread that calls the methods.
+    - ``submit``: runs a job on a thread of its own.
+    - ``max_batches``: batches in flight.
+    """
+
+    def __init__(
+        self,
+        context: SyncContext,
+        connect: Connect,
+        *,
+        post: Callable[[Job], None],
+        submit: Callable[[Job], None],
+        tenant: str,
+        resource: Resource,
+        max_batches: int,
+    ) -> None:
+        self._context = context
+        self._connect = connect
+        self._post = post
+        self._submit = submit
+        self._tenant = tenant
+        self._resource = resource
+        self._max_batches = max_batches
+        self.exporter: OtlpExporter | None = None
+        self.stopped = ""
+        """Why the exporter sends nothing any more, or ""."""
+        self.receiver_works = False
+        """Whether the receiver has accepted or rejected anything since the exporter was made."""
+        self._open = SendBatch()
+        self._opened_at = 0.0
+        self._ready: list[SendBatch] = []
+        self._waiting: dict[str, TrackedRun] = {}
+        self._in_flight: dict[str, _InFlight] = {}
+        self._batches_in_flight = 0
+        self._bytes_in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Documents whose status is unknown."""
+        return len(self._in_flight)
+
+    @property
+    def waiting(self) -> int:
+        """Documents that were not sent yet."""
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether to fetch nothing more until documents were sent.
+
+        A new exporter gets only a few documents, until the receiver has accepted or rejected one.
+        """
+        if not self.receiver_works and (self._waiting or self._in_flight):
+            return True
+        return len(self._ready) > 1 or self._open.size > MAX_BYTES
+
+    def add(self, tracked: TrackedRun, planned: PlannedSend) -> None:
+        """Queue a document of a run that is in progress."""
+        if not self._open.planned:
+            self._opened_at = time.monotonic()
+        self._waiting[tracked.run_id] = tracked
+        self._open.add(planned)
+        if self._open.spans >= TARGET_SPANS or self._open.size > MAX_BYTES // 4:
+            self._close_batch()
+
+    def take_batches(self, *, idle: bool) -> list[SendBatch]:
+        """Return the batches to send now, after storing what is about to be sent. Call ``send`` after the commit.
+
+        - ``idle``: whether no document is being fetched that could be added to the last batch.
+        """
+        if self._open.planned and (idle or time.monotonic() - self._opened_at >= LINGER):
+            self._close_batch()
+        taken = []
+        while self._ready and not self.stopped and self._has_room(self._ready[0]):
+            batch = self._ready.pop(0)
+            for planned in batch.planned:
+                tracked = self._waiting.pop(planned.run.id)
+                item, omitted = self._without_acked(tracked, planned)
+                batch.items.append(item)
+                tracked.sent_digest, tracked.sent_revision = planned.digest, planned.revision
+                tracked.run_span_sent = tracked.run_span_sent or planned.revision == ROOT_REVISION
+                self._context.checkpoint.save(tracked)
+                self._in_flight[planned.run.id] = _InFlight(tracked, planned, batch, omitted)
+            self._batches_in_flight += 1
+            self._bytes_in_flight += batch.size
+            taken.append(batch)
+        return taken
+
+    def send(self, batch: SendBatch) -> None:
+        """Pass a batch to the exporter, on another thread: the exporter blocks while too much is in flight."""
+        if self.exporter is None:
+            self.exporter = self._connect(self._on_settled)
+        exporter = self.exporter
+        self._submit(lambda: self._export(exporter, batch))
+
+    def reset(self) -> None:
+        """Close an exporter that has stopped. The next batch makes another one."""
+        exporter, self.exporter, self.stopped, self.receiver_works = self.exporter, None, "", False
+        if exporter is not None:
+            exporter.close()
+
+    def check(self) -> None:
+        """Raise the exporter's internal error, if there was one, and note whether it has stopped."""
+        if self.exporter is not None:
+            self.exporter.report()
+            self.stopped = self.exporter.stopped
+
+    def close(self) -> None:
+        """Stop at once. Documents in flight may still arrive, and are sent again by the next sync."""
+        if self.exporter is not None:
+            self.exporter.interrupt()
+            self.exporter.close()
+
+    def _without_acked(self, tracked: TrackedRun, planned: PlannedSend) -> tuple[ExportItem, frozenset[bytes]]:
+        """Return a document without the step spans that the receiver has, and the digests of these."""
+        spans, now = self._context.checkpoint.spans, self._context.clock()
+        acked = spans.get(tracked.key, now) if tracked.state is TrackState.OPEN else frozenset()
+        if not acked:
+            return planned.document, acked
+        encoded = planned.observed.encode(self._tenant)
+        spans.retain_only(tracked.key, encoded.step_digests)
+        return encoded.without(acked), acked
+
+    def _close_batch(self) -> None:
+        self._ready.append(self._open)
+        self._open = SendBatch()
+
+    def _has_room(self, batch: SendBatch) -> bool:
+        if not self._batches_in_flight:
+            return True
+        return self._batches_in_flight <= self._max_batches and self._bytes_in_flight + batch.size <= MAX_BYTES
+
+    def _export(self, exporter: OtlpExporter, batch: SendBatch) -> None:
+        for each in batches(
+            batch.items,
+            tenant=self._tenant,
+            observed_at=self._context.clock,
+            resource=self._resource,
+            on_refused=_raise,
+        ):
+            exporter.submit(each)
+
+    def _on_settled(self, runs: tuple[RunSpans, ...], status: RunStatus, reason: str) -> None:
+        digests = {run.run_id: run.step_digests for run in runs}
+        self._post(lambda: self._settle(digests, status, reason))
+
+    def _settle(self, digests: Mapping[str, Sequence[bytes]], status: RunStatus, reason: str) -> None:
+        """Handle the status of runs. digests: Of the step spans of each."""
+        settled = [self._in_flight.pop(run_id) for run_id in digests]
+        for each in settled:
+            each.batch.unsettled -= 1
+            if not each.batch.unsettled:
+                self._batches_in_flight -= 1
+                self._bytes_in_flight -= each.batch.size
+        self.receiver_works = self.receiver_works or status is not RunStatus.NOT_SENT
+        if status is RunStatus.UNKNOWN:
+            self._halve(settled)
+            return
+        for each in settled:
+            tracked = each.tracked
+            if status is RunStatus.ACCEPTED:
+                self._ack(tracked, each.planned, [d for d in digests[tracked.run_id] if d not in each.omitted])
+            elif status is RunStatus.REJECTED:
+                self._context.refuse(tracked, reason, each.planned.run.text, rejected=True)
+            else:
+                tracked.due = AT_ONCE
+                self._context.save(tracked)
+
+    def _ack(self, tracked: TrackedRun, planned: PlannedSend, digests: Sequence[bytes]) -> None:
+        """Store an acknowledgement. digests: Of the step spans that were sent; the age of the others stays."""
+        context, run = self._context, planned.run
+        context.counts.sent += planned.revision == ROOT_REVISION
+        context.counts.snapshots += planned.revision < ROOT_REVISION
+        context.counts.revisions += planned.revision > ROOT_REVISION
+        tracked.acked_digest, tracked.acked_at = planned.digest, context.clock()
+        tracked.state, tracked.reason = TrackState.ENDED if run.finished else TrackState.OPEN, ""
+        tracked.due = refresh_at(tracked, run, tracked.acked_at, context.config)
+        context.save(tracked)
+        if tracked.state is TrackState.OPEN:
+            context.checkpoint.spans.add(tracked.key, digests, tracked.acked_at)
+
+    def _halve(self, unknown: Sequence[_InFlight]) -> None:
+        """Send runs again in smaller batches, because the receiver rejected some without saying which."""
+        middle = len(unknown) // 2
+        for part in (unknown[:middle], unknown[middle:]):
+            batch = SendBatch()
+            for each in part:
+                self._waiting[each.tracked.run_id] = each.tracked
+                batch.add(each.planned)
+            self._ready.append(batch)
+
+
+def _raise(error: DocumentError) -> None:
+    raise error
