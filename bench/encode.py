@@ -22,7 +22,7 @@ from bench.data import seed
 from bench.figures import Figure, at_most, ratio
 from bench.plan import Plan
 from runspan.codec.encode import encode
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.otlp.sdk_bridge import sdk_resource, to_readable_span

@@ -24,7 +24,7 @@ from runspan.delivery import connect as deliver_to
 from runspan.delivery import exporter_config
 from runspan.errors import BackendError, NotFound, TraceIncomplete
 from runspan.export import export
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate
 

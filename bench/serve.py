@@ -11,7 +11,7 @@ from bench.plan import Plan
 from bench.processes import helper, worker
 from bench.store import bodies, write_all
 from runspan.backends.sqlite import SqliteStore
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.testing import generate
 
 _SECTION = 4

@@ -23,7 +23,7 @@ from bench.figures import Figure, Goal, at_least, at_most, ratio, take_turns
 from bench.plan import Plan
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf

@@ -20,8 +20,7 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
-from runspan.model.document import Step
-from runspan.model.run import Run
+from runspan.model.document import Run, Step
 from runspan.model.span import Span
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import Protocol
 
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
-from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
-from runspan.model.run import Run
+from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES, Run
 from runspan.model.span import Span
 
 DEFAULT_LIMIT = 50

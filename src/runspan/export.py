@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from runspan.codec.encode import encode
 from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
 from runspan.errors import DocumentError
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.storage.span_acks import digest_of

@@ -32,7 +32,7 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.sources import documents, files, tenants, total_bytes
 from runspan.sources.archive import (

@@ -26,7 +26,7 @@ from runspan.errors import (
     TraceIncomplete,
     Unauthorized,
 )
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.web.api_keys import RUNS_WRITE, ApiKeyStore
 from runspan.web.app import create_app

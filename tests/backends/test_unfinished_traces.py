@@ -20,7 +20,7 @@ from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.model.document import sort_time
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.model.timestamps import canonical_text
 from support.run_histories import STAGE_COUNT, Observation, run_history
 from support.servers import Tempo, require, start_tempo

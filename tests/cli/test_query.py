@@ -17,7 +17,7 @@ from click.testing import Result
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import DIGEST
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.web.app import create_app
 from support.cli import SAMPLES, command, environment, generated, process, runspan, write_ndjson
 from support.web import document, serving

@@ -9,8 +9,7 @@ import pytest
 from conformance.harness import SECOND, T0
 from runspan import Run, decode, encode
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import span_bytes
 from support.run_histories import run_history

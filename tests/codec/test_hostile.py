@@ -10,9 +10,9 @@ import pytest
 
 from runspan import Run, decode, encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.attributes import STEP_TEMPLATES
 from runspan.codec.encode import content_step_ids
 from runspan.codec.fields import REVISION
-from runspan.codec.span_templates import STEP_TEMPLATES
 from runspan.errors import PayloadError, TraceIncomplete
 from runspan.model.span import Span
 from runspan.otlp.json import read_json

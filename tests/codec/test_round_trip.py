@@ -27,8 +27,7 @@ from runspan.codec.fields import (
 )
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import Envelope, Step
-from runspan.model.ids import run_ids
-from runspan.model.span import ERROR, INTERNAL, SERVER, Span
+from runspan.model.span import ERROR, INTERNAL, SERVER, Span, run_ids
 from support.corpus import ENVELOPES, cases, runs
 
 CASES = cases()

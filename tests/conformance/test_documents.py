@@ -10,7 +10,7 @@ from conformance.harness import SECOND, T0, Harness, make_run, running
 from runspan import Run, encode
 from runspan.codec.fields import ROLE
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 
 SAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.json"))
 UNUSUAL_IDS = [

@@ -16,8 +16,7 @@ from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.contracts import RunQuery, TraceReader
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from support.run_histories import STAGE_COUNT, Observation, is_revision_span, run_history
 
 ENDINGS = ("completed", "failed", "cancelled", "timed_out")

@@ -16,13 +16,11 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.backends.remote.config import remote_config
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.delivery import exporter_config
-from runspan.delivery.batch import Request
 from runspan.delivery.http_transport import HttpTransport
-from runspan.delivery.result import Retryable
+from runspan.delivery.transport import Request, Retryable
 from runspan.errors import BackendUnreachable, RunspanError
-from runspan.http.rate_limiter import RateLimiter
-from runspan.http.retry import MAX_RETRY_AFTER, RetryPolicy, parse_retry_after
-from runspan.http.transport import DeadlineTransport
+from runspan.http.client import DeadlineTransport
+from runspan.http.retry import MAX_RETRY_AFTER, RateLimiter, RetryPolicy, parse_retry_after
 from runspan.http.urls import MAX_MESSAGE, redact_url, sanitize_message
 from runspan.platform_api import PlatformClient
 from support.cli import runspan

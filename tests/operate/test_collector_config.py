@@ -22,7 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from operate.kit import REPLAY, document, send, step, wait_until
 from operate.promql import names
 from runspan import Run, encode
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import INSTRUMENTS, InstrumentKind, MetricsRegistry

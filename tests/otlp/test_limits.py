@@ -15,18 +15,19 @@ from runspan import Run, decode, encode
 from runspan.errors import PayloadTooLarge
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.json import read_json, write_json
-from runspan.otlp.limits import (
+from runspan.otlp.protobuf_reader import (
     _SMALL_BODY,
     JSON_VALUE_BYTES,
     MAX_JSON_VALUES,
     MAX_PARTS,
     MAX_SPANS,
+    ParsedRequest,
     _count_fields,
     _is_fragmented,
     check_protobuf,
     default_max_spans,
+    read_protobuf,
 )
-from runspan.otlp.protobuf_reader import ParsedRequest, read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 

@@ -24,9 +24,8 @@ from runspan.errors import (
     Unauthorized,
 )
 from runspan.http.client import ResponseTooLarge
-from runspan.http.rate_limiter import RateLimiter
-from runspan.http.retry import RetryPolicy
-from runspan.model.run import Run
+from runspan.http.retry import RateLimiter, RetryPolicy
+from runspan.model.document import Run
 from runspan.platform_api import PlatformClient, fingerprint_of_summary, parse_api_url
 from runspan.platform_api.schema import MalformedResponse, read_data, read_page
 from support.cli import generated

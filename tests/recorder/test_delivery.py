@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from runspan import Recorder, Run, decode, encode
 from runspan.codec.fields import REVISION, ROLE
 from runspan.errors import ConfigError
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState

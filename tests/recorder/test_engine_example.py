@@ -22,7 +22,7 @@ import pytest
 from runspan import NotFound, Recorder, Run, TraceIncomplete, connect
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.contracts import RunQuery, TraceReader
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.recorder import ExportConfig, RunRecording
 from support.cli import environment, server
 from support.recorder import wait_until

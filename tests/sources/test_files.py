@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from runspan.errors import ConfigError, DocumentError
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.sources import documents, files, pieces, total_bytes
 
 TWO = b'{"id":"a"}\n{"id":"b"}\n'

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runspan.errors import DocumentError
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.sources import RawDocument, runs, split
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.json"))

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from runspan import Recorder, Run, Span, decode
 from runspan.codec.fields import ROLE
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from support.receivers import OK, Answer, Post, Receiver, http_receiver

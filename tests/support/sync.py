@@ -19,8 +19,8 @@ import httpx
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROOT_REVISION, RUN_ID
 from runspan.delivery import DeadLetters, ExporterConfig, RetryPolicy, connect
-from runspan.http.rate_limiter import RateLimiter
-from runspan.model.run import Run
+from runspan.http.retry import RateLimiter
+from runspan.model.document import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from runspan.codec.fields import ROLE, ROLE_REVISION
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from support.cli import WAIT, Running, running
 from support.faulty_platform import EVERY_KIND, platform
 from support.receivers import CLOSE, OK, Answer, Post, http_receiver

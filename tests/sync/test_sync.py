@@ -12,8 +12,8 @@ import pytest
 
 from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION
 from runspan.errors import BackendError
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
+from runspan.model.document import Run
+from runspan.model.span import run_ids
 from runspan.sync.checkpoint import Binding, Checkpoint, TrackState
 from runspan.web.api_keys import ApiKeyStore
 from support.cli import generated, process, running, runspan, server

@@ -26,8 +26,7 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.json import read_json
 from runspan.web.app import create_app

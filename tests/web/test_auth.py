@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError, NotFound, StoreError
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig

@@ -32,7 +32,7 @@ from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.otlp.protobuf_writer import Resource
 from runspan.web.app import create_app
 from runspan.web.config import MIB, WebConfig
-from runspan.web.request_body import inflate
+from runspan.web.request import inflate
 from support.web import JSON, PROTOBUF, document, otlp, raw, serving, spans_of, zipped
 
 GZIP = {"Content-Encoding": "gzip"}

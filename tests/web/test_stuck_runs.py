@@ -21,7 +21,7 @@ from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig

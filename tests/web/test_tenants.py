@@ -13,8 +13,7 @@ import pytest
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 

@@ -29,8 +29,7 @@ from runspan.backends.sqlite.retention import PurgeResult
 from runspan.contracts import Cursor, RunQuery
 from runspan.delivery.dead_letters import framed
 from runspan.errors import StoreError
-from runspan.model.document import sort_time
-from runspan.model.run import Run
+from runspan.model.document import Run, sort_time
 from runspan.sources.archive import (
     FORMAT,
     PART_PREFIX,

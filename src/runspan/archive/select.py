@@ -15,8 +15,7 @@ from tenacity.wait import wait_random_exponential
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
-from runspan.model.document import TERMINAL_RUN_STATUSES, sort_time
-from runspan.model.run import Run
+from runspan.model.document import TERMINAL_RUN_STATUSES, Run, sort_time
 from runspan.sources.archive import SkipCount, SkippedRuns
 
 T = TypeVar("T")

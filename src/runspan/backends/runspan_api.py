@@ -12,10 +12,9 @@ from runspan.codec.fields import ROLE
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
 from runspan.http.client import ErrorHints, Response
-from runspan.model.ids import run_ids
+from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
-from runspan.model.parse import MAX_RUN_ID_BYTES
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import SECOND
 from runspan.otlp.json import read_spans
 from runspan.platform_api import ApiClient, parse_api_url, run_path

@@ -34,7 +34,7 @@ from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
 from runspan.errors import ConfigError, DocumentError, NotFound, error_status
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.sources.archive import PART_SUFFIXES, Manifest, archives_in, find_damage, manifest_of
 from runspan.sources.filesystem import display_path, path_inside
 

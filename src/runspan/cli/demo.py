@@ -21,7 +21,7 @@ from runspan.cli.output import escape_control
 from runspan.delivery import connect, exporter_config
 from runspan.errors import ConfigError
 from runspan.export import export
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api import run_path
 from runspan.sources import documents

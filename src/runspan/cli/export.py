@@ -24,7 +24,7 @@ from runspan.delivery.config import COMPRESSIONS
 from runspan.errors import ConfigError, DocumentError
 from runspan.export import TARGET_SPANS
 from runspan.export import export as export_documents
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents, tenants, total_bytes

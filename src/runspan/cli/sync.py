@@ -19,7 +19,7 @@ from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garb
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter
 from runspan.errors import ConfigError, RunspanError
-from runspan.http.rate_limiter import RateLimiter
+from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
 from runspan.platform_api import PlatformClient, parse_api_url

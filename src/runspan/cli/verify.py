@@ -21,7 +21,7 @@ from runspan.contracts import TraceReader, TraceWriter
 from runspan.delivery import ExporterConfig, RetryPolicy, connect, exporter_config
 from runspan.errors import BackendUnreachable, ConfigError, DocumentError
 from runspan.export import export
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
 from runspan.verify import CANARY, Send, Sent, VerifyResult, canary

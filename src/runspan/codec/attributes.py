@@ -2,12 +2,13 @@
 
 ``encode_text``, ``encode_value`` and ``encode_times`` append attributes; ``decode_text``, ``decode_value`` and
 ``decode_time`` are their inverses. ``decode_members`` and ``decode_step`` read all members of a span at once, by the
-tables in ``fields``.
+tables in ``fields``. Ids, names, types and statuses recur in every run of a workflow, so the span name and attributes
+derived from them are computed once, as templates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,19 +19,25 @@ from runspan.codec.fields import (
     MAX_ATTRIBUTE_BYTES,
     NON_CANONICAL,
     PARTS,
+    REVISION,
+    ROLE,
+    ROLE_REVISION,
+    ROLE_RUN,
+    ROLE_STEP,
+    ROOT_REVISION,
     RUN_TABLE,
     STEP_EXTRA,
     STEP_TABLE,
+    WORKFLOW_ID,
     Field,
     FieldKind,
     Table,
 )
-from runspan.model.document import Step, with_extra_step
-from runspan.model.parse import parse_document
-from runspan.model.span import Span, Value
+from runspan.codec.semconv import RUN_ERRORS, RUN_RESULTS, STEP_ERRORS, STEP_RESULTS
+from runspan.model.document import TERMINAL_STEP_STATUSES, Step, parse_document, with_extra_step
+from runspan.model.span import INTERNAL, SERVER, Attributes, Pairs, Span, Value, hash_parts
 from runspan.model.timestamps import canonical_ns, canonical_text, parse_ns
 
-Pairs = list[tuple[str, Value]]
 _json = msgspec.json.encode
 _INT64 = 1 << 63
 _PAYLOAD, _INTEGER = FieldKind.PAYLOAD, FieldKind.INTEGER
@@ -314,3 +321,128 @@ def encode_extra(pairs: Pairs, key: str, extra: bytes) -> None:
 def decode_extra(attributes: Mapping[str, Value], key: str) -> bytes:
     """Return the text of the unknown members without the object's braces; empty if there are none."""
     return (decode_text(attributes, key) or b"")[1:-1]
+
+
+_MAX_TEMPLATES = 4096
+"""Entries per cache. With names of ``_MAX_NAME_LENGTH`` characters that is a few megabytes."""
+_MAX_NAME_LENGTH = 500
+"""Characters of a label in span names and ``cicd.*`` attributes: at most 2000 bytes."""
+
+
+class SpanTemplate:
+    """The parts of a span that its labels determine."""
+
+    __slots__ = (
+        "error_type",
+        "finished",
+        "identity",
+        "is_agent",
+        "is_sub_workflow",
+        "kind",
+        "name",
+        "salt",
+        "shared",
+        "special",
+        "wire",
+    )
+
+    def __init__(self, name: str, kind: int, pairs: Pairs, error_type: str | None, step_type: object = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.shared = Attributes(pairs)
+        self.error_type = error_type
+        """The default ``error.type`` if the status is an error, else None."""
+        self.is_agent = step_type == "agent"
+        self.is_sub_workflow = step_type == "sub-workflow"
+        self.special = self.is_agent or self.is_sub_workflow or error_type is not None
+        """Whether the span has attributes, links or a status derived from its payloads."""
+        self.finished = False
+        """Whether a step has ended."""
+        self.identity = Attributes([])
+        """The labels of a run that are on all of its spans."""
+        self.salt = 0
+        """64 bits of the digest of ``identity``."""
+        self.wire: bytes | None = None
+        """The OTLP bytes of name, kind and ``shared``, cached by a writer."""
+
+
+class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
+    """Templates by the values of their labels, created on first use."""
+
+    def __init__(self, create: Callable[..., SpanTemplate]) -> None:
+        super().__init__()
+        self._create = create
+
+    def __missing__(self, key: tuple[Any, ...]) -> SpanTemplate:
+        template = self._create(*key)
+        if sum([len(value) for value in key if type(value) is str]) > _MAX_NAME_LENGTH:
+            return template  # not cached, since its size has no bound
+        if len(self) >= _MAX_TEMPLATES:
+            self.clear()
+        self[key] = template
+        return template
+
+
+def _create_step_template(*values: Any) -> SpanTemplate:
+    pairs: Pairs = [(ROLE, ROLE_STEP)]
+    members: dict[str, Any] = {}
+    for field, value in zip(STEP_TABLE.labels, values, strict=True):
+        encode_value(pairs, field, value)
+        members[field.member] = value
+    labels = (members["name"], members["id"], "step")
+    name = next(text[:_MAX_NAME_LENGTH] for text in labels if type(text) is str and text)
+    kind = members["type"] if type(members["type"]) is str else None
+    status = members["status"] if type(members["status"]) is str else ""
+    pairs.append(("cicd.pipeline.task.name", name))
+    if status in STEP_RESULTS:
+        pairs.append(("cicd.pipeline.task.run.result", STEP_RESULTS[status]))
+    if kind == "agent":
+        pairs += [("gen_ai.operation.name", "invoke_agent"), ("gen_ai.agent.name", name)]
+        name = f"invoke_agent {name}"
+    template = SpanTemplate(name, INTERNAL, pairs, STEP_ERRORS.get(status), kind)
+    template.finished = status in TERMINAL_STEP_STATUSES
+    return template
+
+
+def _create_run_template(is_root: bool, *values: Any) -> SpanTemplate:
+    pairs: Pairs = [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_REVISION)]
+    members: dict[str, Any] = {}
+    identity: Pairs = []
+    for field, value in zip(RUN_TABLE.labels, values, strict=True):
+        encode_value(identity if field.key == WORKFLOW_ID else pairs, field, value)
+        members[field.member] = value
+    workflow = members["workflow_id"]
+    status = members["status"] if type(members["status"]) is str else ""
+    pipeline = workflow[:_MAX_NAME_LENGTH] if type(workflow) is str and workflow else "workflow"
+    pairs.append(("cicd.pipeline.name", pipeline))
+    if status in RUN_RESULTS:
+        pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
+    name = f"run {pipeline}" if is_root else f"snapshot {pipeline}"
+    template = SpanTemplate(name, SERVER if is_root else INTERNAL, pairs, RUN_ERRORS.get(status))
+    template.identity = Attributes(identity)
+    parts = [(key, bytes(value) if type(value) is Raw else str(value).encode()) for key, value in identity]
+    template.salt = hash_parts(*[part for key, value in parts for part in (key.encode(), value)])
+    return template
+
+
+STEP_TEMPLATES = _TemplateCache(_create_step_template)
+"""The templates of steps by the values of ``STEP_TABLE.labels``. TypeError for ``Raw``, a non-canonical value."""
+ROOT_TEMPLATES = _TemplateCache(lambda *values: _create_run_template(True, *values))
+"""The templates of root spans by the values of ``RUN_TABLE.labels``. TypeError as for steps."""
+_REVISION_TEMPLATES = _TemplateCache(lambda *values: _create_run_template(False, *values))
+
+
+def step_template(values: tuple[Any, ...]) -> SpanTemplate:
+    """Return the template of a step for the values of ``STEP_TABLE.labels``, canonical or not."""
+    try:
+        return STEP_TEMPLATES[values]
+    except TypeError:
+        return _create_step_template(*values)
+
+
+def run_template(is_root: bool, values: tuple[Any, ...]) -> SpanTemplate:
+    """Return the template of a revision span for the values of ``RUN_TABLE.labels``, canonical or not."""
+    try:
+        return (ROOT_TEMPLATES if is_root else _REVISION_TEMPLATES)[values]
+    except TypeError:
+        return _create_run_template(is_root, *values)

@@ -45,18 +45,17 @@ from runspan.errors import DocumentError, NotFound, TraceIncomplete
 from runspan.model.document import (
     SUMMARY_MEMBERS,
     Envelope,
+    Run,
     Step,
+    parse_document,
     run_text,
     sort_time,
     str_or_none,
     summary_text,
     with_extra_run,
 )
-from runspan.model.ids import run_ids
 from runspan.model.json_scanner import elements, is_json_value
-from runspan.model.parse import parse_document
-from runspan.model.run import Run
-from runspan.model.span import Span, Value
+from runspan.model.span import Span, Value, run_ids
 
 _ID_DIGITS = len(OPEN_STEP_MARK)
 _NO_ID = b""

@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from runspan.codec.attributes import Pairs, encode_extra, encode_text, encode_times, encode_value
+from runspan.codec.attributes import (
+    SpanTemplate,
+    encode_extra,
+    encode_text,
+    encode_times,
+    encode_value,
+    run_template,
+    step_template,
+)
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
@@ -50,11 +58,28 @@ from runspan.codec.semconv import (
     read_parent_run_id,
     read_usage,
 )
-from runspan.codec.span_templates import SpanTemplate, run_template, step_template
-from runspan.model.document import TERMINAL_RUN_STATUSES, TERMINAL_STEP_STATUSES, Envelope, Step, sort_time, step_text
-from runspan.model.ids import child_span_id, revision_span_id, run_ids, step_span_id
-from runspan.model.run import Run
-from runspan.model.span import ERROR, INTERNAL, Attributes, Event, Link, Span
+from runspan.model.document import (
+    TERMINAL_RUN_STATUSES,
+    TERMINAL_STEP_STATUSES,
+    Envelope,
+    Run,
+    Step,
+    sort_time,
+    step_text,
+)
+from runspan.model.span import (
+    ERROR,
+    INTERNAL,
+    Attributes,
+    Event,
+    Link,
+    Pairs,
+    Span,
+    child_span_id,
+    revision_span_id,
+    run_ids,
+    step_span_id,
+)
 from runspan.model.span import UNSET as STATUS_UNSET
 from runspan.model.timestamps import parse_ns
 

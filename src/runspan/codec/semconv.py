@@ -15,9 +15,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from runspan.codec.attributes import Pairs
-from runspan.model.ids import run_ids
-from runspan.model.span import Event, Link, Value
+from runspan.model.span import Event, Link, Pairs, Value, run_ids
 from runspan.model.timestamps import parse_ns
 
 RUN_RESULTS: Final = {

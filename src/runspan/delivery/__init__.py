@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from runspan.delivery.batch import Batch, Frame, Request, RunSpans
 from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config, with_api_key
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.exporter import OtlpExporter
 from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.report import ExportReport, OnSettled, RunStatus
-from runspan.delivery.result import (
+from runspan.delivery.transport import (
     Accepted,
+    Batch,
     ExportResult,
+    Frame,
     PartialSuccess,
     Rejected,
     RejectionScope,
+    Request,
     Retryable,
+    RunSpans,
     Transport,
 )
 from runspan.http.retry import RetryPolicy

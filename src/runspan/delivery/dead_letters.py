@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from runspan.delivery.batch import RunSpans
+from runspan.delivery.transport import RunSpans
 from runspan.errors import ConfigError, DocumentError
-from runspan.model.run import Run
+from runspan.model.document import Run
 
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 

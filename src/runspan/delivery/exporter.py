@@ -10,11 +10,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
-from runspan.delivery.batch import Batch
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.report import ExportReport, ExportStats, OnSettled
-from runspan.delivery.result import (
+from runspan.delivery.transport import (
     Accepted,
+    Batch,
     ExportResult,
     PartialSuccess,
     Rejected,

@@ -10,9 +10,8 @@ from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untype
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from runspan.delivery.batch import Request
 from runspan.delivery.config import ExporterConfig
-from runspan.delivery.result import ExportResult, Rejected, RejectionScope, Retryable, result_of
+from runspan.delivery.transport import ExportResult, Rejected, RejectionScope, Request, Retryable, result_of
 from runspan.http.client import USER_AGENT
 from runspan.http.urls import sanitize_message
 

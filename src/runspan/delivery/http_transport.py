@@ -13,20 +13,19 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from isal import igzip
 
-from runspan.delivery.batch import Request
 from runspan.delivery.config import ExporterConfig
-from runspan.delivery.result import (
+from runspan.delivery.transport import (
     ExportResult,
     Rejected,
     RejectionScope,
+    Request,
     Retryable,
     not_otlp,
     read_response,
     result_of_partial,
 )
-from runspan.http.client import USER_AGENT, describe_error, read_body
+from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error, read_body
 from runspan.http.retry import parse_retry_after
-from runspan.http.transport import DeadlineTransport
 from runspan.http.urls import sanitize_message
 
 PROTOBUF: Final = "application/x-protobuf"

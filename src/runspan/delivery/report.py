@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Any
 
 from runspan.contracts import Rejection
-from runspan.delivery.batch import RunSpans
 from runspan.delivery.dead_letters import DeadLetters
+from runspan.delivery.transport import RunSpans
 from runspan.errors import DocumentError
 from runspan.http.urls import sanitize_message
 

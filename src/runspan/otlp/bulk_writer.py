@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from runspan.codec.attributes import Pairs, encode_times
+from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate, encode_times
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
 from runspan.codec.fields import (
     DIGEST,
@@ -33,10 +33,8 @@ from runspan.codec.fields import (
     FieldKind,
 )
 from runspan.codec.semconv import PIPELINE_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
-from runspan.codec.span_templates import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
-from runspan.model.document import Step
-from runspan.model.ids import run_digests, step_digest
-from runspan.model.run import Run
+from runspan.model.document import Run, Step
+from runspan.model.span import Pairs, run_digests, step_digest
 from runspan.otlp.column_loops import Column, true_indices
 from runspan.otlp.protobuf_writer import (
     IN_SPAN,
@@ -238,7 +236,7 @@ class _StepColumns:
         self.span_ids: list[bytes] = []
 
     def assign_ids(self, seeds: Iterable[int]) -> None:
-        """Assign the span ids as ``model.ids.step_span_id`` does."""
+        """Assign the span ids as ``model.span.step_span_id`` does."""
         self.span_ids = list(map(step_digest, self.texts, seeds))
         runs = self.runs
         open_steps = true_indices(map(not_, map(attrgetter("finished"), self.templates)))

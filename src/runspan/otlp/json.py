@@ -19,8 +19,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan._version import __version__
 from runspan.errors import PayloadError
 from runspan.model.span import Span, Value
-from runspan.otlp.limits import check_json, check_json_text, default_max_spans
-from runspan.otlp.protobuf_reader import ParsedRequest, all_spans, to_parsed_request
+from runspan.otlp.protobuf_reader import (
+    ParsedRequest,
+    all_spans,
+    check_json,
+    check_json_text,
+    default_max_spans,
+    to_parsed_request,
+)
 from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")

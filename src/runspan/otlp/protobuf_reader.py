@@ -1,13 +1,17 @@
-"""The reader of OTLP protobuf requests, which separates runspan's spans from foreign spans; no I/O.
+"""The reader of OTLP protobuf requests, and the limits on what a request may hold; no I/O.
 
-All ingestion goes through this module. For speed, loops bind the methods they call, and the type of an attribute is
-looked up only if its value does not show it.
+All ingestion goes through this module. It separates runspan's spans from foreign spans. For speed, loops bind the
+methods they call, and the type of an attribute is looked up only if its value does not show it.
+
+An empty span, attribute or container takes two bytes on the wire and a hundred in memory, so a few kilobytes of gzip
+could take gigabytes. Therefore the spans are counted on the wire before parsing. If the body may consist of many tiny
+fields, everything inside the spans is counted too. In JSON, the values are counted before parsing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
@@ -16,10 +20,272 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 
 from runspan.codec.fields import ROLE
 from runspan.contracts import Rejection
-from runspan.errors import PayloadError
+from runspan.errors import PayloadError, PayloadTooLarge
 from runspan.model.span import Event, Link, Span, Value
 from runspan.model.timestamps import MAX_NS
-from runspan.otlp.limits import MAX_PARTS, allowed_parts, check_protobuf, default_max_spans
+
+MAX_SPANS: Final = 100_000
+"""Spans, ResourceSpans and ScopeSpans in one request. A larger request may have one for each ``SPAN_BYTES``, so that a
+run of hundreds of thousands of steps fits one request."""
+SPAN_BYTES: Final = 200
+"""Less than the size of any span of runspan."""
+
+MAX_PARTS: Final = 10_000
+"""Attributes, events and links of one span, including the attributes of events and links. A larger span may have one
+more for each ``PART_BYTES``, because a long document is split into many long attributes."""
+PART_BYTES: Final = 100
+MAX_REQUEST_PARTS: Final = 2_000_000
+"""Fields inside the spans of a request; attributes, events and links count twice. A larger request may have one for
+each ``REQUEST_PART_BYTES``."""
+REQUEST_PART_BYTES: Final = 5
+"""Less than the average size of a field in usual spans: a short attribute has four fields in 25 bytes."""
+
+MAX_JSON_VALUES: Final = 2_000_000
+"""Commas and opening brackets in OTLP/JSON outside of strings, since every value needs one of them. A larger request
+may have one for each ``JSON_VALUE_BYTES``."""
+JSON_VALUE_BYTES: Final = 16
+
+_CHUNK_BYTES: Final = 1 << 20
+_SMALL_BODY: Final = 2 * MAX_REQUEST_PARTS
+"""Bytes of a body that is within the limits whatever its contents, since a field has at least two bytes."""
+_FRAGMENT_BYTES: Final = 11
+"""Usual requests have at most one message for so many bytes."""
+
+_TAGS: Final = b"\x0a\x12\x12"
+"""The tags of TracesData.resource_spans, ResourceSpans.scope_spans and ScopeSpans.spans."""
+_SPAN_LEVEL: Final = 2
+_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
+
+
+def default_max_spans(size: int) -> int:
+    """Return how many spans, ResourceSpans and ScopeSpans a request of ``size`` bytes may have."""
+    return max(MAX_SPANS, size // SPAN_BYTES)
+
+
+def check_protobuf(body: bytes, limit: int) -> None:
+    """Raise PayloadTooLarge if a TracesData has more than ``limit`` spans, ResourceSpans and ScopeSpans, or too many
+    fields for its size.
+
+    Malformed input is not refused here, since the parser stops at the same position. Fields other than spans and their
+    containers may be twice as many: a container has at most two, and skipping millions of empty ones takes seconds.
+    """
+    try:
+        _count_spans(body, limit)
+        if len(body) > _SMALL_BODY and _is_fragmented(body):
+            _count_fields(body)
+    except (IndexError, _Malformed):
+        return
+
+
+def allowed_parts(size: int) -> int:
+    """Return how many attributes, events and links a span of ``size`` bytes may have."""
+    return MAX_PARTS + size // PART_BYTES
+
+
+def check_json_text(body: bytes) -> None:
+    """Raise PayloadTooLarge if OTLP/JSON has too many values for its size.
+
+    In malformed JSON the count is exact up to the error, where the parser stops too.
+    """
+    limit = max(MAX_JSON_VALUES, len(body) // JSON_VALUE_BYTES)
+    if len(body) <= limit or _count_values(body) <= limit:
+        return
+    # Strings may contain JSON, so count again without them.
+    unescaped, inside, count = body.replace(b"\\\\", b"").replace(b'\\"', b""), 0, 0
+    for start in range(0, len(unescaped), _CHUNK_BYTES):
+        parts = unescaped[start : start + _CHUNK_BYTES].split(b'"')
+        count += _count_values(b"".join(parts[inside::2]))
+        if count > limit:
+            raise _too_large("values", f"at most {limit} in {len(body)} bytes of OTLP/JSON")
+        inside ^= (len(parts) - 1) & 1
+
+
+def _count_values(text: bytes) -> int:
+    return text.count(b"{") + text.count(b"[") + text.count(b",")
+
+
+def check_json(data: dict[str, Any], limit: int) -> None:
+    """Raise PayloadTooLarge if OTLP/JSON has more than ``limit`` spans, ResourceSpans and ScopeSpans.
+
+    Values of the wrong type are not refused here but by the parser.
+    """
+    count, level = 0, [data]
+    for names in (("resourceSpans", "resource_spans"), ("scopeSpans", "scope_spans"), ("spans",)):
+        lists = [items for parent in level for name in names if isinstance(items := parent.get(name), list)]
+        count += sum(map(len, lists))
+        if count > limit:
+            raise _too_many_spans(limit)
+        level = [item for items in lists for item in items if isinstance(item, dict)]
+
+
+_PART_TAGS: Final = b"\x0a\x12\x1a\x4a\x5a\x6a\x00"
+"""Every message inside a span has one of these bytes: its tag, or a zero, which is the length of an empty message and
+the end of a tag or length that is longer than necessary."""
+_RARE_TAGS: Final = b"\x22\x2a\x32"
+"""The other tags of messages. These bytes are frequent in text, so they count only before a short length."""
+_RARE: Final = bytes(1 if byte in _RARE_TAGS else 2 if byte < 32 else 0 for byte in range(256))
+
+
+def _is_fragmented(body: bytes) -> bool:
+    """Return whether the body may consist of messages of fewer than ``_FRAGMENT_BYTES`` on average."""
+    limit = max(_SMALL_BODY // 4, len(body) // _FRAGMENT_BYTES)
+    tags = len(body) - len(body.translate(None, _PART_TAGS))
+    return tags > limit or tags + body.translate(_RARE).count(b"\x01\x02") > limit
+
+
+_MESSAGES: Final[dict[str, dict[int, str]]] = {
+    "TracesData": {0x0A: "ResourceSpans"},
+    "ResourceSpans": {0x0A: "Resource", 0x12: "ScopeSpans"},
+    "Resource": {0x0A: "KeyValue"},
+    "ScopeSpans": {0x0A: "Scope", 0x12: "Span"},
+    "Scope": {0x1A: "KeyValue"},
+    "Span": {0x4A: "KeyValue", 0x5A: "Event", 0x6A: "Link"},
+    "Event": {0x1A: "KeyValue"},
+    "Link": {0x22: "KeyValue"},
+    "KeyValue": {0x12: "AnyValue"},
+    "AnyValue": {0x2A: "ArrayValue", 0x32: "KeyValueList"},
+    "ArrayValue": {0x0A: "AnyValue"},
+    "KeyValueList": {0x0A: "KeyValue"},
+}
+"""The fields of each message that are messages, by tag: https://github.com/open-telemetry/opentelemetry-proto"""
+_HEAVY: Final = frozenset({"KeyValue", "Event", "Link"})
+"""Messages that take a hundred bytes of memory, twice as much as other fields."""
+
+
+class _Malformed(Exception):
+    """The bytes are not protobuf."""
+
+
+def _count_fields(body: bytes) -> None:
+    """Raise PayloadTooLarge if the body has too many fields for its size, see ``MAX_REQUEST_PARTS``."""
+    limit = MAX_REQUEST_PARTS
+    outer: list[tuple[int, dict[int, str]]] = []
+    end, fields, position, count = len(body), _MESSAGES["TracesData"], 0, 0
+    while True:
+        while position >= end:
+            if position > end:
+                raise _Malformed
+            if not outer:
+                return
+            end, fields = outer.pop()
+        tag, position = _varint(body, position)
+        child = fields.get(tag)
+        if child is None:
+            position, skipped = _skip(body, position, tag, limit - count)
+            count += skipped
+        else:
+            size, position = _varint(body, position)
+            if position + size > end:
+                raise _Malformed
+            count += 2 if child in _HEAVY else 1
+            outer.append((end, fields))
+            end, fields = position + size, _MESSAGES[child]
+        if count > limit:
+            limit = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
+            if count > limit:
+                expected = f"at most {limit} fields, since most of them are nearly empty"
+                raise _too_large("attributes, events and links", expected)
+
+
+def _count_spans(body: bytes, limit: int) -> None:
+    """Raise PayloadTooLarge if the body has too many spans or other fields at their level and above."""
+    ends: list[int] = []
+    end, position, tag = len(body), 0, _TAGS[0]
+    count = others = 0
+    while True:
+        while position >= end:
+            if position > end:
+                raise _Malformed
+            if not ends:
+                return
+            end = ends.pop()
+            tag = _TAGS[len(ends)]
+        found = body[position]
+        position += 1
+        if found > 127:
+            found, position = _varint(body, position - 1)
+        if found != tag:
+            position, skipped = _skip(body, position, found, 2 * limit - others)
+            others += skipped
+            if others > 2 * limit:
+                raise _too_many_spans(limit)
+            continue
+        count += 1
+        if count > limit:
+            raise _too_many_spans(limit)
+        size = body[position]
+        position += 1
+        if size > 127:
+            if (byte := body[position]) < 128:
+                size = size & 127 | byte << 7
+                position += 1
+            else:
+                size, position = _varint(body, position - 1)
+        if len(ends) == _SPAN_LEVEL:
+            position += size
+        else:
+            if position + size > end:
+                raise _Malformed
+            ends.append(end)
+            end = position + size
+            tag = _TAGS[len(ends)]
+
+
+def _skip(body: bytes, position: int, tag: int, allowed: int) -> tuple[int, int]:
+    """Return the end of the field after ``tag`` and the number of fields, since a group contains fields.
+
+    Stops inside a group after more than ``allowed`` fields.
+    """
+    depth, fields = 0, 0
+    while True:
+        fields += 1
+        kind = tag & 7
+        if kind == _VARINT:
+            _, position = _varint(body, position)
+        elif kind == _BYTES:
+            size, position = _varint(body, position)
+            position += size
+        elif kind == _FIXED64:
+            position += 8
+        elif kind == _FIXED32:
+            position += 4
+        elif kind == _GROUP:
+            depth += 1
+        elif kind == _GROUP_END and depth:
+            depth -= 1
+        else:
+            raise _Malformed
+        if not depth or fields > allowed:
+            return position, fields
+        tag, position = _varint(body, position)
+
+
+def _varint(body: bytes, position: int) -> tuple[int, int]:
+    value = body[position]
+    if value < 128:
+        return value, position + 1
+    byte = body[position + 1]
+    value = value & 127 | (byte & 127) << 7
+    position += 2
+    shift = 14
+    while byte > 127:
+        if shift > 63:
+            raise _Malformed
+        byte = body[position]
+        value |= (byte & 127) << shift
+        position += 1
+        shift += 7
+    return value, position
+
+
+def _too_many_spans(limit: int) -> PayloadTooLarge:
+    hint = "; push a run that is larger than a request to /api/v1/runs"
+    return _too_large("spans", f"at most {limit} spans, including their resources and scopes", hint)
+
+
+def _too_large(what: str, expected: str, hint: str = "") -> PayloadTooLarge:
+    message = f"too many {what} in one request"
+    return PayloadTooLarge(message, where="body", expected=expected, got="more", hint=f"send smaller requests{hint}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Final
 from msgspec import Raw
 
 from runspan._version import __version__
+from runspan.codec.attributes import SpanTemplate
 from runspan.codec.fields import KEYS, MAX_ATTRIBUTE_BYTES, NON_CANONICAL
 from runspan.codec.semconv import SEMCONV_NUMBER_KEYS, SEMCONV_STRING_KEYS
-from runspan.codec.span_templates import SpanTemplate
 from runspan.model.span import Attributes, Event, Link, Span, Value
 
 SCOPE_NAME: Final = "runspan"

@@ -18,7 +18,7 @@ from runspan._version import __version__
 from runspan.codec.encode import encode
 from runspan.contracts import WriteResult
 from runspan.errors import BackendRefused
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.span import INTERNAL, SERVER, Span, Value, to_plain
 from runspan.otlp.protobuf_writer import SCOPE_NAME, Resource
 

@@ -30,8 +30,7 @@ from runspan.errors import (
     Unauthorized,
 )
 from runspan.http.client import ErrorHints, HttpClient, Response, ResponseTooLarge
-from runspan.http.rate_limiter import RateLimiter
-from runspan.http.retry import RetryPolicy, parse_retry_after
+from runspan.http.retry import RateLimiter, RetryPolicy, parse_retry_after
 from runspan.http.urls import parse_base_url, sanitize_message
 from runspan.platform_api.schema import MalformedResponse, RunListPage, read_data, read_error, read_page
 

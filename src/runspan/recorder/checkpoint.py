@@ -12,9 +12,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from runspan.errors import DocumentError
-from runspan.model.document import TERMINAL_STEP_STATUSES, Step
+from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
 from runspan.model.json_scanner import Member, elements, end_of_value, members, skip_space, string_value
-from runspan.model.run import Run
 from runspan.model.timestamps import parse_ns
 from runspan.recorder.serialize import Payload
 from runspan.recorder.state import Attempt, DocumentClock, RunRecord, StepRecord

@@ -15,12 +15,11 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from runspan.codec.attributes import step_template
 from runspan.codec.encode import RunEncoder
 from runspan.codec.fields import OPEN_STEP_MARK, STEP_TABLE
 from runspan.codec.semconv import Usage
-from runspan.codec.span_templates import step_template
-from runspan.model.document import step_text
-from runspan.model.run import Run
+from runspan.model.document import Run, step_text
 from runspan.model.span import Span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.state import RunSession

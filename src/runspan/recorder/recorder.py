@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import Span as SdkSpan
 
 from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import ConfigError, DocumentError
-from runspan.model.parse import MAX_RUN_ID_BYTES
+from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.otlp.env import validate_text
 from runspan.otlp.protobuf_writer import SCOPE_NAME
 from runspan.otlp.sdk_bridge import sdk_resource

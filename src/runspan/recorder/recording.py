@@ -16,8 +16,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from runspan.model.document import Envelope, Step
-from runspan.model.run import Run
+from runspan.model.document import Envelope, Run, Step
 from runspan.recorder.checkpoint import checkpoint
 from runspan.recorder.context import ActiveSpan, activate, active, active_spans, deactivate
 from runspan.recorder.decorators import record_calls

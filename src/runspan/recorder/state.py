@@ -18,13 +18,13 @@ from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
     TERMINAL_STEP_STATUSES,
     Envelope,
+    Run,
     Step,
     run_text,
     with_extra_run,
     with_extra_step,
 )
-from runspan.model.ids import child_span_id, run_ids
-from runspan.model.run import Run
+from runspan.model.span import child_span_id, run_ids
 from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
 from runspan.recorder.serialize import Payload, object_text, payload
 

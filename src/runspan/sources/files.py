@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from runspan.errors import ConfigError, DocumentError
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.sources.archive import (
     MANIFEST,
     PART_PREFIX,

@@ -25,7 +25,7 @@ from runspan.errors import (
     StoreError,
     Unauthorized,
 )
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api import PlatformClient, RunListPage

@@ -15,8 +15,7 @@ from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
 from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
 from runspan.http.client import ResponseTooLarge
-from runspan.model.document import LIVE_RUN_STATUSES, sort_time
-from runspan.model.run import Run
+from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
 from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api import fingerprint_of_summary
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.timestamps import SECOND, canonical_text
 
 CANARY: Final = "runspan-canary"

@@ -18,10 +18,8 @@ from runspan.errors import (
     RunspanError,
     TraceIncomplete,
 )
-from runspan.model.document import RUN_STATUSES, sort_time, str_or_none
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
-from runspan.model.span import Span
+from runspan.model.document import RUN_STATUSES, Run, sort_time, str_or_none
+from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import SECOND, parse_ns
 from runspan.verify.diagnosis import SpanDamage, advice_on_absence, advice_on_damage, advice_on_search, span_damage
 

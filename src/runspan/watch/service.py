@@ -15,7 +15,7 @@ from typing import Final
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import ConfigError, DocumentError, RunspanError
 from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import pieces, runs
 from runspan.sources.splitter import RawDocument

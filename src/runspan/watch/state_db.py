@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from runspan.errors import ConfigError, StoreError
-from runspan.model.document import sort_time
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
+from runspan.model.document import Run, sort_time
+from runspan.model.span import run_ids
 from runspan.storage.span_acks import TABLES as SPAN_TABLES
 from runspan.storage.span_acks import SpanAcks
 from runspan.storage.sqlite_file import Schema, open_database, translate_errors

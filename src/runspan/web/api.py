@@ -18,16 +18,14 @@ from werkzeug.routing import BaseConverter
 from runspan.codec.fields import RUN_ID
 from runspan.contracts import Cursor, Document, Page, TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
-from runspan.model.span import Span
+from runspan.model.document import Run
+from runspan.model.span import Span, run_ids
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
-from runspan.web.app_context import Store, current_context
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
 from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header
-from runspan.web.request_body import read_body
+from runspan.web.request import Store, current_context, read_body
 from runspan.web.schemas import (
     Meta,
     RunDocument,

@@ -18,17 +18,16 @@ from runspan.contracts import TraceReader
 from runspan.model.timestamps import SECOND
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
-from runspan.web.app_context import AppContext, Store, current_context
-from runspan.web.auth import Authenticator, RateLimiter
+from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
 from runspan.web.config import WebConfig
 from runspan.web.errors import ErrorBody, register_error_handlers
 from runspan.web.links import PublicUrl, TraceLinks
 from runspan.web.metrics import Metrics
 from runspan.web.middleware import ResponseMiddleware, RunFastPath
-from runspan.web.origin_guard import OriginGuard
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
 from runspan.web.pages.views import login, pages
+from runspan.web.request import AppContext, Store, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionCookie, SessionStore
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runspan.contracts import Document
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import AppContext
 from runspan.web.auth import PRINCIPAL_KEY
 from runspan.web.errors import JSON
 from runspan.web.metrics import Metrics
+from runspan.web.request import AppContext
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

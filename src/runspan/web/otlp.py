@@ -15,10 +15,9 @@ from runspan.otlp.json import read_json
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.api import SECURITY, TRACES, OpenApiBlueprint
 from runspan.web.api_keys import RUNS_WRITE
-from runspan.web.app_context import Store, current_context
 from runspan.web.auth import TRACES_LIMIT
 from runspan.web.errors import JSON, OTLP_PATH, PROTOBUF, StatusBody
-from runspan.web.request_body import read_body
+from runspan.web.request import Store, current_context, read_body
 
 MAX_REASONS: Final = 5
 """Rejections that the error message of a response describes; the others are counted."""

@@ -23,7 +23,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound
 from runspan.model.document import sort_time
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from runspan.testing import generate
 from support.corpus import cases

@@ -17,7 +17,7 @@ from runspan.backends.jaeger.responses import FoundSpan
 from runspan.backends.jaeger.search import DensityHint, DepthRefused, WindowedSearch
 from runspan.codec.fields import REVISION
 from runspan.contracts import Cursor, RunQuery
-from runspan.model.run import Run
+from runspan.model.document import Run
 from runspan.model.span import Span
 
 Traces = dict[str, list[FoundSpan]]

@@ -13,8 +13,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.contracts import Document, RunQuery, WriteResult
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)

@@ -20,8 +20,7 @@ from runspan.codec.encode import RunEncoder
 from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION
 from runspan.contracts import Document
 from runspan.errors import StoreError
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
 TIMES = {"startedAt": "2026-01-15T09:00:01.000Z", "completedAt": "2026-01-15T09:00:02.000Z"}

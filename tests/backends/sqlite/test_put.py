@@ -10,7 +10,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import RunQuery
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
 

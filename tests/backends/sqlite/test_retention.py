@@ -12,7 +12,7 @@ from runspan import encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, TraceIncomplete
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
 DAY = 86_400 * SECOND

@@ -18,8 +18,7 @@ from runspan.backends.sqlite.revision import MergeResult, StoredRevision, merge_
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import DIGEST, MANIFEST, REVISION, ROOT_REVISION
 from runspan.contracts import Document, RunQuery
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import canonical_text
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)

@@ -15,7 +15,7 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Page as RunPage
 from runspan.contracts import RunQuery
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.web.app import create_app
 from support.cli import server
 from support.servers.process import free_ports

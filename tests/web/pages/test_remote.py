@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from support.cli import server
 from support.servers.jaeger import Jaeger
 from support.web import PROTOBUF, otlp

@@ -16,8 +16,7 @@ from runspan.codec.decode import RunSummary, read_summary, verify_run
 from runspan.codec.fields import MANIFEST, OPEN_STEP_MARK, STEP_COUNT
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import sort_time
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 
 _MAX_BYTES: Final = 16 * 2**20
 """Bytes of the JSON objects in the cache. The decoded spans take about as much again."""

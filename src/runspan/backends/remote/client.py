@@ -21,8 +21,7 @@ from runspan.errors import (
 )
 from runspan.http.client import ErrorHints, HttpClient, Response
 from runspan.http.retry import RetryPolicy, parse_retry_after
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/protobuf"
@@ -53,6 +52,7 @@ class RemoteClient:
 
     def __init__(self, config: RemoteConfig) -> None:
         self.config = config
+        self._secrets = config.secrets
         self._in_flight = BoundedSemaphore(config.concurrency)
         self._client = HttpClient(
             config.base,
@@ -101,7 +101,7 @@ class RemoteClient:
                 parameters,
                 headers={"accept": accept},
                 timeout=max(deadline - time.monotonic(), 0.01),
-                secrets=self.config.secrets,
+                secrets=self._secrets,
             )
         finally:
             self._in_flight.release()

@@ -39,9 +39,8 @@ from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, TENANT
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
-from runspan.model.span import Span
+from runspan.model.document import Run
+from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest
 from runspan.otlp.protobuf_writer import span_bytes
 

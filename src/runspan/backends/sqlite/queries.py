@@ -14,10 +14,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
-from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, sort_time, str_or_none
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
-from runspan.model.span import Event, Link, Span, to_plain
+from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
+from runspan.model.span import Event, Link, Span, run_ids, to_plain
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.protobuf_reader import ForeignSpan
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from runspan.backends.sqlite.queries import revision_states, traces_with_fragments
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 
 DAY: Final = 86_400 * 1_000_000_000
 _BATCH: Final = 500

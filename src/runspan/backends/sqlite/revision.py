@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from runspan.backends.sqlite.queries import REVISION_ROLES
-from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text
+from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text, step_template
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.encode import RunEncoder, content_step_ids
 from runspan.codec.fields import (
@@ -31,10 +31,8 @@ from runspan.codec.fields import (
     STEP_TABLE,
     observed_time,
 )
-from runspan.codec.span_templates import step_template
 from runspan.errors import TraceIncomplete
-from runspan.model.document import TERMINAL_STEP_STATUSES, Step
-from runspan.model.run import Run
+from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
 from runspan.model.span import Span, Value
 
 _ID_BYTES = 8

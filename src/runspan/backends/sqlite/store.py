@@ -29,10 +29,8 @@ from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, WriteResult
 from runspan.errors import NotFound, StoreError
-from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
-from runspan.model.ids import run_ids
-from runspan.model.run import Run
-from runspan.model.span import Span
+from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
+from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
 from runspan.storage.sqlite_file import store_error

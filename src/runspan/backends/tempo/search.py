@@ -33,8 +33,7 @@ from runspan.codec.fields import DIGEST, MANIFEST, MAX_ATTRIBUTE_BYTES, ROOT_REV
 from runspan.contracts import Cursor, Page, RunQuery
 from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.document import sort_time, str_or_none
-from runspan.model.ids import run_ids
-from runspan.model.span import Span
+from runspan.model.span import Span, run_ids
 
 SortKey = tuple[int, str]
 """The position of a run in a list: sort time and run id, both descending."""

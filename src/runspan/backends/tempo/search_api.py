@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
-from runspan.codec.attributes import Pairs, encode_value
+from runspan.codec.attributes import encode_value
 from runspan.codec.fields import (
     DIGEST,
     MANIFEST,
@@ -39,7 +39,7 @@ from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
-from runspan.model.span import UNSET, Span, Value, to_plain
+from runspan.model.span import UNSET, Pairs, Span, Value, to_plain
 
 SECOND: Final = 1_000_000_000
 SPAN_ID_DIGITS: Final = 16

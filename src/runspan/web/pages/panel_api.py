@@ -20,13 +20,12 @@ from pydantic import ValidationError
 from runspan.codec.semconv import read_usage
 from runspan.contracts import MAX_LIMIT, RunQuery, TraceReader
 from runspan.errors import NotFound, QueryError, TraceIncomplete
-from runspan.model.document import RUN_STATUSES
-from runspan.model.run import Run
+from runspan.model.document import RUN_STATUSES, Run
 from runspan.model.timestamps import MILLISECOND, parse_ns
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.app_context import current_context
 from runspan.web.errors import JSON, invalid_query
 from runspan.web.middleware import PARTIAL, note_header
+from runspan.web.request import current_context
 from runspan.web.schemas import RunsQuery
 
 MAX_TOTALS: Final = 50

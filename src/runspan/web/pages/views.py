@@ -13,11 +13,11 @@ from werkzeug.exceptions import NotFound
 from runspan.errors import RunspanError, Unauthorized, error_status
 from runspan.web.api import require_utf8_path
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
-from runspan.web.app_context import AppContext, current_context
+from runspan.web.auth import is_same_origin
 from runspan.web.errors import JSON, error_response, retry_after_header
 from runspan.web.links import local_target
-from runspan.web.origin_guard import is_same_origin
 from runspan.web.pages.assets import load_assets
+from runspan.web.request import AppContext, current_context
 from runspan.web.sessions import SessionCookie
 
 logger = logging.getLogger("runspan.login")

@@ -8,7 +8,7 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from runspan import Run, encode
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.otlp.protobuf_writer import Resource, request_bytes, span_bytes
 from support.cli import SAMPLES, server
 from support.servers.jaeger import Jaeger

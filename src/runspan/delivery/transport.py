@@ -1,15 +1,15 @@
-"""``ExportResult`` and ``Transport``: the results of one request, the same for OTLP over HTTP and gRPC; no I/O."""
+"""What a transport sends and how it ends: batches of encoded runs, requests and export results; no I/O."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-
-from runspan.delivery.batch import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +98,79 @@ def not_otlp(got: str) -> Rejected:
     return Rejected(
         f"the response is not OTLP: got {got}; is this the address of an OTLP receiver?", RejectionScope.ENDPOINT
     )
+
+
+Frame = Callable[[Iterable[bytes]], bytes]
+"""Serializes an ExportTraceServiceRequest of spans, each a ``ScopeSpans.spans`` field with its tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One OTLP trace request."""
+
+    body: bytes
+    """A serialized ExportTraceServiceRequest."""
+
+    runs: tuple[str, ...]
+    """The ids of the runs in it."""
+
+    spans: int
+
+
+class RunSpans(NamedTuple):
+    """The spans of one run."""
+
+    run_id: str
+    spans: Sequence[bytes]
+    """Serialized ``ScopeSpans.spans`` fields, the revision span last."""
+
+    size: int
+    """Bytes of all spans."""
+
+    text: bytes = b""
+    """The run document, for dead letters; else empty."""
+
+    step_digests: Sequence[bytes] = ()
+    """The digests of all step spans, for callers that record which of them were acknowledged; else empty."""
+
+    def without(self, acked: Container[bytes]) -> RunSpans:
+        """Return the same run without the step spans whose digests are acknowledged."""
+        *steps, revision = self.spans
+        kept = [span for span, digest in zip(steps, self.step_digests, strict=True) if digest not in acked]
+        kept.append(revision)
+        return self._replace(spans=kept, size=sum(map(len, kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Runs that share one request as long as the receiver accepts them together."""
+
+    frame: Frame
+    runs: tuple[RunSpans, ...]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all spans; the body is a little larger."""
+        return sum(run.size for run in self.runs)
+
+    @property
+    def spans(self) -> int:
+        return sum(len(run.spans) for run in self.runs)
+
+    def request(self) -> Request:
+        """Return all runs in one request."""
+        body = self.frame(chain.from_iterable([run.spans for run in self.runs]))
+        return Request(body, tuple([run.run_id for run in self.runs]), self.spans)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Return two batches of half the runs, or of half the spans of the only run, its revision span last."""
+        if len(self.runs) > 1:
+            middle = len(self.runs) // 2
+            return Batch(self.frame, self.runs[:middle]), Batch(self.frame, self.runs[middle:])
+        run = self.runs[0]
+        middle = len(run.spans) // 2
+        first, second = run.spans[:middle], run.spans[middle:]
+        return (
+            Batch(self.frame, (RunSpans(run.run_id, first, sum(map(len, first))),)),
+            Batch(self.frame, (RunSpans(run.run_id, second, sum(map(len, second))),)),
+        )

@@ -12,11 +12,11 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError
-from runspan.model.ids import run_ids
+from runspan.model.span import run_ids
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
+from runspan.web.auth import OriginGuard
 from runspan.web.config import WebConfig
-from runspan.web.origin_guard import OriginGuard
 from support.web import JSON, PROTOBUF, document, error_of, otlp, raw, serving
 
 EVIL = "evil.example:8321"
