@@ -65,6 +65,7 @@ def everything(url: str, data: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.campaign
 def test_thousands_of_runs_from_one_server_into_another(
     source: tuple[str, Path], tmp_path: Path, texts: dict[str, bytes]
 ) -> None:
@@ -84,6 +85,7 @@ def test_thousands_of_runs_from_one_server_into_another(
         assert everything(other, tmp_path / "other") == ended
 
 
+@pytest.mark.campaign
 def test_kills_leave_nothing_that_looks_finished(
     source: tuple[str, Path], tmp_path: Path, texts: dict[str, bytes]
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_run_that_changes_while_it_is_archived_is_never_purged(tmp_path: Path,
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.campaign
 def test_kills_of_a_purge_leave_every_run_somewhere(tmp_path: Path, texts: dict[str, bytes]) -> None:
     """Killed again and again while it deletes, it leaves a sound store and every run in an archive that is intact; the
     last one deletes the rest."""

@@ -119,6 +119,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         yield Site(scale, backends, collector, prometheus, load)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("site", SCALES, indirect=True)
 def test_what_was_acknowledged_survives_an_outage_a_full_queue_and_kill(site: Site) -> None:
     """All backends are away under load until the queues on disk are at their bound; then the Collector is killed. The
@@ -163,6 +164,7 @@ def test_what_was_acknowledged_survives_an_outage_a_full_queue_and_kill(site: Si
     assert collector.own("otelcol_exporter_send_failed_spans") == 0
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("site", [pytest.param(SHORT, id="short")], indirect=True)
 def test_what_was_acknowledged_survives_kills_in_the_middle_of_delivery(site: Site) -> None:
     """The backends are there, and the Collector is killed three times while runs stream through it."""

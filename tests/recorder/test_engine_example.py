@@ -269,6 +269,7 @@ def kill_engine(url: str, run_id: str, delay: float) -> list[str]:
     return output
 
 
+@pytest.mark.campaign
 def test_kill_9_loses_no_acknowledged_step_and_the_run_stays_running(tmp_path: Path) -> None:
     """After kill -9 of the engine at ten random moments, the server has every acknowledged step in an exact document,
     and the run keeps the status that it had."""

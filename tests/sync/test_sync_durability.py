@@ -75,6 +75,7 @@ def change_some(source: LocalServer, random: Random) -> None:
         source.put(run | {"status": random.choice(["running", "completed", "failed"]), "output": random.random()})
 
 
+@pytest.mark.campaign
 def test_kills_of_the_sync_lose_and_double_nothing(tmp_path: Path, source: tuple[LocalServer, FaultyPlatform]) -> None:
     """After each kill the receiver has every acknowledged document as it was sent, and the next sync resumes. After the
     last one both sides are equal, although runs changed meanwhile."""
@@ -114,6 +115,7 @@ def intact(data: Path) -> bool:
         return bool(connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
 
 
+@pytest.mark.campaign
 def test_kills_of_the_receiver_lose_and_double_nothing(
     tmp_path: Path, source: tuple[LocalServer, FaultyPlatform]
 ) -> None:

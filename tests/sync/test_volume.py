@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from support.cli import generated, process, server, write_ndjson
 from support.faulty_platform import EVERY_KIND, platform
 from support.sync import documents
@@ -20,6 +22,7 @@ PER_MINUTE = int(os.environ.get("RUNSPAN_TEST_SYNC_RATE", "2400"))
 CONCURRENCY = 8
 
 
+@pytest.mark.campaign
 def test_many_runs_arrive_and_the_limit_is_kept(tmp_path: Path) -> None:
     """Counted on arrival: no minute has more requests than allowed, and no ten seconds more than their share, except
     for the few in flight. The platform's own limit, a tenth higher, is never hit."""

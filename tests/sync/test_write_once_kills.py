@@ -122,6 +122,7 @@ def watching(tmp_path: Path, url: str) -> Iterator[tuple[Callable[[dict[str, Any
     yield write, ("export", "--watch", folder, "--endpoint", url)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("kind", [syncing, watching])
 def test_kills_leave_out_no_step_and_repeat_few(tmp_path: Path, kind: Any) -> None:
     """While runs change, the sender is killed again and again. In the end the receiver, which keeps only the steps of

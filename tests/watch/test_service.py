@@ -391,6 +391,7 @@ def count(data: Path) -> int:
         return store.stats().runs
 
 
+@pytest.mark.campaign
 def test_kills_lose_nothing(tmp_path: Path) -> None:
     """An engine drops files in both ways while the watch is killed again and again: at the end every run is there as
     it was last written, each once; and one more start sends nothing at all."""

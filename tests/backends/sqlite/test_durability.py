@@ -73,6 +73,7 @@ def assert_all_there(url: str, texts: dict[str, bytes]) -> None:
         assert wrong == []
 
 
+@pytest.mark.campaign
 def test_kills_during_an_export_lose_and_double_nothing(tmp_path: Path, texts: dict[str, bytes]) -> None:
     """At each kill the exporter ends with its report, accepted runs are on disk, and no document in the file is
     damaged; the last export, to a server that stays up, completes everything."""
