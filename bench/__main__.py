@@ -21,7 +21,7 @@ from bench.page import COLUMNS, cells, markdown
 from bench.plan import Plan
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-SECTIONS = ("encode", "export", "store", "serve", "memory", "pipe", "remote", "jaeger", "recorder")
+SECTIONS = ("encode", "export", "store", "serve", "memory", "pipe", "remote", "jaeger", "tempo", "recorder")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -36,6 +36,8 @@ What is compared:
   what was in an earlier response is compared with it instead, byte by byte. "Never listed before" is without that.
 - **jaeger**: lists and reads over a Jaeger, against the cheapest request of Jaeger's own API for the same runs: one
   search of exactly their time, whose response is not decoded. "Never listed before" has to find that time first.
+- **tempo**: lists and reads over a Tempo, against the cheapest search of Tempo's own that finds the same runs, without
+  their attributes, and its own trace request; with the settings of deploy/tempo.yaml, and without dedicated columns.
 """
 
 

@@ -115,7 +115,7 @@ def test_the_configuration_and_the_data_are_mounted_where_they_are_read(name: st
     [
         ("distributor.max_attribute_bytes", 0),
         ("live_store.wal.ingestion_time_range_slack", "2400h"),
-        ("query_frontend.query_end_cutoff", "0s"),
+        ("query_frontend.query_end_cutoff", "-87600h"),
         ("query_frontend.search.max_duration", "0s"),
         ("overrides.defaults.global.max_bytes_per_trace", 0),
         ("overrides.defaults.ingestion.max_traces_per_user", 0),

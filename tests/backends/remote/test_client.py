@@ -297,7 +297,7 @@ def test_connect_opens_remote_backends(kind: str) -> None:
         ("tempo", RunQuery("t" * 70_000)),
         ("jaeger", RunQuery("t" * 70_000)),
     ],
-    ids=["tempo", "jaeger"],
+    ids=["tenant", "tenant in Jaeger"],
 )
 def test_a_query_too_long_for_a_url(serve: Callable[[Respond], Server], kind: str, query: RunQuery) -> None:
     """The query is wrong, not the backend."""

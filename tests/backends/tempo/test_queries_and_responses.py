@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
+import yaml
 from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from conformance.harness import make_run, otlp
 from runspan import encode
 from runspan.backends.tempo.reader import CUT, PARTIAL, read_trace
-from runspan.backends.tempo.search_api import ended_text, pad_tokens, quote, read_search, search_text
+from runspan.backends.tempo.search_api import SELECTED, ended_text, pad_tokens, quote, read_search, search_text
+from runspan.codec.fields import REVISION
 from runspan.contracts import RunQuery
 from runspan.http.client import Response
 from runspan.model.span import Span
 
+ROOT = Path(__file__).parents[3]
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 STATUSES = [None, "failed", "running", "s" * 700]
 NAMES = [None, "wf", "x" * 600, "é" * 499, "🚀" * 250, 'a " \\ \n {}', ""]
@@ -51,6 +55,15 @@ def assert_padded(text: str) -> None:
             continue
         for byte in range(length - 4, length + len(match[0]) + 4):
             assert byte % 1024 or byte <= 0, f"{match[0]} at {length}"
+
+
+def test_the_dedicated_columns_are_the_attributes_of_a_list_item() -> None:
+    """Every attribute that lists select, and no other, has a column in ``deploy/tempo.yaml``."""
+    config = yaml.safe_load((ROOT / "deploy" / "tempo.yaml").read_text())
+    columns = config["storage"]["trace"]["block"]["parquet_dedicated_columns"]
+    assert sorted(column["name"] for column in columns) == sorted(SELECTED)
+    integers = {column["name"] for column in columns if column["type"] == "int"}
+    assert integers == {REVISION, "runspan.run.duration_ms"}
 
 
 def test_padding_changes_white_space_only() -> None:

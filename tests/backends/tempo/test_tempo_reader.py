@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conformance.harness import MS, SECOND, T0, all_pages, ids, make_run, running
 from conformance.remote import VISIBLE_SECONDS, visible_revision_spans
@@ -118,11 +119,16 @@ def test_every_case_comes_back_by_id(tempo: Tempo, reader: TempoReader, name: st
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tempo, SqliteStore, list[Run]]]:
-    """300 runs over 90 days, searched in blocks on disk as in production, and the embedded store with the same runs."""
+    """300 runs over 90 days, searched in blocks on disk as in production, and the embedded store with the same runs.
+
+    Its blocks have the dedicated columns of ``deploy/tempo.yaml``, the shared server has none.
+    """
     place = require("tempo", IMAGE)
     if place.urls is not None:
         pytest.skip("needs an empty Tempo, and the environment names one")
-    server = start_tempo(place, tmp_path_factory.mktemp("tempo"), from_blocks=True)
+    deployed = yaml.safe_load((Path(__file__).parents[3] / "deploy" / "tempo.yaml").read_text())
+    changes = {"storage.trace.block": deployed["storage"]["trace"]["block"]}
+    server = start_tempo(place, tmp_path_factory.mktemp("tempo"), changes, from_blocks=True)
     try:
         began = datetime.now(UTC) - timedelta(days=DAYS)
         runs = [Run.from_json(text) for text in generate(300, seed=9, start=began, span_days=DAYS, unfinished=True)]
@@ -237,6 +243,67 @@ def test_runs_without_a_start_sort_where_the_store_sorts_them(
             assert all_pages(reader, query) == all_pages(store, query)
         since = RunQuery(tenant, since=T0 + SECOND)
         assert all_pages(reader, since) == all_pages(store, since)
+
+
+def test_runs_with_any_times_are_read_and_listed(tempo: Tempo, reader: TempoReader, tmp_path: Path) -> None:
+    """Runs without any time, with leap seconds or with times that no span can have sort as in the embedded store."""
+    latest = "2262-04-11T23:47:16.854775807Z"
+    step = {"id": "s", "status": "completed"}
+    runs = [
+        make_run("timeless", startedAt=..., completedAt=..., steps=[step]),
+        make_run("timeless and running", startedAt=..., completedAt=..., status="running", steps=[step]),
+        make_run("year 1", startedAt="0001-01-01T00:00:00Z", completedAt="0001-01-01T00:00:01Z"),
+        make_run("year 9999", startedAt="9999-12-31T23:59:59Z", completedAt="9999-12-31T23:59:59Z"),
+        make_run("leap second", startedAt="2016-12-31T23:59:60Z", completedAt="2017-01-01T00:00:00Z"),
+        make_run("latest step", steps=[step | {"startedAt": latest, "completedAt": latest}]),
+        make_run("latest end", completedAt=latest),
+        make_run("usual"),
+    ]
+    tenant = "any times"
+    send(tempo, *runs, tenant=tenant)
+    wait_for(tempo, runs, tenant)
+    with SqliteStore(tmp_path) as store:
+        for run in runs:
+            store.put(run, tenant=tenant, observed_at=T0)
+            assert reader.document(run.id, tenant).text == run.text
+        for query in (RunQuery(tenant), RunQuery(tenant, limit=2), RunQuery(tenant, status="completed", limit=3)):
+            assert all_pages(reader, query) == all_pages(store, query)
+        assert sum(map(len, all_pages(reader, RunQuery(tenant, limit=2)))) == len(runs)
+
+
+def test_items_that_a_search_does_not_hold_are_listed(tempo: Tempo, reader: TempoReader) -> None:
+    """Members that are not canonical, long texts and lost steps change nothing about the item of a run."""
+    runs = [
+        make_run("long error", T0, error={"message": "é" * 3000}),
+        make_run("long workflow", T0 + SECOND, workflowId="w" * 700),
+        make_run("not canonical", T0 + 2 * SECOND, triggerType=["x"], durationMs=1.5, createdAt=None, startedAt=None),
+        make_run("nil", T0 + 3 * SECOND, triggerType="nil", createdAt="nil", error="nil"),
+    ]
+    tenant = "unusual items"
+    for run in runs:
+        _send_spans(tempo, encode(run, tenant=tenant, observed_at=T0)[1:])
+    wait_for(tempo, runs, tenant)
+    page = reader.search(RunQuery(tenant))
+    assert sorted(page.items) == sorted(run.summary() for run in runs)
+    assert page.partial == ()
+    assert ids(reader.search(RunQuery(tenant, workflow_id="w" * 700))) == ["long workflow"]
+    assert ids(reader.search(RunQuery(tenant, workflow_id="w" * 701))) == []
+    with pytest.raises(TraceIncomplete, match="step spans"):
+        reader.document("long error", tenant)
+
+
+def test_runs_of_the_future_are_listed_with_the_deployed_cutoff(started: Any) -> None:
+    """With the negative cutoff of ``deploy/tempo.yaml`` a search finds a run that starts a day from now."""
+    deployed = yaml.safe_load((Path(__file__).parents[3] / "deploy" / "tempo.yaml").read_text())
+    server = started(changes={"query_frontend.query_end_cutoff": deployed["query_frontend"]["query_end_cutoff"]})
+    now = time.time_ns() // MS * MS
+    runs = [make_run("tomorrow", now + DAY), make_run("today", now)]
+    send(server, *runs)
+    wait_for(server, runs)
+    reader = reader_of(server)
+    assert all_pages(reader, RunQuery(limit=1)) == [["tomorrow"], ["today"]]
+    assert ids(reader.search(RunQuery(since=now + SECOND))) == ["tomorrow"]
+    reader.close()
 
 
 def test_a_server_that_refuses_wide_ranges_and_many_results(started: Any, tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""Section ``tempo``: lists and reads over a Tempo, against the cheapest request of Tempo's own for the same runs.
+
+``RUNSPAN_BENCH_BACKENDS`` names running servers as for the section ``remote``, and those of Tempo are measured. Without
+one, the section starts the ``tempo`` on the search path with the settings of ``deploy/tempo.yaml``, and a second time
+without its dedicated columns.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from bench.data import seed
+from bench.figures import Figure, Goal, at_most, ratio, take_turns
+from bench.plan import Plan
+from runspan.backends.remote.client import PROTOBUF
+from runspan.backends.remote.config import remote_config
+from runspan.backends.tempo import TempoReader
+from runspan.contracts import RunQuery
+from runspan.delivery import connect as deliver_to
+from runspan.delivery import exporter_config
+from runspan.export import export
+from runspan.model.document import Run
+from runspan.model.span import run_ids
+from runspan.model.timestamps import SECOND
+from runspan.otlp.protobuf_writer import Resource
+from runspan.testing import generate
+
+_SECTION: Final = 9
+_DAYS: Final = 7
+_LATEST: Final = 2**32 - 1
+_PAGES: Final = 40
+_VISIBLE_SECONDS: Final = 600
+_CONFIG: Final = Path(__file__).parent.parent / "deploy" / "tempo.yaml"
+_PORTS: Final = (3200, 9095, 4317, 4318)
+
+
+def run(plan: Plan) -> list[Figure]:
+    """Return the figures of the section: none without a Tempo."""
+    sizes = [plan.runs] if plan.runs else [2_000] if plan.quick else [20_000, 100_000]
+    pairs = [pair.split("=", 1) for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
+    pairs = [pair for pair in pairs if pair[0].startswith("tempo+")]
+    figures: list[Figure] = []
+    if pairs:
+        for url, otlp in pairs:
+            for size in sizes:
+                figures += _server(plan, url, otlp, "named", size, f"bench-{time.time_ns()}")
+        return figures
+    if shutil.which("tempo") is None:
+        plan.say("tempo: skipped, RUNSPAN_BENCH_BACKENDS names no Tempo and none is on the search path")
+        return []
+    for size in sizes:
+        for kind in ("deploy/tempo.yaml", "plain"):
+            folder = plan.folder / f"{kind.replace('/', '-')}-{size}"
+            folder.mkdir()
+            with _started(folder, dedicated_columns=kind != "plain") as (url, otlp):
+                figures += _server(plan, url, otlp, kind, size, "")
+    return figures
+
+
+def _server(plan: Plan, url: str, otlp: str, kind: str, runs: int, tenant: str) -> Iterator[Figure]:
+    rounds = plan.rounds or (10 if plan.quick else 20)
+    start = datetime.now(UTC) - timedelta(days=_DAYS - 0.1)
+    texts = generate(runs, seed=seed(_SECTION, runs), start=start, span_days=_DAYS - 0.1)
+    documents = [Run.from_json(text) for text in texts]
+    with deliver_to(exporter_config({}, endpoint=otlp)) as delivery:
+        report = export(documents, delivery, tenant=tenant, observed_at=time.time_ns, resource=Resource())
+    if not report.complete:
+        raise RuntimeError(f"{url}: {report.summary_lines()}")
+    tempo = _Tempo(url, tenant)
+    _wait_until_visible(tempo, runs)
+    workflow = str(documents[0].workflow_id)
+    since = time.time_ns() - _DAYS * 86_400 * SECOND
+    root = "kind = server"
+    lists = [
+        ("list of 50", RunQuery(tenant), root),
+        ("list of 10", RunQuery(tenant, limit=10), root),
+        ("list of 50 of 7 days", RunQuery(tenant, since=since), root),
+        ("list of 50 failed", RunQuery(tenant, status="failed"), f"{root} && status = error"),
+        ("list of 50 of a workflow", RunQuery(tenant, workflow_id=workflow), f'name = "run {workflow}"'),
+    ]
+    name = f"{kind}, {runs:,} runs"
+    goal = at_most(6 if kind == "plain" else 2)
+    for what, query, spans in lists:
+        contestants: dict[str, Callable[[int], float]] = {
+            "ours": lambda turn, query=query: _seconds(lambda: tempo.list(query)),
+            "own": lambda turn, query=query, spans=spans: _seconds(lambda: tempo.search(spans, query.limit)),
+        }
+        tempo.list(query)  # so that the width of a page is known
+        samples = take_turns(contestants, rounds)
+        yield _figure(f"{name}: {what} / own", samples["ours"], samples["own"], goal)
+    deep = [_seconds(lambda: tempo.pages(RunQuery(tenant), _PAGES)) / _PAGES for _ in range(max(1, rounds // 5))]
+    own = [_seconds(lambda: tempo.search(root, 50)) for _ in range(rounds)]
+    yield _figure(f"{name}: a page of {_PAGES} / own search", deep, [min(own)] * len(deep), goal)
+    chosen = documents[:: max(1, runs // (rounds * 5))]
+    reads = take_turns(
+        {
+            "ours": lambda turn: _seconds(lambda: tempo.reader.document(chosen[turn % len(chosen)].id, tenant)),
+            "own": lambda turn: _seconds(lambda: tempo.trace(chosen[turn % len(chosen)].id)),
+        },
+        rounds * 5,
+    )
+    ours, theirs = (sum(sorted(reads[each])[: len(reads[each]) // 2]) for each in ("ours", "own"))
+    note = "the faster half of reads, each of another run"
+    yield Figure("tempo", f"{name}: get / own", ours / theirs, goal=at_most(1.2), note=note)
+    tempo.close()
+
+
+class _Tempo:
+    """A Tempo, by the reader and by its own requests."""
+
+    def __init__(self, url: str, tenant: str) -> None:
+        self.reader = TempoReader(remote_config(url, {}))
+        self._tenant = tenant
+        self._http = httpx.Client(base_url=url.removeprefix("tempo+"), trust_env=False, timeout=120)
+
+    def list(self, query: RunQuery) -> None:
+        """Read a page by the reader; RuntimeError if it is not full."""
+        page = self.reader.search(query)
+        if len(page.items) < query.limit or page.partial:
+            raise RuntimeError(f"a list of {len(page.items)} runs: {page.partial}")
+
+    def pages(self, query: RunQuery, count: int) -> None:
+        """Read so many pages by the reader, or all if there are fewer."""
+        for _ in range(count):
+            page = self.reader.search(query)
+            if page.cursor is None:
+                return
+            query = replace(query, cursor=page.cursor)
+
+    def search(self, spans: str, limit: int) -> int:
+        """Search for the newest spans of a week without their attributes; return the number of traces."""
+        tenant = f' && span.runspan.tenant = "{self._tenant}"' if self._tenant else ""
+        parameters: dict[str, str | int] = {
+            "q": f"{{ {spans}{tenant} }} with(most_recent=true)",
+            "start": int(time.time()) - _DAYS * 86_400,
+            "end": _LATEST,
+            "limit": limit,
+            "spss": 1,
+        }
+        response = self._http.get("/api/search", params=parameters)
+        response.raise_for_status()
+        return len(response.json()["traces"])
+
+    def trace(self, run_id: str) -> None:
+        """Request the trace of a run."""
+        trace_id = run_ids(run_id, self._tenant).trace_id.hex()
+        self._http.get(f"/api/v2/traces/{trace_id}", headers={"accept": PROTOBUF}).raise_for_status()
+
+    def close(self) -> None:
+        self.reader.close()
+        self._http.close()
+
+
+@contextmanager
+def _started(folder: Path, *, dedicated_columns: bool) -> Iterator[tuple[str, str]]:
+    """Yield the URLs of the query API and of OTLP/HTTP of a Tempo with its data below a folder."""
+    ports = _free_ports(len(_PORTS))
+    text = _CONFIG.read_text().replace("/var/tempo", str(folder)).replace("0.0.0.0:", "127.0.0.1:")
+    text = text.replace("server:\n", "server:\n  http_listen_address: 127.0.0.1\n  grpc_listen_address: 127.0.0.1\n", 1)
+    for port, free in zip(_PORTS, ports, strict=True):
+        text = re.sub(rf"(:\s?){port}\b", rf"\g<1>{free}", text)
+    if not dedicated_columns:
+        text = re.sub(r"\n    block:\n(?:      .*\n)+", "\n", text)
+    file = folder / "tempo.yaml"
+    file.write_text(text)
+    with (folder / "tempo.log").open("wb") as log:
+        process = subprocess.Popen(["tempo", f"-config.file={file}"], cwd=folder, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{ports[0]}"
+    try:
+        _wait_until_ready(url, process)
+        yield f"tempo+{url}", f"http://127.0.0.1:{ports[3]}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if httpx.get(f"{url}/ready", trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"Tempo does not start: {process.args}")
+        time.sleep(0.1)
+
+
+def _wait_until_visible(tempo: _Tempo, runs: int) -> None:
+    """Return when a search finds all runs."""
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while (found := tempo.search("kind = server", runs + 1)) < runs:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"Tempo finds {found} of {runs} runs")
+        time.sleep(2)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+def _seconds(ask: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    ask()
+    return time.perf_counter() - begin
+
+
+def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: Goal) -> Figure:
+    value, low, high = ratio(ours, own)
+    return Figure("tempo", what, value, low, high, goal=goal, note=f"Tempo's own {min(own) * 1000:.1f} ms")
