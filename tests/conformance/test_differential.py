@@ -22,7 +22,7 @@ QUERIES = 300
 SEED = 20261128
 DAY = 86_400 * SECOND
 
-pytestmark = pytest.mark.campaign
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(2400)]
 
 
 def random_runs(chance: random.Random) -> list[Run]:
