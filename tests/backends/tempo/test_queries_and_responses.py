@@ -37,7 +37,7 @@ def test_no_word_of_a_query_lies_where_the_lexer_fills_its_buffer(workflow: str 
     text = search_text(RunQuery("tenant", workflow, status))
     for one in (text.find, text.select):
         assert_padded(one)
-    assert len(text.select) > 500
+    assert len(text.select) > 400
 
 
 @pytest.mark.parametrize("count", [1, 20, 200])
@@ -100,6 +100,19 @@ def test_ids_without_their_leading_zeros() -> None:
     assert candidate.spans[0].span_id == bytes(7) + b"\xc1"
     assert (candidate.spans[0].start, candidate.spans[0].end) == (7, 9)
     assert candidate.spans[0].attributes()["runspan.revision"] == 1 << 62
+
+
+@pytest.mark.parametrize(("matched", "is_complete"), [(1, True), (2, False)])
+def test_a_set_of_which_spans_were_left_out(matched: int, is_complete: bool) -> None:
+    """A candidate is incomplete if more spans have the id of the newest than the response has."""
+    sets = []
+    for revision, count in ((1 << 62, matched), (7, 9)):
+        attributes = [{"key": "runspan.revision", "value": {"intValue": str(revision)}}]
+        sets.append({"spans": [{"spanID": "c1", "attributes": attributes}], "matched": count})
+    body = json.dumps({"traces": [{"traceID": "ab", "spanSets": sets}]})
+    (candidate,) = read_search(body.encode()).candidates
+    assert candidate.spans[0].attributes()["runspan.revision"] == 1 << 62
+    assert candidate.is_complete is is_complete
 
 
 def spans_of(body: bytes, as_json: bytes = b"") -> tuple[list[Span], str]:

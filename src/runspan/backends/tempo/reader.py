@@ -113,7 +113,9 @@ class TempoReader:
         verifier = CandidateVerifier(query, self.spans, self._pool)
         now = self._clock() // SECOND
         try:
-            return RunSearch(query, self._searcher, verifier, self._window_sizes, now, check_deadline).page()
+            return RunSearch(
+                query, self._searcher, verifier, self._pool, self._window_sizes, now, check_deadline
+            ).page()
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
 

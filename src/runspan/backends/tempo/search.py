@@ -7,7 +7,7 @@ has not ended may have done so just now, and the response does not have all attr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -15,7 +15,6 @@ from runspan.backends.tempo.search_api import (
     EARLIEST,
     LATEST,
     Candidate,
-    SearchText,
     SearchWindow,
     WindowSearcher,
     changed_text,
@@ -83,6 +82,8 @@ class CandidateVerifier:
 
     def from_search(self, candidate: Candidate) -> Decision | None:
         """Return the decision that follows from the spans found, None when the trace must be read."""
+        if not candidate.is_complete:
+            return None
         version = _newest_version(candidate.spans)
         if version.summary is None or version.missing:
             return None
@@ -208,6 +209,10 @@ def _key(candidate: Candidate) -> SortKey:
     return candidate.spans[0].start, _run_id(candidate.spans[0])
 
 
+_Changed = dict[bytes, Candidate] | None
+"""By trace id: the runs that changed after their end, wherever they lie in time; None if they are too many."""
+
+
 class RunSearch:
     """One call of ``TempoReader.search``.
 
@@ -222,6 +227,7 @@ class RunSearch:
         query: RunQuery,
         searcher: WindowSearcher,
         verifier: CandidateVerifier,
+        pool: ThreadPoolExecutor,
         window_sizes: dict[object, int],
         now: int,
         check_deadline: Callable[[], None],
@@ -229,6 +235,7 @@ class RunSearch:
         self._query = query
         self._searcher = searcher
         self._verifier = verifier
+        self._pool = pool
         self._window_sizes = window_sizes
         self._now = now
         self._check_deadline = check_deadline
@@ -236,8 +243,7 @@ class RunSearch:
         self._cursor: SortKey = _FIRST if query.cursor is None else (query.cursor.time, query.cursor.run_id)
         self._since = max(query.since or 0, 0)
         self._wanted = query.limit + 1
-        self._changed: dict[bytes, Candidate] | None = {}
-        """The traces whose runs changed after their end, wherever they lie; None if they are too many."""
+        self._changed: _Changed = {}
 
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
@@ -247,9 +253,8 @@ class RunSearch:
         high = LATEST if query.cursor is None else min(max(query.cursor.time // SECOND, EARLIEST) + 1, LATEST)
         floor = min(max(self._since // SECOND, EARLIEST), high - 1)
         newest, size = min(high, self._now), self._window_sizes.get(kind)
-        self._changed = self._find_changed()
-        text = search_text(query, after_end=self._changed is None)
-        self._search_back(text, high, floor, None if size is None else max(floor, newest - size))
+        changed = self._pool.submit(self._find_changed)
+        self._search_back(changed, high, floor, None if size is None else max(floor, newest - size))
         page = self._page()
         lowest = floor if page.cursor is None else page.cursor.time // SECOND
         if len(self._window_sizes) >= _MAX_SIZES:
@@ -257,7 +262,7 @@ class RunSearch:
         self._window_sizes[kind] = max((newest - lowest) * 5 // 4, 2)
         return page
 
-    def _find_changed(self) -> dict[bytes, Candidate] | None:
+    def _find_changed(self) -> _Changed:
         """Return the runs that changed after their end: a window of the page may show an older version of one."""
         text = changed_text(self._query)
         window = self._searcher.complete_window(text.find, EARLIEST, LATEST, _MAX_CHANGED)
@@ -272,11 +277,13 @@ class RunSearch:
         if window.missing:
             self._found.notes[f"Tempo left out {window.missing} parts of its data"] = _FIRST
 
-    def _search_back(self, text: SearchText, high: int, floor: int, low: int | None) -> None:
+    def _search_back(self, changed: Future[_Changed], high: int, floor: int, low: int | None) -> None:
         """Add windows from the newest back, until the page is full or the floor is reached.
 
+        - changed: the search of ``_find_changed``, which runs while Tempo searches the first window.
         - low: where the first window begins, None when that is not known.
         """
+        text, is_first = search_text(self._query), True
         is_cut_off = False
         enough = self._wanted * 5 // 4
         while True:
@@ -291,6 +298,12 @@ class RunSearch:
                 continue
             low = min(max(low, floor), high - 1)
             window = self._searcher.newest_window(text.select, low, high, max(4 * enough, _MIN_LIMIT), enough)
+            if is_first:
+                is_first = False
+                self._changed = changed.result()
+                if self._changed is None:
+                    text = search_text(self._query, after_end=True)
+                    continue
             low = None
             if window is None:
                 continue
