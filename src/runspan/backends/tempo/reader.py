@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from google.protobuf import json_format
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessages
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan.backends.remote.client import (
@@ -163,11 +166,19 @@ class TempoReader:
 PARTIAL: Final = "Tempo returns this trace in part: raise overrides.defaults.global.max_bytes_per_trace"
 CUT: Final = "Tempo has cut attributes of this trace: set distributor.max_attribute_bytes to 0"
 
-_TRACE, _STATUS = 1, 3
-"""Field numbers of ``TraceByIDResponse``."""
+_FIELDS: Final = [
+    FieldDescriptorProto(name="trace", number=1, type=FieldDescriptorProto.TYPE_BYTES),
+    FieldDescriptorProto(name="status", number=3, type=FieldDescriptorProto.TYPE_INT32),
+]
+_FILE: Final = FileDescriptorProto(
+    name="runspan/tempo.proto",
+    package="runspan.tempo",
+    syntax="proto3",
+    message_type=[DescriptorProto(name="TraceByIDResponse", field=_FIELDS)],
+)
+_TraceResponse: Final = GetMessages([_FILE])["runspan.tempo.TraceByIDResponse"]
+"""Tempo's message of that name, with the serialized trace."""
 _STATUS_PARTIAL: Final = 1
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""Wire types."""
 _JSON_ERRORS: Final = (json_format.ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
 """What the two JSON parsers raise for malformed content."""
 
@@ -184,9 +195,12 @@ def read_trace(body: bytes, fetch_json: Callable[[], Response]) -> tuple[list[Sp
 
     Raise ValueError when the body is no trace.
     """
-    trace, is_partial = _unwrap(body)
     try:
-        return read_spans(trace), PARTIAL if is_partial else ""
+        response: Any = _TraceResponse.FromString(body)
+    except DecodeError as error:
+        raise ValueError(f"not a TraceByIDResponse: {error}") from None
+    try:
+        return read_spans(response.trace), PARTIAL if response.status == _STATUS_PARTIAL else ""
     except PayloadError:
         content = fetch_json().content
     try:
@@ -194,38 +208,3 @@ def read_trace(body: bytes, fetch_json: Callable[[], Response]) -> tuple[list[Sp
         return all_spans(json_format.Parse(text, TracesData(), ignore_unknown_fields=True)), CUT
     except _JSON_ERRORS as error:
         raise ValueError(f"neither protobuf nor JSON can be read: {error}") from None
-
-
-def _unwrap(body: bytes) -> tuple[bytes, bool]:
-    """Return the trace inside a ``TraceByIDResponse``, and whether its status is PARTIAL."""
-    trace, is_partial, offset = b"", False, 0
-    while offset < len(body):
-        tag, offset = _varint(body, offset)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            value, offset = _varint(body, offset)
-            is_partial = is_partial or (number == _STATUS and value == _STATUS_PARTIAL)
-        elif wire_type == _BYTES:
-            length, offset = _varint(body, offset)
-            if offset + length > len(body):
-                raise ValueError("the response ends inside a field")
-            if number == _TRACE:
-                trace += body[offset : offset + length]
-            offset += length
-        elif wire_type in (_FIXED64, _FIXED32):
-            offset += 8 if wire_type == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {wire_type}")
-    return trace, is_partial
-
-
-def _varint(body: bytes, offset: int) -> tuple[int, int]:
-    value = shift = 0
-    while offset < len(body) and shift < 70:
-        byte = body[offset]
-        offset += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, offset
-        shift += 7
-    raise ValueError("a varint without an end")
