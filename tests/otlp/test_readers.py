@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from runspan.codec.fields import ROLE
 from runspan.errors import PayloadError, PayloadTooLarge
 from runspan.model.span import Event, Link, Span, to_plain
 from runspan.model.timestamps import MAX_NS
+from runspan.otlp import json as otlp_json
+from runspan.otlp import protobuf_reader
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
 from runspan.otlp.protobuf_reader import MAX_REJECTIONS, read_protobuf, read_spans
@@ -484,9 +487,22 @@ def test_bytes_are_read_or_refused(noise: bytes, length: int) -> None:
     assert received.total == len(received.spans) + len(received.foreign) + len(received.rejected)
 
 
+@pytest.fixture
+def limit_spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that sets how many spans, ResourceSpans and ScopeSpans a request may have."""
+
+    def limit(count: int) -> None:
+        for module in (otlp_json, protobuf_reader):
+            monkeypatch.setattr(module, "default_max_spans", lambda size: count)
+
+    return limit
+
+
 @pytest.mark.parametrize("form", ["protobuf", "json"])
 @pytest.mark.parametrize("shape", [[[3, 0], [], [2]], [[]] * 5, [[0] * 9], [[200]]])
-def test_spans_and_their_containers_are_limited(shape: list[list[int]], form: str) -> None:
+def test_spans_and_their_containers_are_limited(
+    shape: list[list[int]], form: str, limit_spans: Callable[[int], None]
+) -> None:
     """A request at the limit is read and one above it is refused; other fields do not count."""
     request = ExportTraceServiceRequest()
     for scopes in shape:
@@ -500,9 +516,11 @@ def test_spans_and_their_containers_are_limited(shape: list[list[int]], form: st
     count = sum(1 + len(scopes) + sum(scopes) for scopes in shape)
     read = read_protobuf if form == "protobuf" else read_json
     sent = request.SerializeToString() if form == "protobuf" else json.dumps(MessageToDict(request)).encode()
-    assert read(sent, max_spans=count).total == sum(map(sum, shape))
+    limit_spans(count)
+    assert read(sent).total == sum(map(sum, shape))
+    limit_spans(count - 1)
     with pytest.raises(PayloadTooLarge, match=f"at most {count - 1} spans.*smaller requests"):
-        read(sent, max_spans=count - 1)
+        read(sent)
 
 
 @pytest.mark.parametrize(
@@ -515,19 +533,22 @@ def test_spans_and_their_containers_are_limited(shape: list[list[int]], form: st
         b"\x8a\x00\x80\x00",  # a container whose tag and length have more bytes than necessary
     ],
 )
-def test_no_encoding_hides_spans_from_the_limit(before: bytes) -> None:
+def test_no_encoding_hides_spans_from_the_limit(before: bytes, limit_spans: Callable[[int], None]) -> None:
     """Fields that protobuf skips are skipped when spans are counted, so the spans after them count."""
     wire = before + body(*[own()] * 20)
-    assert read_protobuf(wire, max_spans=23).total == 20
+    limit_spans(23)
+    assert read_protobuf(wire).total == 20
+    limit_spans(20)
     with pytest.raises(PayloadTooLarge):
-        read_protobuf(wire, max_spans=20)
+        read_protobuf(wire)
 
 
 @pytest.mark.parametrize("field", [b"\x1a\x00", b"\x1b\x1c", b"\x18\x00", b"\x1b"])
-def test_unknown_fields_are_limited(field: bytes) -> None:
+def test_unknown_fields_are_limited(field: bytes, limit_spans: Callable[[int], None]) -> None:
     """A body of unknown fields only is refused."""
+    limit_spans(10)
     with pytest.raises(PayloadTooLarge):
-        read_protobuf(field * 100, max_spans=10)
+        read_protobuf(field * 100)
 
 
 def test_a_truncated_request_is_malformed_and_not_too_large() -> None:

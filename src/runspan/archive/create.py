@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import zstandard
 from msgspec import Struct
 
 from runspan._version import __version__
-from runspan.archive.select import CollectedRun, RetryingReader, collect, cursor_before
+from runspan.archive.select import MAX_NAMED, CollectedRun, RetryingReader, collect, cursor_before
 from runspan.archive.targets import (
     ArchiveTarget,
     exclusive,
@@ -25,11 +25,12 @@ from runspan.archive.targets import (
     translate_os_errors,
     unfinished,
 )
-from runspan.backends.sqlite.retention import PurgeResult
+from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.delivery.dead_letters import framed
 from runspan.errors import StoreError
 from runspan.model.document import Run, sort_time
+from runspan.model.timestamps import SECOND
 from runspan.sources.archive import (
     FORMAT,
     PART_PREFIX,
@@ -44,12 +45,10 @@ from runspan.sources.archive import (
     write_manifest,
 )
 
-SECOND: Final = 1_000_000_000
 PART_BYTES: Final = 32 << 20
 """The size of the documents in one file, about. A file is compressed in memory, and is the most that a killed process
 has to do again."""
 
-MAX_NAMED: Final = 20
 _PURGED_AT_ONCE: Final = 500
 """Runs that one transaction deletes: what arrives meanwhile waits for milliseconds."""
 
@@ -248,23 +247,15 @@ class _ArchiveJob:
 
     def _write(self, writer: PartWriter, after: Cursor) -> None:
         """Write a file, and then the progress: a process that is killed in between writes the file again."""
-        written = writer.finish()
-        self.target.write(written.part.digests, written.digests)
-        self.target.write(written.part.name, written.content)
-        self._change(files=(*self.progress.manifest.files, written.part))
+        part, content, digests = writer.finish()
+        self.target.write(part.digests, digests)
+        self.target.write(part.name, content)
+        self._change(files=(*self.progress.manifest.files, part))
         self.progress.after = _pair(after)
         self.target.write(PROGRESS, msgspec.json.encode(self.progress))
 
     def _change(self, **members: Any) -> None:
         self.progress.manifest = msgspec.structs.replace(self.progress.manifest, **members)
-
-
-class WrittenPart(NamedTuple):
-    """A file of documents, its file of digests, and their entry in the manifest."""
-
-    part: ArchivePart
-    content: bytes
-    digests: bytes
 
 
 class _Compressor(Protocol):
@@ -298,8 +289,8 @@ class PartWriter:
         self._times.append(sort_time(run.envelope))
         self._bytes += len(run.text)
 
-    def finish(self) -> WrittenPart:
-        """Return the files. No document can be added after that."""
+    def finish(self) -> tuple[ArchivePart, bytes, bytes]:
+        """Return the entry in the manifest, the file and its file of digests. No document can be added after that."""
         content = b"".join([*self._compressed, self._compressor.flush()])
         digests = b"".join(self._digests)
         part = ArchivePart(
@@ -313,15 +304,7 @@ class PartWriter:
             oldest=min(self._times),
             newest=max(self._times),
         )
-        return WrittenPart(part, content, digests)
-
-
-class PurgeableStore(Protocol):
-    """A store that deletes runs by their digest."""
-
-    def purge(self, items: list[tuple[bytes, str]], tenant: str) -> PurgeResult: ...
-
-    def vacuum(self) -> None: ...
+        return part, content, digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +322,7 @@ class PurgeReport:
     """Foreign spans that were deleted with their runs. An archive does not contain them."""
 
 
-def purge(store: PurgeableStore, folder: str, manifest: Manifest, *, on_progress: Callable[[int], None]) -> PurgeReport:
+def purge(store: SqliteStore, folder: str, manifest: Manifest, *, on_progress: Callable[[int], None]) -> PurgeReport:
     """Delete the runs of a verified archive. ``on_progress``: called with the number of runs that were just examined.
 
     If the process is killed, every run is either complete in the store or deleted, and all are in the archive.

@@ -15,7 +15,7 @@ from tenacity.wait import wait_random_exponential
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
-from runspan.model.document import TERMINAL_RUN_STATUSES, Run, sort_time
+from runspan.model.document import Run, sort_time
 from runspan.sources.archive import SkipCount, SkippedRuns
 
 T = TypeVar("T")
@@ -100,14 +100,22 @@ class CollectedRun(NamedTuple):
 def collect(
     reader: RetryingReader, query: RunQuery, *, after: Cursor, on_partial: Callable[[str], None]
 ) -> Iterator[CollectedRun]:
-    """Yield everything of the list after a cursor, newest first.
+    """Yield everything of the list after a cursor, newest first, and fetch some documents for each thread ahead.
 
     Of ``query`` the tenant and ``since`` count. ``on_partial`` is called with what the backend could not search.
     """
+    pending: deque[tuple[Future[Run | SkippedRun], Cursor]] = deque()
     with ThreadPoolExecutor(reader.concurrency, thread_name_prefix="runspan-archive") as pool:
         stopping = threading.Event()
         try:
-            yield from _fetched(reader, query, after, on_partial, pool, stopping)
+            for item in _items(reader, query, after, on_partial):
+                future = pool.submit(_document, reader, item, query.tenant, stopping)
+                pending.append((future, Cursor(sort_time(item.envelope), item.id)))
+                while len(pending) > 4 * reader.concurrency:
+                    future, cursor = pending.popleft()
+                    yield CollectedRun(future.result(), cursor)
+            for future, cursor in pending:
+                yield CollectedRun(future.result(), cursor)
         finally:
             stopping.set()
             pool.shutdown(cancel_futures=True)
@@ -118,50 +126,22 @@ def cursor_before(moment: int) -> Cursor:
     return Cursor(moment, _FIRST_ID)
 
 
-def _fetched(
-    reader: RetryingReader,
-    query: RunQuery,
-    after: Cursor,
-    on_partial: Callable[[str], None],
-    pool: ThreadPoolExecutor,
-    stopping: threading.Event,
-) -> Iterator[CollectedRun]:
-    """Yield the documents in order, and fetch some for each thread ahead of them."""
-    pending: deque[tuple[Future[Run | SkippedRun], Cursor]] = deque()
-    for summary in _summaries(reader, query, after, on_partial):
-        pending.append((pool.submit(_document, reader, summary, query.tenant, stopping), summary.cursor))
-        while len(pending) > 4 * reader.concurrency:
-            future, cursor = pending.popleft()
-            yield CollectedRun(future.result(), cursor)
-    for future, cursor in pending:
-        yield CollectedRun(future.result(), cursor)
-
-
-class _Summary(NamedTuple):
-    run_id: str
-    status: str
-    cursor: Cursor
-
-
-def _summaries(
-    reader: RetryingReader, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]
-) -> Iterator[_Summary]:
+def _items(reader: RetryingReader, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]) -> Iterator[Run]:
+    """Yield the items of the list: documents of few members."""
     cursor: Cursor | None = after
     while cursor is not None:
         page_query = replace(query, limit=MAX_LIMIT, cursor=cursor)
         page = reader.call(lambda query=page_query: reader.reader.search(query))  # type: ignore[misc]  # binds it
         for line in page.partial:
             on_partial(line)
-        for item in page.items:
-            run = Run.from_json(item)  # a list's item is a document of few members
-            yield _Summary(run.id, run.status or "", Cursor(sort_time(run.envelope), run.id))
+        yield from map(Run.from_json, page.items)
         cursor = page.cursor
 
 
-def _document(reader: RetryingReader, summary: _Summary, tenant: str, stopping: threading.Event) -> Run | SkippedRun:
+def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threading.Event) -> Run | SkippedRun:
     """Return the run of a list's item, or why it is skipped. Raise errors of the backend itself."""
-    run_id = summary.run_id
-    if summary.status not in TERMINAL_RUN_STATUSES:
+    run_id = item.id
+    if not item.finished:
         return SkippedRun("unfinished", run_id)
     if stopping.is_set():
         return SkippedRun("unreadable", run_id, "not fetched")

@@ -37,24 +37,9 @@ def connect(
     env: The ``RUNSPAN_BACKEND_…`` variables, such as ``os.environ``; see ``backends.remote.config``.
     services: The service names of the runs, for Jaeger; else ``RUNSPAN_BACKEND_SERVICES``, else all that Jaeger has.
     """
-    kind = url.partition(":")[0].partition("+")[0].lower()
-    if "+" in url.partition(":")[0] and kind in ("tempo", "jaeger"):
-        return _remote(kind, url, env, services)
-    return open_store(url, retention_days=retention_days, forms=FORMS)
-
-
-def open_store(url: str, *, retention_days: float | None = None, forms: tuple[str, ...] = FORMS[:1]) -> SqliteStore:
-    """Open the embedded store of a URL. ConfigError if the URL is another backend's or none."""
-    scheme, colon, rest = url.partition(":")
-    if not colon or scheme != "sqlite":
-        got = repr(redact_url(url))
-        raise ConfigError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
-    if not rest:
-        raise ConfigError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
-    return SqliteStore(Path(rest), retention_days=retention_days)
-
-
-def _remote(kind: str, url: str, env: Mapping[str, str], services: Sequence[str] | None) -> TempoReader | JaegerReader:
+    kind, plus, _ = url.partition(":")[0].lower().partition("+")
+    if not plus or kind not in ("tempo", "jaeger"):
+        return open_store(url, retention_days=retention_days, forms=FORMS)
     # Imported here, so that callers of the embedded store alone load no HTTP client.
     from runspan.backends.remote.config import remote_config  # noqa: PLC0415
 
@@ -67,3 +52,14 @@ def _remote(kind: str, url: str, env: Mapping[str, str], services: Sequence[str]
 
     named = [name.strip() for name in env.get("RUNSPAN_BACKEND_SERVICES", "").split(",") if name.strip()]
     return JaegerReader(config, services=services or named or None)
+
+
+def open_store(url: str, *, retention_days: float | None = None, forms: tuple[str, ...] = FORMS[:1]) -> SqliteStore:
+    """Open the embedded store of a URL. ConfigError if the URL is another backend's or none."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme != "sqlite":
+        got = repr(redact_url(url))
+        raise ConfigError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
+    if not rest:
+        raise ConfigError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
+    return SqliteStore(Path(rest), retention_days=retention_days)

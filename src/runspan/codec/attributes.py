@@ -8,6 +8,7 @@ derived from them are computed once, as templates.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
 from typing import Any
@@ -15,40 +16,16 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from runspan.codec.fields import (
-    ABSENT,
-    MAX_ATTRIBUTE_BYTES,
-    MAX_EVENT_PIECES,
-    NON_CANONICAL,
-    PREVIEW,
-    REVISION,
-    ROLE,
-    ROLE_REVISION,
-    ROLE_RUN,
-    ROLE_STEP,
-    ROOT_REVISION,
-    RUN_TABLE,
-    SIZE,
-    STEP_EXTRA,
-    STEP_TABLE,
-    SUMMARY_TABLE,
-    TEXT_KEY,
-    TEXT_NUMBER,
-    TEXT_PIECE,
-    WORKFLOW_ID,
-    Field,
-    FieldKind,
-    Table,
-)
+from runspan.codec import fields
 from runspan.codec.placement import LOOP
 from runspan.codec.semconv import PIPELINE_NAME, RUN_ERRORS, RUN_RESULTS, RUN_STATES, STEP_ERRORS, STEP_RESULTS
-from runspan.model.document import TERMINAL_STEP_STATUSES, Step, parse_document, with_extra_step
+from runspan.model.document import TERMINAL_STEP_STATUSES, Step, parse_document, time_ns, with_extra_step
 from runspan.model.span import INTERNAL, SERVER, Attributes, Event, Pairs, Span, Value, hash_parts, to_plain
-from runspan.model.timestamps import canonical_ns, canonical_text, parse_ns
+from runspan.model.timestamps import canonical_ns, canonical_text
 
 _json = msgspec.json.encode
 _INT64 = 1 << 63
-_PAYLOAD, _INTEGER = FieldKind.PAYLOAD, FieldKind.INTEGER
+_PAYLOAD, _INTEGER = fields.FieldKind.PAYLOAD, fields.FieldKind.INTEGER
 _PREVIEW_BYTES = 500
 
 
@@ -78,13 +55,13 @@ def encode_text(content: SpanContent, key: str, text: bytes | Raw, *, preview: b
     if type(text) is not Raw:
         text = Raw(text)
     size = memoryview(text).nbytes
-    if size <= MAX_ATTRIBUTE_BYTES:
+    if size <= fields.MAX_ATTRIBUTE_BYTES:
         content.pairs.append((key, text))
         return
     plain = bytes(text)
-    content.pairs.append((key + SIZE, size))
+    content.pairs.append((key + fields.SIZE, size))
     if preview:
-        content.pairs.append((key + PREVIEW, next(_split(plain, _PREVIEW_BYTES)).decode() + "…"))
+        content.pairs.append((key + fields.PREVIEW, next(_split(plain, _PREVIEW_BYTES)).decode() + "…"))
     content.texts.append((key, plain))
 
 
@@ -93,13 +70,13 @@ def text_events(texts: Iterable[tuple[str, bytes]], time: int) -> tuple[Event, .
     events = []
     for key, text in texts:
         name = key.removeprefix("runspan.").removeprefix("run.").removeprefix("step.")
-        pieces = _split(text, MAX_ATTRIBUTE_BYTES)
+        pieces = _split(text, fields.MAX_ATTRIBUTE_BYTES)
         for number in count():
-            group = enumerate(islice(pieces, MAX_EVENT_PIECES))
-            numbered = [(f"{TEXT_PIECE}{at}", piece.decode()) for at, piece in group]
+            group = enumerate(islice(pieces, fields.MAX_EVENT_PIECES))
+            numbered = [(f"{fields.TEXT_PIECE}{at}", piece.decode()) for at, piece in group]
             if not numbered:
                 break
-            events.append(Event(name, time, ((TEXT_KEY, key), (TEXT_NUMBER, number), *numbered)))
+            events.append(Event(name, time, ((fields.TEXT_KEY, key), (fields.TEXT_NUMBER, number), *numbered)))
     return tuple(events)
 
 
@@ -109,9 +86,9 @@ def read_attributes(span: Span) -> dict[str, Value]:
     found: dict[str, dict[int, str]] = {}
     for event in span.events:
         values = dict(event.attributes)
-        key, number = to_plain(values.get(TEXT_KEY)), values.get(TEXT_NUMBER)
+        key, number = to_plain(values.get(fields.TEXT_KEY)), values.get(fields.TEXT_NUMBER)
         if type(key) is str and type(number) is int:
-            pieces = [to_plain(values.get(f"{TEXT_PIECE}{at}")) for at in range(MAX_EVENT_PIECES)]
+            pieces = [to_plain(values.get(f"{fields.TEXT_PIECE}{at}")) for at in range(fields.MAX_EVENT_PIECES)]
             found.setdefault(key, {})[number] = "".join([piece for piece in pieces if type(piece) is str])
     for key, texts in found.items():
         if key not in attributes and all(number in texts for number in range(len(texts))):
@@ -124,7 +101,7 @@ def decode_text(attributes: Mapping[str, Value], key: str) -> bytes | None:
 
     For ``attributes`` see ``read_attributes``.
     """
-    value, size = attributes.get(key), attributes.get(key + SIZE)
+    value, size = attributes.get(key), attributes.get(key + fields.SIZE)
     if value is None and size is None:
         return None
     if not isinstance(value, str | Raw):
@@ -151,12 +128,12 @@ def _split(text: bytes, length: int) -> Iterator[bytes]:
 
 
 def _encode_non_canonical(content: SpanContent, key: str, value: Any) -> None:
-    encode_text(content, key + NON_CANONICAL, value if type(value) is Raw else _json(value))
+    encode_text(content, key + fields.NON_CANONICAL, value if type(value) is Raw else _json(value))
 
 
 def _decode_non_canonical(attributes: Mapping[str, Value], key: str) -> Any:
     """Return ``Raw``, a string or None; UNSET if there is no such attribute."""
-    text = decode_text(attributes, key + NON_CANONICAL)
+    text = decode_text(attributes, key + fields.NON_CANONICAL)
     return UNSET if text is None else _string_or_raw(text)
 
 
@@ -174,7 +151,7 @@ def _string_or_raw(text: bytes) -> Any:
 # Members that have an attribute of their own.
 
 
-def encode_value(content: SpanContent, field: Field, value: Any) -> None:
+def encode_value(content: SpanContent, field: fields.Field, value: Any) -> None:
     """Append a member of the kinds LABEL, TEXT, INTEGER and PAYLOAD. UNSET appends nothing."""
     if value is UNSET:
         return
@@ -186,13 +163,13 @@ def encode_value(content: SpanContent, field: Field, value: Any) -> None:
             _encode_non_canonical(content, field.key, value)
         else:
             content.pairs.append((field.key, number))
-    elif type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4:
+    elif type(value) is str and 0 < len(value) <= fields.MAX_ATTRIBUTE_BYTES // 4:
         content.pairs.append((field.key, value))
     else:
         _encode_non_canonical(content, field.key, value)
 
 
-def decode_value(attributes: Mapping[str, Value], field: Field) -> Any:
+def decode_value(attributes: Mapping[str, Value], field: fields.Field) -> Any:
     """Return the member as the document classes hold it, or UNSET if the document does not have it."""
     if field.kind is _PAYLOAD:
         text = decode_text(attributes, field.key)
@@ -201,7 +178,7 @@ def decode_value(attributes: Mapping[str, Value], field: Field) -> Any:
     if field.kind is _INTEGER:
         if type(value) is int:
             return Raw(b"%d" % value)
-        text = decode_text(attributes, field.key + NON_CANONICAL)
+        text = decode_text(attributes, field.key + fields.NON_CANONICAL)
         return UNSET if text is None else Raw(text)
     if type(value) is str:
         return value
@@ -222,7 +199,9 @@ def _parse_int64(text: bytes) -> int | None:
 # Times, carried by the span's own start and end if they are canonical.
 
 
-def encode_times(content: SpanContent, table: Table, started: Any, completed: Any, fallback: int) -> tuple[int, int]:
+def encode_times(
+    content: SpanContent, table: fields.Table, started: Any, completed: Any, fallback: int
+) -> tuple[int, int]:
     """Return the span's start and end in nanoseconds, and append the times that these cannot carry.
 
     The end is always after the start, because Jaeger moves any other end. ``fallback`` is the start of a span whose
@@ -232,23 +211,31 @@ def encode_times(content: SpanContent, table: Table, started: Any, completed: An
     end_ns = canonical_ns(completed) if type(completed) is str else None
     if start_ns is not None and end_ns is not None and end_ns > start_ns:
         return start_ns, end_ns
-    last = end_ns if end_ns is not None else _approximate_ns(completed)
-    first = start_ns if start_ns is not None else _approximate_ns(started)
-    if first is None:
-        first = fallback if last is None else last
     if start_ns is None:
         encode_time(content, table.start, started)
-    if last is None or last <= first:
-        last, end_ns = first + 1, None
-    if end_ns is None:
-        encode_time(content, table.end, completed)
-    return first, last
+        start_ns = time_ns(started)
+    if start_ns is None:
+        start_ns = time_ns(completed)
+    if start_ns is None:
+        start_ns = fallback
+    return start_ns, _encode_end(content, table.end, completed, start_ns)
 
 
-def encode_time(content: SpanContent, field: Field, value: Any) -> None:
+def _encode_end(content: SpanContent, field: fields.Field, completed: Any, start: int) -> int:
+    """Return the end of a span in nanoseconds, and append the time if it is another one."""
+    end = time_ns(completed)
+    if end is None or end <= start:
+        encode_time(content, field, completed)
+        return start + 1
+    if canonical_ns(completed) is None:
+        encode_time(content, field, completed)
+    return end
+
+
+def encode_time(content: SpanContent, field: fields.Field, value: Any) -> None:
     """Append a time that the span's own times do not carry."""
     if value is UNSET:
-        content.pairs.append((field.key + NON_CANONICAL, ABSENT))
+        content.pairs.append((field.key + fields.NON_CANONICAL, fields.ABSENT))
     else:
         _encode_non_canonical(content, field.key, value)
 
@@ -261,38 +248,28 @@ def encode_run_times(
     The span starts at the run's position. Without ``has_end`` it has no length, as a span of an unfinished run.
     """
     if type(started) is not str or canonical_ns(started) != position:
-        encode_time(content, RUN_TABLE.start, started)
+        encode_time(content, fields.RUN_TABLE.start, started)
     if not has_end:
         if completed is not UNSET:
-            _encode_non_canonical(content, RUN_TABLE.end.key, completed)
+            _encode_non_canonical(content, fields.RUN_TABLE.end.key, completed)
         return position, position + 1
-    end_ns = canonical_ns(completed) if type(completed) is str else None
-    last = end_ns if end_ns is not None else _approximate_ns(completed)
-    if last is None or last <= position:
-        last, end_ns = position + 1, None
-    if end_ns is None:
-        encode_time(content, RUN_TABLE.end, completed)
-    return position, last
+    return position, _encode_end(content, fields.RUN_TABLE.end, completed, position)
 
 
-def decode_time(attributes: Mapping[str, Value], field: Field, ns: int | None) -> Any:
+def decode_time(attributes: Mapping[str, Value], field: fields.Field, ns: int | None) -> Any:
     """Return the time as the document has it: that of the attribute if there is one, else the span's own.
 
     ``ns`` is None for a span that has no end of its own.
     """
-    text = decode_text(attributes, field.key + NON_CANONICAL)
+    text = decode_text(attributes, field.key + fields.NON_CANONICAL)
     if text is not None:
-        return UNSET if text == ABSENT.encode() else _string_or_raw(text)
+        return UNSET if text == fields.ABSENT.encode() else _string_or_raw(text)
     if ns is None:
         return UNSET
     canonical = canonical_text(ns)
     if canonical is None:
         raise AttributeDecodeError(f"the span's {field.kind.name.lower()} was changed")
     return canonical
-
-
-def _approximate_ns(value: Any) -> int | None:
-    return parse_ns(value) if type(value) is str else None
 
 
 # All members of a span.
@@ -302,26 +279,28 @@ class _Never:
     """A type that no attribute value has."""
 
 
-def _canonical_forms(table: Table) -> dict[str, tuple[str, type, FieldKind]]:
+def _canonical_forms(table: fields.Table) -> dict[str, tuple[str, type, fields.FieldKind]]:
     """Return member, value type and kind by attribute key.
 
     The keys that mark a member as non-canonical or split have the type ``_Never``, so that they fail the type check.
     """
-    forms: dict[str, tuple[str, type, FieldKind]] = {
+    forms: dict[str, tuple[str, type, fields.FieldKind]] = {
         field.key: (field.member, int if field.kind is _INTEGER else str, field.kind)
         for field in (*table.labels, *table.values)
     }
     for field in table.fields:
-        for suffix in (NON_CANONICAL, SIZE, NON_CANONICAL + SIZE):
+        for suffix in (fields.NON_CANONICAL, fields.SIZE, fields.NON_CANONICAL + fields.SIZE):
             forms[field.key + suffix] = "", _Never, field.kind
     return forms
 
 
-_CANONICAL_FORMS = {table: _canonical_forms(table) for table in (RUN_TABLE, STEP_TABLE, SUMMARY_TABLE)}
+_CANONICAL_FORMS = {
+    table: _canonical_forms(table) for table in (fields.RUN_TABLE, fields.STEP_TABLE, fields.SUMMARY_TABLE)
+}
 
 
 def decode_members(
-    attributes: Mapping[str, Value], table: Table, span: Span, *, has_end: bool = True
+    attributes: Mapping[str, Value], table: fields.Table, span: Span, *, has_end: bool = True
 ) -> dict[str, Any]:
     """Return the members of a run or step span by their names in the document classes. Raises AttributeDecodeError.
 
@@ -350,7 +329,9 @@ def decode_members(
     return values
 
 
-def _decode_field_by_field(attributes: Mapping[str, Value], table: Table, span: Span, has_end: bool) -> dict[str, Any]:
+def _decode_field_by_field(
+    attributes: Mapping[str, Value], table: fields.Table, span: Span, has_end: bool
+) -> dict[str, Any]:
     """Do the work of ``decode_members`` for spans with a member that is non-canonical, long or absent."""
     values: dict[str, Any] = {}
     try:
@@ -370,10 +351,10 @@ def _decode_field_by_field(attributes: Mapping[str, Value], table: Table, span: 
 def decode_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
     """Return the step of a step span. Raises AttributeDecodeError."""
     attributes = read_attributes(span) if attributes is None else attributes
-    values = decode_members(attributes, STEP_TABLE, span)
+    values = decode_members(attributes, fields.STEP_TABLE, span)
     if "id" not in values:
         raise AttributeDecodeError(f"span {span.span_id.hex()}: the step's id is missing")
-    return with_extra_step(Step(**values), decode_extra(attributes, STEP_EXTRA))
+    return with_extra_step(Step(**values), decode_extra(attributes, fields.STEP_EXTRA))
 
 
 def parse_open_step(text: str) -> Step:
@@ -399,53 +380,38 @@ _MAX_TEMPLATES = 4096
 """Entries per cache. With names of ``_MAX_NAME_LENGTH`` characters that is a few megabytes."""
 _MAX_NAME_LENGTH = 500
 """Characters of a label in span names and ``cicd.*`` attributes: at most 2000 bytes."""
+_NO_ATTRIBUTES = Attributes([])
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class SpanTemplate:
     """The parts of a span that its labels determine."""
 
-    __slots__ = (
-        "error_type",
-        "finished",
-        "identity",
-        "is_agent",
-        "is_loop",
-        "is_sub_workflow",
-        "kind",
-        "name",
-        "pipeline",
-        "salt",
-        "shared",
-        "special",
-        "texts",
-        "wire",
-    )
+    name: str
+    kind: int
+    shared: Attributes
+    texts: list[tuple[str, bytes]]
+    """Labels that are too long for an attribute."""
+    error_type: str | None
+    """The default ``error.type`` if the status is an error, else None."""
+    is_agent: bool = False
+    is_loop: bool = False
+    is_sub_workflow: bool = False
+    finished: bool = False
+    """Whether a step has ended."""
+    pipeline: str = ""
+    """The workflow of a run, as span names show it."""
+    identity: Attributes = _NO_ATTRIBUTES
+    """The labels of a run that are on all of its spans."""
+    salt: int = 0
+    """64 bits of the digest of ``identity``."""
+    wire: bytes | None = None
+    """The OTLP bytes of name, kind and ``shared``, cached by a writer."""
+    special: bool = dataclasses.field(init=False)
+    """Whether the span has attributes, links or a status derived from its payloads."""
 
-    def __init__(
-        self, name: str, kind: int, content: SpanContent, error_type: str | None, step_type: object = None
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.shared = Attributes(content.pairs)
-        self.texts = content.texts
-        """Labels that are too long for an attribute."""
-        self.error_type = error_type
-        """The default ``error.type`` if the status is an error, else None."""
-        self.is_agent = step_type == "agent"
-        self.is_loop = step_type == LOOP
-        self.is_sub_workflow = step_type == "sub-workflow"
-        self.special = self.is_agent or self.is_sub_workflow or error_type is not None or bool(self.texts)
-        """Whether the span has attributes, links or a status derived from its payloads."""
-        self.finished = False
-        """Whether a step has ended."""
-        self.pipeline = ""
-        """The workflow of a run, as span names show it."""
-        self.identity = Attributes([])
-        """The labels of a run that are on all of its spans."""
-        self.salt = 0
-        """64 bits of the digest of ``identity``."""
-        self.wire: bytes | None = None
-        """The OTLP bytes of name, kind and ``shared``, cached by a writer."""
+    def __post_init__(self) -> None:
+        self.special = self.is_agent or self.is_sub_workflow or self.error_type is not None or bool(self.texts)
 
 
 class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
@@ -468,9 +434,9 @@ class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
 def _create_step_template(*values: Any) -> SpanTemplate:
     content = SpanContent()
     pairs = content.pairs
-    pairs.append((ROLE, ROLE_STEP))
+    pairs.append((fields.ROLE, fields.ROLE_STEP))
     members: dict[str, Any] = {}
-    for field, value in zip(STEP_TABLE.labels, values, strict=True):
+    for field, value in zip(fields.STEP_TABLE.labels, values, strict=True):
         encode_value(content, field, value)
         members[field.member] = value
     labels = (members["name"], members["id"], "step")
@@ -485,19 +451,31 @@ def _create_step_template(*values: Any) -> SpanTemplate:
         name = f"invoke_agent {name}"
     if status == "skipped":
         name = f"{name} (skipped)"
-    template = SpanTemplate(name, INTERNAL, content, STEP_ERRORS.get(status), kind)
-    template.finished = status in TERMINAL_STEP_STATUSES
-    return template
+    return SpanTemplate(
+        name,
+        INTERNAL,
+        Attributes(pairs),
+        content.texts,
+        STEP_ERRORS.get(status),
+        is_agent=kind == "agent",
+        is_loop=kind == LOOP,
+        is_sub_workflow=kind == "sub-workflow",
+        finished=status in TERMINAL_STEP_STATUSES,
+    )
 
 
 def _create_run_template(is_root: bool, *values: Any) -> SpanTemplate:
     content = SpanContent()
-    content.pairs += [(ROLE, ROLE_RUN), (REVISION, ROOT_REVISION)] if is_root else [(ROLE, ROLE_REVISION)]
+    content.pairs += (
+        [(fields.ROLE, fields.ROLE_RUN), (fields.REVISION, fields.ROOT_REVISION)]
+        if is_root
+        else [(fields.ROLE, fields.ROLE_REVISION)]
+    )
     members: dict[str, Any] = {}
     identity: Pairs = []
-    for field, value in zip(RUN_TABLE.labels, values, strict=True):
+    for field, value in zip(fields.RUN_TABLE.labels, values, strict=True):
         members[field.member] = value
-        if field.key == WORKFLOW_ID and type(value) is str and 0 < len(value) <= _MAX_NAME_LENGTH:
+        if field.key == fields.WORKFLOW_ID and type(value) is str and 0 < len(value) <= _MAX_NAME_LENGTH:
             identity.append((field.key, value))
         else:
             encode_value(content, field, value)
@@ -509,13 +487,16 @@ def _create_run_template(is_root: bool, *values: Any) -> SpanTemplate:
         content.pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))
     elif status in RUN_STATES:
         content.pairs.append(("cicd.pipeline.run.state", RUN_STATES[status]))
-    name = f"run {pipeline}"
-    kind = SERVER if is_root else INTERNAL
-    template = SpanTemplate(name if is_root else f"{name} (revision)", kind, content, RUN_ERRORS.get(status))
-    template.pipeline = pipeline
-    template.identity = Attributes(identity)
-    template.salt = hash_parts(*[part.encode() for key, value in identity for part in (key, str(value))])
-    return template
+    return SpanTemplate(
+        f"run {pipeline}" if is_root else f"run {pipeline} (revision)",
+        SERVER if is_root else INTERNAL,
+        Attributes(content.pairs),
+        content.texts,
+        RUN_ERRORS.get(status),
+        pipeline=pipeline,
+        identity=Attributes(identity),
+        salt=hash_parts(*[part.encode() for key, value in identity for part in (key, str(value))]),
+    )
 
 
 STEP_TEMPLATES = _TemplateCache(_create_step_template)

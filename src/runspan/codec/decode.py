@@ -16,6 +16,7 @@ from operator import itemgetter
 
 from msgspec import UNSET, Raw, UnsetType
 
+from runspan.codec import fields
 from runspan.codec.attributes import (
     AttributeDecodeError,
     decode_extra,
@@ -24,25 +25,6 @@ from runspan.codec.attributes import (
     decode_text,
     parse_open_step,
     read_attributes,
-)
-from runspan.codec.fields import (
-    DIGEST,
-    MANIFEST,
-    NON_CANONICAL,
-    OPEN_STEP_MARK,
-    OPEN_STEPS,
-    REVISION,
-    ROLE,
-    ROLE_REVISION,
-    ROLE_RUN,
-    ROLE_STEP,
-    RUN_EXTRA,
-    RUN_ID,
-    RUN_TABLE,
-    STEP_COUNT,
-    SUMMARY_DIGEST,
-    SUMMARY_TABLE,
-    TENANT,
 )
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
 from runspan.model.document import (
@@ -59,7 +41,7 @@ from runspan.model.document import (
 from runspan.model.json_scanner import elements, is_json_value
 from runspan.model.span import Span, Value, run_ids, summary_digest
 
-_ID_DIGITS = len(OPEN_STEP_MARK)
+_ID_DIGITS = len(fields.OPEN_STEP_MARK)
 _NO_ID = b""
 _MANIFEST = re.compile(r"(?:[0-9a-f]{16}|\.{16})*")
 _MAX_COMBINATIONS = 64
@@ -127,11 +109,11 @@ def verify_run(spans: Iterable[Span]) -> VerifiedRun:
     steps = _StepSpans()
     for order, span in enumerate(spans):
         attributes = read_attributes(span) if span.events else span.attributes()
-        role = attributes.get(ROLE)
-        if role == ROLE_STEP:
+        role = attributes.get(fields.ROLE)
+        if role == fields.ROLE_STEP:
             steps.spans.setdefault(span.span_id, []).append((span, attributes))
-        elif role in (ROLE_RUN, ROLE_REVISION):
-            revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
+        elif role in (fields.ROLE_RUN, fields.ROLE_REVISION):
+            revision, digest = attributes.get(fields.REVISION), attributes.get(fields.DIGEST)
             rank = revision if type(revision) is int else -1
             revisions.append((rank, digest if type(digest) is str else "", order, span, attributes))
     if not revisions and not steps.spans:
@@ -140,11 +122,11 @@ def verify_run(spans: Iterable[Span]) -> VerifiedRun:
     revisions.sort(key=itemgetter(0, 1, 2), reverse=True)
     for place, (revision, digest, _, span, attributes) in enumerate(revisions):
         try:
-            run, manifest = _RevisionSpan(span, attributes, steps).verify()
+            run, manifest = steps.verify(span, attributes)
         except AttributeDecodeError as error:
             missing[f"revision {revision}: {error}"] = None
             continue
-        tenant = attributes.get(TENANT, "")
+        tenant = attributes.get(fields.TENANT, "")
         others = {other[1]: other for other in revisions[place:] if other[0] == revision and other[1] != digest}
         conflict = tuple([found for found, other in others.items() if _is_verified(other, steps)])
         return VerifiedRun(
@@ -159,7 +141,7 @@ def verify_run(spans: Iterable[Span]) -> VerifiedRun:
 
 def _is_verified(revision: tuple[int, str, int, Span, dict[str, Value]], steps: _StepSpans) -> bool:
     try:
-        _RevisionSpan(*revision[3:], steps).verify()
+        steps.verify(*revision[3:])
     except AttributeDecodeError:
         return False
     return True
@@ -196,24 +178,24 @@ def read_summary(span: Span) -> RunSummary | None:
     time as well.
     """
     attributes = read_attributes(span) if span.events else span.attributes()
-    revision = attributes.get(REVISION)
-    run_id, tenant = attributes.get(RUN_ID), attributes.get(TENANT, "")
-    role, digest = attributes.get(ROLE), attributes.get(DIGEST)
-    if role not in (ROLE_RUN, ROLE_REVISION):
+    revision = attributes.get(fields.REVISION)
+    run_id, tenant = attributes.get(fields.RUN_ID), attributes.get(fields.TENANT, "")
+    role, digest = attributes.get(fields.ROLE), attributes.get(fields.DIGEST)
+    if role not in (fields.ROLE_RUN, fields.ROLE_REVISION):
         return None
     try:
         if type(revision) is not int or type(run_id) is not str or type(tenant) is not str or type(digest) is not str:
-            raise AttributeDecodeError(f"attribute {REVISION}, {RUN_ID} or {DIGEST} is missing")
+            raise AttributeDecodeError(f"attribute {fields.REVISION}, {fields.RUN_ID} or {fields.DIGEST} is missing")
         if run_ids(run_id, tenant).trace_id != span.trace_id:
             raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
-        values = decode_members(attributes, SUMMARY_TABLE, span, has_end=role == ROLE_RUN)
+        values = decode_members(attributes, fields.SUMMARY_TABLE, span, has_end=role == fields.ROLE_RUN)
         envelope = Envelope(id=run_id, **values)
         for name in SUMMARY_MEMBERS:
             value = getattr(envelope, name)
             if type(value) is Raw and not is_json_value(bytes(value)):
                 raise AttributeDecodeError(f"{name} is not a JSON value")
         summary = summary_text(envelope)
-        if attributes.get(SUMMARY_DIGEST) != summary_digest(summary, tenant, revision, span.start):
+        if attributes.get(fields.SUMMARY_DIGEST) != summary_digest(summary, tenant, revision, span.start):
             raise AttributeDecodeError("the list item does not have the recorded digest: the span was changed")
     except AttributeDecodeError as error:
         raise TraceIncomplete("a revision span is damaged", where=f"run {run_id!r}", missing=(str(error),)) from None
@@ -237,47 +219,22 @@ class _StepSpans:
         self._decoded: dict[bytes, list[Step]] = {}
         self._rebuilds = self._bytes = 0
 
-    def candidates(self, span_id: bytes) -> list[Step]:
-        """Return the steps of the spans with this id. Raises AttributeDecodeError if none can be decoded."""
-        steps = self._decoded.get(span_id)
-        if steps is None:
-            steps = self._decoded[span_id] = _decode_candidates(self.spans[span_id])
-        return steps
-
-    def rebuild(self, envelope: Envelope) -> bytes:
-        """Return the document's text. Raises AttributeDecodeError after too many documents."""
-        if self._rebuilds >= _MAX_REBUILDS or (self._bytes >= _MAX_BYTES and self._rebuilds >= _MIN_REBUILDS):
-            raise AttributeDecodeError("not tried: too many newer revisions could not be verified")
-        text = run_text(envelope)
-        self._rebuilds += 1
-        self._bytes += len(text)
-        return text
-
-
-class _RevisionSpan:
-    """A revision span and the step spans of its trace."""
-
-    def __init__(self, span: Span, attributes: Mapping[str, Value], steps: _StepSpans) -> None:
-        self.span = span
-        self.attributes = attributes
-        self.steps = steps
-
-    def verify(self) -> tuple[Run, list[bytes]]:
-        """Return the verified run and its manifest. Raises AttributeDecodeError."""
-        run_id = self.attributes.get(RUN_ID)
-        tenant = self.attributes.get(TENANT, "")
+    def verify(self, span: Span, attributes: Mapping[str, Value]) -> tuple[Run, list[bytes]]:
+        """Return the verified run of a revision span, and its manifest. Raises AttributeDecodeError."""
+        run_id = attributes.get(fields.RUN_ID)
+        tenant = attributes.get(fields.TENANT, "")
         if type(run_id) is not str or type(tenant) is not str:
-            raise AttributeDecodeError(f"attribute {RUN_ID} is missing")
-        if run_ids(run_id, tenant).trace_id != self.span.trace_id:
+            raise AttributeDecodeError(f"attribute {fields.RUN_ID} is missing")
+        if run_ids(run_id, tenant).trace_id != span.trace_id:
             raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
-        manifest = self._manifest()
-        is_root = self.attributes.get(ROLE) == ROLE_RUN
-        values = decode_members(self.attributes, RUN_TABLE, self.span, has_end=is_root)
-        extra = decode_extra(self.attributes, RUN_EXTRA)
-        for steps in self._step_lists(manifest):
+        manifest = _manifest(attributes)
+        is_root = attributes.get(fields.ROLE) == fields.ROLE_RUN
+        values = decode_members(attributes, fields.RUN_TABLE, span, has_end=is_root)
+        extra = decode_extra(attributes, fields.RUN_EXTRA)
+        for steps in self._step_lists(attributes, manifest):
             envelope = with_extra_run(Envelope(id=run_id, steps=steps, **values), extra)
-            text = self.steps.rebuild(envelope)
-            if sha256(text).hexdigest() == self.attributes.get(DIGEST):
+            text = self._rebuild(envelope)
+            if sha256(text).hexdigest() == attributes.get(fields.DIGEST):
                 break
         else:
             raise AttributeDecodeError("the rebuilt document does not have the recorded digest: spans were changed")
@@ -286,49 +243,69 @@ class _RevisionSpan:
         except DocumentError as error:
             raise AttributeDecodeError(f"the document is not one that encode writes: {error}") from None
 
-    def _manifest(self) -> list[bytes] | None:
-        """Return the span ids of the steps, empty for an open step, or None if the document has no list of steps."""
-        count = self.attributes.get(STEP_COUNT)
-        if count is None:
-            return None
-        manifest = (decode_text(self.attributes, MANIFEST) or b"").decode()
-        if type(count) is not int or len(manifest) != count * _ID_DIGITS:
-            raise AttributeDecodeError(f"the manifest has {len(manifest) // _ID_DIGITS} of {count!r} steps")
-        if not _MANIFEST.fullmatch(manifest):
-            raise AttributeDecodeError("the manifest has an entry that is not a span id")
-        starts = range(0, len(manifest), _ID_DIGITS)
-        span_ids = [bytes.fromhex(manifest[start : start + _ID_DIGITS].strip(".")) for start in starts]
-        finished = [span_id for span_id in span_ids if span_id]
-        if len(set(finished)) != len(finished):
-            raise AttributeDecodeError("the manifest has a span id twice")
-        return span_ids
+    def _candidates(self, span_id: bytes) -> list[Step]:
+        """Return the steps of the spans with this id. Raises AttributeDecodeError if none can be decoded."""
+        steps = self._decoded.get(span_id)
+        if steps is None:
+            steps = self._decoded[span_id] = _decode_candidates(self.spans[span_id])
+        return steps
 
-    def _step_lists(self, manifest: list[bytes] | None) -> Iterator[list[Step] | UnsetType | None]:
+    def _rebuild(self, envelope: Envelope) -> bytes:
+        """Return the document's text. Raises AttributeDecodeError after too many documents."""
+        if self._rebuilds >= _MAX_REBUILDS or (self._bytes >= _MAX_BYTES and self._rebuilds >= _MIN_REBUILDS):
+            raise AttributeDecodeError("not tried: too many newer revisions could not be verified")
+        text = run_text(envelope)
+        self._rebuilds += 1
+        self._bytes += len(text)
+        return text
+
+    def _step_lists(
+        self, attributes: Mapping[str, Value], manifest: list[bytes] | None
+    ) -> Iterator[list[Step] | UnsetType | None]:
         """Yield the possible lists of steps: one, unless spans with different content have the same id."""
         if manifest is None:
-            yield None if self.attributes.get(MANIFEST + NON_CANONICAL) == "null" else UNSET
+            yield None if attributes.get(fields.MANIFEST + fields.NON_CANONICAL) == "null" else UNSET
             return
         open_count = manifest.count(_NO_ID)
-        open_steps = iter(self._open_steps(open_count))
-        absent = [span_id.hex() for span_id in manifest if span_id and span_id not in self.steps.spans]
+        open_steps = iter(_open_steps(attributes, open_count))
+        absent = [span_id.hex() for span_id in manifest if span_id and span_id not in self.spans]
         if absent:
             examples = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
             raise AttributeDecodeError(f"{len(absent)} of {len(manifest) - open_count} step spans: {examples}")
-        candidates = [self.steps.candidates(span_id) if span_id else [next(open_steps)] for span_id in manifest]
+        candidates = [self._candidates(span_id) if span_id else [next(open_steps)] for span_id in manifest]
         for combination in islice(product(*candidates), _MAX_COMBINATIONS):
             yield list(combination)
 
-    def _open_steps(self, count: int) -> list[Step]:
-        if not count:
-            return []
-        text = (decode_text(self.attributes, OPEN_STEPS) or b"[]").decode()
-        try:
-            steps = [parse_open_step(element.value_text) for element in elements(text, 0)]
-        except (ValueError, DocumentError):
-            raise AttributeDecodeError(f"attribute {OPEN_STEPS} is damaged") from None
-        if len(steps) != count:
-            raise AttributeDecodeError(f"{len(steps)} of {count} open steps")
-        return steps
+
+def _manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
+    """Return the span ids of the steps, empty for an open step, or None if the document has no list of steps."""
+    count = attributes.get(fields.STEP_COUNT)
+    if count is None:
+        return None
+    manifest = (decode_text(attributes, fields.MANIFEST) or b"").decode()
+    if type(count) is not int or len(manifest) != count * _ID_DIGITS:
+        raise AttributeDecodeError(f"the manifest has {len(manifest) // _ID_DIGITS} of {count!r} steps")
+    if not _MANIFEST.fullmatch(manifest):
+        raise AttributeDecodeError("the manifest has an entry that is not a span id")
+    starts = range(0, len(manifest), _ID_DIGITS)
+    span_ids = [bytes.fromhex(manifest[start : start + _ID_DIGITS].strip(".")) for start in starts]
+    finished = [span_id for span_id in span_ids if span_id]
+    if len(set(finished)) != len(finished):
+        raise AttributeDecodeError("the manifest has a span id twice")
+    return span_ids
+
+
+def _open_steps(attributes: Mapping[str, Value], count: int) -> list[Step]:
+    if not count:
+        return []
+    text = (decode_text(attributes, fields.OPEN_STEPS) or b"[]").decode()
+    try:
+        steps = [parse_open_step(element.value_text) for element in elements(text, 0)]
+    except (ValueError, DocumentError):
+        raise AttributeDecodeError(f"attribute {fields.OPEN_STEPS} is damaged") from None
+    if len(steps) != count:
+        raise AttributeDecodeError(f"{len(steps)} of {count} open steps")
+    return steps
 
 
 def _decode_candidates(spans: list[_StepSpan]) -> list[Step]:

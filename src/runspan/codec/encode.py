@@ -10,10 +10,12 @@ children of the live span, without length: a bar in a trace view is always a rea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
+from runspan.codec import fields, semconv
 from runspan.codec.attributes import (
     SpanContent,
     SpanTemplate,
@@ -26,53 +28,8 @@ from runspan.codec.attributes import (
     step_template,
     text_events,
 )
-from runspan.codec.fields import (
-    DIGEST,
-    MANIFEST,
-    NON_CANONICAL,
-    OBSERVED_AT,
-    OPEN_STEP_MARK,
-    OPEN_STEPS,
-    REVISION,
-    ROLE,
-    ROLE_ATTEMPT,
-    ROLE_LIVE,
-    ROLE_OPEN_STEP,
-    ROOT_REVISION,
-    RUN_EXTRA,
-    RUN_ID,
-    RUN_TABLE,
-    SCOPE_LIVE,
-    SCOPE_REVISION,
-    SCOPE_RUN,
-    SCOPE_STEP,
-    STEP_COUNT,
-    STEP_EXTRA,
-    STEP_TABLE,
-    SUMMARY_DIGEST,
-    TENANT,
-)
+from runspan.codec.fields import ROOT_REVISION
 from runspan.codec.placement import Interval, enclosing_loops, interval_of, parents_first, positions
-from runspan.codec.semconv import (
-    CHILD_RUN_ID,
-    ERROR_TYPE,
-    PARENT_RUN_ID,
-    PIPELINE_NAME,
-    PIPELINE_RUN_ID,
-    TASK_RUN_ID,
-    Attempt,
-    Usage,
-    add_totals,
-    add_usage,
-    caller_links,
-    child_link,
-    current_attempt,
-    read_attempts,
-    read_child_run_id,
-    read_error,
-    read_parent_run_id,
-    read_usage,
-)
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
     Run,
@@ -105,8 +62,7 @@ OPEN_STEP_AFTER: Final = 5 * SECOND
 """How long a step is open before it is shown as a point: most steps end sooner and need none."""
 _OPEN: Final = b""
 """In a list of span ids: an open step, which has no span."""
-_STEP_ID: Final = next(field for field in STEP_TABLE.labels if field.member == "id")
-_POINT_LABELS: Final = [field for field in STEP_TABLE.labels if field.member != "status"]
+_POINT_LABELS: Final = [field for field in fields.STEP_TABLE.labels if field.member != "status"]
 
 
 def encode(
@@ -136,7 +92,8 @@ def encode(
 
 def content_step_ids(run: Run, tenant: str = "", observed_at: int | None = None) -> list[bytes]:
     """Return the ids that ``encode`` assigns to the spans of the finished steps, without encoding the run."""
-    return RunEncoder(run, tenant, observed_at=observed_at).step_ids()
+    layout = StepLayout(RunEncoder(run, tenant, observed_at=observed_at), run.steps)
+    return [span_id for span_id in layout.span_ids(None) if span_id]
 
 
 class SpanStatus(NamedTuple):
@@ -154,8 +111,8 @@ def set_error_status(own: Pairs, error: object, template: SpanTemplate, end: int
     """Return the status of a span, and append ``error.type`` if the template is that of a failed span."""
     if template.error_type is None:
         return NO_ERROR
-    info = read_error(error, template.error_type)
-    own.append((ERROR_TYPE, info.type))
+    info = semconv.read_error(error, template.error_type)
+    own.append((semconv.ERROR_TYPE, info.type))
     return SpanStatus(ERROR, info.message, (info.event(end),) if exception_events else ())
 
 
@@ -175,7 +132,7 @@ class StepPartsBuilder:
     ``usages`` is the list to which the token usage of each agent step is appended.
     """
 
-    def __init__(self, tenant: str, exception_events: bool = True, usages: list[Usage] | None = None) -> None:
+    def __init__(self, tenant: str, exception_events: bool = True, usages: list[semconv.Usage] | None = None) -> None:
         self.tenant = tenant
         self.exception_events = exception_events
         self.usages = [] if usages is None else usages
@@ -183,19 +140,19 @@ class StepPartsBuilder:
     def build(self, step: Step, template: SpanTemplate, position: int) -> StepSpanParts:
         """Return the parts of a step. ``position`` is the start of a step without times."""
         content = SpanContent()
-        encode_extra(content, STEP_EXTRA, step.extra)
-        start, end = encode_times(content, STEP_TABLE, step.started_at, step.completed_at, position)
+        encode_extra(content, fields.STEP_EXTRA, step.extra)
+        start, end = encode_times(content, fields.STEP_TABLE, step.started_at, step.completed_at, position)
         links: tuple[Link, ...] = ()
         if template.is_agent:
-            usage = read_usage(step.output)
+            usage = semconv.read_usage(step.output)
             if usage is not None:
                 self.usages.append(usage)
-                add_usage(content.pairs, usage)
+                semconv.add_usage(content.pairs, usage)
         elif template.is_sub_workflow:
-            child = read_child_run_id(step.output)
+            child = semconv.read_child_run_id(step.output)
             if child:
-                content.pairs.append((CHILD_RUN_ID, child[:500]))
-                links = (child_link(child, self.tenant),)
+                content.pairs.append((semconv.CHILD_RUN_ID, child[:500]))
+                links = (semconv.child_link(child, self.tenant),)
         status = set_error_status(content.pairs, step.error, template, end, self.exception_events)
         return StepSpanParts(content, start, end, status, links)
 
@@ -216,6 +173,7 @@ class RunEncoder:
         """``is_root``: whether the revision span is the run span; None derives it from the status."""
         envelope = run.envelope
         self.envelope = envelope
+        self.steps = run.steps
         self.run_text = run.text
         self.tenant = tenant
         self.exception_events = exception_events
@@ -224,7 +182,7 @@ class RunEncoder:
         self.is_root = (not after_root and has_ended) if is_root is None else is_root
         self.is_live = not self.is_root and not has_ended
         self.trace_id, root_id, seed = run_ids(envelope.id, tenant)
-        self.template = run_template(self.is_root, RUN_TABLE.get_labels(envelope))
+        self.template = run_template(self.is_root, fields.RUN_TABLE.get_labels(envelope))
         position = sort_time(envelope)
         self.position = position or (1 if observed_at is None else min(max(observed_at, 1), MAX_NS))
         """Where the run lies in time, in nanoseconds since 1970."""
@@ -234,16 +192,15 @@ class RunEncoder:
         self.step_seed = seed ^ self.template.salt ^ self.position ^ (not exception_events)
         self.seed = self.step_seed.to_bytes(8, "big")
         self.identity = Attributes(
-            [(RUN_ID, envelope.id), (PIPELINE_RUN_ID, envelope.id), *self.template.identity.pairs]
+            [(fields.RUN_ID, envelope.id), (semconv.PIPELINE_RUN_ID, envelope.id), *self.template.identity.pairs]
         )
         self.step_parts = StepPartsBuilder(tenant, exception_events)
         self.has_started = time_ns(envelope.started_at) == self.position
-        self.live_id = live_span_id(self.trace_id, ROLE_LIVE, self.seed, b"started" if self.has_started else b"")
+        self.live_id = live_span_id(self.trace_id, fields.ROLE_LIVE, self.seed, b"started" if self.has_started else b"")
 
     def spans(self, step_ids: Sequence[bytes] | None = None, ended: Sequence[bool] | None = None) -> list[Span]:
         """See ``encode``. ``ended``: for each step whether it has a span; None derives it from the status."""
-        steps = self.envelope.steps
-        layout = StepLayout(self, steps if type(steps) is list else [], ended)
+        layout = StepLayout(self, self.steps, ended)
         span_ids = layout.span_ids(step_ids)
         spans: list[Span] = []
         below: list[Span] = []
@@ -258,19 +215,10 @@ class RunEncoder:
             spans.append(self.step_span(step, span_id, template, parent_id, layout.position(index)))
             if step.extra:
                 below += self.attempt_spans(step, span_id, template)
-        if open_steps:
-            manifest = "".join([span_id.hex() or OPEN_STEP_MARK for span_id in span_ids])
-        else:
-            manifest = b"".join(span_ids).hex()
+        manifest = "".join([span_id.hex() or fields.OPEN_STEP_MARK for span_id in span_ids])
         if self.is_live:
             below += [self.live_span(), *layout.points()]
         return [*spans, *below, self.revision_span(manifest, open_steps)]
-
-    def step_ids(self) -> list[bytes]:
-        """Return the content-derived ids of the finished steps."""
-        steps = self.envelope.steps
-        layout = StepLayout(self, steps if type(steps) is list else [], None)
-        return [span_id for span_id in layout.span_ids(None) if span_id]
 
     def step_span(
         self,
@@ -287,7 +235,7 @@ class RunEncoder:
         """
         parts = self.step_parts.build(step, template, self.position if position is None else position)
         content = SpanContent()
-        for field, value in zip(STEP_TABLE.values, STEP_TABLE.get_values(step), strict=True):
+        for field, value in zip(fields.STEP_TABLE.values, fields.STEP_TABLE.get_values(step), strict=True):
             encode_value(content, field, value)
         texts = [*template.texts, *content.texts, *parts.content.texts]
         return Span(
@@ -301,15 +249,15 @@ class RunEncoder:
             status=parts.status.code,
             message=parts.status.message,
             shared=(template.shared, self.identity),
-            own=[(TASK_RUN_ID, span_id.hex()), *content.pairs, *parts.content.pairs],
+            own=[(semconv.TASK_RUN_ID, span_id.hex()), *content.pairs, *parts.content.pairs],
             events=(*text_events(texts, parts.end), *parts.status.events) if texts else parts.status.events,
             links=parts.links,
-            scope=SCOPE_STEP,
+            scope=fields.SCOPE_STEP,
         )
 
     def attempt_spans(self, step: Step, step_id: bytes, template: SpanTemplate) -> Iterator[Span]:
         """Yield the spans of a finished step's ended attempts, children of the step's span."""
-        for attempt in read_attempts(step.extra):
+        for attempt in semconv.read_attempts(step.extra):
             yield self._attempt(attempt, child_span_id(step_id, "attempt", attempt.position), step_id, step, template)
 
     def _open_attempts(self, step: Step, template: SpanTemplate, position: int) -> Iterator[Span]:
@@ -318,9 +266,11 @@ class RunEncoder:
         Every revision repeats them, so their ids are derived from everything that the span carries: repetitions are
         the same span. ``position`` is that of the step in the document.
         """
-        attempts = read_attempts(step.extra)
+        attempts = semconv.read_attempts(step.extra)
         if not attempts and step.status == "retrying":
-            current = current_attempt(step.attempt, "retrying", step.error, time_ns(step.started_at) or self.position)
+            current = semconv.current_attempt(
+                step.attempt, "retrying", step.error, time_ns(step.started_at) or self.position
+            )
             attempts = [] if current is None else [current]
         for attempt in attempts:
             content = repr((step.id, step.name, step.type, *attempt.values())).encode()
@@ -328,14 +278,16 @@ class RunEncoder:
             span_id = child_span_id(key, "open attempt", attempt.position)
             yield self._attempt(attempt, span_id, self.live_id, step, template)
 
-    def _attempt(self, attempt: Attempt, span_id: bytes, parent_id: bytes, step: Step, template: SpanTemplate) -> Span:
-        own: Pairs = [(ROLE, ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
+    def _attempt(
+        self, attempt: semconv.Attempt, span_id: bytes, parent_id: bytes, step: Step, template: SpanTemplate
+    ) -> Span:
+        own: Pairs = [(fields.ROLE, fields.ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
         if attempt.status:
             own.append(("runspan.attempt.status", attempt.status[:500]))
         own += _labels(step)
         status = NO_ERROR
         if attempt.error is not None:
-            own.append((ERROR_TYPE, attempt.error.type))
+            own.append((semconv.ERROR_TYPE, attempt.error.type))
             events = (attempt.error.event(attempt.end),) if self.exception_events else ()
             status = SpanStatus(ERROR, attempt.error.message, events)
         return Span(
@@ -351,7 +303,7 @@ class RunEncoder:
             shared=(self.identity,),
             own=own,
             events=status.events,
-            scope=SCOPE_STEP,
+            scope=fields.SCOPE_STEP,
         )
 
     def live_span(self) -> Span:
@@ -362,26 +314,21 @@ class RunEncoder:
         Before the run has started, the root's start is unknown, and the live span is a child of the root.
         """
         pipeline = self.template.pipeline
-        own: Pairs = [(ROLE, ROLE_LIVE), (PIPELINE_NAME, pipeline)]
+        own: Pairs = [(fields.ROLE, fields.ROLE_LIVE), (semconv.PIPELINE_NAME, pipeline)]
         parent_id = b"" if self.has_started else self.root_id
         start = min(self.position + MICROSECOND, MAX_NS)
         return self._point(self.live_id, parent_id, f"run {pipeline} (live)", start, own)
 
-    def open_step_span(self, step: Step, start: int, number: int) -> Span:
-        """Return the point of an open step, at its start.
-
-        ``number`` counts the open steps with the same labels and start.
-        """
-        pairs = _labels(step)
+    def open_step_span(self, step: Step, start: int, span_id: bytes) -> Span:
+        """Return the point of an open step, at its start."""
         name = next((value for value in (step.name, step.id) if type(value) is str and value), "step")[:500]
-        span_id = self.open_step_id(step, start, number)
-        own: Pairs = [(ROLE, ROLE_OPEN_STEP), *pairs]
+        own: Pairs = [(fields.ROLE, fields.ROLE_OPEN_STEP), *_labels(step)]
         return self._point(span_id, self.live_id, f"{name} (started)", start, own)
 
     def open_step_id(self, step: Step, start: int, number: int) -> bytes:
-        """Return the id of ``open_step_span``."""
+        """Return the id of ``open_step_span``. ``number`` counts the open steps with the same labels and start."""
         content = repr((step.id, step.name, step.type, start, number)).encode()
-        return live_span_id(self.trace_id, ROLE_OPEN_STEP, self.live_id, content)
+        return live_span_id(self.trace_id, fields.ROLE_OPEN_STEP, self.live_id, content)
 
     def _point(self, span_id: bytes, parent_id: bytes, name: str, start: int, own: Pairs) -> Span:
         return Span(
@@ -396,7 +343,7 @@ class RunEncoder:
             message="",
             shared=(self.identity,),
             own=own,
-            scope=SCOPE_LIVE,
+            scope=fields.SCOPE_LIVE,
         )
 
     def revision_span(self, manifest: str, open_steps: list[bytes]) -> Span:
@@ -405,32 +352,33 @@ class RunEncoder:
         revision = ROOT_REVISION
         content = SpanContent()
         own = content.pairs
-        own.append((DIGEST, sha256(self.run_text).hexdigest()))
+        own.append((fields.DIGEST, sha256(self.run_text).hexdigest()))
         if not self.is_root:
             # A time after 2116 would rank an unfinished run above its end.
             revision = min(self.observed_at, ROOT_REVISION - 1) + (ROOT_REVISION if self.after_root else 0)
-            own += [(REVISION, revision), (OBSERVED_AT, rfc3339(self.observed_at))]
-        own.append((SUMMARY_DIGEST, summary_digest(summary_text(envelope), self.tenant, revision, self.position)))
+            own += [(fields.REVISION, revision), (fields.OBSERVED_AT, rfc3339(self.observed_at))]
+        digest = summary_digest(summary_text(envelope), self.tenant, revision, self.position)
+        own.append((fields.SUMMARY_DIGEST, digest))
         if self.tenant:
-            own.append((TENANT, self.tenant))
+            own.append((fields.TENANT, self.tenant))
         if type(envelope.steps) is list:
-            own.append((STEP_COUNT, len(manifest) // len(OPEN_STEP_MARK)))
+            own.append((fields.STEP_COUNT, len(manifest) // len(fields.OPEN_STEP_MARK)))
             if manifest:
-                encode_text(content, MANIFEST, manifest.encode(), preview=False)
+                encode_text(content, fields.MANIFEST, manifest.encode(), preview=False)
             if open_steps:
-                encode_text(content, OPEN_STEPS, b"[" + b",".join(open_steps) + b"]", preview=False)
+                encode_text(content, fields.OPEN_STEPS, b"[" + b",".join(open_steps) + b"]", preview=False)
         elif envelope.steps is None:
-            own.append((MANIFEST + NON_CANONICAL, "null"))
-        for field, value in zip(RUN_TABLE.values, RUN_TABLE.get_values(envelope), strict=True):
+            own.append((fields.MANIFEST + fields.NON_CANONICAL, "null"))
+        for field, value in zip(fields.RUN_TABLE.values, fields.RUN_TABLE.get_values(envelope), strict=True):
             encode_value(content, field, value)
-        encode_extra(content, RUN_EXTRA, envelope.extra)
-        parent = read_parent_run_id(envelope.extra)
+        encode_extra(content, fields.RUN_EXTRA, envelope.extra)
+        parent = semconv.read_parent_run_id(envelope.extra)
         if parent:
-            own.append((PARENT_RUN_ID, parent[:500]))
+            own.append((semconv.PARENT_RUN_ID, parent[:500]))
         start, end = encode_run_times(
             content, envelope.started_at, envelope.completed_at, self.position, has_end=self.is_root
         )
-        add_totals(own, self.step_parts.usages)
+        semconv.add_totals(own, self.step_parts.usages)
         template = self.template
         status = set_error_status(own, envelope.error, template, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
@@ -451,8 +399,8 @@ class RunEncoder:
             shared=(template.shared, self.identity),
             own=own,
             events=(*text_events(texts, end), *status.events) if texts else status.events,
-            links=caller_links(envelope.extra, self.trace_id),
-            scope=SCOPE_RUN if self.is_root else SCOPE_REVISION,
+            links=semconv.caller_links(envelope.extra, self.trace_id),
+            scope=fields.SCOPE_RUN if self.is_root else fields.SCOPE_REVISION,
         )
 
 
@@ -463,13 +411,12 @@ class StepLayout:
         """``ended``: for each step whether it has a span; None derives it from the status."""
         self.encoder = encoder
         self.steps = steps
-        self.templates = [step_template(STEP_TABLE.get_labels(step)) for step in steps]
+        self.templates = [step_template(fields.STEP_TABLE.get_labels(step)) for step in steps]
         self.ended = [template.finished for template in self.templates] if ended is None else list(ended)
         self._positions: dict[int, int] = {}
         self._loops: dict[int, int] = {}
-        self._starts: dict[int, int] = {}
-        """The starts of the open steps that are shown as points."""
-        self._numbers: dict[int, int] = {}
+        self._points: dict[int, tuple[int, bytes]] = {}
+        """Start and span id of the open steps that are shown as points."""
         has_loops = any(template.is_loop for template in self.templates)
         is_timeless = any(time_ns(step.started_at) is None and time_ns(step.completed_at) is None for step in steps)
         if has_loops or is_timeless or encoder.is_live:
@@ -483,15 +430,15 @@ class StepLayout:
             self._loops = enclosing_loops(self.steps, intervals, self._positions, self.ended)
         if encoder.is_live:
             rounds = set(self._loops.values())
-            same: dict[object, int] = {}
+            same: Counter[object] = Counter()
             for index, (step, interval) in enumerate(zip(self.steps, intervals, strict=True)):
                 start = interval.start
                 if self.ended[index] or start is None:
                     continue
                 if index in rounds or encoder.observed_at - start >= OPEN_STEP_AFTER:
                     key = repr((step.id, step.name, step.type, start))
-                    self._starts[index], self._numbers[index] = start, same.get(key, 0)
-                    same[key] = self._numbers[index] + 1
+                    self._points[index] = start, encoder.open_step_id(step, start, same[key])
+                    same[key] += 1
 
     def position(self, index: int) -> int:
         """Return the start of a step if it has no times."""
@@ -528,14 +475,12 @@ class StepLayout:
             return self.encoder.root_id
         if self.ended[loop]:
             return span_ids[loop]
-        if loop in self._starts:
-            return self.encoder.open_step_id(self.steps[loop], self._starts[loop], self._numbers[loop])
-        return self.encoder.root_id
+        return self._points[loop][1] if loop in self._points else self.encoder.root_id
 
     def points(self) -> Iterator[Span]:
         """Yield the points of the open steps."""
-        for index, start in self._starts.items():
-            yield self.encoder.open_step_span(self.steps[index], start, self._numbers[index])
+        for index, (start, span_id) in self._points.items():
+            yield self.encoder.open_step_span(self.steps[index], start, span_id)
 
 
 def _labels(step: Step) -> Pairs:

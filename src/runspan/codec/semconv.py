@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
 from runspan.model.span import Event, Link, Pairs, Value, run_ids
 from runspan.model.timestamps import parse_ns
+
+T = TypeVar("T")
 
 RUN_RESULTS: Final = {
     "completed": "success",
@@ -114,40 +116,35 @@ class _Extra(Struct, frozen=True, rename="camel"):
 
 
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
-_decode_output = msgspec.json.Decoder(_Output).decode
-_decode_error = msgspec.json.Decoder(_Error).decode
-_decode_child = msgspec.json.Decoder(_Child).decode
-_decode_extra = msgspec.json.Decoder(_Extra).decode
+_STRING: Final = msgspec.json.Decoder(str)
+_OUTPUT: Final = msgspec.json.Decoder(_Output)
+_ERROR: Final = msgspec.json.Decoder(_Error)
+_CHILD: Final = msgspec.json.Decoder(_Child)
+_EXTRA: Final = msgspec.json.Decoder(_Extra)
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def _read(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+    """Return the known members; the defaults for text of another form, which the exact attributes carry."""
+    try:
+        return decoder.decode(text)
+    except _UNREADABLE:
+        return decoder.type()
 
 
 def read_error(error: object, default_type: str) -> ErrorInfo:
     """Return type and message of a member ``error``; the type is ``default_type`` if it has no code."""
-    if type(error) is not Raw:
-        return ErrorInfo(default_type)
-    text = bytes(error)
-    try:
-        if text.startswith(b'"'):
-            return ErrorInfo(default_type, msgspec.json.decode(text, type=str)[:_MESSAGE_LENGTH])
-        if text.startswith(b"{"):
-            known = _decode_error(text)
-            return ErrorInfo(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
-    except _UNREADABLE:
-        pass  # the exact attribute carries the text of the error
-    return ErrorInfo(default_type)
+    text = bytes(error) if type(error) is Raw else b""
+    if text.startswith(b'"'):
+        return ErrorInfo(default_type, _read(_STRING, text)[:_MESSAGE_LENGTH])
+    known = _read(_ERROR, text)
+    return ErrorInfo(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
 
 
 def read_usage(output: object) -> Usage | None:
     """Return the token usage in an agent's output, or None."""
-    if type(output) is not Raw:
-        return None
-    text = bytes(output)
-    if b'"usage"' not in text:
-        return None
-    try:
-        return _decode_output(text).usage
-    except _UNREADABLE:
-        return None
+    text = bytes(output) if type(output) is Raw else b""
+    return _read(_OUTPUT, text).usage if b'"usage"' in text else None
 
 
 def add_usage(pairs: Pairs, usage: Usage) -> None:
@@ -189,12 +186,7 @@ def add_totals(pairs: Pairs, usages: list[Usage]) -> None:
 
 def read_child_run_id(output: object) -> str:
     """Return the run id in a sub-workflow's output, or an empty string."""
-    if type(output) is not Raw:
-        return ""
-    try:
-        return _decode_child(bytes(output)).run_id
-    except _UNREADABLE:
-        return ""
+    return _read(_CHILD, bytes(output)).run_id if type(output) is Raw else ""
 
 
 def child_link(run_id: str, tenant: str) -> Link:
@@ -205,12 +197,7 @@ def child_link(run_id: str, tenant: str) -> Link:
 
 def read_parent_run_id(extra: bytes) -> str:
     """Return the unknown member ``parentRunId`` of a child run, or an empty string."""
-    if b"parentRunId" not in extra:
-        return ""
-    try:
-        return _decode_extra(b"{" + extra + b"}").parent_run_id
-    except _UNREADABLE:
-        return ""
+    return _read(_EXTRA, b"{" + extra + b"}").parent_run_id if b"parentRunId" in extra else ""
 
 
 def caller_links(extra: bytes, trace_id: bytes) -> tuple[Link, ...]:
@@ -221,10 +208,7 @@ def caller_links(extra: bytes, trace_id: bytes) -> tuple[Link, ...]:
     """
     if b'"traceparent"' not in extra:
         return ()
-    try:
-        match = _TRACEPARENT.fullmatch(_decode_extra(b"{" + extra + b"}").traceparent)
-    except _UNREADABLE:
-        return ()
+    match = _TRACEPARENT.fullmatch(_read(_EXTRA, b"{" + extra + b"}").traceparent)
     if match is None:
         return ()
     caller, span = bytes.fromhex(match[1]), bytes.fromhex(match[2])
@@ -256,12 +240,8 @@ def read_attempts(extra: bytes) -> list[Attempt]:
     """Return the attempts in a step's unknown member ``attempts``, without those that have no times."""
     if b'"attempts"' not in extra:
         return []
-    try:
-        attempts = _decode_extra(b"{" + extra + b"}").attempts
-    except _UNREADABLE:
-        return []
     found = []
-    for position, attempt in enumerate(attempts, 1):
+    for position, attempt in enumerate(_read(_EXTRA, b"{" + extra + b"}").attempts, 1):
         start, end = parse_ns(attempt.started_at), parse_ns(attempt.completed_at)
         if start is None or end is None:
             continue

@@ -12,6 +12,7 @@ text shorter. Then the strict parser scans the document and keeps every text, or
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -142,7 +143,7 @@ def run_text(envelope: Envelope) -> bytes:
     """Return the canonical text of a run."""
     steps = envelope.steps
     if type(steps) is list and any(step.extra for step in steps):
-        without_steps = _encode(_without_steps(envelope))
+        without_steps = _encode(msgspec.structs.replace(envelope, steps=UNSET))
         step_texts = b",".join([step_text(step) for step in steps])
         text = without_steps[:-1] + b',"steps":[' + step_texts + b"]}"
     else:
@@ -155,10 +156,6 @@ def summary_text(envelope: Envelope) -> bytes:
     return _encode(Summary(*[getattr(envelope, name) for name in SUMMARY_MEMBERS]))
 
 
-def _without_steps(envelope: Envelope) -> Envelope:
-    return Envelope(**{**msgspec.structs.asdict(envelope), "steps": UNSET})
-
-
 def sort_time(envelope: Envelope) -> int:
     """Return where a run lies in time, in nanoseconds since 1970: the sort key of lists and the start of its spans.
 
@@ -168,17 +165,19 @@ def sort_time(envelope: Envelope) -> int:
         ns = time_ns(value)
         if ns:
             return ns
-    steps = envelope.steps if type(envelope.steps) is list else ()
-    times = [time_ns(value) for step in steps for value in (step.started_at, step.completed_at)]
+    times = [time_ns(value) for value in _step_times(envelope)]
     return min([ns for ns in times if ns], default=0) or time_ns(envelope.completed_at) or 0
 
 
 def latest_time(envelope: Envelope) -> int:
     """Return the latest time in a document in nanoseconds since 1970, 0 if it has none."""
-    steps = envelope.steps if type(envelope.steps) is list else ()
-    values = [envelope.started_at, envelope.completed_at]
-    values += [value for step in steps for value in (step.started_at, step.completed_at)]
+    values = [envelope.started_at, envelope.completed_at, *_step_times(envelope)]
     return max([time_ns(value) or 0 for value in values])
+
+
+def _step_times(envelope: Envelope) -> list[OptionalText]:
+    steps = envelope.steps if type(envelope.steps) is list else ()
+    return [value for step in steps for value in (step.started_at, step.completed_at)]
 
 
 def time_ns(value: object) -> int | None:
@@ -195,6 +194,8 @@ MAX_RUN_ID_BYTES = 512
 """A run id has to fit one attribute, so that backends can search for it."""
 
 _decode = msgspec.json.Decoder(Envelope).decode
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""A lone surrogate, which JSON can represent and UTF-8 cannot."""
 _RAW_MEMBERS = {"duration_ms", "attempt", "input", "output", "error", "retry_policy"}
 _RUN_NAMES = dict(zip(Envelope.__struct_encode_fields__, Envelope.__struct_fields__, strict=True))
 _STEP_NAMES = dict(zip(Step.__struct_encode_fields__, Step.__struct_fields__, strict=True))
@@ -314,7 +315,7 @@ class _StrictParser:
             return None if name != "id" else Raw(b"null")
         if member.value_text.startswith('"'):
             value = string_value(member.value_text)
-            if value.isascii() or _encodable(value):
+            if value.isascii() or not _SURROGATE.search(value):
                 return value
         return Raw(member.value_text.encode())
 
@@ -352,14 +353,6 @@ class _StrictParser:
 
     def _error(self, path: str, expected: str, got: str, hint: str = "") -> DocumentError:
         return DocumentError(where=f"{self.where} {path}".strip(), expected=expected, got=got, hint=hint)
-
-
-def _encodable(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _joined(extra: dict[str, Member]) -> bytes:

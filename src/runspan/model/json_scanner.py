@@ -158,39 +158,37 @@ def _close(text: str, position: int, closers: list[str]) -> int:
 
 def members(text: str, position: int) -> Iterator[Member]:
     """Yield the members of the object at ``position`` in order, including repeated keys."""
-    position = skip_space(text, position + 1)
-    if text[position : position + 1] == "}":
+    start: int | None = skip_space(text, position + 1)
+    if text.startswith("}", start):
         return
-    while True:
-        key = _KEY.match(text, position)
+    while start is not None:
+        key = _KEY.match(text, start)
         if key is None:
-            raise _not_a_member(text, position)
-        key_text, start = key[1], key.end()
-        end = end_of_value(text, start)
-        yield Member(string_value(key_text), key_text, text[start:end], start)
-        position = skip_space(text, end)
-        if text[position : position + 1] == "}":
-            return
-        if text[position : position + 1] != ",":
-            raise _unexpected(text, position, "',' or '}'")
-        position = skip_space(text, position + 1)
+            raise _not_a_member(text, start)
+        end = end_of_value(text, key.end())
+        yield Member(string_value(key[1]), key[1], text[key.end() : end], key.end())
+        start = _next_item(text, end, "}")
 
 
 def elements(text: str, position: int) -> Iterator[Element]:
     """Yield the elements of the array at ``position`` in order."""
-    position = skip_space(text, position + 1)
-    if text[position : position + 1] == "]":
+    start: int | None = skip_space(text, position + 1)
+    if text.startswith("]", start):
         return
-    while True:
-        position = skip_space(text, position)
-        end = end_of_value(text, position)
-        yield Element(text[position:end], position)
-        position = skip_space(text, end)
-        if text[position : position + 1] == "]":
-            return
-        if text[position : position + 1] != ",":
-            raise _unexpected(text, position, "',' or ']'")
-        position += 1
+    while start is not None:
+        end = end_of_value(text, start)
+        yield Element(text[start:end], start)
+        start = _next_item(text, end, "]")
+
+
+def _next_item(text: str, position: int, closer: str) -> int | None:
+    """Return where the item after this one begins; None after the last one."""
+    position = skip_space(text, position)
+    if text.startswith(closer, position):
+        return None
+    if not text.startswith(",", position):
+        raise _unexpected(text, position, f"',' or '{closer}'")
+    return skip_space(text, position + 1)
 
 
 def string_value(text: str) -> str:
@@ -222,60 +220,41 @@ def path_at(text: str, position: int) -> str:
     for depth in range(3):
         if start >= position or text[start : start + 1] not in ("{", "["):
             break
-        label, start = (_member_at if text[start] == "{" else _element_at)(text, start, position)
+        label, start = _child_at(text, start, position)
         path += label
         if depth == 0 and label != ".steps":
             break
     return path.removeprefix(".")
 
 
-def _member_at(text: str, start: int, position: int) -> tuple[str, int]:
-    """Return the member of an object that contains a position as ``.key``, and where its value begins.
+def _child_at(text: str, start: int, position: int) -> tuple[str, int]:
+    """Return the child that contains a position, as ``.key`` or ``[2]``, and where its value begins.
 
     The second item is the position itself when it is not inside a value.
     """
-    start += 1
+    is_object, index = text[start] == "{", 0
     while True:
-        start = skip_space(text, start)
-        key = _STRING.match(text, start)
-        if key is None or key.end() > position:
-            return "", position
-        name = string_value(key.group())
-        label = f".{name}" if name else ""
-        start = skip_space(text, key.end())
-        if start >= position or text[start : start + 1] != ":":
-            return label, position
-        start = skip_space(text, start + 1)
-        end = _end_before(text, start, position)
-        if end is None:
+        label, start = f"[{index}]", skip_space(text, start + 1)
+        if is_object:
+            key = _STRING.match(text, start)
+            if key is None or key.end() > position:
+                return "", position
+            name = string_value(key.group())
+            label = f".{name}" if name else ""
+            start = skip_space(text, key.end())
+            if start >= position or text[start] != ":":
+                return label, position
+            start = skip_space(text, start + 1)
+        try:
+            end = end_of_value(text, start)
+        except ScanError:
+            return label, start
+        if end > position:
             return label, start
         start = skip_space(text, end)
-        if start >= position or text[start : start + 1] != ",":
+        if start >= position or text[start] != ",":
             return label, position
-        start += 1
-
-
-def _element_at(text: str, start: int, position: int) -> tuple[str, int]:
-    """Return the element of an array that contains a position as ``[2]``, and where its value begins."""
-    index = 0
-    while True:
-        start = skip_space(text, start + 1)
-        end = _end_before(text, start, position)
-        if end is None:
-            return f"[{index}]", start
-        start = skip_space(text, end)
-        if start >= position or text[start : start + 1] != ",":
-            return f"[{index}]", position
         index += 1
-
-
-def _end_before(text: str, start: int, position: int) -> int | None:
-    """Return the end of the value at ``start`` if that is at or before ``position``, else None."""
-    try:
-        end = end_of_value(text, start)
-    except ScanError:
-        return None
-    return end if end <= position else None
 
 
 def _past_key(text: str, position: int) -> int:

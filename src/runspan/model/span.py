@@ -141,13 +141,13 @@ def run_ids(run_id: str, tenant: str = "") -> RunIds:
 
 def run_digests(identities: Sequence[bytes], tenant: str) -> list[bytes]:
     """Return a 32-byte digest per run: 16 bytes of trace id, 8 of root span id, 8 of step seed; see ``run_ids``."""
-    prefix = _run_prefix(tenant)
+    prefix = _tenant_prefix(b"run", tenant)
     return [sha256(prefix + len(text).to_bytes(8, "big") + text).digest() for text in identities]
 
 
 @lru_cache(maxsize=1024)
-def _run_prefix(tenant: str) -> bytes:
-    return _length_prefixed(b"run", tenant.encode())
+def _tenant_prefix(role: bytes, tenant: str) -> bytes:
+    return _length_prefixed(role, tenant.encode())
 
 
 def hash_parts(*parts: bytes) -> int:
@@ -194,9 +194,4 @@ def live_span_id(trace_id: bytes, role: str, *parts: bytes) -> bytes:
 def summary_digest(summary: bytes, tenant: str, revision: int, position: int) -> str:
     """Return the digest of what a list shows of a run and sorts by, 32 hex digits."""
     context = (revision % (1 << 64)).to_bytes(8, "big") + (position % (1 << 64)).to_bytes(8, "big")
-    return sha256(_summary_prefix(tenant) + context + summary).hexdigest()[:32]
-
-
-@lru_cache(maxsize=1024)
-def _summary_prefix(tenant: str) -> bytes:
-    return _length_prefixed(b"summary", tenant.encode())
+    return sha256(_tenant_prefix(b"summary", tenant) + context + summary).hexdigest()[:32]

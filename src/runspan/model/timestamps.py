@@ -20,8 +20,10 @@ MAX_NS = (1 << 63) - 4
 _SUFFIXES = [f"{second:02}" for second in range(60)]
 _ENDINGS = [f".{ms:03}Z" for ms in range(1000)]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MINUTE = 60 * SECOND
-_DAY = 1440 * _MINUTE
+_DAY = 86_400 * SECOND
+_LAST_DAY = MAX_NS // _DAY * _DAY
+"""The day of ``MAX_NS``, which a span cannot hold to its end."""
+_MINUTE_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:", re.ASCII)
 _CACHE_SIZE = 10_000
 
 _RFC3339 = re.compile(
@@ -29,18 +31,18 @@ _RFC3339 = re.compile(
 )
 
 
-class _Days(dict[str, int]):
-    """Nanoseconds by date, ``2024-01-15T``. KeyError for another form and for dates that a span cannot hold."""
+class _Minutes(dict[str, int]):
+    """Nanoseconds by minute, ``2024-01-15T09:00:``. KeyError for another form and for days that a span cannot hold."""
 
     def __missing__(self, prefix: str) -> int:
-        if not re.fullmatch(r"\d{4}-\d\d-\d\dT", prefix, re.ASCII):
+        if not _MINUTE_FORM.fullmatch(prefix):
             raise KeyError(prefix)
         try:
-            moment = datetime.fromisoformat(prefix + "00:00:00+00:00")
+            moment = datetime.fromisoformat(prefix + "00+00:00")
         except ValueError:
             raise KeyError(prefix) from None
         ns = (moment - _EPOCH) // timedelta(seconds=1) * SECOND
-        if not 0 <= ns < MAX_NS - _DAY:
+        if not 0 <= ns < _LAST_DAY:
             raise KeyError(prefix)
         if len(self) >= _CACHE_SIZE:
             self.clear()
@@ -48,19 +50,6 @@ class _Days(dict[str, int]):
         return ns
 
 
-class _Minutes(dict[str, int]):
-    """Nanoseconds by minute, ``2024-01-15T09:00:``. KeyError as for ``_Days``."""
-
-    def __missing__(self, prefix: str) -> int:
-        ns = _DAYS[prefix[:11]] + _CLOCK[prefix[11:]]
-        if len(self) >= _CACHE_SIZE:
-            self.clear()
-        self[prefix] = ns
-        return ns
-
-
-_DAYS = _Days()
-_CLOCK = {f"{hour:02}:{minute:02}:": (hour * 60 + minute) * _MINUTE for hour in range(24) for minute in range(60)}
 MINUTES = _Minutes()
 SECONDS = {f"{second:02}": second * SECOND for second in range(60)}
 FRACTIONS = {f".{ms:03}Z": ms * MILLISECOND for ms in range(1000)}

@@ -17,25 +17,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanContent, SpanTemplate, encode_times
+from runspan.codec import fields
+from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
-from runspan.codec.fields import (
-    DIGEST,
-    MANIFEST,
-    MAX_ATTRIBUTE_BYTES,
-    NON_CANONICAL,
-    ROOT_REVISION,
-    RUN_ID,
-    RUN_TABLE,
-    SCOPE_RUN,
-    SCOPE_STEP,
-    STEP_COUNT,
-    STEP_TABLE,
-    SUMMARY_DIGEST,
-    TENANT,
-    Field,
-    FieldKind,
-)
 from runspan.codec.placement import Interval, enclosing_loops, parents_first, positions
 from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
 from runspan.model.document import Run, Step, summary_text, time_ns
@@ -69,12 +53,12 @@ except ImportError:
 """Whether the C extension is used."""
 
 _ZERO: Final = bytes(8)
-_TOO_LONG: Final = bytes(MAX_ATTRIBUTE_BYTES + 1)
+_TOO_LONG: Final = bytes(fields.MAX_ATTRIBUTE_BYTES + 1)
 _step_text = msgspec.json.Encoder().encode
-_RUN_ID_PREFIXES: Final = KEY_PREFIXES[RUN_ID]
+_RUN_ID_PREFIXES: Final = KEY_PREFIXES[fields.RUN_ID]
 _PIPELINE_RUN_PREFIXES: Final = KEY_PREFIXES[PIPELINE_RUN_ID]
 _DIGEST_KEY, _SUMMARY_DIGEST_KEY, _MANIFEST_KEY, _TASK_RUN_KEY = (
-    key.encode() for key in (DIGEST, SUMMARY_DIGEST, MANIFEST, TASK_RUN_ID)
+    key.encode() for key in (fields.DIGEST, fields.SUMMARY_DIGEST, fields.MANIFEST, TASK_RUN_ID)
 )
 
 
@@ -104,7 +88,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     excluded |= {*true_indices(map(eq, root_ids, repeat(_ZERO))), *true_indices(map(eq, trace_ids, repeat(2 * _ZERO)))}
     for index in excluded:
         starts[index] = ends[index] = 0
-    templates = list(map(ROOT_TEMPLATES.__getitem__, map(RUN_TABLE.get_labels, envelopes)))
+    templates = list(map(ROOT_TEMPLATES.__getitem__, map(fields.RUN_TABLE.get_labels, envelopes)))
     seeds = [
         int.from_bytes(digest[24:], "big") ^ template.salt ^ start
         for digest, template, start in zip(digests, templates, starts, strict=True)
@@ -135,14 +119,14 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         manifests.append(b"".join(steps.span_ids[first : first + count]).hex().encode())
         first += count
     extra_attributes, span_ends = [b""] * len(runs), [PLAIN_END] * len(runs)
-    for index in true_indices(map(attrgetter("special"), templates)):
-        if templates[index].texts:
-            excluded.add(index)
-        extra_attributes[index], span_ends[index] = _failed_run_parts(
-            envelopes[index].error, templates[index], ends[index], steps.usages.pop(index, [])
-        )
-    for index, usages in steps.usages.items():
-        extra_attributes[index] = _totals_bytes(usages)
+    special = set(true_indices(map(attrgetter("special"), templates)))
+    excluded |= {index for index in special if templates[index].texts}
+    for index in special | steps.usages.keys():
+        own: Pairs = []
+        add_totals(own, steps.usages.get(index, []))
+        status = set_error_status(own, envelopes[index].error, templates[index], ends[index], True)
+        extra_attributes[index] = attributes_bytes(own)
+        span_ends[index] = end_bytes(status.events, (), status.code, status.message)
     columns: list[Column] = [
         ids,
         root_ids,
@@ -153,25 +137,25 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         (
             _SUMMARY_DIGEST_KEY,
             [
-                summary_digest(summary_text(envelope), tenant, ROOT_REVISION, start).encode()
+                summary_digest(summary_text(envelope), tenant, fields.ROOT_REVISION, start).encode()
                 for envelope, start in zip(envelopes, starts, strict=True)
             ],
         ),
-        attribute_bytes(TENANT, tenant) if tenant else b"",
-        [integer_bytes(IN_SPAN, STEP_COUNT, count) for count in counts],
+        attribute_bytes(fields.TENANT, tenant) if tenant else b"",
+        [integer_bytes(IN_SPAN, fields.STEP_COUNT, count) for count in counts],
         (_MANIFEST_KEY, manifests),
         *[member(envelopes) for member in _RUN_MEMBERS],
         extra_attributes,
         span_ends,
     ]
-    revision_spans, invalid = _join(columns, len(runs))
+    revision_spans, invalid = join_span_columns(columns, len(runs), fields.MAX_ATTRIBUTE_BYTES, UNSET)
     excluded |= {*steps.excluded_runs, *invalid}
 
     written: list[list[ScopedBytes] | None] = []
     first = 0
     for index, count in enumerate(counts):
-        below = zip(repeat(SCOPE_STEP), spans[first : first + count], strict=False)
-        written.append(None if index in excluded else [*below, (SCOPE_RUN, revision_spans[index])])
+        below = zip(repeat(fields.SCOPE_STEP), spans[first : first + count], strict=False)
+        written.append(None if index in excluded else [*below, (fields.SCOPE_RUN, revision_spans[index])])
         first += count
     return written
 
@@ -181,26 +165,6 @@ def _repeat_per_step(counts: list[int], values: Iterable[Any]) -> list[Any]:
     return list(chain.from_iterable(map(repeat, values, counts)))
 
 
-def _failed_run_parts(error: object, template: SpanTemplate, end: int, usages: list[Usage]) -> tuple[bytes, bytes]:
-    """Return the additional attributes of a failed run's span, and everything after the attributes."""
-    own: Pairs = []
-    add_totals(own, usages)
-    status = set_error_status(own, error, template, end, True)
-    return attributes_bytes(own), end_bytes(status.events, (), status.code, status.message)
-
-
-def _totals_bytes(usages: list[Usage]) -> bytes:
-    own: Pairs = []
-    add_totals(own, usages)
-    return attributes_bytes(own)
-
-
-def _usage_bytes(usage: Usage) -> bytes:
-    own: Pairs = []
-    add_counts(own, usage)
-    return _model_bytes(usage.model) + attributes_bytes(own)
-
-
 @lru_cache(maxsize=256)
 def _model_bytes(model: str) -> bytes:
     own: Pairs = []
@@ -208,25 +172,23 @@ def _model_bytes(model: str) -> bytes:
     return attributes_bytes(own)
 
 
-def _absent_times_bytes() -> bytes:
-    content = SpanContent()
-    encode_times(content, STEP_TABLE, UNSET, UNSET, 1)
-    return attributes_bytes(content.pairs)
-
-
-_ABSENT_TIMES: Final = _absent_times_bytes()
+_ABSENT_TIMES: Final = attributes_bytes(
+    [(field.key + fields.NON_CANONICAL, fields.ABSENT) for field in (fields.STEP_TABLE.start, fields.STEP_TABLE.end)]
+)
 """The attributes of a skipped step's span, which has neither start nor end."""
-_END_PREFIX: Final = KEY_PREFIXES[STEP_TABLE.end.key + NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
+_END_PREFIX: Final = (
+    KEY_PREFIXES[fields.STEP_TABLE.end.key + fields.NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
+)
 """The bytes before the end time in the attribute of a step without duration."""
 
 
-def _member_column(field: Field) -> Callable[[list[Any]], Column]:
+def _member_column(field: fields.Field) -> Callable[[list[Any]], Column]:
     """Return a function that returns the column of a member for a list of runs or steps."""
     get, key = attrgetter(field.member), field.key.encode()
-    if field.kind is FieldKind.PAYLOAD:
+    if field.kind is fields.FieldKind.PAYLOAD:
         # The payloads stay ``Raw`` and are copied once, when the span is joined.
         return lambda rows: (key, list(map(get, rows)))
-    if field.kind is FieldKind.TEXT:
+    if field.kind is fields.FieldKind.TEXT:
         return lambda rows: (key, list(map(_text, map(get, rows))))
     return lambda rows: (list(map(get, rows)), key)
 
@@ -235,16 +197,11 @@ def _text(value: Any) -> Any:
     """Return the bytes of a member of kind TEXT, or ``_TOO_LONG`` for a value that is not canonical."""
     if value is UNSET:
         return value
-    return value.encode() if type(value) is str and 0 < len(value) <= MAX_ATTRIBUTE_BYTES // 4 else _TOO_LONG
+    return value.encode() if type(value) is str and 0 < len(value) <= fields.MAX_ATTRIBUTE_BYTES // 4 else _TOO_LONG
 
 
-_STEP_MEMBERS: Final = [_member_column(field) for field in STEP_TABLE.values]
-_RUN_MEMBERS: Final = [_member_column(field) for field in RUN_TABLE.values]
-
-
-def _join(columns: list[Column], count: int) -> tuple[list[bytes], list[int]]:
-    """Return ``count`` spans, and the indices of the invalid ones, with a value that does not fit one attribute."""
-    return join_span_columns(columns, count, MAX_ATTRIBUTE_BYTES, UNSET)
+_STEP_MEMBERS: Final = [_member_column(field) for field in fields.STEP_TABLE.values]
+_RUN_MEMBERS: Final = [_member_column(field) for field in fields.RUN_TABLE.values]
 
 
 class _StepColumns:
@@ -255,7 +212,9 @@ class _StepColumns:
         self.runs = runs
         """The index of each step's run."""
         self.texts = list(map(_step_text, steps))
-        self.templates: list[SpanTemplate] = list(map(STEP_TEMPLATES.__getitem__, map(STEP_TABLE.get_labels, steps)))
+        self.templates: list[SpanTemplate] = list(
+            map(STEP_TEMPLATES.__getitem__, map(fields.STEP_TABLE.get_labels, steps))
+        )
         self.excluded_runs: set[int] = set()
         """The indices of runs with open steps, equal steps or steps that do not fit the columns."""
         self.usages: dict[int, list[Usage]] = {}
@@ -337,7 +296,9 @@ class _StepColumns:
                     usage = read_usage(step.output)
                     if usage is not None:
                         self.usages.setdefault(run, []).append(usage)
-                        extra_attributes[index] = _usage_bytes(usage)
+                        own: Pairs = []
+                        add_counts(own, usage)
+                        extra_attributes[index] = _model_bytes(usage.model) + attributes_bytes(own)
                     continue
             elif step.started_at is UNSET and step.completed_at is UNSET:
                 starts[index], ends[index] = position, position + 1
@@ -367,6 +328,6 @@ class _StepColumns:
             extra_attributes,
             span_ends,
         ]
-        spans, invalid = _join(columns, len(steps))
+        spans, invalid = join_span_columns(columns, len(steps), fields.MAX_ATTRIBUTE_BYTES, UNSET)
         self.excluded_runs |= {self.runs[index] for index in invalid}
         return spans

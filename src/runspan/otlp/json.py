@@ -32,14 +32,17 @@ from runspan.otlp.protobuf_writer import Resource
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 
 
-def read_json(body: bytes, max_spans: int | None = None) -> ParsedRequest:
+def read_json(body: bytes) -> ParsedRequest:
     """Return the contents of an ExportTraceServiceRequest in OTLP/JSON. See ``protobuf_reader.read_protobuf``."""
-    return to_parsed_request(_parse(body, default_max_spans(len(body)) if max_spans is None else max_spans))
+    check_json_text(body)
+    data = _load(body)
+    check_json(data, default_max_spans(len(body)))
+    return to_parsed_request(_to_message(data))
 
 
 def read_spans(body: bytes) -> list[Span]:
     """Return all spans of a TracesData in OTLP/JSON, including foreign spans. Raises PayloadError."""
-    return all_spans(_parse(body))
+    return all_spans(_to_message(_load(body)))
 
 
 def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
@@ -54,17 +57,17 @@ def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes
     return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _parse(body: bytes, max_spans: int | None = None) -> TracesData:
-    if max_spans is not None:
-        check_json_text(body)
+def _load(body: bytes) -> dict[str, Any]:
     try:
         data = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _unreadable(str(error) or "nesting too deep") from None
     if not isinstance(data, dict):
         raise _unreadable(f"{type(data).__name__} at the top")
-    if max_spans is not None:
-        check_json(data, max_spans)
+    return data
+
+
+def _to_message(data: dict[str, Any]) -> TracesData:
     _ids_to_base64(data)
     message = TracesData()
     try:

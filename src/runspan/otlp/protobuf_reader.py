@@ -10,6 +10,7 @@ fields, everything inside the spans is counted too. In JSON, the values are coun
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -51,9 +52,6 @@ _SMALL_BODY: Final = 2 * MAX_REQUEST_PARTS
 _FRAGMENT_BYTES: Final = 11
 """Usual requests have at most one message for so many bytes."""
 
-_TAGS: Final = b"\x0a\x12\x12"
-"""The tags of TracesData.resource_spans, ResourceSpans.scope_spans and ScopeSpans.spans."""
-_SPAN_LEVEL: Final = 2
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 
@@ -75,11 +73,6 @@ def check_protobuf(body: bytes, limit: int) -> None:
             _count_fields(body)
     except (IndexError, _Malformed):
         return
-
-
-def allowed_parts(size: int) -> int:
-    """Return how many attributes, events and links a span of ``size`` bytes may have."""
-    return MAX_PARTS + size // PART_BYTES
 
 
 def check_json_text(body: bytes) -> None:
@@ -148,6 +141,12 @@ _MESSAGES: Final[dict[str, dict[int, str]]] = {
     "KeyValueList": {0x0A: "KeyValue"},
 }
 """The fields of each message that are messages, by tag: https://github.com/open-telemetry/opentelemetry-proto"""
+_CONTAINERS: Final[dict[str, dict[int, str]]] = {
+    "TracesData": {0x0A: "ResourceSpans"},
+    "ResourceSpans": {0x12: "ScopeSpans"},
+    "ScopeSpans": {0x12: "Span"},
+}
+"""Those of the spans and the messages around them."""
 _HEAVY: Final = frozenset({"KeyValue", "Event", "Link"})
 """Messages that take a hundred bytes of memory, twice as much as other fields."""
 
@@ -158,9 +157,37 @@ class _Malformed(Exception):
 
 def _count_fields(body: bytes) -> None:
     """Raise PayloadTooLarge if the body has too many fields for its size, see ``MAX_REQUEST_PARTS``."""
-    limit = MAX_REQUEST_PARTS
-    outer: list[tuple[int, dict[int, str]]] = []
-    end, fields, position, count = len(body), _MESSAGES["TracesData"], 0, 0
+    limit, count = MAX_REQUEST_PARTS, 0
+    for child, fields, position in _walk(body, _MESSAGES, limit):
+        count += 2 if child in _HEAVY else fields
+        if count > limit:
+            limit = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
+            if count > limit:
+                expected = f"at most {limit} fields, since most of them are nearly empty"
+                raise _too_large("attributes, events and links", expected)
+
+
+def _count_spans(body: bytes, limit: int) -> None:
+    """Raise PayloadTooLarge if the body has too many spans or other fields at their level and above."""
+    count = others = 0
+    for child, fields, _ in _walk(body, _CONTAINERS, 2 * limit):
+        if child is None:
+            others += fields
+        else:
+            count += 1
+        if count > limit or others > 2 * limit:
+            raise _too_many_spans(limit)
+
+
+def _walk(
+    body: bytes, messages: Mapping[str, Mapping[int, str]], max_skipped: int
+) -> Iterator[tuple[str | None, int, int]]:
+    """Yield the fields of a TracesData and of the messages in it: name, number of fields, and position behind the tag.
+
+    Only the fields in ``messages`` have a name. A group counts as many fields, up to about ``max_skipped``.
+    """
+    outer: list[tuple[int, Mapping[int, str]]] = []
+    end, fields, position = len(body), messages["TracesData"], 0
     while True:
         while position >= end:
             if position > end:
@@ -171,64 +198,18 @@ def _count_fields(body: bytes) -> None:
         tag, position = _varint(body, position)
         child = fields.get(tag)
         if child is None:
-            position, skipped = _skip(body, position, tag, limit - count)
-            count += skipped
-        else:
-            size, position = _varint(body, position)
-            if position + size > end:
-                raise _Malformed
-            count += 2 if child in _HEAVY else 1
-            outer.append((end, fields))
-            end, fields = position + size, _MESSAGES[child]
-        if count > limit:
-            limit = max(MAX_REQUEST_PARTS, position // REQUEST_PART_BYTES)
-            if count > limit:
-                expected = f"at most {limit} fields, since most of them are nearly empty"
-                raise _too_large("attributes, events and links", expected)
-
-
-def _count_spans(body: bytes, limit: int) -> None:
-    """Raise PayloadTooLarge if the body has too many spans or other fields at their level and above."""
-    ends: list[int] = []
-    end, position, tag = len(body), 0, _TAGS[0]
-    count = others = 0
-    while True:
-        while position >= end:
-            if position > end:
-                raise _Malformed
-            if not ends:
-                return
-            end = ends.pop()
-            tag = _TAGS[len(ends)]
-        found = body[position]
-        position += 1
-        if found > 127:
-            found, position = _varint(body, position - 1)
-        if found != tag:
-            position, skipped = _skip(body, position, found, 2 * limit - others)
-            others += skipped
-            if others > 2 * limit:
-                raise _too_many_spans(limit)
+            position, skipped = _skip(body, position, tag, max_skipped)
+            yield None, skipped, position
             continue
-        count += 1
-        if count > limit:
-            raise _too_many_spans(limit)
-        size = body[position]
-        position += 1
-        if size > 127:
-            if (byte := body[position]) < 128:
-                size = size & 127 | byte << 7
-                position += 1
-            else:
-                size, position = _varint(body, position - 1)
-        if len(ends) == _SPAN_LEVEL:
-            position += size
+        size, position = _varint(body, position)
+        if position + size > end:
+            raise _Malformed
+        yield child, 1, position
+        if child in messages:
+            outer.append((end, fields))
+            end, fields = position + size, messages[child]
         else:
-            if position + size > end:
-                raise _Malformed
-            ends.append(end)
-            end = position + size
-            tag = _TAGS[len(ends)]
+            position += size
 
 
 def _skip(body: bytes, position: int, tag: int, allowed: int) -> tuple[int, int]:
@@ -318,14 +299,13 @@ MAX_REJECTIONS = 100
 """The number of spans of a request that are rejected one by one; one more rejection counts the others."""
 
 
-def read_protobuf(body: bytes, max_spans: int | None = None) -> ParsedRequest:
+def read_protobuf(body: bytes) -> ParsedRequest:
     """Return the contents of an ExportTraceServiceRequest.
 
     Raises PayloadError if the body is not such a request and PayloadTooLarge if it exceeds a limit. A span with an
     invalid id, a time out of range, or too many attributes, events and links for its size is rejected alone.
-    ``max_spans`` defaults to ``limits.default_max_spans``.
     """
-    check_protobuf(body, default_max_spans(len(body)) if max_spans is None else max_spans)
+    check_protobuf(body, default_max_spans(len(body)))
     return to_parsed_request(parse_traces_data(body))
 
 
@@ -467,7 +447,7 @@ def _too_many_parts(span: WireSpan) -> str:
         count += sum([len(event.attributes) for event in events]) + sum([len(link.attributes) for link in links])
     if count <= MAX_PARTS:
         return ""
-    allowed = allowed_parts(span.ByteSize())
+    allowed = MAX_PARTS + span.ByteSize() // PART_BYTES
     return "" if count <= allowed else f"attributes, events and links: expected at most {allowed}, got {count}"
 
 

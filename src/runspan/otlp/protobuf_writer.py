@@ -255,11 +255,6 @@ class Resource:
         return {"service.name": self.service_name, **self.attributes}
 
 
-def resource_bytes(resource: Resource) -> bytes:
-    """Return the serialized resource."""
-    return b"".join([_attribute(_IN_RESOURCE, key, value) for key, value in resource.pairs().items()])
-
-
 ScopedBytes = tuple[str, bytes]
 """The name of a span's instrumentation scope, and the span as ``span_bytes`` writes it."""
 
@@ -275,7 +270,8 @@ def request_bytes(resource: Resource, spans: Iterable[ScopedBytes]) -> bytes:
     for scope, span in spans:
         scopes.setdefault(scope, []).append(span)
     # One join, because a body is large enough for each further copy to be noticeable.
-    parts = [_delimited(b"\x0a", resource_bytes(resource))]
+    attributes = [_attribute(_IN_RESOURCE, key, value) for key, value in resource.pairs().items()]
+    parts = [_delimited(b"\x0a", b"".join(attributes))]
     for name, found in scopes.items():
         header = _delimited(b"\x0a", _text(b"\x0a", name) + _text(b"\x12", __version__))
         parts += (b"\x12", varint(len(header) + sum(map(len, found))), header, *found)

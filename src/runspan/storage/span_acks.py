@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from hashlib import scrypt, sha256
 from typing import Any, Final
 
@@ -52,11 +52,11 @@ class SpanAcks:
         Those that are too old now, or of the future, are forgotten: a revision without them may be sent next, and a
         clock that is set later must not bring them back.
         """
-        rows = list(self._rows(run))
+        rows = self._execute("SELECT at, digests FROM spans WHERE run = ?", (run,)).fetchall()
         valid = [digests for at, digests in rows if now - KEEP < at <= now]
         if len(valid) < len(rows):
             self._execute("DELETE FROM spans WHERE run = ? AND (at <= ? OR at > ?)", (run, now - KEEP, now))
-        return frozenset(digest for digests in valid for digest in digests)
+        return frozenset(_split(b"".join(valid)))
 
     def retain_only(self, run: bytes, digests: Collection[bytes]) -> bool:
         """Forget all other spans of a run, before a revision with these is sent. Return whether there were any.
@@ -100,10 +100,6 @@ class SpanAcks:
             for statement in ("DELETE FROM spans", "DELETE FROM receiver"):
                 self._execute(statement, ())
             self._execute("INSERT INTO receiver VALUES (?, ?)", (salt, known))
-
-    def _rows(self, run: bytes) -> Iterator[tuple[int, list[bytes]]]:
-        for at, digests in self._execute("SELECT at, digests FROM spans WHERE run = ?", (run,)).fetchall():
-            yield at, _split(digests)
 
 
 def _split(digests: bytes) -> list[bytes]:
