@@ -6,6 +6,7 @@ can represent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import msgspec
@@ -16,7 +17,7 @@ from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
 from runspan.model.json_scanner import Member, elements, end_of_value, members, skip_space, string_value
 from runspan.model.timestamps import parse_ns
 from runspan.recorder.serialize import Payload
-from runspan.recorder.state import Attempt, DocumentClock, RunRecord, StepRecord
+from runspan.recorder.state import Attempt, RunRecord, StepRecord
 
 _MAX_RESUME_COUNT: Final = 2**32 - 2
 """The resume count is 4 bytes of the seed of span ids."""
@@ -50,8 +51,10 @@ def checkpoint(record: RunRecord) -> bytes:
     return msgspec.json.encode(made)
 
 
-def restore(checkpoint: bytes | str, clock: DocumentClock) -> RunRecord:
+def restore(checkpoint: bytes | str, make: Callable[[str, str | UnsetType, str, int], RunRecord]) -> RunRecord:
     """Return the run of a checkpoint, resumed now.
+
+    make: begins a run, given its id, workflow id, tenant and resume count.
 
     Steps that had ended keep their span ids. Open steps get new ones: the process before may have sent them.
 
@@ -67,21 +70,13 @@ def restore(checkpoint: bytes | str, clock: DocumentClock) -> RunRecord:
     if len(span_ids) != len(run.steps):
         raise ValueError("not a checkpoint of a run: span ids are missing")
     envelope = run.envelope
-    now = clock.now()
-    truncated = clock.truncate(now)
-    created_at, started_at = _parse_time(envelope.created_at) or truncated, _parse_time(envelope.started_at)
-    latest_time = max(created_at, started_at or 0)
-    record = RunRecord(
-        run.id,
-        _text(envelope.workflow_id),
-        header.tenant,
-        max(truncated, latest_time),
-        epoch=now,
-        resume_count=header.resume_count + 1,
-    )
+    record = make(run.id, _text(envelope.workflow_id), header.tenant, header.resume_count + 1)
     record.status = run.status or "running"
     record.trigger = _text(envelope.trigger_type)
-    record.created_at, record.started_at, record.latest_time = created_at, started_at, latest_time
+    record.created_at = _parse_time(envelope.created_at) or record.created_at
+    record.started_at = _parse_time(envelope.started_at)
+    record.latest_time = max(record.created_at, record.started_at or 0)
+    record.not_before = max(record.not_before, record.latest_time)
     record.input, record.output, record.error = _json(envelope.input), _json(envelope.output), _json(envelope.error)
     record.extra = envelope.extra
     record.revision = header.revision

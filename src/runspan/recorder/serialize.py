@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from runspan.model import json_scanner as scan
 
@@ -53,6 +53,11 @@ def to_utf8_text(value: object) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace").decode()
     return text
+
+
+def optional_text(value: str | None) -> str | UnsetType:
+    """Return the text as ``to_utf8_text`` does, and UNSET for None."""
+    return UNSET if value is None else to_utf8_text(value)
 
 
 def members(values: Mapping[str, object], known: Iterable[str]) -> bytes:

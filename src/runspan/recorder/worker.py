@@ -42,7 +42,6 @@ from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import to_readable_span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
-from runspan.recorder.state import RunSession
 
 _log = logging.getLogger("runspan.recorder")
 
@@ -267,10 +266,6 @@ class ExportWorker:
             self._counters, self._config, self._monotonic, self._start, self._give_up, disabled=self._disabled
         )
 
-    def mark_dirty(self, session: RunSession, is_urgent: bool) -> None:
-        """Call ``mark_dirty`` of the current outbox; a forked child has its own."""
-        self.outbox.mark_dirty(session, is_urgent)
-
     def after_fork(self) -> None:
         """Begin anew in a forked child, which sends nothing of the parent's.
 
@@ -359,7 +354,7 @@ class ExportWorker:
             except Exception:
                 self._counters.add("internal_errors")
                 self.outbox.forget(state)
-                _log.exception("runspan.Recorder: run %s cannot be encoded", state.session.record.id)
+                _log.exception("runspan.Recorder: run %s cannot be encoded", state.record.id)
                 self._give_up(state, "it cannot be encoded")
         return deltas
 
@@ -450,12 +445,12 @@ class ExportWorker:
     def _give_up(self, state: RunExportState, reason: str) -> None:
         """Count, log and keep a run of which the receiver lacks something and will not get it from here."""
         # A run in progress at the shutdown is given up then, and once more when it has ended.
-        is_first, state.session.dropped = not state.session.dropped, True
-        path = self._keep(state.session.record.document().text)
+        is_first, state.record.dropped = not state.record.dropped, True
+        path = self._keep(state.record.document().text)
         if is_first:
             self._counters.add_dropped_run(bool(path))
         where = f"kept in {path}" if path else "not kept"
-        _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.session.record.id, reason, where)
+        _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.record.id, reason, where)
 
     def _keep(self, text: bytes) -> str:
         """Write a document to the dead letters. Return the file's path, or "" if it was not written."""
