@@ -66,13 +66,8 @@ class DeadLetters:
             for run in runs:
                 self._held.pop(id(run.text), None)
 
-    def write(self, runs: Iterable[RunSpans]) -> None:
-        """Write the documents of runs that the receiver does not have, or may not have."""
-        for run in runs:
-            self.write_text(run.text)
-
     def write_text(self, text: bytes) -> None:
-        """Write a document that was never encoded."""
+        """Write a document that the receiver does not have, or may not have."""
         with self._lock:
             self._held.pop(id(text), None)
             self._write(text)

@@ -18,7 +18,6 @@ from runspan.delivery.transport import (
     ExportResult,
     Rejected,
     RejectionScope,
-    Request,
     Retryable,
     not_otlp,
     read_response,
@@ -60,6 +59,7 @@ class HttpTransport:
     """
 
     def __init__(self, config: ExporterConfig, *, connections: int = 4, now: Callable[[], float] = time.time) -> None:
+        self.endpoint = config.display_url
         self._config = config
         self._now = now
         self._gzip = config.compression == "gzip"
@@ -75,14 +75,10 @@ class HttpTransport:
         # A client around it would add redirects, cookies and a log line with the URL's query, and double the cost.
         self._transport = DeadlineTransport(config.endpoint, tls=config.tls.context(), connections=connections)
 
-    @property
-    def endpoint(self) -> str:
-        return self._config.display_url
-
-    def send(self, request: Request) -> ExportResult:
+    def send(self, body: bytes) -> ExportResult:
         """Post once and read the response."""
-        body = igzip.compress(request.body, 1, mtime=0) if self._gzip else request.body
-        post = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=self._extensions)
+        content = igzip.compress(body, 1, mtime=0) if self._gzip else body
+        post = httpx.Request("POST", self._url, headers=self._headers, content=content, extensions=self._extensions)
         try:
             response = self._transport.handle_request(post)
             try:
@@ -141,12 +137,8 @@ def _success(content_type: str, body: bytes) -> ExportResult:
     if kind != "application/json":
         return not_otlp(f"content type {sanitize_message(kind)!r}")
     try:
-        partial = msgspec.json.decode(body, type=_JsonResponse).partial_success
-        return (
-            result_of_partial(int(partial.rejected_spans), partial.error_message)
-            if partial
-            else result_of_partial(0, "")
-        )
+        partial = msgspec.json.decode(body, type=_JsonResponse).partial_success or _PartialSuccess()
+        return result_of_partial(int(partial.rejected_spans), partial.error_message)
     except ValueError:
         return not_otlp("JSON that is no ExportTraceServiceResponse")
 

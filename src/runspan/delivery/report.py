@@ -147,7 +147,7 @@ class ExportStats:
 
     def __init__(self, dead_letters: DeadLetters | None = None, on_settled: OnSettled | None = None) -> None:
         self.dead_letters = dead_letters
-        self._on_settled = on_settled or _ignore
+        self._on_settled: OnSettled = on_settled or (lambda runs, status, reason: None)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         """By the names of the report's fields; "runs_submitted" and "spans_submitted" as well."""
@@ -240,11 +240,8 @@ class ExportStats:
 
     def _keep(self, runs: tuple[RunSpans, ...]) -> None:
         if self.dead_letters is not None:
-            self.dead_letters.write(runs)
-
-
-def _ignore(runs: tuple[RunSpans, ...], status: RunStatus, reason: str) -> None:
-    pass
+            for run in runs:
+                self.dead_letters.write_text(run.text)
 
 
 def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
@@ -252,15 +249,13 @@ def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for each in rejections:
         by_reason.setdefault(each.reason, []).append(each.what)
-    lines = [_reason_line(reason, whats) for reason, whats in by_reason.items()]
+    lines = []
+    for reason, whats in by_reason.items():
+        times = f"{len(whats)} times: " if len(whats) > 1 else ""
+        names = f"{_some(whats)}: " if _some(whats) else ""
+        lines.append("  " + sanitize_message(f"{times}{names}{reason}"))
     named = sum(map(len, by_reason.values()))
     return lines if total <= MAX_NAMED else [*lines, f"  … the first {named} by name"]
-
-
-def _reason_line(reason: str, whats: list[str]) -> str:
-    named = _some(whats)
-    times = f"{len(whats)} times: " if len(whats) > 1 else ""
-    return "  " + sanitize_message(f"{times}{named}: {reason}" if named else f"{times}{reason}")
 
 
 def _some(names: list[str]) -> str:

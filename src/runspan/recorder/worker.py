@@ -10,7 +10,7 @@ import encodings.idna  # noqa: F401  (else the first look-up of a host imports i
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -31,7 +31,6 @@ from runspan.delivery import (
     PartialSuccess,
     Rejected,
     RejectionScope,
-    Request,
     Retryable,
     RunSpans,
     Transport,
@@ -68,13 +67,9 @@ class OtlpSink:
     def __init__(self, config: ExporterConfig, resource: Resource, on_request: Callable[[], None]) -> None:
         """on_request: called for each request."""
         self._transport: Transport = GrpcTransport(config) if config.protocol == GRPC else HttpTransport(config)
+        self.endpoint = self._transport.endpoint
         self._frame = partial(request_bytes, resource)
         self._on_request = on_request
-
-    @property
-    def endpoint(self) -> str:
-        """The endpoint's URL without secrets."""
-        return self._transport.endpoint
 
     def send(self, deltas: Sequence[RunDelta]) -> RunResults:
         """Send several runs in one request if the receiver accepts that, else each alone, so that a run that is
@@ -100,7 +95,7 @@ class OtlpSink:
         is_retry: whether one of them failed before. Such a group is divided after a retryable failure too: some stores
         always answer "retry" to a request with one run that is too large for them.
         """
-        together = self._send(Batch(self._frame, tuple(runs)))
+        together = self._send(runs)
         if len(runs) == 1 or isinstance(together, Accepted | PartialSuccess):
             return [together] * len(runs)
         if _concerns_endpoint(together) and not (is_retry and isinstance(together, Retryable)):
@@ -108,31 +103,21 @@ class OtlpSink:
         results: list[ExportResult] = []
         failures = 0
         for run in runs:
-            result = together if failures == _MAX_CONSECUTIVE_REJECTIONS else self._send(Batch(self._frame, (run,)))
+            result = together if failures == _MAX_CONSECUTIVE_REJECTIONS else self._send([run])
             failures = min(failures + 1, _MAX_CONSECUTIVE_REJECTIONS) if _concerns_endpoint(result) else 0
             results.append(result)
         return results
 
-    def _send(self, batch: Batch) -> ExportResult:
-        """Send a batch; a single run that is too large for one request in several.
+    def _send(self, runs: Iterable[RunSpans]) -> ExportResult:
+        return Batch(self._frame, tuple(runs)).send(lambda part: self._post(part.body()), MAX_REQUEST_BYTES)
 
-        The revision span is in the last of them, which is sent only if the others were accepted.
-        """
-        divisible = len(batch.runs) == 1 and batch.spans > 1
-        if batch.size <= MAX_REQUEST_BYTES or not divisible:
-            self._on_request()
-            result = self._transport.send(batch.request())
-            if not (divisible and isinstance(result, Rejected) and result.scope is RejectionScope.SIZE):
-                return result
-        first, second = batch.halves()
-        result = self._send(first)
-        return self._send(second) if isinstance(result, Accepted) else result
+    def _post(self, body: bytes) -> ExportResult:
+        self._on_request()
+        return self._transport.send(body)
 
     def send_foreign_spans(self, spans: Sequence[ReadableSpan]) -> ExportResult:
         """Send spans of other instrumentation, encoded by the SDK."""
-        body: bytes = encode_spans(spans).SerializePartialToString()
-        self._on_request()
-        return self._transport.send(Request(body, (), len(spans)))
+        return self._post(encode_spans(spans).SerializePartialToString())
 
     def close(self) -> None:
         """Release connections. Idempotent."""
