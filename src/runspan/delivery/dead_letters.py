@@ -29,19 +29,12 @@ class DeadLetters:
     document, and while it removes the file. A process that finds it removed, or moved away, creates a new one.
     """
 
-    kept: int
-    """Documents written."""
-
-    lost: int
-    """Documents that could not be written."""
-
-    write_error: str
-    """Why the first of them could not be written, or ""."""
-
     def __init__(self, path: str) -> None:
         self.path = path
         self.kept = 0
+        """Documents written."""
         self.lost = 0
+        """Documents that could not be written, the first because of ``write_error``."""
         self.write_error = ""
         self._lock = threading.Lock()
         self._held: dict[int, bytes] = {}

@@ -264,7 +264,7 @@ class OtlpExporter:
             result = self._send_request(part.body(), retry)
             if isinstance(result, PartialSuccess) and part.runs[-1].spans[-1] is not batch.runs[-1].spans[-1]:
                 # The other parts are not sent, so the receiver does not have the run.
-                reason = f"{result.rejected_spans} spans rejected: {result.message or 'no reason given'}"
+                reason = f"{result.rejected_spans} spans rejected: {result.message}"
                 return Rejected(reason, RejectionScope.REQUEST)
             return result
 

@@ -71,13 +71,13 @@ class GrpcTransport:
     def send(self, body: bytes) -> ExportResult:
         """Call once and read the response."""
         try:
-            response = self._call(body, timeout=self._config.timeout, metadata=self._config.headers)
+            partial = self._call(body, timeout=self._config.timeout, metadata=self._config.headers).partial_success
         except grpc.RpcError as error:
             return self._failure(error)
         except ValueError as error:
             # The channel was closed meanwhile, which only an interrupted export does.
             return Retryable(sanitize_message(str(error), self._config.secrets))
-        return result_of(response)
+        return result_of(partial.rejected_spans, partial.error_message)
 
     def close(self) -> None:
         self._channel.close()

@@ -12,6 +12,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from isal import igzip
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.delivery.config import ExporterConfig
 from runspan.delivery.transport import (
@@ -20,8 +21,7 @@ from runspan.delivery.transport import (
     RejectionScope,
     Retryable,
     not_otlp,
-    read_response,
-    result_of_partial,
+    result_of,
 )
 from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error, read_body
 from runspan.http.retry import parse_retry_after
@@ -133,12 +133,16 @@ def _success(content_type: str, body: bytes) -> ExportResult:
     if len(body) > MAX_RESPONSE_BYTES:
         return not_otlp(f"over {MAX_RESPONSE_BYTES} bytes")
     if not body or kind in ("", PROTOBUF, "application/protobuf", "application/octet-stream"):
-        return read_response(body)
+        try:
+            partial = ExportTraceServiceResponse.FromString(body).partial_success
+            return result_of(partial.rejected_spans, partial.error_message)
+        except DecodeError:
+            return not_otlp("a body that is no ExportTraceServiceResponse")
     if kind != "application/json":
         return not_otlp(f"content type {sanitize_message(kind)!r}")
     try:
-        partial = msgspec.json.decode(body, type=_JsonResponse).partial_success or _PartialSuccess()
-        return result_of_partial(int(partial.rejected_spans), partial.error_message)
+        json_partial = msgspec.json.decode(body, type=_JsonResponse).partial_success or _PartialSuccess()
+        return result_of(int(json_partial.rejected_spans), json_partial.error_message)
     except ValueError:
         return not_otlp("JSON that is no ExportTraceServiceResponse")
 

@@ -8,8 +8,7 @@ from enum import Enum
 from itertools import chain
 from typing import NamedTuple, Protocol
 
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from runspan.otlp.protobuf_writer import ScopedBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +71,9 @@ class Transport(Protocol):
         ...
 
 
-def read_response(body: bytes) -> ExportResult:
-    """Return the result of a serialized ExportTraceServiceResponse."""
-    try:
-        return result_of(ExportTraceServiceResponse.FromString(body))
-    except DecodeError:
-        return not_otlp("a body that is no ExportTraceServiceResponse")
-
-
-def result_of(response: ExportTraceServiceResponse) -> ExportResult:
-    """Return the result of the response to a successful request."""
-    partial = response.partial_success
-    return result_of_partial(partial.rejected_spans, partial.error_message)
-
-
-def result_of_partial(rejected_spans: int, message: str) -> ExportResult:
+def result_of(rejected_spans: int, message: str) -> ExportResult:
     """Return the result of a ``partial_success``. No rejected spans with a message is a warning, not a loss."""
-    return PartialSuccess(rejected_spans, message) if rejected_spans > 0 else Accepted(message)
+    return PartialSuccess(rejected_spans, message or "no reason given") if rejected_spans > 0 else Accepted(message)
 
 
 def not_otlp(got: str) -> Rejected:
@@ -97,9 +82,6 @@ def not_otlp(got: str) -> Rejected:
         f"the response is not OTLP: got {got}; is this the address of an OTLP receiver?", RejectionScope.ENDPOINT
     )
 
-
-ScopedBytes = tuple[str, bytes]
-"""The name of a span's instrumentation scope, and the span as a serialized ``ScopeSpans.spans`` field."""
 
 Frame = Callable[[Iterable[ScopedBytes]], bytes]
 """Serializes an ExportTraceServiceRequest of spans."""

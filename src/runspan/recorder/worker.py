@@ -19,23 +19,17 @@ from opentelemetry.context import attach, set_value
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
-from runspan.delivery import (
-    GRPC,
+from runspan.delivery import GRPC, Batch, DeadLetters, ExporterConfig, GrpcTransport, HttpTransport, RunSpans
+from runspan.delivery.exporter import MAX_REQUEST_BYTES
+from runspan.delivery.transport import (
     Accepted,
-    Batch,
-    DeadLetters,
-    ExporterConfig,
     ExportResult,
-    GrpcTransport,
-    HttpTransport,
     PartialSuccess,
     Rejected,
     RejectionScope,
     Retryable,
-    RunSpans,
     Transport,
 )
-from runspan.delivery.exporter import MAX_REQUEST_BYTES
 from runspan.errors import ConfigError
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import to_readable_span
@@ -58,8 +52,6 @@ _SPANS_PER_FLUSH: Final = 256
 """Spans that processors get between two flushes: half of what the SDK's batch processor sends at once, and an eighth of
 what it holds before it drops."""
 
-RunResults = list[tuple[RunDelta, ExportResult]]
-
 
 class OtlpSink:
     """Sends OTLP over HTTP or gRPC."""
@@ -71,22 +63,21 @@ class OtlpSink:
         self._frame = partial(request_bytes, resource)
         self._on_request = on_request
 
-    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
+    def send(self, deltas: Sequence[RunDelta]) -> list[ExportResult]:
         """Send several runs in one request if the receiver accepts that, else each alone, so that a run that is
-        rejected affects no other.
+        rejected affects no other. Return the result of each.
 
         After a failure that concerns the endpoint, the remaining runs are not tried.
         """
-        results: RunResults = []
+        results: list[ExportResult] = []
         failure: ExportResult | None = None
-        for group in _groups([(delta, _encode(delta)) for delta in deltas]):
+        for group in _groups(deltas):
             if failure is None:
                 is_retry = any(delta.state.failures for delta, _ in group)
-                group_results = self._send_group([spans for _, spans in group], is_retry)
-                failure = group_results[-1] if _concerns_endpoint(group_results[-1]) else None
+                results += self._send_group([spans for _, spans in group], is_retry)
+                failure = results[-1] if _concerns_endpoint(results[-1]) else None
             else:
-                group_results = [failure] * len(group)
-            results += zip([delta for delta, _ in group], group_results, strict=True)
+                results += [failure] * len(group)
         return results
 
     def _send_group(self, runs: list[RunSpans], is_retry: bool) -> list[ExportResult]:
@@ -124,15 +115,12 @@ class OtlpSink:
         self._transport.close()
 
 
-def _encode(delta: RunDelta) -> RunSpans:
-    return RunSpans.of(delta.run.id, [scoped_bytes(span) for span in delta.spans])
-
-
-def _groups(runs: list[tuple[RunDelta, RunSpans]]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:
-    """Divide runs into groups that fit into one request each."""
+def _groups(deltas: Iterable[RunDelta]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:
+    """Encode runs, in groups that fit into one request each."""
     group: list[tuple[RunDelta, RunSpans]] = []
     size = 0
-    for delta, spans in runs:
+    for delta in deltas:
+        spans = RunSpans.of(delta.run.id, [scoped_bytes(span) for span in delta.spans])
         if group and size + spans.size > _MAX_GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -169,14 +157,14 @@ class SdkProcessorSink:
         self._flush_millis = int(flush_seconds * 1000)
         self._on_request = on_request
 
-    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
+    def send(self, deltas: Sequence[RunDelta]) -> list[ExportResult]:
         """Pass on each run by itself, its revision span last. After a failure the remaining runs are not tried."""
-        results: RunResults = []
+        results: list[ExportResult] = []
         failure: ExportResult | None = None
         for delta in deltas:
             result = failure or self._process(delta)
             failure = result if isinstance(result, Retryable) else None
-            results.append((delta, result))
+            results.append(result)
         return results
 
     def _process(self, delta: RunDelta) -> ExportResult:
@@ -215,17 +203,15 @@ class ExportWorker:
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         random: Random,
-        dead_letters: DeadLetters | None = None,
-        exception_events: bool = True,
-        disabled: bool = False,
+        dead_letters: DeadLetters | None,
+        exception_events: bool,
+        disabled: bool,
     ) -> None:
         """make_sink: called when a sink is needed first, and again in a forked child, which must not use the parent's
         connections.
 
         clock: returns nanoseconds since 1970. monotonic: returns seconds. random: jitters the backoff.
-        dead_letters: keeps the documents of runs that are given up.
-        exception_events: whether a failed span gets the conventions' ``exception`` event.
-        disabled: record and send nothing.
+        disabled: record and send nothing. For the others see ``Recorder``.
         """
         self._make_sink = make_sink
         self._counters = counters
@@ -257,6 +243,7 @@ class ExportWorker:
         The child's dead letters go to a file of its own. It is made when the child needs it, since the parent removes
         an empty file at its end.
         """
+        self._counters.after_fork()
         self.outbox.disown()
         if self._dead_letter_path:
             self._reopen_path = f"{self._dead_letter_path}.{os.getpid()}"
@@ -319,9 +306,9 @@ class ExportWorker:
         last: ExportResult = Accepted()
         if deltas:
             results = self._sink.send(deltas)
-            for delta, result in results:
+            for delta, result in zip(deltas, results, strict=True):
                 self._handle_result(delta, result)
-            last = results[-1][1]
+            last = results[-1]
         if foreign:
             if _concerns_endpoint(last):
                 self.outbox.requeue_foreign_spans(foreign)
@@ -353,9 +340,8 @@ class ExportWorker:
                 # The receiver does not say which spans, and OTLP forbids a retry.
                 rejected = min(rejected_spans, spans)
                 delta.state.has_rejected_spans = True
-                reason = message or "no reason given"
                 _log.error(
-                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, spans, reason
+                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, spans, message
                 )
             case Rejected(reason, scope) if scope is not RejectionScope.ENDPOINT:
                 self._handle_rejection(delta, reason)
@@ -363,7 +349,7 @@ class ExportWorker:
             case Rejected(reason, _) | Retryable(reason):
                 self._retry_later(delta.state, reason)
                 return
-        delta.ack()
+        delta.state.acked_span_ids.update([span.span_id for span in delta.spans[:-1]])
         self._counters.add("spans_rejected", rejected)
         self._counters.add("spans_sent", spans - rejected)
         self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
