@@ -13,10 +13,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from runspan.errors import DocumentError
-from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
+from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step, time_ns
 from runspan.model.json_scanner import Member, elements, end_of_value, members, skip_space, string_value
-from runspan.model.timestamps import parse_ns
-from runspan.recorder.serialize import Payload
 from runspan.recorder.state import Attempt, RunRecord, StepRecord
 
 _MAX_RESUME_COUNT: Final = 2**32 - 2
@@ -73,8 +71,8 @@ def restore(checkpoint: bytes | str, make: Callable[[str, str | UnsetType, str, 
     record = make(run.id, _text(envelope.workflow_id), header.tenant, header.resume_count + 1)
     record.status = run.status or "running"
     record.trigger = _text(envelope.trigger_type)
-    record.created_at = _parse_time(envelope.created_at) or record.created_at
-    record.started_at = _parse_time(envelope.started_at)
+    record.created_at = time_ns(envelope.created_at) or record.created_at
+    record.started_at = time_ns(envelope.started_at)
     record.latest_time = max(record.created_at, record.started_at or 0)
     record.not_before = max(record.not_before, record.latest_time)
     record.input, record.output, record.error = _json(envelope.input), _json(envelope.output), _json(envelope.error)
@@ -111,11 +109,10 @@ def _restore_step(run: RunRecord, step: Step, span_id: bytes) -> None:
         run.add_ended_step(StepRecord(step.id, _text(step.name), _text(step.type), span_id, status=status, final=step))
         return
     record = run.add_step(step.id, _text(step.name), _text(step.type), planned=True)
-    record.status, record.started_at = status, _parse_time(step.started_at)
+    record.status, record.started_at = status, time_ns(step.started_at)
     record.attempt = int(bytes(step.attempt)) if isinstance(step.attempt, Raw) else 0
-    record.input, record.error, record.retry_policy = _json(step.input), _json(step.error), _json(step.retry_policy)
-    output = _json(step.output)
-    record.output = None if output is None else Payload(output)
+    record.input, record.output, record.error = _json(step.input), _json(step.output), _json(step.error)
+    record.retry_policy = _json(step.retry_policy)
     record.extra, record.attempts = _split_attempts(step.extra)
 
 
@@ -136,8 +133,8 @@ def _split_attempts(extra: bytes) -> tuple[bytes, list[Attempt]]:
 
 def _restore_attempt(text: str, number: int) -> Attempt:
     by_key = {member.key: member.value_text for member in members(text, 0)} if text.startswith("{") else {}
-    started_at = _parse_time(_string(by_key.get("startedAt"))) or 0
-    ended_at = _parse_time(_string(by_key.get("completedAt")))
+    started_at = time_ns(_string(by_key.get("startedAt"))) or 0
+    ended_at = time_ns(_string(by_key.get("completedAt")))
     error = by_key.get("error")
     return Attempt(
         number,
@@ -155,10 +152,6 @@ def _string(text: str | None) -> str:
 
 def _text(value: object) -> str | UnsetType:
     return value if type(value) is str else UNSET
-
-
-def _parse_time(value: object) -> int | None:
-    return parse_ns(value) if type(value) is str else None
 
 
 def _json(value: object) -> bytes | None:

@@ -106,15 +106,13 @@ def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> tuple[str, 
 
     trace_id: of the run that begins. A span of the same trace is no caller: no run span links into its own trace.
     """
-    context = get_current() if headers is None else _extract(headers)
+    context = get_current()
+    if headers is not None:
+        lowercase = {key.lower(): value for key, value in headers.items()}
+        context = _BAGGAGE.extract(lowercase, _TRACE_CONTEXT.extract(lowercase, Context()))
     value = baggage.get_baggage(RUN_ID_BAGGAGE, context)
     run_id = value if isinstance(value, str) else ""
     span = get_current_span(context).get_span_context()
     if not span.is_valid or span.trace_id == int.from_bytes(trace_id, "big"):
         return "", run_id
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", run_id
-
-
-def _extract(headers: Mapping[str, str]) -> Context:
-    lowercase = {key.lower(): value for key, value in headers.items()}
-    return _BAGGAGE.extract(lowercase, _TRACE_CONTEXT.extract(lowercase, Context()))

@@ -83,10 +83,6 @@ class RunDelta:
     is_final: bool
     """Whether the run changes no more in this process, so that this is all of it."""
 
-    def ack(self) -> None:
-        """Note that the receiver has the spans."""
-        self.state.acked_span_ids.update([span.span_id for span in self.spans[:-1]])
-
 
 @dataclass(slots=True, eq=False)
 class RunExportState:
@@ -189,10 +185,8 @@ class Outbox:
         """Every run that has not ended, or of which the receiver lacks something."""
         self._dirty: dict[RunRecord, RunExportState] = {}
         """Runs that changed since they were read."""
-        self._idle: dict[RunRecord, RunExportState] = {}
-        """Runs whose current state the receiver has."""
-        self._heartbeats: list[tuple[float, int, RunRecord]] = []
-        """A heap of the times at which their heartbeats are due, each with a number of its own and the run."""
+        self._heartbeats: list[tuple[float, int, RunExportState]] = []
+        """A heap of the times at which heartbeats are due, each with a number of its own and the run."""
         self._order = count()
         self._in_flight: dict[RunRecord, RunExportState] = {}
         self._foreign: deque[ReadableSpan] = deque()
@@ -237,7 +231,6 @@ class Outbox:
             if is_final:
                 state.not_before = 0.0  # the final state does not wait until an earlier one may be retried
             self._dirty[record] = state
-            self._idle.pop(record, None)
             if self._due_at(state) < self._wakes_at:
                 self._condition.notify_all()
         if has_ended:
@@ -254,7 +247,7 @@ class Outbox:
             self._counters.add("runs_ended")
             self._last_ended = ended
             if self.closed:
-                self._forget(ended)
+                self.forget(ended)
                 dropped, reason = [ended], "it ended after the shutdown"
             else:
                 dropped, reason = self._evict_over_limit(), _OVER_LIMIT
@@ -275,7 +268,7 @@ class Outbox:
                     excess -= state.size
                     dropped.append(state)
             for state in dropped:
-                self._forget(state)
+                self.forget(state)
         return dropped
 
     def add_foreign_span(self, span: ReadableSpan) -> None:
@@ -386,12 +379,11 @@ class Outbox:
         with self._condition:
             state.failures, state.not_before = 0, 0.0
             if is_final:
-                self._forget(state)
+                self.forget(state)
                 return
             state.acked_at = self._monotonic()
             if state.changed_at is None and state.record in self._states:
-                self._idle[state.record] = state
-                heappush(self._heartbeats, (self._heartbeat_at(state), next(self._order), state.record))
+                heappush(self._heartbeats, (self._heartbeat_at(state), next(self._order), state))
 
     def retry_later(self, state: RunExportState, delay: float) -> None:
         """Try the run again after ``delay`` seconds, or at once when its final change came during the request."""
@@ -432,7 +424,9 @@ class Outbox:
     def forget(self, state: RunExportState) -> None:
         """Send nothing more of the run."""
         with self._condition:
-            self._forget(state)
+            if self._states.pop(state.record, None) is not None:
+                self._pending_bytes -= state.size
+            self._dirty.pop(state.record, None)
 
     def close(self) -> None:
         """Accept nothing more, and end ``get_due`` and ``flush``."""
@@ -450,7 +444,7 @@ class Outbox:
                 state for record, state in self._states.items() if record in self._dirty or record in self._in_flight
             ]
             for state in pending:
-                self._forget(state)
+                self.forget(state)
                 if not state.size:
                     self._states[state.record] = state
             self._in_flight.clear()
@@ -481,11 +475,10 @@ class Outbox:
     def _mark_heartbeats(self, now: float) -> None:
         """Mark the runs whose heartbeat is due. Suspended runs need none: they do not count as stuck."""
         while self._heartbeats and self._heartbeats[0][0] <= now:
-            record = heappop(self._heartbeats)[2]
-            state = self._idle.get(record)
-            if state is None or now < self._heartbeat_at(state):
+            state = heappop(self._heartbeats)[2]
+            record = state.record
+            if record not in self._states or state.changed_at is not None or now < self._heartbeat_at(state):
                 continue  # it has changed since, and has another heartbeat
-            del self._idle[record]
             if record.status != "suspended":
                 state.changed_at = now - self.config.snapshot_delay
                 self._dirty[record] = state
@@ -500,9 +493,3 @@ class Outbox:
         if self._foreign:
             times.append(self._foreign_due_at())
         return min(times, default=_NEVER)
-
-    def _forget(self, state: RunExportState) -> None:
-        if self._states.pop(state.record, None) is not None:
-            self._pending_bytes -= state.size
-        self._dirty.pop(state.record, None)
-        self._idle.pop(state.record, None)

@@ -15,10 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from msgspec import UNSET, UnsetType
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
-from opentelemetry.sdk.trace import Span as SdkSpan
 
 from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import ConfigError, DocumentError
@@ -210,7 +208,7 @@ class Recorder:
         self._at_exit = _weakly(self.shutdown)
         atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_weakly(self._after_fork))
+            os.register_at_fork(after_in_child=_weakly(self._worker.after_fork))
 
     # Runs and steps.
 
@@ -378,10 +376,6 @@ class Recorder:
     ) -> None:
         self.shutdown()
 
-    def _after_fork(self) -> None:
-        self._counters.after_fork()
-        self._worker.after_fork()
-
 
 class _ForeignSpanProcessor(SpanProcessor):
     """Puts the spans of other instrumentation into the outbox."""
@@ -389,16 +383,10 @@ class _ForeignSpanProcessor(SpanProcessor):
     def __init__(self, worker: ExportWorker) -> None:
         self._worker = worker
 
-    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        """Do nothing."""
-
     def on_end(self, span: ReadableSpan) -> None:
         """Add the span if it was sampled."""
         if span.context is not None and span.context.trace_flags.sampled:
             self._worker.outbox.add_foreign_span(span)
-
-    def shutdown(self) -> None:
-        """Do nothing: ``Recorder.shutdown`` ends the export."""
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Flush the outbox."""

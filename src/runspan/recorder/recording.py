@@ -57,7 +57,21 @@ class _Recording(ABC):
         """Return a recording of the same arguments, for one call of a decorated function."""
 
     @abstractmethod
-    def set_output(self, value: object) -> Self: ...
+    def _span(self) -> tuple[RunRecord, bytes] | None:
+        """Return the run and the id of the span that is current in the block; None when nothing is recorded."""
+
+    @abstractmethod
+    def _set(self, member: str, value: Payload) -> Self: ...
+
+    def set_input(self, value: object) -> Self:
+        """Set the input. The value is serialized now; later changes to it have no effect."""
+        return self._set("input", payload(value))
+
+    def set_output(self, value: object) -> Self:
+        """Set the output. The value is serialized now; later changes to it have no effect. Until the end, another call
+        replaces the output."""
+        self._output_is_set = True
+        return self._set("output", payload(value))
 
     def set_result(self, value: object) -> None:
         """Set the output unless it is set already; for decorators."""
@@ -65,12 +79,29 @@ class _Recording(ABC):
             self.set_output(value)
 
     @abstractmethod
-    def __enter__(self) -> Self: ...
+    def start(self) -> Self: ...
 
     @abstractmethod
+    def end(self, error: object = None) -> None: ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        if (span := self._span()) is not None:
+            run, span_id = span
+            self._active_span = activate(run, self, span_id)
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        if self._active_span is not None:
+            deactivate(self._active_span)
+            self._active_span = None
+        # A generator that is closed before its end has not failed: its caller needed no more items.
+        self._end_block(None if isinstance(error, GeneratorExit) else error)
+
+    def _end_block(self, error: BaseException | None) -> None:
+        self.end(error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -80,10 +111,16 @@ class _Recording(ABC):
     ) -> None:
         self.__exit__(kind, error, traceback)
 
-    def _deactivate(self) -> None:
-        if self._active_span is not None:
-            deactivate(self._active_span)
-            self._active_span = None
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Make what has begun current for a block, for example in a thread that works on it. It continues after the
+        block."""
+        if (span := self._span()) is None:
+            yield self
+            return
+        run, span_id = span
+        with active(run, self, span_id):
+            yield self
 
 
 class RunRecording(_Recording):
@@ -176,28 +213,14 @@ class RunRecording(_Recording):
 
         record.change(write, status=True)
 
-    def __enter__(self) -> Self:
-        self.start()
-        self._active_span = activate(self.record, self, self.record.root_id)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._deactivate()
-        if error is None or isinstance(error, GeneratorExit):
-            self.end()
-        elif isinstance(error, _CANCELLATIONS):
+    def _end_block(self, error: BaseException | None) -> None:
+        if isinstance(error, _CANCELLATIONS):
             self.cancel(error)
         else:
             self.end(error)
 
-    @contextmanager
-    def active(self) -> Iterator[Self]:
-        """Make a run that has begun current for a block, for example in a thread that works on it. The run continues
-        after the block."""
-        with active(self.record, self, self.record.root_id):
-            yield self
+    def _span(self) -> tuple[RunRecord, bytes]:
+        return self.record, self.record.root_id
 
     # Steps.
 
@@ -246,15 +269,8 @@ class RunRecording(_Recording):
         """The run's status in the platform's words."""
         return self.record.status
 
-    def set_input(self, value: object) -> Self:
-        """Set the input. The value is serialized now; later changes to it have no effect."""
-        self.record.set_member("input", payload(value))
-        return self
-
-    def set_output(self, value: object) -> Self:
-        """Set the output. The value is serialized now; later changes to it have no effect."""
-        self._output_is_set = True
-        self.record.set_member("output", payload(value))
+    def _set(self, member: str, value: Payload) -> Self:
+        self.record.set_member(member, value)
         return self
 
     def suspend(self) -> Self:
@@ -396,27 +412,8 @@ class StepRecording(_Recording):
         run, step = self._run, self._step
         return run is not None and step is not None and run.change(lambda: write(run, step), step)
 
-    def __enter__(self) -> Self:
-        self.start()
-        if self._run is not None and self._step is not None:
-            self._active_span = activate(self._run, self, self._step.span_id)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._deactivate()
-        # A generator that is closed before its end has not failed: its caller needed no more items.
-        self.end(None if isinstance(error, GeneratorExit) else error)
-
-    @contextmanager
-    def active(self) -> Iterator[Self]:
-        """Make a step that has begun current for a block, for example in the thread that works on it."""
-        if self._run is None or self._step is None:
-            yield self
-            return
-        with active(self._run, self, self._step.span_id):
-            yield self
+    def _span(self) -> tuple[RunRecord, bytes] | None:
+        return None if self._run is None or self._step is None else (self._run, self._step.span_id)
 
     # Contents.
 
@@ -429,18 +426,6 @@ class StepRecording(_Recording):
     def status(self) -> str:
         """The step's status in the platform's words."""
         return "pending" if self._step is None else self._step.status
-
-    def set_input(self, value: object) -> Self:
-        """Set the input. The value is serialized now; later changes to it have no effect."""
-        serialized = payload(value)
-        return self._set_member("input", serialized.text, serialized.exact)
-
-    def set_output(self, value: object) -> Self:
-        """Set the output. The value is serialized now; later changes to it have no effect. Until the step ends, another
-        call replaces the output."""
-        serialized = payload(value)
-        self._output_is_set = True
-        return self._set_member("output", serialized, serialized.exact)
 
     def set_usage(
         self,
@@ -465,27 +450,26 @@ class StepRecording(_Recording):
             "model": model,
             "estimatedCostUsd": cost_usd,
         }
-        serialized = payload({key: value for key, value in usage.items() if value is not None})
-        return self._set_member("usage", serialized.text, serialized.exact)
+        return self._set("usage", payload({key: value for key, value in usage.items() if value is not None}))
 
     def set_child(self, run_id: str) -> Self:
         """Set the run that this step started, in this process or another: it is written to ``output.runId``, and the
         step's span links to it."""
-        return self._set_member("child_run_id", payload(to_utf8_text(run_id)).text)
+        return self._set("child_run_id", payload(to_utf8_text(run_id)))
 
     def fail(self, error: object) -> Self:
         """Make the step fail when its block ends, though no exception leaves the block."""
         self._has_failed = True
-        return self._set_member("error", error_text(error, self._id, _error_code(error)))
+        return self._set("error", Payload(error_text(error, self._id, _error_code(error))))
 
     def skip(self) -> Self:
         """End the step as skipped, without times: its condition is false, so it is not executed."""
-        return self._set_member("status", "skipped")
+        self._change(lambda run, step: setattr(step, "status", "skipped"))
+        return self
 
-    def _set_member(self, member: str, value: Payload | bytes | str, exact: bool = True) -> Self:
-        if not exact and self._run is not None and self._step is not None:
-            self._run.count("inexact_payloads")
-        self._change(lambda _, step: setattr(step, member, value))
+    def _set(self, member: str, value: Payload) -> Self:
+        if self._run is not None and self._step is not None:
+            self._run.set_member(member, value, self._step)
         return self
 
     # Attempts.

@@ -25,13 +25,6 @@ class Payload(NamedTuple):
     exact: bool = True
     """Whether JSON can represent all of the value."""
 
-    @property
-    def keys(self) -> frozenset[str] | None:
-        """The keys of an object, None for any other value."""
-        if not self.text.startswith(b"{"):
-            return None
-        return frozenset([member.key for member in scan.members(self.text.decode(), 0)])
-
 
 def payload(value: object) -> Payload:
     """Return the value as JSON, whatever its own code raises. ``msgspec.Raw`` is JSON text already, and kept verbatim.
@@ -48,11 +41,7 @@ def payload(value: object) -> Payload:
 def to_utf8_text(value: object) -> str:
     """Return the value as text that UTF-8 can encode."""
     text = value if type(value) is str else _repr(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+    return text.encode("utf-8", "replace").decode()
 
 
 def optional_text(value: str | None) -> str | UnsetType:
@@ -101,6 +90,13 @@ def error_text(error: object, step_id: str | None = None, code: str = "") -> byt
 def object_text(members: Mapping[str, bytes]) -> bytes:
     """Return a JSON object, given its values as JSON texts."""
     return b"{" + b",".join([_dumps(key, repr) + b":" + text for key, text in members.items()]) + b"}"
+
+
+def object_keys(text: bytes) -> frozenset[str] | None:
+    """Return the keys of a JSON object, None for any other value."""
+    if not text.startswith(b"{"):
+        return None
+    return frozenset([member.key for member in scan.members(text.decode(), 0)])
 
 
 def _from_raw(raw: Raw) -> Payload:

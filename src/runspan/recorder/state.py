@@ -25,8 +25,8 @@ from runspan.model.document import (
     with_extra_step,
 )
 from runspan.model.span import child_span_id, run_ids
-from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
-from runspan.recorder.serialize import Payload, object_text, payload
+from runspan.model.timestamps import MILLISECOND, rfc3339
+from runspan.recorder.serialize import Payload, object_keys, object_text, payload
 
 PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
 """Nanoseconds by name; ``ms`` is what the platform writes."""
@@ -37,16 +37,6 @@ _STEP_BYTES: Final = 800
 """Approximate memory of a step without its texts."""
 _ATTEMPT_BYTES: Final = 300
 """Approximate memory of an attempt without its texts."""
-
-
-def time_text(ns: int) -> str:
-    """Return a time in RFC 3339: in the platform's form for full milliseconds, else with nine digits."""
-    text = canonical_text(ns)
-    if text is not None:
-        return text
-    second, rest = divmod(ns, SECOND)
-    in_seconds = canonical_text(second * SECOND) or ""
-    return f"{in_seconds[:19]}.{rest:09}Z"
 
 
 @dataclass(slots=True)
@@ -63,9 +53,9 @@ class Attempt:
     def to_json(self) -> bytes:
         """Return the attempt as an element of the step's member ``attempts``."""
         members = {"attempt": b"%d" % self.number, "status": b'"%b"' % self.status.encode()}
-        members["startedAt"] = b'"%b"' % time_text(self.started_at).encode()
+        members["startedAt"] = b'"%b"' % rfc3339(self.started_at).encode()
         if self.ended_at is not None:
-            members["completedAt"] = b'"%b"' % time_text(self.ended_at).encode()
+            members["completedAt"] = b'"%b"' % rfc3339(self.ended_at).encode()
         if self.error is not None:
             members["error"] = self.error
         return object_text(members)
@@ -88,7 +78,7 @@ class StepRecord:
     attempt: int = 0
     """The number of the latest attempt; 0 when the engine records no attempts."""
     input: bytes | None = None
-    output: Payload | None = None
+    output: bytes | None = None
     usage: bytes | None = None
     child_run_id: bytes | None = None
     error: bytes | None = None
@@ -133,10 +123,10 @@ class StepRecord:
 
     def output_json(self) -> bytes | None:
         """Return the output with the token usage and the child's run id where the platform writes them."""
-        text = None if self.output is None else self.output.text
+        text = self.output
         if self.usage is None and self.child_run_id is None:
             return text
-        keys = None if self.output is None else self.output.keys
+        keys = None if text is None else object_keys(text)
         if self.usage is not None and "usage" not in (keys or ()):
             text, keys = _with_member(text, keys, b"usage", self.usage, wrap="result" not in (keys or ()))
         if self.child_run_id is not None and "runId" not in (keys or ()):
@@ -149,8 +139,7 @@ class StepRecord:
             step = self.final
             texts = (step.id, step.name, step.type, step.input, step.output, step.error, step.retry_policy, step.extra)
             return _STEP_BYTES + _total_length(*texts)
-        output = self.output and self.output.text
-        values = (self.input, output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
+        values = (self.input, self.output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
         attempts = sum([_ATTEMPT_BYTES + _total_length(attempt.error) for attempt in self.attempts])
         return _STEP_BYTES + attempts + _total_length(self.id, self.name, self.type, *values)
 
@@ -182,7 +171,7 @@ def _raw(text: bytes | None) -> Raw | UnsetType:
 
 
 def _time(ns: int | None) -> str | UnsetType:
-    return UNSET if ns is None else time_text(ns)
+    return UNSET if ns is None else rfc3339(ns)
 
 
 def _duration(started_at: int | None, ended_at: int | None) -> Raw | UnsetType:
@@ -307,7 +296,7 @@ class RunRecord:
                 input=_raw(self.input),
                 output=_raw(self.output),
                 error=_raw(self.error),
-                created_at=time_text(self.created_at),
+                created_at=rfc3339(self.created_at),
                 steps=[step.to_step() for step in self.steps],
             )
             envelope = with_extra_run(envelope, self.extra)
@@ -358,11 +347,11 @@ class RunRecord:
             self.count("late_calls")
         return accepted
 
-    def set_member(self, member: str, value: Payload) -> None:
-        """Set the run's input or output."""
+    def set_member(self, member: str, value: Payload, step: StepRecord | None = None) -> None:
+        """Set a member of the run, or of a step, that is a JSON text."""
         if not value.exact:
             self.count("inexact_payloads")
-        self.change(lambda: setattr(self, member, value.text))
+        self.change(lambda: setattr(self if step is None else step, member, value.text), step)
 
     def begin_step(
         self,
@@ -374,9 +363,10 @@ class RunRecord:
         planned: bool = False,
     ) -> StepRecord | None:
         """Begin a step, or plan it. Return None when the run has ended."""
-        steps: list[StepRecord] = []
+        step: StepRecord | None = None
 
         def write() -> None:
+            nonlocal step
             step = self.add_step(step_id, name, kind, planned=planned)
             step.extra = extra or step.extra
             if retry is not None:
@@ -385,10 +375,9 @@ class RunRecord:
                 now = self.timestamp()
                 step.started_at = now if step.started_at is None else step.started_at
                 step.status = "running"
-            steps.append(step)
 
         self.change(write)
-        return steps[0] if steps else None
+        return step
 
 
 def attempt_span_id(step: StepRecord, attempt: Attempt) -> bytes:
