@@ -19,7 +19,7 @@ import msgspec
 from bench import stock
 from bench.machine import pin
 from runspan.codec.encode import encode
-from runspan.delivery import ExporterConfig, HttpTransport, Request, connect
+from runspan.delivery import ExporterConfig, HttpTransport, connect
 from runspan.errors import DocumentError
 from runspan.export import batches, export
 from runspan.model.document import Envelope
@@ -103,29 +103,33 @@ class Floor:
 
     def __init__(self, url: str) -> None:
         self._transport = HttpTransport(ExporterConfig(url, compression="none", timeout=60))
-        self._requests: list[Request] = []
+        self._requests: list[tuple[bytes, int]] = []
+        """Bodies, and how many runs each contains."""
+        self._spans = 0
 
     def prepare(self, path: str) -> None:
         made = batches(documents(path), observed_at=time.time_ns, resource=RESOURCE, on_refused=_unexpected)
-        self._requests = [batch.request() for batch in made]
+        self._requests, self._spans = [], 0
+        for batch in made:
+            self._requests.append((batch.body(), len(batch.runs)))
+            self._spans += batch.spans
 
     def run(self, path: str) -> int:
         decode = msgspec.json.Decoder(Envelope).decode
         send = self._transport.send
         waiting, due = iter(self._requests), 0
-        request: Request | None = None
+        body: bytes | None = None
         with open(path, "rb") as lines:
             for line in lines:
                 if due == 0:
-                    if request is not None:
-                        send(request)
-                    request = next(waiting)
-                    due = len(request.runs)
+                    if body is not None:
+                        send(body)
+                    body, due = next(waiting)
                 decode(line)
                 due -= 1
-        if request is not None:
-            send(request)
-        return sum(request.spans for request in self._requests)
+        if body is not None:
+            send(body)
+        return self._spans
 
 
 def _unexpected(error: DocumentError) -> None:

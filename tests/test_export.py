@@ -13,7 +13,7 @@ import pytest
 from runspan import Run, decode
 from runspan.delivery import GRPC, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, connect, exporter_config
 from runspan.errors import DocumentError
-from runspan.export import TARGET_BYTES, batches, export
+from runspan.export import TARGET_BYTES, ObservedRun, batches, export
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource
@@ -281,10 +281,9 @@ def test_batches_of_corrections_have_the_text_only_if_it_is_kept(keep_text: bool
     """As those of other documents."""
     (run,) = generated(1)
     (batch,) = batches(
-        [run],
+        [ObservedRun(run, NOW, after_root=True)],
         observed_at=lambda: NOW,
         resource=Resource(),
-        after_root=True,
         on_refused=unexpected,
         keep_text=keep_text,
     )

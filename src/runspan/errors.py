@@ -54,14 +54,9 @@ class RunspanError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        parts = []
-        if self.message:
-            parts.append(self.message)
-        if self.expected:
-            parts.append(f"expected {self.expected}")
-        if self.got:
-            parts.append(f"got {self.got}")
-        text = ", ".join(parts)
+        expected = self.expected and f"expected {self.expected}"
+        got = self.got and f"got {self.got}"
+        text = ", ".join(filter(None, (self.message, expected, got)))
         if self.where:
             text = f"{self.where}: {text}"
         return f"{text} ({self.hint})" if self.hint else text
@@ -201,7 +196,4 @@ ERROR_STATUSES: dict[type[RunspanError], ErrorStatus] = {
 
 def error_status(error: RunspanError) -> ErrorStatus:
     """Return the status of the error's class, or of its nearest base class that has one."""
-    for kind in type(error).__mro__:
-        if kind in ERROR_STATUSES:
-            return ERROR_STATUSES[kind]
-    raise TypeError(f"{type(error).__name__} has no status")
+    return next(ERROR_STATUSES[kind] for kind in type(error).__mro__ if kind in ERROR_STATUSES)

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from runspan.codec.encode import encode
-from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
+from runspan.delivery import Batch, DeadLetters, ExportReport, OtlpExporter, RunSpans
 from runspan.errors import DocumentError
 from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, ScopedBytes, request_bytes, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.storage.span_acks import digest_of
 
 TARGET_SPANS: Final = 4096
@@ -66,21 +66,25 @@ def export(
     - ``after_root``: whether the documents are corrections, which rank above the ends that were sent before.
     - ``on_progress``: called after each request that was queued.
     """
+
+    def correction(document: Run | DocumentError) -> ObservedRun | DocumentError:
+        return ObservedRun(document, observed_at(), after_root=True) if isinstance(document, Run) else document
+
     letters = delivery.stats.dead_letters
     remaining = iter(documents) if letters is None else letters.track(documents)
     try:
         for batch in batches(
-            remaining,
+            map(correction, remaining) if after_root else remaining,
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
-            after_root=after_root,
             target_spans=target_spans,
             on_refused=delivery.stats.refused,
             keep_text=letters is not None,
         ):
             if not delivery.submit(batch):
-                _write_dead_letters(remaining, delivery)
+                if letters is not None:
+                    _write_dead_letters(remaining, letters, delivery.stats.refused)
                 break
             if on_progress is not None:
                 on_progress(delivery.report())
@@ -90,14 +94,12 @@ def export(
         return delivery.report()
 
 
-def _write_dead_letters(documents: Iterable[Run | DocumentError], delivery: OtlpExporter) -> None:
-    """Write the documents that are not sent any more to the dead letters, if there are any."""
-    letters = delivery.stats.dead_letters
-    if letters is None:
-        return
+def _write_dead_letters(
+    documents: Iterable[Run | DocumentError], letters: DeadLetters, on_refused: Callable[[DocumentError], None]
+) -> None:
     for document in documents:
         if isinstance(document, DocumentError):
-            delivery.stats.refused(document)
+            on_refused(document)
         else:
             letters.write_text(document.text)
 
@@ -108,14 +110,12 @@ def batches(
     tenant: str = "",
     observed_at: Callable[[], int],
     resource: Resource,
-    after_root: bool = False,
     target_spans: int = TARGET_SPANS,
     on_refused: Callable[[DocumentError], None],
     keep_text: bool = False,
 ) -> Iterable[Batch]:
     """Yield encoded documents in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
-    - ``after_root``: see ``export``; it applies to the documents of type ``Run``.
     - ``on_refused``: called with the error of each document that could not be read.
     - ``keep_text``: whether the batches contain the texts of the documents too.
     """
@@ -123,7 +123,7 @@ def batches(
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        for run in _encode_group(group, tenant, observed_at(), after_root, keep_text):
+        for run in _encode_group(group, tenant, observed_at(), keep_text):
             if runs and size + run.size > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
@@ -137,26 +137,18 @@ def batches(
         yield Batch(frame, tuple(runs))
 
 
-def _encode_group(
-    group: list[ExportItem], tenant: str, now: int, after_root: bool, keep_text: bool
-) -> Iterator[RunSpans]:
+def _encode_group(group: list[ExportItem], tenant: str, now: int, keep_text: bool) -> Iterator[RunSpans]:
     """Yield the spans of each run."""
     runs = [document for document in group if isinstance(document, Run)]
-    if after_root:
-        written = _write_corrections(runs, tenant, now)
-    else:
-        written = iter(write_runs(runs, tenant=tenant, observed_at=now))
+    written = iter(write_runs(runs, tenant=tenant, observed_at=now))
     for document in group:
         if isinstance(document, Run):
-            parts = next(written)
-            yield RunSpans.of(document.id, parts, document.text if keep_text else b"")
+            yield RunSpans.of(document.id, next(written), document.text if keep_text else b"")
+        elif isinstance(document, ObservedRun):
+            spans = document.encode(tenant)
+            yield spans if keep_text else spans._replace(text=b"")
         else:
-            yield document.encode(tenant) if isinstance(document, ObservedRun) else document
-
-
-def _write_corrections(runs: list[Run], tenant: str, now: int) -> Iterator[list[ScopedBytes]]:
-    for run in runs:
-        yield [scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=now, after_root=True)]
+            yield document
 
 
 def _groups(

@@ -13,7 +13,7 @@ import pytest
 
 from runspan import Run
 from runspan.codec.fields import RUN_ID
-from runspan.delivery import DeadLetters, RunSpans
+from runspan.delivery import DeadLetters
 from runspan.sources import documents
 from support.cli import generated, process, running, runspan, write_ndjson
 from support.receivers import OK, Answer, Post, http_receiver, partial
@@ -46,7 +46,8 @@ def test_every_text_is_read_back_exactly(tmp_path: Path, order: int) -> None:
     path = tmp_path / "left.ndjson"
     for half in (texts[:3], texts[3:]):
         with DeadLetters(str(path)) as letters:
-            letters.write([RunSpans("x", (), 0, text) for text in half])
+            for text in half:
+                letters.write_text(text)
     assert texts_in(path) == texts
     assert path.stat().st_mode & 0o077 == 0
 

@@ -128,7 +128,7 @@ def test_retry_after_as_a_date_counts_from_our_clock_without_a_date_header() -> 
     later = {"Retry-After": formatdate(1_000_012, usegmt=True)}
     with http_receiver(first_then_ok(Answer(503, headers=later))) as receiver:
         transport = HttpTransport(ExporterConfig(receiver.url), now=lambda: 1_000_002.0)
-        outcome = transport.send(batch_of("a").request())
+        outcome = transport.send(batch_of("a").body())
         transport.close()
     assert getattr(outcome, "delay", None) == 10.0
 

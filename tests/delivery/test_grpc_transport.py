@@ -64,7 +64,7 @@ def test_spans_arrive_complete_with_headers_as_metadata(compression: str) -> Non
     (post,) = receiver.posts
     assert post.headers["x-api-key"] == "wfk_1"
     assert "runspan/" in post.headers["user-agent"]
-    assert post.message.SerializeToString() == batch_of("a", "b").request().body
+    assert post.message.SerializeToString() == batch_of("a", "b").body()
     assert (report.runs_accepted, report.spans_accepted) == (2, 6)
     assert report.complete
 

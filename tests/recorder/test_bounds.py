@@ -14,7 +14,7 @@ import pytest
 from runspan import Run
 from runspan.recorder import ExportConfig, RunRecording
 from runspan.recorder.outbox import Counters, Outbox
-from runspan.recorder.state import DocumentClock, RunRecord, RunSession
+from runspan.recorder.state import RunRecord
 from runspan.sources import documents
 from support.receivers import Answer, http_receiver
 from support.recorder import WAIT, no_worker_is_left, recording
@@ -64,20 +64,20 @@ def test_everything_recorded_counts_as_pending_bytes(what: str) -> None:
     with recording(export=ExportConfig(snapshot_delay=60)) as harness:
         run = harness.recorder.run("wf").start()
         RECORDED[what](run)
-        assert run.session.record.estimated_size() > len(BIG)
+        assert run.record.estimated_size() > len(BIG)
         run.document()
-        assert run.session.record.estimated_size() > len(BIG)
+        assert run.record.estimated_size() > len(BIG)
         if what != "run error":
             again = harness.recorder.resume(run.checkpoint())
-            assert again.session.record.estimated_size() > len(BIG)
+            assert again.record.estimated_size() > len(BIG)
 
 
 def test_arguments_of_a_run_count_as_pending_bytes() -> None:
     """Extra members, workflow id and trigger."""
     with recording(export=ExportConfig(snapshot_delay=60)) as harness:
-        assert harness.recorder.run("wf", extra={"more": BIG}).start().session.record.estimated_size() > len(BIG)
-        assert harness.recorder.run(BIG).start().session.record.estimated_size() > len(BIG)
-        assert harness.recorder.run("wf", trigger=BIG).start().session.record.estimated_size() > len(BIG)
+        assert harness.recorder.run("wf", extra={"more": BIG}).start().record.estimated_size() > len(BIG)
+        assert harness.recorder.run(BIG).start().record.estimated_size() > len(BIG)
+        assert harness.recorder.run("wf", trigger=BIG).start().record.estimated_size() > len(BIG)
 
 
 def test_errors_do_not_fill_the_memory() -> None:
@@ -104,15 +104,16 @@ def test_runs_that_return_from_a_failed_try_are_bounded_too() -> None:
         ExportConfig(max_pending_bytes=3 * len(BIG) + 10_000),
         lambda: 1000.0,
         lambda: None,
-        lambda state, reason: dropped.append(state.session.record.id),
+        lambda state, reason: dropped.append(state.record.id),
     )
 
     def end(run_id: str) -> None:
-        record = RunRecord(run_id, "wf", "", 1)
-        session = RunSession(record, DocumentClock(lambda: 1, "ms"), counters.add, outbox.mark_dirty)
-        outbox.register(session)
+        record = RunRecord(
+            run_id, "wf", "", clock=lambda: 1, precision=1, count=counters.add, on_change=outbox.mark_dirty
+        )
+        outbox.register(record)
         record.output = BIG.encode()
-        session.change(lambda record: setattr(record, "status", "completed"), status=True)
+        record.change(lambda: setattr(record, "status", "completed"), status=True)
 
     for number in range(3):
         end(f"sent_{number}")

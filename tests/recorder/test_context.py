@@ -307,7 +307,7 @@ def test_blocks_that_end_in_another_order_leave_nothing_current(harness: Harness
         two.__enter__()
         one.__exit__(None, None, None)
         two.__exit__(None, None, None)
-        assert trace.get_current_span().get_span_context().span_id == int.from_bytes(run.session.record.root_id, "big")
+        assert trace.get_current_span().get_span_context().span_id == int.from_bytes(run.record.root_id, "big")
     assert [step["status"] for step in delivered_document(harness, run)["steps"]] == ["completed"] * 4
 
 

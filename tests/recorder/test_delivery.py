@@ -32,7 +32,7 @@ from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
-from runspan.recorder.state import DocumentClock, RunRecord, RunSession
+from runspan.recorder.state import RunRecord
 from runspan.sources import documents
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
@@ -268,20 +268,21 @@ class ManualOutbox:
         self.counters = Counters()
         self.outbox = Outbox(self.counters, config, lambda: self.now, lambda: None, lambda state, reason: None)
 
-    def run(self, run_id: str) -> RunSession:
-        record = RunRecord(run_id, "wf", "", 1)
-        record.status, record.started = "running", 1
-        session = RunSession(record, DocumentClock(lambda: 1, "ms"), self.counters.add, self.outbox.mark_dirty)
-        self.outbox.register(session)
-        return session
+    def run(self, run_id: str) -> RunRecord:
+        record = RunRecord(
+            run_id, "wf", "", clock=lambda: 1, precision=1, count=self.counters.add, on_change=self.outbox.mark_dirty
+        )
+        record.status = "running"
+        self.outbox.register(record)
+        return record
 
     def due(self) -> list[str]:
         """Return the ids of the runs that are due now, and acknowledge them as a worker does."""
         states, _ = self.outbox.poll()
         for state in states:
-            self.outbox.ack(state, state.session.record.has_ended)
+            self.outbox.ack(state, state.record.has_ended)
         self.outbox.finish_round(states)
-        return [state.session.record.id for state in states]
+        return [state.record.id for state in states]
 
 
 def test_a_run_that_does_not_change_has_heartbeats() -> None:
@@ -291,21 +292,21 @@ def test_a_run_that_does_not_change_has_heartbeats() -> None:
     outbox.now += 1
     assert outbox.due() == ["first", "second"]
     outbox.now += 20
-    first.change(lambda record: setattr(record, "input", b"1"))
+    first.change(lambda: setattr(first, "input", b"1"))
     outbox.now += 1
     assert outbox.due() == ["first"]
     outbox.now += 9
     assert outbox.due() == ["second"]
     outbox.now += 21
     assert outbox.due() == ["first"]
-    second.change(lambda record: setattr(record, "status", "suspended"), status=True)
+    second.change(lambda: setattr(second, "status", "suspended"), status=True)
     outbox.now += 1
     assert outbox.due() == ["second"]
     outbox.now += 29
     assert outbox.due() == ["first"]
     outbox.now += 1000
     assert outbox.due() == ["first"]
-    second.change(lambda record: setattr(record, "status", "running"), status=True)
+    second.change(lambda: setattr(second, "status", "running"), status=True)
     outbox.now += 1
     assert outbox.due() == ["second"]
     outbox.now += 66
@@ -332,19 +333,19 @@ def test_heartbeats_back_off() -> None:
 def test_an_old_run_has_fewer_snapshots_but_its_status_is_sent_at_once() -> None:
     """The interval is a fiftieth of its age, up to the heartbeat interval; a change of status does not wait for it."""
     outbox = ManualOutbox(ExportConfig(snapshot_delay=0.1, heartbeat_interval=30))
-    session = outbox.run("run")
+    record = outbox.run("run")
     for age, pause in ((100, 2), (1000, 20), (1_000_000, 30)):
         outbox.now = 1000.0 + age
         outbox.due()
-        session.change(lambda record: setattr(record, "input", b"1"))
+        record.change(lambda: setattr(record, "input", b"1"))
         outbox.now += pause - 0.2
         assert outbox.due() == []
         outbox.now += 0.3
         assert outbox.due() == ["run"]
-    session.change(lambda record: setattr(record, "status", "suspended"), status=True)
+    record.change(lambda: setattr(record, "status", "suspended"), status=True)
     outbox.now += 0.2
     assert outbox.due() == ["run"]
-    session.change(lambda record: setattr(record, "status", "completed"), status=True)
+    record.change(lambda: setattr(record, "status", "completed"), status=True)
     assert outbox.due() == ["run"]
     outbox.now += 1000
     assert outbox.due() == []
@@ -381,7 +382,7 @@ def test_a_given_provider_gets_more_than_its_queue_holds() -> None:
     assert decode(received.spans) == run.document()
     (other,) = [span for span in exporter.get_finished_spans() if span.name == "other"]
     assert other.parent is not None
-    assert other.parent.span_id == int.from_bytes(run.session.record.root_id, "big")
+    assert other.parent.span_id == int.from_bytes(run.record.root_id, "big")
     provider.shutdown()
 
 
@@ -567,7 +568,7 @@ def test_an_internal_error_is_counted_and_the_thread_continues(
     build_delta = RunExportState.build_delta
 
     def broken(self: RunExportState, *args: Any) -> RunDelta:
-        if self.session.record.id == "run_bad":
+        if self.record.id == "run_bad":
             raise RuntimeError("a defect")
         return build_delta(self, *args)
 
@@ -730,7 +731,7 @@ def test_many_threads_on_one_run_over_a_flaky_receiver() -> None:
 def _in_order(harness: Harness, run: Any) -> list[Any]:
     """Return the step spans in the order of the manifest."""
     by_id = {span.span_id: span for span in harness.with_role("step")}
-    return [by_id[record.span_id] for record in run.session.record.steps]
+    return [by_id[record.span_id] for record in run.record.steps]
 
 
 def test_a_burst_of_short_runs_is_delivered_completely(caplog: pytest.LogCaptureFixture) -> None:

@@ -195,7 +195,7 @@ def test_executing_a_run_id_again_within_a_millisecond() -> None:
             with harness.recorder.run("wf", run_id="run_1") as run, run.step("a") as step:
                 step.set_output(output)
         assert harness.recorder.flush(WAIT)
-        assert len({run.session.record.not_before, START}) == 1
+        assert len({run.record.not_before, START}) == 1
         assert len({span.span_id for span in harness.with_role("step")}) == 2
 
 

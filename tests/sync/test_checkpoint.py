@@ -86,7 +86,7 @@ def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(tmp_pat
         assert checkpoint.failing_count() == 2
         checkpoint.begin()
         checkpoint.forget_failures()
-        checkpoint.reschedule((TrackState.ENDED,), since=4)
+        checkpoint.reschedule(TrackState.ENDED, since=4)
         checkpoint.commit()
         assert ids(0, 0)[0][:2] == ["new_failing", "new_failed"]
         assert "ended" not in ids(0, 0)[1]

@@ -8,44 +8,23 @@ from runspan.delivery.exporter import OtlpExporter
 from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.report import ExportReport, OnSettled, RunStatus
-from runspan.delivery.transport import (
-    Accepted,
-    Batch,
-    ExportResult,
-    Frame,
-    PartialSuccess,
-    Rejected,
-    RejectionScope,
-    Request,
-    Retryable,
-    RunSpans,
-    Transport,
-)
+from runspan.delivery.transport import Batch, RunSpans, Transport
 from runspan.http.retry import RetryPolicy
 
 __all__ = [
     "GRPC",
     "HTTP",
-    "Accepted",
     "Batch",
     "DeadLetters",
     "ExportReport",
-    "ExportResult",
     "ExporterConfig",
-    "Frame",
     "GrpcTransport",
     "HttpTransport",
     "OnSettled",
     "OtlpExporter",
-    "PartialSuccess",
-    "Rejected",
-    "RejectionScope",
-    "Request",
     "RetryPolicy",
-    "Retryable",
     "RunSpans",
     "RunStatus",
-    "Transport",
     "connect",
     "exporter_config",
     "with_api_key",

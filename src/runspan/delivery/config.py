@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
@@ -86,13 +86,12 @@ def exporter_config(
     protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
     given = headers.items() if headers is not None else read_headers(*_variable(env, "HEADERS"))
-    resolve = _http_endpoint if protocol == HTTP else _grpc_endpoint
-    address, insecure, login = resolve(env, endpoint, _flag(*_variable(env, "INSECURE")))
+    address, insecure, login = _endpoint(env, endpoint, protocol, _flag(*_variable(env, "INSECURE")))
     return ExporterConfig(
         endpoint=address,
         protocol=protocol,
         headers=validate_headers("OTLP headers", [*login, *given]),
-        timeout=_timeout(*_variable(env, "TIMEOUT")) if timeout is None else _seconds(timeout),
+        timeout=_timeout(env, timeout),
         compression=_one_of("COMPRESSION", chosen, COMPRESSIONS),
         tls=TlsConfig(
             certificate=_variable(env, "CERTIFICATE")[1] or None,
@@ -131,15 +130,14 @@ def _flag(name: str, value: str) -> bool:
     return value.lower() == "true"
 
 
-def _seconds(number: float) -> float:
-    if not 0 < number < math.inf:
-        raise ConfigError(where="timeout", expected="seconds above 0", got=repr(number))
-    return number
-
-
-def _timeout(name: str, value: str) -> float:
+def _timeout(env: Mapping[str, str], given: float | None) -> float:
     """Return seconds. The specification writes milliseconds, OpenTelemetry's Python packages read seconds: a value that
     can only be one of them is read as that, and any other is refused."""
+    if given is not None:
+        if not 0 < given < math.inf:
+            raise ConfigError(where="timeout", expected="seconds above 0", got=repr(given))
+        return given
+    name, value = _variable(env, "TIMEOUT")
     if not value:
         return DEFAULT_TIMEOUT
     try:
@@ -158,44 +156,28 @@ def _timeout(name: str, value: str) -> float:
     )
 
 
-def _endpoint(env: Mapping[str, str], given: str | None, default: str) -> tuple[str, str]:
-    """Return the source of the endpoint and its text."""
+def _endpoint(
+    env: Mapping[str, str], given: str | None, protocol: str, insecure: bool
+) -> tuple[str, bool, list[tuple[str, str]]]:
+    """Return the URL to post to or the target of the gRPC channel, whether it has no TLS, and the header of the login
+    in its URL."""
+    name, text = _variable(env, "ENDPOINT")
+    text = text or ("http://localhost:4318" if protocol == HTTP else "http://localhost:4317")
     if given:
-        text = given.strip()
+        name, text = "endpoint", given.strip()
         refuse_login(
-            "endpoint", text, "put it into OTEL_EXPORTER_OTLP_ENDPOINT or _HEADERS: a command line is seen by others"
+            name, text, "put it into OTEL_EXPORTER_OTLP_ENDPOINT or _HEADERS: a command line is seen by others"
         )
-        return "endpoint", text
-    name, value = _variable(env, "ENDPOINT")
-    return name, value or default
-
-
-def _http_endpoint(
-    env: Mapping[str, str], given: str | None, insecure: bool
-) -> tuple[str, bool, list[tuple[str, str]]]:
-    """Return the URL to post to, whether it has no TLS, and the header of its login."""
-    name, text = _endpoint(env, given, "http://localhost:4318")
-    url = parse_url(name, text, "http://host:4318 or https://host")
-    is_base = name == "OTEL_EXPORTER_OTLP_ENDPOINT" or (name == "endpoint" and url.path in ("", "/"))
-    path = url.path.rstrip("/") + TRACES_PATH if is_base else url.path or "/"
-    bare = url._replace(netloc=url.netloc.rpartition("@")[2], path=path, fragment="")
-    return bare.geturl(), url.scheme == "http", _login(url)
-
-
-def _grpc_endpoint(
-    env: Mapping[str, str], given: str | None, insecure: bool
-) -> tuple[str, bool, list[tuple[str, str]]]:
-    """Return the target of the channel, whether it has no TLS, and the header of the URL's login."""
-    name, text = _endpoint(env, given, "http://localhost:4317")
-    if "://" not in text:
-        return text, insecure, []
-    url = parse_url(name, text, "host:4317, http://… or https://…")
-    port = "" if url.port else ":443" if url.scheme == "https" else ":80"
-    return url.netloc.rpartition("@")[2] + port, url.scheme == "http", _login(url)
-
-
-def _login(url: SplitResult) -> list[tuple[str, str]]:
-    """Return the header that carries the user and password of a URL."""
-    if url.username is None:
-        return []
-    return [basic_auth(unquote(url.username), unquote(url.password or ""))]
+    if protocol == HTTP:
+        url = parse_url(name, text, "http://host:4318 or https://host")
+        is_base = name == "OTEL_EXPORTER_OTLP_ENDPOINT" or (name == "endpoint" and url.path in ("", "/"))
+        path = url.path.rstrip("/") + TRACES_PATH if is_base else url.path or "/"
+        address = url._replace(netloc=url.netloc.rpartition("@")[2], path=path, fragment="").geturl()
+    else:
+        if "://" not in text:
+            return text, insecure, []
+        url = parse_url(name, text, "host:4317, http://… or https://…")
+        port = "" if url.port else ":443" if url.scheme == "https" else ":80"
+        address = url.netloc.rpartition("@")[2] + port
+    login = [] if url.username is None else [basic_auth(unquote(url.username), unquote(url.password or ""))]
+    return address, url.scheme == "http", login

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Final, Self
 
 from runspan.delivery.transport import RunSpans
@@ -29,19 +28,12 @@ class DeadLetters:
     document, and while it removes the file. A process that finds it removed, or moved away, creates a new one.
     """
 
-    kept: int
-    """Documents written."""
-
-    lost: int
-    """Documents that could not be written."""
-
-    write_error: str
-    """Why the first of them could not be written, or ""."""
-
     def __init__(self, path: str) -> None:
         self.path = path
         self.kept = 0
+        """Documents written."""
         self.lost = 0
+        """Documents that could not be written, the first because of ``write_error``."""
         self.write_error = ""
         self._lock = threading.Lock()
         self._held: dict[int, bytes] = {}
@@ -66,13 +58,8 @@ class DeadLetters:
             for run in runs:
                 self._held.pop(id(run.text), None)
 
-    def write(self, runs: Iterable[RunSpans]) -> None:
-        """Write the documents of runs that the receiver does not have, or may not have."""
-        for run in runs:
-            self.write_text(run.text)
-
     def write_text(self, text: bytes) -> None:
-        """Write a document that was never encoded."""
+        """Write a document that the receiver does not have, or may not have."""
         with self._lock:
             self._held.pop(id(text), None)
             self._write(text)
@@ -99,9 +86,7 @@ class DeadLetters:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open_file(self) -> int:

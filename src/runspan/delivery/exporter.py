@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 from typing import Final, Self
 
 from runspan.delivery.dead_letters import DeadLetters
@@ -81,8 +80,12 @@ class OtlpExporter:
         self._held_bytes = 0
         self._closed = False
         self._interrupted = False
-        self._stop_reason = ""
-        self._last_error = ""
+        self.endpoint = transport.endpoint
+        """The endpoint, without secrets."""
+        self.stopped = ""
+        """Why nothing is sent any more, or ""."""
+        self.last_error = ""
+        """Why the last request that got a response will be retried, or ""."""
         self._defect: BaseException | None = None
         self._last_accepted_at = _NEVER
         # Daemons: an interrupted program does not wait for a response that may take minutes.
@@ -93,21 +96,6 @@ class OtlpExporter:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def endpoint(self) -> str:
-        """The endpoint, without secrets."""
-        return self._transport.endpoint
-
-    @property
-    def stopped(self) -> str:
-        """Why nothing is sent any more, or ""."""
-        return self._stop_reason
-
-    @property
-    def last_error(self) -> str:
-        """Why the last request that got a response will be retried, or ""."""
-        return self._last_error
-
     def submit(self, batch: Batch) -> bool:
         """Queue a batch; block while too much is in flight. Return False if sending has stopped."""
         size = batch.size
@@ -115,9 +103,9 @@ class OtlpExporter:
         with self._changed:
             if self._closed:
                 raise RuntimeError("submit after close")
-            while not self._stop_reason and self._is_full(size):
+            while not self.stopped and self._is_full(size):
                 self._changed.wait()
-            if self._stop_reason:
+            if self.stopped:
                 self.stats.not_sent(batch.runs)
                 return False
             self._held_batches += 1
@@ -137,12 +125,12 @@ class OtlpExporter:
         """Return the current counts."""
         if self._defect is not None:
             raise self._defect
-        return self.stats.report(self._stop_reason)
+        return self.stats.report(self.stopped)
 
     def stop(self, reason: str) -> None:
         """Stop sending: queued batches are counted as not sent, those in flight may still get a response."""
         with self._changed:
-            self._stop_reason = self._stop_reason or reason
+            self.stopped = self.stopped or reason
             self._halt.set()
             while self._queue:
                 batch = self._queue.popleft()
@@ -168,16 +156,14 @@ class OtlpExporter:
                 self._changed.notify_all()
             deadline = time.monotonic() + _GRACE
             for thread in self._threads:
-                thread.join(max(0.0, deadline - time.monotonic()) if self._stop_reason else None)
+                thread.join(max(0.0, deadline - time.monotonic()) if self.stopped else None)
             self._transport.close()
         return self.report()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.interrupt()
         self.close()
@@ -218,7 +204,7 @@ class OtlpExporter:
     def _deliver(self, batch: Batch, retry: RetryPolicy, since: float | None = None) -> None:
         """Send a batch and count each of its runs once. since: The start of its first attempt."""
         begun = self._clock() if since is None else since
-        result = self._send(batch, retry) if len(batch.runs) > 1 else self._send_run(batch, retry)
+        result = self._send(batch, retry)
         match result:
             case Accepted(message):
                 self._last_accepted_at = self._clock()
@@ -265,45 +251,33 @@ class OtlpExporter:
         runs = batch.runs if len(batch.runs) > 1 else ()
         for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 : len(runs) // 2 + 1]):
             alone = Batch(batch.frame, (run,))
-            if isinstance(self._send_run(alone, replace(self._retry, max_time=0.0)), Accepted):
+            if isinstance(self._send(alone, replace(self._retry, max_time=0.0)), Accepted):
                 self._last_accepted_at = self._clock()
                 return True
         return False
 
-    def _send_run(self, batch: Batch, retry: RetryPolicy) -> ExportResult:
-        """Send one run, in several requests if it is too large for one.
-
-        The revision span is sent last, and only if all others were accepted, so that no receiver holds a finished run
-        without its steps.
-        """
-        divisible = batch.spans > 1
-        if batch.size <= self._max_request_bytes or not divisible:
-            result = self._send(batch, retry)
-            if not (divisible and isinstance(result, Rejected) and result.scope is RejectionScope.SIZE):
-                return result
-        first, second = batch.halves()
-        match self._send_run(first, retry):
-            case Accepted():
-                return self._send_run(second, retry)
-            case PartialSuccess(rejected_spans, message):
-                return Rejected(
-                    f"{rejected_spans} spans rejected: {message or 'no reason given'}", RejectionScope.REQUEST
-                )
-            case failure:
-                return failure
-
     def _send(self, batch: Batch, retry: RetryPolicy) -> ExportResult:
-        request = batch.request()
+        def send(part: Batch) -> ExportResult:
+            result = self._send_request(part.body(), retry)
+            if isinstance(result, PartialSuccess) and part.runs[-1].spans[-1] is not batch.runs[-1].spans[-1]:
+                # The other parts are not sent, so the receiver does not have the run.
+                reason = f"{result.rejected_spans} spans rejected: {result.message}"
+                return Rejected(reason, RejectionScope.REQUEST)
+            return result
+
+        return batch.send(send, self._max_request_bytes)
+
+    def _send_request(self, body: bytes, retry: RetryPolicy) -> ExportResult:
         attempts = 0
 
         def attempt() -> ExportResult:
             nonlocal attempts
             attempts += 1
-            self.stats.sent(len(request.body), is_retry=attempts > 1)
-            result = self._transport.send(request)
+            self.stats.sent(len(body), is_retry=attempts > 1)
+            result = self._transport.send(body)
             if isinstance(result, Retryable) and TENANT_MISSING in result.reason:
                 result = Rejected(result.reason, RejectionScope.ENDPOINT)
-            self._last_error = result.reason if isinstance(result, Retryable) else ""
+            self.last_error = result.reason if isinstance(result, Retryable) else ""
             return result
 
         if self._halt.is_set():

@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.delivery.config import ExporterConfig
-from runspan.delivery.transport import ExportResult, Rejected, RejectionScope, Request, Retryable, result_of
+from runspan.delivery.transport import ExportResult, Rejected, RejectionScope, Retryable, result_of
 from runspan.http.client import USER_AGENT
 from runspan.http.urls import sanitize_message
 
@@ -54,6 +54,7 @@ class GrpcTransport:
     """A ``Transport`` that calls ``TraceService/Export`` at ``config.endpoint``."""
 
     def __init__(self, config: ExporterConfig) -> None:
+        self.endpoint = config.display_url
         self._config = config
         compression = grpc.Compression.Gzip if config.compression == "gzip" else grpc.Compression.NoCompression
         options = {"options": _OPTIONS, "compression": compression}
@@ -67,20 +68,16 @@ class GrpcTransport:
             self._channel = grpc.secure_channel(config.endpoint, credentials, **options)
         self._call = self._channel.unary_unary(METHOD, None, ExportTraceServiceResponse.FromString)
 
-    @property
-    def endpoint(self) -> str:
-        return self._config.display_url
-
-    def send(self, request: Request) -> ExportResult:
+    def send(self, body: bytes) -> ExportResult:
         """Call once and read the response."""
         try:
-            response = self._call(request.body, timeout=self._config.timeout, metadata=self._config.headers)
+            partial = self._call(body, timeout=self._config.timeout, metadata=self._config.headers).partial_success
         except grpc.RpcError as error:
             return self._failure(error)
         except ValueError as error:
             # The channel was closed meanwhile, which only an interrupted export does.
             return Retryable(sanitize_message(str(error), self._config.secrets))
-        return result_of(response)
+        return result_of(partial.rejected_spans, partial.error_message)
 
     def close(self) -> None:
         self._channel.close()

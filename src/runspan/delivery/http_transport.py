@@ -12,17 +12,16 @@ import msgspec
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from isal import igzip
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.delivery.config import ExporterConfig
 from runspan.delivery.transport import (
     ExportResult,
     Rejected,
     RejectionScope,
-    Request,
     Retryable,
     not_otlp,
-    read_response,
-    result_of_partial,
+    result_of,
 )
 from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error, read_body
 from runspan.http.retry import parse_retry_after
@@ -60,6 +59,7 @@ class HttpTransport:
     """
 
     def __init__(self, config: ExporterConfig, *, connections: int = 4, now: Callable[[], float] = time.time) -> None:
+        self.endpoint = config.display_url
         self._config = config
         self._now = now
         self._gzip = config.compression == "gzip"
@@ -75,14 +75,10 @@ class HttpTransport:
         # A client around it would add redirects, cookies and a log line with the URL's query, and double the cost.
         self._transport = DeadlineTransport(config.endpoint, tls=config.tls.context(), connections=connections)
 
-    @property
-    def endpoint(self) -> str:
-        return self._config.display_url
-
-    def send(self, request: Request) -> ExportResult:
+    def send(self, body: bytes) -> ExportResult:
         """Post once and read the response."""
-        body = igzip.compress(request.body, 1, mtime=0) if self._gzip else request.body
-        post = httpx.Request("POST", self._url, headers=self._headers, content=body, extensions=self._extensions)
+        content = igzip.compress(body, 1, mtime=0) if self._gzip else body
+        post = httpx.Request("POST", self._url, headers=self._headers, content=content, extensions=self._extensions)
         try:
             response = self._transport.handle_request(post)
             try:
@@ -137,16 +133,16 @@ def _success(content_type: str, body: bytes) -> ExportResult:
     if len(body) > MAX_RESPONSE_BYTES:
         return not_otlp(f"over {MAX_RESPONSE_BYTES} bytes")
     if not body or kind in ("", PROTOBUF, "application/protobuf", "application/octet-stream"):
-        return read_response(body)
+        try:
+            partial = ExportTraceServiceResponse.FromString(body).partial_success
+            return result_of(partial.rejected_spans, partial.error_message)
+        except DecodeError:
+            return not_otlp("a body that is no ExportTraceServiceResponse")
     if kind != "application/json":
         return not_otlp(f"content type {sanitize_message(kind)!r}")
     try:
-        partial = msgspec.json.decode(body, type=_JsonResponse).partial_success
-        return (
-            result_of_partial(int(partial.rejected_spans), partial.error_message)
-            if partial
-            else result_of_partial(0, "")
-        )
+        json_partial = msgspec.json.decode(body, type=_JsonResponse).partial_success or _PartialSuccess()
+        return result_of(int(json_partial.rejected_spans), json_partial.error_message)
     except ValueError:
         return not_otlp("JSON that is no ExportTraceServiceResponse")
 

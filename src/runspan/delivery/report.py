@@ -93,17 +93,17 @@ class ExportReport:
 
     def summary_lines(self) -> list[str]:
         """Return the report for people; the first line is always there."""
-        accepted = f"{_count(self.runs_accepted, 'run')} accepted, {_count(self.spans_accepted, 'span')}"
-        lines = [f"{accepted}, {_count(self.requests, 'request')}, {_size(self.bytes)}"]
+        accepted = f"{plural(self.runs_accepted, 'run')} accepted, {plural(self.spans_accepted, 'span')}"
+        lines = [f"{accepted}, {plural(self.requests, 'request')}, {_size(self.bytes)}"]
         if self.retries:
-            lines.append(f"{_count(self.retries, 'request')} sent again")
+            lines.append(f"{plural(self.retries, 'request')} sent again")
         if self.runs_rejected or self.runs_unknown:
-            unknown = f", {_count(self.runs_unknown, 'run')} unknown" if self.runs_unknown else ""
-            rejected = f"{_count(self.runs_rejected, 'run')} rejected{unknown}"
-            lines.append(f"{rejected}, {_count(self.spans_rejected, 'span')}:")
+            unknown = f", {plural(self.runs_unknown, 'run')} unknown" if self.runs_unknown else ""
+            rejected = f"{plural(self.runs_rejected, 'run')} rejected{unknown}"
+            lines.append(f"{rejected}, {plural(self.spans_rejected, 'span')}:")
             lines += _named(self.rejections, self.runs_rejected + self.runs_unknown)
         if self.documents_refused:
-            lines.append(f"{_count(self.documents_refused, 'document')} refused, not sent:")
+            lines.append(f"{plural(self.documents_refused, 'document')} refused, not sent:")
             lines += _named(self.refusals, self.documents_refused)
         lines += [f"warning from the receiver: {warning}" for warning in self.warnings]
         if self.stopped:
@@ -111,18 +111,10 @@ class ExportReport:
             unread = not self.kept_in or self.stopped == "interrupted"
             lines.append(f"stopped: {self.stopped}" + "; the input may not have been read to its end" * unread)
         if self.runs_not_sent:
-            lines.append(f"{_count(self.runs_not_sent, 'run')} not sent, {_count(self.spans_not_sent, 'span')}")
+            lines.append(f"{plural(self.runs_not_sent, 'run')} not sent, {plural(self.spans_not_sent, 'span')}")
         if self.runs_pending:
-            lines.append(f"{_count(self.runs_pending, 'run')} without a response, {_count(self.spans_pending, 'span')}")
-        if self.documents_kept:
-            again = sanitize_message(f"runspan export {shlex.quote(self.kept_in)}")
-            lines.append(
-                f"{_count(self.documents_kept, 'document')} kept in {sanitize_message(self.kept_in)}; to send: {again}"
-            )
-        if self.documents_lost:
-            failure = f"{sanitize_message(self.kept_in)} could not be written: {self.keeping_failed}"
-            lines.append(f"{_count(self.documents_lost, 'document')} NOT kept: {failure}")
-        return lines
+            lines.append(f"{plural(self.runs_pending, 'run')} without a response, {plural(self.spans_pending, 'span')}")
+        return lines + kept_lines(self.documents_kept, self.documents_lost, self.kept_in, self.keeping_failed)
 
 
 class RunStatus(Enum):
@@ -147,7 +139,7 @@ class ExportStats:
 
     def __init__(self, dead_letters: DeadLetters | None = None, on_settled: OnSettled | None = None) -> None:
         self.dead_letters = dead_letters
-        self._on_settled = on_settled or _ignore
+        self._on_settled: OnSettled = on_settled or (lambda runs, status, reason: None)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         """By the names of the report's fields; "runs_submitted" and "spans_submitted" as well."""
@@ -189,7 +181,7 @@ class ExportStats:
         """Count a partial success: of a single run, of all runs, or of unknown ones among several."""
         total = sum(len(run.spans) for run in runs)
         rejected_spans = min(rejected_spans, total)
-        message = f"{rejected_spans} of {total} spans rejected: {message or 'no reason given'}"
+        message = f"{rejected_spans} of {total} spans rejected: {message}"
         if rejected_spans == total:
             self.rejected(runs, message)
             return
@@ -240,11 +232,8 @@ class ExportStats:
 
     def _keep(self, runs: tuple[RunSpans, ...]) -> None:
         if self.dead_letters is not None:
-            self.dead_letters.write(runs)
-
-
-def _ignore(runs: tuple[RunSpans, ...], status: RunStatus, reason: str) -> None:
-    pass
+            for run in runs:
+                self.dead_letters.write_text(run.text)
 
 
 def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
@@ -252,15 +241,13 @@ def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for each in rejections:
         by_reason.setdefault(each.reason, []).append(each.what)
-    lines = [_reason_line(reason, whats) for reason, whats in by_reason.items()]
+    lines = []
+    for reason, whats in by_reason.items():
+        times = f"{len(whats)} times: " if len(whats) > 1 else ""
+        names = f"{_some(whats)}: " if _some(whats) else ""
+        lines.append("  " + sanitize_message(f"{times}{names}{reason}"))
     named = sum(map(len, by_reason.values()))
     return lines if total <= MAX_NAMED else [*lines, f"  … the first {named} by name"]
-
-
-def _reason_line(reason: str, whats: list[str]) -> str:
-    named = _some(whats)
-    times = f"{len(whats)} times: " if len(whats) > 1 else ""
-    return "  " + sanitize_message(f"{times}{named}: {reason}" if named else f"{times}{reason}")
 
 
 def _some(names: list[str]) -> str:
@@ -269,7 +256,23 @@ def _some(names: list[str]) -> str:
     return ", ".join(filter(None, names[:_NAMED_IN_ONE])) + more
 
 
-def _count(number: int, noun: str) -> str:
+def kept_lines(kept: int, lost: int, path: str, failure: str) -> list[str]:
+    """Return the lines of a report about its dead letters.
+
+    kept, lost: Documents that are in the file at ``path``, and that are not because of ``failure``.
+    """
+    lines = []
+    path_text = sanitize_message(path)
+    if kept:
+        again = sanitize_message(f"runspan export {shlex.quote(path)}")
+        lines.append(f"{plural(kept, 'document')} kept in {path_text}; to send: {again}")
+    if lost:
+        lines.append(f"{plural(lost, 'document')} NOT kept: {path_text} could not be written: {failure}")
+    return lines
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural when it is not 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

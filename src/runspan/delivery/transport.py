@@ -8,8 +8,7 @@ from enum import Enum
 from itertools import chain
 from typing import NamedTuple, Protocol
 
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from runspan.otlp.protobuf_writer import ScopedBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +59,11 @@ ExportResult = Accepted | PartialSuccess | Rejected | Retryable
 class Transport(Protocol):
     """Sends requests to one endpoint. Thread-safe; raises nothing that an endpoint can cause."""
 
-    @property
-    def endpoint(self) -> str:
-        """The endpoint, without secrets."""
-        ...
+    endpoint: str
+    """The endpoint, without secrets."""
 
-    def send(self, request: Request) -> ExportResult:
-        """Send once and read the response."""
+    def send(self, body: bytes) -> ExportResult:
+        """Send a serialized ExportTraceServiceRequest once and read the response."""
         ...
 
     def close(self) -> None:
@@ -74,23 +71,9 @@ class Transport(Protocol):
         ...
 
 
-def read_response(body: bytes) -> ExportResult:
-    """Return the result of a serialized ExportTraceServiceResponse."""
-    try:
-        return result_of(ExportTraceServiceResponse.FromString(body))
-    except DecodeError:
-        return not_otlp("a body that is no ExportTraceServiceResponse")
-
-
-def result_of(response: ExportTraceServiceResponse) -> ExportResult:
-    """Return the result of the response to a successful request."""
-    partial = response.partial_success
-    return result_of_partial(partial.rejected_spans, partial.error_message)
-
-
-def result_of_partial(rejected_spans: int, message: str) -> ExportResult:
+def result_of(rejected_spans: int, message: str) -> ExportResult:
     """Return the result of a ``partial_success``. No rejected spans with a message is a warning, not a loss."""
-    return PartialSuccess(rejected_spans, message) if rejected_spans > 0 else Accepted(message)
+    return PartialSuccess(rejected_spans, message or "no reason given") if rejected_spans > 0 else Accepted(message)
 
 
 def not_otlp(got: str) -> Rejected:
@@ -100,24 +83,8 @@ def not_otlp(got: str) -> Rejected:
     )
 
 
-ScopedBytes = tuple[str, bytes]
-"""The name of a span's instrumentation scope, and the span as a serialized ``ScopeSpans.spans`` field."""
-
 Frame = Callable[[Iterable[ScopedBytes]], bytes]
 """Serializes an ExportTraceServiceRequest of spans."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One OTLP trace request."""
-
-    body: bytes
-    """A serialized ExportTraceServiceRequest."""
-
-    runs: tuple[str, ...]
-    """The ids of the runs in it."""
-
-    spans: int
 
 
 class RunSpans(NamedTuple):
@@ -167,10 +134,24 @@ class Batch:
     def spans(self) -> int:
         return sum(len(run.spans) for run in self.runs)
 
-    def request(self) -> Request:
-        """Return all runs in one request."""
-        body = self.frame(chain.from_iterable([run.spans for run in self.runs]))
-        return Request(body, tuple([run.run_id for run in self.runs]), self.spans)
+    def body(self) -> bytes:
+        """Return all runs in one serialized request."""
+        return self.frame(chain.from_iterable([run.spans for run in self.runs]))
+
+    def send(self, send: Callable[[Batch], ExportResult], max_bytes: int) -> ExportResult:
+        """Pass the batch to ``send``; the spans of a single run in several batches if they are too large for one.
+
+        The revision span is sent last, and only if all others were accepted, so that no receiver holds a finished run
+        without its steps.
+        """
+        divisible = len(self.runs) == 1 and self.spans > 1
+        if self.size <= max_bytes or not divisible:
+            result = send(self)
+            if not (divisible and isinstance(result, Rejected) and result.scope is RejectionScope.SIZE):
+                return result
+        first, second = self.halves()
+        result = first.send(send, max_bytes)
+        return second.send(send, max_bytes) if isinstance(result, Accepted) else result
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return two batches of half the runs, or of half the spans of the only run, its revision span last."""

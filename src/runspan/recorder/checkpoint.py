@@ -6,17 +6,16 @@ can represent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from runspan.errors import DocumentError
-from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
+from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step, time_ns
 from runspan.model.json_scanner import Member, elements, end_of_value, members, skip_space, string_value
-from runspan.model.timestamps import parse_ns
-from runspan.recorder.serialize import Payload
-from runspan.recorder.state import Attempt, DocumentClock, RunRecord, StepRecord
+from runspan.recorder.state import Attempt, RunRecord, StepRecord
 
 _MAX_RESUME_COUNT: Final = 2**32 - 2
 """The resume count is 4 bytes of the seed of span ids."""
@@ -50,8 +49,10 @@ def checkpoint(record: RunRecord) -> bytes:
     return msgspec.json.encode(made)
 
 
-def restore(checkpoint: bytes | str, clock: DocumentClock) -> RunRecord:
+def restore(checkpoint: bytes | str, make: Callable[[str, str | UnsetType, str, int], RunRecord]) -> RunRecord:
     """Return the run of a checkpoint, resumed now.
+
+    make: begins a run, given its id, workflow id, tenant and resume count.
 
     Steps that had ended keep their span ids. Open steps get new ones: the process before may have sent them.
 
@@ -67,21 +68,13 @@ def restore(checkpoint: bytes | str, clock: DocumentClock) -> RunRecord:
     if len(span_ids) != len(run.steps):
         raise ValueError("not a checkpoint of a run: span ids are missing")
     envelope = run.envelope
-    now = clock.now()
-    truncated = clock.truncate(now)
-    created_at, started_at = _parse_time(envelope.created_at) or truncated, _parse_time(envelope.started_at)
-    latest_time = max(created_at, started_at or 0)
-    record = RunRecord(
-        run.id,
-        _text(envelope.workflow_id),
-        header.tenant,
-        max(truncated, latest_time),
-        epoch=now,
-        resume_count=header.resume_count + 1,
-    )
+    record = make(run.id, _text(envelope.workflow_id), header.tenant, header.resume_count + 1)
     record.status = run.status or "running"
     record.trigger = _text(envelope.trigger_type)
-    record.created_at, record.started_at, record.latest_time = created_at, started_at, latest_time
+    record.created_at = time_ns(envelope.created_at) or record.created_at
+    record.started_at = time_ns(envelope.started_at)
+    record.latest_time = max(record.created_at, record.started_at or 0)
+    record.not_before = max(record.not_before, record.latest_time)
     record.input, record.output, record.error = _json(envelope.input), _json(envelope.output), _json(envelope.error)
     record.extra = envelope.extra
     record.revision = header.revision
@@ -116,11 +109,10 @@ def _restore_step(run: RunRecord, step: Step, span_id: bytes) -> None:
         run.add_ended_step(StepRecord(step.id, _text(step.name), _text(step.type), span_id, status=status, final=step))
         return
     record = run.add_step(step.id, _text(step.name), _text(step.type), planned=True)
-    record.status, record.started_at = status, _parse_time(step.started_at)
+    record.status, record.started_at = status, time_ns(step.started_at)
     record.attempt = int(bytes(step.attempt)) if isinstance(step.attempt, Raw) else 0
-    record.input, record.error, record.retry_policy = _json(step.input), _json(step.error), _json(step.retry_policy)
-    output = _json(step.output)
-    record.output = None if output is None else Payload(output)
+    record.input, record.output, record.error = _json(step.input), _json(step.output), _json(step.error)
+    record.retry_policy = _json(step.retry_policy)
     record.extra, record.attempts = _split_attempts(step.extra)
 
 
@@ -141,8 +133,8 @@ def _split_attempts(extra: bytes) -> tuple[bytes, list[Attempt]]:
 
 def _restore_attempt(text: str, number: int) -> Attempt:
     by_key = {member.key: member.value_text for member in members(text, 0)} if text.startswith("{") else {}
-    started_at = _parse_time(_string(by_key.get("startedAt"))) or 0
-    ended_at = _parse_time(_string(by_key.get("completedAt")))
+    started_at = time_ns(_string(by_key.get("startedAt"))) or 0
+    ended_at = time_ns(_string(by_key.get("completedAt")))
     error = by_key.get("error")
     return Attempt(
         number,
@@ -160,10 +152,6 @@ def _string(text: str | None) -> str:
 
 def _text(value: object) -> str | UnsetType:
     return value if type(value) is str else UNSET
-
-
-def _parse_time(value: object) -> int | None:
-    return parse_ns(value) if type(value) is str else None
 
 
 def _json(value: object) -> bytes | None:

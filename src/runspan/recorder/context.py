@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from opentelemetry import baggage
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -16,7 +17,7 @@ from opentelemetry.context import Context, attach, create_key, get_current, set_
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from runspan.recorder.state import RunSession
+from runspan.recorder.state import RunRecord
 
 RUN_ID_BAGGAGE: Final = "runspan.run.id"
 """The baggage entry that carries the run's id to other services."""
@@ -27,35 +28,33 @@ _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _BAGGAGE: Final = W3CBaggagePropagator()
 
 
+@dataclass(slots=True, eq=False)
 class ActiveSpan:
     """The span of a run, a step or an attempt while it is current."""
 
-    __slots__ = ("context", "has_ended", "previous", "recording", "session")
-
-    def __init__(self, session: RunSession, recording: object, previous: Context) -> None:
-        self.session = session
-        self.recording = recording
-        """The ``RunRecording`` or ``StepRecording`` that made it active."""
-        self.previous = previous
-        """The context before."""
-        self.context = previous
-        """The context in which it is current."""
-        self.has_ended = False
+    run: RunRecord
+    recording: object
+    """The ``RunRecording`` or ``StepRecording`` that made it active."""
+    previous: Context
+    """The context before."""
+    context: Context
+    """The context in which it is current."""
+    has_ended: bool = False
 
 
-def activate(session: RunSession, recording: object, span_id: bytes) -> ActiveSpan:
+def activate(run: RunRecord, recording: object, span_id: bytes) -> ActiveSpan:
     """Make a span of the run current in this thread or task.
 
     Only its ids are in the context: the span itself is written by the recorder when it has ended.
     """
     previous = get_current()
-    active_span = ActiveSpan(session, recording, previous)
-    trace_id = int.from_bytes(session.record.trace_id, "big")
+    active_span = ActiveSpan(run, recording, previous, previous)
+    trace_id = int.from_bytes(run.trace_id, "big")
     span = NonRecordingSpan(SpanContext(trace_id, int.from_bytes(span_id, "big"), False, _SAMPLED))
     context = set_span_in_context(span, previous)
     outer = previous.get(_ACTIVE_SPAN)
-    if not (isinstance(outer, ActiveSpan) and outer.session is session):
-        context = baggage.set_baggage(RUN_ID_BAGGAGE, session.record.id, context)
+    if not (isinstance(outer, ActiveSpan) and outer.run is run):
+        context = baggage.set_baggage(RUN_ID_BAGGAGE, run.id, context)
     active_span.context = set_value(_ACTIVE_SPAN, active_span, context)
     attach(active_span.context)
     return active_span
@@ -76,9 +75,9 @@ def deactivate(active_span: ActiveSpan) -> None:
 
 
 @contextmanager
-def active(session: RunSession, recording: object, span_id: bytes) -> Iterator[None]:
+def active(run: RunRecord, recording: object, span_id: bytes) -> Iterator[None]:
     """Make a span of the run current for a block."""
-    active_span = activate(session, recording, span_id)
+    active_span = activate(run, recording, span_id)
     try:
         yield
     finally:
@@ -93,15 +92,6 @@ def active_spans() -> Iterator[ActiveSpan]:
         context = active_span.previous
 
 
-class CallerContext(NamedTuple):
-    """What started a run."""
-
-    traceparent: str = ""
-    """The caller's span in W3C form; "" when there is none."""
-    run_id: str = ""
-    """The run that called; "" when there is none."""
-
-
 def outgoing_headers(headers: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the headers with ``traceparent`` and ``baggage`` of the current context, for a call to another service."""
     carrier = dict(headers or {})
@@ -110,20 +100,19 @@ def outgoing_headers(headers: Mapping[str, str] | None = None) -> dict[str, str]
     return carrier
 
 
-def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> CallerContext:
-    """Return what started a run: according to the headers of a request, or without any to the current context.
+def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> tuple[str, str]:
+    """Return what started a run, according to the headers of a request, or without any to the current context: the
+    caller's span in W3C form and the run that called, each "" when there is none.
 
     trace_id: of the run that begins. A span of the same trace is no caller: no run span links into its own trace.
     """
-    context = get_current() if headers is None else _extract(headers)
+    context = get_current()
+    if headers is not None:
+        lowercase = {key.lower(): value for key, value in headers.items()}
+        context = _BAGGAGE.extract(lowercase, _TRACE_CONTEXT.extract(lowercase, Context()))
     value = baggage.get_baggage(RUN_ID_BAGGAGE, context)
     run_id = value if isinstance(value, str) else ""
     span = get_current_span(context).get_span_context()
     if not span.is_valid or span.trace_id == int.from_bytes(trace_id, "big"):
-        return CallerContext("", run_id)
-    return CallerContext(f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", run_id)
-
-
-def _extract(headers: Mapping[str, str]) -> Context:
-    lowercase = {key.lower(): value for key, value in headers.items()}
-    return _BAGGAGE.extract(lowercase, _TRACE_CONTEXT.extract(lowercase, Context()))
+        return "", run_id
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}", run_id

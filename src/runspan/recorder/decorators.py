@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -40,13 +40,23 @@ class _CallWrappers:
     ) -> None:
         self.function = function
         self.make = make
-        self.get_arguments = _arguments_getter(function) if capture_input else None
+        self.signature: inspect.Signature | None = None
+        if capture_input:
+            with suppress(TypeError, ValueError):  # the function has no signature
+                self.signature = inspect.signature(function)
         self.capture_output = capture_output
 
     def set_input(self, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = None if self.get_arguments is None else self.get_arguments(args, kwargs)
-        if arguments is not None:
-            recording.set_input(arguments)
+        """Set the arguments by their names, without ``self`` and ``cls``."""
+        if self.signature is None:
+            return
+        try:
+            arguments = dict(self.signature.bind(*args, **kwargs).arguments)
+        except TypeError:
+            return  # the call itself raises the same error
+        if next(iter(self.signature.parameters), "") in ("self", "cls"):
+            arguments.pop(next(iter(arguments), ""), None)
+        recording.set_input(arguments)
 
     def set_result(self, recording: Recording, result: object) -> None:
         if self.capture_output and result is not None:
@@ -135,28 +145,3 @@ def _started(recording: Recording) -> Iterator[Recording]:
     with ExitStack() as stack:
         stack.push(recording.__exit__)
         yield recording
-
-
-def _arguments_getter(
-    function: Callable[..., Any],
-) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] | None:
-    """Return a function that maps the arguments of a call to their names, without ``self`` and ``cls``.
-
-    None when the function has no signature. The returned function returns None for arguments that do not match it.
-    """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return None
-    is_method = next(iter(signature.parameters), "") in ("self", "cls")
-
-    def get_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-        try:
-            arguments = dict(signature.bind(*args, **kwargs).arguments)
-        except TypeError:
-            return None  # the call itself raises the same error
-        if is_method:
-            arguments.pop(next(iter(arguments), ""), None)
-        return arguments
-
-    return get_arguments

@@ -23,7 +23,7 @@ from runspan.contracts import HEARTBEAT_SHARE
 from runspan.model.document import Run, step_text
 from runspan.model.span import Span
 from runspan.recorder.config import ExportConfig
-from runspan.recorder.state import RunSession
+from runspan.recorder.state import RunRecord
 
 MAX_ROUND_RUNS: Final = 256
 """Runs that are read for one round of sending."""
@@ -83,16 +83,12 @@ class RunDelta:
     is_final: bool
     """Whether the run changes no more in this process, so that this is all of it."""
 
-    def ack(self) -> None:
-        """Note that the receiver has the spans."""
-        self.state.acked_span_ids.update([span.span_id for span in self.spans[:-1]])
-
 
 @dataclass(slots=True, eq=False)
 class RunExportState:
     """How far one run has been exported. Times are monotonic seconds."""
 
-    session: RunSession
+    record: RunRecord
     registered_at: float
     acked_span_ids: set[bytes] = field(default_factory=set)
     """The spans that the receiver has."""
@@ -122,9 +118,8 @@ class RunExportState:
 
         now: nanoseconds since 1970, the time of observation.
         """
-        record = self.session.record
-        run, step_ids, revision, is_final = record.snapshot(now)
-        encoder = RunEncoder(run, record.tenant, observed_at=revision, exception_events=exception_events)
+        run, step_ids, revision, is_final = self.record.snapshot(now)
+        encoder = RunEncoder(run, self.record.tenant, observed_at=revision, exception_events=exception_events)
         usages = encoder.step_parts.usages
         layout = StepLayout(encoder, run.steps)
         spans: list[Span] = []
@@ -186,16 +181,14 @@ class Outbox:
         self._on_work = on_work
         self._on_dropped = on_dropped
         self._condition = threading.Condition()
-        self._states: dict[RunSession, RunExportState] = {}
+        self._states: dict[RunRecord, RunExportState] = {}
         """Every run that has not ended, or of which the receiver lacks something."""
-        self._dirty: dict[RunSession, RunExportState] = {}
+        self._dirty: dict[RunRecord, RunExportState] = {}
         """Runs that changed since they were read."""
-        self._idle: dict[RunSession, RunExportState] = {}
-        """Runs whose current state the receiver has."""
-        self._heartbeats: list[tuple[float, int, RunSession]] = []
-        """A heap of the times at which their heartbeats are due, each with a number of its own and the run."""
+        self._heartbeats: list[tuple[float, int, RunExportState]] = []
+        """A heap of the times at which heartbeats are due, each with a number of its own and the run."""
         self._order = count()
-        self._in_flight: dict[RunSession, RunExportState] = {}
+        self._in_flight: dict[RunRecord, RunExportState] = {}
         self._foreign: deque[ReadableSpan] = deque()
         self._foreign_since = 0.0
         self._foreign_in_flight = 0
@@ -211,24 +204,24 @@ class Outbox:
 
     # Called by the engine's threads.
 
-    def register(self, session: RunSession) -> None:
+    def register(self, record: RunRecord) -> None:
         """Export the run from now on. Idempotent."""
         with self._condition:
-            if session in self._states or self._disabled:
+            if record in self._states or self._disabled:
                 return
             # After ``close`` too: nothing of the run is sent then, but its end is counted.
-            self._states[session] = RunExportState(session, self._monotonic())
+            self._states[record] = RunExportState(record, self._monotonic())
             self._counters.add("runs_started")
             closed = self.closed
         if not closed:
             self._on_work()
-        self.mark_dirty(session, True)
+        self.mark_dirty(record, True)
 
-    def mark_dirty(self, session: RunSession, is_urgent: bool) -> None:
+    def mark_dirty(self, record: RunRecord, is_urgent: bool) -> None:
         """Note that the run has changed. is_urgent: its own status has."""
-        state = self._states.get(session)
-        has_ended = is_urgent and session.record.has_ended
-        is_final = has_ended or (is_urgent and session.record.released)
+        state = self._states.get(record)
+        has_ended = is_urgent and record.has_ended
+        is_final = has_ended or (is_urgent and record.released)
         if state is None or (state.changed_at is not None and not is_final and (state.is_urgent or not is_urgent)):
             return  # it is going to be read anyway
         with self._condition:
@@ -237,8 +230,7 @@ class Outbox:
             state.is_urgent = state.is_urgent or is_urgent
             if is_final:
                 state.not_before = 0.0  # the final state does not wait until an earlier one may be retried
-            self._dirty[session] = state
-            self._idle.pop(session, None)
+            self._dirty[record] = state
             if self._due_at(state) < self._wakes_at:
                 self._condition.notify_all()
         if has_ended:
@@ -246,7 +238,7 @@ class Outbox:
 
     def _add_ended(self, ended: RunExportState) -> None:
         """Count an ended run as pending, and enforce the limit; after ``close`` drop the run itself."""
-        size = ended.session.record.estimated_size()
+        size = ended.record.estimated_size()
         with self._condition:
             if ended.size:
                 return
@@ -255,7 +247,7 @@ class Outbox:
             self._counters.add("runs_ended")
             self._last_ended = ended
             if self.closed:
-                self._forget(ended)
+                self.forget(ended)
                 dropped, reason = [ended], "it ended after the shutdown"
             else:
                 dropped, reason = self._evict_over_limit(), _OVER_LIMIT
@@ -268,15 +260,15 @@ class Outbox:
         dropped: list[RunExportState] = []
         if excess > 0:
             # Runs in flight may be acknowledged, and the run that ended last has not been tried yet.
-            excess -= sum([state.size for session, state in self._in_flight.items() if session in self._states])
-            for session, state in self._states.items():
+            excess -= sum([state.size for record, state in self._in_flight.items() if record in self._states])
+            for record, state in self._states.items():
                 if excess <= 0:
                     break
-                if state.size and state is not self._last_ended and session not in self._in_flight:
+                if state.size and state is not self._last_ended and record not in self._in_flight:
                     excess -= state.size
                     dropped.append(state)
             for state in dropped:
-                self._forget(state)
+                self.forget(state)
         return dropped
 
     def add_foreign_span(self, span: ReadableSpan) -> None:
@@ -292,7 +284,7 @@ class Outbox:
                 self._condition.notify_all()
         self._on_work()
 
-    def flush(self, timeout: float, session: RunSession | None = None) -> bool:
+    def flush(self, timeout: float, record: RunRecord | None = None) -> bool:
         """Wait until the receiver has the current state of everything, or of one run.
 
         Return False when it does not after ``timeout`` seconds, or when spans were rejected: of the given run, or of
@@ -303,24 +295,24 @@ class Outbox:
             self._flushes += 1
             self._condition.notify_all()
             try:
-                while self._is_pending(session):
+                while self._is_pending(record):
                     remaining = deadline - self._monotonic()
                     if remaining <= 0 or self.closed:
                         return False
                     self._condition.wait(remaining)
-                return not self._is_incomplete(session)
+                return not self._is_incomplete(record)
             finally:
                 self._flushes -= 1
 
-    def _is_pending(self, session: RunSession | None) -> bool:
-        if session is not None:
-            return session in self._dirty or session in self._in_flight
+    def _is_pending(self, record: RunRecord | None) -> bool:
+        if record is not None:
+            return record in self._dirty or record in self._in_flight
         return bool(self._dirty or self._in_flight or self._foreign or self._foreign_in_flight)
 
-    def _is_incomplete(self, session: RunSession | None) -> bool:
-        if session is None:
+    def _is_incomplete(self, record: RunRecord | None) -> bool:
+        if record is None:
             return any(state.has_rejected_spans for state in self._states.values())
-        return session.dropped or (session in self._states and self._states[session].has_rejected_spans)
+        return record.dropped or (record in self._states and self._states[record].has_rejected_spans)
 
     def backlog(self) -> dict[str, int]:
         """Return what the receiver lacks, by the names of ``RecorderReport``."""
@@ -333,9 +325,9 @@ class Outbox:
 
     def disown(self) -> None:
         """Leave all runs to the parent, in a forked child. A thread of the parent may have held their locks."""
-        for session in self._states:
-            session.disowned = True
-            session.record.lock = threading.RLock()
+        for record in self._states:
+            record.disowned = True
+            record.lock = threading.RLock()
 
     # Called by the sending thread.
 
@@ -361,8 +353,8 @@ class Outbox:
             for state in states:
                 # The run is read after this, so a later change is sent in another round.
                 state.changed_at, state.is_urgent = None, False
-                del self._dirty[state.session]
-                self._in_flight[state.session] = state
+                del self._dirty[state.record]
+                self._in_flight[state.record] = state
             foreign: list[ReadableSpan] = []
             if self._foreign and self._foreign_due_at() <= now:
                 count = min(len(self._foreign), MAX_ROUND_FOREIGN_SPANS)
@@ -387,24 +379,23 @@ class Outbox:
         with self._condition:
             state.failures, state.not_before = 0, 0.0
             if is_final:
-                self._forget(state)
+                self.forget(state)
                 return
             state.acked_at = self._monotonic()
-            if state.changed_at is None and state.session in self._states:
-                self._idle[state.session] = state
-                heappush(self._heartbeats, (self._heartbeat_at(state), next(self._order), state.session))
+            if state.changed_at is None and state.record in self._states:
+                heappush(self._heartbeats, (self._heartbeat_at(state), next(self._order), state))
 
     def retry_later(self, state: RunExportState, delay: float) -> None:
         """Try the run again after ``delay`` seconds, or at once when its final change came during the request."""
         now = self._monotonic()
         with self._condition:
-            record = state.session.record
+            record = state.record
             is_newer = state.changed_at is not None and (record.has_ended or record.released)
             state.not_before, state.is_urgent = 0.0 if is_newer else now + delay, True
             if state.changed_at is None:
                 state.changed_at = now
-            if state.session in self._states:
-                self._dirty[state.session] = state
+            if state.record in self._states:
+                self._dirty[state.record] = state
 
     def pause(self, delay: float) -> None:
         """Send nothing for ``delay`` seconds."""
@@ -423,7 +414,7 @@ class Outbox:
         """Note that nothing is in flight any more."""
         with self._condition:
             for state in states:
-                self._in_flight.pop(state.session, None)
+                self._in_flight.pop(state.record, None)
             self._foreign_in_flight = 0
             dropped = self._evict_over_limit()
             self._condition.notify_all()
@@ -433,7 +424,9 @@ class Outbox:
     def forget(self, state: RunExportState) -> None:
         """Send nothing more of the run."""
         with self._condition:
-            self._forget(state)
+            if self._states.pop(state.record, None) is not None:
+                self._pending_bytes -= state.size
+            self._dirty.pop(state.record, None)
 
     def close(self) -> None:
         """Accept nothing more, and end ``get_due`` and ``flush``."""
@@ -448,12 +441,12 @@ class Outbox:
         """
         with self._condition:
             pending = [
-                state for session, state in self._states.items() if session in self._dirty or session in self._in_flight
+                state for record, state in self._states.items() if record in self._dirty or record in self._in_flight
             ]
             for state in pending:
-                self._forget(state)
+                self.forget(state)
                 if not state.size:
-                    self._states[state.session] = state
+                    self._states[state.record] = state
             self._in_flight.clear()
             self._counters.add("foreign_spans_dropped", len(self._foreign) + self._foreign_in_flight)
             self._foreign.clear()
@@ -464,7 +457,7 @@ class Outbox:
     def _due_at(self, state: RunExportState) -> float:
         """Return when a changed run is to be sent."""
         due_at = 0.0 if state.changed_at is None else state.changed_at
-        if not (self._flushes or state.session.record.has_ended):
+        if not (self._flushes or state.record.has_ended):
             delay = self.config.snapshot_delay
             due_at += delay
             if state.acked_at is not None:
@@ -482,14 +475,13 @@ class Outbox:
     def _mark_heartbeats(self, now: float) -> None:
         """Mark the runs whose heartbeat is due. Suspended runs need none: they do not count as stuck."""
         while self._heartbeats and self._heartbeats[0][0] <= now:
-            session = heappop(self._heartbeats)[2]
-            state = self._idle.get(session)
-            if state is None or now < self._heartbeat_at(state):
+            state = heappop(self._heartbeats)[2]
+            record = state.record
+            if record not in self._states or state.changed_at is not None or now < self._heartbeat_at(state):
                 continue  # it has changed since, and has another heartbeat
-            del self._idle[session]
-            if session.record.status != "suspended":
+            if record.status != "suspended":
                 state.changed_at = now - self.config.snapshot_delay
-                self._dirty[session] = state
+                self._dirty[record] = state
 
     def _heartbeat_at(self, state: RunExportState) -> float:
         latest = state.registered_at if state.acked_at is None else state.acked_at
@@ -501,9 +493,3 @@ class Outbox:
         if self._foreign:
             times.append(self._foreign_due_at())
         return min(times, default=_NEVER)
-
-    def _forget(self, state: RunExportState) -> None:
-        if self._states.pop(state.session, None) is not None:
-            self._pending_bytes -= state.size
-        self._dirty.pop(state.session, None)
-        self._idle.pop(state.session, None)

@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
-from types import TracebackType
 from typing import Any, Self
 
-from msgspec import UNSET
-from opentelemetry.context import Context
+from msgspec import UNSET, UnsetType
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
-from opentelemetry.sdk.trace import Span as SdkSpan
 
 from runspan.delivery import HTTP, DeadLetters
 from runspan.errors import ConfigError, DocumentError
@@ -31,8 +28,8 @@ from runspan.recorder.config import ExportConfig, exporter_config_from, resource
 from runspan.recorder.context import active_spans, caller_of, outgoing_headers
 from runspan.recorder.outbox import Counters
 from runspan.recorder.recording import KNOWN_RUN_MEMBERS, RunRecording, StepRecording
-from runspan.recorder.serialize import members, object_text, payload, to_utf8_text
-from runspan.recorder.state import PRECISIONS, DocumentClock, RunRecord, RunSession
+from runspan.recorder.serialize import members, object_text, optional_text, payload, to_utf8_text
+from runspan.recorder.state import PRECISIONS, RunRecord
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
 from runspan.telemetry import MetricsRegistry, Samples
 from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
@@ -168,7 +165,8 @@ class Recorder:
             raise ConfigError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
         self.tenant = validate_text("tenant", tenant)
         self._counters = Counters()
-        self._clock = DocumentClock(clock, precision)
+        self._clock = clock
+        self._precision = PRECISIONS[precision]
         self._new_id = new_id
         self._exit_timeout = exit_timeout
         self._own_provider: TracerProvider | None = None
@@ -209,7 +207,7 @@ class Recorder:
         self._at_exit = _weakly(self.shutdown)
         atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_weakly(self._after_fork))
+            os.register_at_fork(after_in_child=_weakly(self._worker.after_fork))
 
     # Runs and steps.
 
@@ -243,35 +241,37 @@ class Recorder:
         if run_id is not None:
             _check_run_id(run_id)
         extra_text = members(extra, KNOWN_RUN_MEMBERS) if extra else b""
-        make = partial(self._make_session, workflow_id, run_id, trigger, headers, parent_run_id, extra_text)
-        return RunRecording(self, make, input=input, capture_input=capture_input, capture_output=capture_output)
 
-    def _make_session(
-        self,
-        workflow_id: str | None,
-        run_id: str | None,
-        trigger: str | None,
-        headers: Mapping[str, str] | None,
-        parent_run_id: str | None,
-        extra: bytes,
-    ) -> RunSession:
-        run_id = _check_run_id(self._new_id() if run_id is None else run_id)
-        workflow = UNSET if workflow_id is None else to_utf8_text(workflow_id)
-        now = self._clock.now()
-        record = RunRecord(run_id, workflow, self.tenant, self._clock.truncate(now), epoch=now)
-        record.trigger = UNSET if trigger is None else to_utf8_text(trigger)
-        caller = caller_of(headers, record.trace_id)
-        parent = parent_run_id or (caller.run_id if caller.run_id != run_id else "")
-        links: dict[str, bytes] = {}
-        if parent:
-            links["parentRunId"] = payload(to_utf8_text(parent)).text
-        if caller.traceparent:
-            links["traceparent"] = payload(caller.traceparent).text
-        record.extra = b",".join(filter(None, [object_text(links)[1:-1], extra]))
-        return self._session(record)
+        def make() -> RunRecord:
+            own_id = _check_run_id(self._new_id()) if run_id is None else run_id
+            record = self._make_record(own_id, optional_text(workflow_id), self.tenant)
+            record.trigger = optional_text(trigger)
+            traceparent, caller_id = caller_of(headers, record.trace_id)
+            parent = parent_run_id or (caller_id if caller_id != own_id else "")
+            links: dict[str, bytes] = {}
+            if parent:
+                links["parentRunId"] = payload(to_utf8_text(parent)).text
+            if traceparent:
+                links["traceparent"] = payload(traceparent).text
+            record.extra = b",".join(filter(None, [object_text(links)[1:-1], extra_text]))
+            return record
 
-    def _session(self, record: RunRecord) -> RunSession:
-        return RunSession(record, self._clock, self._counters.add, self._worker.mark_dirty)
+        return RunRecording(self._worker, make, input=input, capture_input=capture_input, capture_output=capture_output)
+
+    def _make_record(self, run_id: str, workflow_id: str | UnsetType, tenant: str, resume_count: int = 0) -> RunRecord:
+        return RunRecord(
+            run_id,
+            workflow_id,
+            tenant,
+            clock=self._clock,
+            precision=self._precision,
+            count=self._counters.add,
+            on_change=self._mark_dirty,
+            resume_count=resume_count,
+        )
+
+    def _mark_dirty(self, record: RunRecord, is_urgent: bool) -> None:
+        self._worker.outbox.mark_dirty(record, is_urgent)  # a forked child has an outbox of its own
 
     def resume(self, checkpoint: bytes | str) -> RunRecording:
         """Continue the run of a ``RunRecording.checkpoint``, for example in another process after an approval.
@@ -279,8 +279,8 @@ class Recorder:
         Steps that had ended stay as they are. One that was in progress continues at its place when a step of its id
         begins. ValueError when it is not a checkpoint, or when the run has ended.
         """
-        session = self._session(restore(checkpoint, self._clock))
-        return RunRecording(self, lambda: session)
+        record = restore(checkpoint, self._make_record)
+        return RunRecording(self._worker, lambda: record)
 
     def step(
         self,
@@ -370,24 +370,8 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
-
-    # The methods of ``recording.RunOwner``.
-
-    def register(self, session: RunSession) -> None:
-        """Export the run from now on. Idempotent."""
-        self._worker.outbox.register(session)
-
-    def flush_run(self, session: RunSession, timeout: float) -> bool:
-        """Wait until the receiver has the current state of the run."""
-        return self._worker.outbox.flush(timeout, session)
-
-    def _after_fork(self) -> None:
-        self._counters.after_fork()
-        self._worker.after_fork()
 
 
 class _ForeignSpanProcessor(SpanProcessor):
@@ -396,16 +380,10 @@ class _ForeignSpanProcessor(SpanProcessor):
     def __init__(self, worker: ExportWorker) -> None:
         self._worker = worker
 
-    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        """Do nothing."""
-
     def on_end(self, span: ReadableSpan) -> None:
         """Add the span if it was sampled."""
         if span.context is not None and span.context.trace_flags.sampled:
             self._worker.outbox.add_foreign_span(span)
-
-    def shutdown(self) -> None:
-        """Do nothing: ``Recorder.shutdown`` ends the export."""
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Flush the outbox."""

@@ -11,17 +11,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from runspan.model.document import Envelope, Run, Step
 from runspan.recorder.checkpoint import checkpoint
 from runspan.recorder.context import ActiveSpan, activate, active, active_spans, deactivate
 from runspan.recorder.decorators import record_calls
-from runspan.recorder.serialize import Payload, error_text, members, payload, to_utf8_text
-from runspan.recorder.state import Attempt, RunRecord, RunSession, StepRecord, attempt_span_id
+from runspan.recorder.serialize import Payload, error_text, members, optional_text, payload, to_utf8_text
+from runspan.recorder.state import Attempt, RunRecord, StepRecord, attempt_span_id
+from runspan.recorder.worker import ExportWorker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +56,21 @@ class _Recording(ABC):
         """Return a recording of the same arguments, for one call of a decorated function."""
 
     @abstractmethod
-    def set_output(self, value: object) -> Self: ...
+    def _span(self) -> tuple[RunRecord, bytes] | None:
+        """Return the run and the id of the span that is current in the block; None when nothing is recorded."""
+
+    @abstractmethod
+    def _set(self, member: str, value: Payload) -> Self: ...
+
+    def set_input(self, value: object) -> Self:
+        """Set the input. The value is serialized now; later changes to it have no effect."""
+        return self._set("input", payload(value))
+
+    def set_output(self, value: object) -> Self:
+        """Set the output. The value is serialized now; later changes to it have no effect. Until the end, another call
+        replaces the output."""
+        self._output_is_set = True
+        return self._set("output", payload(value))
 
     def set_result(self, value: object) -> None:
         """Set the output unless it is set already; for decorators."""
@@ -64,37 +78,44 @@ class _Recording(ABC):
             self.set_output(value)
 
     @abstractmethod
-    def __enter__(self) -> Self: ...
+    def start(self) -> Self: ...
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def end(self, error: object = None) -> None: ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        if (span := self._span()) is not None:
+            run, span_id = span
+            self._active_span = activate(run, self, span_id)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._active_span is not None:
+            deactivate(self._active_span)
+            self._active_span = None
+        # A generator that is closed before its end has not failed: its caller needed no more items.
+        self._end_block(None if isinstance(error, GeneratorExit) else error)
+
+    def _end_block(self, error: BaseException | None) -> None:
+        self.end(error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.__exit__(kind, error, traceback)
 
-    def _deactivate(self) -> None:
-        if self._active_span is not None:
-            deactivate(self._active_span)
-            self._active_span = None
-
-
-class RunOwner(Protocol):
-    """The recorder, as far as a run needs it."""
-
-    def register(self, session: RunSession) -> None:
-        """Export the run from now on. Idempotent."""
-        ...
-
-    def flush_run(self, session: RunSession, timeout: float) -> bool:
-        """Wait until the receiver has the current state of the run."""
-        ...
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Make what has begun current for a block, for example in a thread that works on it. It continues after the
+        block."""
+        if (span := self._span()) is None:
+            yield self
+            return
+        run, span_id = span
+        with active(run, self, span_id):
+            yield self
 
 
 class RunRecording(_Recording):
@@ -106,56 +127,56 @@ class RunRecording(_Recording):
 
     def __init__(
         self,
-        owner: RunOwner,
-        make: Callable[[], RunSession],
+        worker: ExportWorker,
+        make: Callable[[], RunRecord],
         *,
         input: object = UNSET,
         capture_input: bool = True,
         capture_output: bool = True,
     ) -> None:
-        """make: makes the session when the run begins; a decorated function makes one for each call."""
+        """make: makes the record when the run begins; a decorated function makes one for each call."""
         super().__init__(input, capture_input, capture_output)
-        self._owner = owner
+        self._worker = worker
         self._make = make
-        self._session: RunSession | None = None
-        self._session_lock = threading.RLock()
+        self._record: RunRecord | None = None
+        self._record_lock = threading.RLock()
 
     def _for_call(self) -> RunRecording:
-        return RunRecording(self._owner, self._make, input=self._input)
+        return RunRecording(self._worker, self._make, input=self._input)
 
     # Beginning and ending.
 
     @property
-    def session(self) -> RunSession:
+    def record(self) -> RunRecord:
         """The state of the run, made on first use; the run is ``pending`` then."""
-        if self._session is not None:
-            return self._session
-        with self._session_lock:
-            if self._session is None:
-                session = self._make()
+        if self._record is not None:
+            return self._record
+        with self._record_lock:
+            if self._record is None:
+                record = self._make()
                 if self._input is not UNSET:
-                    session.set_member("input", payload(self._input))
-                self._session = self._session or session  # a signal handler may have made one in the meantime
-            return self._session
+                    record.set_member("input", payload(self._input))
+                self._record = self._record or record  # a signal handler may have made one in the meantime
+            return self._record
 
     def queue(self) -> Self:
         """Record a run that waits for its start: it is exported as ``pending``."""
-        self._owner.register(self.session)
+        self._worker.outbox.register(self.record)
         return self
 
     def start(self) -> Self:
         """Begin the run without making it current; for engines that begin and end it in different places."""
-        session = self.session
+        record = self.record
 
-        def write(record: RunRecord) -> None:
-            now = session.timestamp(record.created_at)
+        def write() -> None:
+            now = record.timestamp(record.created_at)
             record.started_at = now if record.started_at is None else record.started_at
             if record.status == "pending":
                 record.status = "running"
 
-        if session.record.status == "pending" or session.record.started_at is None:
-            session.change(write, status=True)
-        self._owner.register(session)
+        if record.status == "pending" or record.started_at is None:
+            record.change(write, status=True)
+        self._worker.outbox.register(record)
         return self
 
     def end(self, error: object = None) -> None:
@@ -172,43 +193,29 @@ class RunRecording(_Recording):
         self._end("timed_out", reason, "TIMEOUT")
 
     def _end(self, status: str, error: object, code: str = "") -> None:
-        session = self.session
-        if session.record.has_ended:
+        record = self.record
+        if record.has_ended:
             return
-        if session.record.started_at is None:
-            self._owner.register(session)  # cancelled while it was queued
+        if record.started_at is None:
+            self._worker.outbox.register(record)  # cancelled while it was queued
         text = None if error is None else error_text(error, None, code)
 
-        def write(record: RunRecord) -> None:
+        def write() -> None:
             latest = max([record.started_at or record.created_at, *[step.ended_at or 0 for step in record.steps]])
-            record.ended_at = session.timestamp(latest)
+            record.ended_at = record.timestamp(latest)
             record.status = status
             record.error = text or record.error
 
-        session.change(write, status=True)
+        record.change(write, status=True)
 
-    def __enter__(self) -> Self:
-        self.start()
-        self._active_span = activate(self.session, self, self.session.record.root_id)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._deactivate()
-        if error is None or isinstance(error, GeneratorExit):
-            self.end()
-        elif isinstance(error, _CANCELLATIONS):
+    def _end_block(self, error: BaseException | None) -> None:
+        if isinstance(error, _CANCELLATIONS):
             self.cancel(error)
         else:
             self.end(error)
 
-    @contextmanager
-    def active(self) -> Iterator[Self]:
-        """Make a run that has begun current for a block, for example in a thread that works on it. The run continues
-        after the block."""
-        with active(self.session, self, self.session.record.root_id):
-            yield self
+    def _span(self) -> tuple[RunRecord, bytes]:
+        return self.record, self.record.root_id
 
     # Steps.
 
@@ -227,13 +234,13 @@ class RunRecording(_Recording):
         An id that was used before is another execution of the step, as in a loop. The run is started if it was not. See
         ``Recorder.step`` for the arguments.
         """
-        if self.session.record.started_at is None:
+        if self.record.started_at is None:
             self.start()
-        return StepRecording(self.session, step_id, name=name, type=type, input=input, retry=retry, extra=extra)
+        return StepRecording(self.record, step_id, name=name, type=type, input=input, retry=retry, extra=extra)
 
     def plan(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
         """List a step as ``pending`` at this place until a step of that id begins."""
-        self.session.begin_step(to_utf8_text(step_id), _text(name), _text(type), planned=True)
+        self.record.begin_step(to_utf8_text(step_id), optional_text(name), optional_text(type), planned=True)
         return self
 
     def skip(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
@@ -245,27 +252,20 @@ class RunRecording(_Recording):
 
     @property
     def id(self) -> str:
-        return self.session.record.id
+        return self.record.id
 
     @property
     def trace_id(self) -> bytes:
         """16 bytes, derived from tenant and id."""
-        return self.session.record.trace_id
+        return self.record.trace_id
 
     @property
     def status(self) -> str:
         """The run's status in the platform's words."""
-        return self.session.record.status
+        return self.record.status
 
-    def set_input(self, value: object) -> Self:
-        """Set the input. The value is serialized now; later changes to it have no effect."""
-        self.session.set_member("input", payload(value))
-        return self
-
-    def set_output(self, value: object) -> Self:
-        """Set the output. The value is serialized now; later changes to it have no effect."""
-        self._output_is_set = True
-        self.session.set_member("output", payload(value))
+    def _set(self, member: str, value: Payload) -> Self:
+        self.record.set_member(member, value)
         return self
 
     def suspend(self) -> Self:
@@ -286,18 +286,20 @@ class RunRecording(_Recording):
             self.resume()
 
     def _transition(self, before: str, after: str) -> Self:
-        def write(record: RunRecord) -> None:
+        record = self.record
+
+        def write() -> None:
             if record.status == before:
                 record.status = after
-                self.session.timestamp()
+                record.timestamp()
 
-        self.session.change(write, status=True)
+        record.change(write, status=True)
         return self
 
     def document(self) -> Run:
         """Return the current run document. Once the run has ended, it is byte for byte the one decoded from its
         spans."""
-        return self.session.record.document()
+        return self.record.document()
 
     # Delivery and handover.
 
@@ -306,7 +308,7 @@ class RunRecording(_Recording):
 
         Call ``release`` instead when another process is to continue the run: two would contradict each other.
         """
-        return checkpoint(self.session.record)
+        return checkpoint(self.record)
 
     def release(self) -> bytes:
         """Return a checkpoint and hand the run over.
@@ -314,22 +316,12 @@ class RunRecording(_Recording):
         The current state is sent, later calls are ignored, and anything that the resuming process reports supersedes
         it, however late it arrives. In the backend the run keeps its status, ``suspended`` for example, until then.
         """
-        session = self.session
-        with session.record.lock:
-            released = not (session.disowned or session.record.has_ended)
-            if released:
-                session.record.release(session.clock.now())
-                session.disowned = True
-            text = checkpoint(session.record)
-        if released:
-            session.on_change(session, True)
-        else:
-            session.count("late_calls")
-        return text
+        self.record.release()
+        return checkpoint(self.record)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the receiver has the current state. Return False if it does not after ``timeout`` seconds."""
-        return self._owner.flush_run(self.session, timeout)
+        return self._worker.outbox.flush(timeout, self.record)
 
 
 class StepRecording(_Recording):
@@ -342,7 +334,7 @@ class StepRecording(_Recording):
 
     def __init__(
         self,
-        session: RunSession | None,
+        run: RunRecord | None,
         step_id: str,
         *,
         name: str | None = None,
@@ -353,22 +345,22 @@ class StepRecording(_Recording):
         capture_input: bool = True,
         capture_output: bool = True,
     ) -> None:
-        """session: the run; None for the one that is current when the step begins. For the others see
+        """run: None for the one that is current when the step begins. For the others see
         ``Recorder.step``."""
         super().__init__(input, capture_input, capture_output)
-        self._given_session = session
-        self._session = session
+        self._given_run = run
+        self._run = run
         self._id = to_utf8_text(step_id)
-        self._name = _text(name)
-        self._type = _text(type)
+        self._name = optional_text(name)
+        self._type = optional_text(type)
         self._retry = retry
         self._extra = members(extra, _KNOWN_STEP_MEMBERS) if extra else b""
-        self._record: StepRecord | None = None
+        self._step: StepRecord | None = None
         self._attempt: Attempt | None = None
         self._has_failed = False
 
     def _for_call(self) -> StepRecording:
-        step = StepRecording(self._given_session, self._id, input=self._input, retry=self._retry)
+        step = StepRecording(self._given_run, self._id, input=self._input, retry=self._retry)
         step._name, step._type, step._extra = self._name, self._type, self._extra
         return step
 
@@ -379,13 +371,13 @@ class StepRecording(_Recording):
 
         A step that has ended begins again, as another execution.
         """
-        if self._record is not None and not self._record.has_ended:
+        if self._step is not None and not self._step.has_ended:
             return self
-        self._session = self._given_session or next((span.session for span in active_spans()), None)
-        self._record, self._attempt, self._has_failed, self._output_is_set = None, None, False, False
-        if self._session is None:
+        self._run = self._given_run or next((span.run for span in active_spans()), None)
+        self._step, self._attempt, self._has_failed, self._output_is_set = None, None, False, False
+        if self._run is None:
             return self
-        self._record = self._session.begin_step(self._id, self._name, self._type, self._extra, self._retry)
+        self._step = self._run.begin_step(self._id, self._name, self._type, self._extra, self._retry)
         if self._input is not UNSET:
             self.set_input(self._input)
         return self
@@ -393,12 +385,12 @@ class StepRecording(_Recording):
     def end(self, error: object = None) -> None:
         """End the step as completed, or as failed with an exception, a message or an error object. Only the first call
         counts."""
-        if self._record is None or self._record.has_ended:
+        if self._step is None or self._step.has_ended:
             return
         text = None if error is None else error_text(error, self._id, _error_code(error))
 
-        def write(session: RunSession, step: StepRecord) -> None:
-            now = session.timestamp(step.started_at)
+        def write(run: RunRecord, step: StepRecord) -> None:
+            now = run.timestamp(step.started_at)
             status = "failed" if text or self._has_failed else "completed"
             if self._attempt is not None and self._attempt.ended_at is None:
                 self._attempt.ended_at, self._attempt.status = now, status
@@ -410,56 +402,25 @@ class StepRecording(_Recording):
 
         self._change(write)
 
-    def _change(self, write: Callable[[RunSession, StepRecord], None]) -> bool:
+    def _change(self, write: Callable[[RunRecord, StepRecord], None]) -> bool:
         """Apply a change under the lock. Return False when the step records nothing or has ended."""
-        session, step = self._session, self._record
-        return session is not None and step is not None and session.change(lambda _: write(session, step), step)
+        run, step = self._run, self._step
+        return run is not None and step is not None and run.change(lambda: write(run, step), step)
 
-    def __enter__(self) -> Self:
-        self.start()
-        if self._session is not None and self._record is not None:
-            self._active_span = activate(self._session, self, self._record.span_id)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._deactivate()
-        # A generator that is closed before its end has not failed: its caller needed no more items.
-        self.end(None if isinstance(error, GeneratorExit) else error)
-
-    @contextmanager
-    def active(self) -> Iterator[Self]:
-        """Make a step that has begun current for a block, for example in the thread that works on it."""
-        if self._session is None or self._record is None:
-            yield self
-            return
-        with active(self._session, self, self._record.span_id):
-            yield self
+    def _span(self) -> tuple[RunRecord, bytes] | None:
+        return None if self._run is None or self._step is None else (self._run, self._step.span_id)
 
     # Contents.
 
     @property
     def span_id(self) -> bytes:
         """8 bytes; empty before the step begins."""
-        return b"" if self._record is None else self._record.span_id
+        return b"" if self._step is None else self._step.span_id
 
     @property
     def status(self) -> str:
         """The step's status in the platform's words."""
-        return "pending" if self._record is None else self._record.status
-
-    def set_input(self, value: object) -> Self:
-        """Set the input. The value is serialized now; later changes to it have no effect."""
-        serialized = payload(value)
-        return self._set_member("input", serialized.text, serialized.exact)
-
-    def set_output(self, value: object) -> Self:
-        """Set the output. The value is serialized now; later changes to it have no effect. Until the step ends, another
-        call replaces the output."""
-        serialized = payload(value)
-        self._output_is_set = True
-        return self._set_member("output", serialized, serialized.exact)
+        return "pending" if self._step is None else self._step.status
 
     def set_usage(
         self,
@@ -484,27 +445,26 @@ class StepRecording(_Recording):
             "model": model,
             "estimatedCostUsd": cost_usd,
         }
-        serialized = payload({key: value for key, value in usage.items() if value is not None})
-        return self._set_member("usage", serialized.text, serialized.exact)
+        return self._set("usage", payload({key: value for key, value in usage.items() if value is not None}))
 
     def set_child(self, run_id: str) -> Self:
         """Set the run that this step started, in this process or another: it is written to ``output.runId``, and the
         step's span links to it."""
-        return self._set_member("child_run_id", payload(to_utf8_text(run_id)).text)
+        return self._set("child_run_id", payload(to_utf8_text(run_id)))
 
     def fail(self, error: object) -> Self:
         """Make the step fail when its block ends, though no exception leaves the block."""
         self._has_failed = True
-        return self._set_member("error", error_text(error, self._id, _error_code(error)))
+        return self._set("error", Payload(error_text(error, self._id, _error_code(error))))
 
     def skip(self) -> Self:
         """End the step as skipped, without times: its condition is false, so it is not executed."""
-        return self._set_member("status", "skipped")
+        self._change(lambda run, step: setattr(step, "status", "skipped"))
+        return self
 
-    def _set_member(self, member: str, value: Payload | bytes | str, exact: bool = True) -> Self:
-        if not exact and self._session is not None and self._record is not None:
-            self._session.count("inexact_payloads")
-        self._change(lambda _, step: setattr(step, member, value))
+    def _set(self, member: str, value: Payload) -> Self:
+        if self._run is not None and self._step is not None:
+            self._run.set_member(member, value, self._step)
         return self
 
     # Attempts.
@@ -517,13 +477,13 @@ class StepRecording(_Recording):
         An exception makes the attempt failed and the step ``retrying``, and is raised again. The engine then begins
         another attempt, or lets the exception leave the step.
         """
-        session, step = self._session, self._record
+        run, step = self._run, self._step
         attempt = self._begin_attempt()
         try:
-            if session is None or step is None or attempt is None:
+            if run is None or step is None or attempt is None:
                 yield 1
             else:
-                with active(session, self, attempt_span_id(step, attempt)):
+                with active(run, self, attempt_span_id(step, attempt)):
                     yield attempt.number
         except GeneratorExit:
             raise
@@ -539,8 +499,8 @@ class StepRecording(_Recording):
         return self
 
     def _begin_attempt(self) -> Attempt | None:
-        def write(session: RunSession, step: StepRecord) -> None:
-            self._attempt = Attempt(len(step.attempts) + 1, session.timestamp(step.started_at))
+        def write(run: RunRecord, step: StepRecord) -> None:
+            self._attempt = Attempt(len(step.attempts) + 1, run.timestamp(step.started_at))
             step.attempts.append(self._attempt)
             step.attempt, step.status, step.error = self._attempt.number, "running", None
 
@@ -549,8 +509,8 @@ class StepRecording(_Recording):
     def _end_attempt(self, status: str, error: object) -> None:
         text = None if error is None else error_text(error, self._id, _error_code(error))
 
-        def write(session: RunSession, step: StepRecord) -> None:
-            now = session.timestamp(step.started_at)
+        def write(run: RunRecord, step: StepRecord) -> None:
+            now = run.timestamp(step.started_at)
             attempt = self._attempt
             if attempt is None or attempt.ended_at is not None:
                 # Its start was not recorded: it began with the step, or when the attempt before it ended.
@@ -565,10 +525,6 @@ class StepRecording(_Recording):
                 step.error = attempt.error = text
 
         self._change(write)
-
-
-def _text(value: str | None) -> str | UnsetType:
-    return UNSET if value is None else to_utf8_text(value)
 
 
 def _error_code(error: object) -> str:

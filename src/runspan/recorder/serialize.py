@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from runspan.model import json_scanner as scan
 
@@ -24,13 +24,6 @@ class Payload(NamedTuple):
     """JSON in UTF-8."""
     exact: bool = True
     """Whether JSON can represent all of the value."""
-
-    @property
-    def keys(self) -> frozenset[str] | None:
-        """The keys of an object, None for any other value."""
-        if not self.text.startswith(b"{"):
-            return None
-        return frozenset([member.key for member in scan.members(self.text.decode(), 0)])
 
 
 def payload(value: object) -> Payload:
@@ -48,11 +41,12 @@ def payload(value: object) -> Payload:
 def to_utf8_text(value: object) -> str:
     """Return the value as text that UTF-8 can encode."""
     text = value if type(value) is str else _repr(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+    return text.encode("utf-8", "replace").decode()
+
+
+def optional_text(value: str | None) -> str | UnsetType:
+    """Return the text as ``to_utf8_text`` does, and UNSET for None."""
+    return UNSET if value is None else to_utf8_text(value)
 
 
 def members(values: Mapping[str, object], known: Iterable[str]) -> bytes:
@@ -96,6 +90,13 @@ def error_text(error: object, step_id: str | None = None, code: str = "") -> byt
 def object_text(members: Mapping[str, bytes]) -> bytes:
     """Return a JSON object, given its values as JSON texts."""
     return b"{" + b",".join([_dumps(key, repr) + b":" + text for key, text in members.items()]) + b"}"
+
+
+def object_keys(text: bytes) -> frozenset[str] | None:
+    """Return the keys of a JSON object, None for any other value."""
+    if not text.startswith(b"{"):
+        return None
+    return frozenset([member.key for member in scan.members(text.decode(), 0)])
 
 
 def _from_raw(raw: Raw) -> Payload:

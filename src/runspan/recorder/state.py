@@ -1,7 +1,7 @@
-"""The state of one run: what the engine has recorded of it, the document made of that, and the session that changes it.
+"""The state of one run: what the engine has recorded of it, the document made of that, and the changes that it accepts.
 
-``RunRecord`` holds a run and its steps behind one lock. ``RunSession`` is the only way to change a record: it reads the
-clock, refuses changes that come too late, and reports each change to the exporting side.
+``RunRecord`` holds a run and its steps behind one lock. It refuses changes that come too late, and reports each of the
+others to the exporting side.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -25,8 +25,8 @@ from runspan.model.document import (
     with_extra_step,
 )
 from runspan.model.span import child_span_id, run_ids
-from runspan.model.timestamps import MILLISECOND, SECOND, canonical_text
-from runspan.recorder.serialize import Payload, object_text, payload
+from runspan.model.timestamps import MILLISECOND, rfc3339
+from runspan.recorder.serialize import Payload, object_keys, object_text, payload
 
 PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
 """Nanoseconds by name; ``ms`` is what the platform writes."""
@@ -37,36 +37,6 @@ _STEP_BYTES: Final = 800
 """Approximate memory of a step without its texts."""
 _ATTEMPT_BYTES: Final = 300
 """Approximate memory of an attempt without its texts."""
-
-
-class DocumentClock:
-    """A clock that reads times in the precision of the documents.
-
-    now: returns nanoseconds since 1970.
-    precision: a key of ``PRECISIONS``.
-    """
-
-    def __init__(self, now: Callable[[], int], precision: str) -> None:
-        self.now = now
-        self.unit = PRECISIONS[precision]
-
-    def timestamp(self, not_before: int = 0) -> int:
-        """Return the time, truncated to the precision, but never less than ``not_before``: wall clocks are set back."""
-        return max(self.truncate(self.now()), not_before)
-
-    def truncate(self, ns: int) -> int:
-        """Return a time truncated to the precision."""
-        return ns - ns % self.unit
-
-
-def time_text(ns: int) -> str:
-    """Return a time in RFC 3339: in the platform's form for full milliseconds, else with nine digits."""
-    text = canonical_text(ns)
-    if text is not None:
-        return text
-    second, rest = divmod(ns, SECOND)
-    in_seconds = canonical_text(second * SECOND) or ""
-    return f"{in_seconds[:19]}.{rest:09}Z"
 
 
 @dataclass(slots=True)
@@ -83,9 +53,9 @@ class Attempt:
     def to_json(self) -> bytes:
         """Return the attempt as an element of the step's member ``attempts``."""
         members = {"attempt": b"%d" % self.number, "status": b'"%b"' % self.status.encode()}
-        members["startedAt"] = b'"%b"' % time_text(self.started_at).encode()
+        members["startedAt"] = b'"%b"' % rfc3339(self.started_at).encode()
         if self.ended_at is not None:
-            members["completedAt"] = b'"%b"' % time_text(self.ended_at).encode()
+            members["completedAt"] = b'"%b"' % rfc3339(self.ended_at).encode()
         if self.error is not None:
             members["error"] = self.error
         return object_text(members)
@@ -108,7 +78,7 @@ class StepRecord:
     attempt: int = 0
     """The number of the latest attempt; 0 when the engine records no attempts."""
     input: bytes | None = None
-    output: Payload | None = None
+    output: bytes | None = None
     usage: bytes | None = None
     child_run_id: bytes | None = None
     error: bytes | None = None
@@ -153,10 +123,10 @@ class StepRecord:
 
     def output_json(self) -> bytes | None:
         """Return the output with the token usage and the child's run id where the platform writes them."""
-        text = None if self.output is None else self.output.text
+        text = self.output
         if self.usage is None and self.child_run_id is None:
             return text
-        keys = None if self.output is None else self.output.keys
+        keys = None if text is None else object_keys(text)
         if self.usage is not None and "usage" not in (keys or ()):
             text, keys = _with_member(text, keys, b"usage", self.usage, wrap="result" not in (keys or ()))
         if self.child_run_id is not None and "runId" not in (keys or ()):
@@ -169,8 +139,7 @@ class StepRecord:
             step = self.final
             texts = (step.id, step.name, step.type, step.input, step.output, step.error, step.retry_policy, step.extra)
             return _STEP_BYTES + _total_length(*texts)
-        output = self.output and self.output.text
-        values = (self.input, output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
+        values = (self.input, self.output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
         attempts = sum([_ATTEMPT_BYTES + _total_length(attempt.error) for attempt in self.attempts])
         return _STEP_BYTES + attempts + _total_length(self.id, self.name, self.type, *values)
 
@@ -202,7 +171,7 @@ def _raw(text: bytes | None) -> Raw | UnsetType:
 
 
 def _time(ns: int | None) -> str | UnsetType:
-    return UNSET if ns is None else time_text(ns)
+    return UNSET if ns is None else rfc3339(ns)
 
 
 def _duration(started_at: int | None, ended_at: int | None) -> Raw | UnsetType:
@@ -211,20 +180,8 @@ def _duration(started_at: int | None, ended_at: int | None) -> Raw | UnsetType:
     return Raw(b"%d" % ((ended_at - started_at) // MILLISECOND))
 
 
-class RunSnapshot(NamedTuple):
-    """A run at one moment."""
-
-    run: Run
-    span_ids: list[bytes]
-    """The span ids of all steps, in the document's order; an open step has one too."""
-    revision: int
-    """Ranks the snapshot among the others of this run."""
-    is_final: bool
-    """Whether the run changes no more in this process: it has ended or was released."""
-
-
 class RunRecord:
-    """One run and its steps. ``lock`` guards everything.
+    """One run and its steps, while this process records it. ``lock`` guards everything.
 
     Times are nanoseconds since 1970; values of type ``bytes`` are JSON texts.
     """
@@ -234,29 +191,36 @@ class RunRecord:
         run_id: str,
         workflow_id: str | UnsetType,
         tenant: str,
-        not_before: int,
-        epoch: int = 0,
+        *,
+        clock: Callable[[], int],
+        precision: int,
+        count: Callable[[str], None],
+        on_change: Callable[[RunRecord, bool], None],
         resume_count: int = 0,
     ) -> None:
         """Begin a run that is pending.
 
-        not_before: when the run began in this process, in the documents' precision. No time of it is earlier.
-        epoch: the same moment as the clock had it.
+        precision: of its times, a value of ``PRECISIONS``.
+        count: called with the name of a count of ``RecorderReport`` to increment.
+        on_change: called after each change, outside the lock, with True when the run's own status changed.
         resume_count: how often the run was resumed from a checkpoint before.
 
-        Epoch and resume count are part of the step span ids. A run that is resumed, or executed again under its id,
-        therefore uses no span id twice, however soon that is and whatever the clock of another machine says.
+        The time of the beginning and the resume count are part of the step span ids. A run that is resumed, or executed
+        again under its id, therefore uses no span id twice, however soon that is and whatever the clock of another
+        machine says.
         """
+        epoch = clock()
         self.lock = threading.RLock()
         self.id = run_id
         self.tenant = tenant
         self.trace_id, self.root_id, _ = run_ids(run_id, tenant)
-        self.not_before = not_before
+        self.not_before = epoch - epoch % precision
+        """When the run began in this process. No time of it is earlier."""
         self.resume_count = resume_count
         self.workflow_id = workflow_id
         self.status = "pending"
         self.trigger: str | UnsetType = UNSET
-        self.created_at: int = not_before
+        self.created_at: int = self.not_before
         self.started_at: int | None = None
         self.ended_at: int | None = None
         self.input: bytes | None = None
@@ -264,9 +228,18 @@ class RunRecord:
         self.error: bytes | None = None
         self.extra = b""
         self.steps: list[StepRecord] = []
-        self.latest_time = not_before
+        self.latest_time = self.not_before
         self.revision = 0
         self.released = False
+        self.disowned = False
+        """Whether the run belongs to another process, the parent of this one or the one that resumes it: whatever is
+        recorded here is ignored."""
+        self.dropped = False
+        """Whether the receiver lacks some of the run and will not get it from here."""
+        self.count = count
+        self._clock = clock
+        self._precision = precision
+        self._on_change = on_change
         self._planned: dict[str, list[StepRecord]] = {}
         self._executions: Counter[str] = Counter()
         self._span_id_seed = self.trace_id + epoch.to_bytes(8, "big") + resume_count.to_bytes(4, "big")
@@ -298,10 +271,11 @@ class RunRecord:
 
     def document(self) -> Run:
         """Return the document of the current state."""
-        return self.snapshot().run
+        return self.snapshot()[0]
 
-    def snapshot(self, now: int | None = None) -> RunSnapshot:
-        """Return the current state.
+    def snapshot(self, now: int | None = None) -> tuple[Run, list[bytes], int, bool]:
+        """Return the document of the current state; the span ids of all steps in its order, also of open ones; the
+        revision; and whether the run changes no more in this process, because it has ended or was released.
 
         now: nanoseconds since 1970, when the snapshot is to be sent. It gets a revision of its own then, unless the
         run was released: that is sent under the revision that its checkpoint has, however late.
@@ -322,11 +296,11 @@ class RunRecord:
                 input=_raw(self.input),
                 output=_raw(self.output),
                 error=_raw(self.error),
-                created_at=time_text(self.created_at),
+                created_at=rfc3339(self.created_at),
                 steps=[step.to_step() for step in self.steps],
             )
             envelope = with_extra_run(envelope, self.extra)
-        return RunSnapshot(Run(envelope, run_text(envelope)), span_ids, revision, is_final)
+        return Run(envelope, run_text(envelope)), span_ids, revision, is_final
 
     def estimated_size(self) -> int:
         """Return about how many bytes of memory the run takes, everything that an engine can record included."""
@@ -335,52 +309,27 @@ class RunRecord:
             texts = (self.id, self.workflow_id, self.trigger, self.input, self.output, self.error, self.extra)
             return _RUN_BYTES + steps + _total_length(*texts)
 
-    def release(self, now: int) -> None:
+    def release(self) -> None:
         """Hand the run over: every revision of the process that resumes it ranks above the one that it gets now."""
-        with self.lock:
-            self._set_revision(now)
-            self.released = True
+
+        def write() -> None:
+            self._set_revision(self._clock())
+            self.released = self.disowned = True
+
+        self.change(write, status=True)
 
     def _set_revision(self, now: int) -> None:
         """Set the revision to the time of observation, but above every earlier one of this run."""
         self.revision = max(now, self.revision + 1, self.latest_time)
 
-
-class RunSession:
-    """A run while this process records it."""
-
-    __slots__ = ("clock", "count", "disowned", "dropped", "on_change", "record")
-
-    def __init__(
-        self,
-        record: RunRecord,
-        clock: DocumentClock,
-        count: Callable[[str], None],
-        on_change: Callable[[RunSession, bool], None],
-    ) -> None:
-        """count: called with the name of a count of ``RecorderReport`` to increment.
-
-        on_change: called after each change, outside the lock, with True when the run's own status changed.
-        """
-        self.record = record
-        self.clock = clock
-        self.count = count
-        self.on_change = on_change
-        self.disowned = False
-        """Whether the run belongs to another process, the parent of this one or the one that resumes it: whatever is
-        recorded here is ignored."""
-        self.dropped = False
-        """Whether the receiver lacks some of the run and will not get it from here."""
-
     def timestamp(self, not_before: int | None = None) -> int:
-        """Return the current time, or ``not_before`` if that is later. Call it under the lock."""
-        record = self.record
-        record.latest_time = now = self.clock.timestamp(max(not_before or 0, record.not_before))
-        return now
+        """Return the current time, or ``not_before`` if that is later: wall clocks are set back. Call it under the
+        lock."""
+        now = self._clock()
+        self.latest_time = max(now - now % self._precision, not_before or 0, self.not_before)
+        return self.latest_time
 
-    def change(
-        self, write: Callable[[RunRecord], None], step: StepRecord | None = None, *, status: bool = False
-    ) -> bool:
+    def change(self, write: Callable[[], None], step: StepRecord | None = None, *, status: bool = False) -> bool:
         """Apply a change under the lock and report it.
 
         Return False, and count the call as late, when the run or the step has ended already.
@@ -388,22 +337,21 @@ class RunSession:
         step: the step that is changed, if it is one.
         status: whether the run's own status changes.
         """
-        record = self.record
-        with record.lock:
-            accepted = not (self.disowned or record.has_ended or (step is not None and step.has_ended))
+        with self.lock:
+            accepted = not (self.disowned or self.has_ended or (step is not None and step.has_ended))
             if accepted:
-                write(record)
+                write()
         if accepted:
-            self.on_change(self, status)
+            self._on_change(self, status)
         else:
             self.count("late_calls")
         return accepted
 
-    def set_member(self, member: str, value: Payload) -> None:
-        """Set the run's input or output."""
+    def set_member(self, member: str, value: Payload, step: StepRecord | None = None) -> None:
+        """Set a member of the run, or of a step, that is a JSON text."""
         if not value.exact:
             self.count("inexact_payloads")
-        self.change(lambda record: setattr(record, member, value.text))
+        self.change(lambda: setattr(self if step is None else step, member, value.text), step)
 
     def begin_step(
         self,
@@ -415,10 +363,11 @@ class RunSession:
         planned: bool = False,
     ) -> StepRecord | None:
         """Begin a step, or plan it. Return None when the run has ended."""
-        steps: list[StepRecord] = []
+        step: StepRecord | None = None
 
-        def write(record: RunRecord) -> None:
-            step = record.add_step(step_id, name, kind, planned=planned)
+        def write() -> None:
+            nonlocal step
+            step = self.add_step(step_id, name, kind, planned=planned)
             step.extra = extra or step.extra
             if retry is not None:
                 step.retry_policy = payload(retry).text
@@ -426,10 +375,9 @@ class RunSession:
                 now = self.timestamp()
                 step.started_at = now if step.started_at is None else step.started_at
                 step.status = "running"
-            steps.append(step)
 
         self.change(write)
-        return steps[0] if steps else None
+        return step
 
 
 def attempt_span_id(step: StepRecord, attempt: Attempt) -> bytes:

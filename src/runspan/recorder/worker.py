@@ -10,7 +10,7 @@ import encodings.idna  # noqa: F401  (else the first look-up of a host imports i
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -19,30 +19,22 @@ from opentelemetry.context import attach, set_value
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
-from runspan.delivery import (
-    GRPC,
+from runspan.delivery import GRPC, Batch, DeadLetters, ExporterConfig, GrpcTransport, HttpTransport, RunSpans
+from runspan.delivery.exporter import MAX_REQUEST_BYTES
+from runspan.delivery.transport import (
     Accepted,
-    Batch,
-    DeadLetters,
-    ExporterConfig,
     ExportResult,
-    GrpcTransport,
-    HttpTransport,
     PartialSuccess,
     Rejected,
     RejectionScope,
-    Request,
     Retryable,
-    RunSpans,
     Transport,
 )
-from runspan.delivery.exporter import MAX_REQUEST_BYTES
 from runspan.errors import ConfigError
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.otlp.sdk_bridge import to_readable_span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
-from runspan.recorder.state import RunSession
 
 _log = logging.getLogger("runspan.recorder")
 
@@ -60,8 +52,6 @@ _SPANS_PER_FLUSH: Final = 256
 """Spans that processors get between two flushes: half of what the SDK's batch processor sends at once, and an eighth of
 what it holds before it drops."""
 
-RunResults = list[tuple[RunDelta, ExportResult]]
-
 
 class OtlpSink:
     """Sends OTLP over HTTP or gRPC."""
@@ -69,30 +59,25 @@ class OtlpSink:
     def __init__(self, config: ExporterConfig, resource: Resource, on_request: Callable[[], None]) -> None:
         """on_request: called for each request."""
         self._transport: Transport = GrpcTransport(config) if config.protocol == GRPC else HttpTransport(config)
+        self.endpoint = self._transport.endpoint
         self._frame = partial(request_bytes, resource)
         self._on_request = on_request
 
-    @property
-    def endpoint(self) -> str:
-        """The endpoint's URL without secrets."""
-        return self._transport.endpoint
-
-    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
+    def send(self, deltas: Sequence[RunDelta]) -> list[ExportResult]:
         """Send several runs in one request if the receiver accepts that, else each alone, so that a run that is
-        rejected affects no other.
+        rejected affects no other. Return the result of each.
 
         After a failure that concerns the endpoint, the remaining runs are not tried.
         """
-        results: RunResults = []
+        results: list[ExportResult] = []
         failure: ExportResult | None = None
-        for group in _groups([(delta, _encode(delta)) for delta in deltas]):
+        for group in _groups(deltas):
             if failure is None:
                 is_retry = any(delta.state.failures for delta, _ in group)
-                group_results = self._send_group([spans for _, spans in group], is_retry)
-                failure = group_results[-1] if _concerns_endpoint(group_results[-1]) else None
+                results += self._send_group([spans for _, spans in group], is_retry)
+                failure = results[-1] if _concerns_endpoint(results[-1]) else None
             else:
-                group_results = [failure] * len(group)
-            results += zip([delta for delta, _ in group], group_results, strict=True)
+                results += [failure] * len(group)
         return results
 
     def _send_group(self, runs: list[RunSpans], is_retry: bool) -> list[ExportResult]:
@@ -101,7 +86,7 @@ class OtlpSink:
         is_retry: whether one of them failed before. Such a group is divided after a retryable failure too: some stores
         always answer "retry" to a request with one run that is too large for them.
         """
-        together = self._send(Batch(self._frame, tuple(runs)))
+        together = self._send(runs)
         if len(runs) == 1 or isinstance(together, Accepted | PartialSuccess):
             return [together] * len(runs)
         if _concerns_endpoint(together) and not (is_retry and isinstance(together, Retryable)):
@@ -109,46 +94,33 @@ class OtlpSink:
         results: list[ExportResult] = []
         failures = 0
         for run in runs:
-            result = together if failures == _MAX_CONSECUTIVE_REJECTIONS else self._send(Batch(self._frame, (run,)))
+            result = together if failures == _MAX_CONSECUTIVE_REJECTIONS else self._send([run])
             failures = min(failures + 1, _MAX_CONSECUTIVE_REJECTIONS) if _concerns_endpoint(result) else 0
             results.append(result)
         return results
 
-    def _send(self, batch: Batch) -> ExportResult:
-        """Send a batch; a single run that is too large for one request in several.
+    def _send(self, runs: Iterable[RunSpans]) -> ExportResult:
+        return Batch(self._frame, tuple(runs)).send(lambda part: self._post(part.body()), MAX_REQUEST_BYTES)
 
-        The revision span is in the last of them, which is sent only if the others were accepted.
-        """
-        divisible = len(batch.runs) == 1 and batch.spans > 1
-        if batch.size <= MAX_REQUEST_BYTES or not divisible:
-            self._on_request()
-            result = self._transport.send(batch.request())
-            if not (divisible and isinstance(result, Rejected) and result.scope is RejectionScope.SIZE):
-                return result
-        first, second = batch.halves()
-        result = self._send(first)
-        return self._send(second) if isinstance(result, Accepted) else result
+    def _post(self, body: bytes) -> ExportResult:
+        self._on_request()
+        return self._transport.send(body)
 
     def send_foreign_spans(self, spans: Sequence[ReadableSpan]) -> ExportResult:
         """Send spans of other instrumentation, encoded by the SDK."""
-        body: bytes = encode_spans(spans).SerializePartialToString()
-        self._on_request()
-        return self._transport.send(Request(body, (), len(spans)))
+        return self._post(encode_spans(spans).SerializePartialToString())
 
     def close(self) -> None:
         """Release connections. Idempotent."""
         self._transport.close()
 
 
-def _encode(delta: RunDelta) -> RunSpans:
-    return RunSpans.of(delta.run.id, [scoped_bytes(span) for span in delta.spans])
-
-
-def _groups(runs: list[tuple[RunDelta, RunSpans]]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:
-    """Divide runs into groups that fit into one request each."""
+def _groups(deltas: Iterable[RunDelta]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:
+    """Encode runs, in groups that fit into one request each."""
     group: list[tuple[RunDelta, RunSpans]] = []
     size = 0
-    for delta, spans in runs:
+    for delta in deltas:
+        spans = RunSpans.of(delta.run.id, [scoped_bytes(span) for span in delta.spans])
         if group and size + spans.size > _MAX_GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -185,14 +157,14 @@ class SdkProcessorSink:
         self._flush_millis = int(flush_seconds * 1000)
         self._on_request = on_request
 
-    def send(self, deltas: Sequence[RunDelta]) -> RunResults:
+    def send(self, deltas: Sequence[RunDelta]) -> list[ExportResult]:
         """Pass on each run by itself, its revision span last. After a failure the remaining runs are not tried."""
-        results: RunResults = []
+        results: list[ExportResult] = []
         failure: ExportResult | None = None
         for delta in deltas:
             result = failure or self._process(delta)
             failure = result if isinstance(result, Retryable) else None
-            results.append((delta, result))
+            results.append(result)
         return results
 
     def _process(self, delta: RunDelta) -> ExportResult:
@@ -231,17 +203,15 @@ class ExportWorker:
         clock: Callable[[], int],
         monotonic: Callable[[], float],
         random: Random,
-        dead_letters: DeadLetters | None = None,
-        exception_events: bool = True,
-        disabled: bool = False,
+        dead_letters: DeadLetters | None,
+        exception_events: bool,
+        disabled: bool,
     ) -> None:
         """make_sink: called when a sink is needed first, and again in a forked child, which must not use the parent's
         connections.
 
         clock: returns nanoseconds since 1970. monotonic: returns seconds. random: jitters the backoff.
-        dead_letters: keeps the documents of runs that are given up.
-        exception_events: whether a failed span gets the conventions' ``exception`` event.
-        disabled: record and send nothing.
+        disabled: record and send nothing. For the others see ``Recorder``.
         """
         self._make_sink = make_sink
         self._counters = counters
@@ -267,16 +237,13 @@ class ExportWorker:
             self._counters, self._config, self._monotonic, self._start, self._give_up, disabled=self._disabled
         )
 
-    def mark_dirty(self, session: RunSession, is_urgent: bool) -> None:
-        """Call ``mark_dirty`` of the current outbox; a forked child has its own."""
-        self.outbox.mark_dirty(session, is_urgent)
-
     def after_fork(self) -> None:
         """Begin anew in a forked child, which sends nothing of the parent's.
 
         The child's dead letters go to a file of its own. It is made when the child needs it, since the parent removes
         an empty file at its end.
         """
+        self._counters.after_fork()
         self.outbox.disown()
         if self._dead_letter_path:
             self._reopen_path = f"{self._dead_letter_path}.{os.getpid()}"
@@ -339,9 +306,9 @@ class ExportWorker:
         last: ExportResult = Accepted()
         if deltas:
             results = self._sink.send(deltas)
-            for delta, result in results:
+            for delta, result in zip(deltas, results, strict=True):
                 self._handle_result(delta, result)
-            last = results[-1][1]
+            last = results[-1]
         if foreign:
             if _concerns_endpoint(last):
                 self.outbox.requeue_foreign_spans(foreign)
@@ -359,7 +326,7 @@ class ExportWorker:
             except Exception:
                 self._counters.add("internal_errors")
                 self.outbox.forget(state)
-                _log.exception("runspan.Recorder: run %s cannot be encoded", state.session.record.id)
+                _log.exception("runspan.Recorder: run %s cannot be encoded", state.record.id)
                 self._give_up(state, "it cannot be encoded")
         return deltas
 
@@ -373,9 +340,8 @@ class ExportWorker:
                 # The receiver does not say which spans, and OTLP forbids a retry.
                 rejected = min(rejected_spans, spans)
                 delta.state.has_rejected_spans = True
-                reason = message or "no reason given"
                 _log.error(
-                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, spans, reason
+                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, spans, message
                 )
             case Rejected(reason, scope) if scope is not RejectionScope.ENDPOINT:
                 self._handle_rejection(delta, reason)
@@ -383,7 +349,7 @@ class ExportWorker:
             case Rejected(reason, _) | Retryable(reason):
                 self._retry_later(delta.state, reason)
                 return
-        delta.ack()
+        delta.state.acked_span_ids.update([span.span_id for span in delta.spans[:-1]])
         self._counters.add("spans_rejected", rejected)
         self._counters.add("spans_sent", spans - rejected)
         self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
@@ -450,12 +416,12 @@ class ExportWorker:
     def _give_up(self, state: RunExportState, reason: str) -> None:
         """Count, log and keep a run of which the receiver lacks something and will not get it from here."""
         # A run in progress at the shutdown is given up then, and once more when it has ended.
-        is_first, state.session.dropped = not state.session.dropped, True
-        path = self._keep(state.session.record.document().text)
+        is_first, state.record.dropped = not state.record.dropped, True
+        path = self._keep(state.record.document().text)
         if is_first:
             self._counters.add_dropped_run(bool(path))
         where = f"kept in {path}" if path else "not kept"
-        _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.session.record.id, reason, where)
+        _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.record.id, reason, where)
 
     def _keep(self, text: bytes) -> str:
         """Write a document to the dead letters. Return the file's path, or "" if it was not written."""

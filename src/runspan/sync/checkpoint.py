@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from pathlib import Path
@@ -130,9 +130,6 @@ _COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:14])
 
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608  # only constants
 _SAVE: Final = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608  # only constants
-_SELECT_POSITION: Final = (
-    "SELECT newest, full_started, full_ended, edge, full_newest, cursor FROM list_positions WHERE filter = ?"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +166,6 @@ class ListPosition:
     edge: int = 0
     full_newest: int = 0
     cursor: str | None = None
-
-    @property
-    def full_in_progress(self) -> bool:
-        return self.full_started > self.full_ended
 
 
 class Checkpoint:
@@ -268,10 +261,9 @@ class Checkpoint:
         """Return (run id, reason) of the oldest runs whose last fetch failed."""
         return self._all("SELECT run_id, reason FROM runs WHERE failures > 0 ORDER BY time LIMIT ?", (limit,))
 
-    def reschedule(self, states: Collection[TrackState], *, since: int = 0) -> None:
-        """Fetch all runs in these states that started since then at once."""
-        for state in states:
-            self._run("UPDATE runs SET due = 0, failures = 0 WHERE state = ? AND time >= ?", (state, since))
+    def reschedule(self, state: TrackState, *, since: int = 0) -> None:
+        """Fetch all runs in this state that started since then at once."""
+        self._run("UPDATE runs SET due = 0, failures = 0 WHERE state = ? AND time >= ?", (state, since))
 
     def resend(self, since: int) -> None:
         """Send all acknowledged runs that started since then, or at an unknown time, once more, as the same spans."""
@@ -291,8 +283,8 @@ class Checkpoint:
 
     def list_position(self, filter_name: str) -> ListPosition:
         """Return how far the list of a filter was read."""
-        rows = self._all(_SELECT_POSITION, (filter_name,))
-        return ListPosition(*rows[0]) if rows else ListPosition()
+        rows = self._all("SELECT * FROM list_positions WHERE filter = ?", (filter_name,))
+        return ListPosition(*rows[0][1:]) if rows else ListPosition()
 
     def save_list_position(self, filter_name: str, position: ListPosition) -> None:
         """Store how far the list of a filter was read."""

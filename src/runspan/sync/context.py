@@ -76,12 +76,6 @@ class SyncConfig:
     grace: float = 10.0
     """Seconds that requests in flight to the receiver have when the sync is stopped."""
 
-    @property
-    def rescan_interval(self) -> int:
-        if self.rescan is None:
-            return HOUR if self.follow else 0
-        return self.rescan
-
 
 @dataclass(slots=True)
 class SyncCounts:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -32,7 +33,7 @@ from runspan.platform_api import PlatformClient, RunListPage
 from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 from runspan.sync.list_crawler import ListCrawler, ListScan
-from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue
+from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue, raise_error
 from runspan.sync.report import SyncMonitor, SyncProgress, SyncReport
 
 _ROUND: Final = 0.25
@@ -84,9 +85,9 @@ class SyncEngine:
         self._halt = halt
         self._clock = clock
         self._results: SimpleQueue[Job] = SimpleQueue()
-        self._fetchers = _Workers("fetch", config.concurrency, self._post_error)
-        self._lister = _Workers("list", 1, self._post_error)
-        self._sender = _Workers("send", 1, self._post_error)
+        self._fetchers = _Workers("fetch", config.concurrency, self._results.put)
+        self._lister = _Workers("list", 1, self._results.put)
+        self._sender = _Workers("send", 1, self._results.put)
         self._context = SyncContext(config, checkpoint, clock, dead_letters, log)
         self._sends = SendQueue(
             self._context,
@@ -155,11 +156,11 @@ class SyncEngine:
         self._last_round_at = self._clock()
         checkpoint.clamp_due(self._last_round_at + MAX_PAUSE)
         if not config.follow:
-            checkpoint.reschedule((TrackState.OPEN,))
+            checkpoint.reschedule(TrackState.OPEN)
         if config.resend:
             checkpoint.resend(self._clock() - config.resend)
         if config.retry_refused:
-            checkpoint.reschedule((TrackState.REFUSED,))
+            checkpoint.reschedule(TrackState.REFUSED)
         else:
             self._monitor.refused_before = checkpoint.counts[TrackState.REFUSED]
         checkpoint.commit()
@@ -234,21 +235,18 @@ class SyncEngine:
             run = self._fetches.next_run(now, backlog=not self._lists.first_scan_in_progress)
             if run is None:
                 return
-            self._fetchers.submit(self._fetch_job(run))
+            self._fetchers.submit(partial(self._fetch_run, run))
 
-    def _fetch_job(self, tracked: TrackedRun) -> Job:
-        def job() -> None:
-            try:
-                response = self._platform.document(tracked.run_id)
-            except RunspanError as error:
-                failure = error
-                self._results.put(lambda: self._fetch_failed(tracked, failure))
-                return
-            fetched_at = self._clock()
-            run = _parse(response.text, tracked.run_id)
-            self._results.put(lambda: self._fetches.fetched(tracked, run, response, fetched_at))
-
-        return job
+    def _fetch_run(self, tracked: TrackedRun) -> None:
+        """Fetch a document and post what came of it."""
+        try:
+            response = self._platform.document(tracked.run_id)
+        except RunspanError as error:
+            self._results.put(partial(self._fetch_failed, tracked, error))
+            return
+        fetched_at = self._clock()
+        run = _parse(response.text, tracked.run_id)
+        self._results.put(partial(self._fetches.fetched, tracked, run, response, fetched_at))
 
     def _fetch_failed(self, run: TrackedRun, error: RunspanError) -> None:
         self._probe_at = time.monotonic() + _PROBE_EVERY
@@ -261,22 +259,20 @@ class SyncEngine:
     def _list(self) -> None:
         """Request the next page, if no page is requested."""
         scan = self._lists.next_scan(self._clock())
-        if scan is None:
+        if scan is not None:
+            self._lister.submit(partial(self._read_page, scan))
+
+    def _read_page(self, scan: ListScan) -> None:
+        """Request a page and post what came of it."""
+        filter_ = scan.filter
+        try:
+            page = self._platform.runs(
+                workflow_id=filter_.workflow_id, status=filter_.status, since=scan.since, cursor=scan.cursor
+            )
+        except RunspanError as error:
+            self._results.put(partial(self._list_failed, scan, error))
             return
-        filter_, since, cursor = scan.filter, scan.since, scan.cursor
-
-        def job() -> None:
-            try:
-                page = self._platform.runs(
-                    workflow_id=filter_.workflow_id, status=filter_.status, since=since, cursor=cursor
-                )
-            except RunspanError as error:
-                failure = error
-                self._results.put(lambda: self._list_failed(scan, failure))
-                return
-            self._results.put(lambda: self._add_page(scan, page))
-
-        self._lister.submit(job)
+        self._results.put(partial(self._add_page, scan, page))
 
     def _add_page(self, scan: ListScan, page: RunListPage) -> None:
         self._end_with(self._lists.add_page(scan, page))
@@ -315,23 +311,15 @@ class SyncEngine:
             self._checkpoint.commit()
             self._sends.check()
 
-    def _post_error(self, error: BaseException) -> None:
-        """Raise an unexpected exception of another thread: the sync must neither hang nor report success."""
-
-        def handle() -> None:
-            raise error
-
-        self._results.put(handle)
-
 
 class _Workers:
     """Threads that run jobs. They are daemons, because a response may take minutes, and the process must not wait.
 
-    - ``on_error``: called with any exception of a job.
+    - ``post``: takes what raises an unexpected exception of a job: the sync must neither hang nor report success.
     """
 
-    def __init__(self, name: str, count: int, on_error: Callable[[BaseException], None]) -> None:
-        self._on_error = on_error
+    def __init__(self, name: str, count: int, post: Callable[[Job], None]) -> None:
+        self._post = post
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"runspan-sync-{name}-{number}", daemon=True)
@@ -356,7 +344,7 @@ class _Workers:
             try:
                 job()
             except BaseException as error:
-                self._on_error(error)
+                self._post(partial(raise_error, error))
 
 
 def _parse(text: bytes, run_id: str) -> Run | DocumentError:

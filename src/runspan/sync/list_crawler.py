@@ -71,12 +71,6 @@ class ListScan:
         self.cursor = page.cursor
         return False
 
-    def restart(self) -> None:
-        """Start at the top again, because the platform has forgotten the cursor."""
-        self.cursor = None
-        self.restarts += 1
-        self.seen_cursors.clear()
-
 
 class ListCrawler:
     """Plans the scans of each filter's list, full ones and of its top, and stores what they find.
@@ -168,7 +162,10 @@ class ListCrawler:
         if isinstance(error, QueryError) and scan.cursor is not None:
             if scan.restarts >= MAX_RESTARTS:
                 return error
-            scan.restart()
+            # The platform has forgotten the cursor: start at the top again.
+            scan.cursor = None
+            scan.restarts += 1
+            scan.seen_cursors.clear()
             return None
         if isinstance(error, (BackendRefused, QueryError)) and scan.filter not in self._known_to_work:
             return error  # a wrong address or filter; if the list worked before, it is a gateway in trouble
@@ -209,7 +206,8 @@ class ListCrawler:
                 self._unread.remove(each)
 
     def _is_full_scan_due(self, each: ListFilter, now: int) -> bool:
-        interval = self._config.rescan_interval
+        config = self._config
+        interval = config.rescan if config.rescan is not None else HOUR if config.follow else 0
         if each in self._full_scan_at:
             return self._context.monotonic() - self._full_scan_at[each] >= interval
         return not 0 <= now - self._positions[each].full_ended < interval
@@ -222,8 +220,8 @@ class ListCrawler:
         position, config, checkpoint = self._positions[each], self._config, self._context.checkpoint
         checkpoint.spans.expire(now)
         if config.recheck:
-            checkpoint.reschedule((TrackState.ENDED,), since=now - config.recheck)
-        interrupted = position.full_in_progress and position.cursor
+            checkpoint.reschedule(TrackState.ENDED, since=now - config.recheck)
+        interrupted = position.full_started > position.full_ended and position.cursor
         if not (interrupted and 0 <= now - position.full_started < RESUME_WITHIN):
             edge = 0 if config.since is None else max(0, now - config.since)
             if position.newest:

@@ -64,10 +64,6 @@ class PlannedSend:
         """The document with its observation time in any case."""
         return ObservedRun(self.run, observed_time(self.revision), self.revision > ROOT_REVISION)
 
-    @property
-    def size(self) -> int:
-        return len(self.run.text)
-
 
 def plan_send(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> PlannedSend | None:
     """Return how to send a document that was just fetched; None if the receiver has it.
@@ -231,22 +227,24 @@ class FetchQueue:
 class SendBatch:
     """Documents that are sent together."""
 
-    planned: list[PlannedSend] = field(default_factory=list)
+    documents: list[tuple[TrackedRun, PlannedSend]] = field(default_factory=list)
     items: list[ExportItem] = field(default_factory=list)
     """The same without the step spans that the receiver has."""
     unsettled: int = 0
     spans: int = 0
     size: int = 0
 
-    def add(self, planned: PlannedSend) -> None:
-        self.planned.append(planned)
+    def add(self, tracked: TrackedRun, planned: PlannedSend) -> None:
+        self.documents.append((tracked, planned))
         self.unsettled += 1
         self.spans += 1 + len(planned.run.steps)
-        self.size += planned.size
+        self.size += len(planned.run.text)
 
 
 @dataclass(slots=True)
-class _InFlight:
+class SentDocument:
+    """A document whose status is unknown."""
+
     tracked: TrackedRun
     planned: PlannedSend
     batch: SendBatch
@@ -289,20 +287,15 @@ class SendQueue:
         self._open = SendBatch()
         self._opened_at = 0.0
         self._ready: list[SendBatch] = []
-        self._waiting: dict[str, TrackedRun] = {}
-        self._in_flight: dict[str, _InFlight] = {}
+        self.in_flight: dict[str, SentDocument] = {}
+        """By run id."""
         self._batches_in_flight = 0
         self._bytes_in_flight = 0
 
     @property
-    def in_flight(self) -> int:
-        """Documents whose status is unknown."""
-        return len(self._in_flight)
-
-    @property
-    def waiting(self) -> int:
-        """Documents that were not sent yet."""
-        return len(self._waiting)
+    def waiting(self) -> bool:
+        """Whether documents were not sent yet."""
+        return bool(self._open.documents or self._ready)
 
     @property
     def full(self) -> bool:
@@ -310,16 +303,15 @@ class SendQueue:
 
         A new exporter gets only a few documents, until the receiver has accepted or rejected one.
         """
-        if not self.receiver_works and (self._waiting or self._in_flight):
+        if not self.receiver_works and (self.waiting or self.in_flight):
             return True
         return len(self._ready) > 1 or self._open.size > MAX_BYTES
 
     def add(self, tracked: TrackedRun, planned: PlannedSend) -> None:
         """Queue a document of a run that is in progress."""
-        if not self._open.planned:
+        if not self._open.documents:
             self._opened_at = time.monotonic()
-        self._waiting[tracked.run_id] = tracked
-        self._open.add(planned)
+        self._open.add(tracked, planned)
         if self._open.spans >= TARGET_SPANS or self._open.size > MAX_BYTES // 4:
             self._close_batch()
 
@@ -328,19 +320,18 @@ class SendQueue:
 
         - ``idle``: whether no document is being fetched that could be added to the last batch.
         """
-        if self._open.planned and (idle or time.monotonic() - self._opened_at >= LINGER):
+        if self._open.documents and (idle or time.monotonic() - self._opened_at >= LINGER):
             self._close_batch()
         taken = []
         while self._ready and not self.stopped and self._has_room(self._ready[0]):
             batch = self._ready.pop(0)
-            for planned in batch.planned:
-                tracked = self._waiting.pop(planned.run.id)
+            for tracked, planned in batch.documents:
                 item, omitted = self._without_acked(tracked, planned)
                 batch.items.append(item)
                 tracked.sent_digest, tracked.sent_revision = planned.digest, planned.revision
                 tracked.run_span_sent = tracked.run_span_sent or planned.revision == ROOT_REVISION
                 self._context.checkpoint.save(tracked)
-                self._in_flight[planned.run.id] = _InFlight(tracked, planned, batch, omitted)
+                self.in_flight[planned.run.id] = SentDocument(tracked, planned, batch, omitted)
             self._batches_in_flight += 1
             self._bytes_in_flight += batch.size
             taken.append(batch)
@@ -396,7 +387,7 @@ class SendQueue:
             tenant=self._tenant,
             observed_at=self._context.clock,
             resource=self._resource,
-            on_refused=_raise,
+            on_refused=raise_error,
         ):
             exporter.submit(each)
 
@@ -406,7 +397,7 @@ class SendQueue:
 
     def _settle(self, digests: Mapping[str, Sequence[bytes]], status: RunStatus, reason: str) -> None:
         """Handle the status of runs. digests: Of the step spans of each."""
-        settled = [self._in_flight.pop(run_id) for run_id in digests]
+        settled = [self.in_flight.pop(run_id) for run_id in digests]
         for each in settled:
             each.batch.unsettled -= 1
             if not each.batch.unsettled:
@@ -439,16 +430,16 @@ class SendQueue:
         if tracked.state is TrackState.OPEN:
             context.checkpoint.spans.add(tracked.key, digests, tracked.acked_at)
 
-    def _halve(self, unknown: Sequence[_InFlight]) -> None:
+    def _halve(self, unknown: Sequence[SentDocument]) -> None:
         """Send runs again in smaller batches, because the receiver rejected some without saying which."""
         middle = len(unknown) // 2
         for part in (unknown[:middle], unknown[middle:]):
             batch = SendBatch()
             for each in part:
-                self._waiting[each.tracked.run_id] = each.tracked
-                batch.add(each.planned)
+                batch.add(each.tracked, each.planned)
             self._ready.append(batch)
 
 
-def _raise(error: DocumentError) -> None:
+def raise_error(error: BaseException) -> None:
+    """Raise an error that has no handler."""
     raise error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from runspan.delivery import DeadLetters
+from runspan.delivery.report import kept_lines, plural
 from runspan.errors import RateLimited
 from runspan.http.urls import sanitize_message
 from runspan.model.timestamps import SECOND
@@ -17,19 +17,7 @@ from runspan.sync.checkpoint import TrackState
 from runspan.sync.context import MAX_NAMED, MINUTE, SyncContext, SyncCounts
 from runspan.sync.list_crawler import ListCrawler
 from runspan.sync.queues import SendQueue
-from runspan.telemetry import Samples
-from runspan.telemetry.registry import (
-    BACKLOG,
-    FETCHED,
-    LAG,
-    OLDEST_UNFINISHED,
-    POLLED,
-    REFUSED,
-    RETENTION_MARGIN,
-    SYNC_REQUESTS,
-    SYNC_RETRIED,
-    UNFINISHED,
-)
+from runspan.telemetry import Instrument, Samples, registry
 
 _NAMED_IN_ONE: Final = 5
 
@@ -64,8 +52,6 @@ class SyncProgress:
     oldest_unfinished: int | None
     polled_at: int | None
     """When all lists had been read."""
-    at_risk: int
-    """Runs of the backlog that the platform will probably delete before they are fetched."""
     first_scan: bool
     """Whether a first full scan is in progress, so that the backlog is not complete yet."""
 
@@ -76,20 +62,21 @@ def sync_samples(progress: SyncProgress, retention: int | None) -> Samples:
     - ``retention``: how long the platform keeps a run, in nanoseconds; None: unknown.
     """
     requests, retries, _ = progress.requests
-    samples: dict[Any, float | None] = {
-        REFUSED: progress.counts.refused,
-        FETCHED: progress.counts.fetched,
-        SYNC_REQUESTS: requests,
-        SYNC_RETRIED: retries,
-        BACKLOG: progress.backlog,
-        LAG: progress.oldest_backlog,
-        UNFINISHED: progress.unfinished,
-        OLDEST_UNFINISHED: progress.oldest_unfinished,
+    oldest = progress.oldest_backlog
+    samples: dict[Instrument, float | None] = {
+        registry.REFUSED: progress.counts.refused,
+        registry.FETCHED: progress.counts.fetched,
+        registry.SYNC_REQUESTS: requests,
+        registry.SYNC_RETRIED: retries,
+        registry.BACKLOG: progress.backlog,
+        registry.LAG: oldest,
+        registry.UNFINISHED: progress.unfinished,
+        registry.OLDEST_UNFINISHED: progress.oldest_unfinished,
     }
     if progress.polled_at is not None:
-        samples[POLLED] = progress.polled_at
+        samples[registry.POLLED] = progress.polled_at
     if retention is not None:
-        samples[RETENTION_MARGIN] = None if progress.oldest_backlog is None else progress.oldest_backlog + retention
+        samples[registry.RETENTION_MARGIN] = None if oldest is None else oldest + retention
     return samples
 
 
@@ -152,45 +139,38 @@ class SyncReport:
         counts = self.counts
         per_second = counts.fetched / self.seconds if self.seconds > 0 else 0.0
         lines = [
-            f"{_count(counts.sent, 'run')} sent, {_count(counts.snapshots, 'snapshot')} of unfinished runs, "
-            f"{_count(counts.revisions, 'revision')}, {counts.unchanged:,} unchanged",
-            f"{_count(counts.fetched, 'document')} fetched in {self.seconds:,.1f} s ({per_second:,.1f} a second), "
-            f"{_count(self.requests, 'request')} to the platform ({self.retries:,} retried, "
+            f"{plural(counts.sent, 'run')} sent, {plural(counts.snapshots, 'snapshot')} of unfinished runs, "
+            f"{plural(counts.revisions, 'revision')}, {counts.unchanged:,} unchanged",
+            f"{plural(counts.fetched, 'document')} fetched in {self.seconds:,.1f} s ({per_second:,.1f} a second), "
+            f"{plural(self.requests, 'request')} to the platform ({self.retries:,} retried, "
             f"{self.rate_limited:,} rate-limited)",
         ]
         if counts.gone:
-            lines.append(f"{_count(counts.gone, 'run')} listed, and gone before they could be fetched")
+            lines.append(f"{plural(counts.gone, 'run')} listed, and gone before they could be fetched")
         if counts.gone_unfinished:
-            lines.append(f"{_count(counts.gone_unfinished, 'run')} of them unfinished: their last snapshot stays")
+            lines.append(f"{plural(counts.gone_unfinished, 'run')} of them unfinished: their last snapshot stays")
         if self.refused_now:
-            lines.append(f"{_count(counts.refused + counts.rejected, 'run')} refused:")
+            lines.append(f"{plural(counts.refused + counts.rejected, 'run')} refused:")
             lines += _named(self.refused_now, counts.refused + counts.rejected)
         if counts.unusable:
-            lines.append(f"{_count(counts.unusable, 'list item')} without a usable id")
+            lines.append(f"{plural(counts.unusable, 'list item')} without a usable id")
         if self.failing_count:
-            lines.append(f"{_count(self.failing_count, 'run')} could not be fetched; the next sync tries again:")
+            lines.append(f"{plural(self.failing_count, 'run')} could not be fetched; the next sync tries again:")
             lines += _named(self.failing, self.failing_count)
         if self.refused_before:
             again = "they are fetched again when they change, or with --retry-refused"
-            lines.append(f"{_count(self.refused_before, 'run')} refused by an earlier sync; {again}:")
+            lines.append(f"{plural(self.refused_before, 'run')} refused by an earlier sync; {again}:")
             lines += _named(self.refused_earlier, self.refused_before)
         if self.at_risk:
-            lines.append(f"warning: the platform will delete {_count(self.at_risk, 'run')} before they are fetched")
+            lines.append(f"warning: the platform will delete {plural(self.at_risk, 'run')} before they are fetched")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}")
         if self.backlog:
-            lines.append(f"{_count(self.backlog, 'run')} still to fetch; the next sync resumes there")
+            lines.append(f"{plural(self.backlog, 'run')} still to fetch; the next sync resumes there")
         if self.unfinished:
             again = "they are fetched again with --follow, or by the next sync"
-            lines.append(f"{_count(self.unfinished, 'run')} unfinished; {again}")
-        if self.documents_kept:
-            again = sanitize_message(f"runspan export {shlex.quote(self.kept_in)}")
-            kept_in = sanitize_message(self.kept_in)
-            lines.append(f"{_count(self.documents_kept, 'document')} kept in {kept_in}; to send: {again}")
-        if self.documents_lost:
-            failure = f"{sanitize_message(self.kept_in)} could not be written: {self.keeping_failed}"
-            lines.append(f"{_count(self.documents_lost, 'document')} NOT kept: {failure}")
-        return lines
+            lines.append(f"{plural(self.unfinished, 'run')} unfinished; {again}")
+        return lines + kept_lines(self.documents_kept, self.documents_lost, self.kept_in, self.keeping_failed)
 
 
 class SyncMonitor:
@@ -215,6 +195,7 @@ class SyncMonitor:
         self._rate_from = (self._started, 0)
         self._rate_at = self._started + _FIRST_RATE
         self._at_risk = 0
+        """Runs of the backlog that the platform will probably delete before they are fetched."""
         self._logged: dict[str, tuple[str, float]] = {}
         """Topic → the last message and when it was logged."""
         self.latest = self._progress()
@@ -250,7 +231,6 @@ class SyncMonitor:
             oldest_backlog=checkpoint.oldest(TrackState.NEW),
             oldest_unfinished=checkpoint.oldest(TrackState.OPEN),
             polled_at=self._lists.polled_at,
-            at_risk=self._at_risk,
             first_scan=self._lists.first_scan_in_progress,
         )
 
@@ -333,7 +313,3 @@ def _named(runs: Sequence[tuple[str, str]], total: int) -> list[str]:
         more = f", … {len(run_ids) - _NAMED_IN_ONE} more" if len(run_ids) > _NAMED_IN_ONE else ""
         lines.append(f"  {sanitize_message(', '.join(run_ids[:_NAMED_IN_ONE]))}{more}: {sanitize_message(reason)}")
     return lines if total <= len(runs) else [*lines, f"  … the first {len(runs)} by name"]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -36,7 +36,7 @@ class ProcessedFileMover:
         self._noted: set[str] = set()
         self._may_have_hidden = True
         if done_folder:
-            poller.follow_quiescent()
+            poller.unchanged = {}
 
     def step(self) -> None:
         """Move the files that may go. Call it after each poll."""
@@ -45,8 +45,10 @@ class ProcessedFileMover:
             for name in sorted(os.listdir(self._poller.path)):
                 if name.startswith(PREFIX):
                     self._restore(name.removeprefix(PREFIX))
-        for file in self._poller.quiescent():
-            self._poller.reset_quiescence(file)  # if it cannot be moved now, it is tried again after the same time
+        latest = self._poller.clock() - 2 * self._poller.patience
+        unchanged = self._poller.unchanged or {}
+        for file in [each for each in unchanged.values() if each.since <= latest]:
+            del unchanged[file.name]  # if it cannot be moved now, it is tried again after the same time
             try:
                 self._move(file)
             except OSError as error:
@@ -179,7 +181,6 @@ def _first_free(folder: str, name: str, create: Callable[[str], None], *, first:
         target = os.path.join(folder, name if number == 1 else f"{number}-{name}")
         try:
             create(target)
+            return target
         except FileExistsError:
             number += 1
-        else:
-            return target

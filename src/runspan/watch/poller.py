@@ -57,7 +57,11 @@ class DirectoryPoller:
         self.patience = patience
         self._state = state
         self._seen: dict[bytes, WatchedFile] = {}
-        self._quiescent: dict[bytes, WatchedFile] | None = None
+        self.unchanged: dict[bytes, WatchedFile] | None = None
+        """Files that the receiver has, by name, with the time since when they have not changed; None: not collected.
+
+        Symbolic links are not among them: what they mean depends on where they are, and their files are elsewhere.
+        """
         self.took = 0.0
         """Seconds of the last poll."""
 
@@ -74,8 +78,8 @@ class DirectoryPoller:
             MAX_FILES, self._changed(now, unchanged), key=lambda found: (found[1].changed, found[0])
         )
         before, self._seen = self._seen, {}
-        if self._quiescent is not None:
-            self._quiescent = unchanged
+        if self.unchanged is not None:
+            self.unchanged = unchanged
         complete = []
         for name, stat in changed:
             known = before.get(name)
@@ -101,31 +105,10 @@ class DirectoryPoller:
         except OSError:
             return False
 
-    def touch(self, file: WatchedFile) -> None:
-        """Wait again for a file that changed while it was read."""
-        file.since = self.clock()
-
     def done(self, file: WatchedFile, status: FileStatus) -> None:
         """Record that a file was processed."""
         self._state.done(file.name, file.stat, status, prefix_digest(file.path, file.stat.size))
         self._seen.pop(file.name, None)
-
-    def follow_quiescent(self) -> None:
-        """Collect what ``quiescent`` returns from now on."""
-        self._quiescent = {}
-
-    def quiescent(self) -> list[WatchedFile]:
-        """Return files that the receiver has and that did not change for twice the patience.
-
-        Symbolic links are not among them: what they mean depends on where they are, and their files are elsewhere.
-        """
-        latest = self.clock() - 2 * self.patience
-        return [file for file in (self._quiescent or {}).values() if file.since <= latest]
-
-    def reset_quiescence(self, file: WatchedFile) -> None:
-        """Count the time of a file from the next poll on."""
-        if self._quiescent is not None:
-            self._quiescent.pop(file.name, None)
 
     def _changed(self, now: float, unchanged: dict[bytes, WatchedFile]) -> Iterator[tuple[bytes, FileStat]]:
         """Yield the files that are to be read, and put those that may be moved into ``unchanged``."""
@@ -133,8 +116,8 @@ class DirectoryPoller:
             status = self._state.status(name, stat)
             if status is None:
                 yield name, stat
-            elif status is FileStatus.SENT and not link and self._quiescent is not None and len(unchanged) < MAX_FILES:
-                known = self._quiescent.get(name)
+            elif status is FileStatus.SENT and not link and self.unchanged is not None and len(unchanged) < MAX_FILES:
+                known = self.unchanged.get(name)
                 unchanged[name] = known if known and known.stat == stat else self._file(name, stat, now)
 
     def _files(self) -> Iterator[tuple[bytes, FileStat, bool]]:

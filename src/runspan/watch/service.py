@@ -355,7 +355,7 @@ class WatchService:
         """Return what to send of a run: the spans that the receiver does not have."""
         run, plan = pending.run, pending.plan
         self._sending[id(run.text)] = pending
-        acked = self._state.acked_spans(plan, self._clock())
+        acked = self._state.spans.get(plan.key[0], self._clock())
         if run.finished and not (plan.after_root or acked):
             return run  # its spans do not depend on when it was seen, and many are written at once
         observed = ObservedRun(run, plan.observed_at, plan.after_root)
@@ -393,7 +393,7 @@ class WatchService:
         if not progress.read or progress.unsent or progress.unsettled:
             return
         if not self._poller.is_same(file):
-            self._poller.touch(file)
+            file.since = self._poller.clock()  # it changed while it was read: wait again
             return
         if (progress.cut or progress.empty) and not self._poller.is_overdue(file):
             return
@@ -413,16 +413,15 @@ class WatchService:
 
     def _note_unreadable(self, files: list[FileProgress]) -> None:
         """Report files that the system does not let be read, once each."""
-        new = [progress for progress in files if progress.unreadable and self._is_new(progress.file)]
+        poller = self._poller
+        unreadable = [progress for progress in files if progress.unreadable and not progress.file.noted]
+        new = [each for each in unreadable if poller.is_overdue(each.file) and poller.is_same(each.file)]
         for progress in new:
             progress.file.noted = True
         for progress in new[:MAX_NAMED]:
             self._note(f"{progress.file.path}: cannot be read: {progress.unreadable}; it is tried again and again")
         if more := len(new[MAX_NAMED:]):
-            self._note(f"{self._poller.path}: … {more:,} more that cannot be read")
-
-    def _is_new(self, file: WatchedFile) -> bool:
-        return not file.noted and self._poller.is_overdue(file) and self._poller.is_same(file)
+            self._note(f"{poller.path}: … {more:,} more that cannot be read")
 
     def _update_metrics(self) -> None:
         count, oldest = self._state.unfinished()

@@ -69,8 +69,6 @@ _HINT: Final = "name another file with --state-file: every file is sent again, a
 _SCHEMA: Final = Schema(
     name="the state file of a watch", application_id=0x72737764, version=1, tables=_TABLES, hint=_HINT
 )
-_SAVE_RUN: Final = "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)"
-_SAVE_VERSION: Final = "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)"
 
 
 class FileStat(NamedTuple):
@@ -123,7 +121,7 @@ class WatchState:
         pragmas = ("synchronous = NORMAL",)
         self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=1.0, pragmas=pragmas)
         try:
-            self._begin()
+            self._do("BEGIN IMMEDIATE")
             self._prepare()
             self.commit()
         except BaseException:
@@ -170,7 +168,7 @@ class WatchState:
 
         ``now``: nanoseconds since 1970. ``new``: whether it is in a part of the file that was not read before.
         """
-        trace_id, digest = run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16]
+        trace_id, digest = self.trace_id(run), sha256(run.text).digest()[:16]
         version = self._do(
             "SELECT observed_at, after_root, acked FROM versions WHERE trace_id = ? AND digest = ?", (trace_id, digest)
         ).fetchone()
@@ -200,7 +198,7 @@ class WatchState:
 
     def plan_resend(self, run: Run, now: int) -> SendPlan:
         """Return how an older version is to be sent that is the newest one again."""
-        return self._new(run, run_ids(run.id, self._tenant).trace_id, sha256(run.text).digest()[:16], now)
+        return self._new(run, self.trace_id(run), sha256(run.text).digest()[:16], now)
 
     def trace_id(self, run: Run) -> bytes:
         """Return the id by which ``reverted_runs`` names a run."""
@@ -212,10 +210,6 @@ class WatchState:
             "UPDATE versions SET acked = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?",
             [(*plan.key, plan.observed_at) for plan in plans],
         )
-
-    def acked_spans(self, plan: SendPlan, now: int) -> frozenset[bytes]:
-        """Return the digests of the spans of this run that the receiver has."""
-        return self.spans.get(plan.key[0], now)
 
     def retain_only(self, plan: SendPlan, digests: Collection[bytes]) -> None:
         """Forget a run's other spans before a version is sent: the receiver may keep only those of its manifest."""
@@ -242,8 +236,9 @@ class WatchState:
         observed_at, after_root = (now, False) if before is None else (max(now, before[0] + 1), bool(before[1]))
         open_since = None if run.finished else sort_time(run.envelope)
         rooted = after_root or run.finished
-        self._do(_SAVE_RUN, (trace_id, digest, observed_at, rooted, open_since))
-        self._do(_SAVE_VERSION, (trace_id, digest, observed_at, after_root))
+        values = (trace_id, digest, observed_at)
+        self._do("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", (*values, rooted, open_since))
+        self._do("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)", (*values, after_root))
         self._is_newest(trace_id)
         return SendPlan((trace_id, digest), observed_at, after_root)
 
@@ -288,16 +283,13 @@ class WatchState:
             # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
             self._do("PRAGMA wal_checkpoint").fetchall()
             self._removed_spans = False
-        self._begin()
+        self._do("BEGIN IMMEDIATE")
 
     def close(self) -> None:
         """Commit and close the file. Calling it twice is allowed."""
         with suppress(sqlite3.Error):
             self._connection.execute("COMMIT")
         self._connection.close()
-
-    def _begin(self) -> None:
-        self._do("BEGIN IMMEDIATE")
 
     def _do(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
