@@ -11,11 +11,11 @@ from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
 from runspan.errors import RunspanError, Unauthorized, error_status
-from runspan.web.api import require_utf8_path
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.auth import is_same_origin
 from runspan.web.errors import JSON, error_response, retry_after_header
 from runspan.web.links import local_target
+from runspan.web.middleware import utf8_path
 from runspan.web.pages.assets import load_assets
 from runspan.web.request import AppContext, current_context
 from runspan.web.sessions import SessionCookie
@@ -98,7 +98,7 @@ def runs() -> Response:
 @pages.get("/runs/<run_id:run_id>")
 @requires_read
 def run(run_id: str) -> Response:
-    require_utf8_path(request.environ)
+    utf8_path(request.environ)
     return _render("run.html", entry="run/main.js", run_id=run_id)
 
 
