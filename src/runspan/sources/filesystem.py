@@ -104,11 +104,7 @@ def require_file(path: str) -> None:
 
 def chunks(path: str, on_bytes: Callable[[int], object] | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file. ``on_bytes``: called with the number of bytes that were just read."""
-    if is_url(path):
-        with ObjectStore(path).open(path) as file:
-            yield from with_progress(file.read, on_bytes)
-        return
-    with open(path, "rb", buffering=0) as file:
+    with ObjectStore(path).open(path) if is_url(path) else open(path, "rb", buffering=0) as file:
         yield from with_progress(file.read, on_bytes)
 
 
@@ -263,23 +259,16 @@ class ObjectStore:
 
     def sizes(self, folder: str) -> dict[str, int | None] | None:
         """Return the files directly in a folder by name, with their sizes, or None when it is no folder."""
-        path = self._path(folder)
-        with _translate_errors():
-            self._files.invalidate_cache()
-            if not self._files.isdir(path):
-                return None
-            entries = self._files.ls(path, detail=True)
+        entries = self._entries(folder)
+        if entries is None:
+            return None
         found = {_name(entry): entry.get("size") for entry in entries if entry["type"] == "file"}
         found.pop("", None)  # the marker of an empty folder
         return found
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly in a folder."""
-        path = self._path(folder)
-        with _translate_errors():
-            self._files.invalidate_cache()
-            entries = self._files.ls(path, detail=True) if self._files.isdir(path) else []
-        return sorted(_name(entry) for entry in entries if entry["type"] == "directory")
+        return sorted(_name(entry) for entry in self._entries(folder) or () if entry["type"] == "directory")
 
     def size(self, url: str) -> int | None:
         """Return the size of a file as it is stored, or None when it is unknown."""
@@ -308,6 +297,12 @@ class ObjectStore:
         with _translate_errors():
             if self._files.exists(path):
                 self._files.rm_file(path)
+
+    def _entries(self, folder: str) -> list[dict[str, Any]] | None:
+        path = self._path(folder)
+        with _translate_errors():
+            self._files.invalidate_cache()
+            return self._files.ls(path, detail=True) if self._files.isdir(path) else None
 
     def _path(self, url: str) -> str:
         return self._split(url)[1]
