@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import accumulate
 from random import Random
@@ -91,18 +90,6 @@ def generate(
     return factory.documents(count)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The course of a run, drawn before it is written."""
-
-    workflow: Workflow
-    status: str
-    condition: bool
-    """The result of its conditions."""
-    cut: int
-    """The position of the step at which a run that does not complete stops, or -1."""
-
-
 class _Factory:
     """Generates the runs of one seed."""
 
@@ -148,6 +135,10 @@ class _Factory:
         hour, minute = divmod(minutes, 60)
         return f"{text}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
 
+    def times(self, begin: int, end: int) -> str:
+        """Return the members for when a run or step began and ended."""
+        return f'"startedAt":"{self.stamp(begin)}","completedAt":"{self.stamp(end)}","durationMs":{end - begin}'
+
     def _values(self, created: int, condition: bool) -> dict[str, Any]:
         """Draw the values for the payload templates of one run."""
         bits = self.rng.getrandbits(96)
@@ -178,20 +169,17 @@ class _Factory:
 
     def run(self, workflow: Workflow, run_id: str, created: int, status: str, out: list[str]) -> int:
         """Append the run's document to ``out``, after those of its sub-workflows, and return when it ended."""
-        plan = self._plan(workflow, status)
-        values = self._values(created, plan.condition)
+        condition, cut = self._plan(workflow, status)
+        values = self._values(created, condition)
         started = created + 4 + int(self.rng.random() * 300)
-        steps, last, error = _Steps(self, plan, values, out).write(started)
+        steps, last, error = _Steps(self, workflow, status, condition, cut, values, out).write(started)
         ended = last + 1 + int(self.rng.random() * 12)
         if status == "pending":
             times = '"startedAt":null,"completedAt":null,"durationMs":null'
         elif status in ("running", "suspended"):
             times = f'"startedAt":"{self.stamp(started)}","completedAt":null,"durationMs":null'
         else:
-            times = (
-                f'"startedAt":"{self.stamp(started)}","completedAt":"{self.stamp(ended)}",'
-                f'"durationMs":{ended - started}'
-            )
+            times = self.times(started, ended)
         output = workflow.output % values if status == "completed" else "null"
         out.append(
             f'{{"id":"{run_id}","workflowId":"{workflow.id}","status":"{status}","triggerType":"{workflow.trigger}",'
@@ -200,12 +188,13 @@ class _Factory:
         )
         return ended
 
-    def _plan(self, workflow: Workflow, status: str) -> _Plan:
+    def _plan(self, workflow: Workflow, status: str) -> tuple[bool, int]:
+        """Draw the result of a run's conditions, and the position of the step at which it stops; -1 if it completes."""
         condition = self.rng.random() < 0.55
         if status == "completed":
-            return _Plan(workflow, status, condition, -1)
+            return condition, -1
         if status == "pending":
-            return _Plan(workflow, status, condition, 0)
+            return condition, 0
         if status == "suspended":
             stops = [i for i, step in enumerate(workflow.steps) if step.kind.type == "approval"]
         else:
@@ -216,20 +205,32 @@ class _Factory:
             ]
         cut = stops[int(self.rng.random() * len(stops))]
         branch = workflow.steps[cut].branch
-        return _Plan(workflow, status, condition if branch is None else branch, cut)
+        return condition if branch is None else branch, cut
 
 
 class _Steps:
     """The steps of one run, written in the order of their graph."""
 
-    def __init__(self, factory: _Factory, plan: _Plan, values: dict[str, Any], out: list[str]) -> None:
+    def __init__(
+        self,
+        factory: _Factory,
+        workflow: Workflow,
+        status: str,
+        condition: bool,
+        cut: int,
+        values: dict[str, Any],
+        out: list[str],
+    ) -> None:
         self._factory = factory
         self._random = factory.rng.random
         self._stamp = factory.stamp
-        self._plan = plan
+        self._steps = workflow.steps
+        self._status = status
+        self._condition = condition
+        self._cut = cut
         self._values = values
         self._out = out
-        self._status_after_cut = "skipped" if plan.status in ("failed", "cancelled", "timed_out") else "pending"
+        self._status_after_cut = "skipped" if status in ("failed", "cancelled", "timed_out") else "pending"
         self._error = "null"
 
     def write(self, started: int) -> tuple[list[str], int, str]:
@@ -238,7 +239,7 @@ class _Steps:
         ends: list[int] = []
         blocked: list[bool] = []
         body: list[str] = []
-        for position, step in enumerate(self._plan.workflow.steps):
+        for position, step in enumerate(self._steps):
             begin = max((ends[other] for other in step.after), default=started) + 2 + int(self._random() * 9)
             is_blocked = any(blocked[other] for other in step.after)
             if step.each and body:
@@ -247,15 +248,15 @@ class _Steps:
             elif is_blocked:
                 texts.append(f'{step.prefix}{self._status_after_cut}"}}')
                 end = begin
-            elif step.branch not in (None, self._plan.condition):
+            elif step.branch not in (None, self._condition):
                 texts.append(f'{step.prefix}skipped"}}')
                 end = begin - 2
             elif step.kind.type == "loop":
                 body, end = self._loop(position, begin + 1)
-                is_blocked = position + 1 == self._plan.cut
+                is_blocked = position + 1 == self._cut
                 texts.append(self._text(step, begin, end, stops=is_blocked))
             else:
-                is_blocked = position == self._plan.cut
+                is_blocked = position == self._cut
                 end = self._end(step, begin)
                 texts.append(self._text(step, begin, end, stops=is_blocked))
             ends.append(end)
@@ -264,13 +265,13 @@ class _Steps:
 
     def _loop(self, position: int, begin: int) -> tuple[list[str], int]:
         """Return the texts of the loop's body, the step after it, for each round, and when the loop ends."""
-        body = self._plan.workflow.steps[position + 1]
+        body = self._steps[position + 1]
         texts = []
         rounds: int = self._values["rounds"]
         for number in range(1, rounds + 1):
             self._values["round"] = number
             end = self._end(body, begin)
-            texts.append(self._text(body, begin, end, stops=number == rounds and position + 1 == self._plan.cut))
+            texts.append(self._text(body, begin, end, stops=number == rounds and position + 1 == self._cut))
             begin = end + 1 + int(self._random() * 6)
         return texts, begin
 
@@ -295,23 +296,21 @@ class _Steps:
         if stops:
             return self._stopped(step, begin, end, input_member)
         attempt = ',"attempt":2' if self._random() < 0.02 and end - begin > 200 else ""
-        return (
-            f'{step.prefix}completed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
-            f'"durationMs":{end - begin}{attempt}{input_member},"output":{kind.output % self._values}}}'
-        )
+        times = self._factory.times(begin, end)
+        return f'{step.prefix}completed",{times}{attempt}{input_member},"output":{kind.output % self._values}}}'
 
     def _stopped(self, step: Step, begin: int, end: int, input_member: str) -> str:
         """Return the text of the step at which the run failed, was stopped, or is still running."""
-        if self._plan.status == "pending":
+        if self._status == "pending":
             return f'{step.prefix}pending"}}'
         code, message = _ERRORS.get(step.kind.type, _OTHER_ERROR)
-        if self._plan.status == "cancelled":
+        if self._status == "cancelled":
             code, message = "CANCELLED", "Cancelled by m.okafor@ledgerline.example"
-        elif self._plan.status == "timed_out":
+        elif self._status == "timed_out":
             code, message = "TIMEOUT", "The run exceeded its time limit"
         error = f'{{"code":"{code}","message":"{message % self._values}","step":"{step.id}"}}'
-        if self._plan.status in ("running", "suspended"):
-            if self._plan.status == "running" and step.kind.type != "loop" and self._random() < 0.25:
+        if self._status in ("running", "suspended"):
+            if self._status == "running" and step.kind.type != "loop" and self._random() < 0.25:
                 return (
                     f'{step.prefix}retrying","startedAt":"{self._stamp(begin)}","completedAt":null,"attempt":2{input_member},'
                     f'"error":{error}{_RETRY}}}'
@@ -320,10 +319,8 @@ class _Steps:
         if step.kind.type != "loop":
             self._error = error
         attempt, retry = (',"attempt":3', _RETRY) if code in ("INTEGRATION_ERROR", "RATE_LIMITED") else ("", "")
-        return (
-            f'{step.prefix}failed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
-            f'"durationMs":{end - begin}{attempt}{input_member},"error":{error}{retry}}}'
-        )
+        times = self._factory.times(begin, end)
+        return f'{step.prefix}failed",{times}{attempt}{input_member},"error":{error}{retry}}}'
 
     def _draw_usage(self, model: str) -> None:
         price_in, price_out, prompt_size, completion_size = _PRICES[model]
