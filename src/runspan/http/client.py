@@ -206,6 +206,9 @@ class ErrorHints:
     too_large: str = ""
 
 
+NO_HINTS: Final = ErrorHints()
+
+
 class HttpClient:
     """Send GET requests to one server, bounded in time and size, and turn failures into errors. Thread-safe.
 
