@@ -46,21 +46,6 @@ class Assets:
     files: dict[str, Asset]
     """The files by their path below ``static/``."""
 
-    def modules(self, entry: str) -> list[str]:
-        """Return a module and all that it imports, directly or indirectly, so that a page can preload them."""
-        found: list[str] = []
-        pending = [entry]
-        while pending:
-            name = pending.pop()
-            if name in found or name not in self.files:
-                continue
-            found.append(name)
-            text = self.files[name].body.decode()
-            pending += [
-                posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) for path in _IMPORT.findall(text)
-            ]
-        return sorted(found)
-
 
 @cache
 def load_assets() -> Assets:
@@ -75,3 +60,19 @@ def load_assets() -> Assets:
             found[name] = Asset(body, gzip_body if len(gzip_body) < len(body) else b"", content_type)
             digest.update(f"{name}\n{len(body)}\n".encode() + body)
     return Assets(digest.hexdigest()[:16], found)
+
+
+@cache
+def modules(entry: str) -> list[str]:
+    """Return a module and all that it imports, directly or indirectly, so that a page can preload them."""
+    assets = load_assets().files
+    found: set[str] = set()
+    pending = [entry]
+    while pending:
+        name = pending.pop()
+        if name not in found and name in assets:
+            found.add(name)
+            folder = posixpath.dirname(name)
+            paths = _IMPORT.findall(assets[name].body.decode())
+            pending += [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
+    return sorted(found)
