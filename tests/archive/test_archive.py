@@ -34,7 +34,7 @@ from runspan.errors import (
 )
 from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.sources import documents, files, tenants, total_bytes
+from runspan.sources import documents, tenants, total_bytes
 from runspan.sources.archive import (
     SkipCount,
     archives_in,
@@ -153,7 +153,7 @@ def test_archives_of_one_second_do_not_collide(store: SqliteStore, tmp_path: Pat
     """The second gets a name of its own, and a folder of archives is read as all of them."""
     first, second = make(store, tmp_path / "to"), make(store, tmp_path / "to")
     assert [first.path, second.path] == archives_in(str(tmp_path / "to"))
-    assert len(files(str(tmp_path / "to"))) == len(first.manifest.files) * 2
+    assert len(list(documents(str(tmp_path / "to")))) == first.manifest.runs * 2
 
 
 def test_only_one_archives_into_a_folder(store: SqliteStore, tmp_path: Path) -> None:

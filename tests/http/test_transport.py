@@ -22,7 +22,7 @@ from runspan.errors import BackendUnreachable, RunspanError
 from runspan.http.client import DeadlineTransport
 from runspan.http.retry import MAX_RETRY_AFTER, RateLimiter, RetryPolicy, parse_retry_after
 from runspan.http.urls import MAX_MESSAGE, redact_url, sanitize_message
-from runspan.platform_api import PlatformClient
+from runspan.platform_api import ApiClient, PlatformClient
 from support.cli import runspan
 
 TIMEOUT = 0.5
@@ -94,13 +94,12 @@ def export(url: str) -> None:
 def platform_client(url: str, key: str | None = None, timeout: float = TIMEOUT) -> PlatformClient:
     """A client that sends each request once."""
     return PlatformClient(
-        url,
+        ApiClient(url, key_hint="", timeout=timeout),
         key=lambda: key,
         rate_limiter=RateLimiter(0, sleep=time.sleep),
         sleep=time.sleep,
         halted=lambda: False,
         retry=RetryPolicy(max_attempts=1),
-        timeout=timeout,
     )
 
 

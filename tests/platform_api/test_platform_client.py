@@ -26,7 +26,8 @@ from runspan.errors import (
 from runspan.http.client import ResponseTooLarge
 from runspan.http.retry import RateLimiter, RetryPolicy
 from runspan.model.document import Run
-from runspan.platform_api import PlatformClient, fingerprint_of_summary, parse_api_url
+from runspan.platform_api import ApiClient, PlatformClient, fingerprint_of_summary, parse_api_url
+from runspan.platform_api.client import MAX_RESPONSE_BYTES
 from runspan.platform_api.schema import MalformedResponse, read_data, read_page
 from support.cli import generated
 from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
@@ -50,17 +51,23 @@ class Clock:
         self.now += seconds
 
 
-def client(url: str, *, key: Callable[[], str | None] = lambda: None, **options: Any) -> PlatformClient:
+def client(
+    url: str,
+    *,
+    key: Callable[[], str | None] = lambda: None,
+    timeout: float = 5.0,
+    max_response_bytes: int = MAX_RESPONSE_BYTES,
+    **options: Any,
+) -> PlatformClient:
+    api = ApiClient(url, key_hint="set THE_KEY", timeout=timeout, max_response_bytes=max_response_bytes)
     options = {
         "rate_limiter": RateLimiter(0, sleep=time.sleep),
         "sleep": time.sleep,
         "halted": lambda: False,
         "retry": QUICK,
-        "key_hint": "set THE_KEY",
-        "timeout": 5.0,
         **options,
     }
-    return PlatformClient(url, key=key, **options)
+    return PlatformClient(api, key=key, **options)
 
 
 @pytest.fixture(scope="module")

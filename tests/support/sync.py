@@ -25,7 +25,7 @@ from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
-from runspan.platform_api import PlatformClient, run_path
+from runspan.platform_api import ApiClient, PlatformClient, run_path
 from runspan.sync import Binding, Checkpoint, SyncConfig, SyncEngine, SyncReport
 from runspan.sync.checkpoint import TrackedRun, TrackState
 from runspan.sync.context import MINUTE
@@ -156,13 +156,12 @@ def _engine(source: str, target: str, checkpoint: Path, config: SyncConfig, **op
         halted.wait(seconds)
 
     platform = PlatformClient(
-        source,
+        ApiClient(source, key_hint="", timeout=5.0),
         key=lambda: None,
         rate_limiter=RateLimiter(0, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
         retry=RetryPolicy(max_attempts=2, first_delay=0.01, max_delay=0.02),
-        timeout=5.0,
     )
     exporter = ExporterConfig(f"{target}/v1/traces")
     with (

@@ -17,25 +17,20 @@ from flask import Flask, Response
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError
 from runspan.web.app import create_app
-from runspan.web.server import WebServer, serve
+from runspan.web.server import WebServer
 from support.web import JSON, PROTOBUF, document, otlp, serving
 
 SCRIPT = """
 import sys
 from runspan.backends.sqlite import SqliteStore
 from runspan.web.app import create_app
-from runspan.web.server import serve
+from runspan.web.server import WebServer
 
 store = SqliteStore(sys.argv[1])
-
-def ready(server):
-    print(server.url, flush=True)
-
-def stop():
-    store.close()
-    print("closed", flush=True)
-
-serve(create_app(store, store), port=0, on_ready=ready, on_stop=stop)
+server = WebServer(create_app(store, store))
+server.run_until_signal(lambda: print(server.url, flush=True))
+store.close()
+print("closed", flush=True)
 """
 
 
@@ -73,22 +68,11 @@ def slow_app(entered: threading.Event, release: threading.Event) -> Flask:
 
 def test_running_requests_are_finished_before_shutdown() -> None:
     """Stopping refuses new connections at once, and the running request gets its complete response."""
-    entered, release, closed = threading.Event(), threading.Event(), threading.Event()
-    ready: list[WebServer] = []
-    listening = threading.Event()
-
-    def on_ready(server: WebServer) -> None:
-        ready.append(server)
-        listening.set()
-
-    thread = threading.Thread(
-        target=serve,
-        args=(slow_app(entered, release),),
-        kwargs={"port": 0, "on_ready": on_ready, "on_stop": closed.set},
-    )
+    entered, release, listening = threading.Event(), threading.Event(), threading.Event()
+    server = WebServer(slow_app(entered, release))
+    thread = threading.Thread(target=server.run_until_signal, args=(listening.set,))
     thread.start()
     assert listening.wait(30)
-    (server,) = ready
     responses: list[httpx.Response] = []
     requesting = threading.Thread(target=lambda: responses.append(httpx.get(f"{server.url}/slow", timeout=60)))
     requesting.start()
@@ -99,11 +83,11 @@ def test_running_requests_are_finished_before_shutdown() -> None:
             socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
         except ConnectionError:
             break
-    assert not closed.is_set()
+    assert thread.is_alive()
     release.set()
     requesting.join(60)
     thread.join(60)
-    assert closed.is_set()
+    assert not thread.is_alive()
     assert [(response.status_code, len(response.content)) for response in responses] == [(200, 3_000_000)]
     server.stop()
 

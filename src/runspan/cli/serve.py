@@ -28,7 +28,6 @@ from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import MIB, WebConfig
 from runspan.web.server import WebServer
-from runspan.web.server import serve as serve_app
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
@@ -192,15 +191,15 @@ def serve(
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
             stack.enter_context(_expire_regularly(store, retention))
-        serve_app(
+        server = WebServer(
             create_app(reader, store, config=config, keys=keys, sessions=sessions),
             host=host,
             port=port,
             threads=concurrency,
             max_body=config.max_body,
             trusted_proxy=trusted_proxy,
-            on_ready=lambda server: _print_banner(server, url, keys, read_only=store is None, pages=config.pages),
         )
+        server.run_until_signal(lambda: _print_banner(server, url, keys, read_only=store is None, pages=config.pages))
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
 

@@ -22,7 +22,7 @@ from runspan.errors import ConfigError, RunspanError
 from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import PlatformClient, parse_api_url
+from runspan.platform_api import ApiClient, PlatformClient, parse_api_url
 from runspan.sync import (
     Binding,
     Checkpoint,
@@ -246,13 +246,11 @@ def _platform(
         halted.wait(seconds)
 
     return PlatformClient(
-        url,
-        key_hint=f"set {KEY_VARIABLE}, or --platform-key-file",
+        ApiClient(url, key_hint=f"set {KEY_VARIABLE}, or --platform-key-file", connections=concurrency + 1),
         key=partial(options.read_api_key, key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
         rate_limiter=RateLimiter(requests_per_minute, sleep=sleep),
         sleep=sleep,
         halted=halted.is_set,
-        connections=concurrency + 1,
     )
 
 

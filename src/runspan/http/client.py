@@ -9,8 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +27,7 @@ _WRITE_BYTES: Final = 16 << 10
 _KEEPALIVE_SECONDS: Final = 5.0
 
 
-class DeadlineTransport(httpx.BaseTransport):
+class DeadlineTransport(httpx.HTTPTransport):
     """A transport whose requests have one deadline each: the shortest of the request's four httpx timeouts.
 
     It reads no environment: proxies and certificates there would be configuration that no caller passed in.
@@ -42,6 +41,7 @@ class DeadlineTransport(httpx.BaseTransport):
         # Reading the authorities takes longer than sending hundreds of runs, and plain HTTP has no use for them.
         if tls is None and not url.lower().startswith("http://"):
             tls = httpx.create_ssl_context(trust_env=False)
+        # httpx has no parameter for the backend of its pool, and would read the authorities for plain HTTP too.
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             max_connections=connections,
@@ -52,23 +52,10 @@ class DeadlineTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; see ``httpx.BaseTransport``. The deadline also holds while the body is read."""
-        url = request.url
-        outgoing = httpcore.Request(
-            method=request.method,
-            url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions={**request.extensions, "timeout": _current_deadline(request.extensions.get("timeout", {}))},
-        )
-        with _as_httpx():
-            response = self._pool.handle_request(outgoing)
-        return httpx.Response(
-            response.status, headers=response.headers, stream=_Body(response.stream), extensions=response.extensions
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.close()
+        given = [seconds for seconds in request.extensions.get("timeout", {}).values() if seconds is not None]
+        deadline = dict.fromkeys(("connect", "read", "write", "pool"), _Deadline(min(given))) if given else {}
+        request.extensions = {**request.extensions, "timeout": deadline}
+        return super().handle_request(request)
 
 
 class _Deadline(float):
@@ -78,11 +65,6 @@ class _Deadline(float):
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.monotonic() + seconds
-
-
-def _current_deadline(timeouts: dict[str, float | None]) -> dict[str, float]:
-    given = [seconds for seconds in timeouts.values() if seconds is not None]
-    return dict.fromkeys(("connect", "read", "write", "pool"), _Deadline(min(given))) if given else {}
 
 
 def _remaining(timeout: float | None, expired: type[Exception]) -> float | None:
@@ -119,10 +101,7 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
 
-class _Backend(httpcore.NetworkBackend):
-    def __init__(self) -> None:
-        self._inner = httpcore.SyncBackend()
-
+class _Backend(httpcore.SyncBackend):
     def connect_tcp(
         self,
         host: str,
@@ -132,57 +111,19 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         """Try the host's addresses in turn, each for its share of the time; httpcore would give all of it to each."""
-        addresses = _addresses(host, port)
-        for index, address in enumerate(addresses):
+        try:
+            addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError, OverflowError) as error:
+            raise httpcore.ConnectError(str(error)) from error
+        for left in range(len(addresses), 0, -1):
             seconds = _remaining(timeout, httpcore.ConnectTimeout)
-            share = None if seconds is None else seconds / (len(addresses) - index)
+            share = None if seconds is None else seconds / left
             try:
-                return _Stream(self._inner.connect_tcp(address, port, share, local_address, socket_options))
+                return _Stream(super().connect_tcp(addresses[-left], port, share, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if index == len(addresses) - 1:
+                if left == 1:
                     raise
         raise httpcore.ConnectError(f"{host} has no address")
-
-
-def _addresses(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise httpcore.ConnectError(str(error)) from error
-    return [str(address[0]) for _, _, _, _, address in found]
-
-
-class _Body(httpx.SyncByteStream):
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __iter__(self) -> Iterator[bytes]:
-        with _as_httpx():
-            yield from self._inner
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-@contextmanager
-def _as_httpx() -> Iterator[None]:
-    """Raise httpcore's errors as httpx's errors of the same names, which callers handle."""
-    try:
-        yield
-    except Exception as error:
-        kind = getattr(httpx, type(error).__name__, None) if isinstance(error, _ERRORS) else None
-        if kind is None:
-            raise
-        raise kind(str(error)) from error
-
-
-_ERRORS: Final = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
-    httpcore.UnsupportedProtocol,
-)
 
 
 USER_AGENT: Final = f"runspan/{__version__}"
@@ -263,6 +204,9 @@ class ErrorHints:
     unreachable: str = ""
     timeout: str = ""
     too_large: str = ""
+
+
+NO_HINTS: Final = ErrorHints()
 
 
 class HttpClient:

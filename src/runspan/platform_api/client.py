@@ -6,8 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 from runspan.contracts import MAX_LIMIT, Document
@@ -29,7 +28,7 @@ from runspan.errors import (
     TraceIncomplete,
     Unauthorized,
 )
-from runspan.http.client import ErrorHints, HttpClient, Response, ResponseTooLarge
+from runspan.http.client import NO_HINTS, ErrorHints, HttpClient, Response, ResponseTooLarge
 from runspan.http.retry import RateLimiter, RetryPolicy, parse_retry_after
 from runspan.http.urls import parse_base_url, sanitize_message
 from runspan.platform_api.schema import MalformedResponse, RunListPage, read_data, read_error, read_page
@@ -103,7 +102,7 @@ class ApiClient:
         base: str,
         *,
         key_hint: str,
-        hints: ErrorHints,
+        hints: ErrorHints = NO_HINTS,
         timeout: float = TIMEOUT,
         connections: int = 8,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
@@ -177,13 +176,6 @@ def _requested_delay(response: Response) -> float | None:
     return DEFAULT_RETRY_AFTER if seconds is None and response.status == 429 else seconds
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure(Generic[T]):
-    """A request that failed for a reason that may be over soon."""
-
-    error: RunspanError
-
-
 class PlatformClient:
     """Read lists and documents for hours: at a bounded rate, with retries, and with keys that are rotated. Thread-safe.
 
@@ -191,46 +183,30 @@ class PlatformClient:
     that is not the platform's: a wrong address, or a gateway in trouble; Unauthorized, Forbidden, NotFound, QueryError
     and ResponseTooLarge for the platform's own.
 
-    base: See ``parse_api_url``.
     key: Returns the API key. Called again when the platform refuses the key.
-    key_hint: How to configure the API key, for errors.
     rate_limiter: Of all requests, retries included. A 429 pauses it, and uses up no attempt.
     sleep: Waits for so many seconds, or less once halted.
     halted: Whether to send nothing any more; a request that waits then raises BackendUnreachable.
-    timeout: Seconds for one attempt, from the connection to the last byte.
     """
 
     def __init__(
         self,
-        base: str,
+        api: ApiClient,
         *,
         key: Callable[[], str | None],
-        key_hint: str = "",
         rate_limiter: RateLimiter,
         sleep: Callable[[float], None],
         halted: Callable[[], bool],
         retry: RetryPolicy = RETRY,
-        timeout: float = TIMEOUT,
-        connections: int = 8,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.base = base
+        self.base = api.base
         self.rate_limiter = rate_limiter
-        self._api = ApiClient(
-            base,
-            key_hint=key_hint,
-            hints=ErrorHints(),
-            timeout=timeout,
-            connections=connections,
-            max_response_bytes=max_response_bytes,
-        )
+        self._api = api
         self._read_key = key
         self._key = key()
         self._sleep = sleep
         self._halted = halted
         self._retry = retry
-        self._clock = clock
         self._lock = threading.Lock()
         self._limit = MAX_LIMIT
         self._requests = self._retries = self._limited = 0
@@ -252,7 +228,7 @@ class PlatformClient:
     def unanswered_for(self) -> float:
         """Seconds since the first failure after the last usable response; 0 if there was none."""
         since = self._failing_since
-        return 0.0 if since is None else self._clock() - since
+        return 0.0 if since is None else time.monotonic() - since
 
     def runs(
         self,
@@ -297,41 +273,40 @@ class PlatformClient:
         retryable = (BackendUnreachable, BackendBusy, BackendRefused if retry_refused else MalformedResponse)
         is_retry = False
 
-        def attempt() -> T | _Failure[T]:
+        def attempt() -> T | RunspanError:
             nonlocal is_retry
             with self._lock:
                 self._retries += is_retry
             is_retry = True
             try:
-                return self._attempt(path, parameters, read)
+                result = self._attempt(path, parameters, read)
             except (BackendError, QueryError) as error:
                 if not self._halted():
                     self._note_failure(str(error))
                 if isinstance(error, retryable) and not isinstance(error, ResponseTooLarge):
-                    return _Failure(error)
+                    return error
                 raise
+            except NotFound:
+                self._note_success()
+                raise
+            self._note_success()
+            return result
 
         result = self._retry.run(
             attempt,
-            lambda result: 0.0 if isinstance(result, _Failure) else None,
+            lambda result: 0.0 if isinstance(result, RunspanError) else None,
             sleep=self._sleep,
             halted=self._halted,
         )
-        if isinstance(result, _Failure):
-            raise result.error
+        if isinstance(result, RunspanError):
+            raise result
         return result
 
     def _attempt(self, path: str, parameters: Mapping[str, str], read: Callable[[Response], T]) -> T:
         response = self._response(path, parameters)
         if response.status in RETRYABLE_STATUSES:
             raise BackendBusy(self._api.describe(response), where=self.base)
-        try:
-            result = self._api.read(response, read)
-        except NotFound:
-            self._note_success()
-            raise
-        self._note_success()
-        return result
+        return self._api.read(response, read)
 
     def _response(self, path: str, parameters: Mapping[str, str]) -> Response:
         """Return the first response that neither asks to wait nor refuses a key that has been replaced."""
@@ -369,5 +344,5 @@ class PlatformClient:
 
     def _note_failure(self, error: str) -> None:
         with self._lock:
-            self._failing_since = self._clock() if self._failing_since is None else self._failing_since
+            self._failing_since = time.monotonic() if self._failing_since is None else self._failing_since
             self._last_error = error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runspan.sources.files import documents, files, pieces, runs, tenants, total_bytes
+from runspan.sources.files import documents, pieces, runs, tenants, total_bytes
 from runspan.sources.splitter import MAX_DOCUMENT, RawDocument, split
 
-__all__ = ["MAX_DOCUMENT", "RawDocument", "documents", "files", "pieces", "runs", "split", "tenants", "total_bytes"]
+__all__ = ["MAX_DOCUMENT", "RawDocument", "documents", "pieces", "runs", "split", "tenants", "total_bytes"]

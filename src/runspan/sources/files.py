@@ -7,7 +7,8 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol, cast
+from io import BufferedReader
+from typing import Final, cast
 
 from runspan.errors import ConfigError, DocumentError
 from runspan.model.document import Run
@@ -34,18 +35,10 @@ from runspan.sources.filesystem import (
     require_file,
     with_progress,
 )
-from runspan.sources.splitter import MAX_DOCUMENT, RawDocument, split
+from runspan.sources.splitter import RawDocument, split
 
 STDIN: Final = "-"
 _PART_SUFFIXES: Final = tuple(PART_SUFFIXES.values())
-
-
-class Input(Protocol):
-    """What is needed of standard input: a read that returns what is there instead of waiting for a full chunk."""
-
-    def read1(self, size: int, /) -> bytes: ...
-
-    def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +54,16 @@ class _File:
     part: ArchivePart | None = None
 
 
-def documents(
-    path: str,
-    *,
-    max_document: int = MAX_DOCUMENT,
-    on_bytes: Callable[[int], object] | None = None,
-    stdin: Input | None = None,
-) -> Iterator[Run | DocumentError]:
+def documents(path: str, *, on_bytes: Callable[[int], object] | None = None) -> Iterator[Run | DocumentError]:
     """Yield the runs of a file, of the files of a folder, of an archive, or of standard input when ``path`` is ``-``.
 
-    ``path`` may be a URL that fsspec knows. A document that cannot be read is yielded as an error in its place. Each
-    document of an archive is verified against its manifest.
-
-    - ``max_document``: the largest document, in bytes.
-    - ``on_bytes``: called with the number of stored bytes that were just read; they add up to ``total_bytes``.
+    ``path`` may be a URL that fsspec knows. A document that cannot be read, or is larger than ``MAX_DOCUMENT``, is
+    yielded as an error in its place. Each document of an archive is verified against its manifest. ``on_bytes`` is
+    called with the number of stored bytes that were just read; they add up to ``total_bytes``.
 
     Raise ConfigError at once when there is nothing to read at the path, and DocumentError when a manifest is damaged.
     """
-    return runs(pieces(path, max_document=max_document, on_bytes=on_bytes, stdin=stdin))
+    return runs(pieces(path, on_bytes=on_bytes))
 
 
 def runs(found: Iterable[RawDocument]) -> Iterator[Run | DocumentError]:
@@ -96,26 +81,10 @@ def runs(found: Iterable[RawDocument]) -> Iterator[Run | DocumentError]:
             yield run
 
 
-def pieces(
-    path: str,
-    *,
-    max_document: int = MAX_DOCUMENT,
-    on_bytes: Callable[[int], object] | None = None,
-    stdin: Input | None = None,
-) -> Iterator[RawDocument]:
+def pieces(path: str, *, on_bytes: Callable[[int], object] | None = None) -> Iterator[RawDocument]:
     """Yield the unparsed documents, for callers that need the offset at which each one ends. See ``documents``."""
     found = _files(path)
-    return (
-        piece for file in found for piece in _pieces_of(file, max_document=max_document, on_bytes=on_bytes, stdin=stdin)
-    )
-
-
-def files(path: str) -> list[str]:
-    """Return the files of a path: itself, or those of a folder, sorted by name. ConfigError when there is none.
-
-    The files of an archive are its files of documents, and those of a folder of archives the files of each of them.
-    """
-    return [file.path for file in _files(path)]
+    return (piece for file in found for piece in _pieces_of(file, on_bytes))
 
 
 def tenants(path: str) -> set[str]:
@@ -123,24 +92,19 @@ def tenants(path: str) -> set[str]:
     return {file.manifest.tenant for file in _files(path) if file.manifest is not None}
 
 
-def total_bytes(path: str, *, stdin: Input | None = None) -> int | None:
+def total_bytes(path: str) -> int | None:
     """Return how many bytes there are to read, as they are stored; None when that is unknown, as for a pipe."""
-    total = 0
-    for file in _files(path):
-        size = _size(file, stdin)
-        if size is None:
-            return None
-        total += size
-    return total
+    sizes = [_size(file) for file in _files(path)]
+    return None if None in sizes else sum(filter(None, sizes))
 
 
-def _size(file: _File, stdin: Input | None) -> int | None:
+def _size(file: _File) -> int | None:
     if file.part is not None:
         return file.part.bytes
     try:
         if is_url(file.path):
             return ObjectStore(file.path).size(file.path) if file.size is None else file.size
-        status = os.fstat(_stdin(stdin).fileno()) if file.path == STDIN else os.stat(file.path)
+        status = os.fstat(_stdin().fileno()) if file.path == STDIN else os.stat(file.path)
     except (OSError, ValueError):
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -192,18 +156,17 @@ def _parts(folder: str, manifest: Manifest) -> list[_File]:
     return [_File(path_inside(folder, part.name), part.bytes, folder, manifest, part) for part in manifest.files]
 
 
-def _pieces_of(
-    file: _File, *, max_document: int, on_bytes: Callable[[int], object] | None, stdin: Input | None
-) -> Iterator[RawDocument]:
+def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterator[RawDocument]:
     """Yield the pieces of one file. If it cannot be read to its end, the last piece is the error."""
     if file.part is not None:
         yield from verified_runs(file.archive, file.part, on_bytes=on_bytes)
         return
     name = "stdin" if file.path == STDIN else display_path(file.path)
-    read = with_progress(_stdin(stdin).read1, on_bytes) if file.path == STDIN else chunks(file.path, on_bytes)
+    # read1 returns what is there, instead of waiting for a full chunk.
+    read = with_progress(_stdin().read1, on_bytes) if file.path == STDIN else chunks(file.path, on_bytes)
     end_offset = 0
     try:
-        for piece in split(decompress(read, name=name), name=name, max_document=max_document):
+        for piece in split(decompress(read, name=name), name=name):
             end_offset = piece.end_offset
             yield piece
     except DocumentError as error:
@@ -215,12 +178,10 @@ def _pieces_of(
         yield RawDocument(b"", name, end_offset, unreadable)
 
 
-def _stdin(stdin: Input | None) -> Input:
-    if stdin is not None:
-        return stdin
+def _stdin() -> BufferedReader:
     if sys.stdin is None:
         raise ConfigError(where=STDIN, expected="standard input", got="none", hint="name a file instead")
-    return cast("Input", sys.stdin.buffer)
+    return cast("BufferedReader", sys.stdin.buffer)
 
 
 def _reason(error: OSError | ValueError) -> str:

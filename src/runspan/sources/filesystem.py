@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from typing import Any, BinaryIO, Final
@@ -33,7 +34,9 @@ CHUNK: Final = 256 << 10
 
 _GZIP: Final = b"\x1f\x8b"
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
-_CUT: Final = "the end of the file inside the data"
+_GZIP_SLICE: Final = 1024
+"""Compressed bytes that are decompressed at once, which become 1 MiB at most."""
+
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
 """Bytes 2 to 4 of a skippable frame, with which pzstd begins its files."""
@@ -104,11 +107,7 @@ def require_file(path: str) -> None:
 
 def chunks(path: str, on_bytes: Callable[[int], object] | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file. ``on_bytes``: called with the number of bytes that were just read."""
-    if is_url(path):
-        with ObjectStore(path).open(path) as file:
-            yield from with_progress(file.read, on_bytes)
-        return
-    with open(path, "rb", buffering=0) as file:
+    with ObjectStore(path).open(path) if is_url(path) else open(path, "rb", buffering=0) as file:
         yield from with_progress(file.read, on_bytes)
 
 
@@ -135,10 +134,10 @@ def decompress(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
             break
     content = chain((first,), stream)
     if first.startswith(_GZIP):
-        yield from _decompress_gzip(content, name)
+        yield from _decompress(content, name, "gzip", partial(zlib.decompressobj, _GZIP_WINDOW), _GZIP_SLICE)
         return
     if first.startswith(_ZSTD) or first[1:4] == _ZSTD_SKIPPABLE:
-        yield from _decompress_zstd(content, name)
+        yield from _decompress(content, name, "zstd", zstandard.ZstdDecompressor().decompressobj, _ZSTD_SLICE)
         return
     for magic, (got, hint) in _FOREIGN.items():
         if first.startswith(magic):
@@ -146,57 +145,33 @@ def decompress(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
     yield from content
 
 
-def _decompress_gzip(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Yield the content of every member of a gzip file. Zero bytes after a member are padding.
+def _decompress(
+    chunks: Iterable[bytes], name: str, kind: str, new_frame: Callable[[], Any], slice_bytes: int
+) -> Iterator[bytes]:
+    """Yield the content of every frame of a zstd file, or member of a gzip file, where zero bytes are padding.
 
     This uses zlib and not isal, which is faster but cannot be copied: after an error the copy returns what the failed
     call had already decompressed.
     """
-    member = None
-    read = 0
-    for chunk in chunks:
-        read += len(chunk)
-        rest = chunk
-        while rest:
-            if member is None:
-                rest = rest.lstrip(b"\0")
-                if not rest:
-                    break
-                member = zlib.decompressobj(_GZIP_WINDOW)
-            before = member.copy()
-            try:
-                data = member.decompress(rest, CHUNK)
-            except zlib.error as error:
-                data, index = _recover_prefix(before, rest)
-                yield data
-                raise _damaged(f"{name} compressed byte {read - len(rest) + index}", str(error)) from None
-            yield data
-            if member.eof:
-                rest, member = member.unused_data, None
-            else:
-                rest = member.unconsumed_tail
-    if member is not None:
-        while data := member.decompress(b"", CHUNK):
-            yield data
-        raise _damaged(f"{name} compressed byte {read}", _CUT)
-
-
-def _decompress_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Yield the content of every frame of a zstd file."""
-    decompressor = zstandard.ZstdDecompressor()
+    is_gzip = kind == "gzip"
     frame = None
     read = 0
     for chunk in chunks:
         at, parts, size = 0, [], 0
         while at < len(chunk):
-            frame = frame or decompressor.decompressobj()
-            piece = chunk[at : at + _ZSTD_SLICE]
+            if frame is None and is_gzip and not chunk[at]:
+                at = len(chunk) - len(chunk[at:].lstrip(b"\0"))
+                continue
+            frame = frame or new_frame()
+            piece = chunk[at : at + slice_bytes]
+            before = frame.copy() if is_gzip else None
             try:
                 parts.append(frame.decompress(piece))
-            except zstandard.ZstdError as error:
-                yield b"".join(parts)
+            except (zlib.error, zstandard.ZstdError) as error:
+                data, index = (b"", 0) if before is None else _recover_prefix(before, piece)
+                yield b"".join((*parts, data))
                 got = str(error).removeprefix("zstd decompressor error: ")
-                raise _damaged(f"{name} compressed byte {read + at}", got, "zstd") from None
+                raise _damaged(f"{name} compressed byte {read + at + index}", got, kind) from None
             at += len(piece)
             if frame.eof:
                 at -= len(frame.unused_data)
@@ -208,7 +183,7 @@ def _decompress_zstd(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
         yield b"".join(parts)
         read += len(chunk)
     if frame is not None:
-        raise _damaged(f"{name} compressed byte {read}", _CUT, "zstd")
+        raise _damaged(f"{name} compressed byte {read}", "the end of the file inside the data", kind)
 
 
 def _recover_prefix(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]:
@@ -222,7 +197,7 @@ def _recover_prefix(member: zlib._Decompress, chunk: bytes) -> tuple[bytes, int]
     return b"".join(parts), len(chunk)
 
 
-def _damaged(where: str, got: str, kind: str = "gzip") -> DocumentError:
+def _damaged(where: str, got: str, kind: str) -> DocumentError:
     return DocumentError(
         where=where,
         expected=f"complete {kind} data",
@@ -263,23 +238,16 @@ class ObjectStore:
 
     def sizes(self, folder: str) -> dict[str, int | None] | None:
         """Return the files directly in a folder by name, with their sizes, or None when it is no folder."""
-        path = self._path(folder)
-        with _translate_errors():
-            self._files.invalidate_cache()
-            if not self._files.isdir(path):
-                return None
-            entries = self._files.ls(path, detail=True)
+        entries = self._entries(folder)
+        if entries is None:
+            return None
         found = {_name(entry): entry.get("size") for entry in entries if entry["type"] == "file"}
         found.pop("", None)  # the marker of an empty folder
         return found
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly in a folder."""
-        path = self._path(folder)
-        with _translate_errors():
-            self._files.invalidate_cache()
-            entries = self._files.ls(path, detail=True) if self._files.isdir(path) else []
-        return sorted(_name(entry) for entry in entries if entry["type"] == "directory")
+        return sorted(_name(entry) for entry in self._entries(folder) or () if entry["type"] == "directory")
 
     def size(self, url: str) -> int | None:
         """Return the size of a file as it is stored, or None when it is unknown."""
@@ -308,6 +276,12 @@ class ObjectStore:
         with _translate_errors():
             if self._files.exists(path):
                 self._files.rm_file(path)
+
+    def _entries(self, folder: str) -> list[dict[str, Any]] | None:
+        path = self._path(folder)
+        with _translate_errors():
+            self._files.invalidate_cache()
+            return self._files.ls(path, detail=True) if self._files.isdir(path) else None
 
     def _path(self, url: str) -> str:
         return self._split(url)[1]

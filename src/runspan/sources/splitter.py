@@ -115,25 +115,32 @@ def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
     """Yield NDJSON, until a line begins an object, or an array of documents, and does not end it."""
     number, offset, limit = stream.line, stream.offset, stream.max_document
     prefix = f"{name}:"
-    for batch in stream.lines():
-        lost, lines, newline = batch
-        if lost:
-            offset += lost + newline
-            yield _too_large(f"{prefix}{number}", offset, lost, limit)
-            number += 1
+    most = _FIRST_LINES
+    while True:
+        lost, text = stream.take_lines(most)
+        if not lost and not text:
+            break
+        most *= 2
+        lines = text.split(b"\n")
+        newline = int(len(lines) > 1)
+        if newline:
+            lines.pop()
         for index, line in enumerate(lines):
-            size = len(line)
+            size = lost + len(line)
+            end_offset = offset + size + newline
             if size > limit:
-                yield _too_large(f"{prefix}{number}", offset + size + newline, size, limit)
+                yield _too_large(f"{prefix}{number}", end_offset, size, limit)
             elif size and line[-1] == _CLOSE_OBJECT and line.count(b"{") == line.count(b"}"):
-                yield RawDocument(line, f"{prefix}{number}", offset + size + newline)
-            elif text := line.strip(_SPACE):
-                if text == b"[" or (text[:1] == b"{" and not _ValueScanner().advance(bytearray(text))):
-                    stream.restore(batch, index, offset=offset, line=number)
+                yield RawDocument(line, f"{prefix}{number}", end_offset)
+            elif stripped := line.strip(_SPACE):
+                if stripped == b"[" or (stripped[:1] == b"{" and not _ValueScanner().advance(bytearray(stripped))):
+                    stream.buffer[:0] = b"\n".join(lines[index:]) + b"\n" * newline
+                    stream.offset, stream.line, stream.at_line_start = offset, number, True
                     return
-                yield RawDocument(line, f"{prefix}{number}", offset + size + newline)
-            offset += size + newline
+                yield RawDocument(line, f"{prefix}{number}", end_offset)
+            offset, lost = end_offset, 0
             number += 1
+        del text, lines  # before as much is read again
     stream.offset, stream.line = offset, number
 
 
@@ -209,16 +216,6 @@ class _ScannedValue(NamedTuple):
     """Whether a bracket or separator ended it, not the end of the stream."""
     open: bool
     """Whether it ended inside brackets or a string."""
-
-
-class _LineBatch(NamedTuple):
-    """Complete lines without their line breaks."""
-
-    lost: int
-    """The size of a line before them that is larger than the limit, or 0."""
-    lines: list[bytes]
-    newline: int
-    """1 when each of the lines, the lost one too, had a line break; 0 for the last line of a stream without one."""
 
 
 class _ValueScanner:
@@ -319,7 +316,6 @@ class _StreamBuffer:
         """Whether only white space is before the front on its line."""
         self.max_document = max_document
         self._chunks = iter(chunks)
-        self._tail: list[bytes] = []
         self._unclosed = array("q")
         """The offsets of objects at line starts that are known to be unclosed, the first one last."""
         self._unclosed_end = 0
@@ -434,48 +430,28 @@ class _StreamBuffer:
         self.drop(end)
         return _ScannedValue(data, size, ended, open)
 
-    def lines(self) -> Iterator[_LineBatch]:
-        """Yield the rest of the stream by lines. ``restore`` ends it."""
-        tail, size = self._tail, 0
-        for chunk in self._rest():
-            lines = chunk.split(b"\n")
-            if len(lines) > 1:
-                tail.append(lines[0])
-                size += len(lines[0])
-                over = size > self.max_document
-                lines[0] = b"" if over else b"".join(tail)
-                tail[:] = [lines.pop()]
-                yield _LineBatch(size, lines[1:], 1) if over else _LineBatch(0, lines, 1)
-                size = len(tail[0])
-            else:
-                tail.append(chunk)
-                size += len(chunk)
-                if size > self.max_document:
-                    tail.clear()
-        if size:
-            over = size > self.max_document
-            last = b"" if over else b"".join(tail)
-            tail.clear()
-            yield _LineBatch(size, [], 0) if over else _LineBatch(0, [last], 0)
+    def take_lines(self, most: int) -> tuple[int, bytes]:
+        """Take complete lines, ``most`` bytes of them or one line, or the end of the stream without a line break.
 
-    def _rest(self) -> Iterator[bytes]:
-        """Yield the rest of the stream: what is in the buffer in growing chunks, since much of it may be restored."""
-        size = _FIRST_LINES
-        while self.buffer:
-            chunk = bytes(self.buffer[:size])
-            del self.buffer[:size]
-            size *= 2
-            yield chunk
-        for chunk in self._chunks:  # ``yield from`` would close the chunks when the lines end early
-            yield chunk
+        The number says how many bytes of the first line, which is larger than the limit, were dropped before.
+        """
+        lost = searched = 0
+        while not (end := self._end_of_lines(searched, most)):
+            searched = len(self.buffer)
+            if lost + searched > self.max_document:
+                lost += searched
+                searched = 0
+                self.buffer.clear()
+            if not self.more():
+                end = len(self.buffer)
+                break
+        with memoryview(self.buffer) as view:
+            text = bytes(view[:end])
+        del self.buffer[:end]
+        return lost, text
 
-    def restore(self, batch: _LineBatch, index: int, *, offset: int, line: int) -> None:
-        """Put the lines of a batch from an index on back to the front, with what was read after them."""
-        self.buffer[:0] = b"\n".join(batch.lines[index:]) + b"\n" * batch.newline + b"".join(self._tail)
-        self._tail.clear()
-        self.offset = offset
-        self.line = line
-        self.at_line_start = True
+    def _end_of_lines(self, start: int, most: int) -> int:
+        return self.buffer.rfind(b"\n", start, start + most) + 1 or self.buffer.find(b"\n", start + most) + 1
 
 
 def _raising(error: Exception) -> Iterator[bytes]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -28,12 +29,15 @@ _SHUTDOWN_TIMEOUT_MILLIS = 5000
 def register_instruments(registry: MetricsRegistry, provider: MeterProvider) -> None:
     """Create an observable instrument for every metric. A metric that was not reported has no data point."""
     meter = provider.get_meter(SCOPE, __version__)
-    for instrument in INSTRUMENTS:
-        create: Any = meter.create_observable_counter
-        if instrument.kind is not InstrumentKind.COUNTER:
-            create = meter.create_observable_gauge
-        callbacks = [_callback(registry, instrument)]
-        create(instrument.name, callbacks=callbacks, unit=instrument.unit, description=instrument.description)
+
+    def observe(instrument: Instrument, options: CallbackOptions) -> list[Observation]:
+        value = registry.collect().get(instrument)
+        return [] if value is None else [Observation(value)]
+
+    for each in INSTRUMENTS:
+        is_counter = each.kind is InstrumentKind.COUNTER
+        create: Any = meter.create_observable_counter if is_counter else meter.create_observable_gauge
+        create(each.name, callbacks=[partial(observe, each)], unit=each.unit, description=each.description)
 
 
 def is_enabled(environment: Mapping[str, str]) -> bool:
@@ -91,11 +95,3 @@ def _exporter(environment: Mapping[str, str]) -> MetricExporter:
     module = import_module(f"opentelemetry.exporter.otlp.proto.{kind}.metric_exporter")
     exporter: MetricExporter = module.OTLPMetricExporter()
     return exporter
-
-
-def _callback(registry: MetricsRegistry, instrument: Instrument) -> Callable[[CallbackOptions], list[Observation]]:
-    def observe(options: CallbackOptions) -> list[Observation]:
-        value = registry.collect().get(instrument)
-        return [] if value is None else [Observation(value)]
-
-    return observe

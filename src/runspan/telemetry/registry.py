@@ -115,30 +115,8 @@ WATCH_FAILED: Final = Instrument(
     "Files that were not sent completely, because a document is invalid or was rejected.",
 )
 
-INSTRUMENTS: Final = (
-    EXPORTED,
-    REJECTED,
-    REFUSED,
-    REQUESTS,
-    RETRIED,
-    QUEUE,
-    FETCHED,
-    SYNC_REQUESTS,
-    SYNC_RETRIED,
-    BACKLOG,
-    LAG,
-    POLLED,
-    RETENTION_MARGIN,
-    UNFINISHED,
-    OLDEST_UNFINISHED,
-    STUCK,
-    RECORDED,
-    RECORDER_FAILED,
-    WATCHED,
-    WATCH_PENDING,
-    WATCH_FAILED,
-)
-
+INSTRUMENTS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
+"""All of the instruments above, in their order."""
 
 Samples = Mapping[Instrument, float | None]
 """The values of counters and gauges, and the timestamps of AGE and UNTIL metrics in nanoseconds since 1970."""

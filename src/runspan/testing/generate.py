@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from random import Random
 from typing import Any
@@ -18,6 +17,7 @@ from .workflows import Step, Workflow, workflows
 
 _DAY_MS = 86_400_000
 _START = datetime(2026, 10, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1)
 
 # Weights: a share of 100 runs if some are unfinished.
 _TERMINAL = (("completed", 88), ("failed", 6), ("cancelled", 2), ("timed_out", 1))
@@ -91,18 +91,6 @@ def generate(
     return factory.documents(count)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The course of a run, drawn before it is written."""
-
-    workflow: Workflow
-    status: str
-    condition: bool
-    """The result of its conditions."""
-    cut: int
-    """The position of the step at which a run that does not complete stops, or -1."""
-
-
 class _Factory:
     """Generates the runs of one seed."""
 
@@ -111,7 +99,6 @@ class _Factory:
         self._start_ms = start_ms
         self._span_ms = span_days * _DAY_MS
         self._made = 0
-        self._days: dict[int, str] = {}
         self._statuses, shares = zip(*(_TERMINAL + _UNFINISHED if unfinished else _TERMINAL), strict=True)
         self._status_sums = list(accumulate(shares))
         self._workflows = workflows()
@@ -131,28 +118,68 @@ class _Factory:
                 else:
                     workflow = self._workflows[bisect(self._sums, random() * self._sums[-1])]
                 created = self._start_ms + int(random() * self._span_ms)
-                self.run(workflow, self.next_id(), created, status, waiting)
+                _Run(self, workflow, self.next_id(), created, status, waiting).write()
             yield waiting.pop(0).encode()
 
     def next_id(self) -> str:
         self._made += 1
         return f"run_{self.rng.getrandbits(48):012x}{self._made:08x}"
 
-    def stamp(self, ms: int) -> str:
-        day, rest = divmod(ms, _DAY_MS)
-        text = self._days.get(day)
-        if text is None:
-            text = self._days[day] = date.fromordinal(719_163 + day).isoformat()  # 719163: 1970-01-01
-        seconds, milli = divmod(rest, 1000)
-        minutes, second = divmod(seconds, 60)
-        hour, minute = divmod(minutes, 60)
-        return f"{text}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
 
-    def _values(self, created: int, condition: bool) -> dict[str, Any]:
-        """Draw the values for the payload templates of one run."""
-        bits = self.rng.getrandbits(96)
+def _stamp(ms: int) -> str:
+    return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds") + "Z"
+
+
+def _times(begin: int, end: int) -> str:
+    """Return the members for when a run or step began and ended."""
+    return f'"startedAt":"{_stamp(begin)}","completedAt":"{_stamp(end)}","durationMs":{end - begin}'
+
+
+class _Run:
+    """Draws one run and writes its steps in the order of their graph."""
+
+    def __init__(
+        self, factory: _Factory, workflow: Workflow, run_id: str, created: int, status: str, out: list[str]
+    ) -> None:
+        self._factory = factory
+        self._id = run_id
+        self._random = factory.rng.random
+        self._workflow = workflow
+        self._created = created
+        self._status = status
+        self._out = out
+        self._status_after_cut = "skipped" if status in ("failed", "cancelled", "timed_out") else "pending"
+        self._error = "null"
+        self._condition = self._random() < 0.55
+        """The result of its conditions."""
+        self._cut = self._draw_cut()
+        self._values = self._draw_values()
+
+    def _draw_cut(self) -> int:
+        """Draw the position of the step at which the run stops; -1 if it completes."""
+        steps = self._workflow.steps
+        if self._status == "completed":
+            return -1
+        if self._status == "pending":
+            return 0
+        if self._status == "suspended":
+            stops = [i for i, step in enumerate(steps) if step.kind.type == "approval"]
+        else:
+            stops = [
+                i
+                for i, step in enumerate(steps)
+                if step.branch in (None, self._condition) and step.kind.type not in _NEVER_STOPS
+            ]
+        cut = stops[int(self._random() * len(stops))]
+        branch = steps[cut].branch
+        self._condition = self._condition if branch is None else branch
+        return cut
+
+    def _draw_values(self) -> dict[str, Any]:
+        """Draw the values for the payload templates."""
+        bits = self._factory.rng.getrandbits(96)
         customer, domain, country, currency = _CUSTOMERS[bits % len(_CUSTOMERS)]
-        fired = self.stamp(created)
+        fired = _stamp(self._created)
         number = 1000 + (bits >> 8) % 90000
         cents = 900 + (bits >> 24) % 900_000
         return {
@@ -173,72 +200,36 @@ class _Factory:
             "date": fired[:10],
             "rounds": 1 + (bits >> 14) % 5,
             "round": 1,
-            "condition": "true" if condition else "false",
+            "condition": "true" if self._condition else "false",
         }
 
-    def run(self, workflow: Workflow, run_id: str, created: int, status: str, out: list[str]) -> int:
+    def write(self) -> int:
         """Append the run's document to ``out``, after those of its sub-workflows, and return when it ended."""
-        plan = self._plan(workflow, status)
-        values = self._values(created, plan.condition)
-        started = created + 4 + int(self.rng.random() * 300)
-        steps, last, error = _Steps(self, plan, values, out).write(started)
-        ended = last + 1 + int(self.rng.random() * 12)
+        workflow, status, values = self._workflow, self._status, self._values
+        started = self._created + 4 + int(self._random() * 300)
+        steps, last = self._steps(started)
+        ended = last + 1 + int(self._random() * 12)
         if status == "pending":
             times = '"startedAt":null,"completedAt":null,"durationMs":null'
         elif status in ("running", "suspended"):
-            times = f'"startedAt":"{self.stamp(started)}","completedAt":null,"durationMs":null'
+            times = f'"startedAt":"{_stamp(started)}","completedAt":null,"durationMs":null'
         else:
-            times = (
-                f'"startedAt":"{self.stamp(started)}","completedAt":"{self.stamp(ended)}",'
-                f'"durationMs":{ended - started}'
-            )
+            times = _times(started, ended)
         output = workflow.output % values if status == "completed" else "null"
-        out.append(
-            f'{{"id":"{run_id}","workflowId":"{workflow.id}","status":"{status}","triggerType":"{workflow.trigger}",'
-            f'{times},"input":{workflow.input % values},"output":{output},"error":{error},'
-            f'"createdAt":"{self.stamp(created)}","steps":[{",".join(steps)}]}}'
+        self._out.append(
+            f'{{"id":"{self._id}","workflowId":"{workflow.id}","status":"{status}","triggerType":"{workflow.trigger}",'
+            f'{times},"input":{workflow.input % values},"output":{output},"error":{self._error},'
+            f'"createdAt":"{_stamp(self._created)}","steps":[{",".join(steps)}]}}'
         )
         return ended
 
-    def _plan(self, workflow: Workflow, status: str) -> _Plan:
-        condition = self.rng.random() < 0.55
-        if status == "completed":
-            return _Plan(workflow, status, condition, -1)
-        if status == "pending":
-            return _Plan(workflow, status, condition, 0)
-        if status == "suspended":
-            stops = [i for i, step in enumerate(workflow.steps) if step.kind.type == "approval"]
-        else:
-            stops = [
-                i
-                for i, step in enumerate(workflow.steps)
-                if step.branch in (None, condition) and step.kind.type not in _NEVER_STOPS
-            ]
-        cut = stops[int(self.rng.random() * len(stops))]
-        branch = workflow.steps[cut].branch
-        return _Plan(workflow, status, condition if branch is None else branch, cut)
-
-
-class _Steps:
-    """The steps of one run, written in the order of their graph."""
-
-    def __init__(self, factory: _Factory, plan: _Plan, values: dict[str, Any], out: list[str]) -> None:
-        self._factory = factory
-        self._random = factory.rng.random
-        self._stamp = factory.stamp
-        self._plan = plan
-        self._values = values
-        self._out = out
-        self._status_after_cut = "skipped" if plan.status in ("failed", "cancelled", "timed_out") else "pending"
-        self._error = "null"
-
-    def write(self, started: int) -> tuple[list[str], int, str]:
-        """Return the texts of the steps, the end of the last one, and the run's error."""
+    def _steps(self, started: int) -> tuple[list[str], int]:
+        """Return the texts of the steps, and the end of the last one."""
         texts: list[str] = []
         ends: list[int] = []
         blocked: list[bool] = []
         body: list[str] = []
-        for position, step in enumerate(self._plan.workflow.steps):
+        for position, step in enumerate(self._workflow.steps):
             begin = max((ends[other] for other in step.after), default=started) + 2 + int(self._random() * 9)
             is_blocked = any(blocked[other] for other in step.after)
             if step.each and body:
@@ -247,30 +238,30 @@ class _Steps:
             elif is_blocked:
                 texts.append(f'{step.prefix}{self._status_after_cut}"}}')
                 end = begin
-            elif step.branch not in (None, self._plan.condition):
+            elif step.branch not in (None, self._condition):
                 texts.append(f'{step.prefix}skipped"}}')
                 end = begin - 2
             elif step.kind.type == "loop":
                 body, end = self._loop(position, begin + 1)
-                is_blocked = position + 1 == self._plan.cut
+                is_blocked = position + 1 == self._cut
                 texts.append(self._text(step, begin, end, stops=is_blocked))
             else:
-                is_blocked = position == self._plan.cut
+                is_blocked = position == self._cut
                 end = self._end(step, begin)
                 texts.append(self._text(step, begin, end, stops=is_blocked))
             ends.append(end)
             blocked.append(is_blocked)
-        return texts, max(ends), self._error
+        return texts, max(ends)
 
     def _loop(self, position: int, begin: int) -> tuple[list[str], int]:
         """Return the texts of the loop's body, the step after it, for each round, and when the loop ends."""
-        body = self._plan.workflow.steps[position + 1]
+        body = self._workflow.steps[position + 1]
         texts = []
         rounds: int = self._values["rounds"]
         for number in range(1, rounds + 1):
             self._values["round"] = number
             end = self._end(body, begin)
-            texts.append(self._text(body, begin, end, stops=number == rounds and position + 1 == self._plan.cut))
+            texts.append(self._text(body, begin, end, stops=number == rounds and position + 1 == self._cut))
             begin = end + 1 + int(self._random() * 6)
         return texts, begin
 
@@ -280,7 +271,7 @@ class _Steps:
             child = self._factory.next_id()
             self._values["child"], self._values["childRun"] = step.runs, child
             workflow = self._factory.by_id[step.runs]
-            return self._factory.run(workflow, child, begin + 15, "completed", self._out) + 8
+            return _Run(self._factory, workflow, child, begin + 15, "completed", self._out).write() + 8
         return begin + int(step.kind.typical_ms * 0.5 / (1.0 - 0.9 * self._random()))
 
     def _text(self, step: Step, begin: int, end: int, *, stops: bool) -> str:
@@ -290,40 +281,35 @@ class _Steps:
         if kind.model is not None:
             self._draw_usage(kind.model)
         elif kind.type == "approval":
-            self._values["approved"] = self._stamp(end)
+            self._values["approved"] = _stamp(end)
         input_member = f',"input":{kind.input % self._values}' if kind.input is not None else ""
         if stops:
             return self._stopped(step, begin, end, input_member)
         attempt = ',"attempt":2' if self._random() < 0.02 and end - begin > 200 else ""
-        return (
-            f'{step.prefix}completed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
-            f'"durationMs":{end - begin}{attempt}{input_member},"output":{kind.output % self._values}}}'
-        )
+        output = kind.output % self._values
+        return f'{step.prefix}completed",{_times(begin, end)}{attempt}{input_member},"output":{output}}}'
 
     def _stopped(self, step: Step, begin: int, end: int, input_member: str) -> str:
         """Return the text of the step at which the run failed, was stopped, or is still running."""
-        if self._plan.status == "pending":
+        if self._status == "pending":
             return f'{step.prefix}pending"}}'
         code, message = _ERRORS.get(step.kind.type, _OTHER_ERROR)
-        if self._plan.status == "cancelled":
+        if self._status == "cancelled":
             code, message = "CANCELLED", "Cancelled by m.okafor@ledgerline.example"
-        elif self._plan.status == "timed_out":
+        elif self._status == "timed_out":
             code, message = "TIMEOUT", "The run exceeded its time limit"
         error = f'{{"code":"{code}","message":"{message % self._values}","step":"{step.id}"}}'
-        if self._plan.status in ("running", "suspended"):
-            if self._plan.status == "running" and step.kind.type != "loop" and self._random() < 0.25:
+        if self._status in ("running", "suspended"):
+            if self._status == "running" and step.kind.type != "loop" and self._random() < 0.25:
                 return (
-                    f'{step.prefix}retrying","startedAt":"{self._stamp(begin)}","completedAt":null,"attempt":2{input_member},'
+                    f'{step.prefix}retrying","startedAt":"{_stamp(begin)}","completedAt":null,"attempt":2{input_member},'
                     f'"error":{error}{_RETRY}}}'
                 )
-            return f'{step.prefix}running","startedAt":"{self._stamp(begin)}","completedAt":null{input_member}}}'
+            return f'{step.prefix}running","startedAt":"{_stamp(begin)}","completedAt":null{input_member}}}'
         if step.kind.type != "loop":
             self._error = error
         attempt, retry = (',"attempt":3', _RETRY) if code in ("INTEGRATION_ERROR", "RATE_LIMITED") else ("", "")
-        return (
-            f'{step.prefix}failed","startedAt":"{self._stamp(begin)}","completedAt":"{self._stamp(end)}",'
-            f'"durationMs":{end - begin}{attempt}{input_member},"error":{error}{retry}}}'
-        )
+        return f'{step.prefix}failed",{_times(begin, end)}{attempt}{input_member},"error":{error}{retry}}}'
 
     def _draw_usage(self, model: str) -> None:
         price_in, price_out, prompt_size, completion_size = _PRICES[model]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, abort, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
@@ -17,7 +17,7 @@ from werkzeug.routing import BaseConverter
 
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
-from runspan.contracts import Cursor, Document, Page, TraceReader
+from runspan.contracts import Cursor, Document, TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
@@ -25,7 +25,7 @@ from runspan.otlp.json import write_json
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
-from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header
+from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
 from runspan.web.request import Store, current_context, read_body
 from runspan.web.schemas import (
     Meta,
@@ -40,16 +40,11 @@ from runspan.web.schemas import (
     TraceQuery,
 )
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
 SECURITY: Final[list[dict[str, list[str]]]] = [{"apiKey": []}, {"bearer": []}]
 
 _Query = TypeVar("_Query", bound=BaseModel)
-
-_READ_ONLY_HINT: Final = "send runs to the OTLP receiver of the backend, or of a Collector before it: runspan export"
 
 
 class RunId(BaseConverter):
@@ -80,14 +75,6 @@ def path_parameter(name: str, description: str, pattern: str | None = None) -> d
     return {"parameters": [parameter]}
 
 
-def require_utf8_path(environ: WSGIEnvironment) -> None:
-    """Raise NotFound if the path is not UTF-8: with the framework's replacement characters it means another run."""
-    try:
-        environ["PATH_INFO"].encode("latin-1").decode()
-    except UnicodeError:
-        raise NotFound("no such run", expected="a path in UTF-8") from None
-
-
 reads = OpenApiBlueprint("reads", __name__, SECURITY)
 """Routes that only read."""
 
@@ -112,7 +99,7 @@ def get_run(run_id: str) -> Response:
     if error is not None:
         raise error
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    require_utf8_path(request.environ)
+    utf8_path(request.environ)
     return _document_response(context.reader.document(run_id, principal.tenant))
 
 
@@ -133,13 +120,10 @@ def get_run_trace(run_id: str) -> Response:
     """
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    require_utf8_path(request.environ)
+    utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
         return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
-    try:
-        query = _parameters(TraceQuery)
-    except ValidationError as error:
-        return invalid_query(error)
+    query = _parameters(TraceQuery)
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
     with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
@@ -167,13 +151,20 @@ def list_runs() -> Response:
     """Return summaries of runs, newest first."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    try:
-        query = _parameters(RunsQuery)
-    except ValidationError as error:
-        return invalid_query(error)
+    query = _parameters(RunsQuery)
     cursor = None if query.cursor is None else Cursor.parse(query.cursor)
     page = context.reader.search(query.run_query(principal.tenant, context.clock(), limit=query.limit, cursor=cursor))
-    return _list_response(page, query)
+    token = page.cursor.token() if page.cursor else None
+    meta = Meta(cursor=token, hasMore=token is not None)
+    if page.partial:
+        meta.partial = list(page.partial)
+    if query.stuckAfter is not None:
+        meta.stuckAfter = query.stuckAfter
+    body = b'{"success":true,"data":[%b],"meta":%b}' % (
+        b",".join(page.items),
+        meta.model_dump_json(exclude_unset=True).encode(),
+    )
+    return Response(body, headers=note_header(PARTIAL, page.partial), content_type=JSON)
 
 
 @reads.get(
@@ -234,25 +225,12 @@ def push_run() -> Response:
 def refuse_write() -> Response:
     """Explain why nothing can be stored, with a status that senders do not retry."""
     backend = current_context().config.backend or "its backend"
-    return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {_READ_ONLY_HINT}")
+    hint = "send runs to the OTLP receiver of the backend, or of a Collector before it: runspan export"
+    return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {hint}")
 
 
 def _document_response(document: Document) -> Response:
     return Response(document_body(document), headers=document_headers(document))
-
-
-def _list_response(page: Page, query: RunsQuery) -> Response:
-    cursor = page.cursor.token() if page.cursor else None
-    meta = Meta(cursor=cursor, hasMore=cursor is not None)
-    if page.partial:
-        meta.partial = list(page.partial)
-    if query.stuckAfter is not None:
-        meta.stuckAfter = query.stuckAfter
-    body = b'{"success":true,"data":[%b],"meta":%b}' % (
-        b",".join(page.items),
-        meta.model_dump_json(exclude_unset=True).encode(),
-    )
-    return Response(body, headers=note_header(PARTIAL, page.partial), content_type=JSON)
 
 
 def _is_stored(reader: TraceReader, run: Run, tenant: str) -> bool:
@@ -270,11 +248,14 @@ def _is_encoded_suffix(uri: str, run_id: str) -> bool:
 
 
 def _parameters(schema: type[_Query]) -> _Query:
-    """Return the query parameters of the request. Raises ValidationError, and QueryError if one is repeated."""
+    """Return the query parameters of the request. Raises QueryError if one is repeated, and aborts for invalid ones."""
     for name, values in request.args.lists():
         if len(values) > 1 and name in schema.model_fields:
             raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
-    return schema.model_validate(request.args.to_dict())
+    try:
+        return schema.model_validate(request.args.to_dict())
+    except ValidationError as error:
+        abort(invalid_query(error))
 
 
 def _span_tenant(principal: Principal) -> str | None:

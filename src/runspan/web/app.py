@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from flask import Flask, Response, current_app, jsonify, request
 from flask_openapi3.models.info import Info
-from flask_openapi3.models.path_item import PathItem
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.openapi import OpenAPI
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -55,7 +54,24 @@ def create_app(
     ``app.extensions["runspan"]`` is the ``AppContext``, for further routes.
     """
     config = config or WebConfig()
-    context = _create_context(reader, writer, config, keys, sessions, clock)
+    public_url = PublicUrl(config.public_url)
+    session_cookie = None
+    if keys is not None and config.pages:
+        session_cookie = SessionCookie(sessions or SessionStore(None, keys, clock=clock), public_url)
+    origin_guard = OriginGuard(config.allowed_hosts, public_url.origin)
+    context = AppContext(
+        reader=reader,
+        writer=writer,
+        authenticator=Authenticator(keys, config, origin_guard, session_cookie),
+        config=config,
+        metrics=Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND)),
+        trace_links=TraceLinks(config.jaeger_url, config.grafana_url, config.grafana_datasource, config.trace_url),
+        public_url=public_url,
+        api_keys=keys,
+        session_cookie=session_cookie,
+        failed_logins=RateLimiter(config.logins_per_minute),
+        clock=clock,
+    )
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),
@@ -83,39 +99,11 @@ def create_app(
     if config.pages:
         app.register_blueprint(pages)
         app.register_blueprint(panel)
-        if context.session_cookie is not None:
+        if session_cookie is not None:
             app.register_blueprint(login)
     fast_path = RunFastPath(app.wsgi_app, context)
     app.wsgi_app = ResponseMiddleware(fast_path, context.metrics, log=config.access_log)  # type: ignore[method-assign]
     return app
-
-
-def _create_context(
-    reader: TraceReader,
-    writer: Store | None,
-    config: WebConfig,
-    keys: ApiKeyStore | None,
-    sessions: SessionStore | None,
-    clock: Callable[[], int],
-) -> AppContext:
-    public_url = PublicUrl(config.public_url)
-    session_cookie = None
-    if keys is not None and config.pages:
-        session_cookie = SessionCookie(sessions or SessionStore(None, keys, clock=clock), public_url)
-    origin_guard = OriginGuard(config.allowed_hosts, public_url.origin)
-    return AppContext(
-        reader=reader,
-        writer=writer,
-        authenticator=Authenticator(keys, config, origin_guard, session_cookie),
-        config=config,
-        metrics=Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND)),
-        trace_links=TraceLinks(config.jaeger_url, config.grafana_url, config.grafana_datasource, config.trace_url),
-        public_url=public_url,
-        api_keys=keys,
-        session_cookie=session_cookie,
-        failed_logins=RateLimiter(config.logins_per_minute),
-        clock=clock,
-    )
 
 
 def _register_api(app: OpenAPI, blueprint: OpenApiBlueprint) -> None:
@@ -126,11 +114,8 @@ def _register_api(app: OpenAPI, blueprint: OpenApiBlueprint) -> None:
     earlier = {path: app.paths[path] for path in app.paths.keys() & blueprint.paths.keys()}
     app.register_api(blueprint)
     for path, item in earlier.items():
-        app.paths[path] = PathItem(**{**_operations_of(item), **_operations_of(app.paths[path])})
-
-
-def _operations_of(item: PathItem) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in item.model_fields_set}
+        for method in item.model_fields_set:
+            setattr(app.paths[path], method, getattr(item, method))
 
 
 operations = OpenApiBlueprint("operations", __name__)

@@ -7,35 +7,29 @@ rebinding and cross-site requests.
 from __future__ import annotations
 
 import math
+import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from runspan.errors import Forbidden, RateLimited, Unauthorized
+from runspan.errors import ConfigError, Forbidden, RateLimited, Unauthorized
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKeyStore
 from runspan.web.config import WebConfig
 from runspan.web.sessions import SessionCookie
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-import re
-from collections.abc import Iterable
-from functools import lru_cache
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-
-from runspan.errors import ConfigError
 
 TRACES_LIMIT: Final = "traces"
 """The rate limit of ``/v1/traces``; see ``WebConfig.traces_per_minute``. Other requests count by permission."""
-
-PRINCIPAL_KEY: Final = "runspan.principal"
-"""In the WSGI environment: the principal that the fast path authorized, so that the request counts once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +108,6 @@ class Authenticator:
         The request counts towards ``rate_limit``, by default that of the permission. Raises Unauthorized, Forbidden or
         RateLimited.
         """
-        authorized: Principal | None = environ.get(PRINCIPAL_KEY)
-        if authorized is not None:
-            return authorized
         api_keys = self._api_keys
         secret = _secret(environ)
         key = api_keys.find(secret) if api_keys and secret else None
@@ -126,7 +117,7 @@ class Authenticator:
             if api_keys is None or api_keys.unused:
                 self._origin_guard.check(environ, writes=permission == RUNS_WRITE)
                 self._address_limiters[rate_limit or permission].check(environ.get("REMOTE_ADDR", ""))
-                return _ANONYMOUS
+                return Principal()
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
                 hint="send a key in the header x-api-key; `runspan keys create` makes one",
@@ -140,9 +131,6 @@ class Authenticator:
             )
         self._key_limiters[rate_limit or permission].check(key.id)
         return Principal(key.tenant, authenticated=True)
-
-
-_ANONYMOUS: Final = Principal()
 
 
 def _secret(environ: WSGIEnvironment) -> str:

@@ -113,7 +113,7 @@ def register_error_handlers(app: Flask) -> None:
     """Answer every error of the application with an ``error_response``."""
     app.register_error_handler(RunspanError, _on_runspan_error)
     app.register_error_handler(HTTPException, _on_http_error)
-    app.register_error_handler(Exception, _on_unexpected)
+    app.register_error_handler(Exception, _internal_error)
 
 
 def _on_runspan_error(error: RunspanError) -> Response:
@@ -131,8 +131,7 @@ def _on_runspan_error(error: RunspanError) -> Response:
 def _details(error: RunspanError) -> list[ErrorDetail] | None:
     if not isinstance(error, (DocumentError, QueryError, PayloadError)) or not error.where:
         return None
-    parts = [error.message, error.expected and f"expected {error.expected}", error.got and f"got {error.got}"]
-    message = ", ".join(part for part in parts if part)
+    message = str(RunspanError(error.message, expected=error.expected, got=error.got))
     return [ErrorDetail(field=_to_utf8_text(error.where), message=_to_utf8_text(message))]
 
 
@@ -152,11 +151,7 @@ def _on_http_error(error: HTTPException) -> Response:
     return error_response(status, code, error.description or error.name, None, headers)
 
 
-def _on_unexpected(error: Exception) -> Response:
-    return _internal_error(error, "INTERNAL_ERROR")
-
-
-def _internal_error(error: Exception, code: str) -> Response:
+def _internal_error(error: Exception, code: str = "INTERNAL_ERROR") -> Response:
     """Log an error under a random number, and return only the number to the client."""
     number = secrets.token_hex(6)
     logger.error("error %s on %s %r", number, request.method, request.path, exc_info=error)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from typing import Any, Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from runspan.backends.sqlite import SqliteStore
 from runspan.errors import RunspanError
 from runspan.model.timestamps import SECOND
 from runspan.telemetry import MetricsRegistry, Samples
@@ -21,42 +21,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class Unfinished(Protocol):
-    """The runs that have not ended."""
-
-    @property
-    def runs(self) -> int:
-        """Their number."""
-        ...
-
-    @property
-    def oldest(self) -> int | None:
-        """The earliest start among them in nanoseconds since 1970; None without one."""
-        ...
-
-
-@runtime_checkable
-class MeasuredStore(Protocol):
-    """A backend that knows cheaply what it contains."""
-
-    def stats(self) -> Any:
-        """Return a dataclass of numbers."""
-        ...
-
-    def unfinished(self) -> Unfinished: ...
-
-    def stuck(self, before: int) -> int:
-        """Return the number of runs that match ``RunQuery.stuck_before``."""
-        ...
-
-
 class Metrics:
     """The metrics of one application, in a registry of its own."""
 
     def __init__(
         self, backend: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
     ) -> None:
-        """Include the backend's own metrics if it is a ``MeasuredStore``.
+        """Include the backend's own metrics if it is a ``SqliteStore``, which knows cheaply what it contains.
 
         ``clock`` returns nanoseconds since 1970. ``stuck_after`` is the number of nanoseconds without an observation
         after which a run counts as stuck.
@@ -88,7 +59,7 @@ class Metrics:
             "New or changed documents in POST /api/v1/runs, and traces in requests to /v1/traces.",
             registry=self.registry,
         )
-        if isinstance(backend, MeasuredStore):
+        if isinstance(backend, SqliteStore):
             run_metrics = MetricsRegistry(clock)
             run_metrics.register(lambda: _run_samples(backend, clock() - stuck_after))
             self.registry.register(RegistryCollector(run_metrics))
@@ -110,7 +81,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _run_samples(store: MeasuredStore, stuck_before: int) -> Samples:
+def _run_samples(store: SqliteStore, stuck_before: int) -> Samples:
     try:
         unfinished = store.unfinished()
         return {UNFINISHED: unfinished.runs, OLDEST_UNFINISHED: unfinished.oldest, STUCK: store.stuck(stuck_before)}
@@ -121,7 +92,7 @@ def _run_samples(store: MeasuredStore, stuck_before: int) -> Samples:
 class _StoreCollector(Collector):
     """Reads the statistics of the store on every scrape. A store that fails omits its series."""
 
-    def __init__(self, store: MeasuredStore) -> None:
+    def __init__(self, store: SqliteStore) -> None:
         self._store = store
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

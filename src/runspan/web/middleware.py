@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from runspan.contracts import Document
+from runspan.errors import NotFound
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.auth import PRINCIPAL_KEY
 from runspan.web.errors import JSON
 from runspan.web.metrics import Metrics
 from runspan.web.request import AppContext
@@ -102,12 +102,8 @@ class RunFastPath:
         if environ["REQUEST_METHOD"] != "GET" or not path.startswith(RUN_PATH) or path.endswith(("/trace", RUN_PATH)):
             return self._application(environ, start_response)
         try:
-            run_id = path[len(RUN_PATH) :].encode("latin-1").decode()  # WSGI passes bytes as Latin-1
             principal = self._authenticator.authorize(environ, RUNS_READ)
-            environ[PRINCIPAL_KEY] = principal
-            document = self._reader.document(run_id, principal.tenant)
-        except UnicodeError:
-            return self._application(environ, start_response)
+            document = self._reader.document(utf8_path(environ)[len(RUN_PATH) :], principal.tenant)
         except Exception as error:
             environ[ERROR_KEY] = error
             return self._application(environ, start_response)
@@ -115,6 +111,15 @@ class RunFastPath:
         environ[ROUTE_KEY] = RUN_RULE
         start_response("200 OK", [*document_headers(document), ("Content-Length", str(len(body)))])
         return [body]
+
+
+def utf8_path(environ: WSGIEnvironment) -> str:
+    """Return the path. Raises NotFound if it is not UTF-8: the framework's replacement characters name another run."""
+    try:
+        path: str = environ["PATH_INFO"]
+        return path.encode("latin-1").decode()  # WSGI passes bytes as Latin-1
+    except UnicodeError:
+        raise NotFound("no such run", expected="a path in UTF-8") from None
 
 
 def document_body(document: Document) -> bytes:

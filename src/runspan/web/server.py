@@ -1,4 +1,4 @@
-"""``serve``: runs the application on waitress and shuts it down gracefully; prints nothing."""
+"""``WebServer``: runs the application on waitress and shuts it down gracefully; prints nothing."""
 
 from __future__ import annotations
 
@@ -101,6 +101,24 @@ class WebServer:
             channel.handle_close()
         wasyncore.close_all(self._map, ignore_all=True)
 
+    def run_until_signal(self, on_ready: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT, or until stopped; see ``run``. ``on_ready`` is called when both are handled.
+
+        Signals are handled only in the main thread, and their previous handlers are restored at the end.
+        """
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.stop()
+
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        previous = {number: signal.signal(number, handle) for number in numbers}
+        try:
+            on_ready()
+            self.run()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
     def stop(self) -> None:
         """Make ``run`` return soon. May be called from any thread, from a signal handler, and twice."""
         self._stopping.set()
@@ -109,40 +127,6 @@ class WebServer:
 
     def _channels(self) -> list[Any]:
         return [item for item in self._map.values() if isinstance(item, HTTPChannel)]
-
-
-def serve(
-    app: WSGIApplication,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8321,
-    threads: int = 8,
-    max_body: int = 0,
-    trusted_proxy: str = "",
-    on_ready: Callable[[WebServer], None] = lambda server: None,
-    on_stop: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, or until the server is stopped. The options are those of ``WebServer``.
-
-    - ``on_ready`` is called with the server once it accepts connections.
-    - ``on_stop`` is called after the last response, for example to close the store.
-
-    Signals are handled only in the main thread, and their previous handlers are restored at the end.
-    """
-    server = WebServer(app, host=host, port=port, threads=threads, max_body=max_body, trusted_proxy=trusted_proxy)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        server.stop()
-
-    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        on_ready(server)
-        server.run()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        on_stop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from runspan.web import pages
-from runspan.web.pages.assets import load_assets
+from runspan.web.pages.assets import load_assets, modules
 from web.pages.chromium import Watch
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +85,7 @@ def test_modules_import_only_what_is_exported(name: str) -> None:
 @pytest.mark.parametrize("entry", ["shell.js", "panel/main.js", "compare/main.js", "run/main.js"])
 def test_a_page_asks_ahead_for_all_modules(entry: str) -> None:
     """A page preloads its module and all that it imports, directly or indirectly: no chain of round trips."""
-    found = set(load_assets().modules(entry))
+    found = set(modules(entry))
     assert entry in found
     assert set().union(*map(imports_of, found)) <= found
 

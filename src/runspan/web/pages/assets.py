@@ -8,19 +8,19 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 CONTENT_TYPES: Final = {
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 """The content type by file extension. Files with other extensions are not served."""
 
 _IMPORT = re.compile(r"""^(?:import|export)\b[^;"']*?["'](\.[^"']+)["']""", re.MULTILINE)
 _MIN_GZIP_BYTES = 512
+_FOLDER = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,42 +46,33 @@ class Assets:
     files: dict[str, Asset]
     """The files by their path below ``static/``."""
 
-    def modules(self, entry: str) -> list[str]:
-        """Return a module and all that it imports, directly or indirectly, so that a page can preload them."""
-        found: list[str] = []
-        pending = [entry]
-        while pending:
-            name = pending.pop()
-            if name in found or name not in self.files:
-                continue
-            found.append(name)
-            text = self.files[name].body.decode()
-            pending += [
-                posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) for path in _IMPORT.findall(text)
-            ]
-        return sorted(found)
-
 
 @cache
 def load_assets() -> Assets:
     """Return the files of this package."""
     found: dict[str, Asset] = {}
-    _collect(files(__package__) / "static", "", found)
     digest = sha256()
-    for name in sorted(found):
-        body = found[name].body
-        digest.update(f"{name}\n{len(body)}\n".encode() + body)
+    for name, path in sorted((path.relative_to(_FOLDER).as_posix(), path) for path in _FOLDER.rglob("*.*")):
+        content_type = CONTENT_TYPES.get(path.suffix)
+        if content_type is not None:
+            body = path.read_bytes()
+            gzip_body = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else b""
+            found[name] = Asset(body, gzip_body if len(gzip_body) < len(body) else b"", content_type)
+            digest.update(f"{name}\n{len(body)}\n".encode() + body)
     return Assets(digest.hexdigest()[:16], found)
 
 
-def _collect(folder: Traversable, prefix: str, found: dict[str, Asset]) -> None:
-    for entry in folder.iterdir():
-        name = prefix + entry.name
-        if entry.is_dir():
-            _collect(entry, f"{name}/", found)
-            continue
-        content_type = CONTENT_TYPES.get(name.rpartition(".")[2])
-        if content_type is not None:
-            body = entry.read_bytes()
-            gzip_body = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else b""
-            found[name] = Asset(body, gzip_body if len(gzip_body) < len(body) else b"", content_type)
+@cache
+def modules(entry: str) -> list[str]:
+    """Return a module and all that it imports, directly or indirectly, so that a page can preload them."""
+    assets = load_assets().files
+    found: set[str] = set()
+    pending = [entry]
+    while pending:
+        name = pending.pop()
+        if name not in found and name in assets:
+            found.add(name)
+            folder = posixpath.dirname(name)
+            paths = _IMPORT.findall(assets[name].body.decode())
+            pending += [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
+    return sorted(found)

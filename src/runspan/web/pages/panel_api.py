@@ -7,7 +7,7 @@ pages; other clients use the API.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -18,7 +18,7 @@ from msgspec import Struct
 from pydantic import ValidationError
 
 from runspan.codec.semconv import read_usage
-from runspan.contracts import MAX_LIMIT, RunQuery, TraceReader
+from runspan.contracts import MAX_LIMIT
 from runspan.errors import NotFound, QueryError, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, Run
 from runspan.model.timestamps import MILLISECOND, parse_ns
@@ -75,17 +75,25 @@ class RunHistogram(Struct, rename="camel"):
 
 @panel.get("/pages/totals")
 def totals() -> Response:
+    """Return the totals by run id, and the ids that were not read in time. Unreadable runs are omitted."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     ids = request.args.getlist("run")
     if not 0 < len(ids) <= MAX_TOTALS:
         raise QueryError(where="run", expected=f"1 to {MAX_TOTALS} of them", got=str(len(ids)))
-    found, left = totals_for(context.reader, ids, principal.tenant, _deadline())
-    return _json_response({"success": True, "data": found, "meta": {"left": left}})
+    end = time.monotonic() + MAX_SECONDS
+    found: dict[str, Totals] = {}
+    left = deque(ids)
+    while left and (len(left) == len(ids) or time.monotonic() < end):
+        run_id = left.popleft()
+        with suppress(NotFound, TraceIncomplete):
+            found[run_id] = totals_of(Run.from_json(context.reader.document(run_id, principal.tenant).text))
+    return _json_response({"success": True, "data": found, "meta": {"left": list(left)}})
 
 
 @panel.get("/pages/spread")
 def histogram() -> Response:
+    """Return the histogram of a query's newest runs, and what the backend could not search."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     try:
@@ -93,23 +101,35 @@ def histogram() -> Response:
     except ValidationError as error:
         return invalid_query(error)
     query = parameters.run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
-    found, partial = histogram_for(context.reader, query, _deadline())
-    response = _json_response({"success": True, "data": found, "meta": {"partial": partial}})
-    response.headers.extend(note_header(PARTIAL, partial))
+    end = time.monotonic() + MAX_SECONDS
+    found = RunHistogram((*RUN_STATUSES, "other"), [], [], 0, [], complete=False)
+    indices = {status: index for index, status in enumerate(RUN_STATUSES)}
+    workflows: set[str] = set()
+    partial: dict[str, None] = {}
+    count = 0
+    while True:
+        page = context.reader.search(query)
+        partial.update(dict.fromkeys(page.partial))
+        for item in page.items:
+            run = _parse_summary(item)
+            start = _parse_time(run.started_at) or _parse_time(run.created_at)
+            if start is None:
+                found.undated += 1
+            else:
+                found.times.append(start // MILLISECOND)
+                status = run.status if isinstance(run.status, str) else ""
+                found.statuses.append(indices.get(status, len(RUN_STATUSES)))
+            if isinstance(run.workflow_id, str) and len(workflows) < MAX_WORKFLOWS:
+                workflows.add(run.workflow_id)
+        count += len(page.items)
+        found.complete = page.cursor is None
+        if page.cursor is None or count >= MAX_HISTOGRAM_RUNS or time.monotonic() >= end:
+            break
+        query = replace(query, cursor=page.cursor)
+    found.workflows = sorted(workflows)
+    response = _json_response({"success": True, "data": found, "meta": {"partial": list(partial)}})
+    response.headers.extend(note_header(PARTIAL, list(partial)))
     return response
-
-
-def totals_for(
-    reader: TraceReader, ids: list[str], tenant: str, in_time: Callable[[], bool]
-) -> tuple[dict[str, Totals], list[str]]:
-    """Return the totals by run id, and the ids that were not read in time. Unreadable runs are omitted."""
-    found: dict[str, Totals] = {}
-    for position, run_id in enumerate(ids):
-        if position and not in_time():
-            return found, ids[position:]
-        with suppress(NotFound, TraceIncomplete):
-            found[run_id] = totals_of(Run.from_json(reader.document(run_id, tenant).text))
-    return found, []
 
 
 def totals_of(run: Run) -> Totals:
@@ -126,36 +146,6 @@ def totals_of(run: Run) -> Totals:
     return totals
 
 
-def histogram_for(reader: TraceReader, query: RunQuery, in_time: Callable[[], bool]) -> tuple[RunHistogram, list[str]]:
-    """Return the histogram of a query's newest runs, and what the backend could not search."""
-    found = RunHistogram((*RUN_STATUSES, "other"), [], [], 0, [], complete=False)
-    indices = {status: index for index, status in enumerate(RUN_STATUSES)}
-    other = len(RUN_STATUSES)
-    workflows: set[str] = set()
-    partial: dict[str, None] = {}
-    count = 0
-    while True:
-        page = reader.search(query)
-        partial.update(dict.fromkeys(page.partial))
-        for item in page.items:
-            run = _parse_summary(item)
-            start = _parse_time(run.started_at) or _parse_time(run.created_at)
-            if start is None:
-                found.undated += 1
-            else:
-                found.times.append(start // MILLISECOND)
-                found.statuses.append(indices.get(run.status, other) if isinstance(run.status, str) else other)
-            if isinstance(run.workflow_id, str) and len(workflows) < MAX_WORKFLOWS:
-                workflows.add(run.workflow_id)
-        count += len(page.items)
-        found.complete = page.cursor is None
-        if page.cursor is None or count >= MAX_HISTOGRAM_RUNS or not in_time():
-            break
-        query = replace(query, cursor=page.cursor)
-    found.workflows = sorted(workflows)
-    return found, list(partial)
-
-
 def _parse_summary(item: bytes) -> _Summary:
     """Parse an item of a list. One with escapes that are not valid text still counts, without further data."""
     try:
@@ -165,18 +155,11 @@ def _parse_summary(item: bytes) -> _Summary:
 
 
 _decode_summary = msgspec.json.Decoder(_Summary).decode
-_encode = msgspec.json.Encoder().encode
 
 
 def _parse_time(value: object) -> int | None:
     return parse_ns(value) if isinstance(value, str) else None
 
 
-def _deadline() -> Callable[[], bool]:
-    """Return a function that is true for the next ``MAX_SECONDS``."""
-    end = time.monotonic() + MAX_SECONDS
-    return lambda: time.monotonic() < end
-
-
 def _json_response(body: object) -> Response:
-    return Response(_encode(body), content_type=JSON)
+    return Response(msgspec.json.encode(body), content_type=JSON)

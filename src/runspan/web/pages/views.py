@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, Final, cast
 
 from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
 from runspan.errors import RunspanError, Unauthorized, error_status
-from runspan.web.api import require_utf8_path
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.auth import is_same_origin
 from runspan.web.errors import JSON, error_response, retry_after_header
 from runspan.web.links import local_target
-from runspan.web.pages.assets import load_assets
+from runspan.web.middleware import utf8_path
+from runspan.web.pages.assets import load_assets, modules
 from runspan.web.request import AppContext, current_context
 from runspan.web.sessions import SessionCookie
 
@@ -98,7 +98,7 @@ def runs() -> Response:
 @pages.get("/runs/<run_id:run_id>")
 @requires_read
 def run(run_id: str) -> Response:
-    require_utf8_path(request.environ)
+    utf8_path(request.environ)
     return _render("run.html", entry="run/main.js", run_id=run_id)
 
 
@@ -198,18 +198,13 @@ def _render(template: str, status: int = 200, entry: str = "shell.js", **values:
         template,
         root=root,
         static=f"{root}/static/{assets.version}",
-        modules=_modules(entry),
+        modules=modules(entry),
         backend=context.config.backend,
         login=context.session_cookie.find_key(request.environ) if context.session_cookie else None,
         writes=context.writer is not None,
         **values,
     )
     return Response(text, status, PAGE_HEADERS, content_type=HTML)
-
-
-@cache
-def _modules(entry: str) -> list[str]:
-    return load_assets().modules(entry)
 
 
 def _error_page(error: RunspanError) -> Response:
