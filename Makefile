@@ -30,8 +30,8 @@ demo: $(READY)  ## Send the sample runs through a server, compare them, and serv
 test: $(READY_DEV)  ## Run the tests.
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-campaign: $(READY_DEV)  ## Run the long tests: kills, outages, volume, random histories.
-	$(BIN)/python -m pytest -n auto --dist worksteal -m campaign
+campaign: $(READY_DEV)  ## Run the long tests: kills, outages, volume, random histories, many examples of each property.
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "campaign or hypothesis" --hypothesis-profile campaign
 
 check: $(READY_DEV)  ## Everything that a change must pass: tests, style, types.
 	$(BIN)/ruff format --check .

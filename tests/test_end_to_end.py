@@ -121,9 +121,7 @@ def test_ten_megabytes(client: httpx.Client) -> None:
 
 
 @given(TEXTS)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_document_through_the_server(client: httpx.Client, text: str) -> None:
     """Any generated document is returned byte for byte."""
     run = renamed(text.encode(), f"generated {abs(hash(text))}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runspan import Run, decode, encode
@@ -78,7 +78,6 @@ def test_canonical_text_keeps_the_document(name: str) -> None:
 
 
 @given(runs(), st.randoms(use_true_random=False), st.booleans())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_document_comes_back(run: Run, order: random.Random, events: bool) -> None:
     """Any generated document comes back unchanged, whatever the order of its spans."""
     spans = encode(run, tenant="acme", exception_events=events)
@@ -90,7 +89,6 @@ def test_any_document_comes_back(run: Run, order: random.Random, events: bool) -
 
 
 @given(runs())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_spans_use_only_what_every_backend_keeps(run: Run) -> None:
     """No span has long strings, invalid times, arrays, reserved keys or repeated ids, which some backend changes."""
     spans = encode(run, observed_at=NOW)
@@ -117,7 +115,6 @@ def test_spans_use_only_what_every_backend_keeps(run: Run) -> None:
 
 
 @given(runs())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_encode_is_deterministic(run: Run) -> None:
     """The same document gives the same spans, so that a re-export repeats them."""
     again = Run.from_json(run.text)
@@ -377,7 +374,6 @@ def test_a_revision_span_carries_the_list_item(name: str) -> None:
 
 
 @given(runs())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_content_ids_are_those_of_the_spans(run: Run) -> None:
     """The content ids are the ids of the step spans at every revision."""
     assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t")).step_ids

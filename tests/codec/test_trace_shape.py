@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from runspan import Run, TraceIncomplete, decode, encode
 from runspan.codec.decode import read_summary, verify_run
@@ -97,7 +97,6 @@ def test_every_case_keeps_the_shape(text: str) -> None:
 
 
 @given(runs())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_document_keeps_the_shape(run: Run) -> None:
     """The same for documents that no case has."""
     check_shape(run, encode(run, observed_at=NOW))

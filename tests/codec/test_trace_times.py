@@ -18,7 +18,7 @@ from support.timed_runs import MINUTE, at, inside_runs, timed_runs
 LATEST = (1 << 63) - 2
 NOW = 1_800_000_000 * SECOND
 CASES = cases()
-thorough = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+thorough = settings(suppress_health_check=list(HealthCheck))
 
 
 def check_bounds(run: Run, spans: list[Span]) -> None:

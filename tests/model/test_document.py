@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from runspan import Run
 from runspan.errors import DocumentError
@@ -55,7 +55,6 @@ def test_payloads_are_kept_verbatim(name: str) -> None:
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_fast_and_strict_paths_agree(text: str) -> None:
     """White space decides which path is taken, never the result."""
     run = Run.from_json(text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
@@ -81,7 +81,6 @@ def test_every_case_parses_as_otlp(name: str) -> None:
 
 
 @given(runs())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_document_parses_as_otlp(run: Run) -> None:
     """Protobuf reads the spans of any generated document."""
     for span in encode(run, tenant="t"):
@@ -114,7 +113,6 @@ def test_columns_write_generated_runs() -> None:
 
 
 @given(st.lists(runs().map(lambda run: Run.from_json(run.text)), max_size=8), st.sampled_from(["", "acme"]))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_columns_write_any_documents(batch: list[Run], tenant: str) -> None:
     """Any generated documents in batches are the same bytes."""
     assert write_runs(batch, tenant=tenant) == written_one_by_one(batch, tenant)
@@ -161,7 +159,6 @@ _NEAR = st.integers(0, 3000).map(lambda ms: f"2026-01-15T09:00:0{ms // 1000}.{ms
 
 
 @given(st.lists(finished(_NEAR), max_size=6))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_columns_write_nearly_usual_runs(batch: list[Run]) -> None:
     """Runs that differ from usual ones in one or two members are the same bytes."""
     assert write_runs(batch) == written_one_by_one(batch)
@@ -200,7 +197,6 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=10), _VALUES, max_size=5))
-@settings(max_examples=200, deadline=None)
 def test_every_kind_of_value(attributes: dict[str, Any]) -> None:
     """Attributes of spans, events and links may have values of every type, or no value."""
     pairs = tuple(attributes.items())

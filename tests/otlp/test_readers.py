@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -121,11 +121,7 @@ SPANS = st.builds(
 )
 
 
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
 @given(st.lists(SPANS, max_size=4))
-@patient
 def test_protobuf_round_trip(spans: list[Span]) -> None:
     """The protobuf reader returns every field and type of value that the protobuf writer wrote."""
     received = read_protobuf(body(*spans))
@@ -134,7 +130,6 @@ def test_protobuf_round_trip(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, max_size=4))
-@patient
 def test_json_round_trip(spans: list[Span]) -> None:
     """The JSON reader returns every field and type of value that the JSON writer wrote."""
     received = read_json(write_json(spans, Resource("svc", {"deployment.environment.name": "test"})))
@@ -142,7 +137,6 @@ def test_json_round_trip(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, max_size=3))
-@patient
 def test_both_encodings_of_a_request_are_read_alike(spans: list[Span]) -> None:
     """JSON and protobuf requests with the same spans give equal spans and resources."""
     resource = Resource("svc", {"service.namespace": "a"})
@@ -153,7 +147,6 @@ def test_both_encodings_of_a_request_are_read_alike(spans: list[Span]) -> None:
 
 
 @given(st.lists(SPANS, min_size=1, max_size=3))
-@patient
 def test_the_written_json_is_protobufs_json_with_hex_ids(spans: list[Span]) -> None:
     """The JSON is that of ``opentelemetry-proto`` for the same spans, except that ids are hex."""
     expected = MessageToDict(
@@ -464,7 +457,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["resourceSpans", "resource_spans"]), st.lists(JSON_VALUES, max_size=3)))
 def test_json_is_read_or_refused(document: Any) -> None:
     """Any JSON is read or refused with a PayloadError."""
@@ -475,7 +467,6 @@ def test_json_is_read_or_refused(document: Any) -> None:
     assert received.total == len(received.spans) + len(received.foreign) + len(received.rejected)
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=200), st.integers(0, 400))
 def test_bytes_are_read_or_refused(noise: bytes, length: int) -> None:
     """Any bytes, including those that begin as a request, are read or refused with a PayloadError."""

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -429,7 +429,6 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(st.text(min_size=1, max_size=5), values, st.sampled_from(["end", "fail", "skip", "retry", "leave"])),

@@ -59,7 +59,7 @@ with TemporaryDirectory() as temporary:
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings.default.max_examples // 2, suppress_health_check=list(HealthCheck))
 def test_responses_match_the_openapi_document(case: schemathesis.Case[Any], live: Live) -> None:
     """Status codes, content types, headers and bodies are documented, and no request causes a server error.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conformance.harness import MS, SECOND, T0, make_run, running
@@ -110,7 +110,6 @@ _SPREADS = st.sampled_from([1, 1000, MS, SECOND, 3600 * SECOND, 24 * 3600 * SECO
     hint=st.builds(DensityHint, st.integers(0, 2 * T0 // 1000), st.none() | st.integers(0, 10**12)),
     max_depth=st.sampled_from([95, 10_000]),
 )
-@settings(max_examples=60, deadline=None)
 def test_any_store_is_listed_completely_and_in_order(
     starts: list[tuple[int, int]], order: str, limit: int, hint: DensityHint, max_depth: int
 ) -> None:

@@ -16,7 +16,7 @@ from runspan.errors import NotFound, TraceIncomplete
 from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
-relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(store: SqliteStore, spans: list[Span], tenant: str = "") -> WriteResult:

@@ -21,7 +21,7 @@ from runspan.contracts import Document, RunQuery
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import canonical_text
 
-relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 LIVE = [bytes([0xA0 + number] * 8) for number in range(8)]
 """Ids that a Recorder chose before the content was known."""

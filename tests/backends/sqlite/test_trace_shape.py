@@ -63,14 +63,14 @@ def test_every_case_comes_back(shared: SqliteStore, name: str) -> None:
 
 
 @given(runs(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_any_document_comes_back(shared: SqliteStore, run: Run, order: random.Random) -> None:
     """The same for documents that no case has."""
     check_comes_back(shared, run, f"tenant {shared.stats().runs}", order)
 
 
 @given(timed_runs, st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_any_times_come_back(shared: SqliteStore, run: Run, order: random.Random) -> None:
     """Also of runs with loops, open steps, attempts, and times that no backend can hold."""
     check_comes_back(shared, run, f"times of {shared.stats().runs}", order)

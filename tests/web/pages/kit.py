@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from playwright.sync_api import Page, expect
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
@@ -68,6 +69,13 @@ def fill(data: Path, documents: Iterable[dict[str, Any]], tenant: str = "") -> N
     with SqliteStore(data) as store:
         for document in documents:
             store.put(Run.from_json(json.dumps(document).encode()), tenant=tenant, observed_at=time.time_ns())
+
+
+def drawn(page: Page) -> Page:
+    """The run page, once it has drawn its steps or says that it has none; its header is there some frames earlier."""
+    steps = page.locator(".node, .timeline-row, .views > .state").filter(visible=True)
+    expect(steps.first).to_be_visible(timeout=30_000)
+    return page
 
 
 def push(url: str, document: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ ROWS = "table.runs tbody tr"
 
 def ids(page: Page) -> list[str]:
     """The ids in the list, from the top."""
-    return [row.get_attribute("data-run") or "" for row in page.locator(ROWS).all()]
+    found: list[str] = page.locator(ROWS).evaluate_all("(rows) => rows.map((row) => row.dataset.run)")
+    return found
 
 
 def row(page: Page, run_id: str) -> Locator:

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from runspan.web.pages.views import POLICY
 from support.cli import server
 from web.pages.chromium import Watch
-from web.pages.kit import fill, run, unfinished
+from web.pages.kit import drawn, fill, run, unfinished
 
 SCRIPT = "<script>alert('pwned')</script>"
 IMAGE = "<img src=x onerror=alert(1)>"
@@ -78,7 +78,7 @@ def test_every_id_leads_to_its_own_page(page: Page, url: str) -> None:
         assert answer is not None
         assert answer.ok
         assert unquote(page.locator("#run").get_attribute("data-run-id") or "") == text
-        expect(page.locator("#run h1")).to_be_visible()
+        expect(drawn(page).locator("#run h1")).to_be_visible()
         expect(page.locator("main script, main iframe")).to_have_count(0)
 
 

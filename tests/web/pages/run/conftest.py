@@ -10,12 +10,13 @@ from urllib.parse import quote
 
 import click
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from support.cli import SAMPLES, server
 from web.pages.chromium import watched
+from web.pages.kit import drawn
 from web.pages.run.documents import document, exact_run, hostile_run, large_run, long_run, loop_run, retried_run, step
 
 LINKS = ("--jaeger-url", "http://127.0.0.1:16686", "--grafana-url", "http://127.0.0.1:3000")
@@ -54,13 +55,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def opened(page: Page, runs: str) -> Opening:
-    """Opens the page of a run: ``opened("run_1", "step=fetch")``."""
+    """Opens the page of a run and waits until it has drawn: ``opened("run_1", "step=fetch")``."""
 
     def open_run(run_id: str, fragment: str = "", base: str = runs) -> Page:
         page.goto("about:blank")
         page.goto(f"{base}/runs/{quote(run_id, safe='')}" + (f"#{fragment}" if fragment else ""))
-        expect(page.locator(".run-header")).to_be_visible(timeout=30_000)
-        return page
+        return drawn(page)
 
     return open_run
 

@@ -14,7 +14,7 @@ from runspan import Run, encode
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import server
 from web.pages.chromium import Watch
-from web.pages.kit import push
+from web.pages.kit import drawn, push
 from web.pages.run.documents import document, step
 
 POLL = 21_000
@@ -40,7 +40,7 @@ def opened(page: Page, url: str, run_id: str) -> None:
     page.clock.install()
     page.goto(f"{url}/runs/{run_id}")
     page.clock.run_for(500)
-    expect(page.locator(".run-header")).to_be_visible()
+    drawn(page)
 
 
 def answered(page: Page) -> int:

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from web.pages.chromium import watched
+from web.pages.kit import drawn
 
 FOLDER = Path(__file__).parents[4] / "docs" / "screenshots"
 SIZE = {"width": 1280, "height": 800}
@@ -38,6 +39,7 @@ def picture(request: pytest.FixtureRequest, browser: Browser, runs: str) -> Iter
     with watched(browser, viewport=SIZE, color_scheme=scheme, reduced_motion="reduce") as (_, page, _watch):
         page.clock.install(time=SEEN)
         page.goto(f"{runs}/runs/{run_id}#{fragment}")
+        drawn(page)
         expect(page.locator(".detail.of-step")).to_be_visible()
         page.clock.run_for(1000)
         expect(page.get_by_role("link", name="Jaeger").first).to_be_visible()
