@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from itertools import count
-from random import uniform
 from typing import Final, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_result, wait_random_exponential
 
 _MAX_SLEEP: Final = 60.0
 """Seconds. A longer wait is several sleeps, so that ``halted`` is asked now and then."""
@@ -76,6 +77,10 @@ MAX_RETRY_AFTER: Final = 3600.0
 T = TypeVar("T")
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Retry after the delay that the server asks for, else after an exponential backoff with full jitter."""
@@ -99,7 +104,7 @@ class RetryPolicy:
         *,
         sleep: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
-        halted: Callable[[], bool] = lambda: False,
+        halted: Callable[[], bool] = _never,
     ) -> T:
         """Return the first result that is final, or the last one before the policy gives up.
 
@@ -110,18 +115,36 @@ class RetryPolicy:
         halted: Whether to stop retrying at once.
         """
         deadline = clock() + self.max_time
-        longest = min(self.first_delay, self.max_delay)
-        for attempts in count(1):
-            result = attempt()
-            delay = delay_of(result)
-            if delay is None or attempts == self.max_attempts or halted() or clock() + delay >= deadline:
-                break
+        result = attempt()
+        delay = delay_of(result)
+        if delay is None:
+            # tenacity's state refers to itself: it would keep each request's body until the next garbage collection.
+            return result
+        backoff = wait_random_exponential(multiplier=self.first_delay, max=self.max_delay)
+        attempts = count()
+
+        def retry() -> float | None:
+            nonlocal result, delay
+            if next(attempts) and not halted():
+                result = attempt()
+                delay = delay_of(result)
+            return delay
+
+        def wait(state: RetryCallState) -> float:
             # The last attempt comes when the time is up.
-            backoff = min(uniform(0.0, longest), max(0.0, deadline - clock()))  # noqa: S311  # no secret
-            sleep(delay or backoff)
-            if halted():
-                break
-            longest = min(2 * longest, self.max_delay)
+            return delay or min(backoff(state), max(0.0, deadline - clock()))
+
+        def stop(state: RetryCallState) -> bool:
+            used_up = self.max_attempts is not None and state.attempt_number >= self.max_attempts
+            return used_up or halted() or clock() + (delay or 0.0) >= deadline
+
+        Retrying(
+            retry=retry_if_result(lambda delay: delay is not None),
+            wait=wait,
+            stop=stop,
+            sleep=sleep,
+            retry_error_callback=lambda state: None,
+        )(retry)
         return result
 
 
