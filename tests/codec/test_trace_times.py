@@ -81,6 +81,7 @@ def test_a_trace_is_as_long_as_its_run(run: Run) -> None:
     assert {span.scope for span in spans} <= {SCOPE_RUN, SCOPE_STEP}
     assert min(span.start for span in spans) == root.start
     assert max(span.end - is_point(span) for span in spans) == root.end
+    assert all(span.end <= root.end for span in spans if span.name.endswith("(skipped)"))
     for span in spans[:-1]:
         parent = by_id.get(span.parent_id)
         if parent is None:

@@ -39,13 +39,14 @@ def interval_of(step: Step) -> Interval:
 def positions(intervals: Sequence[Interval], first: int, last: int | None) -> dict[int, int]:
     """Return the positions of the steps without times, by index: the latest end of the steps before them.
 
-    ``first`` and ``last`` are the bounds of the run in nanoseconds since 1970; ``last`` is None if it is unknown.
+    Each lies at least a nanosecond before the end of the run, since its span is as long as that. ``first`` and ``last``
+    are the bounds of the run in nanoseconds since 1970; ``last`` is None if it is unknown.
     """
     found: dict[int, int] = {}
     latest = first
     for index, interval in enumerate(intervals):
         if interval.is_timeless:
-            found[index] = max(first, latest if last is None else min(latest, last))
+            found[index] = max(first, latest if last is None else min(latest, last - 1))
         else:
             latest = max(latest, interval.start or 0, interval.end or 0)
     return found
