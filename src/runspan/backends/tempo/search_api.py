@@ -15,23 +15,8 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
+from runspan.codec import fields
 from runspan.codec.attributes import run_template
-from runspan.codec.fields import (
-    DIGEST,
-    NON_CANONICAL,
-    REVISION,
-    ROLE,
-    ROLE_REVISION,
-    ROLE_RUN,
-    ROOT_REVISION,
-    RUN_FIELDS,
-    RUN_ID,
-    SCOPE_REVISION,
-    SCOPE_RUN,
-    SUMMARY_DIGEST,
-    TENANT,
-    FieldKind,
-)
 from runspan.contracts import RunQuery
 from runspan.errors import BackendRefused, QueryUnsupported
 from runspan.http.client import Response
@@ -45,20 +30,20 @@ _TRACE_ID_DIGITS: Final = 32
 
 # TraceQL.
 
-_FIELDS: Final = {field.member: field for field in RUN_FIELDS}
+_FIELDS: Final = {field.member: field for field in fields.RUN_FIELDS}
 _SUMMARY_FIELDS: Final = [_FIELDS[member] for member in SUMMARY_MEMBERS if member != "id"]
 SELECTED: Final = (
-    *(REVISION, RUN_ID, TENANT, DIGEST, SUMMARY_DIGEST),
+    *(fields.REVISION, fields.RUN_ID, fields.TENANT, fields.DIGEST, fields.SUMMARY_DIGEST),
     *(
-        field.key + NON_CANONICAL if field.kind in (FieldKind.START, FieldKind.END) else field.key
+        field.key + fields.NON_CANONICAL if field.kind in (fields.FieldKind.START, fields.FieldKind.END) else field.key
         for field in _SUMMARY_FIELDS
     ),
 )
 """The attributes of a list item whose members have their canonical form. The role follows from the revision."""
 
-_RUN_SPAN: Final = f'instrumentation:name = "{SCOPE_RUN}"'
-_REVISION_SPAN: Final = f'instrumentation:name = "{SCOPE_REVISION}"'
-_AFTER_END: Final = f"span.{REVISION} > {ROOT_REVISION}"
+_RUN_SPAN: Final = f'instrumentation:name = "{fields.SCOPE_RUN}"'
+_REVISION_SPAN: Final = f'instrumentation:name = "{fields.SCOPE_REVISION}"'
+_AFTER_END: Final = f"span.{fields.REVISION} > {fields.ROOT_REVISION}"
 _WITHOUT_RUN_SPAN: Final = "max(duration) < 2ns"
 """Leaves out the fragments that have the run span as well, unless the run has no length: revision spans have none."""
 _MOST_RECENT: Final = "with(most_recent=true)"
@@ -157,7 +142,7 @@ def quote(text: str) -> str:
 
 def _tenant_terms(query: RunQuery) -> list[str]:
     # The reader filters runs without a tenant: Tempo finds only some of the spans where a key is ``= nil``.
-    return [_equal(TENANT, query.tenant)] if query.tenant else []
+    return [_equal(fields.TENANT, query.tenant)] if query.tenant else []
 
 
 def _workflow_terms(query: RunQuery, is_root: Iterable[bool]) -> list[str]:
@@ -291,8 +276,8 @@ def _span(trace_id: bytes, raw: _SpanJson) -> Span:
         if value.int_value is not None:
             number = int(value.int_value)
             own.append((attribute.key, number))
-            if attribute.key == REVISION:
-                own.append((ROLE, ROLE_RUN if number == ROOT_REVISION else ROLE_REVISION))
+            if attribute.key == fields.REVISION:
+                own.append((fields.ROLE, fields.ROLE_RUN if number == fields.ROOT_REVISION else fields.ROLE_REVISION))
         elif value.string_value not in (None, _NIL):
             own.append((attribute.key, value.string_value))
     return Span(
@@ -313,7 +298,7 @@ def _span(trace_id: bytes, raw: _SpanJson) -> Span:
 def version_of(span: Span) -> tuple[int, str]:
     """Return the revision and the digest of a run or revision span, by which versions of a run rank."""
     attributes = span.attributes()
-    revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
+    revision, digest = attributes.get(fields.REVISION), attributes.get(fields.DIGEST)
     return revision if type(revision) is int else -1, digest if type(digest) is str else ""
 
 
