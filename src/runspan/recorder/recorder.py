@@ -13,7 +13,7 @@ from functools import partial
 from random import Random
 from typing import Any, Self
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
 
@@ -165,8 +165,13 @@ class Recorder:
             raise ConfigError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
         self.tenant = validate_text("tenant", tenant)
         self._counters = Counters()
-        self._clock = clock
-        self._precision = PRECISIONS[precision]
+        self._make_record = partial(
+            RunRecord,
+            clock=clock,
+            precision=PRECISIONS[precision],
+            count=self._counters.add,
+            on_change=self._mark_dirty,
+        )
         self._new_id = new_id
         self._exit_timeout = exit_timeout
         self._own_provider: TracerProvider | None = None
@@ -257,18 +262,6 @@ class Recorder:
             return record
 
         return RunRecording(self._worker, make, input=input, capture_input=capture_input, capture_output=capture_output)
-
-    def _make_record(self, run_id: str, workflow_id: str | UnsetType, tenant: str, resume_count: int = 0) -> RunRecord:
-        return RunRecord(
-            run_id,
-            workflow_id,
-            tenant,
-            clock=self._clock,
-            precision=self._precision,
-            count=self._counters.add,
-            on_change=self._mark_dirty,
-            resume_count=resume_count,
-        )
 
     def _mark_dirty(self, record: RunRecord, is_urgent: bool) -> None:
         self._worker.outbox.mark_dirty(record, is_urgent)  # a forked child has an outbox of its own

@@ -191,19 +191,19 @@ class RunRecord:
         run_id: str,
         workflow_id: str | UnsetType,
         tenant: str,
+        resume_count: int = 0,
         *,
         clock: Callable[[], int],
         precision: int,
         count: Callable[[str], None],
         on_change: Callable[[RunRecord, bool], None],
-        resume_count: int = 0,
     ) -> None:
         """Begin a run that is pending.
 
+        resume_count: how often the run was resumed from a checkpoint before.
         precision: of its times, a value of ``PRECISIONS``.
         count: called with the name of a count of ``RecorderReport`` to increment.
         on_change: called after each change, outside the lock, with True when the run's own status changed.
-        resume_count: how often the run was resumed from a checkpoint before.
 
         The time of the beginning and the resume count are part of the step span ids. A run that is resumed, or executed
         again under its id, therefore uses no span id twice, however soon that is and whatever the clock of another

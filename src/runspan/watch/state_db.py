@@ -138,7 +138,7 @@ class WatchState:
 
         ``prefix_digest`` returns the SHA-256 of so many of its first bytes. If they changed, nothing was read before.
         """
-        self._forget_order()
+        self._do("DELETE FROM file_runs")
         row = self._do(
             "SELECT size, digest FROM files WHERE name = ? AND inode = ? AND size <= ? AND digest IS NOT NULL",
             (name, stat.inode, stat.size),
@@ -179,7 +179,7 @@ class WatchState:
         if newest is None or newest[0] == digest:
             self._is_newest(trace_id)
         elif new:
-            self._do("INSERT OR IGNORE INTO older VALUES (?)", (trace_id,))
+            self._do("INSERT INTO file_runs VALUES (?, 0, 1) ON CONFLICT DO UPDATE SET ends_older = 1", (trace_id,))
         return None if acked else SendPlan((trace_id, digest), observed_at, bool(after_root))
 
     def reverted_runs(self, since: int) -> set[bytes]:
@@ -189,11 +189,11 @@ class WatchState:
         version is in this file too: then this is an old file that is read again.
         """
         found = self._do(
-            "SELECT trace_id FROM older JOIN runs USING (trace_id)"
-            " WHERE observed_at < ? OR trace_id IN (SELECT trace_id FROM newest)",
+            "SELECT trace_id FROM file_runs JOIN runs USING (trace_id)"
+            " WHERE ends_older AND (observed_at < ? OR has_newest)",
             (since,),
         ).fetchall()
-        self._forget_order()
+        self._do("DELETE FROM file_runs")
         return {trace_id for (trace_id,) in found}
 
     def plan_resend(self, run: Run, now: int) -> SendPlan:
@@ -242,14 +242,9 @@ class WatchState:
         self._is_newest(trace_id)
         return SendPlan((trace_id, digest), observed_at, after_root)
 
-    def _forget_order(self) -> None:
-        self._do("DELETE FROM older")
-        self._do("DELETE FROM newest")
-
     def _is_newest(self, trace_id: bytes) -> None:
         """Record that the version that was just read is the newest, whatever came before it in the file."""
-        self._do("INSERT OR IGNORE INTO newest VALUES (?)", (trace_id,))
-        self._do("DELETE FROM older WHERE trace_id = ?", (trace_id,))
+        self._do("INSERT OR REPLACE INTO file_runs VALUES (?, 1, 0)", (trace_id,))
 
     def unfinished(self) -> tuple[int, int | None]:
         """Return how many runs had not ended when they were last read, and the earliest start among them."""
@@ -319,8 +314,8 @@ class WatchState:
             raise self._damaged(f"a file of status {row[0]}")
         # A file of which the receiver refused something gets another chance.
         self._do("UPDATE files SET changed = ? WHERE status = ?", (_NEVER, FileStatus.REJECTED))
-        for name in ("older", "newest"):
-            self._do(f"CREATE TEMP TABLE {name} (trace_id BLOB PRIMARY KEY) WITHOUT ROWID")
+        # The runs of the file that is being read: whether it has their newest version, and ends with an older one.
+        self._do("CREATE TEMP TABLE file_runs (trace_id BLOB PRIMARY KEY, has_newest, ends_older) WITHOUT ROWID")
 
     def _damaged(self, got: str) -> StoreError:
         return StoreError("the file is damaged", where=str(self.path), expected=_SCHEMA.name, got=got, hint=_HINT)
