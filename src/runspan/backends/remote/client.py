@@ -10,14 +10,7 @@ from typing import Final
 from runspan.backends.remote.config import PREFIX, RemoteConfig
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.contracts import Document
-from runspan.errors import (
-    BackendBusy,
-    BackendError,
-    BackendRefused,
-    BackendUnreachable,
-    NotFound,
-    TraceIncomplete,
-)
+from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.http.client import ErrorHints, HttpClient, Response
 from runspan.http.retry import parse_retry_after
 from runspan.model.span import Span, run_ids
