@@ -166,7 +166,7 @@ class JaegerReader:
         rows = rows[: query.limit]
         cursor = Cursor(rows[-1].time, rows[-1].run_id) if has_more and rows else None
         end = 0 if cursor is None else cursor.time
-        notes = [note.text for note in windows.notes if note.time >= end]
+        notes = [text for at, text in windows.notes if at >= end]
         return Page([row.summary for row in rows], cursor, limited_notes(notes))
 
     def check(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from statistics import median_high
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -181,14 +181,6 @@ class StoreLimits:
     """Microseconds of a range; None when the store accepts every range, also one in the future."""
 
 
-class Note(NamedTuple):
-    """Something that a list does not show, or not as it should."""
-
-    time: int
-    """Where it lies, in nanoseconds since 1970."""
-    text: str
-
-
 class WindowedSearch:
     """The searches of one list. ``rows`` may be abandoned at any row.
 
@@ -205,8 +197,8 @@ class WindowedSearch:
         self._hint = hint
         self._limits = limits
         self._now = now
-        self.notes: dict[Note, None] = {}
-        """What was found and cannot be listed as it is, once each."""
+        self.notes: dict[tuple[int, str], None] = {}
+        """What was found and cannot be listed as it is, once each: time in nanoseconds since 1970, and text."""
         self._is_sample = hint.gap is None
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
         self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
@@ -352,7 +344,7 @@ class WindowedSearch:
         return query.cursor is None or (run.time, run.run_id) < (query.cursor.time, query.cursor.run_id)
 
     def _note(self, time: int, text: str) -> None:
-        self.notes[Note(time, text)] = None
+        self.notes[time, text] = None
 
 
 def _rank(run: RunSummary) -> tuple[int, str]:

@@ -127,7 +127,8 @@ class Ingester:
                 if has_fragments:
                     self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
             return True
-        if state is not None and self._is_outdated(connection, trace_id, run, state):
+        stored = None if state is None else self._stored(connection, trace_id)
+        if stored is not None and _is_outdated(run, stored):
             return False
         if state is not None:
             revision = next_revision(state.revision, run, observed_at)
@@ -144,25 +145,10 @@ class Ingester:
                     newest = merged.revision
                     row = _with_conflict(self._row(newest, now, merged.incomplete), merged.conflict)
                 _replace_fragments(connection, fragments, merged.fragments, tenant, now)
-            stored = None if state is None else self._stored(connection, trace_id)
             if stored is not None:
                 queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
         queries.upsert_runs(connection, [row])
         return True
-
-    def _is_outdated(self, connection: sqlite3.Connection, trace_id: bytes, run: Run, state: RevisionState) -> bool:
-        """Return whether an unfinished document is older than the stored end of its run, or what followed it.
-
-        Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than
-        its end had.
-        """
-        if run.finished or state.revision < ROOT_REVISION:
-            return False
-        stored = self._stored(connection, trace_id)
-        if stored is None:
-            return False
-        latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
-        return latest < stored_latest or (latest == stored_latest and stored.run.finished)
 
     def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
         """Return the stored revision; None when it is damaged, since the next one replaces it."""
@@ -319,6 +305,18 @@ class Ingester:
                 queries.update_incomplete(connection, trace_id, incomplete, ended, now)
         _replace_fragments(connection, fragments, waiting, tenant, now)
         return None
+
+
+def _is_outdated(run: Run, stored: StoredRevision) -> bool:
+    """Return whether an unfinished document is older than the stored end of its run, or what followed it.
+
+    Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than its end
+    had.
+    """
+    if run.finished or stored.revision < ROOT_REVISION:
+        return False
+    latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
+    return latest < stored_latest or (latest == stored_latest and stored.run.finished)
 
 
 def _verify(spans: Sequence[Span]) -> VerifiedRun | None:
