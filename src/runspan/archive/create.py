@@ -15,35 +15,15 @@ import zstandard
 from msgspec import Struct
 
 from runspan._version import __version__
+from runspan.archive import targets
 from runspan.archive.select import MAX_NAMED, CollectedRun, RetryingReader, collect, cursor_before
-from runspan.archive.targets import (
-    ArchiveTarget,
-    exclusive,
-    existing_names,
-    open_target,
-    target_name,
-    translate_os_errors,
-    unfinished,
-)
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.delivery.dead_letters import framed
 from runspan.errors import StoreError
 from runspan.model.document import Run, sort_time
 from runspan.model.timestamps import SECOND
-from runspan.sources.archive import (
-    FORMAT,
-    PART_PREFIX,
-    PART_SUFFIXES,
-    PROGRESS,
-    VERSION,
-    ArchivePart,
-    Manifest,
-    digest_line,
-    digests_of,
-    find_damage,
-    write_manifest,
-)
+from runspan.sources import archive
 
 PART_BYTES: Final = 32 << 20
 """The size of the documents in one file, about. A file is compressed in memory, and is the most that a killed process
@@ -96,7 +76,7 @@ class ArchiveProgress(Struct, rename="camel"):
     ages: AgeRange
     after: tuple[int, str]
     """The cursor of the list after the last run that was written."""
-    manifest: Manifest
+    manifest: archive.Manifest
     """The manifest of what was written, without its totals."""
 
 
@@ -106,7 +86,7 @@ class ArchiveResult:
 
     path: str
     """The archive, or "" when there was nothing to archive."""
-    manifest: Manifest
+    manifest: archive.Manifest
     resumed: bool
     """Whether an unfinished archive was resumed."""
 
@@ -141,14 +121,14 @@ def create_archive(
 
     ``now``: nanoseconds since 1970. StoreError when it cannot be written, or does not come back as it was written.
     """
-    with translate_os_errors(request.to), exclusive(request.to):
+    with targets.translate_os_errors(request.to), targets.exclusive(request.to):
         job = _ArchiveJob.begin(request, now, callbacks.other)
         job.collect(reader, callbacks, part_bytes)
         manifest = job.manifest()
         if not manifest.files:
             return ArchiveResult("", manifest, resumed=False)
         target = job.target
-        for damage in find_damage(target.path, manifest, on_bytes=callbacks.checked):
+        for damage in archive.find_damage(target.path, manifest, on_bytes=callbacks.checked):
             raise StoreError(
                 "what was written does not come back",
                 where=damage.where or target.path,
@@ -156,7 +136,7 @@ def create_archive(
                 got=damage.got,
                 hint="nothing was deleted; delete this unfinished archive, check the disk, and archive again",
             )
-        target.publish(write_manifest(manifest))
+        target.publish(archive.write_manifest(manifest))
         return ArchiveResult(target.path, manifest, job.resumed)
 
 
@@ -167,7 +147,7 @@ class _ArchiveJob:
         self.progress = progress
         self.resumed = resumed
         self._name, self._to = name, to
-        self._target: ArchiveTarget | None = None
+        self._target: targets.ArchiveTarget | None = None
 
     @classmethod
     def begin(cls, request: ArchiveRequest, now: int, other: Callable[[str, str], None]) -> _ArchiveJob:
@@ -177,7 +157,7 @@ class _ArchiveJob:
         for its own command: an error would stop a nightly archive because of another one that was tried once.
         """
         digest = sha256(request.source_url.encode()).hexdigest()
-        for name, content in sorted(unfinished(request.to).items()):
+        for name, content in sorted(targets.unfinished(request.to).items()):
             try:
                 progress = msgspec.json.decode(content, type=ArchiveProgress)
             except msgspec.MsgspecError:
@@ -186,11 +166,11 @@ class _ArchiveJob:
                 continue
             if progress.manifest.compression == request.compression and progress.ages == request.ages:
                 return cls(name, request.to, progress, resumed=True)
-            other(target_name(request.to, name), f"{progress.ages} --format {progress.manifest.compression}")
+            other(targets.target_name(request.to, name), f"{progress.ages} --format {progress.manifest.compression}")
         moment = datetime.fromtimestamp(now / SECOND, UTC)
-        manifest = Manifest(
-            format=FORMAT,
-            version=VERSION,
+        manifest = archive.Manifest(
+            format=archive.FORMAT,
+            version=archive.VERSION,
             created_at=moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
             created_by=f"runspan {__version__}",
             tenant=request.tenant,
@@ -200,12 +180,12 @@ class _ArchiveJob:
             compression=request.compression,
         )
         progress = ArchiveProgress(digest, request.ages, _pair(cursor_before(request.before)), manifest)
-        return cls(_free_name(moment, existing_names(request.to)), request.to, progress, resumed=False)
+        return cls(_free_name(moment, targets.existing_names(request.to)), request.to, progress, resumed=False)
 
     @property
-    def target(self) -> ArchiveTarget:
+    def target(self) -> targets.ArchiveTarget:
         """The folder of the archive, created with its first file, so that nothing to archive leaves nothing behind."""
-        self._target = self._target or open_target(self._to, self._name)
+        self._target = self._target or targets.open_target(self._to, self._name)
         return self._target
 
     def collect(self, reader: RetryingReader, callbacks: ArchiveCallbacks, part_bytes: int) -> None:
@@ -234,7 +214,7 @@ class _ArchiveJob:
         if writer is not None:
             self._write(writer, cursor)
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> archive.Manifest:
         """Return the manifest of what was written."""
         parts = self.progress.manifest.files
         return msgspec.structs.replace(
@@ -252,7 +232,7 @@ class _ArchiveJob:
         self.target.write(part.name, content)
         self._change(files=(*self.progress.manifest.files, part))
         self.progress.after = _pair(after)
-        self.target.write(PROGRESS, msgspec.json.encode(self.progress))
+        self.target.write(archive.PROGRESS, msgspec.json.encode(self.progress))
 
     def _change(self, **members: Any) -> None:
         self.progress.manifest = msgspec.structs.replace(self.progress.manifest, **members)
@@ -269,8 +249,8 @@ class PartWriter:
 
     def __init__(self, number: int, compression: str, *, target: int = PART_BYTES) -> None:
         """``number``: of the file in the archive, from 1. ``target``: bytes of documents."""
-        self._stem = f"{PART_PREFIX}{number:06}"
-        self._suffix = PART_SUFFIXES[compression]
+        self._stem = f"{archive.PART_PREFIX}{number:06}"
+        self._suffix = archive.PART_SUFFIXES[compression]
         self._target = target
         self._compressor = _compressor(compression)
         self._compressed: list[bytes] = []
@@ -285,15 +265,15 @@ class PartWriter:
     def add(self, run: Run) -> None:
         """Append a document: its line, or an array of its own when the text has several lines."""
         self._compressed.append(self._compressor.compress(framed(run.text)))
-        self._digests.append(digest_line(sha256(run.text).digest(), run.id))
+        self._digests.append(archive.digest_line(sha256(run.text).digest(), run.id))
         self._times.append(sort_time(run.envelope))
         self._bytes += len(run.text)
 
-    def finish(self) -> tuple[ArchivePart, bytes, bytes]:
+    def finish(self) -> tuple[archive.ArchivePart, bytes, bytes]:
         """Return the entry in the manifest, the file and its file of digests. No document can be added after that."""
         content = b"".join([*self._compressed, self._compressor.flush()])
         digests = b"".join(self._digests)
-        part = ArchivePart(
+        part = archive.ArchivePart(
             name=self._stem + self._suffix,
             runs=len(self._digests),
             bytes=len(content),
@@ -322,14 +302,16 @@ class PurgeReport:
     """Foreign spans that were deleted with their runs. An archive does not contain them."""
 
 
-def purge(store: SqliteStore, folder: str, manifest: Manifest, *, on_progress: Callable[[int], None]) -> PurgeReport:
+def purge(
+    store: SqliteStore, folder: str, manifest: archive.Manifest, *, on_progress: Callable[[int], None]
+) -> PurgeReport:
     """Delete the runs of a verified archive. ``on_progress``: called with the number of runs that were just examined.
 
     If the process is killed, every run is either complete in the store or deleted, and all are in the archive.
     """
     report = PurgeReport()
     for part in manifest.files:
-        items = digests_of(folder, part)
+        items = archive.digests_of(folder, part)
         for start in range(0, len(items), _PURGED_AT_ONCE):
             batch = items[start : start + _PURGED_AT_ONCE]
             done = store.purge(batch, manifest.tenant)

@@ -131,12 +131,6 @@ def _encode_non_canonical(content: SpanContent, key: str, value: Any) -> None:
     encode_text(content, key + fields.NON_CANONICAL, value if type(value) is Raw else _json(value))
 
 
-def _decode_non_canonical(attributes: Mapping[str, Value], key: str) -> Any:
-    """Return ``Raw``, a string or None; UNSET if there is no such attribute."""
-    text = decode_text(attributes, key + fields.NON_CANONICAL)
-    return UNSET if text is None else _string_or_raw(text)
-
-
 def _string_or_raw(text: bytes) -> Any:
     if text == b"null":
         return None
@@ -175,14 +169,15 @@ def decode_value(attributes: Mapping[str, Value], field: fields.Field) -> Any:
         text = decode_text(attributes, field.key)
         return UNSET if text is None else Raw(text)
     value = attributes.get(field.key)
-    if field.kind is _INTEGER:
-        if type(value) is int:
-            return Raw(b"%d" % value)
-        text = decode_text(attributes, field.key + fields.NON_CANONICAL)
-        return UNSET if text is None else Raw(text)
-    if type(value) is str:
+    is_integer = field.kind is _INTEGER
+    if is_integer and type(value) is int:
+        return Raw(b"%d" % value)
+    if not is_integer and type(value) is str:
         return value
-    return _decode_non_canonical(attributes, field.key)
+    text = decode_text(attributes, field.key + fields.NON_CANONICAL)
+    if text is None:
+        return UNSET
+    return Raw(text) if is_integer else _string_or_raw(text)
 
 
 def _parse_int64(text: bytes) -> int | None:
@@ -348,9 +343,8 @@ def _decode_field_by_field(
     return values
 
 
-def decode_step(span: Span, attributes: Mapping[str, Value] | None = None) -> Step:
-    """Return the step of a step span. Raises AttributeDecodeError."""
-    attributes = read_attributes(span) if attributes is None else attributes
+def decode_step(span: Span, attributes: Mapping[str, Value]) -> Step:
+    """Return the step of a step span. Raises AttributeDecodeError. For ``attributes`` see ``read_attributes``."""
     values = decode_members(attributes, fields.STEP_TABLE, span)
     if "id" not in values:
         raise AttributeDecodeError(f"span {span.span_id.hex()}: the step's id is missing")

@@ -132,11 +132,7 @@ def verify_run(spans: Iterable[Span]) -> VerifiedRun:
         return VerifiedRun(
             run, tenant if type(tenant) is str else "", revision, manifest, span.start, _limited(missing), conflict
         )
-    raise TraceIncomplete(
-        "no revision of the run can be verified",
-        missing=_limited(missing),
-        hint=_RETRY_HINT,
-    )
+    raise TraceIncomplete("no revision of the run can be verified", missing=_limited(missing), hint=_RETRY_HINT)
 
 
 def _is_verified(revision: tuple[int, str, int, Span, dict[str, Value]], steps: _StepSpans) -> bool:

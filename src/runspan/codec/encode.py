@@ -29,7 +29,7 @@ from runspan.codec.attributes import (
     text_events,
 )
 from runspan.codec.fields import ROOT_REVISION
-from runspan.codec.placement import Interval, enclosing_loops, interval_of, parents_first, positions
+from runspan.codec.placement import Interval, enclosing_loops, parents_first, positions
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
     Run,
@@ -147,7 +147,8 @@ class StepPartsBuilder:
             usage = semconv.read_usage(step.output)
             if usage is not None:
                 self.usages.append(usage)
-                semconv.add_usage(content.pairs, usage)
+                semconv.add_model(content.pairs, usage.model)
+                semconv.add_counts(content.pairs, usage)
         elif template.is_sub_workflow:
             child = semconv.read_child_run_id(step.output)
             if child:
@@ -424,7 +425,7 @@ class StepLayout:
 
     def _place(self, has_loops: bool) -> None:
         envelope, encoder = self.encoder.envelope, self.encoder
-        intervals: list[Interval] = [interval_of(step) for step in self.steps]
+        intervals = [Interval(time_ns(step.started_at), time_ns(step.completed_at)) for step in self.steps]
         self._positions = positions(intervals, encoder.position, time_ns(envelope.completed_at))
         if has_loops:
             self._loops = enclosing_loops(self.steps, intervals, self._positions, self.ended)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from runspan.model.document import Step, time_ns
+from runspan.model.document import Step
 
 LOOP: Final = "loop"
 """The type of the steps that contain their rounds."""
@@ -26,15 +26,6 @@ class Interval(NamedTuple):
     start: int | None
     end: int | None
 
-    @property
-    def is_timeless(self) -> bool:
-        return self.start is None and self.end is None
-
-
-def interval_of(step: Step) -> Interval:
-    """Return the times of a step."""
-    return Interval(time_ns(step.started_at), time_ns(step.completed_at))
-
 
 def positions(intervals: Sequence[Interval], first: int, last: int | None) -> dict[int, int]:
     """Return the positions of the steps without times, by index: the latest end of the steps before them.
@@ -45,7 +36,7 @@ def positions(intervals: Sequence[Interval], first: int, last: int | None) -> di
     found: dict[int, int] = {}
     latest = first
     for index, interval in enumerate(intervals):
-        if interval.is_timeless:
+        if interval.start is None and interval.end is None:
             found[index] = max(first, latest if last is None else min(latest, last - 1))
         else:
             latest = max(latest, interval.start or 0, interval.end or 0)

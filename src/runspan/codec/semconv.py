@@ -147,12 +147,6 @@ def read_usage(output: object) -> Usage | None:
     return _read(_OUTPUT, text).usage if b'"usage"' in text else None
 
 
-def add_usage(pairs: Pairs, usage: Usage) -> None:
-    """Append model, provider, tokens and cost of an agent step, as far as they are known."""
-    add_model(pairs, usage.model)
-    add_counts(pairs, usage)
-
-
 def add_model(pairs: Pairs, model: str) -> None:
     """Append the model and its provider, if they are known."""
     if model:

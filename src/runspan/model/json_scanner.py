@@ -132,7 +132,7 @@ def _after_value(text: str, position: int, closers: list[str]) -> int:
             more = (_MORE_ELEMENTS if is_array else _MORE_MEMBERS).match(text, position)
             if more is None or more.end() == position:
                 position = skip_space(text, position + 1)
-                return position if is_array else _past_key(text, position)
+                return position if is_array else _match_key(text, position).end()
             position = more.end()
         else:
             position = _close(text, position, closers)
@@ -162,9 +162,7 @@ def members(text: str, position: int) -> Iterator[Member]:
     if text.startswith("}", start):
         return
     while start is not None:
-        key = _KEY.match(text, start)
-        if key is None:
-            raise _not_a_member(text, start)
+        key = _match_key(text, start)
         end = end_of_value(text, key.end())
         yield Member(string_value(key[1]), key[1], text[key.end() : end], key.end())
         start = _next_item(text, end, "}")
@@ -257,11 +255,11 @@ def _child_at(text: str, start: int, position: int) -> tuple[str, int]:
         index += 1
 
 
-def _past_key(text: str, position: int) -> int:
+def _match_key(text: str, position: int) -> re.Match[str]:
     key = _KEY.match(text, position)
     if key is None:
         raise _not_a_member(text, position)
-    return key.end()
+    return key
 
 
 def _not_a_value(text: str, position: int) -> ScanError:

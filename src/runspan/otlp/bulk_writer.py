@@ -8,7 +8,7 @@ C extension ``_column_loops`` if it was built, else by ``column_loops``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import sha256
 from itertools import chain, repeat
 from operator import attrgetter, eq, ge, le, lt, not_
@@ -106,7 +106,11 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         )
         for run_id, template in zip(run_ids, templates, strict=True)
     ]
-    per_step = partial(_repeat_per_step, counts)
+
+    def per_step(values: Iterable[Any]) -> list[Any]:
+        """Return the value of each run, repeated for each of its steps."""
+        return list(chain.from_iterable(map(repeat, values, counts)))
+
     parents = [PARENT_ID + root_id for root_id in root_ids]
     steps = _StepColumns([step for envelope in envelopes for step in envelope.steps], per_step(range(len(runs))))  # type: ignore[union-attr]
     steps.place(counts, starts, [time_ns(envelope.completed_at) for envelope in envelopes])
@@ -158,11 +162,6 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         written.append(None if index in excluded else [*below, (fields.SCOPE_RUN, revision_spans[index])])
         first += count
     return written
-
-
-def _repeat_per_step(counts: list[int], values: Iterable[Any]) -> list[Any]:
-    """Return the value of each run, repeated for each of its steps."""
-    return list(chain.from_iterable(map(repeat, values, counts)))
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from runspan.otlp.protobuf_reader import (
 from runspan.otlp.protobuf_writer import Resource
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
+_HEX = re.compile("(?:[0-9a-fA-F]{2})*")
 
 
 def read_json(body: bytes) -> ParsedRequest:
@@ -112,20 +114,14 @@ def _ids_to_base64(data: dict[str, Any]) -> None:
 
 def _rewrite_ids(path: str, message: dict[str, Any]) -> None:
     for name in _ID_NAMES:
-        if message.get(name) is None:
+        text = message.get(name)
+        if text is None:
             continue
-        try:
-            message[name] = b64encode(_unhex(message[name])).decode()
-        except ValueError:
+        if not isinstance(text, str) or not _HEX.fullmatch(text):
             raise PayloadError(
-                where=path + name, expected="hex digits", got=repr(message[name])[:60], hint="OTLP/JSON ids are hex"
-            ) from None
-
-
-def _unhex(text: object) -> bytes:
-    if not isinstance(text, str) or not text.isascii() or any(map(str.isspace, text)):
-        raise ValueError
-    return bytes.fromhex(text)
+                where=path + name, expected="hex digits", got=repr(text)[:60], hint="OTLP/JSON ids are hex"
+            )
+        message[name] = b64encode(bytes.fromhex(text)).decode()
 
 
 def _span(span: Span) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -352,7 +353,7 @@ def to_parsed_request(data: TracesData) -> ParsedRequest:
                 trace_id, span_id = span.trace_id, span.span_id
                 reason = _too_many_parts(span)
                 pairs = [] if reason else _pairs(span)
-                own = _is_own(pairs)
+                own = ROLE in map(itemgetter(0), pairs)
                 reason = reason or _invalid(span, trace_id, span_id, own)
                 if reason and len(request.rejected) == MAX_REJECTIONS:
                     unlisted += 1
@@ -396,13 +397,6 @@ def to_span(span: WireSpan, pairs: list[tuple[str, Value]], scope: str) -> Span:
         tuple([Link(link.trace_id, link.span_id, tuple(_pairs(link))) for link in links]) if links else (),
         scope,
     )
-
-
-def _is_own(pairs: list[tuple[str, Value]]) -> bool:
-    for key, _ in pairs:  # noqa: SIM110  # any() would start a generator, and the role is among the first attributes
-        if key == ROLE:
-            return True
-    return False
 
 
 def _pairs(holder: Any) -> list[tuple[str, Value]]:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
+import msgspec
+from msgspec import Struct
+
 from runspan.codec.encode import encode
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
@@ -45,8 +48,9 @@ class Send(Protocol):
     def __call__(self, runs: Sequence[Run], observed_at: int) -> Sent: ...
 
 
-@dataclass(slots=True)
-class VerifyResult:
+class VerifyResult(
+    Struct, rename={"run_id": "id", "trace_id": "traceId", "by_id": "secondsById", "in_lists": "secondsInLists"}
+):
     """The result for one run."""
 
     run_id: str
@@ -63,15 +67,8 @@ class VerifyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {
-            "id": self.run_id,
-            "traceId": self.trace_id,
-            "result": self.result,
-            "detail": self.detail,
-            "advice": list(self.advice),
-            "secondsById": self.by_id,
-            "secondsInLists": self.in_lists,
-        }
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
 
 def verify(

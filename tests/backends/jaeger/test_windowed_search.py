@@ -157,8 +157,8 @@ def test_a_newer_revision_span_that_is_cut_leaves_the_older_revision() -> None:
     spans.append(found(cut))
     windows = windowed(store, RunQuery(), DensityHint(T0 // 1000))
     assert [row.summary for row in windows.rows()] == [running("r").summary()]
-    (note,) = windows.notes
-    assert note.text.startswith("run r is listed as of an older revision: attribute runspan.revision")
+    ((_, note),) = windows.notes
+    assert note.startswith("run r is listed as of an older revision: attribute runspan.revision")
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -194,7 +194,7 @@ def test_a_store_that_refuses_wide_ranges(width: int) -> None:
     limits = StoreLimits(max_width=LIMITED_WIDTH)
     windows = windowed(store, RunQuery(), DensityHint(T0 // 1000), limits)
     assert [row.run_id for row in windows.rows()] == [f"r{number:02}" for number in range(LOOKBACK_DAYS // 40 + 1)]
-    assert [note.text for note in windows.notes] == [
+    assert [text for _, text in windows.notes] == [
         f"runs that started more than {LOOKBACK_DAYS} days ago were not searched"
     ]
     assert limits.max_width is not None

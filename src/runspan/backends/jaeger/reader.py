@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, product
-from threading import Lock
 from typing import Final
 
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
@@ -74,7 +73,6 @@ class JaegerReader:
         self._monotonic = monotonic
         self._sleep = sleep
         self._list_seconds = list_seconds
-        self._lock = Lock()
         self._search_api: SearchApi | None = None
         self._hints: dict[_ListKind, DensityHint] = {}
         self._limits: StoreLimits | None = None
@@ -121,7 +119,8 @@ class JaegerReader:
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``list_seconds``."""
         conditions = _conditions(query)
-        services = self._service_names()
+        # Every list fetches them, so that runs of a new service are not left out.
+        services = self._fetch_services() if self._services is None else self._services
         if not conditions or not services:
             return Page([])
         search = self._detected_search_api()
@@ -167,7 +166,7 @@ class JaegerReader:
         rows = rows[: query.limit]
         cursor = Cursor(rows[-1].time, rows[-1].run_id) if has_more and rows else None
         end = 0 if cursor is None else cursor.time
-        notes = [note.text for note in windows.notes if note.time >= end]
+        notes = [text for at, text in windows.notes if at >= end]
         return Page([row.summary for row in rows], cursor, limited_notes(notes))
 
     def check(self) -> None:
@@ -190,13 +189,10 @@ class JaegerReader:
         self._hints[kind] = hint
 
     def _detected_search_api(self) -> SearchApi:
-        with self._lock:
-            if self._search_api is not None:
-                return self._search_api
-        search_api = detect_search_api(self._http, self._resource_spans)
-        with self._lock:
-            self._search_api = search_api
-        return search_api
+        found = self._search_api
+        if found is None:
+            found = self._search_api = detect_search_api(self._http, self._resource_spans)
+        return found
 
     def _detected_limits(self, search: SearchApi, service: str, now: int) -> StoreLimits:
         """Return what the store accepts.
@@ -204,27 +200,21 @@ class JaegerReader:
         Elasticsearch and OpenSearch refuse a range of centuries, because its indices are named in a URL. So the future
         is searched once, and when that fails, a day: a store that fails there too is not limited but broken.
         """
-        with self._lock:
-            if self._limits is not None:
-                return self._limits
+        limits = self._limits
+        if limits is not None:
+            return limits
         limits = StoreLimits()
         try:
             search(service, {}, now + DAY, END, 1)
         except SearchFailed:
             search(service, {}, now, now + DAY, 1)
             limits.max_width = LIMITED_WIDTH
-        with self._lock:
-            self._limits = limits
+        self._limits = limits
         return limits
 
     def _forget_server(self) -> None:
         """Detect search API and limits again, since the server may have another version or another store by now."""
-        with self._lock:
-            self._search_api = self._limits = None
-
-    def _service_names(self) -> tuple[str, ...]:
-        """Return the services to search. Every list fetches them, so that runs of a new service are not left out."""
-        return tuple(self._fetch_services()) if self._services is None else self._services
+        self._search_api = self._limits = None
 
     def _fetch_services(self, timeout: float | None = None) -> list[str]:
         response = self._http.get("/api/v3/services", timeout=timeout)

@@ -31,7 +31,9 @@ class ResourceSpanCache:
     """
 
     def __init__(self) -> None:
-        self.clear()
+        self._objects: dict[int, tuple[bytes, list[FoundSpan]]] = {}
+        self._bytes = 0
+        self._seen: set[int] = set()
 
     def find(self, content: bytes) -> list[FoundSpan]:
         """Return the spans of all traces in a response, in its order. Raise MalformedResponse when it is none."""
@@ -46,12 +48,6 @@ class ResourceSpanCache:
         except MalformedResponse:
             return find_traces(content)  # written in another form, or really malformed
         return found
-
-    def clear(self) -> None:
-        """Empty the cache."""
-        self._objects: dict[int, tuple[bytes, list[FoundSpan]]] = {}
-        self._bytes = 0
-        self._seen: set[int] = set()
 
     def _seen_before(self, objects: bytes) -> bool:
         """Return whether a response had this first or this last object before."""

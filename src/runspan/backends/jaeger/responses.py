@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -35,12 +35,6 @@ def _decoding() -> Iterator[None]:
         raise MalformedResponse(str(error)) from None
 
 
-class _SpanSource(Protocol):
-    """A span as the response has it."""
-
-    def to_span(self) -> Span: ...
-
-
 class FoundSpan(Struct, gc=False):
     """A span of a response, decoded only as far as a list needs."""
 
@@ -52,7 +46,7 @@ class FoundSpan(Struct, gc=False):
     """Microseconds since 1970; 0 in a response of API v3 unless it may be a revision span."""
     may_be_revision_span: bool
     """True of every run and revision span, and rarely of other spans."""
-    source: Any
+    source: _Span | _LegacySpan
     cached_summary: RunSummary | None = None
 
     def summary(self) -> RunSummary | None:
@@ -66,9 +60,8 @@ class FoundSpan(Struct, gc=False):
 
     def span(self) -> Span:
         """Return the complete span. Raise MalformedResponse when it is none."""
-        source: _SpanSource = self.source
         with _decoding():
-            return source.to_span()
+            return self.source.to_span()
 
 
 # API v3.
@@ -175,24 +168,18 @@ class _Span(Struct, gc=False, rename="camel"):
             message,
             (),
             _plain_pairs(_PAIRS.decode(self.attributes)),
-            () if self.events is _EMPTY else self._events(),
-            () if self.links is _EMPTY else self._links(),
-        )
-
-    def _events(self) -> tuple[Event, ...]:
-        return tuple(
-            [
-                Event(event.name, int(event.time_unix_nano), _plain_pairs(event.attributes))
-                for event in _EVENTS.decode(self.events)
-            ]
-        )
-
-    def _links(self) -> tuple[Link, ...]:
-        return tuple(
-            [
-                Link(_trace_id(link.trace_id), _span_id(link.span_id), _plain_pairs(link.attributes))
-                for link in _LINKS.decode(self.links)
-            ]
+            tuple(
+                [
+                    Event(event.name, int(event.time_unix_nano), _plain_pairs(event.attributes))
+                    for event in _EVENTS.decode(self.events)
+                ]
+            ),
+            tuple(
+                [
+                    Link(_trace_id(link.trace_id), _span_id(link.span_id), _plain_pairs(link.attributes))
+                    for link in _LINKS.decode(self.links)
+                ]
+            ),
         )
 
 
@@ -413,29 +400,22 @@ def read_services(content: bytes) -> list[str]:
     return response.services or response.data or []
 
 
-class _ErrorInfo(Struct):
+class _Error(Struct):
     message: str = ""
-
-
-class _ErrorBody(Struct):
-    error: _ErrorInfo
-
-
-class _LegacyErrorInfo(Struct):
     msg: str = ""
 
 
-class _LegacyErrorBody(Struct):
-    errors: list[_LegacyErrorInfo]
+class _ErrorBody(Struct):
+    error: _Error | None = None
+    errors: list[_Error] | None = None
 
 
 def read_error(content: bytes) -> str | None:
     """Return the message of an error of either API, which may be ""; None when the response is not Jaeger's."""
     try:
-        return msgspec.json.decode(content, type=_ErrorBody).error.message
-    except msgspec.MsgspecError:
-        pass
-    try:
-        return "; ".join(error.msg for error in msgspec.json.decode(content, type=_LegacyErrorBody).errors)
+        body = msgspec.json.decode(content, type=_ErrorBody)
     except msgspec.MsgspecError:
         return None
+    if body.error is not None:
+        return body.error.message
+    return None if body.errors is None else "; ".join(error.msg for error in body.errors)

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from statistics import median_high
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import msgspec
 
@@ -50,63 +51,58 @@ class SearchFailed(Exception):
         self.error = error
 
 
-class SearchApi(Protocol):
-    """One of the two search APIs."""
+SearchApi = Callable[[str, Mapping[str, str], int, int, int], list[FoundSpan]]
+"""One of the two search APIs: called with service, attributes, lo, hi and depth.
 
-    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[FoundSpan]:
-        """Return the spans of at most ``depth`` complete traces.
-
-        All traces that have a span of the service with these attributes which starts in ``lo <= microsecond < hi``
-        match; and some others, since no store matches exactly that. Raise DepthRefused when the depth is too high, and
-        SearchFailed when the store fails.
-        """
-        ...
+It returns the spans of at most ``depth`` complete traces. All traces that have a span of the service with these
+attributes which starts in ``lo <= microsecond < hi`` match; and some others, since no store matches exactly that. It
+raises DepthRefused when the depth is too high, and SearchFailed when the store fails.
+"""
 
 
-class V3Search:
+def _search_v3(
+    http: RemoteClient,
+    cache: ResourceSpanCache,
+    service: str,
+    attributes: Mapping[str, str],
+    lo: int,
+    hi: int,
+    depth: int,
+) -> list[FoundSpan]:
     """Search by API v3, which compares attributes since Jaeger 2.19."""
-
-    def __init__(self, http: RemoteClient, cache: ResourceSpanCache) -> None:
-        self._http = http
-        self._cache = cache
-
-    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[FoundSpan]:
-        parameters: dict[str, str | int] = {
-            "query.service_name": service,
-            "query.start_time_min": _timestamp(lo),
-            # Both ends are inclusive. One microsecond more than needed also finds what Badger omits from the last one:
-            # trace ids that begin with ff.
-            "query.start_time_max": _timestamp(hi),
-            "query.search_depth": depth,
-            # Without this Jaeger adjusts the traces, and its memory storage keeps the change.
-            "query.raw_traces": "true",
-        }
-        if attributes:
-            parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
-        response = self._http.get("/api/v3/traces", parameters, accept_statuses=(404, 500))
-        if response.status == 404 and read_error(response.content) is not None:
-            return []
-        return _decode(self._http, response, self._cache.find)
+    parameters: dict[str, str | int] = {
+        "query.service_name": service,
+        "query.start_time_min": _timestamp(lo),
+        # Both ends are inclusive. One microsecond more than needed also finds what Badger omits from the last one:
+        # trace ids that begin with ff.
+        "query.start_time_max": _timestamp(hi),
+        "query.search_depth": depth,
+        # Without this Jaeger adjusts the traces, and its memory storage keeps the change.
+        "query.raw_traces": "true",
+    }
+    if attributes:
+        parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
+    response = http.get("/api/v3/traces", parameters, accept_statuses=(404, 500))
+    if response.status == 404 and read_error(response.content) is not None:
+        return []
+    return _decode(http, response, cache.find)
 
 
-class LegacySearch:
+def _search_legacy(
+    http: RemoteClient, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int
+) -> list[FoundSpan]:
     """Search by the legacy API, which has microseconds only and was removed after Jaeger 2.20."""
-
-    def __init__(self, http: RemoteClient) -> None:
-        self._http = http
-
-    def __call__(self, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int) -> list[FoundSpan]:
-        parameters: dict[str, str | int] = {
-            "service": service,
-            "start": lo,
-            "end": min(hi, END - 1),
-            "limit": depth,
-            "raw": "true",
-        }
-        if attributes:
-            parameters["tags"] = msgspec.json.encode(attributes).decode()
-        response = self._http.get("/api/traces", parameters, accept_statuses=(500,))
-        return _decode(self._http, response, find_legacy_traces)
+    parameters: dict[str, str | int] = {
+        "service": service,
+        "start": lo,
+        "end": min(hi, END - 1),
+        "limit": depth,
+        "raw": "true",
+    }
+    if attributes:
+        parameters["tags"] = msgspec.json.encode(attributes).decode()
+    response = http.get("/api/traces", parameters, accept_statuses=(500,))
+    return _decode(http, response, find_legacy_traces)
 
 
 def detect_search_api(http: RemoteClient, cache: ResourceSpanCache) -> SearchApi:
@@ -117,28 +113,24 @@ def detect_search_api(http: RemoteClient, cache: ResourceSpanCache) -> SearchApi
     """
     response = http.get("/api/v3/trace-summaries", accept_statuses=(400, 404))
     if response.status == 400 and read_error(response.content) is not None:
-        return V3Search(http, cache)
+        return partial(_search_v3, http, cache)
     if response.status == 400:
         raise http.refused(response, WRONG_PATH)
-    return LegacySearch(http)
+    return partial(_search_legacy, http)
 
 
 def _decode(http: RemoteClient, response: Response, decode: Callable[[bytes], list[FoundSpan]]) -> list[FoundSpan]:
     if response.status == 500:
-        raise _search_error(http, response)
+        message = read_error(response.content)
+        if message is not None and "search depth" in message:
+            raise DepthRefused(message)
+        raise SearchFailed(http.refused(response, "Jaeger's log says why its storage failed"))
     if response.status != 404:
         try:
             return decode(response.content)
         except MalformedResponse:
             pass
     raise http.refused(response, WRONG_PATH)
-
-
-def _search_error(http: RemoteClient, response: Response) -> DepthRefused | SearchFailed:
-    message = read_error(response.content)
-    if message is not None and "search depth" in message:
-        return DepthRefused(message)
-    return SearchFailed(http.refused(response, "Jaeger's log says why its storage failed"))
 
 
 def _timestamp(us: int) -> str:
@@ -189,14 +181,6 @@ class StoreLimits:
     """Microseconds of a range; None when the store accepts every range, also one in the future."""
 
 
-class Note(NamedTuple):
-    """Something that a list does not show, or not as it should."""
-
-    time: int
-    """Where it lies, in nanoseconds since 1970."""
-    text: str
-
-
 class WindowedSearch:
     """The searches of one list. ``rows`` may be abandoned at any row.
 
@@ -213,8 +197,8 @@ class WindowedSearch:
         self._hint = hint
         self._limits = limits
         self._now = now
-        self.notes: dict[Note, None] = {}
-        """What was found and cannot be listed as it is, once each."""
+        self.notes: dict[tuple[int, str], None] = {}
+        """What was found and cannot be listed as it is, once each: time in nanoseconds since 1970, and text."""
         self._is_sample = hint.gap is None
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
         self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
@@ -276,15 +260,12 @@ class WindowedSearch:
             depth = min(_SAMPLE_DEPTH, self._depth) if self._is_sample and hi - lo > 1 else self._depth
             try:
                 traces, is_complete = self._search(lo, hi, depth)
-            except DepthRefused:
-                if self._depth == 1:
-                    raise
-                self._depth = self._limits.max_depth = self._depth // 2
-                continue
-            except ResponseTooLarge:
+            except (DepthRefused, ResponseTooLarge) as error:
                 if self._depth == 1:
                     raise
                 self._depth //= 2
+                if isinstance(error, DepthRefused):
+                    self._limits.max_depth = self._depth
                 continue
             if not is_complete and hi - lo == 1:
                 return self._search_deeper(lo, hi), True
@@ -363,7 +344,7 @@ class WindowedSearch:
         return query.cursor is None or (run.time, run.run_id) < (query.cursor.time, query.cursor.run_id)
 
     def _note(self, time: int, text: str) -> None:
-        self.notes[Note(time, text)] = None
+        self.notes[time, text] = None
 
 
 def _rank(run: RunSummary) -> tuple[int, str]:

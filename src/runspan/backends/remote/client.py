@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from threading import BoundedSemaphore
@@ -11,16 +10,9 @@ from typing import Final
 from runspan.backends.remote.config import PREFIX, RemoteConfig
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.contracts import Document
-from runspan.errors import (
-    BackendBusy,
-    BackendError,
-    BackendRefused,
-    BackendUnreachable,
-    NotFound,
-    TraceIncomplete,
-)
+from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.http.client import ErrorHints, HttpClient, Response
-from runspan.http.retry import RetryPolicy, parse_retry_after
+from runspan.http.retry import parse_retry_after
 from runspan.model.span import Span, run_ids
 
 JSON: Final = "application/json"
@@ -39,7 +31,6 @@ _HINTS: Final = ErrorHints(
     timeout=f"the backend is slow or stuck; {PREFIX}TIMEOUT extends the time",
     too_large=f"raise {PREFIX}MAX_BYTES if there is memory for it",
 )
-_RETRY: Final = RetryPolicy(max_time=math.inf)
 _NO_STATUSES: Final[frozenset[int]] = frozenset()
 
 
@@ -149,24 +140,21 @@ def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep, *, patie
     patient: Whether to retry an incomplete trace too.
     """
     missing_delays, incomplete_delays = iter(MISSING_DELAYS), iter(INCOMPLETE_DELAYS if patient else ())
-
-    def attempt() -> VerifiedRun | NotFound | TraceIncomplete:
+    while True:
         try:
-            return verify_run(fetch())
-        except (NotFound, TraceIncomplete) as error:
-            return error
-
-    def delay_of(found: VerifiedRun | NotFound | TraceIncomplete) -> float | None:
-        if isinstance(found, NotFound):
-            return next(missing_delays, None)
-        if isinstance(found, TraceIncomplete) or found.incomplete:
-            return next(incomplete_delays, None)
-        return None
-
-    found = _RETRY.run(attempt, delay_of, sleep=sleep)
-    if isinstance(found, NotFound | TraceIncomplete):
-        raise found
-    return found
+            found = verify_run(fetch())
+            delay = next(incomplete_delays, None) if found.incomplete else None
+            if delay is None:
+                return found
+        except NotFound:
+            delay = next(missing_delays, None)
+            if delay is None:
+                raise
+        except TraceIncomplete:
+            delay = next(incomplete_delays, None)
+            if delay is None:
+                raise
+        sleep(delay)
 
 
 def document_of(verified: VerifiedRun) -> Document:

@@ -24,7 +24,7 @@ from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
     StoredRevision,
     first_revision,
-    from_run,
+    from_row,
     from_verified,
     is_exact_match,
     manifest_length,
@@ -37,7 +37,7 @@ from runspan.backends.sqlite.revision import (
 )
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import VerifiedRun, verify_run
-from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, TENANT
+from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, TENANT, observed_time
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.document import Run, latest_time, sort_time
@@ -127,39 +127,28 @@ class Ingester:
                 if has_fragments:
                     self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
             return True
-        if state is not None and self._is_outdated(connection, trace_id, run, state):
+        stored = None if state is None else self._stored(connection, trace_id)
+        if stored is not None and _is_outdated(run, stored):
             return False
         if state is not None:
-            row = row.with_revision(next_revision(state.revision, run, observed_at))
+            revision = next_revision(state.revision, run, observed_at)
+            row = row._replace(
+                revision=revision, observed_at=None if row.observed_at is None else observed_time(revision)
+            )
         if state is not None or has_fragments:
-            newest = from_run(run, tenant, row.revision, row.time)
+            newest = from_row(run, tenant, row.revision, None, row.time)
             if has_fragments:
                 fragments = queries.fragments(connection, trace_id, tenant)
                 # A revision span that arrived before this document and does not rank above it is never read.
                 merged = merge_fragments(newest, [span for span in fragments if _rank(span) > row.revision])
                 if merged.revision is not None and (merged.revision is not newest or merged.incomplete):
                     newest = merged.revision
-                    row = _with_conflict(self._row(newest, now, None, merged.incomplete), merged.conflict)
+                    row = _with_conflict(self._row(newest, now, merged.incomplete), merged.conflict)
                 _replace_fragments(connection, fragments, merged.fragments, tenant, now)
-            stored = None if state is None else self._stored(connection, trace_id)
             if stored is not None:
                 queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
         queries.upsert_runs(connection, [row])
         return True
-
-    def _is_outdated(self, connection: sqlite3.Connection, trace_id: bytes, run: Run, state: RevisionState) -> bool:
-        """Return whether an unfinished document is older than the stored end of its run, or what followed it.
-
-        Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than
-        its end had.
-        """
-        if run.finished or state.revision < ROOT_REVISION:
-            return False
-        stored = self._stored(connection, trace_id)
-        if stored is None:
-            return False
-        latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
-        return latest < stored_latest or (latest == stored_latest and stored.run.finished)
 
     def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
         """Return the stored revision; None when it is damaged, since the next one replaces it."""
@@ -207,8 +196,8 @@ class Ingester:
         if not trace.spans:
             return
         if verified is not None and is_exact_match(verified, trace.spans):
-            trace.revision = from_verified(verified, trace.spans)
-            trace.row = self._row(trace.revision, request.now, None)
+            trace.revision = from_verified(verified)
+            trace.row = self._row(trace.revision, request.now)
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
             reason = reason or self._retention.refusal(trace.row.ended, request.now)
         else:
@@ -219,9 +208,7 @@ class Ingester:
         else:
             request.traces.append(trace)
 
-    def _row(
-        self, revision: StoredRevision, now: int, resource_id: int | None, incomplete: tuple[str, ...] = ()
-    ) -> RunRow:
+    def _row(self, revision: StoredRevision, now: int, incomplete: tuple[str, ...] = ()) -> RunRow:
         return queries.run_row(
             revision.run,
             revision.tenant,
@@ -231,7 +218,6 @@ class Ingester:
             written_at=now,
             step_ids=revision.packed_step_ids(),
             incomplete=incomplete,
-            resource_id=resource_id,
         )
 
     def _store_request(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
@@ -251,7 +237,7 @@ class Ingester:
             resource_id = resource_ids[trace.resource]
             if row is not None:
                 if state is not None:
-                    row = _replacement(connection, row, state)
+                    row = _replacement(row, state)
                 rows.append(row._replace(resource_id=resource_id))
             else:
                 reason = self._merge(connection, request.tenant, request.now, trace, resource_id)
@@ -262,12 +248,7 @@ class Ingester:
         return rejected
 
     def _supersedes(
-        self,
-        connection: sqlite3.Connection,
-        request: _Request,
-        trace: _TraceSpans,
-        row: RunRow,
-        state: RevisionState,
+        self, connection: sqlite3.Connection, request: _Request, trace: _TraceSpans, row: RunRow, state: RevisionState
     ) -> bool:
         """Return whether a complete run supersedes the stored revision.
 
@@ -307,7 +288,7 @@ class Ingester:
                 base = self._read(connection, stored)
             except StoreError as error:
                 return f"the stored run cannot be read: {error}"
-            superseded = queries.split_digests(queries.superseded_digests(connection, trace_id))
+            superseded = queries.split_digests(stored.superseded)
         fragments = queries.fragments(connection, trace_id, tenant)
         newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
         if newest is not None:
@@ -317,13 +298,25 @@ class Ingester:
                 queries.delete_fragments(connection, fragments, tenant)
                 return reason
             if newest is not base:
-                row = self._row(newest, now, resource_id, incomplete)
-                row = row if stored is None else _replacement(connection, row, stored)
+                row = self._row(newest, now, incomplete)._replace(resource_id=resource_id)
+                row = row if stored is None else _replacement(row, stored)
                 queries.upsert_runs(connection, [_with_conflict(row, conflict)])
             elif stored is not None and incomplete != stored.incomplete:
                 queries.update_incomplete(connection, trace_id, incomplete, ended, now)
         _replace_fragments(connection, fragments, waiting, tenant, now)
         return None
+
+
+def _is_outdated(run: Run, stored: StoredRevision) -> bool:
+    """Return whether an unfinished document is older than the stored end of its run, or what followed it.
+
+    Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than its end
+    had.
+    """
+    if run.finished or stored.revision < ROOT_REVISION:
+        return False
+    latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
+    return latest < stored_latest or (latest == stored_latest and stored.run.finished)
 
 
 def _verify(spans: Sequence[Span]) -> VerifiedRun | None:
@@ -387,7 +380,7 @@ def _is_too_short(connection: sqlite3.Connection, trace: _TraceSpans, tenant: st
     if any(map(_is_revision_span, trace.spans)):
         return False
     count = queries.count_step_fragments(connection, trace.trace_id, tenant) + len(trace.spans)
-    pending = queries.revision_span_fragments(connection, trace.trace_id, tenant)
+    pending = queries.fragments(connection, trace.trace_id, tenant, only_revision_spans=True)
     return all(manifest_length(span) > count for span in pending)
 
 
@@ -396,14 +389,12 @@ def _ranks_above(row: RunRow, stored: RevisionState) -> bool:
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
 
 
-def _replacement(connection: sqlite3.Connection, row: RunRow, stored: RevisionState | StoredRow) -> RunRow:
+def _replacement(row: RunRow, stored: RevisionState | StoredRow) -> RunRow:
     """Return the row that replaces a stored one. At the same revision it keeps the digest of the stored document."""
     if row.revision != stored.revision:
         return row
-    superseded = queries.superseded_digests(connection, row.trace_id)
-    if row.digest != stored.digest:
-        superseded = queries.add_digest(superseded, stored.digest)
-    return row._replace(superseded=superseded)
+    same = row.digest == stored.digest
+    return row._replace(superseded=stored.superseded if same else queries.add_digest(stored.superseded, stored.digest))
 
 
 def _with_conflict(row: RunRow, conflict: Sequence[str]) -> RunRow:

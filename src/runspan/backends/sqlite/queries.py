@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
 from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
@@ -77,11 +78,6 @@ class RunRow(NamedTuple):
     checksum: bytes
     """See ``summary_checksum``."""
 
-    def with_revision(self, revision: int) -> RunRow:
-        """Return the row with another revision."""
-        observed_at = None if self.observed_at is None else observed_time(revision)
-        return self._replace(revision=revision, observed_at=observed_at)
-
 
 class RevisionState(NamedTuple):
     """Which revision of a run is stored."""
@@ -89,6 +85,7 @@ class RevisionState(NamedTuple):
     revision: int
     digest: bytes
     step_ids: bytes | None
+    superseded: bytes | None
 
 
 class StoredRow(NamedTuple):
@@ -96,13 +93,13 @@ class StoredRow(NamedTuple):
 
     run_id: str
     tenant: str
+    incomplete: tuple[str, ...]
     revision: int
     digest: bytes
     document: bytes
     step_ids: bytes | None
-    incomplete: tuple[str, ...]
-    resource_id: int | None
     time: int
+    superseded: bytes | None
 
 
 _DIGEST_BYTES: Final = 16
@@ -120,7 +117,6 @@ def run_row(
     written_at: int,
     step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
-    resource_id: int | None = None,
 ) -> RunRow:
     """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
     envelope, summary = run.envelope, run.summary()
@@ -141,7 +137,7 @@ def run_row(
         step_ids,
         lines_to_bytes(incomplete),
         written_at,
-        resource_id,
+        None,
         observed_time(revision) if status in LIVE_RUN_STATUSES else None,
         None,
         summary_checksum(owner, run_id, time, summary),
@@ -228,17 +224,11 @@ def update_incomplete(
     )
 
 
-def superseded_digests(connection: sqlite3.Connection, trace_id: bytes) -> bytes | None:
-    """Return the column ``superseded`` of a stored run."""
-    row = connection.execute("SELECT superseded FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
-    return None if row is None else row[0]
-
-
 def revision_states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, RevisionState]:
     """Return the stored revisions of these traces; traces without a run are left out."""
     found: dict[bytes, RevisionState] = {}
     for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT trace_id, revision, digest, step_ids FROM runs WHERE trace_id", len(chunk))
+        sql = _in_sql("SELECT trace_id, revision, digest, step_ids, superseded FROM runs WHERE trace_id", len(chunk))
         for trace_id, *columns in connection.execute(sql, chunk):
             found[trace_id] = RevisionState(*columns)
     return found
@@ -246,16 +236,13 @@ def revision_states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) 
 
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
     """Return the run of a trace."""
-    row = connection.execute(
-        "SELECT run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id, time"
-        " FROM runs WHERE trace_id = ?",
-        (trace_id,),
-    ).fetchone()
+    columns = ", ".join(StoredRow._fields)
+    select = f"SELECT {columns} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+    row = connection.execute(select, (trace_id,)).fetchone()
     if row is None:
         return None
-    run_id, tenant, revision, digest, document, step_ids, incomplete, resource_id, time = row
-    lines = bytes_to_lines(incomplete)
-    return StoredRow(run_id.decode(), tenant.decode(), revision, digest, document, step_ids, lines, resource_id, time)
+    run_id, tenant, incomplete, *others = row
+    return StoredRow(run_id.decode(), tenant.decode(), bytes_to_lines(incomplete), *others)
 
 
 def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
@@ -268,22 +255,18 @@ def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
 # Fragments.
 
 _OWN_PREFIX: Final = "runspan."
+_SHARED: Final = Span.__struct_fields__.index("shared")
+"""The number of fields before the attributes."""
 
 
-def fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[Span]:
+def fragments(
+    connection: sqlite3.Connection, trace_id: bytes, tenant: str | None, *, only_revision_spans: bool = False
+) -> list[Span]:
     """Return the fragments of a trace in order of arrival. tenant: None for those of every tenant."""
     rows = connection.execute(
-        "SELECT span FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) ORDER BY id",
-        (trace_id, None if tenant is None else tenant.encode()),
-    )
-    return [unpack_span(content) for (content,) in rows]
-
-
-def revision_span_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[Span]:
-    """Return the revision spans among the fragments of a trace."""
-    rows = connection.execute(
-        "SELECT span FROM fragments WHERE trace_id = ? AND tenant = ? AND is_revision_span",
-        (trace_id, tenant.encode()),
+        "SELECT span FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) AND is_revision_span >= ?3"
+        " ORDER BY id",
+        (trace_id, None if tenant is None else tenant.encode(), only_revision_spans),
     )
     return [unpack_span(content) for (content,) in rows]
 
@@ -345,44 +328,23 @@ def _own_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 def pack_span(span: Span) -> bytes:
     """Return a span as bytes, for the table of fragments."""
-    return _pack(
-        (
-            span.trace_id,
-            span.span_id,
-            span.parent_id,
-            span.name,
-            span.kind,
-            span.start,
-            span.end,
-            span.status,
-            span.message,
-            _plain_pairs(span.pairs()),
-            [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events],
-            [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links],
-            span.scope,
-        )
-    )
+    before_attributes = astuple(span)[:_SHARED]
+    events = [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events]
+    links = [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links]
+    return _pack((*before_attributes, _plain_pairs(span.pairs()), events, links, span.scope))
 
 
 def unpack_span(content: bytes) -> Span:
     """Return the span that ``pack_span`` wrote."""
-    trace_id, span_id, parent_id, name, kind, start, end, status, message, own, events, links, scope = _unpack(content)
-    return Span(
-        trace_id=trace_id,
-        span_id=span_id,
-        parent_id=parent_id,
-        name=name,
-        kind=kind,
-        start=start,
-        end=end,
-        status=status,
-        message=message,
-        shared=(),
-        own=_tuples(own),
-        events=tuple([Event(name, time, _tuples(attributes)) for name, time, attributes in events]),
-        links=tuple([Link(trace_id, span_id, _tuples(attributes)) for trace_id, span_id, attributes in links]),
-        scope=scope,
-    )
+    *fields, own, events, links, scope = _unpack(content)
+    fields += [
+        (),
+        _tuples(own),
+        tuple([Event(name, time, _tuples(attributes)) for name, time, attributes in events]),
+        tuple([Link(trace_id, span_id, _tuples(attributes)) for trace_id, span_id, attributes in links]),
+        scope,
+    ]
+    return Span(*fields)
 
 
 def _plain_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -9,10 +9,9 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final, NamedTuple
 
-from runspan.backends.sqlite.queries import revision_states, traces_with_fragments
+from runspan.backends.sqlite.queries import traces_with_fragments
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.model.span import run_ids
 
@@ -55,7 +54,7 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
             deleted += count
         _delete_spans(writer, "foreign_spans", cutoff)
         _delete_spans(writer, "fragments", cutoff)
-    _delete_spans(writer, "fragments", now - _FRAGMENT_LIFETIME, of_complete_runs=True)
+    _delete_spans(writer, "fragments", now - _FRAGMENT_LIFETIME, "runs.id IS NOT NULL AND runs.incomplete IS NULL")
     release_pages(writer)
     return deleted
 
@@ -78,37 +77,27 @@ def _delete_runs(connection: sqlite3.Connection, cutoff: int) -> int:
     return len(rows)
 
 
-def _delete_spans(writer: GroupWriter, table: str, cutoff: int, *, of_complete_runs: bool = False) -> None:
-    after: int | None = 0
-    while after is not None:
-        batch = partial(_delete_batch, table=table, cutoff=cutoff, of_complete_runs=of_complete_runs, after=after)
-        after = writer.submit(batch)
+def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str = "runs.id IS NULL") -> None:
+    """Delete spans that arrived before the cutoff, in batches.
 
-
-def _delete_batch(
-    connection: sqlite3.Connection, *, table: str, cutoff: int, of_complete_runs: bool, after: int
-) -> int | None:
-    """Delete spans of one batch that arrived before the cutoff; return where the next batch begins, None at the end.
-
-    of_complete_runs: delete those whose run is complete without them; otherwise those whose trace has no run, since
-    the spans of a run are deleted with it.
+    condition: on the run of their trace. By default there is none, since the spans of a run are deleted with it.
     """
-    select = f"SELECT id, trace_id, received_at FROM {table} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 a constant
-    rows = connection.execute(select, (after, _BATCH)).fetchall()
-    old = [(row_id, trace_id) for row_id, trace_id, received_at in rows if received_at < cutoff]
-    runs = revision_states(connection, list({trace_id for _, trace_id in old}))
-    if of_complete_runs:
-        expired = [row_id for row_id, trace_id in old if trace_id in runs and not _is_incomplete(connection, trace_id)]
-    else:
-        expired = [row_id for row_id, trace_id in old if trace_id not in runs]
-    connection.executemany(f"DELETE FROM {table} WHERE id = ?", [(row_id,) for row_id in expired])  # noqa: S608 a constant
-    # Ids grow with time, so after a batch without an old span there are none.
-    return rows[-1][0] if old and len(rows) == _BATCH else None
+    select = (
+        f"SELECT spans.id, received_at < ?, {condition} FROM {table} AS spans"  # noqa: S608 constants
+        " LEFT JOIN runs ON runs.trace_id = spans.trace_id WHERE spans.id > ? ORDER BY spans.id LIMIT ?"
+    )
+    after: int | None = 0
 
+    def delete_batch(connection: sqlite3.Connection) -> int | None:
+        """Return where the next batch begins, None at the end."""
+        rows = connection.execute(select, (cutoff, after, _BATCH)).fetchall()
+        expired = [(row_id,) for row_id, is_old, meets_condition in rows if is_old and meets_condition]
+        connection.executemany(f"DELETE FROM {table} WHERE id = ?", expired)  # noqa: S608 a constant
+        # Ids grow with time, so after a batch without an old span there are none.
+        return rows[-1][0] if len(rows) == _BATCH and any(is_old for _, is_old, _ in rows) else None
 
-def _is_incomplete(connection: sqlite3.Connection, trace_id: bytes) -> bool:
-    row = connection.execute("SELECT incomplete FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
-    return row is not None and row[0] is not None
+    while after is not None:
+        after = writer.submit(delete_batch)
 
 
 def _vacuum(connection: sqlite3.Connection) -> int:

@@ -12,25 +12,16 @@ step is deleted before the stored document has it.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
 from runspan.backends.sqlite.queries import REVISION_ROLES
+from runspan.codec import fields
 from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text, read_attributes, step_template
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.encode import RunEncoder, content_step_ids
-from runspan.codec.fields import (
-    DIGEST,
-    MANIFEST,
-    OPEN_STEP_MARK,
-    REVISION,
-    ROLE,
-    ROOT_REVISION,
-    STEP_TABLE,
-    observed_time,
-)
 from runspan.errors import TraceIncomplete
 from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
 from runspan.model.span import Span, Value
@@ -76,11 +67,6 @@ class StoredRevision:
         return None if same else b"".join(ids)
 
 
-def from_run(run: Run, tenant: str, revision: int, time: int) -> StoredRevision:
-    """Return a revision as ``encode`` writes it."""
-    return from_row(run, tenant, revision, None, time)
-
-
 def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None, time: int) -> StoredRevision:
     """Return a revision from its columns. Raise ValueError when the ids are not those of its steps."""
     if packed_step_ids is None:
@@ -98,12 +84,9 @@ def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None
     return StoredRevision(run, tenant, revision, step_ids, time)
 
 
-def from_verified(verified: VerifiedRun, spans: Sequence[Span]) -> StoredRevision:
-    """Return what was decoded. spans: its revision span among them."""
-    revision = StoredRevision(verified.run, verified.tenant, verified.revision, verified.step_ids, verified.position)
-    if len(revision.step_ids) == len(revision.run.steps):
-        return revision
-    return replace(revision, step_ids=_manifest(revision, spans))
+def from_verified(verified: VerifiedRun) -> StoredRevision:
+    """Return what was decoded."""
+    return StoredRevision(verified.run, verified.tenant, verified.revision, verified.manifest, verified.position)
 
 
 def to_spans(stored: StoredRevision) -> list[Span]:
@@ -112,9 +95,9 @@ def to_spans(stored: StoredRevision) -> list[Span]:
     encoder = RunEncoder(
         stored.run,
         stored.tenant,
-        observed_at=stored.time if revision == ROOT_REVISION else observed_time(revision),
-        after_root=revision > ROOT_REVISION,
-        is_root=revision == ROOT_REVISION,
+        observed_at=stored.time if revision == fields.ROOT_REVISION else fields.observed_time(revision),
+        after_root=revision > fields.ROOT_REVISION,
+        is_root=revision == fields.ROOT_REVISION,
     )
     ids = [span_id for span_id in stored.step_ids if span_id]
     return encoder.spans(ids, [bool(span_id) for span_id in stored.step_ids])
@@ -124,7 +107,7 @@ def step_spans(stored: StoredRevision, span_ids: Container[bytes] | None = None)
     """Return the step spans of a revision. span_ids: only these; None for all."""
     encoder = RunEncoder(stored.run, stored.tenant, observed_at=stored.time)
     return [
-        encoder.step_span(step, span_id, step_template(STEP_TABLE.get_labels(step)))
+        encoder.step_span(step, span_id, step_template(fields.STEP_TABLE.get_labels(step)))
         for span_id, step in stored.steps.items()
         if span_ids is None or span_id in span_ids
     ]
@@ -132,39 +115,21 @@ def step_spans(stored: StoredRevision, span_ids: Container[bytes] | None = None)
 
 def revision_of(attributes: Mapping[str, Value]) -> int:
     """Return the revision in the attributes of a revision span; -1 when it is no integer."""
-    revision = attributes.get(REVISION)
+    revision = attributes.get(fields.REVISION)
     return revision if type(revision) is int else -1
 
 
 def manifest_length(revision_span: Span) -> int:
     """Return how many step spans a revision span needs; 0 when its manifest cannot be read."""
     try:
-        manifest = decode_text(read_attributes(revision_span), MANIFEST) or b""
+        manifest = decode_text(read_attributes(revision_span), fields.MANIFEST) or b""
     except AttributeDecodeError:
         return 0
-    return (len(manifest) - manifest.count(b".")) // len(OPEN_STEP_MARK)
+    return (len(manifest) - manifest.count(b".")) // len(fields.OPEN_STEP_MARK)
 
 
 def _ended(run: Run) -> list[bool]:
     return [step.status in TERMINAL_STEP_STATUSES for step in run.steps]
-
-
-def _manifest(revision: StoredRevision, spans: Sequence[Span]) -> list[bytes]:
-    """Return the span ids in the manifest of a revision, which has those of the steps with a span only."""
-    digits = len(OPEN_STEP_MARK)
-    for span in reversed(spans):
-        attributes = read_attributes(span)
-        if attributes.get(DIGEST) != revision.digest or revision_of(attributes) != revision.revision:
-            continue
-        try:
-            manifest = (decode_text(attributes, MANIFEST) or b"").decode()
-            parts = [manifest[start : start + digits] for start in range(0, len(manifest), digits)]
-            span_ids = [b"" if part == OPEN_STEP_MARK else bytes.fromhex(part) for part in parts]
-        except (AttributeDecodeError, ValueError):
-            continue  # another revision span with the same digest
-        if len(span_ids) == len(revision.run.steps) and [each for each in span_ids if each] == revision.step_ids:
-            return span_ids
-    raise ValueError("the revision span that was decoded is not among the spans")
 
 
 # Merging.
@@ -211,7 +176,7 @@ def merge_fragments(
         waiting += superseded_steps(stored, newest)
     steps = newest.steps
     for span, attributes in pairs:
-        if attributes.get(ROLE) in REVISION_ROLES:
+        if attributes.get(fields.ROLE) in REVISION_ROLES:
             if missing and _ranks_above(attributes, newest):
                 waiting.append(span)
         elif span.span_id not in steps or not _has_step(span, attributes, steps[span.span_id]):
@@ -251,13 +216,13 @@ def _prove(
     spans = [span for span, _ in pairs]
     if stored is None:
         verified = verify_run(spans)
-        return from_verified(verified, spans), verified.incomplete, verified.conflict
+        return from_verified(verified), verified.incomplete, verified.conflict
     # A revision span of the stored document counts as an arrival of that document.
     repeated = max([index for index, (_, attributes) in enumerate(pairs) if _is_of(attributes, stored)], default=-1)
     spans = []
     has_newer = False
     for index, (span, attributes) in enumerate(pairs):
-        if attributes.get(ROLE) not in REVISION_ROLES:
+        if attributes.get(fields.ROLE) not in REVISION_ROLES:
             spans.append(span)
         elif _ranks_above(attributes, stored) and (index > repeated or revision_of(attributes) > stored.revision):
             spans.append(span)
@@ -268,23 +233,25 @@ def _prove(
         verified = verify_run([*step_spans(stored), *spans])
     except TraceIncomplete as error:
         return stored, error.missing, ()
-    return from_verified(verified, spans), verified.incomplete, verified.conflict
+    return from_verified(verified), verified.incomplete, verified.conflict
 
 
 def _ranks_above(attributes: Mapping[str, Value], stored: StoredRevision) -> bool:
     """Return whether a revision span has a newer revision, or another document at the same revision."""
     revision = revision_of(attributes)
-    return revision > stored.revision or (revision == stored.revision and attributes.get(DIGEST) != stored.digest)
+    return revision > stored.revision or (
+        revision == stored.revision and attributes.get(fields.DIGEST) != stored.digest
+    )
 
 
 def _is_of(attributes: Mapping[str, Value], stored: StoredRevision) -> bool:
     """Return whether these are the attributes of a revision span of this very revision."""
-    same = attributes.get(DIGEST) == stored.digest and revision_of(attributes) == stored.revision
-    return same and attributes.get(ROLE) in REVISION_ROLES
+    same = attributes.get(fields.DIGEST) == stored.digest and revision_of(attributes) == stored.revision
+    return same and attributes.get(fields.ROLE) in REVISION_ROLES
 
 
 def _has_digest(attributes: Mapping[str, Value], digests: Sequence[bytes]) -> bool:
-    digest = attributes.get(DIGEST)
+    digest = attributes.get(fields.DIGEST)
     return isinstance(digest, str) and any(digest.startswith(found.hex()) for found in digests)
 
 
@@ -305,16 +272,16 @@ def _same_step(one: Step | None, other: Step) -> bool:
 
 def first_revision(run: Run, observed_at: int) -> int:
     """Return the revision of a document that is the first of its run."""
-    return ROOT_REVISION if run.finished else observed_at
+    return fields.ROOT_REVISION if run.finished else observed_at
 
 
 def next_revision(stored: int, run: Run, observed_at: int) -> int:
     """Return the revision of a changed document: always above the stored one."""
-    if stored >= ROOT_REVISION:
-        return max(ROOT_REVISION + observed_at, stored + 1)
+    if stored >= fields.ROOT_REVISION:
+        return max(fields.ROOT_REVISION + observed_at, stored + 1)
     return first_revision(run, max(observed_at, stored + 1))
 
 
 def repeated_revision(stored: int, observed_at: int) -> int:
     """Return the revision of an unfinished run that was observed again as it is stored."""
-    return max(stored, observed_at + (ROOT_REVISION if stored >= ROOT_REVISION else 0))
+    return max(stored, observed_at + (fields.ROOT_REVISION if stored >= fields.ROOT_REVISION else 0))

@@ -9,17 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
+from runspan import contracts
 from runspan.backends.sqlite import queries, retention
-from runspan.backends.sqlite.compression import (
-    Compression,
-    CorruptFrame,
-    DictionaryTrainer,
-    find_dictionary,
-    load_dictionaries,
-)
+from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import PurgeResult, Retention
@@ -27,20 +21,6 @@ from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_reader, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
-from runspan.contracts import (
-    HEARTBEAT_INTERVAL,
-    HEARTBEAT_SHARE,
-    Capabilities,
-    Cursor,
-    Document,
-    Page,
-    RunQuery,
-    WriteResult,
-    conflict_note,
-    damaged_note,
-    limited_notes,
-    older_revision_note,
-)
 from runspan.errors import NotFound, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
@@ -58,13 +38,12 @@ _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = re
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
 """
-_SILENT: Final = "observed_at IS NOT NULL AND observed_at + max(?, (observed_at - time) / ?) < ?"
-"""The condition on runs whose heartbeat was due before a time; see ``contracts.heartbeat_due``."""
-_HEARTBEAT: Final = (HEARTBEAT_INTERVAL, HEARTBEAT_SHARE)
-_STUCK: Final = (
-    "SELECT count(*) FROM runs INDEXED BY live_runs"
-    " WHERE observed_at IS NOT NULL AND observed_at + max(?, (observed_at - time) / ?) < ?"
+_SILENT: Final = (
+    "observed_at IS NOT NULL AND observed_at"
+    f" + max({contracts.HEARTBEAT_INTERVAL}, (observed_at - time) / {contracts.HEARTBEAT_SHARE}) < ?"
 )
+"""The condition on runs whose heartbeat was due before a time; see ``contracts.heartbeat_due``."""
+_STUCK: Final = f"SELECT count(*) FROM runs INDEXED BY live_runs WHERE {_SILENT}"  # noqa: S608 a constant
 _UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
@@ -148,7 +127,7 @@ class SqliteStore:
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
 
-    capabilities = Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
+    capabilities = contracts.Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
 
     def __init__(
         self,
@@ -161,18 +140,18 @@ class SqliteStore:
         connection = open_writer(self.path)
         self._compression = Compression()
         try:
-            load_dictionaries(connection, self._compression)
+            self._compression.load(connection)
         except sqlite3.Error as error:
             connection.close()
             raise store_error(error, self.path) from error
         self._retention = Retention(retention_days)
         self._readers = ConnectionPool(self.path)
-        self._writer = GroupWriter(connection, self.path, DictionaryTrainer(self._compression))
+        self._writer = GroupWriter(connection, self.path, self._compression.train)
         self._ingester = Ingester(self._writer, self._compression, self._retention, clock, self._revision)
 
     # Reading.
 
-    def document(self, run_id: str, tenant: str = "") -> Document:
+    def document(self, run_id: str, tenant: str = "") -> contracts.Document:
         """See ``contracts.TraceReader``. Raise StoreError when the stored run is damaged."""
         trace_id = _trace_id(run_id, tenant)
         fragments: Sequence[Span] = ()
@@ -186,11 +165,11 @@ class SqliteStore:
             if row is not None:
                 frame, incomplete, superseded, digest = row
                 conflict = queries.conflicting_digests(superseded, digest)
-                return Document(self._text(connection, frame, run_id), bytes_to_lines(incomplete), conflict)
+                return contracts.Document(self._text(connection, frame, run_id), bytes_to_lines(incomplete), conflict)
         if not fragments:
             raise _not_found(f"run {run_id}")
         verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
-        return Document(verified.run.text, verified.incomplete, verified.conflict)
+        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
@@ -202,9 +181,8 @@ class SqliteStore:
                         stored = None
                     tenant = stored.tenant if stored is not None else tenant
                     fragments = queries.fragments(connection, trace_id, tenant)
-                    find = find_dictionary(connection)
                     foreign = [
-                        self._compression.decompress(frame, find)
+                        self._compression.decompress(frame, connection)
                         for frame in queries.foreign_spans(connection, trace_id, tenant)
                     ]
                     revision = None if stored is None else self._revision(connection, stored)
@@ -219,7 +197,7 @@ class SqliteStore:
             raise _not_found(f"trace {trace_id.hex()}")
         return found
 
-    def search(self, query: RunQuery) -> Page:
+    def search(self, query: contracts.RunQuery) -> contracts.Page:
         """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
 
         A damaged list item is left out, and ``partial`` contains its run id.
@@ -233,19 +211,19 @@ class SqliteStore:
         with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
             for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
                 if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
-                    partial.append(damaged_note(run_id.decode(errors="replace")))
+                    partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
                     continue
                 size += len(summary)
                 if items and (len(items) == query.limit or size > PAGE_BYTES):
                     cursor = position
                     break
                 items.append(summary)
-                position = Cursor(sort_time, run_id.decode())
+                position = contracts.Cursor(sort_time, run_id.decode())
                 if incomplete:
-                    partial.append(older_revision_note(position.run_id, bytes_to_lines(incomplete)))
+                    partial.append(contracts.older_revision_note(position.run_id, bytes_to_lines(incomplete)))
                 if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
-                    partial.append(conflict_note(position.run_id, conflict))
-        return Page(items, cursor, limited_notes(partial))
+                    partial.append(contracts.conflict_note(position.run_id, conflict))
+        return contracts.Page(items, cursor, contracts.limited_notes(partial))
 
     def resource(self, trace_id: bytes) -> bytes | None:
         """Return the serialized OTLP Resource that sent the run of a trace, None when it is not known."""
@@ -271,7 +249,7 @@ class SqliteStore:
 
         The time this takes depends on the number of runs that are pending or running.
         """
-        return int(self._fetch_one(_STUCK, (*_HEARTBEAT, before))[0])
+        return int(self._fetch_one(_STUCK, (before,))[0])
 
     def check(self) -> None:
         """See ``contracts.TraceReader``. Raise StoreError when reading fails or the writer has stopped."""
@@ -281,11 +259,11 @@ class SqliteStore:
 
     # Writing.
 
-    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
+    def put(self, run: Run, *, tenant: str = "", observed_at: int) -> contracts.WriteResult:
         """See ``contracts.TraceWriter``."""
         return self._ingester.put(run, tenant, observed_at)
 
-    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
+    def write(self, received: ParsedRequest, tenant: str = "") -> contracts.WriteResult:
         """Store the spans of an OTLP request from a sender of this tenant, in any order and in any number of requests.
 
         A run is listed once its revision span and all steps of its manifest have arrived. Runs of another tenant and
@@ -320,15 +298,13 @@ class SqliteStore:
     def __enter__(self) -> SqliteStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _text(self, connection: sqlite3.Connection, frame: bytes, run_id: str) -> bytes:
         """Return the canonical text in a stored frame. Raise StoreError when its checksum is wrong."""
         try:
-            return self._compression.decompress(frame, find_dictionary(connection))
+            return self._compression.decompress(frame, connection)
         except CorruptFrame as error:
             raise StoreError(
                 "the stored run is damaged",
@@ -366,7 +342,7 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _statement(query: RunQuery) -> tuple[str, list[Any]]:
+def _statement(query: contracts.RunQuery) -> tuple[str, list[Any]]:
     """Return the statement of a list and its values.
 
     Its rows come from the index whose columns are those that the query fixes, in the order of the list.
@@ -383,7 +359,7 @@ def _statement(query: RunQuery) -> tuple[str, list[Any]]:
     if query.stuck_before is not None:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
         conditions.append(_SILENT)
-        bound += [*_HEARTBEAT, min(query.stuck_before, MAX_NS)]
+        bound.append(min(query.stuck_before, MAX_NS))
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))

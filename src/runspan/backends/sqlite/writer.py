@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from runspan.errors import StoreError
 from runspan.storage.sqlite_file import store_error
@@ -21,13 +21,10 @@ _MAX_GROUP = 64
 """Jobs of one transaction: enough to share the cost of the fsync, few enough that the first caller returns soon."""
 
 
-class _Job:
-    __slots__ = ("alone", "future", "work")
-
-    def __init__(self, work: Work[Any], alone: bool) -> None:
-        self.work = work
-        self.alone = alone
-        self.future: Future[Any] = Future()
+class _Job(NamedTuple):
+    work: Work[Any]
+    alone: bool
+    future: Future[Any]
 
 
 class GroupWriter:
@@ -53,7 +50,7 @@ class GroupWriter:
         The work may run twice, when a transaction fails that it shares, so it must not keep state.
         alone: run it outside of a transaction, and no other work at the same time.
         """
-        job = _Job(work, alone)
+        job = _Job(work, alone, Future())
         with self._changed:
             if self._closed:
                 raise StoreError("the store is closed", where=str(self._path))
@@ -107,49 +104,33 @@ class GroupWriter:
         try:
             result = job.work(self._connection)
         except Exception as error:
-            job.future.set_exception(self._translate(error))
+            self._fail(job, error)
         else:
             job.future.set_result(result)
 
     def _commit(self, group: list[_Job]) -> None:
+        """Run a group in one transaction; if one of it fails, each in a transaction of its own."""
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             for job in group:
-                job.future.set_exception(self._translate(error))
+                self._fail(job, error)
             return
         try:
-            results = [self._attempt(job) for job in group]
+            results = [job.work(self._connection) for job in group]
             execute("COMMIT")
         except Exception as error:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
-            if len(group) > 1:
-                for job in group:
-                    self._commit([job])
-            else:
-                group[0].future.set_exception(self._translate(error))
+            if len(group) == 1:
+                self._fail(group[0], error)
+                return
+            for job in group:
+                self._commit([job])
             return
-        for job, (result, failure) in zip(group, results, strict=True):
-            if failure is None:
-                job.future.set_result(result)
-            else:
-                job.future.set_exception(failure)
+        for job, result in zip(group, results, strict=True):
+            job.future.set_result(result)
 
-    def _attempt(self, job: _Job) -> tuple[Any, Exception | None]:
-        """Return the job's result, or its failure after a rollback. Raise when the failure ended the transaction."""
-        execute = self._connection.execute
-        execute("SAVEPOINT job")
-        try:
-            result, failure = job.work(self._connection), None
-        except Exception as error:
-            if not self._connection.in_transaction:
-                raise
-            execute("ROLLBACK TO job")
-            result, failure = None, self._translate(error)
-        execute("RELEASE job")
-        return result, failure
-
-    def _translate(self, error: Exception) -> Exception:
-        return store_error(error, self._path) if isinstance(error, sqlite3.Error) else error
+    def _fail(self, job: _Job, error: Exception) -> None:
+        job.future.set_exception(store_error(error, self._path) if isinstance(error, sqlite3.Error) else error)
