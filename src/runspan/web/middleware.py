@@ -78,11 +78,8 @@ class ResponseMiddleware:
 
 
 def _route_of(environ: WSGIEnvironment) -> str:
-    route: str | None = environ.get(ROUTE_KEY)
-    if route is None:
-        request = environ.get("werkzeug.request")
-        rule = request.url_rule if request is not None else None
-        route = rule.rule if rule is not None else "unmatched"
+    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+    route: str = environ.get(ROUTE_KEY) or (rule.rule if rule is not None else "unmatched")
     return route
 
 
