@@ -18,7 +18,7 @@ from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
 from runspan.web.errors import ErrorBody, register_error_handlers
-from runspan.web.middleware import ResponseMiddleware, RunFastPath
+from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
 from runspan.web.pages.views import login, pages
@@ -80,8 +80,7 @@ def create_app(
         app.register_blueprint(panel)
         if context.session_cookie is not None:
             app.register_blueprint(login)
-    fast_path = RunFastPath(app.wsgi_app, context)
-    app.wsgi_app = ResponseMiddleware(fast_path, context.metrics, log=config.access_log)  # type: ignore[method-assign]
+    app.wsgi_app = Middleware(app.wsgi_app, context)  # type: ignore[method-assign]
     return app
 
 
