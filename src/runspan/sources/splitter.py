@@ -37,6 +37,8 @@ MAX_DOCUMENT: Final = 256 << 20
 
 _EXCERPT: Final = 40
 _FIRST_LINES: Final = 4096
+"""Bytes of lines that are taken at first, and then twice as many each time: what follows an open line goes back."""
+
 _OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 _QUOTE, _NEWLINE, _OPEN_OBJECT, _CLOSE_OBJECT = b'"\n{}'
