@@ -18,7 +18,8 @@ import yaml
 from operate.boards import BOARDS, ROOT
 from operate.kit import wait_until
 from runspan import Run, __version__
-from runspan.web.links import TraceLinks
+from runspan.web.config import WebConfig
+from runspan.web.links import trace_links
 from support.cli import SAMPLES, environment
 from support.servers.collector import start_collector
 from support.servers.finding import missing
@@ -161,10 +162,12 @@ def test_data_sources_fit_the_dashboards_and_each_other() -> None:
 def test_runspans_links_lead_into_the_stack() -> None:
     """The server's settings of the stack make links to the drill-down, to Jaeger and to Grafana Explore."""
     values = SERVICES["runspan"]["environment"]
-    links = TraceLinks(
-        values["RUNSPAN_JAEGER_URL"], values["RUNSPAN_GRAFANA_URL"], "tempo", values["RUNSPAN_TRACE_URL"]
+    config = WebConfig(
+        jaeger_url=values["RUNSPAN_JAEGER_URL"],
+        grafana_url=values["RUNSPAN_GRAFANA_URL"],
+        trace_url=values["RUNSPAN_TRACE_URL"],
     )
-    found = links.for_trace(bytes(range(16)))
+    found = trace_links(config, bytes(range(16)))
     assert found["trace"].endswith("/d/runspan-run?var-trace_id=000102030405060708090a0b0c0d0e0f")
     published = {port.split(":")[1] for name in ("grafana", "jaeger") for port in SERVICES[name]["ports"]}
     assert {re.search(r":(\d+)/", url)[1] for url in found.values()} <= published  # type: ignore[index]

@@ -23,12 +23,15 @@ from support.web import JSON, PROTOBUF, document, otlp, serving
 SCRIPT = """
 import sys
 from runspan.backends.sqlite import SqliteStore
+from runspan.cli.app import handle_signals
 from runspan.web.app import create_app
 from runspan.web.server import WebServer
 
 store = SqliteStore(sys.argv[1])
 server = WebServer(create_app(store, store))
-server.run_until_signal(lambda: print(server.url, flush=True))
+with handle_signals(server.stop, repeat=True):
+    print(server.url, flush=True)
+    server.run()
 store.close()
 print("closed", flush=True)
 """
@@ -68,11 +71,10 @@ def slow_app(entered: threading.Event, release: threading.Event) -> Flask:
 
 def test_running_requests_are_finished_before_shutdown() -> None:
     """Stopping refuses new connections at once, and the running request gets its complete response."""
-    entered, release, listening = threading.Event(), threading.Event(), threading.Event()
+    entered, release = threading.Event(), threading.Event()
     server = WebServer(slow_app(entered, release))
-    thread = threading.Thread(target=server.run_until_signal, args=(listening.set,))
+    thread = threading.Thread(target=server.run)
     thread.start()
-    assert listening.wait(30)
     responses: list[httpx.Response] = []
     requesting = threading.Thread(target=lambda: responses.append(httpx.get(f"{server.url}/slow", timeout=60)))
     requesting.start()

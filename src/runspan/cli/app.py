@@ -133,11 +133,11 @@ def main() -> None:
 
 
 @contextmanager
-def handle_signals(stop: Callable[[], None] | None = None) -> Iterator[None]:
+def handle_signals(stop: Callable[[], None] | None = None, *, repeat: bool = False) -> Iterator[None]:
     """End the block on SIGTERM as on Ctrl-C, by KeyboardInterrupt.
 
-    With ``stop``, the first of these signals calls it instead, and the second raises KeyboardInterrupt. Python delivers
-    signals to the main thread only; on another thread nothing changes.
+    With ``stop``, the first of these signals calls it instead, and the second raises KeyboardInterrupt, or calls it
+    again if ``repeat`` is true. Python delivers signals to the main thread only; on another thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -147,8 +147,10 @@ def handle_signals(stop: Callable[[], None] | None = None) -> Iterator[None]:
         nonlocal stop
         if stop is None:
             raise KeyboardInterrupt
-        first, stop = stop, None
-        first()
+        call = stop
+        if not repeat:
+            stop = None
+        call()
 
     numbers = (signal.SIGTERM,) if stop is None else (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, handle) for number in numbers}

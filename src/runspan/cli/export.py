@@ -234,7 +234,7 @@ def _read(files: Iterable[str], advance: Callable[[int], None] | None = None) ->
 def _total_bytes(files: Iterable[str]) -> int | None:
     """Return the size of all files, None if one is unknown."""
     sizes = [total_bytes(file) for file in files]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
+    return None if None in sizes else sum(filter(None, sizes))
 
 
 def _show_progress(display: ProgressDisplay, report: ExportReport) -> None:

@@ -135,7 +135,11 @@ def get(run_id: str, backend: options.BackendOptions, out: Path | None) -> None:
     for digest in document.conflict:
         click.echo(f"runspan: another document was sent as this revision: SHA-256 {escape_control(digest)}", err=True)
     if out is not None:
-        _write(out, document.text)
+        try:
+            out.write_bytes(document.text)
+        except OSError as error:
+            got = error.strerror or str(error)
+            raise ConfigError(where=f"--out {out}", expected="a writable file", got=got) from None
         return
     sys.stdout.buffer.write(document.text)
     if sys.stdout.isatty():
@@ -158,13 +162,6 @@ def _pages(reader: TraceReader, query: RunQuery) -> Iterator[Page]:
 def _one_line(item: bytes) -> bytes:
     """Return JSON on one line: a line break in it can only be white space between tokens."""
     return item.replace(b"\n", b" ").replace(b"\r", b" ")
-
-
-def _write(out: Path, text: bytes) -> None:
-    try:
-        out.write_bytes(text)
-    except OSError as error:
-        raise ConfigError(where=f"--out {out}", expected="a writable file", got=error.strerror or str(error)) from None
 
 
 def _print_runs(items: list[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import shlex
@@ -13,19 +12,20 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from runspan.backends import FORMS, connect, open_store
+from runspan.backends import connect
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli import options
+from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
 from runspan.cli.output import escape_control
-from runspan.contracts import TraceReader
 from runspan.errors import ConfigError, RunspanError
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
+from runspan.web.auth import is_loopback_address
 from runspan.web.config import MIB, WebConfig
 from runspan.web.server import WebServer
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
@@ -186,8 +186,21 @@ def serve(
         keys = stack.enter_context(closing(create_key_store(data)))
         sessions_file = Path(data, SESSIONS_FILE)
         sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
-        _require_keys(keys, host, data)
-        reader = stack.enter_context(closing(_open(url, retention)))
+        if keys.unused and host != "localhost" and not is_loopback_address(host):
+            create = shlex.join(("runspan", "keys", "create", "--data", data, "--name", "NAME"))
+            raise ConfigError(
+                "refusing to listen beyond this machine without API keys",
+                where=f"--host {host!r}",
+                hint=f"create one first: {create}",
+            )
+        if retention is not None and options.backend_kind(url) != "sqlite":
+            raise ConfigError(
+                where="--retention",
+                expected="an embedded store to delete from",
+                got=f"a {options.backend_kind(url).title()}",
+                hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
+            )
+        reader = stack.enter_context(closing(connect(url, retention_days=retention, env=os.environ)))
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
             stack.enter_context(_expire_regularly(store, retention))
@@ -199,7 +212,9 @@ def serve(
             max_body=config.max_body,
             trusted_proxy=trusted_proxy,
         )
-        server.run_until_signal(lambda: _print_banner(server, url, keys, read_only=store is None, pages=config.pages))
+        with handle_signals(server.stop, repeat=True):
+            _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
+            server.run()
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
 
@@ -213,28 +228,9 @@ class LogFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return escape_control(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:
-        return _indented(super().formatException(ei))
-
-    def formatStack(self, stack_info: str) -> str:
-        return _indented(super().formatStack(stack_info))
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {escape_control(line)}" for line in text.split("\n"))
-
-
-def _open(url: str, retention: float | None) -> SqliteStore | TraceReader:
-    if options.backend_kind(url) == "sqlite":
-        return open_store(url, retention_days=retention, forms=FORMS)
-    if retention is not None:
-        raise ConfigError(
-            where="--retention",
-            expected="an embedded store to delete from",
-            got=f"a {options.backend_kind(url).title()}",
-            hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
-        )
-    return connect(url, env=os.environ)
+    def format(self, record: logging.LogRecord) -> str:
+        message, *lines = super().format(record).split("\n")
+        return "\n  ".join([message, *map(escape_control, lines)])
 
 
 def _public_name(url: str) -> str:
@@ -255,24 +251,6 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
     if keys.unused:
         may = "read" if read_only else "read and write"
         click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)
-
-
-def _require_keys(keys: ApiKeyStore, host: str, data: str) -> None:
-    if keys.unused and not _is_loopback(host):
-        raise ConfigError(
-            "refusing to listen beyond this machine without API keys",
-            where=f"--host {host!r}",
-            hint=f"create one first: {shlex.join(('runspan', 'keys', 'create', '--data', data, '--name', 'NAME'))}",
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager

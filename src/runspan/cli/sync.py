@@ -211,9 +211,16 @@ def sync(
         DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
     ):
+        platform = PlatformClient(
+            ApiClient(base, key_hint=f"set {KEY_VARIABLE}, or --platform-key-file", connections=config.concurrency + 1),
+            key=partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
+            rate_limiter=RateLimiter(requests_per_minute, sleep=halted.wait),
+            sleep=halted.wait,
+            halted=halted.is_set,
+        )
         engine = SyncEngine(
             config,
-            _platform(base, platform_key_file, requests_per_minute, config.concurrency, halted),
+            platform,
             checkpoint,
             connect=connect,
             halt=halted.set,
@@ -239,21 +246,6 @@ def sync(
     ctx.exit(_exit_code(report, config.follow))
 
 
-def _platform(
-    url: str, key_file: Path | None, requests_per_minute: int, concurrency: int, halted: threading.Event
-) -> PlatformClient:
-    def sleep(seconds: float) -> None:
-        halted.wait(seconds)
-
-    return PlatformClient(
-        ApiClient(url, key_hint=f"set {KEY_VARIABLE}, or --platform-key-file", connections=concurrency + 1),
-        key=partial(options.read_api_key, key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
-        rate_limiter=RateLimiter(requests_per_minute, sleep=sleep),
-        sleep=sleep,
-        halted=halted.is_set,
-    )
-
-
 class _SyncDisplay:
     """Shows rate, backlog and lag of a sync. ``retention`` is how long the platform keeps runs, in nanoseconds."""
 
@@ -271,7 +263,8 @@ class _SyncDisplay:
         self._display.update(self._text(progress), completed=progress.tracked - progress.backlog, total=total)
 
     def _text(self, progress: SyncProgress) -> str:
-        parts = [f"{self._rate():,.1f}/s"]
+        (began, before), (now, fetched) = self._fetched[0], self._fetched[-1]
+        parts = [f"{(fetched - before) / (now - began) if now > began else 0.0:,.1f}/s"]
         if progress.first_scan:
             parts.append(f"reading the list, {progress.counts.pages:,} pages")
         parts.append(f"backlog {progress.backlog:,}")
@@ -287,10 +280,6 @@ class _SyncDisplay:
         if refused:
             parts.append(f"{refused:,} refused")
         return ", ".join(parts)
-
-    def _rate(self) -> float:
-        (began, before), (now, fetched) = self._fetched[0], self._fetched[-1]
-        return (fetched - before) / (now - began) if now > began else 0.0
 
 
 def _exit_code(report: SyncReport, follow: bool) -> int:

@@ -28,7 +28,7 @@ class RateLimiter:
     """
 
     def __init__(
-        self, per_minute: int, *, sleep: Callable[[float], None], clock: Callable[[], float] = time.monotonic
+        self, per_minute: int, *, sleep: Callable[[float], object], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._window = 60.0 if per_minute < 60 else 10.0
         self._limit = int(per_minute * self._window / 60)
@@ -102,7 +102,7 @@ class RetryPolicy:
         attempt: Callable[[], T],
         delay_of: Callable[[T], float | None],
         *,
-        sleep: Callable[[float], None],
+        sleep: Callable[[float], object],
         clock: Callable[[], float] = time.monotonic,
         halted: Callable[[], bool] = _never,
     ) -> T:

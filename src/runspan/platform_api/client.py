@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Final, TypeVar
 from urllib.parse import quote
 
@@ -195,7 +196,7 @@ class PlatformClient:
         *,
         key: Callable[[], str | None],
         rate_limiter: RateLimiter,
-        sleep: Callable[[float], None],
+        sleep: Callable[[float], object],
         halted: Callable[[], bool],
         retry: RetryPolicy = RETRY,
     ) -> None:
@@ -271,15 +272,16 @@ class PlatformClient:
     ) -> T:
         """Send a request, and retry it while that may help. retry_refused: Retry BackendRefused as well."""
         retryable = (BackendUnreachable, BackendBusy, BackendRefused if retry_refused else MalformedResponse)
-        is_retry = False
+        attempts = count()
 
         def attempt() -> T | RunspanError:
-            nonlocal is_retry
             with self._lock:
-                self._retries += is_retry
-            is_retry = True
+                self._retries += next(attempts) > 0
             try:
-                result = self._attempt(path, parameters, read)
+                response = self._response(path, parameters)
+                if response.status in RETRYABLE_STATUSES:
+                    raise BackendBusy(self._api.describe(response), where=self.base)
+                result = self._api.read(response, read)
             except (BackendError, QueryError) as error:
                 if not self._halted():
                     self._note_failure(str(error))
@@ -301,12 +303,6 @@ class PlatformClient:
         if isinstance(result, RunspanError):
             raise result
         return result
-
-    def _attempt(self, path: str, parameters: Mapping[str, str], read: Callable[[Response], T]) -> T:
-        response = self._response(path, parameters)
-        if response.status in RETRYABLE_STATUSES:
-            raise BackendBusy(self._api.describe(response), where=self.base)
-        return self._api.read(response, read)
 
     def _response(self, path: str, parameters: Mapping[str, str]) -> Response:
         """Return the first response that neither asks to wait nor refuses a key that has been replaced."""

@@ -26,7 +26,7 @@ import codecs
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 
@@ -37,6 +37,8 @@ MAX_DOCUMENT: Final = 256 << 20
 
 _EXCERPT: Final = 40
 _FIRST_LINES: Final = 4096
+"""Bytes of lines that are taken at first, and then twice as many each time: what follows an open line goes back."""
+
 _OTHER_ENCODINGS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 _QUOTE, _NEWLINE, _OPEN_OBJECT, _CLOSE_OBJECT = b'"\n{}'
@@ -87,9 +89,9 @@ def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMEN
             yield from _array(stream, name)
         elif first == b"{":
             line, starts_line = stream.line, stream.at_line_start
-            value = stream.take_object()
-            yield _piece(stream, value, f"{name}:{line}")
-            if not value.open:
+            piece, is_open = stream.take_object(f"{name}:{line}")
+            yield piece
+            if not is_open:
                 by_line = starts_line and line == stream.line and stream.skip_line_end()
             if by_line and not stream.inside_unclosed:
                 yield from _lines(stream, name)
@@ -152,11 +154,10 @@ def _array(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
         return
     index = 0
     while stream.skip_space():
-        where = f"{name}[{index}] line {stream.line}"
-        value = stream.take_element()
-        yield _piece(stream, value, where)
-        if not value.ended:
-            if value.open:
+        piece, ended, is_open = stream.take_element(f"{name}[{index}] line {stream.line}")
+        yield piece
+        if not ended:
+            if is_open:
                 return  # the parser says where the element breaks off
             break
         separator = bytes(stream.buffer[:1])
@@ -173,12 +174,6 @@ def _array(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
         hint="the file is cut off: documents may be missing",
     )
     yield RawDocument(b"", where, stream.offset, error)
-
-
-def _piece(stream: _StreamBuffer, value: _ScannedValue, where: str) -> RawDocument:
-    if value.size > stream.max_document:
-        return _too_large(where, stream.offset, value.size, stream.max_document)
-    return RawDocument(value.data.rstrip(_SPACE), where, stream.offset)
 
 
 def _too_large(where: str, end_offset: int, size: int, limit: int) -> RawDocument:
@@ -204,18 +199,6 @@ def _stray_text(stream: _StreamBuffer, name: str) -> RawDocument:
         hint="documents follow one another, or are elements of an array",
     )
     return RawDocument(b"", where, stream.offset, error)
-
-
-class _ScannedValue(NamedTuple):
-    """What a scan took off the front of the stream."""
-
-    data: bytes
-    """The text; empty when it is larger than the limit."""
-    size: int
-    ended: bool
-    """Whether a bracket or separator ended it, not the end of the stream."""
-    open: bool
-    """Whether it ended inside brackets or a string."""
 
 
 class _ValueScanner:
@@ -366,28 +349,34 @@ class _StreamBuffer:
             if self.buffer or not self.more():
                 return excerpt
 
-    def take_object(self) -> _ScannedValue:
-        """Take the object at the front. One that is never closed ends before the next line that begins with ``{``."""
+    def take_object(self, where: str) -> tuple[RawDocument, bool]:
+        """Take the object at the front. One that is never closed ends before the next line that begins with ``{``.
+
+        Return also whether it ended inside brackets or a string.
+        """
         while self._unclosed and self._unclosed[-1] < self.offset:
             self._unclosed.pop()
         if not self._unclosed or self._unclosed[-1] != self.offset:
             scan = _ValueScanner()
-            size, ended = self._scan(scan)
+            size, _ = self._scan(scan)
             if not scan.open or size > self.max_document:
-                return self._take(scan.position, size, ended=ended, open=scan.open)
+                return self._take(scan.position, size, where), scan.open
             self._unclosed = array("q", (self.offset + position for position in reversed(scan.line_starts)))
             self._unclosed_end = self.offset + scan.position
         end = self._unclosed_end - self.offset
         if self.buffer[1 : self.buffer.find(b"\n", 0, end)].strip(_SPACE):
             next_line = self.buffer.find(b"\n{", 0, end)
             end = next_line + 1 if next_line >= 0 else end
-        return self._take(end, end, ended=True, open=True)
+        return self._take(end, end, where), True
 
-    def take_element(self) -> _ScannedValue:
-        """Take the element of an array at the front, without the separator that follows."""
+    def take_element(self, where: str) -> tuple[RawDocument, bool, bool]:
+        """Take the element of an array at the front, without the separator that follows.
+
+        Return also whether that ended it, not the end of the stream, and whether it ended inside brackets or a string.
+        """
         scan = _ValueScanner(element=True)
         size, ended = self._scan(scan)
-        return self._take(scan.position, size, ended=ended, open=scan.open)
+        return self._take(scan.position, size, where), ended, scan.open
 
     def _scan(self, scan: _ValueScanner) -> tuple[int, bool]:
         """Move to the end of a value. Return its size, and whether it ended before the stream did."""
@@ -423,12 +412,15 @@ class _StreamBuffer:
         scan.position = len(kept)
         return size
 
-    def _take(self, end: int, size: int, *, ended: bool, open: bool) -> _ScannedValue:
+    def _take(self, end: int, size: int, where: str) -> RawDocument:
+        """Drop a value, and return its text, or the error of one whose size is larger than the limit."""
         with memoryview(self.buffer) as view:
             data = b"" if size > self.max_document else bytes(view[:end])
         self.at_line_start = self.buffer[end - 1 : end] == b"\n"
         self.drop(end)
-        return _ScannedValue(data, size, ended, open)
+        if size > self.max_document:
+            return _too_large(where, self.offset, size, self.max_document)
+        return RawDocument(data.rstrip(_SPACE), where, self.offset)
 
     def take_lines(self, most: int) -> tuple[int, bytes]:
         """Take complete lines, ``most`` bytes of them or one line, or the end of the stream without a line break.

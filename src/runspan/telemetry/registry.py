@@ -199,13 +199,12 @@ class CumulativeSource:
         self._lock = threading.Lock()
         self._totals: dict[Instrument, float] = {}
         """The counters of replaced components."""
-        self._source: Callable[[], Samples] | None = None
+        self._source: Callable[[], Samples] = dict
 
     def replace(self, source: Callable[[], Samples]) -> None:
         """Add the counters of the current component to the totals, and collect from ``source`` from now on."""
         with self._lock:
-            final = {} if self._source is None else self._source()
-            for instrument, total in final.items():
+            for instrument, total in self._source().items():
                 if instrument.kind is InstrumentKind.COUNTER:
                     self._totals[instrument] = self._totals.get(instrument, 0) + (total or 0)
             self._source = source
@@ -214,7 +213,7 @@ class CumulativeSource:
         """Return the samples of the current component, with the totals of its predecessors added to counters."""
         with self._lock:
             samples: dict[Instrument, float | None] = dict(self._totals)
-            for instrument, value in {} if self._source is None else self._source().items():
+            for instrument, value in self._source().items():
                 samples[instrument] = _combine(instrument, samples.get(instrument), value)
             return samples
 

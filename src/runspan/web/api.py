@@ -25,6 +25,7 @@ from runspan.otlp.json import write_json
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
+from runspan.web.links import trace_links
 from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
 from runspan.web.request import Store, current_context, read_body
 from runspan.web.schemas import (
@@ -131,7 +132,7 @@ def get_run_trace(run_id: str) -> Response:
             context.reader.document(run_id, principal.tenant)
         else:
             span_id = _step_span_id(context.reader.spans(trace_id, _span_tenant(principal)), query.step)
-    links = context.trace_links.for_trace(trace_id, span_id)
+    links = trace_links(context.config, trace_id, span_id)
     url = next(iter(links.values()), None)
     if url is not None and request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html":
         return Response(status=302, headers={"Location": url, "Vary": "Accept"}, content_type="text/plain")

@@ -63,6 +63,9 @@ class ApiKey:
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
+_KeysByPrefix = dict[bytes, list[tuple[bytes, ApiKey]]]
+
+
 class ApiKeyStore:
     """The keys of one file. Thread-safe, and safe to use from several processes at once."""
 
@@ -70,7 +73,7 @@ class ApiKeyStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._version = -1
-        self._by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
+        self._by_prefix: _KeysByPrefix = {}
         self._db = open_database(path, _SCHEMA)
 
     def create(
@@ -105,9 +108,7 @@ class ApiKeyStore:
 
     def list(self) -> list[ApiKey]:
         """Return all keys, including revoked and expired ones, oldest first."""
-        with self._lock:
-            self._reload_if_changed()
-            keys = [key for entries in self._by_prefix.values() for _, key in entries]
+        keys = [key for entries in self._current().values() for _, key in entries]
         return sorted(keys, key=lambda key: (key.created, key.id))
 
     def revoke(self, key_id: str) -> ApiKey:
@@ -140,10 +141,7 @@ class ApiKeyStore:
         constant time.
         """
         digest = secret_digest(secret)
-        with self._lock:
-            self._reload_if_changed()
-            candidates = self._by_prefix.get(digest[:4], ())
-        for stored, key in candidates:
+        for stored, key in self._current().get(digest[:4], ()):
             if hmac.compare_digest(stored, digest) and key.state(self._clock()) == "active":
                 return key
         return None
@@ -151,9 +149,7 @@ class ApiKeyStore:
     @property
     def unused(self) -> bool:
         """Whether no key was ever created. Revoked and expired keys count: revoking the last one opens nothing."""
-        with self._lock:
-            self._reload_if_changed()
-            return not self._by_prefix
+        return not self._current()
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -175,19 +171,22 @@ class ApiKeyStore:
                 raise StoreError("cannot write the keys", got=str(error)) from error
             self._version = -1  # data_version ignores a connection's own changes
 
-    def _reload_if_changed(self) -> None:
-        try:
-            (version,) = self._db.execute("PRAGMA data_version").fetchone()
-            if version == self._version:
-                return
-            rows = self._db.execute("SELECT * FROM keys").fetchall()
-        except sqlite3.Error as error:
-            raise StoreError("cannot read the keys", got=str(error)) from error
-        by_prefix: dict[bytes, list[tuple[bytes, ApiKey]]] = {}
-        for key_id, digest, name, tenant, permissions, created, expires, revoked in rows:
-            key = ApiKey(key_id, name, tenant, frozenset(permissions.split()), created, expires, revoked)
-            by_prefix.setdefault(digest[:4], []).append((digest, key))
-        self._by_prefix, self._version = by_prefix, version
+    def _current(self) -> _KeysByPrefix:
+        """Return the digests and keys by the first bytes of the digest, read again if the file has changed."""
+        with self._lock:
+            try:
+                (version,) = self._db.execute("PRAGMA data_version").fetchone()
+                if version == self._version:
+                    return self._by_prefix
+                rows = self._db.execute("SELECT * FROM keys").fetchall()
+            except sqlite3.Error as error:
+                raise StoreError("cannot read the keys", got=str(error)) from error
+            by_prefix: _KeysByPrefix = {}
+            for key_id, digest, name, tenant, permissions, created, expires, revoked in rows:
+                key = ApiKey(key_id, name, tenant, frozenset(permissions.split()), created, expires, revoked)
+                by_prefix.setdefault(digest[:4], []).append((digest, key))
+            self._by_prefix, self._version = by_prefix, version
+            return by_prefix
 
 
 def secret_digest(secret: str) -> bytes:

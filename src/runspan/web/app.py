@@ -14,21 +14,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from runspan._version import __version__
 from runspan.contracts import TraceReader
-from runspan.model.timestamps import SECOND
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
-from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
 from runspan.web.config import WebConfig
 from runspan.web.errors import ErrorBody, register_error_handlers
-from runspan.web.links import PublicUrl, TraceLinks
-from runspan.web.metrics import Metrics
-from runspan.web.middleware import ResponseMiddleware, RunFastPath
+from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
 from runspan.web.pages.views import login, pages
 from runspan.web.request import AppContext, Store, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
-from runspan.web.sessions import SessionCookie, SessionStore
+from runspan.web.sessions import SessionStore
 
 OPERATIONS: Final = Tag(name="operations", description="Health checks and metrics.")
 
@@ -54,24 +50,7 @@ def create_app(
     ``app.extensions["runspan"]`` is the ``AppContext``, for further routes.
     """
     config = config or WebConfig()
-    public_url = PublicUrl(config.public_url)
-    session_cookie = None
-    if keys is not None and config.pages:
-        session_cookie = SessionCookie(sessions or SessionStore(None, keys, clock=clock), public_url)
-    origin_guard = OriginGuard(config.allowed_hosts, public_url.origin)
-    context = AppContext(
-        reader=reader,
-        writer=writer,
-        authenticator=Authenticator(keys, config, origin_guard, session_cookie),
-        config=config,
-        metrics=Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND)),
-        trace_links=TraceLinks(config.jaeger_url, config.grafana_url, config.grafana_datasource, config.trace_url),
-        public_url=public_url,
-        api_keys=keys,
-        session_cookie=session_cookie,
-        failed_logins=RateLimiter(config.logins_per_minute),
-        clock=clock,
-    )
+    context = AppContext(reader, writer, config, keys, sessions, clock)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),
@@ -99,10 +78,9 @@ def create_app(
     if config.pages:
         app.register_blueprint(pages)
         app.register_blueprint(panel)
-        if session_cookie is not None:
+        if context.session_cookie is not None:
             app.register_blueprint(login)
-    fast_path = RunFastPath(app.wsgi_app, context)
-    app.wsgi_app = ResponseMiddleware(fast_path, context.metrics, log=config.access_log)  # type: ignore[method-assign]
+    app.wsgi_app = Middleware(app.wsgi_app, context)  # type: ignore[method-assign]
     return app
 
 

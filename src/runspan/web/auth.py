@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from limits import RateLimitItem, RateLimitItemPerMinute
+from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
@@ -54,7 +54,7 @@ class RateLimiter:
         if self._limit is not None and not self._window.hit(self._limit, client):
             raise RateLimited(
                 f"more than {self._limit.amount} requests a minute",
-                retry_after=self._seconds_until_reset(self._limit, client),
+                retry_after=self.retry_after(client) or 1,
                 hint="retry after the seconds in Retry-After",
             )
 
@@ -67,10 +67,7 @@ class RateLimiter:
         """Return the seconds that the client has to wait, or 0 if it has not reached the limit. Counts nothing."""
         if self._limit is None or self._window.test(self._limit, client):
             return 0
-        return self._seconds_until_reset(self._limit, client)
-
-    def _seconds_until_reset(self, limit: RateLimitItem, client: str) -> int:
-        reset_time = self._window.get_window_stats(limit, client).reset_time
+        reset_time = self._window.get_window_stats(self._limit, client).reset_time
         return max(1, math.ceil(reset_time - time.time()))
 
 
@@ -231,9 +228,12 @@ def _normalize_host(host: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     """Whether the host is this machine: browsers resolve ``localhost`` and its subdomains without asking DNS."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    return host == "localhost" or host.endswith(".localhost") or is_loopback_address(host)
+
+
+def is_loopback_address(text: str) -> bool:
+    """Whether the text is an IP address of this machine's loopback."""
     try:
-        return ip_address(host).is_loopback
+        return ip_address(text).is_loopback
     except ValueError:
         return False

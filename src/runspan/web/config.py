@@ -37,13 +37,16 @@ class WebConfig:
     stuck_after: float = 900.0
     """Seconds without an observation after which ``/metrics`` counts a run as stuck."""
     jaeger_url: str = ""
-    """See ``TraceLinks.jaeger``."""
+    """Base URL of Jaeger's user interface, with its path prefix, for links to traces; empty for no link."""
     grafana_url: str = ""
-    """See ``TraceLinks.grafana``."""
+    """Base URL of Grafana, with its path prefix, for links to traces; empty for no link."""
     grafana_datasource: str = "tempo"
-    """See ``TraceLinks.datasource``."""
+    """The uid of the Tempo data source in Grafana."""
     trace_url: str = ""
-    """See ``TraceLinks.template``."""
+    """URL of any other tool, containing ``{trace_id}``; empty for no link.
+
+    ``{span_id}`` is replaced as well, by nothing in links to a trace.
+    """
     backend: str = ""
     """The name of the backend in ``/readyz``, error messages and pages."""
     pages: bool = True

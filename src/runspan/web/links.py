@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlsplit
 
 from runspan.errors import ConfigError
+from runspan.web.config import WebConfig
 
 TRACE_PLACEHOLDER: Final = "{trace_id}"
 SPAN_PLACEHOLDER: Final = "{span_id}"
-"""Replaced by the ids in ``TraceLinks.template``."""
+"""Replaced by the ids in ``WebConfig.trace_url``."""
 
 
-@dataclass(frozen=True, slots=True)
 class PublicUrl:
-    """The URL of this server as browsers reach it. Raises ConfigError if it is not one."""
+    """The URL of this server as browsers reach it; empty if there is no proxy before it. ConfigError if it is not one.
 
-    url: str = ""
-    """Empty if there is no proxy before the server. A path is the prefix that the proxy strips from requests."""
+    A path is the prefix that the proxy strips from requests.
+    """
 
-    def __post_init__(self) -> None:
-        if not self.url:
-            return
-        parts = urlsplit(self.url) if _is_http_url(self.url) else None
-        if parts is None or parts.query or parts.fragment or "@" in parts.netloc or set(self.url) & set(';,"\\'):
-            raise ConfigError(where="public url", expected="a URL such as https://runs.example.com", got=repr(self.url))
-
-    @property
-    def root_path(self) -> str:
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url) if not url or _is_http_url(url) else None
+        if parts is None or parts.query or parts.fragment or "@" in parts.netloc or set(url) & set(';,"\\'):
+            raise ConfigError(where="public url", expected="a URL such as https://runs.example.com", got=repr(url))
+        self.root_path = parts.path.rstrip("/")
         """The prefix of every path of a page, such as ``/runspan``; empty if there is none."""
-        return urlsplit(self.url).path.rstrip("/")
-
-    @property
-    def secure(self) -> bool:
+        self.secure = url.startswith("https://")
         """Whether browsers connect over TLS, so that cookies can be marked ``Secure``."""
-        return self.url.startswith("https://")
-
-    @property
-    def origin(self) -> str:
+        self.origin = f"{parts.scheme}://{parts.netloc}".lower() if url else ""
         """The value of ``Origin`` in requests from the server's own pages; empty if it is not configured."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}".lower() if self.url else ""
 
     def login_path(self, next_path: str) -> str:
         """Return the path of the login page, which redirects to ``next_path``, a path without the prefix."""
@@ -58,57 +45,44 @@ def local_target(text: str) -> str:
     return text if is_path else "/"
 
 
-@dataclass(frozen=True, slots=True)
-class TraceLinks:
-    """Links to traces in other tools. Raises ConfigError if a browser cannot follow one of the URLs."""
+def check_trace_links(config: WebConfig) -> None:
+    """Raise ConfigError if a browser cannot follow one of the configured links to traces."""
+    _check_url("jaeger url", config.jaeger_url, "http://jaeger:16686")
+    _check_url("grafana url", config.grafana_url, "http://grafana:3000")
+    _check_url("trace url", config.trace_url, f"http://host/trace/{TRACE_PLACEHOLDER}")
+    if config.trace_url and TRACE_PLACEHOLDER not in config.trace_url:
+        expected = f"a URL with {TRACE_PLACEHOLDER} in it"
+        raise ConfigError(where="trace url", expected=expected, got=repr(config.trace_url))
+    if config.grafana_url and not config.grafana_datasource:
+        raise ConfigError(where="grafana datasource", expected="the uid of a Tempo data source", got="none")
 
-    jaeger: str = ""
-    """Base URL of Jaeger's user interface, with its path prefix; empty for no link."""
-    grafana: str = ""
-    """Base URL of Grafana, with its path prefix; empty for no link."""
-    datasource: str = "tempo"
-    """The uid of the Tempo data source in Grafana."""
-    template: str = ""
-    """URL of any other tool, containing ``{trace_id}``; empty for no link.
 
-    ``{span_id}`` is replaced as well, by nothing in links to a trace.
+def trace_links(config: WebConfig, trace_id: bytes, span_id: bytes = b"") -> dict[str, str]:
+    """Return the links to a trace by tool (``trace``, ``jaeger``, ``grafana``), the preferred one first.
+
+    ``span_id``: the span that the tool opens in the trace; empty for none.
     """
+    trace, span = trace_id.hex(), span_id.hex()
+    links = {}
+    if config.trace_url:
+        links["trace"] = config.trace_url.replace(TRACE_PLACEHOLDER, trace).replace(SPAN_PLACEHOLDER, span)
+    if config.jaeger_url:
+        links["jaeger"] = f"{config.jaeger_url.rstrip('/')}/trace/{trace}" + (f"?uiFind={span}" if span else "")
+    if config.grafana_url:
+        state = json.dumps(_explore_panes(config.grafana_datasource, trace, span), separators=(",", ":"))
+        links["grafana"] = f"{config.grafana_url.rstrip('/')}/explore?schemaVersion=1&panes={quote(state, safe='')}"
+    return links
 
-    def __post_init__(self) -> None:
-        _check_url("jaeger url", self.jaeger, "http://jaeger:16686")
-        _check_url("grafana url", self.grafana, "http://grafana:3000")
-        _check_url("trace url", self.template, f"http://host/trace/{TRACE_PLACEHOLDER}")
-        if self.template and TRACE_PLACEHOLDER not in self.template:
-            expected = f"a URL with {TRACE_PLACEHOLDER} in it"
-            raise ConfigError(where="trace url", expected=expected, got=repr(self.template))
-        if self.grafana and not self.datasource:
-            raise ConfigError(where="grafana datasource", expected="the uid of a Tempo data source", got="none")
 
-    def for_trace(self, trace_id: bytes, span_id: bytes = b"") -> dict[str, str]:
-        """Return the links to a trace by tool (``trace``, ``jaeger``, ``grafana``), the preferred one first.
-
-        ``span_id``: the span that the tool opens in the trace; empty for none.
-        """
-        trace, span = trace_id.hex(), span_id.hex()
-        links = {}
-        if self.template:
-            links["trace"] = self.template.replace(TRACE_PLACEHOLDER, trace).replace(SPAN_PLACEHOLDER, span)
-        if self.jaeger:
-            links["jaeger"] = f"{self.jaeger.rstrip('/')}/trace/{trace}" + (f"?uiFind={span}" if span else "")
-        if self.grafana:
-            panes = quote(json.dumps(self._explore_panes(trace, span), separators=(",", ":")), safe="")
-            links["grafana"] = f"{self.grafana.rstrip('/')}/explore?schemaVersion=1&panes={panes}"
-        return links
-
-    def _explore_panes(self, trace: str, span: str) -> dict[str, object]:
-        """Return the state of Grafana Explore: one query for the trace id, which ignores the time range."""
-        source = {"type": "tempo", "uid": self.datasource}
-        query = {"refId": "A", "datasource": source, "queryType": "traceql", "query": trace}
-        time_range = {"from": "now-1h", "to": "now"}
-        pane: dict[str, object] = {"datasource": self.datasource, "queries": [query], "range": time_range}
-        if span:
-            pane["panelsState"] = {"trace": {"spanId": span}}
-        return {"trace": pane}
+def _explore_panes(datasource: str, trace: str, span: str) -> dict[str, object]:
+    """Return the state of Grafana Explore: one query for the trace id, which ignores the time range."""
+    source = {"type": "tempo", "uid": datasource}
+    query = {"refId": "A", "datasource": source, "queryType": "traceql", "query": trace}
+    time_range = {"from": "now-1h", "to": "now"}
+    pane: dict[str, object] = {"datasource": datasource, "queries": [query], "range": time_range}
+    if span:
+        pane["panelsState"] = {"trace": {"spanId": span}}
+    return {"trace": pane}
 
 
 def _check_url(where: str, text: str, example: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -94,9 +94,6 @@ class _StoreCollector(Collector):
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return ()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:

@@ -1,4 +1,4 @@
-"""WSGI middleware: response headers, metrics and the access log, and a fast path for ``GET /api/v1/runs/{id}``."""
+"""``Middleware``: response headers, metrics and the access log, and ``GET /api/v1/runs/{id}`` without the framework."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from runspan.contracts import Document
 from runspan.errors import NotFound
 from runspan.web.api_keys import RUNS_READ
 from runspan.web.errors import JSON
-from runspan.web.metrics import Metrics
 from runspan.web.request import AppContext
 
 if TYPE_CHECKING:
@@ -32,10 +31,8 @@ SECURITY_HEADERS: Final[dict[str, str]] = {
 RUN_PATH: Final = "/api/v1/runs/"
 RUN_RULE: Final = RUN_PATH + "<run_id:run_id>"
 
-ROUTE_KEY: Final = "runspan.route"
-"""In the WSGI environment: the rule that the fast path handled, for the metrics."""
 ERROR_KEY: Final = "runspan.error"
-"""In the WSGI environment: the error of the fast path, for the view to raise."""
+"""In the WSGI environment: the error of a request for a run, for the view to raise."""
 
 INCOMPLETE: Final = "X-Runspan-Incomplete"
 """Header of a run: what is missing of a newer revision than this one."""
@@ -47,70 +44,58 @@ _MAX_CONFLICTS: Final = 10
 _JSON_HEADERS: Final = [("Content-Type", JSON)]
 
 
-class ResponseMiddleware:
-    """Adds security headers to every response, counts it in the metrics, and logs it if ``log`` is true.
+class Middleware:
+    """The outermost layer: response headers, metrics and the access log, and ``GET /api/v1/runs/{id}``.
 
-    As the outermost layer it also covers the responses that no view made. The access log contains the client address,
-    the method, the quoted path, the status and the time: no headers and no query, so no keys and no filters.
+    It also covers the responses that no view made. The access log contains the client address, the method, the quoted
+    path, the status and the time: no headers and no query, so no keys and no filters.
+
+    A run is answered here, since the framework costs several times what the store needs. The view raises any error
+    again, so that error handling exists once.
     """
 
-    def __init__(self, application: WSGIApplication, metrics: Metrics, *, log: bool = False) -> None:
+    def __init__(self, application: WSGIApplication, context: AppContext) -> None:
         self._application = application
-        self._metrics = metrics
-        self._log = log
+        self._context = context
         self._headers = list(SECURITY_HEADERS.items())
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         begin = perf_counter()
+        document = self._find_document(environ)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             present = {name for name, _ in headers}
             headers = headers + [pair for pair in self._headers if pair[0] not in present]
             seconds = perf_counter() - begin
             method = environ["REQUEST_METHOD"]
-            self._metrics.observe_request(_route_of(environ), method, status[:3], seconds)
-            if self._log:
+            route = _route_of(environ) if document is None else RUN_RULE
+            self._context.metrics.observe_request(route, method, status[:3], seconds)
+            if self._context.config.access_log:
                 address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")
                 logger.info("%s %s %r %s %.1f ms", address, method, path, status[:3], seconds * 1000)
             return start_response(status, headers, exc_info)
 
-        return self._application(environ, start)
+        if document is None:
+            return self._application(environ, start)
+        body = document_body(document)
+        start("200 OK", [*document_headers(document), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _find_document(self, environ: WSGIEnvironment) -> Document | None:
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] != "GET" or not path.startswith(RUN_PATH) or path.endswith(("/trace", RUN_PATH)):
+            return None
+        try:
+            principal = self._context.authenticator.authorize(environ, RUNS_READ)
+            return self._context.reader.document(utf8_path(environ)[len(RUN_PATH) :], principal.tenant)
+        except Exception as error:
+            environ[ERROR_KEY] = error
+            return None
 
 
 def _route_of(environ: WSGIEnvironment) -> str:
-    route: str | None = environ.get(ROUTE_KEY)
-    if route is None:
-        request = environ.get("werkzeug.request")
-        rule = request.url_rule if request is not None else None
-        route = rule.rule if rule is not None else "unmatched"
-    return route
-
-
-class RunFastPath:
-    """Answers ``GET /api/v1/runs/{id}`` without the framework, which costs several times what the store needs.
-
-    Only successes are answered here. The view raises any error again, so that error handling exists once.
-    """
-
-    def __init__(self, application: WSGIApplication, context: AppContext) -> None:
-        self._application = application
-        self._reader = context.reader
-        self._authenticator = context.authenticator
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if environ["REQUEST_METHOD"] != "GET" or not path.startswith(RUN_PATH) or path.endswith(("/trace", RUN_PATH)):
-            return self._application(environ, start_response)
-        try:
-            principal = self._authenticator.authorize(environ, RUNS_READ)
-            document = self._reader.document(utf8_path(environ)[len(RUN_PATH) :], principal.tenant)
-        except Exception as error:
-            environ[ERROR_KEY] = error
-            return self._application(environ, start_response)
-        body = document_body(document)
-        environ[ROUTE_KEY] = RUN_RULE
-        start_response("200 OK", [*document_headers(document), ("Content-Length", str(len(body)))])
-        return [body]
+    rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+    return "unmatched" if rule is None else str(rule.rule)
 
 
 def utf8_path(environ: WSGIEnvironment) -> str:

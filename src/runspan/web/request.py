@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from flask import Request, current_app
@@ -11,13 +10,14 @@ from isal import isal_zlib
 
 from runspan.contracts import TraceReader, TraceWriter, WriteResult
 from runspan.errors import PayloadError, PayloadTooLarge, PayloadUnsupported
+from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.web.api_keys import ApiKeyStore
-from runspan.web.auth import Authenticator, RateLimiter
+from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
 from runspan.web.config import WebConfig
-from runspan.web.links import PublicUrl, TraceLinks
+from runspan.web.links import PublicUrl, check_trace_links
 from runspan.web.metrics import Metrics
-from runspan.web.sessions import SessionCookie
+from runspan.web.sessions import SessionCookie, SessionStore
 
 
 class Store(TraceWriter, Protocol):
@@ -32,26 +32,34 @@ class Store(TraceWriter, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class AppContext:
-    """The components of an application, as ``create_app`` assembled them."""
+    """The components of an application; see ``create_app`` for what they are made of."""
 
-    reader: TraceReader
-    writer: Store | None
-    """None if the backend is only read."""
-    authenticator: Authenticator
-    config: WebConfig
-    metrics: Metrics
-    trace_links: TraceLinks
-    public_url: PublicUrl
-    api_keys: ApiKeyStore | None
-    """None if the application never requires a key."""
-    session_cookie: SessionCookie | None
-    """None if browsers cannot log in."""
-    failed_logins: RateLimiter
-    """Counts wrong keys by client address."""
-    clock: Callable[[], int]
-    """The current time in nanoseconds since 1970."""
+    def __init__(
+        self,
+        reader: TraceReader,
+        writer: Store | None,
+        config: WebConfig,
+        keys: ApiKeyStore | None,
+        sessions: SessionStore | None,
+        clock: Callable[[], int],
+    ) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.config = config
+        self.api_keys = keys
+        self.clock = clock
+        check_trace_links(config)
+        self.public_url = PublicUrl(config.public_url)
+        self.session_cookie: SessionCookie | None = None
+        """None if browsers cannot log in."""
+        if keys is not None and config.pages:
+            self.session_cookie = SessionCookie(sessions or SessionStore(None, keys, clock=clock), self.public_url)
+        origin_guard = OriginGuard(config.allowed_hosts, self.public_url.origin)
+        self.authenticator = Authenticator(keys, config, origin_guard, self.session_cookie)
+        self.failed_logins = RateLimiter(config.logins_per_minute)
+        """Counts wrong keys by client address."""
+        self.metrics = Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND))
 
 
 def current_context() -> AppContext:

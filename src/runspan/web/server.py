@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from waitress import create_server, wasyncore  # type: ignore[import-untyped]
@@ -100,24 +97,6 @@ class WebServer:
         for channel in self._channels():
             channel.handle_close()
         wasyncore.close_all(self._map, ignore_all=True)
-
-    def run_until_signal(self, on_ready: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT, or until stopped; see ``run``. ``on_ready`` is called when both are handled.
-
-        Signals are handled only in the main thread, and their previous handlers are restored at the end.
-        """
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            self.stop()
-
-        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        previous = {number: signal.signal(number, handle) for number in numbers}
-        try:
-            on_ready()
-            self.run()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def stop(self) -> None:
         """Make ``run`` return soon. May be called from any thread, from a signal handler, and twice."""

@@ -56,23 +56,6 @@ class _Summary(Struct, rename="camel"):
     created_at: Any = None
 
 
-class RunHistogram(Struct, rename="camel"):
-    """The start times and statuses of the newest runs of a query."""
-
-    names: tuple[str, ...]
-    """The names of statuses; the last one covers all unknown statuses."""
-    times: list[int]
-    """Start times in milliseconds since 1970, newest first."""
-    statuses: list[int]
-    """The status of each of ``times``, as an index into ``names``."""
-    undated: int
-    """The number of runs without a time, which are not in ``times``."""
-    workflows: list[str]
-    """The workflow ids of the runs."""
-    complete: bool = msgspec.field(name="whole")
-    """Whether these are all runs of the query, rather than only the newest."""
-
-
 @panel.get("/pages/totals")
 def totals() -> Response:
     """Return the totals by run id, and the ids that were not read in time. Unreadable runs are omitted."""
@@ -102,8 +85,10 @@ def histogram() -> Response:
         return invalid_query(error)
     query = parameters.run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
     end = time.monotonic() + MAX_SECONDS
-    found = RunHistogram((*RUN_STATUSES, "other"), [], [], 0, [], complete=False)
     indices = {status: index for index, status in enumerate(RUN_STATUSES)}
+    times: list[int] = []
+    statuses: list[int] = []
+    undated = 0
     workflows: set[str] = set()
     partial: dict[str, None] = {}
     count = 0
@@ -114,20 +99,26 @@ def histogram() -> Response:
             run = _parse_summary(item)
             start = _parse_time(run.started_at) or _parse_time(run.created_at)
             if start is None:
-                found.undated += 1
+                undated += 1
             else:
-                found.times.append(start // MILLISECOND)
+                times.append(start // MILLISECOND)
                 status = run.status if isinstance(run.status, str) else ""
-                found.statuses.append(indices.get(status, len(RUN_STATUSES)))
+                statuses.append(indices.get(status, len(RUN_STATUSES)))
             if isinstance(run.workflow_id, str) and len(workflows) < MAX_WORKFLOWS:
                 workflows.add(run.workflow_id)
         count += len(page.items)
-        found.complete = page.cursor is None
         if page.cursor is None or count >= MAX_HISTOGRAM_RUNS or time.monotonic() >= end:
             break
         query = replace(query, cursor=page.cursor)
-    found.workflows = sorted(workflows)
-    response = _json_response({"success": True, "data": found, "meta": {"partial": list(partial)}})
+    data = {
+        "names": (*RUN_STATUSES, "other"),
+        "times": times,  # milliseconds since 1970, newest first
+        "statuses": statuses,  # of each of the times, as an index into the names
+        "undated": undated,  # runs without a time
+        "workflows": sorted(workflows),
+        "whole": page.cursor is None,  # whether these are all runs of the query, rather than only the newest
+    }
+    response = _json_response({"success": True, "data": data, "meta": {"partial": list(partial)}})
     response.headers.extend(note_header(PARTIAL, list(partial)))
     return response
 

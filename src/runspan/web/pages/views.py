@@ -82,7 +82,8 @@ def requires_read(view: Callable[..., Response]) -> Callable[..., Response]:
         except Unauthorized as error:
             if context.session_cookie is None:
                 return _error_page(error)
-            return _redirect(context.public_url.login_path(_requested_path()))
+            path: str = request.environ.get("REQUEST_URI", "")  # as the browser wrote it, but for a proxy's prefix
+            return _redirect(context.public_url.login_path(path if path.startswith("/") else "/"))
         except RunspanError as error:
             return _error_page(error)
 
@@ -217,9 +218,3 @@ def _error_page(error: RunspanError) -> Response:
 
 def _redirect(path: str) -> Response:
     return Response(status=303, headers={**PAGE_HEADERS, "Location": path}, content_type=HTML)
-
-
-def _requested_path() -> str:
-    """Return the path and query as the browser wrote them, without the prefix that a proxy strips."""
-    path: str = request.environ.get("REQUEST_URI", "")
-    return path if path.startswith("/") else "/"
