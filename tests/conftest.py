@@ -1,12 +1,14 @@
-"""Fixtures that more than one test file uses, and the number of examples of a property."""
+"""Fixtures that more than one test file uses, the number of examples of a property, and the number of workers."""
 
 from __future__ import annotations
 
+import os
 import ssl
 from functools import cache
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["support.servers.fixtures", "support.sync_fixtures"]
@@ -27,3 +29,12 @@ def _shared_ssl_context(verify: Any = True, cert: Any = None, trust_env: bool = 
 
 
 httpx._transports.default.create_ssl_context = _shared_ssl_context
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Half as many workers again as there are cores: tests often wait for servers, processes and the disk."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0))
+    return cores + (cores + 1) // 2
