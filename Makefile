@@ -8,6 +8,8 @@ READY_DEV := $(VENV)/.ready-dev
 PORT ?= 8321
 DATA ?= var/demo
 DEMO ?=
+# Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test campaign check bench stack dashboards alerts clean help
 

@@ -33,7 +33,13 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
 
-@pytest.mark.parametrize("section", sorted(FIGURES))
+LONG = {"export", "pipe", "recorder", "serve"}
+"""Sections that take several seconds of processor time."""
+
+
+@pytest.mark.parametrize(
+    "section", [pytest.param(name, marks=[pytest.mark.campaign] if name in LONG else []) for name in sorted(FIGURES)]
+)
 def test_a_section_measures_what_it_says(section: str, tmp_path: Path) -> None:
     """A tiny run of the section ends well, and its figures are there as finite numbers beside machine and versions."""
     file, page = tmp_path / "figures.json", tmp_path / "figures.md"
@@ -58,6 +64,7 @@ def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
     assert "encode" in done.stderr
 
 
+@pytest.mark.campaign
 def test_the_sink_of_our_export_loses_nothing(tmp_path: Path) -> None:
     """Against a receiver that answers late, every span of ours arrives: zero percent lost, exactly."""
     file = tmp_path / "figures.json"

@@ -19,6 +19,8 @@ from runspan.model.span import Span
 from support.servers import Tempo
 
 VISIBLE_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.2
+"""Each question is a search of all that a Tempo has: asked more often, it takes the processor from the other tests."""
 LATEST: Final = 2**32 - 1
 
 RevisionSpanIds = set[tuple[str, str]]
@@ -48,7 +50,7 @@ class WaitingReader:
         for tenant in list(self.sent):
             while self.sent[tenant] - self.visible(tenant):
                 assert time.monotonic() < deadline, f"not visible within {VISIBLE_SECONDS} seconds"
-                time.sleep(0.05)
+                time.sleep(POLL_SECONDS)
             del self.sent[tenant]
         return self.reader.search(query)
 

@@ -148,7 +148,8 @@ def counts(collector: Collector, workflow: str) -> dict[str, float]:
         "unfinished": "runspan_unfinished_age_seconds_count",
         "spans": "traces_span_metrics_calls_total",
     }
-    found = {short: collector.counted(name, runspan_workflow_id=workflow) for short, name in names.items()}
+    values = collector.all_counted(names.values(), runspan_workflow_id=workflow)
+    found = dict(zip(names, values, strict=True))
     return {short: value for short, value in found.items() if value}
 
 

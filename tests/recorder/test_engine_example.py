@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,14 +229,13 @@ def test_tempo_shows_the_run_while_it_runs_and_after(example: Any, tempo: Tempo,
         watched = watch(example, tempo.otlp, reader, lists=False)
         check_seen_documents(watched)
         reader.close()
-    direct = connect(f"tempo+{tempo.url}")
     run = watched.run("wf_order_to_cash")
-    spans = wait_until(lambda: _complete(lambda: direct.spans(run.trace_id)))
+    with closing(connect(f"tempo+{tempo.url}")) as direct:
+        spans = wait_until(lambda: _complete(lambda: direct.spans(run.trace_id)), 60)
     roles = sorted(str(span.attributes().get(ROLE)) for span in spans if not span.parent_id)
     assert roles == [ROLE_LIVE, ROLE_RUN]
     known = {span.span_id for span in spans}
     assert all(span.parent_id in known for span in spans if span.parent_id)
-    direct.close()
 
 
 def _complete(spans: Callable[[], list[Any]]) -> list[Any] | None:

@@ -29,7 +29,7 @@ def serving(app: Flask, *, max_body: int = 0, threads: int = 4, trusted_proxy: s
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
             yield client
     finally:
         server.stop()

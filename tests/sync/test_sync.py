@@ -228,7 +228,7 @@ def test_a_rescan_that_is_not_due_reads_only_the_top(
     source: LocalServer, target: LocalServer, checkpoint: Path
 ) -> None:
     """For cron: new runs are found with a page or two; changes below wait for the next full scan."""
-    source.fill(*(run_document(f"run_{number}", start=10 * number) for number in range(1000)))
+    source.fill(*(run_document(f"run_{number}", start=10 * number) for number in range(600)))
     sync_command(source.url, target.url, checkpoint)
     source.put(run_document("run_0", "failed"), run_document("run_new", start=10_000))
     report = sync_command(source.url, target.url, checkpoint, "--rescan", "1h")
@@ -307,7 +307,7 @@ def test_a_list_that_cannot_be_read_ends_the_sync(
     source: LocalServer, target: LocalServer, checkpoint: Path, page: int
 ) -> None:
     """Not with success. Runs that were listed before are sent, and the next sync reads the complete list."""
-    source.fill(*(run_document(f"run_{number}", start=number) for number in range(700)))
+    source.fill(*(run_document(f"run_{number}", start=number) for number in range(450)))
     with platform(source.url) as mock:
         real, pages = mock.answer, []
 
@@ -323,12 +323,12 @@ def test_a_list_that_cannot_be_read_ends_the_sync(
             sync_once(mock.url, target.url, checkpoint, retry_max_time=0.5)
         mock.answer = real  # type: ignore[method-assign]
         assert sync_once(mock.url, target.url, checkpoint).complete
-    assert len(target.documents()) == 700
+    assert len(target.documents()) == 450
 
 
 def test_an_expired_cursor_restarts_the_scan(source: LocalServer, target: LocalServer, checkpoint: Path) -> None:
     """It begins again at the top."""
-    source.fill(*(run_document(f"run_{number}", start=number) for number in range(700)))
+    source.fill(*(run_document(f"run_{number}", start=number) for number in range(450)))
     with platform(source.url) as mock:
         real, refused = mock.answer, []
 
@@ -339,9 +339,9 @@ def test_an_expired_cursor_restarts_the_scan(source: LocalServer, target: LocalS
             return real(path, headers)
 
         mock.answer = answer  # type: ignore[method-assign]
-        assert sync_command(mock.url, target.url, checkpoint)["counts"]["listed"] == 700
+        assert sync_command(mock.url, target.url, checkpoint)["counts"]["listed"] == 450
         assert refused
-    assert len(target.documents()) == 700
+    assert len(target.documents()) == 450
 
 
 # Ends.

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import count, groupby, islice, product
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -82,7 +83,16 @@ def ui_reads(server: Jaeger, run_id: str, tenant: str) -> None:
             assert trace_id in response.text
 
 
-@pytest.mark.parametrize("name", CASES)
+def stored_in(storage: str, name: str) -> Any:
+    """The parameters of a case. Jaeger's pages change what is in memory; in Badger the campaign tries each payload."""
+    is_long = storage == "jaeger_badger" and name.startswith("payload ")
+    return pytest.param(storage, name, marks=[pytest.mark.campaign] if is_long else [])
+
+
+EVERY_CASE = [stored_in(storage, name) for storage in ("jaeger_memory", "jaeger_badger") for name in CASES]
+
+
+@pytest.mark.parametrize(("jaeger", "name"), EVERY_CASE, indirect=["jaeger"])
 def test_every_case_of_the_corpus(jaeger: Jaeger, reader: JaegerReader, tenant: str, name: str) -> None:
     """A document that was exported comes back byte for byte and is the one item of the list, also after it was sent
     again and Jaeger's own pages were read."""
@@ -100,7 +110,16 @@ def test_every_case_of_the_corpus(jaeger: Jaeger, reader: JaegerReader, tenant: 
     assert list(reader.search(query).items) == [run.summary()]
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["attributes", "legacy-api"])
+@pytest.mark.parametrize(
+    ("jaeger", "legacy"),
+    [
+        pytest.param("jaeger_memory", False, id="memory-attributes"),
+        pytest.param("jaeger_badger", True, id="badger-legacy-api"),
+        pytest.param("jaeger_memory", True, id="memory-legacy-api", marks=pytest.mark.campaign),
+        pytest.param("jaeger_badger", False, id="badger-attributes", marks=pytest.mark.campaign),
+    ],
+    indirect=["jaeger"],
+)
 def test_every_list_of_many_runs_is_the_embedded_stores(
     jaeger: Jaeger, tenant: str, tmp_path: Path, legacy: bool
 ) -> None:

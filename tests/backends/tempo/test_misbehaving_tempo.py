@@ -218,7 +218,8 @@ def test_long_names_are_found_by_their_beginning() -> None:
         reader.close()
 
 
-def test_a_server_that_restarts_never_has_fewer_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.campaign)])
+def test_a_server_that_restarts_never_has_fewer_runs(tmp_path: Path, times: int) -> None:
     """From the first connection on, lists and documents are complete, or the server is busy or unreachable."""
     place = require("tempo", IMAGE)
     if place.program is None:
@@ -237,8 +238,9 @@ def test_a_server_that_restarts_never_has_fewer_runs(tmp_path: Path) -> None:
     reader.close()
     failures: list[Any] = []
     try:
-        for _ in range(3):
-            server.stop()
+        for _ in range(times):
+            assert server.program is not None
+            server.program.stop()
             server.program = Program([place.program, f"-config.file={tmp_path / 'tempo.json'}"], tmp_path)
             counts = _watch(server.url, runs[0], expected, failures)
             assert failures == []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from support.servers.process import Program, answers, free_ports
 from support.servers.programs import ROOT, require_program
@@ -52,6 +53,11 @@ class Collector:
         """The same of the metrics of runs and steps."""
         return total(self.url("SPANS"), name, labels)
 
+    def all_counted(self, names: Iterable[str], **labels: str) -> list[float]:
+        """The same of several of them, which are asked for and parsed once."""
+        samples = told(self.url("SPANS"))
+        return [sum_of(samples, name, labels) for name in names]
+
     def log(self) -> str:
         """What it has logged since its last start."""
         return self.program.log.read_text(errors="replace")
@@ -86,13 +92,18 @@ def start_collector(
 
 def total(url: str, name: str, labels: Mapping[str, str]) -> float:
     """The sum over the samples of this name and these labels in what an address tells Prometheus."""
+    return sum_of(told(url), name, labels)
+
+
+def told(url: str) -> list[Sample]:
+    """All samples of what an address tells Prometheus."""
+    return [sample for family in text_string_to_metric_families(scraped(url)) for sample in family.samples]
+
+
+def sum_of(samples: Iterable[Sample], name: str, labels: Mapping[str, str]) -> float:
+    """The sum over the samples of this name and these labels."""
     names = {name, f"{name}_total"}  # the parser adds the ending to counters that have none
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(scraped(url))
-        for sample in family.samples
-        if sample.name in names and labels.items() <= sample.labels.items()
-    )
+    return sum(sample.value for sample in samples if sample.name in names and labels.items() <= sample.labels.items())
 
 
 def scraped(url: str) -> str:

@@ -37,9 +37,9 @@ class Tempo:
         return str(httpx.get(f"{self.url}/api/status/buildinfo", trust_env=False).json().get("version", ""))
 
     def stop(self) -> None:
-        """Ends the server when a test started it."""
+        """Ends the server when a test started it; at once, since it takes seconds to write down what nobody reads."""
         if self.program is not None:
-            self.program.stop()
+            self.program.kill()
         if self.container is not None:
             self.container.remove(force=True)
 

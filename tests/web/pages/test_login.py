@@ -23,7 +23,7 @@ from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, local_target
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
-from support.cli import process, server
+from support.cli import process, runspan, server
 from support.web import serving
 from web.pages.chromium import NAMED, Watch
 from web.pages.kit import fill, run
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 def make_key(data: Path, *options: str) -> tuple[str, str]:
     """A key of acme: its secret and its id."""
-    made = process("keys", "create", "--data", data, "--name", "ana", "--tenant", "acme", "--json", *options)
+    made = runspan("keys", "create", "--data", data, "--name", "ana", "--tenant", "acme", "--json", *options)
     key = json.loads(made.stdout)
     return key["key"], key["id"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,11 +20,17 @@ POLL = 21_000
 """Milliseconds after which the page has asked again, however long nothing changed."""
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """A server of this test's own."""
-    with server(tmp_path) as (address, _):
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of these tests alone: each has a run of its own there."""
+    with server(tmp_path_factory.mktemp("live")) as (address, _):
         yield address
+
+
+@pytest.fixture
+def run_id(request: pytest.FixtureRequest) -> str:
+    """The id of the run of this test alone."""
+    return str(request.node.name)
 
 
 def asked(page: Page) -> list[str]:
@@ -61,22 +66,22 @@ def shown(page: Page) -> None:
     page.clock.run_for(100)
 
 
-def test_a_run_is_followed_to_its_end(page: Page, url: str) -> None:
+def test_a_run_is_followed_to_its_end(page: Page, url: str, run_id: str) -> None:
     """New steps and the result appear by themselves; selection and payload stay; after the end nothing is asked."""
     begin = [step("fetch", 0, 100), step("book", 110, input={"n": 1})]
-    push(url, document("r", begin, status="running"))
-    opened(page, url, "r")
+    push(url, document(run_id, begin, status="running"))
+    opened(page, url, run_id)
     expect(page.locator(".live")).to_be_visible()
     page.locator('.node[data-key="book"] .node-body').click()
     shown(page)
     expect(page.locator(".detail .badge")).to_have_text("Running")
-    push(url, document("r", [*begin, step("tell", status="pending")], status="running"))
+    push(url, document(run_id, [*begin, step("tell", status="pending")], status="running"))
     answered(page)
     expect(page.locator(".stat-steps .stat-value")).to_have_text("3")
     expect(page.locator(".detail h2")).to_have_text("Book")
     expect(page.locator(".detail .tree")).to_contain_text("n: 1")
     ended = [step("fetch", 0, 100), step("book", 110, 400, input={"n": 1}, output={"ok": True}), step("tell", 410, 500)]
-    push(url, document("r", ended))
+    push(url, document(run_id, ended))
     answered(page)
     expect(page.locator(".run-title .badge")).to_have_text("Completed")
     expect(page.locator(".live")).to_have_count(0)
@@ -89,27 +94,27 @@ def test_a_run_is_followed_to_its_end(page: Page, url: str) -> None:
     assert requests == []
 
 
-def test_zoom_and_scroll_stay(page: Page, url: str) -> None:
+def test_zoom_and_scroll_stay(page: Page, url: str, run_id: str) -> None:
     """What a reader moved is where they left it when the run changes."""
     steps = [step(f"s{number}", number * 10, number * 10 + 9) for number in range(60)]
-    push(url, document("r", [*steps, step("now", 700)], status="running"))
-    opened(page, url, "r")
+    push(url, document(run_id, [*steps, step("now", 700)], status="running"))
+    opened(page, url, run_id)
     page.locator(".canvas-area").hover()
     page.mouse.wheel(0, 900)
     shown(page)
     world = page.locator(".canvas-content")
     before = world.get_attribute("style")
-    push(url, document("r", [*steps, step("now", 700, 750), step("next", 760)], status="running"))
+    push(url, document(run_id, [*steps, step("now", 700, 750), step("next", 760)], status="running"))
     answered(page)
     expect(page.locator(".stat-steps .stat-value")).to_have_text("62")
     shown(page)
     assert world.get_attribute("style") == before
 
 
-def test_the_clock_runs(page: Page, url: str) -> None:
+def test_the_clock_runs(page: Page, url: str, run_id: str) -> None:
     """The duration of what goes on grows without asking."""
-    push(url, document("r", [step("wait", 0)], status="running"))
-    opened(page, url, "r")
+    push(url, document(run_id, [step("wait", 0)], status="running"))
+    opened(page, url, run_id)
     value = page.locator(".stat", has_text="Duration").locator(".stat-value")
     first = value.text_content()
     page.clock.fast_forward(3 * 24 * 3600 * 1000)
@@ -117,10 +122,10 @@ def test_the_clock_runs(page: Page, url: str) -> None:
     expect(value).not_to_have_text(first or "")
 
 
-def test_a_hidden_page_sends_no_requests(page: Page, url: str) -> None:
+def test_a_hidden_page_sends_no_requests(page: Page, url: str, run_id: str) -> None:
     """A hidden page does not poll; when it is shown again, it polls at once."""
-    push(url, document("r", [step("wait", 0)], status="running"))
-    opened(page, url, "r")
+    push(url, document(run_id, [step("wait", 0)], status="running"))
+    opened(page, url, run_id)
     answered(page)
     turn = """(hidden) => {
       Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
@@ -134,52 +139,52 @@ def test_a_hidden_page_sends_no_requests(page: Page, url: str) -> None:
         page.evaluate(turn, False)
 
 
-def test_an_unchanged_run_is_polled_less_and_less(page: Page, url: str) -> None:
+def test_an_unchanged_run_is_polled_less_and_less(page: Page, url: str, run_id: str) -> None:
     """The delay is two seconds at first and twenty at most."""
-    push(url, document("r", [step("wait", 0)], status="running"))
-    opened(page, url, "r")
+    push(url, document(run_id, [step("wait", 0)], status="running"))
+    opened(page, url, run_id)
     waits = [answered(page) for _ in range(12)]
     assert waits[0] <= 3
     assert 15 <= waits[-1] <= 21
 
 
-def test_errors_are_shown_until_they_pass(page: Page, url: str, watch: Watch) -> None:
+def test_errors_are_shown_until_they_pass(page: Page, url: str, run_id: str, watch: Watch) -> None:
     """While the server is away the page keeps what it shows, says so, goes on asking, and is quiet when it is back."""
     watch.allow("Failed to load resource")
-    push(url, document("r", [step("wait", 0)], status="running"))
-    opened(page, url, "r")
-    page.route("**/api/v1/runs/r", lambda route: route.abort())
+    push(url, document(run_id, [step("wait", 0)], status="running"))
+    opened(page, url, run_id)
+    page.route(f"**/api/v1/runs/{run_id}", lambda route: route.abort())
     with page.expect_event("requestfailed"):
         page.clock.run_for(POLL)
     expect(page.locator(".run-notices")).to_contain_text("The server does not respond")
     expect(page.locator(".node")).to_have_count(1)
-    page.unroute("**/api/v1/runs/r")
+    page.unroute(f"**/api/v1/runs/{run_id}")
     answered(page)
     expect(page.locator(".run-notices")).not_to_contain_text("The server does not respond")
 
 
-def test_a_run_without_steps_waits_for_them(page: Page, url: str) -> None:
+def test_a_run_without_steps_waits_for_them(page: Page, url: str, run_id: str) -> None:
     """A pending run says that its steps are to come, and shows them when they do."""
-    push(url, document("r", [], status="pending"))
-    opened(page, url, "r")
+    push(url, document(run_id, [], status="pending"))
+    opened(page, url, run_id)
     expect(page.locator(".views .state")).to_contain_text("No steps yet")
-    push(url, document("r", [step("first", 0)], status="running"))
+    push(url, document(run_id, [step("first", 0)], status="running"))
     answered(page)
     shown(page)
     expect(page.locator(".node")).to_have_count(1)
     expect(page.locator(".views .state")).to_be_hidden()
 
 
-def test_an_incomplete_revision_is_noted(page: Page, url: str) -> None:
+def test_an_incomplete_revision_is_noted(page: Page, url: str, run_id: str) -> None:
     """When spans of a newer revision are missing, the older one is shown, with what is missing of the newer."""
-    first = Run.from_dict(document("half", [step("a", 0, 1)]))
-    *_, root = encode(Run.from_dict(document("half", [step("a", 0, 1), step("b", 2, 3)], durationMs=3)))
+    first = Run.from_dict(document(run_id, [step("a", 0, 1)]))
+    *_, root = encode(Run.from_dict(document(run_id, [step("a", 0, 1), step("b", 2, 3)], durationMs=3)))
     for spans in (encode(first), [root]):
         body = request_bytes(Resource(), [scoped_bytes(span) for span in spans])
         headers = {"Content-Type": "application/x-protobuf"}
         assert httpx.post(f"{url}/v1/traces", content=body, headers=headers, trust_env=False).is_success
-    opened(page, url, "half")
+    opened(page, url, run_id)
     expect(page.locator(".run-notices")).to_contain_text("A newer revision is not complete yet")
     expect(page.locator(".run-notices")).to_contain_text("step spans")
     expect(page.locator(".stat-steps .stat-value")).to_have_text("1")
-    assert json.loads(httpx.get(f"{url}/api/v1/runs/half", trust_env=False).content)["data"]["steps"]
+    assert json.loads(httpx.get(f"{url}/api/v1/runs/{run_id}", trust_env=False).content)["data"]["steps"]
