@@ -9,7 +9,8 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ _WRITE_BYTES: Final = 16 << 10
 _KEEPALIVE_SECONDS: Final = 5.0
 
 
-class DeadlineTransport(httpx.HTTPTransport):
+class DeadlineTransport(httpx.BaseTransport):
     """A transport whose requests have one deadline each: the shortest of the request's four httpx timeouts.
 
     It reads no environment: proxies and certificates there would be configuration that no caller passed in.
@@ -41,7 +42,6 @@ class DeadlineTransport(httpx.HTTPTransport):
         # Reading the authorities takes longer than sending hundreds of runs, and plain HTTP has no use for them.
         if tls is None and not url.lower().startswith("http://"):
             tls = httpx.create_ssl_context(trust_env=False)
-        # httpx has no parameter for the backend of its pool, and would read the authorities for plain HTTP too.
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             max_connections=connections,
@@ -52,10 +52,23 @@ class DeadlineTransport(httpx.HTTPTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; see ``httpx.BaseTransport``. The deadline also holds while the body is read."""
-        given = [seconds for seconds in request.extensions.get("timeout", {}).values() if seconds is not None]
-        deadline = dict.fromkeys(("connect", "read", "write", "pool"), _Deadline(min(given))) if given else {}
-        request.extensions = {**request.extensions, "timeout": deadline}
-        return super().handle_request(request)
+        url = request.url
+        outgoing = httpcore.Request(
+            method=request.method,
+            url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions={**request.extensions, "timeout": _current_deadline(request.extensions.get("timeout", {}))},
+        )
+        with _as_httpx():
+            response = self._pool.handle_request(outgoing)
+        return httpx.Response(
+            response.status, headers=response.headers, stream=_Body(response.stream), extensions=response.extensions
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
 
 
 class _Deadline(float):
@@ -65,6 +78,11 @@ class _Deadline(float):
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.monotonic() + seconds
+
+
+def _current_deadline(timeouts: dict[str, float | None]) -> dict[str, float]:
+    given = [seconds for seconds in timeouts.values() if seconds is not None]
+    return dict.fromkeys(("connect", "read", "write", "pool"), _Deadline(min(given))) if given else {}
 
 
 def _remaining(timeout: float | None, expired: type[Exception]) -> float | None:
@@ -101,7 +119,10 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
 
-class _Backend(httpcore.SyncBackend):
+class _Backend(httpcore.NetworkBackend):
+    def __init__(self) -> None:
+        self._inner = httpcore.SyncBackend()
+
     def connect_tcp(
         self,
         host: str,
@@ -111,19 +132,57 @@ class _Backend(httpcore.SyncBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         """Try the host's addresses in turn, each for its share of the time; httpcore would give all of it to each."""
-        try:
-            addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except (OSError, UnicodeError, OverflowError) as error:
-            raise httpcore.ConnectError(str(error)) from error
-        for left in range(len(addresses), 0, -1):
+        addresses = _addresses(host, port)
+        for index, address in enumerate(addresses):
             seconds = _remaining(timeout, httpcore.ConnectTimeout)
-            share = None if seconds is None else seconds / left
+            share = None if seconds is None else seconds / (len(addresses) - index)
             try:
-                return _Stream(super().connect_tcp(addresses[-left], port, share, local_address, socket_options))
+                return _Stream(self._inner.connect_tcp(address, port, share, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if left == 1:
+                if index == len(addresses) - 1:
                     raise
         raise httpcore.ConnectError(f"{host} has no address")
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise httpcore.ConnectError(str(error)) from error
+    return [str(address[0]) for _, _, _, _, address in found]
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _as_httpx():
+            yield from self._inner
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@contextmanager
+def _as_httpx() -> Iterator[None]:
+    """Raise httpcore's errors as httpx's errors of the same names, which callers handle."""
+    try:
+        yield
+    except Exception as error:
+        kind = getattr(httpx, type(error).__name__, None) if isinstance(error, _ERRORS) else None
+        if kind is None:
+            raise
+        raise kind(str(error)) from error
+
+
+_ERRORS: Final = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)
 
 
 USER_AGENT: Final = f"runspan/{__version__}"
