@@ -138,11 +138,14 @@ class RetryPolicy:
             used_up = self.max_attempts is not None and state.attempt_number >= self.max_attempts
             return used_up or halted() or clock() + (delay or 0.0) >= deadline
 
+        def pause(seconds: float) -> None:
+            sleep(seconds)
+
         Retrying(
             retry=retry_if_result(lambda delay: delay is not None),
             wait=wait,
             stop=stop,
-            sleep=sleep,
+            sleep=pause,
             retry_error_callback=lambda state: None,
         )(retry)
         return result
