@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from runspan import Run, encode
 from runspan.model.span import Span, run_ids
@@ -21,7 +21,6 @@ from runspan.model.timestamps import SECOND, canonical_text, parse_ns
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.servers.finding import missing, require
 from support.servers.jaeger import BADGER, IMAGE, MEMORY, Jaeger, start_jaeger
-from web.pages.chromium import ARGUMENTS, find_chromium
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "screenshots" / "jaeger"
 START: Final = parse_ns("2026-11-25T10:00:00.000Z") or 0
@@ -51,15 +50,6 @@ def served(directory: Path, storage: str) -> Iterator[Jaeger]:
     server = start_jaeger(place, directory, storage, ui=folder)
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Fixtures of the page tests: the browser, a watched page, a server with runs in it."""
+"""Fixtures of the page tests: a watched page, and a server with runs in it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from support.cli import server
-from web.pages.chromium import ARGUMENTS, Watch, find_chromium, watched
+from web.pages.chromium import Watch, watched
 from web.pages.kit import agent, fill, run, unfinished
 
 expect.set_options(timeout=15_000)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """One Chromium for all tests of this process."""
-    program = find_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
