@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,30 @@ def test_flush_returns_false_for_a_run_without_some_of_its_spans() -> None:
         assert not run.flush(WAIT)
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped, report.complete) == (1, 1, False)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_of_a_divided_run_only_what_was_sent_counts(tmp_path: Path, ended: bool) -> None:
+    """After a partial success of its first request the others are not sent, so they do not count as sent: they follow
+    later, or the run is given up with its end."""
+    dead_letters, export = tmp_path / "left.ndjson", replace(QUICK, snapshot_delay=60)
+    answer = partial(1, "too large")
+    with recording(lambda post: answer if post.number == 1 else OK, export=export, dead_letter=dead_letters) as harness:
+        run = harness.recorder.run("wf", run_id="run_1").start()
+        for _ in range(8):
+            with run.step("big") as step:
+                step.set_output("x" * 900_000)
+        if ended:
+            run.end()
+        assert not run.flush(WAIT)
+        taken = [span.span_id for span in harness.receiver.taken]
+        report = harness.recorder.report()
+        assert (report.spans_rejected, report.spans_sent) == (1, len(taken) - 1)
+        assert (len(harness.receiver.posts) == 1, report.runs_dropped) == (ended, ended)
+        assert len(set(taken)) == len(taken)  # OTLP forbids sending the first request again
+        assert len(harness.with_role("step")) == (2 if ended else 8)
+        run.end()
+        assert harness.recorder.flush(WAIT)
+        report = harness.recorder.report()
+        assert (report.runs_delivered, report.runs_dropped, report.runs_dead_lettered) == (0, 1, 1)
+        assert report.spans_sent == len(harness.receiver.taken) - 1

@@ -257,15 +257,12 @@ class OtlpExporter:
         return False
 
     def _send(self, batch: Batch, retry: RetryPolicy) -> ExportResult:
-        def send(part: Batch) -> ExportResult:
-            result = self._send_request(part.body(), retry)
-            if isinstance(result, PartialSuccess) and part.runs[-1].spans[-1] is not batch.runs[-1].spans[-1]:
-                # The other parts are not sent, so the receiver does not have the run.
-                reason = f"{result.rejected_spans} spans rejected: {result.message}"
-                return Rejected(reason, RejectionScope.REQUEST)
-            return result
-
-        return batch.send(send, self._max_request_bytes)
+        result = batch.send(lambda part: self._send_request(part.body(), retry), self._max_request_bytes)
+        if isinstance(result, PartialSuccess) and result.unsent_spans:
+            # The other parts are not sent, so the receiver does not have the run.
+            reason = f"{result.rejected_spans} spans rejected: {result.message}"
+            return Rejected(reason, RejectionScope.REQUEST)
+        return result
 
     def _send_request(self, body: bytes, retry: RetryPolicy) -> ExportResult:
         attempts = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
 from typing import NamedTuple, Protocol
@@ -25,6 +25,8 @@ class PartialSuccess:
 
     rejected_spans: int
     message: str
+    unsent_spans: int = 0
+    """The last spans of a divided run, which were not sent because of this."""
 
 
 class RejectionScope(Enum):
@@ -150,8 +152,13 @@ class Batch:
             if not (divisible and isinstance(result, Rejected) and result.scope is RejectionScope.SIZE):
                 return result
         first, second = self.halves()
-        result = first.send(send, max_bytes)
-        return second.send(send, max_bytes) if isinstance(result, Accepted) else result
+        match result := first.send(send, max_bytes):
+            case Accepted():
+                return second.send(send, max_bytes)
+            case PartialSuccess(_, _, unsent):
+                return replace(result, unsent_spans=unsent + second.spans)
+            case _:
+                return result
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return two batches of half the runs, or of half the spans of the only run, its revision span last."""

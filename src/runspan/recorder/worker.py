@@ -333,15 +333,15 @@ class ExportWorker:
     # Results.
 
     def _handle_result(self, delta: RunDelta, result: ExportResult) -> None:
-        spans = len(delta.spans)
-        rejected = 0
+        rejected = unsent = 0
         match result:
-            case PartialSuccess(rejected_spans, message):
+            case PartialSuccess(rejected_spans, message, unsent):
                 # The receiver does not say which spans, and OTLP forbids a retry.
-                rejected = min(rejected_spans, spans)
+                sent = len(delta.spans) - unsent
+                rejected = min(rejected_spans, sent)
                 delta.state.has_rejected_spans = True
                 _log.error(
-                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, spans, message
+                    "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, sent, message
                 )
             case Rejected(reason, scope) if scope is not RejectionScope.ENDPOINT:
                 self._handle_rejection(delta, reason)
@@ -349,9 +349,12 @@ class ExportWorker:
             case Rejected(reason, _) | Retryable(reason):
                 self._retry_later(delta.state, reason)
                 return
-        delta.state.acked_span_ids.update([span.span_id for span in delta.spans[:-1]])
+        delta.state.acked_span_ids.update([span.span_id for span in delta.spans[: -max(unsent, 1)]])
         self._counters.add("spans_rejected", rejected)
-        self._counters.add("spans_sent", spans - rejected)
+        self._counters.add("spans_sent", len(delta.spans) - unsent - rejected)
+        if unsent and not delta.is_final:
+            self._retry_later(delta.state, f"{rejected} spans rejected, {unsent} not sent")
+            return
         self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
         self.outbox.ack(delta.state, delta.is_final)
         if delta.is_final and delta.state.has_rejected_spans:
