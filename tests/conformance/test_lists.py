@@ -13,6 +13,7 @@ from runspan import Run, encode
 from runspan.codec.fields import REVISION, ROOT_REVISION, SUMMARY_DIGEST
 from runspan.contracts import RunQuery, conflict_note, damaged_note
 from runspan.errors import TraceIncomplete
+from runspan.model.timestamps import canonical_text
 
 WORKFLOWS = ("wf_a", "wf_b")
 STATUSES = ("completed", "failed", "running")
@@ -98,6 +99,25 @@ def test_a_run_that_has_ended_is_listed_with_its_last_status_only(backend: Harne
     assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == []
     assert ids(backend.reader.search(RunQuery(tenant, status="failed"))) == ["r"]
     assert ids(backend.reader.search(RunQuery(tenant))) == ["r"]
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_runs_that_waited_to_start_lie_where_they_started(backend: Harness, tenant: str, count: int) -> None:
+    """Few or many: each is on one page, by its start, though a search may find it where it was created."""
+    queued = [f"queued-{number}" for number in range(count)]
+    for number, run_id in enumerate(queued):
+        created = canonical_text(T0 + number * SECOND)
+        pending = Run.from_dict(
+            {"id": run_id, "workflowId": "wf_billing", "status": "pending", "createdAt": created, "steps": []}
+        )
+        backend.send(pending, tenant=tenant, observed_at=T0 + number * SECOND)
+        started = running(run_id, T0 + (60 - number) * SECOND, createdAt=created)
+        backend.send(started, tenant=tenant, observed_at=T0 + 61 * SECOND)
+    ended = [f"ended-{number}" for number in range(4)]
+    backend.send(*[make_run(run_id, T0 + 30 * SECOND) for run_id in ended], tenant=tenant)
+    for query in (RunQuery(tenant, limit=2), RunQuery(tenant, workflow_id="wf_billing", limit=4)):
+        pages = all_pages(backend.reader, query)
+        assert list(chain.from_iterable(pages)) == [*queued, *reversed(ended)]
 
 
 def test_a_run_that_was_sent_again_is_listed_once(backend: Harness, tenant: str) -> None:

@@ -25,7 +25,7 @@ from runspan.backends.remote.client import (
     trace_id_of,
 )
 from runspan.backends.remote.config import RemoteConfig
-from runspan.backends.tempo.search import CandidateVerifier, RunSearch
+from runspan.backends.tempo.search import CandidateVerifier, RunSearch, WindowHint
 from runspan.backends.tempo.search_api import CHECK_SECONDS, WindowSearcher, check_ready
 from runspan.contracts import Capabilities, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
@@ -60,7 +60,7 @@ class TempoReader:
         self._monotonic = monotonic
         self._sleep = sleep
         self._searcher = WindowSearcher(self._http)
-        self._window_sizes: dict[object, int] = {}
+        self._hints: dict[object, WindowHint] = {}
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="tempo")
 
     def document(self, run_id: str, tenant: str = "") -> Document:
@@ -116,9 +116,7 @@ class TempoReader:
         verifier = CandidateVerifier(query, self.spans, self._pool)
         now = self._clock() // SECOND
         try:
-            return RunSearch(
-                query, self._searcher, verifier, self._pool, self._window_sizes, now, check_deadline
-            ).page()
+            return RunSearch(query, self._searcher, verifier, self._hints, now, check_deadline).page()
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
 

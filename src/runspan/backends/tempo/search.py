@@ -7,7 +7,7 @@ has not ended may have done so just now, and the response does not have all attr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -15,6 +15,7 @@ from runspan.backends.tempo.search_api import (
     EARLIEST,
     LATEST,
     Candidate,
+    SearchText,
     SearchWindow,
     WindowSearcher,
     changed_text,
@@ -177,10 +178,10 @@ _MAX_CHANGED: Final = 2000
 _MIN_LIMIT: Final = 100
 _MAX_COUNT: Final = 5000
 """How many traces are searched for at once."""
-_MAX_SIZES: Final = 1000
-"""How many kinds of queries have a window size."""
+_MAX_HINTS: Final = 1000
+"""How many kinds of queries have a hint."""
 _FEW: Final = 4
-"""So many traces are read without a search for those that have ended."""
+"""So many traces are read without a search that shows which of them need not be: it costs as much."""
 
 
 @dataclass(slots=True)
@@ -209,15 +210,19 @@ def _key(candidate: Candidate) -> SortKey:
     return candidate.spans[0].start, _run_id(candidate.spans[0])
 
 
-_Changed = dict[bytes, Candidate] | None
-"""By trace id: the runs that changed after their end, wherever they lie in time; None if they are too many."""
+class WindowHint(NamedTuple):
+    """What the last page of a kind of query showed."""
+
+    seconds: int
+    """How far it reached back."""
+    needs_versions: bool
+    """Whether it had more than a few runs that have not ended, so that ``SearchText.versions`` is searched at once."""
 
 
 class RunSearch:
     """One call of ``TempoReader.search``.
 
-    window_sizes: by kind of query, how many seconds a page reached back lately; updated by the search. A wrong size
-    costs a search, never a run.
+    hints: by kind of query, what the last page showed; updated by the search. A wrong hint costs a search, never a run.
     now: seconds since 1970.
     check_deadline: raises when the list takes too long.
     """
@@ -227,23 +232,23 @@ class RunSearch:
         query: RunQuery,
         searcher: WindowSearcher,
         verifier: CandidateVerifier,
-        pool: ThreadPoolExecutor,
-        window_sizes: dict[object, int],
+        hints: dict[object, WindowHint],
         now: int,
         check_deadline: Callable[[], None],
     ) -> None:
         self._query = query
         self._searcher = searcher
         self._verifier = verifier
-        self._pool = pool
-        self._window_sizes = window_sizes
+        self._hints = hints
         self._now = now
         self._check_deadline = check_deadline
         self._found = _Found()
         self._cursor: SortKey = _FIRST if query.cursor is None else (query.cursor.time, query.cursor.run_id)
         self._since = max(query.since or 0, 0)
         self._wanted = query.limit + 1
-        self._changed: _Changed = {}
+        self._needs_versions = False
+        self._changed: dict[bytes, Candidate] | None = {}
+        """The traces whose runs changed after their end, wherever they lie; None if they are too many."""
 
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
@@ -252,17 +257,19 @@ class RunSearch:
         kind = (query.tenant, query.workflow_id, query.statuses, stuck, query.limit, query.cursor is None)
         high = LATEST if query.cursor is None else min(max(query.cursor.time // SECOND, EARLIEST) + 1, LATEST)
         floor = min(max(self._since // SECOND, EARLIEST), high - 1)
-        newest, size = min(high, self._now), self._window_sizes.get(kind)
-        changed = self._pool.submit(self._find_changed)
-        self._search_back(changed, high, floor, None if size is None else max(floor, newest - size))
+        newest, hint = min(high, self._now), self._hints.get(kind)
+        self._needs_versions = hint is not None and hint.needs_versions
+        self._changed = self._find_changed()
+        text = search_text(query, after_end=self._changed is None)
+        self._search_back(text, high, floor, None if hint is None else max(floor, newest - hint.seconds))
         page = self._page()
         lowest = floor if page.cursor is None else page.cursor.time // SECOND
-        if len(self._window_sizes) >= _MAX_SIZES:
-            self._window_sizes.clear()
-        self._window_sizes[kind] = max((newest - lowest) * 5 // 4, 2)
+        if len(self._hints) >= _MAX_HINTS:
+            self._hints.clear()
+        self._hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions)
         return page
 
-    def _find_changed(self) -> _Changed:
+    def _find_changed(self) -> dict[bytes, Candidate] | None:
         """Return the runs that changed after their end: a window of the page may show an older version of one."""
         text = changed_text(self._query)
         window = self._searcher.complete_window(text.find, EARLIEST, LATEST, _MAX_CHANGED)
@@ -277,13 +284,11 @@ class RunSearch:
         if window.missing:
             self._found.notes[f"Tempo left out {window.missing} parts of its data"] = _FIRST
 
-    def _search_back(self, changed: Future[_Changed], high: int, floor: int, low: int | None) -> None:
+    def _search_back(self, text: SearchText, high: int, floor: int, low: int | None) -> None:
         """Add windows from the newest back, until the page is full or the floor is reached.
 
-        - changed: the search of ``_find_changed``, which runs while Tempo searches the first window.
         - low: where the first window begins, None when that is not known.
         """
-        text, is_first = search_text(self._query), True
         is_cut_off = False
         enough = self._wanted * 5 // 4
         while True:
@@ -297,17 +302,11 @@ class RunSearch:
             if low is None:
                 continue
             low = min(max(low, floor), high - 1)
-            window = self._searcher.newest_window(text.select, low, high, max(4 * enough, _MIN_LIMIT), enough)
-            if is_first:
-                is_first = False
-                self._changed = changed.result()
-                if self._changed is None:
-                    text = search_text(self._query, after_end=True)
-                    continue
+            before = len(self._found.items)
+            window = self._newest_window(text, low, high, enough)
             low = None
             if window is None:
                 continue
-            before = len(self._found.items)
             at_floor = window.low <= floor
             # The lowest window has every run that is left.
             is_full = self._add_window(window, 0 if at_floor else window.low * SECOND)
@@ -322,6 +321,30 @@ class RunSearch:
             found = len(self._found.items)
             needed = max(self._wanted - found, 1) * (len(window.candidates) + 1) // (found - before + 1)
             enough = min(needed * 5 // 4 + 1, _MAX_COUNT)
+
+    def _newest_window(self, text: SearchText, low: int, high: int, enough: int) -> SearchWindow | None:
+        """Search a range; see ``WindowSearcher.newest_window``.
+
+        A search by ``text.select`` does not show where each run lies that has not ended, because the start of such a
+        run may change and the response need not have its newest revision. These traces are read at once, and if they
+        are many, a second search shows all of their revisions.
+        """
+        limit = max(4 * enough, _MIN_LIMIT)
+        with_versions = self._needs_versions and bool(text.versions)
+        searched = text.versions if with_versions else text.select
+        window = self._searcher.newest_window(searched, low, high, limit, enough)
+        if window is None or not text.versions or self._changed is None:
+            return window
+        unfinished = [candidate for candidate in window.candidates if version_of(candidate.spans[0])[0] < ROOT_REVISION]
+        self._needs_versions = len(unfinished) > _FEW
+        if with_versions:
+            return window
+        if self._needs_versions:
+            return self._searcher.newest_window(text.versions, window.low, high, limit, enough)
+        unfinished = [candidate for candidate in unfinished if candidate.trace_id not in self._found.decided]
+        for candidate, decision in zip(unfinished, self._verifier.from_traces(unfinished), strict=True):
+            self._found.add(candidate, decision)
+        return window
 
     def _limited_range(self, high: int, floor: int) -> tuple[int, int]:
         """Return the range for a server that refuses wide ones, where each week costs a search."""

@@ -48,8 +48,9 @@ _WITHOUT_RUN_SPAN: Final = "max(duration) < 2ns"
 """Leaves out the fragments that have the run span as well, unless the run has no length: revision spans have none."""
 _MOST_RECENT: Final = "with(most_recent=true)"
 _SELECT: Final = f"| select({', '.join(f'span.{key}' for key in SELECTED)}) {_MOST_RECENT}"
-_BY_VERSION: Final = "| by(span:id) "
-"""Makes Tempo return each revision span of a run, not only those of the fragment in which most spans match. With an
+_BY_NAME: Final = "| by(name)"
+_BY_VERSION: Final = "| by(span:id)"
+"""Make Tempo return a span of each name or id, not only those of the fragment in which most spans match. With an
 attribute ``by`` would cost several times as much: Tempo reads it for all spans of a block."""
 _STATUS_CONDITIONS: Final = {
     "completed": "status = unset",
@@ -71,13 +72,18 @@ class SearchText:
     find: str
     """For the traces only."""
     select: str
-    """For the traces and their list items."""
+    """For the traces and their list items. A run that has not ended may have other revisions too."""
+    versions: str = ""
+    """The same with all revisions, which costs more; "" if ``select`` has them."""
 
-    @classmethod
-    def of(cls, spans: str, *, revisions: bool = True) -> SearchText:
-        """Return the texts for the spans of an expression. ``revisions``: whether it has revision spans."""
-        by_version = _BY_VERSION if revisions else ""
-        return cls(pad_tokens(f"{spans} {_MOST_RECENT}"), pad_tokens(f"{spans} {by_version}{_SELECT}"))
+
+def _text(spans: str, by: str = "", versions: str = "") -> SearchText:
+    """Return the texts for the spans of an expression. ``by``: how ``select`` groups them; ``versions`` likewise."""
+    return SearchText(
+        pad_tokens(f"{spans} {_MOST_RECENT}"),
+        pad_tokens(f"{spans} {by} {_SELECT}"),
+        pad_tokens(f"{spans} {versions} {_SELECT}") if versions else "",
+    )
 
 
 def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
@@ -90,21 +96,26 @@ def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
     tenant = _tenant_terms(query)
     if query.statuses and not is_unfinished(query):
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
+        if not after_end:
+            return _text(_spans(ended, *tenant))
         # Both operators have the same precedence.
-        either = f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))"
-        return SearchText.of(_spans(either if after_end else ended, *tenant), revisions=after_end)
-    spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *_workflow_terms(query, (True, False)))
-    return SearchText.of(spans if after_end or not is_unfinished(query) else f"{spans} | {_WITHOUT_RUN_SPAN}")
+        return _text(_spans(f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))", *tenant), _BY_VERSION)
+    names = _workflow_terms(query, (True, False))
+    if not query.statuses:
+        # The names of a workflow's run and revision spans cost less than their scopes and the names together.
+        return _text(_spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant), _BY_NAME, _BY_VERSION)
+    spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *names)
+    return _text(spans if after_end else f"{spans} | {_WITHOUT_RUN_SPAN}", _BY_VERSION)
 
 
 def changed_text(query: RunQuery) -> SearchText:
     """Return the search for the revisions of a tenant's runs that changed after their end."""
-    return SearchText.of(_spans(_REVISION_SPAN, _AFTER_END, *_tenant_terms(query)))
+    return _text(_spans(_REVISION_SPAN, _AFTER_END, *_tenant_terms(query)), _BY_VERSION)
 
 
 def ended_text(trace_ids: Iterable[bytes]) -> SearchText:
     """Return the search for those of these traces that have a run span."""
-    return SearchText.of(_spans(_RUN_SPAN, _any([f'trace:id = "{trace_id.hex()}"' for trace_id in trace_ids])))
+    return _text(_spans(_RUN_SPAN, _any([f'trace:id = "{trace_id.hex()}"' for trace_id in trace_ids])))
 
 
 def is_unfinished(query: RunQuery) -> bool:
@@ -226,7 +237,7 @@ class Candidate:
     spans: list[Span] = field(default_factory=list)
     """The run and revision spans that matched, newest first, those of one revision by descending digest."""
     is_complete: bool = True
-    """Whether the response has all spans with the id of the newest in its fragment."""
+    """Whether the response has all spans of the newest one's group, in its fragment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +321,7 @@ LATEST: Final = 2**32 - 1
 
 CHECK_SECONDS: Final = 5.0
 _SPANS_PER_SET: Final = 4
-"""A set has one span, or several of one id: those of a run that was sent more than once."""
+"""The run spans of a run that was sent several times, or several revisions of one that has not ended."""
 _MAX_LIMIT: Final = 262_144
 _RANGE_REFUSED: Final = re.compile(r"range specified by start and end exceeds (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _LIMIT_REFUSED: Final = re.compile(r"limit \d+ exceeds max limit (\d+)")
