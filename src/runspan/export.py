@@ -12,7 +12,7 @@ from runspan.errors import DocumentError
 from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
-from runspan.storage.span_acks import digest_of
+from runspan.storage.span_acks import SpanAcks, digest_of
 
 TARGET_SPANS: Final = 4096
 """Spans in a request. A request has a fixed cost, that of encoding twenty runs or more, so small ones are expensive.
@@ -38,6 +38,22 @@ class ObservedRun(NamedTuple):
         parts = [scoped_bytes(span) for span in spans]
         digests = tuple([digest_of(data) for _, data in parts[:-1]])
         return RunSpans.of(self.run.id, parts, self.run.text, digests)
+
+    def without_acked(self, spans: SpanAcks, key: bytes, tenant: str, now: int) -> ExportItem:
+        """Return what to send: the spans that the receiver does not have, with their digests, which are to be added to
+        ``spans`` once they are acknowledged. The age of the others stays.
+
+        A run span does not depend on when the run was observed, so if nothing is left out, many are written at once.
+
+        - ``key``: the run in ``spans``, which forgets there what this revision does not contain.
+        - ``now``: in nanoseconds since 1970.
+        """
+        acked = spans.get(key, now)
+        if not acked:
+            return self.run if self.run.finished and not self.after_root else self
+        encoded = self.encode(tenant)
+        spans.retain_only(key, encoded.step_digests)
+        return encoded.without(acked)
 
 
 ExportItem = Run | ObservedRun | RunSpans

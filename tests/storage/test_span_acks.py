@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runspan.delivery import exporter_config
+from runspan import Run
+from runspan.delivery import RunSpans, exporter_config
+from runspan.export import ObservedRun
 from runspan.storage.span_acks import KEEP, SIZE, TABLES, SpanAcks
 from runspan.sync.checkpoint import Binding, Checkpoint
-from runspan.watch.state_db import SendPlan, WatchState
+from runspan.watch.state_db import WatchState
 
 NOW = 1_764_000_000 * 10**9
 
@@ -40,10 +42,12 @@ def spans(connection: sqlite3.Connection) -> SpanAcks:
 def test_only_what_every_later_version_names_stays(spans: SpanAcks) -> None:
     """A span that a version leaves out may be gone at the receiver from then on, though it is named again later."""
     spans.add(b"run", names(1, 2), NOW)
-    assert not spans.retain_only(b"run", names(1, 2, 3))
+    spans.retain_only(b"run", names(1, 2, 3))
+    assert not spans.has_removed
     assert spans.get(b"run", NOW) == set(names(1, 2))
-    assert spans.retain_only(b"run", names(2, 3))
-    assert not spans.retain_only(b"run", names(1, 2, 3))
+    spans.retain_only(b"run", names(2, 3))
+    assert spans.has_removed
+    spans.retain_only(b"run", names(1, 2, 3))
     assert spans.get(b"run", NOW) == set(names(2))
     spans.add(b"run", names(1, 2, 3), NOW + 1)
     assert spans.get(b"run", NOW + 1) == set(names(1, 2, 3))
@@ -51,6 +55,22 @@ def test_only_what_every_later_version_names_stays(spans: SpanAcks) -> None:
     spans.add(b"other", names(9), NOW)
     spans.forget(b"run")
     assert (spans.get(b"run", NOW), spans.get(b"other", NOW)) == (set(), set(names(9)))
+
+
+def test_what_is_sent_of_a_version(spans: SpanAcks) -> None:
+    """What the receiver has is left out, and not recorded anew. If nothing is, a run span is written with others."""
+    step = {"id": "a", "type": "action", "status": "completed"}
+    going, ended = (Run.from_dict({"id": "run", "status": status, "steps": [step]}) for status in ("running", "failed"))
+    snapshot, end, correction = ObservedRun(going, 5), ObservedRun(ended, 6), ObservedRun(ended, 7, after_root=True)
+    assert snapshot.without_acked(spans, b"run", "", NOW) is snapshot
+    assert end.without_acked(spans, b"run", "", NOW) is ended
+    assert correction.without_acked(spans, b"run", "", NOW) is correction
+    known, *others = snapshot.encode("").step_digests
+    spans.add(b"run", [known, *names(1)], NOW)
+    left = snapshot.without_acked(spans, b"run", "", NOW)
+    assert isinstance(left, RunSpans)
+    assert (len(left.spans), [*left.step_digests]) == (1 + len(others), others)
+    assert spans.get(b"run", NOW) == {known}
 
 
 def test_a_span_counts_as_there_for_a_day(spans: SpanAcks, connection: sqlite3.Connection) -> None:
@@ -73,7 +93,8 @@ def test_a_run_of_ten_thousand_steps_is_remembered_in_little_space(
     """Sixteen bytes a span, each once, however many snapshots there were."""
     ids = [number.to_bytes(SIZE, "big") for number in range(10_000)]
     for count in range(100, 10_001, 100):
-        assert not spans.retain_only(b"run", ids[:count])
+        spans.retain_only(b"run", ids[:count])
+        assert not spans.has_removed
         spans.add(b"run", ids[:count], NOW + count)
     assert len(spans.get(b"run", NOW + 10_000)) == 10_000
     assert connection.execute("SELECT count(*), sum(length(digests)) FROM spans").fetchone() == (100, 160_000)
@@ -131,11 +152,10 @@ def test_what_was_taken_out_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> 
         for number in range(3):
             state.spans.add(bytes([number]), names(1, 2), NOW)
         state.commit()
-        plan = SendPlan((b"\x01", b""), NOW, False)
-        state.retain_only(plan, names(1, 2, 3))
+        state.spans.retain_only(b"\x01", names(1, 2, 3))
         state.commit()
         assert _alone(path, tmp_path / "before") is None
-        state.retain_only(plan, names(2))
+        state.spans.retain_only(b"\x01", names(2))
         state.commit()
         assert _alone(path, tmp_path / "after") == b"".join(names(2))
 

@@ -27,6 +27,7 @@ class Bench:
     def __init__(self, path: Path, url: str, **options: str) -> None:
         self.path = path
         self.seconds = 0.0
+        self.clock: Callable[[], int] = time.time_ns
         self.notes: list[str] = []
         self.metrics = MetricsRegistry(lambda: NOW, components=("export", "watch"))
         self._url = url
@@ -56,7 +57,7 @@ class Bench:
             WatchConfig("", Resource("test"), 2.0, **self._options),
             connect=self._connect,
             wait=wait,
-            clock=time.time_ns,
+            clock=self.clock,
             metrics=self.metrics,
             note=self.notes.append,
         )

@@ -28,7 +28,7 @@ def test_a_finished_run_is_written_once() -> None:
     tracked, run = TrackedRun("run_1", 0), run_of("completed")
     first = planned(tracked, run, NOW)
     assert first == PlannedSend(run, sha256(run.text).digest()[:16], ROOT_REVISION)
-    assert first.document is run
+    assert first.observed == ObservedRun(run, 0)
     mark_sent(tracked, first, NOW)
     assert plan_send(tracked, run, NOW + DAY, POLICY) is None
 
@@ -38,7 +38,7 @@ def test_a_changed_finished_run_is_a_revision_above_its_run_span() -> None:
     tracked, old, new = TrackedRun("run_1", 0), run_of("completed"), run_of("completed", 2)
     mark_sent(tracked, planned(tracked, old, NOW), NOW)
     change = planned(tracked, new, NOW + HOUR)
-    assert change.document == ObservedRun(new, NOW + HOUR, after_root=True)
+    assert change.observed == ObservedRun(new, NOW + HOUR, after_root=True)
     spans = [*encode(new, observed_at=NOW + HOUR, after_root=True), *encode(old)]
     assert decode(spans) == new
     mark_sent(tracked, change, NOW + HOUR)

@@ -103,9 +103,9 @@ def test_step_spans_depend_on_the_document_only() -> None:
         assert set(ObservedRun(run, 5).encode("other").step_digests).isdisjoint(first.step_digests)
         if run.finished:
             root = PlannedSend(run, b"", ROOT_REVISION)
-            assert root.document is run
             assert root.observed.encode("acme").spans == write_runs([run], tenant="acme")[0]
         left = first.without(frozenset(first.step_digests[::2]))
+        assert [*left.step_digests] == [*first.step_digests[1::2]]
         assert [*left.spans] == [*first.spans[1:-1:2], first.spans[-1]]
         assert left.size == sum(len(span) for _, span in left.spans)
 
@@ -413,6 +413,37 @@ def test_a_version_that_takes_the_place_of_another_answers_for_its_file(
     bench.poll(3)
     assert kept.text("run_1") == text(growing_run("run_1", 2))
     assert bench.poller.pending == 0
+
+
+def test_omitted_steps_of_a_file_expire(tmp_path: Path) -> None:
+    """As for sync: one that expires while a snapshot without it is in flight is sent again with the next."""
+    passed, after = [0], {2: KEEP + MINUTE}
+
+    def answer(post: Post) -> Answer | None:
+        passed[0] = after.get(post.number, passed[0])
+        return None
+
+    (tmp_path / "in").mkdir()
+    with storing_receiver(tmp_path / "kept", answer) as kept:
+        bench = Bench(tmp_path / "in", kept.url)
+        bench.clock = lambda: time.time_ns() + passed[0]
+        for done, since in ((2, 0), (3, KEEP - MINUTE), (4, KEEP + 2 * MINUTE)):
+            passed[0] = since
+            bench.write("run.json", growing_run("run_1", done))
+            bench.poll()
+        assert step_counts(kept.receiver.posts) == [2, 1, 3]
+        bench.state.close()
+
+
+def test_an_end_that_leaves_out_all_steps_forgets_them(bench: Bench, kept: StoringReceiver) -> None:
+    """Nothing more is sent of the run, so nothing is remembered."""
+    for status in ("suspended", "completed"):
+        bench.write("run.json", growing_run("run_1", 3, status))
+        bench.poll()
+    assert_sent_once(kept, 3)
+    bench.state.close()
+    assert remembered(bench.path / ".state") == 0
+    bench.open()
 
 
 def test_a_step_that_changed_and_changed_back_in_a_file(bench: Bench, kept: StoringReceiver) -> None:

@@ -103,7 +103,7 @@ class RunSpans(NamedTuple):
     """The run document, for dead letters; else empty."""
 
     step_digests: Sequence[bytes] = ()
-    """The digests of all spans but the revision span, for callers that record which of them were acknowledged."""
+    """The digests of these spans but the revision span, for callers that record which of them were acknowledged."""
 
     @classmethod
     def of(
@@ -115,9 +115,9 @@ class RunSpans(NamedTuple):
     def without(self, acked: Container[bytes]) -> RunSpans:
         """Return the same run without the step spans whose digests are acknowledged."""
         *steps, revision = self.spans
-        kept = [span for span, digest in zip(steps, self.step_digests, strict=True) if digest not in acked]
-        kept.append(revision)
-        return RunSpans.of(self.run_id, kept, self.text, self.step_digests)
+        kept = [pair for pair in zip(steps, self.step_digests, strict=True) if pair[1] not in acked]
+        spans = [span for span, _ in kept]
+        return RunSpans.of(self.run_id, [*spans, revision], self.text, [digest for _, digest in kept])
 
 
 @dataclass(frozen=True, slots=True)

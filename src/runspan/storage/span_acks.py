@@ -45,6 +45,8 @@ class SpanAcks:
     def __init__(self, execute: Execute) -> None:
         """``execute``: runs a statement in the transaction of the file's owner, who commits it."""
         self._execute = execute
+        self.has_removed = False
+        """Whether ``retain_only`` has forgotten spans; the owner may set it back."""
 
     def get(self, run: bytes, now: int) -> frozenset[bytes]:
         """Return the digests of the spans that the receiver has.
@@ -58,20 +60,18 @@ class SpanAcks:
             self._execute("DELETE FROM spans WHERE run = ? AND (at <= ? OR at > ?)", (run, now - KEEP, now))
         return frozenset(_split(b"".join(valid)))
 
-    def retain_only(self, run: bytes, digests: Collection[bytes]) -> bool:
-        """Forget all other spans of a run, before a revision with these is sent. Return whether there were any.
+    def retain_only(self, run: bytes, digests: Collection[bytes]) -> None:
+        """Forget all other spans of a run, before a revision with these is sent.
 
         ``digests``: those of all spans of the revision other than its revision span.
         """
-        removed = False
         kept = frozenset(digests)
         rows = self._execute("SELECT id, digests FROM spans WHERE run = ?", (run,)).fetchall()
         for number, stored in rows:
             remaining = b"".join([digest for digest in _split(stored) if digest in kept])
             if remaining != stored:
-                removed = True
+                self.has_removed = True
                 self._execute("UPDATE spans SET digests = ? WHERE id = ?", (remaining, number))
-        return removed
 
     def add(self, run: bytes, digests: Collection[bytes], now: int) -> None:
         """Record that the receiver has the revision of the run that was sent last, and with it these spans."""

@@ -55,14 +55,9 @@ class PlannedSend:
     """See ``codec.encode``."""
 
     @property
-    def document(self) -> Run | ObservedRun:
-        """The document to export. A run span is independent of the observation time, a snapshot and a revision not."""
-        return self.run if self.revision == ROOT_REVISION else self.observed
-
-    @property
     def observed(self) -> ObservedRun:
-        """The document with its observation time in any case."""
-        return ObservedRun(self.run, observed_time(self.revision), self.revision > ROOT_REVISION)
+        """The document to export."""
+        return ObservedRun(self.run, self.revision % ROOT_REVISION, self.revision > ROOT_REVISION)
 
 
 def plan_send(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> PlannedSend | None:
@@ -248,8 +243,6 @@ class SentDocument:
     tracked: TrackedRun
     planned: PlannedSend
     batch: SendBatch
-    omitted: frozenset[bytes]
-    """The digests of step spans that were not sent, because the receiver has them."""
 
 
 class SendQueue:
@@ -326,12 +319,12 @@ class SendQueue:
         while self._ready and not self.stopped and self._has_room(self._ready[0]):
             batch = self._ready.pop(0)
             for tracked, planned in batch.documents:
-                item, omitted = self._without_acked(tracked, planned)
-                batch.items.append(item)
+                acks, now = self._context.checkpoint.spans, self._context.clock()
+                batch.items.append(planned.observed.without_acked(acks, tracked.key, self._tenant, now))
                 tracked.sent_digest, tracked.sent_revision = planned.digest, planned.revision
                 tracked.run_span_sent = tracked.run_span_sent or planned.revision == ROOT_REVISION
                 self._context.checkpoint.save(tracked)
-                self.in_flight[planned.run.id] = SentDocument(tracked, planned, batch, omitted)
+                self.in_flight[planned.run.id] = SentDocument(tracked, planned, batch)
             self._batches_in_flight += 1
             self._bytes_in_flight += batch.size
             taken.append(batch)
@@ -362,16 +355,6 @@ class SendQueue:
             self.exporter.interrupt()
             self.exporter.close()
 
-    def _without_acked(self, tracked: TrackedRun, planned: PlannedSend) -> tuple[ExportItem, frozenset[bytes]]:
-        """Return a document without the step spans that the receiver has, and the digests of these."""
-        spans, now = self._context.checkpoint.spans, self._context.clock()
-        acked = spans.get(tracked.key, now) if tracked.state is TrackState.OPEN else frozenset()
-        if not acked:
-            return planned.document, acked
-        encoded = planned.observed.encode(self._tenant)
-        spans.retain_only(tracked.key, encoded.step_digests)
-        return encoded.without(acked), acked
-
     def _close_batch(self) -> None:
         self._ready.append(self._open)
         self._open = SendBatch()
@@ -396,7 +379,7 @@ class SendQueue:
         self._post(lambda: self._settle(digests, status, reason))
 
     def _settle(self, digests: Mapping[str, Sequence[bytes]], status: RunStatus, reason: str) -> None:
-        """Handle the status of runs. digests: Of the step spans of each."""
+        """Handle the status of runs. digests: Of the step spans that were sent of each."""
         settled = [self.in_flight.pop(run_id) for run_id in digests]
         for each in settled:
             each.batch.unsettled -= 1
@@ -410,7 +393,7 @@ class SendQueue:
         for each in settled:
             tracked = each.tracked
             if status is RunStatus.ACCEPTED:
-                self._ack(tracked, each.planned, [d for d in digests[tracked.run_id] if d not in each.omitted])
+                self._ack(tracked, each.planned, digests[tracked.run_id])
             elif status is RunStatus.REJECTED:
                 self._context.refuse(tracked, reason, each.planned.run.text, rejected=True)
             else:
@@ -418,7 +401,7 @@ class SendQueue:
                 self._context.save(tracked)
 
     def _ack(self, tracked: TrackedRun, planned: PlannedSend, digests: Sequence[bytes]) -> None:
-        """Store an acknowledgement. digests: Of the step spans that were sent; the age of the others stays."""
+        """Store an acknowledgement. digests: Of the step spans that were sent."""
         context, run = self._context, planned.run
         context.counts.sent += planned.revision == ROOT_REVISION
         context.counts.snapshots += planned.revision < ROOT_REVISION

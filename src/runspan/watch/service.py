@@ -111,6 +111,8 @@ class PendingRun:
     """Its own plan, and those of the older snapshots that it replaces."""
     files: list[FileProgress]
     """The files of all of them."""
+    whole: bool = False
+    """Whether it is sent without the digests of its spans: an end of which the receiver has nothing."""
 
     def replace(self, older: PendingRun) -> None:
         """Take over an older snapshot, which is not sent and settled with this one."""
@@ -355,15 +357,10 @@ class WatchService:
         """Return what to send of a run: the spans that the receiver does not have."""
         run, plan = pending.run, pending.plan
         self._sending[id(run.text)] = pending
-        acked = self._state.spans.get(plan.key[0], self._clock())
-        if run.finished and not (plan.after_root or acked):
-            return run  # its spans do not depend on when it was seen, and many are written at once
         observed = ObservedRun(run, plan.observed_at, plan.after_root)
-        if not acked:
-            return observed
-        written = observed.encode(self._config.tenant)
-        self._state.retain_only(plan, written.step_digests)
-        return written.without(acked)
+        item = observed.without_acked(self._state.spans, plan.key[0], self._config.tenant, self._clock())
+        pending.whole = item is run
+        return item
 
     def _settle(self) -> None:
         """Record the responses that came since the last time."""
@@ -378,7 +375,7 @@ class WatchService:
                     progress.unsettled -= 1
                 if status is RunStatus.ACCEPTED:
                     acked += pending.settles
-                    if run.step_digests:
+                    if not pending.whole:
                         self._state.add_acked_spans(pending.plan, run.step_digests, self._clock())
                 elif status is RunStatus.NOT_SENT:
                     pending.not_sent()

@@ -116,7 +116,6 @@ class WatchState:
         self.spans = SpanAcks(self._do)
         """The spans of unfinished runs, by trace id."""
         self._tenant = tenant
-        self._removed_spans = False
         # Without an fsync for each commit a power cut may undo the last ones: those runs are sent again.
         pragmas = ("synchronous = NORMAL",)
         self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=1.0, pragmas=pragmas)
@@ -211,10 +210,6 @@ class WatchState:
             [(*plan.key, plan.observed_at) for plan in plans],
         )
 
-    def retain_only(self, plan: SendPlan, digests: Collection[bytes]) -> None:
-        """Forget a run's other spans before a version is sent: the receiver may keep only those of its manifest."""
-        self._removed_spans = self.spans.retain_only(plan.key[0], digests) or self._removed_spans
-
     def add_acked_spans(self, plan: SendPlan, digests: Collection[bytes], now: int) -> None:
         """Record spans that the receiver has.
 
@@ -274,10 +269,10 @@ class WatchState:
         """Commit, so that what was done survives a kill of the process."""
         if self._connection.in_transaction:  # a signal may have come between COMMIT and BEGIN
             self._do("COMMIT")
-        if self._removed_spans:
+        if self.spans.has_removed:
             # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
             self._do("PRAGMA wal_checkpoint").fetchall()
-            self._removed_spans = False
+            self.spans.has_removed = False
         self._do("BEGIN IMMEDIATE")
 
     def close(self) -> None:
