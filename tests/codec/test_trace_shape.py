@@ -156,6 +156,20 @@ def test_loops_of_equal_times_do_not_contain_each_other() -> None:
             span_id = parents.get(span_id, b"")
 
 
+@pytest.mark.parametrize("status", ["completed", "running"])
+def test_ids_that_are_lone_surrogates_recur_as_others_do(status: str) -> None:
+    """Such an id is kept as JSON text: a repeated one makes a round of a loop, one that does not recur makes none."""
+    times = {2: "\ud800", 3: "\ud800", 4: "\udfff"}
+    steps = [step(step_id, second, second + 1, name=f"At {second}") for second, step_id in times.items()]
+    loop_step = step("\udc00", 1, 9, type="loop", name="Loop")
+    document = {**run_of(status=status).to_dict(), "steps": [loop_step, *steps]}
+    run = Run.from_json(json.dumps(document))
+    spans = encode(run, observed_at=NOW)
+    loop = named(spans, "Loop")
+    assert [named(spans, f"At {second}").parent_id == loop.span_id for second in times] == [True, True, False]
+    assert decode(spans).text == run.text
+
+
 def test_an_unfinished_run_is_one_live_span_with_points() -> None:
     """The live span names the trace until there is a root; revisions and open steps are points below it."""
     run = run_of(
