@@ -213,6 +213,20 @@ def test_live_spans_and_points_are_written_once() -> None:
     assert first[-1].span_id != second[-1].span_id
 
 
+@pytest.mark.parametrize("member", ["id", "name", "type"])
+def test_a_label_that_is_kept_as_json_text_gives_the_same_ids_everywhere(member: str) -> None:
+    """The ids of points and open attempts follow from the text of such a label, not from where it lies in memory."""
+    tries = [{"startedAt": at(4), "completedAt": at(5)}]
+    open_step = step("open", 3, status="running", attempts=tries)
+    runs = [
+        Run.from_json(json.dumps({**run_of(status="running").to_dict(), "steps": [{**open_step, member: label}]}))
+        for label in ("\ud800", "\ud800", "\udfff")
+    ]
+    first, again, other = ([span.span_id for span in encode(run, observed_at=NOW)[:3]] for run in runs)
+    assert first == again
+    assert len({*first, *other}) == 5, "the live span is that of both, attempt and point are not"
+
+
 def test_what_was_live_ends_as_what_is_exported_at_once() -> None:
     """The spans of the end are those of an export of the finished run; the finished steps were sent before."""
     steps = [step("one", 1, 2), step("two", 3, 4)]
