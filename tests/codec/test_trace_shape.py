@@ -156,6 +156,20 @@ def test_loops_of_equal_times_do_not_contain_each_other() -> None:
             span_id = parents.get(span_id, b"")
 
 
+@pytest.mark.parametrize("status", ["completed", "running"])
+def test_ids_that_are_lone_surrogates_recur_as_others_do(status: str) -> None:
+    """Such an id is kept as JSON text: a repeated one makes a round of a loop, one that does not recur makes none."""
+    times = {2: "\ud800", 3: "\ud800", 4: "\udfff"}
+    steps = [step(step_id, second, second + 1, name=f"At {second}") for second, step_id in times.items()]
+    loop_step = step("\udc00", 1, 9, type="loop", name="Loop")
+    document = {**run_of(status=status).to_dict(), "steps": [loop_step, *steps]}
+    run = Run.from_json(json.dumps(document))
+    spans = encode(run, observed_at=NOW)
+    loop = named(spans, "Loop")
+    assert [named(spans, f"At {second}").parent_id == loop.span_id for second in times] == [True, True, False]
+    assert decode(spans).text == run.text
+
+
 def test_an_unfinished_run_is_one_live_span_with_points() -> None:
     """The live span names the trace until there is a root; revisions and open steps are points below it."""
     run = run_of(
@@ -197,6 +211,20 @@ def test_live_spans_and_points_are_written_once() -> None:
     first, second = (encode(run, observed_at=parse_ns(at(second))) for second in (30, 50))
     assert list(map(span_bytes, first[:-1])) == list(map(span_bytes, second[:-1]))
     assert first[-1].span_id != second[-1].span_id
+
+
+@pytest.mark.parametrize("member", ["id", "name", "type"])
+def test_a_label_that_is_kept_as_json_text_gives_the_same_ids_everywhere(member: str) -> None:
+    """The ids of points and open attempts follow from the text of such a label, not from where it lies in memory."""
+    tries = [{"startedAt": at(4), "completedAt": at(5)}]
+    open_step = step("open", 3, status="running", attempts=tries)
+    runs = [
+        Run.from_json(json.dumps({**run_of(status="running").to_dict(), "steps": [{**open_step, member: label}]}))
+        for label in ("\ud800", "\ud800", "\udfff")
+    ]
+    first, again, other = ([span.span_id for span in encode(run, observed_at=NOW)[:3]] for run in runs)
+    assert first == again
+    assert len({*first, *other}) == 5, "the live span is that of both, attempt and point are not"
 
 
 def test_what_was_live_ends_as_what_is_exported_at_once() -> None:

@@ -11,12 +11,16 @@ from runspan.model.document import TERMINAL_STEP_STATUSES
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND, parse_ns
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import scoped_bytes
+from runspan.otlp.json import read_json, write_json
+from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.corpus import cases
 from support.timed_runs import MINUTE, at, inside_runs, timed_runs
 
 LATEST = (1 << 63) - 2
 NOW = 1_800_000_000 * SECOND
+LARGE = 1000
+"""Spans of a run. The times of a larger one are checked without writing and reading them."""
 CASES = cases()
 thorough = settings(suppress_health_check=list(HealthCheck))
 
@@ -30,6 +34,16 @@ def check_bounds(run: Run, spans: list[Span]) -> None:
         assert all(len(event.attributes) <= 100 for event in span.events)
         assert 0 <= span.start < span.end < LATEST
         assert all(0 <= event.time < LATEST for event in span.events)
+
+
+def check_received(spans: list[Span]) -> None:
+    """The readers of both encodings accept what is written."""
+    for received in (
+        read_protobuf(request_bytes(Resource(), map(scoped_bytes, spans))),
+        read_json(write_json(spans, Resource())),
+    ):
+        assert received.rejected == []
+        assert len(received.spans) == len(spans)
 
 
 def check_parents(spans: list[Span]) -> None:
@@ -57,6 +71,8 @@ def test_no_case_exceeds_the_bounds(text: str) -> None:
             spans = encode(run, observed_at=observed_at, after_root=after_root)
             check_bounds(run, spans)
             check_parents(spans)
+    if len(spans) < LARGE:
+        check_received(spans)
 
 
 @given(timed_runs)
@@ -65,8 +81,25 @@ def test_no_times_exceed_the_bounds(run: Run) -> None:
     """Whatever the times of run, steps and attempts are, in both writers."""
     spans = encode(run, observed_at=NOW)
     check_bounds(run, spans)
+    check_received(spans)
     check_parents(spans)
     assert write_runs([run], observed_at=NOW) == [[scoped_bytes(span) for span in spans]]
+
+
+@pytest.mark.parametrize("status", ["running", "completed"])
+@pytest.mark.parametrize("number", range(3, 8))
+def test_the_last_moments_that_a_span_can_hold(number: int, status: str) -> None:
+    """A document at any of them gives spans that are received, in both writers: later times are carried as text."""
+    moment = f"2262-04-11T23:47:16.85477580{number}Z"
+    step = {"id": "a", "status": "completed", "attempts": [{"startedAt": moment, "completedAt": moment}]}
+    timed = {**step, "id": "b", "startedAt": moment, "completedAt": moment}
+    for members in ({"startedAt": moment}, {"createdAt": moment}, {"completedAt": moment}, {"steps": [step, timed]}):
+        run = Run.from_dict({"id": "r", "status": status, **members})
+        for observed_at in (None, NOW, LATEST):
+            spans = encode(run, observed_at=observed_at)
+            check_bounds(run, spans)
+            check_received(spans)
+            assert write_runs([run], observed_at=observed_at) == [[scoped_bytes(span) for span in spans]]
 
 
 @given(inside_runs)

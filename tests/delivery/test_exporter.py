@@ -324,6 +324,40 @@ def test_a_poisoned_batch_does_not_stop_a_receiver_that_accepts_others() -> None
     assert report.stopped == ""
 
 
+def test_a_run_that_is_never_accepted_costs_only_itself_though_nothing_else_is_under_way() -> None:
+    """A run that was accepted before is sent again, the smallest of its batch, to see that the endpoint accepts any."""
+    first = batch_of(run_of("large", padding=1000), run_of("small"), run_of("medium", padding=500))
+    with http_receiver(lambda post: Answer(503) if "bad" in post.runs else OK) as receiver:
+        report = deliver(receiver.url, first, batch_of("bad"), batch_of("last"))
+    assert [(each.what, each.reason) for each in report.rejections] == [("bad", "gave up: HTTP 503")]
+    assert (report.runs_accepted, report.runs_not_sent, report.stopped) == (4, 0, "")
+    others = [post.runs for post in receiver.posts if "bad" not in post.runs]
+    assert others == [{"large", "small", "medium"}, {"small"}, {"last"}]
+
+
+def test_an_endpoint_that_accepts_no_more_stops_the_export() -> None:
+    """What it accepted earlier does not count: after its retry time a run is not rejected, but not sent."""
+    with http_receiver(lambda post: OK if post.number == 1 else Answer(503)) as receiver:
+        report = deliver(receiver.url, batch_of("a"), batch_of("b"), batch_of("c"))
+    assert (report.runs_accepted, report.runs_rejected, report.runs_not_sent) == (1, 0, 2)
+    assert "took nothing for 60 s: HTTP 503" in report.stopped
+
+
+def test_a_run_gets_another_attempt_when_its_endpoint_accepts_again() -> None:
+    """An outage that ends just after the retry time costs nothing."""
+    sent_again = threading.Event()
+
+    def answer(post: Post) -> Answer:
+        if post.number > 1 and "a" in post.runs:
+            sent_again.set()
+        return OK if post.number == 1 or sent_again.is_set() else Answer(503)
+
+    with http_receiver(answer) as receiver:
+        report = deliver(receiver.url, batch_of("a"), batch_of("b"))
+    assert report.complete
+    assert report.runs_accepted == 2
+
+
 def test_nothing_is_lost_over_a_receiver_that_often_fails() -> None:
     """With several workers and a failure in every third response, every run arrives and is reported."""
     failures = (Answer(503), CLOSE, Answer(429, headers={"Retry-After": "1"}), Answer(504))

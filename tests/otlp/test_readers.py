@@ -265,6 +265,7 @@ def test_absent_resource_and_scope_of_a_foreign_span_stay_absent() -> None:
         ({"span_id": bytes([1]) * 16}, "span id"),
         ({"parent_span_id": b"abc"}, "parent span id"),
         ({"start_time_unix_nano": MAX_NS + 1}, "2262"),
+        ({"end_time_unix_nano": MAX_NS + 2}, "2262"),
         ({"end_time_unix_nano": 2**64 - 1}, "2262"),
     ],
 )

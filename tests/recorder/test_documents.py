@@ -336,6 +336,17 @@ def test_an_invalid_checkpoint_is_refused(harness: Harness, text: bytes | str) -
         harness.recorder.resume(text)
 
 
+def test_a_checkpoint_with_a_step_id_that_no_recorder_writes_is_refused(harness: Harness) -> None:
+    """A lone surrogate can be no step id of this process."""
+    with harness.recorder.run("wf") as run:
+        with run.step("pay"):
+            pass
+        text = run.checkpoint().replace(b'"id":"pay"', b'"id":"\\ud800"')
+    assert b"ud800" in text
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        harness.recorder.resume(text)
+
+
 def test_executing_a_run_id_again_uses_no_span_id_twice(harness: Harness) -> None:
     """An engine that starts over under the same run id writes new step spans, so no span changes its content."""
     for output in (1, 2):

@@ -34,6 +34,7 @@ from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
     Run,
     Step,
+    by_content,
     latest_time,
     sort_time,
     step_text,
@@ -274,7 +275,7 @@ class RunEncoder:
             )
             attempts = [] if current is None else [current]
         for attempt in attempts:
-            content = repr((step.id, step.name, step.type, *attempt.values())).encode()
+            content = _label_text(step, *attempt.values())
             key = sha256(self.live_id + position.to_bytes(8, "big") + content).digest()
             span_id = child_span_id(key, "open attempt", attempt.position)
             yield self._attempt(attempt, span_id, self.live_id, step, template)
@@ -328,7 +329,7 @@ class RunEncoder:
 
     def open_step_id(self, step: Step, start: int, number: int) -> bytes:
         """Return the id of ``open_step_span``. ``number`` counts the open steps with the same labels and start."""
-        content = repr((step.id, step.name, step.type, start, number)).encode()
+        content = _label_text(step, start, number)
         return live_span_id(self.trace_id, fields.ROLE_OPEN_STEP, self.live_id, content)
 
     def _point(self, span_id: bytes, parent_id: bytes, name: str, start: int, own: Pairs) -> Span:
@@ -431,13 +432,13 @@ class StepLayout:
             self._loops = enclosing_loops(self.steps, intervals, self._positions, self.ended)
         if encoder.is_live:
             rounds = set(self._loops.values())
-            same: Counter[object] = Counter()
+            same: Counter[bytes] = Counter()
             for index, (step, interval) in enumerate(zip(self.steps, intervals, strict=True)):
                 start = interval.start
                 if self.ended[index] or start is None:
                     continue
                 if index in rounds or encoder.observed_at - start >= OPEN_STEP_AFTER:
-                    key = repr((step.id, step.name, step.type, start))
+                    key = _label_text(step, start)
                     self._points[index] = start, encoder.open_step_id(step, start, same[key])
                     same[key] += 1
 
@@ -482,6 +483,14 @@ class StepLayout:
         """Yield the points of the open steps."""
         for index, (start, span_id) in self._points.items():
             yield self.encoder.open_step_span(self.steps[index], start, span_id)
+
+
+def _label_text(step: Step, *others: object) -> bytes:
+    """Return a text of a step's lasting labels and other values, for ids: the same in every process.
+
+    ``repr`` would write a character as an escape or not by the Unicode version of the interpreter.
+    """
+    return ascii((*[by_content(getattr(step, field.member)) for field in _POINT_LABELS], *others)).encode()
 
 
 def _labels(step: Step) -> Pairs:

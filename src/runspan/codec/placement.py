@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from runspan.model.document import Step
+from runspan.model.document import Step, by_content
 
 LOOP: Final = "loop"
 """The type of the steps that contain their rounds."""
@@ -51,7 +51,8 @@ def enclosing_loops(
     A round is a step whose id occurs again in the document and whose time lies inside a step of type ``loop``. Inside a
     loop that has not ended, every step counts as a round, since its id may still occur again.
     """
-    counts = Counter(step.id for step in steps)
+    ids = [by_content(step.id) for step in steps]
+    counts = Counter(ids)
     spans = []
     for index, (step, interval) in enumerate(zip(steps, intervals, strict=True)):
         start = interval.start if interval.start is not None else interval.end
@@ -68,7 +69,7 @@ def enclosing_loops(
         while loops and loops[-1][0] < start:
             loops.pop()
         for loop_end, loop in islice(reversed(loops), _MAX_DEPTH):
-            if loop_end >= end and (counts[steps[index].id] > 1 or not ended[loop]):
+            if loop_end >= end and (counts[ids[index]] > 1 or not ended[loop]):
                 found[index] = loop
                 break
         if is_loop:

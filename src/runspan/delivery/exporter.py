@@ -88,6 +88,8 @@ class OtlpExporter:
         """Why the last request that got a response will be retried, or ""."""
         self._defect: BaseException | None = None
         self._last_accepted_at = _NEVER
+        self._sample: Batch | None = None
+        """The smallest run of the last batch that was accepted."""
         # Daemons: an interrupted program does not wait for a response that may take minutes.
         self._threads = [
             threading.Thread(target=self._work, name=f"runspan-delivery-{number}", daemon=True)
@@ -208,6 +210,7 @@ class OtlpExporter:
         match result:
             case Accepted(message):
                 self._last_accepted_at = self._clock()
+                self._sample = Batch(batch.frame, (min(batch.runs, key=lambda run: run.size),))
                 self.stats.accepted(batch.runs, message)
             case PartialSuccess(rejected_spans, message):
                 self._last_accepted_at = self._clock()
@@ -232,26 +235,26 @@ class OtlpExporter:
         """Handle a batch whose retry time is over, or that was in flight when sending stopped."""
         if self._halt.is_set():
             self.stats.not_sent(batch.runs)
-        elif self._last_accepted_at < begun and not self._accepts_one_of(batch):
+        elif self._last_accepted_at >= begun and len(batch.runs) == 1:
+            self._reject(batch, f"gave up: {reason}")
+        elif self._last_accepted_at >= begun or self._accepts_another(batch):
+            # The endpoint accepts others, so the reason is in this batch: each part gets one more attempt.
+            for part in batch.halves() if len(batch.runs) > 1 else (batch,):
+                self._deliver(part, replace(retry, max_time=0.0), begun)
+        else:
             self.stats.not_sent(batch.runs)
             self.stop(f"{self.endpoint} took nothing for {retry.max_time:g} s: {reason}")
-        elif len(batch.runs) > 1:
-            # Others were accepted meanwhile, so the reason is in this batch: each part gets one more attempt.
-            for half in batch.halves():
-                self._deliver(half, replace(retry, max_time=0.0), begun)
-        else:
-            self._reject(batch, f"gave up: {reason}")
 
-    def _accepts_one_of(self, batch: Batch) -> bool:
-        """Return True if the endpoint accepts a single run of a batch that it did not accept.
+    def _accepts_another(self, batch: Batch) -> bool:
+        """Return True if the endpoint accepts a run of a batch that it did not accept, or again one that it had.
 
         Some stores respond "later" for ever to a request in which one span is too large for them. A run that is
         accepted here is sent, and counted, again with its batch: the same spans change nothing.
         """
         runs = batch.runs if len(batch.runs) > 1 else ()
-        for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 : len(runs) // 2 + 1]):
-            alone = Batch(batch.frame, (run,))
-            if isinstance(self._send(alone, replace(self._retry, max_time=0.0)), Accepted):
+        alone = [Batch(batch.frame, (run,)) for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 :][:1])]
+        for each in (*alone, self._sample):
+            if each is not None and isinstance(self._send(each, replace(self._retry, max_time=0.0)), Accepted):
                 self._last_accepted_at = self._clock()
                 return True
         return False

@@ -185,6 +185,14 @@ def time_ns(value: object) -> int | None:
     return parse_ns(value) if type(value) is str else None
 
 
+def by_content(value: object) -> object:
+    """Return a member in a form whose hash and ``repr`` follow from its content: those of ``Raw`` are not.
+
+    Strings stay strings, so a member that is ``Raw`` never equals one that is not.
+    """
+    return bytes(value) if type(value) is Raw else value
+
+
 def str_or_none(value: object) -> str | None:
     """Return the value if it is a string, else None."""
     return value if type(value) is str else None

@@ -16,6 +16,8 @@ MICROSECOND = 1_000
 MAX_NS = (1 << 63) - 4
 """The latest start of a span: stores keep signed integers, and Tempo loses every run of a block in which a time reaches
 2**63 - 2, so that the end of a span without length, one nanosecond later, stays below that."""
+LATEST_END_NS = MAX_NS + 1
+"""The latest end of a span."""
 
 _SUFFIXES = [f"{second:02}" for second in range(60)]
 _ENDINGS = [f".{ms:03}Z" for ms in range(1000)]

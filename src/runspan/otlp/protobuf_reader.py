@@ -24,7 +24,7 @@ from runspan.codec.fields import ROLE
 from runspan.contracts import Rejection
 from runspan.errors import PayloadError, PayloadTooLarge
 from runspan.model.span import Event, Link, Span, Value
-from runspan.model.timestamps import MAX_NS
+from runspan.model.timestamps import LATEST_END_NS, MAX_NS
 
 MAX_SPANS: Final = 100_000
 """Spans, ResourceSpans and ScopeSpans in one request. A larger request may have one for each ``SPAN_BYTES``, so that a
@@ -427,7 +427,7 @@ def _invalid(span: WireSpan, trace_id: bytes, span_id: bytes, own: bool) -> str:
         return f"span id: expected 8 bytes, not all zero, got {len(span_id)} bytes {span_id[:20].hex()!r}"
     if len(span.parent_span_id) not in (0, 8):
         return f"parent span id: expected none or 8 bytes, got {len(span.parent_span_id)} bytes"
-    if own and (span.start_time_unix_nano > MAX_NS or span.end_time_unix_nano > MAX_NS):
+    if own and (span.start_time_unix_nano > MAX_NS or span.end_time_unix_nano > LATEST_END_NS):
         return "start and end: expected times before 2262-04-12"
     return ""
 

@@ -67,6 +67,8 @@ def restore(checkpoint: bytes | str, make: Callable[[str, str | UnsetType, str, 
         raise ValueError(f"run {run.id} has ended")
     if len(span_ids) != len(run.steps):
         raise ValueError("not a checkpoint of a run: span ids are missing")
+    if any(type(step.id) is not str for step in run.steps):
+        raise ValueError("not a checkpoint of a run: a step's id has a lone surrogate")
     envelope = run.envelope
     record = make(run.id, _text(envelope.workflow_id), header.tenant, header.resume_count + 1)
     record.status = run.status or "running"

@@ -182,6 +182,12 @@ def test_a_purge_deletes_all_spans_of_a_run(store: SqliteStore) -> None:
     assert counts(store) == (0, 0, 0)
 
 
+def test_the_point_of_a_step_without_a_usual_name_is_stored_once(store: SqliteStore) -> None:
+    """The store encodes the document anew, and finds the point among those that it received."""
+    step = {"id": "", "name": 0, "startedAt": "1970-01-01T00:00:00.000Z"}
+    check_comes_back(store, Run.from_dict({"id": "r", "steps": [step]}), "", random.Random(1))
+
+
 def test_requests_with_the_same_points_again_add_nothing(store: SqliteStore) -> None:
     """A live span and a point are written once, whoever repeats them."""
     moment = slow_history("r")[4]
