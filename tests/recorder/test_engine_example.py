@@ -28,8 +28,9 @@ from runspan.model.span import run_ids
 from runspan.recorder import ExportConfig, RunRecording
 from support.cli import environment, server
 from support.recorder import WAIT, wait_until
-from support.servers import Tempo
+from support.servers import Tempo, require, start_tempo
 from support.servers.jaeger import Jaeger
+from support.servers.tempo import IMAGE
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "engine"
 KILLS = 10
@@ -222,8 +223,22 @@ def check_trace(spans: list[dict[str, Any]], run: RunRecording) -> None:
     assert named(spans, "Book the payment")["links"][0]["traceId"] == run_ids(child).trace_id.hex()
 
 
-def test_tempo_shows_the_run_while_it_runs_and_after(example: Any, tempo: Tempo, tmp_path: Path) -> None:
+@pytest.fixture
+def whole_tempo(tmp_path: Path) -> Iterator[Tempo]:
+    """A Tempo that keeps a trace in one piece while its run goes on, as it does by default.
+
+    Tempo 3.0 can lose spans of a trace that is read while they arrive if a part of it has been cut (grafana/tempo
+    issue 6958).
+    """
+    changes = {"live_store.max_trace_idle": "5s", "live_store.max_trace_live": "30s"}
+    started = start_tempo(require("tempo", IMAGE), tmp_path, changes)
+    yield started
+    started.stop()
+
+
+def test_tempo_shows_the_run_while_it_runs_and_after(example: Any, whole_tempo: Tempo, tmp_path: Path) -> None:
     """The REST API over Tempo returns the running run, and in the end its document and complete trace."""
+    tempo = whole_tempo
     with server(tmp_path, "--backend", f"tempo+{tempo.url}") as (url, _):
         reader = RunspanApiReader(url)
         watched = watch(example, tempo.otlp, reader, lists=False)
