@@ -41,7 +41,7 @@ def main(
     json_file: Path | None,
     page: Path | None,
 ) -> None:
-    """Measure SECTIONs (all without one): encode, export, store, serve, memory, pipe, remote, jaeger,
+    """Measure SECTIONs (all without one): encode, export, store, serve, memory, pipe, remote, jaeger, tempo,
     recorder.
 
     A ratio is the best round of one contestant by the best of the other, in one run in which they took turns; its range

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from runspan.backends.tempo.search_api import (
     EARLIEST,
     LATEST,
@@ -21,6 +23,7 @@ from runspan.backends.tempo.search_api import (
     changed_text,
     ended_text,
     is_unfinished,
+    known_attributes,
     search_text,
     version_of,
 )
@@ -78,6 +81,7 @@ class CandidateVerifier:
 
     def __init__(self, query: RunQuery, read: Callable[[bytes], list[Span]], pool: ThreadPoolExecutor) -> None:
         self._query = query
+        self._known = known_attributes(query)
         self._read = read
         self._pool = pool
 
@@ -85,7 +89,7 @@ class CandidateVerifier:
         """Return the decision that follows from the spans found, None when the trace must be read."""
         if not candidate.is_complete:
             return None
-        version = _newest_version(candidate.spans)
+        version = _newest_version([replace(span, own=[*self._known, *span.own]) for span in candidate.spans])
         if version.summary is None or version.missing:
             return None
         decision = self._decide(version)

@@ -8,7 +8,7 @@ not be the runs that start latest: such a response only shows which range to sea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,7 +47,6 @@ _AFTER_END: Final = f"span.{fields.REVISION} > {fields.ROOT_REVISION}"
 _WITHOUT_RUN_SPAN: Final = "max(duration) < 2ns"
 """Leaves out the fragments that have the run span as well, unless the run has no length: revision spans have none."""
 _MOST_RECENT: Final = "with(most_recent=true)"
-_SELECT: Final = f"| select({', '.join(f'span.{key}' for key in SELECTED)}) {_MOST_RECENT}"
 _BY_NAME: Final = "| by(name)"
 _BY_VERSION: Final = "| by(span:id)"
 """Make Tempo return a span of each name or id, not only those of the fragment in which most spans match. With an
@@ -77,13 +76,31 @@ class SearchText:
     """The same with all revisions, which costs more; "" if ``select`` has them."""
 
 
-def _text(spans: str, by: str = "", versions: str = "") -> SearchText:
-    """Return the texts for the spans of an expression. ``by``: how ``select`` groups them; ``versions`` likewise."""
+Known = Sequence[tuple[str, Value]]
+"""Attributes that are known without a search."""
+
+
+def _text(spans: str, by: str = "", versions: str = "", known: Known = ()) -> SearchText:
+    """Return the texts for the spans of an expression.
+
+    - by: how ``select`` groups the spans; versions likewise.
+    - known: attributes that need not be selected.
+    """
+    keys = [key for key in SELECTED if key not in dict(known)]
+    select = f"| select({', '.join(f'span.{key}' for key in keys)}) {_MOST_RECENT}"
     return SearchText(
         pad_tokens(f"{spans} {_MOST_RECENT}"),
-        pad_tokens(f"{spans} {by} {_SELECT}"),
-        pad_tokens(f"{spans} {versions} {_SELECT}") if versions else "",
+        pad_tokens(f"{spans} {by} {select}"),
+        pad_tokens(f"{spans} {versions} {select}") if versions else "",
     )
+
+
+def known_attributes(query: RunQuery) -> Known:
+    """Return the attributes of a list's runs that follow from its query. ``search_text`` does not select them.
+
+    A wrong one, of a workflow whose name begins alike, is found by the digest of the list item.
+    """
+    return () if query.workflow_id is None else run_template(True, (query.workflow_id, None, None)).identity.pairs
 
 
 def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
@@ -93,17 +110,18 @@ def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
 
     Raise UnicodeEncodeError when no stored text can equal a text of the query.
     """
-    tenant = _tenant_terms(query)
+    tenant, known = _tenant_terms(query), known_attributes(query)
     if query.statuses and not is_unfinished(query):
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
         if not after_end:
-            return _text(_spans(ended, *tenant))
+            return _text(_spans(ended, *tenant), known=known)
         # Both operators have the same precedence.
         return _text(_spans(f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))", *tenant), _BY_VERSION)
     names = _workflow_terms(query, (True, False))
     if not query.statuses:
         # The names of a workflow's run and revision spans cost less than their scopes and the names together.
-        return _text(_spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant), _BY_NAME, _BY_VERSION)
+        spans = _spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant)
+        return _text(spans, _BY_NAME, _BY_VERSION, known)
     spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *names)
     return _text(spans if after_end else f"{spans} | {_WITHOUT_RUN_SPAN}", _BY_VERSION)
 
