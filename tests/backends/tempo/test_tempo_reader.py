@@ -23,6 +23,7 @@ from runspan.contracts import Page, RunQuery, TraceReader
 from runspan.delivery import connect, exporter_config
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.export import export
+from runspan.model.span import Span
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate
 from support.corpus import cases
@@ -223,6 +224,30 @@ def test_hundreds_of_runs_in_one_millisecond(tempo: Tempo, reader: TempoReader) 
     wait_for(tempo, late, tenant)
     rest = all_pages(reader, RunQuery(tenant, limit=100, cursor=first.cursor))
     assert [*ids(first), *[name for page in rest for name in page]] == sorted(names)[::-1]
+
+
+def test_traces_of_runs_with_unusual_times_are_read_for_one_list_only(
+    tempo: Tempo, reader: TempoReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search does not select times that are not canonical until a list has shown that the platform writes them."""
+    tenant, read = "unusual times", list[bytes]()
+    runs = [
+        make_run(f"r{second}", startedAt=f"2025-10-09T08:53:{second}Z", completedAt="2025-10-09T08:54:00Z")
+        for second in range(10, 18)
+    ]
+    send(tempo, *runs, tenant=tenant)
+    wait_for(tempo, runs, tenant)
+    spans = reader.spans
+
+    def read_spans(trace_id: bytes, tenant: str | None = None) -> list[Span]:
+        read.append(trace_id)
+        return spans(trace_id, tenant)
+
+    monkeypatch.setattr(reader, "spans", read_spans)
+    for expected in (len(runs), 0):
+        read.clear()
+        assert list(reader.search(RunQuery(tenant)).items) == [run.summary() for run in reversed(runs)]
+        assert len(read) == expected
 
 
 def test_runs_without_a_start_sort_where_the_store_sorts_them(

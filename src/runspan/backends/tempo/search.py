@@ -264,7 +264,7 @@ class RunSearch:
         newest, hint = min(high, self._now), self._hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
         self._changed = self._find_changed()
-        text = search_text(query, after_end=self._changed is None)
+        text = search_text(query, after_end=self._changed is None, times=self._searcher.needs_times)
         self._search_back(text, high, floor, None if hint is None else max(floor, newest - hint.seconds))
         page = self._page()
         lowest = floor if page.cursor is None else page.cursor.time // SECOND
@@ -389,6 +389,8 @@ class RunSearch:
                 unproved.append(candidate)
             else:
                 self._found.add(candidate, decision)
+        ended = [candidate for candidate in unproved if version_of(candidate.spans[0])[0] >= ROOT_REVISION]
+        self._searcher.needs_times = self._searcher.needs_times or len(ended) > _FEW
         if is_unfinished(self._query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
         for candidate, decision in zip(unproved, self._verifier.from_traces(unproved), strict=True):

@@ -8,7 +8,7 @@ not be the runs that start latest: such a response only shows which range to sea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,6 +40,8 @@ SELECTED: Final = (
     ),
 )
 """The attributes of a list item whose members have their canonical form. The role follows from the revision."""
+_TIMES: Final = frozenset(key for key in SELECTED if key.endswith(fields.NON_CANONICAL))
+"""Those of times that are not canonical. Few platforms write such times."""
 
 _RUN_SPAN: Final = f'instrumentation:name = "{fields.SCOPE_RUN}"'
 _REVISION_SPAN: Final = f'instrumentation:name = "{fields.SCOPE_REVISION}"'
@@ -76,17 +78,13 @@ class SearchText:
     """The same with all revisions, which costs more; "" if ``select`` has them."""
 
 
-Known = Sequence[tuple[str, Value]]
-"""Attributes that are known without a search."""
-
-
-def _text(spans: str, by: str = "", versions: str = "", known: Known = ()) -> SearchText:
+def _text(spans: str, by: str = "", versions: str = "", omitted: Collection[str] = ()) -> SearchText:
     """Return the texts for the spans of an expression.
 
     - by: how ``select`` groups the spans; versions likewise.
-    - known: attributes that need not be selected.
+    - omitted: attributes that are not selected.
     """
-    keys = [key for key in SELECTED if key not in dict(known)]
+    keys = [key for key in SELECTED if key not in omitted]
     select = f"| select({', '.join(f'span.{key}' for key in keys)}) {_MOST_RECENT}"
     return SearchText(
         pad_tokens(f"{spans} {_MOST_RECENT}"),
@@ -95,7 +93,7 @@ def _text(spans: str, by: str = "", versions: str = "", known: Known = ()) -> Se
     )
 
 
-def known_attributes(query: RunQuery) -> Known:
+def known_attributes(query: RunQuery) -> Sequence[tuple[str, Value]]:
     """Return the attributes of a list's runs that follow from its query. ``search_text`` does not select them.
 
     A wrong one, of a workflow whose name begins alike, is found by the digest of the list item.
@@ -103,25 +101,27 @@ def known_attributes(query: RunQuery) -> Known:
     return () if query.workflow_id is None else run_template(True, (query.workflow_id, None, None)).identity.pairs
 
 
-def search_text(query: RunQuery, *, after_end: bool = False) -> SearchText:
+def search_text(query: RunQuery, *, after_end: bool = False, times: bool = True) -> SearchText:
     """Return the search for the runs of a query and others, which the reader filters.
 
-    ``after_end`` includes all runs that changed after their end.
+    - after_end: includes all runs that changed after their end.
+    - times: selects times that are not canonical. Without them, the response does not prove a run that has some.
 
     Raise UnicodeEncodeError when no stored text can equal a text of the query.
     """
-    tenant, known = _tenant_terms(query), known_attributes(query)
+    tenant = _tenant_terms(query)
+    omitted = {key for key, _ in known_attributes(query)} | (set() if times else _TIMES)
     if query.statuses and not is_unfinished(query):
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
         if not after_end:
-            return _text(_spans(ended, *tenant), known=known)
+            return _text(_spans(ended, *tenant), omitted=omitted)
         # Both operators have the same precedence.
         return _text(_spans(f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))", *tenant), _BY_VERSION)
     names = _workflow_terms(query, (True, False))
     if not query.statuses:
         # The names of a workflow's run and revision spans cost less than their scopes and the names together.
         spans = _spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant)
-        return _text(spans, _BY_NAME, _BY_VERSION, known)
+        return _text(spans, _BY_NAME, _BY_VERSION, omitted)
     spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *names)
     return _text(spans if after_end else f"{spans} | {_WITHOUT_RUN_SPAN}", _BY_VERSION)
 
@@ -373,6 +373,8 @@ class WindowSearcher:
         self._http = http
         self._max_range: int | None = None
         self._max_limit = _MAX_LIMIT
+        self.needs_times = False
+        """Whether more than a few runs of a list had times that are not canonical: then they are selected."""
 
     @property
     def limited(self) -> bool:
