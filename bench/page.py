@@ -14,7 +14,7 @@ _INTRODUCTION = """\
 Ratios, each of one run in which the contestants took turns: the best round of one by the best round of the other.
 "Single rounds" is the range of the ratio within a round. "By CPU time" is the same ratio by processor time, which other
 work on the machine disturbs less than the clock. Absolute times are not given, because they mean nothing elsewhere.
-Goals that are missed say NO. The goals that compare with Tempo's and Phoenix' own speed are not measured here.
+Goals that are missed say NO. The goal that compares with Phoenix' speed is not measured here.
 `python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
 
 What is compared:
