@@ -52,13 +52,14 @@ def test_fragments_in_any_order_and_twice_give_the_document(store, data):
 @given(data=st.data())
 def test_revisions_in_any_order_end_at_the_newest(store, data):
     """Of two snapshots, the run span and a later revision, all their spans shuffled, the last is read, complete."""
-    run_id = f"revised-{store.stats().runs}"
-    newest = make_run(run_id, status="failed")
+    number = store.stats().runs
+    run_id, at = f"revised-{number}", T0 + 10 * number * SECOND  # so that it is on the first page of lists
+    newest = make_run(run_id, at, status="failed")
     sent = [
-        *encode(running(run_id, done=0), observed_at=T0),
-        *encode(running(run_id, done=2), observed_at=T0 + SECOND),
-        *encode(make_run(run_id)),
-        *encode(newest, observed_at=T0 + 5 * SECOND, after_root=True),
+        *encode(running(run_id, at, done=0), observed_at=at),
+        *encode(running(run_id, at, done=2), observed_at=at + SECOND),
+        *encode(make_run(run_id, at)),
+        *encode(newest, observed_at=at + 5 * SECOND, after_root=True),
     ]
     for span in data.draw(st.permutations(sent)):
         write(store, [span])
