@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -47,6 +48,13 @@ def at_least(bound: float) -> Goal:
 
 def at_most(bound: float) -> Goal:
     return Goal(bound, at_most=True)
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Return how many seconds a call takes."""
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
 
 
 def take_turns(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from bench.data import seed
-from bench.figures import Figure, Goal, at_most, ratio, take_turns
+from bench.figures import Figure, Goal, at_most, ratio, seconds_of, take_turns
 from bench.plan import Plan
 from runspan.backends.jaeger import JaegerReader
 from runspan.backends.remote.config import remote_config
@@ -66,9 +66,9 @@ def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
         own = _own_searches(url, service, listed, query)
         reader = _reader(url, service)
         contestants: dict[str, Callable[[int], float]] = {
-            "ours": lambda turn, reader=reader, query=query: _seconds(lambda: _list(reader, query)),
+            "ours": lambda turn, reader=reader, query=query: seconds_of(lambda: _list(reader, query)),
             "new": lambda turn, service=service, query=query: _first_list(url, service, query),
-            **{key: lambda turn, ask=ask: _seconds(ask) for key, ask in own.items()},
+            **{key: lambda turn, ask=ask: seconds_of(ask) for key, ask in own.items()},
         }
         samples = take_turns(contestants, rounds)
         reader.close()
@@ -87,10 +87,10 @@ def _get(url: str, name: str, documents: Sequence[Run], rounds: int) -> Figure:
     def own(turn: int) -> float:
         trace_id = run_ids(chosen[turn % len(chosen)].id, name).trace_id
         path = f"/api/v3/traces/{trace_id.hex()}"
-        return _seconds(lambda: reader._http.get(path, {"raw_traces": "true"}))
+        return seconds_of(lambda: reader._http.get(path, {"raw_traces": "true"}))
 
     def ours(turn: int) -> float:
-        return _seconds(lambda: reader.document(chosen[turn % len(chosen)].id, name))
+        return seconds_of(lambda: reader.document(chosen[turn % len(chosen)].id, name))
 
     samples = take_turns({"ours": ours, "own": own}, rounds)
     reader.close()
@@ -131,15 +131,9 @@ def _first_list(url: str, service: str, query: RunQuery) -> float:
     """Return the seconds of a list by a reader that knows the server, but none of its runs."""
     reader = _reader(url, service)
     reader.search(RunQuery("of-no-run", limit=1))
-    seconds = _seconds(lambda: _list(reader, query))
+    seconds = seconds_of(lambda: _list(reader, query))
     reader.close()
     return seconds
-
-
-def _seconds(ask: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    ask()
-    return time.perf_counter() - begin
 
 
 def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: Goal | None, note: str) -> Figure:

@@ -23,7 +23,7 @@ from typing import Final
 import httpx
 
 from bench.data import seed
-from bench.figures import Figure, Goal, at_most, ratio, take_turns
+from bench.figures import Figure, Goal, at_most, ratio, seconds_of, take_turns
 from bench.plan import Plan
 from runspan.backends.remote.client import PROTOBUF
 from runspan.backends.remote.config import remote_config
@@ -95,20 +95,20 @@ def _server(plan: Plan, url: str, otlp: str, kind: str, runs: int, tenant: str) 
     goal = at_most(6 if kind == "plain" else 2)
     for what, query, spans in lists:
         contestants: dict[str, Callable[[int], float]] = {
-            "ours": lambda turn, query=query: _seconds(lambda: tempo.list(query)),
-            "own": lambda turn, query=query, spans=spans: _seconds(lambda: tempo.search(spans, query.limit)),
+            "ours": lambda turn, query=query: seconds_of(lambda: tempo.list(query)),
+            "own": lambda turn, query=query, spans=spans: seconds_of(lambda: tempo.search(spans, query.limit)),
         }
         tempo.list(query)  # so that the width of a page is known
         samples = take_turns(contestants, rounds)
         yield _figure(f"{name}: {what} / own", samples["ours"], samples["own"], goal)
-    deep = [_seconds(lambda: tempo.pages(RunQuery(tenant), _PAGES)) / _PAGES for _ in range(max(1, rounds // 5))]
-    own = [_seconds(lambda: tempo.search(root, 50)) for _ in range(rounds)]
+    deep = [seconds_of(lambda: tempo.pages(RunQuery(tenant), _PAGES)) / _PAGES for _ in range(max(1, rounds // 5))]
+    own = [seconds_of(lambda: tempo.search(root, 50)) for _ in range(rounds)]
     yield _figure(f"{name}: a page of {_PAGES} / own search", deep, [min(own)] * len(deep), goal)
     chosen = documents[:: max(1, runs // (rounds * 5))]
     reads = take_turns(
         {
-            "ours": lambda turn: _seconds(lambda: tempo.reader.document(chosen[turn % len(chosen)].id, tenant)),
-            "own": lambda turn: _seconds(lambda: tempo.trace(chosen[turn % len(chosen)].id)),
+            "ours": lambda turn: seconds_of(lambda: tempo.reader.document(chosen[turn % len(chosen)].id, tenant)),
+            "own": lambda turn: seconds_of(lambda: tempo.trace(chosen[turn % len(chosen)].id)),
         },
         rounds * 5,
     )
@@ -219,12 +219,6 @@ def _free_ports(count: int) -> list[int]:
     for found in sockets:
         found.close()
     return ports
-
-
-def _seconds(ask: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    ask()
-    return time.perf_counter() - begin
 
 
 def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: Goal) -> Figure:
