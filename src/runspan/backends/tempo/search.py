@@ -389,8 +389,9 @@ class RunSearch:
                 unproved.append(candidate)
             else:
                 self._found.add(candidate, decision)
-        ended = [candidate for candidate in unproved if version_of(candidate.spans[0])[0] >= ROOT_REVISION]
-        self._searcher.needs_times = self._searcher.needs_times or len(ended) > _FEW
+        if self._changed is not None:
+            ended = [candidate for candidate in unproved if version_of(candidate.spans[0])[0] >= ROOT_REVISION]
+            self._searcher.needs_times = self._searcher.needs_times or len(ended) > _FEW
         if is_unfinished(self._query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
         for candidate, decision in zip(unproved, self._verifier.from_traces(unproved), strict=True):
