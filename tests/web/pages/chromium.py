@@ -66,7 +66,7 @@ class Watch:
     def check(self) -> None:
         """Fails when the page complained of anything that was not allowed."""
         left = [text for text in self.complaints if not any(re.search(pattern, text) for pattern in self._allowed)]
-        assert left == []
+        assert not left, f"the page complained: {left}"
 
     def _on_request(self, request: Request) -> None:
         if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", request.url):

@@ -51,7 +51,13 @@ def log_in(page: Page, secret: str) -> None:
     page.get_by_role("button", name="Log in").click()
 
 
-def test_a_login_leads_to_the_page_that_was_asked_for(page: Page, data: Path) -> None:
+def log_out(page: Page, watch: Watch) -> None:
+    """Ends the session. A request that the panel still has under way may end with 401, which the browser logs."""
+    watch.allow("status of 401")
+    page.get_by_role("button", name=re.compile("Log out")).click()
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for(page: Page, watch: Watch, data: Path) -> None:
     """Without a session every page leads to the login, and the login back; then the key's own runs are there."""
     secret, _ = make_key(data, "--permission", "runs:read")
     with server(data) as (url, _):
@@ -74,7 +80,7 @@ def test_a_login_leads_to_the_page_that_was_asked_for(page: Page, data: Path) ->
         assert secret.removeprefix("wfk_") not in held
         assert page.evaluate("document.cookie") == ""
 
-        page.get_by_role("button", name=re.compile("Log out")).click()
+        log_out(page, watch)
         expect(page).to_have_url(f"{url}/login")
         assert page.context.cookies() == []
         old = httpx.get(
@@ -152,7 +158,7 @@ def test_a_login_over_plain_http_under_a_name(page: Page, watch: Watch, data: Pa
         log_in(page, secret)
         expect(page).to_have_url(f"{address}/")
         expect(page.get_by_text("run_acme")).to_be_visible()
-        page.get_by_role("button", name=re.compile("Log out")).click()
+        log_out(page, watch)
         expect(page).to_have_url(f"{address}/login")
         assert page.context.cookies() == []
 
