@@ -1,4 +1,4 @@
-"""Generates run documents in volume from a seed, shaped like those of a busy company's platform; no I/O.
+"""Generates run documents in volume from a seed, shaped like those of a busy company's platform.
 
 No clock is read, and only ``Random.random`` and ``Random.getrandbits`` are used, whose sequences are the same in every
 version of Python, so a seed generates the same bytes everywhere.
