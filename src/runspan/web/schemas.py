@@ -25,8 +25,22 @@ def _digits(value: object) -> object:
     return value
 
 
+def _without_null(schema: dict[str, Any]) -> None:
+    """Document an optional parameter as what it is if it is sent: a query string has no null."""
+    for parameter in schema["properties"].values():
+        if "anyOf" in parameter:
+            sent, _ = parameter.pop("anyOf")
+            parameter.update(sent)
+            del parameter["default"]
+
+
+_QUERY = ConfigDict(json_schema_extra=_without_null)
+
+
 class RunsQuery(BaseModel):
     """Which runs to list. Unknown parameters are ignored: clients add some to bypass caches."""
+
+    model_config = _QUERY
 
     workflowId: str | None = Field(None, description="Only runs of this workflow.")
     status: RunStatus | None = Field(None, description="Only runs in this status.")
@@ -145,6 +159,8 @@ class StoredRunResponse(BaseModel):
 
 class TraceQuery(BaseModel):
     """What the links to a trace open. Unknown parameters are ignored."""
+
+    model_config = _QUERY
 
     step: Annotated[int, BeforeValidator(_digits)] | None = Field(
         None, ge=0, lt=10**9, description="The position of a step in the document, from 0: the links open its span."
