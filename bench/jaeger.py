@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import msgspec
 
 from bench.data import seed
@@ -62,8 +63,10 @@ def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
         (f"list of {_LIST} failed", name, failed, RunQuery(name, status="failed")),
     ]
     figures = []
+    # The client that a user of Jaeger's API would write.
+    http = httpx.Client(base_url=url.removeprefix("jaeger+"), trust_env=False, timeout=60)
     for what, service, listed, query in lists:
-        own = _own_searches(url, service, listed, query)
+        own = _own_searches(http, service, listed, query)
         reader = _reader(url, service)
         contestants: dict[str, Callable[[int], float]] = {
             "ours": lambda turn, reader=reader, query=query: seconds_of(lambda: _list(reader, query)),
@@ -76,18 +79,19 @@ def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
         note = f"{runs} runs; Jaeger's own is {cheapest}, {min(samples[cheapest]) * 1000:.1f} ms"
         figures.append(_figure(f"{what} / own", samples["ours"], samples[cheapest], at_most(2), note))
         figures.append(_figure(f"{what} never listed before / own", samples["new"], samples[cheapest], None, note))
-    return [*figures, _get(url, name, documents, rounds)]
+    figures.append(_get(url, http, name, documents, rounds))
+    http.close()
+    return figures
 
 
-def _get(url: str, name: str, documents: Sequence[Run], rounds: int) -> Figure:
+def _get(url: str, http: httpx.Client, name: str, documents: Sequence[Run], rounds: int) -> Figure:
     """Return the figure of reads by id: each turn reads another run."""
     reader = _reader(url, name)
     chosen = documents[:: max(1, len(documents) // rounds)]
 
     def own(turn: int) -> float:
         trace_id = run_ids(chosen[turn % len(chosen)].id, name).trace_id
-        path = f"/api/v3/traces/{trace_id.hex()}"
-        return seconds_of(lambda: reader._http.get(path, {"raw_traces": "true"}))
+        return seconds_of(lambda: _ask(http, f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}))
 
     def ours(turn: int) -> float:
         return seconds_of(lambda: reader.document(chosen[turn % len(chosen)].id, name))
@@ -99,22 +103,27 @@ def _get(url: str, name: str, documents: Sequence[Run], rounds: int) -> Figure:
     return Figure("jaeger", "get / own", total / total_own, goal=at_most(1.2), note=note)
 
 
-def _own_searches(url: str, service: str, documents: Sequence[Run], query: RunQuery) -> dict[str, Callable[[], object]]:
+def _own_searches(
+    http: httpx.Client, service: str, documents: Sequence[Run], query: RunQuery
+) -> dict[str, Callable[[], object]]:
     """Return Jaeger's requests for the newest runs: of traces, and of summaries that have no attributes."""
     times = sorted((sort_time(run.envelope) for run in documents), reverse=True)[:_LIST]
-    http = _reader(url, service)._http
     attributes = {"runspan.run.status": query.status} if query.status else {}
-    parameters: dict[str, str | int] = {
+    parameters = {
         "query.service_name": service,
         "query.start_time_min": rfc3339(times[-1]),
         "query.start_time_max": rfc3339(times[0] + 1000),
-        "query.search_depth": _LIST,
+        "query.search_depth": str(_LIST),
         "query.raw_traces": "true",
     }
     if attributes:
         parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
     paths = {"a search of traces": "/api/v3/traces", "a search of summaries": "/api/v3/trace-summaries"}
-    return {name: lambda path=path: http.get(path, parameters) for name, path in paths.items()}  # type: ignore[misc]
+    return {name: lambda path=path: _ask(http, path, parameters) for name, path in paths.items()}  # type: ignore[misc]
+
+
+def _ask(http: httpx.Client, path: str, parameters: Mapping[str, str]) -> None:
+    http.get(path, params=parameters).raise_for_status()
 
 
 def _reader(url: str, service: str) -> JaegerReader:

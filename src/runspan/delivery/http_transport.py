@@ -23,7 +23,7 @@ from runspan.delivery.transport import (
     not_otlp,
     result_of,
 )
-from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error, read_body
+from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error
 from runspan.http.retry import parse_retry_after
 from runspan.http.urls import sanitize_message
 
@@ -72,7 +72,6 @@ class HttpTransport:
             **({"content-encoding": "gzip"} if self._gzip else {}),
         }
         self._extensions = {"timeout": httpx.Timeout(config.timeout).as_dict()}
-        # A client around it would add redirects, cookies and a log line with the URL's query, and double the cost.
         self._transport = DeadlineTransport(config.endpoint, tls=config.tls.context(), connections=connections)
 
     def send(self, body: bytes) -> ExportResult:
@@ -80,11 +79,7 @@ class HttpTransport:
         content = igzip.compress(body, 1, mtime=0) if self._gzip else body
         post = httpx.Request("POST", self._url, headers=self._headers, content=content, extensions=self._extensions)
         try:
-            response = self._transport.handle_request(post)
-            try:
-                return self._result(response, read_body(response, MAX_RESPONSE_BYTES))
-            finally:
-                response.close()
+            return self._result(*self._transport.exchange(post, MAX_RESPONSE_BYTES))
         except httpx.TransportError as error:
             return self._failure(error)
         except httpx.DecodingError:

@@ -66,9 +66,32 @@ class DeadlineTransport(httpx.BaseTransport):
             response.status, headers=response.headers, stream=_Body(response.stream), extensions=response.extensions
         )
 
+    def exchange(self, request: httpx.Request, max_bytes: int) -> tuple[httpx.Response, bytes]:
+        """Send a request and return the response with its decoded body, longer than ``max_bytes`` if it was cut there.
+
+        A client around the transport would add redirects, cookies and a log line with the URL's query, and cost more
+        than the request.
+        """
+        response = self.handle_request(request)
+        try:
+            return response, _read_body(response, max_bytes)
+        finally:
+            response.close()
+
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
+
+
+def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in response.iter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            break
+    return b"".join(chunks)
 
 
 class _Deadline(float):
@@ -187,6 +210,8 @@ _ERRORS: Final = (
 
 USER_AGENT: Final = f"runspan/{__version__}"
 
+_ACCEPT_ENCODING: Final = "gzip, deflate"
+
 _TEXT_BYTES: Final = 64 << 10
 """Of a response that are searched for secrets before its text is cut, so that no secret is cut in two and missed."""
 
@@ -294,11 +319,8 @@ class HttpClient:
         self._name = name or base
         self._max_bytes = max_bytes
         self._hints = hints
-        self._client = httpx.Client(
-            headers={"user-agent": USER_AGENT, **headers},
-            transport=DeadlineTransport(base, tls=tls.context() if tls else None, connections=connections),
-            trust_env=False,
-        )
+        self._headers = {"user-agent": USER_AGENT, "accept-encoding": _ACCEPT_ENCODING, **headers}
+        self._transport = DeadlineTransport(base, tls=tls.context() if tls else None, connections=connections)
 
     def get(
         self,
@@ -317,10 +339,14 @@ class HttpClient:
         Raises BackendUnreachable, BackendTimeout, ResponseTooLarge, or QueryError for parameters too long for a URL.
         """
         try:
-            with self._client.stream(
-                "GET", self._base + path, params=dict(parameters or {}) or None, headers=dict(headers), timeout=timeout
-            ) as response:
-                body = read_body(response, self._max_bytes)
+            request = httpx.Request(
+                "GET",
+                self._base + path,
+                params=dict(parameters or {}) or None,
+                headers={**self._headers, **headers},
+                extensions={"timeout": {"read": timeout}},
+            )
+            response, body = self._transport.exchange(request, self._max_bytes)
         except httpx.InvalidURL:
             # httpx allows 64 KiB, and encodes everything else.
             raise QueryError(
@@ -354,22 +380,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
-        self._client.close()
-
-
-def read_body(response: httpx.Response, max_bytes: int) -> bytes:
-    """Return the decoded body of a response that is being streamed.
-
-    Reading stops as soon as the body exceeds ``max_bytes``; the result is then longer than that.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    for chunk in response.iter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
-            break
-    return b"".join(chunks)
+        self._transport.close()
 
 
 def describe_error(error: Exception, secrets: Iterable[str] = ()) -> str:
