@@ -26,7 +26,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+PARSE_ERRORS: Final = (ValueError, RecursionError)
+"""What parsers of JSON raise for any text that they cannot read; text that is nested too deep is no ValueError."""
 
 
 class RunspanError(Exception):

@@ -20,7 +20,7 @@ from runspan.archive.select import MAX_NAMED, CollectedRun, RetryingReader, coll
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.delivery.dead_letters import framed
-from runspan.errors import StoreError
+from runspan.errors import PARSE_ERRORS, StoreError
 from runspan.model.document import Run, sort_time
 from runspan.model.timestamps import SECOND
 from runspan.sources import archive
@@ -160,7 +160,7 @@ class _ArchiveJob:
         for name, content in sorted(targets.unfinished(request.to).items()):
             try:
                 progress = msgspec.json.decode(content, type=ArchiveProgress)
-            except msgspec.MsgspecError:
+            except PARSE_ERRORS:
                 continue
             if progress.source_digest != digest or progress.manifest.tenant != request.tenant:
                 continue

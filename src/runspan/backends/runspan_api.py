@@ -10,7 +10,7 @@ import msgspec
 
 from runspan.codec.fields import ROLE
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
-from runspan.errors import Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
+from runspan.errors import PARSE_ERRORS, Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
 from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
@@ -182,7 +182,7 @@ def _trace_id(response: Response) -> str:
     data, _ = read_data(response.content, "{")
     try:
         return msgspec.json.decode(data, type=_TraceLink).trace_id
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except PARSE_ERRORS as error:
         raise MalformedResponse(got=str(error)) from None
 
 

@@ -19,6 +19,7 @@ from msgspec import UNSET, Raw
 from runspan.codec import fields
 from runspan.codec.placement import LOOP
 from runspan.codec.semconv import PIPELINE_NAME, RUN_ERRORS, RUN_RESULTS, RUN_STATES, STEP_ERRORS, STEP_RESULTS
+from runspan.errors import PARSE_ERRORS
 from runspan.model.document import TERMINAL_STEP_STATUSES, Step, parse_document, time_ns, with_extra_step
 from runspan.model.span import INTERNAL, SERVER, Attributes, Event, Pairs, Span, Value, hash_parts, to_plain
 from runspan.model.timestamps import canonical_ns, canonical_text
@@ -137,7 +138,7 @@ def _string_or_raw(text: bytes) -> Any:
     if text.startswith(b'"'):
         try:
             return msgspec.json.decode(text, type=str)
-        except (msgspec.MsgspecError, ValueError):
+        except PARSE_ERRORS:
             return Raw(text)  # a lone surrogate, which JSON can represent and UTF-8 cannot
     return Raw(text)
 

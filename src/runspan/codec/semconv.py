@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
+from runspan.errors import PARSE_ERRORS
 from runspan.model.span import Event, Link, Pairs, Value, run_ids
 from runspan.model.timestamps import parse_ns
 
@@ -121,14 +122,13 @@ _OUTPUT: Final = msgspec.json.Decoder(_Output)
 _ERROR: Final = msgspec.json.Decoder(_Error)
 _CHILD: Final = msgspec.json.Decoder(_Child)
 _EXTRA: Final = msgspec.json.Decoder(_Extra)
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def _read(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
     """Return the known members; the defaults for text of another form, which the exact attributes carry."""
     try:
         return decoder.decode(text)
-    except _UNREADABLE:
+    except PARSE_ERRORS:
         return decoder.type()
 
 

@@ -23,6 +23,7 @@ from runspan.delivery.transport import (
     not_otlp,
     result_of,
 )
+from runspan.errors import PARSE_ERRORS
 from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error
 from runspan.http.retry import parse_retry_after
 from runspan.http.urls import sanitize_message
@@ -138,7 +139,7 @@ def _success(content_type: str, body: bytes) -> ExportResult:
     try:
         json_partial = msgspec.json.decode(body, type=_JsonResponse).partial_success or _PartialSuccess()
         return result_of(int(json_partial.rejected_spans), json_partial.error_message)
-    except ValueError:
+    except PARSE_ERRORS:
         return not_otlp("JSON that is no ExportTraceServiceResponse")
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from runspan.errors import DocumentError
+from runspan.errors import PARSE_ERRORS, DocumentError
 from runspan.model.json_scanner import (
     Member,
     ScanError,
@@ -228,7 +228,7 @@ def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, byt
         text = _encode(envelope)
         if len(text) == len(data) and 0 < len(envelope.id) <= MAX_RUN_ID_BYTES // 4:
             return envelope, text, True
-    except (ValueError, msgspec.MsgspecError, RecursionError):
+    except PARSE_ERRORS:
         pass  # the strict path accepts the document or raises an error with its position
     return _StrictParser(data, where).document()
 
@@ -239,7 +239,7 @@ def document_text(document: dict[str, Any]) -> bytes:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
             "utf-8", "surrogatepass"
         )
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, *PARSE_ERRORS) as error:
         raise DocumentError(
             where="document", expected="JSON values", got=str(error), hint="convert the value first"
         ) from None
@@ -395,8 +395,15 @@ class Run:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document as Python values. Numbers beyond a float's precision are rounded; ``text`` keeps them."""
-        document: dict[str, Any] = json.loads(self.text)
+        """Return the document as Python values. Numbers beyond a float's precision are rounded; ``text`` keeps them.
+
+        Raises DocumentError for a document that is nested deeper than Python's parser reads.
+        """
+        try:
+            document: dict[str, Any] = json.loads(self.text)
+        except PARSE_ERRORS as error:
+            hint = "use the member text, which has every document as it is"
+            raise DocumentError(where=f"run {self.id}", expected="Python values", got=str(error), hint=hint) from None
         return document
 
     @property

@@ -11,14 +11,14 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from google.protobuf.json_format import ParseDict, ParseError
 from msgspec import Raw
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan._version import __version__
-from runspan.errors import PayloadError
+from runspan.errors import PARSE_ERRORS, PayloadError
 from runspan.model.span import Span, Value
 from runspan.otlp.protobuf_reader import (
     ParsedRequest,
@@ -47,6 +47,10 @@ def read_spans(body: bytes) -> list[Span]:
     return all_spans(_to_message(_load(body)))
 
 
+PROTOBUF_JSON_ERRORS: Final = (ParseError, ArithmeticError, TypeError, AttributeError, *PARSE_ERRORS)
+"""What protobuf's parser of JSON raises for malformed content."""
+
+
 def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
     """Return an ExportTraceServiceRequest of the spans in OTLP/JSON."""
     scopes: dict[str, list[dict[str, Any]]] = {}
@@ -62,7 +66,7 @@ def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes
 def _load(body: bytes) -> dict[str, Any]:
     try:
         data = json.loads(body.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except PARSE_ERRORS as error:
         raise _unreadable(str(error) or "nesting too deep") from None
     if not isinstance(data, dict):
         raise _unreadable(f"{type(data).__name__} at the top")
@@ -74,7 +78,7 @@ def _to_message(data: dict[str, Any]) -> TracesData:
     message = TracesData()
     try:
         ParseDict(data, message, ignore_unknown_fields=True)
-    except (ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
+    except PROTOBUF_JSON_ERRORS as error:
         raise _unreadable(str(error)) from None
     return message
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from runspan.errors import BackendRefused
+from runspan.errors import PARSE_ERRORS, BackendRefused
 from runspan.model.document import Summary
 from runspan.model.json_scanner import ScanError, elements, json_type, members, skip_space, string_value
 from runspan.model.timestamps import parse_ns
@@ -16,7 +16,6 @@ from runspan.model.timestamps import parse_ns
 _SUMMARY: Final = Summary.__struct_encode_fields__
 _SORTED_BY: Final = ("startedAt", "createdAt")
 _MAX_SHOWN: Final = 160
-_MSGSPEC_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class MalformedResponse(BackendRefused):
@@ -122,7 +121,7 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
     try:
         success = _decode_success(body)
         data, meta = bytes(success.data), success.meta or Meta()
-    except _MSGSPEC_ERRORS:
+    except PARSE_ERRORS:
         # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
         data, meta = _scan_data(body)
     if not data.startswith(opening.encode()):
@@ -142,7 +141,7 @@ def read_page(body: bytes) -> RunListPage:
     data, meta = read_data(body, "[")
     try:
         items = [{key: bytes(value) for key, value in item.items()} for item in _decode_items(data)]
-    except _MSGSPEC_ERRORS:
+    except PARSE_ERRORS:
         try:
             items = [_members(text) for text in _elements(data)]
         except ScanError as error:
@@ -159,7 +158,7 @@ def read_error(body: bytes) -> ApiError:
     """Return the error of a response."""
     try:
         failure = _decode_failure(body)
-    except _MSGSPEC_ERRORS:
+    except PARSE_ERRORS:
         return ApiError()
     details = [f"{detail.field}: {detail.message}" for detail in failure.error.details]
     message = "; ".join(filter(None, [failure.error.message, *details]))
@@ -188,7 +187,7 @@ def _list_item(item: Mapping[str, bytes]) -> RunListItem | None:
 def _elements(data: bytes) -> list[str]:
     try:
         return [element.value_text for element in elements(data.decode(), 0)]
-    except (ScanError, UnicodeDecodeError) as error:
+    except PARSE_ERRORS as error:
         raise MalformedResponse(got=str(error)) from None
 
 
@@ -201,7 +200,7 @@ def _scan_data(body: bytes) -> tuple[bytes, Meta]:
         if "data" not in found:
             raise MalformedResponse(got="there is no member 'data'")
         return found["data"], msgspec.json.decode(found.get("meta", b"{}"), type=Meta | None) or Meta()
-    except (ScanError, *_MSGSPEC_ERRORS) as error:
+    except PARSE_ERRORS as error:
         raise MalformedResponse(got=str(error)) from None
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from runspan.errors import DocumentError
+from runspan.errors import PARSE_ERRORS, DocumentError
 from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step, time_ns
 from runspan.model.json_scanner import Member, elements, end_of_value, members, skip_space, string_value
 from runspan.recorder.state import Attempt, RunRecord, StepRecord
@@ -61,7 +61,7 @@ def restore(checkpoint: bytes | str, make: Callable[[str, str | UnsetType, str, 
     try:
         header, run = _parse(checkpoint)
         span_ids = [bytes.fromhex(text) for text in header.span_ids]
-    except (ValueError, DocumentError, msgspec.MsgspecError) as error:
+    except (DocumentError, *PARSE_ERRORS) as error:
         raise ValueError(f"not a checkpoint of a run: {error}") from None
     if run.finished:
         raise ValueError(f"run {run.id} has ended")

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from runspan.errors import ConfigError, DocumentError
+from runspan.errors import PARSE_ERRORS, ConfigError, DocumentError
 from runspan.sources.filesystem import chunks, decompress, display_path, folders, list_files, path_inside, read_all
 from runspan.sources.splitter import RawDocument, split
 
@@ -119,7 +119,7 @@ def read_manifest(content: bytes, *, where: str) -> Manifest:
     hint = _DAMAGED_MANIFEST
     try:
         found = msgspec.json.decode(content, type=_Version)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except PARSE_ERRORS as error:
         raise _damage(where, "the manifest of an archive", str(error), hint) from None
     if found.format != FORMAT:
         raise _damage(where, f'"format": "{FORMAT}"', repr(found.format), hint)
@@ -128,7 +128,7 @@ def read_manifest(content: bytes, *, where: str) -> Manifest:
         raise _damage(where, f"version {VERSION} of the archive format", f"version {found.version}", hint)
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except PARSE_ERRORS as error:
         raise _damage(where, "a manifest of this version", str(error), hint) from None
     unsigned = _text(msgspec.structs.replace(manifest, sha256=""))
     if _text(manifest) != content or sha256(unsigned).hexdigest() != manifest.sha256:
@@ -219,7 +219,7 @@ def digests_of(folder: str, part: ArchivePart) -> list[tuple[bytes, str]]:
     lines = content.split(b"\n")[:-1]
     try:
         digests = [(bytes.fromhex(line[:64].decode()), msgspec.json.decode(line[65:], type=str)) for line in lines]
-    except (ValueError, msgspec.MsgspecError) as error:
+    except PARSE_ERRORS as error:
         raise _damage(name, "a digest and a run id on each line", str(error)) from None
     if len(digests) != part.runs:
         raise _damage(name, f"{part.runs} lines", f"{len(digests)}")

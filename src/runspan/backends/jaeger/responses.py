@@ -16,6 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from runspan.codec.decode import RunSummary, read_summary
 from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN
+from runspan.errors import PARSE_ERRORS
 from runspan.model.span import Event, Link, Span, Value
 
 
@@ -23,15 +24,12 @@ class MalformedResponse(ValueError):
     """The content is not a response that Jaeger writes."""
 
 
-_DECODE_ERRORS: Final = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
-
-
 @contextmanager
 def _decoding() -> Iterator[None]:
     """Raise every error about the content as MalformedResponse."""
     try:
         yield
-    except _DECODE_ERRORS as error:
+    except (TypeError, *PARSE_ERRORS) as error:
         raise MalformedResponse(str(error)) from None
 
 
@@ -253,7 +251,7 @@ def _found_spans(resource: _ResourceSpans) -> list[FoundSpan]:
 def _responses(content: bytes) -> list[_TracesResponse]:
     try:
         return [_TRACES_RESPONSE.decode(content)]
-    except msgspec.MsgspecError:
+    except PARSE_ERRORS:
         if b"\n" not in content.strip():
             raise
         return _TRACES_RESPONSE.decode_lines(content)
@@ -414,7 +412,7 @@ def read_error(content: bytes) -> str | None:
     """Return the message of an error of either API, which may be ""; None when the response is not Jaeger's."""
     try:
         body = msgspec.json.decode(content, type=_ErrorBody)
-    except msgspec.MsgspecError:
+    except PARSE_ERRORS:
         return None
     if body.error is not None:
         return body.error.message

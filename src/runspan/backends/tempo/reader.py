@@ -32,6 +32,7 @@ from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadErro
 from runspan.http.client import Response
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
+from runspan.otlp.json import PROTOBUF_JSON_ERRORS
 from runspan.otlp.protobuf_reader import all_spans, read_spans
 
 LIST_SECONDS: Final = 60.0
@@ -177,8 +178,6 @@ _FILE: Final = FileDescriptorProto(
 _TraceResponse: Final = GetMessages([_FILE])["runspan.tempo.TraceByIDResponse"]
 """Tempo's message of that name, with the serialized trace."""
 _STATUS_PARTIAL: Final = 1
-_JSON_ERRORS: Final = (json_format.ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError)
-"""What the two JSON parsers raise for malformed content."""
 
 
 class _TraceJson(msgspec.Struct):
@@ -204,5 +203,5 @@ def read_trace(body: bytes, fetch_json: Callable[[], Response]) -> tuple[list[Sp
     try:
         text = bytes(msgspec.json.decode(content, type=_TraceJson).trace)
         return all_spans(json_format.Parse(text, TracesData(), ignore_unknown_fields=True)), CUT
-    except _JSON_ERRORS as error:
+    except PROTOBUF_JSON_ERRORS as error:
         raise ValueError(f"neither protobuf nor JSON can be read: {error}") from None

@@ -18,7 +18,7 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.codec import fields
 from runspan.codec.attributes import run_template
 from runspan.contracts import RunQuery
-from runspan.errors import BackendRefused, QueryUnsupported
+from runspan.errors import PARSE_ERRORS, BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.model.span import UNSET, Span, Value
@@ -454,7 +454,7 @@ class WindowSearcher:
             return None
         try:
             return read_search(response.content)
-        except (ValueError, RecursionError) as error:
+        except PARSE_ERRORS as error:
             raise BackendRefused(
                 where=self._http.name, expected="Tempo's search response", got=str(error), hint="is this a Tempo?"
             ) from None

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from runspan.codec.semconv import read_usage
 from runspan.contracts import MAX_LIMIT
-from runspan.errors import NotFound, QueryError, TraceIncomplete
+from runspan.errors import PARSE_ERRORS, NotFound, QueryError, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, Run
 from runspan.model.timestamps import MILLISECOND, parse_ns
 from runspan.web.api_keys import RUNS_READ
@@ -141,7 +141,7 @@ def _parse_summary(item: bytes) -> _Summary:
     """Parse an item of a list. One with escapes that are not valid text still counts, without further data."""
     try:
         return _decode_summary(item)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except PARSE_ERRORS:
         return _Summary("")
 
 
