@@ -20,7 +20,8 @@
     │   │   └── BackendTimeout no response in time
     │   ├── BackendRefused     a permanent error response
     │   └── BackendBusy        a temporary error response; carries ``retry_after`` seconds
-    ├── StoreError             the embedded store cannot be opened or written
+    ├── StoreError             a file of runspan's own, such as the embedded store, cannot be opened, read or written
+    │   └── StoreFull          no space is left for it
     └── ConfigError            an option, variable or URL is wrong
 """
 
@@ -159,7 +160,14 @@ class BackendBusy(BackendError):
 
 
 class StoreError(RunspanError):
-    """The embedded store cannot be opened or written."""
+    """A file of runspan's own, such as the embedded store, cannot be opened, read or written.
+
+    ``where`` is its path.
+    """
+
+
+class StoreFull(StoreError):
+    """No space is left for the file."""
 
 
 class ConfigError(RunspanError):
@@ -190,7 +198,8 @@ ERROR_STATUSES: dict[type[RunspanError], ErrorStatus] = {
     BackendUnreachable: ErrorStatus("BACKEND_UNREACHABLE", 503, 9),
     BackendBusy: ErrorStatus("BACKEND_BUSY", 503, 9),
     BackendRefused: ErrorStatus("BACKEND_REFUSED", 502, 9),
-    StoreError: ErrorStatus("STORE_ERROR", 500, 10),
+    StoreFull: ErrorStatus("STORE_FULL", 507, 10),
+    StoreError: ErrorStatus("STORE_ERROR", 503, 10),
     ConfigError: ErrorStatus("CONFIG_ERROR", 500, 2),
     RunspanError: ErrorStatus("INTERNAL_ERROR", 500, 1),
 }

@@ -24,6 +24,7 @@ from runspan.errors import (
     QueryUnsupported,
     RunspanError,
     StoreError,
+    StoreFull,
     TraceIncomplete,
 )
 from runspan.model.span import Span, run_ids
@@ -147,7 +148,8 @@ def test_an_incomplete_document_says_so() -> None:
         (BackendTimeout("late"), 504, "BACKEND_TIMEOUT"),
         (BackendRefused("no"), 502, "BACKEND_REFUSED"),
         (QueryUnsupported("cannot"), 400, "QUERY_UNSUPPORTED"),
-        (StoreError("disk"), 500, "STORE_ERROR"),
+        (StoreError("disk"), 503, "STORE_ERROR"),
+        (StoreFull("disk"), 507, "STORE_FULL"),
         (RunspanError("unknown"), 500, "INTERNAL_ERROR"),
     ],
 )

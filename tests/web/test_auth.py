@@ -18,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import ConfigError, NotFound, StoreError
+from runspan.errors import BackendUnreachable, ConfigError, NotFound, StoreError
 from runspan.model.span import run_ids
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
@@ -334,11 +334,31 @@ def test_keys_are_never_logged_or_returned(
     assert all(wrong not in response.text for response in responses)
 
 
+def test_readiness_names_the_backend_to_callers_who_may_read(
+    keys: ApiKeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a key there are neither the backend's address nor its words, and still the status and the code."""
+
+    class Down:
+        def check(self) -> None:
+            raise BackendUnreachable(where="Jaeger at http://jaeger.internal:16686", got="ConnectError: private words")
+
+    secret, _ = keys.create("a")
+    with serving(create_app(Down(), keys=keys)) as client:  # type: ignore[arg-type]
+        refused = client.get("/readyz")
+        error_of(refused, 503, "BACKEND_UNREACHABLE")
+        assert "internal" not in refused.text
+        assert "private" not in refused.text
+        assert "not ready: Jaeger at http://jaeger.internal:16686" in caplog.text
+        shown = client.get("/readyz", headers={"x-api-key": secret})
+    assert "jaeger.internal" in error_of(shown, 503, "BACKEND_UNREACHABLE")["message"]
+
+
 def test_a_damaged_key_file_denies_access(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
     """If the keys cannot be read, every request fails."""
     keys.create("a")
     with sqlite3.connect(tmp_path / "keys.sqlite3") as other:
         other.execute("DROP TABLE keys")
     other.close()
-    error_of(list_runs(client, "wfk_" + "x" * 32), 500, "STORE_ERROR")
-    error_of(list_runs(client, ""), 500, "STORE_ERROR")
+    error_of(list_runs(client, "wfk_" + "x" * 32), 503, "STORE_ERROR")
+    error_of(list_runs(client, ""), 503, "STORE_ERROR")

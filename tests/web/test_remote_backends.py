@@ -158,3 +158,4 @@ def test_it_serves_a_real_backend_like_the_embedded_store(
         error_of(client.post("/api/v1/runs", json={"id": "x"}), 501, "READ_ONLY")
         error_of(client.get("/api/v1/runs/none-such"), 404, "NOT_FOUND")
         assert client.get("/readyz").json() == {"status": "ok", "backend": f"{kind.title()} at {backend.url}"}
+        assert httpx.get(f"{url}/readyz", trust_env=False).json() == {"status": "ok"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from runspan.errors import StoreError
+from runspan.errors import StoreError, StoreFull
 
 BUSY_TIMEOUT: Final = 10.0
 """Seconds to wait for the lock of another process."""
@@ -118,10 +118,10 @@ def store_error(error: sqlite3.Error | OSError, path: Path) -> StoreError:
     if isinstance(error, OSError):
         return StoreError(error.strerror or str(error), where=str(path), hint="check the path and its permissions")
     name = getattr(error, "sqlite_errorname", "")
-    message, hint = _MESSAGES.get(
-        _primary_code(error), ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'")
-    )
-    return StoreError(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)
+    code = _primary_code(error)
+    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'"))
+    kind = StoreFull if code == "SQLITE_FULL" else StoreError
+    return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)
 
 
 def _connect(database: str, busy_timeout: float, *, uri: bool = False) -> sqlite3.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final, cast
@@ -14,10 +15,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from runspan._version import __version__
 from runspan.contracts import TraceReader
+from runspan.errors import AccessError, RunspanError, error_status
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
-from runspan.web.errors import ErrorBody, register_error_handlers
+from runspan.web.errors import ErrorBody, error_response, register_error_handlers, retry_after_header
 from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
@@ -25,6 +27,8 @@ from runspan.web.pages.views import login, pages
 from runspan.web.request import AppContext, Store, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionStore
+
+logger = logging.getLogger("runspan.web")
 
 OPERATIONS: Final = Tag(name="operations", description="Health checks and metrics.")
 
@@ -113,10 +117,24 @@ def healthz() -> Response:
 
 @operations.get("/readyz", tags=[OPERATIONS], responses={200: ReadinessBody}, operation_id="readyz")
 def readyz() -> Response:
-    """Return 200 while the backend answers too, else an error with the reason."""
+    """Return 200 while the backend answers too, else an error. Only callers who may read runs learn more."""
     context = current_context()
-    context.reader.check()
-    return jsonify(ReadinessBody(backend=context.config.backend or None).model_dump(exclude_none=True))
+    try:
+        context.authenticator.authorize(request.environ, RUNS_READ)
+        may_read = True
+    except AccessError:
+        may_read = False
+    try:
+        context.reader.check()
+    except RunspanError as error:
+        if may_read:
+            raise
+        logger.warning("not ready: %s", error)
+        code, status, _ = error_status(error)
+        message = "not ready; a key that may read runs and the server's log show the reason"
+        return error_response(status, code, message, headers=retry_after_header(error))
+    backend = context.config.backend if may_read else None
+    return jsonify(ReadinessBody(backend=backend or None).model_dump(exclude_none=True))
 
 
 @operations.get(

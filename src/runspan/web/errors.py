@@ -67,7 +67,7 @@ class StatusBody(BaseModel):
 
 
 ERROR_RESPONSES: Final[dict[Any, Any]] = dict.fromkeys(
-    (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504), ErrorBody
+    (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504, 507), ErrorBody
 )
 """What the OpenAPI document lists for each operation."""
 
@@ -118,10 +118,14 @@ def register_error_handlers(app: Flask) -> None:
 
 def _on_runspan_error(error: RunspanError) -> Response:
     code, status, _ = error_status(error)
-    if request.path == OTLP_PATH and isinstance(error, StoreError):
-        status = 503  # a sender retries this status, and drops its spans on a 500
     if status == 500:
         return _internal_error(error, code)
+    if isinstance(error, StoreError):
+        logger.error("%s %r: %s", request.method, request.path, error)
+        if request.path == OTLP_PATH:
+            status = 503  # a sender retries this status, and drops its spans on a 507
+        # The paths of files are of no use to clients.
+        error = RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
     headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

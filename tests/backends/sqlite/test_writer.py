@@ -109,7 +109,7 @@ def test_a_failure_after_a_commit_does_not_stop_the_writer(tmp_path):
     assert writer.submit(resource(b"one")) == 1
     assert writer.submit(resource(b"two")) == 2
     assert contents(writer) == [b"one", b"two"]
-    assert writer.alive
+    writer.check()
     writer.close()
 
 

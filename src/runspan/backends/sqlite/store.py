@@ -80,10 +80,14 @@ class Unfinished:
 
 
 class ConnectionPool:
-    """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request."""
+    """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request.
 
-    def __init__(self, path: Path) -> None:
+    check_files: raises StoreError when the path leads to another file, which a new connection would open.
+    """
+
+    def __init__(self, path: Path, check_files: Callable[[], None]) -> None:
         self._path = path
+        self._check_files = check_files
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
 
@@ -98,6 +102,7 @@ class ConnectionPool:
             except IndexError:
                 connection = open_reader(self._path)
             try:
+                self._check_files()
                 yield connection
             except BaseException:
                 connection.close()
@@ -145,8 +150,8 @@ class SqliteStore:
             connection.close()
             raise store_error(error, self.path) from error
         self._retention = Retention(retention_days)
-        self._readers = ConnectionPool(self.path)
         self._writer = GroupWriter(connection, self.path, self._compression.train)
+        self._readers = ConnectionPool(self.path, self._writer.check_files)
         self._ingester = Ingester(self._writer, self._compression, self._retention, clock, self._revision)
 
     # Reading.
@@ -252,10 +257,9 @@ class SqliteStore:
         return int(self._fetch_one(_STUCK, (before,))[0])
 
     def check(self) -> None:
-        """See ``contracts.TraceReader``. Raise StoreError when reading fails or the writer has stopped."""
+        """See ``contracts.TraceReader``. Raise StoreError when reading fails, or no write would succeed."""
         self._fetch_one("SELECT 1 FROM runs LIMIT 1")
-        if not self._writer.alive:
-            raise StoreError("the writer has stopped", where=str(self.path), hint="restart the process")
+        self._writer.check()
 
     # Writing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, NamedTuple, TypeVar
 
+from runspan.backends.sqlite.schema import SCHEMA
 from runspan.errors import StoreError
 from runspan.storage.sqlite_file import store_error
 
@@ -36,6 +38,9 @@ class GroupWriter:
     def __init__(self, connection: sqlite3.Connection, path: Path, after_commit: Work[None]) -> None:
         self._connection = connection
         self._path = path
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the first read creates the write-ahead log
+        self._files = _identity(path)
+        self._failed = False
         self._after_commit = after_commit
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
@@ -59,10 +64,14 @@ class GroupWriter:
         result: T = job.future.result()
         return result
 
-    @property
-    def alive(self) -> bool:
-        """Whether work can be submitted."""
-        return self._thread.is_alive() and not self._closed
+    def check(self) -> None:
+        """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
+        if not self._thread.is_alive() or self._closed:
+            raise StoreError("the writer has stopped", where=str(self._path), hint="restart the process")
+        self.check_files()
+        if self._failed:
+            # Nobody sends writes to a server that is not ready, so this one finds out whether they succeed again.
+            self.submit(lambda connection: connection.execute(f"PRAGMA user_version = {SCHEMA.version}"))
 
     def close(self) -> None:
         """Finish the submitted work, then close the connection. Calling it twice is allowed."""
@@ -120,6 +129,7 @@ class GroupWriter:
         try:
             results = [job.work(self._connection) for job in group]
             execute("COMMIT")
+            self.check_files()
         except Exception as error:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
@@ -129,8 +139,37 @@ class GroupWriter:
             for job in group:
                 self._commit([job])
             return
+        self._failed = False
         for job, result in zip(group, results, strict=True):
             job.future.set_result(result)
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        job.future.set_exception(store_error(error, self._path) if isinstance(error, sqlite3.Error) else error)
+        if isinstance(error, sqlite3.Error):
+            self._failed = True
+            error = store_error(error, self._path)
+        job.future.set_exception(error)
+
+    def check_files(self) -> None:
+        """Raise StoreError unless the files at the path are those that were opened: others do not have what is written.
+
+        SQLite continues to write to files that were deleted or replaced, and they vanish with the process.
+        """
+        if _identity(self._path) != self._files:
+            raise StoreError(
+                "the file was deleted, moved or replaced while it was open",
+                where=str(self._path),
+                hint="put it back and restart the process: what is written now would be lost",
+            )
+
+
+def _identity(path: Path) -> list[tuple[int, int] | None]:
+    """Return device and inode of the database and its write-ahead log, None for one that is not there."""
+    found: list[tuple[int, int] | None] = []
+    for file in (path, f"{path}-wal"):
+        try:
+            status = os.stat(file)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return found
