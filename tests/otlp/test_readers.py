@@ -397,6 +397,7 @@ def test_malformed_protobuf_is_refused(garbage: bytes) -> None:
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[5]}]}]}',
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"name":1}]}]}]}',
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"name":"\\ud800"}]}]}]}',
+        b'{"resourceSpans":[{"\\ud800":[]}]}',
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"xyz"}]}]}]}',
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":5}]}]}]}',
         b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"01 02"}]}]}]}',

@@ -47,8 +47,8 @@ def read_spans(body: bytes) -> list[Span]:
     return all_spans(_to_message(_load(body)))
 
 
-PROTOBUF_JSON_ERRORS: Final = (ParseError, ArithmeticError, TypeError, AttributeError, *PARSE_ERRORS)
-"""What protobuf's parser of JSON raises for malformed content."""
+PROTOBUF_JSON_ERRORS: Final = (ParseError, ArithmeticError, TypeError, AttributeError, SystemError, *PARSE_ERRORS)
+"""What protobuf's parser of JSON raises for malformed content; SystemError for a key with a lone surrogate."""
 
 
 def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:

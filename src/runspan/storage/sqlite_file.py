@@ -87,6 +87,8 @@ def open_database(
     except BaseException as error:
         if connection is not None:
             connection.close()
+        if isinstance(error, UnicodeDecodeError):  # the text of an error that quotes a damaged page
+            error = sqlite3.DatabaseError(ascii(error.object))
         if not isinstance(error, sqlite3.Error | OSError):
             raise
         if exclusive and _primary_code(error) in ("SQLITE_BUSY", "SQLITE_LOCKED"):

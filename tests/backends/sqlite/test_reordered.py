@@ -106,5 +106,5 @@ def test_a_run_that_becomes_complete_while_it_is_read_is_found(store: SqliteStor
                 yield Interrupted(connection, lambda: write_spans(store, spans[1:]))  # type: ignore[misc]
 
     store._readers.close()
-    store._readers = Between(store.path)
+    store._readers = Between(store.path, lambda: None)
     assert store.document("r").text == run.text

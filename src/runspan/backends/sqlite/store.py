@@ -33,7 +33,7 @@ UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if stat
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
-_DOCUMENT: Final = "SELECT document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
+_DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
@@ -93,7 +93,7 @@ class ConnectionPool:
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection for this caller alone. SQLite's errors are raised as StoreError."""
+        """Yield a connection for this caller alone. Errors of SQLite and damaged text are raised as StoreError."""
         if self._closed:
             raise StoreError("the store is closed", where=str(self._path))
         try:
@@ -109,6 +109,9 @@ class ConnectionPool:
                 raise
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
+        except UnicodeDecodeError as error:
+            hint = "export the run again, or restore a backup"
+            raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
         self._idle.append(connection)
         if self._closed:
             self.close()
@@ -168,7 +171,9 @@ class SqliteStore:
                     row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
                     fragments = queries.fragments(connection, trace_id, tenant) if row is None else ()
             if row is not None:
-                frame, incomplete, superseded, digest = row
+                stored_id, owner, frame, incomplete, superseded, digest = row
+                if (stored_id, owner) != (run_id.encode(), tenant.encode()):
+                    raise self._damaged(f"run {run_id}", "another run where the index leads")
                 conflict = queries.conflicting_digests(superseded, digest)
                 return contracts.Document(self._text(connection, frame, run_id), bytes_to_lines(incomplete), conflict)
         if not fragments:
@@ -182,6 +187,8 @@ class SqliteStore:
             try:
                 with _snapshot(connection):
                     stored = queries.stored_run(connection, trace_id)
+                    if stored is not None and _trace_id(stored.run_id, stored.tenant) != trace_id:
+                        raise self._damaged(f"trace {trace_id.hex()}", "another run where the index leads")
                     if stored is not None and tenant not in (None, stored.tenant):
                         stored = None
                     tenant = stored.tenant if stored is not None else tenant
@@ -310,12 +317,11 @@ class SqliteStore:
         try:
             return self._compression.decompress(frame, connection)
         except CorruptFrame as error:
-            raise StoreError(
-                "the stored run is damaged",
-                where=f"{self.path} run {run_id}",
-                got=str(error),
-                hint="export the run again, or restore a backup",
-            ) from None
+            raise self._damaged(f"run {run_id}", str(error)) from None
+
+    def _damaged(self, what: str, got: str) -> StoreError:
+        hint = "export the run again, or restore a backup"
+        return StoreError("the stored run is damaged", where=f"{self.path} {what}", got=got, hint=hint)
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
