@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import chain, repeat
-from operator import attrgetter, eq, ge, le, lt, not_
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ from runspan.codec.placement import Interval, enclosing_loops, parents_first, po
 from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
 from runspan.model.document import Run, Step, summary_text, time_ns
 from runspan.model.span import Pairs, run_digests, step_digest, summary_digest
-from runspan.otlp.column_loops import Column, true_indices
+from runspan.otlp.column_loops import Column
 from runspan.otlp.protobuf_writer import (
     IN_SPAN,
     KEY_PREFIXES,
@@ -81,11 +81,14 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     counts = [len(envelope.steps) for envelope in envelopes]  # type: ignore[arg-type]
     starts = nanoseconds([envelope.started_at for envelope in envelopes])
     ends = nanoseconds([envelope.completed_at for envelope in envelopes])
-    excluded = {*true_indices(map(ge, starts, ends)), *true_indices(map(le, starts, repeat(0)))}
     run_ids = [envelope.id.encode() for envelope in envelopes]
     digests = run_digests(run_ids, tenant)
     trace_ids, root_ids = [digest[:16] for digest in digests], [digest[16:24] for digest in digests]
-    excluded |= {*true_indices(map(eq, root_ids, repeat(_ZERO))), *true_indices(map(eq, trace_ids, repeat(2 * _ZERO)))}
+    excluded = {
+        index
+        for index, (start, end, trace_id, root_id) in enumerate(zip(starts, ends, trace_ids, root_ids, strict=True))
+        if not 0 < start < end or root_id == _ZERO or trace_id == 2 * _ZERO
+    }
     for index in excluded:
         starts[index] = ends[index] = 0
     templates = list(map(ROOT_TEMPLATES.__getitem__, map(fields.RUN_TABLE.get_labels, envelopes)))
@@ -123,7 +126,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         manifests.append(b"".join(steps.span_ids[first : first + count]).hex().encode())
         first += count
     extra_attributes, span_ends = [b""] * len(runs), [PLAIN_END] * len(runs)
-    special = set(true_indices(map(attrgetter("special"), templates)))
+    special = {index for index, template in enumerate(templates) if template.special}
     excluded |= {index for index in special if templates[index].texts}
     for index in special | steps.usages.keys():
         own: Pairs = []
@@ -232,8 +235,8 @@ class _StepColumns:
         - ``firsts``, ``lasts``: the bounds of each run in nanoseconds since 1970.
         """
         starts, ends, runs = self.starts, self.ends, self.runs
-        timeless = {runs[index] for index in true_indices(map(lt, ends, repeat(0))) if starts[index] < 0}
-        looping = {runs[index] for index in true_indices(map(attrgetter("is_loop"), self.templates))}
+        timeless = {run for run, start, end in zip(runs, starts, ends, strict=True) if start < 0 and end < 0}
+        looping = {run for run, template in zip(runs, self.templates, strict=True) if template.is_loop}
         first = 0
         for run, count in enumerate(counts):
             if run in timeless or run in looping:
@@ -263,12 +266,12 @@ class _StepColumns:
             loop_id = self.span_ids[self._loops[index]]
             self.span_ids[index] = step_digest(self.texts[index], seeds[index] ^ int.from_bytes(loop_id, "big"))
             parents[index] = PARENT_ID + loop_id
-        runs = self.runs
-        open_steps = true_indices(map(not_, map(attrgetter("finished"), self.templates)))
-        self.excluded_runs = {runs[index] for index in open_steps}
+        self.excluded_runs = {
+            run for run, template in zip(self.runs, self.templates, strict=True) if not template.finished
+        }
         if len(set(self.span_ids)) < len(self.span_ids) or _ZERO in self.span_ids:
             seen: set[tuple[int, bytes]] = set()
-            for run, span_id in zip(runs, self.span_ids, strict=True):
+            for run, span_id in zip(self.runs, self.span_ids, strict=True):
                 if (run, span_id) in seen or span_id == _ZERO:
                     self.excluded_runs.add(run)
                 seen.add((run, span_id))
@@ -279,13 +282,13 @@ class _StepColumns:
         ``fallbacks``: the start of each run in nanoseconds since 1970.
         """
         steps, templates, starts, ends = self.steps, self.templates, self.starts, self.ends
-        unusual = {
-            *true_indices(map(attrgetter("special"), templates)),
-            *true_indices(map(ge, starts, ends)),
-            *true_indices(map(lt, starts, repeat(0))),
-        }
+        unusual = [
+            index
+            for index, (template, start, end) in enumerate(zip(templates, starts, ends, strict=True))
+            if template.special or not 0 <= start < end
+        ]
         extra_attributes, span_ends = [b""] * len(steps), [PLAIN_END] * len(steps)
-        for index in sorted(unusual):
+        for index in unusual:
             step, template, run = steps[index], templates[index], self.runs[index]
             position = self._positions.get(index, fallbacks[run])
             if template.texts:
