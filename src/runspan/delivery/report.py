@@ -18,6 +18,8 @@ from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.transport import RunSpans
 from runspan.errors import DocumentError
 from runspan.http.urls import sanitize_message
+from runspan.telemetry import Samples
+from runspan.telemetry.registry import EXPORTED, QUEUE, REFUSED, REJECTED, REQUESTS, RETRIED
 
 MAX_NAMED = 100
 """How many rejections of a kind are kept by name; all are counted."""
@@ -115,6 +117,18 @@ class ExportReport:
         if self.runs_pending:
             lines.append(f"{plural(self.runs_pending, 'run')} without a response, {plural(self.spans_pending, 'span')}")
         return lines + kept_lines(self.documents_kept, self.documents_lost, self.kept_in, self.keeping_failed)
+
+
+def export_samples(report: ExportReport) -> Samples:
+    """Return the report as metrics: ``registry.register(lambda: export_samples(exporter.report()))``."""
+    return {
+        EXPORTED: report.runs_accepted,
+        REJECTED: report.runs_rejected + report.runs_unknown,
+        REFUSED: report.documents_refused,
+        REQUESTS: report.requests,
+        RETRIED: report.retries,
+        QUEUE: report.runs_pending,
+    }
 
 
 class RunStatus(Enum):
