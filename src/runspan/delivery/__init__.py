@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config, with_api_key
+from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.exporter import OtlpExporter
 from runspan.delivery.grpc_transport import GrpcTransport
@@ -28,7 +28,6 @@ __all__ = [
     "connect",
     "export_samples",
     "exporter_config",
-    "with_api_key",
 ]
 
 
