@@ -91,15 +91,15 @@ KEY_PREFIXES: Final = {
 }
 
 
-class _NumberPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
-    """All bytes of an attribute before its number, by field tag, key, and the number's tag and size in bytes.
+class _IntegerPrefixes(dict[tuple[bytes, str, int], bytes]):
+    """All bytes of an attribute before its integer, by field tag, key, and the size of the integer in bytes.
 
     Only the prefixes of known keys are cached, so that memory is bounded.
     """
 
-    def __missing__(self, parts: tuple[bytes, str, bytes, int]) -> bytes:
-        field_tag, key, tag, size = parts
-        middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
+    def __missing__(self, parts: tuple[bytes, str, int]) -> bytes:
+        field_tag, key, size = parts
+        middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + b"\x18"
         prefix = field_tag + varint(len(middle) + size) + middle
         if key in _NUMBER_KEYS:
             self[parts] = prefix
@@ -107,17 +107,13 @@ class _NumberPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
 
 
 _NUMBER_KEYS: Final = KEYS | SEMCONV_NUMBER_KEYS
-_NUMBER_PREFIXES: Final = _NumberPrefixes()
+_INTEGER_PREFIXES: Final = _IntegerPrefixes()
 
 
 def integer_bytes(field_tag: bytes, key: str, number: int) -> bytes:
     """Return an attribute with a 64-bit integer."""
     digits = VARINTS[number] if 0 <= number < 16384 else varint(number & _BITS)
-    return _NUMBER_PREFIXES[field_tag, key, b"\x18", len(digits)] + digits
-
-
-def _key_value(field_tag: bytes, key: bytes, any_value: bytes) -> bytes:
-    return _delimited(field_tag, _delimited(b"\x0a", key) + _delimited(b"\x12", any_value))
+    return _INTEGER_PREFIXES[field_tag, key, len(digits)] + digits
 
 
 def _any(value: Value) -> bytes:
@@ -144,7 +140,7 @@ def _any(value: Value) -> bytes:
 def _attribute(field_tag: bytes, key: str, value: Value) -> bytes:
     if type(value) is int:
         return integer_bytes(field_tag, key, value)
-    return _key_value(field_tag, key.encode(), _any(value))
+    return _delimited(field_tag, _delimited(b"\x0a", key.encode()) + _delimited(b"\x12", _any(value)))
 
 
 def shared_bytes(group: Attributes) -> bytes:
@@ -167,12 +163,8 @@ def attribute_bytes(key: str, value: Value) -> bytes:
         text = value.encode()  # type: ignore[union-attr]
     elif kind is Raw:
         text = bytes(value)  # type: ignore[arg-type]
-    elif kind is int:
-        return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
-    elif kind is float:
-        return _NUMBER_PREFIXES[IN_SPAN, key, b"\x21", 8] + _DOUBLE(value)
     else:
-        return _key_value(IN_SPAN, key.encode(), _any(value))
+        return _attribute(IN_SPAN, key, value)
     prefixes = KEY_PREFIXES.get(key)
     return (_string_prefix(IN_SPAN, key.encode(), len(text)) if prefixes is None else prefixes[len(text)]) + text
 
