@@ -7,12 +7,12 @@ integers.
 
 from __future__ import annotations
 
-import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
+import msgspec
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
@@ -54,17 +54,14 @@ def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes
     data = MessageToDict(message, use_integers_for_enums=True)
     for _, holder in _with_ids(data):
         holder.update({name: b64decode(holder[name]).hex() for name in _ID_NAMES if name in holder})
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return msgspec.json.encode(data)
 
 
 def _load(body: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(body.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(str(error) or "nesting too deep") from None
-    if not isinstance(data, dict):
-        raise _unreadable(f"{type(data).__name__} at the top")
-    return data
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _unreadable(str(error)) from None
 
 
 def _to_message(data: dict[str, Any]) -> TracesData:
@@ -76,10 +73,6 @@ def _to_message(data: dict[str, Any]) -> TracesData:
     except (ParseError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(str(error)) from None
     return message
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _unreadable(got: str) -> PayloadError:
