@@ -202,7 +202,7 @@ class OtlpExporter:
         match result:
             case Accepted(message):
                 self._last_accepted_at = self._clock()
-                self._sample = Batch(batch.frame, (min(batch.runs, key=lambda run: run.size),))
+                self._sample = replace(batch, runs=(min(batch.runs, key=lambda run: run.size),))
                 self.stats.accepted(batch.runs, message)
             case PartialSuccess(rejected_spans, message):
                 self._last_accepted_at = self._clock()
@@ -244,7 +244,7 @@ class OtlpExporter:
         accepted here is sent, and counted, again with its batch: the same spans change nothing.
         """
         runs = batch.runs if len(batch.runs) > 1 else ()
-        alone = [Batch(batch.frame, (run,)) for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 :][:1])]
+        alone = [replace(batch, runs=(run,)) for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 :][:1])]
         for each in (*alone, self._sample):
             if each is not None and isinstance(self._send(each, replace(self._retry, max_time=0.0)), Accepted):
                 self._last_accepted_at = self._clock()

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
+from rich.filesize import decimal
+
 from runspan.contracts import Rejection
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.transport import RunSpans
@@ -96,7 +98,7 @@ class ExportReport:
     def summary_lines(self) -> list[str]:
         """Return the report for people; the first line is always there."""
         accepted = f"{plural(self.runs_accepted, 'run')} accepted, {plural(self.spans_accepted, 'span')}"
-        lines = [f"{accepted}, {plural(self.requests, 'request')}, {_size(self.bytes)}"]
+        lines = [f"{accepted}, {plural(self.requests, 'request')}, {decimal(self.bytes)}"]
         if self.retries:
             lines.append(f"{plural(self.retries, 'request')} sent again")
         if self.runs_rejected or self.runs_unknown:
@@ -288,10 +290,3 @@ def kept_lines(kept: int, lost: int, path: str, failure: str) -> list[str]:
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural when it is not 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _size(number: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} bytes"
