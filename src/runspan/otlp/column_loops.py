@@ -13,11 +13,10 @@ from runspan.model.timestamps import canonical_ns
 from runspan.otlp.protobuf_writer import (
     END_TAG,
     IN_SPAN,
-    KEY_PREFIXES,
     SPANS,
     START_TAG,
-    KeyPrefixes,
     integer_bytes,
+    string_prefix,
     times_bytes,
     varint,
 )
@@ -59,10 +58,9 @@ def join_span_columns(
                 cells.append(column)
             case (bytes() as key, list() as values):
                 name = key.decode()
-                prefixes = KEY_PREFIXES.get(name, KeyPrefixes(name))
                 texts = [b"" if value is absent else value for value in values]
                 invalid.update([index for index, text in enumerate(texts) if len(text) > max_bytes])
-                cells.append([prefixes[len(text)] + text if len(text) else b"" for text in texts])
+                cells.append([string_prefix(IN_SPAN, name, len(text)) + text if len(text) else b"" for text in texts])
             case (list() as values, bytes() as key):
                 name = key.decode()
                 texts = [b"" if value is absent else bytes(value) for value in values]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from runspan.model.timestamps import SECOND
+
 
 class InstrumentKind(Enum):
     """How the sample of an instrument becomes its value."""
@@ -123,8 +125,6 @@ Samples = Mapping[Instrument, float | None]
 A timestamp of None means that nothing is pending: AGE metrics are 0 and UNTIL metrics are omitted.
 """
 
-_SECOND: Final = 1_000_000_000
-
 
 class MetricsRegistry:
     """The metrics of one process: what the sources report when the metrics are collected. Thread-safe.
@@ -189,7 +189,7 @@ def _combine(instrument: Instrument, one: float | None, other: float | None) -> 
 def _to_value(instrument: Instrument, sample: float | None, now: int) -> float | None:
     """Convert timestamps to seconds."""
     if instrument.kind is InstrumentKind.AGE:
-        return 0.0 if sample is None else max(0.0, (now - sample) / _SECOND)
+        return 0.0 if sample is None else max(0.0, (now - sample) / SECOND)
     if instrument.kind is InstrumentKind.UNTIL:
-        return None if sample is None else (sample - now) / _SECOND
+        return None if sample is None else (sample - now) / SECOND
     return sample
