@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Final, NamedTuple
 
 from runspan.codec.encode import encode
@@ -11,7 +10,7 @@ from runspan.delivery import Batch, DeadLetters, ExportReport, OtlpExporter, Run
 from runspan.errors import DocumentError
 from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, scoped_bytes
 from runspan.storage.span_acks import SpanAcks, digest_of
 
 TARGET_SPANS: Final = 4096
@@ -135,22 +134,21 @@ def batches(
     - ``on_refused``: called with the error of each document that could not be read.
     - ``keep_text``: whether the batches contain the texts of the documents too.
     """
-    frame = partial(request_bytes, resource)
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
         for run in _encode_group(group, tenant, observed_at(), keep_text):
             if runs and size + run.size > TARGET_BYTES:
-                yield Batch(frame, tuple(runs))
+                yield Batch(resource, tuple(runs))
                 runs, spans, size = [], 0, 0
             runs.append(run)
             spans += len(run.spans)
             size += run.size
             if spans >= target_spans:
-                yield Batch(frame, tuple(runs))
+                yield Batch(resource, tuple(runs))
                 runs, spans, size = [], 0, 0
     if runs:
-        yield Batch(frame, tuple(runs))
+        yield Batch(resource, tuple(runs))
 
 
 def _encode_group(group: list[ExportItem], tenant: str, now: int, keep_text: bool) -> Iterator[RunSpans]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from conformance.harness import T0
 from runspan import Run, encode
@@ -12,7 +11,7 @@ from runspan.codec.fields import RUN_ID
 from runspan.contracts import TraceReader
 from runspan.delivery import Batch, OtlpExporter, RunSpans, connect, exporter_config
 from runspan.model.span import Span
-from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, scoped_bytes
 
 
 @dataclass
@@ -32,7 +31,7 @@ class ByOtlp:
         parts = [scoped_bytes(span) for span in spans]
         run = RunSpans.of(str(spans[0].attributes()[RUN_ID]), parts)
         before = self.delivery.report().runs_accepted
-        assert self.delivery.submit(Batch(partial(request_bytes, Resource()), (run,)))
+        assert self.delivery.submit(Batch(Resource(), (run,)))
         assert self.delivery.flush().runs_accepted == before + 1
 
     def close(self) -> None:

@@ -353,13 +353,8 @@ def test_runspans_own_health_arrives_under_the_names_of_its_metrics_page(
     """What a process sends as OTLP metrics is named as what `runspan serve` and `sync` answer at ``/metrics``."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{collector.otlp}/v1/metrics")
     health = MetricsRegistry(time.time_ns)
-    for metric in INSTRUMENTS:
-        if metric.kind is InstrumentKind.COUNTER:
-            health.add(metric, 1)
-        elif metric.kind is InstrumentKind.GAUGE:
-            health.set(metric, 1)
-        else:
-            health.set_timestamp(metric, time.time_ns() + (HOUR if metric.kind is InstrumentKind.UNTIL else -HOUR))
+    timestamps = {InstrumentKind.AGE: time.time_ns() - HOUR, InstrumentKind.UNTIL: time.time_ns() + HOUR}
+    health.register(lambda: {metric: timestamps.get(metric.kind, 1) for metric in INSTRUMENTS})
     with push_metrics(health, os.environ):
         pass
     wanted = {metric.prometheus_name for metric in INSTRUMENTS}

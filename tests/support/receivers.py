@@ -27,7 +27,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from runspan.codec.fields import SCOPE_STEP
 from runspan.delivery import Batch, RunSpans
-from runspan.otlp.protobuf_writer import Resource, request_bytes
+from runspan.otlp.protobuf_writer import Resource
 
 PROTOBUF = "application/x-protobuf"
 
@@ -249,7 +249,7 @@ def _field(scope_spans: bytes) -> bytes:
 def batch_of(*runs: str | RunSpans) -> Batch:
     """Return a batch of runs, given by their ids or ready."""
     ready = tuple(run_of(run) if isinstance(run, str) else run for run in runs)
-    return Batch(lambda spans: request_bytes(Resource(), spans), ready)
+    return Batch(Resource(), ready)
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from runspan.backends.sqlite import SqliteStore
 from runspan.delivery import OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
 from runspan.otlp.protobuf_writer import Resource
-from runspan.telemetry import MetricsRegistry
+from runspan.telemetry import InstrumentKind, MetricsRegistry
 from runspan.telemetry.registry import EXPORTED
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller
 from runspan.watch.service import WatchConfig, WatchService
@@ -51,6 +51,12 @@ class Bench:
         self.watch(wait).run()
 
     def watch(self, wait: Callable[[float], bool]) -> WatchService:
+        """Return a service with metrics of its own, whose counters continue those of the one before."""
+        counters = {
+            metric: value for metric, value in self.metrics.collect().items() if metric.kind is InstrumentKind.COUNTER
+        }
+        self.metrics = MetricsRegistry(lambda: NOW, components=("export", "watch"))
+        self.metrics.register(lambda: counters)
         return WatchService(
             self.poller,
             self.state,

@@ -24,20 +24,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runspan import Run, create_app
 from runspan.backends.sqlite import SqliteStore
-from runspan.delivery import ExportReport
+from runspan.delivery import ExportReport, export_samples
 from runspan.errors import ConfigError
 from runspan.telemetry import (
     INSTRUMENTS,
-    CumulativeSource,
     Instrument,
     InstrumentKind,
     MetricsRegistry,
-    export_samples,
 )
 from runspan.telemetry.otel import is_enabled, push_metrics, register_instruments
 from runspan.telemetry.prometheus import serve_metrics
 from runspan.telemetry.registry import (
-    BACKLOG,
     EXPORTED,
     LAG,
     OLDEST_UNFINISHED,
@@ -75,19 +72,15 @@ def clock() -> Clock:
 def registry(clock: Clock) -> MetricsRegistry:
     """A registry with every metric reported once, each with a different value."""
     registry = MetricsRegistry(clock)
-    for number, metric in enumerate(INSTRUMENTS, 1):
-        report(registry, metric, number)
+    registry.register(lambda: {metric: sample_of(metric, number) for number, metric in enumerate(INSTRUMENTS, 1)})
     return registry
 
 
-def report(registry: MetricsRegistry, metric: Instrument, number: int) -> None:
-    """Report a metric by its kind, so that its value is the number."""
-    if metric.kind is InstrumentKind.COUNTER:
-        registry.add(metric, number)
-    elif metric.kind is InstrumentKind.GAUGE:
-        registry.set(metric, number)
-    else:
-        registry.set_timestamp(metric, NOW + (number if metric.kind is InstrumentKind.UNTIL else -number) * SECOND)
+def sample_of(metric: Instrument, number: int) -> float:
+    """Return the sample with which the value of a metric is the number."""
+    if metric.kind is InstrumentKind.AGE:
+        return NOW - number * SECOND
+    return NOW + number * SECOND if metric.kind is InstrumentKind.UNTIL else number
 
 
 def exposition(registry: MetricsRegistry) -> bytes:
@@ -107,13 +100,13 @@ def scraped(content: bytes) -> dict[str, float]:
 # Reporting and collecting.
 
 
-def test_counters_add_and_gauges_replace(clock: Clock) -> None:
-    """Amounts of a counter are summed, a gauge has its last value, and unreported metrics are absent."""
+def test_a_source_is_read_on_each_collection(clock: Clock) -> None:
+    """Metrics have the values that the source reports now, and unreported ones are absent."""
     registry = MetricsRegistry(clock)
-    registry.add(EXPORTED, 3)
-    registry.add(EXPORTED)
-    registry.set(QUEUE, 7)
-    registry.set(QUEUE, 2)
+    samples = {EXPORTED: 3, QUEUE: 7}
+    registry.register(lambda: samples)
+    assert registry.collect() == {EXPORTED: 3, QUEUE: 7}
+    samples[EXPORTED], samples[QUEUE] = 4, 2
     assert registry.collect() == {EXPORTED: 4, QUEUE: 2}
 
 
@@ -129,20 +122,19 @@ def test_the_counters_of_a_component_start_at_zero(clock: Clock) -> None:
 def test_ages_grow_without_reports(clock: Clock) -> None:
     """AGE metrics grow and UNTIL metrics fall with the clock, so that a hung component is noticed."""
     registry = MetricsRegistry(clock)
-    registry.set_timestamp(LAG, NOW - 5 * SECOND)
-    registry.set_timestamp(RETENTION_MARGIN, NOW + 30 * SECOND)
+    samples: dict[Instrument, float | None] = {LAG: NOW - 5 * SECOND, RETENTION_MARGIN: NOW + 30 * SECOND}
+    registry.register(lambda: samples)
     assert registry.collect() == {LAG: 5.0, RETENTION_MARGIN: 30.0}
     clock.now += 60 * SECOND
     assert registry.collect() == {LAG: 65.0, RETENTION_MARGIN: -30.0}
-    registry.set_timestamp(LAG, None)
-    registry.set_timestamp(RETENTION_MARGIN, None)
+    samples.update({LAG: None, RETENTION_MARGIN: None})
     assert registry.collect() == {LAG: 0.0}
 
 
 def test_a_timestamp_in_the_future_is_no_negative_age(clock: Clock) -> None:
     """The age is 0 for a timestamp in the future, since the platform's clock may be ahead."""
     registry = MetricsRegistry(clock)
-    registry.set_timestamp(POLLED, NOW + 5 * SECOND)
+    registry.register(lambda: {POLLED: NOW + 5 * SECOND})
     assert registry.collect() == {POLLED: 0.0}
 
 
@@ -158,41 +150,10 @@ def test_sources_are_combined(clock: Clock) -> None:
     registry.register(lambda: {OLDEST_UNFINISHED: NOW - 9 * SECOND})
     registry.register(lambda: {OLDEST_UNFINISHED: NOW - 4 * SECOND})
     registry.register(lambda: {OLDEST_UNFINISHED: None})
-    registry.add(EXPORTED, 10)
+    registry.register(lambda: {EXPORTED: 10})
     collected = registry.collect()
     assert (collected[EXPORTED], collected[REJECTED], collected[RETRIED], collected[QUEUE]) == (15, 3, 1, 2)
     assert collected[OLDEST_UNFINISHED] == 9.0
-
-
-def test_a_report_of_the_wrong_kind_is_an_error(clock: Clock) -> None:
-    """A counter cannot be set or decrease, and a gauge has no timestamp."""
-    registry = MetricsRegistry(clock)
-    with pytest.raises(TypeError, match=r"runspan\.export\.runs is of kind counter"):
-        registry.set(EXPORTED, 1)
-    with pytest.raises(TypeError):
-        registry.set_timestamp(BACKLOG, NOW)
-    with pytest.raises(TypeError):
-        registry.add(LAG)
-    with pytest.raises(ValueError, match="must not be negative"):
-        registry.add(EXPORTED, -1)
-
-
-def test_no_report_is_lost_between_threads(clock: Clock) -> None:
-    """Eight threads count exactly while another thread collects."""
-    registry = MetricsRegistry(clock)
-
-    def work() -> None:
-        for _ in range(2000):
-            registry.add(EXPORTED)
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    seen = [registry.collect().get(EXPORTED, 0) for _ in range(100)]
-    for thread in threads:
-        thread.join()
-    assert registry.collect()[EXPORTED] == 16_000
-    assert seen == sorted(seen)
 
 
 # The table.
@@ -319,7 +280,7 @@ def test_the_final_values_are_pushed(registry: MetricsRegistry, monkeypatch: pyt
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", url)
         with push_metrics(registry, {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": url}, service_name="exporter") as pushes:
             assert pushes
-            registry.add(EXPORTED, 1000)
+            registry.register(lambda: {EXPORTED: 1000})
     (resource,) = received[-1].resource_metrics
     assert {item.key: item.value.string_value for item in resource.resource.attributes}["service.name"] == "exporter"
     numbers = {metric.name: metric for metric in resource.scope_metrics[0].metrics}
@@ -413,16 +374,33 @@ def test_the_counts_of_an_export_report_are_metrics() -> None:
     assert sorted(value or 0 for value in export_samples(numbered).values()) == [1, 2, 4, 8, 16, 32]
 
 
-def test_counters_continue_across_replaced_components(registry: MetricsRegistry) -> None:
+def test_counters_continue_across_replaced_components(clock: Clock) -> None:
     """Counters never decrease when a component is replaced, and gauges are those of the current component."""
-    source = CumulativeSource()
-    assert source.collect() == {}
-    source.replace(lambda: {EXPORTED: 3, QUEUE: 7})
-    assert source.collect() == {EXPORTED: 3, QUEUE: 7}
-    source.replace(lambda: {EXPORTED: 2, RETRIED: 1, QUEUE: 1})
-    assert source.collect() == {EXPORTED: 5, RETRIED: 1, QUEUE: 1}
-    source.replace(lambda: {LAG: None})
-    assert source.collect() == {EXPORTED: 5, RETRIED: 1, LAG: None}
-    before = registry.collect()[EXPORTED]
-    registry.register(source.collect)
-    assert registry.collect()[EXPORTED] == before + 5
+    registry = MetricsRegistry(clock)
+    remove = registry.register(lambda: {EXPORTED: 3, QUEUE: 7, LAG: NOW})
+    assert registry.collect() == {EXPORTED: 3, QUEUE: 7, LAG: 0}
+    remove()
+    assert registry.collect() == {EXPORTED: 3}
+    remove = registry.register(lambda: {EXPORTED: 2, RETRIED: 1, QUEUE: 1})
+    assert registry.collect() == {EXPORTED: 5, RETRIED: 1, QUEUE: 1}
+    remove()
+    registry.register(lambda: {LAG: None})
+    assert registry.collect() == {EXPORTED: 5, RETRIED: 1, LAG: 0}
+
+
+def test_counters_never_decrease_while_components_are_replaced(clock: Clock) -> None:
+    """Eight threads replace their components while another thread collects."""
+    registry = MetricsRegistry(clock)
+
+    def work() -> None:
+        for _ in range(500):
+            registry.register(lambda: {EXPORTED: 1})()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    seen = [registry.collect().get(EXPORTED, 0) for _ in range(100)]
+    for thread in threads:
+        thread.join()
+    assert registry.collect() == {EXPORTED: 4000}
+    assert seen == sorted(seen)

@@ -331,7 +331,8 @@ class ReceiverOptions:
         from runspan.delivery import exporter_config  # noqa: PLC0415
 
         config = exporter_config(
-            otlp_environment(self.api_key_file),
+            os.environ,
+            api_key=read_api_key(self.api_key_file),
             endpoint=self.endpoint,
             protocol=self.protocol,
             compression=self.compression,
@@ -416,11 +417,3 @@ def read_api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: 
         got = "other characters" if key else "an empty file"
         raise ConfigError(where=where, expected="one API key in printable ASCII", got=got)
     return key
-
-
-def otlp_environment(key_file: Path | None) -> dict[str, str]:
-    """Return the environment with the API key added to its OTLP headers."""
-    from runspan.delivery import with_api_key  # noqa: PLC0415
-
-    key = read_api_key(key_file)
-    return dict(os.environ) if key is None else with_api_key(os.environ, key)

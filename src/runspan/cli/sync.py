@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -17,7 +17,7 @@ import click
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
-from runspan.delivery import DeadLetters, OnSettled, OtlpExporter
+from runspan.delivery import DeadLetters, OnSettled, OtlpExporter, export_samples
 from runspan.errors import ConfigError, RunspanError
 from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
@@ -33,7 +33,7 @@ from runspan.sync import (
     SyncReport,
     sync_samples,
 )
-from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
+from runspan.telemetry import MetricsRegistry
 
 KEY_VARIABLE: Final = "RUNSPAN_PLATFORM_API_KEY"
 REQUESTS_PER_MINUTE: Final = 900
@@ -192,8 +192,7 @@ def sync(
         retry_max_time=receiver.retry_max_time,
     )
     metrics = MetricsRegistry(time.time_ns, components=("export", "sync"))
-    exporters = CumulativeSource()
-    metrics.register(exporters.collect)
+    registration = ExitStack()
     halted = threading.Event()
     exporter_config = receiver.config()
     resource = receiver.resource()
@@ -202,7 +201,8 @@ def sync(
 
     def connect(on_settled: OnSettled) -> OtlpExporter:
         exporter = receiver.connect(exporter_config, on_settled=on_settled)
-        exporters.replace(lambda: export_samples(exporter.stats.report()))
+        registration.close()  # the counters of the exporter before stay
+        registration.callback(metrics.register(lambda: export_samples(exporter.stats.report())))
         return exporter
 
     error: RunspanError | None = None

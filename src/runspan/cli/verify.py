@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -100,7 +101,8 @@ def verify(
         backend.require_store()  # one created for the check would be checked instead of the backend that was meant
     config = None
     if endpoint is not None:
-        config = exporter_config(options.otlp_environment(backend.api_key_file), endpoint=endpoint, protocol=protocol)
+        key = options.read_api_key(backend.api_key_file)
+        config = exporter_config(os.environ, api_key=key, endpoint=endpoint, protocol=protocol)
     elif backend.kind != "sqlite":
         raise ConfigError(
             "this backend is not written directly",

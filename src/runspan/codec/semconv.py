@@ -45,13 +45,7 @@ TASK_RUN_ID: Final = "cicd.pipeline.task.run.id"
 """The span id of the step: the conventions require an identity of each execution."""
 CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
-SEMCONV_STRING_KEYS: Final = frozenset(
-    {PROVIDER, MODEL, ERROR_TYPE, PIPELINE_RUN_ID, TASK_RUN_ID, CHILD_RUN_ID, PARENT_RUN_ID}
-)
-"""The string attributes of this module that differ from span to span."""
 _RUN_INPUT, _RUN_OUTPUT, _RUN_COST = "runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd"
-SEMCONV_NUMBER_KEYS: Final = frozenset({INPUT_TOKENS, OUTPUT_TOKENS, COST, _RUN_INPUT, _RUN_OUTPUT, _RUN_COST})
-"""The number attributes of this module."""
 
 _MESSAGE_LENGTH = 500
 """Characters, so at most 2000 bytes. A backend that truncates inside a character returns an invalid response."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config, with_api_key
+from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.exporter import OtlpExporter
 from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.http_transport import HttpTransport
-from runspan.delivery.report import ExportReport, OnSettled, RunStatus
+from runspan.delivery.report import ExportReport, OnSettled, RunStatus, export_samples
 from runspan.delivery.transport import Batch, RunSpans, Transport
 from runspan.http.retry import RetryPolicy
 
@@ -26,8 +26,8 @@ __all__ = [
     "RunSpans",
     "RunStatus",
     "connect",
+    "export_samples",
     "exporter_config",
-    "with_api_key",
 ]
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
@@ -70,6 +70,7 @@ class ExporterConfig:
 def exporter_config(
     env: Mapping[str, str],
     *,
+    api_key: str | None = None,
     endpoint: str | None = None,
     protocol: str | None = None,
     headers: Mapping[str, str] | None = None,
@@ -79,13 +80,16 @@ def exporter_config(
     """Return the config of the ``OTEL_EXPORTER_OTLP_[TRACES_]*`` variables; an argument overrides its variable.
 
     An ``endpoint`` argument without a path gets ``/v1/traces``; one with a path is used as it is. It holds no login,
-    as it may come from a command line; the URL of a variable may hold one.
+    as it may come from a command line; the URL of a variable may hold one. The ``api_key`` of a runspan server is added
+    to the headers of the variables.
 
     Raises ConfigError, which names the variable and never quotes a header.
     """
     protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
-    given = headers.items() if headers is not None else read_headers(*_variable(env, "HEADERS"))
+    given = read_headers(*_variable(env, "HEADERS")) if headers is None else list(headers.items())
+    if api_key and headers is None:
+        given.append(("x-api-key", api_key))
     address, insecure, login = _endpoint(env, endpoint, protocol, _flag(*_variable(env, "INSECURE")))
     return ExporterConfig(
         endpoint=address,
@@ -100,13 +104,6 @@ def exporter_config(
         ),
         insecure=insecure,
     )
-
-
-def with_api_key(env: Mapping[str, str], key: str) -> dict[str, str]:
-    """Return the variables with the API key of a runspan server added to their headers."""
-    given = _variable(env, "HEADERS")[1]
-    header = f"x-api-key={quote(key, safe='')}"
-    return {**env, "OTEL_EXPORTER_OTLP_TRACES_HEADERS": f"{given},{header}" if given else header}
 
 
 def _variable(env: Mapping[str, str], name: str) -> tuple[str, str]:

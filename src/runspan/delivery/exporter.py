@@ -62,7 +62,7 @@ class OtlpExporter:
         max_request_bytes: int = MAX_REQUEST_BYTES,
         max_held_bytes: int = MAX_HELD_BYTES,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] | None = None,
+        sleep: Callable[[float], object] | None = None,
         dead_letters: DeadLetters | None = None,
         on_settled: OnSettled | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class OtlpExporter:
         self._max_held_bytes = max_held_bytes
         self._clock = clock
         self._halt = threading.Event()
-        self._sleep = sleep or self._wait_or_halt
+        self._sleep = sleep or self._halt.wait
         self._changed = threading.Condition()
         self._queue: deque[Batch] = deque()
         self._held_batches = 0
@@ -105,8 +105,7 @@ class OtlpExporter:
         with self._changed:
             if self._closed:
                 raise RuntimeError("submit after close")
-            while not self.stopped and self._is_full(size):
-                self._changed.wait()
+            self._changed.wait_for(lambda: self.stopped or not self._is_full(size))
             if self.stopped:
                 self.stats.not_sent(batch.runs)
                 return False
@@ -119,8 +118,7 @@ class OtlpExporter:
     def flush(self) -> ExportReport:
         """Wait until every batch submitted so far is settled, and report."""
         with self._changed:
-            while self._held_batches and not self._interrupted:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._interrupted or not self._held_batches)
         return self.report()
 
     def report(self) -> ExportReport:
@@ -178,9 +176,6 @@ class OtlpExporter:
         self._held_batches -= 1
         self._held_bytes -= batch.size
 
-    def _wait_or_halt(self, seconds: float) -> None:
-        self._halt.wait(seconds)
-
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
             try:
@@ -196,12 +191,9 @@ class OtlpExporter:
 
     def _next_batch(self) -> Batch | None:
         with self._changed:
-            while not self._queue:
-                if self._closed:
-                    return None
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._queue or self._closed)
             self._changed.notify_all()
-            return self._queue.popleft()
+            return self._queue.popleft() if self._queue else None
 
     def _deliver(self, batch: Batch, retry: RetryPolicy, since: float | None = None) -> None:
         """Send a batch and count each of its runs once. since: The start of its first attempt."""
@@ -210,7 +202,7 @@ class OtlpExporter:
         match result:
             case Accepted(message):
                 self._last_accepted_at = self._clock()
-                self._sample = Batch(batch.frame, (min(batch.runs, key=lambda run: run.size),))
+                self._sample = replace(batch, runs=(min(batch.runs, key=lambda run: run.size),))
                 self.stats.accepted(batch.runs, message)
             case PartialSuccess(rejected_spans, message):
                 self._last_accepted_at = self._clock()
@@ -252,7 +244,7 @@ class OtlpExporter:
         accepted here is sent, and counted, again with its batch: the same spans change nothing.
         """
         runs = batch.runs if len(batch.runs) > 1 else ()
-        alone = [Batch(batch.frame, (run,)) for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 :][:1])]
+        alone = [replace(batch, runs=(run,)) for run in (*runs[:1], *runs[-1:], *runs[len(runs) // 2 :][:1])]
         for each in (*alone, self._sample):
             if each is not None and isinstance(self._send(each, replace(self._retry, max_time=0.0)), Accepted):
                 self._last_accepted_at = self._clock()

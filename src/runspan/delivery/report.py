@@ -13,11 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
+from rich.filesize import decimal
+
 from runspan.contracts import Rejection
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.transport import RunSpans
 from runspan.errors import DocumentError
 from runspan.http.urls import sanitize_message
+from runspan.telemetry import Samples
+from runspan.telemetry.registry import EXPORTED, QUEUE, REFUSED, REJECTED, REQUESTS, RETRIED
 
 MAX_NAMED = 100
 """How many rejections of a kind are kept by name; all are counted."""
@@ -94,7 +98,7 @@ class ExportReport:
     def summary_lines(self) -> list[str]:
         """Return the report for people; the first line is always there."""
         accepted = f"{plural(self.runs_accepted, 'run')} accepted, {plural(self.spans_accepted, 'span')}"
-        lines = [f"{accepted}, {plural(self.requests, 'request')}, {_size(self.bytes)}"]
+        lines = [f"{accepted}, {plural(self.requests, 'request')}, {decimal(self.bytes)}"]
         if self.retries:
             lines.append(f"{plural(self.retries, 'request')} sent again")
         if self.runs_rejected or self.runs_unknown:
@@ -115,6 +119,18 @@ class ExportReport:
         if self.runs_pending:
             lines.append(f"{plural(self.runs_pending, 'run')} without a response, {plural(self.spans_pending, 'span')}")
         return lines + kept_lines(self.documents_kept, self.documents_lost, self.kept_in, self.keeping_failed)
+
+
+def export_samples(report: ExportReport) -> Samples:
+    """Return the report as metrics: ``registry.register(lambda: export_samples(exporter.report()))``."""
+    return {
+        EXPORTED: report.runs_accepted,
+        REJECTED: report.runs_rejected + report.runs_unknown,
+        REFUSED: report.documents_refused,
+        REQUESTS: report.requests,
+        RETRIED: report.retries,
+        QUEUE: report.runs_pending,
+    }
 
 
 class RunStatus(Enum):
@@ -274,10 +290,3 @@ def kept_lines(kept: int, lost: int, path: str, failure: str) -> list[str]:
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural when it is not 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _size(number: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} bytes"

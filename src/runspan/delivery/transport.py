@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
 from typing import NamedTuple, Protocol
 
-from runspan.otlp.protobuf_writer import ScopedBytes
+from runspan.otlp.protobuf_writer import Resource, ScopedBytes, request_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,6 @@ def not_otlp(got: str) -> Rejected:
     )
 
 
-Frame = Callable[[Iterable[ScopedBytes]], bytes]
-"""Serializes an ExportTraceServiceRequest of spans."""
-
-
 class RunSpans(NamedTuple):
     """The spans of one run."""
 
@@ -124,7 +120,7 @@ class RunSpans(NamedTuple):
 class Batch:
     """Runs that share one request as long as the receiver accepts them together."""
 
-    frame: Frame
+    resource: Resource
     runs: tuple[RunSpans, ...]
 
     @property
@@ -138,7 +134,7 @@ class Batch:
 
     def body(self) -> bytes:
         """Return all runs in one serialized request."""
-        return self.frame(chain.from_iterable([run.spans for run in self.runs]))
+        return request_bytes(self.resource, chain.from_iterable([run.spans for run in self.runs]))
 
     def send(self, send: Callable[[Batch], ExportResult], max_bytes: int) -> ExportResult:
         """Pass the batch to ``send``; the spans of a single run in several batches if they are too large for one.
@@ -164,11 +160,11 @@ class Batch:
         """Return two batches of half the runs, or of half the spans of the only run, its revision span last."""
         if len(self.runs) > 1:
             middle = len(self.runs) // 2
-            return Batch(self.frame, self.runs[:middle]), Batch(self.frame, self.runs[middle:])
+            return replace(self, runs=self.runs[:middle]), replace(self, runs=self.runs[middle:])
         run = self.runs[0]
         middle = len(run.spans) // 2
         first, second = run.spans[:middle], run.spans[middle:]
         return (
-            Batch(self.frame, (RunSpans.of(run.run_id, first),)),
-            Batch(self.frame, (RunSpans.of(run.run_id, second),)),
+            replace(self, runs=(RunSpans.of(run.run_id, first),)),
+            replace(self, runs=(RunSpans.of(run.run_id, second),)),
         )

@@ -8,10 +8,9 @@ C extension ``_column_loops`` if it was built, else by ``column_loops``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from hashlib import sha256
-from itertools import chain, repeat
-from operator import attrgetter, eq, ge, le, lt, not_
+from itertools import accumulate, chain, repeat
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,10 +23,9 @@ from runspan.codec.placement import Interval, enclosing_loops, parents_first, po
 from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
 from runspan.model.document import Run, Step, summary_text, time_ns
 from runspan.model.span import Pairs, run_digests, step_digest, summary_digest
-from runspan.otlp.column_loops import Column, true_indices
+from runspan.otlp.column_loops import Column
 from runspan.otlp.protobuf_writer import (
     IN_SPAN,
-    KEY_PREFIXES,
     PARENT_ID,
     PLAIN_END,
     SPAN_ID,
@@ -55,8 +53,6 @@ except ImportError:
 _ZERO: Final = bytes(8)
 _TOO_LONG: Final = bytes(fields.MAX_ATTRIBUTE_BYTES + 1)
 _step_text = msgspec.json.Encoder().encode
-_RUN_ID_PREFIXES: Final = KEY_PREFIXES[fields.RUN_ID]
-_PIPELINE_RUN_PREFIXES: Final = KEY_PREFIXES[PIPELINE_RUN_ID]
 _DIGEST_KEY, _SUMMARY_DIGEST_KEY, _MANIFEST_KEY, _TASK_RUN_KEY = (
     key.encode() for key in (fields.DIGEST, fields.SUMMARY_DIGEST, fields.MANIFEST, TASK_RUN_ID)
 )
@@ -79,13 +75,16 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     """Return the spans of plain, finished runs with steps; None for a run that does not fit the columns."""
     envelopes = [run.envelope for run in runs]
     counts = [len(envelope.steps) for envelope in envelopes]  # type: ignore[arg-type]
+    parts = [slice(last - count, last) for count, last in zip(counts, accumulate(counts), strict=True)]
     starts = nanoseconds([envelope.started_at for envelope in envelopes])
     ends = nanoseconds([envelope.completed_at for envelope in envelopes])
-    excluded = {*true_indices(map(ge, starts, ends)), *true_indices(map(le, starts, repeat(0)))}
-    run_ids = [envelope.id.encode() for envelope in envelopes]
-    digests = run_digests(run_ids, tenant)
+    digests = run_digests([envelope.id.encode() for envelope in envelopes], tenant)
     trace_ids, root_ids = [digest[:16] for digest in digests], [digest[16:24] for digest in digests]
-    excluded |= {*true_indices(map(eq, root_ids, repeat(_ZERO))), *true_indices(map(eq, trace_ids, repeat(2 * _ZERO)))}
+    excluded = {
+        index
+        for index, (start, end, trace_id, root_id) in enumerate(zip(starts, ends, trace_ids, root_ids, strict=True))
+        if not 0 < start < end or root_id == _ZERO or trace_id == 2 * _ZERO
+    }
     for index in excluded:
         starts[index] = ends[index] = 0
     templates = list(map(ROOT_TEMPLATES.__getitem__, map(fields.RUN_TABLE.get_labels, envelopes)))
@@ -95,16 +94,9 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     ]
     ids = [TRACE_ID + trace_id + SPAN_ID for trace_id in trace_ids]
     shared = [
-        b"".join(
-            (
-                _RUN_ID_PREFIXES[len(run_id)],
-                run_id,
-                _PIPELINE_RUN_PREFIXES[len(run_id)],
-                run_id,
-                template.identity.wire or shared_bytes(template.identity),
-            )
-        )
-        for run_id, template in zip(run_ids, templates, strict=True)
+        attributes_bytes([(fields.RUN_ID, envelope.id), (PIPELINE_RUN_ID, envelope.id)])
+        + shared_bytes(template.identity)
+        for envelope, template in zip(envelopes, templates, strict=True)
     ]
 
     def per_step(values: Iterable[Any]) -> list[Any]:
@@ -113,17 +105,12 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
 
     parents = [PARENT_ID + root_id for root_id in root_ids]
     steps = _StepColumns([step for envelope in envelopes for step in envelope.steps], per_step(range(len(runs))))  # type: ignore[union-attr]
-    steps.place(counts, starts, [time_ns(envelope.completed_at) for envelope in envelopes])
+    steps.place(parts, starts, [time_ns(envelope.completed_at) for envelope in envelopes])
     steps.assign_ids(per_step(seeds), per_step(parents))
     spans = steps.write(per_step(ids), per_step(shared), starts, tenant)
 
-    manifests = []
-    first = 0
-    for count in counts:
-        manifests.append(b"".join(steps.span_ids[first : first + count]).hex().encode())
-        first += count
     extra_attributes, span_ends = [b""] * len(runs), [PLAIN_END] * len(runs)
-    special = set(true_indices(map(attrgetter("special"), templates)))
+    special = {index for index, template in enumerate(templates) if template.special}
     excluded |= {index for index in special if templates[index].texts}
     for index in special | steps.usages.keys():
         own: Pairs = []
@@ -147,7 +134,7 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         ),
         attribute_bytes(fields.TENANT, tenant) if tenant else b"",
         [integer_bytes(IN_SPAN, fields.STEP_COUNT, count) for count in counts],
-        (_MANIFEST_KEY, manifests),
+        (_MANIFEST_KEY, [b"".join(steps.span_ids[part]).hex().encode() for part in parts]),
         *[member(envelopes) for member in _RUN_MEMBERS],
         extra_attributes,
         span_ends,
@@ -156,29 +143,18 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     excluded |= {*steps.excluded_runs, *invalid}
 
     written: list[list[ScopedBytes] | None] = []
-    first = 0
-    for index, count in enumerate(counts):
-        below = zip(repeat(fields.SCOPE_STEP), spans[first : first + count], strict=False)
+    for index, part in enumerate(parts):
+        below = zip(repeat(fields.SCOPE_STEP), spans[part], strict=False)
         written.append(None if index in excluded else [*below, (fields.SCOPE_RUN, revision_spans[index])])
-        first += count
     return written
-
-
-@lru_cache(maxsize=256)
-def _model_bytes(model: str) -> bytes:
-    own: Pairs = []
-    add_model(own, model)
-    return attributes_bytes(own)
 
 
 _ABSENT_TIMES: Final = attributes_bytes(
     [(field.key + fields.NON_CANONICAL, fields.ABSENT) for field in (fields.STEP_TABLE.start, fields.STEP_TABLE.end)]
 )
 """The attributes of a skipped step's span, which has neither start nor end."""
-_END_PREFIX: Final = (
-    KEY_PREFIXES[fields.STEP_TABLE.end.key + fields.NON_CANONICAL][len('"2024-01-15T09:00:01.200Z"')] + b'"'
-)
-"""The bytes before the end time in the attribute of a step without duration."""
+_END_KEY: Final = fields.STEP_TABLE.end.key + fields.NON_CANONICAL
+"""The key of the end time of a step without duration."""
 
 
 def _member_column(field: fields.Field) -> Callable[[list[Any]], Column]:
@@ -225,20 +201,19 @@ class _StepColumns:
         self._positions: dict[int, int] = {}
         self._loops: dict[int, int] = {}
 
-    def place(self, counts: Iterable[int], firsts: Sequence[int], lasts: Sequence[int | None]) -> None:
+    def place(self, parts: Iterable[slice], firsts: Sequence[int], lasts: Sequence[int | None]) -> None:
         """Find the positions of steps without times and the loops around steps, as ``encode`` does.
 
-        - ``counts``: the number of steps of each run.
+        - ``parts``: the steps of each run.
         - ``firsts``, ``lasts``: the bounds of each run in nanoseconds since 1970.
         """
         starts, ends, runs = self.starts, self.ends, self.runs
-        timeless = {runs[index] for index in true_indices(map(lt, ends, repeat(0))) if starts[index] < 0}
-        looping = {runs[index] for index in true_indices(map(attrgetter("is_loop"), self.templates))}
-        first = 0
-        for run, count in enumerate(counts):
+        timeless = {run for run, start, end in zip(runs, starts, ends, strict=True) if start < 0 and end < 0}
+        looping = {run for run, template in zip(runs, self.templates, strict=True) if template.is_loop}
+        for run, part in enumerate(parts):
             if run in timeless or run in looping:
-                steps = self.steps[first : first + count]
-                times = zip(steps, starts[first : first + count], ends[first : first + count], strict=True)
+                steps, first = self.steps[part], part.start
+                times = zip(steps, starts[part], ends[part], strict=True)
                 intervals = [
                     Interval(
                         start if start >= 0 else time_ns(step.started_at),
@@ -249,9 +224,8 @@ class _StepColumns:
                 found = positions(intervals, firsts[run], lasts[run])
                 self._positions.update((first + index, position) for index, position in found.items())
                 if run in looping:
-                    loops = enclosing_loops(steps, intervals, found, [True] * count)
+                    loops = enclosing_loops(steps, intervals, found, [True] * len(steps))
                     self._loops.update((first + index, first + loop) for index, loop in loops.items())
-            first += count
 
     def assign_ids(self, seeds: list[int], parents: list[bytes]) -> None:
         """Assign the span ids as ``model.span.step_span_id`` does, and the parents."""
@@ -263,12 +237,12 @@ class _StepColumns:
             loop_id = self.span_ids[self._loops[index]]
             self.span_ids[index] = step_digest(self.texts[index], seeds[index] ^ int.from_bytes(loop_id, "big"))
             parents[index] = PARENT_ID + loop_id
-        runs = self.runs
-        open_steps = true_indices(map(not_, map(attrgetter("finished"), self.templates)))
-        self.excluded_runs = {runs[index] for index in open_steps}
+        self.excluded_runs = {
+            run for run, template in zip(self.runs, self.templates, strict=True) if not template.finished
+        }
         if len(set(self.span_ids)) < len(self.span_ids) or _ZERO in self.span_ids:
             seen: set[tuple[int, bytes]] = set()
-            for run, span_id in zip(runs, self.span_ids, strict=True):
+            for run, span_id in zip(self.runs, self.span_ids, strict=True):
                 if (run, span_id) in seen or span_id == _ZERO:
                     self.excluded_runs.add(run)
                 seen.add((run, span_id))
@@ -279,13 +253,13 @@ class _StepColumns:
         ``fallbacks``: the start of each run in nanoseconds since 1970.
         """
         steps, templates, starts, ends = self.steps, self.templates, self.starts, self.ends
-        unusual = {
-            *true_indices(map(attrgetter("special"), templates)),
-            *true_indices(map(ge, starts, ends)),
-            *true_indices(map(lt, starts, repeat(0))),
-        }
+        unusual = [
+            index
+            for index, (template, start, end) in enumerate(zip(templates, starts, ends, strict=True))
+            if template.special or not 0 <= start < end
+        ]
         extra_attributes, span_ends = [b""] * len(steps), [PLAIN_END] * len(steps)
-        for index in sorted(unusual):
+        for index in unusual:
             step, template, run = steps[index], templates[index], self.runs[index]
             position = self._positions.get(index, fallbacks[run])
             if template.texts:
@@ -296,8 +270,9 @@ class _StepColumns:
                     if usage is not None:
                         self.usages.setdefault(run, []).append(usage)
                         own: Pairs = []
+                        add_model(own, usage.model)
                         add_counts(own, usage)
-                        extra_attributes[index] = _model_bytes(usage.model) + attributes_bytes(own)
+                        extra_attributes[index] = attributes_bytes(own)
                     continue
             elif step.started_at is UNSET and step.completed_at is UNSET:
                 starts[index], ends[index] = position, position + 1
@@ -305,7 +280,7 @@ class _StepColumns:
                 continue
             elif 0 <= starts[index] == ends[index]:
                 ends[index] += 1
-                extra_attributes[index] = _END_PREFIX + step.completed_at.encode() + b'"'  # type: ignore[union-attr]
+                extra_attributes[index] = attribute_bytes(_END_KEY, f'"{step.completed_at}"')
                 continue
             usages = self.usages.setdefault(run, []) if template.is_agent else []
             parts = StepPartsBuilder(tenant, usages=usages).build(step, template, position)

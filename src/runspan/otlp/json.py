@@ -1,34 +1,33 @@
 """The reader and writer of OTLP/JSON; no I/O.
 
 OTLP/JSON is protobuf's JSON with one exception: trace and span ids are hex, where protobuf uses base64. The reader
-converts the ids and leaves everything else to protobuf, which accepts both spellings of names and 64-bit integers.
+and writer convert the ids and leave everything else to protobuf, which reads both spellings of names and of 64-bit
+integers.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from google.protobuf.json_format import ParseDict, ParseError
-from msgspec import Raw
+import msgspec
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
-from runspan._version import __version__
 from runspan.errors import PARSE_ERRORS, PayloadError
-from runspan.model.span import Span, Value
+from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import (
     ParsedRequest,
     all_spans,
     check_json,
     check_json_text,
     default_max_spans,
+    parse_traces_data,
     to_parsed_request,
 )
-from runspan.otlp.protobuf_writer import Resource
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 _HEX = re.compile("(?:[0-9a-fA-F]{2})*")
@@ -53,38 +52,31 @@ PROTOBUF_JSON_ERRORS: Final = (ParseError, ArithmeticError, TypeError, Attribute
 
 def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
     """Return an ExportTraceServiceRequest of the spans in OTLP/JSON."""
-    scopes: dict[str, list[dict[str, Any]]] = {}
-    for span in spans:
-        scopes.setdefault(span.scope, []).append(_span(span))
-    found = [{"scope": {"name": name, "version": __version__}, "spans": parts} for name, parts in scopes.items()]
-    entry: dict[str, Any] = {"scopeSpans": found}
-    if resource is not None:
-        entry = {"resource": {"attributes": _attributes(resource.pairs().items())}, **entry}
-    return json.dumps({"resourceSpans": [entry]}, ensure_ascii=False, separators=(",", ":")).encode()
+    message = parse_traces_data(request_bytes(resource or Resource(), map(scoped_bytes, spans)))
+    if resource is None:
+        message.resource_spans[0].ClearField("resource")
+    data = MessageToDict(message, use_integers_for_enums=True)
+    for _, holder in _with_ids(data):
+        holder.update({name: b64decode(holder[name]).hex() for name in _ID_NAMES if name in holder})
+    return msgspec.json.encode(data)
 
 
 def _load(body: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(body.decode(), parse_constant=_no_constant)
+        return msgspec.json.decode(body, type=dict[str, Any])
     except PARSE_ERRORS as error:
-        raise _unreadable(str(error) or "nesting too deep") from None
-    if not isinstance(data, dict):
-        raise _unreadable(f"{type(data).__name__} at the top")
-    return data
+        raise _unreadable(str(error)) from None
 
 
 def _to_message(data: dict[str, Any]) -> TracesData:
-    _ids_to_base64(data)
+    for path, holder in _with_ids(data):
+        _ids_to_base64(path, holder)
     message = TracesData()
     try:
         ParseDict(data, message, ignore_unknown_fields=True)
     except PROTOBUF_JSON_ERRORS as error:
         raise _unreadable(str(error)) from None
     return message
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _unreadable(got: str) -> PayloadError:
@@ -108,15 +100,15 @@ def _children(parents: Iterable[tuple[str, Any]], *names: str) -> Iterator[tuple
                         yield f"{path}{name}[{number}].", item
 
 
-def _ids_to_base64(data: dict[str, Any]) -> None:
+def _with_ids(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the spans of a TracesData and their links with their paths."""
     scopes = _children(_children([("", data)], "resourceSpans", "resource_spans"), "scopeSpans", "scope_spans")
     for path, span in _children(scopes, "spans"):
-        _rewrite_ids(path, span)
-        for link_path, link in _children([(path, span)], "links"):
-            _rewrite_ids(link_path, link)
+        yield path, span
+        yield from _children([(path, span)], "links")
 
 
-def _rewrite_ids(path: str, message: dict[str, Any]) -> None:
+def _ids_to_base64(path: str, message: dict[str, Any]) -> None:
     for name in _ID_NAMES:
         text = message.get(name)
         if text is None:
@@ -126,56 +118,3 @@ def _rewrite_ids(path: str, message: dict[str, Any]) -> None:
                 where=path + name, expected="hex digits", got=repr(text)[:60], hint="OTLP/JSON ids are hex"
             )
         message[name] = b64encode(bytes.fromhex(text)).decode()
-
-
-def _span(span: Span) -> dict[str, Any]:
-    fields: dict[str, Any] = {"traceId": span.trace_id.hex(), "spanId": span.span_id.hex()}
-    if span.parent_id:
-        fields["parentSpanId"] = span.parent_id.hex()
-    fields |= {
-        "name": span.name,
-        "kind": span.kind,
-        "startTimeUnixNano": str(span.start),
-        "endTimeUnixNano": str(span.end),
-        "attributes": _attributes(span.pairs()),
-    }
-    if span.events:
-        fields["events"] = [
-            {"timeUnixNano": str(event.time), "name": event.name, "attributes": _attributes(event.attributes)}
-            for event in span.events
-        ]
-    if span.links:
-        fields["links"] = [
-            {"traceId": link.trace_id.hex(), "spanId": link.span_id.hex(), "attributes": _attributes(link.attributes)}
-            for link in span.links
-        ]
-    if span.status or span.message:
-        fields["status"] = {"code": span.status} | ({"message": span.message} if span.message else {})
-    return fields
-
-
-def _attributes(pairs: Iterable[tuple[str, Value]]) -> list[dict[str, Any]]:
-    return [{"key": key, "value": _value(value)} for key, value in pairs]
-
-
-def _value(value: Value) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"stringValue": value}
-    if isinstance(value, bool):
-        return {"boolValue": value}
-    if isinstance(value, int):
-        return {"intValue": str(value)}
-    if isinstance(value, float):
-        return {"doubleValue": value if math.isfinite(value) else _NOT_FINITE.get(value, "NaN")}
-    if isinstance(value, Raw):
-        return {"stringValue": bytes(value).decode()}
-    if isinstance(value, bytes):
-        return {"bytesValue": b64encode(value).decode()}
-    if isinstance(value, list):
-        return {"arrayValue": {"values": [_value(item) for item in value]}}
-    if isinstance(value, dict):
-        return {"kvlistValue": {"values": _attributes(value.items())}}
-    return {}
-
-
-_NOT_FINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}

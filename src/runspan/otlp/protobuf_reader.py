@@ -243,21 +243,14 @@ def _skip(body: bytes, position: int, tag: int, allowed: int) -> tuple[int, int]
 
 
 def _varint(body: bytes, position: int) -> tuple[int, int]:
-    value = body[position]
-    if value < 128:
-        return value, position + 1
-    byte = body[position + 1]
-    value = value & 127 | (byte & 127) << 7
-    position += 2
-    shift = 14
-    while byte > 127:
-        if shift > 63:
+    value = shift = 0
+    while (byte := body[position]) > 127:
+        if shift == 63:
             raise _Malformed
-        byte = body[position]
         value |= (byte & 127) << shift
-        position += 1
         shift += 7
-    return value, position
+        position += 1
+    return value | byte << shift, position + 1
 
 
 def _too_many_spans(limit: int) -> PayloadTooLarge:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -16,8 +17,6 @@ from msgspec import Raw
 
 from runspan._version import __version__
 from runspan.codec.attributes import SpanTemplate
-from runspan.codec.fields import KEYS, MAX_ATTRIBUTE_BYTES, NON_CANONICAL
-from runspan.codec.semconv import SEMCONV_NUMBER_KEYS, SEMCONV_STRING_KEYS
 from runspan.model.span import Attributes, Event, Link, Span, Value
 
 SCOPE_NAME: Final = "runspan"
@@ -34,21 +33,15 @@ _BITS: Final = 0xFFFF_FFFF_FFFF_FFFF
 """Negative integers are written in 64-bit two's complement."""
 
 
-def _varint(number: int) -> bytes:
+@lru_cache(maxsize=1 << 14)
+def varint(number: int) -> bytes:
+    """Return a non-negative integer as a protobuf varint."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
         number >>= 7
     out.append(number)
     return bytes(out)
-
-
-VARINTS: Final = [_varint(number) for number in range(16384)]
-
-
-def varint(number: int) -> bytes:
-    """Return a non-negative integer as a protobuf varint."""
-    return VARINTS[number] if number < 16384 else _varint(number)
 
 
 def _delimited(tag: bytes, content: bytes) -> bytes:
@@ -64,60 +57,28 @@ def _text(tag: bytes, text: str) -> bytes:
 IN_SPAN, _IN_EVENT, _IN_LINK, _IN_RESOURCE, _IN_LIST = b"\x4a", b"\x1a", b"\x22", b"\x0a", b"\x0a"
 
 
-def _string_prefix(field_tag: bytes, key: bytes, length: int) -> bytes:
+@lru_cache(maxsize=1 << 15)
+def string_prefix(field_tag: bytes, key: str, length: int) -> bytes:
     """Return all bytes of an attribute before a string value of this length."""
-    value = b"\x0a" + varint(length)
-    size = len(value) + length
-    middle = _delimited(b"\x0a", key) + b"\x12" + varint(size) + value
+    return _prefix(field_tag, key, b"\x0a" + varint(length), length)
+
+
+@lru_cache(maxsize=1 << 10)
+def _integer_prefix(field_tag: bytes, key: str, length: int) -> bytes:
+    """Return all bytes of an attribute before an integer of this length as varint."""
+    return _prefix(field_tag, key, b"\x18", length)
+
+
+def _prefix(field_tag: bytes, key: str, any_value: bytes, length: int) -> bytes:
+    """Return all bytes of an attribute before the last ones of its value, of which ``any_value`` are the first."""
+    middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(len(any_value) + length) + any_value
     return field_tag + varint(len(middle) + length) + middle
-
-
-class KeyPrefixes(dict[int, bytes]):
-    """All bytes of a span attribute before its string value, by length, for one key."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__()
-        self.key = key.encode()
-
-    def __missing__(self, length: int) -> bytes:
-        prefix = _string_prefix(IN_SPAN, self.key, length)
-        if length <= MAX_ATTRIBUTE_BYTES:
-            self[length] = prefix
-        return prefix
-
-
-KEY_PREFIXES: Final = {
-    key: KeyPrefixes(key) for key in KEYS | {key + NON_CANONICAL for key in KEYS} | SEMCONV_STRING_KEYS
-}
-
-
-class _NumberPrefixes(dict[tuple[bytes, str, bytes, int], bytes]):
-    """All bytes of an attribute before its number, by field tag, key, and the number's tag and size in bytes.
-
-    Only the prefixes of known keys are cached, so that memory is bounded.
-    """
-
-    def __missing__(self, parts: tuple[bytes, str, bytes, int]) -> bytes:
-        field_tag, key, tag, size = parts
-        middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(1 + size) + tag
-        prefix = field_tag + varint(len(middle) + size) + middle
-        if key in _NUMBER_KEYS:
-            self[parts] = prefix
-        return prefix
-
-
-_NUMBER_KEYS: Final = KEYS | SEMCONV_NUMBER_KEYS
-_NUMBER_PREFIXES: Final = _NumberPrefixes()
 
 
 def integer_bytes(field_tag: bytes, key: str, number: int) -> bytes:
     """Return an attribute with a 64-bit integer."""
-    digits = VARINTS[number] if 0 <= number < 16384 else varint(number & _BITS)
-    return _NUMBER_PREFIXES[field_tag, key, b"\x18", len(digits)] + digits
-
-
-def _key_value(field_tag: bytes, key: bytes, any_value: bytes) -> bytes:
-    return _delimited(field_tag, _delimited(b"\x0a", key) + _delimited(b"\x12", any_value))
+    digits = varint(number & _BITS)
+    return _integer_prefix(field_tag, key, len(digits)) + digits
 
 
 def _any(value: Value) -> bytes:
@@ -137,14 +98,8 @@ def _any(value: Value) -> bytes:
     if isinstance(value, list):
         return _delimited(b"\x2a", b"".join([_delimited(_IN_LIST, _any(item)) for item in value]))
     if isinstance(value, Mapping):
-        return _delimited(b"\x32", b"".join([_attribute(_IN_LIST, key, item) for key, item in value.items()]))
+        return _delimited(b"\x32", b"".join([attribute_bytes(key, item, _IN_LIST) for key, item in value.items()]))
     return b""
-
-
-def _attribute(field_tag: bytes, key: str, value: Value) -> bytes:
-    if type(value) is int:
-        return integer_bytes(field_tag, key, value)
-    return _key_value(field_tag, key.encode(), _any(value))
 
 
 def shared_bytes(group: Attributes) -> bytes:
@@ -160,21 +115,18 @@ def attributes_bytes(pairs: Iterable[tuple[str, Value]]) -> bytes:
     return b"".join([attribute_bytes(key, value) for key, value in pairs])
 
 
-def attribute_bytes(key: str, value: Value) -> bytes:
-    """Return an attribute of a span. Prefixes of known keys are cached."""
+def attribute_bytes(key: str, value: Value, field_tag: bytes = IN_SPAN) -> bytes:
+    """Return an attribute, by default of a span."""
     kind = type(value)
     if kind is str:
         text = value.encode()  # type: ignore[union-attr]
     elif kind is Raw:
         text = bytes(value)  # type: ignore[arg-type]
     elif kind is int:
-        return integer_bytes(IN_SPAN, key, value)  # type: ignore[arg-type]
-    elif kind is float:
-        return _NUMBER_PREFIXES[IN_SPAN, key, b"\x21", 8] + _DOUBLE(value)
+        return integer_bytes(field_tag, key, value)  # type: ignore[arg-type]
     else:
-        return _key_value(IN_SPAN, key.encode(), _any(value))
-    prefixes = KEY_PREFIXES.get(key)
-    return (_string_prefix(IN_SPAN, key.encode(), len(text)) if prefixes is None else prefixes[len(text)]) + text
+        return _delimited(field_tag, _delimited(b"\x0a", key.encode()) + _delimited(b"\x12", _any(value)))
+    return string_prefix(field_tag, key, len(text)) + text
 
 
 # Events, links, spans (trace.proto).
@@ -182,13 +134,13 @@ def attribute_bytes(key: str, value: Value) -> bytes:
 
 def _event(event: Event) -> bytes:
     parts = [_TIME(_EVENT_TIME_TAG, event.time), _text(b"\x12", event.name)]
-    parts += [_attribute(_IN_EVENT, key, value) for key, value in event.attributes]
+    parts += [attribute_bytes(key, value, _IN_EVENT) for key, value in event.attributes]
     return _delimited(b"\x5a", b"".join(parts))
 
 
 def _link(link: Link) -> bytes:
     parts = [_delimited(b"\x0a", link.trace_id), _delimited(b"\x12", link.span_id)]
-    parts += [_attribute(_IN_LINK, key, value) for key, value in link.attributes]
+    parts += [attribute_bytes(key, value, _IN_LINK) for key, value in link.attributes]
     return _delimited(b"\x6a", b"".join((*parts, b"\x35\x00\x01\x00\x00")))
 
 
@@ -270,7 +222,7 @@ def request_bytes(resource: Resource, spans: Iterable[ScopedBytes]) -> bytes:
     for scope, span in spans:
         scopes.setdefault(scope, []).append(span)
     # One join, because a body is large enough for each further copy to be noticeable.
-    attributes = [_attribute(_IN_RESOURCE, key, value) for key, value in resource.pairs().items()]
+    attributes = [attribute_bytes(key, value, _IN_RESOURCE) for key, value in resource.pairs().items()]
     parts = [_delimited(b"\x0a", b"".join(attributes))]
     for name, found in scopes.items():
         header = _delimited(b"\x0a", _text(b"\x0a", name) + _text(b"\x12", __version__))

@@ -19,17 +19,8 @@ from runspan.codec.encode import encode
 from runspan.contracts import WriteResult
 from runspan.errors import BackendRefused
 from runspan.model.document import Run
-from runspan.model.span import INTERNAL, SERVER, Span, Value, to_plain
+from runspan.model.span import Span, Value, to_plain
 from runspan.otlp.protobuf_writer import Resource
-
-_KINDS: Final = {
-    INTERNAL: SpanKind.INTERNAL,
-    SERVER: SpanKind.SERVER,
-    3: SpanKind.CLIENT,
-    4: SpanKind.PRODUCER,
-    5: SpanKind.CONSUMER,
-}
-"""The SDK's kinds by OTLP's numbers. The SDK has no kind for OTLP's 0, unspecified."""
 
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
@@ -49,7 +40,7 @@ def to_readable_span(span: Span, resource: SdkResource) -> ReadableSpan:
         attributes=_attributes(span.pairs()),
         events=[Event(event.name, _attributes(event.attributes), event.time) for event in span.events],
         links=[Link(_context(link.trace_id, link.span_id), _attributes(link.attributes)) for link in span.links],
-        kind=_KINDS.get(span.kind, SpanKind.INTERNAL),
+        kind=SpanKind(max(span.kind - 1, 0)),  # the SDK counts as OTLP does, but without OTLP's 0, unspecified
         status=Status(StatusCode(span.status), span.message or None),
         start_time=span.start,
         end_time=span.end,

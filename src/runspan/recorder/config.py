@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from runspan.delivery import ExporterConfig, exporter_config, with_api_key
+from runspan.delivery import ExporterConfig, exporter_config
 from runspan.errors import ConfigError
 from runspan.otlp.env import read_attributes, validate_text
 from runspan.otlp.protobuf_writer import Resource
@@ -57,9 +57,7 @@ def exporter_config_from(
     key = env.get(API_KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(where=API_KEY, expected="one API key in printable ASCII", got="other characters")
-    if key and headers is None:
-        env = with_api_key(env, key)
-    return exporter_config(env, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
+    return exporter_config(env, api_key=key, endpoint=endpoint, protocol=protocol, headers=headers, timeout=timeout)
 
 
 def resource_of(

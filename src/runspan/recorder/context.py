@@ -14,6 +14,7 @@ from typing import Final
 from opentelemetry import baggage
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, create_key, get_current, set_value
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -24,8 +25,7 @@ RUN_ID_BAGGAGE: Final = "runspan.run.id"
 
 _ACTIVE_SPAN: Final = create_key("runspan-active-span")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
-_BAGGAGE: Final = W3CBaggagePropagator()
+_PROPAGATOR: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +95,7 @@ def active_spans() -> Iterator[ActiveSpan]:
 def outgoing_headers(headers: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the headers with ``traceparent`` and ``baggage`` of the current context, for a call to another service."""
     carrier = dict(headers or {})
-    _TRACE_CONTEXT.inject(carrier)
-    _BAGGAGE.inject(carrier)
+    _PROPAGATOR.inject(carrier)
     return carrier
 
 
@@ -109,7 +108,7 @@ def caller_of(headers: Mapping[str, str] | None, trace_id: bytes) -> tuple[str, 
     context = get_current()
     if headers is not None:
         lowercase = {key.lower(): value for key, value in headers.items()}
-        context = _BAGGAGE.extract(lowercase, _TRACE_CONTEXT.extract(lowercase, Context()))
+        context = _PROPAGATOR.extract(lowercase, Context())
     value = baggage.get_baggage(RUN_ID_BAGGAGE, context)
     run_id = value if isinstance(value, str) else ""
     span = get_current_span(context).get_span_context()

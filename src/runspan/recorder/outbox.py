@@ -290,17 +290,12 @@ class Outbox:
         Return False when it does not after ``timeout`` seconds, or when spans were rejected: of the given run, or of
         any run that has not been given up yet.
         """
-        deadline = self._monotonic() + timeout
         with self._condition:
             self._flushes += 1
             self._condition.notify_all()
             try:
-                while self._is_pending(record):
-                    remaining = deadline - self._monotonic()
-                    if remaining <= 0 or self.closed:
-                        return False
-                    self._condition.wait(remaining)
-                return not self._is_incomplete(record)
+                self._condition.wait_for(lambda: self.closed or not self._is_pending(record), timeout)
+                return not (self._is_pending(record) or self._is_incomplete(record))
             finally:
                 self._flushes -= 1
 

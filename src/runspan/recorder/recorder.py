@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from msgspec import UNSET
 from opentelemetry.sdk.resources import Resource as SdkResource
@@ -27,7 +27,7 @@ from runspan.recorder.checkpoint import restore
 from runspan.recorder.config import ExportConfig, exporter_config_from, resource_of
 from runspan.recorder.context import active_spans, caller_of, outgoing_headers
 from runspan.recorder.outbox import Counters
-from runspan.recorder.recording import KNOWN_RUN_MEMBERS, RunRecording, StepRecording
+from runspan.recorder.recording import KNOWN_RUN_MEMBERS, RunRecording, StepOptions, StepRecording
 from runspan.recorder.serialize import members, object_text, optional_text, payload, to_utf8_text
 from runspan.recorder.state import PRECISIONS, RunRecord
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
@@ -275,20 +275,10 @@ class Recorder:
         record = restore(checkpoint, self._make_record)
         return RunRecording(self._worker, lambda: record)
 
-    def step(
-        self,
-        step_id: str,
-        *,
-        name: str | None = None,
-        type: str | None = None,
-        input: object = UNSET,
-        retry: Mapping[str, object] | None = None,
-        extra: Mapping[str, object] | None = None,
-        capture_input: bool = True,
-        capture_output: bool = True,
-    ) -> StepRecording:
+    def step(self, step_id: str, **options: Unpack[StepOptions]) -> StepRecording:
         """Return a step of the current run: a context manager, or a decorator of the function that does the work.
 
+        name, input: of the step.
         type: the platform's word for the block, such as ``action``, ``agent``, ``approval``, ``sub-workflow``.
         retry: the retry policy, ``{"maxAttempts": 3, "initialDelayMs": 1000, …}``.
         extra: further members of the step.
@@ -296,17 +286,7 @@ class Recorder:
 
         ValueError when ``extra`` has a member that is set otherwise.
         """
-        return StepRecording(
-            None,
-            step_id,
-            name=name,
-            type=type,
-            input=input,
-            retry=retry,
-            extra=extra,
-            capture_input=capture_input,
-            capture_output=capture_output,
-        )
+        return StepRecording(None, step_id, **options)
 
     @property
     def current_run(self) -> RunRecording | None:

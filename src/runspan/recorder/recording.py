@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 from msgspec import UNSET
 
@@ -118,6 +118,18 @@ class _Recording(ABC):
             yield self
 
 
+class StepOptions(TypedDict, total=False):
+    """The options of a step; see ``Recorder.step``."""
+
+    name: str | None
+    type: str | None
+    input: object
+    retry: Mapping[str, object] | None
+    extra: Mapping[str, object] | None
+    capture_input: bool
+    capture_output: bool
+
+
 class RunRecording(_Recording):
     """One run. Made by ``Recorder.run`` and ``Recorder.resume``.
 
@@ -219,16 +231,7 @@ class RunRecording(_Recording):
 
     # Steps.
 
-    def step(
-        self,
-        step_id: str,
-        *,
-        name: str | None = None,
-        type: str | None = None,
-        input: object = UNSET,
-        retry: Mapping[str, object] | None = None,
-        extra: Mapping[str, object] | None = None,
-    ) -> StepRecording:
+    def step(self, step_id: str, **options: Unpack[StepOptions]) -> StepRecording:
         """Return a step of this run, whichever thread or task it begins in.
 
         An id that was used before is another execution of the step, as in a loop. The run is started if it was not. See
@@ -236,7 +239,7 @@ class RunRecording(_Recording):
         """
         if self.record.started_at is None:
             self.start()
-        return StepRecording(self.record, step_id, name=name, type=type, input=input, retry=retry, extra=extra)
+        return StepRecording(self.record, step_id, **options)
 
     def plan(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
         """List a step as ``pending`` at this place until a step of that id begins."""

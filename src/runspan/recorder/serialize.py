@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from runspan.model import json_scanner as scan
+from runspan.model import json_scanner
 
 _DEPTH: Final = 100
 _SEPARATORS: Final = (",", ":")
@@ -96,18 +96,16 @@ def object_keys(text: bytes) -> frozenset[str] | None:
     """Return the keys of a JSON object, None for any other value."""
     if not text.startswith(b"{"):
         return None
-    return frozenset([member.key for member in scan.members(text.decode(), 0)])
+    return frozenset([member.key for member in json_scanner.members(text.decode(), 0)])
 
 
 def _from_raw(raw: Raw) -> Payload:
     text = bytes(raw).strip(b" \t\r\n")
-    try:
-        # ``json.loads`` accepts UTF-16 and a byte order mark, which readers of the document do not.
-        decoded = text.decode()
-        is_json = scan.end_of_value(decoded, 0) == len(decoded)
-    except ValueError:
-        is_json = False
-    return Payload(text) if is_json else Payload(_dumps(text.decode(errors="replace"), repr), False)
+    return (
+        Payload(text)
+        if json_scanner.is_json_value(text)
+        else Payload(_dumps(text.decode(errors="replace"), repr), False)
+    )
 
 
 def _dumps(value: object, default: Any) -> bytes:

@@ -126,12 +126,18 @@ class StepRecord:
         text = self.output
         if self.usage is None and self.child_run_id is None:
             return text
-        keys = None if text is None else object_keys(text)
-        if self.usage is not None and "usage" not in (keys or ()):
-            text, keys = _with_member(text, keys, b"usage", self.usage, wrap="result" not in (keys or ()))
-        if self.child_run_id is not None and "runId" not in (keys or ()):
-            text, keys = _with_member(text, keys, b"runId", self.child_run_id, wrap=keys is None, first=True)
-        return text
+        keys = frozenset[str]() if text is None else object_keys(text)
+        usage = self.usage if keys is None or "usage" not in keys else None
+        is_result = text is not None and (keys is None or (usage is not None and "result" not in keys))
+        child_run_id = self.child_run_id if keys is None or is_result or "runId" not in keys else None
+        if usage is None and child_run_id is None:
+            return text
+        members = [] if child_run_id is None else [b'"runId":' + child_run_id]
+        if text is not None:
+            members.append(b'"result":' + text if is_result else text[1:-1].strip(b" \t\r\n"))
+        if usage is not None:
+            members.append(b'"usage":' + usage)
+        return b"{" + b",".join(filter(None, members)) + b"}"
 
     def estimated_size(self) -> int:
         """Return about how many bytes of memory the step takes."""
@@ -142,24 +148,6 @@ class StepRecord:
         values = (self.input, self.output, self.usage, self.child_run_id, self.error, self.retry_policy, self.extra)
         attempts = sum([_ATTEMPT_BYTES + _total_length(attempt.error) for attempt in self.attempts])
         return _STEP_BYTES + attempts + _total_length(self.id, self.name, self.type, *values)
-
-
-def _with_member(
-    text: bytes | None, keys: frozenset[str] | None, key: bytes, value: bytes, *, wrap: bool, first: bool = False
-) -> tuple[bytes, frozenset[str]]:
-    """Return a JSON object with one member more, and its keys.
-
-    text: the JSON to add to; keys: its keys when it is an object.
-    wrap: put ``text`` into the member ``result`` of a new object.
-    first: put the new member before the others.
-    """
-    member = b'"%b":%b' % (key, value)
-    others = b""
-    if text is not None:
-        others = b'"result":' + text if wrap else text[1:-1].strip(b" \t\r\n")
-        keys = frozenset(("result",)) if wrap else keys
-    pair = (member, others) if first else (others, member)
-    return b"{" + b",".join(filter(None, pair)) + b"}", (keys or frozenset()) | {key.decode()}
 
 
 def _total_length(*texts: str | bytes | Raw | UnsetType | None) -> int:

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ from runspan.delivery.transport import (
     Transport,
 )
 from runspan.errors import ConfigError
-from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, scoped_bytes
 from runspan.otlp.sdk_bridge import to_readable_span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
@@ -60,7 +59,7 @@ class OtlpSink:
         """on_request: called for each request."""
         self._transport: Transport = GrpcTransport(config) if config.protocol == GRPC else HttpTransport(config)
         self.endpoint = self._transport.endpoint
-        self._frame = partial(request_bytes, resource)
+        self._resource = resource
         self._on_request = on_request
 
     def send(self, deltas: Sequence[RunDelta]) -> list[ExportResult]:
@@ -100,7 +99,7 @@ class OtlpSink:
         return results
 
     def _send(self, runs: Iterable[RunSpans]) -> ExportResult:
-        return Batch(self._frame, tuple(runs)).send(lambda part: self._post(part.body()), MAX_REQUEST_BYTES)
+        return Batch(self._resource, tuple(runs)).send(lambda part: self._post(part.body()), MAX_REQUEST_BYTES)
 
     def _post(self, body: bytes) -> ExportResult:
         self._on_request()

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from runspan.telemetry.registry import (
     INSTRUMENTS,
-    CumulativeSource,
-    ExportCounts,
     Instrument,
     InstrumentKind,
     MetricsRegistry,
     Samples,
-    export_samples,
 )
 
 __all__ = [
     "INSTRUMENTS",
-    "CumulativeSource",
-    "ExportCounts",
     "Instrument",
     "InstrumentKind",
     "MetricsRegistry",
     "Samples",
-    "export_samples",
 ]

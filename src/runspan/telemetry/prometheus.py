@@ -19,10 +19,6 @@ class RegistryCollector(Collector):
     def __init__(self, registry: MetricsRegistry) -> None:
         self._registry = registry
 
-    def describe(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """Describe nothing in advance, because the metrics depend on what was reported."""
-        return iter(())
-
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         for instrument, value in self._registry.collect().items():
             family = CounterMetricFamily if instrument.kind is InstrumentKind.COUNTER else GaugeMetricFamily

@@ -6,21 +6,22 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
+
+from runspan.model.timestamps import SECOND
 
 
 class InstrumentKind(Enum):
-    """How the value of an instrument is reported to ``MetricsRegistry`` and collected."""
+    """How the sample of an instrument becomes its value."""
 
     COUNTER = "counter"
-    """A monotonic sum, reported with ``MetricsRegistry.add``."""
+    """A monotonic sum."""
     GAUGE = "gauge"
-    """A current value, reported with ``MetricsRegistry.set``."""
+    """A current value."""
     AGE = "age"
-    """Seconds since a timestamp, reported with ``MetricsRegistry.set_timestamp``. Exported as a gauge that grows."""
+    """Seconds since the timestamp that is reported. Exported as a gauge that grows."""
     UNTIL = "until"
-    """Seconds until a timestamp, reported with ``MetricsRegistry.set_timestamp``. Exported as a gauge that falls, also
-    below 0."""
+    """Seconds until the timestamp that is reported. Exported as a gauge that falls, also below 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,14 @@ INSTRUMENTS: Final = tuple(value for value in list(globals().values()) if isinst
 """All of the instruments above, in their order."""
 
 Samples = Mapping[Instrument, float | None]
-"""The values of counters and gauges, and the timestamps of AGE and UNTIL metrics in nanoseconds since 1970."""
+"""The values of counters and gauges, and the timestamps of AGE and UNTIL metrics in nanoseconds since 1970.
 
-_SECOND: Final = 1_000_000_000
+A timestamp of None means that nothing is pending: AGE metrics are 0 and UNTIL metrics are omitted.
+"""
 
 
 class MetricsRegistry:
-    """The metric values of one process. Thread-safe.
+    """The metrics of one process: what the sources report when the metrics are collected. Thread-safe.
 
     - ``clock``: returns nanoseconds since 1970; called when ages are collected.
     - ``components``: the components whose counters start at 0, because a rate over a counter that starts with its first
@@ -136,49 +138,38 @@ class MetricsRegistry:
         self._clock = clock
         self._lock = threading.Lock()
         enabled = set(components)
-        self._values: dict[Instrument, float | None] = {
+        self._totals: dict[Instrument, float] = {
             instrument: 0
             for instrument in INSTRUMENTS
             if instrument.kind is InstrumentKind.COUNTER and instrument.component in enabled
         }
+        """The counters of removed sources."""
         self._sources: list[Callable[[], Samples]] = []
 
-    def add(self, instrument: Instrument, amount: float = 1) -> None:
-        """Add a non-negative amount to a counter."""
-        _require_kind(instrument, InstrumentKind.COUNTER)
-        if amount < 0:
-            raise ValueError(f"the amount for {instrument.name} must not be negative, got {amount}")
-        with self._lock:
-            self._values[instrument] = (self._values.get(instrument) or 0) + amount
+    def register(self, source: Callable[[], Samples]) -> Callable[[], None]:
+        """Register a source that is called on each collection, in the thread of the collector; it must be fast.
 
-    def set(self, instrument: Instrument, value: float) -> None:
-        """Set the value of a gauge."""
-        _require_kind(instrument, InstrumentKind.GAUGE)
-        with self._lock:
-            self._values[instrument] = value
+        Counters and gauges of several sources are summed, and of several timestamps the earliest counts.
 
-    def set_timestamp(self, instrument: Instrument, timestamp: int | None) -> None:
-        """Set the timestamp of an AGE or UNTIL metric, in nanoseconds since 1970.
-
-        None means that nothing is pending: AGE metrics are 0 and UNTIL metrics are omitted.
-        """
-        _require_kind(instrument, InstrumentKind.AGE, InstrumentKind.UNTIL)
-        with self._lock:
-            self._values[instrument] = timestamp
-
-    def register(self, source: Callable[[], Samples]) -> None:
-        """Register a source that is called on each collection. Counters and gauges of several sources are summed.
-
-        The source is called in the thread of the collector and must be fast. It cannot be removed, because its counters
-        would decrease. For components that replace each other see ``CumulativeSource``.
+        Return a function that removes the source, for a component that ends or is replaced: its counters keep their
+        values, its gauges and timestamps end, and it is not referenced any more.
         """
         with self._lock:
             self._sources.append(source)
 
+        def remove() -> None:
+            with self._lock:
+                self._sources.remove(source)
+                for instrument, value in source().items():
+                    if instrument.kind is InstrumentKind.COUNTER:
+                        self._totals[instrument] = self._totals.get(instrument, 0) + (value or 0)
+
+        return remove
+
     def collect(self) -> dict[Instrument, float]:
         """Return the values of all reported metrics in the order of ``INSTRUMENTS``; AGE and UNTIL in seconds."""
         with self._lock:
-            samples = dict(self._values)
+            samples: dict[Instrument, float | None] = dict(self._totals)
             sources = tuple(self._sources)
         for source in sources:
             for instrument, value in source().items():
@@ -186,72 +177,6 @@ class MetricsRegistry:
         now = self._clock()
         collected = {each: _to_value(each, samples[each], now) for each in INSTRUMENTS if each in samples}
         return {instrument: value for instrument, value in collected.items() if value is not None}
-
-
-class CumulativeSource:
-    """A source whose component is replaced from time to time: ``registry.register(cumulative.collect)``. Thread-safe.
-
-    Counters continue from one component to the next. Gauges and timestamps are those of the current component. A
-    replaced component is not referenced any more.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._totals: dict[Instrument, float] = {}
-        """The counters of replaced components."""
-        self._source: Callable[[], Samples] = dict
-
-    def replace(self, source: Callable[[], Samples]) -> None:
-        """Add the counters of the current component to the totals, and collect from ``source`` from now on."""
-        with self._lock:
-            for instrument, total in self._source().items():
-                if instrument.kind is InstrumentKind.COUNTER:
-                    self._totals[instrument] = self._totals.get(instrument, 0) + (total or 0)
-            self._source = source
-
-    def collect(self) -> Samples:
-        """Return the samples of the current component, with the totals of its predecessors added to counters."""
-        with self._lock:
-            samples: dict[Instrument, float | None] = dict(self._totals)
-            for instrument, value in self._source().items():
-                samples[instrument] = _combine(instrument, samples.get(instrument), value)
-            return samples
-
-
-class ExportCounts(Protocol):
-    """The counts of an exporter's report that become metrics."""
-
-    @property
-    def runs_accepted(self) -> int: ...
-    @property
-    def runs_rejected(self) -> int: ...
-    @property
-    def runs_unknown(self) -> int: ...
-    @property
-    def runs_pending(self) -> int: ...
-    @property
-    def documents_refused(self) -> int: ...
-    @property
-    def requests(self) -> int: ...
-    @property
-    def retries(self) -> int: ...
-
-
-def export_samples(report: ExportCounts) -> Samples:
-    """Return the samples of a report: ``registry.register(lambda: export_samples(exporter.report()))``."""
-    return {
-        EXPORTED: report.runs_accepted,
-        REJECTED: report.runs_rejected + report.runs_unknown,
-        REFUSED: report.documents_refused,
-        REQUESTS: report.requests,
-        RETRIED: report.retries,
-        QUEUE: report.runs_pending,
-    }
-
-
-def _require_kind(instrument: Instrument, *kinds: InstrumentKind) -> None:
-    if instrument.kind not in kinds:
-        raise TypeError(f"{instrument.name} is of kind {instrument.kind.value}, not {kinds[0].value}")
 
 
 def _combine(instrument: Instrument, one: float | None, other: float | None) -> float | None:
@@ -264,7 +189,7 @@ def _combine(instrument: Instrument, one: float | None, other: float | None) -> 
 def _to_value(instrument: Instrument, sample: float | None, now: int) -> float | None:
     """Convert timestamps to seconds."""
     if instrument.kind is InstrumentKind.AGE:
-        return 0.0 if sample is None else max(0.0, (now - sample) / _SECOND)
+        return 0.0 if sample is None else max(0.0, (now - sample) / SECOND)
     if instrument.kind is InstrumentKind.UNTIL:
-        return None if sample is None else (sample - now) / _SECOND
+        return None if sample is None else (sample - now) / SECOND
     return sample

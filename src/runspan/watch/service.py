@@ -6,20 +6,21 @@ newest is sent: the older ones would be visible for no time, and each would rese
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
+from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus, export_samples
 from runspan.errors import ConfigError, DocumentError, RunspanError
 from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import pieces, runs
 from runspan.sources.splitter import RawDocument
-from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
+from runspan.telemetry import Instrument, MetricsRegistry, Samples
 from runspan.telemetry.registry import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import ProcessedFileMover
 from runspan.watch.poller import DirectoryPoller, WatchedFile, prefix_digest
@@ -208,8 +209,10 @@ class WatchService:
         self._settled: deque[tuple[tuple[RunSpans, ...], RunStatus, str]] = deque()
         self._away = ""
         self._expire_at = 0
-        self._delivered = CumulativeSource()
-        metrics.register(self._delivered.collect)
+        self._counts: Counter[Instrument] = Counter()
+        self._gauges: Samples = {}
+        metrics.register(lambda: {**self._counts, **self._gauges})
+        self._registration = ExitStack()
 
     def run(self) -> None:
         """Poll and send until it has to stop. Requests under way then get a moment; the rest is sent the next time."""
@@ -293,13 +296,13 @@ class WatchService:
         if not exporter.stopped:
             return ""
         exporter.close()
-        self._delivered.replace(dict)  # what it counted stays counted
+        self._registration.close()  # what it counted stays counted
         self._exporter = None
         return exporter.stopped
 
     def _connected(self) -> OtlpExporter:
         exporter = self._exporter = self._connect(lambda *settled: self._settled.append(settled))
-        self._delivered.replace(lambda: export_samples(exporter.stats.report()))
+        self._registration.callback(self._metrics.register(lambda: export_samples(exporter.stats.report())))
         return exporter
 
     def _documents(self, files: list[FileProgress]) -> Iterator[ExportItem]:
@@ -404,8 +407,8 @@ class WatchService:
         status = (
             FileStatus.REJECTED if progress.rejected else FileStatus.BROKEN if progress.refused else FileStatus.SENT
         )
-        self._metrics.add(WATCHED)
-        self._metrics.add(REFUSED, progress.refused)
+        self._counts[WATCHED] += 1
+        self._counts[REFUSED] += progress.refused
         self._poller.done(file, status)
 
     def _note_unreadable(self, files: list[FileProgress]) -> None:
@@ -422,7 +425,9 @@ class WatchService:
 
     def _update_metrics(self) -> None:
         count, oldest = self._state.unfinished()
-        self._metrics.set(UNFINISHED, count)
-        self._metrics.set_timestamp(OLDEST_UNFINISHED, oldest)
-        self._metrics.set(WATCH_PENDING, self._poller.pending)
-        self._metrics.set(WATCH_FAILED, self._state.failed_files())
+        self._gauges = {
+            UNFINISHED: count,
+            OLDEST_UNFINISHED: oldest,
+            WATCH_PENDING: self._poller.pending,
+            WATCH_FAILED: self._state.failed_files(),
+        }
