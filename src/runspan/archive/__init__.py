@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from runspan.archive.create import (
     AgeRange,
-    ArchiveCallbacks,
     ArchiveRequest,
     ArchiveResult,
     PurgeReport,
@@ -16,7 +15,6 @@ from runspan.archive.targets import unfinished
 
 __all__ = [
     "AgeRange",
-    "ArchiveCallbacks",
     "ArchiveRequest",
     "ArchiveResult",
     "CollectedRun",

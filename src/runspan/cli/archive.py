@@ -18,7 +18,6 @@ import msgspec
 
 from runspan.archive import (
     AgeRange,
-    ArchiveCallbacks,
     ArchiveRequest,
     ArchiveResult,
     CollectedRun,
@@ -53,9 +52,6 @@ class _ArchiveDisplay:
         self._runs = self._left = self._bytes = self._examined = 0
         display.update("starting")
 
-    def callbacks(self) -> ArchiveCallbacks:
-        return ArchiveCallbacks(self._collected, self.checked, self._other_archive)
-
     def waiting(self, error: str, seconds: float) -> None:
         """Say that the backend is retried after a pause: now and then, not for each request."""
         with self._lock:
@@ -76,7 +72,8 @@ class _ArchiveDisplay:
         self._examined += runs
         self._display.update(f"purging: {self._examined:,} runs examined")
 
-    def _collected(self, found: CollectedRun) -> None:
+    def collected(self, found: CollectedRun) -> None:
+        """Add a run that was written, or skipped."""
         if isinstance(found.result, Run):
             self._runs += 1
         else:
@@ -84,7 +81,8 @@ class _ArchiveDisplay:
         left = f", {self._left:,} left" if self._left else ""
         self._display.update(f"{self._runs:,} runs{left}, back to {_timestamp(found.cursor.time)}")
 
-    def _other_archive(self, path: str, selection: str) -> None:
+    def other_archive(self, path: str, selection: str) -> None:
+        """Report an unfinished archive that is not resumed."""
         self._display.note(
             f"{display_path(path)}: an unfinished archive of {selection}; only a command with these options resumes "
             "it, this one begins a new archive"
@@ -241,13 +239,10 @@ def archive_runs(
                 got="neither" if before is None and to is None else "one of the two",
                 hint="runspan archive --before 30d --to ./archive",
             )
-        now = time.time_ns()
         if since is not None and since <= before:
             raise ConfigError(where="--since", expected="longer ago than --before", got="no time between the two")
         request = ArchiveRequest(
             backend.tenant,
-            max(0, now - before),
-            None if since is None else max(0, now - since),
             backend.kind,
             _identity(backend),
             to,
@@ -263,8 +258,16 @@ def archive_runs(
             )
         with closing(backend.open_reader()) as source, progress_display(quiet=quiet) as progress:
             display = _ArchiveDisplay(progress, quiet=quiet)
-            reader = RetryingReader(source, concurrency, time.sleep, retry_max_time, display.waiting)
-            done = create_archive(request, reader, now=now, callbacks=display.callbacks(), part_bytes=file_size << 20)
+            reader = RetryingReader(source, concurrency, retry_max_time, display.waiting)
+            done = create_archive(
+                request,
+                reader,
+                now=time.time_ns(),
+                on_collected=display.collected,
+                on_checked=display.checked,
+                on_other=display.other_archive,
+                part_bytes=file_size << 20,
+            )
         report = PurgeReport()
         if purge and done.path:
             with closing(open_store(backend.url)) as store, progress_display(quiet=quiet) as progress:
