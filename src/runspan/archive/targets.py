@@ -10,7 +10,7 @@ from typing import Final
 
 from runspan.errors import ConfigError, StoreError
 from runspan.sources.archive import MANIFEST, PROGRESS, UNFINISHED_SUFFIX
-from runspan.sources.filesystem import ObjectStore, display_path, folders, is_url, list_files, path_inside, read_all
+from runspan.sources.filesystem import ObjectPath, display_path, folders, is_url, list_files, path_inside, read_all
 
 _LOCK: Final = ".runspan-archive.lock"
 
@@ -54,16 +54,15 @@ class ObjectTarget:
 
     def __init__(self, parent: str, name: str) -> None:
         self.path = path_inside(parent, name)
-        self._objects = ObjectStore(parent)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, or replace it. It is durable then, and no reader sees a part of it."""
-        self._objects.write(path_inside(self.path, name), content)
+        ObjectPath(path_inside(self.path, name)).write(content)
 
     def publish(self, manifest: bytes) -> None:
         """Make it a finished archive, in one step."""
         self.write(MANIFEST, manifest)
-        self._objects.remove(path_inside(self.path, PROGRESS))
+        ObjectPath(path_inside(self.path, PROGRESS)).remove()
 
 
 ArchiveTarget = LocalTarget | ObjectTarget

@@ -24,7 +24,7 @@ from runspan.sources.archive import (
 )
 from runspan.sources.filesystem import (
     SUFFIXES,
-    ObjectStore,
+    ObjectPath,
     chunks,
     decompress,
     display_path,
@@ -103,7 +103,7 @@ def _size(file: _File) -> int | None:
         return file.part.bytes
     try:
         if is_url(file.path):
-            return ObjectStore(file.path).size(file.path) if file.size is None else file.size
+            return ObjectPath(file.path).size() if file.size is None else file.size
         status = os.fstat(_stdin().fileno()) if file.path == STDIN else os.stat(file.path)
     except (OSError, ValueError):
         return None
