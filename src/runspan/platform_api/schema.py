@@ -63,11 +63,6 @@ class Meta(msgspec.Struct, rename="camel"):
         return None if self.has_more is False else self.cursor or None
 
 
-class _Success(msgspec.Struct):
-    data: msgspec.Raw
-    meta: Meta | None = None
-
-
 class _ErrorDetail(msgspec.Struct):
     field: str = ""
     message: str = ""
@@ -94,9 +89,8 @@ class ApiError(NamedTuple):
     success: bool | None = None
 
 
-_decode_success = msgspec.json.Decoder(_Success).decode
+_decode_meta = msgspec.json.Decoder(Meta | None).decode
 _decode_failure = msgspec.json.Decoder(_Failure).decode
-_decode_items = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
 def fingerprint(item: Mapping[str, bytes]) -> bytes:
@@ -119,12 +113,17 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
 
     opening: The first character of the data: ``{`` or ``[``.
     """
+    # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
     try:
-        success = _decode_success(body)
-        data, meta = bytes(success.data), success.meta or Meta()
-    except _MSGSPEC_ERRORS:
-        # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
-        data, meta = _scan_data(body)
+        text = body.decode()
+        if not text.startswith("{", skip_space(text, 0)):
+            raise MalformedResponse(got="the body is no JSON object")
+        found = _members(text)
+        if "data" not in found:
+            raise MalformedResponse(got="there is no member 'data'")
+        data, meta = found["data"], _decode_meta(found.get("meta", b"{}")) or Meta()
+    except (ScanError, *_MSGSPEC_ERRORS) as error:
+        raise MalformedResponse(got=str(error)) from None
     if not data.startswith(opening.encode()):
         expected = "a list" if opening == "[" else "a run document"
         raise MalformedResponse(got=f"data is {json_type(data.decode(errors='replace'))}, not {expected}")
@@ -134,19 +133,16 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
 def read_items(body: bytes) -> tuple[list[str], Meta]:
     """Return the texts of the items of a list, verbatim, and ``meta``. MalformedResponse if the body is none."""
     data, meta = read_data(body, "[")
-    return _elements(data), meta
+    return [element.value_text for element in elements(data.decode(), 0)], meta
 
 
 def read_page(body: bytes) -> RunListPage:
     """Return a page of a list. MalformedResponse if the body is none, or no item has an id."""
-    data, meta = read_data(body, "[")
+    texts, meta = read_items(body)
     try:
-        items = [{key: bytes(value) for key, value in item.items()} for item in _decode_items(data)]
-    except _MSGSPEC_ERRORS:
-        try:
-            items = [_members(text) for text in _elements(data)]
-        except ScanError as error:
-            raise MalformedResponse(got=str(error)) from None
+        items = [_members(text) for text in texts]
+    except ScanError as error:
+        raise MalformedResponse(got=str(error)) from None
     listed = [_list_item(item) for item in items]
     unusable = [_shown(item) for item, found in zip(items, listed, strict=True) if found is None]
     if unusable and len(unusable) == len(items):
@@ -183,26 +179,6 @@ def _list_item(item: Mapping[str, bytes]) -> RunListItem | None:
         if time is not None:
             return RunListItem(run_id, time, fingerprint(item))
     return RunListItem(run_id, 0, fingerprint(item))
-
-
-def _elements(data: bytes) -> list[str]:
-    try:
-        return [element.value_text for element in elements(data.decode(), 0)]
-    except (ScanError, UnicodeDecodeError) as error:
-        raise MalformedResponse(got=str(error)) from None
-
-
-def _scan_data(body: bytes) -> tuple[bytes, Meta]:
-    try:
-        text = body.decode()
-        if not text.startswith("{", skip_space(text, 0)):
-            raise MalformedResponse(got="the body is no JSON object")
-        found = _members(text)
-        if "data" not in found:
-            raise MalformedResponse(got="there is no member 'data'")
-        return found["data"], msgspec.json.decode(found.get("meta", b"{}"), type=Meta | None) or Meta()
-    except (ScanError, *_MSGSPEC_ERRORS) as error:
-        raise MalformedResponse(got=str(error)) from None
 
 
 def _members(text: str) -> dict[str, bytes]:
