@@ -27,7 +27,7 @@ def test_a_finished_run_is_written_once() -> None:
     """The first document of an ended run is its run span; the same document is not sent again."""
     tracked, run = TrackedRun("run_1", 0), run_of("completed")
     first = planned(tracked, run, NOW)
-    assert first == PlannedSend(run, sha256(run.text).digest()[:16], ROOT_REVISION)
+    assert first == PlannedSend(tracked, run, sha256(run.text).digest()[:16], ROOT_REVISION)
     assert first.observed == ObservedRun(run, 0)
     mark_sent(tracked, first, NOW)
     assert plan_send(tracked, run, NOW + DAY, POLICY) is None

@@ -25,7 +25,7 @@ def test_the_backlog_and_tracked_runs_take_turns(tmp_path: Path) -> None:
             checkpoint.save(TrackedRun(f"open_{number}", number, TrackState.OPEN))
         checkpoint.commit()
         context = SyncContext(SyncConfig(), checkpoint, lambda: NOW, dead_letters, lambda message: None)
-        queue = FetchQueue(context, lambda tracked, planned: None)
+        queue = FetchQueue(context, lambda planned: None)
         first = queue.next_run(NOW, backlog=False)
         following = [queue.next_run(NOW, backlog=True) for _ in range(6)]
         found = [run.run_id if run else "" for run in (first, *following)]

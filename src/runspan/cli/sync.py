@@ -227,7 +227,6 @@ def sync(
             dead_letters=dead_letters,
             tenant=receiver.tenant,
             resource=resource,
-            export_concurrency=receiver.export_concurrency,
             log=display.note,
             on_progress=_SyncDisplay(display, config.retention).update,
         )

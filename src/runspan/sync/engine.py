@@ -57,7 +57,6 @@ class SyncEngine:
     - ``checkpoint``, ``dead_letters``: opened and closed by the caller.
     - ``connect``: see ``queues.Connect``.
     - ``halt``: called when the sync ends, to interrupt the platform client's pauses.
-    - ``export_concurrency``: requests to the receiver in flight.
     - ``clock``: returns nanoseconds since 1970.
     - ``log``: shows a line to the user.
     - ``on_progress``: called a few times a second.
@@ -74,7 +73,6 @@ class SyncEngine:
         dead_letters: DeadLetters,
         tenant: str,
         resource: Resource,
-        export_concurrency: int = 4,
         clock: Callable[[], int] = time.time_ns,
         log: Callable[[str], None] = lambda message: None,
         on_progress: Callable[[SyncProgress], None] = lambda progress: None,
@@ -96,7 +94,6 @@ class SyncEngine:
             submit=self._sender.submit,
             tenant=tenant,
             resource=resource,
-            max_batches=export_concurrency,
         )
         self._fetches = FetchQueue(self._context, self._sends.add)
         self._lists = ListCrawler(self._context)

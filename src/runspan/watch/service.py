@@ -14,7 +14,7 @@ from typing import Final
 
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import ConfigError, DocumentError, RunspanError
-from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
+from runspan.export import TARGET_SPANS, ObservedRun, batches
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import pieces, runs
@@ -277,8 +277,6 @@ class WatchService:
             observed_at=self._clock,
             resource=self._config.resource,
             target_spans=self._config.target_spans,
-            on_refused=exporter.stats.refused,
-            keep_text=True,
         ):
             # The plans are on disk before anything is sent, so that it is sent in the same way the next time.
             self._state.commit()
@@ -302,7 +300,7 @@ class WatchService:
         self._delivered.replace(lambda: export_samples(exporter.stats.report()))
         return exporter
 
-    def _documents(self, files: list[FileProgress]) -> Iterator[ExportItem]:
+    def _documents(self, files: list[FileProgress]) -> Iterator[Run | RunSpans]:
         """Yield what the receiver does not have."""
         for progress in files:
             file = progress.file
@@ -317,7 +315,7 @@ class WatchService:
             progress.read = True
         yield from map(self._item, self._snapshots.drain())
 
-    def _resend(self, progress: FileProgress, reverted: set[bytes]) -> Iterator[ExportItem]:
+    def _resend(self, progress: FileProgress, reverted: set[bytes]) -> Iterator[Run | RunSpans]:
         """Yield the runs of which a file ends with an older version, which reverts a change."""
         last = {}
         again = FileProgress(progress.file)
@@ -353,7 +351,7 @@ class WatchService:
             else:
                 progress.refuse(document)
 
-    def _item(self, pending: PendingRun) -> ExportItem:
+    def _item(self, pending: PendingRun) -> Run | RunSpans:
         """Return what to send of a run: the spans that the receiver does not have."""
         run, plan = pending.run, pending.plan
         self._sending[id(run.text)] = pending
