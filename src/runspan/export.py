@@ -52,8 +52,9 @@ class ObservedRun(NamedTuple):
         if self.run.finished and not (acked or self.after_root):
             return self.run
         encoded = self.encode(tenant)
-        if acked:
-            spans.retain_only(key, encoded.step_digests)
+        if not acked:
+            return encoded
+        spans.retain_only(key, encoded.step_digests)
         return encoded.without(acked)
 
 

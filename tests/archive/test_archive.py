@@ -16,7 +16,7 @@ import pytest
 
 from conformance.harness import foreign_otlp, otlp
 from runspan import Run, encode
-from runspan.archive import AgeRange, purge
+from runspan.archive.create import AgeRange, purge
 from runspan.archive.select import RetryingReader, collect, cursor_before
 from runspan.archive.targets import LocalTarget, exclusive
 from runspan.backends.sqlite import SqliteStore

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runspan import Run, encode
-from runspan.archive import AgeRange, ArchiveRequest, ArchiveResult, RetryingReader, create_archive
+from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, create_archive
+from runspan.archive.select import RetryingReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span

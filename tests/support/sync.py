@@ -26,10 +26,11 @@ from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.platform_api import ApiClient, PlatformClient, run_path
-from runspan.sync import Binding, Checkpoint, SyncConfig, SyncEngine, SyncReport
-from runspan.sync.checkpoint import TrackedRun, TrackState
-from runspan.sync.context import MINUTE
+from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun, TrackState
+from runspan.sync.context import MINUTE, SyncConfig
+from runspan.sync.engine import SyncEngine
 from runspan.sync.queues import PlannedSend, plan_send
+from runspan.sync.report import SyncReport
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import WAIT, runspan

@@ -18,8 +18,7 @@ from runspan.delivery import OtlpExporter
 from runspan.delivery import connect as connect_exporter
 from runspan.errors import BackendBusy, StoreError
 from runspan.model.timestamps import SECOND
-from runspan.sync import Binding, Checkpoint
-from runspan.sync.checkpoint import TrackedRun, TrackState
+from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun, TrackState
 from runspan.sync.context import DAY, MAX_PAUSE, MINUTE
 from runspan.sync.queues import plan_send
 from runspan.telemetry import MetricsRegistry

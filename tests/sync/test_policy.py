@@ -14,9 +14,8 @@ from runspan.export import ObservedRun
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND, canonical_text
 from runspan.platform_api import RunListItem, RunListPage
-from runspan.sync import ListFilter, SyncConfig
 from runspan.sync.checkpoint import TrackedRun
-from runspan.sync.context import DAY, HOUR, MINUTE, retry_at
+from runspan.sync.context import DAY, HOUR, MINUTE, ListFilter, SyncConfig, retry_at
 from runspan.sync.list_crawler import ListScan, since_parameter
 from runspan.sync.queues import PlannedSend, plan_send, refresh_at
 from runspan.sync.report import at_risk_of_retention

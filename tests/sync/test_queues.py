@@ -6,9 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from runspan.delivery import DeadLetters
-from runspan.sync import Binding, Checkpoint, SyncConfig
-from runspan.sync.checkpoint import TrackedRun, TrackState
-from runspan.sync.context import SyncContext
+from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun, TrackState
+from runspan.sync.context import SyncConfig, SyncContext
 from runspan.sync.queues import FetchQueue
 from support.sync import NOW
 

@@ -16,17 +16,10 @@ from typing import Any, Final
 import click
 import msgspec
 
-from runspan.archive import (
-    AgeRange,
-    ArchiveRequest,
-    ArchiveResult,
-    CollectedRun,
-    PurgeReport,
-    RetryingReader,
-    create_archive,
-    unfinished,
-)
-from runspan.archive import purge as purge_runs
+from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, PurgeReport, create_archive
+from runspan.archive.create import purge as purge_runs
+from runspan.archive.select import CollectedRun, RetryingReader
+from runspan.archive.targets import unfinished
 from runspan.backends import open_store
 from runspan.backends.remote.config import PREFIX, remote_config
 from runspan.cli import options

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from runspan.delivery import ExportReport, OtlpExporter
-    from runspan.sync import SyncReport
+    from runspan.sync.report import SyncReport
     from runspan.watch.service import WatchService
 
 _HINTS: Final = (

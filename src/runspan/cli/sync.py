@@ -23,16 +23,10 @@ from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
 from runspan.platform_api import ApiClient, PlatformClient, parse_api_url
-from runspan.sync import (
-    Binding,
-    Checkpoint,
-    ListFilter,
-    SyncConfig,
-    SyncEngine,
-    SyncProgress,
-    SyncReport,
-    sync_samples,
-)
+from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.sync.context import ListFilter, SyncConfig
+from runspan.sync.engine import SyncEngine
+from runspan.sync.report import SyncProgress, SyncReport, sync_samples
 from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
 
 KEY_VARIABLE: Final = "RUNSPAN_PLATFORM_API_KEY"
