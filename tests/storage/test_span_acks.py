@@ -130,10 +130,12 @@ def test_another_receiver_has_nothing(spans: SpanAcks) -> None:
 def test_no_secret_is_stored(tmp_path: Path) -> None:
     """Neither as it is nor as a plain hash, which a guessed password would be compared with at once."""
     config = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
-    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), config.identity)):
-        pass
+    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"))) as state:
+        state.spans.bind_receiver(config.identity)
+        state.commit()
     with closing(WatchState(tmp_path / "state", "a", "")) as state:
         state.spans.bind_receiver(config.identity)
+        state.commit()
     for name in ("cp", "state"):
         content = (tmp_path / name).read_bytes()
         assert b"hunter2" not in content

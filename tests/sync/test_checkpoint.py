@@ -26,7 +26,6 @@ def opened(path: Path, binding: Binding = BINDING) -> Iterator[Checkpoint]:
 
 
 def save(checkpoint: Checkpoint, *runs: TrackedRun) -> None:
-    checkpoint.begin()
     for run in runs:
         checkpoint.save(run)
     checkpoint.commit()
@@ -41,7 +40,6 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     position = ListPosition(1, 2, 3, 4, 5, "cursor")
     with opened(tmp_path / "cp") as checkpoint:
         save(checkpoint, tracked_run())
-        checkpoint.begin()
         checkpoint.save_list_position("/", position)
         checkpoint.commit()
     with opened(tmp_path / "cp") as checkpoint:
@@ -84,7 +82,6 @@ def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(tmp_pat
         assert checkpoint.oldest(TrackState.NEW) == 4
         assert checkpoint.backlog_by_time(10) == [(0, 2), (10, 1), (20, 1), (30, 1)]
         assert checkpoint.failing_count() == 2
-        checkpoint.begin()
         checkpoint.forget_failures()
         checkpoint.reschedule(TrackState.ENDED, since=4)
         checkpoint.commit()
@@ -101,10 +98,8 @@ from pathlib import Path
 from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun
 checkpoint = Checkpoint(Path(sys.argv[1]), Binding("http://a", "http://b/v1/traces"))
 for number in range(20):
-    checkpoint.begin()
     checkpoint.save(TrackedRun(f"run_{number}", number))
     checkpoint.commit()
-checkpoint.begin()
 checkpoint.save(TrackedRun("run_lost", 1))
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -270,7 +270,6 @@ def test_a_checkpoint_of_a_clock_that_was_ahead_delays_nothing(
 def test_due_times_beyond_the_longest_pause_are_clamped(checkpoint: Path) -> None:
     """No others are changed."""
     with closing(Checkpoint(checkpoint, Binding("a", "b"))) as made:
-        made.begin()
         for number, due in enumerate((0, NOW + MAX_PAUSE, NOW + MAX_PAUSE + 1, NOW + DAY, None)):
             made.save(TrackedRun(f"run_{number}", 1, TrackState.OPEN, due=due))
         made.save(TrackedRun("run_5", 1, TrackState.NEW, due=NOW + DAY, failures=1))

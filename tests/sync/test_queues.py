@@ -18,7 +18,6 @@ def test_the_backlog_and_tracked_runs_take_turns(tmp_path: Path) -> None:
         closing(Checkpoint(tmp_path / "state", Binding("a", "b"))) as checkpoint,
         DeadLetters(str(tmp_path / "dead-letters")) as dead_letters,
     ):
-        checkpoint.begin()
         for number in range(3):
             checkpoint.save(TrackedRun(f"new_{number}", number))
             checkpoint.save(TrackedRun(f"open_{number}", number, TrackState.OPEN))

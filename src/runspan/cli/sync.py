@@ -201,10 +201,11 @@ def sync(
 
     error: RunspanError | None = None
     with (
-        closing(Checkpoint(state_file, binding, exporter_config.identity)) as checkpoint,
+        closing(Checkpoint(state_file, binding)) as checkpoint,
         DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
     ):
+        checkpoint.spans.bind_receiver(exporter_config.identity)
         platform = PlatformClient(
             ApiClient(base, key_hint=f"set {KEY_VARIABLE}, or --platform-key-file", connections=config.concurrency + 1),
             key=partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),

@@ -148,7 +148,6 @@ class SyncEngine:
     def _prepare(self) -> None:
         """Schedule runs that an earlier sync left."""
         config, checkpoint = self._config, self._checkpoint
-        checkpoint.begin()
         checkpoint.forget_failures()
         self._last_round_at = self._clock()
         checkpoint.clamp_due(self._last_round_at + MAX_PAUSE)
@@ -171,7 +170,6 @@ class SyncEngine:
     def _round(self) -> None:
         """Handle results, and send what is ready."""
         results = self._wait_for_results()
-        self._checkpoint.begin()
         self._handle_clock_reset()
         for handle in results:
             handle()
@@ -302,7 +300,6 @@ class SyncEngine:
         deadline = time.monotonic() + self._config.grace
         while self._sends.in_flight and not self._sends.stopped and time.monotonic() < deadline:
             results = self._wait_for_results()
-            self._checkpoint.begin()
             for handle in results:
                 handle()
             self._checkpoint.commit()
