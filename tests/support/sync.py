@@ -25,7 +25,7 @@ from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
-from runspan.platform_api import ApiClient, PlatformClient, run_path
+from runspan.platform_api.client import ApiClient, PlatformClient, run_path
 from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun, TrackState
 from runspan.sync.context import MINUTE, SyncConfig
 from runspan.sync.engine import SyncEngine

@@ -13,7 +13,7 @@ from runspan.codec.fields import ROOT_REVISION
 from runspan.export import ObservedRun
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND, canonical_text
-from runspan.platform_api import RunListItem, RunListPage
+from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import TrackedRun
 from runspan.sync.context import DAY, HOUR, MINUTE, ListFilter, SyncConfig, retry_at
 from runspan.sync.list_crawler import ListScan, since_parameter

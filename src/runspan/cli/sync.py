@@ -22,7 +22,7 @@ from runspan.errors import ConfigError, RunspanError
 from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import ApiClient, PlatformClient, parse_api_url
+from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
 from runspan.sync.checkpoint import Binding, Checkpoint
 from runspan.sync.context import ListFilter, SyncConfig
 from runspan.sync.engine import SyncEngine

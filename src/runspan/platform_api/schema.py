@@ -56,12 +56,6 @@ class Meta(msgspec.Struct, rename="camel"):
     partial: list[str] = []
     stuck_after: str | None = None
 
-    def next_cursor(self) -> str | None:
-        """Return the start of the next page, None at the end. MalformedResponse if it is missing."""
-        if self.has_more and not self.cursor:
-            raise MalformedResponse(got="meta.hasMore without meta.cursor")
-        return None if self.has_more is False else self.cursor or None
-
 
 class _ErrorDetail(msgspec.Struct):
     field: str = ""
@@ -130,15 +124,21 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
     return data, meta
 
 
-def read_items(body: bytes) -> tuple[list[str], Meta]:
-    """Return the texts of the items of a list, verbatim, and ``meta``. MalformedResponse if the body is none."""
+def read_items(body: bytes) -> tuple[list[str], Meta, str | None]:
+    """Return the texts of the items of a list, verbatim, ``meta``, and the start of the next page, None at the end.
+
+    MalformedResponse if the body is no list, or the start is missing.
+    """
     data, meta = read_data(body, "[")
-    return [element.value_text for element in elements(data.decode(), 0)], meta
+    if meta.has_more and not meta.cursor:
+        raise MalformedResponse(got="meta.hasMore without meta.cursor")
+    cursor = None if meta.has_more is False else meta.cursor or None
+    return [element.value_text for element in elements(data.decode(), 0)], meta, cursor
 
 
 def read_page(body: bytes) -> RunListPage:
     """Return a page of a list. MalformedResponse if the body is none, or no item has an id."""
-    texts, meta = read_items(body)
+    texts, meta, cursor = read_items(body)
     try:
         items = [_members(text) for text in texts]
     except ScanError as error:
@@ -148,7 +148,7 @@ def read_page(body: bytes) -> RunListPage:
     if unusable and len(unusable) == len(items):
         raise MalformedResponse(got=f"no item of the list has a usable id; the first is {unusable[0]}")
     usable = tuple(found for found in listed if found is not None)
-    return RunListPage(usable, meta.next_cursor(), tuple(meta.partial), tuple(unusable))
+    return RunListPage(usable, cursor, tuple(meta.partial), tuple(unusable))
 
 
 def read_error(body: bytes) -> ApiError:

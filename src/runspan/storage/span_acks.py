@@ -125,7 +125,7 @@ class StateFile:
         self.spans = SpanAcks(self._run)
         """The spans of unfinished runs that the receiver has."""
         self._schema = schema
-        self._connection = open_database(path, schema, exclusive=True, busy_timeout=1.0, pragmas=pragmas)
+        self._connection = open_database(path, schema, exclusive=True, pragmas=pragmas)
         try:
             self._run("BEGIN IMMEDIATE")
             self._bind(binding)

@@ -13,7 +13,7 @@ from typing import Final
 
 from runspan.errors import BackendRefused, QueryError, RunspanError
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import RunListItem, RunListPage
+from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import DAY, HOUR, MAX_FAILURES, MINUTE, ListFilter, SyncContext, retry_at
 

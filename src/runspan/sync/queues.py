@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
@@ -17,7 +18,7 @@ from runspan.export import TARGET_SPANS, ObservedRun, batches
 from runspan.http.client import ResponseTooLarge
 from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
 from runspan.otlp.protobuf_writer import Resource
-from runspan.platform_api import fingerprint_of_summary
+from runspan.platform_api.schema import fingerprint_of_summary
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 
@@ -247,7 +248,7 @@ class SendQueue:
         connect: Connect,
         *,
         post: Callable[[Job], None],
-        submit: Callable[[Job], None],
+        submit: Callable[[Callable[[], Job]], None],
         tenant: str,
         resource: Resource,
     ) -> None:
@@ -312,7 +313,7 @@ class SendQueue:
         if self.exporter is None:
             self.exporter = self._connect(self._on_settled)
         exporter = self.exporter
-        self._submit(lambda: self._export(exporter, batch))
+        self._submit(partial(self._export, exporter, batch))
 
     def reset(self) -> None:
         """Close an exporter that has stopped. The next batch makes another one."""
@@ -350,10 +351,11 @@ class SendQueue:
         self._bytes_in_flight += len(planned.run.text)
         return item
 
-    def _export(self, exporter: OtlpExporter, batch: list[Run | RunSpans]) -> None:
+    def _export(self, exporter: OtlpExporter, batch: list[Run | RunSpans]) -> Job:
         clock, resource = self._context.clock, self._resource
         for each in batches(batch, tenant=self._tenant, observed_at=clock, resource=resource):
             exporter.submit(each)
+        return lambda: None
 
     def _on_settled(self, runs: tuple[RunSpans, ...], status: RunStatus, reason: str) -> None:
         digests = {run.run_id: run.step_digests for run in runs}

@@ -10,7 +10,7 @@ from typing import Final
 from runspan.delivery.report import DeliveryReport, plural, reason_lines
 from runspan.errors import RateLimited
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import PlatformClient
+from runspan.platform_api.client import PlatformClient
 from runspan.sync.checkpoint import TrackState
 from runspan.sync.context import MAX_NAMED, MINUTE, SyncContext, SyncCounts
 from runspan.sync.list_crawler import ListCrawler
