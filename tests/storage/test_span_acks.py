@@ -16,7 +16,7 @@ from runspan import Run
 from runspan.delivery import RunSpans, exporter_config
 from runspan.export import ObservedRun
 from runspan.storage.span_acks import KEEP, SIZE, TABLES, SpanAcks
-from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.watch.state_db import WatchState
 
 NOW = 1_764_000_000 * 10**9
@@ -130,7 +130,7 @@ def test_another_receiver_has_nothing(spans: SpanAcks) -> None:
 def test_no_secret_is_stored(tmp_path: Path) -> None:
     """Neither as it is nor as a plain hash, which a guessed password would be compared with at once."""
     config = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
-    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"))) as state:
+    with closing(Checkpoint(tmp_path / "cp", sync_binding("a", "b"))) as state:
         state.spans.bind_receiver(config.identity)
         state.commit()
     with closing(WatchState(tmp_path / "state", "a", "")) as state:

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from runspan.delivery import DeadLetters
-from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun, TrackState
+from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState, sync_binding
 from runspan.sync.context import SyncConfig, SyncContext
 from runspan.sync.queues import FetchQueue
 from support.sync import NOW
@@ -15,7 +15,7 @@ from support.sync import NOW
 def test_the_backlog_and_tracked_runs_take_turns(tmp_path: Path) -> None:
     """Each lane gets half of the requests while both have runs. While the backlog is closed, the other gets all."""
     with (
-        closing(Checkpoint(tmp_path / "state", Binding("a", "b"))) as checkpoint,
+        closing(Checkpoint(tmp_path / "state", sync_binding("a", "b"))) as checkpoint,
         DeadLetters(str(tmp_path / "dead-letters")) as dead_letters,
     ):
         for number in range(3):

@@ -23,7 +23,7 @@ from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
 from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
-from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.sync.context import ListFilter, SyncConfig
 from runspan.sync.engine import SyncEngine
 from runspan.sync.report import SyncProgress, SyncReport, sync_samples
@@ -192,7 +192,7 @@ def sync(
     exporter_config = receiver.config()
     resource = receiver.resource()
     base = parse_api_url("URL", url, key_variable=KEY_VARIABLE)
-    binding = Binding(base, exporter_config.display_url, receiver.tenant, tuple(set(workflows)), tuple(set(statuses)))
+    binding = sync_binding(base, exporter_config.display_url, receiver.tenant, set(workflows), set(statuses))
 
     def connect(on_settled: OnSettled) -> OtlpExporter:
         exporter = receiver.connect(exporter_config, on_settled=on_settled)

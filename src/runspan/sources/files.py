@@ -99,11 +99,11 @@ def total_bytes(path: str) -> int | None:
 
 
 def _size(file: _File) -> int | None:
-    if file.part is not None:
-        return file.part.bytes
+    if file.size is not None:
+        return file.size
     try:
         if is_url(file.path):
-            return ObjectPath(file.path).size() if file.size is None else file.size
+            return ObjectPath(file.path).size()
         status = os.fstat(_stdin().fileno()) if file.path == STDIN else os.stat(file.path)
     except (OSError, ValueError):
         return None

@@ -40,9 +40,9 @@ TABLES: Final = (
 Execute = Callable[[str, Sequence[Any]], sqlite3.Cursor]
 
 
-def digest_of(span: bytes) -> bytes:
-    """Return the digest by which a span is remembered: 16 bytes of the SHA-256 of all its bytes."""
-    return sha256(span).digest()[:SIZE]
+def digest_of(data: bytes) -> bytes:
+    """Return the digest by which a span or a document is remembered: 16 bytes of the SHA-256 of all its bytes."""
+    return sha256(data).digest()[:SIZE]
 
 
 class SpanAcks:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from pathlib import Path
@@ -128,25 +128,17 @@ _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608 
 _SAVE: Final = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608  # only constants
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """What a state file belongs to. It is meaningless for another source, target, tenant or filter."""
-
-    source: str
-    target: str
-    tenant: str = ""
-    workflows: tuple[str, ...] = ()
-    statuses: tuple[str, ...] = ()
-
-    def to_rows(self) -> dict[str, str]:
-        """Return the name and text of each part."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "tenant": self.tenant,
-            "workflow": json.dumps(sorted(self.workflows)),
-            "status": json.dumps(sorted(self.statuses)),
-        }
+def sync_binding(
+    source: str, target: str, tenant: str = "", workflows: Iterable[str] = (), statuses: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return what a state file belongs to. It is meaningless for another source, target, tenant or filter."""
+    return {
+        "source": source,
+        "target": target,
+        "tenant": tenant,
+        "workflow": json.dumps(sorted(workflows)),
+        "status": json.dumps(sorted(statuses)),
+    }
 
 
 @dataclass(slots=True)
@@ -167,8 +159,8 @@ class ListPosition:
 class Checkpoint(StateFile):
     """The state file. ``spans`` has the acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
 
-    def __init__(self, path: Path, binding: Binding) -> None:
-        super().__init__(path, _SCHEMA, binding.to_rows())
+    def __init__(self, path: Path, binding: Mapping[str, str]) -> None:
+        super().__init__(path, _SCHEMA, binding)
         rows = self._all("SELECT state, count(*) FROM runs GROUP BY state")
         self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
         """How many runs have each state."""

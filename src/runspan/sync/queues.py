@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from typing import Final
 
 from runspan.codec.fields import ROOT_REVISION, observed_time
@@ -19,6 +18,7 @@ from runspan.http.client import ResponseTooLarge
 from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
 from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api.schema import fingerprint_of_summary
+from runspan.storage.span_acks import digest_of
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 
@@ -68,7 +68,7 @@ def plan_send(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> Pl
     A document that may have arrived without an acknowledgement gets the same revision again, so the same spans. After a
     run span that may have arrived, any other document is a revision above it, because a span id is written once.
     """
-    digest = sha256(run.text).digest()[:16]
+    digest = digest_of(run.text)
     if digest == tracked.sent_digest:
         if digest != tracked.acked_digest:
             return PlannedSend(tracked, run, digest, tracked.sent_revision)

@@ -56,8 +56,6 @@ class FileProgress:
     file: WatchedFile
     read: bool = False
     """Whether it was read to its end."""
-    unsettled: int = 0
-    """Its runs that the receiver has not answered for."""
     refused: int = 0
     """Documents that cannot be read."""
     rejected: int = 0
@@ -118,9 +116,7 @@ class PendingRun:
         """Take over an older snapshot, which is not sent and settled with this one."""
         self.settles += older.settles
         for progress in older.files:
-            if progress in self.files:
-                progress.unsettled -= 1
-            else:
+            if progress not in self.files:
                 self.files.append(progress)
 
     def not_sent(self) -> None:
@@ -139,7 +135,6 @@ class SnapshotCoalescer:
     def put(self, run: Run, plan: SendPlan, progress: FileProgress) -> Iterator[PendingRun]:
         """Add a document. Yield what has to be sent now."""
         pending = PendingRun(run, plan, [plan], [progress])
-        progress.unsettled += 1
         trace_id = plan.key[0]
         held = self._held.get(trace_id)
         if held is not None:
@@ -369,8 +364,6 @@ class WatchService:
                 pending = self._sending.pop(id(run.text), None)
                 if pending is None:
                     continue
-                for progress in pending.files:
-                    progress.unsettled -= 1
                 if status is RunStatus.ACCEPTED:
                     acked += pending.settles
                     if not pending.whole:
@@ -385,7 +378,7 @@ class WatchService:
     def _finish(self, progress: FileProgress) -> None:
         """Decide whether a file is processed, and report its errors once."""
         file = progress.file
-        if not progress.read or progress.unsent or progress.unsettled:
+        if not progress.read or progress.unsent:
             return
         if not self._poller.is_same(file):
             file.since = self._poller.clock()  # it changed while it was read: wait again

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
-from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
-from runspan.storage.span_acks import TABLES, StateFile
+from runspan.storage.span_acks import TABLES, StateFile, digest_of
 from runspan.storage.sqlite_file import Schema
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
@@ -149,7 +148,7 @@ class WatchState(StateFile):
 
         ``now``: nanoseconds since 1970. ``new``: whether it is in a part of the file that was not read before.
         """
-        trace_id, digest = self.trace_id(run), sha256(run.text).digest()[:16]
+        trace_id, digest = self.trace_id(run), digest_of(run.text)
         version = self._run(
             "SELECT observed_at, after_root, acked FROM versions WHERE trace_id = ? AND digest = ?", (trace_id, digest)
         ).fetchone()
@@ -179,7 +178,7 @@ class WatchState(StateFile):
 
     def plan_resend(self, run: Run, now: int) -> SendPlan:
         """Return how an older version is to be sent that is the newest one again."""
-        return self._new(run, self.trace_id(run), sha256(run.text).digest()[:16], now)
+        return self._new(run, self.trace_id(run), digest_of(run.text), now)
 
     def trace_id(self, run: Run) -> bytes:
         """Return the id by which ``reverted_runs`` names a run."""
