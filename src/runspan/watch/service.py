@@ -196,7 +196,8 @@ class WatchService:
         self._clock = clock
         self._metrics = metrics
         self._note = note
-        self._exporter: OtlpExporter | None = None
+        self.exporter: OtlpExporter | None = None
+        """The exporter in use, for any thread."""
         self._sending: dict[int, PendingRun] = {}
         self._snapshots = SnapshotCoalescer()
         self._mover = ProcessedFileMover(poller, config.done_folder, note)
@@ -213,21 +214,11 @@ class WatchService:
             while not self._wait(pause):
                 pause = self._round(pause)
         finally:
-            if self._exporter is not None:
-                self._exporter.interrupt()
-                self._exporter.close()
+            if self.exporter is not None:
+                self.exporter.interrupt()
+                self.exporter.close()
             self._settle()
             self._state.commit()
-
-    @property
-    def endpoint(self) -> str:
-        """The endpoint of the receiver, without secrets."""
-        return "" if self._exporter is None else self._exporter.endpoint
-
-    @property
-    def last_error(self) -> str:
-        """Why a request is being retried now, or ""."""
-        return "" if self._exporter is None else self._exporter.last_error
 
     def _round(self, pause: float) -> float:
         """Poll once and process what was found. Return the seconds until the next round."""
@@ -265,7 +256,7 @@ class WatchService:
 
     def _send(self, files: list[FileProgress]) -> str:
         """Send the files and wait for all responses. Return why the exporter has stopped, or ""."""
-        exporter = self._exporter or self._connected()
+        exporter = self.exporter or self._connected()
         for batch in batches(
             self._documents(files),
             tenant=self._config.tenant,
@@ -287,11 +278,11 @@ class WatchService:
             return ""
         exporter.close()
         self._delivered.replace(dict)  # what it counted stays counted
-        self._exporter = None
+        self.exporter = None
         return exporter.stopped
 
     def _connected(self) -> OtlpExporter:
-        exporter = self._exporter = self._connect(lambda *settled: self._settled.append(settled))
+        exporter = self.exporter = self._connect(lambda *settled: self._settled.append(settled))
         self._delivered.replace(lambda: export_samples(exporter.stats.report()))
         return exporter
 
