@@ -119,17 +119,16 @@ def create_archive(
         manifest = job.manifest()
         if not manifest.files:
             return ArchiveResult("", manifest, resumed=False)
-        target = job.target
-        for damage in archive.find_damage(target.path, manifest, on_bytes=on_checked):
+        for damage in archive.find_damage(job.target.path, manifest, on_bytes=on_checked):
             raise StoreError(
                 "what was written does not come back",
-                where=damage.where or target.path,
+                where=damage.where or job.target.path,
                 expected=damage.expected,
                 got=damage.got,
                 hint="nothing was deleted; delete this unfinished archive, check the disk, and archive again",
             )
-        target.publish(archive.write_manifest(manifest))
-        return ArchiveResult(target.path, manifest, job.resumed)
+        job.target.publish(archive.write_manifest(manifest))
+        return ArchiveResult(job.target.path, manifest, job.resumed)
 
 
 class _ArchiveJob:
@@ -138,8 +137,7 @@ class _ArchiveJob:
     def __init__(self, name: str, to: str, progress: ArchiveProgress, *, resumed: bool) -> None:
         self.progress = progress
         self.resumed = resumed
-        self._name, self._to = name, to
-        self._target: targets.ArchiveTarget | None = None
+        self.target = targets.open_target(to, name)
 
     @classmethod
     def begin(cls, request: ArchiveRequest, now: int, on_other: Callable[[str, str], None]) -> _ArchiveJob:
@@ -174,12 +172,6 @@ class _ArchiveJob:
         )
         progress = ArchiveProgress(digest, request.ages, cursor_before(manifest.before), manifest)
         return cls(_free_name(moment, targets.existing_names(request.to)), request.to, progress, resumed=False)
-
-    @property
-    def target(self) -> targets.ArchiveTarget:
-        """The folder of the archive, created with its first file, so that nothing to archive leaves nothing behind."""
-        self._target = self._target or targets.open_target(self._to, self._name)
-        return self._target
 
     def collect(self, reader: RetryingReader, on_collected: Callable[[CollectedRun], None], part_bytes: int) -> None:
         """Write the rest of the list, file by file."""

@@ -16,17 +16,18 @@ _LOCK: Final = ".runspan-archive.lock"
 
 
 class LocalTarget:
-    """A folder whose suffix says that it is unfinished. It is renamed at the end."""
+    """A folder whose suffix says that it is unfinished. It is created with its first file, and renamed at the end."""
 
     def __init__(self, parent: str, name: str) -> None:
         self._finished = os.path.join(parent, name)
         self.path = self._finished + UNFINISHED_SUFFIX
         """Where it can be read now."""
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        _sync_folder(parent)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, or replace it. It is durable then, and no reader sees a part of it."""
+        if not os.path.isdir(self.path):
+            os.mkdir(self.path, mode=0o700)
+            _sync_folder(os.path.dirname(self.path))
         target = os.path.join(self.path, name)
         temporary = f"{target}.tmp"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -70,7 +71,7 @@ ArchiveTarget = LocalTarget | ObjectTarget
 
 
 def open_target(parent: str, name: str) -> ArchiveTarget:
-    """Return the target of an archive in a folder or below a URL, and create it if needed."""
+    """Return the target of an archive in a folder or below a URL."""
     return ObjectTarget(parent, name) if is_url(parent) else LocalTarget(parent, name)
 
 
