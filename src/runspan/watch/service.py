@@ -17,8 +17,7 @@ from runspan.errors import ConfigError, DocumentError, RunspanError
 from runspan.export import TARGET_SPANS, ObservedRun, batches
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
-from runspan.sources import pieces, runs
-from runspan.sources.splitter import RawDocument
+from runspan.sources import parse, pieces
 from runspan.telemetry import CumulativeSource, MetricsRegistry, export_samples
 from runspan.telemetry.registry import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import ProcessedFileMover
@@ -314,20 +313,17 @@ class WatchService:
             yield from map(self._item, self._snapshots.put(run, plan, progress))
 
     def _read(self, progress: FileProgress) -> Iterator[Run]:
-        def followed(found: Iterator[RawDocument]) -> Iterator[RawDocument]:
-            for piece in found:
-                progress.offset = piece.end_offset
-                yield piece
-
         try:
-            documents = runs(followed(pieces(progress.file.path)))
+            found = pieces(progress.file.path)
         except ConfigError as error:
             progress.fail(error)  # it was deleted, or cannot be opened now
             return
         except DocumentError as error:
             progress.refuse(error)
             return
-        for document in documents:
+        for piece in found:
+            progress.offset = piece.end_offset
+            document = parse(piece)
             if not isinstance(document, DocumentError):
                 progress.documents += 1
                 progress.cut = False
