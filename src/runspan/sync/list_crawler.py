@@ -7,7 +7,6 @@ the others miss.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -94,7 +93,7 @@ class ListCrawler:
             if 0 < position.full_ended <= now
         }
         self._read_at = dict(self._full_read_at)
-        self._unread = deque(filters)
+        self._unread = set(filters)
         """The filters whose list this sync has not started to read."""
         self._requested: ListScan | None = None
         self._not_before = 0
@@ -184,25 +183,20 @@ class ListCrawler:
 
     def _start_scans(self, now: int) -> None:
         """Start the scans that are due."""
-        follow = self._config.follow
         if self._context.list_recheck_needed:
             self._context.list_recheck_needed = False
             if self.done:
                 first = self._config.filters[0]
                 self._top_scans[first] = self._top_scan(first, now)
         for each in self._config.filters:
-            if each in self._full_scans and not follow:
-                continue
             unread = each in self._unread
-            full_scan_due = self._is_full_scan_due(each)
-            if each not in self._full_scans and full_scan_due and (unread or follow):
-                self._full_scans[each] = self._full_scan(each, now)
-            elif each not in self._top_scans and (unread or (follow and self._is_top_scan_due(each))):
-                self._top_scans[each] = self._top_scan(each, now)
-            else:
+            if not (unread or self._config.follow):
                 continue
-            if unread:
-                self._unread.remove(each)
+            if each not in self._full_scans and self._is_full_scan_due(each):
+                self._full_scans[each] = self._full_scan(each, now)
+            elif each not in self._top_scans and (unread or self._is_top_scan_due(each)):
+                self._top_scans[each] = self._top_scan(each, now)
+            self._unread.discard(each)
 
     def _is_full_scan_due(self, each: ListFilter) -> bool:
         config, read_at = self._config, self._full_read_at.get(each)
