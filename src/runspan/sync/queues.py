@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -13,7 +13,7 @@ from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import HEARTBEAT_SHARE, Document
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
-from runspan.export import TARGET_SPANS, ObservedRun, batches
+from runspan.export import ObservedRun, batches
 from runspan.http.client import ResponseTooLarge
 from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
 from runspan.otlp.protobuf_writer import Resource
@@ -220,20 +220,6 @@ class FetchQueue:
         return bool(runs)
 
 
-@dataclass(slots=True)
-class SendBatch:
-    """Documents that are sent together."""
-
-    documents: list[PlannedSend] = field(default_factory=list)
-    spans: int = 0
-    size: int = 0
-
-    def add(self, planned: PlannedSend) -> None:
-        self.documents.append(planned)
-        self.spans += 1 + len(planned.run.steps)
-        self.size += len(planned.run.text)
-
-
 class SendQueue:
     """Sends documents in batches. Each is stored in the checkpoint before it is sent and after its status is known.
 
@@ -263,9 +249,10 @@ class SendQueue:
         """Why the exporter sends nothing any more, or ""."""
         self.receiver_works = False
         """Whether the receiver has accepted or rejected anything since the exporter was made."""
-        self._open = SendBatch()
+        self._open: list[PlannedSend] = []
+        self._open_bytes = 0
         self._opened_at = 0.0
-        self._ready: list[SendBatch] = []
+        self._ready: list[list[PlannedSend]] = []
         self.in_flight: dict[str, PlannedSend] = {}
         """The documents whose status is unknown, by run id."""
         self._bytes_in_flight = 0
@@ -273,7 +260,7 @@ class SendQueue:
     @property
     def waiting(self) -> bool:
         """Whether documents were not sent yet."""
-        return bool(self._open.documents or self._ready)
+        return bool(self._open or self._ready)
 
     @property
     def full(self) -> bool:
@@ -283,14 +270,15 @@ class SendQueue:
         """
         if not self.receiver_works and (self.waiting or self.in_flight):
             return True
-        return len(self._ready) > 1 or self._open.size > MAX_BYTES
+        return len(self._ready) > 1 or self._open_bytes > MAX_BYTES
 
     def add(self, planned: PlannedSend) -> None:
         """Queue a document of a run that is in progress."""
-        if not self._open.documents:
+        if not self._open:
             self._opened_at = time.monotonic()
-        self._open.add(planned)
-        if self._open.spans >= TARGET_SPANS or self._open.size > MAX_BYTES // 4:
+        self._open.append(planned)
+        self._open_bytes += len(planned.run.text)
+        if self._open_bytes > MAX_BYTES // 4:
             self._close_batch()
 
     def take_batches(self, *, idle: bool) -> list[list[Run | RunSpans]]:
@@ -300,12 +288,11 @@ class SendQueue:
 
         - ``idle``: whether no document is being fetched that could be added to the last batch.
         """
-        if self._open.documents and (idle or time.monotonic() - self._opened_at >= LINGER):
+        if self._open and (idle or time.monotonic() - self._opened_at >= LINGER):
             self._close_batch()
         taken = []
         while self._ready and not self.stopped and self._has_room(self._ready[0]):
-            batch = self._ready.pop(0)
-            taken.append([self._start_sending(planned) for planned in batch.documents])
+            taken.append([self._start_sending(planned) for planned in self._ready.pop(0)])
         return taken
 
     def send(self, batch: list[Run | RunSpans]) -> None:
@@ -335,10 +322,10 @@ class SendQueue:
 
     def _close_batch(self) -> None:
         self._ready.append(self._open)
-        self._open = SendBatch()
+        self._open, self._open_bytes = [], 0
 
-    def _has_room(self, batch: SendBatch) -> bool:
-        return not self.in_flight or self._bytes_in_flight + batch.size <= MAX_BYTES
+    def _has_room(self, batch: Sequence[PlannedSend]) -> bool:
+        return not self.in_flight or self._bytes_in_flight + _bytes_of(batch) <= MAX_BYTES
 
     def _start_sending(self, planned: PlannedSend) -> Run | RunSpans:
         """Store that a document is about to be sent. Return what to send of it."""
@@ -364,7 +351,7 @@ class SendQueue:
     def _settle(self, digests: Mapping[str, Sequence[bytes]], status: RunStatus, reason: str) -> None:
         """Handle the status of runs. digests: Of the step spans that were sent of each."""
         settled = [self.in_flight.pop(run_id) for run_id in digests]
-        self._bytes_in_flight -= sum(len(planned.run.text) for planned in settled)
+        self._bytes_in_flight -= _bytes_of(settled)
         self.receiver_works = self.receiver_works or status is not RunStatus.NOT_SENT
         if status is RunStatus.UNKNOWN:
             self._halve(settled)
@@ -395,11 +382,11 @@ class SendQueue:
     def _halve(self, unknown: Sequence[PlannedSend]) -> None:
         """Send runs again in smaller batches, because the receiver rejected some without saying which."""
         middle = len(unknown) // 2
-        for part in (unknown[:middle], unknown[middle:]):
-            batch = SendBatch()
-            for planned in part:
-                batch.add(planned)
-            self._ready.append(batch)
+        self._ready += [*unknown[:middle]], [*unknown[middle:]]
+
+
+def _bytes_of(documents: Iterable[PlannedSend]) -> int:
+    return sum(len(planned.run.text) for planned in documents)
 
 
 def raise_error(error: BaseException) -> None:
