@@ -100,6 +100,7 @@ def export(
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
+            keep_text=letters is not None,
         ):
             if not delivery.submit(batch):
                 if letters is not None:
@@ -121,20 +122,24 @@ def batches(
     observed_at: Callable[[], int],
     resource: Resource,
     target_spans: int = TARGET_SPANS,
+    keep_text: bool = True,
 ) -> Iterable[Batch]:
     """Yield the encoded runs in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
     - ``items``: runs to encode, or the encoded spans of one.
+    - ``keep_text``: whether the batches contain the texts of the runs that are encoded here.
     """
     frame = partial(request_bytes, resource)
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(items, min(GROUP_SPANS, target_spans)):
-        written = iter(
-            write_runs([each for each in group if isinstance(each, Run)], tenant=tenant, observed_at=observed_at())
-        )
+        to_encode = [item for item in group if isinstance(item, Run)]
+        written = iter(write_runs(to_encode, tenant=tenant, observed_at=observed_at()))
         for item in group:
-            run = RunSpans.of(item.id, next(written), item.text) if isinstance(item, Run) else item
+            if isinstance(item, Run):
+                run = RunSpans.of(item.id, next(written), item.text if keep_text else b"")
+            else:
+                run = item
             if runs and size + run.size > TARGET_BYTES:
                 yield Batch(frame, tuple(runs))
                 runs, spans, size = [], 0, 0
