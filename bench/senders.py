@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from runspan.codec.encode import encode
 from runspan.delivery import ExporterConfig, HttpTransport, connect
 from runspan.errors import DocumentError
 from runspan.export import batches, export
-from runspan.model.document import Envelope
+from runspan.model.document import Envelope, Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
 
@@ -108,7 +108,7 @@ class Floor:
         self._spans = 0
 
     def prepare(self, path: str) -> None:
-        made = batches(documents(path), observed_at=time.time_ns, resource=RESOURCE, on_refused=_unexpected)
+        made = batches(_readable(documents(path)), observed_at=time.time_ns, resource=RESOURCE)
         self._requests, self._spans = [], 0
         for batch in made:
             self._requests.append((batch.body(), len(batch.runs)))
@@ -132,8 +132,11 @@ class Floor:
         return self._spans
 
 
-def _unexpected(error: DocumentError) -> None:
-    raise error
+def _readable(found: Iterable[Run | DocumentError]) -> Iterator[Run]:
+    for document in found:
+        if isinstance(document, DocumentError):
+            raise document
+        yield document
 
 
 CONTESTANTS: Final[dict[str, Callable[[str], Any]]] = {

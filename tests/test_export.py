@@ -13,7 +13,7 @@ import pytest
 from runspan import Run, decode
 from runspan.delivery import GRPC, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, connect, exporter_config
 from runspan.errors import DocumentError
-from runspan.export import TARGET_BYTES, ObservedRun, batches, export
+from runspan.export import TARGET_BYTES, batches, export
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource
@@ -35,10 +35,6 @@ def large_run(run_id: str, steps: int, payload: int) -> Run:
         for n in range(steps)
     ]
     return Run.from_dict({"id": run_id, "workflowId": "wf", "status": "completed", "steps": listed})
-
-
-def unexpected(error: DocumentError) -> None:
-    raise error
 
 
 def documents_in(posts: list[Post]) -> dict[str, bytes]:
@@ -98,7 +94,7 @@ def test_resource_and_tenant_are_used() -> None:
 def test_batches_have_about_the_target_and_never_divide_a_run() -> None:
     """Each batch reaches the target of spans with its last run, and runs keep their order."""
     runs = generated(200)
-    made = list(batches(runs, observed_at=lambda: NOW, resource=Resource(), target_spans=64, on_refused=unexpected))
+    made = list(batches(runs, observed_at=lambda: NOW, resource=Resource(), target_spans=64))
     assert [run.run_id for batch in made for run in batch.runs] == [run.id for run in runs]
     for batch in made[:-1]:
         assert batch.spans >= 64
@@ -109,9 +105,7 @@ def test_a_batch_is_limited_in_bytes_and_a_larger_run_is_alone() -> None:
     """A batch is limited in bytes as well as in spans."""
     middle = [large_run(f"m{n}", 3, 300_000) for n in range(6)]
     huge = large_run("huge", 20, 300_000)
-    made = list(
-        batches([*middle[:3], huge, *middle[3:]], observed_at=lambda: NOW, resource=Resource(), on_refused=unexpected)
-    )
+    made = list(batches([*middle[:3], huge, *middle[3:]], observed_at=lambda: NOW, resource=Resource()))
     assert ("huge",) in [tuple(run.run_id for run in batch.runs) for batch in made]
     assert all(batch.size <= TARGET_BYTES for batch in made if batch.runs[0].run_id != "huge")
     assert sum(len(batch.runs) for batch in made) == 7
@@ -255,7 +249,7 @@ def test_a_generator_is_read_lazily() -> None:
             read.append(run.id)
             yield run
 
-    stream = batches(recorded(), observed_at=lambda: NOW, resource=Resource(), target_spans=20, on_refused=unexpected)
+    stream = batches(recorded(), observed_at=lambda: NOW, resource=Resource(), target_spans=20)
     first = next(iter(stream))
     assert len(read) == len(first.runs) < 100
 
@@ -275,17 +269,3 @@ def test_corrections_rank_above_the_ends_that_were_sent() -> None:
     assert documents_in(receiver.posts) == {run.id: run.text for run in changed}
     roots = [span for post in receiver.posts for span in post.spans if not span.parent_span_id]
     assert len(roots) == len(runs)
-
-
-@pytest.mark.parametrize("keep_text", [False, True])
-def test_batches_of_corrections_have_the_text_only_if_it_is_kept(keep_text: bool) -> None:
-    """As those of other documents."""
-    (run,) = generated(1)
-    (batch,) = batches(
-        [ObservedRun(run, NOW, after_root=True)],
-        observed_at=lambda: NOW,
-        resource=Resource(),
-        on_refused=unexpected,
-        keep_text=keep_text,
-    )
-    assert [found.text for found in batch.runs] == [run.text if keep_text else b""]

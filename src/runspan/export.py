@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from runspan.codec.encode import encode
-from runspan.delivery import Batch, DeadLetters, ExportReport, OtlpExporter, RunSpans
+from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
 from runspan.errors import DocumentError
 from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
@@ -38,7 +38,7 @@ class ObservedRun(NamedTuple):
         digests = tuple([digest_of(data) for _, data in parts[:-1]])
         return RunSpans.of(self.run.id, parts, self.run.text, digests)
 
-    def without_acked(self, spans: SpanAcks, key: bytes, tenant: str, now: int) -> ExportItem:
+    def without_acked(self, spans: SpanAcks, key: bytes, tenant: str, now: int) -> Run | RunSpans:
         """Return what to send: the spans that the receiver does not have, with their digests, which are to be added to
         ``spans`` once they are acknowledged. The age of the others stays.
 
@@ -48,15 +48,13 @@ class ObservedRun(NamedTuple):
         - ``now``: in nanoseconds since 1970.
         """
         acked = spans.get(key, now)
-        if not acked:
-            return self.run if self.run.finished and not self.after_root else self
+        if self.run.finished and not (acked or self.after_root):
+            return self.run
         encoded = self.encode(tenant)
+        if not acked:
+            return encoded
         spans.retain_only(key, encoded.step_digests)
         return encoded.without(acked)
-
-
-ExportItem = Run | ObservedRun | RunSpans
-"""A run to encode, or the encoded spans of one."""
 
 
 def export(
@@ -82,24 +80,31 @@ def export(
     - ``on_progress``: called after each request that was queued.
     """
 
-    def correction(document: Run | DocumentError) -> ObservedRun | DocumentError:
-        return ObservedRun(document, observed_at(), after_root=True) if isinstance(document, Run) else document
+    def readable(documents: Iterable[Run | DocumentError]) -> Iterator[Run]:
+        for document in documents:
+            if isinstance(document, DocumentError):
+                delivery.stats.refused(document)
+            else:
+                yield document
+
+    def correction(run: Run) -> RunSpans:
+        return ObservedRun(run, observed_at(), after_root=True).encode(tenant)
 
     letters = delivery.stats.dead_letters
-    remaining = iter(documents) if letters is None else letters.track(documents)
+    runs = readable(documents if letters is None else letters.track(documents))
     try:
         for batch in batches(
-            map(correction, remaining) if after_root else remaining,
+            map(correction, runs) if after_root else runs,
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
-            on_refused=delivery.stats.refused,
             keep_text=letters is not None,
         ):
             if not delivery.submit(batch):
                 if letters is not None:
-                    _write_dead_letters(remaining, letters, delivery.stats.refused)
+                    for run in runs:
+                        letters.write_text(run.text)
                 break
             if on_progress is not None:
                 on_progress(delivery.report())
@@ -109,35 +114,30 @@ def export(
         return delivery.report()
 
 
-def _write_dead_letters(
-    documents: Iterable[Run | DocumentError], letters: DeadLetters, on_refused: Callable[[DocumentError], None]
-) -> None:
-    for document in documents:
-        if isinstance(document, DocumentError):
-            on_refused(document)
-        else:
-            letters.write_text(document.text)
-
-
 def batches(
-    documents: Iterable[ExportItem | DocumentError],
+    items: Iterable[Run | RunSpans],
     *,
     tenant: str = "",
     observed_at: Callable[[], int],
     resource: Resource,
     target_spans: int = TARGET_SPANS,
-    on_refused: Callable[[DocumentError], None],
-    keep_text: bool = False,
+    keep_text: bool = True,
 ) -> Iterable[Batch]:
-    """Yield encoded documents in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
+    """Yield the encoded runs in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
-    - ``on_refused``: called with the error of each document that could not be read.
-    - ``keep_text``: whether the batches contain the texts of the documents too.
+    - ``items``: runs to encode, or the encoded spans of one.
+    - ``keep_text``: whether the batches contain the texts of the runs that are encoded here.
     """
     runs: list[RunSpans] = []
     spans = size = 0
-    for group in _groups(documents, min(GROUP_SPANS, target_spans), on_refused):
-        for run in _encode_group(group, tenant, observed_at(), keep_text):
+    for group in _groups(items, min(GROUP_SPANS, target_spans)):
+        to_encode = [item for item in group if isinstance(item, Run)]
+        written = iter(write_runs(to_encode, tenant=tenant, observed_at=observed_at()))
+        for item in group:
+            if isinstance(item, Run):
+                run = RunSpans.of(item.id, next(written), item.text if keep_text else b"")
+            else:
+                run = item
             if runs and size + run.size > TARGET_BYTES:
                 yield Batch(resource, tuple(runs))
                 runs, spans, size = [], 0, 0
@@ -151,38 +151,18 @@ def batches(
         yield Batch(resource, tuple(runs))
 
 
-def _encode_group(group: list[ExportItem], tenant: str, now: int, keep_text: bool) -> Iterator[RunSpans]:
-    """Yield the spans of each run."""
-    runs = [document for document in group if isinstance(document, Run)]
-    written = iter(write_runs(runs, tenant=tenant, observed_at=now))
-    for document in group:
-        if isinstance(document, Run):
-            yield RunSpans.of(document.id, next(written), document.text if keep_text else b"")
-        elif isinstance(document, ObservedRun):
-            spans = document.encode(tenant)
-            yield spans if keep_text else spans._replace(text=b"")
-        else:
-            yield document
-
-
-def _groups(
-    documents: Iterable[ExportItem | DocumentError], group_spans: int, on_refused: Callable[[DocumentError], None]
-) -> Iterator[list[ExportItem]]:
+def _groups(items: Iterable[Run | RunSpans], group_spans: int) -> Iterator[list[Run | RunSpans]]:
     """Yield groups of runs with about ``group_spans`` spans and at most about ``TARGET_BYTES``."""
-    group: list[ExportItem] = []
+    group: list[Run | RunSpans] = []
     spans = size = 0
-    for document in documents:
-        if isinstance(document, DocumentError):
-            on_refused(document)
-            continue
-        group.append(document)
-        if isinstance(document, RunSpans):
-            spans += len(document.spans)
-            size += document.size
+    for item in items:
+        group.append(item)
+        if isinstance(item, Run):
+            spans += 1 + len(item.envelope.steps or ())
+            size += len(item.text)
         else:
-            run = document if isinstance(document, Run) else document.run
-            spans += 1 + len(run.envelope.steps or ())
-            size += len(run.text)
+            spans += len(item.spans)
+            size += item.size
         if spans >= group_spans or size >= TARGET_BYTES:
             yield group
             group, spans, size = [], 0, 0

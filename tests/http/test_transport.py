@@ -22,7 +22,7 @@ from runspan.errors import BackendUnreachable, RunspanError
 from runspan.http.client import DeadlineTransport
 from runspan.http.retry import MAX_RETRY_AFTER, RateLimiter, RetryPolicy, parse_retry_after
 from runspan.http.urls import MAX_MESSAGE, redact_url, sanitize_message
-from runspan.platform_api import ApiClient, PlatformClient
+from runspan.platform_api.client import ApiClient, PlatformClient
 from support.cli import runspan
 
 TIMEOUT = 0.5

@@ -14,7 +14,7 @@ from runspan.backends.runspan_api import RunspanApiReader
 from runspan.cli import main
 from runspan.delivery import exporter_config
 from runspan.http.urls import parse_url
-from runspan.platform_api import parse_api_url
+from runspan.platform_api.client import parse_api_url
 
 WRONG = [
     "http://collector..svc",  # as http://collector.$NAMESPACE.svc, the variable not set

@@ -26,9 +26,8 @@ from runspan.errors import (
 from runspan.http.client import ResponseTooLarge
 from runspan.http.retry import RateLimiter, RetryPolicy
 from runspan.model.document import Run
-from runspan.platform_api import ApiClient, PlatformClient, fingerprint_of_summary, parse_api_url
-from runspan.platform_api.client import MAX_RESPONSE_BYTES
-from runspan.platform_api.schema import MalformedResponse, read_data, read_page
+from runspan.platform_api.client import MAX_RESPONSE_BYTES, ApiClient, PlatformClient, parse_api_url
+from runspan.platform_api.schema import MalformedResponse, fingerprint_of_summary, read_data, read_page
 from support.cli import generated
 from support.faulty_platform import EVERY_KIND, Faults, FaultyPlatform, platform
 from support.sync import LocalServer, local_server, run_document

@@ -17,7 +17,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError, DocumentError, StoreError
 from runspan.sources import documents, total_bytes
 from runspan.sources.archive import archives_in, find_damage, manifest_of
-from runspan.sources.filesystem import ObjectStore, display_path, is_url
+from runspan.sources.filesystem import ObjectPath, display_path, is_url, list_files, read_all
 from support.archives import Cut, Killed, fill, finished, held, make, past
 from support.cli import process, runspan, server
 
@@ -87,20 +87,18 @@ def test_an_archive_among_objects(bucket: str, tmp_path: Path) -> None:
         again = make(store, f"{bucket}/archives", compression="gzip")
     assert held(again.path) == finished(texts)
     assert len(archives_in(f"{bucket}/archives")) == 2
-    objects = ObjectStore(done.path)
-    there = objects.sizes(done.path)
+    there = list_files(done.path)
     assert there is not None
     assert "progress.json" not in there
     name = done.manifest.files[1].name
-    with objects.open(f"{done.path}/{name}") as file:
-        content = bytearray(file.read())
+    content = bytearray(read_all(f"{done.path}/{name}"))
     content[len(content) // 2] ^= 1
-    objects.write(f"{done.path}/{name}", bytes(content))
+    ObjectPath(f"{done.path}/{name}").write(bytes(content))
     found = list(find_damage(done.path, done.manifest))
     assert found
     assert all(name in fault.where for fault in found)
-    objects.remove(f"{done.path}/manifest.json")
-    objects.write(f"{done.path}/progress.json", b"{}")
+    ObjectPath(f"{done.path}/manifest.json").remove()
+    ObjectPath(f"{done.path}/progress.json").write(b"{}")
     with pytest.raises(ConfigError, match="an unfinished one"):
         manifest_of(done.path)
     assert archives_in(f"{bucket}/archives") == [again.path]

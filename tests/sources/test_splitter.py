@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from runspan.errors import DocumentError
 from runspan.model.document import Run
-from runspan.sources import RawDocument, runs, split
+from runspan.sources import RawDocument, parse, split
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.json"))
 MEGABYTE = 1 << 20
@@ -34,13 +34,14 @@ def pieces(data: bytes, **options: int) -> list[RawDocument]:
 def outcomes(data: bytes, **options: int) -> list[str]:
     """The id of each run, and the place of each error."""
     return [
-        item.id if isinstance(item, Run) else f"! {item.where}" for item in runs(split([data], name="f", **options))
+        item.id if isinstance(item, Run) else f"! {item.where}"
+        for item in map(parse, split([data], name="f", **options))
     ]
 
 
 def errors(data: bytes, **options: int) -> list[DocumentError]:
     """The errors only."""
-    return [item for item in runs(split([data], name="f", **options)) if isinstance(item, DocumentError)]
+    return [item for item in map(parse, split([data], name="f", **options)) if isinstance(item, DocumentError)]
 
 
 def comparable(found: Iterable[RawDocument]) -> list[tuple[bytes, str, int, str]]:
@@ -102,7 +103,7 @@ FRAMINGS = {
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
 def test_framings(data: bytes, expected: list[str], size: int) -> None:
     """Every framing gives its documents, in order, whatever the chunks."""
-    found = [item.id if isinstance(item, Run) else str(item) for item in runs(split(cut(data, size), name="f"))]
+    found = [item.id if isinstance(item, Run) else str(item) for item in map(parse, split(cut(data, size), name="f"))]
     assert found == expected
 
 
@@ -179,7 +180,7 @@ BROKEN = {
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
 def test_broken_documents_do_not_stop_the_others(data: bytes, expected: list[str], size: int) -> None:
     """Only the broken document is refused, in its place, and the error names the place."""
-    found = list(runs(split(cut(data, size), name="f")))
+    found = list(map(parse, split(cut(data, size), name="f")))
     assert len(found) == len(expected), found
     for item, wanted in zip(found, expected, strict=True):
         if isinstance(item, DocumentError):
@@ -251,7 +252,7 @@ OVERSIZE = {
 @pytest.mark.parametrize("size", [1, 5, 1 << 20])
 def test_oversize_documents(data: bytes, expected: list[str], size: int) -> None:
     """A document over the limit is refused as such, and what follows it is read."""
-    found = list(runs(split(cut(data, size), name="f", max_document=50)))
+    found = list(map(parse, split(cut(data, size), name="f", max_document=50)))
     assert [item.id if isinstance(item, Run) else f"! {item.where}" for item in found] == expected
     assert [item.expected for item in found if isinstance(item, DocumentError)] == ["at most 50 bytes"]
 
@@ -354,7 +355,7 @@ def test_no_step_becomes_a_run(lines: list[object], written: list[dict[str, obje
     assert [json.loads(piece.data) for piece in split(cut(data, size), name="f")] == expected
     ids = [each["id"] for each in expected]
     shorter = data[: len(data) * kept // 100]
-    found = [item.id for item in runs(split(cut(shorter, size), name="f")) if isinstance(item, Run)]
+    found = [item.id for item in map(parse, split(cut(shorter, size), name="f")) if isinstance(item, Run)]
     assert found == ids[: len(found)]
 
 
@@ -414,10 +415,10 @@ def test_the_example_runs_in_every_framing() -> None:
     texts = [path.read_bytes() for path in EXAMPLES]
     expected = [Run.from_json(text) for text in texts]
     assert len(expected) > 20
-    assert list(runs(split(texts, name="f"))) == expected
-    assert list(runs(split(cut(b"[" + b",".join(texts) + b"]", 1000), name="f"))) == expected
+    assert list(map(parse, split(texts, name="f"))) == expected
+    assert list(map(parse, split(cut(b"[" + b",".join(texts) + b"]", 1000), name="f"))) == expected
     compact = b"\n".join(run.text for run in expected)
-    assert list(runs(split(cut(compact, 1000), name="f"))) == expected
+    assert list(map(parse, split(cut(compact, 1000), name="f"))) == expected
 
 
 def peak(chunks: Iterable[bytes], max_document: int) -> tuple[int, list[str]]:

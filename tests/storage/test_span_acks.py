@@ -16,7 +16,7 @@ from runspan import Run
 from runspan.delivery import RunSpans, exporter_config
 from runspan.export import ObservedRun
 from runspan.storage.span_acks import KEEP, SIZE, TABLES, SpanAcks
-from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.watch.state_db import WatchState
 
 NOW = 1_764_000_000 * 10**9
@@ -62,9 +62,9 @@ def test_what_is_sent_of_a_version(spans: SpanAcks) -> None:
     step = {"id": "a", "type": "action", "status": "completed"}
     going, ended = (Run.from_dict({"id": "run", "status": status, "steps": [step]}) for status in ("running", "failed"))
     snapshot, end, correction = ObservedRun(going, 5), ObservedRun(ended, 6), ObservedRun(ended, 7, after_root=True)
-    assert snapshot.without_acked(spans, b"run", "", NOW) is snapshot
+    assert snapshot.without_acked(spans, b"run", "", NOW) == snapshot.encode("")
     assert end.without_acked(spans, b"run", "", NOW) is ended
-    assert correction.without_acked(spans, b"run", "", NOW) is correction
+    assert correction.without_acked(spans, b"run", "", NOW) == correction.encode("")
     known, *others = snapshot.encode("").step_digests
     spans.add(b"run", [known, *names(1)], NOW)
     left = snapshot.without_acked(spans, b"run", "", NOW)
@@ -130,10 +130,12 @@ def test_another_receiver_has_nothing(spans: SpanAcks) -> None:
 def test_no_secret_is_stored(tmp_path: Path) -> None:
     """Neither as it is nor as a plain hash, which a guessed password would be compared with at once."""
     config = exporter_config({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hunter2"}, endpoint="http://a")
-    with closing(Checkpoint(tmp_path / "cp", Binding("a", "b"), config.identity)):
-        pass
+    with closing(Checkpoint(tmp_path / "cp", sync_binding("a", "b"))) as state:
+        state.spans.bind_receiver(config.identity)
+        state.commit()
     with closing(WatchState(tmp_path / "state", "a", "")) as state:
         state.spans.bind_receiver(config.identity)
+        state.commit()
     for name in ("cp", "state"):
         content = (tmp_path / name).read_bytes()
         assert b"hunter2" not in content

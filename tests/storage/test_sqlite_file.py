@@ -13,7 +13,7 @@ import pytest
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import StoreError
 from runspan.storage.sqlite_file import Schema, open_database, open_read_only, store_error, translate_errors
-from runspan.sync.checkpoint import Binding, Checkpoint
+from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.watch.state_db import WatchState
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.sessions import SessionStore
@@ -28,7 +28,7 @@ def sessions(path: Path) -> SessionStore:
 
 OPENERS: dict[str, tuple[str, Callable[[Path], SqliteStore | Checkpoint | WatchState | ApiKeyStore | SessionStore]]] = {
     "store": ("runspan.sqlite3", lambda path: SqliteStore(path.parent)),
-    "checkpoint": ("checkpoint", lambda path: Checkpoint(path, Binding("a", "b"))),
+    "checkpoint": ("checkpoint", lambda path: Checkpoint(path, sync_binding("a", "b"))),
     "watch state": ("state", lambda path: WatchState(path, "target", "")),
     "keys": ("keys", ApiKeyStore),
     "sessions": ("sessions", sessions),

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runspan import Run, encode
-from runspan.archive import AgeRange, ArchiveCallbacks, ArchiveRequest, ArchiveResult, RetryingReader, create_archive
+from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, create_archive
+from runspan.archive.select import RetryingReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span
@@ -52,20 +53,19 @@ def make(
     """Create an archive of everything, in small files. other: called with unfinished archives that are not resumed."""
     members: dict[str, Any] = {
         "tenant": "",
-        "before": now,
-        "since": None,
         "source": "sqlite",
         "source_url": "sqlite:data",
         "to": str(to),
         "ages": AgeRange(3600 * SECOND, None),
         **request,
     }
-    callbacks = ArchiveCallbacks(lambda found: None, lambda size: None, other or (lambda path, options: None))
     return create_archive(
         ArchiveRequest(**members),
-        RetryingReader(reader, 2, _never),
+        RetryingReader(reader, 2, on_retry=_never),
         now=now,
-        callbacks=callbacks,
+        on_collected=lambda found: None,
+        on_checked=lambda size: None,
+        on_other=other or (lambda path, options: None),
         part_bytes=part_bytes,
     )
 
@@ -129,5 +129,5 @@ class Cut(Troubled):
         return super().document(run_id, tenant)
 
 
-def _never(seconds: float) -> None:
+def _never(error: str, seconds: float) -> None:
     raise AssertionError("nothing here asks to wait")

@@ -25,11 +25,12 @@ from runspan.model.timestamps import SECOND
 from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
-from runspan.platform_api import ApiClient, PlatformClient, run_path
-from runspan.sync import Binding, Checkpoint, SyncConfig, SyncEngine, SyncReport
-from runspan.sync.checkpoint import TrackedRun, TrackState
-from runspan.sync.context import MINUTE
+from runspan.platform_api.client import ApiClient, PlatformClient, run_path
+from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState, sync_binding
+from runspan.sync.context import MINUTE, SyncConfig
+from runspan.sync.engine import SyncEngine
 from runspan.sync.queues import PlannedSend, plan_send
+from runspan.sync.report import SyncReport
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import WAIT, runspan
@@ -165,7 +166,7 @@ def _engine(source: str, target: str, checkpoint: Path, config: SyncConfig, **op
     )
     exporter = ExporterConfig(f"{target}/v1/traces")
     with (
-        closing(Checkpoint(checkpoint, Binding(source, exporter.display_url))) as opened,
+        closing(Checkpoint(checkpoint, sync_binding(source, exporter.display_url))) as opened,
         DeadLetters(f"{checkpoint}.dead-letters") as dead_letters,
     ):
         yield SyncEngine(

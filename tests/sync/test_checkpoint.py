@@ -14,19 +14,18 @@ from pathlib import Path
 import pytest
 
 from runspan.errors import ConfigError, StoreError
-from runspan.sync.checkpoint import Binding, Checkpoint, ListPosition, TrackedRun, TrackState
+from runspan.sync.checkpoint import Checkpoint, ListPosition, TrackedRun, TrackState, sync_binding
 
-BINDING = Binding("http://a", "http://b/v1/traces")
+BINDING = sync_binding("http://a", "http://b/v1/traces")
 
 
 @contextmanager
-def opened(path: Path, binding: Binding = BINDING) -> Iterator[Checkpoint]:
+def opened(path: Path, binding: dict[str, str] = BINDING) -> Iterator[Checkpoint]:
     with closing(Checkpoint(path, binding)) as checkpoint:
         yield checkpoint
 
 
 def save(checkpoint: Checkpoint, *runs: TrackedRun) -> None:
-    checkpoint.begin()
     for run in runs:
         checkpoint.save(run)
     checkpoint.commit()
@@ -41,7 +40,6 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     position = ListPosition(1, 2, 3, 4, 5, "cursor")
     with opened(tmp_path / "cp") as checkpoint:
         save(checkpoint, tracked_run())
-        checkpoint.begin()
         checkpoint.save_list_position("/", position)
         checkpoint.commit()
     with opened(tmp_path / "cp") as checkpoint:
@@ -84,7 +82,6 @@ def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(tmp_pat
         assert checkpoint.oldest(TrackState.NEW) == 4
         assert checkpoint.backlog_by_time(10) == [(0, 2), (10, 1), (20, 1), (30, 1)]
         assert checkpoint.failing_count() == 2
-        checkpoint.begin()
         checkpoint.forget_failures()
         checkpoint.reschedule(TrackState.ENDED, since=4)
         checkpoint.commit()
@@ -98,13 +95,11 @@ def test_committed_changes_survive_a_kill_and_others_leave_no_trace(tmp_path: Pa
     code = """
 import os, signal, sys
 from pathlib import Path
-from runspan.sync.checkpoint import Binding, Checkpoint, TrackedRun
-checkpoint = Checkpoint(Path(sys.argv[1]), Binding("http://a", "http://b/v1/traces"))
+from runspan.sync.checkpoint import Checkpoint, TrackedRun, sync_binding
+checkpoint = Checkpoint(Path(sys.argv[1]), sync_binding("http://a", "http://b/v1/traces"))
 for number in range(20):
-    checkpoint.begin()
     checkpoint.save(TrackedRun(f"run_{number}", number))
     checkpoint.commit()
-checkpoint.begin()
 checkpoint.save(TrackedRun("run_lost", 1))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -130,23 +125,25 @@ def test_two_syncs_cannot_share_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "name"),
     [
-        (Binding("http://x", BINDING.target), "source"),
-        (Binding(BINDING.source, "http://x"), "target"),
-        (Binding(BINDING.source, BINDING.target, "acme"), "tenant"),
-        (Binding(BINDING.source, BINDING.target, "", ("wf_1",)), "workflow"),
-        (Binding(BINDING.source, BINDING.target, "", (), ("failed",)), "status"),
+        (sync_binding("http://x", BINDING["target"]), "source"),
+        (sync_binding(BINDING["source"], "http://x"), "target"),
+        (sync_binding(BINDING["source"], BINDING["target"], "acme"), "tenant"),
+        (sync_binding(BINDING["source"], BINDING["target"], "", ("wf_1",)), "workflow"),
+        (sync_binding(BINDING["source"], BINDING["target"], "", (), ("failed",)), "status"),
     ],
 )
-def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(tmp_path: Path, other: Binding, name: str) -> None:
+def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(
+    tmp_path: Path, other: dict[str, str], name: str
+) -> None:
     """The order of filters does not matter."""
     with opened(tmp_path / "cp"):
         pass
     with pytest.raises(ConfigError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
         pass
     assert "--state-file" in str(caught.value)
-    with opened(tmp_path / "two", Binding("a", "b", "", ("x", "y"))):
+    with opened(tmp_path / "two", sync_binding("a", "b", "", ("x", "y"))):
         pass
-    with opened(tmp_path / "two", Binding("a", "b", "", ("y", "x"))):
+    with opened(tmp_path / "two", sync_binding("a", "b", "", ("y", "x"))):
         pass
 
 

@@ -18,8 +18,7 @@ from runspan.delivery import OtlpExporter
 from runspan.delivery import connect as connect_exporter
 from runspan.errors import BackendBusy, StoreError
 from runspan.model.timestamps import SECOND
-from runspan.sync import Binding, Checkpoint
-from runspan.sync.checkpoint import TrackedRun, TrackState
+from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState, sync_binding
 from runspan.sync.context import DAY, MAX_PAUSE, MINUTE
 from runspan.sync.queues import plan_send
 from runspan.telemetry import MetricsRegistry
@@ -270,8 +269,7 @@ def test_a_checkpoint_of_a_clock_that_was_ahead_delays_nothing(
 
 def test_due_times_beyond_the_longest_pause_are_clamped(checkpoint: Path) -> None:
     """No others are changed."""
-    with closing(Checkpoint(checkpoint, Binding("a", "b"))) as made:
-        made.begin()
+    with closing(Checkpoint(checkpoint, sync_binding("a", "b"))) as made:
         for number, due in enumerate((0, NOW + MAX_PAUSE, NOW + MAX_PAUSE + 1, NOW + DAY, None)):
             made.save(TrackedRun(f"run_{number}", 1, TrackState.OPEN, due=due))
         made.save(TrackedRun("run_5", 1, TrackState.NEW, due=NOW + DAY, failures=1))

@@ -13,10 +13,9 @@ from runspan.codec.fields import ROOT_REVISION
 from runspan.export import ObservedRun
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND, canonical_text
-from runspan.platform_api import RunListItem, RunListPage
-from runspan.sync import ListFilter, SyncConfig
+from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import TrackedRun
-from runspan.sync.context import DAY, HOUR, MINUTE, retry_at
+from runspan.sync.context import DAY, HOUR, MINUTE, ListFilter, SyncConfig, retry_at
 from runspan.sync.list_crawler import ListScan, since_parameter
 from runspan.sync.queues import PlannedSend, plan_send, refresh_at
 from runspan.sync.report import at_risk_of_retention
@@ -27,7 +26,7 @@ def test_a_finished_run_is_written_once() -> None:
     """The first document of an ended run is its run span; the same document is not sent again."""
     tracked, run = TrackedRun("run_1", 0), run_of("completed")
     first = planned(tracked, run, NOW)
-    assert first == PlannedSend(run, sha256(run.text).digest()[:16], ROOT_REVISION)
+    assert first == PlannedSend(tracked, run, sha256(run.text).digest()[:16], ROOT_REVISION)
     assert first.observed == ObservedRun(run, 0)
     mark_sent(tracked, first, NOW)
     assert plan_send(tracked, run, NOW + DAY, POLICY) is None

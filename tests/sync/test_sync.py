@@ -14,7 +14,7 @@ from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_R
 from runspan.errors import BackendError
 from runspan.model.document import Run
 from runspan.model.span import run_ids
-from runspan.sync.checkpoint import Binding, Checkpoint, TrackState
+from runspan.sync.checkpoint import Checkpoint, TrackState, sync_binding
 from runspan.web.api_keys import ApiKeyStore
 from support.cli import generated, process, running, runspan, server
 from support.faulty_platform import EVERY_KIND, Faults, failure, platform
@@ -366,7 +366,7 @@ def test_a_receiver_that_does_not_respond_ends_a_sync_and_the_next_resumes(
     report = json.loads(result.stdout)
     assert (report["counts"]["sent"], report["backlog"], report["complete"]) == (0, 50, False)
     assert "took nothing for 1 s" in result.stderr
-    with closing(Checkpoint(checkpoint, Binding(source.url, receiver.url))) as left:
+    with closing(Checkpoint(checkpoint, sync_binding(source.url, receiver.url))) as left:
         assert left.counts == {TrackState.NEW: 50}
 
 

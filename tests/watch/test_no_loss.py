@@ -360,6 +360,7 @@ def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
     with closing(WatchState(path, "t", "")) as state:
         state.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
         state.plan_send(Run.from_dict(run("a")), NOW)
+        state.commit()
     change(path, f"UPDATE runs SET observed_at = {2**63 - 1}")
     with (
         closing(WatchState(path, "t", "")) as state,

@@ -329,10 +329,12 @@ def test_what_was_planned_is_planned_in_the_same_way(tmp_path: Path) -> None:
     path = tmp_path / "state"
     with closing(WatchState(path, "t", "")) as state:
         first = [state.plan_send(text, 100) for text in texts]
+        state.commit()
     assert [(item.observed_at, item.after_root) for item in first if item] == [(100, False), (101, False), (102, True)]
     with closing(WatchState(path, "t", "")) as state:
         assert [state.plan_send(text, 900) for text in texts] == first
         state.mark_acked(item for item in first if item)
+        state.commit()
     with closing(WatchState(path, "t", "")) as state:
         assert [state.plan_send(text, 900) for text in texts] == [None] * 3
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import zstandard
@@ -54,10 +54,6 @@ class ArchiveRequest:
     """What to archive, and where."""
 
     tenant: str
-    before: int
-    """Select runs that started earlier; nanoseconds since 1970."""
-    since: int | None
-    """Select runs that started then or later; None without a limit."""
     source: str
     """The kind of backend."""
     source_url: str
@@ -65,7 +61,7 @@ class ArchiveRequest:
     to: str
     """The folder or URL in which the archive becomes a folder."""
     ages: AgeRange
-    """``before`` and ``since`` as the user gave them, which stay the same while time passes."""
+    """Select runs that started this long ago; ages, unlike times, stay the same when the command is run again."""
     compression: str = "zstd"
 
 
@@ -74,7 +70,7 @@ class ArchiveProgress(Struct, rename="camel"):
 
     source_digest: str
     ages: AgeRange
-    after: tuple[int, str]
+    after: Cursor
     """The cursor of the list after the last run that was written."""
     manifest: archive.Manifest
     """The manifest of what was written, without its totals."""
@@ -97,47 +93,42 @@ class ArchiveResult:
         return not (self.manifest.partial or skipped.incomplete.runs or skipped.unreadable.runs)
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveCallbacks:
-    """Functions that are called on the way."""
-
-    collected: Callable[[CollectedRun], None]
-    """After each run."""
-    checked: Callable[[int], None]
-    """With the number of bytes that were just read back."""
-    other: Callable[[str, str], None] = lambda path, options: None
-    """With path and options of each unfinished archive of the same source that another request began."""
-
-
 def create_archive(
     request: ArchiveRequest,
     reader: RetryingReader,
     *,
     now: int,
-    callbacks: ArchiveCallbacks,
+    on_collected: Callable[[CollectedRun], None],
+    on_checked: Callable[[int], None],
+    on_other: Callable[[str, str], None],
     part_bytes: int = PART_BYTES,
 ) -> ArchiveResult:
     """Write an archive, read back every byte of it, verify every document, and only then give it its name.
 
-    ``now``: nanoseconds since 1970. StoreError when it cannot be written, or does not come back as it was written.
+    - ``now``: nanoseconds since 1970.
+    - ``on_collected``: called after each run.
+    - ``on_checked``: called with the number of bytes that were just read back.
+    - ``on_other``: called with path and options of each unfinished archive of the same source that another request
+      began.
+
+    StoreError when it cannot be written, or does not come back as it was written.
     """
     with targets.translate_os_errors(request.to), targets.exclusive(request.to):
-        job = _ArchiveJob.begin(request, now, callbacks.other)
-        job.collect(reader, callbacks, part_bytes)
+        job = _ArchiveJob.begin(request, now, on_other)
+        job.collect(reader, on_collected, part_bytes)
         manifest = job.manifest()
         if not manifest.files:
             return ArchiveResult("", manifest, resumed=False)
-        target = job.target
-        for damage in archive.find_damage(target.path, manifest, on_bytes=callbacks.checked):
+        for damage in archive.find_damage(job.target.path, manifest, on_bytes=on_checked):
             raise StoreError(
                 "what was written does not come back",
-                where=damage.where or target.path,
+                where=damage.where or job.target.path,
                 expected=damage.expected,
                 got=damage.got,
                 hint="nothing was deleted; delete this unfinished archive, check the disk, and archive again",
             )
-        target.publish(archive.write_manifest(manifest))
-        return ArchiveResult(target.path, manifest, job.resumed)
+        job.target.publish(archive.write_manifest(manifest))
+        return ArchiveResult(job.target.path, manifest, job.resumed)
 
 
 class _ArchiveJob:
@@ -146,11 +137,10 @@ class _ArchiveJob:
     def __init__(self, name: str, to: str, progress: ArchiveProgress, *, resumed: bool) -> None:
         self.progress = progress
         self.resumed = resumed
-        self._name, self._to = name, to
-        self._target: targets.ArchiveTarget | None = None
+        self.target = targets.open_target(to, name)
 
     @classmethod
-    def begin(cls, request: ArchiveRequest, now: int, other: Callable[[str, str], None]) -> _ArchiveJob:
+    def begin(cls, request: ArchiveRequest, now: int, on_other: Callable[[str, str], None]) -> _ArchiveJob:
         """Resume an archive whose request was the same, except for the moment, or begin a new one.
 
         An archive of other ages contains other runs, which ``--purge`` would delete, so it is never resumed. It stays
@@ -166,7 +156,8 @@ class _ArchiveJob:
                 continue
             if progress.manifest.compression == request.compression and progress.ages == request.ages:
                 return cls(name, request.to, progress, resumed=True)
-            other(targets.target_name(request.to, name), f"{progress.ages} --format {progress.manifest.compression}")
+            on_other(targets.target_name(request.to, name), f"{progress.ages} --format {progress.manifest.compression}")
+        before, since = request.ages.before, request.ages.since
         moment = datetime.fromtimestamp(now / SECOND, UTC)
         manifest = archive.Manifest(
             format=archive.FORMAT,
@@ -175,20 +166,14 @@ class _ArchiveJob:
             created_by=f"runspan {__version__}",
             tenant=request.tenant,
             source=request.source,
-            before=request.before,
-            since=request.since,
+            before=max(0, now - before),
+            since=None if since is None else max(0, now - since),
             compression=request.compression,
         )
-        progress = ArchiveProgress(digest, request.ages, _pair(cursor_before(request.before)), manifest)
+        progress = ArchiveProgress(digest, request.ages, cursor_before(manifest.before), manifest)
         return cls(_free_name(moment, targets.existing_names(request.to)), request.to, progress, resumed=False)
 
-    @property
-    def target(self) -> targets.ArchiveTarget:
-        """The folder of the archive, created with its first file, so that nothing to archive leaves nothing behind."""
-        self._target = self._target or targets.open_target(self._to, self._name)
-        return self._target
-
-    def collect(self, reader: RetryingReader, callbacks: ArchiveCallbacks, part_bytes: int) -> None:
+    def collect(self, reader: RetryingReader, on_collected: Callable[[CollectedRun], None], part_bytes: int) -> None:
         """Write the rest of the list, file by file."""
         manifest = self.progress.manifest
 
@@ -198,7 +183,7 @@ class _ArchiveJob:
 
         query = RunQuery(tenant=manifest.tenant, since=manifest.since)
         writer: PartWriter | None = None
-        cursor = Cursor(*self.progress.after)
+        cursor = self.progress.after
         for collected in collect(reader, query, after=cursor, on_partial=partial):
             cursor = collected.cursor
             if isinstance(collected.result, Run):
@@ -207,7 +192,7 @@ class _ArchiveJob:
                 writer.add(collected.result)
             else:
                 self._change(skipped=collected.result.added_to(self.progress.manifest.skipped))
-            callbacks.collected(collected)
+            on_collected(collected)
             if writer is not None and writer.full:
                 self._write(writer, cursor)
                 writer = None
@@ -231,17 +216,11 @@ class _ArchiveJob:
         self.target.write(part.digests, digests)
         self.target.write(part.name, content)
         self._change(files=(*self.progress.manifest.files, part))
-        self.progress.after = _pair(after)
+        self.progress.after = after
         self.target.write(archive.PROGRESS, msgspec.json.encode(self.progress))
 
     def _change(self, **members: Any) -> None:
         self.progress.manifest = msgspec.structs.replace(self.progress.manifest, **members)
-
-
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
 
 
 class PartWriter:
@@ -336,16 +315,12 @@ def format_duration(nanoseconds: int) -> str:
     return f"{minutes}m"
 
 
-def _pair(cursor: Cursor) -> tuple[int, str]:
-    return cursor.time, cursor.run_id
-
-
 def _free_name(moment: datetime, names: set[str]) -> str:
     stem = f"runspan-{moment:%Y%m%dT%H%M%SZ}"
     return next(name for number in count(1) if (name := stem if number == 1 else f"{stem}-{number}") not in names)
 
 
-def _compressor(compression: str) -> _Compressor:
+def _compressor(compression: str) -> zlib._Compress | zstandard.ZstdCompressionObj:
     if compression == "gzip":
         return zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compressobj()

@@ -7,11 +7,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
-from tenacity.wait import wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_before_delay,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
@@ -26,7 +34,6 @@ _FIRST_ID: Final = "\0"
 """Sorts before every usual run id, so a cursor with it is before all runs of its time."""
 
 _BACKOFF: Final = wait_random_exponential(multiplier=0.5, max=30.0)
-_SLICE: Final = 1.0
 _RETRYABLE: Final = (BackendBusy, BackendUnreachable, RateLimited)
 
 
@@ -37,25 +44,13 @@ class RetryingReader:
     reader: TraceReader
     concurrency: int
     """Documents that are fetched at once."""
-    sleep: Callable[[float], None]
-    """Waits between attempts, at most a second at a time."""
     retry_max_time: float = RETRY_MAX_TIME
     """Seconds after which the last error is raised. A longer Retry-After raises it at once."""
     on_retry: Callable[[str, float], None] = lambda error, seconds: None
     """Called with the error, and the seconds until the next attempt."""
 
-    def call(self, request: Callable[[], T], cancelled: Callable[[], bool] = lambda: False) -> T:
-        """Return the result of a request. Once it is cancelled, the last error is raised at once."""
-
-        def sleep(seconds: float) -> None:
-            while seconds > 0 and not cancelled():
-                self.sleep(min(seconds, _SLICE))
-                seconds -= _SLICE
-
-        def stop(state: RetryCallState) -> bool:
-            # Both clocks: attempts take time as well, and the sleep that tests pass in takes none.
-            passed = max(state.seconds_since_start or 0.0, state.idle_for)
-            return cancelled() or passed + state.upcoming_sleep > self.retry_max_time
+    def call(self, request: Callable[[], T], stopping: threading.Event) -> T:
+        """Return the result of a request. Once ``stopping`` is set, the last error is raised at once."""
 
         def report(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome is not None else None
@@ -63,9 +58,9 @@ class RetryingReader:
 
         retrying = Retrying(
             retry=retry_if_exception_type(_RETRYABLE),
-            stop=stop,
+            stop=stop_when_event_set(stopping) | stop_before_delay(self.retry_max_time),
             wait=_wait,
-            sleep=sleep,
+            sleep=sleep_using_event(stopping),
             before_sleep=report,
             reraise=True,
         )
@@ -108,7 +103,7 @@ def collect(
     with ThreadPoolExecutor(reader.concurrency, thread_name_prefix="runspan-archive") as pool:
         stopping = threading.Event()
         try:
-            for item in _items(reader, query, after, on_partial):
+            for item in _items(reader, query, after, on_partial, stopping):
                 future = pool.submit(_document, reader, item, query.tenant, stopping)
                 pending.append((future, Cursor(sort_time(item.envelope), item.id)))
                 while len(pending) > 4 * reader.concurrency:
@@ -126,12 +121,18 @@ def cursor_before(moment: int) -> Cursor:
     return Cursor(moment, _FIRST_ID)
 
 
-def _items(reader: RetryingReader, query: RunQuery, after: Cursor, on_partial: Callable[[str], None]) -> Iterator[Run]:
+def _items(
+    reader: RetryingReader,
+    query: RunQuery,
+    after: Cursor,
+    on_partial: Callable[[str], None],
+    stopping: threading.Event,
+) -> Iterator[Run]:
     """Yield the items of the list: documents of few members."""
     cursor: Cursor | None = after
     while cursor is not None:
         page_query = replace(query, limit=MAX_LIMIT, cursor=cursor)
-        page = reader.call(lambda query=page_query: reader.reader.search(query))  # type: ignore[misc]  # binds it
+        page = reader.call(partial(reader.reader.search, page_query), stopping)
         for line in page.partial:
             on_partial(line)
         yield from map(Run.from_json, page.items)
@@ -146,7 +147,7 @@ def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threadin
     if stopping.is_set():
         return SkippedRun("unreadable", run_id, "not fetched")
     try:
-        document = reader.call(lambda: reader.reader.document(run_id, tenant), stopping.is_set)
+        document = reader.call(lambda: reader.reader.document(run_id, tenant), stopping)
         if document.incomplete:
             return SkippedRun("incomplete", run_id, "; ".join(document.incomplete[:3]))
         run = Run.from_json(document.text)

@@ -6,43 +6,28 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, Protocol
+from typing import Final
 
 from runspan.errors import ConfigError, StoreError
 from runspan.sources.archive import MANIFEST, PROGRESS, UNFINISHED_SUFFIX
-from runspan.sources.filesystem import ObjectStore, display_path, folders, is_url, list_files, path_inside, read_all
+from runspan.sources.filesystem import ObjectPath, display_path, folders, is_url, list_files, path_inside, read_all
 
 _LOCK: Final = ".runspan-archive.lock"
 
 
-class ArchiveTarget(Protocol):
-    """The folder of one archive that is being written. A file that was written is durable."""
-
-    @property
-    def path(self) -> str:
-        """Where it can be read now."""
-        ...
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, or replace it. No reader sees a part of it."""
-        ...
-
-    def publish(self, manifest: bytes) -> None:
-        """Make it a finished archive, in one step."""
-        ...
-
-
 class LocalTarget:
-    """A folder whose suffix says that it is unfinished. It is renamed at the end."""
+    """A folder whose suffix says that it is unfinished. It is created with its first file, and renamed at the end."""
 
     def __init__(self, parent: str, name: str) -> None:
         self._finished = os.path.join(parent, name)
         self.path = self._finished + UNFINISHED_SUFFIX
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        _sync_folder(parent)
+        """Where it can be read now."""
 
     def write(self, name: str, content: bytes) -> None:
-        """See ``ArchiveTarget``."""
+        """Write a file, or replace it. It is durable then, and no reader sees a part of it."""
+        if not os.path.isdir(self.path):
+            os.mkdir(self.path, mode=0o700)
+            _sync_folder(os.path.dirname(self.path))
         target = os.path.join(self.path, name)
         temporary = f"{target}.tmp"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -56,7 +41,7 @@ class LocalTarget:
         _sync_folder(self.path)
 
     def publish(self, manifest: bytes) -> None:
-        """See ``ArchiveTarget``."""
+        """Make it a finished archive, in one step."""
         self.write(MANIFEST, manifest)
         os.rename(self.path, self._finished)
         _sync_folder(os.path.dirname(self._finished))
@@ -70,20 +55,23 @@ class ObjectTarget:
 
     def __init__(self, parent: str, name: str) -> None:
         self.path = path_inside(parent, name)
-        self._objects = ObjectStore(parent)
 
     def write(self, name: str, content: bytes) -> None:
-        """See ``ArchiveTarget``."""
-        self._objects.write(path_inside(self.path, name), content)
+        """Write a file, or replace it. It is durable then, and no reader sees a part of it."""
+        ObjectPath(path_inside(self.path, name)).write(content)
 
     def publish(self, manifest: bytes) -> None:
-        """See ``ArchiveTarget``."""
+        """Make it a finished archive, in one step."""
         self.write(MANIFEST, manifest)
-        self._objects.remove(path_inside(self.path, PROGRESS))
+        ObjectPath(path_inside(self.path, PROGRESS)).remove()
+
+
+ArchiveTarget = LocalTarget | ObjectTarget
+"""The folder of one archive that is being written."""
 
 
 def open_target(parent: str, name: str) -> ArchiveTarget:
-    """Return the target of an archive in a folder or below a URL, and create it if needed."""
+    """Return the target of an archive in a folder or below a URL."""
     return ObjectTarget(parent, name) if is_url(parent) else LocalTarget(parent, name)
 
 

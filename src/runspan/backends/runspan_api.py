@@ -17,9 +17,8 @@ from runspan.model.json_scanner import members, string_value
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import SECOND
 from runspan.otlp.json import read_spans
-from runspan.platform_api import ApiClient, parse_api_url, run_path
-from runspan.platform_api.client import API_PATH, TIMEOUT, read_run
-from runspan.platform_api.schema import MalformedResponse, Meta, read_data, read_items
+from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_url, read_run, run_path
+from runspan.platform_api.schema import MalformedResponse, read_data, read_items
 
 _KEY_VARIABLE: Final = "RUNSPAN_API_KEY"
 _NONE: Final[Mapping[str, str | int]] = {}
@@ -66,8 +65,8 @@ class RunspanApiReader:
         """See ``TraceReader``. The text is cut out of the response, never parsed and serialized again."""
         if not _is_run_id(run_id):
             raise NotFound("no such run", where=f"run {run_id[:60]!a}")
-        document, text = self._get(run_path(run_id), _document)
-        if self._id_of(text) != run_id:
+        document = self._get(run_path(run_id), read_run)
+        if self._id_of(document.text.decode()) != run_id:
             raise self._api.refused(f"the run {run_id}", "another run")
         self._verify_tenant(run_id, tenant)
         return document
@@ -98,7 +97,9 @@ class RunspanApiReader:
         if query.stuck_before is not None:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
         try:
-            items, meta, cursor = self._get(f"{API_PATH}/runs", _list, parameters)
+            items, meta, cursor = self._get(
+                f"{API_PATH}/runs", lambda response: read_items(response.content), parameters
+            )
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
         if parameters.get("stuckAfter") != meta.stuck_after:
@@ -163,19 +164,6 @@ class RunspanApiReader:
         """Return the time as minutes before now, rounded up so that nothing is missed; as days if they are many."""
         minutes = max(1, -(-(self._clock() - edge) // (60 * SECOND)))
         return f"{minutes}m" if minutes < 1_000_000 else f"{-(-minutes // 1440)}d"
-
-
-def _document(response: Response) -> tuple[Document, str]:
-    document = read_run(response)
-    try:
-        return document, document.text.decode()
-    except UnicodeDecodeError as error:
-        raise MalformedResponse(got=str(error)) from None
-
-
-def _list(response: Response) -> tuple[list[str], Meta, str | None]:
-    items, meta = read_items(response.content)
-    return items, meta, meta.next_cursor()
 
 
 def _trace_id(response: Response) -> str:

@@ -16,23 +16,16 @@ from typing import Any, Final
 import click
 import msgspec
 
-from runspan.archive import (
-    AgeRange,
-    ArchiveCallbacks,
-    ArchiveRequest,
-    ArchiveResult,
-    CollectedRun,
-    PurgeReport,
-    RetryingReader,
-    create_archive,
-    unfinished,
-)
-from runspan.archive import purge as purge_runs
+from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, PurgeReport, create_archive
+from runspan.archive.create import purge as purge_runs
+from runspan.archive.select import CollectedRun, RetryingReader
+from runspan.archive.targets import unfinished
 from runspan.backends import open_store
 from runspan.backends.remote.config import PREFIX, remote_config
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
+from runspan.delivery.report import plural
 from runspan.errors import ConfigError, DocumentError, NotFound, error_status
 from runspan.model.document import Run
 from runspan.sources.archive import PART_SUFFIXES, Manifest, archives_in, find_damage, manifest_of
@@ -52,9 +45,6 @@ class _ArchiveDisplay:
         self._silent_until = 0.0
         self._runs = self._left = self._bytes = self._examined = 0
         display.update("starting")
-
-    def callbacks(self) -> ArchiveCallbacks:
-        return ArchiveCallbacks(self._collected, self.checked, self._other_archive)
 
     def waiting(self, error: str, seconds: float) -> None:
         """Say that the backend is retried after a pause: now and then, not for each request."""
@@ -76,7 +66,8 @@ class _ArchiveDisplay:
         self._examined += runs
         self._display.update(f"purging: {self._examined:,} runs examined")
 
-    def _collected(self, found: CollectedRun) -> None:
+    def collected(self, found: CollectedRun) -> None:
+        """Add a run that was written, or skipped."""
         if isinstance(found.result, Run):
             self._runs += 1
         else:
@@ -84,7 +75,8 @@ class _ArchiveDisplay:
         left = f", {self._left:,} left" if self._left else ""
         self._display.update(f"{self._runs:,} runs{left}, back to {_timestamp(found.cursor.time)}")
 
-    def _other_archive(self, path: str, selection: str) -> None:
+    def other_archive(self, path: str, selection: str) -> None:
+        """Report an unfinished archive that is not resumed."""
         self._display.note(
             f"{display_path(path)}: an unfinished archive of {selection}; only a command with these options resumes "
             "it, this one begins a new archive"
@@ -108,16 +100,16 @@ def _summary_lines(done: ArchiveResult, purged: PurgeReport | None) -> Iterator[
     ):
         if skipped.runs:
             more = ", …" if skipped.runs > _MAX_NAMED else ""
-            yield f"{_count(skipped.runs, 'run')} {reason}: {', '.join(skipped.examples[:_MAX_NAMED])}{more}"
+            yield f"{plural(skipped.runs, 'run')} {reason}: {', '.join(skipped.examples[:_MAX_NAMED])}{more}"
     for line in done.manifest.partial:
         yield f"the list was incomplete: {line}"
     if purged is not None:
-        yield f"{_count(purged.deleted, 'run')} purged from the store"
+        yield f"{plural(purged.deleted, 'run')} purged from the store"
         if purged.spans:
-            yield f"  with {_count(purged.spans, 'span')} of other instrumentation in their traces, not in the archive"
+            yield f"  with {plural(purged.spans, 'span')} of other instrumentation in their traces, not in the archive"
         if purged.changed:
             reason = "kept because they changed meanwhile; the next archive will contain the new versions"
-            yield f"{_count(purged.changed, 'run')} {reason}: {', '.join(purged.named[:_MAX_NAMED])}"
+            yield f"{plural(purged.changed, 'run')} {reason}: {', '.join(purged.named[:_MAX_NAMED])}"
     if done.path:
         yield f"to import it again: {shlex.join(('runspan', 'export', path))}"
 
@@ -143,8 +135,8 @@ def _describe(manifest: Manifest) -> str:
     times = f", {_timestamp(manifest.oldest)} to {_timestamp(manifest.newest)}" if manifest.runs else ""
     tenant = f", of {manifest.tenant}" if manifest.tenant else ""
     return (
-        f"{_count(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
-        f"{_count(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
+        f"{plural(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
+        f"{plural(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
     )
 
 
@@ -152,10 +144,6 @@ def _timestamp(time: int | None) -> str:
     if not time:
         return "an unknown time"
     return datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @click.command("archive")
@@ -241,13 +229,10 @@ def archive_runs(
                 got="neither" if before is None and to is None else "one of the two",
                 hint="runspan archive --before 30d --to ./archive",
             )
-        now = time.time_ns()
         if since is not None and since <= before:
             raise ConfigError(where="--since", expected="longer ago than --before", got="no time between the two")
         request = ArchiveRequest(
             backend.tenant,
-            max(0, now - before),
-            None if since is None else max(0, now - since),
             backend.kind,
             _identity(backend),
             to,
@@ -263,8 +248,16 @@ def archive_runs(
             )
         with closing(backend.open_reader()) as source, progress_display(quiet=quiet) as progress:
             display = _ArchiveDisplay(progress, quiet=quiet)
-            reader = RetryingReader(source, concurrency, time.sleep, retry_max_time, display.waiting)
-            done = create_archive(request, reader, now=now, callbacks=display.callbacks(), part_bytes=file_size << 20)
+            reader = RetryingReader(source, concurrency, retry_max_time, display.waiting)
+            done = create_archive(
+                request,
+                reader,
+                now=time.time_ns(),
+                on_collected=display.collected,
+                on_checked=display.checked,
+                on_other=display.other_archive,
+                part_bytes=file_size << 20,
+            )
         report = PurgeReport()
         if purge and done.path:
             with closing(open_store(backend.url)) as store, progress_display(quiet=quiet) as progress:

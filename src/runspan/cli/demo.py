@@ -23,7 +23,7 @@ from runspan.errors import ConfigError
 from runspan.export import export
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
-from runspan.platform_api import run_path
+from runspan.platform_api.client import run_path
 from runspan.sources import documents
 from runspan.testing import generate
 from runspan.web.app import create_app

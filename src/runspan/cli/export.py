@@ -152,7 +152,7 @@ def export(
         letters or nullcontext(),
     ):
         exporter = receiver.connect(receiver.config(), dead_letters=letters)
-        retries = report_retries(exporter, display, receiver.retry_max_time, quiet=quiet or as_json)
+        retries = report_retries(lambda: exporter, display, receiver.retry_max_time, quiet=quiet or as_json)
         # An interrupt ends the export with a report as well: the exporter counts what was not sent.
         with suppress(KeyboardInterrupt), exporter, retries:
             export_documents(

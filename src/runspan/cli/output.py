@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from runspan.delivery import ExportReport, OtlpExporter
-    from runspan.sync import SyncReport
-    from runspan.watch.service import WatchService
+    from runspan.sync.report import SyncReport
 
 _HINTS: Final = (
     (
@@ -174,9 +173,12 @@ def _columns(unit: str) -> list[ProgressColumn]:
 
 @contextmanager
 def report_retries(
-    exporter: OtlpExporter | WatchService, display: ProgressDisplay, retry_max_time: float, *, quiet: bool
+    current: Callable[[], OtlpExporter | None], display: ProgressDisplay, retry_max_time: float, *, quiet: bool
 ) -> Iterator[None]:
-    """Print why requests are retried while the block runs, so that a receiver that is down is noticed at once."""
+    """Print why requests are retried while the block runs, so that a receiver that is down is noticed at once.
+
+    ``current`` returns the exporter in use, if there is one.
+    """
     if quiet:
         yield
         return
@@ -186,9 +188,10 @@ def report_retries(
         reported = ""
         pause = _CHECK_AFTER
         while not ended.wait(pause):
-            error = exporter.last_error
+            exporter = current()
+            error = exporter.last_error if exporter else ""
             pause = _CHECK_AFTER
-            if error and error != reported:
+            if exporter and error and error != reported:
                 display.note(f"{exporter.endpoint}: {error}; retrying for {retry_max_time:g} s, press Ctrl-C to stop")
                 reported, pause = error, _REPEAT_AFTER
 

@@ -22,17 +22,11 @@ from runspan.errors import ConfigError, RunspanError
 from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import ApiClient, PlatformClient, parse_api_url
-from runspan.sync import (
-    Binding,
-    Checkpoint,
-    ListFilter,
-    SyncConfig,
-    SyncEngine,
-    SyncProgress,
-    SyncReport,
-    sync_samples,
-)
+from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
+from runspan.sync.checkpoint import Checkpoint, sync_binding
+from runspan.sync.context import ListFilter, SyncConfig
+from runspan.sync.engine import SyncEngine
+from runspan.sync.report import SyncProgress, SyncReport, sync_samples
 from runspan.telemetry import MetricsRegistry
 
 KEY_VARIABLE: Final = "RUNSPAN_PLATFORM_API_KEY"
@@ -197,7 +191,7 @@ def sync(
     exporter_config = receiver.config()
     resource = receiver.resource()
     base = parse_api_url("URL", url, key_variable=KEY_VARIABLE)
-    binding = Binding(base, exporter_config.display_url, receiver.tenant, tuple(set(workflows)), tuple(set(statuses)))
+    binding = sync_binding(base, exporter_config.display_url, receiver.tenant, set(workflows), set(statuses))
 
     def connect(on_settled: OnSettled) -> OtlpExporter:
         exporter = receiver.connect(exporter_config, on_settled=on_settled)
@@ -207,10 +201,11 @@ def sync(
 
     error: RunspanError | None = None
     with (
-        closing(Checkpoint(state_file, binding, exporter_config.identity)) as checkpoint,
+        closing(Checkpoint(state_file, binding)) as checkpoint,
         DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
     ):
+        checkpoint.spans.bind_receiver(exporter_config.identity)
         platform = PlatformClient(
             ApiClient(base, key_hint=f"set {KEY_VARIABLE}, or --platform-key-file", connections=config.concurrency + 1),
             key=partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
@@ -227,7 +222,6 @@ def sync(
             dead_letters=dead_letters,
             tenant=receiver.tenant,
             resource=resource,
-            export_concurrency=receiver.export_concurrency,
             log=display.note,
             on_progress=_SyncDisplay(display, config.retention).update,
         )

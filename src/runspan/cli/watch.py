@@ -70,7 +70,8 @@ def watch(
         )
         if not quiet:
             click.echo(f"runspan: watching {escape_control(str(folder))} for {escape_control(target)}", err=True)
-        with suppress(KeyboardInterrupt), report_retries(service, display, receiver.retry_max_time, quiet=quiet):
+        retries = report_retries(lambda: service.exporter, display, receiver.retry_max_time, quiet=quiet)
+        with suppress(KeyboardInterrupt), retries:
             service.run()
     if not quiet:
         click.echo(_summary(metrics), err=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Self
 
 from rich.filesize import decimal
 
@@ -29,8 +29,53 @@ MAX_NAMED = 100
 _NAMED_IN_ONE = 5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryReport:
+    """What the reports of an export and of a sync have in common."""
+
+    documents_kept: int = 0
+    """Documents that were not accepted and are in the dead letter file ``kept_in``."""
+
+    documents_lost: int = 0
+    """Documents that should be there and are not, because of ``keeping_failed``."""
+
+    kept_in: str = ""
+    keeping_failed: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the receiver has everything."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"complete": self.complete, **asdict(self)}
+
+    def with_dead_letters(self, dead_letters: DeadLetters) -> Self:
+        """Return the report with the counts of a closed dead letter file."""
+        return replace(
+            self,
+            documents_kept=dead_letters.kept,
+            documents_lost=dead_letters.lost,
+            kept_in=dead_letters.path if dead_letters.kept or dead_letters.lost else "",
+            keeping_failed=dead_letters.write_error,
+        )
+
+    def kept_lines(self) -> list[str]:
+        """Return the lines for people about the dead letters."""
+        lines = []
+        path_text = sanitize_message(self.kept_in)
+        if self.documents_kept:
+            again = sanitize_message(f"runspan export {shlex.quote(self.kept_in)}")
+            lines.append(f"{plural(self.documents_kept, 'document')} kept in {path_text}; to send: {again}")
+        if self.documents_lost:
+            lost = plural(self.documents_lost, "document")
+            lines.append(f"{lost} NOT kept: {path_text} could not be written: {self.keeping_failed}")
+        return lines
+
+
 @dataclass(frozen=True, slots=True)
-class ExportReport:
+class ExportReport(DeliveryReport):
     """The result of an export so far."""
 
     runs_accepted: int = 0
@@ -66,34 +111,11 @@ class ExportReport:
     stopped: str = ""
     """Why sending ended early, or ""."""
 
-    documents_kept: int = 0
-    """Documents that were not accepted and are in the dead letter file ``kept_in``."""
-
-    documents_lost: int = 0
-    """Documents that should be there and are not, because of ``keeping_failed``."""
-
-    kept_in: str = ""
-    keeping_failed: str = ""
-
     @property
     def complete(self) -> bool:
         """True if every document was carried and every span accepted."""
         missing = self.runs_rejected + self.runs_unknown + self.runs_not_sent + self.runs_pending
         return not (missing or self.documents_refused or self.stopped)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {"complete": self.complete, **asdict(self)}
-
-    def with_dead_letters(self, dead_letters: DeadLetters) -> ExportReport:
-        """Return the report with the counts of a closed dead letter file."""
-        return replace(
-            self,
-            documents_kept=dead_letters.kept,
-            documents_lost=dead_letters.lost,
-            kept_in=dead_letters.path if dead_letters.kept or dead_letters.lost else "",
-            keeping_failed=dead_letters.write_error,
-        )
 
     def summary_lines(self) -> list[str]:
         """Return the report for people; the first line is always there."""
@@ -118,7 +140,7 @@ class ExportReport:
             lines.append(f"{plural(self.runs_not_sent, 'run')} not sent, {plural(self.spans_not_sent, 'span')}")
         if self.runs_pending:
             lines.append(f"{plural(self.runs_pending, 'run')} without a response, {plural(self.spans_pending, 'span')}")
-        return lines + kept_lines(self.documents_kept, self.documents_lost, self.kept_in, self.keeping_failed)
+        return lines + self.kept_lines()
 
 
 def export_samples(report: ExportReport) -> Samples:
@@ -253,38 +275,30 @@ class ExportStats:
 
 
 def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
-    """Return a line for each reason, with what it applies to."""
+    return reason_lines([(each.what, each.reason) for each in rejections], total, MAX_NAMED)
+
+
+def reason_lines(named: Iterable[tuple[str, str]], total: int, limit: int) -> list[str]:
+    """Return a line for each reason, with what it applies to.
+
+    - ``named``: what, and the reason; of ``total`` the first ``limit``.
+    """
     by_reason: dict[str, list[str]] = {}
-    for each in rejections:
-        by_reason.setdefault(each.reason, []).append(each.what)
+    for what, reason in named:
+        by_reason.setdefault(reason, []).append(what)
     lines = []
     for reason, whats in by_reason.items():
         times = f"{len(whats)} times: " if len(whats) > 1 else ""
         names = f"{_some(whats)}: " if _some(whats) else ""
         lines.append("  " + sanitize_message(f"{times}{names}{reason}"))
-    named = sum(map(len, by_reason.values()))
-    return lines if total <= MAX_NAMED else [*lines, f"  … the first {named} by name"]
+    count = sum(map(len, by_reason.values()))
+    return lines if total <= limit else [*lines, f"  … the first {count} by name"]
 
 
 def _some(names: list[str]) -> str:
     """Return the first few names, and how many more there are."""
     more = f", … {len(names) - _NAMED_IN_ONE} more" if len(names) > _NAMED_IN_ONE else ""
     return ", ".join(filter(None, names[:_NAMED_IN_ONE])) + more
-
-
-def kept_lines(kept: int, lost: int, path: str, failure: str) -> list[str]:
-    """Return the lines of a report about its dead letters.
-
-    kept, lost: Documents that are in the file at ``path``, and that are not because of ``failure``.
-    """
-    lines = []
-    path_text = sanitize_message(path)
-    if kept:
-        again = sanitize_message(f"runspan export {shlex.quote(path)}")
-        lines.append(f"{plural(kept, 'document')} kept in {path_text}; to send: {again}")
-    if lost:
-        lines.append(f"{plural(lost, 'document')} NOT kept: {path_text} could not be written: {failure}")
-    return lines
 
 
 def plural(number: int, noun: str) -> str:

@@ -55,17 +55,6 @@ class Meta(msgspec.Struct, rename="camel"):
     partial: list[str] = []
     stuck_after: str | None = None
 
-    def next_cursor(self) -> str | None:
-        """Return the start of the next page, None at the end. MalformedResponse if it is missing."""
-        if self.has_more and not self.cursor:
-            raise MalformedResponse(got="meta.hasMore without meta.cursor")
-        return None if self.has_more is False else self.cursor or None
-
-
-class _Success(msgspec.Struct):
-    data: msgspec.Raw
-    meta: Meta | None = None
-
 
 class _ErrorDetail(msgspec.Struct):
     field: str = ""
@@ -93,9 +82,8 @@ class ApiError(NamedTuple):
     success: bool | None = None
 
 
-_decode_success = msgspec.json.Decoder(_Success).decode
+_decode_meta = msgspec.json.Decoder(Meta | None).decode
 _decode_failure = msgspec.json.Decoder(_Failure).decode
-_decode_items = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
 def fingerprint(item: Mapping[str, bytes]) -> bytes:
@@ -118,40 +106,48 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
 
     opening: The first character of the data: ``{`` or ``[``.
     """
+    # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
     try:
-        success = _decode_success(body)
-        data, meta = bytes(success.data), success.meta or Meta()
-    except PARSE_ERRORS:
-        # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
-        data, meta = _scan_data(body)
+        text = body.decode()
+        if not text.startswith("{", skip_space(text, 0)):
+            raise MalformedResponse(got="the body is no JSON object")
+        found = _members(text)
+        if "data" not in found:
+            raise MalformedResponse(got="there is no member 'data'")
+        data, meta = found["data"], _decode_meta(found.get("meta", b"{}")) or Meta()
+    except PARSE_ERRORS as error:
+        raise MalformedResponse(got=str(error)) from None
     if not data.startswith(opening.encode()):
         expected = "a list" if opening == "[" else "a run document"
         raise MalformedResponse(got=f"data is {json_type(data.decode(errors='replace'))}, not {expected}")
     return data, meta
 
 
-def read_items(body: bytes) -> tuple[list[str], Meta]:
-    """Return the texts of the items of a list, verbatim, and ``meta``. MalformedResponse if the body is none."""
+def read_items(body: bytes) -> tuple[list[str], Meta, str | None]:
+    """Return the texts of the items of a list, verbatim, ``meta``, and the start of the next page, None at the end.
+
+    MalformedResponse if the body is no list, or the start is missing.
+    """
     data, meta = read_data(body, "[")
-    return _elements(data), meta
+    if meta.has_more and not meta.cursor:
+        raise MalformedResponse(got="meta.hasMore without meta.cursor")
+    cursor = None if meta.has_more is False else meta.cursor or None
+    return [element.value_text for element in elements(data.decode(), 0)], meta, cursor
 
 
 def read_page(body: bytes) -> RunListPage:
     """Return a page of a list. MalformedResponse if the body is none, or no item has an id."""
-    data, meta = read_data(body, "[")
+    texts, meta, cursor = read_items(body)
     try:
-        items = [{key: bytes(value) for key, value in item.items()} for item in _decode_items(data)]
-    except PARSE_ERRORS:
-        try:
-            items = [_members(text) for text in _elements(data)]
-        except ScanError as error:
-            raise MalformedResponse(got=str(error)) from None
+        items = [_members(text) for text in texts]
+    except ScanError as error:
+        raise MalformedResponse(got=str(error)) from None
     listed = [_list_item(item) for item in items]
     unusable = [_shown(item) for item, found in zip(items, listed, strict=True) if found is None]
     if unusable and len(unusable) == len(items):
         raise MalformedResponse(got=f"no item of the list has a usable id; the first is {unusable[0]}")
     usable = tuple(found for found in listed if found is not None)
-    return RunListPage(usable, meta.next_cursor(), tuple(meta.partial), tuple(unusable))
+    return RunListPage(usable, cursor, tuple(meta.partial), tuple(unusable))
 
 
 def read_error(body: bytes) -> ApiError:
@@ -182,26 +178,6 @@ def _list_item(item: Mapping[str, bytes]) -> RunListItem | None:
         if time is not None:
             return RunListItem(run_id, time, fingerprint(item))
     return RunListItem(run_id, 0, fingerprint(item))
-
-
-def _elements(data: bytes) -> list[str]:
-    try:
-        return [element.value_text for element in elements(data.decode(), 0)]
-    except PARSE_ERRORS as error:
-        raise MalformedResponse(got=str(error)) from None
-
-
-def _scan_data(body: bytes) -> tuple[bytes, Meta]:
-    try:
-        text = body.decode()
-        if not text.startswith("{", skip_space(text, 0)):
-            raise MalformedResponse(got="the body is no JSON object")
-        found = _members(text)
-        if "data" not in found:
-            raise MalformedResponse(got="there is no member 'data'")
-        return found["data"], msgspec.json.decode(found.get("meta", b"{}"), type=Meta | None) or Meta()
-    except PARSE_ERRORS as error:
-        raise MalformedResponse(got=str(error)) from None
 
 
 def _members(text: str) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Final, cast
@@ -24,7 +24,7 @@ from runspan.sources.archive import (
 )
 from runspan.sources.filesystem import (
     SUFFIXES,
-    ObjectStore,
+    ObjectPath,
     chunks,
     decompress,
     display_path,
@@ -48,9 +48,8 @@ class _File:
     path: str
     size: int | None = None
     """As it is stored; None when it is unknown."""
-    archive: str = ""
-    """The folder of the archive that it is a part of."""
     manifest: Manifest | None = None
+    """Of the archive that it is a part of."""
     part: ArchivePart | None = None
 
 
@@ -63,22 +62,17 @@ def documents(path: str, *, on_bytes: Callable[[int], object] | None = None) -> 
 
     Raise ConfigError at once when there is nothing to read at the path, and DocumentError when a manifest is damaged.
     """
-    return runs(pieces(path, on_bytes=on_bytes))
+    return map(parse, pieces(path, on_bytes=on_bytes))
 
 
-def runs(found: Iterable[RawDocument]) -> Iterator[Run | DocumentError]:
-    """Yield the run of each piece, or its error."""
-    parse = Run.from_json
-    for piece in found:
-        if piece.error is not None:
-            yield piece.error
-            continue
-        try:
-            run = parse(piece.data, where=piece.where)
-        except DocumentError as error:
-            yield error
-        else:
-            yield run
+def parse(piece: RawDocument) -> Run | DocumentError:
+    """Return the run of a piece, or its error."""
+    if piece.error is not None:
+        return piece.error
+    try:
+        return Run.from_json(piece.data, where=piece.where)
+    except DocumentError as error:
+        return error
 
 
 def pieces(path: str, *, on_bytes: Callable[[int], object] | None = None) -> Iterator[RawDocument]:
@@ -99,11 +93,11 @@ def total_bytes(path: str) -> int | None:
 
 
 def _size(file: _File) -> int | None:
-    if file.part is not None:
-        return file.part.bytes
+    if file.size is not None:
+        return file.size
     try:
         if is_url(file.path):
-            return ObjectStore(file.path).size(file.path) if file.size is None else file.size
+            return ObjectPath(file.path).size()
         status = os.fstat(_stdin().fileno()) if file.path == STDIN else os.stat(file.path)
     except (OSError, ValueError):
         return None
@@ -153,13 +147,13 @@ def _part_of_archive(path: str) -> list[_File]:
 
 
 def _parts(folder: str, manifest: Manifest) -> list[_File]:
-    return [_File(path_inside(folder, part.name), part.bytes, folder, manifest, part) for part in manifest.files]
+    return [_File(path_inside(folder, part.name), part.bytes, manifest, part) for part in manifest.files]
 
 
 def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterator[RawDocument]:
     """Yield the pieces of one file. If it cannot be read to its end, the last piece is the error."""
     if file.part is not None:
-        yield from verified_runs(file.archive, file.part, on_bytes=on_bytes)
+        yield from verified_runs(os.path.dirname(file.path), file.part, on_bytes=on_bytes)
         return
     name = "stdin" if file.path == STDIN else display_path(file.path)
     # read1 returns what is there, instead of waiting for a full chunk.

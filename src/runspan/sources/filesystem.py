@@ -78,7 +78,7 @@ def list_files(path: str) -> dict[str, int | None] | None:
     A broken symbolic link is among them, so that it is reported and not skipped. Raise OSError if it cannot be listed.
     """
     if is_url(path):
-        return ObjectStore(path).sizes(path)
+        return ObjectPath(path).sizes()
     if not os.path.isdir(path):
         return None
     with os.scandir(path) as entries:
@@ -89,7 +89,7 @@ def list_files(path: str) -> dict[str, int | None] | None:
 def folders(path: str) -> list[str]:
     """Return the names of the folders directly in a folder, sorted."""
     if is_url(path):
-        return ObjectStore(path).folders(path)
+        return ObjectPath(path).folders()
     if not os.path.isdir(path):
         return []
     with os.scandir(path) as entries:
@@ -99,7 +99,7 @@ def folders(path: str) -> list[str]:
 def require_file(path: str) -> None:
     """Raise OSError unless the file can be opened."""
     if is_url(path):
-        ObjectStore(path).size(path)
+        ObjectPath(path).size()
     elif not os.access(path, os.R_OK):
         os.stat(path)
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -107,7 +107,7 @@ def require_file(path: str) -> None:
 
 def chunks(path: str, on_bytes: Callable[[int], object] | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file. ``on_bytes``: called with the number of bytes that were just read."""
-    with ObjectStore(path).open(path) if is_url(path) else open(path, "rb", buffering=0) as file:
+    with ObjectPath(path).open() if is_url(path) else open(path, "rb", buffering=0) as file:
         yield from with_progress(file.read, on_bytes)
 
 
@@ -206,8 +206,8 @@ def _damaged(where: str, got: str, kind: str) -> DocumentError:
     )
 
 
-class ObjectStore:
-    """The file system of a URL. Every method takes URLs of it, and raises OSError for whatever goes wrong there."""
+class ObjectPath:
+    """A file or folder of an object store. Every method raises OSError for whatever goes wrong there."""
 
     def __init__(self, url: str) -> None:
         """Raise ConfigError when a required package is not installed, or when the URL contains a password."""
@@ -222,8 +222,8 @@ class ObjectStore:
             expected = "fsspec, which reads such URLs"
             raise ConfigError(where=name, expected=expected, got="no such package", hint=_EXTRA) from None
         try:
-            self._files: Any = fsspec.core.url_to_fs(url)[0]
-            self._split: Callable[[str], tuple[Any, str]] = fsspec.core.url_to_fs
+            self._files: Any
+            self._files, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             package = re.search(r"[Ii]nstall ([a-z0-9_-]+)", str(error))  # fsspec's words name it
             hint = f"pip install {package[1]}" if package else _EXTRA
@@ -236,55 +236,49 @@ class ObjectStore:
             expected = "a place that can be reached"
             raise ConfigError(where=name, expected=expected, got=_one_line(error), hint=_ENVIRONMENT) from None
 
-    def sizes(self, folder: str) -> dict[str, int | None] | None:
-        """Return the files directly in a folder by name, with their sizes, or None when it is no folder."""
-        entries = self._entries(folder)
+    def sizes(self) -> dict[str, int | None] | None:
+        """Return the files directly in the folder by name, with their sizes, or None when it is no folder."""
+        entries = self._entries()
         if entries is None:
             return None
         found = {_name(entry): entry.get("size") for entry in entries if entry["type"] == "file"}
         found.pop("", None)  # the marker of an empty folder
         return found
 
-    def folders(self, folder: str) -> list[str]:
-        """Return the names of the folders directly in a folder."""
-        return sorted(_name(entry) for entry in self._entries(folder) or () if entry["type"] == "directory")
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly in the folder."""
+        return sorted(_name(entry) for entry in self._entries() or () if entry["type"] == "directory")
 
-    def size(self, url: str) -> int | None:
-        """Return the size of a file as it is stored, or None when it is unknown."""
+    def size(self) -> int | None:
+        """Return the size of the file as it is stored, or None when it is unknown."""
         with _translate_errors():
-            size: int | None = self._files.info(self._path(url)).get("size")
+            size: int | None = self._files.info(self._path).get("size")
             return size
 
     @contextmanager
-    def open(self, url: str) -> Iterator[BinaryIO]:
-        """Open a file to read. What goes wrong while it is read is an OSError as well."""
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the file to read. What goes wrong while it is read is an OSError as well."""
         with _translate_errors():
-            file: BinaryIO = self._files.open(self._path(url), "rb")
+            file: BinaryIO = self._files.open(self._path, "rb")
         with file, _translate_errors():
             yield file
 
-    def write(self, url: str, content: bytes) -> None:
-        """Write a file, or replace it. No reader sees a part of it."""
-        path = self._path(url)
+    def write(self, content: bytes) -> None:
+        """Write the file, or replace it. No reader sees a part of it."""
         with _translate_errors():
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._files.pipe_file(path, content)
+            self._files.makedirs(self._path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(self._path, content)
 
-    def remove(self, url: str) -> None:
-        """Delete a file if it exists."""
-        path = self._path(url)
+    def remove(self) -> None:
+        """Delete the file if it exists."""
         with _translate_errors():
-            if self._files.exists(path):
-                self._files.rm_file(path)
+            if self._files.exists(self._path):
+                self._files.rm_file(self._path)
 
-    def _entries(self, folder: str) -> list[dict[str, Any]] | None:
-        path = self._path(folder)
+    def _entries(self) -> list[dict[str, Any]] | None:
         with _translate_errors():
             self._files.invalidate_cache()
-            return self._files.ls(path, detail=True) if self._files.isdir(path) else None
-
-    def _path(self, url: str) -> str:
-        return self._split(url)[1]
+            return self._files.ls(self._path, detail=True) if self._files.isdir(self._path) else None
 
 
 @contextmanager

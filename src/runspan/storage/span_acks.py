@@ -1,4 +1,4 @@
-"""Remember which spans of unfinished runs a receiver has, so that no later snapshot sends them again.
+"""The state file of a sender, and in it the spans of unfinished runs that a receiver has and no snapshot sends again.
 
 A receiver may keep only the spans in the manifest of a run's newest revision, and it is not always known which revision
 reached it last. So a span is remembered from its acknowledgement on, and only as long as every revision that was sent
@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import scrypt, sha256
+from pathlib import Path
 from typing import Any, Final
+
+from runspan.errors import ConfigError, StoreError
+from runspan.storage.sqlite_file import Schema, open_database, translate_errors
 
 KEEP: Final = 86_400 * 1_000_000_000
 """How long a span is remembered, in nanoseconds. Then an unfinished run sends it once more, since a backend may delete
@@ -29,18 +33,20 @@ TABLES: Final = (
     """,
     "CREATE INDEX spans_by_run ON spans (run)",
     "CREATE TABLE receiver (salt BLOB NOT NULL, hash BLOB NOT NULL) STRICT",
+    "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
 )
+"""The tables of every state file."""
 
 Execute = Callable[[str, Sequence[Any]], sqlite3.Cursor]
 
 
-def digest_of(span: bytes) -> bytes:
-    """Return the digest by which a span is remembered: 16 bytes of the SHA-256 of all its bytes."""
-    return sha256(span).digest()[:SIZE]
+def digest_of(data: bytes) -> bytes:
+    """Return the digest by which a span or a document is remembered: 16 bytes of the SHA-256 of all its bytes."""
+    return sha256(data).digest()[:SIZE]
 
 
 class SpanAcks:
-    """The two tables above. A run is identified by any unique bytes. Times are nanoseconds since 1970."""
+    """The tables ``spans`` and ``receiver``. A run is any unique bytes, and times are nanoseconds since 1970."""
 
     def __init__(self, execute: Execute) -> None:
         """``execute``: runs a statement in the transaction of the file's owner, who commits it."""
@@ -100,6 +106,81 @@ class SpanAcks:
             for statement in ("DELETE FROM spans", "DELETE FROM receiver"):
                 self._execute(statement, ())
             self._execute("INSERT INTO receiver VALUES (?, ?)", (salt, known))
+
+
+class StateFile:
+    """What a sender remembers of runs, in a file that survives a kill at any moment. Used by one thread.
+
+    It is always in a transaction: what was done since the last ``commit`` is lost in a crash.
+
+    Raise ConfigError if the file has another binding, and StoreError if it cannot be opened, another process uses it,
+    another version wrote it, or it is damaged.
+    """
+
+    def __init__(
+        self, path: Path, schema: Schema, binding: Mapping[str, str], *, pragmas: tuple[str, ...] = ()
+    ) -> None:
+        """``binding``: names and values of what the file belongs to, such as its receiver."""
+        self.path = path
+        self.spans = SpanAcks(self._run)
+        """The spans of unfinished runs that the receiver has."""
+        self._schema = schema
+        self._connection = open_database(path, schema, exclusive=True, pragmas=pragmas)
+        try:
+            self._run("BEGIN IMMEDIATE")
+            self._bind(binding)
+            self._prepare()
+            self.commit()
+        except BaseException:
+            self.close()
+            raise
+
+    def commit(self) -> None:
+        """Commit, so that what was done survives a kill of the process."""
+        if self._connection.in_transaction:  # a signal may have come between COMMIT and BEGIN
+            self._run("COMMIT")
+        if self.spans.has_removed:
+            # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
+            self._all("PRAGMA wal_checkpoint")
+            self.spans.has_removed = False
+        self._run("BEGIN IMMEDIATE")
+
+    def close(self) -> None:
+        """Close the file and discard what is not committed. Idempotent."""
+        self._connection.close()
+
+    def _bind(self, binding: Mapping[str, str]) -> None:
+        """Write the binding to a new file. Raise ConfigError when the file has another one."""
+        bound = dict(self._all("SELECT name, value FROM binding"))
+        for name, value in binding.items():
+            if not bound:
+                self._run("INSERT INTO binding VALUES (?, ?)", (name, value))
+            elif bound.get(name) != value:
+                raise ConfigError(
+                    f"the state file belongs to another {name}",
+                    where=str(self.path),
+                    expected=bound.get(name) or "none",
+                    got=value or "none",
+                    hint=self._schema.hint,
+                )
+
+    def _prepare(self) -> None:
+        """Prepare the file for this process, in the first transaction."""
+
+    def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        try:
+            with translate_errors(self.path):
+                return self._connection.execute(statement, tuple(values))
+        except OverflowError:
+            raise self._damaged("a number that no clock shows") from None
+
+    def _all(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
+        with translate_errors(self.path):
+            return self._run(statement, values).fetchall()
+
+    def _damaged(self, got: str) -> StoreError:
+        expected, hint = self._schema.name, self._schema.hint
+        return StoreError("the file is damaged", where=str(self.path), expected=expected, got=got, hint=hint)
 
 
 def _split(digests: bytes) -> list[bytes]:

@@ -16,6 +16,9 @@ from runspan.errors import StoreError, StoreFull
 BUSY_TIMEOUT: Final = 10.0
 """Seconds to wait for the lock of another process."""
 
+EXCLUSIVE_TIMEOUT: Final = 1.0
+"""The same for a file that another process may hold for as long as it runs."""
+
 _MESSAGES: Final = {
     "SQLITE_FULL": ("the disk is full", "free space or shorten the retention, then try again: nothing was taken"),
     "SQLITE_BUSY": ("another process holds the write lock", "stop the other writer, or wait until it has finished"),
@@ -52,7 +55,6 @@ def open_database(
     schema: Schema,
     *,
     exclusive: bool = False,
-    busy_timeout: float = BUSY_TIMEOUT,
     pragmas: tuple[str, ...] = (),
 ) -> sqlite3.Connection:
     """Open a file to read and write, and create it with its tables when there is none or an empty one.
@@ -64,12 +66,12 @@ def open_database(
     - ``path``: None opens a database in memory.
     - ``exclusive``: allow no other connection, also of other processes, until this one is closed. The system releases
       the lock when the process ends, however it ends.
-    - ``busy_timeout``: seconds to wait for a lock.
     - ``pragmas``: settings of the connection, such as ``cache_size = -65536``.
 
     Raise StoreError, and leave the file as it is, when it cannot be opened, is damaged, is another application's, was
     written by another version, or is locked.
     """
+    busy_timeout = EXCLUSIVE_TIMEOUT if exclusive else BUSY_TIMEOUT
     where = Path(path) if path is not None else Path(":memory:")
     connection: sqlite3.Connection | None = None
     try:

@@ -6,18 +6,15 @@ It survives a kill at any moment: a commit returns once it is on disk. One proce
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from runspan.errors import ConfigError
-from runspan.storage.span_acks import TABLES as SPAN_TABLES
-from runspan.storage.span_acks import SpanAcks
-from runspan.storage.sqlite_file import Schema, open_database, translate_errors
+from runspan.storage.span_acks import TABLES, StateFile
+from runspan.storage.sqlite_file import Schema
 
 
 class TrackState(IntEnum):
@@ -83,7 +80,6 @@ class TrackedRun:
 
 
 _TABLES: Final = (
-    "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
     """
     CREATE TABLE list_positions (
         filter TEXT PRIMARY KEY,
@@ -116,7 +112,7 @@ _TABLES: Final = (
     "CREATE INDEX runs_by_state ON runs (state, time)",
     "CREATE INDEX runs_known_by_due ON runs (due) WHERE state <> 0 AND due IS NOT NULL",
     "CREATE INDEX runs_failing ON runs (due) WHERE failures > 0",
-    *SPAN_TABLES,
+    *TABLES,
 )
 _SCHEMA: Final = Schema(
     name="the state file of a sync",
@@ -132,25 +128,17 @@ _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608 
 _SAVE: Final = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608  # only constants
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """What a state file belongs to. It is meaningless for another source, target, tenant or filter."""
-
-    source: str
-    target: str
-    tenant: str = ""
-    workflows: tuple[str, ...] = ()
-    statuses: tuple[str, ...] = ()
-
-    def to_rows(self) -> dict[str, str]:
-        """Return the name and text of each part."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "tenant": self.tenant,
-            "workflow": json.dumps(sorted(self.workflows)),
-            "status": json.dumps(sorted(self.statuses)),
-        }
+def sync_binding(
+    source: str, target: str, tenant: str = "", workflows: Iterable[str] = (), statuses: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return what a state file belongs to. It is meaningless for another source, target, tenant or filter."""
+    return {
+        "source": source,
+        "target": target,
+        "tenant": tenant,
+        "workflow": json.dumps(sorted(workflows)),
+        "status": json.dumps(sorted(statuses)),
+    }
 
 
 @dataclass(slots=True)
@@ -168,40 +156,14 @@ class ListPosition:
     cursor: str | None = None
 
 
-class Checkpoint:
-    """Reads and writes the state file. Used by one thread; ``begin`` and ``commit`` enclose each change.
+class Checkpoint(StateFile):
+    """The state file. ``spans`` has the acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
 
-    Raise ConfigError if the file belongs to another binding, and StoreError if another process uses it, another
-    version wrote it, or it is no state file.
-
-    - ``receiver``: see ``SpanAcks.bind_receiver``.
-    """
-
-    def __init__(self, path: Path, binding: Binding, receiver: bytes = b"") -> None:
-        self.path = path
-        self.spans = SpanAcks(self._run)
-        """The acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
-        self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=0)
-        try:
-            self._bind(binding, receiver)
-            rows = self._all("SELECT state, count(*) FROM runs GROUP BY state")
-            self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
-            """How many runs have each state."""
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def begin(self) -> None:
-        """Start a transaction."""
-        self._run("BEGIN IMMEDIATE")
-
-    def commit(self) -> None:
-        """End the transaction. Return once it is on disk."""
-        self._run("COMMIT")
-
-    def close(self) -> None:
-        """Close the file and discard what is not committed. Idempotent."""
-        self._connection.close()
+    def __init__(self, path: Path, binding: Mapping[str, str]) -> None:
+        super().__init__(path, _SCHEMA, binding)
+        rows = self._all("SELECT state, count(*) FROM runs GROUP BY state")
+        self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
+        """How many runs have each state."""
 
     def get(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
         """Return those of the runs that are tracked, by id; for at most some hundreds of ids."""
@@ -291,24 +253,6 @@ class Checkpoint:
         values = (filter_name, *astuple(position))
         self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-    def _bind(self, binding: Binding, receiver: bytes) -> None:
-        """Write the binding to a new file. Raise ConfigError when the file has another one."""
-        self.begin()
-        bound = dict(self._all("SELECT name, value FROM binding"))
-        for name, value in binding.to_rows().items():
-            if not bound:
-                self._run("INSERT INTO binding VALUES (?, ?)", (name, value))
-            elif bound.get(name) != value:
-                raise ConfigError(
-                    f"the state file belongs to another {name}",
-                    where=str(self.path),
-                    expected=bound.get(name) or "none",
-                    got=value or "none",
-                    hint="name another file with --state-file, or sync as before",
-                )
-        self.spans.bind_receiver(receiver)
-        self.commit()
-
     def _runs(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
         runs = [TrackedRun(*row) for row in self._all(_SELECT + where, values)]
         for run in runs:
@@ -319,11 +263,3 @@ class Checkpoint:
     def _number(self, statement: str, values: Iterable[Any] = ()) -> int | None:
         value: int | None = self._all(statement, values)[0][0]
         return value
-
-    def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
-        with translate_errors(self.path):
-            return self._connection.execute(statement, tuple(values))
-
-    def _all(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
-        with translate_errors(self.path):
-            return self._connection.execute(statement, tuple(values)).fetchall()

@@ -29,7 +29,8 @@ from runspan.errors import (
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_writer import Resource
-from runspan.platform_api import PlatformClient, RunListPage
+from runspan.platform_api.client import PlatformClient
+from runspan.platform_api.schema import RunListPage
 from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 from runspan.sync.list_crawler import ListCrawler, ListScan
@@ -57,7 +58,6 @@ class SyncEngine:
     - ``checkpoint``, ``dead_letters``: opened and closed by the caller.
     - ``connect``: see ``queues.Connect``.
     - ``halt``: called when the sync ends, to interrupt the platform client's pauses.
-    - ``export_concurrency``: requests to the receiver in flight.
     - ``clock``: returns nanoseconds since 1970.
     - ``log``: shows a line to the user.
     - ``on_progress``: called a few times a second.
@@ -74,7 +74,6 @@ class SyncEngine:
         dead_letters: DeadLetters,
         tenant: str,
         resource: Resource,
-        export_concurrency: int = 4,
         clock: Callable[[], int] = time.time_ns,
         log: Callable[[str], None] = lambda message: None,
         on_progress: Callable[[SyncProgress], None] = lambda progress: None,
@@ -96,7 +95,6 @@ class SyncEngine:
             submit=self._sender.submit,
             tenant=tenant,
             resource=resource,
-            max_batches=export_concurrency,
         )
         self._fetches = FetchQueue(self._context, self._sends.add)
         self._lists = ListCrawler(self._context)
@@ -132,7 +130,6 @@ class SyncEngine:
         finally:
             self._halt()
             self._sends.close()
-            self._sender.close(1.0)
             self._platform.close()
         if self._error is not None:
             raise self._error
@@ -151,7 +148,6 @@ class SyncEngine:
     def _prepare(self) -> None:
         """Schedule runs that an earlier sync left."""
         config, checkpoint = self._config, self._checkpoint
-        checkpoint.begin()
         checkpoint.forget_failures()
         self._last_round_at = self._clock()
         checkpoint.clamp_due(self._last_round_at + MAX_PAUSE)
@@ -173,26 +169,22 @@ class SyncEngine:
 
     def _round(self) -> None:
         """Handle results, and send what is ready."""
-        results = self._wait_for_results()
-        self._checkpoint.begin()
         self._handle_clock_reset()
-        for handle in results:
-            handle()
+        self._handle_results()
         batches = self._sends.take_batches(idle=not self._fetches.in_flight)
         self._checkpoint.commit()
         for batch in batches:
             self._sends.send(batch)
         self._restart_exporter()
 
-    def _wait_for_results(self) -> list[Job]:
-        results = []
-        try:
-            results.append(self._results.get(timeout=_ROUND))
-            while len(results) < _MAX_RESULTS:
-                results.append(self._results.get_nowait())
-        except Empty:
-            pass
-        return results
+    def _handle_results(self) -> None:
+        """Wait for a result, and handle those that are there."""
+        for number in range(_MAX_RESULTS):
+            try:
+                handle = self._results.get(timeout=0.0 if number else _ROUND)
+            except Empty:
+                return
+            handle()
 
     def _handle_clock_reset(self) -> None:
         """Discard times that were stored by a clock that was ahead."""
@@ -237,16 +229,15 @@ class SyncEngine:
                 return
             self._fetchers.submit(partial(self._fetch_run, run))
 
-    def _fetch_run(self, tracked: TrackedRun) -> None:
-        """Fetch a document and post what came of it."""
+    def _fetch_run(self, tracked: TrackedRun) -> Job:
+        """Fetch a document. Return the job that handles what came of it."""
         try:
             response = self._platform.document(tracked.run_id)
         except RunspanError as error:
-            self._results.put(partial(self._fetch_failed, tracked, error))
-            return
+            return partial(self._fetch_failed, tracked, error)
         fetched_at = self._clock()
         run = _parse(response.text, tracked.run_id)
-        self._results.put(partial(self._fetches.fetched, tracked, run, response, fetched_at))
+        return partial(self._fetches.fetched, tracked, run, response, fetched_at)
 
     def _fetch_failed(self, run: TrackedRun, error: RunspanError) -> None:
         self._probe_at = time.monotonic() + _PROBE_EVERY
@@ -262,17 +253,16 @@ class SyncEngine:
         if scan is not None:
             self._lister.submit(partial(self._read_page, scan))
 
-    def _read_page(self, scan: ListScan) -> None:
-        """Request a page and post what came of it."""
+    def _read_page(self, scan: ListScan) -> Job:
+        """Request a page. Return the job that handles what came of it."""
         filter_ = scan.filter
         try:
             page = self._platform.runs(
                 workflow_id=filter_.workflow_id, status=filter_.status, since=scan.since, cursor=scan.cursor
             )
         except RunspanError as error:
-            self._results.put(partial(self._list_failed, scan, error))
-            return
-        self._results.put(partial(self._add_page, scan, page))
+            return partial(self._list_failed, scan, error)
+        return partial(self._add_page, scan, page)
 
     def _add_page(self, scan: ListScan, page: RunListPage) -> None:
         self._end_with(self._lists.add_page(scan, page))
@@ -304,47 +294,35 @@ class SyncEngine:
             return
         deadline = time.monotonic() + self._config.grace
         while self._sends.in_flight and not self._sends.stopped and time.monotonic() < deadline:
-            results = self._wait_for_results()
-            self._checkpoint.begin()
-            for handle in results:
-                handle()
+            self._handle_results()
             self._checkpoint.commit()
             self._sends.check()
 
 
 class _Workers:
-    """Threads that run jobs. They are daemons, because a response may take minutes, and the process must not wait.
+    """Threads that run jobs in their order, and post what each returns.
 
-    - ``post``: takes what raises an unexpected exception of a job: the sync must neither hang nor report success.
+    They are daemons, because a response may take minutes, and the process must not wait.
     """
 
     def __init__(self, name: str, count: int, post: Callable[[Job], None]) -> None:
         self._post = post
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"runspan-sync-{name}-{number}", daemon=True)
-            for number in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._jobs: SimpleQueue[Callable[[], Job]] = SimpleQueue()
+        for number in range(count):
+            threading.Thread(target=self._work, name=f"runspan-sync-{name}-{number}", daemon=True).start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Callable[[], Job]) -> None:
         """Run the job once a thread is idle."""
         self._jobs.put(job)
 
-    def close(self, timeout: float) -> None:
-        """Stop each thread after its job, and wait at most this many seconds for each."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join(timeout)
-
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while True:
+            job = self._jobs.get()
             try:
-                job()
-            except BaseException as error:
-                self._post(partial(raise_error, error))
+                result = job()
+            except BaseException as error:  # the sync must neither hang nor report success
+                result = partial(raise_error, error)
+            self._post(result)
 
 
 def _parse(text: bytes, run_id: str) -> Run | DocumentError:

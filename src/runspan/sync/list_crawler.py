@@ -7,13 +7,12 @@ the others miss.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
 from runspan.errors import BackendRefused, QueryError, RunspanError
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import RunListItem, RunListPage
+from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import DAY, HOUR, MAX_FAILURES, MINUTE, ListFilter, SyncContext, retry_at
 
@@ -88,14 +87,13 @@ class ListCrawler:
         self._full_scans: dict[ListFilter, ListScan] = {}
         self._top_scans: dict[ListFilter, ListScan] = {}
         now, monotonic = context.clock(), context.monotonic()
-        self._read_at = {
-            each: monotonic - max(0, now - position.full_ended)
+        self._full_read_at = {
+            each: monotonic - (now - position.full_ended)
             for each, position in self._positions.items()
-            if position.full_ended
+            if 0 < position.full_ended <= now
         }
-        self._full_scan_at: dict[ListFilter, int] = {}
-        self._next_top_scan = dict.fromkeys(filters, 0)
-        self._unread = deque(filters)
+        self._read_at = dict(self._full_read_at)
+        self._unread = set(filters)
         """The filters whose list this sync has not started to read."""
         self._requested: ListScan | None = None
         self._not_before = 0
@@ -185,36 +183,31 @@ class ListCrawler:
 
     def _start_scans(self, now: int) -> None:
         """Start the scans that are due."""
-        follow = self._config.follow
         if self._context.list_recheck_needed:
             self._context.list_recheck_needed = False
             if self.done:
                 first = self._config.filters[0]
                 self._top_scans[first] = self._top_scan(first, now)
         for each in self._config.filters:
-            if each in self._full_scans and not follow:
-                continue
             unread = each in self._unread
-            full_scan_due = self._is_full_scan_due(each, now)
-            if each not in self._full_scans and full_scan_due and (unread or follow):
-                self._full_scans[each] = self._full_scan(each, now)
-            elif each not in self._top_scans and (unread or (follow and self._is_top_scan_due(each))):
-                self._top_scans[each] = self._top_scan(each, now)
-            else:
+            if not (unread or self._config.follow):
                 continue
-            if unread:
-                self._unread.remove(each)
+            if each not in self._full_scans and self._is_full_scan_due(each):
+                self._full_scans[each] = self._full_scan(each, now)
+            elif each not in self._top_scans and (unread or self._is_top_scan_due(each)):
+                self._top_scans[each] = self._top_scan(each, now)
+            self._unread.discard(each)
 
-    def _is_full_scan_due(self, each: ListFilter, now: int) -> bool:
-        config = self._config
+    def _is_full_scan_due(self, each: ListFilter) -> bool:
+        config, read_at = self._config, self._full_read_at.get(each)
         interval = config.rescan if config.rescan is not None else HOUR if config.follow else 0
-        if each in self._full_scan_at:
-            return self._context.monotonic() - self._full_scan_at[each] >= interval
-        return not 0 <= now - self._positions[each].full_ended < interval
+        return read_at is None or self._context.monotonic() - read_at >= interval
 
     def _is_top_scan_due(self, each: ListFilter) -> bool:
+        read_at = self._read_at.get(each)
+        is_due = read_at is None or self._context.monotonic() - read_at >= self._config.poll
         # Before the first page of a first full scan it is unknown where the top begins.
-        return self._next_top_scan[each] <= self._context.monotonic() and self._newest(each) > 0
+        return is_due and self._newest(each) > 0
 
     def _full_scan(self, each: ListFilter, now: int) -> ListScan:
         position, config, checkpoint = self._positions[each], self._config, self._context.checkpoint
@@ -254,10 +247,9 @@ class ListCrawler:
         position = self._positions[each]
         self._context.counts.scans += 1
         self._read_at[each] = monotonic
-        self._next_top_scan[each] = monotonic + self._config.poll
         if scan.full:
             del self._full_scans[each]
-            self._full_scan_at[each] = monotonic
+            self._full_read_at[each] = monotonic
             position.full_ended, position.cursor = max(now, position.full_started + 1), None
             position.newest = max(position.newest, position.full_newest)
             if not self._config.follow:

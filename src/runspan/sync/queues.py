@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import HEARTBEAT_SHARE, Document
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
 from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
-from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
+from runspan.export import ObservedRun, batches
 from runspan.http.client import ResponseTooLarge
 from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
 from runspan.otlp.protobuf_writer import Resource
-from runspan.platform_api import fingerprint_of_summary
+from runspan.platform_api.schema import fingerprint_of_summary
+from runspan.storage.span_acks import digest_of
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 
@@ -48,6 +49,7 @@ Job = Callable[[], None]
 class PlannedSend:
     """A document to send."""
 
+    tracked: TrackedRun
     run: Run
     digest: bytes
     """The first 16 bytes of the SHA-256 of its text."""
@@ -66,17 +68,17 @@ def plan_send(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> Pl
     A document that may have arrived without an acknowledgement gets the same revision again, so the same spans. After a
     run span that may have arrived, any other document is a revision above it, because a span id is written once.
     """
-    digest = sha256(run.text).digest()[:16]
+    digest = digest_of(run.text)
     if digest == tracked.sent_digest:
         if digest != tracked.acked_digest:
-            return PlannedSend(run, digest, tracked.sent_revision)
+            return PlannedSend(tracked, run, digest, tracked.sent_revision)
         if run.finished or not _is_heartbeat_due(tracked, run, now, config):
             return None
     if run.finished and not tracked.run_span_sent:
-        return PlannedSend(run, digest, ROOT_REVISION)
+        return PlannedSend(tracked, run, digest, ROOT_REVISION)
     # If the clock was set back, a newer document must still get a higher revision.
     observed_at = max(now, observed_time(tracked.sent_revision) + 1) if tracked.sent_digest else now
-    return PlannedSend(run, digest, observed_at + (ROOT_REVISION if tracked.run_span_sent else 0))
+    return PlannedSend(tracked, run, digest, observed_at + (ROOT_REVISION if tracked.run_span_sent else 0))
 
 
 def refresh_at(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> int | None:
@@ -114,7 +116,7 @@ class FetchQueue:
     - ``send``: takes a document that the receiver does not have.
     """
 
-    def __init__(self, context: SyncContext, send: Callable[[TrackedRun, PlannedSend], None]) -> None:
+    def __init__(self, context: SyncContext, send: Callable[[PlannedSend], None]) -> None:
         self._context = context
         self._send = send
         self._lanes: tuple[deque[TrackedRun], deque[TrackedRun]] = (deque(), deque())
@@ -175,7 +177,7 @@ class FetchQueue:
             return
         if planned.digest != tracked.sent_digest:
             tracked.changed_at = fetched_at
-        self._send(tracked, planned)
+        self._send(planned)
 
     def failed(self, run: TrackedRun, error: RunspanError, *, platform_down: bool) -> None:
         """Handle a request without a document.
@@ -218,40 +220,12 @@ class FetchQueue:
         return bool(runs)
 
 
-@dataclass(slots=True)
-class SendBatch:
-    """Documents that are sent together."""
-
-    documents: list[tuple[TrackedRun, PlannedSend]] = field(default_factory=list)
-    items: list[ExportItem] = field(default_factory=list)
-    """The same without the step spans that the receiver has."""
-    unsettled: int = 0
-    spans: int = 0
-    size: int = 0
-
-    def add(self, tracked: TrackedRun, planned: PlannedSend) -> None:
-        self.documents.append((tracked, planned))
-        self.unsettled += 1
-        self.spans += 1 + len(planned.run.steps)
-        self.size += len(planned.run.text)
-
-
-@dataclass(slots=True)
-class SentDocument:
-    """A document whose status is unknown."""
-
-    tracked: TrackedRun
-    planned: PlannedSend
-    batch: SendBatch
-
-
 class SendQueue:
     """Sends documents in batches. Each is stored in the checkpoint before it is sent and after its status is known.
 
     - ``connect``: makes an exporter, and another one once that has stopped.
     - ``post``: runs a job on the thread that calls the methods.
     - ``submit``: runs a job on a thread of its own.
-    - ``max_batches``: batches in flight.
     """
 
     def __init__(
@@ -260,10 +234,9 @@ class SendQueue:
         connect: Connect,
         *,
         post: Callable[[Job], None],
-        submit: Callable[[Job], None],
+        submit: Callable[[Callable[[], Job]], None],
         tenant: str,
         resource: Resource,
-        max_batches: int,
     ) -> None:
         self._context = context
         self._connect = connect
@@ -271,24 +244,23 @@ class SendQueue:
         self._submit = submit
         self._tenant = tenant
         self._resource = resource
-        self._max_batches = max_batches
         self.exporter: OtlpExporter | None = None
         self.stopped = ""
         """Why the exporter sends nothing any more, or ""."""
         self.receiver_works = False
         """Whether the receiver has accepted or rejected anything since the exporter was made."""
-        self._open = SendBatch()
+        self._open: list[PlannedSend] = []
+        self._open_bytes = 0
         self._opened_at = 0.0
-        self._ready: list[SendBatch] = []
-        self.in_flight: dict[str, SentDocument] = {}
-        """By run id."""
-        self._batches_in_flight = 0
+        self._ready: list[list[PlannedSend]] = []
+        self.in_flight: dict[str, PlannedSend] = {}
+        """The documents whose status is unknown, by run id."""
         self._bytes_in_flight = 0
 
     @property
     def waiting(self) -> bool:
         """Whether documents were not sent yet."""
-        return bool(self._open.documents or self._ready)
+        return bool(self._open or self._ready)
 
     @property
     def full(self) -> bool:
@@ -298,44 +270,37 @@ class SendQueue:
         """
         if not self.receiver_works and (self.waiting or self.in_flight):
             return True
-        return len(self._ready) > 1 or self._open.size > MAX_BYTES
+        return len(self._ready) > 1 or self._open_bytes > MAX_BYTES
 
-    def add(self, tracked: TrackedRun, planned: PlannedSend) -> None:
+    def add(self, planned: PlannedSend) -> None:
         """Queue a document of a run that is in progress."""
-        if not self._open.documents:
+        if not self._open:
             self._opened_at = time.monotonic()
-        self._open.add(tracked, planned)
-        if self._open.spans >= TARGET_SPANS or self._open.size > MAX_BYTES // 4:
+        self._open.append(planned)
+        self._open_bytes += len(planned.run.text)
+        if self._open_bytes > MAX_BYTES // 4:
             self._close_batch()
 
-    def take_batches(self, *, idle: bool) -> list[SendBatch]:
+    def take_batches(self, *, idle: bool) -> list[list[Run | RunSpans]]:
         """Return the batches to send now, after storing what is about to be sent. Call ``send`` after the commit.
+
+        They are without the step spans that the receiver has.
 
         - ``idle``: whether no document is being fetched that could be added to the last batch.
         """
-        if self._open.documents and (idle or time.monotonic() - self._opened_at >= LINGER):
+        if self._open and (idle or time.monotonic() - self._opened_at >= LINGER):
             self._close_batch()
         taken = []
         while self._ready and not self.stopped and self._has_room(self._ready[0]):
-            batch = self._ready.pop(0)
-            for tracked, planned in batch.documents:
-                acks, now = self._context.checkpoint.spans, self._context.clock()
-                batch.items.append(planned.observed.without_acked(acks, tracked.key, self._tenant, now))
-                tracked.sent_digest, tracked.sent_revision = planned.digest, planned.revision
-                tracked.run_span_sent = tracked.run_span_sent or planned.revision == ROOT_REVISION
-                self._context.checkpoint.save(tracked)
-                self.in_flight[planned.run.id] = SentDocument(tracked, planned, batch)
-            self._batches_in_flight += 1
-            self._bytes_in_flight += batch.size
-            taken.append(batch)
+            taken.append([self._start_sending(planned) for planned in self._ready.pop(0)])
         return taken
 
-    def send(self, batch: SendBatch) -> None:
+    def send(self, batch: list[Run | RunSpans]) -> None:
         """Pass a batch to the exporter, on another thread: the exporter blocks while too much is in flight."""
         if self.exporter is None:
             self.exporter = self._connect(self._on_settled)
         exporter = self.exporter
-        self._submit(lambda: self._export(exporter, batch))
+        self._submit(partial(self._export, exporter, batch))
 
     def reset(self) -> None:
         """Close an exporter that has stopped. The next batch makes another one."""
@@ -357,22 +322,27 @@ class SendQueue:
 
     def _close_batch(self) -> None:
         self._ready.append(self._open)
-        self._open = SendBatch()
+        self._open, self._open_bytes = [], 0
 
-    def _has_room(self, batch: SendBatch) -> bool:
-        if not self._batches_in_flight:
-            return True
-        return self._batches_in_flight <= self._max_batches and self._bytes_in_flight + batch.size <= MAX_BYTES
+    def _has_room(self, batch: Sequence[PlannedSend]) -> bool:
+        return not self.in_flight or self._bytes_in_flight + _bytes_of(batch) <= MAX_BYTES
 
-    def _export(self, exporter: OtlpExporter, batch: SendBatch) -> None:
-        for each in batches(
-            batch.items,
-            tenant=self._tenant,
-            observed_at=self._context.clock,
-            resource=self._resource,
-            on_refused=raise_error,
-        ):
+    def _start_sending(self, planned: PlannedSend) -> Run | RunSpans:
+        """Store that a document is about to be sent. Return what to send of it."""
+        tracked, checkpoint = planned.tracked, self._context.checkpoint
+        item = planned.observed.without_acked(checkpoint.spans, tracked.key, self._tenant, self._context.clock())
+        tracked.sent_digest, tracked.sent_revision = planned.digest, planned.revision
+        tracked.run_span_sent = tracked.run_span_sent or planned.revision == ROOT_REVISION
+        checkpoint.save(tracked)
+        self.in_flight[tracked.run_id] = planned
+        self._bytes_in_flight += len(planned.run.text)
+        return item
+
+    def _export(self, exporter: OtlpExporter, batch: list[Run | RunSpans]) -> Job:
+        clock, resource = self._context.clock, self._resource
+        for each in batches(batch, tenant=self._tenant, observed_at=clock, resource=resource):
             exporter.submit(each)
+        return lambda: None
 
     def _on_settled(self, runs: tuple[RunSpans, ...], status: RunStatus, reason: str) -> None:
         digests = {run.run_id: run.step_digests for run in runs}
@@ -381,28 +351,24 @@ class SendQueue:
     def _settle(self, digests: Mapping[str, Sequence[bytes]], status: RunStatus, reason: str) -> None:
         """Handle the status of runs. digests: Of the step spans that were sent of each."""
         settled = [self.in_flight.pop(run_id) for run_id in digests]
-        for each in settled:
-            each.batch.unsettled -= 1
-            if not each.batch.unsettled:
-                self._batches_in_flight -= 1
-                self._bytes_in_flight -= each.batch.size
+        self._bytes_in_flight -= _bytes_of(settled)
         self.receiver_works = self.receiver_works or status is not RunStatus.NOT_SENT
         if status is RunStatus.UNKNOWN:
             self._halve(settled)
             return
-        for each in settled:
-            tracked = each.tracked
+        for planned in settled:
+            tracked = planned.tracked
             if status is RunStatus.ACCEPTED:
-                self._ack(tracked, each.planned, digests[tracked.run_id])
+                self._ack(planned, digests[tracked.run_id])
             elif status is RunStatus.REJECTED:
-                self._context.refuse(tracked, reason, each.planned.run.text, rejected=True)
+                self._context.refuse(tracked, reason, planned.run.text, rejected=True)
             else:
                 tracked.due = AT_ONCE
                 self._context.save(tracked)
 
-    def _ack(self, tracked: TrackedRun, planned: PlannedSend, digests: Sequence[bytes]) -> None:
+    def _ack(self, planned: PlannedSend, digests: Sequence[bytes]) -> None:
         """Store an acknowledgement. digests: Of the step spans that were sent."""
-        context, run = self._context, planned.run
+        context, tracked, run = self._context, planned.tracked, planned.run
         context.counts.sent += planned.revision == ROOT_REVISION
         context.counts.snapshots += planned.revision < ROOT_REVISION
         context.counts.revisions += planned.revision > ROOT_REVISION
@@ -413,14 +379,14 @@ class SendQueue:
         if tracked.state is TrackState.OPEN:
             context.checkpoint.spans.add(tracked.key, digests, tracked.acked_at)
 
-    def _halve(self, unknown: Sequence[SentDocument]) -> None:
+    def _halve(self, unknown: Sequence[PlannedSend]) -> None:
         """Send runs again in smaller batches, because the receiver rejected some without saying which."""
         middle = len(unknown) // 2
-        for part in (unknown[:middle], unknown[middle:]):
-            batch = SendBatch()
-            for each in part:
-                batch.add(each.tracked, each.planned)
-            self._ready.append(batch)
+        self._ready += [*unknown[:middle]], [*unknown[middle:]]
+
+
+def _bytes_of(documents: Iterable[PlannedSend]) -> int:
+    return sum(len(planned.run.text) for planned in documents)
 
 
 def raise_error(error: BaseException) -> None:

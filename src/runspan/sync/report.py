@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from runspan.delivery import DeadLetters
-from runspan.delivery.report import kept_lines, plural
+from runspan.delivery.report import DeliveryReport, plural, reason_lines
 from runspan.errors import RateLimited
-from runspan.http.urls import sanitize_message
 from runspan.model.timestamps import SECOND
-from runspan.platform_api import PlatformClient
+from runspan.platform_api.client import PlatformClient
 from runspan.sync.checkpoint import TrackState
 from runspan.sync.context import MAX_NAMED, MINUTE, SyncContext, SyncCounts
 from runspan.sync.list_crawler import ListCrawler
 from runspan.sync.queues import SendQueue
 from runspan.telemetry import Instrument, Samples, registry
-
-_NAMED_IN_ONE: Final = 5
 
 _QUIET: Final = 2.0
 """Seconds without a response that are not logged, because single failures are retried."""
@@ -81,7 +77,7 @@ def sync_samples(progress: SyncProgress, retention: int | None) -> Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class SyncReport:
+class SyncReport(DeliveryReport):
     """The result of a sync so far."""
 
     counts: SyncCounts
@@ -106,12 +102,6 @@ class SyncReport:
     failing_count: int = 0
     stopped: str = ""
     """Why the sync ended early, or ""."""
-    documents_kept: int = 0
-    """Refused and rejected documents that are in the dead letter file ``kept_in``."""
-    documents_lost: int = 0
-    """Documents that should be there and are not, because of ``keeping_failed``."""
-    kept_in: str = ""
-    keeping_failed: str = ""
 
     @property
     def complete(self) -> bool:
@@ -119,20 +109,6 @@ class SyncReport:
         counts = self.counts
         refused = counts.refused + counts.rejected + self.refused_before
         return not (refused or counts.unusable or self.failing_count or self.backlog or self.stopped)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {"complete": self.complete, **asdict(self)}
-
-    def with_dead_letters(self, dead_letters: DeadLetters) -> SyncReport:
-        """Return the report with the counts of a closed dead letter file."""
-        return replace(
-            self,
-            documents_kept=dead_letters.kept,
-            documents_lost=dead_letters.lost,
-            kept_in=dead_letters.path,
-            keeping_failed=dead_letters.write_error,
-        )
 
     def summary_lines(self) -> list[str]:
         """Return the report for people; the first two lines are always there."""
@@ -151,16 +127,16 @@ class SyncReport:
             lines.append(f"{plural(counts.gone_unfinished, 'run')} of them unfinished: their last snapshot stays")
         if self.refused_now:
             lines.append(f"{plural(counts.refused + counts.rejected, 'run')} refused:")
-            lines += _named(self.refused_now, counts.refused + counts.rejected)
+            lines += reason_lines(self.refused_now, counts.refused + counts.rejected, MAX_NAMED)
         if counts.unusable:
             lines.append(f"{plural(counts.unusable, 'list item')} without a usable id")
         if self.failing_count:
             lines.append(f"{plural(self.failing_count, 'run')} could not be fetched; the next sync tries again:")
-            lines += _named(self.failing, self.failing_count)
+            lines += reason_lines(self.failing, self.failing_count, MAX_NAMED)
         if self.refused_before:
             again = "they are fetched again when they change, or with --retry-refused"
             lines.append(f"{plural(self.refused_before, 'run')} refused by an earlier sync; {again}:")
-            lines += _named(self.refused_earlier, self.refused_before)
+            lines += reason_lines(self.refused_earlier, self.refused_before, MAX_NAMED)
         if self.at_risk:
             lines.append(f"warning: the platform will delete {plural(self.at_risk, 'run')} before they are fetched")
         if self.stopped:
@@ -170,7 +146,7 @@ class SyncReport:
         if self.unfinished:
             again = "they are fetched again with --follow, or by the next sync"
             lines.append(f"{plural(self.unfinished, 'run')} unfinished; {again}")
-        return lines + kept_lines(self.documents_kept, self.documents_lost, self.kept_in, self.keeping_failed)
+        return lines + self.kept_lines()
 
 
 class SyncMonitor:
@@ -301,15 +277,3 @@ def at_risk_of_retention(backlog: Iterable[tuple[int, int]], *, per_second: floa
         # Deleted runs take no time to fetch.
         ahead += in_time
     return lost
-
-
-def _named(runs: Sequence[tuple[str, str]], total: int) -> list[str]:
-    """Return a line for each reason, with the runs that it applies to."""
-    by_reason: dict[str, list[str]] = {}
-    for run_id, reason in runs:
-        by_reason.setdefault(reason, []).append(run_id)
-    lines = []
-    for reason, run_ids in by_reason.items():
-        more = f", … {len(run_ids) - _NAMED_IN_ONE} more" if len(run_ids) > _NAMED_IN_ONE else ""
-        lines.append(f"  {sanitize_message(', '.join(run_ids[:_NAMED_IN_ONE]))}{more}: {sanitize_message(reason)}")
-    return lines if total <= len(runs) else [*lines, f"  … the first {len(runs)} by name"]

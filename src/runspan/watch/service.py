@@ -15,11 +15,10 @@ from typing import Final
 
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus, export_samples
 from runspan.errors import ConfigError, DocumentError, RunspanError
-from runspan.export import TARGET_SPANS, ExportItem, ObservedRun, batches
+from runspan.export import TARGET_SPANS, ObservedRun, batches
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
-from runspan.sources import pieces, runs
-from runspan.sources.splitter import RawDocument
+from runspan.sources import parse, pieces
 from runspan.telemetry import Instrument, MetricsRegistry, Samples
 from runspan.telemetry.registry import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import ProcessedFileMover
@@ -57,8 +56,6 @@ class FileProgress:
     file: WatchedFile
     read: bool = False
     """Whether it was read to its end."""
-    unsettled: int = 0
-    """Its runs that the receiver has not answered for."""
     refused: int = 0
     """Documents that cannot be read."""
     rejected: int = 0
@@ -119,9 +116,7 @@ class PendingRun:
         """Take over an older snapshot, which is not sent and settled with this one."""
         self.settles += older.settles
         for progress in older.files:
-            if progress in self.files:
-                progress.unsettled -= 1
-            else:
+            if progress not in self.files:
                 self.files.append(progress)
 
     def not_sent(self) -> None:
@@ -140,7 +135,6 @@ class SnapshotCoalescer:
     def put(self, run: Run, plan: SendPlan, progress: FileProgress) -> Iterator[PendingRun]:
         """Add a document. Yield what has to be sent now."""
         pending = PendingRun(run, plan, [plan], [progress])
-        progress.unsettled += 1
         trace_id = plan.key[0]
         held = self._held.get(trace_id)
         if held is not None:
@@ -202,7 +196,8 @@ class WatchService:
         self._clock = clock
         self._metrics = metrics
         self._note = note
-        self._exporter: OtlpExporter | None = None
+        self.exporter: OtlpExporter | None = None
+        """The exporter in use, for any thread."""
         self._sending: dict[int, PendingRun] = {}
         self._snapshots = SnapshotCoalescer()
         self._mover = ProcessedFileMover(poller, config.done_folder, note)
@@ -221,21 +216,11 @@ class WatchService:
             while not self._wait(pause):
                 pause = self._round(pause)
         finally:
-            if self._exporter is not None:
-                self._exporter.interrupt()
-                self._exporter.close()
+            if self.exporter is not None:
+                self.exporter.interrupt()
+                self.exporter.close()
             self._settle()
             self._state.commit()
-
-    @property
-    def endpoint(self) -> str:
-        """The endpoint of the receiver, without secrets."""
-        return "" if self._exporter is None else self._exporter.endpoint
-
-    @property
-    def last_error(self) -> str:
-        """Why a request is being retried now, or ""."""
-        return "" if self._exporter is None else self._exporter.last_error
 
     def _round(self, pause: float) -> float:
         """Poll once and process what was found. Return the seconds until the next round."""
@@ -273,15 +258,13 @@ class WatchService:
 
     def _send(self, files: list[FileProgress]) -> str:
         """Send the files and wait for all responses. Return why the exporter has stopped, or ""."""
-        exporter = self._exporter or self._connected()
+        exporter = self.exporter or self._connected()
         for batch in batches(
             self._documents(files),
             tenant=self._config.tenant,
             observed_at=self._clock,
             resource=self._config.resource,
             target_spans=self._config.target_spans,
-            on_refused=exporter.stats.refused,
-            keep_text=True,
         ):
             # The plans are on disk before anything is sent, so that it is sent in the same way the next time.
             self._state.commit()
@@ -297,15 +280,15 @@ class WatchService:
             return ""
         exporter.close()
         self._registration.close()  # what it counted stays counted
-        self._exporter = None
+        self.exporter = None
         return exporter.stopped
 
     def _connected(self) -> OtlpExporter:
-        exporter = self._exporter = self._connect(lambda *settled: self._settled.append(settled))
+        exporter = self.exporter = self._connect(lambda *settled: self._settled.append(settled))
         self._registration.callback(self._metrics.register(lambda: export_samples(exporter.stats.report())))
         return exporter
 
-    def _documents(self, files: list[FileProgress]) -> Iterator[ExportItem]:
+    def _documents(self, files: list[FileProgress]) -> Iterator[Run | RunSpans]:
         """Yield what the receiver does not have."""
         for progress in files:
             file = progress.file
@@ -320,7 +303,7 @@ class WatchService:
             progress.read = True
         yield from map(self._item, self._snapshots.drain())
 
-    def _resend(self, progress: FileProgress, reverted: set[bytes]) -> Iterator[ExportItem]:
+    def _resend(self, progress: FileProgress, reverted: set[bytes]) -> Iterator[Run | RunSpans]:
         """Yield the runs of which a file ends with an older version, which reverts a change."""
         last = {}
         again = FileProgress(progress.file)
@@ -333,20 +316,17 @@ class WatchService:
             yield from map(self._item, self._snapshots.put(run, plan, progress))
 
     def _read(self, progress: FileProgress) -> Iterator[Run]:
-        def followed(found: Iterator[RawDocument]) -> Iterator[RawDocument]:
-            for piece in found:
-                progress.offset = piece.end_offset
-                yield piece
-
         try:
-            documents = runs(followed(pieces(progress.file.path)))
+            found = pieces(progress.file.path)
         except ConfigError as error:
             progress.fail(error)  # it was deleted, or cannot be opened now
             return
         except DocumentError as error:
             progress.refuse(error)
             return
-        for document in documents:
+        for piece in found:
+            progress.offset = piece.end_offset
+            document = parse(piece)
             if not isinstance(document, DocumentError):
                 progress.documents += 1
                 progress.cut = False
@@ -356,7 +336,7 @@ class WatchService:
             else:
                 progress.refuse(document)
 
-    def _item(self, pending: PendingRun) -> ExportItem:
+    def _item(self, pending: PendingRun) -> Run | RunSpans:
         """Return what to send of a run: the spans that the receiver does not have."""
         run, plan = pending.run, pending.plan
         self._sending[id(run.text)] = pending
@@ -374,8 +354,6 @@ class WatchService:
                 pending = self._sending.pop(id(run.text), None)
                 if pending is None:
                     continue
-                for progress in pending.files:
-                    progress.unsettled -= 1
                 if status is RunStatus.ACCEPTED:
                     acked += pending.settles
                     if not pending.whole:
@@ -390,7 +368,7 @@ class WatchService:
     def _finish(self, progress: FileProgress) -> None:
         """Decide whether a file is processed, and report its errors once."""
         file = progress.file
-        if not progress.read or progress.unsent or progress.unsettled:
+        if not progress.read or progress.unsent:
             return
         if not self._poller.is_same(file):
             file.since = self._poller.clock()  # it changed while it was read: wait again

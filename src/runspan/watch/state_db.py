@@ -8,20 +8,15 @@ not even opened. Whatever is forgotten is sent again, which changes nothing at t
 from __future__ import annotations
 
 import os
-import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from runspan.errors import ConfigError, StoreError
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
-from runspan.storage.span_acks import TABLES as SPAN_TABLES
-from runspan.storage.span_acks import SpanAcks
-from runspan.storage.sqlite_file import Schema, open_database, translate_errors
+from runspan.storage.span_acks import TABLES, StateFile, digest_of
+from runspan.storage.sqlite_file import Schema
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
 """How long a run is remembered after it was sent, in nanoseconds: longer than the platform keeps it on any plan."""
@@ -31,7 +26,6 @@ _NEVER: Final = -(2**63)
 """A time of change that no file has."""
 
 _TABLES: Final = (
-    "CREATE TABLE target (name TEXT NOT NULL) STRICT",
     """
     CREATE TABLE files (
         name BLOB PRIMARY KEY,
@@ -63,11 +57,14 @@ _TABLES: Final = (
     ) STRICT, WITHOUT ROWID
     """,
     "CREATE INDEX runs_open ON runs (open_since) WHERE open_since IS NOT NULL",
-    *SPAN_TABLES,
+    *TABLES,
 )
-_HINT: Final = "name another file with --state-file: every file is sent again, and no run is doubled"
 _SCHEMA: Final = Schema(
-    name="the state file of a watch", application_id=0x72737764, version=1, tables=_TABLES, hint=_HINT
+    name="the state file of a watch",
+    application_id=0x72737764,
+    version=1,
+    tables=_TABLES,
+    hint="name another file with --state-file: every file is sent again, and no run is doubled",
 )
 
 
@@ -102,34 +99,18 @@ class SendPlan(NamedTuple):
     after_root: bool
 
 
-class WatchState:
-    """The file. Used by one thread. What was done since the last ``commit`` is lost in a crash.
-
-    Raise ConfigError when the file is another target's; StoreError when it cannot be opened, is used by another
-    process, or is damaged.
-    """
+class WatchState(StateFile):
+    """The file. ``spans`` has the spans of unfinished runs, by trace id."""
 
     def __init__(self, path: Path, target: str, tenant: str) -> None:
         """``target``: the receiver and whose runs they are. What was sent elsewhere does not count."""
-        self.path = path
-        self.target = target
-        self.spans = SpanAcks(self._do)
-        """The spans of unfinished runs, by trace id."""
         self._tenant = tenant
         # Without an fsync for each commit a power cut may undo the last ones: those runs are sent again.
-        pragmas = ("synchronous = NORMAL",)
-        self._connection = open_database(path, _SCHEMA, exclusive=True, busy_timeout=1.0, pragmas=pragmas)
-        try:
-            self._do("BEGIN IMMEDIATE")
-            self._prepare()
-            self.commit()
-        except BaseException:
-            self._connection.close()
-            raise
+        super().__init__(path, _SCHEMA, {"target": target}, pragmas=("synchronous = NORMAL",))
 
     def status(self, name: bytes, stat: FileStat) -> FileStatus | None:
         """Return what came of a file as it is now, or None when it was not processed."""
-        row = self._do("SELECT status, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
+        row = self._run("SELECT status, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
         return FileStatus(row[0]) if row is not None and FileStat(*row[1:]) == stat else None
 
     def start_file(self, name: bytes, stat: FileStat, prefix_digest: Callable[[int], bytes | None]) -> int:
@@ -137,23 +118,23 @@ class WatchState:
 
         ``prefix_digest`` returns the SHA-256 of so many of its first bytes. If they changed, nothing was read before.
         """
-        self._do("DELETE FROM file_runs")
-        row = self._do(
+        self._run("DELETE FROM file_runs")
+        row = self._run(
             "SELECT size, digest FROM files WHERE name = ? AND inode = ? AND size <= ? AND digest IS NOT NULL",
             (name, stat.inode, stat.size),
         ).fetchone()
         if row is not None and prefix_digest(row[0]) == row[1]:
             return int(row[0])
-        self._do("UPDATE files SET digest = NULL WHERE name = ?", (name,))
+        self._run("UPDATE files SET digest = NULL WHERE name = ?", (name,))
         return 0
 
     def done(self, name: bytes, stat: FileStat, status: FileStatus, digest: bytes | None = None) -> None:
         """Record that a file was processed. ``digest``: the SHA-256 of its bytes, which shows later if it only grew."""
-        self._do("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *stat, status, digest))
+        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *stat, status, digest))
 
     def failed_files(self) -> int:
         """Return how many processed files contain something that was not sent."""
-        count: int = self._do(
+        count: int = self._run(
             "SELECT count(*) FROM files WHERE status <> 0 AND status <> ?", (FileStatus.EMPTY,)
         ).fetchone()[0]
         return count
@@ -167,18 +148,18 @@ class WatchState:
 
         ``now``: nanoseconds since 1970. ``new``: whether it is in a part of the file that was not read before.
         """
-        trace_id, digest = self.trace_id(run), sha256(run.text).digest()[:16]
-        version = self._do(
+        trace_id, digest = self.trace_id(run), digest_of(run.text)
+        version = self._run(
             "SELECT observed_at, after_root, acked FROM versions WHERE trace_id = ? AND digest = ?", (trace_id, digest)
         ).fetchone()
         if version is None:
             return self._new(run, trace_id, digest, now)
         observed_at, after_root, acked = version
-        newest = self._do("SELECT digest FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
+        newest = self._run("SELECT digest FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
         if newest is None or newest[0] == digest:
             self._is_newest(trace_id)
         elif new:
-            self._do("INSERT INTO file_runs VALUES (?, 0, 1) ON CONFLICT DO UPDATE SET ends_older = 1", (trace_id,))
+            self._run("INSERT INTO file_runs VALUES (?, 0, 1) ON CONFLICT DO UPDATE SET ends_older = 1", (trace_id,))
         return None if acked else SendPlan((trace_id, digest), observed_at, bool(after_root))
 
     def reverted_runs(self, since: int) -> set[bytes]:
@@ -187,17 +168,17 @@ class WatchState:
         ``since``: when the file was changed. A run whose newest version was sent after that is left out, unless that
         version is in this file too: then this is an old file that is read again.
         """
-        found = self._do(
+        found = self._run(
             "SELECT trace_id FROM file_runs JOIN runs USING (trace_id)"
             " WHERE ends_older AND (observed_at < ? OR has_newest)",
             (since,),
         ).fetchall()
-        self._do("DELETE FROM file_runs")
+        self._run("DELETE FROM file_runs")
         return {trace_id for (trace_id,) in found}
 
     def plan_resend(self, run: Run, now: int) -> SendPlan:
         """Return how an older version is to be sent that is the newest one again."""
-        return self._new(run, self.trace_id(run), sha256(run.text).digest()[:16], now)
+        return self._new(run, self.trace_id(run), digest_of(run.text), now)
 
     def trace_id(self, run: Run) -> bytes:
         """Return the id by which ``reverted_runs`` names a run."""
@@ -205,10 +186,9 @@ class WatchState:
 
     def mark_acked(self, plans: Iterable[SendPlan]) -> None:
         """Record documents that the receiver has. A document that was planned again since then does not count."""
-        self._do_many(
-            "UPDATE versions SET acked = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?",
-            [(*plan.key, plan.observed_at) for plan in plans],
-        )
+        acked = "UPDATE versions SET acked = 1 WHERE trace_id = ? AND digest = ? AND observed_at = ?"
+        for plan in plans:
+            self._run(acked, (*plan.key, plan.observed_at))
 
     def add_acked_spans(self, plan: SendPlan, digests: Collection[bytes], now: int) -> None:
         """Record spans that the receiver has.
@@ -217,7 +197,7 @@ class WatchState:
         ended nothing more is sent of it.
         """
         trace_id, digest = plan.key
-        newest = self._do(
+        newest = self._run(
             "SELECT open_since FROM runs WHERE trace_id = ? AND digest = ? AND observed_at = ?",
             (trace_id, digest, plan.observed_at),
         ).fetchone()
@@ -227,23 +207,23 @@ class WatchState:
             self.spans.forget(trace_id)
 
     def _new(self, run: Run, trace_id: bytes, digest: bytes, now: int) -> SendPlan:
-        before = self._do("SELECT observed_at, rooted FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
+        before = self._run("SELECT observed_at, rooted FROM runs WHERE trace_id = ?", (trace_id,)).fetchone()
         observed_at, after_root = (now, False) if before is None else (max(now, before[0] + 1), bool(before[1]))
         open_since = None if run.finished else sort_time(run.envelope)
         rooted = after_root or run.finished
         values = (trace_id, digest, observed_at)
-        self._do("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", (*values, rooted, open_since))
-        self._do("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)", (*values, after_root))
+        self._run("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", (*values, rooted, open_since))
+        self._run("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?, 0)", (*values, after_root))
         self._is_newest(trace_id)
         return SendPlan((trace_id, digest), observed_at, after_root)
 
     def _is_newest(self, trace_id: bytes) -> None:
         """Record that the version that was just read is the newest, whatever came before it in the file."""
-        self._do("INSERT OR REPLACE INTO file_runs VALUES (?, 1, 0)", (trace_id,))
+        self._run("INSERT OR REPLACE INTO file_runs VALUES (?, 1, 0)", (trace_id,))
 
     def unfinished(self) -> tuple[int, int | None]:
         """Return how many runs had not ended when they were last read, and the earliest start among them."""
-        count, oldest = self._do(
+        count, oldest = self._run(
             "SELECT count(*), min(nullif(open_since, 0)) FROM runs WHERE open_since IS NOT NULL"
         ).fetchone()
         return count, oldest
@@ -251,66 +231,27 @@ class WatchState:
     def expire(self, folder: str, now: int) -> None:
         """Forget files that are gone, runs that were sent long ago, and spans that are too old to count."""
         self.spans.expire(now)
-        self._do("DELETE FROM runs WHERE observed_at < ?", (now - REMEMBER,))
+        self._run("DELETE FROM runs WHERE observed_at < ?", (now - REMEMBER,))
         # A log may still contain an old version of a run. It is known to be old as long as the newest one is known.
-        self._do(
+        self._run(
             "DELETE FROM versions WHERE observed_at < ? AND trace_id NOT IN (SELECT trace_id FROM runs)",
             (now - REMEMBER,),
         )
         after = b""
-        while rows := self._do(
+        while rows := self._run(
             "SELECT name FROM files WHERE name > ? ORDER BY name LIMIT ?", (after, _PRUNED)
         ).fetchall():
-            gone = [row for row in rows if not os.path.lexists(os.path.join(os.fsencode(folder), row[0]))]
-            self._do_many("DELETE FROM files WHERE name = ?", gone)
+            for row in rows:
+                if not os.path.lexists(os.path.join(os.fsencode(folder), row[0])):
+                    self._run("DELETE FROM files WHERE name = ?", row)
             after = rows[-1][0]
 
-    def commit(self) -> None:
-        """Commit, so that what was done survives a kill of the process."""
-        if self._connection.in_transaction:  # a signal may have come between COMMIT and BEGIN
-            self._do("COMMIT")
-        if self.spans.has_removed:
-            # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
-            self._do("PRAGMA wal_checkpoint").fetchall()
-            self.spans.has_removed = False
-        self._do("BEGIN IMMEDIATE")
-
-    def close(self) -> None:
-        """Commit and close the file. Calling it twice is allowed."""
-        with suppress(sqlite3.Error):
-            self._connection.execute("COMMIT")
-        self._connection.close()
-
-    def _do(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        try:
-            with translate_errors(self.path):
-                return self._connection.execute(statement, values)
-        except OverflowError:
-            raise self._damaged("a number that no clock shows") from None
-
-    def _do_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        with translate_errors(self.path):
-            self._connection.executemany(statement, rows)
-
     def _prepare(self) -> None:
-        """Bind a new file to its target, or check that it is this target's and not damaged."""
-        row = self._do("SELECT name FROM target").fetchone()
-        if row is None:
-            self._do("INSERT INTO target VALUES (?)", (self.target,))
-        elif row[0] != self.target:
-            raise ConfigError(
-                where=str(self.path),
-                expected=f"the state of what was sent to {self.target}",
-                got=f"that of {row[0]}",
-                hint="name another file with --state-file; to another endpoint everything has to be sent again",
-            )
+        """See ``StateFile``."""
         unknown = "SELECT status FROM files WHERE status <> 0 AND status NOT BETWEEN 0 AND ?"
-        if (row := self._do(unknown, (max(FileStatus),)).fetchone()) is not None:
+        if (row := self._run(unknown, (max(FileStatus),)).fetchone()) is not None:
             raise self._damaged(f"a file of status {row[0]}")
         # A file of which the receiver refused something gets another chance.
-        self._do("UPDATE files SET changed = ? WHERE status = ?", (_NEVER, FileStatus.REJECTED))
+        self._run("UPDATE files SET changed = ? WHERE status = ?", (_NEVER, FileStatus.REJECTED))
         # The runs of the file that is being read: whether it has their newest version, and ends with an older one.
-        self._do("CREATE TEMP TABLE file_runs (trace_id BLOB PRIMARY KEY, has_newest, ends_older) WITHOUT ROWID")
-
-    def _damaged(self, got: str) -> StoreError:
-        return StoreError("the file is damaged", where=str(self.path), expected=_SCHEMA.name, got=got, hint=_HINT)
+        self._run("CREATE TEMP TABLE file_runs (trace_id BLOB PRIMARY KEY, has_newest, ends_older) WITHOUT ROWID")

@@ -14,7 +14,7 @@ from random import Random
 import httpx
 import pytest
 
-from runspan.platform_api import run_path
+from runspan.platform_api.client import run_path
 from support.cli import Running, generated, process, running, server, until_stored, write_ndjson
 
 SEED = 20261124
