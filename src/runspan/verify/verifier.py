@@ -112,8 +112,8 @@ def verify(
                 check.explain(sent.stopped or (str(error) if error else ""))
             break
         if pending:
-            delay = error.retry_after if isinstance(error, BackendBusy) else None
-            sleep(min(max(pause, delay or 0.0), remaining))
+            retry_after = (error and error.retry_after) or 0.0
+            sleep(min(max(pause, retry_after), remaining))
             pause = min(2 * pause, MAX_PAUSE)
     for check in checks:
         check.note_cut_attributes()

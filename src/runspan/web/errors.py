@@ -103,7 +103,7 @@ def invalid_query(error: ValidationError) -> Response:
 
 def retry_after_header(error: RunspanError) -> dict[str, str]:
     """Return ``Retry-After`` in full seconds if the error says when to retry, else no header."""
-    retry_after = getattr(error, "retry_after", None)
+    retry_after = error.retry_after
     if retry_after is None and isinstance(error, BackendBusy):
         retry_after = _BUSY_RETRY_AFTER
     return {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
