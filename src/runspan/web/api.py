@@ -15,6 +15,7 @@ from flask_openapi3.utils import parse_query
 from pydantic import BaseModel, ValidationError
 from werkzeug.routing import BaseConverter
 
+from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
 from runspan.contracts import Cursor, Document, TraceReader
@@ -27,7 +28,7 @@ from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
 from runspan.web.links import trace_links
 from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
-from runspan.web.request import Store, current_context, read_body
+from runspan.web.request import current_context, read_body
 from runspan.web.schemas import (
     Meta,
     RunDocument,
@@ -205,7 +206,7 @@ def push_run() -> Response:
     An unfinished document that is older than the stored end of its run changes nothing either.
     """
     context = current_context()
-    writer = cast("Store", context.writer)  # this route is registered only with one
+    writer = cast("SqliteStore", context.writer)  # this route is registered only with one
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE)
     if request.mimetype != JSON:
         raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))

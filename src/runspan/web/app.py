@@ -13,6 +13,7 @@ from flask_openapi3.openapi import OpenAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from runspan._version import __version__
+from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import TraceReader
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
@@ -22,7 +23,7 @@ from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
 from runspan.web.pages.views import login, pages
-from runspan.web.request import AppContext, Store, current_context
+from runspan.web.request import AppContext, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionStore
 
@@ -31,7 +32,7 @@ OPERATIONS: Final = Tag(name="operations", description="Health checks and metric
 
 def create_app(
     reader: TraceReader,
-    writer: Store | None = None,
+    writer: SqliteStore | None = None,
     *,
     config: WebConfig | None = None,
     keys: ApiKeyStore | None = None,
@@ -41,7 +42,7 @@ def create_app(
     """Return the application over a backend.
 
     - ``reader`` answers the queries of the API.
-    - ``writer`` stores documents and spans. Without one, the routes that write answer 501.
+    - ``writer`` is the store of documents and spans. Without one, the routes that write answer 501.
     - ``keys`` are the API keys. Without them, or while none was ever created, anyone may use the application who
       reaches it by a name of loopback or of ``config.allowed_hosts``.
     - ``sessions`` are the logins of browsers. By default they last as long as the application.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from flask import Request, current_app
 from isal import isal_zlib
 
-from runspan.contracts import TraceReader, TraceWriter, WriteResult
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import TraceReader
 from runspan.errors import PayloadError, PayloadTooLarge, PayloadUnsupported
 from runspan.model.timestamps import SECOND
-from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
 from runspan.web.config import WebConfig
@@ -20,25 +19,13 @@ from runspan.web.metrics import Metrics
 from runspan.web.sessions import SessionCookie, SessionStore
 
 
-class Store(TraceWriter, Protocol):
-    """A writer that also stores spans as they arrive: in any order, one run over several requests."""
-
-    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
-        """Store the spans of a request; they are durable when the method returns.
-
-        Spans of runs of any other tenant than ``tenant`` are rejected. The result covers the complete request,
-        including ``received.rejected``.
-        """
-        ...
-
-
 class AppContext:
     """The components of an application; see ``create_app`` for what they are made of."""
 
     def __init__(
         self,
         reader: TraceReader,
-        writer: Store | None,
+        writer: SqliteStore | None,
         config: WebConfig,
         keys: ApiKeyStore | None,
         sessions: SessionStore | None,
