@@ -9,7 +9,7 @@ from typing import Any
 from runspan import Run, encode
 from runspan.archive import AgeRange, ArchiveCallbacks, ArchiveRequest, ArchiveResult, RetryingReader, create_archive
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
+from runspan.contracts import Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
@@ -82,8 +82,6 @@ def held(path: Path | str) -> dict[str, bytes]:
 
 class Troubled:
     """A reader over a store with runs that go wrong each in its own way."""
-
-    capabilities = Capabilities()
 
     def __init__(self, store: SqliteStore, trouble: dict[str, Any]) -> None:
         self._store = store
