@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
-from flask import Blueprint, Response, abort, request
+from flask import Blueprint, Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from werkzeug.routing import BaseConverter
 
 from runspan.backends.sqlite import SqliteStore
@@ -25,7 +25,7 @@ from runspan.model.span import Span, run_ids
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
-from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
+from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
 from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
 from runspan.web.request import current_context, read_body
@@ -125,7 +125,7 @@ def get_run_trace(run_id: str) -> Response:
     utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
         return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
-    query = _parameters(TraceQuery)
+    query = query_parameters(TraceQuery)
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
     with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
@@ -153,7 +153,7 @@ def list_runs() -> Response:
     """Return summaries of runs, newest first."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    query = _parameters(RunsQuery)
+    query = query_parameters(RunsQuery)
     cursor = None if query.cursor is None else Cursor.parse(query.cursor)
     page = context.reader.search(query.run_query(principal.tenant, context.clock(), limit=query.limit, cursor=cursor))
     token = page.cursor.token() if page.cursor else None
@@ -249,15 +249,12 @@ def _is_encoded_suffix(uri: str, run_id: str) -> bool:
     return not (slash and last == "trace" and unquote_to_bytes(encoded).endswith(run_id.encode()))
 
 
-def _parameters(schema: type[_Query]) -> _Query:
-    """Return the query parameters of the request. Raises QueryError if one is repeated, and aborts for invalid ones."""
+def query_parameters(schema: type[_Query]) -> _Query:
+    """Return the query parameters of the request. Raises QueryError or pydantic's ValidationError."""
     for name, values in request.args.lists():
         if len(values) > 1 and name in schema.model_fields:
             raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
-    try:
-        return schema.model_validate(request.args.to_dict())
-    except ValidationError as error:
-        abort(invalid_query(error))
+    return schema.model_validate(request.args.to_dict())
 
 
 def _span_tenant(principal: Principal) -> str | None:

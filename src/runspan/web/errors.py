@@ -91,16 +91,6 @@ def error_response(
     return Response(error_body(code, message, details), status, headers, content_type=JSON)
 
 
-def invalid_query(error: ValidationError) -> Response:
-    """Return the response to invalid query parameters, with a detail for each of them."""
-    details = [
-        ErrorDetail(field=".".join(str(part) for part in item["loc"]) or "query", message=item["msg"])
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
-    return error_response(400, "VALIDATION_ERROR", message, details)
-
-
 def retry_after_header(error: RunspanError) -> dict[str, str]:
     """Return ``Retry-After`` in full seconds if the error says when to retry, else no header."""
     retry_after = error.retry_after
@@ -113,6 +103,7 @@ def register_error_handlers(app: Flask) -> None:
     """Answer every error of the application with an ``error_response``."""
     app.register_error_handler(RunspanError, _on_runspan_error)
     app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(ValidationError, _invalid_query)
     app.register_error_handler(Exception, _internal_error)
 
 
@@ -126,6 +117,16 @@ def _on_runspan_error(error: RunspanError) -> Response:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return error_response(status, code, str(error), _details(error), headers)
+
+
+def _invalid_query(error: ValidationError) -> Response:
+    """Return the response to invalid query parameters, with a detail for each of them."""
+    details = [
+        ErrorDetail(field=".".join(str(part) for part in item["loc"]) or "query", message=item["msg"])
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
+    return error_response(400, "VALIDATION_ERROR", message, details)
 
 
 def _details(error: RunspanError) -> list[ErrorDetail] | None:

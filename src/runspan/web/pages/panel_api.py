@@ -15,15 +15,15 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response, request
 from msgspec import Struct
-from pydantic import ValidationError
 
 from runspan.codec.semconv import read_usage
 from runspan.contracts import MAX_LIMIT
 from runspan.errors import NotFound, QueryError, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, Run
 from runspan.model.timestamps import MILLISECOND, parse_ns
+from runspan.web.api import query_parameters
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.errors import JSON, invalid_query
+from runspan.web.errors import JSON
 from runspan.web.middleware import PARTIAL, note_header
 from runspan.web.request import current_context
 from runspan.web.schemas import RunsQuery
@@ -79,11 +79,7 @@ def histogram() -> Response:
     """Return the histogram of a query's newest runs, and what the backend could not search."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    try:
-        parameters = RunsQuery.model_validate(request.args.to_dict())
-    except ValidationError as error:
-        return invalid_query(error)
-    query = parameters.run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
+    query = query_parameters(RunsQuery).run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
     end = time.monotonic() + MAX_SECONDS
     indices = {status: index for index, status in enumerate(RUN_STATUSES)}
     times: list[int] = []
