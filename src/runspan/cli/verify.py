@@ -11,6 +11,7 @@ from typing import Final
 from uuid import uuid4
 
 import click
+import msgspec
 from rich.text import Text
 
 from runspan.backends import open_store
@@ -40,12 +41,7 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
     show_default="none; sqlite is written directly",
     help="OTLP receiver of the backend, or of a Collector in front of it.",
 )
-@options.option(
-    "--protocol",
-    type=click.Choice(options.PROTOCOLS),
-    show_default=options.PROTOCOLS[0],
-    help="Protocol of the receiver.",
-)
+@options.protocol
 @options.time(
     "--wait", type=options.Seconds(), default="60s", help="How long to wait until a run can be read back and is listed."
 )
@@ -56,14 +52,7 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
     default="0s",
     help="How long ago the canary ended: 30d checks whether the backend accepts runs that old.",
 )
-@options.option(
-    "--service-name",
-    type=options.Utf8Text(),
-    metavar="NAME",
-    env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
-    show_default=f"runspan, {CANARY} for the canary",
-    help="The service.name of the traces.",
-)
+@options.service_name(show_default=f"runspan, {CANARY} for the canary", help="The service.name of the traces.")
 @options.as_json
 @click.pass_context
 def verify(
@@ -132,7 +121,7 @@ def verify(
     complete = same == len(results) and not refused
     if as_json:
         summary = {"backend": backend.url, "complete": complete, "same": same, "refused": refused}
-        click.echo(json.dumps(summary | {"runs": [result.to_dict() for result in results]}))
+        click.echo(json.dumps(summary | {"runs": msgspec.to_builtins(results)}))
     else:
         _print(results, backend.url, same, refused)
     ctx.exit(0 if complete else INCOMPLETE)

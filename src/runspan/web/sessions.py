@@ -110,19 +110,16 @@ class SessionCookie:
 
     def start_session(self, key: ApiKey, response: Response, environ: WSGIEnvironment) -> None:
         """Start a session of a key, replacing the browser's current one."""
-        self.end_session(response, environ)
+        self._sessions.delete(self._token(environ))
         token, seconds = self._sessions.create(key)
         self._set(response, environ, token, seconds)
 
     def end_session(self, response: Response, environ: WSGIEnvironment) -> None:
         """End the browser's session: delete it from the store, and the cookie from the browser."""
-        token = self._token(environ)
-        if token:
-            self._sessions.delete(token)
+        self._sessions.delete(self._token(environ))
         self._set(response, environ, "", 0)
 
     def _set(self, response: Response, environ: WSGIEnvironment, token: str, seconds: int) -> None:
-        response.headers.remove("Set-Cookie")
         response.set_cookie(
             self._name(environ),
             token,
