@@ -188,8 +188,9 @@ class WriteResult:
 
     accepted: int = 0
     rejected: tuple[Rejection, ...] = field(default=())
-    outdated: bool = False
-    """Whether the run has ended in the store and the document is an older, unfinished state of it: nothing changed."""
+    changed: bool = True
+    """False for a document that is stored already, or that is an older, unfinished state of a run that has ended in the
+    store."""
 
 
 class TraceReader(Protocol):

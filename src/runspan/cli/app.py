@@ -62,8 +62,9 @@ class CliGroup(click.Group):
         _replace_closed_streams()
         try:
             return super().main(*args, **extra)
-        except OSError as error:  # --help and --version print while the arguments are parsed, before ``invoke``
-            _print_os_error(error)
+        except OSError as error:
+            file = f"{escape_control(str(error.filename))}: " if error.filename else ""
+            click.echo(f"runspan: {file}{error.strerror or error}", err=True)
             sys.exit(INCOMPLETE)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -80,14 +81,6 @@ class CliGroup(click.Group):
             # Python flushes standard output when it exits, and would report the closed pipe again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(OUTPUT_CLOSED)
-        except OSError as error:
-            _print_os_error(error)
-            ctx.exit(INCOMPLETE)
-
-
-def _print_os_error(error: OSError) -> None:
-    file = f"{escape_control(str(error.filename))}: " if error.filename else ""
-    click.echo(f"runspan: {file}{error.strerror or error}", err=True)
 
 
 def _exit_codes() -> str:

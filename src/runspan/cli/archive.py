@@ -33,6 +33,7 @@ from runspan.backends.remote.config import PREFIX, remote_config
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
+from runspan.delivery.report import plural
 from runspan.errors import ConfigError, DocumentError, NotFound, error_status
 from runspan.model.document import Run
 from runspan.sources.archive import PART_SUFFIXES, Manifest, archives_in, find_damage, manifest_of
@@ -108,16 +109,16 @@ def _summary_lines(done: ArchiveResult, purged: PurgeReport | None) -> Iterator[
     ):
         if skipped.runs:
             more = ", …" if skipped.runs > _MAX_NAMED else ""
-            yield f"{_count(skipped.runs, 'run')} {reason}: {', '.join(skipped.examples[:_MAX_NAMED])}{more}"
+            yield f"{plural(skipped.runs, 'run')} {reason}: {', '.join(skipped.examples[:_MAX_NAMED])}{more}"
     for line in done.manifest.partial:
         yield f"the list was incomplete: {line}"
     if purged is not None:
-        yield f"{_count(purged.deleted, 'run')} purged from the store"
+        yield f"{plural(purged.deleted, 'run')} purged from the store"
         if purged.spans:
-            yield f"  with {_count(purged.spans, 'span')} of other instrumentation in their traces, not in the archive"
+            yield f"  with {plural(purged.spans, 'span')} of other instrumentation in their traces, not in the archive"
         if purged.changed:
             reason = "kept because they changed meanwhile; the next archive will contain the new versions"
-            yield f"{_count(purged.changed, 'run')} {reason}: {', '.join(purged.named[:_MAX_NAMED])}"
+            yield f"{plural(purged.changed, 'run')} {reason}: {', '.join(purged.named[:_MAX_NAMED])}"
     if done.path:
         yield f"to import it again: {shlex.join(('runspan', 'export', path))}"
 
@@ -143,8 +144,8 @@ def _describe(manifest: Manifest) -> str:
     times = f", {_timestamp(manifest.oldest)} to {_timestamp(manifest.newest)}" if manifest.runs else ""
     tenant = f", of {manifest.tenant}" if manifest.tenant else ""
     return (
-        f"{_count(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
-        f"{_count(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
+        f"{plural(manifest.runs, 'run')}{tenant}{times}, {manifest.document_bytes / 1e6:,.1f} MB in "
+        f"{plural(len(manifest.files), 'file')} of {stored / 1e6:,.1f} MB"
     )
 
 
@@ -152,10 +153,6 @@ def _timestamp(time: int | None) -> str:
     if not time:
         return "an unknown time"
     return datetime.fromtimestamp(time / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @click.command("archive")

@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
-from runspan.contracts import Cursor, Document, TraceReader
+from runspan.contracts import Cursor, Document
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
@@ -211,15 +211,13 @@ def push_run() -> Response:
     if request.mimetype != JSON:
         raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))
     run = Run.from_json(read_body(request, context.config.max_body))
-    is_new = not _is_stored(context.reader, run, principal.tenant)
     result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
     if result.rejected:
         raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
-    is_new = is_new and not result.outdated
-    if is_new:
+    if result.changed:
         context.metrics.runs_stored.inc()
-    stored = StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=is_new)
-    return Response(StoredRunResponse(data=stored).model_dump_json(), 201 if is_new else 200, content_type=JSON)
+    stored = StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=result.changed)
+    return Response(StoredRunResponse(data=stored).model_dump_json(), 201 if result.changed else 200, content_type=JSON)
 
 
 @read_only.post("/api/v1/runs")
@@ -233,14 +231,6 @@ def refuse_write() -> Response:
 
 def _document_response(document: Document) -> Response:
     return Response(document_body(document), headers=document_headers(document))
-
-
-def _is_stored(reader: TraceReader, run: Run, tenant: str) -> bool:
-    """Whether this exact document is the run's newest revision already."""
-    try:
-        return reader.document(run.id, tenant).text == run.text
-    except (NotFound, TraceIncomplete):
-        return False
 
 
 def _is_encoded_suffix(uri: str, run_id: str) -> bool:
