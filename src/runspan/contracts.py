@@ -13,14 +13,12 @@ from typing import Final, Protocol
 
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
-from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES, Run
+from runspan.model.document import LIVE_RUN_STATUSES, Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
-
-_NEVER_STUCK = tuple(status for status in RUN_STATUSES if status not in LIVE_RUN_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class RunQuery:
     """
 
     def __post_init__(self) -> None:
-        if self.stuck_before is not None and self.status in _NEVER_STUCK:
+        if self.stuck_before is not None and self.status not in (None, *LIVE_RUN_STATUSES):
             raise QueryError(
                 where="status",
                 expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",

@@ -142,8 +142,8 @@ def _send(
             got=report.stopped,
             hint=hint_for(report.stopped) or _CHECK_ENDPOINT,
         )
-    rejected = {each.what: f"{each.reason}: {hint_for(each.reason)}" for each in report.rejections}
-    return Sent({run_id: reason.removesuffix(": ") for run_id, reason in rejected.items()}, report.stopped)
+    rejected = {each.what: ": ".join(filter(None, (each.reason, hint_for(each.reason)))) for each in report.rejections}
+    return Sent(rejected, report.stopped)
 
 
 def _write(store: TraceWriter, tenant: str, runs: Sequence[Run], observed_at: int) -> Sent:

@@ -220,6 +220,10 @@ def push_run() -> Response:
     return Response(StoredRunResponse(data=stored).model_dump_json(), 201 if result.changed else 200, content_type=JSON)
 
 
+# A blueprint that is registered later replaces what is documented on its paths.
+writes.paths["/api/v1/runs"].get = reads.paths["/api/v1/runs"].get
+
+
 @read_only.post("/api/v1/runs")
 @read_only.post(OTLP_PATH)
 def refuse_write() -> Response:

@@ -71,7 +71,7 @@ def create_app(
     register_error_handlers(app)
     app.register_api(reads)
     if writer is not None:
-        _register_api(app, writes)
+        app.register_api(writes)
         app.register_api(receiver)
     else:
         app.register_blueprint(read_only)
@@ -83,18 +83,6 @@ def create_app(
             app.register_blueprint(login)
     app.wsgi_app = Middleware(app.wsgi_app, context)  # type: ignore[method-assign]
     return app
-
-
-def _register_api(app: OpenAPI, blueprint: OpenApiBlueprint) -> None:
-    """Register a blueprint, keeping the other methods that an earlier one documents on the same paths.
-
-    ``register_api`` alone replaces everything that is documented on a path.
-    """
-    earlier = {path: app.paths[path] for path in app.paths.keys() & blueprint.paths.keys()}
-    app.register_api(blueprint)
-    for path, item in earlier.items():
-        for method in item.model_fields_set:
-            setattr(app.paths[path], method, getattr(item, method))
 
 
 operations = OpenApiBlueprint("operations", __name__)

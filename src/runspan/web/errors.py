@@ -141,8 +141,6 @@ def _to_utf8_text(text: str) -> str:
 
 
 def _on_http_error(error: HTTPException) -> Response:
-    if error.response is not None:
-        return error.response  # type: ignore[return-value]  # abort() was called with a response
     if isinstance(error, RequestEntityTooLarge):
         return _on_runspan_error(PayloadTooLarge("request body too large", hint="send it in parts"))
     status = error.code or 500
