@@ -16,12 +16,12 @@ from runspan.errors import (
     BackendBusy,
     DocumentError,
     PayloadError,
-    PayloadTooLarge,
     QueryError,
     RunspanError,
     StoreError,
     error_status,
 )
+from runspan.web.request import body_too_large
 
 logger = logging.getLogger("runspan.web")
 
@@ -142,7 +142,7 @@ def _to_utf8_text(text: str) -> str:
 
 def _on_http_error(error: HTTPException) -> Response:
     if isinstance(error, RequestEntityTooLarge):
-        return _on_runspan_error(PayloadTooLarge("request body too large", hint="send it in parts"))
+        return _on_runspan_error(body_too_large(request.max_content_length, f"{request.content_length} bytes"))
     status = error.code or 500
     headers = dict(error.get_headers())  # Allow of a 405, Location of a redirect
     headers.pop("Content-Type", None)

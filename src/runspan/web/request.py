@@ -63,14 +63,12 @@ _MAX_MEMBERS = 16
 def read_body(request: Request, max_bytes: int) -> bytes:
     """Return the body of a request, decompressed if it is gzip.
 
-    ``max_bytes`` limits both the body as sent and the decompressed content. Raises PayloadTooLarge, PayloadError or
-    PayloadUnsupported.
+    ``max_bytes`` limits the decompressed content, and Flask's ``MAX_CONTENT_LENGTH`` the body as sent. Raises
+    PayloadError, PayloadTooLarge, PayloadUnsupported or werkzeug's RequestEntityTooLarge.
     """
     encoding = request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise PayloadUnsupported(where="Content-Encoding", expected="gzip or none", got=repr(encoding[:60]))
-    if request.content_length is not None and request.content_length > max_bytes:
-        raise _too_large(max_bytes, f"{request.content_length} bytes")
     body = request.get_data(cache=False)
     return inflate(body, max_bytes) if "gzip" in encoding else body
 
@@ -89,7 +87,7 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
             raise PayloadError(where="body", expected="gzip", got=str(error), hint="see Content-Encoding") from None
         if len(part) > remaining:
-            raise _too_large(max_bytes, "more, once decompressed")
+            raise body_too_large(max_bytes, "more, once decompressed")
         if not stream.eof:
             raise PayloadError(where="body", expected="a complete gzip stream", got=f"{len(data)} truncated bytes")
         parts.append(part)
@@ -100,7 +98,8 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
     raise PayloadError(where="body", expected=f"at most {_MAX_MEMBERS} gzip streams", got="more")
 
 
-def _too_large(max_bytes: int, got: str) -> PayloadTooLarge:
+def body_too_large(max_bytes: int | None, got: str) -> PayloadTooLarge:
+    """Return the error about a body that exceeds the limit, as sent or once decompressed."""
     return PayloadTooLarge(
         "request body too large",
         expected=f"at most {max_bytes} bytes",

@@ -131,8 +131,7 @@ class SessionCookie:
         )
 
     def _token(self, environ: WSGIEnvironment) -> str:
-        header = environ.get("HTTP_COOKIE", "")
-        return parse_cookie(header).get(self._name(environ), "") if header else ""
+        return parse_cookie(environ).get(self._name(environ), "")
 
     def _name(self, environ: WSGIEnvironment) -> str:
         """Return the name of the cookie.
