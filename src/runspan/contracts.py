@@ -6,21 +6,19 @@ The embedded store, Tempo and Jaeger implement them. The conformance suite in ``
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
-from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES, Run
+from runspan.model.document import LIVE_RUN_STATUSES, Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
-
-_NEVER_STUCK = tuple(status for status in RUN_STATUSES if status not in LIVE_RUN_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +40,11 @@ class Cursor:
     @classmethod
     def parse(cls, token: str) -> Cursor:
         """Return the cursor of a token. Raises QueryError."""
-        try:
+        with suppress(ValueError):
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             time, colon, run_id = raw.decode().partition(":")
             if colon and time.isascii() and time.isdigit() and len(time) <= 19 and run_id:
                 return cls(int(time), run_id)
-        except (binascii.Error, ValueError):
-            pass
         raise QueryError(where="cursor", expected="meta.cursor of an earlier page", got=repr(token[:60]))
 
 
@@ -74,7 +70,7 @@ class RunQuery:
     """
 
     def __post_init__(self) -> None:
-        if self.stuck_before is not None and self.status in _NEVER_STUCK:
+        if self.stuck_before is not None and self.status not in (None, *LIVE_RUN_STATUSES):
             raise QueryError(
                 where="status",
                 expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",
@@ -172,18 +168,6 @@ def limited_notes(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
-    """The optional capabilities of a backend. The default is the least capable backend."""
-
-    durable_writes: bool = False
-    """A write is on disk when it returns."""
-    deletes: bool = False
-    """Runs can be deleted by age."""
-    foreign_spans: bool = False
-    """Foreign spans of a run's trace are kept."""
-
-
-@dataclass(frozen=True, slots=True)
 class Rejection:
     """A run or span that was rejected."""
 
@@ -200,8 +184,9 @@ class WriteResult:
 
     accepted: int = 0
     rejected: tuple[Rejection, ...] = field(default=())
-    outdated: bool = False
-    """Whether the run has ended in the store and the document is an older, unfinished state of it: nothing changed."""
+    changed: bool = True
+    """False for a document that is stored already, or that is an older, unfinished state of a run that has ended in the
+    store."""
 
 
 class TraceReader(Protocol):
@@ -209,9 +194,6 @@ class TraceReader(Protocol):
 
     All methods raise BackendUnreachable, BackendRefused or BackendBusy. No method returns an empty result instead.
     """
-
-    @property
-    def capabilities(self) -> Capabilities: ...
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """Return the newest verified revision of a run.

@@ -27,35 +27,28 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, NamedTuple
 
 PARSE_ERRORS: Final = (ValueError, RecursionError)
 """What parsers of JSON raise for any text that they cannot read; text that is nested too deep is no ValueError."""
 
 
+@dataclass(eq=False, repr=False)
 class RunspanError(Exception):
-    """The base class of all exceptions of runspan.
+    """The base class of all exceptions of runspan."""
 
-    - ``where``: the place, for example ``runs.ndjson:12 steps[2].startedAt``.
-    - ``expected``, ``got``: the expected and the actual value, each short enough for one line.
-    - ``hint``: what to do next.
-    """
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        where: str = "",
-        expected: str = "",
-        got: str = "",
-        hint: str = "",
-    ) -> None:
-        self.message = message
-        self.where = where
-        self.expected = expected
-        self.got = got
-        self.hint = hint
-        super().__init__(message)
+    message: str = ""
+    _: KW_ONLY
+    where: str = ""
+    """The place, for example ``runs.ndjson:12 steps[2].startedAt``."""
+    expected: str = ""
+    got: str = ""
+    """The expected and the actual value, each short enough for one line."""
+    hint: str = ""
+    """What to do next."""
+    retry_after: float | None = None
+    """Seconds after which to try again; None if that is unknown, or of no use."""
 
     def __str__(self) -> str:
         expected = self.expected and f"expected {self.expected}"
@@ -70,25 +63,17 @@ class DocumentError(RunspanError):
     """A run document cannot be carried exactly, so it is refused."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TraceIncomplete(RunspanError):
-    """The newest revision of the run cannot be verified from its spans.
+    """The newest revision of the run cannot be verified from its spans."""
 
-    - ``missing``: what is missing or damaged, one line each.
-    - ``fallback``: the ``Run`` of the newest older revision that could be verified, or None.
-    """
+    missing: tuple[str, ...] = ()
+    """What is missing or damaged, one line each."""
+    fallback: Any = None
+    """The ``Run`` of the newest older revision that could be verified, or None."""
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        missing: tuple[str, ...] = (),
-        fallback: Any = None,
-        where: str = "",
-        hint: str = "",
-    ) -> None:
-        super().__init__(message, where=where, got="; ".join(missing[:5]), hint=hint)
-        self.missing = missing
-        self.fallback = fallback
+    def __post_init__(self) -> None:
+        self.got = "; ".join(self.missing[:5])
 
 
 class NotFound(RunspanError):
@@ -116,11 +101,7 @@ class Forbidden(AccessError):
 
 
 class RateLimited(AccessError):
-    """Too many requests in the rate limit window of an API key. ``retry_after`` is in seconds."""
-
-    def __init__(self, message: str = "", *, retry_after: float, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.retry_after = retry_after
+    """Too many requests in the rate limit window of an API key; carries ``retry_after``."""
 
 
 class PayloadError(RunspanError):
@@ -152,11 +133,7 @@ class BackendRefused(BackendError):
 
 
 class BackendBusy(BackendError):
-    """The backend sent a temporary error response. ``retry_after`` is in seconds, or None if not given."""
-
-    def __init__(self, message: str = "", *, where: str = "", retry_after: float | None = None, hint: str = "") -> None:
-        super().__init__(message, where=where, hint=hint)
-        self.retry_after = retry_after
+    """The backend sent a temporary error response; carries ``retry_after`` if that says when to retry."""
 
 
 class StoreError(RunspanError):

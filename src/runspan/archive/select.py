@@ -164,5 +164,4 @@ def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threadin
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
-    retry_after = error.retry_after if isinstance(error, (BackendBusy, RateLimited)) else None
-    return retry_after or _BACKOFF(state)
+    return (isinstance(error, RunspanError) and error.retry_after) or _BACKOFF(state)

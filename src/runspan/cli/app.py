@@ -62,8 +62,10 @@ class CliGroup(click.Group):
         _replace_closed_streams()
         try:
             return super().main(*args, **extra)
-        except OSError as error:  # --help and --version print while the arguments are parsed, before ``invoke``
-            _print_os_error(error)
+        except OSError as error:
+            file = error.filename or ("standard output" if error.errno == errno.EBADF else "")
+            place = f"{escape_control(str(file))}: " if file else ""
+            click.echo(f"runspan: {place}{error.strerror or error}", err=True)
             sys.exit(INCOMPLETE)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -80,14 +82,6 @@ class CliGroup(click.Group):
             # Python flushes standard output when it exits, and would report the closed pipe again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(OUTPUT_CLOSED)
-        except OSError as error:
-            _print_os_error(error)
-            ctx.exit(INCOMPLETE)
-
-
-def _print_os_error(error: OSError) -> None:
-    file = f"{escape_control(str(error.filename))}: " if error.filename else ""
-    click.echo(f"runspan: {file}{error.strerror or error}", err=True)
 
 
 def _exit_codes() -> str:
@@ -166,18 +160,6 @@ def reduce_garbage_collection() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-class _ClosedOutput(io.RawIOBase):
-    """Standard output that was closed: every write fails."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        if len(data):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
-        return 0
-
-
 def _replace_closed_streams() -> None:
     """Replace streams that were closed by the caller (``2>&-``), for which Python has None.
 
@@ -190,7 +172,9 @@ def _replace_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, mode)
     if sys.stdout is None:
-        sys.stdout = io.TextIOWrapper(cast("io.BufferedWriter", _ClosedOutput()), encoding="utf-8", write_through=True)
+        # Unbuffered: a write fails at once, since the descriptor is open to read only.
+        output = cast("io.BufferedWriter", io.FileIO(1, "w"))
+        sys.stdout = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
 

@@ -131,7 +131,7 @@ def list_keys(data: str, as_json: bool) -> None:
 
 @keys.command()
 @options.data
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", type=options.Utf8Text(), metavar="ID")
 def revoke(data: str, key_id: str) -> None:
     """Revoke a key at once.
 
@@ -146,7 +146,7 @@ def revoke(data: str, key_id: str) -> None:
 
 @keys.command()
 @options.data
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", type=options.Utf8Text(), metavar="ID")
 @options.time("--grace", type=_LIFETIME, default="24h", help="How long the old key stays valid with the new one.")
 @options.as_json
 def rotate(data: str, key_id: str, grace: int, as_json: bool) -> None:

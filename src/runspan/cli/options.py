@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import click
 
 from runspan.errors import ConfigError
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import SECOND, UNITS
 from runspan.otlp.env import read_attributes
 
 if TYPE_CHECKING:  # imports that take long are made by the functions that need them
@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # imports that take long are made by the functions that need 
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-UNITS: Final = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
 PLANS: Final = {"free": 7.0, "pro": 30.0, "enterprise": 90.0}
 """The platform's retention plans in days."""
 PROTOCOLS: Final = ("http/protobuf", "grpc")
@@ -64,7 +63,7 @@ class Seconds(click.ParamType[float]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return value if isinstance(value, float) else Duration().convert(value, param, ctx) / SECOND
+        return Duration().convert(value, param, ctx) / SECOND
 
 
 class Retention(click.ParamType[float]):
@@ -73,8 +72,6 @@ class Retention(click.ParamType[float]):
     name = "days"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
         text = str(value).lower()
         if text in PLANS:
             return PLANS[text]
@@ -103,8 +100,6 @@ class Address(click.ParamType[tuple[str, int]]):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        if isinstance(value, tuple):
-            return value
         match = re.fullmatch(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", str(value))
         if match is None or int(match[2]) > 65535:
             self.fail(f"expected PORT or HOST:PORT such as 9464, got {value!r}", param, ctx)
@@ -160,6 +155,12 @@ def dead_letter(show_default: str) -> Callable[[F], F]:
     return file("--dead-letter", show_default=show_default, help=help)
 
 
+def service_name(**attributes: Any) -> Callable[[F], F]:
+    """``--service-name NAME``: the sender of the traces."""
+    env = ("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME")
+    return option("--service-name", type=Utf8Text(), metavar="NAME", env=env, **attributes)
+
+
 def grouped(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
     """Add the options to a command, and pass those that are fields of ``kind``, a dataclass, as one argument."""
     members = {field.name for field in fields(kind)}
@@ -191,6 +192,12 @@ api_key_file = file(
     "--api-key-file",
     show_default="the key in RUNSPAN_API_KEY, if any",
     help="File with the API key of a runspan server.",
+)
+protocol = option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {PROTOCOLS[0]}",
+    help="Protocol of the receiver.",
 )
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON on standard output, for scripts.")
 quiet = option(
@@ -369,20 +376,8 @@ receiver = grouped(
         show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318",
         help="OTLP receiver, such as http://127.0.0.1:8321 or, with grpc, 127.0.0.1:4317.",
     ),
-    option(
-        "--protocol",
-        type=click.Choice(PROTOCOLS),
-        show_default=f"OTEL_EXPORTER_OTLP_PROTOCOL, else {PROTOCOLS[0]}",
-        help="Protocol of the receiver.",
-    ),
-    option(
-        "--service-name",
-        type=Utf8Text(),
-        metavar="NAME",
-        env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
-        default="runspan",
-        help="The service.name of the traces; OTEL_RESOURCE_ATTRIBUTES adds attributes.",
-    ),
+    protocol,
+    service_name(default="runspan", help="The service.name of the traces; OTEL_RESOURCE_ATTRIBUTES adds attributes."),
     option(
         "--replay",
         is_flag=True,

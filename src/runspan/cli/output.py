@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -172,19 +172,28 @@ def _columns(unit: str) -> list[ProgressColumn]:
 
 
 @contextmanager
+def background(work: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """Let a thread work while the block runs. The event that ``work`` gets is set when the block ends."""
+    ended = threading.Event()
+    # A daemon: the end of the process does not wait longer for work that takes long.
+    thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+
+
 def report_retries(
     current: Callable[[], OtlpExporter | None], display: ProgressDisplay, retry_max_time: float, *, quiet: bool
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Print why requests are retried while the block runs, so that a receiver that is down is noticed at once.
 
     ``current`` returns the exporter in use, if there is one.
     """
-    if quiet:
-        yield
-        return
-    ended = threading.Event()
 
-    def work() -> None:
+    def work(ended: threading.Event) -> None:
         reported = ""
         pause = _CHECK_AFTER
         while not ended.wait(pause):
@@ -195,13 +204,7 @@ def report_retries(
                 display.note(f"{exporter.endpoint}: {error}; retrying for {retry_max_time:g} s, press Ctrl-C to stop")
                 reported, pause = error, _REPEAT_AFTER
 
-    thread = threading.Thread(target=work, name="runspan-retries", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return nullcontext() if quiet else background(work, "runspan-retries")
 
 
 def format_elapsed(nanoseconds: int) -> str:

@@ -7,8 +7,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,11 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
-from runspan.cli.output import escape_control
+from runspan.cli.output import background, escape_control
 from runspan.errors import ConfigError, RunspanError
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
-from runspan.web.auth import is_loopback_address
+from runspan.web.auth import is_loopback
 from runspan.web.config import MIB, WebConfig
 from runspan.web.server import WebServer
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
@@ -186,7 +185,7 @@ def serve(
         keys = stack.enter_context(closing(create_key_store(data)))
         sessions_file = Path(data, SESSIONS_FILE)
         sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
-        if keys.unused and host != "localhost" and not is_loopback_address(host):
+        if keys.unused and not is_loopback(host):
             create = shlex.join(("runspan", "keys", "create", "--data", data, "--name", "NAME"))
             raise ConfigError(
                 "refusing to listen beyond this machine without API keys",
@@ -203,7 +202,7 @@ def serve(
         reader = stack.enter_context(closing(connect(url, retention_days=retention, env=os.environ)))
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
-            stack.enter_context(_expire_regularly(store, retention))
+            stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
         server = WebServer(
             create_app(reader, store, config=config, keys=keys, sessions=sessions),
             host=host,
@@ -253,28 +252,18 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
         click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)
 
 
-@contextmanager
-def _expire_regularly(store: SqliteStore, retention: float | None) -> Iterator[None]:
-    """Delete runs past their retention, and fragments that are too old, now and every hour, in a thread."""
-    ended = threading.Event()
+def _expire_regularly(store: SqliteStore, retention: float | None, ended: threading.Event) -> None:
+    """Delete runs past their retention, and fragments that are too old, now and every hour.
+
+    When the store closes, a deletion stops between two batches, and the next start resumes it.
+    """
     log = logging.getLogger("runspan.retention")
-
-    def work() -> None:
-        while not ended.is_set():
-            try:
-                deleted = store.expire(time.time_ns())
-                if retention is not None:
-                    log.info("deleted %d runs past their retention of %g days", deleted, retention)
-            except RunspanError as error:
-                if not ended.is_set():
-                    log.error("retention: %s", error)
-            ended.wait(_EXPIRE_EVERY)
-
-    # A daemon: when the store closes, a deletion stops between two batches, and the next start resumes it.
-    thread = threading.Thread(target=work, name="runspan-retention", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=5)
+    while not ended.is_set():
+        try:
+            deleted = store.expire(time.time_ns())
+            if retention is not None:
+                log.info("deleted %d runs past their retention of %g days", deleted, retention)
+        except RunspanError as error:
+            if not ended.is_set():
+                log.error("retention: %s", error)
+        ended.wait(_EXPIRE_EVERY)

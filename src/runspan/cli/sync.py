@@ -21,7 +21,7 @@ from runspan.delivery import DeadLetters, OnSettled, OtlpExporter, export_sample
 from runspan.errors import ConfigError, RunspanError
 from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import SECOND, UNITS
 from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
 from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.sync.context import ListFilter, SyncConfig
@@ -76,7 +76,7 @@ _RATE_OVER: Final = 10.0
     "--retention",
     type=options.Retention(),
     env="RUNSPAN_PLATFORM_RETENTION",
-    callback=lambda ctx, param, days: None if days is None else int(days * options.UNITS["d"]),
+    callback=lambda ctx, param, days: None if days is None else int(days * UNITS["d"]),
     metavar="DAYS",
     show_default="not checked",
     help="How long the platform keeps runs: days, or one of the plans free (7), pro (30), enterprise (90). The sync "

@@ -12,6 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 import click
+import msgspec
 from rich.text import Text
 
 from runspan.backends import open_store
@@ -41,12 +42,7 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
     show_default="none; sqlite is written directly",
     help="OTLP receiver of the backend, or of a Collector in front of it.",
 )
-@options.option(
-    "--protocol",
-    type=click.Choice(options.PROTOCOLS),
-    show_default=options.PROTOCOLS[0],
-    help="Protocol of the receiver.",
-)
+@options.protocol
 @options.time(
     "--wait", type=options.Seconds(), default="60s", help="How long to wait until a run can be read back and is listed."
 )
@@ -57,14 +53,7 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
     default="0s",
     help="How long ago the canary ended: 30d checks whether the backend accepts runs that old.",
 )
-@options.option(
-    "--service-name",
-    type=options.Utf8Text(),
-    metavar="NAME",
-    env=("RUNSPAN_SERVICE_NAME", "OTEL_SERVICE_NAME"),
-    show_default=f"runspan, {CANARY} for the canary",
-    help="The service.name of the traces.",
-)
+@options.service_name(show_default=f"runspan, {CANARY} for the canary", help="The service.name of the traces.")
 @options.as_json
 @click.pass_context
 def verify(
@@ -134,7 +123,7 @@ def verify(
     complete = same == len(results) and not refused
     if as_json:
         summary = {"backend": backend.url, "complete": complete, "same": same, "refused": refused}
-        click.echo(json.dumps(summary | {"runs": [result.to_dict() for result in results]}))
+        click.echo(json.dumps(summary | {"runs": msgspec.to_builtins(results)}))
     else:
         _print(results, backend.url, same, refused)
     ctx.exit(0 if complete else INCOMPLETE)
@@ -155,8 +144,8 @@ def _send(
             got=report.stopped,
             hint=hint_for(report.stopped) or _CHECK_ENDPOINT,
         )
-    rejected = {each.what: f"{each.reason}: {hint_for(each.reason)}" for each in report.rejections}
-    return Sent({run_id: reason.removesuffix(": ") for run_id, reason in rejected.items()}, report.stopped)
+    rejected = {each.what: ": ".join(filter(None, (each.reason, hint_for(each.reason)))) for each in report.rejections}
+    return Sent(rejected, report.stopped)
 
 
 def _write(store: TraceWriter, tenant: str, runs: Sequence[Run], observed_at: int) -> Sent:

@@ -13,6 +13,8 @@ from functools import lru_cache
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
 MICROSECOND = 1_000
+UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND}
+"""Nanoseconds by the unit of a duration such as ``30s`` or ``7d``."""
 MAX_NS = (1 << 63) - 4
 """The latest start of a span: stores keep signed integers, and Tempo loses every run of a block in which a time reaches
 2**63 - 2, so that the end of a span without length, one nanosecond later, stays below that."""

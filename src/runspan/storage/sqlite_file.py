@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from runspan.errors import StoreError, StoreFull
 
@@ -98,6 +99,26 @@ def open_database(
             raise StoreError(f"another process is using {schema.name}", where=str(where), hint=hint) from error
         raise store_error(error, where) from error
     return connection
+
+
+class SharedDatabase:
+    """A file whose statements any thread executes, one at a time, each in a transaction of its own."""
+
+    def __init__(self, path: Path | str | None, schema: Schema) -> None:
+        """``path``: None opens a database in memory."""
+        self._path = Path(path or ":memory:")
+        self._lock = threading.Lock()
+        self._connection = open_database(path, schema)
+
+    def _execute(self, statement: str, *values: object) -> list[Any]:
+        """Return the rows of a statement."""
+        with self._lock, translate_errors(self._path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._connection.close()
 
 
 def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Connection:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
-import msgspec
 from msgspec import Struct
 
 from runspan.codec.encode import encode
@@ -42,16 +41,14 @@ class Sent:
     """Why sending ended early, or ""."""
 
 
-class Send(Protocol):
-    """Sends runs to a backend, as observed at a time in nanoseconds since 1970."""
-
-    def __call__(self, runs: Sequence[Run], observed_at: int) -> Sent: ...
+Send = Callable[[Sequence[Run], int], Sent]
+"""Sends runs to a backend, as observed at a time in nanoseconds since 1970."""
 
 
 class VerifyResult(
     Struct, rename={"run_id": "id", "trace_id": "traceId", "by_id": "secondsById", "in_lists": "secondsInLists"}
 ):
-    """The result for one run."""
+    """The result for one run. ``msgspec`` converts it to JSON."""
 
     run_id: str
     trace_id: str
@@ -64,11 +61,6 @@ class VerifyResult(
     """Seconds until it was read by its id; None if it was not."""
     in_lists: float | None = None
     """Seconds until a list contained it; None if none did."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
 
 
 def verify(
@@ -112,8 +104,8 @@ def verify(
                 check.explain(sent.stopped or (str(error) if error else ""))
             break
         if pending:
-            delay = error.retry_after if isinstance(error, BackendBusy) else None
-            sleep(min(max(pause, delay or 0.0), remaining))
+            retry_after = (error and error.retry_after) or 0.0
+            sleep(min(max(pause, retry_after), remaining))
             pause = min(2 * pause, MAX_PAUSE)
     for check in checks:
         check.note_cut_attributes()
@@ -137,17 +129,19 @@ def _check_all(checks: Sequence[_RunCheck], seconds: Callable[[], float]) -> Bac
     return None
 
 
+@dataclass(slots=True)
 class _RunCheck:
     """Looks for one run."""
 
-    def __init__(self, run: Run, reader: TraceReader, kind: str, tenant: str, now: int) -> None:
-        self.run = run
-        self._reader = reader
-        self._kind = kind
-        self._tenant = tenant
-        self._now = now
-        self._trace_id = run_ids(run.id, tenant).trace_id
-        self.result = VerifyResult(run.id, self._trace_id.hex())
+    run: Run
+    reader: TraceReader
+    kind: str
+    tenant: str
+    now: int
+    result: VerifyResult = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.result = VerifyResult(self.run.id, run_ids(self.run.id, self.tenant).trace_id.hex())
 
     def set(self, result: Result, detail: str = "") -> None:
         self.result.result, self.result.detail = result, detail
@@ -155,7 +149,7 @@ class _RunCheck:
     def is_readable(self) -> bool:
         """Return whether the backend returns the same document."""
         try:
-            document = self._reader.document(self.run.id, self._tenant)
+            document = self.reader.document(self.run.id, self.tenant)
         except NotFound:
             self.set("not found")
         except TraceIncomplete as error:
@@ -173,7 +167,7 @@ class _RunCheck:
         run = self.run
         at = sort_time(run.envelope)
         query = RunQuery(
-            self._tenant,
+            self.tenant,
             run.workflow_id,
             run.status if run.status in RUN_STATUSES else None,
             since=at or None,
@@ -183,7 +177,7 @@ class _RunCheck:
             cursor=Cursor(at, run.id + "\0") if at else None,
         )
         try:
-            page = self._reader.search(query)
+            page = self.reader.search(query)
         except QueryUnsupported as error:
             self.set("not in lists", str(error))
             return False
@@ -194,15 +188,15 @@ class _RunCheck:
         """Note what the backend did to a run that did not come back, and advice."""
         result = self.result
         if result.result == "not in lists":
-            result.advice = advice_on_search(self._kind, self._age())
+            result.advice = advice_on_search(self.kind, self._age())
         elif result.result == "not found":
-            result.advice = advice_on_absence(self._kind, self._age())
+            result.advice = advice_on_absence(self.kind, self._age())
             result.detail = result.detail or error
         else:
             damage = self._damage(self._encoded())
-            result.advice = advice_on_damage(self._kind, damage)
+            result.advice = advice_on_damage(self.kind, damage)
             if damage.missing == damage.expected and result.result == "incomplete":
-                result.advice = advice_on_absence(self._kind, self._age())
+                result.advice = advice_on_absence(self.kind, self._age())
             result.detail = "; ".join(filter(None, (str(damage), result.detail)))
 
     def note_cut_attributes(self) -> None:
@@ -213,14 +207,14 @@ class _RunCheck:
         damage = self._damage(encoded)
         if damage.cut:
             self.result.detail = f"{damage}, none that the document needs"
-            self.result.advice = advice_on_damage(self._kind, damage)
+            self.result.advice = advice_on_damage(self.kind, damage)
 
     def _encoded(self) -> list[Span]:
-        return encode(self.run, tenant=self._tenant, observed_at=self._now)
+        return encode(self.run, tenant=self.tenant, observed_at=self.now)
 
     def _damage(self, encoded: Sequence[Span]) -> SpanDamage:
         try:
-            found = self._reader.spans(self._trace_id)
+            found = self.reader.spans(bytes.fromhex(self.result.trace_id))
         except RunspanError:
             found = []
         return span_damage(encoded, found)
@@ -229,8 +223,8 @@ class _RunCheck:
         """Return the seconds since the run's end, or since its start if it has none; below 0 in the future."""
         envelope = self.run.envelope
         completed = str_or_none(envelope.completed_at)
-        at = (completed and parse_ns(completed)) or sort_time(envelope) or self._now
-        return (self._now - at) / SECOND
+        at = (completed and parse_ns(completed)) or sort_time(envelope) or self.now
+        return (self.now - at) / SECOND
 
 
 def _is_long(value: object) -> bool:

@@ -8,26 +8,27 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
-from flask import Blueprint, Response, abort, request
+from flask import Blueprint, Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from werkzeug.routing import BaseConverter
 
+from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
-from runspan.contracts import Cursor, Document, TraceReader
+from runspan.contracts import Cursor, Document
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
-from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response, invalid_query
+from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
 from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
-from runspan.web.request import Store, current_context, read_body
+from runspan.web.request import current_context, read_body
 from runspan.web.schemas import (
     Meta,
     RunDocument,
@@ -124,7 +125,7 @@ def get_run_trace(run_id: str) -> Response:
     utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
         return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
-    query = _parameters(TraceQuery)
+    query = query_parameters(TraceQuery)
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
     with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
@@ -152,7 +153,7 @@ def list_runs() -> Response:
     """Return summaries of runs, newest first."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    query = _parameters(RunsQuery)
+    query = query_parameters(RunsQuery)
     cursor = None if query.cursor is None else Cursor.parse(query.cursor)
     page = context.reader.search(query.run_query(principal.tenant, context.clock(), limit=query.limit, cursor=cursor))
     token = page.cursor.token() if page.cursor else None
@@ -205,20 +206,22 @@ def push_run() -> Response:
     An unfinished document that is older than the stored end of its run changes nothing either.
     """
     context = current_context()
-    writer = cast("Store", context.writer)  # this route is registered only with one
+    writer = cast("SqliteStore", context.writer)  # this route is registered only with one
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE)
     if request.mimetype != JSON:
         raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))
     run = Run.from_json(read_body(request, context.config.max_body))
-    is_new = not _is_stored(context.reader, run, principal.tenant)
     result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
     if result.rejected:
         raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
-    is_new = is_new and not result.outdated
-    if is_new:
+    if result.changed:
         context.metrics.runs_stored.inc()
-    stored = StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=is_new)
-    return Response(StoredRunResponse(data=stored).model_dump_json(), 201 if is_new else 200, content_type=JSON)
+    stored = StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=result.changed)
+    return Response(StoredRunResponse(data=stored).model_dump_json(), 201 if result.changed else 200, content_type=JSON)
+
+
+# A blueprint that is registered later replaces what is documented on its paths.
+writes.paths["/api/v1/runs"].get = reads.paths["/api/v1/runs"].get
 
 
 @read_only.post("/api/v1/runs")
@@ -234,29 +237,18 @@ def _document_response(document: Document) -> Response:
     return Response(document_body(document), headers=document_headers(document))
 
 
-def _is_stored(reader: TraceReader, run: Run, tenant: str) -> bool:
-    """Whether this exact document is the run's newest revision already."""
-    try:
-        return reader.document(run.id, tenant).text == run.text
-    except (NotFound, TraceIncomplete):
-        return False
-
-
 def _is_encoded_suffix(uri: str, run_id: str) -> bool:
     """Whether the slash before the final ``trace`` was percent-encoded, so that both are part of the run id."""
     encoded, slash, last = uri.partition("?")[0].rpartition("/")
     return not (slash and last == "trace" and unquote_to_bytes(encoded).endswith(run_id.encode()))
 
 
-def _parameters(schema: type[_Query]) -> _Query:
-    """Return the query parameters of the request. Raises QueryError if one is repeated, and aborts for invalid ones."""
+def query_parameters(schema: type[_Query]) -> _Query:
+    """Return the query parameters of the request. Raises QueryError or pydantic's ValidationError."""
     for name, values in request.args.lists():
         if len(values) > 1 and name in schema.model_fields:
             raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
-    try:
-        return schema.model_validate(request.args.to_dict())
-    except ValidationError as error:
-        abort(invalid_query(error))
+    return schema.model_validate(request.args.to_dict())
 
 
 def _span_tenant(principal: Principal) -> str | None:

@@ -1,26 +1,22 @@
 """``ApiKeyStore``: API keys in an SQLite file that the server and the command line use at once.
 
 A key has about 190 random bits, so it cannot be guessed, and a single SHA-256 of it is stored: slow hashes protect
-passwords that people choose. SQLite keeps the file consistent over crashes and concurrent writers, and
-``PRAGMA data_version``, which reads shared memory in WAL mode, shows a running server on every request whether another
-process changed the keys.
+passwords that people choose. A server looks up the key of each request in the file, so that a change by another process
+counts at once; SQLite keeps the file consistent over crashes and concurrent writers.
 """
 
 from __future__ import annotations
 
-import hmac
 import secrets
-import sqlite3
 import string
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from runspan.errors import ConfigError, NotFound, StoreError
-from runspan.storage.sqlite_file import Schema, open_database
+from runspan.errors import ConfigError, NotFound
+from runspan.storage.sqlite_file import Schema, SharedDatabase
 
 RUNS_READ = "runs:read"
 RUNS_WRITE = "runs:write"
@@ -34,6 +30,7 @@ CREATE TABLE keys (
     permissions TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER, revoked INTEGER
 ) STRICT
 """
+_SELECT = "SELECT id, name, tenant, permissions, created, expires, revoked FROM keys "
 _SCHEMA = Schema(
     name="the file of API keys",
     application_id=0x72736B79,
@@ -63,18 +60,12 @@ class ApiKey:
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
-_KeysByPrefix = dict[bytes, list[tuple[bytes, ApiKey]]]
-
-
-class ApiKeyStore:
+class ApiKeyStore(SharedDatabase):
     """The keys of one file. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(self, path: Path | str, *, clock: Callable[[], int] = time.time_ns) -> None:
+        super().__init__(path, _SCHEMA)
         self._clock = clock
-        self._lock = threading.Lock()
-        self._version = -1
-        self._by_prefix: _KeysByPrefix = {}
-        self._db = open_database(path, _SCHEMA)
 
     def create(
         self,
@@ -94,7 +85,7 @@ class ApiKeyStore:
             )
         secret = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(32))
         key = ApiKey(secrets.token_hex(4), name, tenant, granted, self._clock(), expires)
-        self._write(
+        self._execute(
             "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             key.id,
             secret_digest(secret),
@@ -106,15 +97,14 @@ class ApiKeyStore:
         )
         return secret, key
 
-    def list(self) -> list[ApiKey]:
+    def list(self) -> Sequence[ApiKey]:
         """Return all keys, including revoked and expired ones, oldest first."""
-        keys = [key for entries in self._current().values() for _, key in entries]
-        return sorted(keys, key=lambda key: (key.created, key.id))
+        return self._select("ORDER BY created, id")
 
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key at once. Idempotent. Raises NotFound if there is no such key."""
         self.get(key_id)
-        self._write("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
+        self._execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
         return self.get(key_id)
 
     def rotate(self, key_id: str, *, grace: int) -> tuple[str, ApiKey]:
@@ -129,64 +119,32 @@ class ApiKeyStore:
             )
         expires = None if old.expires is None else now + (old.expires - old.created)
         secret, key = self.create(old.name, tenant=old.tenant, permissions=old.permissions, expires=expires)
-        self._write(
+        self._execute(
             "UPDATE keys SET expires = min(coalesce(expires, ?2), ?2) WHERE id = ?1", key_id, now + max(grace, 0)
         )
         return secret, key
 
     def find(self, secret: str) -> ApiKey | None:
-        """Return the active key of this secret, or None.
-
-        Candidates are looked up by the first bytes of the digest, which a caller cannot choose, and then compared in
-        constant time.
-        """
-        digest = secret_digest(secret)
-        for stored, key in self._current().get(digest[:4], ()):
-            if hmac.compare_digest(stored, digest) and key.state(self._clock()) == "active":
-                return key
-        return None
+        """Return the active key of this secret, or None. The lookup is by a digest, which a caller cannot choose."""
+        found = self._select("WHERE sha256 = ?", secret_digest(secret))
+        return found[0] if found and found[0].state(self._clock()) == "active" else None
 
     @property
     def unused(self) -> bool:
         """Whether no key was ever created. Revoked and expired keys count: revoking the last one opens nothing."""
-        return not self._current()
-
-    def close(self) -> None:
-        """Close the file. Idempotent."""
-        with self._lock:
-            self._db.close()
+        return not self._execute("SELECT 1 FROM keys LIMIT 1")
 
     def get(self, key_id: str) -> ApiKey:
         """Return the key with this id, whatever its state. Raises NotFound."""
-        for key in self.list():
-            if key.id == key_id:
-                return key
+        for key in self._select("WHERE id = ?", key_id):
+            return key
         raise NotFound("no such key", where=f"key {key_id}", hint="`runspan keys list` shows the ids")
 
-    def _write(self, statement: str, *values: object) -> None:
-        with self._lock:
-            try:
-                self._db.execute(statement, values)
-            except sqlite3.Error as error:
-                raise StoreError("cannot write the keys", got=str(error)) from error
-            self._version = -1  # data_version ignores a connection's own changes
-
-    def _current(self) -> _KeysByPrefix:
-        """Return the digests and keys by the first bytes of the digest, read again if the file has changed."""
-        with self._lock:
-            try:
-                (version,) = self._db.execute("PRAGMA data_version").fetchone()
-                if version == self._version:
-                    return self._by_prefix
-                rows = self._db.execute("SELECT * FROM keys").fetchall()
-            except sqlite3.Error as error:
-                raise StoreError("cannot read the keys", got=str(error)) from error
-            by_prefix: _KeysByPrefix = {}
-            for key_id, digest, name, tenant, permissions, created, expires, revoked in rows:
-                key = ApiKey(key_id, name, tenant, frozenset(permissions.split()), created, expires, revoked)
-                by_prefix.setdefault(digest[:4], []).append((digest, key))
-            self._by_prefix, self._version = by_prefix, version
-            return by_prefix
+    def _select(self, clause: str, *values: object) -> Sequence[ApiKey]:
+        return [
+            ApiKey(key_id, name, tenant, frozenset(permissions.split()), *times)
+            for key_id, name, tenant, permissions, *times in self._execute(_SELECT + clause, *values)
+        ]
 
 
 def secret_digest(secret: str) -> bytes:

@@ -14,6 +14,7 @@ from flask_openapi3.openapi import OpenAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from runspan._version import __version__
+from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import TraceReader
 from runspan.errors import AccessError, RunspanError, error_status
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
@@ -24,7 +25,7 @@ from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
 from runspan.web.pages.views import login, pages
-from runspan.web.request import AppContext, Store, current_context
+from runspan.web.request import AppContext, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionStore
 
@@ -35,7 +36,7 @@ OPERATIONS: Final = Tag(name="operations", description="Health checks and metric
 
 def create_app(
     reader: TraceReader,
-    writer: Store | None = None,
+    writer: SqliteStore | None = None,
     *,
     config: WebConfig | None = None,
     keys: ApiKeyStore | None = None,
@@ -45,7 +46,7 @@ def create_app(
     """Return the application over a backend.
 
     - ``reader`` answers the queries of the API.
-    - ``writer`` stores documents and spans. Without one, the routes that write answer 501.
+    - ``writer`` is the store of documents and spans. Without one, the routes that write answer 501.
     - ``keys`` are the API keys. Without them, or while none was ever created, anyone may use the application who
       reaches it by a name of loopback or of ``config.allowed_hosts``.
     - ``sessions`` are the logins of browsers. By default they last as long as the application.
@@ -74,7 +75,7 @@ def create_app(
     register_error_handlers(app)
     app.register_api(reads)
     if writer is not None:
-        _register_api(app, writes)
+        app.register_api(writes)
         app.register_api(receiver)
     else:
         app.register_blueprint(read_only)
@@ -86,18 +87,6 @@ def create_app(
             app.register_blueprint(login)
     app.wsgi_app = Middleware(app.wsgi_app, context)  # type: ignore[method-assign]
     return app
-
-
-def _register_api(app: OpenAPI, blueprint: OpenApiBlueprint) -> None:
-    """Register a blueprint, keeping the other methods that an earlier one documents on the same paths.
-
-    ``register_api`` alone replaces everything that is documented on a path.
-    """
-    earlier = {path: app.paths[path] for path in app.paths.keys() & blueprint.paths.keys()}
-    app.register_api(blueprint)
-    for path, item in earlier.items():
-        for method in item.model_fields_set:
-            setattr(app.paths[path], method, getattr(item, method))
 
 
 operations = OpenApiBlueprint("operations", __name__)

@@ -203,7 +203,7 @@ class OriginGuard:
         if match is None:
             return False
         host = _normalize_host(match[1])
-        return host in self._allowed or _is_loopback(host)
+        return host in self._allowed or is_loopback(host)
 
 
 def _parse_allowed_host(host: str) -> str:
@@ -226,14 +226,9 @@ def _normalize_host(host: str) -> str:
         return host
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether the host is this machine: browsers resolve ``localhost`` and its subdomains without asking DNS."""
-    return host == "localhost" or host.endswith(".localhost") or is_loopback_address(host)
-
-
-def is_loopback_address(text: str) -> bool:
-    """Whether the text is an IP address of this machine's loopback."""
     try:
-        return ip_address(text).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host == "localhost" or host.endswith(".localhost")

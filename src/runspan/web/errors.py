@@ -16,12 +16,12 @@ from runspan.errors import (
     BackendBusy,
     DocumentError,
     PayloadError,
-    PayloadTooLarge,
     QueryError,
     RunspanError,
     StoreError,
     error_status,
 )
+from runspan.web.request import body_too_large
 
 logger = logging.getLogger("runspan.web")
 
@@ -91,19 +91,9 @@ def error_response(
     return Response(error_body(code, message, details), status, headers, content_type=JSON)
 
 
-def invalid_query(error: ValidationError) -> Response:
-    """Return the response to invalid query parameters, with a detail for each of them."""
-    details = [
-        ErrorDetail(field=".".join(str(part) for part in item["loc"]) or "query", message=item["msg"])
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
-    return error_response(400, "VALIDATION_ERROR", message, details)
-
-
 def retry_after_header(error: RunspanError) -> dict[str, str]:
     """Return ``Retry-After`` in full seconds if the error says when to retry, else no header."""
-    retry_after = getattr(error, "retry_after", None)
+    retry_after = error.retry_after
     if retry_after is None and isinstance(error, BackendBusy):
         retry_after = _BUSY_RETRY_AFTER
     return {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
@@ -113,6 +103,7 @@ def register_error_handlers(app: Flask) -> None:
     """Answer every error of the application with an ``error_response``."""
     app.register_error_handler(RunspanError, _on_runspan_error)
     app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(ValidationError, _invalid_query)
     app.register_error_handler(Exception, _internal_error)
 
 
@@ -132,6 +123,16 @@ def _on_runspan_error(error: RunspanError) -> Response:
     return error_response(status, code, str(error), _details(error), headers)
 
 
+def _invalid_query(error: ValidationError) -> Response:
+    """Return the response to invalid query parameters, with a detail for each of them."""
+    details = [
+        ErrorDetail(field=".".join(str(part) for part in item["loc"]) or "query", message=item["msg"])
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
+    return error_response(400, "VALIDATION_ERROR", message, details)
+
+
 def _details(error: RunspanError) -> list[ErrorDetail] | None:
     if not isinstance(error, (DocumentError, QueryError, PayloadError)) or not error.where:
         return None
@@ -144,10 +145,8 @@ def _to_utf8_text(text: str) -> str:
 
 
 def _on_http_error(error: HTTPException) -> Response:
-    if error.response is not None:
-        return error.response  # type: ignore[return-value]  # abort() was called with a response
     if isinstance(error, RequestEntityTooLarge):
-        return _on_runspan_error(PayloadTooLarge("request body too large", hint="send it in parts"))
+        return _on_runspan_error(body_too_large(request.max_content_length, f"{request.content_length} bytes"))
     status = error.code or 500
     headers = dict(error.get_headers())  # Allow of a 405, Location of a redirect
     headers.pop("Content-Type", None)

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from runspan.errors import ConfigError
+from runspan.http.urls import parse_base_url, parse_url, refuse_login
 from runspan.web.config import WebConfig
 
 TRACE_PLACEHOLDER: Final = "{trace_id}"
@@ -21,12 +22,13 @@ class PublicUrl:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url) if not url or _is_http_url(url) else None
-        if parts is None or parts.query or parts.fragment or "@" in parts.netloc or set(url) & set(';,"\\'):
-            raise ConfigError(where="public url", expected="a URL such as https://runs.example.com", got=repr(url))
-        self.root_path = parts.path.rstrip("/")
+        where, expected = "public url", "a URL such as https://runs.example.com"
+        parts = urlsplit(url and parse_base_url(where, url, expected, login_hint=f"write {expected}"))
+        if set(parts.path) & set(';,"\\'):
+            raise ConfigError(where=where, expected=expected, got=repr(url))
+        self.root_path = parts.path
         """The prefix of every path of a page, such as ``/runspan``; empty if there is none."""
-        self.secure = url.startswith("https://")
+        self.secure = parts.scheme == "https"
         """Whether browsers connect over TLS, so that cookies can be marked ``Secure``."""
         self.origin = f"{parts.scheme}://{parts.netloc}".lower() if url else ""
         """The value of ``Origin`` in requests from the server's own pages; empty if it is not configured."""
@@ -47,9 +49,14 @@ def local_target(text: str) -> str:
 
 def check_trace_links(config: WebConfig) -> None:
     """Raise ConfigError if a browser cannot follow one of the configured links to traces."""
-    _check_url("jaeger url", config.jaeger_url, "http://jaeger:16686")
-    _check_url("grafana url", config.grafana_url, "http://grafana:3000")
-    _check_url("trace url", config.trace_url, f"http://host/trace/{TRACE_PLACEHOLDER}")
+    for where, url, example in (
+        ("jaeger url", config.jaeger_url, "http://jaeger:16686"),
+        ("grafana url", config.grafana_url, "http://grafana:3000"),
+        ("trace url", config.trace_url, f"http://host/trace/{TRACE_PLACEHOLDER}"),
+    ):
+        if url:
+            refuse_login(where, url, "")
+            parse_url(where, url, f"a URL such as {example}")
     if config.trace_url and TRACE_PLACEHOLDER not in config.trace_url:
         expected = f"a URL with {TRACE_PLACEHOLDER} in it"
         raise ConfigError(where="trace url", expected=expected, got=repr(config.trace_url))
@@ -83,21 +90,3 @@ def _explore_panes(datasource: str, trace: str, span: str) -> dict[str, object]:
     if span:
         pane["panelsState"] = {"trace": {"spanId": span}}
     return {"trace": pane}
-
-
-def _check_url(where: str, text: str, example: str) -> None:
-    if not text:
-        return
-    if not _is_http_url(text):
-        raise ConfigError(where=where, expected=f"a URL such as {example}", got=repr(text))
-    if "@" in urlsplit(text).netloc:
-        raise ConfigError(where=where, expected="a URL without a login", got="one with it")
-
-
-def _is_http_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        has_host = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        return False
-    return has_host and text.isascii() and text.isprintable() and " " not in text

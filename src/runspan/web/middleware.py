@@ -41,7 +41,6 @@ CONFLICT: Final = "X-Runspan-Conflict"
 PARTIAL: Final = "X-Runspan-Partial"
 """Header of a list: the lines of ``meta.partial``."""
 _MAX_CONFLICTS: Final = 10
-_JSON_HEADERS: Final = [("Content-Type", JSON)]
 
 
 class Middleware:
@@ -114,10 +113,8 @@ def document_body(document: Document) -> bytes:
 
 def document_headers(document: Document) -> list[tuple[str, str]]:
     """Return the content type, what is missing of a newer revision, and the digests of conflicting documents."""
-    if not (document.incomplete or document.conflict):
-        return _JSON_HEADERS
     notes = note_header(INCOMPLETE, document.incomplete) | note_header(CONFLICT, document.conflict[:_MAX_CONFLICTS])
-    return [*_JSON_HEADERS, *notes.items()]
+    return [("Content-Type", JSON), *notes.items()]
 
 
 def note_header(header: str, lines: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from flask import Response, request
 from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Rejection
 from runspan.errors import PayloadUnsupported
 from runspan.otlp.json import read_json
@@ -17,7 +18,7 @@ from runspan.web.api import SECURITY, TRACES, OpenApiBlueprint
 from runspan.web.api_keys import RUNS_WRITE
 from runspan.web.auth import TRACES_LIMIT
 from runspan.web.errors import JSON, OTLP_PATH, PROTOBUF, StatusBody
-from runspan.web.request import Store, current_context, read_body
+from runspan.web.request import current_context, read_body
 
 MAX_REASONS: Final = 5
 """Rejections that the error message of a response describes; the others are counted."""
@@ -48,7 +49,7 @@ receiver = OpenApiBlueprint("receiver", __name__, SECURITY)
 def export_traces() -> Response:
     """Store the spans of an OTLP/HTTP request, including those of other instrumentation in the same traces."""
     context = current_context()
-    writer = cast("Store", context.writer)  # this route is registered only with one
+    writer = cast("SqliteStore", context.writer)  # this route is registered only with one
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE, TRACES_LIMIT)
     encoding = request.mimetype
     if encoding not in (PROTOBUF, JSON):

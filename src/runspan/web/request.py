@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from flask import Request, current_app
 from isal import isal_zlib
 
-from runspan.contracts import TraceReader, TraceWriter, WriteResult
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import TraceReader
 from runspan.errors import PayloadError, PayloadTooLarge, PayloadUnsupported
 from runspan.model.timestamps import SECOND
-from runspan.otlp.protobuf_reader import ParsedRequest
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
 from runspan.web.config import WebConfig
@@ -20,25 +19,13 @@ from runspan.web.metrics import Metrics
 from runspan.web.sessions import SessionCookie, SessionStore
 
 
-class Store(TraceWriter, Protocol):
-    """A writer that also stores spans as they arrive: in any order, one run over several requests."""
-
-    def write(self, received: ParsedRequest, tenant: str = "") -> WriteResult:
-        """Store the spans of a request; they are durable when the method returns.
-
-        Spans of runs of any other tenant than ``tenant`` are rejected. The result covers the complete request,
-        including ``received.rejected``.
-        """
-        ...
-
-
 class AppContext:
     """The components of an application; see ``create_app`` for what they are made of."""
 
     def __init__(
         self,
         reader: TraceReader,
-        writer: Store | None,
+        writer: SqliteStore | None,
         config: WebConfig,
         keys: ApiKeyStore | None,
         sessions: SessionStore | None,
@@ -76,14 +63,12 @@ _MAX_MEMBERS = 16
 def read_body(request: Request, max_bytes: int) -> bytes:
     """Return the body of a request, decompressed if it is gzip.
 
-    ``max_bytes`` limits both the body as sent and the decompressed content. Raises PayloadTooLarge, PayloadError or
-    PayloadUnsupported.
+    ``max_bytes`` limits the decompressed content, and Flask's ``MAX_CONTENT_LENGTH`` the body as sent. Raises
+    PayloadError, PayloadTooLarge, PayloadUnsupported or werkzeug's RequestEntityTooLarge.
     """
     encoding = request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise PayloadUnsupported(where="Content-Encoding", expected="gzip or none", got=repr(encoding[:60]))
-    if request.content_length is not None and request.content_length > max_bytes:
-        raise _too_large(max_bytes, f"{request.content_length} bytes")
     body = request.get_data(cache=False)
     return inflate(body, max_bytes) if "gzip" in encoding else body
 
@@ -102,7 +87,7 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
             raise PayloadError(where="body", expected="gzip", got=str(error), hint="see Content-Encoding") from None
         if len(part) > remaining:
-            raise _too_large(max_bytes, "more, once decompressed")
+            raise body_too_large(max_bytes, "more, once decompressed")
         if not stream.eof:
             raise PayloadError(where="body", expected="a complete gzip stream", got=f"{len(data)} truncated bytes")
         parts.append(part)
@@ -113,7 +98,8 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
     raise PayloadError(where="body", expected=f"at most {_MAX_MEMBERS} gzip streams", got="more")
 
 
-def _too_large(max_bytes: int, got: str) -> PayloadTooLarge:
+def body_too_large(max_bytes: int | None, got: str) -> PayloadTooLarge:
+    """Return the error about a body that exceeds the limit, as sent or once decompressed."""
     return PayloadTooLarge(
         "request body too large",
         expected=f"at most {max_bytes} bytes",

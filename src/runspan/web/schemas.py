@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from runspan.contracts import DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import UNITS
 
 RunStatus = Literal["pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out"]
 
-_UNITS = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86400 * SECOND}
 _SINCE = r"^[1-9][0-9]{0,5}[mhd]$"
 _STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
 
@@ -73,7 +72,7 @@ class RunsQuery(BaseModel):
 
 
 def _time_before(now: int, duration: str | None) -> int | None:
-    return None if duration is None else max(0, now - int(duration[:-1]) * _UNITS[duration[-1]])
+    return None if duration is None else max(0, now - int(duration[:-1]) * UNITS[duration[-1]])
 
 
 class RunSummaryBody(BaseModel):

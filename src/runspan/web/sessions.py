@@ -9,8 +9,6 @@ expires, or is revoked, so do its sessions.
 from __future__ import annotations
 
 import secrets
-import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from flask import Response
 from werkzeug.http import parse_cookie
 
-from runspan.errors import NotFound, StoreError
-from runspan.storage.sqlite_file import Schema, open_database
+from runspan.errors import NotFound
+from runspan.storage.sqlite_file import Schema, SharedDatabase
 from runspan.web.api_keys import ApiKey, ApiKeyStore, secret_digest
 from runspan.web.links import PublicUrl
 
@@ -48,7 +46,7 @@ _SCHEMA = Schema(
 )
 
 
-class SessionStore:
+class SessionStore(SharedDatabase):
     """The sessions of one file. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(
@@ -60,11 +58,10 @@ class SessionStore:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Open the sessions in ``path``, or in memory if it is None. ``lifetime`` is in nanoseconds."""
+        super().__init__(path, _SCHEMA)
         self._keys = keys
         self._lifetime = lifetime
         self._clock = clock
-        self._lock = threading.Lock()
-        self._db = open_database(path, _SCHEMA)
 
     def create(self, key: ApiKey) -> tuple[str, int]:
         """Create a session of a key; return the token for the cookie, and its lifetime in seconds."""
@@ -96,18 +93,6 @@ class SessionStore:
         """End a session. An unknown token changes nothing."""
         self._execute("DELETE FROM sessions WHERE sha256 = ?", secret_digest(token))
 
-    def close(self) -> None:
-        """Close the file. Idempotent."""
-        with self._lock:
-            self._db.close()
-
-    def _execute(self, statement: str, *values: object) -> list[tuple[str, int]]:
-        with self._lock:
-            try:
-                return self._db.execute(statement, values).fetchall()
-            except sqlite3.Error as error:
-                raise StoreError("cannot use the sessions", got=str(error)) from error
-
 
 class SessionCookie:
     """The cookie of one application. Whatever its key permits, a session permits only requests that read."""
@@ -125,19 +110,16 @@ class SessionCookie:
 
     def start_session(self, key: ApiKey, response: Response, environ: WSGIEnvironment) -> None:
         """Start a session of a key, replacing the browser's current one."""
-        self.end_session(response, environ)
+        self._sessions.delete(self._token(environ))
         token, seconds = self._sessions.create(key)
         self._set(response, environ, token, seconds)
 
     def end_session(self, response: Response, environ: WSGIEnvironment) -> None:
         """End the browser's session: delete it from the store, and the cookie from the browser."""
-        token = self._token(environ)
-        if token:
-            self._sessions.delete(token)
+        self._sessions.delete(self._token(environ))
         self._set(response, environ, "", 0)
 
     def _set(self, response: Response, environ: WSGIEnvironment, token: str, seconds: int) -> None:
-        response.headers.remove("Set-Cookie")
         response.set_cookie(
             self._name(environ),
             token,
@@ -149,8 +131,7 @@ class SessionCookie:
         )
 
     def _token(self, environ: WSGIEnvironment) -> str:
-        header = environ.get("HTTP_COOKIE", "")
-        return parse_cookie(header).get(self._name(environ), "") if header else ""
+        return parse_cookie(environ).get(self._name(environ), "")
 
     def _name(self, environ: WSGIEnvironment) -> str:
         """Return the name of the cookie.

@@ -72,13 +72,14 @@ def test_a_reopened_run_observed_again_stays_above_its_end(store):
 def test_an_older_unfinished_document_reopens_nothing(store, older):
     """Whatever was observed when: the document has no later time than the end, as over OTLP."""
     ended = make_run("r")
-    assert not store.put(ended, observed_at=T0).outdated
+    assert store.put(ended, observed_at=T0).changed
+    assert not store.put(ended, observed_at=T0).changed
     for observed_at in (T0 - SECOND, T0 + SECOND):
-        assert store.put(older, observed_at=observed_at).outdated
+        assert not store.put(older, observed_at=observed_at).changed
         assert store.document("r") == Document(ended.text)
         assert ids(store.search(RunQuery(status="completed"))) == ["r"]
         assert ids(store.search(RunQuery(status=older.status))) == []
-    assert not store.put(reopened("r"), observed_at=T0 + 2 * SECOND).outdated
+    assert store.put(reopened("r"), observed_at=T0 + 2 * SECOND).changed
     assert store.document("r") == Document(reopened("r").text)
     assert ids(store.search(RunQuery(status="running"))) == ["r"]
 
@@ -88,7 +89,7 @@ def test_an_older_state_of_a_reopened_run_is_not_outdated_by_its_first_end(store
     store.put(make_run("r"), observed_at=T0)
     store.put(reopened("r"), observed_at=T0 + 1)
     changed = reopened("r", input={"changed": True})
-    assert not store.put(changed, observed_at=T0 + 2).outdated
+    assert store.put(changed, observed_at=T0 + 2).changed
     assert store.document("r").text == changed.text
 
 

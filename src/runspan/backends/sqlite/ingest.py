@@ -111,12 +111,12 @@ class Ingester:
         if reason:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
         store = partial(self._store_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
-        return WriteResult(count, outdated=not self._writer.submit(store))
+        return WriteResult(count, changed=self._writer.submit(store))
 
     def _store_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
     ) -> bool:
-        """Return False if the document is outdated."""
+        """Return False if the document is stored already, or outdated."""
         trace_id, now = row.trace_id, row.written_at
         state = queries.revision_states(connection, [trace_id]).get(trace_id)
         has_fragments = bool(queries.traces_with_fragments(connection, [trace_id], tenant))
@@ -126,7 +126,7 @@ class Ingester:
                 queries.update_observation(connection, trace_id, revision, observed_at, now)
                 if has_fragments:
                     self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
-            return True
+            return False
         stored = None if state is None else self._stored(connection, trace_id)
         if stored is not None and _is_outdated(run, stored):
             return False

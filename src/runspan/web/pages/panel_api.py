@@ -10,20 +10,20 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from flask import Blueprint, Response, request
 from msgspec import Struct
-from pydantic import ValidationError
 
 from runspan.codec.semconv import read_usage
 from runspan.contracts import MAX_LIMIT
-from runspan.errors import PARSE_ERRORS, NotFound, QueryError, TraceIncomplete
-from runspan.model.document import RUN_STATUSES, Run
-from runspan.model.timestamps import MILLISECOND, parse_ns
+from runspan.errors import NotFound, QueryError, TraceIncomplete
+from runspan.model.document import RUN_STATUSES, Run, str_or_none, time_ns
+from runspan.model.timestamps import MILLISECOND
+from runspan.web.api import query_parameters
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.errors import JSON, invalid_query
+from runspan.web.errors import JSON
 from runspan.web.middleware import PARTIAL, note_header
 from runspan.web.request import current_context
 from runspan.web.schemas import RunsQuery
@@ -46,14 +46,6 @@ class Totals(Struct, rename="camel", omit_defaults=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
-
-
-class _Summary(Struct, rename="camel"):
-    id: str
-    workflow_id: Any = None
-    status: Any = None
-    started_at: Any = None
-    created_at: Any = None
 
 
 @panel.get("/pages/totals")
@@ -79,11 +71,7 @@ def histogram() -> Response:
     """Return the histogram of a query's newest runs, and what the backend could not search."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    try:
-        parameters = RunsQuery.model_validate(request.args.to_dict())
-    except ValidationError as error:
-        return invalid_query(error)
-    query = parameters.run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
+    query = query_parameters(RunsQuery).run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
     end = time.monotonic() + MAX_SECONDS
     indices = {status: index for index, status in enumerate(RUN_STATUSES)}
     times: list[int] = []
@@ -96,14 +84,13 @@ def histogram() -> Response:
         page = context.reader.search(query)
         partial.update(dict.fromkeys(page.partial))
         for item in page.items:
-            run = _parse_summary(item)
-            start = _parse_time(run.started_at) or _parse_time(run.created_at)
+            run = Run.from_json(item).envelope
+            start = time_ns(run.started_at) or time_ns(run.created_at)
             if start is None:
                 undated += 1
             else:
                 times.append(start // MILLISECOND)
-                status = run.status if isinstance(run.status, str) else ""
-                statuses.append(indices.get(status, len(RUN_STATUSES)))
+                statuses.append(indices.get(str_or_none(run.status) or "", len(RUN_STATUSES)))
             if isinstance(run.workflow_id, str) and len(workflows) < MAX_WORKFLOWS:
                 workflows.add(run.workflow_id)
         count += len(page.items)
@@ -135,21 +122,6 @@ def totals_of(run: Run) -> Totals:
     if costs:
         totals.cost_usd = sum(costs)
     return totals
-
-
-def _parse_summary(item: bytes) -> _Summary:
-    """Parse an item of a list. One with escapes that are not valid text still counts, without further data."""
-    try:
-        return _decode_summary(item)
-    except PARSE_ERRORS:
-        return _Summary("")
-
-
-_decode_summary = msgspec.json.Decoder(_Summary).decode
-
-
-def _parse_time(value: object) -> int | None:
-    return parse_ns(value) if isinstance(value, str) else None
 
 
 def _json_response(body: object) -> Response:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import wraps
 from typing import Any, Final, cast
 
 from flask import Blueprint, Response, render_template, request
@@ -70,41 +68,45 @@ login = Blueprint("login", __name__)
 """Login and logout, for a server with API keys. While no key exists, reading requires no login."""
 
 
-def requires_read(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Call the view only if the browser may read runs; otherwise redirect to the login, or render the error."""
+@pages.before_request
+def require_read() -> None:
+    """Render a page only for a browser that may read runs. Static files are the same for everybody."""
+    if request.endpoint != "pages.static":
+        current_context().authenticator.authorize(request.environ, RUNS_READ)
 
-    @wraps(view)
-    def guarded_view(**arguments: str) -> Response:
-        context = current_context()
-        try:
-            context.authenticator.authorize(request.environ, RUNS_READ)
-            return view(**arguments)
-        except Unauthorized as error:
-            if context.session_cookie is None:
-                return _error_page(error)
-            path: str = request.environ.get("REQUEST_URI", "")  # as the browser wrote it, but for a proxy's prefix
-            return _redirect(context.public_url.login_path(path if path.startswith("/") else "/"))
-        except RunspanError as error:
-            return _error_page(error)
 
-    return guarded_view
+@pages.errorhandler(Unauthorized)
+def redirect_to_login(error: Unauthorized) -> Response:
+    """Redirect to the login, if there is one."""
+    context = current_context()
+    if context.session_cookie is None:
+        return render_error(error)
+    path: str = request.environ.get("REQUEST_URI", "")  # as the browser wrote it, but for a proxy's prefix
+    return _redirect(context.public_url.login_path(path if path.startswith("/") else "/"))
+
+
+@pages.errorhandler(RunspanError)
+def render_error(error: RunspanError) -> Response:
+    """Render an error for people."""
+    code, status, _ = error_status(error)
+    title = _TITLES.get(status, "Something failed")
+    response = _render("error.html", status, code=code, title=title, message=str(error))
+    response.headers.extend(retry_after_header(error))
+    return response
 
 
 @pages.get("/")
-@requires_read
 def runs() -> Response:
     return _render("runs.html", entry="panel/main.js")
 
 
 @pages.get("/runs/<run_id:run_id>")
-@requires_read
 def run(run_id: str) -> Response:
     utf8_path(request.environ)
     return _render("run.html", entry="run/main.js", run_id=run_id)
 
 
 @pages.get("/compare")
-@requires_read
 def compare() -> Response:
     return _render("compare.html", entry="compare/main.js")
 
@@ -206,14 +208,6 @@ def _render(template: str, status: int = 200, entry: str = "shell.js", **values:
         **values,
     )
     return Response(text, status, PAGE_HEADERS, content_type=HTML)
-
-
-def _error_page(error: RunspanError) -> Response:
-    code, status, _ = error_status(error)
-    title = _TITLES.get(status, "Something failed")
-    response = _render("error.html", status, code=code, title=title, message=str(error))
-    response.headers.extend(retry_after_header(error))
-    return response
 
 
 def _redirect(path: str) -> Response:
