@@ -88,7 +88,7 @@ class Compression:
         return content
 
     def train(self, connection: sqlite3.Connection) -> None:
-        """Train the dictionary if it is due. The writer thread calls this after every commit."""
+        """Train the dictionary if it is due. The writer calls this after every commit."""
         if self._current:
             return
         # Row ids only grow, so the highest is a cheap bound for the number of documents so far.
