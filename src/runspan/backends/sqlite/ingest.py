@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
 
 from runspan.backends.sqlite import queries
 from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.queries import REVISION_ROLES, RevisionState, RunRow, StoredRow
+from runspan.backends.sqlite.queries import REVISION_ROLES, RunRow, StoredRow
 from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
     StoredRevision,
@@ -118,24 +118,25 @@ class Ingester:
     ) -> bool:
         """Return False if the document is outdated."""
         trace_id, now = row.trace_id, row.written_at
-        state = queries.revision_states(connection, [trace_id]).get(trace_id)
-        has_fragments = bool(queries.traces_with_fragments(connection, [trace_id], tenant))
-        if state is not None and state.digest == row.digest:
+        stored = queries.stored_run(connection, trace_id)
+        has_fragments = queries.has_fragments(connection, trace_id, tenant)
+        if stored is not None and stored.digest == row.digest:
             if not run.finished:
-                revision = repeated_revision(state.revision, observed_at)
+                revision = repeated_revision(stored.revision, observed_at)
                 queries.update_observation(connection, trace_id, revision, observed_at, now)
                 if has_fragments:
-                    self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
+                    stored = queries.stored_run(connection, trace_id)
+                    self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), stored, None)
             return True
-        stored = None if state is None else self._stored(connection, trace_id)
-        if stored is not None and _is_outdated(run, stored):
+        before = self._read_undamaged(connection, stored)
+        if before is not None and _is_outdated(run, before):
             return False
-        if state is not None:
-            revision = next_revision(state.revision, run, observed_at)
+        if stored is not None:
+            revision = next_revision(stored.revision, run, observed_at)
             row = row._replace(
                 revision=revision, observed_at=None if row.observed_at is None else observed_time(revision)
             )
-        if state is not None or has_fragments:
+        if stored is not None or has_fragments:
             newest = from_row(run, tenant, row.revision, None, row.time)
             if has_fragments:
                 fragments = queries.fragments(connection, trace_id, tenant)
@@ -145,14 +146,13 @@ class Ingester:
                     newest = merged.revision
                     row = _with_conflict(self._row(newest, now, merged.incomplete), merged.conflict)
                 _replace_fragments(connection, fragments, merged.fragments, tenant, now)
-            if stored is not None:
-                queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
+            if before is not None:
+                queries.insert_fragments(connection, superseded_steps(before, newest), tenant, now)
         queries.upsert_runs(connection, [row])
         return True
 
-    def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
-        """Return the stored revision; None when it is damaged, since the next one replaces it."""
-        stored = queries.stored_run(connection, trace_id)
+    def _read_undamaged(self, connection: sqlite3.Connection, stored: StoredRow | None) -> StoredRevision | None:
+        """Return the revision of a stored run; None also when it is damaged, since the next one replaces it."""
         try:
             return None if stored is None else self._read(connection, stored)
         except StoreError:
@@ -221,26 +221,23 @@ class Ingester:
         )
 
     def _store_request(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
-        trace_ids = [trace.trace_id for trace in request.traces]
-        states = queries.revision_states(connection, trace_ids)
-        with_fragments = queries.traces_with_fragments(connection, trace_ids, request.tenant)
         resource_ids: dict[bytes | None, int | None] = {None: None}
         rows: list[RunRow] = []
         rejected: list[Rejection] = []
         for trace in request.traces:
-            row = None if trace.trace_id in with_fragments else trace.row
-            state = states.get(trace.trace_id)
-            if row is not None and state is not None and not self._supersedes(connection, request, trace, row, state):
+            stored = queries.stored_run(connection, trace.trace_id)
+            row = None if queries.has_fragments(connection, trace.trace_id, request.tenant) else trace.row
+            if row is not None and stored is not None and not self._supersedes(connection, request, trace, row, stored):
                 continue
             if trace.resource is not None and trace.resource not in resource_ids:
                 resource_ids[trace.resource] = queries.insert_resource(connection, trace.resource)
             resource_id = resource_ids[trace.resource]
             if row is not None:
-                if state is not None:
-                    row = _replacement(row, state)
+                if stored is not None:
+                    row = _replacement(row, stored)
                 rows.append(row._replace(resource_id=resource_id))
             else:
-                reason = self._merge(connection, request.tenant, request.now, trace, resource_id)
+                reason = self._merge(connection, request.tenant, request.now, trace, stored, resource_id)
                 if reason:
                     rejected.append(Rejection(f"trace {trace.trace_id.hex()}", reason, len(trace.spans)))
         queries.upsert_runs(connection, rows)
@@ -248,34 +245,39 @@ class Ingester:
         return rejected
 
     def _supersedes(
-        self, connection: sqlite3.Connection, request: _Request, trace: _TraceSpans, row: RunRow, state: RevisionState
+        self, connection: sqlite3.Connection, request: _Request, trace: _TraceSpans, row: RunRow, stored: StoredRow
     ) -> bool:
         """Return whether a complete run supersedes the stored revision.
 
         Keep the steps that only the older of the two has, unless both are the same revision: then one corrects the
         other and is complete.
         """
-        is_newer = _ranks_above(row, state)
-        is_same = row.digest == state.digest and row.step_ids == state.step_ids
-        if is_same or row.revision == state.revision or trace.revision is None:
+        is_newer = _ranks_above(row, stored)
+        is_same = row.digest == stored.digest and row.step_ids == stored.step_ids
+        if is_same or row.revision == stored.revision or trace.revision is None:
             return is_newer
-        stored = self._stored(connection, trace.trace_id)
-        if stored is None:
+        before = self._read_undamaged(connection, stored)
+        if before is None:
             return is_newer
         if is_newer:
-            superseded = superseded_steps(stored, trace.revision)
+            superseded = superseded_steps(before, trace.revision)
         else:
-            span_ids = superseded_step_ids(trace.revision, stored)
+            span_ids = superseded_step_ids(trace.revision, before)
             superseded = [span for span in trace.spans if span.span_id in span_ids and not _is_revision_span(span)]
         queries.insert_fragments(connection, superseded, request.tenant, request.now)
         return is_newer
 
     def _merge(
-        self, connection: sqlite3.Connection, tenant: str, now: int, trace: _TraceSpans, resource_id: int | None
+        self,
+        connection: sqlite3.Connection,
+        tenant: str,
+        now: int,
+        trace: _TraceSpans,
+        stored: StoredRow | None,
+        resource_id: int | None,
     ) -> str | None:
         """Merge spans into a trace whose spans arrive in parts. Return the reason when its run is rejected."""
         trace_id = trace.trace_id
-        stored = queries.stored_run(connection, trace_id)
         # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
         is_other_tenant = stored is not None and stored.tenant != tenant
         if is_other_tenant or (stored is None and _is_too_short(connection, trace, tenant)):
@@ -384,12 +386,12 @@ def _is_too_short(connection: sqlite3.Connection, trace: _TraceSpans, tenant: st
     return all(manifest_length(span) > count for span in pending)
 
 
-def _ranks_above(row: RunRow, stored: RevisionState) -> bool:
+def _ranks_above(row: RunRow, stored: StoredRow) -> bool:
     """Return whether a row ranks above the stored one. Of two documents at one revision the later to arrive counts."""
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
 
 
-def _replacement(row: RunRow, stored: RevisionState | StoredRow) -> RunRow:
+def _replacement(row: RunRow, stored: StoredRow) -> RunRow:
     """Return the row that replaces a stored one. At the same revision it keeps the digest of the stored document."""
     if row.revision != stored.revision:
         return row

@@ -1,15 +1,12 @@
-"""The rows of the store's tables, and the statements that write and look them up, for many traces at once.
-
-Almost always nothing is stored of the traces that arrive, so a look-up takes many ids.
-"""
+"""The rows of the store's tables, and the statements that write them and look them up."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, TypeVar
+from itertools import starmap
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import astuple
@@ -20,28 +17,9 @@ from runspan.model.span import Event, Link, Span, run_ids, to_plain
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.protobuf_reader import ForeignSpan
 
-T = TypeVar("T")
-
 REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
-
-_CHUNK_SIZES: Final = (64, 8, 1)
-"""How many ids a look-up takes: few sizes, so that each statement is prepared once."""
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    start = 0
-    for size in _CHUNK_SIZES:
-        while len(items) - start >= size:
-            yield items[start : start + size]
-            start += size
-
-
-@cache
-def _in_sql(select: str, count: int) -> str:
-    return f"{select} IN ({', '.join('?' * count)})"
 
 
 # Runs.
@@ -77,15 +55,6 @@ class RunRow(NamedTuple):
     """The digests of earlier documents of this very revision, the latest last."""
     checksum: bytes
     """See ``summary_checksum``."""
-
-
-class RevisionState(NamedTuple):
-    """Which revision of a run is stored."""
-
-    revision: int
-    digest: bytes
-    step_ids: bytes | None
-    superseded: bytes | None
 
 
 class StoredRow(NamedTuple):
@@ -224,16 +193,6 @@ def update_incomplete(
     )
 
 
-def revision_states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, RevisionState]:
-    """Return the stored revisions of these traces; traces without a run are left out."""
-    found: dict[bytes, RevisionState] = {}
-    for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT trace_id, revision, digest, step_ids, superseded FROM runs WHERE trace_id", len(chunk))
-        for trace_id, *columns in connection.execute(sql, chunk):
-            found[trace_id] = RevisionState(*columns)
-    return found
-
-
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
     """Return the run of a trace."""
     columns = ", ".join(StoredRow._fields)
@@ -257,6 +216,10 @@ def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
 _OWN_PREFIX: Final = "runspan."
 _SHARED: Final = Span.__struct_fields__.index("shared")
 """The number of fields before the attributes."""
+_Pairs = tuple[tuple[str, Any], ...]
+_PACKED_SPAN: Final = msgspec.msgpack.Decoder(
+    tuple[tuple[Any, ...], _Pairs, tuple[tuple[str, int, _Pairs], ...], tuple[tuple[bytes, bytes, _Pairs], ...], str]
+)
 
 
 def fragments(
@@ -277,13 +240,10 @@ def count_step_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant
     return int(connection.execute(sql, (trace_id, tenant.encode())).fetchone()[0])
 
 
-def traces_with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
-    """Return those of these traces that have fragments of this tenant."""
-    found: set[bytes] = set()
-    for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT DISTINCT trace_id FROM fragments WHERE tenant = ? AND trace_id", len(chunk))
-        found.update([trace_id for (trace_id,) in connection.execute(sql, (tenant.encode(), *chunk))])
-    return found
+def has_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> bool:
+    """Return whether a trace has fragments of this tenant."""
+    sql = "SELECT 1 FROM fragments WHERE trace_id = ? AND tenant = ? LIMIT 1"
+    return connection.execute(sql, (trace_id, tenant.encode())).fetchone() is not None
 
 
 def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, now: int) -> None:
@@ -331,28 +291,18 @@ def pack_span(span: Span) -> bytes:
     before_attributes = astuple(span)[:_SHARED]
     events = [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events]
     links = [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links]
-    return _pack((*before_attributes, _plain_pairs(span.pairs()), events, links, span.scope))
+    return _pack((before_attributes, _plain_pairs(span.pairs()), events, links, span.scope))
 
 
 def unpack_span(content: bytes) -> Span:
     """Return the span that ``pack_span`` wrote."""
-    *fields, own, events, links, scope = _unpack(content)
-    fields += [
-        (),
-        _tuples(own),
-        tuple([Event(name, time, _tuples(attributes)) for name, time, attributes in events]),
-        tuple([Link(trace_id, span_id, _tuples(attributes)) for trace_id, span_id, attributes in links]),
-        scope,
-    ]
+    before_attributes, own, events, links, scope = _PACKED_SPAN.decode(content)
+    fields = [*before_attributes, (), own, tuple(starmap(Event, events)), tuple(starmap(Link, links)), scope]
     return Span(*fields)
 
 
 def _plain_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return [(key, to_plain(value)) for key, value in pairs]
-
-
-def _tuples(pairs: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
-    return tuple([(key, value) for key, value in pairs])
 
 
 # Foreign spans.

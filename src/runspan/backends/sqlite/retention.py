@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from runspan.backends.sqlite.queries import traces_with_fragments
+from runspan.backends.sqlite.queries import has_fragments
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.model.span import run_ids
 
@@ -134,13 +134,12 @@ def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], te
     """
     deleted = gone = spans = 0
     changed = []
-    runs = [(run_ids(run_id, tenant).trace_id, digest, run_id) for digest, run_id in items]
-    with_fragments = traces_with_fragments(connection, [trace_id for trace_id, _, _ in runs], tenant)
-    for trace_id, digest, run_id in runs:
+    for digest, run_id in items:
+        trace_id = run_ids(run_id, tenant).trace_id
         row = connection.execute(_STORED_DIGEST, (trace_id,)).fetchone()
         if row is None:
             gone += 1
-        elif row[1] != digest[: len(row[1])] or row[2] or trace_id in with_fragments:
+        elif row[1] != digest[: len(row[1])] or row[2] or has_fragments(connection, trace_id, tenant):
             changed.append(run_id)
         else:
             spans += connection.execute("DELETE FROM foreign_spans WHERE trace_id = ?", (trace_id,)).rowcount
