@@ -126,7 +126,7 @@ class Ingester:
                 queries.update_observation(connection, trace_id, revision, observed_at, now)
                 if has_fragments:
                     stored = queries.stored_run(connection, trace_id)
-                    self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), stored, None)
+                    self._merge(connection, _Request(tenant, now), _TraceSpans(trace_id, [], None), stored, None)
             return True
         before = self._read_undamaged(connection, stored)
         if before is not None and _is_outdated(run, before):
@@ -237,7 +237,7 @@ class Ingester:
                     row = _replacement(row, stored)
                 rows.append(row._replace(resource_id=resource_id))
             else:
-                reason = self._merge(connection, request.tenant, request.now, trace, stored, resource_id)
+                reason = self._merge(connection, request, trace, stored, resource_id)
                 if reason:
                     rejected.append(Rejection(f"trace {trace.trace_id.hex()}", reason, len(trace.spans)))
         queries.upsert_runs(connection, rows)
@@ -270,14 +270,13 @@ class Ingester:
     def _merge(
         self,
         connection: sqlite3.Connection,
-        tenant: str,
-        now: int,
+        request: _Request,
         trace: _TraceSpans,
         stored: StoredRow | None,
         resource_id: int | None,
     ) -> str | None:
         """Merge spans into a trace whose spans arrive in parts. Return the reason when its run is rejected."""
-        trace_id = trace.trace_id
+        trace_id, tenant, now = trace.trace_id, request.tenant, request.now
         # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
         is_other_tenant = stored is not None and stored.tenant != tenant
         if is_other_tenant or (stored is None and _is_too_short(connection, trace, tenant)):

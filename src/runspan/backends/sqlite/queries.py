@@ -156,15 +156,15 @@ def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
 
 
 _COLUMNS: Final = ", ".join(RunRow._fields)
-_CONFLICT_VALUES: Final = {
-    # An observation stays, however the revisions of several senders interleave.
-    "observed_at": "iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)",
-}
-_UPDATES: Final = ", ".join(
-    f"{name} = {_CONFLICT_VALUES.get(name, f'excluded.{name}')}" for name in RunRow._fields if name != "trace_id"
-)
 _INSERT: Final = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(RunRow._fields))})"  # noqa: S608 a constant
-_UPSERT: Final = f"{_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES}"
+_UPDATES: Final = ", ".join(
+    f"{name} = excluded.{name}" for name in RunRow._fields if name not in ("trace_id", "observed_at")
+)
+# An observation stays, however the revisions of several senders interleave.
+_UPSERT: Final = f"""
+    {_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
+    observed_at = iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)
+"""
 
 
 def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:

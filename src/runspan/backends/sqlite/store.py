@@ -154,18 +154,15 @@ class SqliteStore:
     def document(self, run_id: str, tenant: str = "") -> contracts.Document:
         """See ``contracts.TraceReader``. Raise StoreError when the stored run is damaged."""
         trace_id = _trace_id(run_id, tenant)
-        fragments: Sequence[Span] = ()
-        with self._readers.connection() as connection:
+        # Read both in one snapshot: between two, the fragments may become the run.
+        with self._readers.connection() as connection, _snapshot(connection):
             row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
-            if row is None:
-                # Read both in one snapshot: between two, the fragments may become the run.
-                with _snapshot(connection):
-                    row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
-                    fragments = queries.fragments(connection, trace_id, tenant) if row is None else ()
             if row is not None:
                 frame, incomplete, superseded, digest = row
                 conflict = queries.conflicting_digests(superseded, digest)
-                return contracts.Document(self._text(connection, frame, run_id), bytes_to_lines(incomplete), conflict)
+                text = self._content(connection, frame, "run", f"run {run_id}")
+                return contracts.Document(text, bytes_to_lines(incomplete), conflict)
+            fragments = queries.fragments(connection, trace_id, tenant)
         if not fragments:
             raise _not_found(f"run {run_id}")
         verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
@@ -173,22 +170,17 @@ class SqliteStore:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
-        with self._readers.connection() as connection:
-            try:
-                with _snapshot(connection):
-                    stored = queries.stored_run(connection, trace_id)
-                    if stored is not None and tenant not in (None, stored.tenant):
-                        stored = None
-                    tenant = stored.tenant if stored is not None else tenant
-                    fragments = queries.fragments(connection, trace_id, tenant)
-                    foreign = [
-                        self._compression.decompress(frame, connection)
-                        for frame in queries.foreign_spans(connection, trace_id, tenant)
-                    ]
-                    revision = None if stored is None else self._revision(connection, stored)
-            except CorruptFrame as error:
-                where = f"{self.path} trace {trace_id.hex()}"
-                raise StoreError("the stored spans are damaged", where=where, got=str(error)) from None
+        with self._readers.connection() as connection, _snapshot(connection):
+            stored = queries.stored_run(connection, trace_id)
+            if stored is not None and tenant not in (None, stored.tenant):
+                stored = None
+            tenant = stored.tenant if stored is not None else tenant
+            fragments = queries.fragments(connection, trace_id, tenant)
+            foreign = [
+                self._content(connection, frame, "span", f"trace {trace_id.hex()}")
+                for frame in queries.foreign_spans(connection, trace_id, tenant)
+            ]
+            revision = None if stored is None else self._revision(connection, stored)
         own = [] if revision is None else to_spans(revision)
         own_ids = {span.span_id for span in own}
         auxiliary = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in own_ids]
@@ -299,21 +291,21 @@ class SqliteStore:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _text(self, connection: sqlite3.Connection, frame: bytes, run_id: str) -> bytes:
-        """Return the canonical text in a stored frame. Raise StoreError when its checksum is wrong."""
+    def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
+        """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""
         try:
             return self._compression.decompress(frame, connection)
         except CorruptFrame as error:
             raise StoreError(
-                "the stored run is damaged",
-                where=f"{self.path} run {run_id}",
+                f"the stored {kind} is damaged",
+                where=f"{self.path} {where}",
                 got=str(error),
                 hint="export the run again, or restore a backup",
             ) from None
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
-        run = Run.from_json(self._text(connection, stored.document, stored.run_id))
+        run = Run.from_json(self._content(connection, stored.document, "run", f"run {stored.run_id}"))
         try:
             return from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
         except ValueError as error:

@@ -99,8 +99,6 @@ class CandidateVerifier:
 
     def from_traces(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """Read the traces, several at a time, and return the decisions."""
-        if len(candidates) < 2:
-            return [self._from_trace(candidate.trace_id) for candidate in candidates]
         return list(self._pool.map(self._from_trace, [candidate.trace_id for candidate in candidates]))
 
     def _from_trace(self, trace_id: bytes) -> Decision:
