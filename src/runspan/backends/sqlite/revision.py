@@ -54,7 +54,7 @@ class StoredRevision:
         return {span_id: step for span_id, step in zip(self.step_ids, self.run.steps, strict=True) if span_id}
 
     def packed_step_ids(self) -> bytes | None:
-        """Return the column ``step_ids``: None if ``encode`` gives the same ids, else the id of each step, or a zero."""
+        """Return the column ``step_ids``: None for the ids of ``encode``, else the id of each step, or a zero."""
         if self.step_ids == _content_step_ids(self.run, self.tenant, self.time):
             return None
         return b"".join([span_id or _NO_ID for span_id in self.step_ids])
