@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict, deque
+from contextlib import suppress
 from typing import Final
 
 from zstandard import (
@@ -97,15 +98,11 @@ class Compression:
             return
         self._next_size = highest * 2
         samples: list[bytes | bytearray | memoryview[int]] = []
-        size = 0
         newest = "SELECT document FROM runs ORDER BY id DESC LIMIT ?"
         for (frame,) in connection.execute(newest, (TRAINING_RUNS,)):
-            try:
+            with suppress(CorruptFrame):
                 samples.append(self.decompress(frame, connection)[: _DICTIONARY_BYTES // 2])
-            except CorruptFrame:
-                continue
-            size += len(samples[-1])
-            if size > _TRAINING_BYTES:
+            if sum(map(len, samples)) > _TRAINING_BYTES:
                 break
         try:
             content = train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()

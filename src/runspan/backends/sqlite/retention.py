@@ -67,14 +67,12 @@ def release_pages(writer: GroupWriter) -> None:
 
 
 def _delete_runs(connection: sqlite3.Connection, cutoff: int) -> int:
-    rows = connection.execute(
-        "SELECT id, trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?", (cutoff, _BATCH)
-    ).fetchall()
-    trace_ids = [(trace_id,) for _, trace_id in rows]
-    connection.executemany("DELETE FROM foreign_spans WHERE trace_id = ?", trace_ids)
-    connection.executemany("DELETE FROM fragments WHERE trace_id = ?", trace_ids)
-    connection.executemany("DELETE FROM runs WHERE id = ?", [(row_id,) for row_id, _ in rows])
-    return len(rows)
+    """Delete a batch of runs with their traces; return how many runs it had."""
+    expired = "SELECT trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?"
+    for table in ("foreign_spans", "fragments", "runs"):
+        delete = f"DELETE FROM {table} WHERE trace_id IN ({expired})"  # noqa: S608 constants
+        deleted = connection.execute(delete, (cutoff, _BATCH)).rowcount
+    return deleted
 
 
 def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str = "runs.id IS NULL") -> None:

@@ -18,7 +18,7 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import PurgeResult, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
-from runspan.backends.sqlite.schema import FILE_NAME, open_reader, open_writer
+from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
 from runspan.errors import NotFound, StoreError
@@ -26,7 +26,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import store_error
+from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
@@ -92,18 +92,16 @@ class ConnectionPool:
         """Yield a connection for this caller alone. SQLite's errors are raised as StoreError."""
         if self._closed:
             raise StoreError("the store is closed", where=str(self._path))
-        try:
+        with translate_errors(self._path):
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = open_reader(self._path)
+                connection = open_read_only(self._path, pragmas=("cache_size = -16384",))
             try:
                 yield connection
             except BaseException:
                 connection.close()
                 raise
-        except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
         self._idle.append(connection)
         if self._closed:
             self.close()
