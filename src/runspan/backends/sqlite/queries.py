@@ -5,17 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from itertools import starmap
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import astuple
 
 from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
 from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
-from runspan.model.span import Event, Link, Span, run_ids, to_plain
+from runspan.model.span import Span, run_ids, to_plain
 from runspan.model.timestamps import parse_ns
-from runspan.otlp.protobuf_reader import ForeignSpan
+from runspan.otlp.protobuf_reader import ForeignSpan, read_spans
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
 
@@ -214,12 +213,6 @@ def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
 # Fragments.
 
 _OWN_PREFIX: Final = "runspan."
-_SHARED: Final = Span.__struct_fields__.index("shared")
-"""The number of fields before the attributes."""
-_Pairs = tuple[tuple[str, Any], ...]
-_PACKED_SPAN: Final = msgspec.msgpack.Decoder(
-    tuple[tuple[Any, ...], _Pairs, tuple[tuple[str, int, _Pairs], ...], tuple[tuple[bytes, bytes, _Pairs], ...], str]
-)
 
 
 def fragments(
@@ -227,11 +220,11 @@ def fragments(
 ) -> list[Span]:
     """Return the fragments of a trace in order of arrival. tenant: None for those of every tenant."""
     rows = connection.execute(
-        "SELECT span FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) AND is_revision_span >= ?3"
+        "SELECT otlp FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) AND is_revision_span >= ?3"
         " ORDER BY id",
         (trace_id, None if tenant is None else tenant.encode(), only_revision_spans),
     )
-    return [unpack_span(content) for (content,) in rows]
+    return [span for (otlp,) in rows for span in read_spans(otlp)]
 
 
 def count_step_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> int:
@@ -249,7 +242,7 @@ def has_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) 
 def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, now: int) -> None:
     """Store fragments. One that is stored already counts as arrived now."""
     connection.executemany(
-        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, span)"
+        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, otlp)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
@@ -258,7 +251,7 @@ def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tena
                 fingerprint(span),
                 span.attributes().get(ROLE) in REVISION_ROLES,
                 now,
-                pack_span(span),
+                request_bytes(Resource(), [scoped_bytes(span)]),
             )
             for span in spans
         ],
@@ -284,25 +277,6 @@ def _own_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return the attributes of runspan in a fixed order."""
     own = [(key, to_plain(value)) for key, value in pairs if key.startswith(_OWN_PREFIX)]
     return sorted(own, key=lambda pair: (pair[0], repr(pair[1])))
-
-
-def pack_span(span: Span) -> bytes:
-    """Return a span as bytes, for the table of fragments."""
-    before_attributes = astuple(span)[:_SHARED]
-    events = [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events]
-    links = [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links]
-    return _pack((before_attributes, _plain_pairs(span.pairs()), events, links, span.scope))
-
-
-def unpack_span(content: bytes) -> Span:
-    """Return the span that ``pack_span`` wrote."""
-    before_attributes, own, events, links, scope = _PACKED_SPAN.decode(content)
-    fields = [*before_attributes, (), own, tuple(starmap(Event, events)), tuple(starmap(Link, links)), scope]
-    return Span(*fields)
-
-
-def _plain_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    return [(key, to_plain(value)) for key, value in pairs]
 
 
 # Foreign spans.

@@ -50,7 +50,7 @@ _TABLES: Final = (
         fingerprint BLOB NOT NULL,
         is_revision_span INTEGER NOT NULL,
         received_at INTEGER NOT NULL,
-        span BLOB NOT NULL,
+        otlp BLOB NOT NULL,
         UNIQUE (trace_id, tenant, fingerprint)
     ) STRICT
     """,

@@ -26,7 +26,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
+from runspan.storage.sqlite_file import open_read_only, store_error
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
@@ -92,7 +92,7 @@ class ConnectionPool:
         """Yield a connection for this caller alone. SQLite's errors are raised as StoreError."""
         if self._closed:
             raise StoreError("the store is closed", where=str(self._path))
-        with translate_errors(self._path):
+        try:
             try:
                 connection = self._idle.pop()
             except IndexError:
@@ -102,6 +102,8 @@ class ConnectionPool:
             except BaseException:
                 connection.close()
                 raise
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
         self._idle.append(connection)
         if self._closed:
             self.close()
