@@ -50,8 +50,6 @@ _OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
 _MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
 """The highest revision accepted: it leaves room for later revisions in 64 bits."""
 
-ReadRevision = Callable[[sqlite3.Connection, StoredRow], StoredRevision]
-
 
 @dataclass(slots=True)
 class _TraceSpans:
@@ -77,41 +75,32 @@ class _Request:
     rejected: list[Rejection] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
 class Ingester:
-    """Stores documents and OTLP requests.
+    """Stores documents and OTLP requests."""
 
-    clock: nanoseconds since 1970.
-    read: returns the revision of a stored run; raises StoreError when it is damaged.
-    """
-
-    def __init__(
-        self,
-        writer: GroupWriter,
-        compression: Compression,
-        retention: Retention,
-        clock: Callable[[], int],
-        read: ReadRevision,
-    ) -> None:
-        self._writer = writer
-        self._compression = compression
-        self._retention = retention
-        self._clock = clock
-        self._read = read
+    writer: GroupWriter
+    compression: Compression
+    retention: Retention
+    clock: Callable[[], int]
+    """Nanoseconds since 1970."""
+    read: Callable[[sqlite3.Connection, StoredRow], StoredRevision]
+    """Return the revision of a stored run. Raise StoreError when it is damaged."""
 
     # Documents.
 
     def put(self, run: Run, tenant: str, observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter.put``."""
-        now = self._clock()
-        document = self._compression.compress(run.text)
+        now = self.clock()
+        document = self.compression.compress(run.text)
         revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
         row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
         count = 1 + len(run.steps)
-        reason = self._retention.refusal(row.ended, now)
+        reason = self.retention.refusal(row.ended, now)
         if reason:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
         store = partial(self._store_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
-        return WriteResult(count, outdated=not self._writer.submit(store))
+        return WriteResult(count, outdated=not self.writer.submit(store))
 
     def _store_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
@@ -154,7 +143,7 @@ class Ingester:
     def _read_undamaged(self, connection: sqlite3.Connection, stored: StoredRow | None) -> StoredRevision | None:
         """Return the revision of a stored run; None also when it is damaged, since the next one replaces it."""
         try:
-            return None if stored is None else self._read(connection, stored)
+            return None if stored is None else self.read(connection, stored)
         except StoreError:
             return None
 
@@ -165,11 +154,11 @@ class Ingester:
         request = self._prepare(received, tenant)
         rejected = [*received.rejected, *request.rejected]
         if request.traces or request.foreign:
-            rejected += self._writer.submit(lambda connection: self._store_request(connection, request))
+            rejected += self.writer.submit(lambda connection: self._store_request(connection, request))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
 
     def _prepare(self, received: ParsedRequest, tenant: str) -> _Request:
-        request = _Request(tenant, self._clock())
+        request = _Request(tenant, self.clock())
         traces: dict[bytes, list[Span]] = {}
         for span in received.spans:
             traces.setdefault(span.trace_id, []).append(span)
@@ -180,7 +169,7 @@ class Ingester:
         return request
 
     def _prepare_foreign(self, request: _Request, item: ForeignSpan) -> None:
-        compressed = self._compression.compress(item.otlp)
+        compressed = self.compression.compress(item.otlp)
         request.foreign.append(queries.foreign_row(item, request.tenant, request.now, compressed))
 
     def _prepare_trace(self, request: _Request, trace: _TraceSpans) -> None:
@@ -199,7 +188,7 @@ class Ingester:
             trace.revision = from_verified(verified)
             trace.row = self._row(trace.revision, request.now)
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
-            reason = reason or self._retention.refusal(trace.row.ended, request.now)
+            reason = reason or self.retention.refusal(trace.row.ended, request.now)
         else:
             reason = _spans_refusal(trace.spans, request.tenant)
         if reason:
@@ -213,7 +202,7 @@ class Ingester:
             revision.run,
             revision.tenant,
             revision.revision,
-            self._compression.compress(revision.run.text),
+            self.compression.compress(revision.run.text),
             time=revision.time,
             written_at=now,
             step_ids=revision.packed_step_ids(),
@@ -286,7 +275,7 @@ class Ingester:
         superseded: Sequence[bytes] = ()
         if stored is not None:
             try:
-                base = self._read(connection, stored)
+                base = self.read(connection, stored)
             except StoreError as error:
                 return f"the stored run cannot be read: {error}"
             superseded = queries.split_digests(stored.superseded)
@@ -294,7 +283,7 @@ class Ingester:
         newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
-            reason = self._retention.refusal(ended, now)
+            reason = self.retention.refusal(ended, now)
             if reason:
                 queries.delete_fragments(connection, fragments, tenant)
                 return reason
