@@ -7,7 +7,6 @@ from runspan.archive.create import (
     ArchiveCallbacks,
     ArchiveRequest,
     ArchiveResult,
-    PurgeReport,
     create_archive,
     purge,
 )
@@ -20,7 +19,6 @@ __all__ = [
     "ArchiveRequest",
     "ArchiveResult",
     "CollectedRun",
-    "PurgeReport",
     "RetryingReader",
     "SkippedRun",
     "create_archive",

@@ -22,7 +22,6 @@ from runspan.archive import (
     ArchiveRequest,
     ArchiveResult,
     CollectedRun,
-    PurgeReport,
     RetryingReader,
     create_archive,
     unfinished,
@@ -30,6 +29,7 @@ from runspan.archive import (
 from runspan.archive import purge as purge_runs
 from runspan.backends import open_store
 from runspan.backends.remote.config import PREFIX, remote_config
+from runspan.backends.sqlite import PurgeReport
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from runspan.backends.sqlite.queries import has_fragments
 from runspan.backends.sqlite.writer import GroupWriter
@@ -108,23 +108,25 @@ def _vacuum(connection: sqlite3.Connection) -> int:
 # Purging.
 
 
-class PurgeResult(NamedTuple):
-    """The result of a purge."""
+@dataclass(frozen=True, slots=True)
+class PurgeReport:
+    """What was deleted from the store."""
 
-    deleted: int
-    """How many runs were deleted."""
-    changed: tuple[str, ...]
-    """The ids of the runs that stay."""
-    gone: int
-    """How many runs were not in the store."""
-    spans: int
-    """How many foreign spans were deleted."""
+    deleted: int = 0
+    changed: int = 0
+    """Runs that stay because their stored document is not the archived one."""
+    named: tuple[str, ...] = ()
+    """The ids of these runs, or of the first of them."""
+    gone: int = 0
+    """Runs that were not in the store any more."""
+    spans: int = 0
+    """Foreign spans that were deleted with their runs. An archive does not contain them."""
 
 
 _STORED_DIGEST: Final = "SELECT id, digest, incomplete IS NOT NULL FROM runs WHERE trace_id = ?"
 
 
-def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeResult:
+def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeReport:
     """Delete runs in the transaction that compares them. items: SHA-256 of the document's text, and run id.
 
     A run stays when its document has changed, when a newer revision of it is known but not proved yet, or when its
@@ -144,4 +146,4 @@ def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], te
             connection.execute("DELETE FROM fragments WHERE trace_id = ?", (trace_id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (row[0],))
             deleted += 1
-    return PurgeResult(deleted, tuple(changed), gone, spans)
+    return PurgeReport(deleted, len(changed), tuple(changed), gone, spans)

@@ -16,7 +16,7 @@ from runspan.backends.sqlite import queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
-from runspan.backends.sqlite.retention import PurgeResult, Retention
+from runspan.backends.sqlite.retention import PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
@@ -268,7 +268,7 @@ class SqliteStore:
         """
         return retention.expire(self._writer, self._retention, now)
 
-    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeResult:
+    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeReport:
         """Delete these runs of a tenant in one transaction, each only while its document is unchanged.
 
         items: SHA-256 of the document's text, and run id.
