@@ -32,7 +32,6 @@ from runspan.backends.sqlite.revision import (
     next_revision,
     repeated_revision,
     revision_of,
-    superseded_step_ids,
     superseded_steps,
 )
 from runspan.backends.sqlite.writer import GroupWriter
@@ -246,14 +245,9 @@ class Ingester:
         if is_same or row.revision == stored.revision or trace.revision is None:
             return is_newer
         before = self._read_undamaged(connection, stored)
-        if before is None:
-            return is_newer
-        if is_newer:
-            superseded = superseded_steps(before, trace.revision)
-        else:
-            span_ids = superseded_step_ids(trace.revision, before)
-            superseded = [span for span in trace.spans if span.span_id in span_ids and not _is_revision_span(span)]
-        queries.insert_fragments(connection, superseded, request.tenant, request.now)
+        if before is not None:
+            older, newer = (before, trace.revision) if is_newer else (trace.revision, before)
+            queries.insert_fragments(connection, superseded_steps(older, newer), request.tenant, request.now)
         return is_newer
 
     def _merge(

@@ -174,14 +174,9 @@ def merge_fragments(
 
 def superseded_steps(before: StoredRevision, after: StoredRevision) -> list[Span]:
     """Return the step spans of one revision that another does not have."""
-    span_ids = superseded_step_ids(before, after)
-    return step_spans(before, span_ids) if span_ids else []
-
-
-def superseded_step_ids(before: StoredRevision, after: StoredRevision) -> set[bytes]:
-    """Return the ids of ``superseded_steps``."""
     steps = after.steps
-    return {span_id for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)}
+    span_ids = {span_id for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)}
+    return step_spans(before, span_ids) if span_ids else []
 
 
 def is_exact_match(verified: VerifiedRun, spans: Sequence[Span]) -> bool:
