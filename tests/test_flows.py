@@ -103,7 +103,7 @@ def test_listing_runs_of_the_embedded_store(store: SqliteStore) -> None:
 
 
 def test_receiving_a_request(tmp_path: Path) -> None:
-    """From protobuf to a durable row. The store opens inside the block, so that its writer's thread is followed."""
+    """From protobuf to a durable row, in a store that opens inside the block."""
     with followed("POST /v1/traces, embedded store") as files, SqliteStore(tmp_path / "store") as store:
         client = create_app(store, store).test_client()
         assert client.post("/v1/traces", data=otlp(document("run_0")), headers=PROTOBUF).status_code == 200

@@ -102,7 +102,7 @@ def test_a_tenants_own_fragments_prevent_a_purge(store: SqliteStore) -> None:
     send(store, encode(ENDED, tenant="acme"), "acme")
     own = encode(ENDED, tenant="acme")[0]
     send(store, [msgspec.structs.replace(own, own=[*own.own, ("runspan.step.name", "x")])], "acme")
-    assert store.purge([(sha256(ENDED.text).digest(), "r")], "acme").changed == ("r",)
+    assert store.purge([(sha256(ENDED.text).digest(), "r")], "acme").named == ("r",)
 
 
 def test_other_users_cannot_read_the_store(store: SqliteStore, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from runspan._version import __version__
 from runspan.archive import targets
 from runspan.archive.select import MAX_NAMED, CollectedRun, RetryingReader, collect, cursor_before
-from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import PurgeReport, SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.delivery.dead_letters import framed
 from runspan.errors import PARSE_ERRORS, StoreError
@@ -266,21 +266,6 @@ class PartWriter:
         return part, content, digests
 
 
-@dataclass(frozen=True, slots=True)
-class PurgeReport:
-    """What was deleted from the store."""
-
-    deleted: int = 0
-    changed: int = 0
-    """Runs that stay because their stored document is not the archived one."""
-    named: tuple[str, ...] = ()
-    """The first of them."""
-    gone: int = 0
-    """Runs that were not in the store any more."""
-    spans: int = 0
-    """Foreign spans that were deleted with their runs. An archive does not contain them."""
-
-
 def purge(
     store: SqliteStore, folder: str, manifest: archive.Manifest, *, on_progress: Callable[[int], None]
 ) -> PurgeReport:
@@ -296,8 +281,8 @@ def purge(
             done = store.purge(batch, manifest.tenant)
             report = PurgeReport(
                 report.deleted + done.deleted,
-                report.changed + len(done.changed),
-                (report.named + done.changed)[:MAX_NAMED],
+                report.changed + done.changed,
+                (report.named + done.named)[:MAX_NAMED],
                 report.gone + done.gone,
                 report.spans + done.spans,
             )

@@ -21,7 +21,6 @@ from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_
 from runspan.platform_api.schema import MalformedResponse, read_data, read_items
 
 _KEY_VARIABLE: Final = "RUNSPAN_API_KEY"
-_NONE: Final[Mapping[str, str | int]] = {}
 
 T = TypeVar("T")
 
@@ -49,11 +48,10 @@ class RunspanApiReader:
         timeout: float = TIMEOUT,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._base = parse_api_url("backend", url, key_variable=_KEY_VARIABLE)
         self._api_key = api_key
         self._clock = clock
         self._api = ApiClient(
-            self._base,
+            parse_api_url("backend", url, key_variable=_KEY_VARIABLE),
             key_hint=f"set {_KEY_VARIABLE}, or --api-key-file",
             hints=ErrorHints(unreachable="is the server running? start one with: runspan serve"),
             timeout=timeout,
@@ -102,7 +100,7 @@ class RunspanApiReader:
             return Page([])  # no stored text contains a lone surrogate
         if parameters.get("stuckAfter") != meta.stuck_after:
             raise QueryUnsupported(
-                where=self._base,
+                where=self._api.base,
                 expected="a server that reports stuck runs",
                 got="one that does not know stuckAfter",
                 hint="update that runspan server; the platform's own API has no stuck runs",
@@ -121,8 +119,8 @@ class RunspanApiReader:
         """See ``TraceReader``."""
         self._api.close()
 
-    def _get(self, path: str, read: Callable[[Response], T], parameters: Mapping[str, str | int] = _NONE) -> T:
-        return self._api.read(self._api.get(path, parameters, self._api_key), read)
+    def _get(self, path: str, read: Callable[[Response], T], parameters: Mapping[str, str | int] | None = None) -> T:
+        return self._api.read(self._api.get(path, parameters or {}, self._api_key), read)
 
     def _next_cursor(self, cursor: Cursor | None, token: str | None) -> Cursor | None:
         """Return the start of the next page. It must be after this one, or callers would never reach the end."""
@@ -142,7 +140,7 @@ class RunspanApiReader:
             return
         if self._get(f"{run_path(run_id)}/trace", _trace_id) != run_ids(run_id, tenant).trace_id.hex():
             raise Forbidden(
-                where=self._base,
+                where=self._api.base,
                 expected=f"runs of {tenant}",
                 got="those of another tenant",
                 hint="the API key decides whose runs are returned: use a key of that tenant, or omit --tenant",

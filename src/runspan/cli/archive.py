@@ -16,12 +16,13 @@ from typing import Any, Final
 import click
 import msgspec
 
-from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, PurgeReport, create_archive
+from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, create_archive
 from runspan.archive.create import purge as purge_runs
 from runspan.archive.select import CollectedRun, RetryingReader
 from runspan.archive.targets import unfinished
 from runspan.backends import open_store
 from runspan.backends.remote.config import PREFIX, remote_config
+from runspan.backends.sqlite import PurgeReport
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display

@@ -585,10 +585,10 @@ def test_a_server_that_is_no_jaeger_or_a_broken_one(response: tuple[int, str, by
 def test_a_list_that_takes_too_long_ends(jaeger: Jaeger, tenant: str) -> None:
     """The searches of one list share a time limit, and a part of the list is not returned as the complete list."""
     send(jaeger, [make_run(f"r{number}") for number in range(3)], tenant)
-    ticks = iter(range(1000))
+    ticks = iter(range(0, 10_000, 30))
     config = RemoteConfig("jaeger", jaeger.url)
-    reader = JaegerReader(config, monotonic=lambda: float(next(ticks)), list_seconds=2.0)
-    with pytest.raises(BackendUnreachable, match="within 2 seconds"):
+    reader = JaegerReader(config, monotonic=lambda: float(next(ticks)))
+    with pytest.raises(BackendUnreachable, match="within 60 seconds"):
         reader.search(RunQuery(tenant))
     reader.close()
 

@@ -21,7 +21,6 @@ from runspan.backends.jaeger.search import (
     LOOKBACK_DAYS,
     DensityHint,
     DepthRefused,
-    SearchFailed,
     SearchRange,
     StoreLimits,
     WindowedSearch,
@@ -180,7 +179,7 @@ class LimitedStore(Store):
 
     def __call__(self, lo: int, hi: int, depth: int) -> list[Traces]:
         if hi - lo > self.width or hi > T0 // 1000 + DAY:
-            raise SearchFailed(BackendRefused("too_long_http_line_exception"))
+            raise BackendRefused("too_long_http_line_exception")
         within = {name: spans for name, spans in self.traces.items() if any(lo <= span.start <= hi for span in spans)}
         return super().__call__(lo, hi, depth) if within else [{}]
 
@@ -207,7 +206,7 @@ def test_a_store_that_refuses_wide_ranges(width: int) -> None:
 def test_a_store_that_fails_is_not_searched_in_ever_smaller_parts() -> None:
     """A day is searched as one, so a failure there is an error."""
     store = LimitedStore([], 0)
-    with pytest.raises(SearchFailed):
+    with pytest.raises(BackendRefused):
         list(windowed(store, RunQuery(), DensityHint(0), StoreLimits(max_width=LIMITED_WIDTH)).rows())
 
 

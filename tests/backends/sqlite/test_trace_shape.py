@@ -171,11 +171,11 @@ def test_a_purge_deletes_all_spans_of_a_run(store: SqliteStore) -> None:
     items = [(hashlib.sha256(text).digest(), "r")]
     before = counts(store)
     if before[2]:
-        assert store.purge(items).changed == ("r",)
+        assert store.purge(items).named == ("r",)
         store.expire(T0 + 10_000 * DAY)
     assert counts(store)[2] == 0
     write_spans(store, fragment)
-    assert store.purge(items).changed == ("r",)
+    assert store.purge(items).named == ("r",)
     store.expire(T0 + 10_000 * DAY)
     purged = store.purge(items)
     assert (purged.deleted, purged.spans) == (1, before[1])

@@ -43,7 +43,7 @@ def together(writer: GroupWriter, *works):
     def outcome(work):
         try:
             return writer.submit(work)
-        except Exception as error:
+        except BaseException as error:
             return error
 
     with ThreadPoolExecutor(len(works) + 1) as pool:
@@ -52,7 +52,7 @@ def together(writer: GroupWriter, *works):
         futures = []
         for number, work in enumerate(works, 1):
             futures.append(pool.submit(outcome, work))
-            while len(writer._jobs) < number:
+            while len(writer._jobs) <= number:
                 pass
         go.set()
         blocker.result()
@@ -111,6 +111,20 @@ def test_a_failure_after_a_commit_does_not_stop_the_writer(tmp_path):
     assert contents(writer) == [b"one", b"two"]
     writer.check()
     writer.close()
+
+
+def test_an_interrupted_caller_leaves_the_work_of_others(writer):
+    """Ctrl-C reaches the caller that commits for others: nothing of it stays in part, and the others commit theirs."""
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted(connection):
+        resource(b"half")(connection)
+        for kind in interrupts:
+            raise kind
+
+    results = together(writer, interrupted, resource(b"one"), resource(b"two"))
+    assert sum(isinstance(result, KeyboardInterrupt) for result in results) == 1
+    assert sorted(contents(writer)) == [b"half", b"one", b"two"]
 
 
 def test_close_finishes_what_was_submitted(tmp_path):

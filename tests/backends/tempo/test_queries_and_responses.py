@@ -95,7 +95,7 @@ def test_ids_without_their_leading_zeros() -> None:
     span = {"spanID": "c1", "startTimeUnixNano": "7", "durationNanos": "2", "attributes": attributes}
     trace = {"traceID": "ab", "startTimeUnixNano": "7", "spanSets": [{"spans": [span], "matched": 1}]}
     body = json.dumps({"traces": [trace]})
-    (candidate,) = read_search(body.encode()).candidates
+    (candidate,), _ = read_search(body.encode())
     assert candidate.trace_id == bytes(15) + b"\xab"
     assert candidate.spans[0].span_id == bytes(7) + b"\xc1"
     assert (candidate.spans[0].start, candidate.spans[0].end) == (7, 9)
@@ -110,7 +110,7 @@ def test_a_set_of_which_spans_were_left_out(matched: int, is_complete: bool) -> 
         attributes = [{"key": "runspan.revision", "value": {"intValue": str(revision)}}]
         sets.append({"spans": [{"spanID": "c1", "attributes": attributes}], "matched": count})
     body = json.dumps({"traces": [{"traceID": "ab", "spanSets": sets}]})
-    (candidate,) = read_search(body.encode()).candidates
+    (candidate,), _ = read_search(body.encode())
     assert candidate.spans[0].attributes()["runspan.revision"] == 1 << 62
     assert candidate.is_complete is is_complete
 

@@ -15,9 +15,7 @@ from runspan.backends.jaeger.search import (
     LIMITED_WIDTH,
     WRONG_PATH,
     DensityHint,
-    DepthRefused,
     SearchApi,
-    SearchFailed,
     StoreLimits,
     Traces,
     WindowedSearch,
@@ -28,7 +26,7 @@ from runspan.backends.remote.config import RemoteConfig
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Cursor, Document, Page, RunQuery, limited_notes
-from runspan.errors import BackendRefused, BackendTimeout, NotFound, QueryUnsupported
+from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.span import Span
 
 CHECK_SECONDS: Final = 5.0
@@ -52,7 +50,7 @@ class JaegerReader:
     services: the ``service.name`` of the resources under which runs were exported; None searches every service that
     Jaeger knows, one after the other.
     clock: nanoseconds since 1970, used as a hint only.
-    monotonic, sleep, list_seconds: seconds.
+    monotonic, sleep: seconds.
     """
 
     def __init__(
@@ -63,14 +61,12 @@ class JaegerReader:
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        list_seconds: float = LIST_SECONDS,
     ) -> None:
         self._http = RemoteClient(config)
         self._services = None if services is None else tuple(services)
         self._clock = clock
         self._monotonic = monotonic
         self._sleep = sleep
-        self._list_seconds = list_seconds
         self._search_api: SearchApi | None = None
         self._hints: dict[_ListKind, DensityHint] = {}
         self._limits: StoreLimits | None = None
@@ -115,20 +111,20 @@ class JaegerReader:
         return spans
 
     def search(self, query: RunQuery) -> Page:
-        """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``list_seconds``."""
+        """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
         conditions = _conditions(query)
         # Every list fetches them, so that runs of a new service are not left out.
         services = self._fetch_services() if self._services is None else self._services
         if not conditions or not services:
             return Page([])
-        search = self._detected_search_api()
-        deadline = self._monotonic() + self._list_seconds
+        search = self._search_api = self._search_api or detect_search_api(self._http, self._resource_spans)
+        deadline = self._monotonic() + LIST_SECONDS
 
         def search_range(lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
                 raise BackendTimeout(
                     where=self._http.name,
-                    expected=f"the list within {self._list_seconds:g} seconds",
+                    expected=f"the list within {LIST_SECONDS:g} seconds",
                     got="a search that takes longer",
                     hint="ask for a later since, a workflow or a status",
                 )
@@ -142,16 +138,6 @@ class JaegerReader:
             limits = self._detected_limits(search, services[0], now)
             windows = WindowedSearch(search_range, query, hint, limits, now)
             rows = list(islice(windows.rows(), query.limit + 1))
-        except DepthRefused as error:
-            raise QueryUnsupported(
-                where=self._http.name,
-                expected="a store that searches for more than one trace",
-                got=str(error),
-                hint="raise max_traces of Jaeger's memory storage",
-            ) from None
-        except SearchFailed as error:
-            self._forget_server()
-            raise error.error from None
         except BackendRefused:
             self._forget_server()
             raise
@@ -186,12 +172,6 @@ class JaegerReader:
             self._hints.clear()
         self._hints[kind] = hint
 
-    def _detected_search_api(self) -> SearchApi:
-        found = self._search_api
-        if found is None:
-            found = self._search_api = detect_search_api(self._http, self._resource_spans)
-        return found
-
     def _detected_limits(self, search: SearchApi, service: str, now: int) -> StoreLimits:
         """Return what the store accepts.
 
@@ -204,7 +184,7 @@ class JaegerReader:
         limits = StoreLimits()
         try:
             search(service, {}, now + DAY, END, 1)
-        except SearchFailed:
+        except BackendRefused:
             search(service, {}, now, now + DAY, 1)
             limits.max_width = LIMITED_WIDTH
         self._limits = limits

@@ -26,7 +26,7 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import DIGEST, REVISION, RUN_ID, TENANT
 from runspan.contracts import RunQuery, conflict_note, damaged_note, older_revision_note
-from runspan.errors import BackendRefused, TraceIncomplete
+from runspan.errors import BackendRefused, QueryUnsupported, TraceIncomplete
 from runspan.http.client import Response, ResponseTooLarge
 from runspan.model.timestamps import MAX_NS
 
@@ -39,16 +39,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # One search.
 
 
-class DepthRefused(Exception):
+class DepthRefused(QueryUnsupported):
     """The store does not search that deep: the memory storage refuses more than ``max_traces``."""
-
-
-class SearchFailed(Exception):
-    """The store failed to search. ``error``: for the caller, unless another search helps."""
-
-    def __init__(self, error: BackendRefused) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 SearchApi = Callable[[str, Mapping[str, str], int, int, int], list[FoundSpan]]
@@ -56,7 +48,7 @@ SearchApi = Callable[[str, Mapping[str, str], int, int, int], list[FoundSpan]]
 
 It returns the spans of at most ``depth`` complete traces. All traces that have a span of the service with these
 attributes which starts in ``lo <= microsecond < hi`` match; and some others, since no store matches exactly that. It
-raises DepthRefused when the depth is too high, and SearchFailed when the store fails.
+raises DepthRefused when the depth is too high, and BackendRefused when the store fails.
 """
 
 
@@ -123,8 +115,13 @@ def _decode(http: RemoteClient, response: Response, decode: Callable[[bytes], li
     if response.status == 500:
         message = read_error(response.content)
         if message is not None and "search depth" in message:
-            raise DepthRefused(message)
-        raise SearchFailed(http.refused(response, "Jaeger's log says why its storage failed"))
+            raise DepthRefused(
+                where=http.name,
+                expected="a store that searches for more than one trace",
+                got=message,
+                hint="raise max_traces of Jaeger's memory storage",
+            )
+        raise http.refused(response, "Jaeger's log says why its storage failed")
     if response.status != 404:
         try:
             return decode(response.content)
@@ -235,7 +232,7 @@ class WindowedSearch:
                 lo = max(lo, hi - max_width)
             try:
                 traces, is_complete = self._search_window(lo, hi)
-            except SearchFailed:
+            except BackendRefused:
                 if max_width is None or hi - lo <= DAY:
                     raise
                 self._limits.max_width = (hi - lo) // 2  # the names of its indices are long

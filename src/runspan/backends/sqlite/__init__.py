@@ -1,5 +1,6 @@
 """The embedded store: one SQLite file, one row a run, durable before a write returns."""
 
+from runspan.backends.sqlite.retention import PurgeReport
 from runspan.backends.sqlite.store import SqliteStore, Stats
 
-__all__ = ["SqliteStore", "Stats"]
+__all__ = ["PurgeReport", "SqliteStore", "Stats"]

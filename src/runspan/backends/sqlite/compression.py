@@ -1,13 +1,14 @@
 """Compression of documents into zstd frames, with a dictionary that is trained on the store's first documents.
 
 Every frame has a checksum of its content, so a damaged frame is an error and never another document. It also has the id
-of its dictionary, so frames that were written without one, or with another, stay readable.
+of its dictionary, so frames that were written without one stay readable.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict, deque
+from contextlib import suppress
 from typing import Final
 
 from zstandard import (
@@ -40,7 +41,6 @@ class Compression:
 
     def __init__(self) -> None:
         self._dictionaries: dict[int, ZstdCompressionDict] = {}
-        self._current = 0
         self._compressors: defaultdict[int, deque[ZstdCompressor]] = defaultdict(deque)
         self._decompressors: defaultdict[int, deque[ZstdDecompressor]] = defaultdict(deque)
         """The idle contexts by dictionary id."""
@@ -49,11 +49,13 @@ class Compression:
     def load(self, connection: sqlite3.Connection) -> None:
         """Add the store's dictionaries."""
         for number, content in connection.execute("SELECT id, content FROM dictionaries"):
-            self._add(number, content)
+            dictionary = ZstdCompressionDict(content)
+            dictionary.precompute_compress(level=LEVEL)
+            self._dictionaries[number] = dictionary
 
     def compress(self, data: bytes) -> bytes:
         """Return a frame with this content."""
-        number = self._current
+        number = max(self._dictionaries, default=0)
         idle = self._compressors[number]
         try:
             compressor = idle.pop()
@@ -72,10 +74,9 @@ class Compression:
         try:
             number = get_frame_parameters(frame).dict_id
             if number and number not in self._dictionaries:
-                row = connection.execute("SELECT content FROM dictionaries WHERE id = ?", (number,)).fetchone()
-                if row is None:
+                self.load(connection)
+                if number not in self._dictionaries:
                     raise CorruptFrame(f"dictionary {number} is missing")
-                self._add(number, bytes(row[0]))
             idle = self._decompressors[number]
             try:
                 decompressor = idle.pop()
@@ -88,8 +89,8 @@ class Compression:
         return content
 
     def train(self, connection: sqlite3.Connection) -> None:
-        """Train the dictionary if it is due. The writer thread calls this after every commit."""
-        if self._current:
+        """Train the dictionary if it is due. The writer calls this after every commit."""
+        if self._dictionaries:
             return
         # Row ids only grow, so the highest is a cheap bound for the number of documents so far.
         highest = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
@@ -97,15 +98,11 @@ class Compression:
             return
         self._next_size = highest * 2
         samples: list[bytes | bytearray | memoryview[int]] = []
-        size = 0
         newest = "SELECT document FROM runs ORDER BY id DESC LIMIT ?"
         for (frame,) in connection.execute(newest, (TRAINING_RUNS,)):
-            try:
+            with suppress(CorruptFrame):
                 samples.append(self.decompress(frame, connection)[: _DICTIONARY_BYTES // 2])
-            except CorruptFrame:
-                continue
-            size += len(samples[-1])
-            if size > _TRAINING_BYTES:
+            if sum(map(len, samples)) > _TRAINING_BYTES:
                 break
         try:
             content = train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
@@ -115,10 +112,3 @@ class Compression:
         connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?)", (_FIRST_ID, content))
         connection.execute("COMMIT")
         self.load(connection)
-
-    def _add(self, number: int, content: bytes) -> None:
-        """Add a dictionary. From now on the newest one is used."""
-        dictionary = ZstdCompressionDict(content)
-        dictionary.precompute_compress(level=LEVEL)
-        self._dictionaries[number] = dictionary
-        self._current = max(self._current, number)

@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
 
 from runspan.backends.sqlite import queries
 from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.queries import REVISION_ROLES, RevisionState, RunRow, StoredRow
+from runspan.backends.sqlite.queries import REVISION_ROLES, RunRow, StoredRow
 from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
     StoredRevision,
@@ -32,7 +32,6 @@ from runspan.backends.sqlite.revision import (
     next_revision,
     repeated_revision,
     revision_of,
-    superseded_step_ids,
     superseded_steps,
 )
 from runspan.backends.sqlite.writer import GroupWriter
@@ -49,8 +48,6 @@ _OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
 """The roles of the spans that a document is read from."""
 _MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
 """The highest revision accepted: it leaves room for later revisions in 64 bits."""
-
-ReadRevision = Callable[[sqlite3.Connection, StoredRow], StoredRevision]
 
 
 @dataclass(slots=True)
@@ -77,65 +74,57 @@ class _Request:
     rejected: list[Rejection] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
 class Ingester:
-    """Stores documents and OTLP requests.
+    """Stores documents and OTLP requests."""
 
-    clock: nanoseconds since 1970.
-    read: returns the revision of a stored run; raises StoreError when it is damaged.
-    """
-
-    def __init__(
-        self,
-        writer: GroupWriter,
-        compression: Compression,
-        retention: Retention,
-        clock: Callable[[], int],
-        read: ReadRevision,
-    ) -> None:
-        self._writer = writer
-        self._compression = compression
-        self._retention = retention
-        self._clock = clock
-        self._read = read
+    writer: GroupWriter
+    compression: Compression
+    retention: Retention
+    clock: Callable[[], int]
+    """Nanoseconds since 1970."""
+    read: Callable[[sqlite3.Connection, StoredRow], StoredRevision]
+    """Return the revision of a stored run. Raise StoreError when it is damaged."""
 
     # Documents.
 
     def put(self, run: Run, tenant: str, observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter.put``."""
-        now = self._clock()
-        document = self._compression.compress(run.text)
+        now = self.clock()
+        document = self.compression.compress(run.text)
         revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
         row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
         count = 1 + len(run.steps)
-        reason = self._retention.refusal(row.ended, now)
+        reason = self.retention.refusal(row.ended, now)
         if reason:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
         store = partial(self._store_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
-        return WriteResult(count, changed=self._writer.submit(store))
+        return WriteResult(count, changed=self.writer.submit(store))
 
     def _store_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
     ) -> bool:
         """Return False if the document is stored already, or outdated."""
         trace_id, now = row.trace_id, row.written_at
-        state = queries.revision_states(connection, [trace_id]).get(trace_id)
-        has_fragments = bool(queries.traces_with_fragments(connection, [trace_id], tenant))
-        if state is not None and state.digest == row.digest:
+        stored = queries.stored_run(connection, trace_id)
+        has_fragments = queries.has_fragments(connection, trace_id, tenant)
+        if stored is not None and stored.digest == row.digest:
             if not run.finished:
-                revision = repeated_revision(state.revision, observed_at)
+                revision = repeated_revision(stored.revision, observed_at)
                 queries.update_observation(connection, trace_id, revision, observed_at, now)
                 if has_fragments:
-                    self._merge(connection, tenant, now, _TraceSpans(trace_id, [], None), None)
+                    stored = queries.stored_run(connection, trace_id)
+                    self._merge(connection, _Request(tenant, now), _TraceSpans(trace_id, [], None), stored, None)
             return False
-        stored = None if state is None else self._stored(connection, trace_id)
-        if stored is not None and _is_outdated(run, stored):
+        before = self._read_undamaged(connection, stored)
+        if before is not None and _is_outdated(run, before):
             return False
-        if state is not None:
-            revision = next_revision(state.revision, run, observed_at)
+        if stored is not None:
+            revision = next_revision(stored.revision, run, observed_at)
             row = row._replace(
                 revision=revision, observed_at=None if row.observed_at is None else observed_time(revision)
             )
-        if state is not None or has_fragments:
+        if stored is not None or has_fragments:
             newest = from_row(run, tenant, row.revision, None, row.time)
             if has_fragments:
                 fragments = queries.fragments(connection, trace_id, tenant)
@@ -145,16 +134,15 @@ class Ingester:
                     newest = merged.revision
                     row = _with_conflict(self._row(newest, now, merged.incomplete), merged.conflict)
                 _replace_fragments(connection, fragments, merged.fragments, tenant, now)
-            if stored is not None:
-                queries.insert_fragments(connection, superseded_steps(stored, newest), tenant, now)
+            if before is not None:
+                queries.insert_fragments(connection, superseded_steps(before, newest), tenant, now)
         queries.upsert_runs(connection, [row])
         return True
 
-    def _stored(self, connection: sqlite3.Connection, trace_id: bytes) -> StoredRevision | None:
-        """Return the stored revision; None when it is damaged, since the next one replaces it."""
-        stored = queries.stored_run(connection, trace_id)
+    def _read_undamaged(self, connection: sqlite3.Connection, stored: StoredRow | None) -> StoredRevision | None:
+        """Return the revision of a stored run; None also when it is damaged, since the next one replaces it."""
         try:
-            return None if stored is None else self._read(connection, stored)
+            return None if stored is None else self.read(connection, stored)
         except StoreError:
             return None
 
@@ -165,11 +153,11 @@ class Ingester:
         request = self._prepare(received, tenant)
         rejected = [*received.rejected, *request.rejected]
         if request.traces or request.foreign:
-            rejected += self._writer.submit(lambda connection: self._store_request(connection, request))
+            rejected += self.writer.submit(lambda connection: self._store_request(connection, request))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
 
     def _prepare(self, received: ParsedRequest, tenant: str) -> _Request:
-        request = _Request(tenant, self._clock())
+        request = _Request(tenant, self.clock())
         traces: dict[bytes, list[Span]] = {}
         for span in received.spans:
             traces.setdefault(span.trace_id, []).append(span)
@@ -180,7 +168,7 @@ class Ingester:
         return request
 
     def _prepare_foreign(self, request: _Request, item: ForeignSpan) -> None:
-        compressed = self._compression.compress(item.otlp)
+        compressed = self.compression.compress(item.otlp)
         request.foreign.append(queries.foreign_row(item, request.tenant, request.now, compressed))
 
     def _prepare_trace(self, request: _Request, trace: _TraceSpans) -> None:
@@ -199,7 +187,7 @@ class Ingester:
             trace.revision = from_verified(verified)
             trace.row = self._row(trace.revision, request.now)
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
-            reason = reason or self._retention.refusal(trace.row.ended, request.now)
+            reason = reason or self.retention.refusal(trace.row.ended, request.now)
         else:
             reason = _spans_refusal(trace.spans, request.tenant)
         if reason:
@@ -213,7 +201,7 @@ class Ingester:
             revision.run,
             revision.tenant,
             revision.revision,
-            self._compression.compress(revision.run.text),
+            self.compression.compress(revision.run.text),
             time=revision.time,
             written_at=now,
             step_ids=revision.packed_step_ids(),
@@ -221,26 +209,23 @@ class Ingester:
         )
 
     def _store_request(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
-        trace_ids = [trace.trace_id for trace in request.traces]
-        states = queries.revision_states(connection, trace_ids)
-        with_fragments = queries.traces_with_fragments(connection, trace_ids, request.tenant)
         resource_ids: dict[bytes | None, int | None] = {None: None}
         rows: list[RunRow] = []
         rejected: list[Rejection] = []
         for trace in request.traces:
-            row = None if trace.trace_id in with_fragments else trace.row
-            state = states.get(trace.trace_id)
-            if row is not None and state is not None and not self._supersedes(connection, request, trace, row, state):
+            stored = queries.stored_run(connection, trace.trace_id)
+            row = None if queries.has_fragments(connection, trace.trace_id, request.tenant) else trace.row
+            if row is not None and stored is not None and not self._supersedes(connection, request, trace, row, stored):
                 continue
             if trace.resource is not None and trace.resource not in resource_ids:
                 resource_ids[trace.resource] = queries.insert_resource(connection, trace.resource)
             resource_id = resource_ids[trace.resource]
             if row is not None:
-                if state is not None:
-                    row = _replacement(row, state)
+                if stored is not None:
+                    row = _replacement(row, stored)
                 rows.append(row._replace(resource_id=resource_id))
             else:
-                reason = self._merge(connection, request.tenant, request.now, trace, resource_id)
+                reason = self._merge(connection, request, trace, stored, resource_id)
                 if reason:
                     rejected.append(Rejection(f"trace {trace.trace_id.hex()}", reason, len(trace.spans)))
         queries.upsert_runs(connection, rows)
@@ -248,34 +233,33 @@ class Ingester:
         return rejected
 
     def _supersedes(
-        self, connection: sqlite3.Connection, request: _Request, trace: _TraceSpans, row: RunRow, state: RevisionState
+        self, connection: sqlite3.Connection, request: _Request, trace: _TraceSpans, row: RunRow, stored: StoredRow
     ) -> bool:
         """Return whether a complete run supersedes the stored revision.
 
         Keep the steps that only the older of the two has, unless both are the same revision: then one corrects the
         other and is complete.
         """
-        is_newer = _ranks_above(row, state)
-        is_same = row.digest == state.digest and row.step_ids == state.step_ids
-        if is_same or row.revision == state.revision or trace.revision is None:
+        is_newer = _ranks_above(row, stored)
+        is_same = row.digest == stored.digest and row.step_ids == stored.step_ids
+        if is_same or row.revision == stored.revision or trace.revision is None:
             return is_newer
-        stored = self._stored(connection, trace.trace_id)
-        if stored is None:
-            return is_newer
-        if is_newer:
-            superseded = superseded_steps(stored, trace.revision)
-        else:
-            span_ids = superseded_step_ids(trace.revision, stored)
-            superseded = [span for span in trace.spans if span.span_id in span_ids and not _is_revision_span(span)]
-        queries.insert_fragments(connection, superseded, request.tenant, request.now)
+        before = self._read_undamaged(connection, stored)
+        if before is not None:
+            older, newer = (before, trace.revision) if is_newer else (trace.revision, before)
+            queries.insert_fragments(connection, superseded_steps(older, newer), request.tenant, request.now)
         return is_newer
 
     def _merge(
-        self, connection: sqlite3.Connection, tenant: str, now: int, trace: _TraceSpans, resource_id: int | None
+        self,
+        connection: sqlite3.Connection,
+        request: _Request,
+        trace: _TraceSpans,
+        stored: StoredRow | None,
+        resource_id: int | None,
     ) -> str | None:
         """Merge spans into a trace whose spans arrive in parts. Return the reason when its run is rejected."""
-        trace_id = trace.trace_id
-        stored = queries.stored_run(connection, trace_id)
+        trace_id, tenant, now = trace.trace_id, request.tenant, request.now
         # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
         is_other_tenant = stored is not None and stored.tenant != tenant
         if is_other_tenant or (stored is None and _is_too_short(connection, trace, tenant)):
@@ -285,7 +269,7 @@ class Ingester:
         superseded: Sequence[bytes] = ()
         if stored is not None:
             try:
-                base = self._read(connection, stored)
+                base = self.read(connection, stored)
             except StoreError as error:
                 return f"the stored run cannot be read: {error}"
             superseded = queries.split_digests(stored.superseded)
@@ -293,7 +277,7 @@ class Ingester:
         newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
-            reason = self._retention.refusal(ended, now)
+            reason = self.retention.refusal(ended, now)
             if reason:
                 queries.delete_fragments(connection, fragments, tenant)
                 return reason
@@ -384,12 +368,12 @@ def _is_too_short(connection: sqlite3.Connection, trace: _TraceSpans, tenant: st
     return all(manifest_length(span) > count for span in pending)
 
 
-def _ranks_above(row: RunRow, stored: RevisionState) -> bool:
+def _ranks_above(row: RunRow, stored: StoredRow) -> bool:
     """Return whether a row ranks above the stored one. Of two documents at one revision the later to arrive counts."""
     return row.revision > stored.revision or (row.revision == stored.revision and row.digest != stored.digest)
 
 
-def _replacement(row: RunRow, stored: RevisionState | StoredRow) -> RunRow:
+def _replacement(row: RunRow, stored: StoredRow) -> RunRow:
     """Return the row that replaces a stored one. At the same revision it keeps the digest of the stored document."""
     if row.revision != stored.revision:
         return row

@@ -1,47 +1,24 @@
-"""The rows of the store's tables, and the statements that write and look them up, for many traces at once.
-
-Almost always nothing is stored of the traces that arrive, so a look-up takes many ids.
-"""
+"""The rows of the store's tables, and the statements that write them and look them up."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import astuple
 
 from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
 from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
-from runspan.model.span import Event, Link, Span, run_ids, to_plain
+from runspan.model.span import Span, run_ids, to_plain
 from runspan.model.timestamps import parse_ns
-from runspan.otlp.protobuf_reader import ForeignSpan
-
-T = TypeVar("T")
+from runspan.otlp.protobuf_reader import ForeignSpan, read_spans
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder().decode
-
-_CHUNK_SIZES: Final = (64, 8, 1)
-"""How many ids a look-up takes: few sizes, so that each statement is prepared once."""
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    start = 0
-    for size in _CHUNK_SIZES:
-        while len(items) - start >= size:
-            yield items[start : start + size]
-            start += size
-
-
-@cache
-def _in_sql(select: str, count: int) -> str:
-    return f"{select} IN ({', '.join('?' * count)})"
 
 
 # Runs.
@@ -77,15 +54,6 @@ class RunRow(NamedTuple):
     """The digests of earlier documents of this very revision, the latest last."""
     checksum: bytes
     """See ``summary_checksum``."""
-
-
-class RevisionState(NamedTuple):
-    """Which revision of a run is stored."""
-
-    revision: int
-    digest: bytes
-    step_ids: bytes | None
-    superseded: bytes | None
 
 
 class StoredRow(NamedTuple):
@@ -187,15 +155,15 @@ def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
 
 
 _COLUMNS: Final = ", ".join(RunRow._fields)
-_CONFLICT_VALUES: Final = {
-    # An observation stays, however the revisions of several senders interleave.
-    "observed_at": "iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)",
-}
-_UPDATES: Final = ", ".join(
-    f"{name} = {_CONFLICT_VALUES.get(name, f'excluded.{name}')}" for name in RunRow._fields if name != "trace_id"
-)
 _INSERT: Final = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(RunRow._fields))})"  # noqa: S608 a constant
-_UPSERT: Final = f"{_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES}"
+_UPDATES: Final = ", ".join(
+    f"{name} = excluded.{name}" for name in RunRow._fields if name not in ("trace_id", "observed_at")
+)
+# An observation stays, however the revisions of several senders interleave.
+_UPSERT: Final = f"""
+    {_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
+    observed_at = iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)
+"""
 
 
 def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
@@ -224,16 +192,6 @@ def update_incomplete(
     )
 
 
-def revision_states(connection: sqlite3.Connection, trace_ids: Sequence[bytes]) -> dict[bytes, RevisionState]:
-    """Return the stored revisions of these traces; traces without a run are left out."""
-    found: dict[bytes, RevisionState] = {}
-    for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT trace_id, revision, digest, step_ids, superseded FROM runs WHERE trace_id", len(chunk))
-        for trace_id, *columns in connection.execute(sql, chunk):
-            found[trace_id] = RevisionState(*columns)
-    return found
-
-
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
     """Return the run of a trace."""
     columns = ", ".join(StoredRow._fields)
@@ -255,8 +213,6 @@ def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
 # Fragments.
 
 _OWN_PREFIX: Final = "runspan."
-_SHARED: Final = Span.__struct_fields__.index("shared")
-"""The number of fields before the attributes."""
 
 
 def fragments(
@@ -264,11 +220,11 @@ def fragments(
 ) -> list[Span]:
     """Return the fragments of a trace in order of arrival. tenant: None for those of every tenant."""
     rows = connection.execute(
-        "SELECT span FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) AND is_revision_span >= ?3"
+        "SELECT otlp FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) AND is_revision_span >= ?3"
         " ORDER BY id",
         (trace_id, None if tenant is None else tenant.encode(), only_revision_spans),
     )
-    return [unpack_span(content) for (content,) in rows]
+    return [span for (otlp,) in rows for span in read_spans(otlp)]
 
 
 def count_step_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> int:
@@ -277,19 +233,16 @@ def count_step_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant
     return int(connection.execute(sql, (trace_id, tenant.encode())).fetchone()[0])
 
 
-def traces_with_fragments(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
-    """Return those of these traces that have fragments of this tenant."""
-    found: set[bytes] = set()
-    for chunk in _chunks(trace_ids):
-        sql = _in_sql("SELECT DISTINCT trace_id FROM fragments WHERE tenant = ? AND trace_id", len(chunk))
-        found.update([trace_id for (trace_id,) in connection.execute(sql, (tenant.encode(), *chunk))])
-    return found
+def has_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> bool:
+    """Return whether a trace has fragments of this tenant."""
+    sql = "SELECT 1 FROM fragments WHERE trace_id = ? AND tenant = ? LIMIT 1"
+    return connection.execute(sql, (trace_id, tenant.encode())).fetchone() is not None
 
 
 def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, now: int) -> None:
     """Store fragments. One that is stored already counts as arrived now."""
     connection.executemany(
-        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, span)"
+        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, otlp)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
@@ -298,7 +251,7 @@ def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tena
                 fingerprint(span),
                 span.attributes().get(ROLE) in REVISION_ROLES,
                 now,
-                pack_span(span),
+                request_bytes(Resource(), [scoped_bytes(span)]),
             )
             for span in spans
         ],
@@ -324,35 +277,6 @@ def _own_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return the attributes of runspan in a fixed order."""
     own = [(key, to_plain(value)) for key, value in pairs if key.startswith(_OWN_PREFIX)]
     return sorted(own, key=lambda pair: (pair[0], repr(pair[1])))
-
-
-def pack_span(span: Span) -> bytes:
-    """Return a span as bytes, for the table of fragments."""
-    before_attributes = astuple(span)[:_SHARED]
-    events = [(event.name, event.time, _plain_pairs(event.attributes)) for event in span.events]
-    links = [(link.trace_id, link.span_id, _plain_pairs(link.attributes)) for link in span.links]
-    return _pack((*before_attributes, _plain_pairs(span.pairs()), events, links, span.scope))
-
-
-def unpack_span(content: bytes) -> Span:
-    """Return the span that ``pack_span`` wrote."""
-    *fields, own, events, links, scope = _unpack(content)
-    fields += [
-        (),
-        _tuples(own),
-        tuple([Event(name, time, _tuples(attributes)) for name, time, attributes in events]),
-        tuple([Link(trace_id, span_id, _tuples(attributes)) for trace_id, span_id, attributes in links]),
-        scope,
-    ]
-    return Span(*fields)
-
-
-def _plain_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    return [(key, to_plain(value)) for key, value in pairs]
-
-
-def _tuples(pairs: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
-    return tuple([(key, value) for key, value in pairs])
 
 
 # Foreign spans.

@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
-from runspan.backends.sqlite.queries import traces_with_fragments
+from runspan.backends.sqlite.queries import has_fragments
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.model.span import run_ids
 
@@ -67,14 +67,12 @@ def release_pages(writer: GroupWriter) -> None:
 
 
 def _delete_runs(connection: sqlite3.Connection, cutoff: int) -> int:
-    rows = connection.execute(
-        "SELECT id, trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?", (cutoff, _BATCH)
-    ).fetchall()
-    trace_ids = [(trace_id,) for _, trace_id in rows]
-    connection.executemany("DELETE FROM foreign_spans WHERE trace_id = ?", trace_ids)
-    connection.executemany("DELETE FROM fragments WHERE trace_id = ?", trace_ids)
-    connection.executemany("DELETE FROM runs WHERE id = ?", [(row_id,) for row_id, _ in rows])
-    return len(rows)
+    """Delete a batch of runs with their traces; return how many runs it had."""
+    expired = "SELECT trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?"
+    for table in ("foreign_spans", "fragments", "runs"):
+        delete = f"DELETE FROM {table} WHERE trace_id IN ({expired})"  # noqa: S608 constants
+        deleted = connection.execute(delete, (cutoff, _BATCH)).rowcount
+    return deleted
 
 
 def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str = "runs.id IS NULL") -> None:
@@ -110,23 +108,25 @@ def _vacuum(connection: sqlite3.Connection) -> int:
 # Purging.
 
 
-class PurgeResult(NamedTuple):
-    """The result of a purge."""
+@dataclass(frozen=True, slots=True)
+class PurgeReport:
+    """What was deleted from the store."""
 
-    deleted: int
-    """How many runs were deleted."""
-    changed: tuple[str, ...]
-    """The ids of the runs that stay."""
-    gone: int
-    """How many runs were not in the store."""
-    spans: int
-    """How many foreign spans were deleted."""
+    deleted: int = 0
+    changed: int = 0
+    """Runs that stay because their stored document is not the archived one."""
+    named: tuple[str, ...] = ()
+    """The ids of these runs, or of the first of them."""
+    gone: int = 0
+    """Runs that were not in the store any more."""
+    spans: int = 0
+    """Foreign spans that were deleted with their runs. An archive does not contain them."""
 
 
 _STORED_DIGEST: Final = "SELECT id, digest, incomplete IS NOT NULL FROM runs WHERE trace_id = ?"
 
 
-def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeResult:
+def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeReport:
     """Delete runs in the transaction that compares them. items: SHA-256 of the document's text, and run id.
 
     A run stays when its document has changed, when a newer revision of it is known but not proved yet, or when its
@@ -134,17 +134,16 @@ def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], te
     """
     deleted = gone = spans = 0
     changed = []
-    runs = [(run_ids(run_id, tenant).trace_id, digest, run_id) for digest, run_id in items]
-    with_fragments = traces_with_fragments(connection, [trace_id for trace_id, _, _ in runs], tenant)
-    for trace_id, digest, run_id in runs:
+    for digest, run_id in items:
+        trace_id = run_ids(run_id, tenant).trace_id
         row = connection.execute(_STORED_DIGEST, (trace_id,)).fetchone()
         if row is None:
             gone += 1
-        elif row[1] != digest[: len(row[1])] or row[2] or trace_id in with_fragments:
+        elif row[1] != digest[: len(row[1])] or row[2] or has_fragments(connection, trace_id, tenant):
             changed.append(run_id)
         else:
             spans += connection.execute("DELETE FROM foreign_spans WHERE trace_id = ?", (trace_id,)).rowcount
             connection.execute("DELETE FROM fragments WHERE trace_id = ?", (trace_id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (row[0],))
             deleted += 1
-    return PurgeResult(deleted, tuple(changed), gone, spans)
+    return PurgeReport(deleted, len(changed), tuple(changed), gone, spans)

@@ -38,7 +38,7 @@ class StoredRevision:
     run: Run
     tenant: str
     revision: int
-    step_ids: Sequence[bytes]
+    step_ids: list[bytes]
     """The id of the span of each step, empty for a step without one."""
     time: int
     """Where the run lies in time, in nanoseconds since 1970."""
@@ -54,34 +54,26 @@ class StoredRevision:
         return {span_id: step for span_id, step in zip(self.step_ids, self.run.steps, strict=True) if span_id}
 
     def packed_step_ids(self) -> bytes | None:
-        """Return the column ``step_ids``.
-
-        None when ``encode`` gives the same ids, the ids alone when it gives other ids to the same steps, else an id or
-        a zero for each step.
-        """
-        ids = [span_id for span_id in self.step_ids if span_id]
-        if len(ids) != len(self.step_ids) and [bool(span_id) for span_id in self.step_ids] != _ended(self.run):
-            return b"".join([span_id or _NO_ID for span_id in self.step_ids])
-        content_ids = content_step_ids(self.run, self.tenant, self.time)
-        same = all(span_id == content_id for span_id, content_id in zip(ids, content_ids, strict=True))
-        return None if same else b"".join(ids)
+        """Return the column ``step_ids``: None for the ids of ``encode``, else the id of each step, or a zero."""
+        if self.step_ids == _content_step_ids(self.run, self.tenant, self.time):
+            return None
+        return b"".join([span_id or _NO_ID for span_id in self.step_ids])
 
 
 def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None, time: int) -> StoredRevision:
     """Return a revision from its columns. Raise ValueError when the ids are not those of its steps."""
     if packed_step_ids is None:
-        ids = content_step_ids(run, tenant, time)
-    else:
-        ids = [packed_step_ids[start : start + _ID_BYTES] for start in range(0, len(packed_step_ids), _ID_BYTES)]
-    steps = run.steps
-    if len(ids) == len(steps):
-        return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids], time)
-    ended = _ended(run)
-    if len(ids) != sum(ended):
-        raise ValueError(f"{len(ids)} step ids for {sum(ended)} of {len(steps)} steps")
-    remaining = iter(ids)
-    step_ids = [next(remaining) if has_ended else b"" for has_ended in ended]
-    return StoredRevision(run, tenant, revision, step_ids, time)
+        return StoredRevision(run, tenant, revision, _content_step_ids(run, tenant, time), time)
+    ids = [packed_step_ids[start : start + _ID_BYTES] for start in range(0, len(packed_step_ids), _ID_BYTES)]
+    if len(ids) != len(run.steps):
+        raise ValueError(f"{len(ids)} step ids for {len(run.steps)} steps")
+    return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids], time)
+
+
+def _content_step_ids(run: Run, tenant: str, time: int) -> list[bytes]:
+    """Return the ids that ``encode`` gives to the steps, empty for a step that has not ended."""
+    ids = iter(content_step_ids(run, tenant, time))
+    return [next(ids) if step.status in TERMINAL_STEP_STATUSES else b"" for step in run.steps]
 
 
 def from_verified(verified: VerifiedRun) -> StoredRevision:
@@ -126,10 +118,6 @@ def manifest_length(revision_span: Span) -> int:
     except AttributeDecodeError:
         return 0
     return (len(manifest) - manifest.count(b".")) // len(fields.OPEN_STEP_MARK)
-
-
-def _ended(run: Run) -> list[bool]:
-    return [step.status in TERMINAL_STEP_STATUSES for step in run.steps]
 
 
 # Merging.
@@ -186,14 +174,9 @@ def merge_fragments(
 
 def superseded_steps(before: StoredRevision, after: StoredRevision) -> list[Span]:
     """Return the step spans of one revision that another does not have."""
-    span_ids = superseded_step_ids(before, after)
-    return step_spans(before, span_ids) if span_ids else []
-
-
-def superseded_step_ids(before: StoredRevision, after: StoredRevision) -> set[bytes]:
-    """Return the ids of ``superseded_steps``."""
     steps = after.steps
-    return {span_id for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)}
+    span_ids = {span_id for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)}
+    return step_spans(before, span_ids) if span_ids else []
 
 
 def is_exact_match(verified: VerifiedRun, spans: Sequence[Span]) -> bool:

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from runspan.storage.sqlite_file import Schema, open_database, open_read_only, translate_errors
+from runspan.storage.sqlite_file import Schema, open_database, translate_errors
 
 FILE_NAME: Final = "runspan.sqlite3"
 
@@ -50,7 +50,7 @@ _TABLES: Final = (
         fingerprint BLOB NOT NULL,
         is_revision_span INTEGER NOT NULL,
         received_at INTEGER NOT NULL,
-        span BLOB NOT NULL,
+        otlp BLOB NOT NULL,
         UNIQUE (trace_id, tenant, fingerprint)
     ) STRICT
     """,
@@ -86,8 +86,3 @@ def open_writer(path: Path) -> sqlite3.Connection:
     with translate_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return open_database(path, SCHEMA, pragmas=_WRITER_PRAGMAS)
-
-
-def open_reader(path: Path) -> sqlite3.Connection:
-    """Open a connection that cannot write."""
-    return open_read_only(path, pragmas=("cache_size = -16384",))

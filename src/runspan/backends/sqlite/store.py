@@ -16,9 +16,9 @@ from runspan.backends.sqlite import queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
-from runspan.backends.sqlite.retention import PurgeResult, Retention
+from runspan.backends.sqlite.retention import PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
-from runspan.backends.sqlite.schema import FILE_NAME, open_reader, open_writer
+from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
 from runspan.errors import NotFound, StoreError
@@ -26,7 +26,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import store_error
+from runspan.storage.sqlite_file import open_read_only, store_error
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
@@ -100,7 +100,7 @@ class ConnectionPool:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = open_reader(self._path)
+                connection = open_read_only(self._path, pragmas=("cache_size = -16384",))
             try:
                 self._check_files()
                 yield connection
@@ -160,20 +160,17 @@ class SqliteStore:
     def document(self, run_id: str, tenant: str = "") -> contracts.Document:
         """See ``contracts.TraceReader``. Raise StoreError when the stored run is damaged."""
         trace_id = _trace_id(run_id, tenant)
-        fragments: Sequence[Span] = ()
-        with self._readers.connection() as connection:
+        # Read both in one snapshot: between two, the fragments may become the run.
+        with self._readers.connection() as connection, _snapshot(connection):
             row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
-            if row is None:
-                # Read both in one snapshot: between two, the fragments may become the run.
-                with _snapshot(connection):
-                    row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
-                    fragments = queries.fragments(connection, trace_id, tenant) if row is None else ()
             if row is not None:
                 stored_id, owner, frame, incomplete, superseded, digest = row
                 if (stored_id, owner) != (run_id.encode(), tenant.encode()):
-                    raise self._damaged(f"run {run_id}", "another run where the index leads")
+                    raise self._damaged("run", f"run {run_id}", "another run where the index leads")
                 conflict = queries.conflicting_digests(superseded, digest)
-                return contracts.Document(self._text(connection, frame, run_id), bytes_to_lines(incomplete), conflict)
+                text = self._content(connection, frame, "run", f"run {run_id}")
+                return contracts.Document(text, bytes_to_lines(incomplete), conflict)
+            fragments = queries.fragments(connection, trace_id, tenant)
         if not fragments:
             raise _not_found(f"run {run_id}")
         verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
@@ -181,24 +178,19 @@ class SqliteStore:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
-        with self._readers.connection() as connection:
-            try:
-                with _snapshot(connection):
-                    stored = queries.stored_run(connection, trace_id)
-                    if stored is not None and _trace_id(stored.run_id, stored.tenant) != trace_id:
-                        raise self._damaged(f"trace {trace_id.hex()}", "another run where the index leads")
-                    if stored is not None and tenant not in (None, stored.tenant):
-                        stored = None
-                    tenant = stored.tenant if stored is not None else tenant
-                    fragments = queries.fragments(connection, trace_id, tenant)
-                    foreign = [
-                        self._compression.decompress(frame, connection)
-                        for frame in queries.foreign_spans(connection, trace_id, tenant)
-                    ]
-                    revision = None if stored is None else self._revision(connection, stored)
-            except CorruptFrame as error:
-                where = f"{self.path} trace {trace_id.hex()}"
-                raise StoreError("the stored spans are damaged", where=where, got=str(error)) from None
+        with self._readers.connection() as connection, _snapshot(connection):
+            stored = queries.stored_run(connection, trace_id)
+            if stored is not None and _trace_id(stored.run_id, stored.tenant) != trace_id:
+                raise self._damaged("run", f"trace {trace_id.hex()}", "another run where the index leads")
+            if stored is not None and tenant not in (None, stored.tenant):
+                stored = None
+            tenant = stored.tenant if stored is not None else tenant
+            fragments = queries.fragments(connection, trace_id, tenant)
+            foreign = [
+                self._content(connection, frame, "span", f"trace {trace_id.hex()}")
+                for frame in queries.foreign_spans(connection, trace_id, tenant)
+            ]
+            revision = None if stored is None else self._revision(connection, stored)
         own = [] if revision is None else to_spans(revision)
         own_ids = {span.span_id for span in own}
         auxiliary = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in own_ids]
@@ -287,7 +279,7 @@ class SqliteStore:
         """
         return retention.expire(self._writer, self._retention, now)
 
-    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeResult:
+    def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeReport:
         """Delete these runs of a tenant in one transaction, each only while its document is unchanged.
 
         items: SHA-256 of the document's text, and run id.
@@ -310,20 +302,20 @@ class SqliteStore:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _text(self, connection: sqlite3.Connection, frame: bytes, run_id: str) -> bytes:
-        """Return the canonical text in a stored frame. Raise StoreError when its checksum is wrong."""
+    def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
+        """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""
         try:
             return self._compression.decompress(frame, connection)
         except CorruptFrame as error:
-            raise self._damaged(f"run {run_id}", str(error)) from None
+            raise self._damaged(kind, where, str(error)) from None
 
-    def _damaged(self, what: str, got: str) -> StoreError:
+    def _damaged(self, kind: str, where: str, got: str) -> StoreError:
         hint = "export the run again, or restore a backup"
-        return StoreError("the stored run is damaged", where=f"{self.path} {what}", got=got, hint=hint)
+        return StoreError(f"the stored {kind} is damaged", where=f"{self.path} {where}", got=got, hint=hint)
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
-        run = Run.from_json(self._text(connection, stored.document, stored.run_id))
+        run = Run.from_json(self._content(connection, stored.document, "run", f"run {stored.run_id}"))
         try:
             return from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The thread that owns the write connection, and commits the work of several waiting callers together."""
+"""The connection that writes, one caller at a time: it commits the work of all callers that wait for it together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from runspan.backends.sqlite.schema import SCHEMA
 from runspan.errors import StoreError
-from runspan.storage.sqlite_file import store_error
+from runspan.storage.sqlite_file import store_error, translate_errors
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -25,14 +25,13 @@ _MAX_GROUP = 64
 
 class _Job(NamedTuple):
     work: Work[Any]
-    alone: bool
     future: Future[Any]
 
 
 class GroupWriter:
-    """Runs work in transactions, in one thread and in the order of submission.
+    """Runs work in transactions and in the order of submission. May be used from several threads.
 
-    after_commit: called in the writer thread after each commit, when the callers have their results.
+    after_commit: called after each commit.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path, after_commit: Work[None]) -> None:
@@ -43,31 +42,33 @@ class GroupWriter:
         self._failed = False
         self._after_commit = after_commit
         self._jobs: deque[_Job] = deque()
-        self._changed = Condition()
+        """A job leaves it when its future is done, so that a caller that is interrupted leaves its group to others."""
+        self._in_use = Lock()
         self._closed = False
-        # A daemon, so that a store that was not closed does not keep the process alive; finished writes are on disk.
-        self._thread = Thread(target=self._serve, name="runspan-store-writer", daemon=True)
-        self._thread.start()
 
     def submit(self, work: Work[T], *, alone: bool = False) -> T:
         """Return the result of the work once it is on disk. Raise its exception when it failed; it is rolled back then.
 
-        The work may run twice, when a transaction fails that it shares, so it must not keep state.
+        The work may run in the thread of another caller, and twice, when a transaction fails that it shares; so it must
+        not keep state.
         alone: run it outside of a transaction, and no other work at the same time.
         """
-        job = _Job(work, alone, Future())
-        with self._changed:
-            if self._closed:
-                raise StoreError("the store is closed", where=str(self._path))
-            self._jobs.append(job)
-            self._changed.notify()
+        if alone:
+            with self._in_use, translate_errors(self._path):
+                self._require_open()
+                return work(self._connection)
+        job = _Job(work, Future())
+        self._jobs.append(job)
+        with self._in_use:
+            while not job.future.done():
+                self._require_open()
+                self._commit_waiting()
         result: T = job.future.result()
         return result
 
     def check(self) -> None:
         """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
-        if not self._thread.is_alive() or self._closed:
-            raise StoreError("the writer has stopped", where=str(self._path), hint="restart the process")
+        self._require_open()
         self.check_files()
         if self._failed:
             # Nobody sends writes to a server that is not ready, so this one finds out whether they succeed again.
@@ -75,47 +76,26 @@ class GroupWriter:
 
     def close(self) -> None:
         """Finish the submitted work, then close the connection. Calling it twice is allowed."""
-        with self._changed:
+        with self._in_use:
+            while self._jobs and not self._closed:
+                self._commit_waiting()
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
-        self._connection.close()
+            self._connection.close()
 
-    def _serve(self) -> None:
-        while group := self._next():
-            if group[0].alone:
-                self._run_alone(group[0])
-            else:
-                self._commit(group)
-                self._run_after_commit()
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed", where=str(self._path))
 
-    def _run_after_commit(self) -> None:
-        # No caller waits for it, and it is retried after a later commit, so its failure must not stop the writer.
+    def _commit_waiting(self) -> None:
+        """Run the jobs that have waited longest, as many as one transaction takes."""
+        jobs = [self._jobs[index] for index in range(min(len(self._jobs), _MAX_GROUP))]
+        self._commit([job for job in jobs if not job.future.done()])
+        while self._jobs and self._jobs[0].future.done():
+            self._jobs.popleft()
+        # It is retried after a later commit, so its failure must not fail this one, which is on disk.
         with suppress(Exception):
             self._after_commit(self._connection)
-        if self._connection.in_transaction:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-
-    def _next(self) -> list[_Job]:
-        """Return the jobs of the next transaction; none when the writer is closed and idle."""
-        with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if not self._jobs:
-                return []
-            group = [self._jobs.popleft()]
-            while not group[0].alone and self._jobs and not self._jobs[0].alone and len(group) < _MAX_GROUP:
-                group.append(self._jobs.popleft())
-            return group
-
-    def _run_alone(self, job: _Job) -> None:
-        try:
-            result = job.work(self._connection)
-        except Exception as error:
-            self._fail(job, error)
-        else:
-            job.future.set_result(result)
+        self._roll_back()
 
     def _commit(self, group: list[_Job]) -> None:
         """Run a group in one transaction; if one of it fails, each in a transaction of its own."""
@@ -126,22 +106,30 @@ class GroupWriter:
             for job in group:
                 self._fail(job, error)
             return
+        failure: Exception | None = None
         try:
             results = [job.work(self._connection) for job in group]
             execute("COMMIT")
             self.check_files()
         except Exception as error:
-            if self._connection.in_transaction:
-                execute("ROLLBACK")
-            if len(group) == 1:
-                self._fail(group[0], error)
-                return
+            failure = error
+        finally:
+            self._roll_back()
+        if failure is None:
+            self._failed = False
+            for job, result in zip(group, results, strict=True):
+                job.future.set_result(result)
+        elif len(group) == 1:
+            self._fail(group[0], failure)
+        else:
             for job in group:
                 self._commit([job])
-            return
-        self._failed = False
-        for job, result in zip(group, results, strict=True):
-            job.future.set_result(result)
+
+    def _roll_back(self) -> None:
+        """End a transaction that was not committed."""
+        if self._connection.in_transaction:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
 
     def _fail(self, job: _Job, error: Exception) -> None:
         if isinstance(error, sqlite3.Error):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -50,27 +49,16 @@ SortKey = tuple[int, str]
 # Verifying candidates.
 
 
-@dataclass(frozen=True, slots=True)
-class ListItem:
-    """One run of the list."""
+class Decision(NamedTuple):
+    """Whether a trace is in the list."""
 
-    key: SortKey
-    summary: bytes
+    key: SortKey | None = None
+    """Where it is in the list, None if it is not."""
+    summary: bytes = b""
     note: str = ""
-    """What is wrong with the run, "" when nothing is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Excluded:
-    """A trace that is not in the list."""
-
-    note: str = ""
-    """Why that may be wrong, "" when it is certain."""
+    """What is wrong with the run, or why it may be wrong to leave it out; "" if nothing is."""
     is_final: bool = True
     """Whether no other window can have a newer version of the run."""
-
-
-Decision = ListItem | Excluded
 
 
 class CandidateVerifier:
@@ -95,41 +83,39 @@ class CandidateVerifier:
         decision = self._decide(version)
         if version.summary.revision >= ROOT_REVISION and version.summary.status in TERMINAL_RUN_STATUSES:
             return decision
-        return None if isinstance(decision, ListItem) else Excluded(is_final=False)
+        return None if decision.key is not None else Decision(is_final=False)
 
     def from_traces(self, candidates: Sequence[Candidate]) -> list[Decision]:
         """Read the traces, several at a time, and return the decisions."""
-        if len(candidates) < 2:
-            return [self._from_trace(candidate.trace_id) for candidate in candidates]
         return list(self._pool.map(self._from_trace, [candidate.trace_id for candidate in candidates]))
 
     def _from_trace(self, trace_id: bytes) -> Decision:
         try:
             spans = self._read(trace_id)
         except NotFound:
-            return Excluded()
+            return Decision()
         versions = [span for span in spans if REVISION in span.attributes()]
         if not versions:
-            return Excluded()
+            return Decision()
         versions.sort(key=version_of, reverse=True)
         version = _newest_version(versions)
         if version.summary is None:
             is_own = versions[0].attributes().get(TENANT, "") == self._query.tenant
-            return Excluded(damaged_note(_run_id(versions[0])) if is_own else "")
+            return Decision(note=damaged_note(_run_id(versions[0])) if is_own else "")
         return self._decide(version)
 
     def _decide(self, version: _Version) -> Decision:
         run = version.summary
         if run is None or run.tenant != self._query.tenant:
-            return Excluded()
+            return Decision()
         if not self._query.matches(run.workflow_id, run.status, run.revision, run.time):
-            return Excluded()
+            return Decision()
         note = ""
         if version.missing:
             note = older_revision_note(run.run_id, version.missing)
         elif version.conflict:
             note = conflict_note(run.run_id, version.conflict)
-        return ListItem((run.time, run.run_id), run.summary, note)
+        return Decision((run.time, run.run_id), run.summary, note)
 
 
 class _Version(NamedTuple):
@@ -188,27 +174,6 @@ _FEW: Final = 4
 """So many traces are read without a search that shows which of them need not be: it costs as much."""
 
 
-@dataclass(slots=True)
-class _Found:
-    """What a list has found so far."""
-
-    items: dict[bytes, ListItem] = field(default_factory=dict)
-    """By trace id."""
-    decided: set[bytes] = field(default_factory=set)
-    """The ids of the traces with a final decision."""
-    notes: dict[str, SortKey] = field(default_factory=dict)
-    """What is not certain, with the position in the list to which it applies."""
-
-    def add(self, candidate: Candidate, decision: Decision) -> None:
-        if isinstance(decision, ListItem) or decision.is_final:
-            self.decided.add(candidate.trace_id)
-        if isinstance(decision, ListItem):
-            self.items[candidate.trace_id] = decision
-        if decision.note:
-            key = decision.key if isinstance(decision, ListItem) else _key(candidate)
-            self.notes[decision.note] = key
-
-
 def _key(candidate: Candidate) -> SortKey:
     """Return where a candidate sorts if the newest span that was found of it is its newest."""
     return candidate.spans[0].start, _run_id(candidate.spans[0])
@@ -246,7 +211,12 @@ class RunSearch:
         self._hints = hints
         self._now = now
         self._check_deadline = check_deadline
-        self._found = _Found()
+        self._items: dict[bytes, tuple[SortKey, bytes]] = {}
+        """The position and the summary of each run found, by trace id."""
+        self._decided: set[bytes] = set()
+        """The ids of the traces with a final decision."""
+        self._notes: dict[str, SortKey] = {}
+        """What is not certain, with the position in the list to which it applies."""
         self._cursor: SortKey = _FIRST if query.cursor is None else (query.cursor.time, query.cursor.run_id)
         self._since = max(query.since or 0, 0)
         self._wanted = query.limit + 1
@@ -286,7 +256,7 @@ class RunSearch:
 
     def _note_missing(self, window: SearchWindow) -> None:
         if window.missing:
-            self._found.notes[f"Tempo left out {window.missing} parts of its data"] = _FIRST
+            self._notes[f"Tempo left out {window.missing} parts of its data"] = _FIRST
 
     def _search_back(self, text: SearchText, high: int, floor: int, low: int | None) -> None:
         """Add windows from the newest back, until the page is full or the floor is reached.
@@ -306,7 +276,7 @@ class RunSearch:
             if low is None:
                 continue
             low = min(max(low, floor), high - 1)
-            before = len(self._found.items)
+            before = len(self._items)
             window = self._newest_window(text, low, high, enough)
             low = None
             if window is None:
@@ -319,10 +289,10 @@ class RunSearch:
             if at_floor:
                 if is_cut_off:
                     note = f"runs that started more than {LOOKBACK_DAYS} days ago were not searched"
-                    self._found.notes[note] = _FIRST
+                    self._notes[note] = _FIRST
                 return
             high = window.low
-            found = len(self._found.items)
+            found = len(self._items)
             needed = max(self._wanted - found, 1) * (len(window.candidates) + 1) // (found - before + 1)
             enough = min(needed * 5 // 4 + 1, _MAX_COUNT)
 
@@ -345,9 +315,9 @@ class RunSearch:
             return window
         if self._needs_versions:
             return self._searcher.newest_window(text.versions, window.low, high, limit, enough)
-        unfinished = [candidate for candidate in unfinished if candidate.trace_id not in self._found.decided]
+        unfinished = [candidate for candidate in unfinished if candidate.trace_id not in self._decided]
         for candidate, decision in zip(unfinished, self._verifier.from_traces(unfinished), strict=True):
-            self._found.add(candidate, decision)
+            self._add(candidate, decision)
         return window
 
     def _limited_range(self, high: int, floor: int) -> tuple[int, int]:
@@ -367,7 +337,7 @@ class RunSearch:
         pending = [
             (_key(candidate), candidate)
             for candidate in (*candidates, *changed.values())
-            if candidate.trace_id not in self._found.decided
+            if candidate.trace_id not in self._decided
         ]
         lowest = max(complete_from, self._since)
         pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._cursor]
@@ -388,14 +358,22 @@ class RunSearch:
             if decision is None:
                 unproved.append(candidate)
             else:
-                self._found.add(candidate, decision)
+                self._add(candidate, decision)
         if self._changed is not None:
             ended = [candidate for candidate in unproved if version_of(candidate.spans[0])[0] >= ROOT_REVISION]
             self._searcher.needs_times = self._searcher.needs_times or len(ended) > _FEW
         if is_unfinished(self._query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
         for candidate, decision in zip(unproved, self._verifier.from_traces(unproved), strict=True):
-            self._found.add(candidate, decision)
+            self._add(candidate, decision)
+
+    def _add(self, candidate: Candidate, decision: Decision) -> None:
+        if decision.is_final:
+            self._decided.add(candidate.trace_id)
+        if decision.key is not None:
+            self._items[candidate.trace_id] = decision.key, decision.summary
+        if decision.note:
+            self._notes[decision.note] = decision.key or _key(candidate)
 
     def _without_ended(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates except for those of which a search finds the end, and no change after it."""
@@ -404,26 +382,20 @@ class RunSearch:
         ids = [candidate.trace_id for candidate in candidates if candidate.trace_id not in self._changed]
         window = self._searcher.complete_window(ended_text(ids).find, EARLIEST, LATEST, len(ids) + 1) if ids else None
         ended = {candidate.trace_id for candidate in window.candidates} if window is not None else set()
-        self._found.decided |= ended
+        self._decided |= ended
         return [candidate for candidate in candidates if candidate.trace_id not in ended]
 
     def _is_full(self, complete_from: int, after: SortKey = (-1, "")) -> bool:
         """Return whether more items than the page holds are certain: no other run can sort before them."""
-        certain = [
-            item.key
-            for item in self._found.items.values()
-            if item.key[0] >= max(complete_from, self._since) and after < item.key < self._cursor
-        ]
+        lowest = max(complete_from, self._since)
+        certain = [key for key, _ in self._items.values() if lowest <= key[0] and after < key < self._cursor]
         return len(certain) >= self._wanted
 
     def _page(self) -> Page:
-        items = sorted(
-            (item for item in self._found.items.values() if item.key[0] >= self._since and item.key < self._cursor),
-            key=lambda item: item.key,
-            reverse=True,
-        )
+        items = [item for item in self._items.values() if self._since <= item[0][0] and item[0] < self._cursor]
+        items.sort(reverse=True)
         shown = items[: self._query.limit]
-        cursor = Cursor(*shown[-1].key) if len(items) > len(shown) and shown else None
-        last = shown[-1].key if cursor is not None else (-1, "")
-        notes = [note for note, key in self._found.notes.items() if key >= last]
-        return Page([item.summary for item in shown], cursor, limited_notes(notes))
+        cursor = Cursor(*shown[-1][0]) if len(items) > len(shown) and shown else None
+        last = shown[-1][0] if cursor is not None else (-1, "")
+        notes = [note for note, key in self._notes.items() if key >= last]
+        return Page([summary for _, summary in shown], cursor, limited_notes(notes))

@@ -258,24 +258,14 @@ class Candidate:
     """Whether the response has all spans of the newest one's group, in its fragment."""
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """The content of a search response."""
+def read_search(body: bytes) -> tuple[list[Candidate], int]:
+    """Return the traces in a response of ``/api/search``, and how many parts of its data Tempo did not search.
 
-    candidates: list[Candidate]
-    missing: int
-    """How many parts of its data Tempo did not search."""
-
-    def starts(self) -> list[int]:
-        """Return the starts of the traces in nanoseconds, descending."""
-        return sorted((candidate.start for candidate in self.candidates), reverse=True)
-
-
-def read_search(body: bytes) -> SearchResult:
-    """Return the content of a response of ``/api/search``; raise ValueError when it is none."""
+    Raise ValueError when it is no such response.
+    """
     response = msgspec.json.decode(body, type=_SearchJson)
     missing = max(response.metrics.total_jobs - response.metrics.completed_jobs, 0)
-    return SearchResult([_candidate(trace) for trace in response.traces], missing)
+    return [_candidate(trace) for trace in response.traces], missing
 
 
 def _candidate(trace: _TraceJson) -> Candidate:
@@ -357,13 +347,24 @@ def check_ready(http: RemoteClient) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SearchWindow:
-    """Everything found in the seconds from ``low`` to ``high``."""
+    """What a search found."""
 
     low: int
-    high: int
+    """The second from which on it searched."""
+    limit: int
+    """How many traces it asked for."""
     candidates: list[Candidate]
     missing: int
     """How many parts of its data Tempo did not search."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the limit left out no trace."""
+        return len(self.candidates) < self.limit
+
+    def start(self, count: int) -> int:
+        """Return the second in which the trace starts that is so many traces from the newest."""
+        return sorted((candidate.start for candidate in self.candidates), reverse=True)[count - 1] // SECOND
 
 
 class WindowSearcher:
@@ -386,17 +387,10 @@ class WindowSearcher:
 
         Return None when the server turned out to be ``limited`` just now.
         """
-        while True:
-            max_range = self._max_range
-            if max_range is not None:
-                low = max(low, high - max_range)
-            count = min(count, self._max_limit)
-            found = self._search(text, low, high, count)
-            if found is not None:
-                full = len(found.candidates) >= count
-                return max(low, found.starts()[-1] // SECOND) if full else low
-            if max_range != self._max_range:
-                return None
+        found = self._search(text, low, high, count)
+        if found is None:
+            return None
+        return found.low if found.is_complete else max(found.low, found.start(len(found.candidates)))
 
     def newest_window(self, text: str, low: int, high: int, limit: int, enough: int) -> SearchWindow | None:
         """Return the newest part of a range that could be searched completely: it ends at ``high``.
@@ -407,18 +401,11 @@ class WindowSearcher:
         Return None when the server turned out to be ``limited`` just now.
         """
         while True:
-            max_range = self._max_range
-            if max_range is not None:
-                low = max(low, high - max_range)
-            limit = min(limit, self._max_limit)
             found = self._search(text, low, high, limit)
-            if found is None:
-                if max_range != self._max_range:
-                    return None
-                continue
-            if len(found.candidates) < limit:
-                return SearchWindow(low, high, found.candidates, found.missing)
-            split = found.starts()[min(enough, limit) - 1] // SECOND
+            if found is None or found.is_complete:
+                return found
+            low, limit = found.low, found.limit
+            split = found.start(min(enough, limit))
             if low < split < high:
                 low = split
             elif limit >= self._max_limit:
@@ -430,16 +417,19 @@ class WindowSearcher:
 
     def complete_window(self, text: str, low: int, high: int, limit: int) -> SearchWindow | None:
         """Return a complete range when one search finds fewer traces in it than the limit; else None."""
-        limit = min(limit, self._max_limit)
         if self._max_range is not None and high - low > self._max_range:
             return None
         found = self._search(text, low, high, limit)
-        if found is None or len(found.candidates) >= limit:
-            return None
-        return SearchWindow(low, high, found.candidates, found.missing)
+        return found if found is not None and found.is_complete and found.low == low else None
 
-    def _search(self, text: str, low: int, high: int, limit: int) -> SearchResult | None:
-        """Return None when the server refuses the range or the limit; remember what it allows."""
+    def _search(self, text: str, low: int, high: int, limit: int) -> SearchWindow | None:
+        """Search the newest part of a range that the server allows, with a limit that it allows.
+
+        Return None when it refuses the range; what it allows is remembered.
+        """
+        if self._max_range is not None:
+            low = max(low, high - self._max_range)
+        limit = min(limit, self._max_limit)
         parameters: dict[str, str | int] = {
             "q": text,
             "start": low,
@@ -451,15 +441,16 @@ class WindowSearcher:
         response = self._http.get("/api/search", parameters, accept_statuses=(400, 422))
         if response.status != 200:
             self._learn_limits(response)
-            return None
+            return None if limit <= self._max_limit else self._search(text, low, high, limit)
         try:
-            return read_search(response.content)
+            return SearchWindow(low, limit, *read_search(response.content))
         except PARSE_ERRORS as error:
             raise BackendRefused(
                 where=self._http.name, expected="Tempo's search response", got=str(error), hint="is this a Tempo?"
             ) from None
 
     def _learn_limits(self, response: Response) -> None:
+        """Remember the range or the limit that a response allows. Raise BackendRefused when it allows none."""
         text = response.text()
         refused = _RANGE_REFUSED.search(text)
         if refused is not None:
