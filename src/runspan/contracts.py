@@ -168,6 +168,18 @@ def limited_notes(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Capabilities:
+    """The optional capabilities of a backend. The default is the least capable backend."""
+
+    durable_writes: bool = False
+    """A write is on disk when it returns."""
+    deletes: bool = False
+    """Runs can be deleted by age."""
+    foreign_spans: bool = False
+    """Foreign spans of a run's trace are kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """A run or span that was rejected."""
 
@@ -194,6 +206,9 @@ class TraceReader(Protocol):
 
     All methods raise BackendUnreachable, BackendRefused or BackendBusy. No method returns an empty result instead.
     """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """Return the newest verified revision of a run.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -34,6 +34,10 @@ class WaitingReader:
     reader: TraceReader
     visible: Callable[[str], RevisionSpanIds]
     sent: dict[str, RevisionSpanIds] = field(default_factory=dict)
+
+    @property
+    def capabilities(self) -> Any:
+        return self.reader.capabilities
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         return self.reader.document(run_id, tenant)

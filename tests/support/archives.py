@@ -10,7 +10,7 @@ from runspan import Run, encode
 from runspan.archive.create import AgeRange, ArchiveRequest, ArchiveResult, create_archive
 from runspan.archive.select import RetryingReader
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import Document, Page, RunQuery, TraceReader
+from runspan.contracts import Capabilities, Document, Page, RunQuery, TraceReader
 from runspan.model.span import Span
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
@@ -82,6 +82,8 @@ def held(path: Path | str) -> dict[str, bytes]:
 
 class Troubled:
     """A reader over a store with runs that go wrong each in its own way."""
+
+    capabilities = Capabilities()
 
     def __init__(self, store: SqliteStore, trouble: dict[str, Any]) -> None:
         self._store = store

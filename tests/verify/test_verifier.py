@@ -197,7 +197,7 @@ def check(backend: Backend, run: Run, *, kind: str = "tempo", wait: float = 10.0
     (verdict,) = verify(
         [run],
         backend.send,
-        backend,  # type: ignore[arg-type]  # no check and close: they are not used
+        backend,  # type: ignore[arg-type]  # no capabilities, check and close: they are not used
         kind=kind,
         wait=wait,
         now=NOW,

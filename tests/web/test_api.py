@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import Cursor, Document, Page, RunQuery
+from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import (
     BackendBusy,
     BackendRefused,
@@ -61,6 +61,8 @@ def get(client: httpx.Client, run_id: str) -> httpx.Response:
 
 class Fake:
     """A reader that returns, or raises, what the test passes."""
+
+    capabilities = Capabilities()
 
     def __init__(self, result: Document | Page | Exception) -> None:
         self._result = result

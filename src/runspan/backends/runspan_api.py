@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from runspan.codec.fields import ROLE
-from runspan.contracts import Cursor, Document, Page, RunQuery
+from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
 from runspan.errors import PARSE_ERRORS, Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
 from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
@@ -39,6 +39,8 @@ class RunspanApiReader:
     timeout: Seconds for a request, from the connection to the last byte.
     clock: Nanoseconds since 1970.
     """
+
+    capabilities = Capabilities()
 
     def __init__(
         self,

@@ -227,6 +227,7 @@ def test_foreign_spans_in_the_trace_change_nothing(jaeger: Jaeger, reader: Jaege
     assert reader.document("r", tenant).text == run.text
     assert list(reader.search(RunQuery(tenant)).items) == [run.summary()]
     assert span_id in {span.span_id for span in reader.spans(trace_id)}
+    assert reader.capabilities.foreign_spans
 
 
 def test_a_revision_span_in_the_trace_of_another_run_is_no_run(

@@ -16,7 +16,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite import store as store_module
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.backends.sqlite.store import _statement
-from runspan.contracts import Cursor, RunQuery
+from runspan.contracts import Capabilities, Cursor, RunQuery
 from runspan.errors import ConfigError, StoreError
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.testing import generate
@@ -193,9 +193,10 @@ def test_a_closed_store_is_one_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
 
 
-def test_an_open_store_is_available(tmp_path):
-    """The check of a store that can be read passes."""
+def test_the_store_says_what_it_can_do(tmp_path):
+    """Durable, deleting, and keeping foreign spans."""
     with SqliteStore(tmp_path) as store:
+        assert store.capabilities == Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
         store.check()
 
 

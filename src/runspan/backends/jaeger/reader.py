@@ -25,7 +25,7 @@ from runspan.backends.remote.client import RemoteClient, document_of, fetch_with
 from runspan.backends.remote.config import RemoteConfig
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
-from runspan.contracts import Cursor, Document, Page, RunQuery, limited_notes
+from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, limited_notes
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.span import Span
 
@@ -52,6 +52,8 @@ class JaegerReader:
     clock: nanoseconds since 1970, used as a hint only.
     monotonic, sleep: seconds.
     """
+
+    capabilities = Capabilities(foreign_spans=True)
 
     def __init__(
         self,

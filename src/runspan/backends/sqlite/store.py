@@ -135,6 +135,8 @@ class SqliteStore:
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
 
+    capabilities = contracts.Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
+
     def __init__(
         self,
         directory: Path | str,

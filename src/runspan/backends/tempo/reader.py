@@ -27,7 +27,7 @@ from runspan.backends.remote.client import (
 from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.tempo.search import CandidateVerifier, RunSearch, WindowHint
 from runspan.backends.tempo.search_api import CHECK_SECONDS, WindowSearcher, check_ready
-from runspan.contracts import Document, Page, RunQuery
+from runspan.contracts import Capabilities, Document, Page, RunQuery
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
 from runspan.http.client import Response
 from runspan.model.span import Span
@@ -45,6 +45,8 @@ class TempoReader:
     clock: nanoseconds since 1970.
     monotonic, sleep: seconds.
     """
+
+    capabilities = Capabilities(foreign_spans=True)
 
     def __init__(
         self,
