@@ -19,18 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from runspan.errors import PARSE_ERRORS, DocumentError
-from runspan.model.json_scanner import (
-    Member,
-    ScanError,
-    elements,
-    end_of_value,
-    json_type,
-    line_and_column,
-    members,
-    path_at,
-    skip_space,
-    string_value,
-)
+from runspan.model import json_scanner as scan
 from runspan.model.timestamps import parse_ns
 
 OptionalText = str | UnsetType | None
@@ -273,16 +262,16 @@ class _StrictParser:
         text = self.text
         if not text:
             raise self._error("", "a run document", "nothing")
-        start = skip_space(text, 0)
+        start = scan.skip_space(text, 0)
         try:
-            end = skip_space(text, end_of_value(text, start))
-        except ScanError as error:
-            path = f"{path_at(text, error.position)} {self._position(error.position)}".strip()
+            end = scan.skip_space(text, scan.end_of_value(text, start))
+        except scan.ScanError as error:
+            path = f"{scan.path_at(text, error.position)} {self._position(error.position)}".strip()
             raise self._error(path, error.expected, error.got) from None
         if end != len(text):
             raise self._error(self._position(end), "the end of the document", repr(text[end : end + 20]))
         if text[start] != "{":
-            raise self._error("", "a run document, a JSON object", json_type(text[start:]))
+            raise self._error("", "a run document, a JSON object", scan.json_type(text[start:]))
         values, extra = self._members("", start, _RUN_NAMES)
         if "id" not in values and "data" in extra and "success" in extra:
             hint = "this is a response of the REST API: use the document in its 'data'"
@@ -296,10 +285,12 @@ class _StrictParser:
         envelope = with_extra_run(Envelope(**values), _joined(extra))
         return envelope, run_text(envelope), False
 
-    def _members(self, path: str, position: int, names: dict[str, str]) -> tuple[dict[str, Any], dict[str, Member]]:
+    def _members(
+        self, path: str, position: int, names: dict[str, str]
+    ) -> tuple[dict[str, Any], dict[str, scan.Member]]:
         known: dict[str, Any] = {}
-        extra: dict[str, Member] = {}
-        for member in members(self.text, position):
+        extra: dict[str, scan.Member] = {}
+        for member in scan.members(self.text, position):
             name = names.get(member.key)
             if (name in known) or (member.key in extra):
                 raise self._error(
@@ -314,7 +305,7 @@ class _StrictParser:
                 known[name] = self._value(name, member)
         return known, extra
 
-    def _value(self, name: str, member: Member) -> Any:
+    def _value(self, name: str, member: scan.Member) -> Any:
         if name == "steps":
             return member
         if name in _RAW_MEMBERS:
@@ -322,26 +313,26 @@ class _StrictParser:
         if member.value_text == "null":
             return None if name != "id" else Raw(b"null")
         if member.value_text.startswith('"'):
-            value = string_value(member.value_text)
+            value = scan.string_value(member.value_text)
             if value.isascii() or not _SURROGATE.search(value):
                 return value
         return Raw(member.value_text.encode())
 
-    def _steps(self, member: Member) -> list[Step] | None:
+    def _steps(self, member: scan.Member) -> list[Step] | None:
         if member.value_text == "null":
             return None
         if not member.value_text.startswith("["):
-            raise self._error("steps", "an array", json_type(member.value_text))
+            raise self._error("steps", "an array", scan.json_type(member.value_text))
         steps = []
-        for index, element in enumerate(elements(self.text, member.position)):
+        for index, element in enumerate(scan.elements(self.text, member.position)):
             path = f"steps[{index}]"
             if not element.value_text.startswith("{"):
-                raise self._error(path, "an object", json_type(element.value_text))
+                raise self._error(path, "an object", scan.json_type(element.value_text))
             values, extra = self._members(path, element.position, _STEP_NAMES)
             if type(values.get("id")) is not str and not isinstance(values.get("id"), Raw):
                 raise self._error(f"{path}.id", "a string", "nothing")
             if isinstance(values["id"], Raw) and not bytes(values["id"]).startswith(b'"'):
-                raise self._error(f"{path}.id", "a string", json_type(bytes(values["id"]).decode()))
+                raise self._error(f"{path}.id", "a string", scan.json_type(bytes(values["id"]).decode()))
             steps.append(with_extra_step(Step(**values), _joined(extra)))
         return steps
 
@@ -351,19 +342,19 @@ class _StrictParser:
             raise self._error(path, "a string", "nothing")
         if isinstance(value, Raw):
             text = bytes(value).decode()
-            got = "a lone surrogate" if text.startswith('"') else json_type(text)
+            got = "a lone surrogate" if text.startswith('"') else scan.json_type(text)
             raise self._error(path, "a string of Unicode characters", got)
         return str(value)
 
     def _position(self, position: int) -> str:
-        line, column = line_and_column(self.text, position)
+        line, column = scan.line_and_column(self.text, position)
         return f"line {line} column {column}" if line > 1 else f"column {column}"
 
     def _error(self, path: str, expected: str, got: str, hint: str = "") -> DocumentError:
         return DocumentError(where=f"{self.where} {path}".strip(), expected=expected, got=got, hint=hint)
 
 
-def _joined(extra: dict[str, Member]) -> bytes:
+def _joined(extra: dict[str, scan.Member]) -> bytes:
     return b",".join([f"{member.key_text}:{member.value_text}".encode() for member in extra.values()])
 
 
