@@ -15,7 +15,7 @@ import pytest
 
 from runspan import Run, encode
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
-from runspan.platform_api import run_path
+from runspan.platform_api.client import run_path
 from runspan.testing import generate
 from support.web import JSON, PROTOBUF
 
