@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -188,29 +189,22 @@ class WindowHint(NamedTuple):
     """Whether it had more than a few runs that have not ended, so that ``SearchText.versions`` is searched at once."""
 
 
+@dataclass
 class RunSearch:
-    """One call of ``TempoReader.search``.
+    """One call of ``TempoReader.search``."""
 
-    hints: by kind of query, what the last page showed; updated by the search. A wrong hint costs a search, never a run.
-    now: seconds since 1970.
-    check_deadline: raises when the list takes too long.
-    """
+    query: RunQuery
+    searcher: WindowSearcher
+    verifier: CandidateVerifier
+    hints: dict[object, WindowHint]
+    """By kind of query, what the last page showed; updated by the search. A wrong hint costs a search, never a run."""
+    now: int
+    """Seconds since 1970."""
+    check_deadline: Callable[[], None]
+    """Raises when the list takes too long."""
 
-    def __init__(
-        self,
-        query: RunQuery,
-        searcher: WindowSearcher,
-        verifier: CandidateVerifier,
-        hints: dict[object, WindowHint],
-        now: int,
-        check_deadline: Callable[[], None],
-    ) -> None:
-        self._query = query
-        self._searcher = searcher
-        self._verifier = verifier
-        self._hints = hints
-        self._now = now
-        self._check_deadline = check_deadline
+    def __post_init__(self) -> None:
+        query = self.query
         self._items: dict[bytes, tuple[SortKey, bytes]] = {}
         """The position and the summary of each run found, by trace id."""
         self._decided: set[bytes] = set()
@@ -226,29 +220,29 @@ class RunSearch:
 
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
-        query = self._query
+        query = self.query
         stuck = query.stuck_before is not None
         kind = (query.tenant, query.workflow_id, query.statuses, stuck, query.limit, query.cursor is None)
         high = LATEST if query.cursor is None else min(max(query.cursor.time // SECOND, EARLIEST) + 1, LATEST)
         floor = min(max(self._since // SECOND, EARLIEST), high - 1)
-        newest, hint = min(high, self._now), self._hints.get(kind)
+        newest, hint = min(high, self.now), self.hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
         self._changed = self._find_changed()
-        text = search_text(query, after_end=self._changed is None, times=self._searcher.needs_times)
+        text = search_text(query, after_end=self._changed is None, times=self.searcher.needs_times)
         self._search_back(text, high, floor, None if hint is None else max(floor, newest - hint.seconds))
         page = self._page()
         lowest = floor if page.cursor is None else page.cursor.time // SECOND
-        if len(self._hints) >= _MAX_HINTS:
-            self._hints.clear()
-        self._hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions)
+        if len(self.hints) >= _MAX_HINTS:
+            self.hints.clear()
+        self.hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions)
         return page
 
     def _find_changed(self) -> dict[bytes, Candidate] | None:
         """Return the runs that changed after their end: a window of the page may show an older version of one."""
-        text = changed_text(self._query)
-        window = self._searcher.complete_window(text.find, EARLIEST, LATEST, _MAX_CHANGED)
+        text = changed_text(self.query)
+        window = self.searcher.complete_window(text.find, EARLIEST, LATEST, _MAX_CHANGED)
         if window is not None and window.candidates:
-            window = self._searcher.complete_window(text.select, EARLIEST, LATEST, _MAX_CHANGED)
+            window = self.searcher.complete_window(text.select, EARLIEST, LATEST, _MAX_CHANGED)
         if window is None:
             return None
         self._note_missing(window)
@@ -266,13 +260,15 @@ class RunSearch:
         is_cut_off = False
         enough = self._wanted * 5 // 4
         while True:
-            self._check_deadline()
-            if self._searcher.limited:
-                high, lowest = self._limited_range(high, floor)
+            self.check_deadline()
+            if self.searcher.limited:
+                # Each week costs a search there.
+                high = min(high, self.now + _FUTURE_SECONDS)
+                lowest = min(max(floor, self.now - LOOKBACK_DAYS * 86_400), high - 1)
                 is_cut_off = is_cut_off or lowest > floor
                 floor = lowest
             if low is None:
-                low = self._searcher.start_of_newest(text.find, floor, high, enough)
+                low = self.searcher.start_of_newest(text.find, floor, high, enough)
             if low is None:
                 continue
             low = min(max(low, floor), high - 1)
@@ -306,7 +302,7 @@ class RunSearch:
         limit = max(4 * enough, _MIN_LIMIT)
         with_versions = self._needs_versions and bool(text.versions)
         searched = text.versions if with_versions else text.select
-        window = self._searcher.newest_window(searched, low, high, limit, enough)
+        window = self.searcher.newest_window(searched, low, high, limit, enough)
         if window is None or not text.versions or self._changed is None:
             return window
         unfinished = [candidate for candidate in window.candidates if version_of(candidate.spans[0])[0] < ROOT_REVISION]
@@ -314,17 +310,11 @@ class RunSearch:
         if with_versions:
             return window
         if self._needs_versions:
-            return self._searcher.newest_window(text.versions, window.low, high, limit, enough)
+            return self.searcher.newest_window(text.versions, window.low, high, limit, enough)
         unfinished = [candidate for candidate in unfinished if candidate.trace_id not in self._decided]
-        for candidate, decision in zip(unfinished, self._verifier.from_traces(unfinished), strict=True):
+        for candidate, decision in zip(unfinished, self.verifier.from_traces(unfinished), strict=True):
             self._add(candidate, decision)
         return window
-
-    def _limited_range(self, high: int, floor: int) -> tuple[int, int]:
-        """Return the range for a server that refuses wide ones, where each week costs a search."""
-        high = min(high, self._now + _FUTURE_SECONDS)
-        lookback = self._now - LOOKBACK_DAYS * 86_400
-        return high, min(max(floor, lookback), high - 1)
 
     def _add_window(self, window: SearchWindow, complete_from: int) -> bool:
         """Verify what is new in a window, newest first, until the page is full; return whether it is.
@@ -343,7 +333,7 @@ class RunSearch:
         pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._cursor]
         pending.sort(key=lambda entry: entry[0], reverse=True)
         for start in range(0, len(pending), self._wanted):
-            self._check_deadline()
+            self.check_deadline()
             end = start + self._wanted
             self._decide([candidate for _, candidate in pending[start:end]])
             if pending[end:] and self._is_full(complete_from, pending[end][0]):
@@ -354,17 +344,17 @@ class RunSearch:
         """Add the decisions on candidates."""
         unproved = []
         for candidate in candidates:
-            decision = None if self._changed is None else self._verifier.from_search(candidate)
+            decision = None if self._changed is None else self.verifier.from_search(candidate)
             if decision is None:
                 unproved.append(candidate)
             else:
                 self._add(candidate, decision)
         if self._changed is not None:
             ended = [candidate for candidate in unproved if version_of(candidate.spans[0])[0] >= ROOT_REVISION]
-            self._searcher.needs_times = self._searcher.needs_times or len(ended) > _FEW
-        if is_unfinished(self._query) and len(unproved) > _FEW:
+            self.searcher.needs_times = self.searcher.needs_times or len(ended) > _FEW
+        if is_unfinished(self.query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
-        for candidate, decision in zip(unproved, self._verifier.from_traces(unproved), strict=True):
+        for candidate, decision in zip(unproved, self.verifier.from_traces(unproved), strict=True):
             self._add(candidate, decision)
 
     def _add(self, candidate: Candidate, decision: Decision) -> None:
@@ -380,7 +370,7 @@ class RunSearch:
         if self._changed is None:
             return list(candidates)
         ids = [candidate.trace_id for candidate in candidates if candidate.trace_id not in self._changed]
-        window = self._searcher.complete_window(ended_text(ids).find, EARLIEST, LATEST, len(ids) + 1) if ids else None
+        window = self.searcher.complete_window(ended_text(ids).find, EARLIEST, LATEST, len(ids) + 1) if ids else None
         ended = {candidate.trace_id for candidate in window.candidates} if window is not None else set()
         self._decided |= ended
         return [candidate for candidate in candidates if candidate.trace_id not in ended]
@@ -394,7 +384,7 @@ class RunSearch:
     def _page(self) -> Page:
         items = [item for item in self._items.values() if self._since <= item[0][0] and item[0] < self._cursor]
         items.sort(reverse=True)
-        shown = items[: self._query.limit]
+        shown = items[: self.query.limit]
         cursor = Cursor(*shown[-1][0]) if len(items) > len(shown) and shown else None
         last = shown[-1][0] if cursor is not None else (-1, "")
         notes = [note for note, key in self._notes.items() if key >= last]
