@@ -83,9 +83,7 @@ class JaegerReader:
         try:
             # Jaeger returns at once what it has stored, so only an incomplete trace is worth a retry.
             first = [self.spans(trace_id)]
-            return document_of(
-                fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep, patient=True)
-            )
+            return document_of(fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep))
         except NotFound:
             raise self._not_found(f"run {run_id!r}") from None
 

@@ -134,12 +134,9 @@ def trace_id_of(run_id: str, tenant: str) -> bytes:
         raise NotFound("no such run", where=f"run {run_id!a}") from None
 
 
-def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep, *, patient: bool) -> VerifiedRun:
-    """Return the run of a trace; raise NotFound or TraceIncomplete only after retries.
-
-    patient: Whether to retry an incomplete trace too.
-    """
-    missing_delays, incomplete_delays = iter(MISSING_DELAYS), iter(INCOMPLETE_DELAYS if patient else ())
+def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep) -> VerifiedRun:
+    """Return the run of a trace; raise NotFound or TraceIncomplete only after retries."""
+    missing_delays, incomplete_delays = iter(MISSING_DELAYS), iter(INCOMPLETE_DELAYS)
     while True:
         try:
             found = verify_run(fetch())

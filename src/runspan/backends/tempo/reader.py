@@ -78,7 +78,7 @@ class TempoReader:
             return spans
 
         try:
-            verified = fetch_with_retry(fetch, self._sleep, patient=True)
+            verified = fetch_with_retry(fetch, self._sleep)
         except NotFound:
             hint = "it was never sent there, or is past retention"
             raise NotFound("not in this Tempo", where=f"run {run_id}", hint=hint) from None
