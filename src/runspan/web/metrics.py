@@ -64,12 +64,17 @@ class Metrics:
             run_metrics.register(lambda: _run_samples(backend, clock() - stuck_after))
             self.registry.register(RegistryCollector(run_metrics))
             self.registry.register(_StoreCollector(backend))
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def observe_request(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count a request by its route, which is the URL rule: run ids must not become time series."""
-        method = method if method in _METHODS else "other"
-        self._requests.labels(route, method, status).inc()
-        self._seconds.labels(route, method).observe(seconds)
+        key = (route, method if method in _METHODS else "other", status)
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (self._requests.labels(*key), self._seconds.labels(*key[:2]))
+        requests, duration = children
+        requests.inc()
+        duration.observe(seconds)
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

@@ -131,7 +131,8 @@ class SessionCookie:
         )
 
     def _token(self, environ: WSGIEnvironment) -> str:
-        return parse_cookie(environ).get(self._name(environ), "")
+        header = environ.get("HTTP_COOKIE", "")
+        return parse_cookie(header).get(self._name(environ), "") if header else ""
 
     def _name(self, environ: WSGIEnvironment) -> str:
         """Return the name of the cookie.
