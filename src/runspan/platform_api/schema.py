@@ -114,7 +114,7 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
     opening: The first character of the data: ``{`` or ``[``.
     """
     try:
-        body.decode()  # msgspec does not look into raw values
+        body.decode()  # msgspec does not decode what it skips
         success = _decode_success(body)
         data, meta = bytes(success.data), success.meta or Meta()
     except _MSGSPEC_ERRORS:
