@@ -56,6 +56,11 @@ class Meta(msgspec.Struct, rename="camel"):
     stuck_after: str | None = None
 
 
+class _Success(msgspec.Struct):
+    data: msgspec.Raw
+    meta: Meta | None = None
+
+
 class _ErrorDetail(msgspec.Struct):
     field: str = ""
     message: str = ""
@@ -82,6 +87,7 @@ class ApiError(NamedTuple):
     success: bool | None = None
 
 
+_decode_success = msgspec.json.Decoder(_Success).decode
 _decode_meta = msgspec.json.Decoder(Meta | None).decode
 _decode_failure = msgspec.json.Decoder(_Failure).decode
 
@@ -106,17 +112,13 @@ def read_data(body: bytes, opening: str) -> tuple[bytes, Meta]:
 
     opening: The first character of the data: ``{`` or ``[``.
     """
-    # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
     try:
-        text = body.decode()
-        if not text.startswith("{", skip_space(text, 0)):
-            raise MalformedResponse(got="the body is no JSON object")
-        found = _members(text)
-        if "data" not in found:
-            raise MalformedResponse(got="there is no member 'data'")
-        data, meta = found["data"], _decode_meta(found.get("meta", b"{}")) or Meta()
-    except PARSE_ERRORS as error:
-        raise MalformedResponse(got=str(error)) from None
+        body.decode()  # msgspec does not decode what it skips
+        success = _decode_success(body)
+        data, meta = bytes(success.data), success.meta or Meta()
+    except PARSE_ERRORS:
+        # msgspec rejects some JSON that the platform sends, such as escaped lone surrogates and very deep nesting.
+        data, meta = _scan_data(body)
     if not data.startswith(opening.encode()):
         expected = "a list" if opening == "[" else "a run document"
         raise MalformedResponse(got=f"data is {json_type(data.decode(errors='replace'))}, not {expected}")
@@ -132,7 +134,10 @@ def read_items(body: bytes) -> tuple[list[str], Meta, str | None]:
     if meta.has_more and not meta.cursor:
         raise MalformedResponse(got="meta.hasMore without meta.cursor")
     cursor = None if meta.has_more is False else meta.cursor or None
-    return [element.value_text for element in elements(data.decode(), 0)], meta, cursor
+    try:
+        return [element.value_text for element in elements(data.decode(), 0)], meta, cursor
+    except ScanError as error:
+        raise MalformedResponse(got=str(error)) from None
 
 
 def read_page(body: bytes) -> RunListPage:
@@ -178,6 +183,19 @@ def _list_item(item: Mapping[str, bytes]) -> RunListItem | None:
         if time is not None:
             return RunListItem(run_id, time, fingerprint(item))
     return RunListItem(run_id, 0, fingerprint(item))
+
+
+def _scan_data(body: bytes) -> tuple[bytes, Meta]:
+    try:
+        text = body.decode()
+        if not text.startswith("{", skip_space(text, 0)):
+            raise MalformedResponse(got="the body is no JSON object")
+        found = _members(text)
+        if "data" not in found:
+            raise MalformedResponse(got="there is no member 'data'")
+        return found["data"], _decode_meta(found.get("meta", b"{}")) or Meta()
+    except PARSE_ERRORS as error:
+        raise MalformedResponse(got=str(error)) from None
 
 
 def _members(text: str) -> dict[str, bytes]:

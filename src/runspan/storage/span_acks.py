@@ -46,7 +46,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 class SpanAcks:
-    """The tables ``spans`` and ``receiver``. A run is any unique bytes, and times are nanoseconds since 1970."""
+    """The tables ``spans`` and ``receiver``. Any unique bytes name a run. Times are nanoseconds since 1970."""
 
     def __init__(self, execute: Execute) -> None:
         """``execute``: runs a statement in the transaction of the file's owner, who commits it."""
