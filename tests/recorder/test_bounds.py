@@ -126,7 +126,7 @@ def test_runs_that_return_from_a_failed_try_are_bounded_too() -> None:
     assert dropped == []
     for state in states:
         outbox.retry_later(state, 1.0)
-    outbox.finish_round(states)
+    outbox.finish_round()
     assert dropped == ["sent_0", "sent_1", "sent_2"]
     assert outbox.backlog()["bytes_pending"] <= outbox.config.max_pending_bytes
 

@@ -281,7 +281,7 @@ class ManualOutbox:
         states, _ = self.outbox.poll()
         for state in states:
             self.outbox.ack(state, state.record.has_ended)
-        self.outbox.finish_round(states)
+        self.outbox.finish_round()
         return [state.record.id for state in states]
 
 

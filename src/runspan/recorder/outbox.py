@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -345,11 +345,11 @@ class Outbox:
             now = self._monotonic()
             self._mark_heartbeats(now)
             states = self._due_runs(now)
+            self._in_flight = {state.record: state for state in states}
             for state in states:
                 # The run is read after this, so a later change is sent in another round.
                 state.changed_at, state.is_urgent = None, False
                 del self._dirty[state.record]
-                self._in_flight[state.record] = state
             foreign: list[ReadableSpan] = []
             if self._foreign and self._foreign_due_at() <= now:
                 count = min(len(self._foreign), MAX_ROUND_FOREIGN_SPANS)
@@ -405,11 +405,10 @@ class Outbox:
             self._foreign_in_flight = 0
         self._counters.add("foreign_spans_dropped", len(spans) - min(room, len(spans)))
 
-    def finish_round(self, states: Iterable[RunExportState]) -> None:
+    def finish_round(self) -> None:
         """Note that nothing is in flight any more."""
         with self._condition:
-            for state in states:
-                self._in_flight.pop(state.record, None)
+            self._in_flight.clear()
             self._foreign_in_flight = 0
             dropped = self._evict_over_limit()
             self._condition.notify_all()

@@ -134,27 +134,23 @@ def _convert(value: Any) -> Any:
 def _plain(value: Any, depth: int, above: set[int]) -> Any:
     """Return the value with everything that JSON cannot represent replaced by text. An error affects only one value."""
     try:
-        return _plain_unchecked(value, depth, above)
+        if value is None or isinstance(value, bool | str):
+            return value
+        if isinstance(value, int):
+            return _integer(value)
+        if isinstance(value, float):
+            return value if math.isfinite(value) else repr(value)
+        if depth == 0 or id(value) in above:
+            return "…"
+        above = above | {id(value)}
+        if isinstance(value, Mapping):
+            # Copied at once, because another thread may change it.
+            return {to_utf8_text(key): _plain(item, depth - 1, above) for key, item in list(value.items())}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_plain(item, depth - 1, above) for item in list(value)]
+        return _plain(_convert(value), depth - 1, above)
     except Exception:
         return _repr(value)
-
-
-def _plain_unchecked(value: Any, depth: int, above: set[int]) -> Any:
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return _integer(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
-    if depth == 0 or id(value) in above:
-        return "…"
-    above = above | {id(value)}
-    if isinstance(value, Mapping):
-        # Copied at once, because another thread may change it.
-        return {to_utf8_text(key): _plain(item, depth - 1, above) for key, item in list(value.items())}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth - 1, above) for item in list(value)]
-    return _plain(_convert(value), depth - 1, above)
 
 
 def _integer(value: int) -> Any:

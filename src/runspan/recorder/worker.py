@@ -296,7 +296,7 @@ class ExportWorker:
                 for state in states:
                     self._retry_later(state, f"internal error: {type(error).__name__}")
             finally:
-                outbox.finish_round(states)
+                outbox.finish_round()
 
     def _send(self, states: list[RunExportState], foreign: list[ReadableSpan]) -> None:
         if self._sink is None:
