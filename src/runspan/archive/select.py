@@ -11,15 +11,7 @@ from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_before_delay,
-    stop_when_event_set,
-    wait_random_exponential,
-)
+import tenacity
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
@@ -33,7 +25,7 @@ MAX_NAMED: Final = 20
 _FIRST_ID: Final = "\0"
 """Sorts before every usual run id, so a cursor with it is before all runs of its time."""
 
-_BACKOFF: Final = wait_random_exponential(multiplier=0.5, max=30.0)
+_BACKOFF: Final = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
 _RETRYABLE: Final = (BackendBusy, BackendUnreachable, RateLimited)
 
 
@@ -52,15 +44,15 @@ class RetryingReader:
     def call(self, request: Callable[[], T], stopping: threading.Event) -> T:
         """Return the result of a request. Once ``stopping`` is set, the last error is raised at once."""
 
-        def report(state: RetryCallState) -> None:
+        def report(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome is not None else None
             self.on_retry(str(error), state.upcoming_sleep)
 
-        retrying = Retrying(
-            retry=retry_if_exception_type(_RETRYABLE),
-            stop=stop_when_event_set(stopping) | stop_before_delay(self.retry_max_time),
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_RETRYABLE),
+            stop=tenacity.stop_when_event_set(stopping) | tenacity.stop_before_delay(self.retry_max_time),
             wait=_wait,
-            sleep=sleep_using_event(stopping),
+            sleep=tenacity.sleep_using_event(stopping),
             before_sleep=report,
             reraise=True,
         )
@@ -162,6 +154,6 @@ def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threadin
     return run if run.finished else SkippedRun("unfinished", run_id)
 
 
-def _wait(state: RetryCallState) -> float:
+def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     return (isinstance(error, RunspanError) and error.retry_after) or _BACKOFF(state)

@@ -18,32 +18,24 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan.errors import PARSE_ERRORS, PayloadError
 from runspan.model.span import Span
-from runspan.otlp.protobuf_reader import (
-    ParsedRequest,
-    all_spans,
-    check_json,
-    check_json_text,
-    default_max_spans,
-    parse_traces_data,
-    to_parsed_request,
-)
+from runspan.otlp import protobuf_reader
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 _ID_NAMES = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 _HEX = re.compile("(?:[0-9a-fA-F]{2})*")
 
 
-def read_json(body: bytes) -> ParsedRequest:
+def read_json(body: bytes) -> protobuf_reader.ParsedRequest:
     """Return the contents of an ExportTraceServiceRequest in OTLP/JSON. See ``protobuf_reader.read_protobuf``."""
-    check_json_text(body)
+    protobuf_reader.check_json_text(body)
     data = _load(body)
-    check_json(data, default_max_spans(len(body)))
-    return to_parsed_request(_to_message(data))
+    protobuf_reader.check_json(data, protobuf_reader.default_max_spans(len(body)))
+    return protobuf_reader.to_parsed_request(_to_message(data))
 
 
 def read_spans(body: bytes) -> list[Span]:
     """Return all spans of a TracesData in OTLP/JSON, including foreign spans. Raises PayloadError."""
-    return all_spans(_to_message(_load(body)))
+    return protobuf_reader.all_spans(_to_message(_load(body)))
 
 
 PROTOBUF_JSON_ERRORS: Final = (ParseError, ArithmeticError, TypeError, AttributeError, SystemError, *PARSE_ERRORS)
@@ -52,7 +44,7 @@ PROTOBUF_JSON_ERRORS: Final = (ParseError, ArithmeticError, TypeError, Attribute
 
 def write_json(spans: Iterable[Span], resource: Resource | None = None) -> bytes:
     """Return an ExportTraceServiceRequest of the spans in OTLP/JSON."""
-    message = parse_traces_data(request_bytes(resource or Resource(), map(scoped_bytes, spans)))
+    message = protobuf_reader.parse_traces_data(request_bytes(resource or Resource(), map(scoped_bytes, spans)))
     if resource is None:
         message.resource_spans[0].ClearField("resource")
     data = MessageToDict(message, use_integers_for_enums=True)

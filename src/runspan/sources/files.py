@@ -12,6 +12,7 @@ from typing import Final, cast
 
 from runspan.errors import ConfigError, DocumentError
 from runspan.model.document import Run
+from runspan.sources import filesystem
 from runspan.sources.archive import (
     MANIFEST,
     PART_PREFIX,
@@ -21,19 +22,6 @@ from runspan.sources.archive import (
     archives_in,
     manifest_of,
     verified_runs,
-)
-from runspan.sources.filesystem import (
-    SUFFIXES,
-    ObjectPath,
-    chunks,
-    decompress,
-    display_path,
-    is_document_name,
-    is_url,
-    list_files,
-    path_inside,
-    require_file,
-    with_progress,
 )
 from runspan.sources.splitter import RawDocument, split
 
@@ -96,8 +84,8 @@ def _size(file: _File) -> int | None:
     if file.size is not None:
         return file.size
     try:
-        if is_url(file.path):
-            return ObjectPath(file.path).size()
+        if filesystem.is_url(file.path):
+            return filesystem.ObjectPath(file.path).size()
         status = os.fstat(_stdin().fileno()) if file.path == STDIN else os.stat(file.path)
     except (OSError, ValueError):
         return None
@@ -108,38 +96,38 @@ def _files(path: str) -> list[_File]:
     if path == STDIN:
         return [_File(path)]
     try:
-        found = list_files(path)
+        found = filesystem.list_files(path)
         if found is None:
-            require_file(path)
+            filesystem.require_file(path)
             return _part_of_archive(path) or [_File(path)]
         manifest = manifest_of(path)
         if manifest is not None:
             return _parts(path, manifest)
-        names = sorted(filter(is_document_name, found))
+        names = sorted(filter(filesystem.is_document_name, found))
         if not names and (archives := archives_in(path)):
             return [file for archive in archives for file in _files(archive)]
     except (OSError, ValueError) as error:
         raise ConfigError(
-            where=display_path(path),
+            where=filesystem.display_path(path),
             expected="a file or folder that can be read",
             got=_reason(error),
             hint="check the path; - reads standard input",
         ) from None
     if not names:
         raise ConfigError(
-            where=display_path(path),
-            expected=f"files named *{', *'.join(SUFFIXES[:3])}, or *.gz or *.zst of them",
+            where=filesystem.display_path(path),
+            expected=f"files named *{', *'.join(filesystem.SUFFIXES[:3])}, or *.gz or *.zst of them",
             got="a folder without any",
             hint="name files with other suffixes one by one; folders in the folder are not searched",
         )
-    return [_File(path_inside(path, name), found[name]) for name in names]
+    return [_File(filesystem.path_inside(path, name), found[name]) for name in names]
 
 
 def _part_of_archive(path: str) -> list[_File]:
     """Return a single file of an archive with its entry in the manifest; nothing for any other file."""
     folder, name = os.path.split(path)
     if not (name.startswith(PART_PREFIX) and name.endswith(_PART_SUFFIXES)) or MANIFEST not in (
-        list_files(folder or os.curdir) or ()
+        filesystem.list_files(folder or os.curdir) or ()
     ):
         return []
     manifest = manifest_of(folder or os.curdir)
@@ -147,7 +135,7 @@ def _part_of_archive(path: str) -> list[_File]:
 
 
 def _parts(folder: str, manifest: Manifest) -> list[_File]:
-    return [_File(path_inside(folder, part.name), part.bytes, manifest, part) for part in manifest.files]
+    return [_File(filesystem.path_inside(folder, part.name), part.bytes, manifest, part) for part in manifest.files]
 
 
 def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterator[RawDocument]:
@@ -155,12 +143,16 @@ def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterato
     if file.part is not None:
         yield from verified_runs(os.path.dirname(file.path), file.part, on_bytes=on_bytes)
         return
-    name = "stdin" if file.path == STDIN else display_path(file.path)
+    name = "stdin" if file.path == STDIN else filesystem.display_path(file.path)
     # read1 returns what is there, instead of waiting for a full chunk.
-    read = with_progress(_stdin().read1, on_bytes) if file.path == STDIN else chunks(file.path, on_bytes)
+    read = (
+        filesystem.with_progress(_stdin().read1, on_bytes)
+        if file.path == STDIN
+        else filesystem.chunks(file.path, on_bytes)
+    )
     end_offset = 0
     try:
-        for piece in split(decompress(read, name=name), name=name):
+        for piece in split(filesystem.decompress(read, name=name), name=name):
             end_offset = piece.end_offset
             yield piece
     except DocumentError as error:

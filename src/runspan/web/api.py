@@ -23,24 +23,13 @@ from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryErr
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
 from runspan.otlp.json import write_json
+from runspan.web import schemas
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
 from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
 from runspan.web.request import current_context, read_body
-from runspan.web.schemas import (
-    Meta,
-    RunDocument,
-    RunListResponse,
-    RunResponse,
-    RunsQuery,
-    StoredRun,
-    StoredRunResponse,
-    TraceLink,
-    TraceLinkResponse,
-    TraceQuery,
-)
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
@@ -90,7 +79,7 @@ read_only = Blueprint("read_only", __name__)
 @reads.get(
     RUN_RULE,
     tags=[RUNS],
-    responses={200: RunResponse},
+    responses={200: schemas.RunResponse},
     operation_id="getRun",
     openapi_extensions=path_parameter("run_id", "The run's id, percent-encoded."),
 )
@@ -108,11 +97,14 @@ def get_run(run_id: str) -> Response:
 @reads.get(
     f"{RUN_RULE}/trace",
     tags=[RUNS],
-    responses={200: TraceLinkResponse, 302: {"description": "To a browser: redirect to the first of the links"}},
+    responses={
+        200: schemas.TraceLinkResponse,
+        302: {"description": "To a browser: redirect to the first of the links"},
+    },
     operation_id="getRunTrace",
     openapi_extensions={
         "parameters": path_parameter("run_id", "The run's id, percent-encoded.")["parameters"]
-        + parse_query(TraceQuery)[0]
+        + parse_query(schemas.TraceQuery)[0]
     },
 )
 def get_run_trace(run_id: str) -> Response:
@@ -125,7 +117,7 @@ def get_run_trace(run_id: str) -> Response:
     utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
         return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
-    query = query_parameters(TraceQuery)
+    query = query_parameters(schemas.TraceQuery)
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
     with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
@@ -137,27 +129,27 @@ def get_run_trace(run_id: str) -> Response:
     url = next(iter(links.values()), None)
     if url is not None and request.accept_mimetypes.best_match((JSON, "text/html")) == "text/html":
         return Response(status=302, headers={"Location": url, "Vary": "Accept"}, content_type="text/plain")
-    link = TraceLink(traceId=trace_id.hex(), spanId=span_id.hex() or None, url=url, links=links)
-    body = TraceLinkResponse(data=link)
+    link = schemas.TraceLink(traceId=trace_id.hex(), spanId=span_id.hex() or None, url=url, links=links)
+    body = schemas.TraceLinkResponse(data=link)
     return Response(body.model_dump_json(), headers={"Vary": "Accept"}, content_type=JSON)
 
 
 @reads.get(
     "/api/v1/runs",
     tags=[RUNS],
-    responses={200: RunListResponse},
+    responses={200: schemas.RunListResponse},
     operation_id="listRuns",
-    openapi_extensions={"parameters": parse_query(RunsQuery)[0]},
+    openapi_extensions={"parameters": parse_query(schemas.RunsQuery)[0]},
 )
 def list_runs() -> Response:
     """Return summaries of runs, newest first."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    query = query_parameters(RunsQuery)
+    query = query_parameters(schemas.RunsQuery)
     cursor = None if query.cursor is None else Cursor.parse(query.cursor)
     page = context.reader.search(query.run_query(principal.tenant, context.clock(), limit=query.limit, cursor=cursor))
     token = page.cursor.token() if page.cursor else None
-    meta = Meta(cursor=token, hasMore=token is not None)
+    meta = schemas.Meta(cursor=token, hasMore=token is not None)
     if page.partial:
         meta.partial = list(page.partial)
     if query.stuckAfter is not None:
@@ -191,12 +183,12 @@ def get_trace(trace_id: str) -> Response:
 @writes.post(
     "/api/v1/runs",
     tags=[RUNS],
-    responses={200: StoredRunResponse, 201: StoredRunResponse},
+    responses={200: schemas.StoredRunResponse, 201: schemas.StoredRunResponse},
     operation_id="pushRun",
     openapi_extensions={
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": RunDocument.model_json_schema()}},
+            "content": {JSON: {"schema": schemas.RunDocument.model_json_schema()}},
         }
     },
 )
@@ -216,8 +208,10 @@ def push_run() -> Response:
         raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
     if result.changed:
         context.metrics.runs_stored.inc()
-    stored = StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=result.changed)
-    return Response(StoredRunResponse(data=stored).model_dump_json(), 201 if result.changed else 200, content_type=JSON)
+    stored = schemas.StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=result.changed)
+    return Response(
+        schemas.StoredRunResponse(data=stored).model_dump_json(), 201 if result.changed else 200, content_type=JSON
+    )
 
 
 # A blueprint that is registered later replaces what is documented on its paths.

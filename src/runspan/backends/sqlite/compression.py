@@ -11,14 +11,7 @@ from collections import defaultdict, deque
 from contextlib import suppress
 from typing import Final
 
-from zstandard import (
-    ZstdCompressionDict,
-    ZstdCompressor,
-    ZstdDecompressor,
-    ZstdError,
-    get_frame_parameters,
-    train_dictionary,
-)
+import zstandard
 
 LEVEL: Final = 3
 TRAINING_RUNS: Final = 1000
@@ -40,16 +33,16 @@ class Compression:
     """
 
     def __init__(self) -> None:
-        self._dictionaries: dict[int, ZstdCompressionDict] = {}
-        self._compressors: defaultdict[int, deque[ZstdCompressor]] = defaultdict(deque)
-        self._decompressors: defaultdict[int, deque[ZstdDecompressor]] = defaultdict(deque)
+        self._dictionaries: dict[int, zstandard.ZstdCompressionDict] = {}
+        self._compressors: defaultdict[int, deque[zstandard.ZstdCompressor]] = defaultdict(deque)
+        self._decompressors: defaultdict[int, deque[zstandard.ZstdDecompressor]] = defaultdict(deque)
         """The idle contexts by dictionary id."""
         self._next_size = TRAINING_RUNS
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Add the store's dictionaries."""
         for number, content in connection.execute("SELECT id, content FROM dictionaries"):
-            dictionary = ZstdCompressionDict(content)
+            dictionary = zstandard.ZstdCompressionDict(content)
             dictionary.precompute_compress(level=LEVEL)
             self._dictionaries[number] = dictionary
 
@@ -61,7 +54,7 @@ class Compression:
             compressor = idle.pop()
         except IndexError:
             dictionary = self._dictionaries.get(number)
-            compressor = ZstdCompressor(level=LEVEL, dict_data=dictionary, write_checksum=True)
+            compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary, write_checksum=True)
         frame = compressor.compress(data)
         idle.append(compressor)
         return frame
@@ -72,7 +65,7 @@ class Compression:
         connection: For a dictionary that this process has not loaded yet.
         """
         try:
-            number = get_frame_parameters(frame).dict_id
+            number = zstandard.get_frame_parameters(frame).dict_id
             if number and number not in self._dictionaries:
                 self.load(connection)
                 if number not in self._dictionaries:
@@ -81,9 +74,9 @@ class Compression:
             try:
                 decompressor = idle.pop()
             except IndexError:
-                decompressor = ZstdDecompressor(dict_data=self._dictionaries.get(number))
+                decompressor = zstandard.ZstdDecompressor(dict_data=self._dictionaries.get(number))
             content = decompressor.decompress(frame)
-        except (ZstdError, MemoryError) as error:
+        except (zstandard.ZstdError, MemoryError) as error:
             raise CorruptFrame(str(error) or "its length is wrong") from None
         idle.append(decompressor)
         return content
@@ -105,8 +98,8 @@ class Compression:
             if sum(map(len, samples)) > _TRAINING_BYTES:
                 break
         try:
-            content = train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
-        except ZstdError:
+            content = zstandard.train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
+        except zstandard.ZstdError:
             return  # too few or too similar documents; retried when there are twice as many
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?)", (_FIRST_ID, content))
