@@ -15,17 +15,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from runspan import errors
 from runspan.delivery import DeadLetters
-from runspan.errors import (
-    BackendError,
-    BackendRefused,
-    BackendUnreachable,
-    DocumentError,
-    Forbidden,
-    RunspanError,
-    StoreError,
-    Unauthorized,
-)
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_writer import Resource
@@ -100,7 +91,7 @@ class SyncEngine:
         self._lists = ListCrawler(self._context)
         self._monitor = SyncMonitor(self._context, platform, self._sends, self._lists, on_progress)
         self._stopping = False
-        self._error: RunspanError | None = None
+        self._error: errors.RunspanError | None = None
         self._reconnect_at = 0.0
         self._reconnect_delay = _RECONNECT_AFTER
         self._probe_at = 0.0
@@ -202,7 +193,7 @@ class SyncEngine:
         if not sends.stopped or sends.in_flight:
             return
         if not self._config.follow:
-            kind = BackendUnreachable if "took nothing" in sends.stopped else BackendRefused
+            kind = errors.BackendUnreachable if "took nothing" in sends.stopped else errors.BackendRefused
             self._end_with(kind(sends.stopped, hint="check --endpoint; the next sync resumes where this one stopped"))
         elif not self._reconnect_at:
             self._monitor.log("receiver", f"{sends.stopped}; trying again")
@@ -233,13 +224,13 @@ class SyncEngine:
         """Fetch a document. Return the job that handles what came of it."""
         try:
             response = self._platform.document(tracked.run_id)
-        except RunspanError as error:
+        except errors.RunspanError as error:
             return partial(self._fetch_failed, tracked, error)
         fetched_at = self._clock()
         run = _parse(response.text, tracked.run_id)
         return partial(self._fetches.fetched, tracked, run, response, fetched_at)
 
-    def _fetch_failed(self, run: TrackedRun, error: RunspanError) -> None:
+    def _fetch_failed(self, run: TrackedRun, error: errors.RunspanError) -> None:
         self._probe_at = time.monotonic() + _PROBE_EVERY
         self._fetches.failed(run, error, platform_down=self._is_platform_down())
         if self._config.follow and run.failures >= MAX_FAILURES:
@@ -260,7 +251,7 @@ class SyncEngine:
             page = self._platform.runs(
                 workflow_id=filter_.workflow_id, status=filter_.status, since=scan.since, cursor=scan.cursor
             )
-        except RunspanError as error:
+        except errors.RunspanError as error:
             return partial(self._list_failed, scan, error)
         return partial(self._add_page, scan, page)
 
@@ -268,7 +259,7 @@ class SyncEngine:
         self._end_with(self._lists.add_page(scan, page))
         self._fetches.wake()
 
-    def _list_failed(self, scan: ListScan, error: RunspanError) -> None:
+    def _list_failed(self, scan: ListScan, error: errors.RunspanError) -> None:
         if self._is_final(error):
             self._end_with(error)
         self._end_with(self._lists.fail(scan, error))
@@ -276,21 +267,21 @@ class SyncEngine:
     def _is_platform_down(self) -> bool:
         return self._platform.unanswered_for > _DOWN_AFTER
 
-    def _is_final(self, error: RunspanError) -> bool:
+    def _is_final(self, error: errors.RunspanError) -> bool:
         """Whether an error of the platform ends the sync."""
-        if isinstance(error, (Unauthorized, Forbidden)):
+        if isinstance(error, (errors.Unauthorized, errors.Forbidden)):
             return True
         unanswered = self._platform.unanswered_for > self._config.retry_max_time
-        return unanswered and not self._config.follow and isinstance(error, BackendError)
+        return unanswered and not self._config.follow and isinstance(error, errors.BackendError)
 
-    def _end_with(self, error: RunspanError | None) -> None:
+    def _end_with(self, error: errors.RunspanError | None) -> None:
         """End the sync with the first error that ends it."""
         self._error = self._error or error
 
     def _drain(self) -> None:
         """Start nothing more, and wait a while for the status of what is in flight to the receiver."""
         self._fetches.release()
-        if isinstance(self._error, StoreError):
+        if isinstance(self._error, errors.StoreError):
             return
         deadline = time.monotonic() + self._config.grace
         while self._sends.in_flight and not self._sends.stopped and time.monotonic() < deadline:
@@ -325,13 +316,13 @@ class _Workers:
             self._post(result)
 
 
-def _parse(text: bytes, run_id: str) -> Run | DocumentError:
+def _parse(text: bytes, run_id: str) -> Run | errors.DocumentError:
     """Return the run of a document, or why it cannot be carried."""
     where = f"run {run_id}"
     try:
         run = Run.from_json(text, where=where)
-    except DocumentError as error:
+    except errors.DocumentError as error:
         return error
     if run.id != run_id:
-        return DocumentError(where=f"{where} id", expected=repr(run_id), got=repr(run.id))
+        return errors.DocumentError(where=f"{where} id", expected=repr(run_id), got=repr(run.id))
     return run

@@ -8,18 +8,10 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from runspan import errors
 from runspan.codec.encode import encode
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
-from runspan.errors import (
-    BackendBusy,
-    BackendError,
-    BackendUnreachable,
-    NotFound,
-    QueryUnsupported,
-    RunspanError,
-    TraceIncomplete,
-)
 from runspan.model.document import RUN_STATUSES, Run, sort_time, str_or_none
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import SECOND, parse_ns
@@ -112,7 +104,7 @@ def verify(
     return [check.result for check in checks]
 
 
-def _check_all(checks: Sequence[_RunCheck], seconds: Callable[[], float]) -> BackendError | None:
+def _check_all(checks: Sequence[_RunCheck], seconds: Callable[[], float]) -> errors.BackendError | None:
     """Look once for each run. Return the error if the backend does not respond."""
     for check in checks:
         result = check.result
@@ -122,9 +114,9 @@ def _check_all(checks: Sequence[_RunCheck], seconds: Callable[[], float]) -> Bac
             if result.by_id is not None and check.is_listed():
                 result.in_lists = seconds()
                 check.set("same")
-        except (BackendUnreachable, BackendBusy) as error:
+        except (errors.BackendUnreachable, errors.BackendBusy) as error:
             return error
-        except RunspanError as error:
+        except errors.RunspanError as error:
             check.set("unreadable", str(error))
     return None
 
@@ -150,9 +142,9 @@ class _RunCheck:
         """Return whether the backend returns the same document."""
         try:
             document = self.reader.document(self.run.id, self.tenant)
-        except NotFound:
+        except errors.NotFound:
             self.set("not found")
-        except TraceIncomplete as error:
+        except errors.TraceIncomplete as error:
             self.set("incomplete", "; ".join(error.missing[:3]) or str(error))
         else:
             if document.text == self.run.text:
@@ -178,7 +170,7 @@ class _RunCheck:
         )
         try:
             page = self.reader.search(query)
-        except QueryUnsupported as error:
+        except errors.QueryUnsupported as error:
             self.set("not in lists", str(error))
             return False
         self.set("not in lists", "; ".join(page.partial[:3]))
@@ -215,7 +207,7 @@ class _RunCheck:
     def _damage(self, encoded: Sequence[Span]) -> SpanDamage:
         try:
             found = self.reader.spans(bytes.fromhex(self.result.trace_id))
-        except RunspanError:
+        except errors.RunspanError:
             found = []
         return span_damage(encoded, found)
 

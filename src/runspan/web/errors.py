@@ -12,15 +12,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from runspan.errors import (
-    BackendBusy,
-    DocumentError,
-    PayloadError,
-    QueryError,
-    RunspanError,
-    StoreError,
-    error_status,
-)
+from runspan import errors
 from runspan.web.request import body_too_large
 
 logger = logging.getLogger("runspan.web")
@@ -91,32 +83,32 @@ def error_response(
     return Response(error_body(code, message, details), status, headers, content_type=JSON)
 
 
-def retry_after_header(error: RunspanError) -> dict[str, str]:
+def retry_after_header(error: errors.RunspanError) -> dict[str, str]:
     """Return ``Retry-After`` in full seconds if the error says when to retry, else no header."""
     retry_after = error.retry_after
-    if retry_after is None and isinstance(error, BackendBusy):
+    if retry_after is None and isinstance(error, errors.BackendBusy):
         retry_after = _BUSY_RETRY_AFTER
     return {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
 
 
 def register_error_handlers(app: Flask) -> None:
     """Answer every error of the application with an ``error_response``."""
-    app.register_error_handler(RunspanError, _on_runspan_error)
+    app.register_error_handler(errors.RunspanError, _on_runspan_error)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(ValidationError, _invalid_query)
     app.register_error_handler(Exception, _internal_error)
 
 
-def _on_runspan_error(error: RunspanError) -> Response:
-    code, status, _ = error_status(error)
+def _on_runspan_error(error: errors.RunspanError) -> Response:
+    code, status, _ = errors.error_status(error)
     if status == 500:
         return _internal_error(error, code)
-    if isinstance(error, StoreError):
+    if isinstance(error, errors.StoreError):
         logger.error("%s %r: %s", request.method, request.path, error)
         if request.path == OTLP_PATH:
             status = 503  # a sender retries this status, and drops its spans on a 507
         # The paths of files are of no use to clients.
-        error = RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
+        error = errors.RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
     headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -133,10 +125,10 @@ def _invalid_query(error: ValidationError) -> Response:
     return error_response(400, "VALIDATION_ERROR", message, details)
 
 
-def _details(error: RunspanError) -> list[ErrorDetail] | None:
-    if not isinstance(error, (DocumentError, QueryError, PayloadError)) or not error.where:
+def _details(error: errors.RunspanError) -> list[ErrorDetail] | None:
+    if not isinstance(error, (errors.DocumentError, errors.QueryError, errors.PayloadError)) or not error.where:
         return None
-    message = str(RunspanError(error.message, expected=error.expected, got=error.got))
+    message = str(errors.RunspanError(error.message, expected=error.expected, got=error.got))
     return [ErrorDetail(field=_to_utf8_text(error.where), message=_to_utf8_text(message))]
 
 

@@ -38,7 +38,7 @@ class GroupWriter:
         self._connection = connection
         self._path = path
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the first read creates the write-ahead log
-        self._files = _identity(path)
+        self._files = _identities(path)
         self._failed = False
         self._after_commit = after_commit
         self._jobs: deque[_Job] = deque()
@@ -142,22 +142,17 @@ class GroupWriter:
 
         SQLite continues to write to files that were deleted or replaced, and they vanish with the process.
         """
-        if _identity(self._path) != self._files:
-            raise StoreError(
-                "the file was deleted, moved or replaced while it was open",
-                where=str(self._path),
-                hint="put it back and restart the process: what is written now would be lost",
-            )
+        with suppress(OSError):
+            if _identities(self._path) == self._files:
+                return
+        raise StoreError(
+            "the file was deleted, moved or replaced while it was open",
+            where=str(self._path),
+            hint="put it back and restart the process: what is written now would be lost",
+        )
 
 
-def _identity(path: Path) -> list[tuple[int, int] | None]:
-    """Return device and inode of the database and its write-ahead log, None for one that is not there."""
-    found: list[tuple[int, int] | None] = []
-    for file in (path, f"{path}-wal"):
-        try:
-            status = os.stat(file)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_dev, status.st_ino))
-    return found
+def _identities(path: Path) -> list[tuple[int, int]]:
+    """Return device and inode of the database and of its write-ahead log."""
+    statuses = [os.stat(file) for file in (path, f"{path}-wal")]
+    return [(status.st_dev, status.st_ino) for status in statuses]
