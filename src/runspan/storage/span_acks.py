@@ -15,26 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from runspan.errors import ConfigError, StoreError
-from runspan.storage.sqlite_file import Schema, open_database, translate_errors
+from runspan.storage.sqlite_file import Schema, open_database, read_statements, translate_errors
 
 KEEP: Final = 86_400 * 1_000_000_000
 """How long a span is remembered, in nanoseconds. Then an unfinished run sends it once more, since a backend may delete
 it while the run needs it. The Collector does not count a span that ended more than an hour before it arrived."""
 
 SIZE: Final = 16
-TABLES: Final = (
-    """
-    CREATE TABLE spans (
-        id INTEGER PRIMARY KEY,
-        run BLOB NOT NULL,
-        at INTEGER NOT NULL,
-        digests BLOB NOT NULL
-    ) STRICT
-    """,
-    "CREATE INDEX spans_by_run ON spans (run)",
-    "CREATE TABLE receiver (salt BLOB NOT NULL, hash BLOB NOT NULL) STRICT",
-    "CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
-)
+TABLES: Final = read_statements(__package__, "span_acks.sql")
 """The tables of every state file."""
 
 Execute = Callable[[str, Sequence[Any]], sqlite3.Cursor]

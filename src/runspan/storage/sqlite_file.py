@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +50,12 @@ class Schema:
     """What to do instead of using a file that is another application's, another version's, or in use."""
     page_pragmas: tuple[str, ...] = ()
     """Settings of the file itself, which have no effect once its first page is written."""
+
+
+def read_statements(package: str, file: str) -> tuple[str, ...]:
+    """Return the statements of an SQL file in a package."""
+    text = resources.files(package).joinpath(file).read_text(encoding="utf-8")
+    return tuple(filter(None, map(str.strip, text.split(";"))))
 
 
 def open_database(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runspan.storage.span_acks import TABLES, StateFile
-from runspan.storage.sqlite_file import Schema
+from runspan.storage.sqlite_file import Schema, read_statements
 
 
 class TrackState(IntEnum):
@@ -79,46 +79,11 @@ class TrackedRun:
         return self.run_id.encode()
 
 
-_TABLES: Final = (
-    """
-    CREATE TABLE list_positions (
-        filter TEXT PRIMARY KEY,
-        newest INTEGER NOT NULL,
-        full_started INTEGER NOT NULL,
-        full_ended INTEGER NOT NULL,
-        edge INTEGER NOT NULL,
-        full_newest INTEGER NOT NULL,
-        cursor TEXT
-    ) STRICT
-    """,
-    """
-    CREATE TABLE runs (
-        run_id TEXT PRIMARY KEY,
-        time INTEGER NOT NULL,
-        state INTEGER NOT NULL,
-        due INTEGER,
-        failures INTEGER NOT NULL,
-        list_fingerprint BLOB NOT NULL,
-        document_fingerprint BLOB NOT NULL,
-        sent_digest BLOB NOT NULL,
-        sent_revision INTEGER NOT NULL,
-        acked_digest BLOB NOT NULL,
-        run_span_sent INTEGER NOT NULL,
-        changed_at INTEGER NOT NULL,
-        acked_at INTEGER NOT NULL,
-        reason TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID
-    """,
-    "CREATE INDEX runs_by_state ON runs (state, time)",
-    "CREATE INDEX runs_known_by_due ON runs (due) WHERE state <> 0 AND due IS NOT NULL",
-    "CREATE INDEX runs_failing ON runs (due) WHERE failures > 0",
-    *TABLES,
-)
 _SCHEMA: Final = Schema(
     name="the state file of a sync",
     application_id=0x72737963,
     version=1,
-    tables=_TABLES,
+    tables=(*read_statements(__package__, "checkpoint.sql"), *TABLES),
     hint="name another file with --state-file: every run is fetched again, and none is doubled",
 )
 _COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:14])

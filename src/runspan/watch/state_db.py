@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
 from runspan.storage.span_acks import TABLES, StateFile, digest_of
-from runspan.storage.sqlite_file import Schema
+from runspan.storage.sqlite_file import Schema, read_statements
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
 """How long a run is remembered after it was sent, in nanoseconds: longer than the platform keeps it on any plan."""
@@ -25,45 +25,11 @@ _PRUNED: Final = 1000
 _NEVER: Final = -(2**63)
 """A time of change that no file has."""
 
-_TABLES: Final = (
-    """
-    CREATE TABLE files (
-        name BLOB PRIMARY KEY,
-        size INTEGER NOT NULL,
-        changed INTEGER NOT NULL,
-        inode INTEGER NOT NULL,
-        status INTEGER NOT NULL,
-        digest BLOB
-    ) STRICT, WITHOUT ROWID
-    """,
-    "CREATE INDEX files_failed ON files (status) WHERE status <> 0",
-    """
-    CREATE TABLE runs (
-        trace_id BLOB PRIMARY KEY,
-        digest BLOB NOT NULL,
-        observed_at INTEGER NOT NULL,
-        rooted INTEGER NOT NULL,
-        open_since INTEGER
-    ) STRICT, WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE versions (
-        trace_id BLOB NOT NULL,
-        digest BLOB NOT NULL,
-        observed_at INTEGER NOT NULL,
-        after_root INTEGER NOT NULL,
-        acked INTEGER NOT NULL,
-        PRIMARY KEY (trace_id, digest)
-    ) STRICT, WITHOUT ROWID
-    """,
-    "CREATE INDEX runs_open ON runs (open_since) WHERE open_since IS NOT NULL",
-    *TABLES,
-)
 _SCHEMA: Final = Schema(
     name="the state file of a watch",
     application_id=0x72737764,
     version=1,
-    tables=_TABLES,
+    tables=(*read_statements(__package__, "state_db.sql"), *TABLES),
     hint="name another file with --state-file: every file is sent again, and no run is doubled",
 )
 

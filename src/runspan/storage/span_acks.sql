@@ -1,0 +1,10 @@
+CREATE TABLE spans (
+    id INTEGER PRIMARY KEY,
+    run BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    digests BLOB NOT NULL
+) STRICT;
+
+CREATE INDEX spans_by_run ON spans (run);
+CREATE TABLE receiver (salt BLOB NOT NULL, hash BLOB NOT NULL) STRICT;
+CREATE TABLE binding (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
