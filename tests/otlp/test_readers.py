@@ -21,7 +21,6 @@ from runspan.codec.fields import ROLE
 from runspan.errors import PayloadError, PayloadTooLarge
 from runspan.model.span import Event, Link, Span, to_plain
 from runspan.model.timestamps import MAX_NS
-from runspan.otlp import json as otlp_json
 from runspan.otlp import protobuf_reader
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.json import read_spans as read_json_spans
@@ -476,8 +475,7 @@ def limit_spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A function that sets how many spans, ResourceSpans and ScopeSpans a request may have."""
 
     def limit(count: int) -> None:
-        for module in (otlp_json, protobuf_reader):
-            monkeypatch.setattr(module, "default_max_spans", lambda size: count)
+        monkeypatch.setattr(protobuf_reader, "default_max_spans", lambda size: count)
 
     return limit
 

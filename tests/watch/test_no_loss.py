@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from runspan import Run
 from runspan.errors import StoreError
+from runspan.sources import filesystem
 from runspan.telemetry.registry import REJECTED, WATCH_PENDING
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
 from runspan.watch.service import MAX_NAMED
@@ -145,7 +145,7 @@ def test_a_disk_that_fails_for_a_while_breaks_no_file(
 
     path = bench.write("a.ndjson", run("b"), run("a"))
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["runspan.sources.files"], "chunks", chunks)
+        patch.setattr(filesystem, "chunks", chunks)
         bench.poll(2 * LONG)
     (note,) = bench.notes
     assert note.startswith(f"{path}: cannot be read: Input/output error")
