@@ -8,6 +8,7 @@ C extension ``_column_loops`` if it was built, else by ``column_loops``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate, chain, repeat
 from operator import attrgetter
@@ -37,6 +38,7 @@ from runspan.otlp.protobuf_writer import (
     integer_bytes,
     scoped_bytes,
     shared_bytes,
+    string_prefix,
     template_bytes,
 )
 
@@ -78,7 +80,8 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     parts = [slice(last - count, last) for count, last in zip(counts, accumulate(counts), strict=True)]
     starts = nanoseconds([envelope.started_at for envelope in envelopes])
     ends = nanoseconds([envelope.completed_at for envelope in envelopes])
-    digests = run_digests([envelope.id.encode() for envelope in envelopes], tenant)
+    run_ids = [envelope.id.encode() for envelope in envelopes]
+    digests = run_digests(run_ids, tenant)
     trace_ids, root_ids = [digest[:16] for digest in digests], [digest[16:24] for digest in digests]
     excluded = {
         index
@@ -94,9 +97,12 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
     ]
     ids = [TRACE_ID + trace_id + SPAN_ID for trace_id in trace_ids]
     shared = [
-        attributes_bytes([(fields.RUN_ID, envelope.id), (PIPELINE_RUN_ID, envelope.id)])
+        string_prefix(IN_SPAN, fields.RUN_ID, len(run_id))
+        + run_id
+        + string_prefix(IN_SPAN, PIPELINE_RUN_ID, len(run_id))
+        + run_id
         + shared_bytes(template.identity)
-        for envelope, template in zip(envelopes, templates, strict=True)
+        for run_id, template in zip(run_ids, templates, strict=True)
     ]
 
     def per_step(values: Iterable[Any]) -> list[Any]:
@@ -147,6 +153,13 @@ def _write(runs: list[Run], tenant: str) -> list[list[ScopedBytes] | None]:
         below = zip(repeat(fields.SCOPE_STEP), spans[part], strict=False)
         written.append(None if index in excluded else [*below, (fields.SCOPE_RUN, revision_spans[index])])
     return written
+
+
+@lru_cache(maxsize=256)
+def _model_bytes(model: str) -> bytes:
+    own: Pairs = []
+    add_model(own, model)
+    return attributes_bytes(own)
 
 
 _ABSENT_TIMES: Final = attributes_bytes(
@@ -270,9 +283,8 @@ class _StepColumns:
                     if usage is not None:
                         self.usages.setdefault(run, []).append(usage)
                         own: Pairs = []
-                        add_model(own, usage.model)
                         add_counts(own, usage)
-                        extra_attributes[index] = attributes_bytes(own)
+                        extra_attributes[index] = _model_bytes(usage.model) + attributes_bytes(own)
                     continue
             elif step.started_at is UNSET and step.completed_at is UNSET:
                 starts[index], ends[index] = position, position + 1
