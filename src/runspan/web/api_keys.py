@@ -12,6 +12,7 @@ import string
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -141,10 +142,12 @@ class ApiKeyStore(SharedDatabase):
         raise NotFound("no such key", where=f"key {key_id}", hint="`runspan keys list` shows the ids")
 
     def _select(self, clause: str, *values: object) -> Sequence[ApiKey]:
-        return [
-            ApiKey(key_id, name, tenant, frozenset(permissions.split()), *times)
-            for key_id, name, tenant, permissions, *times in self._execute(_SELECT + clause, *values)
-        ]
+        return [_from_row(*row) for row in self._execute(_SELECT + clause, *values)]
+
+
+@lru_cache(maxsize=1024)
+def _from_row(key_id: str, name: str, tenant: str, permissions: str, *times: int | None) -> ApiKey:
+    return ApiKey(key_id, name, tenant, frozenset(permissions.split()), *times)  # type: ignore[arg-type]
 
 
 def secret_digest(secret: str) -> bytes:

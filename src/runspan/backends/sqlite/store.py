@@ -100,9 +100,9 @@ class ConnectionPool:
             try:
                 connection = self._idle.pop()
             except IndexError:
+                self._check_files()
                 connection = open_read_only(self._path, pragmas=("cache_size = -16384",))
             try:
-                self._check_files()
                 yield connection
             except BaseException:
                 connection.close()
@@ -162,9 +162,13 @@ class SqliteStore:
     def document(self, run_id: str, tenant: str = "") -> contracts.Document:
         """See ``contracts.TraceReader``. Raise StoreError when the stored run is damaged."""
         trace_id = _trace_id(run_id, tenant)
-        # Read both in one snapshot: between two, the fragments may become the run.
-        with self._readers.connection() as connection, _snapshot(connection):
+        with self._readers.connection() as connection:
             row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
+            if row is None:
+                # Read both in one snapshot: between two, the fragments may become the run.
+                with _snapshot(connection):
+                    row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
+                    fragments = () if row is not None else queries.fragments(connection, trace_id, tenant)
             if row is not None:
                 stored_id, owner, frame, incomplete, superseded, digest = row
                 if (stored_id, owner) != (run_id.encode(), tenant.encode()):
@@ -172,7 +176,6 @@ class SqliteStore:
                 conflict = queries.conflicting_digests(superseded, digest)
                 text = self._content(connection, frame, "run", f"run {run_id}")
                 return contracts.Document(text, bytes_to_lines(incomplete), conflict)
-            fragments = queries.fragments(connection, trace_id, tenant)
         if not fragments:
             raise _not_found(f"run {run_id}")
         verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
