@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -31,6 +33,9 @@ from runspan.testing import generate
 
 _SECTION = 8
 _LIST = 50
+_PAGES = 40
+_SINCE = 7 * 86_400 * 1_000_000_000
+"""Nanoseconds."""
 
 
 def run(plan: Plan) -> list[Figure]:
@@ -56,11 +61,17 @@ def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
             report = export(documents, delivery, tenant=tenant, observed_at=time.time_ns, resource=resource)
         if not report.complete:
             raise RuntimeError(f"{url}: {report.summary_lines()}")
+    documents.sort(key=lambda run: sort_time(run.envelope), reverse=True)
     failed = [each for each in documents if each.status == "failed"]
+    workflow = Counter(each.workflow_id for each in documents).most_common(1)[0][0]
+    of_workflow = [each for each in documents if each.workflow_id == workflow]
     lists = [
         (f"list of {_LIST}", name, documents, RunQuery(name)),
+        ("list of 10", name, documents, RunQuery(name, limit=10)),
+        (f"list of {_LIST} of 7 days", name, documents, RunQuery(name, since=now - _SINCE)),
         (f"list of {_LIST} without a tenant", f"{name}-any", documents, RunQuery()),
         (f"list of {_LIST} failed", name, failed, RunQuery(name, status="failed")),
+        (f"list of {_LIST} of a workflow", name, of_workflow, RunQuery(name, workflow_id=workflow)),
     ]
     figures = []
     # The client that a user of Jaeger's API would write.
@@ -79,9 +90,31 @@ def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
         note = f"{runs} runs; Jaeger's own is {cheapest}, {min(samples[cheapest]) * 1000:.1f} ms"
         figures.append(_figure(f"{what} / own", samples["ours"], samples[cheapest], at_most(2), note))
         figures.append(_figure(f"{what} never listed before / own", samples["new"], samples[cheapest], None, note))
+    figures.append(_pages(url, http, name, documents, max(3, rounds // 8)))
     figures.append(_get(url, http, name, documents, rounds))
     http.close()
     return figures
+
+
+def _pages(url: str, http: httpx.Client, name: str, documents: Sequence[Run], rounds: int) -> Figure:
+    """Return the figure of a list that is read 40 pages deep, as far as there are runs, by its cursors."""
+    reader = _reader(url, name)
+    parts = [documents[start : start + _LIST] for start in range(0, min(len(documents), _PAGES * _LIST), _LIST)]
+    requests = [_own_searches(http, name, part, RunQuery(name))["a search of traces"] for part in parts]
+
+    def ours() -> None:
+        query = RunQuery(name)
+        for _ in parts:
+            query = replace(query, cursor=reader.search(query).cursor)
+
+    def own() -> None:
+        for request in requests:
+            request()
+
+    samples = take_turns({"ours": lambda _: seconds_of(ours), "own": lambda _: seconds_of(own)}, rounds)
+    reader.close()
+    note = f"{len(documents)} runs; Jaeger's own are as many searches of traces, {min(samples['own']) * 1000:.1f} ms"
+    return _figure(f"{len(parts)} pages of {_LIST} / own", samples["ours"], samples["own"], at_most(2), note)
 
 
 def _get(url: str, http: httpx.Client, name: str, documents: Sequence[Run], rounds: int) -> Figure:
@@ -99,21 +132,22 @@ def _get(url: str, http: httpx.Client, name: str, documents: Sequence[Run], roun
     samples = take_turns({"ours": ours, "own": own}, rounds)
     reader.close()
     total, total_own = sum(sorted(samples["ours"])[: rounds // 2]), sum(sorted(samples["own"])[: rounds // 2])
-    note = "the faster half of reads, each of another run"
+    note = f"{len(documents)} runs; the faster half of reads, each of another run"
     return Figure("jaeger", "get / own", total / total_own, goal=at_most(1.2), note=note)
 
 
 def _own_searches(
     http: httpx.Client, service: str, documents: Sequence[Run], query: RunQuery
 ) -> dict[str, Callable[[], object]]:
-    """Return Jaeger's requests for the newest runs: of traces, and of summaries that have no attributes."""
-    times = sorted((sort_time(run.envelope) for run in documents), reverse=True)[:_LIST]
-    attributes = {"runspan.run.status": query.status} if query.status else {}
+    """Return Jaeger's requests for the first runs: of traces, and of summaries that have no attributes."""
+    times = [sort_time(run.envelope) for run in documents[: query.limit]]
+    wanted = {"runspan.run.status": query.status, "runspan.workflow.id": query.workflow_id}
+    attributes = {key: value for key, value in wanted.items() if value}
     parameters = {
         "query.service_name": service,
         "query.start_time_min": rfc3339(times[-1]),
         "query.start_time_max": rfc3339(times[0] + 1000),
-        "query.search_depth": str(_LIST),
+        "query.search_depth": str(query.limit),
         "query.raw_traces": "true",
     }
     if attributes:

@@ -71,7 +71,7 @@ class GroupWriter:
         self._require_open()
         self.check_files()
         if self._failed:
-            # Nobody sends writes to a server that is not ready, so this one finds out whether they succeed again.
+            # A server that is not ready gets no writes, so this one finds out whether they succeed again.
             self.submit(lambda connection: connection.execute(f"PRAGMA user_version = {SCHEMA.version}"))
 
     def close(self) -> None:
