@@ -107,7 +107,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-@pytest.mark.parametrize("rounds", [30, pytest.param(1500, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("rounds", [15, pytest.param(1500, marks=pytest.mark.campaign)])
 def test_flipped_bits(fault: FaultLine, tmp_path: Path, complete: Path, rounds: int) -> None:
     """Bits of any page flip: of a table, an index, the list of free pages or the header."""
     random = Random(SEED)
@@ -134,7 +134,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("rounds", [30, pytest.param(1500, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("rounds", [15, pytest.param(1500, marks=pytest.mark.campaign)])
 def test_damaged_write_ahead_log(fault: FaultLine, tmp_path: Path, killed: Path, rounds: int) -> None:
     """Bits of the log flip, or it is cut: it ends there, and what was written before is read."""
     random = Random(SEED)

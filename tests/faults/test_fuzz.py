@@ -98,7 +98,7 @@ def requests(random: Random) -> Iterator[tuple[str, dict[str, str], bytes]]:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("count", [400, pytest.param(100_000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("count", [200, pytest.param(100_000, marks=pytest.mark.campaign)])
 def test_damaged_requests(tmp_path: Path, count: int) -> None:
     """No request makes the server fail, takes long, or leaves memory behind."""
     cases = requests(Random(SEED))
@@ -188,7 +188,7 @@ def answers(backend: str, path: str) -> bytes:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("count", [50, pytest.param(5000, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("backend", ["tempo", "jaeger", "runspan"])
 def test_damaged_answers(backend: str, count: int) -> None:
     """A reader returns the run as it was sent, an older or incomplete answer with its reason, or one of our errors."""

@@ -37,13 +37,13 @@ def serving(data: Path, port: int, *options: object) -> Iterator[Running]:
         yield child
 
 
-@pytest.mark.parametrize("times", rounds(3, 100))
+@pytest.mark.parametrize("times", rounds(2, 100))
 def test_kill(fault: FaultLine, tmp_path: Path, times: int) -> None:
     """After each SIGKILL and restart every confirmed run is there."""
     _restarts(fault, tmp_path, times, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("times", rounds(2, 20))
+@pytest.mark.parametrize("times", rounds(1, 20))
 def test_stop(fault: FaultLine, tmp_path: Path, times: int) -> None:
     """SIGTERM ends the server within its grace, whatever clients do, and no confirmed run is lost."""
     _restarts(fault, tmp_path, times, signal.SIGTERM)
@@ -67,7 +67,7 @@ def _restarts(fault: FaultLine, data: Path, times: int, number: int) -> None:
         load.verify()
 
 
-@pytest.mark.parametrize("times", rounds(2, 20))
+@pytest.mark.parametrize("times", rounds(1, 20))
 def test_freeze(fault: FaultLine, tmp_path: Path, times: int) -> None:
     """A server that the system stops for a while goes on where it was."""
     random = Random(SEED)
