@@ -119,8 +119,11 @@ class SharedDatabase:
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
         """Return the rows of a statement."""
-        with self._lock, translate_errors(self._path):
-            return self._connection.execute(statement, values).fetchall()
+        with self._lock:
+            try:
+                return self._connection.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise store_error(error, self._path) from error
 
     def close(self) -> None:
         """Close the file. Idempotent."""
