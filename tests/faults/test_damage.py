@@ -86,10 +86,18 @@ def proved(spans: list[Span]) -> bytes | None:
         return None
 
 
-def flip(random: Random, file: Path, least: int = 0) -> None:
-    """Flip one to eight bits near each other, behind the first bytes of a file."""
+def copy_files(source: Path, target: Path) -> None:
+    """Make the files of a directory those of another."""
+    for leftover in target.iterdir():
+        leftover.unlink()
+    for file in source.iterdir():
+        shutil.copy(file, target / file.name)
+
+
+def flip(random: Random, file: Path) -> None:
+    """Flip one to eight bits near each other."""
     content = bytearray(file.read_bytes())
-    at = random.randrange(least, len(content))
+    at = random.randrange(len(content))
     for _ in range(random.randint(1, 8)):
         content[min(len(content) - 1, at + random.randrange(16))] ^= 1 << random.randrange(8)
     file.write_bytes(content)
@@ -97,7 +105,7 @@ def flip(random: Random, file: Path, least: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in one file, with a trained dictionary."""
+    """A store in one file."""
     data = tmp_path_factory.mktemp("complete")
     with SqliteStore(data) as store:
         fill(store)
@@ -113,9 +121,7 @@ def test_flipped_bits(fault: FaultLine, tmp_path: Path, complete: Path, rounds: 
     random = Random(SEED)
     fault.acknowledged = len(TEXTS)
     for _ in range(rounds):
-        shutil.copy(complete / FILE_NAME, tmp_path / FILE_NAME)
-        for leftover in tmp_path.glob(f"{FILE_NAME}-*"):
-            leftover.unlink()
+        copy_files(complete, tmp_path)
         flip(random, tmp_path / FILE_NAME)
         read_everything(tmp_path, fault)
         fault.rounds += 1
@@ -140,10 +146,7 @@ def test_damaged_write_ahead_log(fault: FaultLine, tmp_path: Path, killed: Path,
     random = Random(SEED)
     fault.acknowledged = len(TEXTS)
     for _ in range(rounds):
-        for leftover in tmp_path.iterdir():
-            leftover.unlink()
-        for file in killed.iterdir():
-            shutil.copy(file, tmp_path / file.name)
+        copy_files(killed, tmp_path)
         log = tmp_path / f"{FILE_NAME}-wal"
         if random.random() < 0.5:
             flip(random, log)

@@ -17,7 +17,7 @@ from runspan import Run, encode
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.platform_api.client import run_path
 from runspan.testing import generate
-from support.web import JSON, PROTOBUF
+from support.web import JSON, PROTOBUF, listed
 
 _ANSWER = b'{"success":true,"data":'
 _TIMEOUT = 10
@@ -128,24 +128,21 @@ class MixedLoad:
     def verify(self) -> None:
         """Count what is lost, wrong and there twice on a server that is up."""
         with self._client() as client:
-            listed: list[str] = []
-            cursor: dict[str, str] = {}
-            while True:
-                page = client.get("/api/v1/runs", params={"limit": "200", **cursor}).json()
-                listed += [item["id"] for item in page["data"]]
-                if not page["meta"]["hasMore"]:
-                    break
-                cursor = {"cursor": page["meta"]["cursor"]}
-            self.line.twice += len(listed) - len(set(listed))
-            self.line.lost += len(self.confirmed.keys() - set(listed))
+            ids = listed(client)
+            self.line.twice += len(ids) - len(set(ids))
+            self.line.lost += len(self.confirmed.keys() - set(ids))
             for run_id in self.sent:
                 response = client.get(run_path(run_id))
                 if response.status_code == 404:
-                    self.line.lost += run_id in self.confirmed and run_id in listed
+                    self.line.lost += run_id in self.confirmed and run_id in ids
                 else:
-                    self._check(run_id, response)
+                    self._check(run_id, response, self._confirmed_index(run_id))
         self.line.acknowledged += self._writes
         assert self.problems == []
+
+    def _confirmed_index(self, run_id: str) -> int:
+        """Return which of the documents that were sent of a run is the newest confirmed one; 0 without one."""
+        return self.sent[run_id].index(self.confirmed[run_id]) if run_id in self.confirmed else 0
 
     def _check(self, run_id: str, response: httpx.Response, oldest: int = 0) -> None:
         """Count a response as wrong unless it has a document as it was sent, at least the ``oldest`` one."""
@@ -227,7 +224,7 @@ class MixedLoad:
             return
         run_id = random.choice(known)
         with self._lock:
-            oldest = self.sent[run_id].index(self.confirmed[run_id])
+            oldest = self._confirmed_index(run_id)
         response = client.get(run_path(run_id))
         if response.status_code >= 500:
             self._refused(response)

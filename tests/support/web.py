@@ -48,6 +48,18 @@ def raw(client: httpx.Client, request: bytes) -> httpx.Response:
     return httpx.Response(int(status.split()[1]), headers=headers, content=body)
 
 
+def listed(client: httpx.Client) -> list[str]:
+    """Return the ids of all pages, in their order."""
+    ids: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = client.get("/api/v1/runs", params={"limit": "200", **cursor}).json()
+        ids += [run["id"] for run in page["data"]]
+        if not page["meta"]["hasMore"]:
+            return ids
+        cursor = {"cursor": page["meta"]["cursor"]}
+
+
 def document(run_id: str = "run_1", **members: Any) -> dict[str, Any]:
     """Return a completed run of two steps."""
     return {

@@ -16,6 +16,7 @@ import pytest
 
 from runspan.platform_api.client import run_path
 from support.cli import Running, generated, process, running, server, until_stored, write_ndjson
+from support.web import listed
 
 SEED = 20261124
 RUNS = 3000
@@ -45,18 +46,6 @@ def kill_when(child: Running, exporting: Running, data: Path, count: int, delay:
     until_stored(data, count, exporting)
     time.sleep(delay)
     assert child.end(signal.SIGKILL) == -signal.SIGKILL
-
-
-def listed(client: httpx.Client) -> list[str]:
-    """Return the ids of all pages, in their order."""
-    ids: list[str] = []
-    cursor: dict[str, str] = {}
-    while True:
-        page = client.get("/api/v1/runs", params={"limit": "200", **cursor}).json()
-        ids += [run["id"] for run in page["data"]]
-        if not page["meta"]["hasMore"]:
-            return ids
-        cursor = {"cursor": page["meta"]["cursor"]}
 
 
 def assert_all_there(url: str, texts: dict[str, bytes]) -> None:
