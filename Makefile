@@ -11,7 +11,7 @@ DEMO ?=
 # Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test campaign check bench stack dashboards alerts clean help
+.PHONY: demo test campaign check bench stack dashboards alerts lock clean help
 
 help:  ## Show what there is.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -55,6 +55,10 @@ dashboards: $(READY_DEV)  ## Write the dashboards' JSON from their code.
 
 alerts: $(READY_DEV)  ## Write the alert rules from alerts/alerts.yaml.
 	$(BIN)/python -m alerts
+
+lock: $(READY_DEV)  ## Write the newest packages of the image, with their hashes, to deploy/requirements.txt.
+	printf 'setuptools>=77\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --universal --python-version 3.11 \
+		--upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" -o deploy/requirements.txt
 
 clean:  ## Remove what the others made.
 	rm -rf $(VENV) var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

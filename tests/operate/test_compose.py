@@ -48,12 +48,9 @@ def test_profiles_start_one_backend_or_both() -> None:
     }
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_images_are_pinned(name: str) -> None:
-    """To a whole version, and those of the backends to the ones that the tests use."""
-    image = SERVICES[name]["image"]
-    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+", image)
-    assert image == IMAGES.get(name, image)
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_those_that_the_tests_use(name: str) -> None:
+    assert SERVICES[name]["image"] == IMAGES[name]
 
 
 @pytest.mark.parametrize("name", IMAGES)

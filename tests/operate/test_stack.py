@@ -8,12 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from operate.boards import BOARDS, ROOT
 from operate.kit import wait_until
@@ -70,7 +74,7 @@ def test_a_service_is_closed_and_its_health_is_asked(name: str) -> None:
 
 def test_images_are_those_that_the_facts_were_measured_with() -> None:
     """The versions of the documentation's figures, and runspan's own of this tree."""
-    images = {name: SERVICES[name]["image"] for name in ASKED}
+    images = {name: SERVICES[name]["image"].partition("@")[0] for name in ASKED}
     assert images.pop("runspan") == f"runspan:{__version__}"
     assert images == {
         "tempo": "grafana/tempo:3.0.3",
@@ -80,9 +84,47 @@ def test_images_are_those_that_the_facts_were_measured_with() -> None:
         "alertmanager": "prom/alertmanager:v0.28.1",
         "grafana": "grafana/grafana:13.1.3",
     }
+
+
+def test_images_are_pinned_by_digest() -> None:
+    """A tag can be moved to another image. Ours is built from one base, whose version stands beside its digest."""
+    for name, service in SERVICES.items():
+        if name != "runspan":
+            assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", service["image"]), name
     bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert {re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-bookworm", base) is not None for base in bases} == {True}
     assert len(set(bases)) == 1
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", bases[0])
+
+
+def locked() -> dict[str, list[Requirement]]:
+    """The packages of the image by name: one version each, or one for each range of Python."""
+    found: dict[str, list[Requirement]] = {}
+    for block in (ROOT / "deploy" / "requirements.txt").read_text().split("\n"):
+        if block and not block.startswith(("#", " ")):
+            requirement = Requirement(block.removesuffix("\\"))
+            found.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return found
+
+
+def test_every_package_of_the_image_has_a_version_and_hashes() -> None:
+    """And each is in the range that pyproject.toml demands; nothing that they need is missing."""
+    lines = (ROOT / "deploy" / "requirements.txt").read_text()
+    entries = re.split(r"\n(?=\S)", lines.partition("make lock\n")[2].strip())
+    assert all(re.search(r"==\S+ .*\\\n +--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    packages, project = locked(), tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    for requirement in map(Requirement, wanted):
+        for package in packages[canonicalize_name(requirement.name)]:
+            (version,) = (specifier.version for specifier in package.specifier)
+            assert version in requirement.specifier, f"{package} is not {requirement}; run: make lock"
+    for name in packages.keys() - {"setuptools"}:
+        try:
+            needed = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # of another platform or another version of Python
+        for requirement in map(Requirement, needed):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(requirement.name) in packages, f"{name} needs {requirement}; run: make lock"
 
 
 def test_the_image_gets_what_the_build_needs() -> None:

@@ -13,7 +13,7 @@ import httpx
 from support.servers.finding import Place, container_engine
 from support.servers.process import START_SECONDS, Failed, Program, free_ports
 
-IMAGE: Final = "jaegertracing/jaeger:2.20.0"
+IMAGE: Final = "jaegertracing/jaeger:2.20.0@sha256:46a886260e04002d8f45e213fc39063fa11a50446048fdaa64786fc0840cb9f8"
 MEMORY: Final = "memory"
 BADGER: Final = "badger"
 MAX_TRACES: Final = 100_000

@@ -14,7 +14,7 @@ import httpx
 from support.servers.finding import Place, container_engine
 from support.servers.process import START_SECONDS, Failed, Program, answers, free_ports
 
-IMAGE: Final = "grafana/tempo:3.0.3"
+IMAGE: Final = "grafana/tempo:3.0.3@sha256:0296560ac66f8a3600d7fb3014a52c189d4d9c3549ad6ff441bf2409855d68d5"
 _ALWAYS: Final = "438000h"
 """Fifty years. The server counts back from now in unsigned seconds, so it must not reach past 1970."""
 _MESSAGE_BYTES: Final = 128 << 20
