@@ -19,11 +19,11 @@ help:  ## Show what there is.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[server]'
 	touch $@
 
 $(READY_DEV): $(READY)
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
 	touch $@
 
 demo: $(READY)  ## Send the sample runs through a server, compare them, and serve on.
@@ -57,7 +57,7 @@ alerts: $(READY_DEV)  ## Write the alert rules from alerts/alerts.yaml.
 	$(BIN)/python -m alerts
 
 lock: $(READY_DEV)  ## Write the newest packages of the image, with their hashes, to deploy/requirements.txt.
-	printf 'setuptools>=77\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --universal --python-version 3.11 \
+	printf 'setuptools>=77\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --extra server --universal --python-version 3.11 \
 		--upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" -o deploy/requirements.txt
 
 clean:  ## Remove what the others made.

@@ -20,6 +20,7 @@ from runspan.errors import (
     StoreError,
     TraceIncomplete,
 )
+from runspan.extras import missing_extra
 from runspan.model.document import Run, Step
 from runspan.model.span import Span
 
@@ -60,5 +61,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        try:
+            return getattr(import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, f"runspan.{name}") from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,7 @@ import click
 from runspan._version import __version__
 from runspan.cli.output import escape_control, print_error
 from runspan.errors import ERROR_STATUSES, RunspanError, error_status
+from runspan.extras import missing_extra
 
 INCOMPLETE: Final = 1
 INTERRUPTED: Final = 130
@@ -32,17 +33,21 @@ _EXIT_CODES: Final = {
     3: "a document or a payload cannot be read",
 }
 _COMMANDS: Final = {
-    "archive": ("archive", "archive_runs"),
-    "demo": ("demo", "demo"),
-    "export": ("export", "export"),
-    "get": ("query", "get"),
-    "keys": ("keys", "keys"),
-    "list": ("query", "list_runs"),
-    "serve": ("serve", "serve"),
-    "sync": ("sync", "sync"),
-    "verify": ("verify", "verify"),
+    "archive": (
+        "archive",
+        "archive_runs",
+        "Write finished runs to files, and verify them, before retention deletes the runs.",
+    ),
+    "demo": ("demo", "demo", "Send sample runs through a server, and compare what comes back."),
+    "export": ("export", "export", "Send run documents as traces."),
+    "get": ("query", "get", "Print one run document, exactly."),
+    "keys": ("keys", "keys", "Manage the API keys of a server, which are kept hashed in its data directory."),
+    "list": ("query", "list_runs", "List runs, newest first."),
+    "serve": ("serve", "serve", "Serve the web pages and the REST API, and receive traces."),
+    "sync": ("sync", "sync", "Fetch runs from the platform, and send them as traces."),
+    "verify": ("verify", "verify", "Check that a backend returns runs exactly as they were sent."),
 }
-"""Module and function of each command. A command's module is imported when the command is used."""
+"""Module, function and short help of each command. A command's module is imported when the command is used."""
 
 
 class CliGroup(click.Group):
@@ -52,10 +57,18 @@ class CliGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _COMMANDS:
-            module, function = _COMMANDS[cmd_name]
+        if cmd_name not in _COMMANDS:
+            return None
+        module, function, _ = _COMMANDS[cmd_name]
+        try:
             return cast("click.Command", getattr(import_module(f"runspan.cli.{module}"), function))
-        return None
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, f"runspan {cmd_name}") from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, _, short_help) in _COMMANDS.items()])
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command as ``click.Command.main`` does, also if standard streams are closed."""

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any, Self
 
-from rich.filesize import decimal
-
 from runspan.contracts import Rejection
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.transport import RunSpans
@@ -120,7 +118,7 @@ class ExportReport(DeliveryReport):
     def summary_lines(self) -> list[str]:
         """Return the report for people; the first line is always there."""
         accepted = f"{plural(self.runs_accepted, 'run')} accepted, {plural(self.spans_accepted, 'span')}"
-        lines = [f"{accepted}, {plural(self.requests, 'request')}, {decimal(self.bytes)}"]
+        lines = [f"{accepted}, {plural(self.requests, 'request')}, {_size(self.bytes)}"]
         if self.retries:
             lines.append(f"{plural(self.retries, 'request')} sent again")
         if self.runs_rejected or self.runs_unknown:
@@ -272,6 +270,13 @@ class ExportStats:
         if self.dead_letters is not None:
             for run in runs:
                 self.dead_letters.write_text(run.text)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return plural(count, "byte")
 
 
 def _named(rejections: Iterable[Rejection], total: int) -> list[str]:
