@@ -252,13 +252,13 @@ def batch_of(*runs: str | RunSpans) -> Batch:
     return Batch(Resource(), ready)
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Create a self-signed certificate for 127.0.0.1 and its key."""
+def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+    """Create a self-signed certificate for 127.0.0.1 and a name, and its key."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", str(key), "-out", str(cert)),
+            *("-addext", f"subjectAltName=IP:127.0.0.1,DNS:{name}", "-keyout", str(key), "-out", str(cert)),
         ],
         check=True,
         capture_output=True,

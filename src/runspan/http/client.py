@@ -31,17 +31,17 @@ _KEEPALIVE_SECONDS: Final = 5.0
 class DeadlineTransport(httpx.BaseTransport):
     """A transport whose requests have one deadline each: the shortest of the request's four httpx timeouts.
 
-    It reads no environment: proxies and certificates there would be configuration that no caller passed in.
+    It reads no proxies from the environment: they would be configuration that no caller passed in.
 
     url: The server's URL. TLS is set up unless its scheme is ``http``.
-    tls: None: trust httpx's own certificate authorities.
+    tls: None: trust the certificate authorities in ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, without either httpx's own.
     connections: The most connections at once, all of which are kept alive.
     """
 
     def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, connections: int = 100) -> None:
         # Reading the authorities takes longer than sending hundreds of runs, and plain HTTP has no use for them.
         if tls is None and not url.lower().startswith("http://"):
-            tls = httpx.create_ssl_context(trust_env=False)
+            tls = httpx.create_ssl_context()
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             max_connections=connections,
@@ -238,7 +238,7 @@ class TlsConfig:
             if self.certificate:
                 context = ssl.create_default_context(cafile=self.certificate)
             else:
-                context = httpx.create_ssl_context(trust_env=False)
+                context = httpx.create_ssl_context()
             if self.client_certificate:
                 context.load_cert_chain(self.client_certificate, self.client_key)
         except OSError as error:
