@@ -523,6 +523,18 @@ def test_tls_trusts_the_given_authority_only(tmp_path: Path) -> None:
     assert "certificate verify failed" in untrusted.stopped.lower()
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_tls_trusts_the_authorities_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``SSL_CERT_FILE`` counts, as for other programs of the machine: many networks have an authority of their own."""
+    cert, key = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    with http_receiver(tls=context) as receiver:
+        trusted = deliver(ExporterConfig(receiver.url.replace("http:", "https:")), batch_of("a"))
+    assert trusted.complete
+
+
 def test_a_missing_certificate_file_is_a_config_error() -> None:
     """The error names the file before anything is sent."""
     with pytest.raises(ConfigError, match=r"nowhere\.pem"):
