@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from runspan.backends.sqlite.queries import has_fragments
+from runspan.backends.sqlite.queries import waiting
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.model.span import run_ids
 
@@ -139,7 +139,7 @@ def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], te
         row = connection.execute(_STORED_DIGEST, (trace_id,)).fetchone()
         if row is None:
             gone += 1
-        elif row[1] != digest[: len(row[1])] or row[2] or has_fragments(connection, trace_id, tenant):
+        elif row[1] != digest[: len(row[1])] or row[2] or waiting(connection, trace_id, tenant) is not None:
             changed.append(run_id)
         else:
             spans += connection.execute("DELETE FROM foreign_spans WHERE trace_id = ?", (trace_id,)).rowcount
