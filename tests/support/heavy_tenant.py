@@ -1,0 +1,182 @@
+"""A tenant that does its worst within its limits: large changed runs, spans that wait, large pages, many connections.
+
+It is a process of its own, so that it takes no time from the one that measures: ``python -m support.heavy_tenant URL
+KEY SEED``. It ends when its standard input is closed, and prints how many requests had which status.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count
+from random import Random
+from typing import Any
+
+import httpx
+import msgspec
+
+from runspan import Run, encode
+from runspan.codec.fields import DIGEST
+from runspan.model.timestamps import canonical_text
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.testing import generate
+
+T0 = 1_768_467_700_000_000_000
+JSON = {"Content-Type": "application/json"}
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+GZIP = {"Content-Encoding": "gzip"}
+TENANT = "heavy"
+STEPS = 100_000
+"""The most that a run may have."""
+
+Request = tuple[str, str, bytes, dict[str, str]]
+
+
+def minimal_run(run_id: str, steps: int, version: int, status: str = "running") -> bytes:
+    """A run of steps that are as small as they can be, all of which differ from version to version."""
+    start = f'"startedAt":"{canonical_text(T0)}"'
+    listed = ",".join([f'{{"id":"{number}","status":"completed","attempt":{version}}}' for number in range(steps)])
+    return f'{{"id":"{run_id}","status":"{status}",{start},"steps":[{listed}]}}'.encode()
+
+
+def spans(run: bytes, observed_at: int = T0) -> list[Any]:
+    return encode(Run.from_json(run), tenant=TENANT, observed_at=observed_at)
+
+
+def otlp(found: list[Any]) -> bytes:
+    return gzip.compress(request_bytes(Resource(), [scoped_bytes(span) for span in found]), 1)
+
+
+def post_run(body: bytes) -> Request:
+    return "POST", "/api/v1/runs", body, JSON
+
+
+def post_spans(body: bytes) -> Request:
+    return "POST", "/v1/traces", body, PROTOBUF | GZIP
+
+
+def get(path: str) -> Request:
+    return "GET", path, b"", {}
+
+
+# The bodies are made before anything is sent, and sent again and again.
+
+
+def changed_runs() -> Iterator[Request]:
+    """The largest run, each time with all of its steps changed, and one that is too large."""
+    bodies = [minimal_run("changed", STEPS, version) for version in range(4)] + [minimal_run("too large", 400_000, 0)]
+    for number in count():
+        yield post_run(bodies[number % len(bodies)])
+
+
+def waiting_steps() -> Iterator[Request]:
+    """Steps without a revision span, then one more of the same traces in each request."""
+    parts = []
+    for trace in range(3):
+        steps = spans(minimal_run(f"waiting {trace}", 40_000, 0))[:-1]
+        parts += [otlp(steps[start : start + 8000]) for start in range(0, len(steps), 8000)]
+    singles = [otlp(spans(minimal_run(f"waiting {trace}", 1, 1))[:1]) for trace in range(3)]
+    for body in parts:
+        yield post_spans(body)
+    for number in count():
+        yield post_spans(singles[number % 3])
+        yield get(f"/api/v1/runs/waiting%20{number % 3}")
+
+
+def forged_revisions() -> Iterator[Request]:
+    """All steps of a revision span whose digest is wrong, which is sent again and again with another one."""
+    *steps, root = spans(minimal_run("forged", 20_000, 0))
+    for start in range(0, len(steps), 8000):
+        yield post_spans(otlp(steps[start : start + 8000]))
+    bodies = []
+    for number in range(8):
+        own = list({**root.attributes(), DIGEST: f"{number:064x}"}.items())
+        bodies.append(otlp([msgspec.structs.replace(root, shared=(), own=own)]))
+    for number in count():
+        yield post_spans(bodies[number % len(bodies)])
+
+
+def changed_spans() -> Iterator[Request]:
+    """A snapshot of a large run over OTLP, each time with all of its steps changed."""
+    bodies = [otlp(spans(minimal_run("snapshots", 20_000, version), T0 + version)) for version in range(8)]
+    for number in count():
+        yield post_spans(bodies[number % len(bodies)])
+
+
+def many_runs() -> Iterator[Request]:
+    """Requests of 2,000 new runs."""
+    for seed in count():
+        runs = [Run.from_json(text) for text in generate(2000, seed=seed % 3)]
+        yield post_spans(otlp([span for run in runs for span in encode(run, tenant=TENANT)]))
+
+
+def large_pages() -> Iterator[Request]:
+    """Runs with a large error each, and pages of them."""
+    for number in range(100):
+        run = {"id": f"page {number}", "status": "failed", "startedAt": canonical_text(T0), "error": "x" * 160_000}
+        yield post_run(json.dumps(run).encode())
+    while True:
+        yield get("/api/v1/runs?limit=200&status=failed")
+        yield get("/api/v1/runs/changed")
+
+
+def small_runs() -> Iterator[Request]:
+    """One run after the other."""
+    while True:
+        for text in generate(500, seed=7):
+            yield post_run(text)
+
+
+WORKS: list[tuple[Callable[[], Iterator[Request]], int]] = [
+    (changed_runs, 4),
+    (waiting_steps, 4),
+    (forged_revisions, 3),
+    (changed_spans, 3),
+    (many_runs, 3),
+    (large_pages, 6),
+    (small_runs, 8),
+]
+"""What is sent, by how many connections."""
+
+
+def send(url: str, key: str, work: Iterator[Request], lock: threading.Lock, stop: threading.Event, seen: Any) -> None:
+    with httpx.Client(base_url=url, headers={"x-api-key": key}, timeout=120, trust_env=False) as client:
+        while not stop.is_set():
+            with lock:
+                method, path, body, headers = next(work)
+            try:
+                response = client.request(method, path, content=body, headers=headers)
+            except httpx.HTTPError as error:
+                seen[type(error).__name__] += 1
+                stop.wait(0.2)
+                continue
+            seen[str(response.status_code)] += 1
+            if response.status_code in (429, 503):
+                stop.wait(0.2)
+
+
+def main(url: str, key: str, seed: str) -> None:
+    stop = threading.Event()
+    seen: Counter[str] = Counter()
+    works = [(make(), connections) for make, connections in WORKS]
+    Random(seed).shuffle(works)
+    first = []
+    for work, connections in works:
+        lock = threading.Lock()
+        first += [threading.Thread(target=send, args=(url, key, work, lock, stop, seen)) for _ in range(connections)]
+    for thread in first:
+        thread.start()
+    print("sending", flush=True)
+    sys.stdin.read()
+    stop.set()
+    for thread in first:
+        thread.join(150)
+    print(json.dumps(seen), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
