@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import chain, count
 from random import Random
 from typing import Any
 
@@ -68,7 +68,8 @@ def get(path: str) -> Request:
 
 def changed_runs() -> Iterator[Request]:
     """The largest run, each time with all of its steps changed, and one that is too large."""
-    bodies = [minimal_run("changed", STEPS, version) for version in range(4)] + [minimal_run("too large", 400_000, 0)]
+    bodies = [minimal_run("changed", STEPS, version) for version in range(4)]
+    bodies.append(minimal_run("too large", 4 * STEPS, 0))
     for number in count():
         yield post_run(bodies[number % len(bodies)])
 
@@ -109,16 +110,19 @@ def changed_spans() -> Iterator[Request]:
 
 def many_runs() -> Iterator[Request]:
     """Requests of 2,000 new runs."""
-    for seed in count():
-        runs = [Run.from_json(text) for text in generate(2000, seed=seed % 3)]
-        yield post_spans(otlp([span for run in runs for span in encode(run, tenant=TENANT)]))
+    bodies = []
+    for seed in range(4):
+        runs = [Run.from_json(text) for text in generate(2000, seed=seed)]
+        bodies.append(otlp([span for run in runs for span in encode(run, tenant=TENANT)]))
+    for number in count():
+        yield post_spans(bodies[number % len(bodies)])
 
 
 def large_pages() -> Iterator[Request]:
     """Runs with a large error each, and pages of them."""
+    run = {"id": "page", "status": "failed", "startedAt": canonical_text(T0), "error": "x" * 160_000}
     for number in range(100):
-        run = {"id": f"page {number}", "status": "failed", "startedAt": canonical_text(T0), "error": "x" * 160_000}
-        yield post_run(json.dumps(run).encode())
+        yield post_run(json.dumps(run | {"id": f"page {number}"}).encode())
     while True:
         yield get("/api/v1/runs?limit=200&status=failed")
         yield get("/api/v1/runs/changed")
@@ -162,20 +166,21 @@ def send(url: str, key: str, work: Iterator[Request], lock: threading.Lock, stop
 def main(url: str, key: str, seed: str) -> None:
     stop = threading.Event()
     seen: Counter[str] = Counter()
-    works = [(make(), connections) for make, connections in WORKS]
-    Random(seed).shuffle(works)
-    first = []
-    for work, connections in works:
-        lock = threading.Lock()
-        first += [threading.Thread(target=send, args=(url, key, work, lock, stop, seen)) for _ in range(connections)]
-    for thread in first:
+    threads = []
+    for make, connections in WORKS:
+        work, lock = make(), threading.Lock()
+        work = chain([next(work)], work)  # its bodies are made now
+        threads += [threading.Thread(target=send, args=(url, key, work, lock, stop, seen)) for _ in range(connections)]
+    Random(seed).shuffle(threads)
+    for thread in threads:
         thread.start()
-    print("sending", flush=True)
+    sys.stdout.write("sending\n")
+    sys.stdout.flush()
     sys.stdin.read()
     stop.set()
-    for thread in first:
+    for thread in threads:
         thread.join(150)
-    print(json.dumps(seen), flush=True)
+    sys.stdout.write(json.dumps(seen) + "\n")
 
 
 if __name__ == "__main__":

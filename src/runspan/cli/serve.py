@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -31,6 +32,9 @@ from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
 _LIMITS: Final = Limits()
+_SWITCH_INTERVAL: Final = 0.0005
+"""Seconds after which a thread lets others run Python code. A request waits so long for each thread that is computing,
+and does so dozens of times, since every call that may block lets others run too. The default is ten times as long."""
 
 _link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
@@ -240,6 +244,7 @@ def serve(
             max_body=config.max_body,
             trusted_proxy=trusted_proxy,
         )
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         with handle_signals(server.stop, repeat=True):
             _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
             server.run()

@@ -562,21 +562,26 @@ def _store_new(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool
     return True
 
 
+def _is_stored(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool:
+    """Return whether a run is stored as it is, and nothing waits."""
+    head, waiting = _read_state(connection, row.trace_id, tenant)
+    return waiting is None and head is not None and (head.revision, head.digest) == (row.revision, row.digest)
+
+
 def _store_complete(connection: sqlite3.Connection, traces: Sequence[_TraceSpans], tenant: str) -> list[_TraceSpans]:
     """Store the complete runs of which nothing is stored yet. Return those that change what is stored."""
     resource_ids: dict[bytes | None, int | None] = {None: None}
     rows: list[RunRow] = []
     others = []
+    stored = queries.stored_traces(connection, [trace.trace_id for trace in traces], tenant)
     for trace in traces:
-        row, (head, waiting) = trace.row, _read_state(connection, trace.trace_id, tenant)
-        if row is None or waiting is not None:
+        row = trace.row
+        if row is None or (trace.trace_id in stored and not _is_stored(connection, row, tenant)):
             others.append(trace)
-        elif head is None:
+        elif trace.trace_id not in stored:
             if trace.resource is not None and trace.resource not in resource_ids:
                 resource_ids[trace.resource] = queries.insert_resource(connection, trace.resource)
             rows.append(row._replace(resource_id=resource_ids[trace.resource]))
-        elif (head.revision, head.digest) != (row.revision, row.digest):
-            others.append(trace)
     queries.upsert_runs(connection, rows)
     return others
 

@@ -180,20 +180,34 @@ def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
 
 
 _COLUMNS: Final = ", ".join(RunRow._fields)
-_INSERT: Final = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(RunRow._fields))})"  # noqa: S608 a constant
 _UPDATES: Final = ", ".join(
     f"{name} = excluded.{name}" for name in RunRow._fields if name not in ("trace_id", "observed_at")
 )
 # An observation stays, however the revisions of several senders interleave.
-_UPSERT: Final = f"""
-    {_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
+_ON_CONFLICT: Final = f"""
+    ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
     observed_at = iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)
 """
+_ROWS: Final = 500
+"""Rows of one statement, at most 32 values each: SQLite takes 32766."""
+
+
+def _insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]], then: str = "") -> None:
+    """Insert rows by few statements: a thread waits for others after each step of a statement, which is each row."""
+    for start in range(0, len(rows), _ROWS):
+        batch = rows[start : start + _ROWS]
+        values = [value for row in batch for value in row]
+        connection.execute(f"INSERT {into} VALUES {_marks(batch)} {then}", values)  # noqa: S608 constants
+
+
+def _marks(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Return the placeholders of rows."""
+    return ", ".join([f"({', '.join('?' * len(rows[0]))})"] * len(rows))
 
 
 def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
     """Write rows, in place of the stored runs of their traces."""
-    connection.executemany(_UPSERT, rows)
+    _insert(connection, f"INTO runs ({_COLUMNS})", rows, _ON_CONFLICT)
 
 
 def update_observation(
@@ -226,6 +240,18 @@ def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | N
         return None
     run_id, tenant, incomplete, *others = row
     return StoredRow(run_id.decode(), tenant.decode(), bytes_to_lines(incomplete), *others)
+
+
+def stored_traces(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
+    """Return those of the traces of which a run, or a fragment of this tenant, is stored."""
+    found: set[bytes] = set()
+    for start in range(0, len(trace_ids), _ROWS):
+        batch = trace_ids[start : start + _ROWS]
+        among = f"trace_id IN ({', '.join('?' * len(batch))})"
+        found.update(*connection.execute(f"SELECT trace_id FROM runs WHERE {among}", batch))  # noqa: S608 constants
+        sql = f"SELECT trace_id FROM waiting_traces WHERE {among} AND tenant = ?"  # noqa: S608 constants
+        found.update(*connection.execute(sql, (*batch, tenant.encode())))
+    return found
 
 
 def stored_head(connection: sqlite3.Connection, trace_id: bytes) -> StoredHead | None:
@@ -279,8 +305,6 @@ class FragmentRow(NamedTuple):
 
 
 _FRAGMENT_COLUMNS: Final = ", ".join(FragmentRow._fields)
-_MARKS: Final = ", ".join("?" * len(FragmentRow._fields))
-_INSERT_FRAGMENT: Final = f"INSERT INTO fragments ({_FRAGMENT_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608 constants
 
 
 def waiting(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> Waiting | None:
@@ -350,13 +374,18 @@ def superseded_sizes(connection: sqlite3.Connection, trace_id: bytes, tenant: st
 
 
 def insert_fragments(connection: sqlite3.Connection, rows: Sequence[FragmentRow]) -> None:
-    """Store fragments. One that is stored already counts as arrived now."""
-    by_key = {row[:4]: row for row in rows}
-    connection.executemany(
-        "DELETE FROM fragments WHERE trace_id = ? AND tenant = ? AND span_id = ? AND fingerprint = ?",
-        by_key,
-    )
-    connection.executemany(_INSERT_FRAGMENT, by_key.values())
+    """Store fragments of one trace. One that is stored already counts as arrived now."""
+    by_key = {(row.span_id, row.fingerprint): row for row in rows}
+    keys = list(by_key)
+    for start in range(0, len(keys), _ROWS):
+        batch = keys[start : start + _ROWS]
+        repeated = (
+            f"WITH arrived (span_id, fingerprint) AS (VALUES {_marks(batch)}) DELETE FROM fragments WHERE id IN"  # noqa: S608 constants
+            " (SELECT id FROM arrived CROSS JOIN fragments USING (span_id, fingerprint)"
+            " WHERE trace_id = ? AND tenant = ?)"
+        )
+        connection.execute(repeated, [*[value for key in batch for value in key], *rows[0][:2]])
+    _insert(connection, f"INTO fragments ({_FRAGMENT_COLUMNS})", list(by_key.values()))
 
 
 def update_hints(connection: sqlite3.Connection, hints: Iterable[tuple[bytes | None, int | None, int]]) -> None:
@@ -364,9 +393,9 @@ def update_hints(connection: sqlite3.Connection, hints: Iterable[tuple[bytes | N
     connection.executemany("UPDATE fragments SET missing = ?, tried = ? WHERE id = ?", hints)
 
 
-def delete_fragments(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
+def delete_fragments(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
     """Delete fragments by the ids of their rows."""
-    connection.executemany("DELETE FROM fragments WHERE id = ?", [(row_id,) for row_id in ids])
+    connection.execute("DELETE FROM fragments WHERE id IN (SELECT value FROM json_each(?))", (str(list(ids)),))
 
 
 def fragment_row(
@@ -420,9 +449,7 @@ def foreign_row(item: ForeignSpan, tenant: str, now: int, compressed: bytes) -> 
 
 def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Store foreign spans, except for those that are stored already."""
-    columns = "trace_id, tenant, span_id, digest, received_at, otlp"
-    insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 a constant
-    connection.executemany(insert, rows)
+    _insert(connection, "OR IGNORE INTO foreign_spans (trace_id, tenant, span_id, digest, received_at, otlp)", rows)
 
 
 def foreign_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:
