@@ -59,9 +59,9 @@ from runspan.otlp.protobuf_writer import span_bytes
 
 _ATTEMPTS: Final = 3
 """How often changes are prepared outside of the transaction."""
-_PART_RUNS: Final = 250
-_PART_BYTES: Final = 2 << 20
-_PART_ROWS: Final = 2000
+_PART_RUNS: Final = 100
+_PART_BYTES: Final = 1 << 20
+_PART_ROWS: Final = 500
 """Runs, bytes of documents, and rows of spans that one transaction writes for one caller."""
 _OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
 """The roles of the spans that a document is read from."""
@@ -521,18 +521,19 @@ class Ingester:
 
         Return the state of the trace then, None if it was not the expected one, and why the changes are refused.
         """
-        trace_id, tenant, inserted = changes.trace_id, changes.tenant, changes.inserted[start:]
+        trace_id, tenant, inserted = changes.trace_id, changes.tenant, changes.inserted
         state = _read_state(connection, trace_id, tenant)
         if state != changes.state:
             return None, None
         if changes.reason is None:
-            if inserted:
+            if inserted and not start:
                 of_tenant = queries.waiting_of_tenant(connection, tenant)
                 refusal = self.limits.waiting_refusal(inserted, changes.freed, state[1], of_tenant)
                 if refusal is not None:
                     return None, refusal
-                queries.insert_fragments(connection, inserted[:_PART_ROWS])
-            if len(inserted) > _PART_ROWS:
+            if inserted:
+                queries.insert_fragments(connection, inserted[start : start + _PART_ROWS])
+            if start + _PART_ROWS < len(inserted):
                 return _read_state(connection, trace_id, tenant), None
             if changes.hints:
                 queries.update_hints(connection, changes.hints)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -156,8 +157,9 @@ class SqliteStore:
         except sqlite3.Error as error:
             connection.close()
             raise store_error(error, self.path) from error
+        self._training: threading.Thread | None = None
         self._retention = Retention(retention_days)
-        self._writer = GroupWriter(connection, self.path, self._compression.train)
+        self._writer = GroupWriter(connection, self.path, self._train_when_due)
         self._readers = ConnectionPool(self.path, self._writer.check_files)
         self._ingester = Ingester(
             self._writer,
@@ -314,6 +316,8 @@ class SqliteStore:
 
     def close(self) -> None:
         """Finish the current writes and close the file. Calling it twice is allowed."""
+        if self._training is not None:
+            self._training.join()
         self._readers.close()
         # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
@@ -323,6 +327,19 @@ class SqliteStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _train_when_due(self, connection: sqlite3.Connection) -> None:
+        """Train the dictionary in a thread of its own: it takes as long as a hundred writes."""
+        if self._compression.is_due(connection):
+            self._training = threading.Thread(target=self._train, name="runspan-dictionary")
+            self._training.start()
+
+    def _train(self) -> None:
+        with suppress(StoreError), self._readers.connection() as connection:  # without one, frames are only larger
+            content = self._compression.train(connection)
+            if content is not None:
+                self._writer.submit(lambda writing: self._compression.add(writing, content))
+                self._compression.load(connection)
 
     def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
         """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""

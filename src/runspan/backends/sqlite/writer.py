@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +27,10 @@ Work = Callable[[sqlite3.Connection], T]
 _MAX_GROUP = 64
 """Jobs of one transaction: enough to share the cost of the fsync, few enough that the first caller returns soon."""
 _MAX_SECONDS = 0.05
-"""After this time a transaction begins no further job."""
+_MAX_SHARED_SECONDS = 0.005
+"""After this time a transaction begins no further job; after the shorter one if several tenants wait."""
+_MAX_WAIT = 1.0
+"""Seconds after which a caller looks again whether its jobs are done, in case the one that commits was interrupted."""
 
 
 class _Job(NamedTuple):
@@ -58,6 +61,9 @@ class GroupWriter:
         """When each tenant that has jobs was served last, as the number of the transaction."""
         self._transactions = 0
         self._in_use = Lock()
+        """Held by the caller that commits."""
+        self._changed = Condition()
+        """Notified when jobs are done, and when no caller commits."""
         self._closed = False
 
     def submit(self, work: Work[T], tenant: str = "", *, alone: bool = False) -> T:
@@ -82,13 +88,28 @@ class GroupWriter:
         jobs = [_Job(work, tenant, Future()) for work in works]
         with self._queue:
             self._jobs = [*self._jobs, *jobs]
-        if not jobs:
-            return []
-        with self._in_use:
-            while not all(job.future.done() for job in jobs):
-                self._require_open()
-                self._commit_waiting()
+        if self._wait_or_lead(jobs):
+            try:
+                while not _are_done(jobs):
+                    self._require_open()
+                    self._commit_waiting()
+            finally:
+                self._in_use.release()
+                self._notify()
         return [job.future.result() for job in jobs]
+
+    def _wait_or_lead(self, jobs: Sequence[_Job]) -> bool:
+        """Wait until the jobs are done, and return False; or until no other caller commits, and return True."""
+        with self._changed:
+            while not _are_done(jobs):
+                if self._in_use.acquire(blocking=False):
+                    return True
+                self._changed.wait(_MAX_WAIT)
+        return False
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def check(self) -> None:
         """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
@@ -115,6 +136,7 @@ class GroupWriter:
         self._commit(self._next_jobs())
         with self._queue:
             self._jobs = [job for job in self._jobs if not job.future.done()]
+        self._notify()
         # It is retried after a later commit, so its failure must not fail this one, which is on disk.
         with suppress(Exception):
             self._after_commit(self._connection)
@@ -143,7 +165,7 @@ class GroupWriter:
             return
         failure: Exception | None = None
         results = []
-        end = monotonic() + _MAX_SECONDS
+        end = monotonic() + (_MAX_SECONDS if len(self._turns) == 1 else _MAX_SHARED_SECONDS)
         try:
             for job in group:
                 self._turns[job.tenant] = self._transactions
@@ -191,6 +213,10 @@ class GroupWriter:
             where=str(self._path),
             hint="put it back and restart the process: what is written now would be lost",
         )
+
+
+def _are_done(jobs: Sequence[_Job]) -> bool:
+    return all(job.future.done() for job in jobs)
 
 
 def _identities(path: Path) -> list[tuple[int, int]]:
