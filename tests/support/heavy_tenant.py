@@ -1,15 +1,18 @@
 """A tenant that does its worst within its limits: large changed runs, spans that wait, large pages, many connections.
 
-It is a process of its own, so that it takes no time from the one that measures: ``python -m support.heavy_tenant URL
-KEY SEED``. It ends when its standard input is closed, and prints how many requests had which status.
+It is a process of its own, so that it takes no time from the one that measures, ``python -m support.heavy_tenant URL
+KEY STEPS SEED``, where STEPS are the most that a run may have. It ends when its standard input is closed, and prints
+how many requests had which status.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, count
@@ -30,8 +33,6 @@ JSON = {"Content-Type": "application/json"}
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 GZIP = {"Content-Encoding": "gzip"}
 TENANT = "heavy"
-STEPS = 100_000
-"""The most that a run may have."""
 
 Request = tuple[str, str, bytes, dict[str, str]]
 
@@ -66,19 +67,19 @@ def get(path: str) -> Request:
 # The bodies are made before anything is sent, and sent again and again.
 
 
-def changed_runs() -> Iterator[Request]:
+def changed_runs(steps: int) -> Iterator[Request]:
     """The largest run, each time with all of its steps changed, and one that is too large."""
-    bodies = [minimal_run("changed", STEPS, version) for version in range(4)]
-    bodies.append(minimal_run("too large", 4 * STEPS, 0))
+    bodies = [minimal_run("changed", steps, version) for version in range(4)]
+    bodies.append(minimal_run("too large", 4 * steps, 0))
     for number in count():
         yield post_run(bodies[number % len(bodies)])
 
 
-def waiting_steps() -> Iterator[Request]:
+def waiting_steps(most: int) -> Iterator[Request]:
     """Steps without a revision span, then one more of the same traces in each request."""
     parts = []
     for trace in range(3):
-        steps = spans(minimal_run(f"waiting {trace}", 40_000, 0))[:-1]
+        steps = spans(minimal_run(f"waiting {trace}", most // 2, 0))[:-1]
         parts += [otlp(steps[start : start + 8000]) for start in range(0, len(steps), 8000)]
     singles = [otlp(spans(minimal_run(f"waiting {trace}", 1, 1))[:1]) for trace in range(3)]
     for body in parts:
@@ -88,9 +89,9 @@ def waiting_steps() -> Iterator[Request]:
         yield get(f"/api/v1/runs/waiting%20{number % 3}")
 
 
-def forged_revisions() -> Iterator[Request]:
+def forged_revisions(most: int) -> Iterator[Request]:
     """All steps of a revision span whose digest is wrong, which is sent again and again with another one."""
-    *steps, root = spans(minimal_run("forged", 20_000, 0))
+    *steps, root = spans(minimal_run("forged", most // 5, 0))
     for start in range(0, len(steps), 8000):
         yield post_spans(otlp(steps[start : start + 8000]))
     bodies = []
@@ -101,24 +102,24 @@ def forged_revisions() -> Iterator[Request]:
         yield post_spans(bodies[number % len(bodies)])
 
 
-def changed_spans() -> Iterator[Request]:
+def changed_spans(most: int) -> Iterator[Request]:
     """A snapshot of a large run over OTLP, each time with all of its steps changed."""
-    bodies = [otlp(spans(minimal_run("snapshots", 20_000, version), T0 + version)) for version in range(8)]
+    bodies = [otlp(spans(minimal_run("snapshots", most // 5, version), T0 + version)) for version in range(8)]
     for number in count():
         yield post_spans(bodies[number % len(bodies)])
 
 
-def many_runs() -> Iterator[Request]:
-    """Requests of 2,000 new runs."""
+def many_runs(most: int) -> Iterator[Request]:
+    """Requests of many runs."""
     bodies = []
     for seed in range(4):
-        runs = [Run.from_json(text) for text in generate(2000, seed=seed)]
+        runs = [Run.from_json(text) for text in generate(most // 50, seed=seed)]
         bodies.append(otlp([span for run in runs for span in encode(run, tenant=TENANT)]))
     for number in count():
         yield post_spans(bodies[number % len(bodies)])
 
 
-def large_pages() -> Iterator[Request]:
+def large_pages(_: int) -> Iterator[Request]:
     """Runs with a large error each, and pages of them."""
     run = {"id": "page", "status": "failed", "startedAt": canonical_text(T0), "error": "x" * 160_000}
     for number in range(100):
@@ -128,14 +129,14 @@ def large_pages() -> Iterator[Request]:
         yield get("/api/v1/runs/changed")
 
 
-def small_runs() -> Iterator[Request]:
+def small_runs(_: int) -> Iterator[Request]:
     """One run after the other."""
     while True:
         for text in generate(500, seed=7):
             yield post_run(text)
 
 
-WORKS: list[tuple[Callable[[], Iterator[Request]], int]] = [
+WORKS: list[tuple[Callable[[int], Iterator[Request]], int]] = [
     (changed_runs, 4),
     (waiting_steps, 4),
     (forged_revisions, 3),
@@ -147,40 +148,38 @@ WORKS: list[tuple[Callable[[], Iterator[Request]], int]] = [
 """What is sent, by how many connections."""
 
 
-def send(url: str, key: str, work: Iterator[Request], lock: threading.Lock, stop: threading.Event, seen: Any) -> None:
+def send(url: str, key: str, work: Iterator[Request], lock: threading.Lock, seen: Counter[str]) -> None:
     with httpx.Client(base_url=url, headers={"x-api-key": key}, timeout=120, trust_env=False) as client:
-        while not stop.is_set():
+        while True:
             with lock:
                 method, path, body, headers = next(work)
             try:
                 response = client.request(method, path, content=body, headers=headers)
             except httpx.HTTPError as error:
                 seen[type(error).__name__] += 1
-                stop.wait(0.2)
+                time.sleep(0.2)
                 continue
             seen[str(response.status_code)] += 1
             if response.status_code in (429, 503):
-                stop.wait(0.2)
+                time.sleep(0.2)
 
 
-def main(url: str, key: str, seed: str) -> None:
-    stop = threading.Event()
+def main(url: str, key: str, steps: str, seed: str) -> None:
     seen: Counter[str] = Counter()
     threads = []
     for make, connections in WORKS:
-        work, lock = make(), threading.Lock()
+        work, lock = make(int(steps)), threading.Lock()
         work = chain([next(work)], work)  # its bodies are made now
-        threads += [threading.Thread(target=send, args=(url, key, work, lock, stop, seen)) for _ in range(connections)]
+        threads += [threading.Thread(target=send, args=(url, key, work, lock, seen)) for _ in range(connections)]
     Random(seed).shuffle(threads)
     for thread in threads:
         thread.start()
     sys.stdout.write("sending\n")
     sys.stdout.flush()
     sys.stdin.read()
-    stop.set()
-    for thread in threads:
-        thread.join(150)
-    sys.stdout.write(json.dumps(seen) + "\n")
+    sys.stdout.write(json.dumps(seen.copy()) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # without the responses that are on their way
 
 
 if __name__ == "__main__":
