@@ -178,7 +178,7 @@ class Ingester:
         """See ``contracts.TraceWriter.put``."""
         now = self.clock()
         count = 1 + len(run.steps)
-        reason = self.limits.steps_refusal(len(run.steps))
+        reason = _steps_refusal(len(run.steps), self.limits)
         if reason is None:
             document = self.compression.compress(run.text)
             revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
@@ -300,7 +300,7 @@ class Ingester:
             return
         if verified is not None and is_exact_match(verified, trace.spans):
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
-            reason = reason or self.limits.steps_refusal(len(verified.manifest))
+            reason = reason or _steps_refusal(len(verified.manifest), self.limits)
             if not reason:
                 trace.revision = from_verified(verified)
                 trace.row = self._row(trace.revision, request.now)
@@ -320,7 +320,7 @@ class Ingester:
             attributes = span.attributes()
             reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(revision_of(attributes))
             steps = attributes.get(STEP_COUNT)
-            reason = reason or (self.limits.steps_refusal(steps) if type(steps) is int else None)
+            reason = reason or (_steps_refusal(steps, self.limits) if type(steps) is int else None)
             if reason:
                 return reason
             run_id = attributes.get(RUN_ID)
@@ -646,6 +646,12 @@ def _rank(span: Span) -> int:
 
 def _tenant_refusal(tenant: object, sender: str) -> str | None:
     return None if tenant == sender else f"the run is of tenant {tenant!r}, the sender of {sender!r}"
+
+
+def _steps_refusal(steps: int, limits: Limits) -> str | None:
+    if steps <= limits.max_steps:
+        return None
+    return f"it has {steps} steps, and this store takes {limits.max_steps} (serve --max-steps)"
 
 
 def _revision_refusal(revision: int) -> str | None:

@@ -50,12 +50,6 @@ class Limits:
     max_waiting_bytes: int = 1 << 30
     """Bytes of these spans. Those of one trace may take a quarter."""
 
-    def steps_refusal(self, steps: int) -> str | None:
-        """Return why a run with so many steps is rejected; None when it is not."""
-        if steps <= self.max_steps:
-            return None
-        return f"it has {steps} steps, and this store takes {self.max_steps} (serve --max-steps)"
-
     def waiting_refusal(
         self, rows: Sequence[FragmentRow], freed: Size, trace: Waiting | None, tenant: tuple[int, int]
     ) -> str | None:
