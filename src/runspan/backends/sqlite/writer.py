@@ -13,8 +13,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
-from threading import Condition, Lock
-from time import monotonic
+from queue import Empty, SimpleQueue
+from threading import Lock
+from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 from runspan.backends.sqlite.schema import SCHEMA
@@ -29,6 +30,8 @@ _MAX_GROUP = 64
 _MAX_SECONDS = 0.05
 _MAX_SHARED_SECONDS = 0.005
 """After this time a transaction begins no further job; after the shorter one if several tenants wait."""
+_COMMIT_DELAY = 0.0005
+"""Seconds in which callers whose jobs were just done may submit further ones, to share the cost of the next fsync."""
 _MAX_WAIT = 1.0
 """Seconds after which a caller looks again whether its jobs are done, in case the one that commits was interrupted."""
 
@@ -37,6 +40,8 @@ class _Job(NamedTuple):
     work: Work[Any]
     tenant: str
     future: Future[Any]
+    wake: SimpleQueue[None]
+    """Has an item when the job is done, and when its caller should commit."""
 
 
 class GroupWriter:
@@ -62,8 +67,6 @@ class GroupWriter:
         self._transactions = 0
         self._in_use = Lock()
         """Held by the caller that commits."""
-        self._changed = Condition()
-        """Notified when jobs are done, and when no caller commits."""
         self._closed = False
 
     def submit(self, work: Work[T], tenant: str = "", *, alone: bool = False) -> T:
@@ -85,7 +88,8 @@ class GroupWriter:
 
         Raise the exception of the first that failed; the others are on disk then.
         """
-        jobs = [_Job(work, tenant, Future()) for work in works]
+        wake: SimpleQueue[None] = SimpleQueue()
+        jobs = [_Job(work, tenant, Future(), wake) for work in works]
         with self._queue:
             self._jobs = [*self._jobs, *jobs]
         if self._wait_or_lead(jobs):
@@ -95,21 +99,22 @@ class GroupWriter:
                     self._commit_waiting()
             finally:
                 self._in_use.release()
-                self._notify()
+                for job in self._jobs[:1]:
+                    job.wake.put(None)
         return [job.future.result() for job in jobs]
 
     def _wait_or_lead(self, jobs: Sequence[_Job]) -> bool:
         """Wait until the jobs are done, and return False; or until no other caller commits, and return True."""
-        with self._changed:
-            while not _are_done(jobs):
-                if self._in_use.acquire(blocking=False):
-                    return True
-                self._changed.wait(_MAX_WAIT)
+        has_waited = False
+        while not _are_done(jobs):
+            if self._in_use.acquire(blocking=False):
+                if has_waited:
+                    sleep(_COMMIT_DELAY)
+                return True
+            has_waited = True
+            with suppress(Empty):
+                jobs[0].wake.get(timeout=_MAX_WAIT)
         return False
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
     def check(self) -> None:
         """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
@@ -135,8 +140,10 @@ class GroupWriter:
         """Commit jobs of all tenants that have waited longest, as many as one transaction takes."""
         self._commit(self._next_jobs())
         with self._queue:
-            self._jobs = [job for job in self._jobs if not job.future.done()]
-        self._notify()
+            jobs, self._jobs = self._jobs, [job for job in self._jobs if not job.future.done()]
+        for job in jobs:
+            if job.future.done():
+                job.wake.put(None)
         # It is retried after a later commit, so its failure must not fail this one, which is on disk.
         with suppress(Exception):
             self._after_commit(self._connection)
