@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -16,7 +17,7 @@ from typing import Final
 import click
 
 from runspan.backends import connect
-from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
@@ -30,6 +31,10 @@ from runspan.web.server import WebServer
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
+_LIMITS: Final = Limits()
+_SWITCH_INTERVAL: Final = 0.0005
+"""Seconds after which a thread lets others run Python code. A request waits so long for each thread that is computing,
+and does so dozens of times, since every call that may block lets others run too. The default is ten times as long."""
 
 _link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
@@ -77,6 +82,31 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     callback=lambda ctx, param, mebibytes: mebibytes * MIB,
     metavar="MIB",
     help="Largest request body in MiB, compressed and uncompressed.",
+)
+@options.grouped(
+    "store_limits",
+    Limits,
+    options.count(
+        "--max-steps",
+        least=1,
+        default=_LIMITS.max_steps,
+        help="Steps of one run. In one trace twice as many spans may wait for others.",
+    ),
+    options.count(
+        "--max-waiting-spans",
+        least=1,
+        default=_LIMITS.max_waiting_spans,
+        help="Spans of one tenant that wait for others of their runs, in the embedded store.",
+    ),
+    options.option(
+        "--max-waiting-mib",
+        "max_waiting_bytes",
+        default=_LIMITS.max_waiting_bytes // MIB,
+        type=click.IntRange(1, 1 << 20),
+        callback=lambda ctx, param, mebibytes: mebibytes * MIB,
+        metavar="MIB",
+        help="The same in MiB; those of one trace may take a quarter.",
+    ),
 )
 @options.count("--reads-per-minute", default=1000, help="Limit for each key; 0: none.")
 @options.count("--writes-per-minute", default=200, help="Limit for each key; 0: none.")
@@ -136,6 +166,7 @@ def serve(
     port: int,
     concurrency: int,
     retention: float | None,
+    store_limits: Limits,
     private_metrics: bool,
     no_pages: bool,
     trusted_proxy: str,
@@ -199,7 +230,9 @@ def serve(
                 got=f"a {options.backend_kind(url).title()}",
                 hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
             )
-        reader = stack.enter_context(closing(connect(url, retention_days=retention, env=os.environ)))
+        reader = stack.enter_context(
+            closing(connect(url, retention_days=retention, limits=store_limits, env=os.environ))
+        )
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
@@ -211,6 +244,7 @@ def serve(
             max_body=config.max_body,
             trusted_proxy=trusted_proxy,
         )
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         with handle_signals(server.stop, repeat=True):
             _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
             server.run()

@@ -55,7 +55,12 @@ class Schema:
 def read_statements(package: str, file: str) -> tuple[str, ...]:
     """Return the statements of an SQL file in a package."""
     text = resources.files(package).joinpath(file).read_text(encoding="utf-8")
-    return tuple(filter(None, map(str.strip, text.split(";"))))
+    statements = [""]
+    for line in text.splitlines(keepends=True):
+        statements[-1] += line
+        if sqlite3.complete_statement(statements[-1]):  # a trigger has statements of its own
+            statements.append("")
+    return tuple(filter(None, map(str.strip, statements)))
 
 
 def open_database(

@@ -174,10 +174,11 @@ def get_trace(trace_id: str) -> Response:
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
         raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
-    spans = context.reader.spans(bytes.fromhex(trace_id), _span_tenant(principal))
-    if not _may_read(principal, spans):
-        raise NotFound("no such trace", where=f"trace {trace_id}")
-    return Response(write_json(spans), content_type=JSON)
+    with context.turn(principal.tenant):
+        spans = context.reader.spans(bytes.fromhex(trace_id), _span_tenant(principal))
+        if not _may_read(principal, spans):
+            raise NotFound("no such trace", where=f"trace {trace_id}")
+        return Response(write_json(spans), content_type=JSON)
 
 
 @writes.post(
@@ -202,8 +203,10 @@ def push_run() -> Response:
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE)
     if request.mimetype != JSON:
         raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))
-    run = Run.from_json(read_body(request, context.config.max_body))
-    result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
+    body = read_body(request, context.config.max_body)
+    with context.turn(principal.tenant, len(body)):
+        run = Run.from_json(body)
+        result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
     if result.rejected:
         raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
     if result.changed:

@@ -55,8 +55,9 @@ def export_traces() -> Response:
     if encoding not in (PROTOBUF, JSON):
         raise PayloadUnsupported(where="Content-Type", expected=f"{PROTOBUF} or {JSON}", got=repr(encoding[:60]))
     body = read_body(request, context.config.max_body)
-    received = read_protobuf(body) if encoding == PROTOBUF else read_json(body)
-    rejected = writer.write(received, principal.tenant).rejected
+    with context.turn(principal.tenant, len(body)):
+        received = read_protobuf(body) if encoding == PROTOBUF else read_json(body)
+        rejected = writer.write(received, principal.tenant).rejected
     metrics = context.metrics
     metrics.spans_received.inc(received.total)
     metrics.spans_rejected.inc(sum(rejection.spans for rejection in rejected))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from flask import Request, current_app
 from isal import isal_zlib
@@ -17,6 +19,9 @@ from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, check_trace_links
 from runspan.web.metrics import Metrics
 from runspan.web.sessions import SessionCookie, SessionStore
+
+LARGE_BODY = 256 << 10
+"""Bytes from which a request takes long enough that the tenant's others wait for it."""
 
 
 class AppContext:
@@ -47,6 +52,15 @@ class AppContext:
         self.failed_logins = RateLimiter(config.logins_per_minute)
         """Counts wrong keys by client address."""
         self.metrics = Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND))
+        self._turns: dict[str, threading.Lock] = {}
+
+    def turn(self, tenant: str, size: int = LARGE_BODY) -> AbstractContextManager[object]:
+        """Return what to hold while a request of so many bytes is parsed and stored.
+
+        A tenant's large requests take turns. That is as fast, since Python computes in one thread at a time, and the
+        requests of other tenants compete with one thread, not with all that the tenant keeps busy.
+        """
+        return nullcontext() if size < LARGE_BODY else self._turns.setdefault(tenant, threading.Lock())
 
 
 def current_context() -> AppContext:

@@ -118,6 +118,7 @@ def test_the_dictionary_is_trained_once_and_outlives_the_process(tmp_path):
     with SqliteStore(tmp_path) as store, SqliteStore(tmp_path) as other:
         for start in range(0, 1100, 100):
             store.write(read_protobuf(otlp([span for run in runs[start : start + 100] for span in encode(run)])))
+        store._training.join()
         store.put(runs[1100], observed_at=T0)
         assert other.document(runs[1100].id).text == runs[1100].text
     with SqliteStore(tmp_path) as store:

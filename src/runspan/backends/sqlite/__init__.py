@@ -2,5 +2,6 @@
 
 from runspan.backends.sqlite.retention import PurgeReport
 from runspan.backends.sqlite.store import SqliteStore, Stats
+from runspan.backends.sqlite.waiting import Limits
 
-__all__ = ["PurgeReport", "SqliteStore", "Stats"]
+__all__ = ["Limits", "PurgeReport", "SqliteStore", "Stats"]

@@ -81,15 +81,19 @@ class Compression:
         idle.append(decompressor)
         return content
 
-    def train(self, connection: sqlite3.Connection) -> None:
-        """Train the dictionary if it is due. The writer calls this after every commit."""
+    def is_due(self, connection: sqlite3.Connection) -> bool:
+        """Return True once there are enough documents to train the dictionary, and again when they have doubled."""
         if self._dictionaries:
-            return
+            return False
         # Row ids only grow, so the highest is a cheap bound for the number of documents so far.
-        highest = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
+        highest: int = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
         if highest < self._next_size:
-            return
+            return False
         self._next_size = highest * 2
+        return True
+
+    def train(self, connection: sqlite3.Connection) -> bytes | None:
+        """Return a dictionary of the newest documents for ``add``; None if they are too few or too similar."""
         samples: list[bytes | bytearray | memoryview[int]] = []
         newest = "SELECT document FROM runs ORDER BY id DESC LIMIT ?"
         for (frame,) in connection.execute(newest, (TRAINING_RUNS,)):
@@ -98,10 +102,10 @@ class Compression:
             if sum(map(len, samples)) > _TRAINING_BYTES:
                 break
         try:
-            content = zstandard.train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
+            return zstandard.train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
         except zstandard.ZstdError:
-            return  # too few or too similar documents; retried when there are twice as many
-        connection.execute("BEGIN IMMEDIATE")
+            return None
+
+    def add(self, connection: sqlite3.Connection, content: bytes) -> None:
+        """Store a dictionary, unless another process has stored one. ``load`` makes it the one that is used."""
         connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?)", (_FIRST_ID, content))
-        connection.execute("COMMIT")
-        self.load(connection)

@@ -1,17 +1,21 @@
-"""Ingestion: received spans are decoded and compressed in the caller's thread, and stored in the writer's transaction.
+"""Ingestion: what a write changes is prepared in the caller's thread and made in the writer's transaction.
 
-The transaction that changes the stored state also reads it, so two writers never decide on the same state. Almost
-always the request has all spans of a run; then a comparison decides which revision is newer. Otherwise the spans are
-merged with the stored ones. The steps that only the older of two revisions has are kept as fragments: a revision span
-that needs them may be on the way.
+The transaction compares the state of the trace with the one that the changes were prepared from; if another write came
+first, they are prepared again. So no two writers decide on the same state, and what takes long delays no other writer.
+Almost always the request has all spans of a run that is not stored yet; then its row is all that is prepared. Otherwise
+the spans are merged with the stored ones. The steps that only the older of two revisions has are kept as fragments: a
+revision span that needs them may be on the way.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from threading import Lock
 from typing import Any, Final
 
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
@@ -19,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
 
 from runspan.backends.sqlite import queries
 from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.queries import REVISION_ROLES, RunRow, StoredRow
+from runspan.backends.sqlite.queries import REVISION_ROLES, FragmentRow, RunRow, StoredHead, StoredRow, Waiting
 from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
     StoredRevision,
@@ -27,16 +31,25 @@ from runspan.backends.sqlite.revision import (
     from_row,
     from_verified,
     is_exact_match,
-    manifest_length,
     merge_fragments,
     next_revision,
     repeated_revision,
     revision_of,
     superseded_steps,
 )
+from runspan.backends.sqlite.waiting import (
+    Limits,
+    ReadFragment,
+    Relevant,
+    Size,
+    can_wait,
+    is_revision_span,
+    relevant,
+    surplus,
+)
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import VerifiedRun, verify_run
-from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, TENANT, observed_time
+from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.document import Run, latest_time, sort_time
@@ -44,6 +57,12 @@ from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest
 from runspan.otlp.protobuf_writer import span_bytes
 
+_ATTEMPTS: Final = 3
+"""How often changes are prepared outside of the transaction."""
+_PART_RUNS: Final = 100
+_PART_BYTES: Final = 1 << 20
+_PART_ROWS: Final = 500
+"""Runs, bytes of documents, and rows of spans that one transaction writes for one caller."""
 _OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
 """The roles of the spans that a document is read from."""
 _MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
@@ -74,70 +93,154 @@ class _Request:
     rejected: list[Rejection] = field(default_factory=list)
 
 
+_State = tuple[StoredHead | None, Waiting | None]
+"""What differs after each change of a trace: of its stored run and of the tenant's fragments."""
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a write changes in a trace, prepared from one state of it."""
+
+    trace_id: bytes
+    tenant: str
+    state: _State
+    reason: str | None = None
+    """Why the spans or the document are rejected."""
+    row: RunRow | None = None
+    resource: bytes | None = None
+    is_new: bool = False
+    """Whether the row has the document that was written."""
+    observation: tuple[int, int, int] | None = None
+    """Revision, time of observation and of writing of an unfinished run that was observed again."""
+    incomplete: tuple[tuple[str, ...], int, int] | None = None
+    """What is missing of newer revisions than the stored one, the start of its retention, the time of writing."""
+    inserted: list[FragmentRow] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+    freed: Size = field(default_factory=Size)
+    """The size of what is deleted."""
+    hints: list[tuple[bytes | None, int | None, int]] = field(default_factory=list)
+
+
+_Plan = Callable[[sqlite3.Connection], _Changes]
+"""Prepares the changes of one trace from what is stored."""
+
+
+class TraceLocks:
+    """A lock for each trace that is being changed."""
+
+    def __init__(self) -> None:
+        self._guard = Lock()
+        self._locks: dict[bytes, tuple[Lock, int]] = {}
+        """The lock of a trace, and how many threads hold it or wait for it."""
+
+    @contextmanager
+    def hold(self, trace_ids: Iterable[bytes]) -> Iterator[None]:
+        """Hold the locks of traces while the block runs; all callers take them in the same order."""
+        with ExitStack() as stack:
+            for trace_id in sorted(trace_ids):
+                stack.callback(self._leave, trace_id)
+                stack.enter_context(self._enter(trace_id))
+            yield
+
+    def _enter(self, trace_id: bytes) -> Lock:
+        with self._guard:
+            lock, users = self._locks.get(trace_id, (Lock(), 0))
+            self._locks[trace_id] = lock, users + 1
+        return lock
+
+    def _leave(self, trace_id: bytes) -> None:
+        with self._guard:
+            lock, users = self._locks.pop(trace_id)
+            if users > 1:
+                self._locks[trace_id] = lock, users - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Ingester:
     """Stores documents and OTLP requests."""
 
     writer: GroupWriter
+    readers: Callable[[], AbstractContextManager[sqlite3.Connection]]
+    """Returns a connection that only reads."""
     compression: Compression
     retention: Retention
+    limits: Limits
     clock: Callable[[], int]
     """Nanoseconds since 1970."""
     read: Callable[[sqlite3.Connection, StoredRow], StoredRevision]
     """Return the revision of a stored run. Raise StoreError when it is damaged."""
+    read_fragment: ReadFragment
+    locks: TraceLocks = field(default_factory=TraceLocks)
 
     # Documents.
 
     def put(self, run: Run, tenant: str, observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter.put``."""
         now = self.clock()
-        document = self.compression.compress(run.text)
-        revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
-        row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
         count = 1 + len(run.steps)
-        reason = self.retention.refusal(row.ended, now)
-        if reason:
+        reason = _steps_refusal(len(run.steps), self.limits)
+        if reason is None:
+            document = self.compression.compress(run.text)
+            revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
+            row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
+            reason = self.retention.refusal(row.ended, now)
+        if reason is None:
+            if _is_likely_new(row) and self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
+                return WriteResult(count)
+            plan = partial(self._plan_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
+            (changes,) = self._change(tenant, {row.trace_id: plan})
+            reason = changes.reason
+        if reason is not None:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
-        store = partial(self._store_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
-        return WriteResult(count, changed=self.writer.submit(store))
+        return WriteResult(count, changed=changes.is_new)
 
-    def _store_document(
+    def _plan_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
-    ) -> bool:
-        """Return False if the document is stored already, or outdated."""
+    ) -> _Changes:
+        """Return what a document changes. It is not new if it is stored already, or outdated."""
         trace_id, now = row.trace_id, row.written_at
         stored = queries.stored_run(connection, trace_id)
-        has_fragments = queries.has_fragments(connection, trace_id, tenant)
+        waiting = queries.waiting(connection, trace_id, tenant)
+        changes = _Changes(trace_id, tenant, _state(stored, waiting))
+        if stored is None and waiting is None:
+            changes.row, changes.is_new = row, True
+            return changes
         if stored is not None and stored.digest == row.digest:
             if not run.finished:
                 revision = repeated_revision(stored.revision, observed_at)
-                queries.update_observation(connection, trace_id, revision, observed_at, now)
-                if has_fragments:
-                    stored = queries.stored_run(connection, trace_id)
-                    self._merge(connection, _Request(tenant, now), _TraceSpans(trace_id, [], None), stored, None)
-            return False
+                changes.observation = (revision, observed_at, now)
+                if waiting is not None:
+                    superseded = stored.superseded if revision == stored.revision else None
+                    stored = stored._replace(revision=revision, superseded=superseded)
+                    request = _Request(tenant, now)
+                    self._plan_merge(connection, changes, request, _TraceSpans(trace_id, [], None), stored, waiting)
+                    changes.reason = None  # the document itself is stored already
+            return changes
         before = self._read_undamaged(connection, stored)
         if before is not None and _is_outdated(run, before):
-            return False
+            return changes
         if stored is not None:
             revision = next_revision(stored.revision, run, observed_at)
             row = row._replace(
                 revision=revision, observed_at=None if row.observed_at is None else observed_time(revision)
             )
-        if stored is not None or has_fragments:
-            newest = from_row(run, tenant, row.revision, None, row.time)
-            if has_fragments:
-                fragments = queries.fragments(connection, trace_id, tenant)
-                # A revision span that arrived before this document and does not rank above it is never read.
-                merged = merge_fragments(newest, [span for span in fragments if _rank(span) > row.revision])
-                if merged.revision is not None and (merged.revision is not newest or merged.incomplete):
-                    newest = merged.revision
-                    row = _with_conflict(self._row(newest, now, merged.incomplete), merged.conflict)
-                _replace_fragments(connection, fragments, merged.fragments, tenant, now)
-            if before is not None:
-                queries.insert_fragments(connection, superseded_steps(before, newest), tenant, now)
-        queries.upsert_runs(connection, [row])
-        return True
+        newest = from_row(run, tenant, row.revision, None, row.time)
+        if waiting is not None:
+            found = relevant(connection, self.read_fragment, trace_id, tenant, waiting, base=newest, base_is_new=True)
+            # A revision span that arrived before this document and does not rank above it is never read.
+            spans = [span for item in found.fragments for span in item.spans if _rank(span) > row.revision]
+            merged = merge_fragments(newest, spans, (), found.needed, found.stand_ins)
+            if merged.revision is not None and (merged.revision is not newest or merged.incomplete):
+                if merged.revision is not newest:
+                    self._keep_superseded(changes, newest, merged.revision, now)
+                newest = merged.revision
+                row = _with_conflict(self._row(newest, now, merged.incomplete), merged.conflict)
+            self._keep_waiting(changes, found, merged.fragments, (), waiting, now)
+        if before is not None:
+            self._keep_superseded(changes, before, newest, now)
+        self._make_room(connection, changes)
+        changes.row, changes.is_new = row, True
+        return changes
 
     def _read_undamaged(self, connection: sqlite3.Connection, stored: StoredRow | None) -> StoredRevision | None:
         """Return the revision of a stored run; None also when it is damaged, since the next one replaces it."""
@@ -151,9 +254,21 @@ class Ingester:
     def write(self, received: ParsedRequest, tenant: str) -> WriteResult:
         """Store the spans of a request; each run and each foreign span is accepted or rejected by itself."""
         request = self._prepare(received, tenant)
+        new: list[_TraceSpans] = []
+        others: list[_TraceSpans] = []
+        for trace in request.traces:
+            (new if trace.row is not None and _is_likely_new(trace.row) else others).append(trace)
+        works: list[Callable[[sqlite3.Connection], list[_TraceSpans]]] = [
+            partial(_store_complete, traces=part, tenant=tenant) for part in _parts(new)
+        ]
+        for start in range(0, len(request.foreign), _PART_ROWS):
+            works.append(partial(_store_foreign, rows=request.foreign[start : start + _PART_ROWS]))
+        others += chain.from_iterable(self.writer.submit_all(works, tenant))
+        plans = {trace.trace_id: partial(self._plan_spans, request=request, trace=trace) for trace in others}
         rejected = [*received.rejected, *request.rejected]
-        if request.traces or request.foreign:
-            rejected += self.writer.submit(lambda connection: self._store_request(connection, request))
+        for trace, changes in zip(others, self._change(tenant, plans), strict=True):
+            if changes.reason:
+                rejected.append(Rejection(f"trace {trace.trace_id.hex()}", changes.reason, len(trace.spans)))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
 
     def _prepare(self, received: ParsedRequest, tenant: str) -> _Request:
@@ -184,17 +299,34 @@ class Ingester:
         if not trace.spans:
             return
         if verified is not None and is_exact_match(verified, trace.spans):
-            trace.revision = from_verified(verified)
-            trace.row = self._row(trace.revision, request.now)
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
-            reason = reason or self.retention.refusal(trace.row.ended, request.now)
+            reason = reason or _steps_refusal(len(verified.manifest), self.limits)
+            if not reason:
+                trace.revision = from_verified(verified)
+                trace.row = self._row(trace.revision, request.now)
+                reason = self.retention.refusal(trace.row.ended, request.now)
         else:
-            reason = _spans_refusal(trace.spans, request.tenant)
+            reason = self._spans_refusal(trace.spans, request.tenant)
         if reason:
             what = f"trace {trace.trace_id.hex()}" if verified is None else f"run {verified.run.id}"
             request.rejected.append(Rejection(what, reason, len(trace.spans)))
         else:
             request.traces.append(trace)
+
+    def _spans_refusal(self, spans: Sequence[Span], tenant: str) -> str | None:
+        """Return why spans are rejected: a revision span among them is of another tenant, of another trace id, or of
+        too many steps."""
+        for span in filter(is_revision_span, spans):
+            attributes = span.attributes()
+            reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(revision_of(attributes))
+            steps = attributes.get(STEP_COUNT)
+            reason = reason or (_steps_refusal(steps, self.limits) if type(steps) is int else None)
+            if reason:
+                return reason
+            run_id = attributes.get(RUN_ID)
+            if type(run_id) is not str or run_ids(run_id, tenant).trace_id != span.trace_id:
+                return f"its trace id does not follow from run id {run_id!r}"
+        return None
 
     def _row(self, revision: StoredRevision, now: int, incomplete: tuple[str, ...] = ()) -> RunRow:
         return queries.run_row(
@@ -208,87 +340,278 @@ class Ingester:
             incomplete=incomplete,
         )
 
-    def _store_request(self, connection: sqlite3.Connection, request: _Request) -> list[Rejection]:
-        resource_ids: dict[bytes | None, int | None] = {None: None}
-        rows: list[RunRow] = []
-        rejected: list[Rejection] = []
-        for trace in request.traces:
-            stored = queries.stored_run(connection, trace.trace_id)
-            row = None if queries.has_fragments(connection, trace.trace_id, request.tenant) else trace.row
-            if row is not None and stored is not None and not self._supersedes(connection, request, trace, row, stored):
-                continue
-            if trace.resource is not None and trace.resource not in resource_ids:
-                resource_ids[trace.resource] = queries.insert_resource(connection, trace.resource)
-            resource_id = resource_ids[trace.resource]
-            if row is not None:
-                if stored is not None:
-                    row = _replacement(row, stored)
-                rows.append(row._replace(resource_id=resource_id))
-            else:
-                reason = self._merge(connection, request, trace, stored, resource_id)
-                if reason:
-                    rejected.append(Rejection(f"trace {trace.trace_id.hex()}", reason, len(trace.spans)))
-        queries.upsert_runs(connection, rows)
-        queries.insert_foreign(connection, request.foreign)
-        return rejected
+    def _plan_spans(self, connection: sqlite3.Connection, *, request: _Request, trace: _TraceSpans) -> _Changes:
+        """Return what the spans of a trace change."""
+        trace_id, tenant = trace.trace_id, request.tenant
+        stored = queries.stored_run(connection, trace_id)
+        waiting = queries.waiting(connection, trace_id, tenant)
+        changes = _Changes(trace_id, tenant, _state(stored, waiting), resource=trace.resource)
+        # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
+        is_other_tenant = stored is not None and stored.tenant != tenant
+        if trace.row is not None and waiting is None:
+            self._plan_complete(connection, changes, request, trace, stored)
+        elif is_other_tenant or (stored is None and can_wait(connection, trace_id, tenant, trace.spans, waiting)):
+            changes.inserted = [queries.fragment_row(span, tenant, request.now) for span in trace.spans]
+        else:
+            self._plan_merge(connection, changes, request, trace, stored, waiting)
+        self._make_room(connection, changes)
+        return changes
 
-    def _supersedes(
-        self, connection: sqlite3.Connection, request: _Request, trace: _TraceSpans, row: RunRow, stored: StoredRow
-    ) -> bool:
-        """Return whether a complete run supersedes the stored revision.
+    def _plan_complete(
+        self,
+        connection: sqlite3.Connection,
+        changes: _Changes,
+        request: _Request,
+        trace: _TraceSpans,
+        stored: StoredRow | None,
+    ) -> None:
+        """Store a complete run if it ranks above the stored revision.
 
         Keep the steps that only the older of the two has, unless both are the same revision: then one corrects the
         other and is complete.
         """
+        row, revision = trace.row, trace.revision
+        if row is None or revision is None or stored is None:
+            changes.row = row
+            return
         is_newer = _ranks_above(row, stored)
         is_same = row.digest == stored.digest and row.step_ids == stored.step_ids
-        if is_same or row.revision == stored.revision or trace.revision is None:
-            return is_newer
-        before = self._read_undamaged(connection, stored)
+        before = None if is_same or row.revision == stored.revision else self._read_undamaged(connection, stored)
         if before is not None:
-            older, newer = (before, trace.revision) if is_newer else (trace.revision, before)
-            queries.insert_fragments(connection, superseded_steps(older, newer), request.tenant, request.now)
-        return is_newer
+            older, newer = (before, revision) if is_newer else (revision, before)
+            self._keep_superseded(changes, older, newer, request.now)
+        if is_newer:
+            changes.row = _replacement(row, stored)
 
-    def _merge(
+    def _plan_merge(
         self,
         connection: sqlite3.Connection,
+        changes: _Changes,
         request: _Request,
         trace: _TraceSpans,
         stored: StoredRow | None,
-        resource_id: int | None,
-    ) -> str | None:
-        """Merge spans into a trace whose spans arrive in parts. Return the reason when its run is rejected."""
+        waiting: Waiting | None,
+    ) -> None:
+        """Merge spans into a trace whose spans arrive in parts."""
         trace_id, tenant, now = trace.trace_id, request.tenant, request.now
-        # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
-        is_other_tenant = stored is not None and stored.tenant != tenant
-        if is_other_tenant or (stored is None and _is_too_short(connection, trace, tenant)):
-            queries.insert_fragments(connection, trace.spans, tenant, now)
-            return None
         base: StoredRevision | None = None
         superseded: Sequence[bytes] = ()
         if stored is not None:
             try:
                 base = self.read(connection, stored)
             except StoreError as error:
-                return f"the stored run cannot be read: {error}"
+                changes.reason = f"the stored run cannot be read: {error}"
+                return
             superseded = queries.split_digests(stored.superseded)
-        fragments = queries.fragments(connection, trace_id, tenant)
-        newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
+        found = relevant(connection, self.read_fragment, trace_id, tenant, waiting, base=base, arrived=trace.spans)
+        spans = [span for item in found.fragments for span in item.spans]
+        merged = merge_fragments(base, [*spans, *trace.spans], superseded, found.needed, found.stand_ins)
+        newest = merged.revision
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
-            reason = self.retention.refusal(ended, now)
-            if reason:
-                queries.delete_fragments(connection, fragments, tenant)
-                return reason
+            changes.reason = self.retention.refusal(ended, now)
+            if changes.reason:
+                changes.deleted = queries.fragment_ids(connection, trace_id, tenant)
+                return
             if newest is not base:
-                row = self._row(newest, now, incomplete)._replace(resource_id=resource_id)
+                row = self._row(newest, now, merged.incomplete)
                 row = row if stored is None else _replacement(row, stored)
-                queries.upsert_runs(connection, [_with_conflict(row, conflict)])
-            elif stored is not None and incomplete != stored.incomplete:
-                queries.update_incomplete(connection, trace_id, incomplete, ended, now)
-        _replace_fragments(connection, fragments, waiting, tenant, now)
-        return None
+                changes.row = _with_conflict(row, merged.conflict)
+                if base is not None and newest.revision != base.revision:
+                    self._keep_superseded(changes, base, newest, now)
+            elif stored is not None and merged.incomplete != stored.incomplete:
+                changes.incomplete = (merged.incomplete, ended, now)
+        self._keep_waiting(changes, found, merged.fragments, trace.spans, waiting, now)
+
+    def _keep_waiting(
+        self,
+        changes: _Changes,
+        found: Relevant,
+        kept: Sequence[Span],
+        arrived: Sequence[Span],
+        waiting: Waiting | None,
+        now: int,
+    ) -> None:
+        """Store the spans that wait, and delete those that wait no longer; others keep their order and time."""
+        kept_ids = {id(span) for span in kept}
+        tried = len(arrived) + (0 if waiting is None else waiting.spans)
+        for fragment in found.fragments:
+            if not any(id(span) in kept_ids for span in fragment.spans):
+                changes.deleted.append(fragment.id)
+                changes.freed = changes.freed.plus(len(fragment.spans), fragment.size)
+            elif fragment.kind == queries.REVISION:
+                missing = found.missing.get(id(fragment.spans[0]))
+                changes.hints.append((missing, tried, fragment.id))
+        for span in arrived:
+            if id(span) in kept_ids:
+                missing = found.missing.get(id(span))
+                changes.inserted.append(queries.fragment_row(span, changes.tenant, now, missing=missing, tried=tried))
+
+    def _keep_superseded(self, changes: _Changes, before: StoredRevision, after: StoredRevision, now: int) -> None:
+        """Keep the steps that a later revision does not have: a revision span that needs them may be on the way."""
+        kept = superseded_steps(before, after)
+        if kept is not None:
+            frame = self.compression.compress(kept.run.text)
+            row = queries.superseded_row(changes.trace_id, changes.tenant, now, kept.step_ids, kept.time, frame)
+            changes.inserted.append(row)
+
+    def _make_room(self, connection: sqlite3.Connection, changes: _Changes) -> None:
+        """Delete the oldest superseded steps of a run that has changed too often to keep all."""
+        if any(row.kind == queries.SUPERSEDED for row in changes.inserted):
+            ids, freed = surplus(connection, changes.trace_id, changes.tenant, self.limits)
+            changes.deleted += ids
+            changes.freed = changes.freed.plus(*freed)
+
+    # The transaction.
+
+    def _change(self, tenant: str, plans: Mapping[bytes, _Plan]) -> list[_Changes]:
+        """Prepare the changes of traces in this thread and make them; prepare those again that came too late.
+
+        The locks of the traces keep the writers of this process from changing them. Those of others may, and then the
+        changes are at last prepared in the transaction.
+        """
+        made: dict[bytes, _Changes] = {}
+        with self.locks.hold(plans):
+            for _ in range(_ATTEMPTS):
+                if len(made) == len(plans):
+                    break
+                with self.readers() as connection:
+                    planned = [plan(connection) for trace_id, plan in plans.items() if trace_id not in made]
+                made |= {changes.trace_id: changes for changes in self._make(planned, tenant)}
+            for trace_id in plans.keys() - made:
+                made[trace_id] = self.writer.submit(partial(self._plan_and_make, plan=plans[trace_id]), tenant)
+        return [made[trace_id] for trace_id in plans]
+
+    def _plan_and_make(self, connection: sqlite3.Connection, plan: _Plan) -> _Changes:
+        changes = plan(connection)
+        for start in range(0, max(len(changes.inserted), 1), _PART_ROWS):
+            changes.state = _read_state(connection, changes.trace_id, changes.tenant)
+            _, refusal = self._apply(connection, changes, start)
+            if refusal is not None:
+                changes.reason, changes.deleted = refusal, []
+        queries.delete_fragments(connection, changes.deleted)
+        return changes
+
+    def _make(self, planned: Sequence[_Changes], tenant: str) -> list[_Changes]:
+        """Make changes in transactions of bounded size. Return those that were made, or refused for good."""
+        made: list[_Changes] = []
+        waiting, start = list(planned), 0
+        while waiting:
+            works = [partial(self._apply, changes=changes, start=start) for changes in waiting]
+            start += _PART_ROWS
+            unfinished = []
+            for changes, (state, refusal) in zip(waiting, self.writer.submit_all(works, tenant), strict=True):
+                if refusal is not None:
+                    changes.reason, changes.deleted = refusal, []
+                    made.append(changes)
+                elif state is not None and changes.reason is None and start < len(changes.inserted):
+                    changes.state = state
+                    unfinished.append(changes)
+                elif state is not None:
+                    made.append(changes)
+            waiting = unfinished
+        # What waits no longer has no effect while it is there.
+        rest = [row_id for changes in made for row_id in changes.deleted[_PART_ROWS:]]
+        parts = [rest[start : start + _PART_ROWS] for start in range(0, len(rest), _PART_ROWS)]
+        self.writer.submit_all([partial(queries.delete_fragments, ids=part) for part in parts], tenant)
+        return made
+
+    def _apply(self, connection: sqlite3.Connection, changes: _Changes, start: int) -> tuple[_State | None, str | None]:
+        """Insert a part of the spans that wait; with the last of them, make the other changes.
+
+        Return the state of the trace then, None if it was not the expected one, and why the changes are refused.
+        """
+        trace_id, tenant, inserted = changes.trace_id, changes.tenant, changes.inserted
+        state = _read_state(connection, trace_id, tenant)
+        if state != changes.state:
+            return None, None
+        if changes.reason is None:
+            if inserted and not start:
+                of_tenant = queries.waiting_of_tenant(connection, tenant)
+                refusal = self.limits.waiting_refusal(inserted, changes.freed, state[1], of_tenant)
+                if refusal is not None:
+                    return None, refusal
+            if inserted:
+                queries.insert_fragments(connection, inserted[start : start + _PART_ROWS])
+            if start + _PART_ROWS < len(inserted):
+                return _read_state(connection, trace_id, tenant), None
+            if changes.hints:
+                queries.update_hints(connection, changes.hints)
+            if changes.observation is not None:
+                queries.update_observation(connection, trace_id, *changes.observation)
+            if changes.row is not None:
+                resource = changes.resource
+                resource_id = None if resource is None else queries.insert_resource(connection, resource)
+                queries.upsert_runs(connection, [changes.row._replace(resource_id=resource_id)])
+            if changes.incomplete is not None:
+                queries.update_incomplete(connection, trace_id, *changes.incomplete)
+        if changes.deleted:
+            queries.delete_fragments(connection, changes.deleted[:_PART_ROWS])
+        return state, None
+
+
+def _is_likely_new(row: RunRow) -> bool:
+    """Return whether nothing is stored of a run, as far as it shows: one that has not ended is written many times."""
+    return row.revision == ROOT_REVISION
+
+
+def _store_new(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool:
+    """Store a run unless something of it is stored already. Return whether it was stored."""
+    if _read_state(connection, row.trace_id, tenant) != (None, None):
+        return False
+    queries.upsert_runs(connection, [row])
+    return True
+
+
+def _is_stored(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool:
+    """Return whether a run is stored as it is, and nothing waits."""
+    head, waiting = _read_state(connection, row.trace_id, tenant)
+    return waiting is None and head is not None and (head.revision, head.digest) == (row.revision, row.digest)
+
+
+def _store_complete(connection: sqlite3.Connection, traces: Sequence[_TraceSpans], tenant: str) -> list[_TraceSpans]:
+    """Store the complete runs of which nothing is stored yet. Return those that change what is stored."""
+    resource_ids: dict[bytes | None, int | None] = {None: None}
+    rows: list[RunRow] = []
+    others = []
+    stored = queries.stored_traces(connection, [trace.trace_id for trace in traces], tenant)
+    for trace in traces:
+        row = trace.row
+        if row is None or (trace.trace_id in stored and not _is_stored(connection, row, tenant)):
+            others.append(trace)
+        elif trace.trace_id not in stored:
+            if trace.resource is not None and trace.resource not in resource_ids:
+                resource_ids[trace.resource] = queries.insert_resource(connection, trace.resource)
+            rows.append(row._replace(resource_id=resource_ids[trace.resource]))
+    queries.upsert_runs(connection, rows)
+    return others
+
+
+def _parts(traces: Sequence[_TraceSpans]) -> Iterator[list[_TraceSpans]]:
+    """Yield complete runs in parts that one transaction writes in milliseconds."""
+    part: list[_TraceSpans] = []
+    size = 0
+    for trace in traces:
+        part.append(trace)
+        size += 0 if trace.row is None else len(trace.row.document)
+        if len(part) == _PART_RUNS or size > _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _store_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[_TraceSpans]:
+    queries.insert_foreign(connection, rows)
+    return []
+
+
+def _state(stored: StoredRow | None, waiting: Waiting | None) -> _State:
+    return None if stored is None else stored.head, waiting
+
+
+def _read_state(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> _State:
+    return queries.stored_head(connection, trace_id), queries.waiting(connection, trace_id, tenant)
 
 
 def _is_outdated(run: Run, stored: StoredRevision) -> bool:
@@ -316,36 +639,23 @@ def _role(span: Span) -> str:
     return role if type(role) is str else ""
 
 
-def _is_revision_span(span: Span) -> bool:
-    return _role(span) in REVISION_ROLES
-
-
 def _rank(span: Span) -> int:
     """Return the revision of a revision span; above all of them for any other span, which belongs to no revision."""
-    return revision_of(span.attributes()) if _is_revision_span(span) else 2 * ROOT_REVISION
+    return revision_of(span.attributes()) if is_revision_span(span) else 2 * ROOT_REVISION
 
 
 def _tenant_refusal(tenant: object, sender: str) -> str | None:
     return None if tenant == sender else f"the run is of tenant {tenant!r}, the sender of {sender!r}"
 
 
+def _steps_refusal(steps: int, limits: Limits) -> str | None:
+    if steps <= limits.max_steps:
+        return None
+    return f"it has {steps} steps, and this store takes {limits.max_steps} (serve --max-steps)"
+
+
 def _revision_refusal(revision: int) -> str | None:
     return f"revision {revision} follows from no time of observation" if revision > _MAX_REVISION else None
-
-
-def _spans_refusal(spans: Sequence[Span], tenant: str) -> str | None:
-    """Return why spans are rejected: a revision span among them is of another tenant, or of another trace id."""
-    for span in spans:
-        if not _is_revision_span(span):
-            continue
-        attributes = span.attributes()
-        reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(revision_of(attributes))
-        if reason:
-            return reason
-        run_id = attributes.get(RUN_ID)
-        if type(run_id) is not str or run_ids(run_id, tenant).trace_id != span.trace_id:
-            return f"its trace id does not follow from run id {run_id!r}"
-    return None
 
 
 def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
@@ -357,15 +667,6 @@ def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
     scope_spans.scope.name = span.scope
     resource_spans.scope_spans.append(scope_spans)
     return ForeignSpan(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
-
-
-def _is_too_short(connection: sqlite3.Connection, trace: _TraceSpans, tenant: str) -> bool:
-    """Return whether no pending revision span could be completed by the stored fragments and these step spans."""
-    if any(map(_is_revision_span, trace.spans)):
-        return False
-    count = queries.count_step_fragments(connection, trace.trace_id, tenant) + len(trace.spans)
-    pending = queries.fragments(connection, trace.trace_id, tenant, only_revision_spans=True)
-    return all(manifest_length(span) > count for span in pending)
 
 
 def _ranks_above(row: RunRow, stored: StoredRow) -> bool:
@@ -387,12 +688,3 @@ def _with_conflict(row: RunRow, conflict: Sequence[str]) -> RunRow:
     for digest in conflict:
         superseded = queries.add_digest(superseded, bytes.fromhex(digest)[: len(row.digest)])
     return row._replace(superseded=superseded)
-
-
-def _replace_fragments(
-    connection: sqlite3.Connection, before: Sequence[Span], after: Sequence[Span], tenant: str, now: int
-) -> None:
-    """Replace the fragments of a trace; those that stay keep their order and time of arrival."""
-    before_ids, after_ids = {id(span) for span in before}, {id(span) for span in after}
-    queries.delete_fragments(connection, [span for span in before if id(span) not in after_ids], tenant)
-    queries.insert_fragments(connection, [span for span in after if id(span) not in before_ids], tenant, now)

@@ -13,12 +13,13 @@ from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
 from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
 from runspan.model.span import Span, run_ids, to_plain
 from runspan.model.timestamps import parse_ns
-from runspan.otlp.protobuf_reader import ForeignSpan, read_spans
+from runspan.otlp.protobuf_reader import ForeignSpan
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
 
 _pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(tuple[str, int, bytes, bytes]).decode
 
 
 # Runs.
@@ -56,6 +57,18 @@ class RunRow(NamedTuple):
     """See ``summary_checksum``."""
 
 
+class StoredHead(NamedTuple):
+    """What differs after each change of a stored run: its columns without the document."""
+
+    id: int
+    revision: int
+    digest: bytes
+    written_at: int
+    observed_at: int | None
+    incomplete: bytes | None
+    superseded: bytes | None
+
+
 class StoredRow(NamedTuple):
     """A stored run, its document still compressed."""
 
@@ -68,8 +81,20 @@ class StoredRow(NamedTuple):
     step_ids: bytes | None
     time: int
     superseded: bytes | None
+    id: int
+    written_at: int
+    observed_at: int | None
+
+    @property
+    def head(self) -> StoredHead:
+        """What differs after each change of the run."""
+        incomplete = lines_to_bytes(self.incomplete)
+        return StoredHead(
+            self.id, self.revision, self.digest, self.written_at, self.observed_at, incomplete, self.superseded
+        )
 
 
+_HEAD: Final = f"SELECT {', '.join(StoredHead._fields)} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _DIGEST_BYTES: Final = 16
 _CHECKSUM_BYTES: Final = 8
 _MAX_SUPERSEDED: Final = 32
@@ -155,20 +180,34 @@ def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
 
 
 _COLUMNS: Final = ", ".join(RunRow._fields)
-_INSERT: Final = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(RunRow._fields))})"  # noqa: S608 a constant
 _UPDATES: Final = ", ".join(
     f"{name} = excluded.{name}" for name in RunRow._fields if name not in ("trace_id", "observed_at")
 )
 # An observation stays, however the revisions of several senders interleave.
-_UPSERT: Final = f"""
-    {_INSERT} ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
+_ON_CONFLICT: Final = f"""
+    ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
     observed_at = iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)
 """
+_ROWS: Final = 500
+"""Rows of one statement, at most 32 values each: SQLite takes 32766."""
+
+
+def _insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]], then: str = "") -> None:
+    """Insert rows by few statements: a thread waits for others after each step of a statement, which is each row."""
+    for start in range(0, len(rows), _ROWS):
+        batch = rows[start : start + _ROWS]
+        values = [value for row in batch for value in row]
+        connection.execute(f"INSERT {into} VALUES {_marks(batch)} {then}", values)  # noqa: S608 constants
+
+
+def _marks(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Return the placeholders of rows."""
+    return ", ".join([f"({', '.join('?' * len(rows[0]))})"] * len(rows))
 
 
 def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
     """Write rows, in place of the stored runs of their traces."""
-    connection.executemany(_UPSERT, rows)
+    _insert(connection, f"INTO runs ({_COLUMNS})", rows, _ON_CONFLICT)
 
 
 def update_observation(
@@ -203,6 +242,24 @@ def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | N
     return StoredRow(run_id.decode(), tenant.decode(), bytes_to_lines(incomplete), *others)
 
 
+def stored_traces(connection: sqlite3.Connection, trace_ids: Sequence[bytes], tenant: str) -> set[bytes]:
+    """Return those of the traces of which a run, or a fragment of this tenant, is stored."""
+    found: set[bytes] = set()
+    for start in range(0, len(trace_ids), _ROWS):
+        batch = trace_ids[start : start + _ROWS]
+        among = f"trace_id IN ({', '.join('?' * len(batch))})"
+        found.update(*connection.execute(f"SELECT trace_id FROM runs WHERE {among}", batch))  # noqa: S608 constants
+        sql = f"SELECT trace_id FROM waiting_traces WHERE {among} AND tenant = ?"  # noqa: S608 constants
+        found.update(*connection.execute(sql, (*batch, tenant.encode())))
+    return found
+
+
+def stored_head(connection: sqlite3.Connection, trace_id: bytes) -> StoredHead | None:
+    """Return what identifies the state of a stored run."""
+    row = connection.execute(_HEAD, (trace_id,)).fetchone()
+    return None if row is None else StoredHead(*row)
+
+
 def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
     """Return the id of a resource, which is stored once."""
     connection.execute("INSERT OR IGNORE INTO resources (content) VALUES (?)", (content,))
@@ -213,57 +270,159 @@ def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
 # Fragments.
 
 _OWN_PREFIX: Final = "runspan."
+_ID_BATCH: Final = 500
+"""Span ids in one statement."""
+STEP, REVISION, SUPERSEDED = range(3)
+"""The kinds of fragments. A row of superseded steps has those of one revision, as a document."""
+
+
+class Waiting(NamedTuple):
+    """How much of a trace waits. It differs after each change of the fragments."""
+
+    spans: int
+    bytes: int
+    newest: int
+    """The id of the newest row that there was."""
+
+
+class FragmentRow(NamedTuple):
+    """The columns of a fragment, except for its id."""
+
+    trace_id: bytes
+    tenant: bytes
+    span_id: bytes
+    """Empty for superseded steps."""
+    fingerprint: bytes
+    kind: int
+    spans: int
+    received_at: int
+    missing: bytes | None
+    """Of a revision span: the id of a step span that has not arrived; None if all have, or nothing is known."""
+    tried: int | None
+    """Of a revision span whose steps are all there, but do not prove it: how many spans waited then."""
+    content: bytes
+    """An ExportTraceServiceRequest with the span, or the content of ``superseded_row``."""
+
+
+_FRAGMENT_COLUMNS: Final = ", ".join(FragmentRow._fields)
+
+
+def waiting(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> Waiting | None:
+    """Return how much of a trace waits, None without a fragment of this tenant."""
+    sql = "SELECT spans, bytes, newest FROM waiting_traces WHERE trace_id = ? AND tenant = ?"
+    row = connection.execute(sql, (trace_id, tenant.encode())).fetchone()
+    return None if row is None else Waiting(*row)
+
+
+def waiting_of_tenant(connection: sqlite3.Connection, tenant: str) -> tuple[int, int]:
+    """Return how many spans of all traces of a tenant wait, and their bytes."""
+    sql = "SELECT spans, bytes FROM waiting_tenants WHERE tenant = ?"
+    return connection.execute(sql, (tenant.encode(),)).fetchone() or (0, 0)
 
 
 def fragments(
-    connection: sqlite3.Connection, trace_id: bytes, tenant: str | None, *, only_revision_spans: bool = False
-) -> list[Span]:
-    """Return the fragments of a trace in order of arrival. tenant: None for those of every tenant."""
-    rows = connection.execute(
-        "SELECT otlp FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) AND is_revision_span >= ?3"
-        " ORDER BY id",
-        (trace_id, None if tenant is None else tenant.encode(), only_revision_spans),
+    connection: sqlite3.Connection,
+    trace_id: bytes,
+    tenant: str | None,
+    *,
+    kinds: tuple[int, ...] = (STEP, REVISION, SUPERSEDED),
+    span_ids: Sequence[bytes] | None = None,
+) -> list[tuple[int, int, bytes]]:
+    """Return id, kind and content of the fragments of a trace, in order of arrival.
+
+    tenant: None for those of every tenant. span_ids: only those of spans with these ids.
+    """
+    owner = None if tenant is None else tenant.encode()
+    select = "SELECT id, kind, content FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2)"
+    if span_ids is None:
+        of_kind = f"kind IN ({', '.join(map(str, kinds))})" + (" AND kind > 0" if STEP not in kinds else "")
+        return connection.execute(f"{select} AND {of_kind} ORDER BY id", (trace_id, owner)).fetchall()
+    found = []
+    for start in range(0, len(span_ids), _ID_BATCH):
+        batch = span_ids[start : start + _ID_BATCH]
+        of_ids = f"kind = {STEP} AND span_id IN ({', '.join('?' * len(batch))})"
+        found += connection.execute(f"{select} AND {of_ids}", (trace_id, owner, *batch)).fetchall()
+    return sorted(found)
+
+
+def fragment_span_ids(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> set[bytes]:
+    """Return the span ids of the fragments of a trace."""
+    sql = "SELECT span_id FROM fragments WHERE trace_id = ? AND tenant = ? AND span_id > x''"
+    return {span_id for (span_id,) in connection.execute(sql, (trace_id, tenant.encode()))}
+
+
+def fragment_ids(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[int]:
+    """Return the ids of all fragments of a trace."""
+    sql = "SELECT id FROM fragments WHERE trace_id = ? AND tenant = ?"
+    return [row_id for (row_id,) in connection.execute(sql, (trace_id, tenant.encode()))]
+
+
+def revision_hints(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> dict[int, tuple[bytes | None, int]]:
+    """Return the columns ``missing`` and ``tried`` of the revision spans that wait, by the id of their row."""
+    sql = "SELECT id, missing, tried FROM fragments WHERE trace_id = ? AND tenant = ? AND kind = 1 AND kind > 0"
+    rows = connection.execute(sql, (trace_id, tenant.encode()))
+    return {row_id: (missing, tried or 0) for row_id, missing, tried in rows}
+
+
+def superseded_sizes(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> list[tuple[int, int, int]]:
+    """Return id, number of spans and bytes of each row of superseded steps, the newest first."""
+    sql = (
+        "SELECT id, spans, length(content) FROM fragments WHERE trace_id = ? AND tenant = ? AND kind = 2 AND kind > 0"
+        " ORDER BY id DESC"
     )
-    return [span for (otlp,) in rows for span in read_spans(otlp)]
+    return connection.execute(sql, (trace_id, tenant.encode())).fetchall()
 
 
-def count_step_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> int:
-    """Return how many of the fragments of a trace are step spans."""
-    sql = "SELECT count(*) FROM fragments WHERE trace_id = ? AND tenant = ? AND NOT is_revision_span"
-    return int(connection.execute(sql, (trace_id, tenant.encode())).fetchone()[0])
+def insert_fragments(connection: sqlite3.Connection, rows: Sequence[FragmentRow]) -> None:
+    """Store fragments of one trace. One that is stored already counts as arrived now."""
+    by_key = {(row.span_id, row.fingerprint): row for row in rows}
+    keys = list(by_key)
+    for start in range(0, len(keys), _ROWS):
+        batch = keys[start : start + _ROWS]
+        repeated = (
+            f"WITH arrived (span_id, fingerprint) AS (VALUES {_marks(batch)}) DELETE FROM fragments WHERE id IN"  # noqa: S608 constants
+            " (SELECT id FROM arrived CROSS JOIN fragments USING (span_id, fingerprint)"
+            " WHERE trace_id = ? AND tenant = ?)"
+        )
+        connection.execute(repeated, [*[value for key in batch for value in key], *rows[0][:2]])
+    _insert(connection, f"INTO fragments ({_FRAGMENT_COLUMNS})", list(by_key.values()))
 
 
-def has_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> bool:
-    """Return whether a trace has fragments of this tenant."""
-    sql = "SELECT 1 FROM fragments WHERE trace_id = ? AND tenant = ? LIMIT 1"
-    return connection.execute(sql, (trace_id, tenant.encode())).fetchone() is not None
+def update_hints(connection: sqlite3.Connection, hints: Iterable[tuple[bytes | None, int | None, int]]) -> None:
+    """Record what revision spans wait for: columns ``missing`` and ``tried``, and the id of the row."""
+    connection.executemany("UPDATE fragments SET missing = ?, tried = ? WHERE id = ?", hints)
 
 
-def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, now: int) -> None:
-    """Store fragments. One that is stored already counts as arrived now."""
-    connection.executemany(
-        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, otlp)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (
-                span.trace_id,
-                tenant.encode(),
-                fingerprint(span),
-                span.attributes().get(ROLE) in REVISION_ROLES,
-                now,
-                request_bytes(Resource(), [scoped_bytes(span)]),
-            )
-            for span in spans
-        ],
-    )
+def delete_fragments(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Delete fragments by the ids of their rows."""
+    connection.execute("DELETE FROM fragments WHERE id IN (SELECT value FROM json_each(?))", (str(list(ids)),))
 
 
-def delete_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str) -> None:
-    """Delete fragments."""
-    connection.executemany(
-        "DELETE FROM fragments WHERE trace_id = ? AND tenant = ? AND fingerprint = ?",
-        [(span.trace_id, tenant.encode(), fingerprint(span)) for span in spans],
-    )
+def fragment_row(
+    span: Span, tenant: str, now: int, *, missing: bytes | None = None, tried: int | None = None
+) -> FragmentRow:
+    """Return the row of a span that waits."""
+    kind = REVISION if span.attributes().get(ROLE) in REVISION_ROLES else STEP
+    content = request_bytes(Resource(), [scoped_bytes(span)])
+    owner = tenant.encode()
+    return FragmentRow(span.trace_id, owner, span.span_id, fingerprint(span), kind, 1, now, missing, tried, content)
+
+
+def superseded_row(
+    trace_id: bytes, tenant: str, now: int, span_ids: Sequence[bytes], time: int, document: bytes
+) -> FragmentRow:
+    """Return the row of the steps that a later revision does not have.
+
+    document: a run with these steps, compressed. span_ids and time: those of its ``StoredRevision``.
+    """
+    content = _pack((tenant, time, b"".join(span_ids), document))
+    digest = sha256(content).digest()[:_DIGEST_BYTES]
+    return FragmentRow(trace_id, tenant.encode(), b"", digest, SUPERSEDED, len(span_ids), now, None, None, content)
+
+
+def superseded_content(content: bytes) -> tuple[str, int, bytes, bytes]:
+    """Return tenant, time, span ids and compressed document of a row of superseded steps."""
+    return _unpack(content)
 
 
 def fingerprint(span: Span) -> bytes:
@@ -290,9 +449,7 @@ def foreign_row(item: ForeignSpan, tenant: str, now: int, compressed: bytes) -> 
 
 def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Store foreign spans, except for those that are stored already."""
-    columns = "trace_id, tenant, span_id, digest, received_at, otlp"
-    insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 a constant
-    connection.executemany(insert, rows)
+    _insert(connection, "OR IGNORE INTO foreign_spans (trace_id, tenant, span_id, digest, received_at, otlp)", rows)
 
 
 def foreign_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from runspan.backends.sqlite.queries import has_fragments
+from runspan.backends.sqlite.queries import waiting
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.model.span import run_ids
 
 DAY: Final = 86_400 * 1_000_000_000
 _BATCH: Final = 500
-_VACUUM_PAGES: Final = 2000
+_VACUUM_PAGES: Final = 200
 _FRAGMENT_LIFETIME: Final = DAY
 """How long fragments of a complete run are kept: then their revision span is outdated or lost."""
 
@@ -50,8 +50,8 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
     cutoff = retention.cutoff(now)
     deleted = 0
     if cutoff is not None:
-        while count := writer.submit(lambda connection: _delete_runs(connection, cutoff)):
-            deleted += count
+        while (count := writer.submit(lambda connection: _delete_runs(connection, cutoff))) != 0:
+            deleted += count or 0
         _delete_spans(writer, "foreign_spans", cutoff)
         _delete_spans(writer, "fragments", cutoff)
     _delete_spans(writer, "fragments", now - _FRAGMENT_LIFETIME, "runs.id IS NOT NULL AND runs.incomplete IS NULL")
@@ -66,13 +66,15 @@ def release_pages(writer: GroupWriter) -> None:
     writer.submit(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall(), alone=True)
 
 
-def _delete_runs(connection: sqlite3.Connection, cutoff: int) -> int:
-    """Delete a batch of runs with their traces; return how many runs it had."""
+def _delete_runs(connection: sqlite3.Connection, cutoff: int) -> int | None:
+    """Delete a batch of runs with their traces; return how many runs it had, None if it had more spans than a batch."""
     expired = "SELECT trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?"
-    for table in ("foreign_spans", "fragments", "runs"):
-        delete = f"DELETE FROM {table} WHERE trace_id IN ({expired})"  # noqa: S608 constants
-        deleted = connection.execute(delete, (cutoff, _BATCH)).rowcount
-    return deleted
+    for table in ("foreign_spans", "fragments"):
+        spans = f"SELECT id FROM {table} WHERE trace_id IN ({expired}) LIMIT {_BATCH}"  # noqa: S608 constants
+        delete = f"DELETE FROM {table} WHERE id IN ({spans})"  # noqa: S608 constants
+        if connection.execute(delete, (cutoff, _BATCH)).rowcount == _BATCH:
+            return None
+    return connection.execute(f"DELETE FROM runs WHERE trace_id IN ({expired})", (cutoff, _BATCH)).rowcount  # noqa: S608 constants
 
 
 def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str = "runs.id IS NULL") -> None:
@@ -139,7 +141,7 @@ def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], te
         row = connection.execute(_STORED_DIGEST, (trace_id,)).fetchone()
         if row is None:
             gone += 1
-        elif row[1] != digest[: len(row[1])] or row[2] or has_fragments(connection, trace_id, tenant):
+        elif row[1] != digest[: len(row[1])] or row[2] or waiting(connection, trace_id, tenant) is not None:
             changed.append(run_id)
         else:
             spans += connection.execute("DELETE FROM foreign_spans WHERE trace_id = ?", (trace_id,)).rowcount

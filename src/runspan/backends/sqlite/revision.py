@@ -23,7 +23,7 @@ from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_t
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.encode import RunEncoder, content_step_ids
 from runspan.errors import TraceIncomplete
-from runspan.model.document import TERMINAL_STEP_STATUSES, Run, Step
+from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_STEP_STATUSES, Envelope, Run, Step, run_text
 from runspan.model.span import Span, Value
 
 _ID_BYTES = 8
@@ -64,10 +64,15 @@ def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None
     """Return a revision from its columns. Raise ValueError when the ids are not those of its steps."""
     if packed_step_ids is None:
         return StoredRevision(run, tenant, revision, _content_step_ids(run, tenant, time), time)
-    ids = [packed_step_ids[start : start + _ID_BYTES] for start in range(0, len(packed_step_ids), _ID_BYTES)]
+    ids = split_ids(packed_step_ids)
     if len(ids) != len(run.steps):
         raise ValueError(f"{len(ids)} step ids for {len(run.steps)} steps")
     return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids], time)
+
+
+def split_ids(packed: bytes) -> list[bytes]:
+    """Return the ids in packed bytes."""
+    return [packed[start : start + _ID_BYTES] for start in range(0, len(packed), _ID_BYTES)]
 
 
 def _content_step_ids(run: Run, tenant: str, time: int) -> list[bytes]:
@@ -111,13 +116,15 @@ def revision_of(attributes: Mapping[str, Value]) -> int:
     return revision if type(revision) is int else -1
 
 
-def manifest_length(revision_span: Span) -> int:
-    """Return how many step spans a revision span needs; 0 when its manifest cannot be read."""
+def manifest_ids(revision_span: Span) -> list[bytes]:
+    """Return the ids of the step spans that a revision span needs; none if its manifest cannot be read."""
+    attributes = read_attributes(revision_span)
     try:
-        manifest = decode_text(read_attributes(revision_span), fields.MANIFEST) or b""
-    except AttributeDecodeError:
-        return 0
-    return (len(manifest) - manifest.count(b".")) // len(fields.OPEN_STEP_MARK)
+        manifest = (fields.STEP_COUNT in attributes and decode_text(attributes, fields.MANIFEST)) or b""
+        # The mark of an open step is as long as an id.
+        return split_ids(bytes.fromhex(manifest.replace(fields.OPEN_STEP_MARK.encode(), b"").decode()))
+    except (AttributeDecodeError, ValueError):
+        return []
 
 
 # Merging.
@@ -139,7 +146,11 @@ class MergeResult(NamedTuple):
 
 
 def merge_fragments(
-    stored: StoredRevision | None, fragments: Sequence[Span], superseded: Sequence[bytes] = ()
+    stored: StoredRevision | None,
+    fragments: Sequence[Span],
+    superseded: Sequence[bytes] = (),
+    needed: Container[bytes] | None = None,
+    stand_ins: Sequence[Span] = (),
 ) -> MergeResult:
     """Return the state of a trace with a stored revision and fragments, which are in order of arrival.
 
@@ -150,18 +161,19 @@ def merge_fragments(
     superseded: digests of documents that the stored one has replaced at its own revision. A revision span with one of
     these that arrives alone is most likely a repeated delivery; so it waits, but does not make the stored document
     incomplete.
+    needed: the ids of the steps of all revisions that may be complete; None for those of any step.
+    stand_ins: in place of further step spans, which only incomplete revisions need; see ``waiting.Relevant``.
     """
     pairs = [(span, read_attributes(span)) for span in fragments]
+    all_pairs = [*pairs, *[(span, span.attributes()) for span in stand_ins]]
     try:
-        newest, missing, conflict = _prove(stored, pairs)
+        newest, missing, conflict = _prove(stored, all_pairs, needed)
     except TraceIncomplete:
         return MergeResult(None, (), list(fragments))
     incomplete = missing
     if missing and superseded and stored is not None:
-        incomplete = _prove(stored, [pair for pair in pairs if not _has_digest(pair[1], superseded)])[1]
+        incomplete = _prove(stored, [pair for pair in all_pairs if not _has_digest(pair[1], superseded)], needed)[1]
     waiting = []
-    if stored is not None and newest.revision != stored.revision:
-        waiting += superseded_steps(stored, newest)
     steps = newest.steps
     for span, attributes in pairs:
         if attributes.get(fields.ROLE) in REVISION_ROLES:
@@ -172,11 +184,19 @@ def merge_fragments(
     return MergeResult(newest, incomplete, waiting, conflict)
 
 
-def superseded_steps(before: StoredRevision, after: StoredRevision) -> list[Span]:
-    """Return the step spans of one revision that another does not have."""
+def superseded_steps(before: StoredRevision, after: StoredRevision) -> StoredRevision | None:
+    """Return the run with only the steps that another revision of it does not have, None if there are none.
+
+    It has no payloads and no unknown members: its spans are those of ``before``.
+    """
     steps = after.steps
-    span_ids = {span_id for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)}
-    return step_spans(before, span_ids) if span_ids else []
+    kept = [(span_id, step) for span_id, step in before.steps.items() if not _same_step(steps.get(span_id), step)]
+    if not kept:
+        return None
+    labels = {name: getattr(before.run.envelope, name) for name in SUMMARY_MEMBERS if name not in ("id", "error")}
+    envelope = Envelope(id=before.run.id, **labels, steps=[step for _, step in kept])
+    run = Run(envelope, run_text(envelope))
+    return StoredRevision(run, before.tenant, before.revision, [span_id for span_id, _ in kept], before.time)
 
 
 def is_exact_match(verified: VerifiedRun, spans: Sequence[Span]) -> bool:
@@ -190,7 +210,7 @@ def is_exact_match(verified: VerifiedRun, spans: Sequence[Span]) -> bool:
 
 
 def _prove(
-    stored: StoredRevision | None, pairs: Sequence[_SpanAttributes]
+    stored: StoredRevision | None, pairs: Sequence[_SpanAttributes], needed: Container[bytes] | None
 ) -> tuple[StoredRevision, tuple[str, ...], tuple[str, ...]]:
     """Return the newest revision, what is missing of newer ones, and the digests of other documents at its revision.
 
@@ -213,7 +233,7 @@ def _prove(
     if not has_newer:
         return stored, (), ()
     try:
-        verified = verify_run([*step_spans(stored), *spans])
+        verified = verify_run([*step_spans(stored, needed), *spans])
     except TraceIncomplete as error:
         return stored, error.missing, ()
     return from_verified(verified), verified.incomplete, verified.conflict

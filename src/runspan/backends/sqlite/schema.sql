@@ -29,16 +29,57 @@ CREATE INDEX runs_by_end ON runs (ended);
 -- Has a row only of each run that is pending or running, and all that a search for stuck ones compares.
 CREATE INDEX live_runs ON runs (tenant, time, run_id, observed_at, status) WHERE observed_at IS NOT NULL;
 
+-- Ids are never used again: the newest one shows whether the fragments of a trace have changed.
 CREATE TABLE fragments (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     trace_id BLOB NOT NULL,
     tenant BLOB NOT NULL,
+    span_id BLOB NOT NULL,
     fingerprint BLOB NOT NULL,
-    is_revision_span INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    spans INTEGER NOT NULL,
     received_at INTEGER NOT NULL,
-    otlp BLOB NOT NULL,
-    UNIQUE (trace_id, tenant, fingerprint)
+    missing BLOB,
+    tried INTEGER,
+    content BLOB NOT NULL,
+    UNIQUE (trace_id, tenant, span_id, fingerprint)
 ) STRICT;
+
+-- The few rows that are not step spans.
+CREATE INDEX other_fragments ON fragments (trace_id, tenant, kind, id) WHERE kind > 0;
+
+-- How much waits, by trace and by tenant.
+CREATE TABLE waiting_traces (
+    trace_id BLOB NOT NULL,
+    tenant BLOB NOT NULL,
+    spans INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    newest INTEGER NOT NULL,
+    PRIMARY KEY (trace_id, tenant)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE waiting_tenants (
+    tenant BLOB PRIMARY KEY NOT NULL,
+    spans INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER fragment_added AFTER INSERT ON fragments BEGIN
+    INSERT INTO waiting_traces VALUES (NEW.trace_id, NEW.tenant, NEW.spans, length(NEW.content), NEW.id)
+        ON CONFLICT DO UPDATE SET
+        spans = spans + excluded.spans, bytes = bytes + excluded.bytes, newest = excluded.newest;
+    INSERT INTO waiting_tenants VALUES (NEW.tenant, NEW.spans, length(NEW.content))
+        ON CONFLICT DO UPDATE SET spans = spans + excluded.spans, bytes = bytes + excluded.bytes;
+END;
+
+CREATE TRIGGER fragment_removed AFTER DELETE ON fragments BEGIN
+    UPDATE waiting_traces SET spans = spans - OLD.spans, bytes = bytes - length(OLD.content)
+        WHERE trace_id = OLD.trace_id AND tenant = OLD.tenant;
+    DELETE FROM waiting_traces WHERE trace_id = OLD.trace_id AND tenant = OLD.tenant AND spans <= 0;
+    UPDATE waiting_tenants SET spans = spans - OLD.spans, bytes = bytes - length(OLD.content)
+        WHERE tenant = OLD.tenant;
+    DELETE FROM waiting_tenants WHERE tenant = OLD.tenant AND spans <= 0;
+END;
 
 CREATE TABLE foreign_spans (
     id INTEGER PRIMARY KEY,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +18,12 @@ from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import PurgeReport, Retention
-from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
+from runspan.backends.sqlite.revision import StoredRevision, from_row, step_spans, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
+from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
-from runspan.errors import NotFound, StoreError
+from runspan.errors import DocumentError, NotFound, PayloadError, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
@@ -36,7 +38,8 @@ PAGE_BYTES = 16 << 20
 _DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
-    SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans), (SELECT count(*) FROM fragments)
+    SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
+    (SELECT coalesce(sum(spans), 0) FROM waiting_tenants)
 """
 _SILENT: Final = (
     "observed_at IS NOT NULL AND observed_at"
@@ -131,6 +134,7 @@ class SqliteStore:
 
     retention_days: runs that ended earlier are rejected, and deleted by ``expire``; a run that has not ended counts
     from when it was last written. None keeps everything.
+    limits: how large a run, and what waits for other spans, may be.
     clock: nanoseconds since 1970.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
@@ -142,6 +146,7 @@ class SqliteStore:
         directory: Path | str,
         *,
         retention_days: float | None = None,
+        limits: Limits | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
@@ -152,10 +157,20 @@ class SqliteStore:
         except sqlite3.Error as error:
             connection.close()
             raise store_error(error, self.path) from error
+        self._training: threading.Thread | None = None
         self._retention = Retention(retention_days)
-        self._writer = GroupWriter(connection, self.path, self._compression.train)
+        self._writer = GroupWriter(connection, self.path, self._train_when_due)
         self._readers = ConnectionPool(self.path, self._writer.check_files)
-        self._ingester = Ingester(self._writer, self._compression, self._retention, clock, self._revision)
+        self._ingester = Ingester(
+            self._writer,
+            self._readers.connection,
+            self._compression,
+            self._retention,
+            limits or Limits(),
+            clock,
+            self._revision,
+            self._fragment,
+        )
 
     # Reading.
 
@@ -168,7 +183,9 @@ class SqliteStore:
                 # Read both in one snapshot: between two, the fragments may become the run.
                 with _snapshot(connection):
                     row = connection.execute(_DOCUMENT, (trace_id,)).fetchone()
-                    fragments = () if row is not None else queries.fragments(connection, trace_id, tenant)
+                    waiting = None if row is not None else queries.waiting(connection, trace_id, tenant)
+                    if waiting is not None:
+                        found = relevant(connection, self._fragment, trace_id, tenant, waiting)
             if row is not None:
                 stored_id, owner, frame, incomplete, superseded, digest = row
                 if (stored_id, owner) != (run_id.encode(), tenant.encode()):
@@ -176,9 +193,10 @@ class SqliteStore:
                 conflict = queries.conflicting_digests(superseded, digest)
                 text = self._content(connection, frame, "run", f"run {run_id}")
                 return contracts.Document(text, bytes_to_lines(incomplete), conflict)
-        if not fragments:
+        if waiting is None:
             raise _not_found(f"run {run_id}")
-        verified = verify_run(fragments)  # raises TraceIncomplete, or they would not be fragments
+        # It raises TraceIncomplete, or they would not be fragments.
+        verified = verify_run([*found.stand_ins, *[span for item in found.fragments for span in item.spans]])
         return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
@@ -190,7 +208,8 @@ class SqliteStore:
             if stored is not None and tenant not in (None, stored.tenant):
                 stored = None
             tenant = stored.tenant if stored is not None else tenant
-            fragments = queries.fragments(connection, trace_id, tenant)
+            rows = queries.fragments(connection, trace_id, tenant)
+            fragments = [span for _, kind, content in rows for span in self._fragment(connection, kind, content)]
             foreign = [
                 self._content(connection, frame, "span", f"trace {trace_id.hex()}")
                 for frame in queries.foreign_spans(connection, trace_id, tenant)
@@ -297,6 +316,8 @@ class SqliteStore:
 
     def close(self) -> None:
         """Finish the current writes and close the file. Calling it twice is allowed."""
+        if self._training is not None:
+            self._training.join()
         self._readers.close()
         # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
@@ -306,6 +327,19 @@ class SqliteStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _train_when_due(self, connection: sqlite3.Connection) -> None:
+        """Train the dictionary in a thread of its own: it takes as long as a hundred writes."""
+        if self._compression.is_due(connection):
+            self._training = threading.Thread(target=self._train, name="runspan-dictionary")
+            self._training.start()
+
+    def _train(self) -> None:
+        with suppress(StoreError), self._readers.connection() as connection:  # without one, frames are only larger
+            content = self._compression.train(connection)
+            if content is not None:
+                self._writer.submit(lambda writing: self._compression.add(writing, content))
+                self._compression.load(connection)
 
     def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
         """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""
@@ -330,6 +364,17 @@ class SqliteStore:
                 got=str(error),
                 hint="export the run again",
             ) from None
+
+    def _fragment(self, connection: sqlite3.Connection, kind: int, content: bytes) -> list[Span]:
+        """Return the spans of a fragment. Raise StoreError when it is damaged."""
+        try:
+            if kind != queries.SUPERSEDED:
+                return read_spans(content)
+            tenant, time, span_ids, frame = queries.superseded_content(content)
+            run = Run.from_json(self._content(connection, frame, "step", "superseded steps"))
+            return step_spans(from_row(run, tenant, 0, span_ids, time))
+        except (ValueError, DocumentError, PayloadError) as error:
+            raise self._damaged("span", "spans that wait", str(error)) from None
 
     def _fetch_one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         """Return the first row of a statement, None without one."""
