@@ -398,9 +398,6 @@ class SendQueue:
         settled = [self.in_flight.pop(run_id) for run_id in digests]
         self._bytes_in_flight -= _bytes_of(settled)
         self.receiver_works = self.receiver_works or status is not RunStatus.NOT_SENT
-        if status is RunStatus.UNKNOWN:
-            self._halve(settled)
-            return
         for planned in settled:
             try:
                 self._settle_run(planned, digests[planned.tracked.run_id], status, reason)
@@ -431,11 +428,6 @@ class SendQueue:
         context.save(tracked)
         if tracked.state is TrackState.OPEN:
             context.checkpoint.spans.add(tracked.key, digests, tracked.acked_at)
-
-    def _halve(self, unknown: Sequence[PlannedSend]) -> None:
-        """Send runs again in smaller batches, because the receiver rejected some without saying which."""
-        middle = len(unknown) // 2
-        self._ready += [*unknown[:middle]], [*unknown[middle:]]
 
 
 def _bytes_of(documents: Iterable[PlannedSend]) -> int:
