@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
+from runspan.delivery.transport import ExportResult
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from support.receivers import (
@@ -550,6 +551,26 @@ def test_a_report_is_plain_json_values() -> None:
         "1 run rejected, 1 span:",
         "  bad: HTTP 400: attribute too odd",
     ]
+
+
+def test_an_exception_of_one_response_costs_one_attempt() -> None:
+    """A response that nobody expected is retried, as any failure is, and no run is left without a status."""
+
+    class Odd(HttpTransport):
+        left = 2
+
+        def send(self, body: bytes) -> ExportResult:
+            self.left -= 1
+            if self.left >= 0:
+                raise RecursionError("nested too deep")
+            return super().send(body)
+
+    time = FakeTime()
+    with http_receiver() as receiver:
+        delivery = OtlpExporter(Odd(ExporterConfig(receiver.url)), workers=1, clock=time.clock, sleep=time.sleep)
+        delivery.submit(batch_of("a", "b"))
+        report = delivery.close()
+    assert (report.runs_accepted, report.retries, report.complete) == (2, 2, True)
 
 
 def test_a_batch_after_close_is_refused() -> None:

@@ -21,6 +21,7 @@ from runspan.delivery.transport import (
     Retryable,
     Transport,
 )
+from runspan.errors import item_error
 from runspan.http.retry import RetryPolicy
 
 MAX_REQUEST_BYTES = 3_000_000
@@ -263,7 +264,10 @@ class OtlpExporter:
             nonlocal attempts
             attempts += 1
             self.stats.sent(len(body), is_retry=attempts > 1)
-            result = self._transport.send(body)
+            try:
+                result = self._transport.send(body)
+            except Exception as error:  # an answer that no code expected concerns this request only
+                result = Retryable(str(item_error(error, "the response")))
             if isinstance(result, Retryable) and TENANT_MISSING in result.reason:
                 result = Rejected(result.reason, RejectionScope.ENDPOINT)
             self.last_error = result.reason if isinstance(result, Retryable) else ""
