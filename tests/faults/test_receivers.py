@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
 import resource
+import ssl
 import time
 from base64 import b64encode
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from runspan import Run
 from runspan.sources import documents
 from support.cli import generated, runspan, write_ndjson
 from support.faults import FaultLine
+from support.receivers import certificate
+from support.sync import make_directory
 from support.wire import (
     DATA,
     END_STREAM,
@@ -346,6 +350,41 @@ def test_http(fault: FaultLine, tmp_path: Path, case: Case) -> None:
 def test_grpc(fault: FaultLine, tmp_path: Path, case: Case) -> None:
     """Over OTLP/gRPC."""
     _export_over(fault, tmp_path, case, http2=True)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize(
+    ("early", "found", "says"),
+    [
+        ("", None, r"CERTIFICATE_VERIFY_FAILED"),
+        ("accept", raw(b"plain text"), "took nothing"),
+        ("accept", silence, "took nothing"),
+    ],
+    ids=["a certificate of a stranger", "no TLS", "a handshake without an answer"],
+)
+def test_tls(fault: FaultLine, tmp_path: Path, protocol: str, early: str, found: Fault | None, says: str) -> None:
+    """Nothing is sent to a receiver that does not prove its name, and everything once it does."""
+    stranger, known = make_directory(tmp_path / "stranger"), make_directory(tmp_path / "known")
+    cert, key = certificate(stranger)
+    authority, _ = certificate(known)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["h2"])
+    file, left = write_ndjson(tmp_path / "runs.ndjson", TEXTS), tmp_path / "left.ndjson"
+    http2 = protocol == "grpc"
+    with wire_receiver(found, FOREVER, early=early, http2=http2, tls=context) as receiver:
+        args = ("--endpoint", f"https://127.0.0.1:{receiver.port}", "--protocol", protocol, "--dead-letter", left)
+        wrong = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority), **IN_TIME}
+        result = runspan("export", file, *args, "--retry-max-time", "1s", code=1, **wrong)
+        assert re.search("took nothing" if http2 else says, result.stderr), result.stderr
+        assert not receiver.confirmed
+        fault.refused += len(TEXTS)
+        receiver.times, ended = 0, time.monotonic()
+        runspan("export", left, *args[:4], OTEL_EXPORTER_OTLP_CERTIFICATE=str(cert))
+        fault.recovery = time.monotonic() - ended
+        fault.lost += len(TEXTS.keys() - receiver.confirmed)
+        fault.acknowledged += len(receiver.confirmed)
+        fault.rounds = 1
 
 
 def _export_over(fault: FaultLine, folder: Path, case: Case, *, http2: bool) -> None:

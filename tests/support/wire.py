@@ -102,7 +102,11 @@ def wire_receiver(
                 found(Wire(connection, failed=receiver.ended))
                 return
             with suppress(Answered):
-                serve(receiver, tls.wrap_socket(connection, server_side=True) if tls else connection)
+                if tls is None:
+                    serve(receiver, connection)
+                else:
+                    with tls.wrap_socket(connection, server_side=True) as secured:
+                        serve(receiver, secured)
 
     def accept() -> None:
         while True:
