@@ -7,14 +7,25 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from runspan import Run, decode
-from runspan.delivery import GRPC, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, connect, exporter_config
+from runspan import Run, decode, encode
+from runspan.delivery import (
+    GRPC,
+    DeadLetters,
+    ExporterConfig,
+    ExportReport,
+    HttpTransport,
+    OtlpExporter,
+    connect,
+    exporter_config,
+)
 from runspan.errors import DocumentError
 from runspan.export import TARGET_BYTES, batches, export
 from runspan.model.span import Span
+from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing.generate import generate
@@ -238,6 +249,37 @@ def test_memory_does_not_grow_with_the_input(many: int) -> None:
             peaks[count] = peak
     assert peaks[many] < 150_000
     assert peaks[many] < peaks[10_000] + 20_000 * (many - 10_000) / 30_000
+
+
+@pytest.mark.parametrize("after_root", [False, True])
+def test_a_document_that_cannot_be_encoded_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after_root: bool
+) -> None:
+    """It is refused by name and kept, and the others of its batch are confirmed."""
+    runs = [Run.from_json(text) for text in generate(100, seed=3)]
+    bad = runs[42]
+
+    def failing(encode: Any, runs_of: Any) -> Any:
+        def function(given: Any, *args: Any, **options: Any) -> Any:
+            if bad in runs_of(given):
+                raise RecursionError("too deep")
+            return encode(given, *args, **options)
+
+        return function
+
+    monkeypatch.setattr("runspan.export.write_runs", failing(write_runs, lambda given: given))
+    monkeypatch.setattr("runspan.export.encode", failing(encode, lambda given: [given]))
+    kept = tmp_path / "kept.ndjson"
+    with (
+        http_receiver() as receiver,
+        DeadLetters(str(kept)) as letters,
+        connect(ExporterConfig(receiver.url), dead_letters=letters) as delivery,
+    ):
+        report = export(runs, delivery, observed_at=lambda: 5, resource=Resource(), after_root=after_root)
+    assert (report.runs_accepted, report.documents_refused, report.runs_pending) == (99, 1, 0)
+    assert report.refusals[0].what == f"run {bad.id}"
+    assert "RecursionError: too deep" in report.refusals[0].reason
+    assert kept.read_bytes() == bad.text + b"\n"
 
 
 def test_a_generator_is_read_lazily() -> None:

@@ -151,6 +151,27 @@ class ConfigError(RunspanError):
     """A command line option, an environment variable or a URL is wrong."""
 
 
+def item_error(error: Exception, where: str) -> RunspanError:
+    """Return an exception as the error of one item, so that a service can go on with the others.
+
+    An error of this tree is returned as it is, any other with the line that raised it.
+
+    where: The item, for example ``run run_abc123``.
+    """
+    if isinstance(error, RunspanError):
+        return error
+    raised, place = error.__traceback__, ""
+    while raised is not None:
+        place = f" at {raised.tb_frame.f_code.co_filename.rpartition('/')[2]}:{raised.tb_lineno}"
+        raised = raised.tb_next
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_TEXT]
+    return RunspanError(f"internal error{place}: {text}", where=where, hint="please report it with this line")
+
+
+_MAX_TEXT: Final = 200
+"""Characters of an exception that is not of this tree."""
+
+
 class ErrorStatus(NamedTuple):
     """How an error is reported: the error code and HTTP status of the REST API, and the exit code of a command."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from runspan.codec.encode import encode
 from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
-from runspan.errors import DocumentError
+from runspan.errors import DocumentError, item_error
 from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, ScopedBytes, scoped_bytes
 from runspan.storage.span_acks import SpanAcks, digest_of
 
 TARGET_SPANS: Final = 4096
@@ -87,19 +87,30 @@ def export(
             else:
                 yield document
 
-    def correction(run: Run) -> RunSpans:
-        return ObservedRun(run, observed_at(), after_root=True).encode(tenant)
+    def refuse(run: Run, error: Exception) -> None:
+        found = item_error(error, f"run {run.id}")
+        delivery.stats.refused(DocumentError(found.message, where=found.where, hint=found.hint))
+
+    def corrections(runs: Iterator[Run]) -> Iterator[RunSpans]:
+        for run in runs:
+            try:
+                encoded = ObservedRun(run, observed_at(), after_root=True).encode(tenant)
+            except Exception as error:
+                refuse(run, error)
+            else:
+                yield encoded
 
     letters = delivery.stats.dead_letters
     runs = readable(documents if letters is None else letters.track(documents))
     try:
         for batch in batches(
-            map(correction, runs) if after_root else runs,
+            corrections(runs) if after_root else runs,
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
             keep_text=letters is not None,
+            on_failed=refuse,
         ):
             if not delivery.submit(batch):
                 if letters is not None:
@@ -122,20 +133,25 @@ def batches(
     resource: Resource,
     target_spans: int = TARGET_SPANS,
     keep_text: bool = True,
+    on_failed: Callable[[Run, Exception], None] | None = None,
 ) -> Iterable[Batch]:
     """Yield the encoded runs in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
     - ``items``: runs to encode, or the encoded spans of one.
     - ``keep_text``: whether the batches contain the texts of the runs that are encoded here.
+    - ``on_failed``: called with a run that cannot be encoded, for a reason that no code expected; None: raise it.
     """
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(items, min(GROUP_SPANS, target_spans)):
         to_encode = [item for item in group if isinstance(item, Run)]
-        written = iter(write_runs(to_encode, tenant=tenant, observed_at=observed_at()))
+        written = iter(_write(to_encode, tenant, observed_at(), on_failed))
         for item in group:
             if isinstance(item, Run):
-                run = RunSpans.of(item.id, next(written), item.text if keep_text else b"")
+                spans_of_run = next(written)
+                if spans_of_run is None:
+                    continue
+                run = RunSpans.of(item.id, spans_of_run, item.text if keep_text else b"")
             else:
                 run = item
             if runs and size + run.size > TARGET_BYTES:
@@ -149,6 +165,21 @@ def batches(
                 runs, spans, size = [], 0, 0
     if runs:
         yield Batch(resource, tuple(runs))
+
+
+def _write(
+    runs: list[Run], tenant: str, observed_at: int, on_failed: Callable[[Run, Exception], None] | None
+) -> list[Sequence[ScopedBytes] | None]:
+    """Return the spans of each run, together if possible, because that is fast; None for one that cannot be encoded."""
+    try:
+        return [*write_runs(runs, tenant=tenant, observed_at=observed_at)]
+    except Exception as error:
+        if on_failed is None:
+            raise
+        if len(runs) == 1:
+            on_failed(runs[0], error)
+            return [None]
+    return [spans for run in runs for spans in _write([run], tenant, observed_at, on_failed)]
 
 
 def _groups(items: Iterable[Run | RunSpans], group_spans: int) -> Iterator[list[Run | RunSpans]]:

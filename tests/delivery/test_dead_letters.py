@@ -159,8 +159,8 @@ def test_nothing_kept_leaves_no_file(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_runs_with_an_unknown_result_are_kept(tmp_path: Path) -> None:
-    """A receiver that drops some spans of a request, and does not say which, may have dropped any run's."""
+def test_runs_of_which_spans_are_rejected_are_kept(tmp_path: Path) -> None:
+    """A receiver that drops some spans of every request has no complete run."""
     texts = generated(5)
     path, left = write_ndjson(tmp_path / "runs.ndjson", texts), tmp_path / "left.ndjson"
     with http_receiver(lambda post: partial(1, "one was odd")) as receiver:

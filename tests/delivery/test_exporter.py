@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
+from runspan.delivery.transport import ExportResult
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from support.receivers import (
@@ -48,7 +49,7 @@ def deliver(
         spans += batch.spans
     report = delivery.close()
     assert report.runs_pending == report.spans_pending == 0
-    assert report.runs_accepted + report.runs_rejected + report.runs_unknown + report.runs_not_sent == runs
+    assert report.runs_accepted + report.runs_rejected + report.runs_not_sent == runs
     assert report.spans_accepted + report.spans_rejected + report.spans_not_sent == spans
     return report
 
@@ -188,32 +189,40 @@ def test_a_receiver_that_does_not_respond_in_time_is_retried() -> None:
 
 
 def test_a_partial_success_of_one_run_names_it_and_is_not_retried() -> None:
-    """Rejected spans are counted against the run, with the receiver's message; OTLP forbids a retry."""
+    """The run is rejected with the receiver's message, because a part of it is of no use."""
     with http_receiver(lambda post: partial(2, "no room")) as receiver:
         report = deliver(receiver.url, batch_of("a"))
     assert len(receiver.posts) == 1
-    assert (report.runs_rejected, report.spans_accepted, report.spans_rejected) == (1, 1, 2)
+    assert (report.runs_rejected, report.spans_accepted, report.spans_rejected) == (1, 0, 3)
     (rejection,) = report.rejections
-    assert (rejection.what, rejection.spans) == ("a", 2)
-    assert "no room" in rejection.reason
+    assert (rejection.what, rejection.reason) == ("a", "2 of 3 spans rejected: no room")
 
 
-def test_a_partial_success_of_several_runs_leaves_them_unknown() -> None:
-    """The receiver does not say which spans it rejected, so the report calls the runs unknown."""
-    with http_receiver(lambda post: partial(2, "no room")) as receiver:
+@pytest.mark.parametrize("rejected", [1, 3, 2**62], ids=["one span", "all spans", "more than were sent"])
+def test_a_partial_success_of_many_runs_leaves_none_in_doubt(rejected: int) -> None:
+    """The receiver does not say which run it rejects spans of: the others are accepted, and only that one is not."""
+    runs = [f"run{number}" for number in range(100)]
+
+    def answer(post: Post) -> Answer:
+        return partial(rejected, "a step of run 42 is odd") if "run42" in post.runs else OK
+
+    with http_receiver(answer) as receiver:
+        report = deliver(receiver.url, batch_of(*runs))
+    assert (report.runs_accepted, report.runs_rejected, report.runs_not_sent) == (99, 1, 0)
+    (rejection,) = report.rejections
+    assert (rejection.what, rejection.reason) == (
+        "run42",
+        f"{min(rejected, 3)} of 3 spans rejected: a step of run 42 is odd",
+    )
+    assert len(receiver.posts) < 20
+
+
+def test_a_negative_number_of_rejected_spans_is_no_success() -> None:
+    """A receiver that counts wrongly is none whose confirmation means anything."""
+    with http_receiver(lambda post: partial(-1, "")) as receiver:
         report = deliver(receiver.url, batch_of("a", "b"))
-    assert (report.runs_accepted, report.runs_rejected, report.runs_unknown) == (0, 0, 2)
-    assert (report.spans_accepted, report.spans_rejected) == (4, 2)
-    assert report.rejections[0].what == "one or more of a, b"
-    assert not report.complete
-
-
-def test_a_partial_success_of_everything_rejects_every_run_by_name() -> None:
-    """When all spans are rejected, all runs are."""
-    with http_receiver(lambda post: partial(6, "full")) as receiver:
-        report = deliver(receiver.url, batch_of("a", "b"))
-    assert [each.what for each in report.rejections] == ["a", "b"]
-    assert report.spans_rejected == 6
+    assert (report.runs_accepted, report.runs_not_sent) == (0, 2)
+    assert "-1 rejected spans" in report.stopped
 
 
 def test_a_warning_in_a_full_success_is_passed_on() -> None:
@@ -554,6 +563,26 @@ def test_a_report_is_plain_json_values() -> None:
         "1 run rejected, 1 span:",
         "  bad: HTTP 400: attribute too odd",
     ]
+
+
+def test_an_exception_of_one_response_costs_one_attempt() -> None:
+    """A response that nobody expected is retried, as any failure is, and no run is left without a status."""
+
+    class Odd(HttpTransport):
+        left = 2
+
+        def send(self, body: bytes) -> ExportResult:
+            self.left -= 1
+            if self.left >= 0:
+                raise RecursionError("nested too deep")
+            return super().send(body)
+
+    time = FakeTime()
+    with http_receiver() as receiver:
+        delivery = OtlpExporter(Odd(ExporterConfig(receiver.url)), workers=1, clock=time.clock, sleep=time.sleep)
+        delivery.submit(batch_of("a", "b"))
+        report = delivery.close()
+    assert (report.runs_accepted, report.retries, report.complete) == (2, 2, True)
 
 
 def test_a_batch_after_close_is_refused() -> None:

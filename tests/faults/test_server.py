@@ -16,17 +16,12 @@ import httpx
 import pytest
 
 from support.cli import Running, running
-from support.faults import FaultLine, MixedLoad
+from support.faults import FaultLine, MixedLoad, rounds
 from support.servers.process import free_ports
 
 pytestmark = pytest.mark.timeout(600)
 
 SEED = 20261128
-
-
-def rounds(few: int, many: int) -> list[object]:
-    """Return the numbers of rounds: a few in every test run, many in the campaign."""
-    return [few, pytest.param(many, marks=pytest.mark.campaign)]
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from runspan import Run
-from runspan.codec.fields import ROLE
+from runspan.codec.fields import ROLE, RUN_ID
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.recorder import ExportConfig
 from runspan.sources import documents
 from support.receivers import OK, Answer, Post, partial
 from support.recorder import QUICK, WAIT, delivered_document, no_worker_is_left, recording, wait_until
+from support.sync import run_ids_of
 
 NEVER_AGAIN = ExportConfig(snapshot_delay=0.005, retry_initial_delay=600, retry_max_delay=600)
 
@@ -132,6 +133,25 @@ def test_flush_returns_false_for_a_run_without_some_of_its_spans() -> None:
         assert not run.flush(WAIT)
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped, report.complete) == (1, 1, False)
+
+
+def test_a_partial_success_of_several_runs_costs_only_the_one_at_fault() -> None:
+    """The receiver does not say which run it rejects spans of, so each is sent alone."""
+    ended = threading.Event()
+
+    def answer(post: Post) -> Answer:
+        assert ended.wait(WAIT)
+        spans = read_protobuf(post.message.SerializeToString()).spans
+        return partial(1, "odd") if any(span.attributes()[RUN_ID] == "run_7" for span in spans) else OK
+
+    with recording(answer, export=QUICK) as harness:
+        for number in range(20):
+            with harness.recorder.run("wf", run_id=f"run_{number}"):
+                pass
+        ended.set()
+        wait_until(lambda: harness.recorder.report().runs_delivered == 19)
+        wait_until(lambda: harness.recorder.report().runs_dropped == 1)
+        assert max(len(run_ids_of(post)) for post in harness.receiver.posts) > 10
 
 
 @pytest.mark.parametrize("ended", [False, True])

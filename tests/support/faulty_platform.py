@@ -44,6 +44,10 @@ class Faults:
     """A connection that closes without a response."""
     repeated: float = 0.0
     """The page of a list that came before this one."""
+    refused_cursor: float = 0.0
+    """400 for a page that is not the first."""
+    dripped: float = 0.0
+    """A body that comes in small pieces over a pause."""
 
     def draw(self, chance: random.Random) -> str:
         """Return the fault of a request, or ""."""
@@ -130,6 +134,8 @@ class FaultyPlatform:
             fault = "down" if self.down else self.faults.draw(self._chance)
             if fault == "repeated" and not ("cursor=" in path and self._pages):
                 fault = ""
+            if fault == "refused_cursor" and "cursor=" not in path:
+                fault = ""
             if fault:
                 self.injected[fault] += 1
             return fault, 0.0
@@ -187,6 +193,8 @@ def platform(upstream: str, **options: Any) -> Iterator[FaultyPlatform]:
                 self.reply(500, failure("INTERNAL", "something broke"))
             elif fault == "gateway":
                 self.reply(502, b"<html>bad gateway</html>")
+            elif fault == "refused_cursor":
+                self.reply(400, failure("VALIDATION_ERROR", "the cursor has expired"))
             elif fault == "reset":
                 self.close_connection = True
             else:
@@ -205,9 +213,19 @@ def platform(upstream: str, **options: Any) -> Iterator[FaultyPlatform]:
                 self.reply(status, body[: len(body) // 2], length=len(body))
                 self.close_connection = True
                 return
+            if fault == "dripped":
+                self.drip(status, body)
+                return
             older = mock.incomplete > 0 and "?" not in self.path
             mock.incomplete -= older
             self.reply(status, body, {"X-Runspan-Incomplete": "1 step is missing"} if older else None)
+
+        def drip(self, status: int, body: bytes) -> None:
+            self.reply(status, b"", length=len(body))
+            for piece in range(20):
+                first, last = (len(body) * number // 20 for number in (piece, piece + 1))
+                self.wfile.write(body[first:last])
+                time.sleep(mock.pause / 20)
 
         def reply(
             self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from runspan.sync.context import MINUTE, SyncConfig
 from runspan.sync.engine import SyncEngine
 from runspan.sync.queues import PlannedSend, plan_send
 from runspan.sync.report import SyncReport
+from runspan.sync.service import SyncService
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from support.cli import WAIT, runspan
@@ -133,20 +135,21 @@ def following(
     rescan: int = SECOND,
     grace: float = 10.0,
     log: Callable[[str], None] = lambda message: None,
-) -> Iterator[SyncEngine]:
+) -> Iterator[SyncService]:
     """Follow in this process, with short intervals, until the block ends. The sync must not end before."""
     config = SyncConfig(follow=True, poll=SECOND // 5, rescan=rescan, heartbeat=heartbeat, grace=grace)
+    begin = partial(_engine, source, target, checkpoint, config, clock=clock, log=log)
     with (
-        _engine(source, target, checkpoint, config, clock=clock, log=log) as engine,
+        SyncService(lambda totals: begin(totals=totals), follow=True, log=log) as service,
         ThreadPoolExecutor(1) as thread,
     ):
-        ended = thread.submit(engine.run)
+        ended = thread.submit(service.run)
         try:
-            yield engine
+            yield service
             assert not ended.done()
         finally:
-            engine.stop()
-        ended.result(WAIT)
+            service.stop()
+        assert ended.result(WAIT)[1] is None
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def _total_bytes(files: Iterable[str]) -> int | None:
 
 
 def _show_progress(display: ProgressDisplay, report: ExportReport) -> None:
-    failed = report.runs_rejected + report.runs_unknown + report.documents_refused
+    failed = report.runs_rejected + report.documents_refused
     display.update(f"{report.runs_accepted:,} runs accepted" + (f", {failed:,} not" if failed else ""))
 
 

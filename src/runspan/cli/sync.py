@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -18,15 +19,16 @@ from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter, export_samples
-from runspan.errors import ConfigError, RunspanError
+from runspan.errors import ConfigError
 from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND, UNITS
 from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
 from runspan.sync.checkpoint import Checkpoint, sync_binding
-from runspan.sync.context import ListFilter, SyncConfig
+from runspan.sync.context import ListFilter, SyncConfig, SyncTotals
 from runspan.sync.engine import SyncEngine
 from runspan.sync.report import SyncProgress, SyncReport, sync_samples
+from runspan.sync.service import SyncService
 from runspan.telemetry import MetricsRegistry
 
 KEY_VARIABLE: Final = "RUNSPAN_PLATFORM_API_KEY"
@@ -187,10 +189,13 @@ def sync(
     )
     metrics = MetricsRegistry(time.time_ns, components=("export", "sync"))
     registration = ExitStack()
-    halted = threading.Event()
     exporter_config = receiver.config()
     resource = receiver.resource()
     base = parse_api_url("URL", url, key_variable=KEY_VARIABLE)
+    key = partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file")
+    halted = threading.Event()
+    rate_limiter = RateLimiter(requests_per_minute, sleep=halted.wait)
+    key_hint = f"set {KEY_VARIABLE}, or --platform-key-file"
     binding = sync_binding(base, exporter_config.display_url, receiver.tenant, set(workflows), set(statuses))
 
     def connect(on_settled: OnSettled) -> OtlpExporter:
@@ -199,39 +204,42 @@ def sync(
         registration.callback(metrics.register(lambda: export_samples(exporter.stats.report())))
         return exporter
 
-    error: RunspanError | None = None
     with (
-        closing(Checkpoint(state_file, binding)) as checkpoint,
         DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
     ):
-        checkpoint.spans.bind_receiver(exporter_config.identity)
-        platform = PlatformClient(
-            ApiClient(base, key_hint=f"set {KEY_VARIABLE}, or --platform-key-file", connections=config.concurrency + 1),
-            key=partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file"),
-            rate_limiter=RateLimiter(requests_per_minute, sleep=halted.wait),
-            sleep=halted.wait,
-            halted=halted.is_set,
-        )
-        engine = SyncEngine(
-            config,
-            platform,
-            checkpoint,
-            connect=connect,
-            halt=halted.set,
-            dead_letters=dead_letters,
-            tenant=receiver.tenant,
-            resource=resource,
-            log=display.note,
-            on_progress=_SyncDisplay(display, config.retention).update,
-        )
-        metrics.register(lambda: sync_samples(engine.latest, config.retention))
-        exported = options.export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet)
-        with handle_signals(engine.stop), exported:
-            try:
-                report = engine.run()
-            except RunspanError as failure:
-                error, report = failure, engine.report()
+        shown = _SyncDisplay(display, config.retention)
+
+        @contextmanager
+        def start(totals: SyncTotals) -> Iterator[SyncEngine]:
+            halted.clear()
+            with closing(Checkpoint(state_file, binding)) as checkpoint:
+                checkpoint.spans.bind_receiver(exporter_config.identity)
+                yield SyncEngine(
+                    config,
+                    PlatformClient(
+                        ApiClient(base, key_hint=key_hint, connections=config.concurrency + 1),
+                        key=key,
+                        rate_limiter=rate_limiter,
+                        sleep=halted.wait,
+                        halted=halted.is_set,
+                    ),
+                    checkpoint,
+                    connect=connect,
+                    halt=halted.set,
+                    dead_letters=dead_letters,
+                    tenant=receiver.tenant,
+                    resource=resource,
+                    totals=totals,
+                    log=display.note,
+                    on_progress=shown.update,
+                )
+
+        with SyncService(start, follow=config.follow, log=display.note) as service:
+            metrics.register(lambda: sync_samples(service.latest, config.retention))
+            exported = options.export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet)
+            with handle_signals(service.stop), exported:
+                report, error = service.run()
     report = report.with_dead_letters(dead_letters)
     reasons = [reason for _, reason in report.rejected_now]
     print_report(report, reasons, as_json=as_json, silent=quiet and report.complete and not report.at_risk)

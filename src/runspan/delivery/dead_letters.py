@@ -20,7 +20,7 @@ _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.E
 class DeadLetters:
     """Append to a file, which is created if missing and removed again if it stays empty.
 
-    Every document that was read is held until the receiver has accepted it. A rejected, unknown or unsent document is
+    Every document that was read is held until the receiver has accepted it. A rejected or unsent document is
     written at once; ``close`` writes those without a response, and returns when all are on disk. Thread-safe; after
     ``close`` every method does nothing.
 

@@ -21,6 +21,7 @@ from runspan.delivery.transport import (
     Retryable,
     Transport,
 )
+from runspan.errors import item_error
 from runspan.http.retry import RetryPolicy
 
 MAX_REQUEST_BYTES = 3_000_000
@@ -41,9 +42,9 @@ _GRACE: Final = 1.0
 class OtlpExporter:
     """Send batches: ``submit`` blocks while enough is in flight, ``close`` drains and reports.
 
-    A batch that is rejected for its contents is sent in halves, down to single runs, so that one bad run costs only
-    itself. An endpoint that accepts nothing for a request's complete retry time, or that rejects our config, stops the
-    exporter: later batches are counted as not sent.
+    A batch that is rejected for its contents, or accepted in part, is sent in halves, down to single runs, so that one
+    bad run costs only itself. An endpoint that accepts nothing for a request's complete retry time, or that rejects our
+    config, stops the exporter: later batches are counted as not sent.
 
     workers: Requests in flight.
     max_held_bytes: Of all batches in flight; a single larger one passes alone.
@@ -204,9 +205,6 @@ class OtlpExporter:
                 self._last_accepted_at = self._clock()
                 self._sample = replace(batch, runs=(min(batch.runs, key=lambda run: run.size),))
                 self.stats.accepted(batch.runs, message)
-            case PartialSuccess(rejected_spans, message):
-                self._last_accepted_at = self._clock()
-                self.stats.partial(batch.runs, rejected_spans, message)
             case Rejected(reason, RejectionScope.ENDPOINT):
                 self.stats.not_sent(batch.runs)
                 self.stop(f"{self.endpoint} refuses: {reason}")
@@ -251,12 +249,12 @@ class OtlpExporter:
                 return True
         return False
 
-    def _send(self, batch: Batch, retry: RetryPolicy) -> ExportResult:
+    def _send(self, batch: Batch, retry: RetryPolicy) -> Accepted | Rejected | Retryable:
         result = batch.send(lambda part: self._send_request(part.body(), retry), self._max_request_bytes)
-        if isinstance(result, PartialSuccess) and result.unsent_spans:
-            # The other parts are not sent, so the receiver does not have the run.
-            reason = f"{result.rejected_spans} spans rejected: {result.message}"
-            return Rejected(reason, RejectionScope.REQUEST)
+        if isinstance(result, PartialSuccess):
+            # A receiver with an incomplete run has no run. Spans that it has already are sent again as the same spans.
+            rejected = min(result.rejected_spans, batch.spans)
+            return Rejected(f"{rejected} of {batch.spans} spans rejected: {result.message}", RejectionScope.RUNS)
         return result
 
     def _send_request(self, body: bytes, retry: RetryPolicy) -> ExportResult:
@@ -266,7 +264,10 @@ class OtlpExporter:
             nonlocal attempts
             attempts += 1
             self.stats.sent(len(body), is_retry=attempts > 1)
-            result = self._transport.send(body)
+            try:
+                result = self._transport.send(body)
+            except Exception as error:  # an answer that no code expected concerns this request only
+                result = Retryable(str(item_error(error, "the response")))
             if isinstance(result, Retryable) and TENANT_MISSING in result.reason:
                 result = Rejected(result.reason, RejectionScope.ENDPOINT)
             self.last_error = result.reason if isinstance(result, Retryable) else ""

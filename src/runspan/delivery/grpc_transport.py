@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped]
@@ -11,7 +12,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.delivery.config import ExporterConfig
-from runspan.delivery.transport import ExportResult, Rejected, RejectionScope, Retryable, result_of
+from runspan.delivery.transport import ExportResult, Rejected, RejectionScope, Retryable, not_otlp, result_of
 from runspan.http.client import USER_AGENT
 from runspan.http.urls import sanitize_message
 
@@ -56,27 +57,46 @@ class GrpcTransport:
     def __init__(self, config: ExporterConfig) -> None:
         self.endpoint = config.display_url
         self._config = config
-        compression = grpc.Compression.Gzip if config.compression == "gzip" else grpc.Compression.NoCompression
-        options = {"options": _OPTIONS, "compression": compression}
-        if config.insecure:
-            self._channel = grpc.insecure_channel(config.endpoint, **options)
-        else:
+        self._lock = threading.Lock()
+        self._credentials = None
+        if not config.insecure:
             authorities, certificate, key = config.tls.contents()
-            credentials = grpc.ssl_channel_credentials(
+            self._credentials = grpc.ssl_channel_credentials(
                 root_certificates=authorities, private_key=key, certificate_chain=certificate
             )
-            self._channel = grpc.secure_channel(config.endpoint, credentials, **options)
+        self._connect()
+
+    def _connect(self) -> None:
+        config = self._config
+        compression = grpc.Compression.Gzip if config.compression == "gzip" else grpc.Compression.NoCompression
+        options = {"options": _OPTIONS, "compression": compression}
+        if self._credentials is None:
+            self._channel = grpc.insecure_channel(config.endpoint, **options)
+        else:
+            self._channel = grpc.secure_channel(config.endpoint, self._credentials, **options)
         self._call = self._channel.unary_unary(METHOD, None, ExportTraceServiceResponse.FromString)
+
+    def _reconnect(self, call: Any) -> None:
+        """Use another connection than that of a call without a response. Calls that wait on it go on."""
+        with self._lock:
+            if self._call is call:
+                self._connect()
 
     def send(self, body: bytes) -> ExportResult:
         """Call once and read the response."""
+        call = self._call
         try:
-            partial = self._call(body, timeout=self._config.timeout, metadata=self._config.headers).partial_success
+            response = call(body, timeout=self._config.timeout, metadata=self._config.headers)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._reconnect(call)
             return self._failure(error)
         except ValueError as error:
             # The channel was closed meanwhile, which only an interrupted export does.
             return Retryable(sanitize_message(str(error), self._config.secrets))
+        if response is None:  # a success without a message, or with a part of one
+            return not_otlp("no ExportTraceServiceResponse")
+        partial = response.partial_success
         return result_of(partial.rejected_spans, partial.error_message)
 
     def close(self) -> None:

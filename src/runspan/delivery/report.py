@@ -1,6 +1,6 @@
 """``ExportReport``: the counts of an export and the names of what failed, for people and for programs; no I/O.
 
-Every submitted run is in exactly one count: accepted, rejected, unknown, not sent or pending.
+Every submitted run is in exactly one count: accepted, rejected, not sent or pending.
 """
 
 from __future__ import annotations
@@ -78,9 +78,6 @@ class ExportReport(DeliveryReport):
 
     runs_accepted: int = 0
     runs_rejected: int = 0
-    runs_unknown: int = 0
-    """Runs of a request from which the receiver rejected some spans without saying which."""
-
     runs_not_sent: int = 0
     runs_pending: int = 0
     """Runs without a response yet, or, at the end, whose response was not waited for."""
@@ -100,7 +97,7 @@ class ExportReport(DeliveryReport):
     """Of all request bodies, before compression."""
 
     rejections: tuple[Rejection, ...] = ()
-    """The first ``MAX_NAMED`` rejected or unknown runs."""
+    """The first ``MAX_NAMED`` rejected runs."""
 
     refusals: tuple[Rejection, ...] = ()
     """The first ``MAX_NAMED`` refused documents."""
@@ -112,7 +109,7 @@ class ExportReport(DeliveryReport):
     @property
     def complete(self) -> bool:
         """True if every document was carried and every span accepted."""
-        missing = self.runs_rejected + self.runs_unknown + self.runs_not_sent + self.runs_pending
+        missing = self.runs_rejected + self.runs_not_sent + self.runs_pending
         return not (missing or self.documents_refused or self.stopped)
 
     def summary_lines(self) -> list[str]:
@@ -121,11 +118,9 @@ class ExportReport(DeliveryReport):
         lines = [f"{accepted}, {plural(self.requests, 'request')}, {_size(self.bytes)}"]
         if self.retries:
             lines.append(f"{plural(self.retries, 'request')} sent again")
-        if self.runs_rejected or self.runs_unknown:
-            unknown = f", {plural(self.runs_unknown, 'run')} unknown" if self.runs_unknown else ""
-            rejected = f"{plural(self.runs_rejected, 'run')} rejected{unknown}"
-            lines.append(f"{rejected}, {plural(self.spans_rejected, 'span')}:")
-            lines += _named(self.rejections, self.runs_rejected + self.runs_unknown)
+        if self.runs_rejected:
+            lines.append(f"{plural(self.runs_rejected, 'run')} rejected, {plural(self.spans_rejected, 'span')}:")
+            lines += _named(self.rejections, self.runs_rejected)
         if self.documents_refused:
             lines.append(f"{plural(self.documents_refused, 'document')} refused, not sent:")
             lines += _named(self.refusals, self.documents_refused)
@@ -145,7 +140,7 @@ def export_samples(report: ExportReport) -> Samples:
     """Return the report as metrics: ``registry.register(lambda: export_samples(exporter.report()))``."""
     return {
         EXPORTED: report.runs_accepted,
-        REJECTED: report.runs_rejected + report.runs_unknown,
+        REJECTED: report.runs_rejected,
         REFUSED: report.documents_refused,
         REQUESTS: report.requests,
         RETRIED: report.retries,
@@ -158,7 +153,6 @@ class RunStatus(Enum):
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
-    UNKNOWN = "unknown"
     NOT_SENT = "not sent"
 
 
@@ -213,25 +207,6 @@ class ExportStats:
             self._on_settled(runs, RunStatus.REJECTED, reason)
             return self._counts["runs_rejected"]
 
-    def partial(self, runs: tuple[RunSpans, ...], rejected_spans: int, message: str) -> None:
-        """Count a partial success: of a single run, of all runs, or of unknown ones among several."""
-        total = sum(len(run.spans) for run in runs)
-        rejected_spans = min(rejected_spans, total)
-        message = f"{rejected_spans} of {total} spans rejected: {message}"
-        if rejected_spans == total:
-            self.rejected(runs, message)
-            return
-        status = RunStatus.REJECTED if len(runs) == 1 else RunStatus.UNKNOWN
-        with self._lock:
-            self._counts[f"runs_{status.value}"] += len(runs)
-            self._keep(runs)
-            self._counts["spans_rejected"] += rejected_spans
-            self._counts["spans_accepted"] += total - rejected_spans
-            if len(self._rejections) < MAX_NAMED:
-                what = runs[0].run_id if len(runs) == 1 else f"one or more of {_some([run.run_id for run in runs])}"
-                self._rejections.append(Rejection(what, message, rejected_spans))
-            self._on_settled(runs, status, message)
-
     def not_sent(self, runs: tuple[RunSpans, ...]) -> None:
         with self._lock:
             self._add("not_sent", runs)
@@ -250,7 +225,7 @@ class ExportStats:
         """Return the current counts. stopped: Why sending ended early, or ""."""
         with self._lock:
             counts: dict[str, Any] = dict(self._counts)
-            settled = sum(self._counts[f"runs_{status}"] for status in ("accepted", "rejected", "unknown", "not_sent"))
+            settled = sum(self._counts[f"runs_{status}"] for status in ("accepted", "rejected", "not_sent"))
             settled_spans = sum(self._counts[f"spans_{status}"] for status in ("accepted", "rejected", "not_sent"))
             return ExportReport(
                 runs_pending=counts.pop("runs_submitted", 0) - settled,

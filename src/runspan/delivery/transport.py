@@ -21,7 +21,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class PartialSuccess:
-    """The receiver accepted the request without some spans, and does not say which. OTLP forbids a retry."""
+    """The receiver accepted the request without some spans, and does not say which."""
 
     rejected_spans: int
     message: str
@@ -75,6 +75,8 @@ class Transport(Protocol):
 
 def result_of(rejected_spans: int, message: str) -> ExportResult:
     """Return the result of a ``partial_success``. No rejected spans with a message is a warning, not a loss."""
+    if rejected_spans < 0:
+        return not_otlp(f"{rejected_spans} rejected spans")
     return PartialSuccess(rejected_spans, message or "no reason given") if rejected_spans > 0 else Accepted(message)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,13 +85,30 @@ class DeadlineTransport(httpx.BaseTransport):
 
 
 def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
+    """Return the decoded body, or its beginning of a byte more than ``max_bytes``.
+
+    httpx would decode each piece to its end, which for a few kilobytes can be gigabytes. Raise httpx.DecodingError for
+    another encoding than was asked for.
+    """
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip"):
+        raise httpx.DecodingError(f"content encoding {encoding[:20]!r}")
+    decoder = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == "gzip" else None
     chunks: list[bytes] = []
     size = 0
-    for chunk in response.iter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
+    for chunk in response.iter_raw():
+        decoded = chunk
+        if decoder is not None:
+            try:
+                decoded = decoder.decompress(chunk, max_bytes + 1 - size)
+            except zlib.error as error:
+                raise httpx.DecodingError(str(error)) from None
+        chunks.append(decoded)
+        size += len(decoded)
         if size > max_bytes:
-            break
+            return b"".join(chunks)
+    if decoder is not None and chunks and not decoder.eof:
+        raise httpx.DecodingError("the end of the body is missing")
     return b"".join(chunks)
 
 
@@ -210,7 +228,7 @@ _ERRORS: Final = (
 
 USER_AGENT: Final = f"runspan/{__version__}"
 
-_ACCEPT_ENCODING: Final = "gzip, deflate"
+_ACCEPT_ENCODING: Final = "gzip"
 
 _TEXT_BYTES: Final = 64 << 10
 """Of a response that are searched for secrets before its text is cut, so that no secret is cut in two and missed."""

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from runspan.contracts import MAX_LIMIT, Document
 from runspan.errors import (
     ERROR_STATUSES,
+    AccessError,
     BackendBusy,
     BackendError,
     BackendRefused,
@@ -282,7 +283,7 @@ class PlatformClient:
                 if response.status in RETRYABLE_STATUSES:
                     raise BackendBusy(self._api.describe(response), where=self.base)
                 result = self._api.read(response, read)
-            except (BackendError, QueryError) as error:
+            except (AccessError, BackendError, QueryError) as error:
                 if not self._halted():
                     self._note_failure(str(error))
                 if isinstance(error, retryable) and not isinstance(error, ResponseTooLarge):

@@ -143,13 +143,9 @@ def read_items(body: bytes) -> tuple[list[str], Meta, str | None]:
 def read_page(body: bytes) -> RunListPage:
     """Return a page of a list. MalformedResponse if the body is none, or no item has an id."""
     texts, meta, cursor = read_items(body)
-    try:
-        items = [_members(text) for text in texts]
-    except ScanError as error:
-        raise MalformedResponse(got=str(error)) from None
-    listed = [_list_item(item) for item in items]
-    unusable = [_shown(item) for item, found in zip(items, listed, strict=True) if found is None]
-    if unusable and len(unusable) == len(items):
+    listed = [_list_item(text) for text in texts]
+    unusable = [text[:_MAX_SHOWN] for text, found in zip(texts, listed, strict=True) if found is None]
+    if unusable and len(unusable) == len(texts):
         raise MalformedResponse(got=f"no item of the list has a usable id; the first is {unusable[0]}")
     usable = tuple(found for found in listed if found is not None)
     return RunListPage(usable, cursor, tuple(meta.partial), tuple(unusable))
@@ -166,13 +162,12 @@ def read_error(body: bytes) -> ApiError:
     return ApiError(failure.error.code, message, failure.success)
 
 
-def _shown(item: Mapping[str, bytes]) -> str:
-    pairs = [f"{key}: {value[:40].decode(errors='replace')}" for key, value in item.items()]
-    return f"{{{', '.join(pairs)}}}"[:_MAX_SHOWN]
-
-
-def _list_item(item: Mapping[str, bytes]) -> RunListItem | None:
-    """Return the item, None if no run can have its id."""
+def _list_item(text: str) -> RunListItem | None:
+    """Return the item, None if it has no id that a run can have."""
+    try:
+        item = _members(text)
+    except ScanError:
+        return None
     text = item.get("id", b"null").decode(errors="replace")
     run_id = string_value(text) if text.startswith('"') else ""
     if not run_id or run_id != run_id.encode(errors="replace").decode():

@@ -25,7 +25,7 @@ from runspan.model.document import (
     with_extra_step,
 )
 from runspan.model.span import child_span_id, run_ids
-from runspan.model.timestamps import MILLISECOND, rfc3339
+from runspan.model.timestamps import MAX_NS, MILLISECOND, rfc3339
 from runspan.recorder.serialize import Payload, object_keys, object_text, payload
 
 PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
@@ -197,7 +197,7 @@ class RunRecord:
         again under its id, therefore uses no span id twice, however soon that is and whatever the clock of another
         machine says.
         """
-        epoch = clock()
+        epoch = min(max(clock(), 0), MAX_NS)  # a wrong clock must not fail the engine
         self.lock = threading.RLock()
         self.id = run_id
         self.tenant = tenant

@@ -80,13 +80,13 @@ class OtlpSink:
         return results
 
     def _send_group(self, runs: list[RunSpans], is_retry: bool) -> list[ExportResult]:
-        """Send runs together, or each alone when the request fails.
+        """Send runs together, or each alone when the request fails, or is accepted in part.
 
         is_retry: whether one of them failed before. Such a group is divided after a retryable failure too: some stores
         always answer "retry" to a request with one run that is too large for them.
         """
         together = self._send(runs)
-        if len(runs) == 1 or isinstance(together, Accepted | PartialSuccess):
+        if len(runs) == 1 or isinstance(together, Accepted):
             return [together] * len(runs)
         if _concerns_endpoint(together) and not (is_retry and isinstance(together, Retryable)):
             return [together] * len(runs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runspan.delivery import DeadLetters
+from runspan.errors import item_error
 from runspan.model.timestamps import SECOND
 from runspan.sync.checkpoint import AT_ONCE, Checkpoint, TrackedRun, TrackState
 
@@ -107,6 +108,22 @@ class SyncCounts:
 
 
 @dataclass(slots=True)
+class SyncTotals:
+    """What a sync reports, however often it began again."""
+
+    counts: SyncCounts = field(default_factory=SyncCounts)
+    requests: tuple[int, int, int] = (0, 0, 0)
+    """See ``PlatformClient.requests``; of the clients before."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """(run id, reason) of the first refused or rejected documents."""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """Those of them that the receiver rejected."""
+    refused_before: int | None = None
+    """Runs that an earlier sync refused; None until the state file was read."""
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
 class SyncContext:
     """The state of a sync, used by the thread of ``SyncEngine.run``."""
 
@@ -119,17 +136,18 @@ class SyncContext:
     """Shows a line to the user."""
     monotonic: Callable[[], int] = time.monotonic_ns
     """Returns nanoseconds. Pauses use it, because they would last for hours if ``clock`` was set back."""
-    counts: SyncCounts = field(default_factory=SyncCounts)
+    totals: SyncTotals = field(default_factory=SyncTotals)
     in_progress: dict[str, TrackedRun] = field(default_factory=dict)
     """The runs that are fetched, wait to be sent, or are sent. Changes of such a run are noted on its object."""
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    """(run id, reason) of the first refused or rejected documents."""
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    """Those of them that the receiver rejected."""
     list_recheck_needed: bool = False
     """Whether to read a page of the list, because listed runs were not found."""
     _not_found: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Run id → 404 responses in a row, and the number of pages that had been read at the first."""
+
+    @property
+    def counts(self) -> SyncCounts:
+        """What happened since the start of the sync."""
+        return self.totals.counts
 
     def save(self, run: TrackedRun) -> None:
         """Store a run that was in progress."""
@@ -150,10 +168,10 @@ class SyncContext:
         run.state, run.due, run.reason, run.failures = TrackState.REFUSED, None, reason, 0
         self.counts.rejected += rejected
         self.counts.refused += not rejected
-        if len(self.refused) < MAX_NAMED:
-            self.refused.append((run.run_id, reason))
+        if len(self.totals.refused) < MAX_NAMED:
+            self.totals.refused.append((run.run_id, reason))
             if rejected:
-                self.rejected.append((run.run_id, reason))
+                self.totals.rejected.append((run.run_id, reason))
             if self.config.follow:  # otherwise the report names it soon
                 self.log(f"refused: run {run.run_id}: {reason}")
         self.save(run)
@@ -164,6 +182,12 @@ class SyncContext:
         run.reason = reason
         run.due = retry_at(self.clock(), run.failures)
         self.save(run)
+
+    def fail(self, run: TrackedRun, error: Exception) -> None:
+        """Schedule a run whose document could not be handled, for a reason that no code expected."""
+        reason = str(item_error(error, f"run {run.run_id}"))
+        self.log(f"{reason}; trying again later")
+        self.retry_later(run, reason)
 
     def mark_missing(self, run: TrackedRun) -> None:
         """Schedule a listed run that was not found, or count it as gone."""

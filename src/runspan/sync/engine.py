@@ -23,9 +23,9 @@ from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api.client import PlatformClient
 from runspan.platform_api.schema import RunListPage
 from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
-from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
+from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext, SyncTotals
 from runspan.sync.list_crawler import ListCrawler, ListScan
-from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue, raise_error
+from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue
 from runspan.sync.report import SyncMonitor, SyncProgress, SyncReport
 
 _ROUND: Final = 0.25
@@ -36,6 +36,9 @@ _MAX_RESULTS: Final = 500
 
 _DOWN_AFTER: Final = 20.0
 """Seconds without a response after which the platform counts as down, and gets one request at a time."""
+
+_ALL_FORBIDDEN: Final = 20
+"""Documents that are forbidden before any is fetched, after which the API key lacks the permission to read them."""
 
 _PROBE_EVERY: Final = 2.0
 _RECONNECT_AFTER: Final = 5.0
@@ -50,6 +53,7 @@ class SyncEngine:
     - ``connect``: see ``queues.Connect``.
     - ``halt``: called when the sync ends, to interrupt the platform client's pauses.
     - ``clock``: returns nanoseconds since 1970.
+    - ``totals``: those of the engine before, if the sync begins again.
     - ``log``: shows a line to the user.
     - ``on_progress``: called a few times a second.
     """
@@ -66,6 +70,7 @@ class SyncEngine:
         tenant: str,
         resource: Resource,
         clock: Callable[[], int] = time.time_ns,
+        totals: SyncTotals | None = None,
         log: Callable[[str], None] = lambda message: None,
         on_progress: Callable[[SyncProgress], None] = lambda progress: None,
     ) -> None:
@@ -78,7 +83,7 @@ class SyncEngine:
         self._fetchers = _Workers("fetch", config.concurrency, self._results.put)
         self._lister = _Workers("list", 1, self._results.put)
         self._sender = _Workers("send", 1, self._results.put)
-        self._context = SyncContext(config, checkpoint, clock, dead_letters, log)
+        self._context = SyncContext(config, checkpoint, clock, dead_letters, log, totals=totals or SyncTotals())
         self._sends = SendQueue(
             self._context,
             connect,
@@ -96,6 +101,7 @@ class SyncEngine:
         self._reconnect_delay = _RECONNECT_AFTER
         self._probe_at = 0.0
         self._last_round_at = 0
+        self._forbidden = 0
 
     def stop(self) -> None:
         """Fetch nothing more, and end after ``SyncConfig.grace`` at most. Any thread or signal handler may call it."""
@@ -107,7 +113,8 @@ class SyncEngine:
 
         Errors that end the sync are raised after the requests in flight have ended: Unauthorized and Forbidden if the
         platform refuses the key; BackendUnreachable, BackendRefused and RateLimited if the platform or the receiver
-        fails for too long, unless the sync follows; StoreError if the checkpoint cannot be written.
+        fails for too long; StoreError if the checkpoint cannot be written. If the sync follows, only StoreError is
+        raised once the platform has worked (``known_to_work``).
         """
         try:
             self._prepare()
@@ -122,9 +129,16 @@ class SyncEngine:
             self._halt()
             self._sends.close()
             self._platform.close()
+            for workers in (self._fetchers, self._lister, self._sender):
+                workers.close()
         if self._error is not None:
             raise self._error
         return self.report()
+
+    @property
+    def known_to_work(self) -> bool:
+        """Whether the address and the key are right: the platform has answered, to this sync or an earlier one."""
+        return self._lists.known_to_work
 
     @property
     def latest(self) -> SyncProgress:
@@ -146,10 +160,11 @@ class SyncEngine:
             checkpoint.reschedule(TrackState.OPEN)
         if config.resend:
             checkpoint.resend(self._clock() - config.resend)
-        if config.retry_refused:
+        if config.retry_refused and self._context.totals.refused_before is None:
             checkpoint.reschedule(TrackState.REFUSED)
-        else:
-            self._monitor.refused_before = checkpoint.counts[TrackState.REFUSED]
+        totals = self._context.totals
+        if totals.refused_before is None:
+            totals.refused_before = 0 if config.retry_refused else checkpoint.counts[TrackState.REFUSED]
         checkpoint.commit()
 
     def _is_complete(self) -> bool:
@@ -224,23 +239,28 @@ class SyncEngine:
         """Fetch a document. Return the job that handles what came of it."""
         try:
             response = self._platform.document(tracked.run_id)
-        except errors.RunspanError as error:
-            return partial(self._fetch_failed, tracked, error)
-        fetched_at = self._clock()
-        run = _parse(response.text, tracked.run_id)
+            fetched_at = self._clock()
+            run = _parse(response.text, tracked.run_id)
+        except Exception as error:
+            return partial(self._fetch_failed, tracked, errors.item_error(error, f"run {tracked.run_id}"))
         return partial(self._fetches.fetched, tracked, run, response, fetched_at)
 
     def _fetch_failed(self, run: TrackedRun, error: errors.RunspanError) -> None:
         self._probe_at = time.monotonic() + _PROBE_EVERY
         self._fetches.failed(run, error, platform_down=self._is_platform_down())
         if self._config.follow and run.failures >= MAX_FAILURES:
-            self._monitor.log("runs", f"runs cannot be fetched: {error}; trying again")
+            self._monitor.log("runs", f"run {run.run_id} cannot be fetched: {error}; trying again")
+        if isinstance(error, errors.Forbidden):
+            self._forbidden += 1
+            if self._forbidden < _ALL_FORBIDDEN or self._context.counts.fetched:
+                return  # of one run, because the list is allowed
         if self._is_final(error):
             self._end_with(error)
 
     def _list(self) -> None:
         """Request the next page, if no page is requested."""
-        scan = self._lists.next_scan(self._clock())
+        now = self._clock()
+        scan = self._lists.next_scan(now, has_backlog=partial(self._fetches.has_backlog, now))
         if scan is not None:
             self._lister.submit(partial(self._read_page, scan))
 
@@ -251,12 +271,17 @@ class SyncEngine:
             page = self._platform.runs(
                 workflow_id=filter_.workflow_id, status=filter_.status, since=scan.since, cursor=scan.cursor
             )
-        except errors.RunspanError as error:
-            return partial(self._list_failed, scan, error)
+        except Exception as error:
+            return partial(self._list_failed, scan, errors.item_error(error, "a page of the list"))
         return partial(self._add_page, scan, page)
 
     def _add_page(self, scan: ListScan, page: RunListPage) -> None:
-        self._end_with(self._lists.add_page(scan, page))
+        try:
+            self._end_with(self._lists.add_page(scan, page))
+        except errors.StoreError:
+            raise
+        except Exception as error:
+            self._list_failed(scan, errors.item_error(error, "a page of the list"))
         self._fetches.wake()
 
     def _list_failed(self, scan: ListScan, error: errors.RunspanError) -> None:
@@ -270,7 +295,7 @@ class SyncEngine:
     def _is_final(self, error: errors.RunspanError) -> bool:
         """Whether an error of the platform ends the sync."""
         if isinstance(error, (errors.Unauthorized, errors.Forbidden)):
-            return True
+            return not (self._config.follow and self.known_to_work)  # a key may be replaced, and is read again
         unanswered = self._platform.unanswered_for > self._config.retry_max_time
         return unanswered and not self._config.follow and isinstance(error, errors.BackendError)
 
@@ -291,14 +316,15 @@ class SyncEngine:
 
 
 class _Workers:
-    """Threads that run jobs in their order, and post what each returns.
+    """Threads that run jobs in their order, and post what each returns. A job raises nothing.
 
     They are daemons, because a response may take minutes, and the process must not wait.
     """
 
     def __init__(self, name: str, count: int, post: Callable[[Job], None]) -> None:
         self._post = post
-        self._jobs: SimpleQueue[Callable[[], Job]] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], Job] | None] = SimpleQueue()
+        self._count = count
         for number in range(count):
             threading.Thread(target=self._work, name=f"runspan-sync-{name}-{number}", daemon=True).start()
 
@@ -306,14 +332,14 @@ class _Workers:
         """Run the job once a thread is idle."""
         self._jobs.put(job)
 
+    def close(self) -> None:
+        """End each thread after the jobs that were submitted, without waiting for it."""
+        for _ in range(self._count):
+            self._jobs.put(None)
+
     def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
-            try:
-                result = job()
-            except BaseException as error:  # the sync must neither hang nor report success
-                result = partial(raise_error, error)
-            self._post(result)
+        while (job := self._jobs.get()) is not None:
+            self._post(job())
 
 
 def _parse(text: bytes, run_id: str) -> Run | errors.DocumentError:

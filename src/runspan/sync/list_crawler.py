@@ -7,10 +7,11 @@ the others miss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from runspan.errors import BackendRefused, QueryError, RunspanError
+from runspan.errors import AccessError, BackendRefused, NotFound, QueryError, RunspanError
 from runspan.model.timestamps import SECOND
 from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
@@ -19,7 +20,8 @@ from runspan.sync.context import DAY, HOUR, MAX_FAILURES, MINUTE, ListFilter, Sy
 RESUME_WITHIN: Final = HOUR
 """An interrupted full scan is resumed only if it started within this time: earlier pages may have changed since."""
 
-MAX_RESTARTS: Final = 3
+CURSOR_ATTEMPTS: Final = 2
+"""Requests with a cursor that is refused before the scan begins at the top again: a gateway may have refused it."""
 
 CLOCK_SKEW: Final = 5 * MINUTE
 """How far the platform's clock may differ from this one when it computes the start of a window."""
@@ -45,12 +47,36 @@ class ListScan:
     """The highest sort time on the first page; 0 before it was read."""
     since: str | None = None
     """The platform's window that reaches down to the edge. It stays the same, because cursors may depend on it."""
-    restarts: int = 0
     failures: int = 0
     """Failed requests for the next page."""
     failing_since: int | None = None
     """The time of the first of them, from ``SyncContext.monotonic``."""
+    not_before: int = 0
+    """When to request the next page, in the same time."""
+    waits: bool = False
+    """Whether the runs that were listed are fetched before it begins at the top again."""
+    pages: int = 0
+    """Pages that were read since it began at the top."""
+    most_pages: int = 0
+    restarts: int = 0
+    """How often it began again without reading more pages than ever before."""
+    stuck_since: int | None = None
+    """The time of the first of them."""
     seen_cursors: set[str] = field(default_factory=set)
+
+    @property
+    def failing(self) -> bool:
+        """Whether it does not get on at the moment."""
+        return bool(self.failures or self.waits)
+
+    def restart(self, now: int) -> None:
+        """Begin at the top again, because a cursor was refused. now: From ``SyncContext.monotonic``."""
+        self.cursor, self.waits, self.pages = None, True, 0
+        self.failures, self.failing_since = 0, None
+        self.seen_cursors.clear()
+        self.restarts += 1
+        self.stuck_since = now if self.stuck_since is None else self.stuck_since
+        self.not_before = retry_at(now, self.restarts)
 
     def advance(self, page: RunListPage) -> bool:
         """Move on to the next page. Return True if there is none, or if it would be below the edge.
@@ -68,6 +94,10 @@ class ListScan:
             raise ValueError("a cursor came a second time")
         self.seen_cursors.add(page.cursor)
         self.cursor = page.cursor
+        self.failures, self.failing_since = 0, None
+        self.pages += 1
+        if self.pages > self.most_pages:
+            self.most_pages, self.restarts, self.stuck_since = self.pages, 0, None
         return False
 
 
@@ -96,9 +126,7 @@ class ListCrawler:
         self._unread = set(filters)
         """The filters whose list this sync has not started to read."""
         self._requested: ListScan | None = None
-        self._not_before = 0
         self._known_to_work = {each for each, at in self._positions.items() if at.full_ended or at.cursor}
-        self._failing = False
 
     @property
     def done(self) -> bool:
@@ -108,8 +136,13 @@ class ListCrawler:
     @property
     def first_scan_in_progress(self) -> bool:
         """Whether a first full scan makes progress, so that runs older than the tracked ones will be found."""
-        first = [each for each in (*self._full_scans, *self._unread) if not self._positions[each].full_ended]
-        return bool(first) and not self._failing
+        in_progress = [each for each, scan in self._full_scans.items() if not scan.failing]
+        return any(not self._positions[each].full_ended for each in (*in_progress, *self._unread))
+
+    @property
+    def known_to_work(self) -> bool:
+        """Whether a page was ever read, by this sync or an earlier one: the address, the key and a filter are right."""
+        return bool(self._known_to_work)
 
     @property
     def polled_at(self) -> int | None:
@@ -118,14 +151,21 @@ class ListCrawler:
             return None
         return self._context.clock() - (self._context.monotonic() - min(self._read_at.values()))
 
-    def next_scan(self, now: int) -> ListScan | None:
-        """Return the scan whose next page is to be requested; None if there is none at the moment."""
-        if self._requested is not None or self._context.monotonic() < self._not_before:
+    def next_scan(self, now: int, *, has_backlog: Callable[[], bool]) -> ListScan | None:
+        """Return the scan whose next page is to be requested; None if there is none at the moment.
+
+        has_backlog: Whether listed runs can be fetched that were not yet.
+        """
+        if self._requested is not None:
             return None
         self._start_scans(now)
-        scans = [*self._top_scans.values(), *self._full_scans.values()]  # new runs before old ones
-        self._requested = scans[0] if scans else None
-        return self._requested
+        monotonic = self._context.monotonic()
+        for scan in (*self._top_scans.values(), *self._full_scans.values()):  # new runs before old ones
+            if monotonic >= scan.not_before and not (scan.waits and has_backlog()):
+                scan.waits = False
+                self._requested = scan
+                return scan
+        return None
 
     def add_page(self, scan: ListScan, page: RunListPage) -> RunspanError | None:
         """Store what a page shows. Return the error if it ends the sync."""
@@ -143,8 +183,6 @@ class ListCrawler:
             ended = scan.advance(page)
         except ValueError as error:
             return self._retry(scan, BackendRefused(expected="the next page of the list", got=str(error)))
-        scan.failures, scan.failing_since = 0, None
-        self._failing = False
         position = self._positions[scan.filter]
         if scan.full:
             position.cursor, position.full_newest = scan.cursor, max(position.full_newest, scan.newest)
@@ -157,24 +195,36 @@ class ListCrawler:
     def fail(self, scan: ListScan, error: RunspanError) -> RunspanError | None:
         """Schedule a page that could not be read. Return the error if it ends the sync."""
         self._requested = None
-        if isinstance(error, QueryError) and scan.cursor is not None:
-            if scan.restarts >= MAX_RESTARTS:
-                return error
-            # The platform has forgotten the cursor: start at the top again.
-            scan.cursor = None
-            scan.restarts += 1
-            scan.seen_cursors.clear()
-            return None
-        if isinstance(error, (BackendRefused, QueryError)) and scan.filter not in self._known_to_work:
-            return error  # a wrong address or filter; if the list worked before, it is a gateway in trouble
+        if isinstance(error, NotFound):
+            hint = "is this the base URL of the platform's API, or of a runspan server?"
+            error = BackendRefused(expected="the list of runs", got=str(error), hint=hint)
+        if isinstance(error, (AccessError, BackendRefused, QueryError)) and scan.filter not in self._known_to_work:
+            return error  # a wrong address, key or filter; if the list worked before, it is a gateway in trouble
+        if isinstance(error, QueryError) and scan.cursor is not None and scan.failures + 1 >= CURSOR_ATTEMPTS:
+            return self._restart(scan, error)
         return self._retry(scan, error)
+
+    def _restart(self, scan: ListScan, error: QueryError) -> RunspanError | None:
+        """Begin at the top again, because the platform has forgotten a cursor."""
+        now, config = self._context.monotonic(), self._config
+        got = f"a refused cursor of page {scan.pages + 1}: {error}"
+        stuck = scan.stuck_since is not None and now - scan.stuck_since > config.retry_max_time * SECOND
+        if stuck and not config.follow:
+            hint = "the runs above it were fetched; the next sync reads the list again"
+            return BackendRefused(expected="cursors that are valid until the end of the list", got=got, hint=hint)
+        self._context.log(f"the list: {got}; reading it again from its top, after fetching the runs that it showed")
+        scan.restart(now)
+        if scan.full:
+            position = self._positions[scan.filter]
+            position.cursor = None
+            self._context.checkpoint.save_list_position(scan.filter.name, position)
+        return None
 
     def _retry(self, scan: ListScan, error: RunspanError) -> RunspanError | None:
         now = self._context.monotonic()
         scan.failures += 1
         scan.failing_since = now if scan.failing_since is None else scan.failing_since
-        self._not_before = retry_at(now, scan.failures)
-        self._failing = True
+        scan.not_before = retry_at(now, scan.failures)
         if not self._config.follow and now - scan.failing_since > self._config.retry_max_time * SECOND:
             return error
         if scan.failures == MAX_FAILURES:

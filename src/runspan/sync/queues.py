@@ -12,7 +12,7 @@ from typing import Final
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import HEARTBEAT_SHARE, Document
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus
-from runspan.errors import DocumentError, NotFound, QueryError, RunspanError
+from runspan.errors import DocumentError, NotFound, QueryError, RunspanError, StoreError
 from runspan.export import ObservedRun, batches
 from runspan.http.client import ResponseTooLarge
 from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
@@ -138,6 +138,10 @@ class FetchQueue:
                 return self._lanes[lane].popleft()
         return None
 
+    def has_backlog(self, now: int) -> bool:
+        """Whether a run of the backlog is due that is not being fetched."""
+        return self._refill(_BACKLOG, now)
+
     def release(self) -> None:
         """Empty the lanes. The runs stay due in the checkpoint."""
         for lane in self._lanes:
@@ -155,6 +159,16 @@ class FetchQueue:
     def fetched(self, tracked: TrackedRun, run: Run | DocumentError, response: Document, fetched_at: int) -> None:
         """Handle a document. fetched_at: In nanoseconds since 1970."""
         self.in_flight -= 1
+        try:
+            self._handle_document(tracked, run, response, fetched_at)
+        except StoreError:
+            raise
+        except Exception as error:
+            self._context.fail(tracked, error)
+
+    def _handle_document(
+        self, tracked: TrackedRun, run: Run | DocumentError, response: Document, fetched_at: int
+    ) -> None:
         context = self._context
         context.counts.fetched += 1
         if response.incomplete and tracked.failures + 1 < MAX_FAILURES:
@@ -244,7 +258,7 @@ class SendQueue:
         self._submit = submit
         self._tenant = tenant
         self._resource = resource
-        self.exporter: OtlpExporter | None = None
+        self.exporter: OtlpExporter | None = connect(self._on_settled)
         self.stopped = ""
         """Why the exporter sends nothing any more, or ""."""
         self.receiver_works = False
@@ -292,7 +306,8 @@ class SendQueue:
             self._close_batch()
         taken = []
         while self._ready and not self.stopped and self._has_room(self._ready[0]):
-            taken.append([self._start_sending(planned) for planned in self._ready.pop(0)])
+            items = [self._start_sending(planned) for planned in self._ready.pop(0)]
+            taken.append([item for item in items if item is not None])
         return taken
 
     def send(self, batch: list[Run | RunSpans]) -> None:
@@ -327,10 +342,16 @@ class SendQueue:
     def _has_room(self, batch: Sequence[PlannedSend]) -> bool:
         return not self.in_flight or self._bytes_in_flight + _bytes_of(batch) <= MAX_BYTES
 
-    def _start_sending(self, planned: PlannedSend) -> Run | RunSpans:
-        """Store that a document is about to be sent. Return what to send of it."""
+    def _start_sending(self, planned: PlannedSend) -> Run | RunSpans | None:
+        """Store that a document is about to be sent. Return what to send of it; None if it cannot be encoded."""
         tracked, checkpoint = planned.tracked, self._context.checkpoint
-        item = planned.observed.without_acked(checkpoint.spans, tracked.key, self._tenant, self._context.clock())
+        try:
+            item = planned.observed.without_acked(checkpoint.spans, tracked.key, self._tenant, self._context.clock())
+        except StoreError:
+            raise
+        except Exception as error:
+            self._context.fail(tracked, error)
+            return None
         tracked.sent_digest, tracked.sent_revision = planned.digest, planned.revision
         tracked.run_span_sent = tracked.run_span_sent or planned.revision == ROOT_REVISION
         checkpoint.save(tracked)
@@ -339,10 +360,34 @@ class SendQueue:
         return item
 
     def _export(self, exporter: OtlpExporter, batch: list[Run | RunSpans]) -> Job:
+        """Submit documents. Return the job that handles those that cannot be encoded."""
+        submitted: set[str] = set()
+        failed: dict[str, Exception] = {}
+        try:
+            self._submit_batches(exporter, batch, submitted)
+        except Exception:
+            # One of them cannot be encoded, and each of the others is sent.
+            for item in batch:
+                run_id = item.id if isinstance(item, Run) else item.run_id
+                if run_id not in submitted:
+                    try:
+                        self._submit_batches(exporter, [item], submitted)
+                    except Exception as error:
+                        failed[run_id] = error
+        return partial(self._not_encoded, failed)
+
+    def _submit_batches(self, exporter: OtlpExporter, items: list[Run | RunSpans], submitted: set[str]) -> None:
+        """Submit documents, and add their ids to ``submitted``."""
         clock, resource = self._context.clock, self._resource
-        for each in batches(batch, tenant=self._tenant, observed_at=clock, resource=resource):
-            exporter.submit(each)
-        return lambda: None
+        for batch in batches(items, tenant=self._tenant, observed_at=clock, resource=resource):
+            submitted.update([run.run_id for run in batch.runs])
+            exporter.submit(batch)
+
+    def _not_encoded(self, failed: Mapping[str, Exception]) -> None:
+        for run_id, error in failed.items():
+            planned = self.in_flight.pop(run_id)
+            self._bytes_in_flight -= len(planned.run.text)
+            self._context.fail(planned.tracked, error)
 
     def _on_settled(self, runs: tuple[RunSpans, ...], status: RunStatus, reason: str) -> None:
         digests = {run.run_id: run.step_digests for run in runs}
@@ -353,18 +398,23 @@ class SendQueue:
         settled = [self.in_flight.pop(run_id) for run_id in digests]
         self._bytes_in_flight -= _bytes_of(settled)
         self.receiver_works = self.receiver_works or status is not RunStatus.NOT_SENT
-        if status is RunStatus.UNKNOWN:
-            self._halve(settled)
-            return
         for planned in settled:
-            tracked = planned.tracked
-            if status is RunStatus.ACCEPTED:
-                self._ack(planned, digests[tracked.run_id])
-            elif status is RunStatus.REJECTED:
-                self._context.refuse(tracked, reason, planned.run.text, rejected=True)
-            else:
-                tracked.due = AT_ONCE
-                self._context.save(tracked)
+            try:
+                self._settle_run(planned, digests[planned.tracked.run_id], status, reason)
+            except StoreError:
+                raise
+            except Exception as error:
+                self._context.fail(planned.tracked, error)
+
+    def _settle_run(self, planned: PlannedSend, digests: Sequence[bytes], status: RunStatus, reason: str) -> None:
+        tracked = planned.tracked
+        if status is RunStatus.ACCEPTED:
+            self._ack(planned, digests)
+        elif status is RunStatus.REJECTED:
+            self._context.refuse(tracked, reason, planned.run.text, rejected=True)
+        else:
+            tracked.due = AT_ONCE
+            self._context.save(tracked)
 
     def _ack(self, planned: PlannedSend, digests: Sequence[bytes]) -> None:
         """Store an acknowledgement. digests: Of the step spans that were sent."""
@@ -379,16 +429,6 @@ class SendQueue:
         if tracked.state is TrackState.OPEN:
             context.checkpoint.spans.add(tracked.key, digests, tracked.acked_at)
 
-    def _halve(self, unknown: Sequence[PlannedSend]) -> None:
-        """Send runs again in smaller batches, because the receiver rejected some without saying which."""
-        middle = len(unknown) // 2
-        self._ready += [*unknown[:middle]], [*unknown[middle:]]
-
 
 def _bytes_of(documents: Iterable[PlannedSend]) -> int:
     return sum(len(planned.run.text) for planned in documents)
-
-
-def raise_error(error: BaseException) -> None:
-    """Raise an error that has no handler."""
-    raise error

@@ -160,16 +160,15 @@ class SyncMonitor:
         lists: ListCrawler,
         on_progress: Callable[[SyncProgress], None],
     ) -> None:
-        self.refused_before = 0
-        """Runs that an earlier sync refused."""
         self._context = context
         self._platform = platform
         self._sends = sends
         self._lists = lists
         self._on_progress = on_progress
-        self._started = time.monotonic()
-        self._rate_from = (self._started, 0)
-        self._rate_at = self._started + _FIRST_RATE
+        self._requests_before = context.totals.requests
+        now = time.monotonic()
+        self._rate_from = (now, context.counts.fetched)
+        self._rate_at = now + _FIRST_RATE
         self._at_risk = 0
         """Runs of the backlog that the platform will probably delete before they are fetched."""
         self._logged: dict[str, tuple[str, float]] = {}
@@ -200,7 +199,7 @@ class SyncMonitor:
         checkpoint, counts = self._context.checkpoint, self._context.checkpoint.counts
         return SyncProgress(
             counts=self._context.counts,
-            requests=self._platform.requests,
+            requests=self._requests(),
             tracked=counts.total(),
             backlog=counts[TrackState.NEW],
             unfinished=counts[TrackState.OPEN],
@@ -210,24 +209,32 @@ class SyncMonitor:
             first_scan=self._lists.first_scan_in_progress,
         )
 
+    def _requests(self) -> tuple[int, int, int]:
+        """Return the requests to the platform since the start of the sync; see ``PlatformClient.requests``."""
+        requests, retries, limited = self._platform.requests
+        before = self._requests_before
+        self._context.totals.requests = (before[0] + requests, before[1] + retries, before[2] + limited)
+        return self._context.totals.requests
+
     def report(self, stopped: str) -> SyncReport:
         """Return the report. stopped: Why the sync ended early, or ""."""
         context, checkpoint = self._context, self._context.checkpoint
-        requests, retries, rate_limited = self._platform.requests
-        now = {run_id for run_id, _ in context.refused}
-        refused = checkpoint.refused(MAX_NAMED + len(now)) if self.refused_before else []
+        totals = context.totals
+        requests, retries, rate_limited = self._requests()
+        now = {run_id for run_id, _ in totals.refused}
+        refused = checkpoint.refused(MAX_NAMED + len(now)) if totals.refused_before else []
         return SyncReport(
             counts=context.counts,
-            seconds=time.monotonic() - self._started,
+            seconds=time.monotonic() - totals.started,
             requests=requests,
             retries=retries,
             rate_limited=rate_limited,
             backlog=checkpoint.counts[TrackState.NEW],
             unfinished=checkpoint.counts[TrackState.OPEN],
-            refused_before=min(self.refused_before, checkpoint.counts[TrackState.REFUSED]),
+            refused_before=min(totals.refused_before or 0, checkpoint.counts[TrackState.REFUSED]),
             at_risk=self._at_risk,
-            refused_now=tuple(context.refused),
-            rejected_now=tuple(context.rejected),
+            refused_now=tuple(totals.refused),
+            rejected_now=tuple(totals.rejected),
             refused_earlier=tuple([each for each in refused if each[0] not in now][:MAX_NAMED]),
             failing=tuple(checkpoint.failing(MAX_NAMED)),
             failing_count=checkpoint.failing_count(),

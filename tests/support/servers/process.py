@@ -45,6 +45,10 @@ class Program:
                 raise Failed(self.log.read_text(errors="replace")[-2000:])
             time.sleep(0.05)
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the program, such as SIGSTOP."""
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL: the program ends where it stands."""
         self._process.kill()
