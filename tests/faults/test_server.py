@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from support.cli import Running, running
-from support.faults import FaultLine, MixedLoad
+from support.faults import FaultLine, MixedLoad, fill
 from support.servers.process import free_ports
 
 pytestmark = pytest.mark.timeout(600)
@@ -86,18 +85,6 @@ def test_freeze(fault: FaultLine, tmp_path: Path, times: int) -> None:
         load.verify()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("needs permission to mount a file system in memory")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("times", rounds(1, 10))
 def test_disk_filled_by_others(fault: FaultLine, small_disk: Path, times: int) -> None:
     """While the disk is full, writes are refused with the reason and reads go on; then everything goes on."""
@@ -108,22 +95,12 @@ def test_disk_filled_by_others(fault: FaultLine, small_disk: Path, times: int) -
         with load.running():
             for _ in range(times):
                 load.wait_for_write(time.monotonic())
-                _fill(filler)
+                fill(filler)
                 _wait_until_refused(load, small_disk)
                 filler.unlink()
                 fault.recovery = max(fault.recovery, load.wait_for_write(time.monotonic()))
                 fault.rounds += 1
         load.verify()
-
-
-def _fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        block = b"\0" * 65536
-        while block:
-            try:
-                file.write(block)
-            except OSError:
-                block = block[: len(block) // 2]
 
 
 def _wait_until_refused(load: MixedLoad, disk: Path) -> None:
@@ -132,7 +109,7 @@ def _wait_until_refused(load: MixedLoad, disk: Path) -> None:
     response = httpx.get(f"{load.url}/readyz", trust_env=False)
     while load.line.refused == 0 or response.status_code == 200:
         assert time.monotonic() < deadline, f"writes were not refused; {shutil.disk_usage(disk)}, {response.text}"
-        _fill(disk / "filler")
+        fill(disk / "filler")
         response = httpx.get(f"{load.url}/readyz", trust_env=False)
         time.sleep(0.05)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -51,6 +54,29 @@ def fault(request: pytest.FixtureRequest, record_property: Callable[[str, object
     record_property("fault", asdict(line))
     assert line.acknowledged > 0
     assert (line.lost, line.wrong, line.twice) == (0, 0, 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("needs permission to mount a file system in memory")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all free space of a disk for a file."""
+    with path.open("wb", buffering=0) as file:
+        block = b"\0" * 65536
+        while block:
+            try:
+                file.write(block)
+            except OSError:
+                block = block[: len(block) // 2]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

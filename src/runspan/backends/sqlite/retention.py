@@ -1,22 +1,30 @@
 """Deletion of runs: past retention they are rejected on arrival and deleted later; archived runs can be purged.
 
-Expired runs are deleted in small batches by the writer, so that other writes wait for milliseconds only.
+Runs are deleted in small batches by the writer, so that other writes wait for milliseconds only. On a full disk the
+batches are smaller still, and use the space that is reserved for them.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 from runspan.backends.sqlite.queries import has_fragments
 from runspan.backends.sqlite.writer import GroupWriter
+from runspan.errors import StoreFull
 from runspan.model.span import run_ids
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 DAY: Final = 86_400 * 1_000_000_000
 _BATCH: Final = 500
+_SMALL_BATCHES: Final = (20, 1)
 _VACUUM_PAGES: Final = 2000
 _FRAGMENT_LIFETIME: Final = DAY
 """How long fragments of a complete run are kept: then their revision span is outdated or lost."""
@@ -50,7 +58,7 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
     cutoff = retention.cutoff(now)
     deleted = 0
     if cutoff is not None:
-        while count := writer.submit(lambda connection: _delete_runs(connection, cutoff)):
+        while count := _submit(writer, partial(_delete_runs, cutoff=cutoff)):
             deleted += count
         _delete_spans(writer, "foreign_spans", cutoff)
         _delete_spans(writer, "fragments", cutoff)
@@ -61,17 +69,38 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
 
 def release_pages(writer: GroupWriter) -> None:
     """Return the disk space of what was deleted to the file system."""
-    while writer.submit(_vacuum):
-        pass
+    with suppress(StoreFull):  # then each batch of deletions has freed the space of its own
+        while writer.submit(_vacuum):
+            pass
     writer.submit(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall(), alone=True)
 
 
-def _delete_runs(connection: sqlite3.Connection, cutoff: int) -> int:
+class _Deletion(Protocol[T_co]):
+    """Deletes up to ``limit`` rows, and returns what the caller needs to go on."""
+
+    def __call__(self, connection: sqlite3.Connection, limit: int) -> T_co: ...
+
+
+def _submit(writer: GroupWriter, delete: _Deletion[T]) -> T:
+    """Return the result of a deletion: of many rows at once, of few on a full disk."""
+    try:
+        return writer.submit(partial(delete, limit=_BATCH))
+    except StoreFull as error:
+        failure = error
+    for size in _SMALL_BATCHES:
+        try:
+            return writer.submit_to_full_disk(partial(delete, limit=size))
+        except StoreFull as error:
+            failure = error
+    raise failure
+
+
+def _delete_runs(connection: sqlite3.Connection, limit: int, *, cutoff: int) -> int:
     """Delete a batch of runs with their traces; return how many runs it had."""
     expired = "SELECT trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?"
     for table in ("foreign_spans", "fragments", "runs"):
         delete = f"DELETE FROM {table} WHERE trace_id IN ({expired})"  # noqa: S608 constants
-        deleted = connection.execute(delete, (cutoff, _BATCH)).rowcount
+        deleted = connection.execute(delete, (cutoff, limit)).rowcount
     return deleted
 
 
@@ -86,16 +115,16 @@ def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str =
     )
     after: int | None = 0
 
-    def delete_batch(connection: sqlite3.Connection) -> int | None:
+    def delete_batch(connection: sqlite3.Connection, limit: int) -> int | None:
         """Return where the next batch begins, None at the end."""
-        rows = connection.execute(select, (cutoff, after, _BATCH)).fetchall()
+        rows = connection.execute(select, (cutoff, after, limit)).fetchall()
         expired = [(row_id,) for row_id, is_old, meets_condition in rows if is_old and meets_condition]
         connection.executemany(f"DELETE FROM {table} WHERE id = ?", expired)  # noqa: S608 a constant
         # Ids grow with time, so after a batch without an old span there are none.
-        return rows[-1][0] if len(rows) == _BATCH and any(is_old for _, is_old, _ in rows) else None
+        return rows[-1][0] if len(rows) == limit and any(is_old for _, is_old, _ in rows) else None
 
     while after is not None:
-        after = writer.submit(delete_batch)
+        after = _submit(writer, delete_batch)
 
 
 def _vacuum(connection: sqlite3.Connection) -> int:
@@ -122,16 +151,40 @@ class PurgeReport:
     spans: int = 0
     """Foreign spans that were deleted with their runs. An archive does not contain them."""
 
+    def __add__(self, other: PurgeReport) -> PurgeReport:
+        return PurgeReport(
+            self.deleted + other.deleted,
+            self.changed + other.changed,
+            self.named + other.named,
+            self.gone + other.gone,
+            self.spans + other.spans,
+        )
+
 
 _STORED_DIGEST: Final = "SELECT id, digest, incomplete IS NOT NULL FROM runs WHERE trace_id = ?"
 
 
-def purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeReport:
-    """Delete runs in the transaction that compares them. items: SHA-256 of the document's text, and run id.
+def purge(writer: GroupWriter, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeReport:
+    """Delete runs, each in the transaction that compares it. items: SHA-256 of the document's text, and run id.
 
     A run stays when its document has changed, when a newer revision of it is known but not proved yet, or when its
     tenant has fragments in its trace. Spans of other tenants in its trace are deleted with it.
     """
+    report = PurgeReport()
+    start = 0
+
+    def purge_batch(connection: sqlite3.Connection, limit: int) -> tuple[int, PurgeReport]:
+        batch = items[start : start + limit]
+        return len(batch), _purge(connection, batch, tenant)
+
+    while start < len(items):
+        count, purged = _submit(writer, purge_batch)
+        start += count
+        report += purged
+    return report
+
+
+def _purge(connection: sqlite3.Connection, items: Sequence[tuple[bytes, str]], tenant: str) -> PurgeReport:
     deleted = gone = spans = 0
     changed = []
     for digest, run_id in items:

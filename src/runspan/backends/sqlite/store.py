@@ -285,11 +285,11 @@ class SqliteStore:
         return retention.expire(self._writer, self._retention, now)
 
     def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeReport:
-        """Delete these runs of a tenant in one transaction, each only while its document is unchanged.
+        """Delete these runs of a tenant, each in the transaction that finds its document unchanged.
 
         items: SHA-256 of the document's text, and run id.
         """
-        return self._writer.submit(lambda connection: retention.purge(connection, items, tenant))
+        return retention.purge(self._writer, items, tenant)
 
     def vacuum(self) -> None:
         """Free the disk space of deleted runs. Other writes continue meanwhile."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
+from runspan.backends.sqlite.reserve import DELETION_BYTES, FRAME_HEADER, NEARLY_FULL, STEP, Reserve, free_bytes
 from runspan.backends.sqlite.schema import SCHEMA
-from runspan.errors import StoreError
+from runspan.errors import StoreError, StoreFull
 from runspan.storage.sqlite_file import store_error, translate_errors
 
 T = TypeVar("T")
@@ -21,6 +22,13 @@ Work = Callable[[sqlite3.Connection], T]
 
 _MAX_GROUP = 64
 """Jobs of one transaction: enough to share the cost of the fsync, few enough that the first caller returns soon."""
+
+_LONG_LOG = 1 << 20
+"""Bytes of the log from which its truncation makes room worth a second attempt."""
+_RESERVE_SLACK = 16 << 20
+"""Bytes by which the reserve may be too large, so that it is not resized with each checkpoint."""
+_VACUUM_PAGES = 80
+"""Pages freed at once on a full disk, for each of which a few are written to the log."""
 
 
 class _Job(NamedTuple):
@@ -39,7 +47,11 @@ class GroupWriter:
         self._path = path
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the first read creates the write-ahead log
         self._files = _identities(path)
+        self._reserve = Reserve(path)
+        self._page_size: int = connection.execute("PRAGMA page_size").fetchone()[0]
         self._failed = False
+        self.is_full = False
+        """Whether the last write failed because no space was left."""
         self._after_commit = after_commit
         self._jobs: deque[_Job] = deque()
         """A job leaves it when its future is done, so that a caller that is interrupted leaves its group to others."""
@@ -66,12 +78,38 @@ class GroupWriter:
         result: T = job.future.result()
         return result
 
+    def submit_to_full_disk(self, work: Work[T]) -> T:
+        """Return the result of work that deletes, and use the reserve for it. Free the disk space of what it deleted.
+
+        It must be a small batch: what it adds to the log must fit into the reserve. Raise StoreFull if it does not.
+        """
+        with self._in_use, translate_errors(self._path):
+            self._require_open()
+            self._reserve.release()
+            self._truncate_log()
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                result = work(self._connection)
+                self._connection.execute("COMMIT")
+                self.check_files()
+            finally:
+                self._roll_back()
+            self._truncate_log()
+            self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            self._truncate_log()
+            with suppress(StoreFull):  # the next write tries again
+                self._hold_reserve()
+        return result
+
     def check(self) -> None:
         """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
         self._require_open()
         self.check_files()
-        if self._failed:
-            # A server that is not ready gets no writes, so this one finds out whether they succeed again.
+        free = free_bytes(self._path.parent)
+        if self.is_full and free < NEARLY_FULL:  # a tiny write may succeed where others fail
+            raise StoreFull("the disk is full", expected=f"{NEARLY_FULL} bytes", got=f"{free}", hint="free space")
+        if self._failed or free < NEARLY_FULL:
+            # A server that is not ready gets no writes, so this one finds out whether they succeed.
             self.submit(lambda connection: connection.execute(f"PRAGMA user_version = {SCHEMA.version}"))
 
     def close(self) -> None:
@@ -80,7 +118,11 @@ class GroupWriter:
             while self._jobs and not self._closed:
                 self._commit_waiting()
             self._closed = True
+            with suppress(StoreError):
+                self._reserve.release_if_nearly_full()  # the last connection to close moves the log into the database
             self._connection.close()
+            if not os.path.exists(f"{self._path}-wal"):
+                self._reserve.delete()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -97,8 +139,11 @@ class GroupWriter:
             self._after_commit(self._connection)
         self._roll_back()
 
-    def _commit(self, group: list[_Job]) -> None:
-        """Run a group in one transaction; if one of it fails, each in a transaction of its own."""
+    def _commit(self, group: list[_Job], *, retry: bool = True) -> None:
+        """Run a group in one transaction; if one of it fails, each in a transaction of its own.
+
+        retry: on a full disk, run a job again once the log was made shorter.
+        """
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -109,6 +154,7 @@ class GroupWriter:
         failure: Exception | None = None
         try:
             results = [job.work(self._connection) for job in group]
+            self._hold_reserve()
             execute("COMMIT")
             self.check_files()
         except Exception as error:
@@ -116,11 +162,14 @@ class GroupWriter:
         finally:
             self._roll_back()
         if failure is None:
-            self._failed = False
+            self._failed = self.is_full = False
             for job, result in zip(group, results, strict=True):
                 job.future.set_result(result)
         elif len(group) == 1:
-            self._fail(group[0], failure)
+            if retry and _is_full(failure, self._path) and self._shorten_log():
+                self._commit(group, retry=False)
+            else:
+                self._fail(group[0], failure)
         else:
             for job in group:
                 self._commit([job])
@@ -132,10 +181,47 @@ class GroupWriter:
                 self._connection.execute("ROLLBACK")
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        if isinstance(error, sqlite3.Error):
-            self._failed = True
+        if isinstance(error, sqlite3.Error | OSError):
             error = store_error(error, self._path)
+        if isinstance(error, StoreError):
+            self._failed = True
+            self.is_full = isinstance(error, StoreFull)
         job.future.set_exception(error)
+
+    # Disk space.
+
+    def _hold_reserve(self) -> None:
+        """Give the reserve the size that the database needs as it is now. Raise StoreFull when there is no room.
+
+        That is what the log will append to the database, and what a deletion adds to the log: each page at most once.
+        """
+        self.check_files()
+        pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
+        growth = max(0, pages * self._page_size - os.stat(self._path).st_size)
+        deletion = min(DELETION_BYTES, pages * (self._page_size + FRAME_HEADER))
+        required = -(-(growth + deletion) // STEP) * STEP
+        if not required <= self._reserve_bytes() <= required + _RESERVE_SLACK:
+            self._reserve.resize(required)
+
+    def _reserve_bytes(self) -> int:
+        try:
+            return os.stat(self._reserve.path).st_size
+        except OSError:
+            return 0
+
+    def _shorten_log(self) -> bool:
+        """Move the log into the database, and free its disk space. Return whether it was long."""
+        log = f"{self._path}-wal"
+        with suppress(sqlite3.Error, StoreError, OSError):
+            before = os.stat(log).st_size
+            if before >= _LONG_LOG:
+                self._reserve.release()
+                self._truncate_log()
+                return os.stat(log).st_size <= before - _LONG_LOG
+        return False
+
+    def _truncate_log(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def check_files(self) -> None:
         """Raise StoreError unless the files at the path are those that were opened: others do not have what is written.
@@ -150,6 +236,12 @@ class GroupWriter:
             where=str(self._path),
             hint="put it back and restart the process: what is written now would be lost",
         )
+
+
+def _is_full(error: Exception, path: Path) -> bool:
+    if isinstance(error, sqlite3.Error):
+        error = store_error(error, path)
+    return isinstance(error, StoreFull)
 
 
 def _identities(path: Path) -> list[tuple[int, int]]:
