@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import threading
@@ -17,6 +18,8 @@ import click
 
 from runspan.backends import connect
 from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.reserve import Reserve
+from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
@@ -30,6 +33,7 @@ from runspan.web.server import WebServer
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
+_EXPIRE_WHEN_FULL: Final = 10.0
 
 _link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
@@ -69,6 +73,16 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     show_default="keep forever",
     help="Delete runs this many days after their end: a number, or one of the plans free (7), pro (30), enterprise "
     "(90). An unfinished run is deleted this long after it was last written.",
+)
+@options.option(
+    "--max-expire-share",
+    default=50,
+    type=click.IntRange(1, 100),
+    callback=lambda ctx, param, percent: percent / 100,
+    metavar="PERCENT",
+    help="Delete at most this share of the runs at once: otherwise a clock that is set ahead, or a wrong --retention, "
+    "deletes them all. When more are past their retention, none is deleted, and the log says why. Ten runs are always "
+    "deleted, and those that passed their retention while the server was running. 100: no limit.",
 )
 @options.option(
     "--max-body",
@@ -136,6 +150,7 @@ def serve(
     port: int,
     concurrency: int,
     retention: float | None,
+    max_expire_share: float,
     private_metrics: bool,
     no_pages: bool,
     trusted_proxy: str,
@@ -182,6 +197,8 @@ def serve(
         )
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
+        if options.backend_kind(url) == "sqlite":  # on a full disk the keys and the sessions need room too
+            Reserve(Path(url.partition(":")[2], FILE_NAME)).release_if_nearly_full()
         keys = stack.enter_context(closing(create_key_store(data)))
         sessions_file = Path(data, SESSIONS_FILE)
         sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
@@ -199,7 +216,9 @@ def serve(
                 got=f"a {options.backend_kind(url).title()}",
                 hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
             )
-        reader = stack.enter_context(closing(connect(url, retention_days=retention, env=os.environ)))
+        reader = stack.enter_context(
+            closing(connect(url, retention_days=retention, max_expire_share=max_expire_share, env=os.environ))
+        )
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
@@ -253,17 +272,24 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
 
 
 def _expire_regularly(store: SqliteStore, retention: float | None, ended: threading.Event) -> None:
-    """Delete runs past their retention, and fragments that are too old, now and every hour.
+    """Delete runs past their retention, and fragments that are too old: now, every hour, and when the disk is full.
 
     When the store closes, a deletion stops between two batches, and the next start resumes it.
     """
     log = logging.getLogger("runspan.retention")
+    failure = ""
+    last = -math.inf
     while not ended.is_set():
-        try:
-            deleted = store.expire(time.time_ns())
-            if retention is not None:
-                log.info("deleted %d runs past their retention of %g days", deleted, retention)
-        except RunspanError as error:
-            if not ended.is_set():
-                log.error("retention: %s", error)
-        ended.wait(_EXPIRE_EVERY)
+        pause = _EXPIRE_WHEN_FULL if store.is_full else _EXPIRE_EVERY
+        if time.monotonic() - last >= pause:
+            last = time.monotonic()
+            try:
+                deleted = store.expire(time.time_ns())
+                failure = ""
+                if retention is not None:
+                    log.info("deleted %d runs past their retention of %g days", deleted, retention)
+            except RunspanError as error:
+                if not ended.is_set():
+                    log.log(logging.DEBUG if error.message == failure else logging.ERROR, "retention: %s", error)
+                failure = error.message
+        ended.wait(1)

@@ -95,7 +95,7 @@ class Ingester:
         revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
         row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
         count = 1 + len(run.steps)
-        reason = self.retention.refusal(row.ended, now)
+        reason = self.retention.refusal(row.ended)
         if reason:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
         store = partial(self._store_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
@@ -187,7 +187,7 @@ class Ingester:
             trace.revision = from_verified(verified)
             trace.row = self._row(trace.revision, request.now)
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
-            reason = reason or self.retention.refusal(trace.row.ended, request.now)
+            reason = reason or self.retention.refusal(trace.row.ended)
         else:
             reason = _spans_refusal(trace.spans, request.tenant)
         if reason:
@@ -277,7 +277,7 @@ class Ingester:
         newest, incomplete, waiting, conflict = merge_fragments(base, [*fragments, *trace.spans], superseded)
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
-            reason = self.retention.refusal(ended, now)
+            reason = self.retention.refusal(ended)
             if reason:
                 queries.delete_fragments(connection, fragments, tenant)
                 return reason

@@ -48,9 +48,8 @@ class Reserve:
 
     def release(self) -> None:
         """Free the space, until the next ``resize``."""
-        if self.path.exists():
-            with translate_errors(self.path):
-                os.truncate(self.path, 0)
+        with translate_errors(self.path), suppress(FileNotFoundError):
+            os.truncate(self.path, 0)
 
     def delete(self) -> None:
         """Delete the file. A database that no process has open needs none."""
@@ -59,7 +58,7 @@ class Reserve:
 
     def release_if_nearly_full(self) -> None:
         """Free the space when the disk has too little to open or close a database, which writes to new files."""
-        if free_bytes(self.path.parent) < NEARLY_FULL:
+        if self.path.exists() and free_bytes(self.path.parent) < NEARLY_FULL:
             self.release()
 
 

@@ -7,7 +7,7 @@ batches are smaller still, and use the space that is reserved for them.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 
 from runspan.backends.sqlite.queries import has_fragments
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.errors import StoreFull
+from runspan.errors import StoreError, StoreFull
 from runspan.model.span import run_ids
 
 T = TypeVar("T")
@@ -28,34 +28,75 @@ _SMALL_BATCHES: Final = (20, 1)
 _VACUUM_PAGES: Final = 2000
 _FRAGMENT_LIFETIME: Final = DAY
 """How long fragments of a complete run are kept: then their revision span is outdated or lost."""
+_FEW_RUNS: Final = 10
+"""So many are always deleted: when a store has only a handful of runs, any of them is a large share."""
+_DRIFT: Final = 300 * 1_000_000_000
+"""Nanoseconds by which two clocks may differ that advance together."""
+_OVERDUE: Final = "SELECT (SELECT count(*) FROM runs WHERE ended < ?), (SELECT count(*) FROM runs)"
 
 
 # Expiry.
 
 
-@dataclass(frozen=True, slots=True)
 class Retention:
-    """How long runs are kept."""
+    """How long runs are kept, and which may be deleted.
 
-    days: float | None = None
-    """Counted from ``queries.retention_start``. None keeps everything."""
+    A clock that was set ahead makes every run look old, and so does a retention that is too short by mistake. So the
+    share of the runs that are deleted at once is limited, except for what became old while this process was running.
+    """
 
-    def cutoff(self, now: int) -> int | None:
-        """Return the time before which a run that ended is past retention."""
-        return None if self.days is None else now - int(self.days * DAY)
+    def __init__(self, days: float | None, max_share: float, monotonic: Callable[[], int]) -> None:
+        """``days`` count from ``queries.retention_start``; None keeps everything. ``max_share``: 1 is no limit.
 
-    def refusal(self, ended: int, now: int) -> str | None:
-        """Return why a run that ended then is rejected; None when it is not."""
-        cutoff = self.cutoff(now)
-        if cutoff is None or ended >= cutoff:
+        ``monotonic``: nanoseconds of a clock that nobody sets.
+        """
+        self._days = days
+        self._max_share = max_share
+        self._monotonic = monotonic
+        self._confirmed: tuple[int, int] | None = None
+        """The last cutoff that the limit allowed, and when that was by the monotonic clock."""
+        self.overdue = 0
+        """Runs past retention that are kept because they are too many at once."""
+
+    def refusal(self, ended: int) -> str | None:
+        """Return why a run that ended then is rejected; None when it is not.
+
+        A run is rejected only if ``cutoff`` was allowed to delete such runs: a wrong clock must not reject new ones.
+        """
+        if self._days is None or self._confirmed is None or ended >= self._confirmed[0]:
             return None
-        when = datetime.fromtimestamp(ended // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return f"it ended {when}, and this store keeps runs for {self.days:g} days"
+        return f"it ended {_timestamp(ended)}, and this store keeps runs for {self._days:g} days"
+
+    def cutoff(self, connection: sqlite3.Connection, now: int) -> int | None:
+        """Return the time before which a run that ended is to be deleted; None without one.
+
+        Raise StoreError when these runs are too many to be deleted at once.
+        """
+        if self._days is None:
+            return None
+        cutoff, uptime = now - int(self._days * DAY), self._monotonic()
+        overdue, runs = connection.execute(_OVERDUE, (cutoff,)).fetchone()
+        is_steady = self._confirmed is not None and cutoff - self._confirmed[0] <= uptime - self._confirmed[1] + _DRIFT
+        if is_steady or overdue <= self._max_share * runs:
+            self._confirmed = cutoff, uptime
+        elif overdue > _FEW_RUNS:
+            self.overdue = overdue
+            raise StoreError(
+                "too many runs are past their retention to delete them at once: nothing was deleted",
+                expected=f"at most {self._max_share:.0%} of {runs} runs",
+                got=f"{overdue} runs that ended more than {self._days:g} days before {_timestamp(now)}",
+                hint="correct the clock or --retention; if both are right, restart with --max-expire-share 100",
+            )
+        self.overdue = 0
+        return cutoff
 
 
 def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
-    """Delete what is past retention and free the disk space; return how many runs were deleted."""
-    cutoff = retention.cutoff(now)
+    """Delete what is past retention and free the disk space; return how many runs were deleted.
+
+    Raise StoreError, and delete nothing, when ``retention`` does.
+    """
+    cutoff = writer.submit(lambda connection: retention.cutoff(connection, now), alone=True)
     deleted = 0
     if cutoff is not None:
         while count := _submit(writer, partial(_delete_runs, cutoff=cutoff)):
@@ -73,6 +114,10 @@ def release_pages(writer: GroupWriter) -> None:
         while writer.submit(_vacuum):
             pass
     writer.submit(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall(), alone=True)
+
+
+def _timestamp(moment: int) -> str:
+    return datetime.fromtimestamp(moment // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Deletion(Protocol[T_co]):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +68,8 @@ class Stats:
     foreign_spans: int
     fragments: int
     """Spans that wait for others, or for the revision span that needs them."""
+    overdue: int
+    """Runs past retention that ``expire`` did not delete because they were too many at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,8 @@ class SqliteStore:
 
     retention_days: runs that ended earlier are rejected, and deleted by ``expire``; a run that has not ended counts
     from when it was last written. None keeps everything.
-    clock: nanoseconds since 1970.
+    max_expire_share: the largest share of the runs that ``expire`` deletes at once, see ``Retention``; 1 is no limit.
+    clock: nanoseconds since 1970. monotonic: nanoseconds of a clock that nobody sets.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
 
@@ -142,17 +146,21 @@ class SqliteStore:
         directory: Path | str,
         *,
         retention_days: float | None = None,
+        max_expire_share: float = 1.0,
         clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
         connection = open_writer(self.path)
         self._compression = Compression()
+        self._retention = Retention(retention_days, max_expire_share, monotonic)
         try:
             self._compression.load(connection)
+            with suppress(StoreError):  # ``expire`` raises it
+                self._retention.cutoff(connection, clock())
         except sqlite3.Error as error:
             connection.close()
             raise store_error(error, self.path) from error
-        self._retention = Retention(retention_days)
         self._writer = GroupWriter(connection, self.path, self._compression.train)
         self._readers = ConnectionPool(self.path, self._writer.check_files)
         self._ingester = Ingester(self._writer, self._compression, self._retention, clock, self._revision)
@@ -240,8 +248,11 @@ class SqliteStore:
     def stats(self) -> Stats:
         """Return counts, for metrics."""
         runs, foreign_spans, fragments = self._fetch_one(_COUNTS)
-        files = (self.path, self.path.with_name(self.path.name + "-wal"))
-        return Stats(runs, sum(file.stat().st_size for file in files if file.exists()), foreign_spans, fragments)
+        size = 0
+        for file in (self.path, f"{self.path}-wal"):
+            with suppress(OSError):
+                size += os.stat(file).st_size
+        return Stats(runs, size, foreign_spans, fragments, self._retention.overdue)
 
     def unfinished(self) -> Unfinished:
         """Return the runs of all tenants that have not ended.
@@ -280,9 +291,15 @@ class SqliteStore:
     def expire(self, now: int) -> int:
         """Delete what is past retention at this time and free the disk space; return how many runs were deleted.
 
-        Other writes continue meanwhile.
+        Other writes continue meanwhile. Raise StoreError, and delete nothing, when the share of such runs exceeds
+        ``max_expire_share``.
         """
         return retention.expire(self._writer, self._retention, now)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the last write failed because no space was left."""
+        return self._writer.is_full
 
     def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeReport:
         """Delete these runs of a tenant, each in the transaction that finds its document unchanged.

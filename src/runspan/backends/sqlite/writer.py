@@ -111,6 +111,7 @@ class GroupWriter:
         if self._failed or free < NEARLY_FULL:
             # A server that is not ready gets no writes, so this one finds out whether they succeed.
             self.submit(lambda connection: connection.execute(f"PRAGMA user_version = {SCHEMA.version}"))
+            self._failed = self.is_full = False
 
     def close(self) -> None:
         """Finish the submitted work, then close the connection. Calling it twice is allowed."""
@@ -152,6 +153,7 @@ class GroupWriter:
                 self._fail(job, error)
             return
         failure: Exception | None = None
+        changes = self._connection.total_changes
         try:
             results = [job.work(self._connection) for job in group]
             self._hold_reserve()
@@ -162,7 +164,8 @@ class GroupWriter:
         finally:
             self._roll_back()
         if failure is None:
-            self._failed = self.is_full = False
+            if self._connection.total_changes > changes:
+                self._failed = self.is_full = False
             for job, result in zip(group, results, strict=True):
                 job.future.set_result(result)
         elif len(group) == 1:
