@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from threading import Thread
 
 import pytest
@@ -227,6 +228,33 @@ def test_a_clock_that_goes_back_deletes_nothing(guarded, clock):
     uptime.now += 12 * DAY
     assert store.expire(clock.now + 12 * DAY) == 3
     assert len(ids(store.search(RunQuery(limit=200)))) == 38
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_arrives_while_the_clock_is_behind_is_not_old(tmp_path, clock, restarted):
+    """A device may start in 1970: what it receives until its clock is right is kept as long as anything else."""
+    uptime = Uptime(0)
+
+    def opened():
+        return SqliteStore(tmp_path, retention_days=30, max_expire_share=0.5, clock=clock, monotonic=uptime)
+
+    store = opened()
+    for number in range(40):
+        store.put(make_run(f"r{number}"), observed_at=T0)
+    if restarted:
+        store.close()
+    clock.now = 5 * DAY
+    if restarted:
+        store = opened()
+    store.put(running("running"), observed_at=clock.now)
+    store.write(read_protobuf(otlp(encode(make_run("waits"))[:-1])))
+    store.write(read_protobuf(foreign_otlp(run_ids("none").trace_id, b"foreign1", "none")))
+    before = store.stats()
+    clock.now = T0
+    assert store.expire(clock.now) == 0
+    assert replace(store.stats(), bytes=before.bytes) == before
+    assert store.document("running").text == running("running").text
+    store.close()
 
 
 def test_what_becomes_old_while_the_process_runs_is_deleted(guarded, clock):

@@ -38,6 +38,23 @@ _OVERDUE: Final = "SELECT (SELECT count(*) FROM runs WHERE ended < ?), (SELECT c
 # Expiry.
 
 
+class ArrivalClock:
+    """The clock by which arrival is recorded. It stays where it was while the wall clock is behind.
+
+    What arrives then would look old, and be deleted, as soon as the wall clock is right again.
+    """
+
+    def __init__(self, clock: Callable[[], int], connection: sqlite3.Connection) -> None:
+        """``clock``: nanoseconds since 1970."""
+        self._clock = clock
+        newest = connection.execute("SELECT written_at FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+        self._latest: int = newest[0] if newest is not None else 0
+
+    def __call__(self) -> int:
+        self._latest = max(self._latest, self._clock())
+        return self._latest
+
+
 class Retention:
     """How long runs are kept, and which may be deleted.
 

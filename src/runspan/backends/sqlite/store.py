@@ -17,7 +17,7 @@ from runspan.backends.sqlite import queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
-from runspan.backends.sqlite.retention import PurgeReport, Retention
+from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.writer import GroupWriter
@@ -156,6 +156,7 @@ class SqliteStore:
         self._retention = Retention(retention_days, max_expire_share, monotonic)
         try:
             self._compression.load(connection)
+            arrival_clock = ArrivalClock(clock, connection)
             with suppress(StoreError):  # ``expire`` raises it
                 self._retention.cutoff(connection, clock())
         except sqlite3.Error as error:
@@ -163,7 +164,7 @@ class SqliteStore:
             raise store_error(error, self.path) from error
         self._writer = GroupWriter(connection, self.path, self._compression.train)
         self._readers = ConnectionPool(self.path, self._writer.check_files)
-        self._ingester = Ingester(self._writer, self._compression, self._retention, clock, self._revision)
+        self._ingester = Ingester(self._writer, self._compression, self._retention, arrival_clock, self._revision)
 
     # Reading.
 
