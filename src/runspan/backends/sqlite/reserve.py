@@ -56,10 +56,12 @@ class Reserve:
         with suppress(OSError):
             self.path.unlink()
 
-    def release_if_nearly_full(self) -> None:
-        """Free the space when the disk has too little to open or close a database, which writes to new files."""
-        if self.path.exists() and free_bytes(self.path.parent) < NEARLY_FULL:
-            self.release()
+    def release_if_nearly_full(self) -> bool:
+        """Free the space if the disk has too little for the files that opening a database creates. Return whether."""
+        if not self.path.exists() or free_bytes(self.path.parent) >= NEARLY_FULL:
+            return False
+        self.release()
+        return True
 
 
 def free_bytes(directory: Path) -> int:

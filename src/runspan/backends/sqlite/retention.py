@@ -130,7 +130,7 @@ def release_pages(writer: GroupWriter) -> None:
     with suppress(StoreFull):  # then each batch of deletions has freed the space of its own
         while writer.submit(_vacuum):
             pass
-    writer.submit(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall(), alone=True)
+    writer.truncate_log()
 
 
 def _timestamp(moment: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from runspan.backends.sqlite.reserve import Reserve
+from runspan.errors import StoreError
 from runspan.storage.sqlite_file import Schema, open_database, read_statements, translate_errors
 
 FILE_NAME: Final = "runspan.sqlite3"
@@ -34,5 +35,9 @@ def open_writer(path: Path) -> sqlite3.Connection:
     """Open the connection that writes. Create the directory and the file when they are not there."""
     with translate_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    Reserve(path).release_if_nearly_full()
+    try:
+        return open_database(path, SCHEMA, pragmas=_WRITER_PRAGMAS)
+    except StoreError:
+        if not Reserve(path).release_if_nearly_full():
+            raise
     return open_database(path, SCHEMA, pragmas=_WRITER_PRAGMAS)

@@ -101,13 +101,26 @@ class GroupWriter:
                 self._hold_reserve()
         return result
 
+    def truncate_log(self) -> None:
+        """Move the log into the database, and return its disk space to the file system."""
+        with self._in_use, translate_errors(self._path):
+            self._require_open()
+            if self.is_full:
+                self._reserve.release()
+            self._truncate_log()
+            with suppress(StoreFull):
+                self._hold_reserve()
+
     def check(self) -> None:
         """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
         self._require_open()
         self.check_files()
         free = free_bytes(self._path.parent)
         if self.is_full and free < NEARLY_FULL:  # a tiny write may succeed where others fail
-            raise StoreFull("the disk is full", expected=f"{NEARLY_FULL} bytes", got=f"{free}", hint="free space")
+            needed = f"{NEARLY_FULL} bytes"
+            raise StoreFull(
+                "the disk is full", where=str(self._path), expected=needed, got=f"{free}", hint="free space"
+            )
         if self._failed or free < NEARLY_FULL:
             # A server that is not ready gets no writes, so this one finds out whether they succeed.
             self.submit(lambda connection: connection.execute(f"PRAGMA user_version = {SCHEMA.version}"))
@@ -119,8 +132,6 @@ class GroupWriter:
             while self._jobs and not self._closed:
                 self._commit_waiting()
             self._closed = True
-            with suppress(StoreError):
-                self._reserve.release_if_nearly_full()  # the last connection to close moves the log into the database
             self._connection.close()
             if not os.path.exists(f"{self._path}-wal"):
                 self._reserve.delete()
@@ -237,7 +248,7 @@ class GroupWriter:
         raise StoreError(
             "the file was deleted, moved or replaced while it was open",
             where=str(self._path),
-            hint="put it back and restart the process: what is written now would be lost",
+            hint="move it back, or restart the process with a copy: what is written now would be lost",
         )
 
 
