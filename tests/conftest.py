@@ -11,7 +11,13 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["support.faults", "support.servers.fixtures", "support.sync_fixtures", "web.pages.browser"]
+pytest_plugins = [
+    "support.faults",
+    "support.preload",
+    "support.servers.fixtures",
+    "support.sync_fixtures",
+    "web.pages.browser",
+]
 
 # `make test` tries each property with a few new examples every time, `make campaign` with many.
 for name, examples in (("suite", 50), ("campaign", 300)):

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli.serve import LogFormatter
-from support.cli import SAMPLES, generated, process, running, runspan, server, until_stored, write_ndjson
+from support.cli import SAMPLES, Running, generated, process, running, runspan, server, until_stored, write_ndjson
 from support.web import document
 
 
@@ -184,6 +185,34 @@ def test_a_directory_that_cannot_be_made_ends_with_10(tmp_path: Path) -> None:
         assert "--data" in second
 
 
+def logged(child: Running, text: str) -> str:
+    """The first line with this text, also when it was printed before the address of the server."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for line in child.lines:
+            if text in line:
+                return line
+        time.sleep(0.01)
+    raise AssertionError(f"{text!r} is not in {child.lines}")
+
+
+def test_retention_does_not_delete_most_runs_unless_told(tmp_path: Path) -> None:
+    """After a start with a wrong clock, or a wrong retention, the runs stay, and the log and a metric say so."""
+    with SqliteStore(tmp_path) as store:
+        for number in range(30):
+            store.put(Run.from_dict(document(f"run_{number}")), observed_at=1)
+    with server(tmp_path, "--retention", "free") as (url, child):
+        refusal = logged(child, "ERROR runspan.retention")
+        assert "expected at most 50% of 30 runs, got 30 runs that ended more than 7 days before 20" in refusal
+        assert "restart with --max-expire-share 100" in refusal
+        assert "\nrunspan_store_overdue 30.0\n" in httpx.get(f"{url}/metrics", trust_env=False).text
+        late = httpx.post(f"{url}/api/v1/runs", json=document("late"), trust_env=False)
+        assert late.status_code == 201, "what is not deleted is not rejected either"
+    with server(tmp_path, "--retention", "free", "--max-expire-share", 100) as (url, child):
+        assert logged(child, "deleted 31 runs")
+        assert "\nrunspan_store_overdue 0.0\n" in httpx.get(f"{url}/metrics", trust_env=False).text
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_directory_that_cannot_be_written_ends_with_10(tmp_path: Path) -> None:
     """The keys are the first file that is opened."""
@@ -208,7 +237,7 @@ def test_retention_deletes_and_gives_the_disk_back(tmp_path: Path) -> None:
         now = datetime.now(UTC).isoformat()
         store.put(Run.from_dict(document("new", completedAt=now)), observed_at=1)
     before = file.stat().st_size
-    with server(tmp_path, "--retention", "free") as (url, child):
+    with server(tmp_path, "--retention", "free", "--max-expire-share", 100) as (url, child):
         assert child.wait_for(r"deleted (\d+) runs past their retention of (\d+) days").groups() == ("600", "7")
         kept = {run["id"] for run in get(url).json()["data"]}
         assert child.end() == 0

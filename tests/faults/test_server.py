@@ -1,11 +1,11 @@
-"""A server under mixed load while it is killed, stopped, frozen, out of space, or loses its directory."""
+"""A server under mixed load that is killed, stopped or frozen, that shares its store, or loses its directory."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,26 +15,22 @@ from random import Random
 import httpx
 import pytest
 
-from support.cli import Running, running
-from support.faults import FaultLine, MixedLoad, rounds
+from runspan.backends.sqlite import SqliteStore
+from support.archives import held
+from support.cli import running
+from support.faults import FaultLine, MixedLoad, rounds, serving
 from support.servers.process import free_ports
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 SEED = 20261128
-
-
-@contextmanager
-def serving(data: Path, port: int, *options: object) -> Iterator[Running]:
-    """A server at an address that the load knows."""
-    with running("serve", "--data", data, "--port", port, *options) as child:
-        child.wait_for("is serving")
-        yield child
+RETENTION = 60
+"""Seconds."""
 
 
 @pytest.mark.parametrize("times", rounds(2, 100))
 def test_kill(fault: FaultLine, tmp_path: Path, times: int) -> None:
-    """After each SIGKILL and restart every confirmed run is there."""
+    """After each SIGKILL and restart every confirmed run is there, in an archive, or past retention."""
     _restarts(fault, tmp_path, times, signal.SIGKILL)
 
 
@@ -44,13 +40,16 @@ def test_stop(fault: FaultLine, tmp_path: Path, times: int) -> None:
     _restarts(fault, tmp_path, times, signal.SIGTERM)
 
 
-def _restarts(fault: FaultLine, data: Path, times: int, number: int) -> None:
+def _restarts(fault: FaultLine, directory: Path, times: int, number: int) -> None:
     random = Random(SEED)
     (port,) = free_ports(1)
-    load = MixedLoad(f"http://127.0.0.1:{port}", SEED, fault)
-    with load.running():
+    data, archives = directory / "data", directory / "archives"
+    load = MixedLoad(f"http://127.0.0.1:{port}", SEED, fault, retention=RETENTION, purged=True)
+    options = ("--retention", f"{RETENTION / 86_400:.6f}", "--max-expire-share", 100)
+    SqliteStore(data).close()
+    with load.running(), _purging(data, archives):
         for _ in range(times):
-            with serving(data, port) as child:
+            with serving(data, port, *options) as child:
                 up = time.monotonic()
                 fault.recovery = max(fault.recovery, load.wait_for_write(up))
                 time.sleep(random.uniform(0, 0.5))
@@ -58,8 +57,38 @@ def _restarts(fault: FaultLine, data: Path, times: int, number: int) -> None:
                 child.end(number)
                 assert time.monotonic() - began < 15
             fault.rounds += 1
-    with serving(data, port):
-        load.verify()
+    finished = [path for path in sorted(archives.iterdir()) if (path / "manifest.json").exists()]
+    archived = {run_id: text for path in finished for run_id, text in held(path).items()}
+    with serving(data, port, *options):
+        load.verify(archived)
+    assert archived
+
+
+@contextmanager
+def _purging(data: Path, archives: Path) -> Iterator[None]:
+    """Archive and purge again and again while the block runs. Some of these commands are killed, too."""
+    random = Random(SEED)
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def purge() -> None:
+        while not stop.wait(0.2):
+            with running("archive", "--before", "1m", "--to", archives, "--purge", "--data", data) as child:
+                if random.random() < 0.3 and not stop.wait(random.uniform(0.5, 2)):
+                    child.process.kill()
+                elif child.process.wait(120) not in (0, 1):  # 1: a run has not ended
+                    child.read_to_the_end()
+                    failures.append("".join(child.lines))
+
+    thread = threading.Thread(target=purge)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(120)
+        assert not thread.is_alive()
+    assert failures == []
 
 
 @pytest.mark.parametrize("times", rounds(1, 20))
@@ -81,55 +110,26 @@ def test_freeze(fault: FaultLine, tmp_path: Path, times: int) -> None:
         load.verify()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("needs permission to mount a file system in memory")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("times", rounds(1, 10))
-def test_disk_filled_by_others(fault: FaultLine, small_disk: Path, times: int) -> None:
-    """While the disk is full, writes are refused with the reason and reads go on; then everything goes on."""
-    (port,) = free_ports(1)
-    load = MixedLoad(f"http://127.0.0.1:{port}", SEED, fault)
-    filler = small_disk / "filler"
-    with serving(small_disk / "data", port):
-        with load.running():
+@pytest.mark.parametrize("times", rounds(1, 20))
+def test_two_servers(fault: FaultLine, tmp_path: Path, times: int) -> None:
+    """Two servers on one directory share the store, and one goes on while the other is killed."""
+    random = Random(SEED)
+    ports = free_ports(2)
+    loads = [MixedLoad(f"http://127.0.0.1:{port}", SEED + 10 * at, fault) for at, port in enumerate(ports)]
+    with serving(tmp_path, ports[0]) as first:
+        with loads[0].running(), loads[1].running():
             for _ in range(times):
-                load.wait_for_write(time.monotonic())
-                _fill(filler)
-                _wait_until_refused(load, small_disk)
-                filler.unlink()
-                fault.recovery = max(fault.recovery, load.wait_for_write(time.monotonic()))
+                with serving(tmp_path, ports[1]) as second:
+                    for load in loads:
+                        fault.recovery = max(fault.recovery, load.wait_for_write(time.monotonic()))
+                    time.sleep(random.uniform(0, 0.5))
+                    second.end(random.choice([signal.SIGKILL, signal.SIGTERM]))
+                loads[0].wait_for_write(time.monotonic())
                 fault.rounds += 1
-        load.verify()
-
-
-def _fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        block = b"\0" * 65536
-        while block:
-            try:
-                file.write(block)
-            except OSError:
-                block = block[: len(block) // 2]
-
-
-def _wait_until_refused(load: MixedLoad, disk: Path) -> None:
-    """Wait for a refused write, and check what the server says of itself then."""
-    deadline = time.monotonic() + 60
-    response = httpx.get(f"{load.url}/readyz", trust_env=False)
-    while load.line.refused == 0 or response.status_code == 200:
-        assert time.monotonic() < deadline, f"writes were not refused; {shutil.disk_usage(disk)}, {response.text}"
-        _fill(disk / "filler")
-        response = httpx.get(f"{load.url}/readyz", trust_env=False)
-        time.sleep(0.05)
+        for load in loads:
+            load.url = loads[0].url
+            load.verify()
+        first.end()
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -158,3 +158,24 @@ def test_directory_gone(fault: FaultLine, tmp_path: Path, replaced: bool) -> Non
     with serving(data, port):
         load.verify()
     fault.rounds = 1
+
+
+@pytest.mark.parametrize("times", rounds(1, 10))
+def test_directory_restored(fault: FaultLine, tmp_path: Path, times: int) -> None:
+    """A directory that was moved away and comes back is written to again, without a restart."""
+    (port,) = free_ports(1)
+    data, moved = tmp_path / "data", tmp_path / "moved"
+    load = MixedLoad(f"http://127.0.0.1:{port}", SEED, fault)
+    with serving(data, port):
+        with load.running():
+            for _ in range(times):
+                load.wait_for_write(time.monotonic())
+                os.rename(data, moved)
+                refused, deadline = fault.refused, time.monotonic() + 30
+                while fault.refused == refused:
+                    assert time.monotonic() < deadline, "writes to a moved file were confirmed"
+                    time.sleep(0.01)
+                os.rename(moved, data)
+                fault.recovery = max(fault.recovery, load.wait_for_write(time.monotonic()))
+                fault.rounds += 1
+        load.verify()

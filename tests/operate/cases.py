@@ -17,6 +17,7 @@ OTLP = f'{COLLECTOR}, receiver="otlp", transport="http"'
 RULES = 'job="prometheus", instance="p:9090"'
 NOTIFIED = 'job="alertmanager", instance="a:9093", integration="webhook"'
 SYNC = 'job="runspan", instance="sync:9464"'
+SERVER = 'job="runspan", instance="runspan:8321"'
 FAILED = f'runspan_runs_total{{{WF}, runspan_run_status="failed"}}'
 ENDED = f'runspan_runs_total{{{WF}, runspan_run_status="completed"}}'
 
@@ -250,6 +251,10 @@ CASES: dict[str, list[Case]] = {
         _case("it is too late", "5m", {f"runspan_sync_retention_margin_seconds{{{SYNC}}}": "-60-15x60"}, SYNC),
         _case("six days are left", "5m", {f"runspan_sync_retention_margin_seconds{{{SYNC}}}": "518400-15x60"}),
         _case("there is no backlog", "5m", {}),
+    ],
+    "RunspanExpiryRefused": [
+        _case("runs are kept", "5m", {f"runspan_store_overdue{{{SERVER}}}": "0x4 950x60"}, SERVER),
+        _case("all that is due is deleted", "5m", {f"runspan_store_overdue{{{SERVER}}}": "0x60"}),
     ],
     "RunspanServerDown": [
         _case(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,6 +21,7 @@ from runspan import Run, encode
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.platform_api.client import run_path
 from runspan.testing import generate
+from support.cli import Running, running
 from support.web import JSON, PROTOBUF, listed
 
 _ANSWER = b'{"success":true,"data":'
@@ -48,6 +53,14 @@ def rounds(few: int, many: int) -> list[object]:
     return [few, pytest.param(many, marks=pytest.mark.campaign)]
 
 
+@contextmanager
+def serving(data: Path, port: int, *options: object, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """A server at an address that the load knows."""
+    with running("serve", "--data", data, "--port", port, *options, env=env) as child:
+        child.wait_for("is serving")
+        yield child
+
+
 @pytest.fixture
 def fault(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[FaultLine]:
     """The line of the test's fault: nothing may be lost, wrong or there twice."""
@@ -56,6 +69,29 @@ def fault(request: pytest.FixtureRequest, record_property: Callable[[str, object
     record_property("fault", asdict(line))
     assert line.acknowledged > 0
     assert (line.lost, line.wrong, line.twice) == (0, 0, 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("needs permission to mount a file system in memory")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all free space of a disk for a file."""
+    with path.open("wb", buffering=0) as file:
+        block = b"\0" * 65536
+        while block:
+            try:
+                file.write(block)
+            except OSError:
+                block = block[: len(block) // 2]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -100,12 +136,20 @@ class MixedLoad:
     """The newest confirmed document of each run."""
     sent: dict[str, list[bytes]] = field(default_factory=dict)
     """Every document that was sent of each run, confirmed or not, in order."""
+    retention: float | None = None
+    """Seconds after which a run may be deleted. Then each run ends when it is sent."""
+    purged: bool = False
+    """Whether runs are archived and deleted meanwhile."""
+    padding: int = 0
+    """Bytes of each document that cannot be compressed, about."""
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._writes = 0
+        self._began: dict[str, float] = {}
+        """When each run was sent first."""
         self._last_write = 0.0
 
     @contextmanager
@@ -130,27 +174,41 @@ class MixedLoad:
             time.sleep(0.005)
         return self._last_write - since
 
-    def verify(self) -> None:
-        """Count what is lost, wrong and there twice on a server that is up."""
+    def verify(self, archived: Mapping[str, bytes] | None = None) -> None:
+        """Count what is lost, wrong and there twice on a server that is up. archived: documents that may be purged."""
+        kept = {run_id for run_id, text in (archived or {}).items() if text in self._valid(run_id)}
         with self._client() as client:
             ids = listed(client)
             self.line.twice += len(ids) - len(set(ids))
-            self.line.lost += len(self.confirmed.keys() - set(ids))
+            lost = [run_id for run_id in self.confirmed.keys() - kept - set(ids) if not self._is_expired(run_id)]
+            self.line.lost += len(lost)
+            self.problems += [f"{run_id}: lost {self.confirmed[run_id][:300]!r}" for run_id in lost]
             for run_id in self.sent:
                 response = client.get(run_path(run_id))
                 if response.status_code == 404:
-                    self.line.lost += run_id in self.confirmed and run_id in ids
+                    self.line.lost += run_id in self.confirmed and run_id in ids and not self._is_expired(run_id)
                 else:
                     self._check(run_id, response, self._confirmed_index(run_id))
         self.line.acknowledged += self._writes
         assert self.problems == []
 
+    def _is_expired(self, run_id: str) -> bool:
+        """Whether a run may be past retention by now."""
+        return self.retention is not None and self._began[run_id] < time.time() - self.retention
+
+    def _valid(self, run_id: str) -> list[bytes]:
+        """Return the documents that a run may have: the newest confirmed one, and what was sent after it."""
+        return self.sent.get(run_id, [])[self._confirmed_index(run_id) :]
+
     def _confirmed_index(self, run_id: str) -> int:
         """Return which of the documents that were sent of a run is the newest confirmed one; 0 without one."""
-        return self.sent[run_id].index(self.confirmed[run_id]) if run_id in self.confirmed else 0
+        confirmed = self.confirmed.get(run_id)
+        return 0 if confirmed is None else self.sent[run_id].index(confirmed)
 
     def _check(self, run_id: str, response: httpx.Response, oldest: int = 0) -> None:
         """Count a response as wrong unless it has a document as it was sent, at least the ``oldest`` one."""
+        if response.status_code == 404 and (self.purged or self._is_expired(run_id)):
+            return
         text = response.content.removeprefix(_ANSWER)[:-1]
         if response.status_code != 200 or text not in self.sent[run_id][oldest:]:
             self.line.wrong += 1
@@ -185,12 +243,25 @@ class MixedLoad:
                 run = Run.from_json(text)
                 first = run.to_dict() | {"status": "running", "completedAt": None, "durationMs": None, "output": None}
                 for revision in ([Run.from_dict(first)] if with_running else []) + [run]:
-                    self.sent.setdefault(run.id, []).append(revision.text)
-                    while not self._confirmed(client, send, revision):
+                    while not self._confirmed(client, send, self._next_document(revision, random)):
                         if self._stop.wait(random.uniform(0.01, 0.05)):
                             return
                 if self._stop.is_set():
                     return
+
+    def _next_document(self, run: Run, random: Random) -> Run:
+        """Return the document to send, and record that it is sent."""
+        members: dict[str, Any] = {}
+        if self.padding:
+            members["input"] = random.randbytes(self.padding // 2).hex()
+        if self.retention is not None and run.finished:
+            members["completedAt"] = datetime.now(UTC).isoformat()
+        run = Run.from_dict(run.to_dict() | members) if members else run
+        self._began.setdefault(run.id, time.time())
+        texts = self.sent.setdefault(run.id, [])
+        if run.text not in texts:
+            texts.append(run.text)
+        return run
 
     def _confirmed(self, client: httpx.Client, send: Callable[[httpx.Client, Run], httpx.Response], run: Run) -> bool:
         began = time.monotonic()

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import BackendUnreachable, ConfigError, NotFound, StoreError
+from runspan.errors import BackendUnreachable, ConfigError, NotFound, RateLimited, StoreError
 from runspan.model.span import run_ids
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
+from runspan.web.auth import RateLimiter
 from runspan.web.config import WebConfig
 from support.web import JSON, PROTOBUF, document, error_of, otlp, serving
 
@@ -270,6 +272,25 @@ def test_spans_of_another_tenant_are_rejected(client: httpx.Client, keys: ApiKey
     assert result.partial_success.rejected_spans == 6
     assert "tenant" in result.partial_success.error_message
     assert [item["id"] for item in list_runs(client, acme).json()["data"]] == ["ours"]
+
+
+def test_a_clock_that_is_set_back_limits_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted by a clock that was ahead does not count until the clock is there again."""
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now)
+    limiter = RateLimiter(2)
+    limiter.check("client")
+    limiter.check("client")
+    with pytest.raises(RateLimited):
+        limiter.check("client")
+    now -= 40 * 86_400
+    assert limiter.retry_after("client") == 0
+    limiter.check("client")
+    limiter.check("client")
+    with pytest.raises(RateLimited) as limited:
+        limiter.check("client")
+    assert limited.value.retry_after is not None
+    assert limited.value.retry_after <= 60
 
 
 def test_reads_and_writes_have_separate_limits_per_key(store: SqliteStore, keys: ApiKeyStore) -> None:

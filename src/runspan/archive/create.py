@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
@@ -278,14 +278,8 @@ def purge(
         items = archive.digests_of(folder, part)
         for start in range(0, len(items), _PURGED_AT_ONCE):
             batch = items[start : start + _PURGED_AT_ONCE]
-            done = store.purge(batch, manifest.tenant)
-            report = PurgeReport(
-                report.deleted + done.deleted,
-                report.changed + done.changed,
-                (report.named + done.named)[:MAX_NAMED],
-                report.gone + done.gone,
-                report.spans + done.spans,
-            )
+            report += store.purge(batch, manifest.tenant)
+            report = replace(report, named=report.named[:MAX_NAMED])
             on_progress(len(batch))
     store.vacuum()
     return report

@@ -26,6 +26,7 @@ def connect(
     *,
     retention_days: float | None = None,
     limits: Limits | None = None,
+    max_expire_share: float = 1.0,
     env: Mapping[str, str] = _NO_VARIABLES,
     services: Sequence[str] | None = None,
 ) -> SqliteStore | TempoReader | JaegerReader:
@@ -34,13 +35,15 @@ def connect(
     ``sqlite:DIR``: The embedded store in a directory, relative or absolute, literally up to the end.
     ``tempo+http://host:port/prefix`` and ``jaeger+…``: A reader; it sends no request before the first call.
 
-    retention_days and limits: For the embedded store; see ``SqliteStore``.
+    retention_days, max_expire_share, limits: For the embedded store; see ``SqliteStore``.
     env: The ``RUNSPAN_BACKEND_…`` variables, such as ``os.environ``; see ``backends.remote.config``.
     services: The service names of the runs, for Jaeger; else ``RUNSPAN_BACKEND_SERVICES``, else all that Jaeger has.
     """
     kind, plus, _ = url.partition(":")[0].lower().partition("+")
     if not plus or kind not in ("tempo", "jaeger"):
-        return open_store(url, retention_days=retention_days, limits=limits, forms=FORMS)
+        return open_store(
+            url, retention_days=retention_days, max_expire_share=max_expire_share, limits=limits, forms=FORMS
+        )
     # Imported here, so that callers of the embedded store alone load no HTTP client.
     from runspan.backends.remote.config import remote_config  # noqa: PLC0415
 
@@ -60,6 +63,7 @@ def open_store(
     *,
     retention_days: float | None = None,
     limits: Limits | None = None,
+    max_expire_share: float = 1.0,
     forms: tuple[str, ...] = FORMS[:1],
 ) -> SqliteStore:
     """Open the embedded store of a URL. ConfigError if the URL is another backend's or none."""
@@ -69,4 +73,4 @@ def open_store(
         raise ConfigError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
     if not rest:
         raise ConfigError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
-    return SqliteStore(Path(rest), retention_days=retention_days, limits=limits)
+    return SqliteStore(Path(rest), retention_days=retention_days, max_expire_share=max_expire_share, limits=limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
@@ -18,6 +19,8 @@ import click
 
 from runspan.backends import connect
 from runspan.backends.sqlite import Limits, SqliteStore
+from runspan.backends.sqlite.reserve import Reserve
+from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
@@ -35,6 +38,7 @@ _LIMITS: Final = Limits()
 _SWITCH_INTERVAL: Final = 0.0005
 """Seconds after which a thread lets others run Python code. A request waits so long for each thread that is computing,
 and does so dozens of times, since every call that may block lets others run too. The default is ten times as long."""
+_EXPIRE_WHEN_FULL: Final = 10.0
 
 _link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
@@ -74,6 +78,16 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     show_default="keep forever",
     help="Delete runs this many days after their end: a number, or one of the plans free (7), pro (30), enterprise "
     "(90). An unfinished run is deleted this long after it was last written.",
+)
+@options.option(
+    "--max-expire-share",
+    default=50,
+    type=click.IntRange(1, 100),
+    callback=lambda ctx, param, percent: percent / 100,
+    metavar="PERCENT",
+    help="Delete at most this share of the runs at once: otherwise a clock that is set ahead, or a wrong --retention, "
+    "deletes them all. When more are past their retention, none is deleted, and the log says why. Ten runs are always "
+    "deleted, and those that passed their retention while the server was running. 100: no limit.",
 )
 @options.option(
     "--max-body",
@@ -167,6 +181,7 @@ def serve(
     concurrency: int,
     retention: float | None,
     store_limits: Limits,
+    max_expire_share: float,
     private_metrics: bool,
     no_pages: bool,
     trusted_proxy: str,
@@ -213,6 +228,8 @@ def serve(
         )
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
+        if options.backend_kind(url) == "sqlite":  # on a full disk the keys and the sessions need room too
+            Reserve(Path(url.partition(":")[2], FILE_NAME)).release_if_nearly_full()
         keys = stack.enter_context(closing(create_key_store(data)))
         sessions_file = Path(data, SESSIONS_FILE)
         sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
@@ -231,7 +248,15 @@ def serve(
                 hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
             )
         reader = stack.enter_context(
-            closing(connect(url, retention_days=retention, limits=store_limits, env=os.environ))
+            closing(
+                connect(
+                    url,
+                    retention_days=retention,
+                    max_expire_share=max_expire_share,
+                    limits=store_limits,
+                    env=os.environ,
+                )
+            )
         )
         store = reader if isinstance(reader, SqliteStore) else None
         if store is not None:
@@ -287,17 +312,24 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
 
 
 def _expire_regularly(store: SqliteStore, retention: float | None, ended: threading.Event) -> None:
-    """Delete runs past their retention, and fragments that are too old, now and every hour.
+    """Delete runs past their retention, and fragments that are too old: now, every hour, and when the disk is full.
 
     When the store closes, a deletion stops between two batches, and the next start resumes it.
     """
     log = logging.getLogger("runspan.retention")
+    failure = ""
+    last = -math.inf
     while not ended.is_set():
-        try:
-            deleted = store.expire(time.time_ns())
-            if retention is not None:
-                log.info("deleted %d runs past their retention of %g days", deleted, retention)
-        except RunspanError as error:
-            if not ended.is_set():
-                log.error("retention: %s", error)
-        ended.wait(_EXPIRE_EVERY)
+        pause = _EXPIRE_WHEN_FULL if store.is_full else _EXPIRE_EVERY
+        if time.monotonic() - last >= pause:
+            last = time.monotonic()
+            try:
+                deleted = store.expire(time.time_ns())
+                failure = ""
+                if retention is not None:
+                    log.info("deleted %d runs past their retention of %g days", deleted, retention)
+            except RunspanError as error:
+                if not ended.is_set():
+                    log.log(logging.DEBUG if error.message == failure else logging.ERROR, "retention: %s", error)
+                failure = error.message
+        ended.wait(1)

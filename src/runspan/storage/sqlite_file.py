@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -155,10 +156,13 @@ def translate_errors(path: Path) -> Iterator[None]:
 
 def store_error(error: sqlite3.Error | OSError, path: Path) -> StoreError:
     """Return the StoreError that says what happened to the file, and what to do next."""
+    name, code = getattr(error, "sqlite_errorname", ""), _primary_code(error)
     if isinstance(error, OSError):
-        return StoreError(error.strerror or str(error), where=str(path), hint="check the path and its permissions")
-    name = getattr(error, "sqlite_errorname", "")
-    code = _primary_code(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return StoreError(error.strerror or str(error), where=str(path), hint="check the path and its permissions")
+        name, code = errno.errorcode[error.errno], "SQLITE_FULL"
+    elif name == "SQLITE_IOERR_SHMSIZE":  # no space for the index of the write-ahead log
+        code = "SQLITE_FULL"
     message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'"))
     kind = StoreFull if code == "SQLITE_FULL" else StoreError
     return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)

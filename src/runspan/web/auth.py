@@ -47,10 +47,13 @@ class RateLimiter:
 
     def __init__(self, per_minute: int) -> None:
         self._limit = RateLimitItemPerMinute(per_minute) if per_minute else None
-        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._storage = MemoryStorage()
+        self._window = MovingWindowRateLimiter(self._storage)
+        self._latest = 0.0
 
     def check(self, client: str) -> None:
         """Count a request. Raises RateLimited, and counts nothing, if the client has reached the limit."""
+        self._forget_the_future()
         if self._limit is not None and not self._window.hit(self._limit, client):
             raise RateLimited(
                 f"more than {self._limit.amount} requests a minute",
@@ -60,15 +63,24 @@ class RateLimiter:
 
     def record(self, client: str) -> None:
         """Count an event without enforcing the limit; see ``retry_after``."""
+        self._forget_the_future()
         if self._limit is not None:
             self._window.hit(self._limit, client)
 
     def retry_after(self, client: str) -> int:
         """Return the seconds that the client has to wait, or 0 if it has not reached the limit. Counts nothing."""
+        self._forget_the_future()
         if self._limit is None or self._window.test(self._limit, client):
             return 0
         reset_time = self._window.get_window_stats(self._limit, client).reset_time
         return max(1, math.ceil(reset_time - time.time()))
+
+    def _forget_the_future(self) -> None:
+        """Forget everything if the clock was set back: later requests would count until it has caught up."""
+        now = time.time()
+        if now < self._latest - 1:
+            self._storage.reset()
+        self._latest = now
 
 
 class Authenticator:

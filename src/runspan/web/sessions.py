@@ -31,6 +31,8 @@ DEFAULT_LIFETIME: Final = 12 * 3600 * 1_000_000_000
 MAX_SESSIONS_PER_KEY: Final = 1000
 COOKIE_NAME: Final = "runspan"
 
+_CLOCK_STEP: Final = 60 * 1_000_000_000
+"""Nanoseconds by which a clock may be set back without ending sessions."""
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 _TABLE = """
 CREATE TABLE sessions (
@@ -80,11 +82,15 @@ class SessionStore(SharedDatabase):
 
     def find_key(self, token: str) -> ApiKey | None:
         """Return the active key of a session, or None. The lookup is by a digest, which a caller cannot choose."""
-        rows = self._execute("SELECT key_id, expires FROM sessions WHERE sha256 = ?", secret_digest(token))
-        if not rows or rows[0][1] <= (now := self._clock()):
+        rows = self._execute("SELECT key_id, created, expires FROM sessions WHERE sha256 = ?", secret_digest(token))
+        if not rows:
+            return None
+        key_id, created, expires = rows[0]
+        now = self._clock()
+        if not created - _CLOCK_STEP <= now < expires:  # of a clock that was ahead, it would last too long
             return None
         try:
-            key = self._keys.get(rows[0][0])
+            key = self._keys.get(key_id)
         except NotFound:
             return None
         return key if key.state(now) == "active" else None

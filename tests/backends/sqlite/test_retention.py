@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from threading import Thread
 
 import pytest
@@ -11,7 +12,7 @@ from conformance.harness import SECOND, T0, all_pages, foreign_otlp, ids, make_r
 from runspan import encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
-from runspan.errors import NotFound, TraceIncomplete
+from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 
@@ -174,3 +175,107 @@ def test_fragments_of_an_incomplete_run_are_not_deleted(tmp_path, clock):
         store.write(read_protobuf(otlp(encode(make_run("half"))[-1:])))
         store.expire(T0 + 400 * DAY)
         assert store.document("half").incomplete
+
+
+# A clock that is wrong.
+
+
+class Uptime(Clock):
+    """A monotonic clock that a test advances."""
+
+
+@pytest.fixture
+def guarded(tmp_path, clock):
+    """A store that deletes at most half of its runs at once, and two clocks that go on together or do not."""
+    uptime = Uptime(0)
+    with SqliteStore(tmp_path, retention_days=30, max_expire_share=0.5, clock=clock, monotonic=uptime) as opened:
+        for number in range(40):
+            opened.put(make_run(f"r{number}", T0 - number * DAY // 2), observed_at=T0)
+        yield opened, uptime
+
+
+def test_a_clock_that_jumps_ahead_deletes_nothing(guarded, clock):
+    """Neither runs nor spans that wait for others are deleted, and new runs are stored; later all goes on."""
+    store, uptime = guarded
+    store.write(read_protobuf(otlp(encode(make_run("waits"))[:-1])))
+    clock.now += 40 * DAY
+    for _ in range(3):
+        uptime.now += DAY // 24
+        with pytest.raises(StoreError, match=r"got 4\d runs") as refused:
+            store.expire(clock.now)
+        assert "expected at most 50% of 4" in str(refused.value)
+        assert "--max-expire-share 100" in refused.value.hint
+        new = make_run(f"new-{uptime.now}", T0 + uptime.now)
+        assert store.put(new, observed_at=clock.now).rejected == ()
+        assert store.document(new.id).text == new.text
+    assert store.stats().overdue == 42
+    assert store.write(read_protobuf(otlp(encode(make_run("waits"))[-1:]))).rejected == ()
+    assert store.document("waits").text == make_run("waits").text
+    clock.now -= 40 * DAY
+    assert store.expire(clock.now) == 0
+    assert store.stats().overdue == 0
+    assert len(ids(store.search(RunQuery(limit=200)))) == 44
+
+
+def test_a_clock_that_goes_back_deletes_nothing(guarded, clock):
+    """Runs of the future, as they seem then, stay; and once the clock is right again, retention goes on."""
+    store, uptime = guarded
+    clock.now -= 40 * DAY
+    assert store.expire(clock.now) == 0
+    assert store.put(make_run("now"), observed_at=clock.now).rejected == ()
+    clock.now += 40 * DAY
+    assert store.expire(clock.now) == 0
+    uptime.now += 12 * DAY
+    assert store.expire(clock.now + 12 * DAY) == 3
+    assert len(ids(store.search(RunQuery(limit=200)))) == 38
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_arrives_while_the_clock_is_behind_is_not_old(tmp_path, clock, restarted):
+    """A device may start in 1970: what it receives until its clock is right is kept as long as anything else."""
+    uptime = Uptime(0)
+
+    def opened():
+        return SqliteStore(tmp_path, retention_days=30, max_expire_share=0.5, clock=clock, monotonic=uptime)
+
+    store = opened()
+    for number in range(40):
+        store.put(make_run(f"r{number}"), observed_at=T0)
+    if restarted:
+        store.close()
+    clock.now = 5 * DAY
+    if restarted:
+        store = opened()
+    store.put(running("running"), observed_at=clock.now)
+    store.write(read_protobuf(otlp(encode(make_run("waits"))[:-1])))
+    store.write(read_protobuf(foreign_otlp(run_ids("none").trace_id, b"foreign1", "none")))
+    before = store.stats()
+    clock.now = T0
+    assert store.expire(clock.now) == 0
+    assert replace(store.stats(), bytes=before.bytes) == before
+    assert store.document("running").text == running("running").text
+    store.close()
+
+
+def test_what_becomes_old_while_the_process_runs_is_deleted(guarded, clock):
+    """However many runs ended at the same time, and nothing came since: no clock has jumped."""
+    store, uptime = guarded
+    for number in range(500):
+        store.put(make_run(f"same-{number}"), observed_at=T0)
+    for _ in range(31):
+        assert store.stats().runs > 500
+        uptime.now += DAY
+        clock.now += DAY
+        store.expire(clock.now)
+    assert store.stats().runs == 0
+
+
+def test_a_few_runs_are_always_deleted(tmp_path, clock):
+    """A start after a long time finds a handful of old runs; but that proves no clock, so none is rejected for it."""
+    with SqliteStore(tmp_path) as store:
+        for number in range(10):
+            store.put(make_run(f"r{number}"), observed_at=T0)
+    clock.now += 40 * DAY
+    with SqliteStore(tmp_path, retention_days=30, max_expire_share=0.5, clock=clock) as store:
+        assert store.expire(clock.now) == 10
+        assert store.put(make_run("old"), observed_at=T0).rejected == ()

@@ -206,6 +206,18 @@ def site(tmp_path: Path) -> Iterator[Site]:
     keys.close()
 
 
+def test_a_session_of_a_clock_that_was_ahead_ends_when_it_is_set_back(site: Site) -> None:
+    """Otherwise it would last until that clock, and not for its twelve hours."""
+    secret, _ = site.keys.create("reader")
+    site.clock.now += 40 * 86_400 * 1_000_000_000
+    site.login(secret)
+    assert site.client.get("/api/v1/runs").status_code == 200
+    site.clock.now -= 1_000_000_000
+    assert site.client.get("/api/v1/runs").status_code == 200, "clocks are set back a little all the time"
+    site.clock.now -= 40 * 86_400 * 1_000_000_000
+    assert site.client.get("/api/v1/runs").status_code == 401
+
+
 def test_a_cookie_reads_and_never_writes(site: Site) -> None:
     """With a key that may do everything, a session reads; to push, to send spans or to delete it is nobody."""
     secret, _ = site.keys.create("both")

@@ -183,7 +183,7 @@ class Ingester:
             document = self.compression.compress(run.text)
             revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
             row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
-            reason = self.retention.refusal(row.ended, now)
+            reason = self.retention.refusal(row.ended)
         if reason is None:
             if _is_likely_new(row) and self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
                 return WriteResult(count)
@@ -304,7 +304,7 @@ class Ingester:
             if not reason:
                 trace.revision = from_verified(verified)
                 trace.row = self._row(trace.revision, request.now)
-                reason = self.retention.refusal(trace.row.ended, request.now)
+                reason = self.retention.refusal(trace.row.ended)
         else:
             reason = self._spans_refusal(trace.spans, request.tenant)
         if reason:
@@ -409,7 +409,7 @@ class Ingester:
         newest = merged.revision
         if newest is not None:
             ended = queries.retention_start(newest.run.envelope, now)
-            changes.reason = self.retention.refusal(ended, now)
+            changes.reason = self.retention.refusal(ended)
             if changes.reason:
                 changes.deleted = queries.fragment_ids(connection, trace_id, tenant)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -17,7 +18,7 @@ from runspan.backends.sqlite import queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
-from runspan.backends.sqlite.retention import PurgeReport, Retention
+from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, step_spans, to_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.waiting import Limits, relevant
@@ -70,6 +71,8 @@ class Stats:
     foreign_spans: int
     fragments: int
     """Spans that wait for others, or for the revision span that needs them."""
+    overdue: int
+    """Runs past retention that ``expire`` did not delete because they were too many at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,9 @@ class SqliteStore:
 
     retention_days: runs that ended earlier are rejected, and deleted by ``expire``; a run that has not ended counts
     from when it was last written. None keeps everything.
+    max_expire_share: the largest share of the runs that ``expire`` deletes at once, see ``Retention``; 1 is no limit.
     limits: how large a run, and what waits for other spans, may be.
-    clock: nanoseconds since 1970.
+    clock: nanoseconds since 1970. monotonic: nanoseconds of a clock that nobody sets.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
 
@@ -146,19 +150,24 @@ class SqliteStore:
         directory: Path | str,
         *,
         retention_days: float | None = None,
+        max_expire_share: float = 1.0,
         limits: Limits | None = None,
         clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
         connection = open_writer(self.path)
         self._compression = Compression()
+        self._retention = Retention(retention_days, max_expire_share, monotonic)
         try:
             self._compression.load(connection)
+            arrival_clock = ArrivalClock(clock, connection)
+            with suppress(StoreError):  # ``expire`` raises it
+                self._retention.cutoff(connection, clock())
         except sqlite3.Error as error:
             connection.close()
             raise store_error(error, self.path) from error
         self._training: threading.Thread | None = None
-        self._retention = Retention(retention_days)
         self._writer = GroupWriter(connection, self.path, self._train_when_due)
         self._readers = ConnectionPool(self.path, self._writer.check_files)
         self._ingester = Ingester(
@@ -167,7 +176,7 @@ class SqliteStore:
             self._compression,
             self._retention,
             limits or Limits(),
-            clock,
+            arrival_clock,
             self._revision,
             self._fragment,
         )
@@ -259,8 +268,11 @@ class SqliteStore:
     def stats(self) -> Stats:
         """Return counts, for metrics."""
         runs, foreign_spans, fragments = self._fetch_one(_COUNTS)
-        files = (self.path, self.path.with_name(self.path.name + "-wal"))
-        return Stats(runs, sum(file.stat().st_size for file in files if file.exists()), foreign_spans, fragments)
+        size = 0
+        for file in (self.path, f"{self.path}-wal"):
+            with suppress(OSError):
+                size += os.stat(file).st_size
+        return Stats(runs, size, foreign_spans, fragments, self._retention.overdue)
 
     def unfinished(self) -> Unfinished:
         """Return the runs of all tenants that have not ended.
@@ -299,16 +311,22 @@ class SqliteStore:
     def expire(self, now: int) -> int:
         """Delete what is past retention at this time and free the disk space; return how many runs were deleted.
 
-        Other writes continue meanwhile.
+        Other writes continue meanwhile. Raise StoreError, and delete nothing, when the share of such runs exceeds
+        ``max_expire_share``.
         """
         return retention.expire(self._writer, self._retention, now)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the last write failed because no space was left."""
+        return self._writer.is_full
+
     def purge(self, items: Sequence[tuple[bytes, str]], tenant: str = "") -> PurgeReport:
-        """Delete these runs of a tenant in one transaction, each only while its document is unchanged.
+        """Delete these runs of a tenant, each in the transaction that finds its document unchanged.
 
         items: SHA-256 of the document's text, and run id.
         """
-        return self._writer.submit(lambda connection: retention.purge(connection, items, tenant))
+        return retention.purge(self._writer, items, tenant)
 
     def vacuum(self) -> None:
         """Free the disk space of deleted runs. Other writes continue meanwhile."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,8 +18,9 @@ from threading import Lock
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
+from runspan.backends.sqlite.reserve import DELETION_BYTES, FRAME_HEADER, NEARLY_FULL, STEP, Reserve, free_bytes
 from runspan.backends.sqlite.schema import SCHEMA
-from runspan.errors import StoreError
+from runspan.errors import StoreError, StoreFull
 from runspan.storage.sqlite_file import store_error, translate_errors
 
 T = TypeVar("T")
@@ -34,6 +35,13 @@ _COMMIT_DELAY = 0.0005
 """Seconds in which callers whose jobs were just done may submit further ones, to share the cost of the next fsync."""
 _MAX_WAIT = 1.0
 """Seconds after which a caller looks again whether its jobs are done, in case the one that commits was interrupted."""
+
+_LONG_LOG = 1 << 20
+"""Bytes of the log from which its truncation makes room worth a second attempt."""
+_RESERVE_SLACK = 16 << 20
+"""Bytes by which the reserve may be too large, so that it is not resized with each checkpoint."""
+_VACUUM_PAGES = 80
+"""Pages freed at once on a full disk, for each of which a few are written to the log."""
 
 
 class _Job(NamedTuple):
@@ -55,7 +63,11 @@ class GroupWriter:
         self._path = path
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the first read creates the write-ahead log
         self._files = _identities(path)
+        self._reserve = Reserve(path)
+        self._page_size: int = connection.execute("PRAGMA page_size").fetchone()[0]
         self._failed = False
+        self.is_full = False
+        """Whether the last write failed because no space was left."""
         self._after_commit = after_commit
         self._jobs: list[_Job] = []
         """In the order of submission; replaced, never changed. A job leaves it when its future is done, so that a
@@ -77,8 +89,7 @@ class GroupWriter:
         tenant: whose work it is. alone: run it outside of a transaction, and no other work at the same time.
         """
         if alone:
-            with self._in_use, translate_errors(self._path):
-                self._require_open()
+            with self._alone():
                 return work(self._connection)
         (result,) = self.submit_all([work], tenant)
         return result
@@ -99,8 +110,7 @@ class GroupWriter:
                     self._commit_waiting()
             finally:
                 self._in_use.release()
-                for job in self._jobs[:1]:
-                    job.wake.put(None)
+                self._wake_next()
         return [job.future.result() for job in jobs]
 
     def _wait_or_lead(self, jobs: Sequence[_Job]) -> bool:
@@ -116,13 +126,66 @@ class GroupWriter:
                 jobs[0].wake.get(timeout=_MAX_WAIT)
         return False
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from the connection while the block runs."""
+        try:
+            with self._in_use, translate_errors(self._path):
+                self._require_open()
+                yield
+        finally:
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Let a caller that waits commit, after another one has released the connection."""
+        for job in self._jobs[:1]:
+            job.wake.put(None)
+
+    def submit_to_full_disk(self, work: Work[T]) -> T:
+        """Return the result of work that deletes, and use the reserve for it. Free the disk space of what it deleted.
+
+        It must be a small batch: what it adds to the log must fit into the reserve. Raise StoreFull if it does not.
+        """
+        with self._alone():
+            self._reserve.release()
+            self._truncate_log()
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                result = work(self._connection)
+                self._connection.execute("COMMIT")
+                self.check_files()
+            finally:
+                self._roll_back()
+            self._truncate_log()
+            self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            self._truncate_log()
+            with suppress(StoreFull):  # the next write tries again
+                self._hold_reserve()
+        return result
+
+    def truncate_log(self) -> None:
+        """Move the log into the database, and return its disk space to the file system."""
+        with self._alone():
+            if self.is_full:
+                self._reserve.release()
+            self._truncate_log()
+            with suppress(StoreFull):
+                self._hold_reserve()
+
     def check(self) -> None:
         """Raise StoreError if work cannot be submitted, or cannot be written to the disk."""
         self._require_open()
         self.check_files()
-        if self._failed:
-            # A server that is not ready gets no writes, so this one finds out whether they succeed again.
+        free = free_bytes(self._path.parent)
+        if self.is_full and free < NEARLY_FULL:  # a tiny write may succeed where others fail
+            needed = f"{NEARLY_FULL} bytes"
+            raise StoreFull(
+                "the disk is full", where=str(self._path), expected=needed, got=f"{free}", hint="free space"
+            )
+        if self._failed or free < NEARLY_FULL:
+            # A server that is not ready gets no writes, so this one finds out whether they succeed.
             self.submit(lambda connection: connection.execute(f"PRAGMA user_version = {SCHEMA.version}"))
+            self._failed = self.is_full = False
 
     def close(self) -> None:
         """Finish the submitted work, then close the connection. Calling it twice is allowed."""
@@ -131,6 +194,8 @@ class GroupWriter:
                 self._commit_waiting()
             self._closed = True
             self._connection.close()
+            if not os.path.exists(f"{self._path}-wal"):
+                self._reserve.delete()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -160,8 +225,11 @@ class GroupWriter:
         by_turns = [job for jobs in zip_longest(*queues) for job in jobs if job is not None]
         return by_turns[:_MAX_GROUP]
 
-    def _commit(self, group: list[_Job]) -> None:
-        """Run jobs in one transaction until its time is over; if one of them fails, each in one of its own."""
+    def _commit(self, group: list[_Job], *, retry: bool = True) -> None:
+        """Run jobs in one transaction until its time is over; if one of them fails, each in one of its own.
+
+        retry: on a full disk, run a job again once the log was made shorter.
+        """
         execute = self._connection.execute
         self._transactions += 1
         try:
@@ -171,6 +239,7 @@ class GroupWriter:
                 self._fail(job, error)
             return
         failure: Exception | None = None
+        changes = self._connection.total_changes
         results = []
         end = monotonic() + (_MAX_SECONDS if len(self._turns) == 1 else _MAX_SHARED_SECONDS)
         try:
@@ -179,6 +248,7 @@ class GroupWriter:
                 results.append(job.work(self._connection))
                 if monotonic() > end:
                     break
+            self._hold_reserve()
             execute("COMMIT")
             self.check_files()
         except Exception as error:
@@ -186,11 +256,15 @@ class GroupWriter:
         finally:
             self._roll_back()
         if failure is None:
-            self._failed = False
+            if self._connection.total_changes > changes:
+                self._failed = self.is_full = False
             for job, result in zip(group, results, strict=False):
                 job.future.set_result(result)
         elif len(group) == 1:
-            self._fail(group[0], failure)
+            if retry and _is_full(failure, self._path) and self._shorten_log():
+                self._commit(group, retry=False)
+            else:
+                self._fail(group[0], failure)
         else:
             for job in group:
                 self._commit([job])
@@ -202,10 +276,47 @@ class GroupWriter:
                 self._connection.execute("ROLLBACK")
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        if isinstance(error, sqlite3.Error):
-            self._failed = True
+        if isinstance(error, sqlite3.Error | OSError):
             error = store_error(error, self._path)
+        if isinstance(error, StoreError):
+            self._failed = True
+            self.is_full = isinstance(error, StoreFull)
         job.future.set_exception(error)
+
+    # Disk space.
+
+    def _hold_reserve(self) -> None:
+        """Give the reserve the size that the database needs as it is now. Raise StoreFull when there is no room.
+
+        That is what the log will append to the database, and what a deletion adds to the log: each page at most once.
+        """
+        self.check_files()
+        pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
+        growth = max(0, pages * self._page_size - os.stat(self._path).st_size)
+        deletion = min(DELETION_BYTES, pages * (self._page_size + FRAME_HEADER))
+        required = -(-(growth + deletion) // STEP) * STEP
+        if not required <= self._reserve_bytes() <= required + _RESERVE_SLACK:
+            self._reserve.resize(required)
+
+    def _reserve_bytes(self) -> int:
+        try:
+            return os.stat(self._reserve.path).st_size
+        except OSError:
+            return 0
+
+    def _shorten_log(self) -> bool:
+        """Move the log into the database, and free its disk space. Return whether it was long."""
+        log = f"{self._path}-wal"
+        with suppress(sqlite3.Error, StoreError, OSError):
+            before = os.stat(log).st_size
+            if before >= _LONG_LOG:
+                self._reserve.release()
+                self._truncate_log()
+                return os.stat(log).st_size <= before - _LONG_LOG
+        return False
+
+    def _truncate_log(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def check_files(self) -> None:
         """Raise StoreError unless the files at the path are those that were opened: others do not have what is written.
@@ -218,12 +329,18 @@ class GroupWriter:
         raise StoreError(
             "the file was deleted, moved or replaced while it was open",
             where=str(self._path),
-            hint="put it back and restart the process: what is written now would be lost",
+            hint="move it back, or restart the process with a copy: what is written now would be lost",
         )
 
 
 def _are_done(jobs: Sequence[_Job]) -> bool:
     return all(job.future.done() for job in jobs)
+
+
+def _is_full(error: Exception, path: Path) -> bool:
+    if isinstance(error, sqlite3.Error):
+        error = store_error(error, path)
+    return isinstance(error, StoreFull)
 
 
 def _identities(path: Path) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
-from runspan.errors import RunspanError, Unauthorized, error_status
+from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.auth import is_same_origin
 from runspan.web.errors import JSON, error_response, retry_after_header
@@ -132,6 +132,13 @@ def not_found(error: NotFound) -> Response:
         return error_response(404, "NOT_FOUND", error.description or error.name)
     message = f"Nothing is at {request.path}. To open a run, type its id above."
     return _render("error.html", 404, code="NOT_FOUND", title=_TITLES[404], message=message)
+
+
+@login.errorhandler(StoreError)
+def no_session(error: StoreError) -> Response:
+    """Say on the form why no session can be stored."""
+    logger.error("login: %s", error)
+    return _login_form(error_status(error).http_status, f"You cannot log in now: {error.message}. {error.hint}.")
 
 
 @login.get("/login")
