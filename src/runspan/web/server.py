@@ -64,6 +64,7 @@ class WebServer:
           proxy wrote, is the client's address. Without one the header is ignored, since any client can send it. The
           proxy's connections are not limited as those of a single client are.
         """
+        proxy = _parse_address(trusted_proxy) if trusted_proxy else ""
         self._stopping = threading.Event()
         self._map: dict[int, Any] = {}
         self._socket = _listen(host, port)
@@ -75,7 +76,7 @@ class WebServer:
             self._map,
             limits or ServerLimits(),
             max_body or WebConfig().max_body,
-            _parse_address(trusted_proxy) if trusted_proxy else "",
+            proxy,
         )
 
     @property
@@ -84,7 +85,7 @@ class WebServer:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # compared, not bound
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    def run(self, grace: float = 7.0) -> None:
+    def run(self, grace: float = 6.0) -> None:
         """Serve until stopped; then accept no new connections, answer the requests that were read, and close.
 
         ``grace`` is the number of seconds that running requests have to finish. It returns a second later at most.
