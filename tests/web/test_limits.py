@@ -147,6 +147,14 @@ def test_a_chunked_body_is_admitted_and_bounded(site: Site) -> None:
     error_of(site.client.post("/api/v1/runs", content=iter([bytes(MIB)] * 9), headers=JSON), 401, "UNAUTHORIZED")
 
 
+@pytest.mark.parametrize("garbage", [b"1;" + b"x" * 9000, b"0\r\n" + b"X: y\r\n" * 2000])
+def test_what_is_between_chunks_is_bounded(site: Site, garbage: bytes) -> None:
+    """A line that does not end, and trailers."""
+    head = site.head(POST, JSON_TYPE, "Transfer-Encoding: chunked", tenant="acme", length=0)
+    message = error_of(raw(site.client, head + garbage), 400, "VALIDATION_ERROR")["message"]
+    assert "too long" in message
+
+
 def test_the_bodies_of_a_tenant_are_bounded(site: Site) -> None:
     """One more is refused with 503, which exporters retry; those of another tenant are read."""
     with site.connect() as first:

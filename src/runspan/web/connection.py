@@ -42,6 +42,8 @@ _SMALL_BODY: Final = 64 << 10
 """Bytes of a body that is read before the application was asked."""
 _BODY_BYTES: Final = 64 << 10
 """Bytes read at once while a body arrives."""
+_MAX_CHUNK_LINE: Final = 1 << 10
+_MAX_TRAILER: Final = 8 << 10
 _MAX_ADDRESS: Final = 64
 """Characters of an address in X-Forwarded-For, with its port."""
 _CODES: Final = {408: "REQUEST_TIMEOUT", 413: "PAYLOAD_TOO_LARGE", 500: "INTERNAL_ERROR"}
@@ -131,7 +133,8 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
         """Admit the body, whose size the application has accepted. Raises ServerBusy if there is no room for it."""
         if self.content_length > self._max_body:
             raise body_too_large(self._max_body, f"{self.content_length} bytes")
-        self._reserve(self.content_length)
+        if self.content_length:
+            self._reserve(self.content_length)
         raise BodyAwaited
 
     def received(self, data: bytes) -> int:
@@ -152,7 +155,10 @@ class Request(HTTPRequestParser):  # type: ignore[misc]
 
     def _count_chunks(self) -> None:
         size = len(self.body_rcv)
-        if size > self._max_body:
+        if len(self.body_rcv.control_line) > _MAX_CHUNK_LINE or len(self.body_rcv.trailer) > _MAX_TRAILER:
+            self.error = BadRequest("a line between the chunks is too long")
+            self.completed = True
+        elif size > self._max_body:
             # The application refuses it by this header; what has arrived is over its limit.
             self.headers["CONTENT_LENGTH"] = str(size)
             self.completed = True
@@ -297,9 +303,10 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         return True
 
     def handle_read(self) -> None:
-        is_small = self.request is None and not self._discard_until
+        # The time to split chunks grows with the square of what is read at once.
+        is_large = self._discard_until or (self.request is not None and not self.request.chunked)
         try:
-            data = self.recv(self.adj.recv_bytes if is_small else _BODY_BYTES)
+            data = self.recv(_BODY_BYTES if is_large else self.adj.recv_bytes)
         except OSError:
             self.handle_close()
             return
