@@ -230,7 +230,7 @@ def test_what_does_not_arrive_in_time_is_refused(site: Site, part: bytes, status
     """In the form of the application where it is known what is asked for."""
     began = time.monotonic()
     error_of(raw(site.client, part), status, code)
-    assert 0.4 < time.monotonic() - began < 3
+    assert 0.4 < time.monotonic() - began < 10
 
 
 def test_a_body_that_does_not_arrive_in_time_is_refused(site: Site) -> None:
@@ -250,7 +250,7 @@ def test_an_idle_connection_is_closed(site: Site) -> None:
             connection.sendall(first)
             began = time.monotonic()
             assert b"".join(iter(lambda: connection.recv(65536), b"")).startswith(b"HTTP/1.1 200" if first else b"")
-            assert 0.5 < time.monotonic() - began < 3
+            assert 0.5 < time.monotonic() - began < 10
 
 
 def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
@@ -299,7 +299,7 @@ class SlowStore(SqliteStore):
 def test_a_tenant_does_not_take_all_threads(tmp_path: Path) -> None:
     """While its requests wait, those of another tenant, health checks and pages are answered; the rest get 503."""
     keys = ApiKeyStore(tmp_path / "keys.sqlite3")
-    limits = ServerLimits(concurrency=8, queue_time=1.0)
+    limits = ServerLimits(concurrency=8, queue_time=3.0)
     with SlowStore(tmp_path) as store, ExitStack() as stack:
         store.released = threading.Event()
         app = create_app(store, store, keys=keys, config=WebConfig(writes_per_minute=0))
@@ -319,7 +319,7 @@ def test_a_tenant_does_not_take_all_threads(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         beta = {"x-api-key": site.keys["beta"]}
-        deadline = time.monotonic() + 2.5
+        deadline = time.monotonic() + 6
         while time.monotonic() < deadline:
             began = time.monotonic()
             assert site.client.get("/healthz").status_code == 200
@@ -327,12 +327,12 @@ def test_a_tenant_does_not_take_all_threads(tmp_path: Path) -> None:
             assert site.client.get("/readyz", headers=beta).status_code == 200
             sent = site.client.post("/api/v1/runs", json=document(), headers=beta)
             assert sent.status_code in (200, 201)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 4
         assert [status for status, _ in statuses] == [503] * 26
-        assert all(0.9 < seconds < 2.5 for _, seconds in statuses)
+        assert all(2.9 < seconds < 10 for _, seconds in statuses)
         began = time.monotonic()
         fetch()
-        assert time.monotonic() - began < 0.5, "nothing to wait for: all of its requests are stuck"
+        assert time.monotonic() - began < 2.5, "nothing to wait for: all of its requests are stuck"
         store.released.set()
         for thread in threads:
             thread.join()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
+from selectors import EVENT_READ, EVENT_WRITE
 from socket import SHUT_WR
 from threading import Lock
 from typing import Any, Final, NoReturn
@@ -273,6 +274,8 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         """Whether a part of the request was not read when it was answered."""
         self._discard_until = 0.0
         """Until when the rest of the request is discarded."""
+        self._watched = 0
+        """What the selector waits for. It also waits for a request while one is handled, until there is one."""
         self._handed_over = 0
         """Bytes of the last response that were not sent at once."""
         super().__init__(server, sock, addr, adj, map=map)
@@ -289,8 +292,32 @@ class Connection(HTTPChannel):  # type: ignore[misc]
 
     # In the thread of the server.
 
+    def watch(self) -> None:
+        """Continue with what has arrived, and wait for what the connection needs next."""
+        if not self.connected or self.requests:
+            return
+        wanted = EVENT_READ if self.readable() else 0
+        if not self.connected or self.requests:
+            return
+        if self.writable():
+            wanted |= EVENT_WRITE
+        if wanted != self._watched:
+            if not self._watched:
+                self.server.selector.register(self._fileno, wanted)
+            elif wanted:
+                self.server.selector.modify(self._fileno, wanted)
+            else:
+                self.server.selector.unregister(self._fileno)
+            self._watched = wanted
+
+    def unwatch(self) -> None:
+        """Wait for nothing until the request has been handled."""
+        if self._watched:
+            self.server.selector.unregister(self._fileno)
+            self._watched = 0
+
     def readable(self) -> bool:
-        """Whether to read. Continues with what has arrived, since the loop asks this after each response."""
+        """Whether to read. Continues with what has arrived."""
         if self.requests:
             return False
         if self._discard_until:
@@ -299,7 +326,9 @@ class Connection(HTTPChannel):  # type: ignore[misc]
             return False
         if self._received or (self.request is not None and self.request.expect_continue):
             self._guard(self._advance)
-            return not (self.requests or self.total_outbufs_len or self.close_when_flushed or self.will_close)
+            return self.connected and not (
+                self.requests or self.total_outbufs_len or self.close_when_flushed or self.will_close
+            )
         return True
 
     def handle_read(self) -> None:
@@ -307,6 +336,8 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         is_large = self._discard_until or (self.request is not None and not self.request.chunked)
         try:
             data = self.recv(_BODY_BYTES if is_large else self.adj.recv_bytes)
+        except BlockingIOError:  # the event was that of a closed connection with the same number
+            return
         except OSError:
             self.handle_close()
             return
@@ -342,6 +373,7 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         self.handle_close()
 
     def del_channel(self, map: Any = None) -> None:
+        self.unwatch()
         if self.server.active_channels.get(self._fileno) is self:
             self.server.forget(self)
         super().del_channel(map)
@@ -379,25 +411,24 @@ class Connection(HTTPChannel):  # type: ignore[misc]
 
     def _advance(self) -> None:
         """Read the current request as far as it has arrived."""
-        while not self.requests and not self.close_when_flushed and not self.will_close:
+        request = self.request
+        if request is not None and request.admitted and request.expect_continue:
+            self.send_continue()
+        while self._received and not self.total_outbufs_len:
             request = self.request
-            if request is not None and request.admitted and request.expect_continue:
-                self.send_continue()
-            if not self._received:
-                return
             if request is None:
                 request = self.request = Request(self.server)
             self._received = self._received[request.received(self._received) :]
-            if request.completed:
-                if request.empty:
-                    self.request = None
-                else:
-                    self._handle(request)
-            elif request.headers_finished and not request.admitted:
-                if request.is_body_small:
-                    request.admitted = True
-                else:
-                    self._handle(request)
+            if request.empty:
+                self.request = None
+            elif request.completed or (request.headers_finished and not self._admits(request)):
+                self._handle(request)
+                return
+
+    def _admits(self, request: Request) -> bool:
+        """Whether the body may be read without the application, or may be since the application wants it."""
+        request.admitted = request.admitted or request.is_body_small
+        return request.admitted
 
     def _handle(self, request: Request) -> None:
         self.request = None
@@ -467,12 +498,16 @@ class Connection(HTTPChannel):  # type: ignore[misc]
     def _send(self) -> None:
         """Send as much of the response as the system takes; the thread of the server sends the rest."""
         with self.outbuf_lock:
-            self._flush_exception(self._flush_some, do_close=False)
+            if self.connected:
+                self._flush_exception(self._flush_some, do_close=False)
 
     def _hand_back(self) -> None:
-        """Give the connection to the thread of the server."""
+        """Give the connection to the thread of the server, which notices the next request by itself."""
+        needs_thread = self.writable() or self._received or self.request is not None
         self.requests = []
-        if self.connected:
+        # The thread of the server looks at these two in the opposite order, so that one of both acts.
+        if self.connected and (needs_thread or not self._watched & EVENT_READ):
+            self.server.returned.append(self)
             self.server.pull_trigger()
 
 

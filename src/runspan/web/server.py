@@ -7,9 +7,11 @@ import resource
 import socket
 import threading
 import time
-from collections import Counter
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import TYPE_CHECKING, Any, Final
 
 from waitress import wasyncore  # type: ignore[import-untyped]
@@ -66,6 +68,8 @@ class WebServer:
         """
         proxy = _parse_address(trusted_proxy) if trusted_proxy else ""
         self._stopping = threading.Event()
+        self._ending = threading.RLock()  # a signal may call ``stop`` while ``run`` holds it
+        self._ended = False
         self._map: dict[int, Any] = {}
         self._socket = _listen(host, port)
         self.host: str = self._socket.getsockname()[0]
@@ -91,7 +95,7 @@ class WebServer:
         ``grace`` is the number of seconds that running requests have to finish. It returns a second later at most.
         """
         while not self._stopping.is_set():
-            self._loop(_SWEEP_EVERY)
+            self._server.turn(_SWEEP_EVERY)
         self._server.stop()
         self._socket.close()
         end = time.monotonic() + grace
@@ -99,25 +103,30 @@ class WebServer:
         while (now := time.monotonic()) < end:
             if not any(each.is_busy or (each.is_reading and now < reading_end) for each in self._server.connections):
                 break
-            self._loop(0.05)
+            self._server.turn(0.05)
         self._server.task_dispatcher.shutdown(timeout=min(1.0, max(0.1, end + 1.0 - time.monotonic())))
         for connection in self._server.connections:
             connection.handle_close()
-        wasyncore.close_all(self._map, ignore_all=True)
+        with self._ending:
+            self._ended = True
+            if not self._server.task_dispatcher.threads:  # those that still work may pull it
+                self._server.trigger.close()
+        self._server.selector.close()
 
     def stop(self) -> None:
         """Make ``run`` return soon. May be called from any thread, from a signal handler, and twice."""
         self._stopping.set()
-        with suppress(OSError):  # it may be closed already
-            self._server.pull_trigger()
-
-    def _loop(self, timeout: float) -> None:
-        wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
-        self._server.sweep()
+        with self._ending:
+            if not self._ended:
+                self._server.pull_trigger()
 
 
 class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
-    """Accepts connections, and keeps their number, their times and their unread responses within the limits."""
+    """Accepts connections, and keeps their number, their times and their unread responses within the limits.
+
+    It watches each file descriptor for what was wanted last, so that an idle connection costs nothing, and that of a
+    request that is being handled is seldom touched. (The loop of waitress asks every connection in each turn.)
+    """
 
     channel_class = Connection
 
@@ -137,6 +146,9 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self.stopping = False
         self.has_unsent = False
         """Whether a response was handed over that could not be sent at once."""
+        self.selector = DefaultSelector()
+        self.returned: deque[Connection] = deque()
+        """Connections that threads of the dispatcher have given back."""
         self._clients: Counter[str] = Counter()
         self._most = self._usual_most = _most_connections(limits.connections)
         self._most_until = 0.0
@@ -161,6 +173,8 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
             sockinfo=(listening.family, listening.type, listening.proto, listening.getsockname()),
             bind_socket=False,
         )
+        self.selector.register(self._fileno, EVENT_READ)
+        self.selector.register(self.trigger._fileno, EVENT_READ)
 
     @property
     def connections(self) -> list[Connection]:
@@ -170,13 +184,37 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         """Accept no further connections, and close those that are idle."""
         self.stopping = True
         self.accepting = False
+        if not self._accept_after:
+            self.selector.unregister(self._fileno)
         self.del_channel()
         for connection in self.connections:
             if not connection.is_busy and not connection.is_reading:
                 connection.handle_close()
 
-    def sweep(self) -> None:
-        """Enforce the limits; called after each turn of the loop."""
+    def turn(self, timeout: float) -> None:
+        """Do what can be done without waiting, after waiting so many seconds for the first of it."""
+        for key, events in self.selector.select(timeout):
+            item = self._map.get(key.fd)
+            if isinstance(item, Connection):
+                with self._closing_on_error(item):
+                    _act(item, events)
+            elif item is not None:  # it may have been closed for another one
+                wasyncore.read(item)
+        for _ in range(len(self.returned)):
+            connection = self.returned.popleft()
+            with self._closing_on_error(connection):
+                connection.watch()
+        self._sweep()
+
+    @contextmanager
+    def _closing_on_error(self, connection: Connection) -> Iterator[None]:
+        """Close a connection after an unexpected error, so that the others go on."""
+        try:
+            yield
+        except Exception:
+            connection.handle_error()
+
+    def _sweep(self) -> None:
         if self.has_unsent:
             self.has_unsent = False
             self._bound_unsent()
@@ -185,17 +223,23 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
             self._next_sweep = now + _SWEEP_EVERY
             self.task_dispatcher.refuse_expired()
             for connection in self.connections:
-                connection.enforce_times(now)
+                with self._closing_on_error(connection):
+                    connection.enforce_times(now)
             if now >= self._most_until:
                 self._most = self._usual_most
+        if self._accept_after and now >= self._accept_after and self.accepting:
+            self._accept_after = 0.0
+            self.selector.register(self._fileno, EVENT_READ)
 
-    def readable(self) -> bool:
-        return bool(self.accepting) and time.monotonic() >= self._accept_after
+    def _pause(self, seconds: float) -> None:
+        """Accept no connections for a while."""
+        self._accept_after = time.monotonic() + seconds
+        self.selector.unregister(self._fileno)
 
     def handle_accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             if not self._make_room():
-                self._accept_after = time.monotonic() + _IDLE_AT_LEAST / 4
+                self._pause(_IDLE_AT_LEAST / 4)
                 return
             try:
                 accepted, address = self.socket.accept()
@@ -216,6 +260,7 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
                 continue
             connection.client = client
             self._clients[client] += 1
+            connection.watch()
 
     def forget(self, connection: Connection) -> None:
         """Count a connection no longer."""
@@ -242,9 +287,9 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self._log("client", f"{client} has {self._clients[client]} connections: its oldest idle one is closed")
         return self._close_idle(1, client)
 
-    def _close_idle(self, count: int, client: str | None = None) -> bool:
+    def _close_idle(self, count: int, client: str | None = None, *, at_least: float = _IDLE_AT_LEAST) -> bool:
         """Close the connections, of a client or of all, that have been without a request at work for longest."""
-        before = time.monotonic() - _IDLE_AT_LEAST
+        before = time.monotonic() - at_least
         idle = [
             each
             for each in self.connections
@@ -259,8 +304,8 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self._most = max(1, min(self._most, len(self.active_channels)) - _FILES_FREED)
         self._most_until = time.monotonic() + _FILES_PAUSE
         self._log("files", f"cannot accept connections: {error}; at most {self._most} for {_FILES_PAUSE:g} s")
-        if not self._close_idle(max(1, len(self.active_channels) - self._most)):
-            self._accept_after = time.monotonic() + _SWEEP_EVERY
+        if not self._close_idle(max(1, len(self.active_channels) - self._most), at_least=0):
+            self._pause(_SWEEP_EVERY)
 
     def _bound_unsent(self) -> None:
         unread = [each for each in self.connections if not each.requests and each.total_outbufs_len]
@@ -278,6 +323,18 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         if now >= self._logged.get(kind, 0.0):
             self._logged[kind] = now + 60.0
             logger.warning("%s", message)
+
+
+def _act(connection: Connection, events: int) -> None:
+    """Read and write as far as a connection can."""
+    if events & EVENT_READ:
+        if connection.readable():
+            wasyncore.read(connection)
+        else:
+            connection.unwatch()
+    if events & EVENT_WRITE and connection.connected:
+        wasyncore.write(connection)
+    connection.watch()
 
 
 def _most_connections(wanted: int) -> int:
