@@ -33,7 +33,7 @@ from runspan.web.server import WebServer
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
-_END_AFTER: Final = 9.5
+_END_AFTER: Final = 8.5
 """Seconds after a signal at which the process ends in any case."""
 _MOST_FILES: Final = 65_536
 _MOST_LOG_CHARACTERS: Final = 2000

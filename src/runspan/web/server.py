@@ -89,7 +89,7 @@ class WebServer:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # compared, not bound
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    def run(self, grace: float = 6.0) -> None:
+    def run(self, grace: float = 5.0) -> None:
         """Serve until stopped; then accept no new connections, answer the requests that were read, and close.
 
         ``grace`` is the number of seconds that running requests have to finish. It returns a second later at most.
