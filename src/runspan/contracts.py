@@ -6,6 +6,7 @@ The embedded store, Tempo and Jaeger implement them. The conformance suite in ``
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,12 +14,16 @@ from typing import Final, Protocol
 
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
-from runspan.model.document import LIVE_RUN_STATUSES, Run
+from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
+MAX_CURSOR_LENGTH: Final = -(-(19 + 1 + MAX_RUN_ID_BYTES) * 4 // 3)
+"""Characters of a cursor's token: the digits of its time, a colon and a run id in base64."""
+CURSOR_PATTERN: Final = f"^[A-Za-z0-9_-]{{4,{MAX_CURSOR_LENGTH}}}$"
+"""What a cursor's token consists of, as a regular expression of JSON Schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class Cursor:
     def parse(cls, token: str) -> Cursor:
         """Return the cursor of a token. Raises QueryError."""
         with suppress(ValueError):
+            if not re.fullmatch(CURSOR_PATTERN, token):
+                raise ValueError
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             time, colon, run_id = raw.decode().partition(":")
             if colon and time.isascii() and time.isdigit() and len(time) <= 19 and run_id:

@@ -14,12 +14,14 @@
     │   └── RateLimited        too many requests; carries ``retry_after`` seconds
     ├── PayloadError           a request body cannot be read
     │   ├── PayloadTooLarge    the body exceeds a limit
+    │   ├── PayloadTimeout     the body did not arrive in time
     │   └── PayloadUnsupported its content type or encoding is unknown
     ├── BackendError           a backend failed
     │   ├── BackendUnreachable no response
     │   │   └── BackendTimeout no response in time
     │   ├── BackendRefused     a permanent error response
     │   └── BackendBusy        a temporary error response; carries ``retry_after`` seconds
+    ├── ServerBusy             this server has no room for the request; carries ``retry_after`` seconds
     ├── StoreError             a file of runspan's own, such as the embedded store, cannot be opened, read or written
     │   └── StoreFull          no space is left for it
     └── ConfigError            an option, variable or URL is wrong
@@ -112,6 +114,10 @@ class PayloadTooLarge(PayloadError):
     """A request body exceeds a limit."""
 
 
+class PayloadTimeout(PayloadError):
+    """A request body did not arrive in time."""
+
+
 class PayloadUnsupported(PayloadError):
     """A request body's content type or encoding is unknown."""
 
@@ -134,6 +140,10 @@ class BackendRefused(BackendError):
 
 class BackendBusy(BackendError):
     """The backend sent a temporary error response; carries ``retry_after`` if that says when to retry."""
+
+
+class ServerBusy(RunspanError):
+    """This server has no room for the request now; carries ``retry_after``."""
 
 
 class StoreError(RunspanError):
@@ -190,12 +200,14 @@ ERROR_STATUSES: dict[type[RunspanError], ErrorStatus] = {
     Forbidden: ErrorStatus("FORBIDDEN", 403, 7),
     RateLimited: ErrorStatus("RATE_LIMITED", 429, 8),
     PayloadTooLarge: ErrorStatus("PAYLOAD_TOO_LARGE", 413, 3),
+    PayloadTimeout: ErrorStatus("REQUEST_TIMEOUT", 408, 3),
     PayloadUnsupported: ErrorStatus("UNSUPPORTED_MEDIA_TYPE", 415, 3),
     PayloadError: ErrorStatus("VALIDATION_ERROR", 400, 3),
     BackendTimeout: ErrorStatus("BACKEND_TIMEOUT", 504, 9),
     BackendUnreachable: ErrorStatus("BACKEND_UNREACHABLE", 503, 9),
     BackendBusy: ErrorStatus("BACKEND_BUSY", 503, 9),
     BackendRefused: ErrorStatus("BACKEND_REFUSED", 502, 9),
+    ServerBusy: ErrorStatus("SERVER_BUSY", 503, 9),
     StoreFull: ErrorStatus("STORE_FULL", 507, 10),
     StoreError: ErrorStatus("STORE_ERROR", 503, 10),
     ConfigError: ErrorStatus("CONFIG_ERROR", 500, 2),

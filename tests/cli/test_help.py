@@ -129,7 +129,7 @@ def test_each_exit_code_is_listed_on_one_line() -> None:
 def test_no_option_takes_a_secret() -> None:
     """A command line is read by every process on the machine: keys come from the environment or from a file."""
     for _, option in OPTIONS:
-        if re.search("key|secret|token|password|header", option.opts[-1]):
+        if re.search("key|secret|token|password|headers?$", option.opts[-1]):
             assert option.opts[-1] in ("--api-key-file", "--platform-key-file")
     for path in (("export",), ("list",), ("get",), ("sync",)):
         assert "RUNSPAN_API_KEY" in runspan(*path, "-h").output

@@ -18,7 +18,7 @@ import pytest
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
-from runspan.cli.serve import LogFormatter
+from runspan.cli.serve import LogFormatter, LogLimit
 from support.cli import SAMPLES, Running, generated, process, running, runspan, server, until_stored, write_ndjson
 from support.web import document
 
@@ -89,6 +89,38 @@ def test_the_log_cannot_be_forged() -> None:
     assert r"  ERROR forged\x1b[2J" in others
     assert others[-1] == "  st"
     assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+def test_a_record_of_the_log_is_bounded() -> None:
+    """A client's text is cut, and so is a deep traceback."""
+    record = logging.LogRecord("x", logging.ERROR, "", 1, "%s", ("a" * 50_000,), None, None, "line\n" * 5000)
+    lines = LogFormatter("%(message)s").format(record).split("\n")
+    assert lines[0] == "a" * 2000 + "… (50000 characters)"
+    assert len(lines) < 210
+
+
+def test_the_log_is_bounded() -> None:
+    """Of many warnings from one place some are logged each minute, and the others counted; other places go on."""
+    now = 0.0
+    limit = LogLimit(per_minute=3, clock=lambda: now)
+
+    def logged(line: int, level: int = logging.WARNING) -> str:
+        record = logging.LogRecord("x", level, "file.py", line, "%s failed", ("it",), None)
+        return record.getMessage() if limit.filter(record) else ""
+
+    assert [logged(1) for _ in range(6)] == ["it failed"] * 3 + [""] * 3
+    assert logged(2) == "it failed"
+    assert [logged(1, logging.INFO) for _ in range(9)] == ["it failed"] * 9
+    now = 60.0
+    assert [logged(1), logged(1)] == ["it failed (and 3 more like this before)", "it failed"]
+
+
+def test_the_access_log_is_bounded(tmp_path: Path) -> None:
+    """A long path is cut, so that the status stays readable."""
+    with server(tmp_path, "--access-log") as (url, child):
+        assert get(url, "/" + "a" * 20_000).status_code == 404
+        line = child.wait_for(r"runspan.access 127.0.0.1 GET '/a+' 404 [0-9.]+ ms")[0]
+        assert len(line) < 500
 
 
 def test_names_that_are_allowed(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def local_server(directory: Path, **options: Any) -> Iterator[LocalServer]:
     """Run a server until the block ends. options: Of the store."""
     with SqliteStore(directory, **options) as store:
         app = create_app(store, store, config=WebConfig())
-        with serving(app, threads=8) as client:
+        with serving(app) as client:
             yield LocalServer(store, str(client.base_url).rstrip("/"))
 
 

@@ -16,6 +16,7 @@ from flask import Flask
 from runspan import Run, encode
 from runspan.model.span import Span
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.web.limits import ServerLimits
 from runspan.web.server import WebServer
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -23,9 +24,11 @@ JSON = {"Content-Type": "application/json"}
 
 
 @contextmanager
-def serving(app: Flask, *, max_body: int = 0, threads: int = 4, trusted_proxy: str = "") -> Iterator[httpx.Client]:
+def serving(
+    app: Flask, *, max_body: int = 0, limits: ServerLimits | None = None, trusted_proxy: str = ""
+) -> Iterator[httpx.Client]:
     """Serve the application on a free port until the block ends, and yield a client of it."""
-    server = WebServer(app, threads=threads, max_body=max_body, trusted_proxy=trusted_proxy)
+    server = WebServer(app, limits=limits, max_body=max_body, trusted_proxy=trusted_proxy)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

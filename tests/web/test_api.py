@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from runspan.errors import (
     StoreFull,
     TraceIncomplete,
 )
+from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.json import read_json
@@ -510,6 +512,26 @@ def test_no_query_parameter_is_documented_as_null(client: httpx.Client) -> None:
     schemas = [each["schema"] for operation in operations for each in operation.get("parameters", [])]
     assert len(schemas) >= 10
     assert all(schema["type"] in ("string", "integer") for schema in schemas)
+
+
+def test_the_openapi_document_says_what_cursors_and_ids_are(client: httpx.Client) -> None:
+    """A cursor may be as long as that of the longest id, and no id is empty."""
+    found = client.get("/api/v1/openapi.json").json()
+    (pattern,) = [
+        parameter["schema"]["pattern"]
+        for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]
+        if parameter["name"] == "cursor"
+    ]
+    longest = Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES).token()
+    assert re.search(pattern, longest)
+    assert client.get("/api/v1/runs", params={"cursor": longest}).status_code == 200
+    for token in (longest + "A", "MTp4=", "MTp"):
+        assert not re.search(pattern, token)
+        error_of(client.get("/api/v1/runs", params={"cursor": token}), 400, "VALIDATION_ERROR")
+    schema = found["paths"]["/api/v1/runs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["properties"]["id"]["minLength"] == 1
+    for length, status in ((0, 400), (1, 201), (schema["properties"]["id"]["maxLength"], 201), (513, 400)):
+        assert push(client, json.dumps(document("x" * length))).status_code == status
 
 
 def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:

@@ -117,7 +117,7 @@ def test_an_address_in_use_raises_config_error() -> None:
 
 def test_many_concurrent_clients_all_get_responses(tmp_path: Path) -> None:
     """Several threads write and read; every acknowledged run is stored."""
-    with SqliteStore(tmp_path) as store, serving(create_app(store, store), threads=8) as client:
+    with SqliteStore(tmp_path) as store, serving(create_app(store, store)) as client:
 
         def work(number: int) -> None:
             for count in range(10):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 import shlex
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -30,6 +32,7 @@ from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.auth import is_loopback
 from runspan.web.config import MIB, WebConfig
+from runspan.web.limits import ServerLimits
 from runspan.web.server import WebServer
 from runspan.web.sessions import SESSIONS_FILE, SessionStore
 
@@ -39,6 +42,11 @@ _SWITCH_INTERVAL: Final = 0.0005
 """Seconds after which a thread lets others run Python code. A request waits so long for each thread that is computing,
 and does so dozens of times, since every call that may block lets others run too. The default is ten times as long."""
 _EXPIRE_WHEN_FULL: Final = 10.0
+_END_AFTER: Final = 8.5
+"""Seconds after a signal at which the process ends in any case."""
+_MOST_FILES: Final = 65_536
+_MOST_LOG_CHARACTERS: Final = 2000
+_MOST_LOG_LINES: Final = 200
 
 _link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
@@ -70,7 +78,84 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     help="Another name or address that the server accepts as Host while it has no API keys, such as "
     "host.docker.internal. The option may be repeated.",
 )
-@options.concurrency(default=8, most=256, help="Number of requests that are handled at once.")
+@options.grouped(
+    "limits",
+    ServerLimits,
+    options.concurrency(
+        default=16,
+        most=256,
+        help="Number of requests that are handled at once. A tenant may use as many of these places as are free: half "
+        "of them if it is the only one, then half of the rest for the next one.",
+    ),
+    options.time(
+        "--queue-time",
+        type=options.Seconds(),
+        default="5s",
+        help="How long a request waits for one of its tenant's places until it is refused with 503 and Retry-After.",
+    ),
+    options.count(
+        "--max-connections",
+        "connections",
+        least=1,
+        default=1000,
+        help="Open connections. One more closes the one that has been idle for longest.",
+    ),
+    options.count(
+        "--max-client-connections",
+        "client_connections",
+        least=1,
+        default=200,
+        help="Open connections of one client address, or of one IPv6 network of 64 bits; not of --trusted-proxy.",
+    ),
+    options.time(
+        "--idle-time",
+        type=options.Seconds(),
+        default="2m",
+        help="How long a connection may stay open without a request.",
+    ),
+    options.time(
+        "--header-time",
+        type=options.Seconds(),
+        default="15s",
+        help="How long the headers of a request may take, then it is refused with 408.",
+    ),
+    options.option(
+        "--min-rate",
+        default=16,
+        type=click.IntRange(1, 1 << 20),
+        callback=lambda ctx, param, kibibytes: kibibytes << 10,
+        metavar="KIB",
+        help="KiB a second that a client has to send of a body, or read of a response, on average after --slow-time. "
+        "A slower body is refused with 408, over OTLP with 503; a slower reader loses its connection.",
+    ),
+    options.time(
+        "--slow-time",
+        type=options.Seconds(),
+        default="30s",
+        help="How long a client may send or read more slowly than --min-rate.",
+    ),
+    options.option(
+        "--max-bodies",
+        "bodies",
+        default=512,
+        type=click.IntRange(1, 1 << 20),
+        callback=lambda ctx, param, mebibytes: mebibytes * MIB,
+        metavar="MIB",
+        help="MiB of request bodies that are received or handled at once, in memory and, from 4 MiB each, in the "
+        "system's temporary directory. A tenant may use half of it. More is refused with 503 and Retry-After. At least "
+        "twice --max-body.",
+    ),
+    options.option(
+        "--max-unsent",
+        "unsent",
+        default=256,
+        type=click.IntRange(1, 1 << 20),
+        callback=lambda ctx, param, mebibytes: mebibytes * MIB,
+        metavar="MIB",
+        help="MiB of responses in memory that clients have not read yet. More closes the connection that has been "
+        "sending for longest.",
+    ),
+)
 @options.option(
     "--retention",
     type=options.Retention(),
@@ -178,7 +263,7 @@ def serve(
     backend_url: str | None,
     host: str,
     port: int,
-    concurrency: int,
+    limits: ServerLimits,
     retention: float | None,
     store_limits: Limits,
     max_expire_share: float,
@@ -205,8 +290,9 @@ def serve(
     Without API keys the server is open to everybody on this machine and listens on loopback only. It then accepts no
     Host but localhost, loopback addresses and --allow-host, so that no web page reaches runs through a browser.
 
-    The server speaks plain HTTP. On a network, put it behind a TLS proxy that also limits slow clients and bodies.
-    Ctrl-C or SIGTERM ends it after the current requests are answered; everything acknowledged is on disk.
+    The server speaks plain HTTP; on a network, put it behind a TLS proxy. It bounds connections, slow clients and
+    bodies itself. Ctrl-C or SIGTERM ends it within 10 seconds, after the current requests are answered if they end in
+    time; everything acknowledged is on disk.
 
     \b
     Examples:
@@ -215,6 +301,7 @@ def serve(
       runspan serve --backend tempo+http://127.0.0.1:3200 --grafana-url http://127.0.0.1:3000
     """
     handler = logging.StreamHandler()
+    handler.addFilter(LogLimit())
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     url = backend_url or f"sqlite:{data}"
@@ -226,6 +313,7 @@ def serve(
             got=repr(url),
             hint="`runspan list` and `runspan get` read from a running server",
         )
+    _allow_many_files()
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
         if options.backend_kind(url) == "sqlite":  # on a full disk the keys and the sessions need room too
@@ -265,30 +353,88 @@ def serve(
             create_app(reader, store, config=config, keys=keys, sessions=sessions),
             host=host,
             port=port,
-            threads=concurrency,
+            limits=limits,
             max_body=config.max_body,
             trusted_proxy=trusted_proxy,
         )
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        with handle_signals(server.stop, repeat=True):
+        with handle_signals(partial(_stop, server), repeat=True):
             _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
             server.run()
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
 
 
-class LogFormatter(logging.Formatter):
-    """Formats a record as one line and its traceback as indented lines, with control characters escaped.
+def _stop(server: WebServer) -> None:
+    """Stop the server, and end the process if that takes too long.
 
-    So nothing that a client sends can steer a terminal or look like another record.
+    The store is safe against the end of the process at any time, so a disk or a backend that hangs must not delay it.
+    """
+    timer = threading.Timer(_END_AFTER, _end)
+    timer.daemon = True
+    timer.start()
+    server.stop()
+
+
+def _end() -> None:
+    click.echo("runspan ended before all requests were answered; everything acknowledged is on disk", err=True)
+    os._exit(1)
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files, which shells keep low for programs of another time, to the hard limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class LogLimit(logging.Filter):
+    """Drops the warnings and errors of one place in the code after some in a minute, and counts them in the next one.
+
+    So no client can fill the disk with them. The access log has a line for each request.
+    """
+
+    def __init__(self, per_minute: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._per_minute = per_minute
+        self._clock = clock
+        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+        """When the minute of a place began, and how many records it had since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        place, now = (record.pathname, record.lineno), self._clock()
+        began, count = self._places.get(place, (now, 0))
+        if now - began >= 60:
+            dropped = max(0, count - self._per_minute)
+            if dropped:
+                record.msg, record.args = f"{record.getMessage()} (and {dropped} more like this before)", None
+            began, count = now, 0
+        self._places[place] = began, count + 1
+        return count < self._per_minute
+
+
+class LogFormatter(logging.Formatter):
+    """Formats a record as one line and its traceback as indented lines, bounded, with control characters escaped.
+
+    So nothing that a client sends can steer a terminal, look like another record, or fill the disk.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return escape_control(super().formatMessage(record))
+        return _bounded(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         message, *lines = super().format(record).split("\n")
-        return "\n  ".join([message, *map(escape_control, lines)])
+        if len(lines) > _MOST_LOG_LINES:
+            lines[_MOST_LOG_LINES // 2 : -_MOST_LOG_LINES // 2] = ["…"]
+        return "\n  ".join([message, *map(_bounded, lines)])
+
+
+def _bounded(line: str) -> str:
+    cut = f"{line[:_MOST_LOG_CHARACTERS]}… ({len(line)} characters)" if len(line) > _MOST_LOG_CHARACTERS else line
+    return escape_control(cut)
 
 
 def _public_name(url: str) -> str:

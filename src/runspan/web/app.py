@@ -21,6 +21,7 @@ from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
 from runspan.web.errors import ErrorBody, error_response, register_error_handlers, retry_after_header
+from runspan.web.limits import enter
 from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
 from runspan.web.pages.panel_api import panel
@@ -113,6 +114,7 @@ def readyz() -> Response:
         may_read = True
     except AccessError:
         may_read = False
+        enter(request.environ, None)
     try:
         context.reader.check()
     except RunspanError as error:
@@ -135,6 +137,8 @@ def readyz() -> Response:
 def metrics() -> Response:
     """Return the server's metrics in the Prometheus text format."""
     context = current_context()
-    if not context.config.metrics_open:
+    if context.config.metrics_open:
+        enter(request.environ, None)
+    else:
         context.authenticator.authorize(request.environ, RUNS_READ)
     return Response(context.metrics.text(), content_type=CONTENT_TYPE_LATEST)

@@ -23,6 +23,7 @@ from limits.strategies import MovingWindowRateLimiter
 from runspan.errors import ConfigError, Forbidden, RateLimited, Unauthorized
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKeyStore
 from runspan.web.config import WebConfig
+from runspan.web.limits import ADMISSION, Admission
 from runspan.web.sessions import SessionCookie
 
 if TYPE_CHECKING:
@@ -114,9 +115,20 @@ class Authenticator:
     def authorize(self, environ: WSGIEnvironment, permission: str, rate_limit: str = "") -> Principal:
         """Return the sender of a request if it has the permission.
 
-        The request counts towards ``rate_limit``, by default that of the permission. Raises Unauthorized, Forbidden or
-        RateLimited.
+        The request counts towards ``rate_limit``, by default that of the permission, and takes one of the places of the
+        sender's tenant. Raises Unauthorized, Forbidden, RateLimited or ServerBusy.
         """
+        admission: Admission | None = environ.get(ADMISSION)
+        if admission is None:
+            return self._authorize(environ, permission, rate_limit or permission)
+        principal: Principal | None = admission.principals.get((permission, rate_limit))
+        if principal is None:
+            principal = self._authorize(environ, permission, rate_limit or permission)
+            admission.principals[permission, rate_limit] = principal
+        admission.enter(principal.tenant)
+        return principal
+
+    def _authorize(self, environ: WSGIEnvironment, permission: str, rate_limit: str) -> Principal:
         api_keys = self._api_keys
         secret = _secret(environ)
         key = api_keys.find(secret) if api_keys and secret else None
@@ -125,7 +137,7 @@ class Authenticator:
         if key is None:
             if api_keys is None or api_keys.unused:
                 self._origin_guard.check(environ, writes=permission == RUNS_WRITE)
-                self._address_limiters[rate_limit or permission].check(environ.get("REMOTE_ADDR", ""))
+                self._address_limiters[rate_limit].check(environ.get("REMOTE_ADDR", ""))
                 return Principal()
             raise Unauthorized(
                 "unknown, expired or revoked key" if secret else "no key",
@@ -138,7 +150,7 @@ class Authenticator:
                 got=", ".join(sorted(key.permissions)),
                 hint="use a key that has it",
             )
-        self._key_limiters[rate_limit or permission].check(key.id)
+        self._key_limiters[rate_limit].check(key.id)
         return Principal(key.tenant, authenticated=True)
 
 

@@ -22,7 +22,21 @@ JSON: Final = "application/json"
 OTLP_PATH: Final = "/v1/traces"
 
 _HTTP_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LARGE", 415: "UNSUPPORTED_MEDIA_TYPE"}
-_GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 501: 12, 502: 14, 503: 14, 504: 14}
+_GRPC_CODES = {
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    405: 12,
+    408: 4,
+    413: 8,
+    415: 3,
+    429: 8,
+    501: 12,
+    502: 14,
+    503: 14,
+    504: 14,
+}
 _GRPC_INTERNAL = 13
 
 _BUSY_RETRY_AFTER = 5
@@ -59,7 +73,7 @@ class StatusBody(BaseModel):
 
 
 ERROR_RESPONSES: Final[dict[Any, Any]] = dict.fromkeys(
-    (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504, 507), ErrorBody
+    (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504, 507), ErrorBody
 )
 """What the OpenAPI document lists for each operation."""
 
@@ -109,6 +123,8 @@ def _on_runspan_error(error: errors.RunspanError) -> Response:
             status = 503  # a sender retries this status, and drops its spans on a 507
         # The paths of files are of no use to clients.
         error = errors.RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
+    if isinstance(error, errors.PayloadTimeout) and request.path == OTLP_PATH:
+        status = 503  # the same spans may arrive in time when they are sent again
     headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -41,6 +41,8 @@ CONFLICT: Final = "X-Runspan-Conflict"
 PARTIAL: Final = "X-Runspan-Partial"
 """Header of a list: the lines of ``meta.partial``."""
 _MAX_CONFLICTS: Final = 10
+_MAX_LOGGED: Final = 300
+"""Characters of a method or a path in the access log."""
 
 
 class Middleware:
@@ -70,7 +72,8 @@ class Middleware:
             route = _route_of(environ) if document is None else RUN_RULE
             self._context.metrics.observe_request(route, method, status[:3], seconds)
             if self._context.config.access_log:
-                address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")
+                address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")[:_MAX_LOGGED]
+                method = method[:_MAX_LOGGED]
                 logger.info("%s %s %r %s %.1f ms", address, method, path, status[:3], seconds * 1000)
             return start_response(status, headers, exc_info)
 

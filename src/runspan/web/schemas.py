@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from runspan.contracts import DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
+from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
+from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.timestamps import UNITS
 
 RunStatus = Literal["pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out"]
@@ -45,7 +46,11 @@ class RunsQuery(BaseModel):
     status: RunStatus | None = Field(None, description="Only runs in this status.")
     since: str | None = Field(None, pattern=_SINCE, description="Only runs that started this long ago or less: `24h`.")
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
-    cursor: str | None = Field(None, description="`meta.cursor` of the previous page.")
+    cursor: str | None = Field(
+        None,
+        description="`meta.cursor` of the previous page: its time and run id in base64. Any other text is refused.",
+        json_schema_extra={"pattern": CURSOR_PATTERN},  # ``Cursor.parse`` checks it, with a better message
+    )
     stuckAfter: str | None = Field(
         None,
         pattern=_STUCK,
@@ -78,7 +83,7 @@ def _time_before(now: int, duration: str | None) -> int | None:
 class RunSummaryBody(BaseModel):
     """A run without its steps and payloads. Members that the document lacks are omitted."""
 
-    id: str
+    id: str = Field(min_length=1, max_length=MAX_RUN_ID_BYTES, description=f"1 to {MAX_RUN_ID_BYTES} bytes in UTF-8.")
     workflowId: Any = None
     status: Any = None
     triggerType: Any = None

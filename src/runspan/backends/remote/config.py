@@ -18,7 +18,7 @@ TENANT_HEADERS: Final[Mapping[str, str]] = {"tempo": "x-scope-orgid", "jaeger": 
 """The header for the tenant of each kind of backend, unless ``RUNSPAN_BACKEND_TENANT_HEADER`` overrides it."""
 
 DEFAULT_TIMEOUT: Final = 15.0
-DEFAULT_CONCURRENCY: Final = 8
+DEFAULT_CONCURRENCY: Final = 16
 DEFAULT_MAX_BYTES: Final = 512 << 20
 
 

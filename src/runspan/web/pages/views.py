@@ -12,6 +12,7 @@ from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.auth import is_same_origin
 from runspan.web.errors import JSON, error_response, retry_after_header
+from runspan.web.limits import enter
 from runspan.web.links import local_target
 from runspan.web.middleware import utf8_path
 from runspan.web.pages.assets import load_assets, modules
@@ -152,6 +153,7 @@ def show_login() -> Response:
 @login.post("/login")
 def log_in() -> Response:
     """Exchange an API key for a session."""
+    enter(request.environ, None)
     context, keys, cookie = _login_context()
     request.max_content_length = _MAX_FORM_BYTES
     if not is_same_origin(request.environ, context.public_url.origin):
@@ -181,6 +183,7 @@ def log_in() -> Response:
 
 @login.post("/logout")
 def log_out() -> Response:
+    enter(request.environ, None)
     context, _, cookie = _login_context()
     response = _redirect(context.public_url.login_path("/"))
     if is_same_origin(request.environ, context.public_url.origin):
