@@ -81,7 +81,6 @@ def percentile(values: list[float], share: float) -> float:
 )
 def test_one_tenant_at_its_worst(fault: FaultLine, tmp_path: Path, seconds: int, steps: int) -> None:
     """The other's documents, one-run OTLP requests and reads stay under a second, and nothing of it is lost."""
-    pytest.importorskip("runspan.web.dispatcher", reason="the server does not share its threads between tenants")
     keys = {
         name: runspan("keys", "create", "--data", tmp_path, "--name", name, "--tenant", name).stdout.split()[-1]
         for name in ("heavy", "light")
