@@ -68,7 +68,7 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
     "watched",
     metavar="DIR",
     show_default="export the files and exit",
-    help="Export the files of this folder, and each file that appears or changes, until SIGTERM or Ctrl-C.",
+    help="Export the files of this folder, and each file that appears or changes, until SIGTERM, SIGHUP or Ctrl-C.",
 )
 @options.time(
     "--poll",

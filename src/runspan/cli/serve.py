@@ -160,7 +160,7 @@ def serve(
     Host but localhost, loopback addresses and --allow-host, so that no web page reaches runs through a browser.
 
     The server speaks plain HTTP. On a network, put it behind a TLS proxy that also limits slow clients and bodies.
-    Ctrl-C or SIGTERM ends it after the current requests are answered; everything acknowledged is on disk.
+    Ctrl-C, SIGTERM or SIGHUP ends it after the current requests are answered; everything acknowledged is on disk.
 
     \b
     Examples:

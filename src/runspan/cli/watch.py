@@ -35,7 +35,7 @@ def watch(
     metrics_listen: tuple[str, int] | None,
     quiet: bool,
 ) -> None:
-    """Export the folder's files until SIGTERM or Ctrl-C. ConfigError if the folder or the state cannot be used."""
+    """Export the folder's files until a signal ends it. ConfigError if the folder or the state cannot be used."""
     _check_folders(folder, config.done_folder)
     target = receiver.config().display_url
     target = f"{target} for {receiver.tenant}" if receiver.tenant else target
