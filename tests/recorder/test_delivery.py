@@ -99,20 +99,29 @@ def test_retry_after_is_honoured() -> None:
     assert times[1] - times[0] >= 1.0
 
 
+def test_a_retry_after_is_reported_as_sent() -> None:
+    """With what it means here: a receiver that asks for a day is asked again after minutes."""
+    with recording(lambda post: Answer(503, headers={"retry-after": "86400"})) as harness:
+        with harness.recorder.run("wf", run_id="run_1"):
+            pass
+        wait_until(lambda: harness.recorder.report().last_error)
+        assert harness.recorder.report().last_error == "HTTP 503, asks to wait 86400 s, is asked again after 300 s"
+
+
 def test_a_closed_port_does_not_affect_the_engine_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     """No call blocks or raises, flush and shutdown return in time, and the loss is counted and logged."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    recorder = Recorder(endpoint=f"http://127.0.0.1:{port}", export=QUICK)
-    begun = time.monotonic()
-    for _ in range(50):
-        with recorder.run("wf") as run, run.step("a") as step:
-            step.set_output(1)
-    assert time.monotonic() - begun < 5
-    assert not recorder.flush(0.05)
-    begun = time.monotonic()
-    report = recorder.shutdown(0.2)
-    assert time.monotonic() - begun < 5
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody else takes the port
+        recorder = Recorder(endpoint=f"http://127.0.0.1:{closed.getsockname()[1]}", export=QUICK)
+        begun = time.monotonic()
+        for _ in range(50):
+            with recorder.run("wf") as run, run.step("a") as step:
+                step.set_output(1)
+        assert time.monotonic() - begun < 5
+        assert not recorder.flush(0.05)
+        begun = time.monotonic()
+        report = recorder.shutdown(0.2)
+        assert time.monotonic() - begun < 5
     assert (report.runs_started, report.runs_ended, report.runs_dropped, report.complete) == (50, 50, 50, False)
     assert "accepts no spans" in caplog.text
     assert caplog.text.count("is not delivered") == 50

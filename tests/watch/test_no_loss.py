@@ -338,6 +338,21 @@ def test_older_versions_do_not_count_as_sent_with_a_refused_one(
     assert bench.sent() == 1
 
 
+@pytest.mark.parametrize(("asked", "waits"), [("120", 120.0), ("86400", 300.0)])
+def test_a_receiver_that_asks_to_wait(
+    bench: Bench, kept: Kept, responses: list[Answer | None], asked: str, waits: float
+) -> None:
+    """It gets the next request then, or after five minutes; the line for people says what it asked for."""
+    bench.write("a.json", run("a"))
+    responses.append(Answer(429, headers={"Retry-After": asked}))
+    bench.poll(2)
+    (note,) = bench.notes
+    assert f"HTTP 429, asks to wait {asked} s; nothing is lost, trying again in {waits:g} s" in note
+    assert bench.pause == waits
+    bench.poll()
+    assert there(kept) == run("a")
+
+
 # Numbers and state files from elsewhere.
 
 

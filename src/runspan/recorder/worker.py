@@ -345,8 +345,11 @@ class ExportWorker:
             case Rejected(reason, scope) if scope is not RejectionScope.ENDPOINT:
                 self._handle_rejection(delta, reason)
                 return
-            case Rejected(reason, _) | Retryable(reason):
+            case Rejected(reason, _):
                 self._retry_later(delta.state, reason)
+                return
+            case Retryable():
+                self._retry_later(delta.state, result.describe(_MAX_RETRY_AFTER))
                 return
         delta.state.acked_span_ids.update([span.span_id for span in delta.spans[: -max(unsent, 1)]])
         self._counters.add("spans_rejected", rejected)
@@ -388,8 +391,11 @@ class ExportWorker:
                 self._counters.add("foreign_spans_dropped", min(len(spans), rejected_spans))
             case Rejected(_, scope) if scope is not RejectionScope.ENDPOINT:
                 self._counters.add("foreign_spans_dropped", len(spans))
-            case Rejected(reason, _) | Retryable(reason):
+            case Rejected(reason, _):
                 self._counters.last_error = reason
+                self.outbox.requeue_foreign_spans(spans)
+            case Retryable():
+                self._counters.last_error = result.describe(_MAX_RETRY_AFTER)
                 self.outbox.requeue_foreign_spans(spans)
 
     def _pause_after(self, last: ExportResult) -> None:

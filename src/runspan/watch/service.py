@@ -202,6 +202,8 @@ class WatchService:
         self._snapshots = SnapshotCoalescer()
         self._mover = ProcessedFileMover(poller, config.done_folder, note)
         self._settled: deque[tuple[tuple[RunSpans, ...], RunStatus, str]] = deque()
+        self._retry_after = 0.0
+        """Seconds that the receiver asked to wait."""
         self._away = ""
         self._expire_at = 0
         self._counts: Counter[Instrument] = Counter()
@@ -235,7 +237,7 @@ class WatchService:
         self._state.commit()
         if not stopped:
             return max(self._config.poll, _IDLE * self._poller.took)
-        pause = min(_LONGEST_PAUSE, 2 * pause)
+        pause = min(_LONGEST_PAUSE, max(2 * pause, self._retry_after))
         self._note(f"{stopped}; nothing is lost, trying again in {pause:g} s")
         return pause
 
@@ -280,7 +282,7 @@ class WatchService:
             return ""
         exporter.close()
         self._registration.close()  # what it counted stays counted
-        self.exporter = None
+        self.exporter, self._retry_after = None, exporter.retry_after
         return exporter.stopped
 
     def _connected(self) -> OtlpExporter:
