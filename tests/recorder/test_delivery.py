@@ -30,7 +30,7 @@ from runspan.errors import ConfigError
 from runspan.model.span import run_ids
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import ExportConfig
+from runspan.recorder import ExportConfig, FlushResult
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
 from runspan.recorder.state import RunRecord
 from runspan.sources import documents
@@ -178,9 +178,13 @@ def test_a_full_outbox_drops_the_oldest_runs_and_keeps_their_documents(tmp_path:
         assert report.bytes_pending <= 2 * 60_000
         assert 0 < report.runs_dropped == report.runs_dead_lettered < 30
         up.set()
-        assert harness.recorder.flush(WAIT)
+        flushed = harness.recorder.flush(WAIT)
         report = harness.recorder.report()
         assert report.runs_delivered == 30 - report.runs_dropped
+        assert not flushed
+        assert flushed == FlushResult(
+            report.runs_delivered, report.runs_dropped, reason="too many ended runs are waiting"
+        )
         delivered = {run.id for run in runs if any(span.trace_id == run.trace_id for span in harness.spans)}
         assert len(delivered) == report.runs_delivered
         assert runs[-1].id in delivered
@@ -199,7 +203,8 @@ def test_a_run_that_is_rejected_affects_no_other(caplog: pytest.LogCaptureFixtur
         for number in range(6):
             with harness.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
                 pass
-        assert harness.recorder.flush(WAIT)
+        flushed = harness.recorder.flush(WAIT)
+        assert flushed == FlushResult(5, 1, reason="the receiver rejected it: HTTP 400")
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped) == (5, 1)
         assert report.spans_rejected >= 2
@@ -462,6 +467,9 @@ def test_too_many_spans_of_other_instrumentation_are_counted() -> None:
         report = harness.recorder.report()
         assert report.foreign_spans_dropped > 0
         assert report.foreign_spans_dropped + report.foreign_spans_sent == 200
+        flushed = harness.recorder.flush(WAIT)
+        assert (flushed.delivered, flushed.foreign_spans_dropped) == (1, report.foreign_spans_dropped)
+        assert not flushed
         assert report.runs_delivered == 1
 
 

@@ -19,6 +19,7 @@ from runspan.model.document import Envelope, Run, Step
 from runspan.recorder.checkpoint import checkpoint
 from runspan.recorder.context import ActiveSpan, activate, active, active_spans, deactivate
 from runspan.recorder.decorators import record_calls
+from runspan.recorder.outbox import FlushResult
 from runspan.recorder.serialize import Payload, error_text, members, optional_text, payload, to_utf8_text
 from runspan.recorder.state import Attempt, RunRecord, StepRecord, attempt_span_id
 from runspan.recorder.worker import ExportWorker
@@ -322,8 +323,9 @@ class RunRecording(_Recording):
         self.record.release()
         return checkpoint(self.record)
 
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until the receiver has the current state. Return False if it does not after ``timeout`` seconds."""
+    def flush(self, timeout: float = 5.0) -> FlushResult:
+        """Wait until the receiver has the current state of the run, for ``timeout`` seconds at most. Return whether it
+        is delivered, refused or pending."""
         return self._worker.outbox.flush(timeout, self.record)
 
 

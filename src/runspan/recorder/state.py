@@ -222,8 +222,12 @@ class RunRecord:
         self.disowned = False
         """Whether the run belongs to another process, the parent of this one or the one that resumes it: whatever is
         recorded here is ignored."""
-        self.dropped = False
-        """Whether the receiver lacks some of the run and will not get it from here."""
+        self.registered = False
+        """Whether the run is exported."""
+        self.delivered = False
+        """Whether the receiver has all of the run, which changes no more in this process."""
+        self.dropped = ""
+        """Why the receiver lacks some of the run and will not get it from here; "" if that is not so."""
         self.count = count
         self._clock = clock
         self._precision = precision

@@ -338,7 +338,8 @@ class ExportWorker:
                 # The receiver does not say which spans, and OTLP forbids a retry.
                 sent = len(delta.spans) - unsent
                 rejected = min(rejected_spans, sent)
-                delta.state.has_rejected_spans = True
+                delta.state.rejection = f"the receiver rejected {rejected} of its spans: {message}"
+                self._counters.last_refusal = delta.state.rejection
                 _log.error(
                     "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, sent, message
                 )
@@ -359,10 +360,10 @@ class ExportWorker:
             return
         self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
         self.outbox.ack(delta.state, delta.is_final)
-        if delta.is_final and delta.state.has_rejected_spans:
-            self._give_up(delta.state, "the receiver rejected some of its spans")
-        elif delta.run.finished:
-            self._counters.add("runs_delivered")
+        if delta.is_final and delta.state.rejection:
+            self._give_up(delta.state, delta.state.rejection)
+        elif delta.is_final:
+            self._counters.add("runs_delivered" if delta.run.finished else "runs_released")
 
     def _handle_rejection(self, delta: RunDelta, reason: str) -> None:
         """Give up a run whose final revision is rejected. The spans of any other are sent again with the next one."""
@@ -424,7 +425,8 @@ class ExportWorker:
     def _give_up(self, state: RunExportState, reason: str) -> None:
         """Count, log and keep a run of which the receiver lacks something and will not get it from here."""
         # A run in progress at the shutdown is given up then, and once more when it has ended.
-        is_first, state.record.dropped = not state.record.dropped, True
+        is_first, state.record.dropped = not state.record.dropped, reason
+        self._counters.last_refusal = reason
         path = self._keep(state.record.document().text)
         if is_first:
             self._counters.add_dropped_run(bool(path))
