@@ -18,6 +18,8 @@ import pytest
 from runspan import Run
 from runspan.errors import StoreError
 from runspan.sources import filesystem
+from runspan.storage.span_acks import StateFile
+from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.telemetry.registry import REJECTED, WATCH_PENDING
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
 from runspan.watch.service import MAX_NAMED
@@ -388,6 +390,27 @@ def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
             WatchState(path, "t", "")
     change(path, "UPDATE files SET status = 0")
     WatchState(path, "t", "").close()
+
+
+@pytest.mark.parametrize("kind", ["watch", "sync"])
+def test_a_state_file_that_cannot_be_used_names_itself_and_what_to_do(tmp_path: Path, kind: str) -> None:
+    """It is no store: there is no backup of it and no retention; without it everything is sent once more."""
+
+    def opened(path: Path) -> StateFile:
+        return WatchState(path, "t", "") if kind == "watch" else Checkpoint(path, sync_binding("s", "t"))
+
+    with closing(opened(tmp_path / "state")):
+        pass
+    for kept in (4096, 0):  # the first page, or not even that
+        content = (tmp_path / "state").read_bytes()
+        (tmp_path / "damaged").write_bytes(content[:kept] + b"\xff" * (len(content) - kept))
+        with pytest.raises(StoreError) as caught, closing(opened(tmp_path / "damaged")) as state:
+            state._all("SELECT * FROM binding")
+        assert caught.value.where == str(tmp_path / "damaged")
+        assert caught.value.hint.startswith("name another file with --state-file: every ")
+    with pytest.raises(StoreError) as caught:
+        opened(tmp_path / "no" / "folder" / "state")
+    assert "name a file elsewhere with --state-file" in caught.value.hint
 
 
 def change(path: Path, statement: str) -> None:

@@ -427,28 +427,27 @@ class ExportWorker:
         # A run in progress at the shutdown is given up then, and once more when it has ended.
         is_first, state.record.dropped = not state.record.dropped, reason
         self._counters.last_refusal = reason
-        path = self._keep(state.record.document().text)
+        path, error = self._keep(state.record.document().text)
         if is_first:
-            self._counters.add_dropped_run(bool(path))
-        where = f"kept in {path}" if path else "not kept"
+            self._counters.add_dropped_run(not error and bool(path))
+        where = f"not kept in {path}: {error}" if error else f"kept in {path}" if path else "not kept"
         _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.record.id, reason, where)
 
-    def _keep(self, text: bytes) -> str:
-        """Write a document to the dead letters. Return the file's path, or "" if it was not written."""
+    def _keep(self, text: bytes) -> tuple[str, str]:
+        """Write a document to the dead letters. Return the file's path, "" without one, and why it was not written."""
         with self._dead_letter_lock:
             if self._dead_letters is None and self._reopen_path:
                 try:
                     self._dead_letters = DeadLetters(self._reopen_path)
                 except ConfigError as error:
-                    _log.error("runspan.Recorder: %s", error)
+                    return error.where, error.got
             if self._dead_letters is None:
-                return ""
-            before = self._dead_letters.kept
-            self._dead_letters.write_text(text)
-            path = self._dead_letters.path if self._dead_letters.kept > before else ""
+                return "", ""
+            letters, before = self._dead_letters, self._dead_letters.kept
+            letters.write_text(text)
             if self._is_shut_down:
                 self._close_dead_letters()
-            return path
+            return letters.path, "" if letters.kept > before else letters.write_error
 
     def _close_dead_letters(self) -> None:
         """Close the file, so that it is on disk. ``_keep`` opens it again when needed."""

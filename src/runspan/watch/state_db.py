@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
-from runspan.storage.span_acks import TABLES, StateFile, digest_of
+from runspan.storage.span_acks import TABLES, StateFile, digest_of, state_hints
 from runspan.storage.sqlite_file import Schema, read_statements
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
@@ -25,12 +25,14 @@ _PRUNED: Final = 1000
 _NEVER: Final = -(2**63)
 """A time of change that no file has."""
 
+_WITHOUT: Final = "name another file with --state-file: every file is sent again, and no run is doubled"
 _SCHEMA: Final = Schema(
     name="the state file of a watch",
     application_id=0x72737764,
     version=1,
     tables=(*read_statements(__package__, "state_db.sql"), *TABLES),
-    hint="name another file with --state-file: every file is sent again, and no run is doubled",
+    hint=_WITHOUT,
+    hints=state_hints(_WITHOUT),
 )
 
 
