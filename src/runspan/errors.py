@@ -63,6 +63,13 @@ class DocumentError(RunspanError):
     """A run document cannot be carried exactly, so it is refused."""
 
 
+def internal_error(where: str, error: Exception) -> DocumentError:
+    """Return the error of a document that a defect of runspan does not let through."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    hint = "this is a defect of runspan; the log has the details"
+    return DocumentError("internal error", where=where, got=text, hint=hint)
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class TraceIncomplete(RunspanError):
     """The newest revision of the run cannot be verified from its spans."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from runspan.codec.encode import encode
 from runspan.delivery import Batch, ExportReport, OtlpExporter, RunSpans
-from runspan.errors import DocumentError
+from runspan.errors import DocumentError, internal_error
 from runspan.model.document import Run
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_writer import Resource, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, ScopedBytes, scoped_bytes
 from runspan.storage.span_acks import SpanAcks, digest_of
 
 TARGET_SPANS: Final = 4096
@@ -22,6 +23,9 @@ GROUP_SPANS: Final = 256
 
 TARGET_BYTES: Final = 2_900_000
 """Bytes of the spans in a request; with resource and lengths it stays below the limit of a request."""
+
+
+_log = logging.getLogger("runspan.export")
 
 
 class ObservedRun(NamedTuple):
@@ -87,19 +91,30 @@ def export(
             else:
                 yield document
 
-    def correction(run: Run) -> RunSpans:
-        return ObservedRun(run, observed_at(), after_root=True).encode(tenant)
+    def refuse(run: Run, error: Exception) -> None:
+        _log.error("run %s cannot be encoded", run.id, exc_info=error)
+        delivery.stats.refused(internal_error(f"run {run.id}", error))
+
+    def corrections() -> Iterator[RunSpans]:
+        for run in runs:
+            try:
+                encoded = ObservedRun(run, observed_at(), after_root=True).encode(tenant)
+            except Exception as error:
+                refuse(run, error)
+            else:
+                yield encoded
 
     letters = delivery.stats.dead_letters
     runs = readable(documents if letters is None else letters.track(documents))
     try:
         for batch in batches(
-            map(correction, runs) if after_root else runs,
+            corrections() if after_root else runs,
             tenant=tenant,
             observed_at=observed_at,
             resource=resource,
             target_spans=target_spans,
             keep_text=letters is not None,
+            on_defect=refuse,
         ):
             if not delivery.submit(batch):
                 if letters is not None:
@@ -122,20 +137,25 @@ def batches(
     resource: Resource,
     target_spans: int = TARGET_SPANS,
     keep_text: bool = True,
+    on_defect: Callable[[Run, Exception], None] | None = None,
 ) -> Iterable[Batch]:
     """Yield the encoded runs in batches of about ``target_spans``. A run is in one batch, a large run alone in one.
 
     - ``items``: runs to encode, or the encoded spans of one.
     - ``keep_text``: whether the batches contain the texts of the runs that are encoded here.
+    - ``on_defect``: called with a run that cannot be encoded, which is left out, and the error; None: it is raised.
     """
     runs: list[RunSpans] = []
     spans = size = 0
     for group in _groups(items, min(GROUP_SPANS, target_spans)):
         to_encode = [item for item in group if isinstance(item, Run)]
-        written = iter(write_runs(to_encode, tenant=tenant, observed_at=observed_at()))
+        written = iter(_write(to_encode, tenant, observed_at(), on_defect))
         for item in group:
             if isinstance(item, Run):
-                run = RunSpans.of(item.id, next(written), item.text if keep_text else b"")
+                parts = next(written)
+                if parts is None:
+                    continue
+                run = RunSpans.of(item.id, parts, item.text if keep_text else b"")
             else:
                 run = item
             if runs and size + run.size > TARGET_BYTES:
@@ -149,6 +169,21 @@ def batches(
                 runs, spans, size = [], 0, 0
     if runs:
         yield Batch(resource, tuple(runs))
+
+
+def _write(
+    runs: Sequence[Run], tenant: str, observed_at: int, on_defect: Callable[[Run, Exception], None] | None
+) -> Sequence[Sequence[ScopedBytes] | None]:
+    """Return the spans of each run, and None for one that is a defect of the encoder."""
+    try:
+        return write_runs(runs, tenant=tenant, observed_at=observed_at)
+    except Exception as error:
+        if on_defect is None:
+            raise
+        if len(runs) == 1:
+            on_defect(runs[0], error)
+            return [None]
+        return [_write([run], tenant, observed_at, on_defect)[0] for run in runs]
 
 
 def _groups(items: Iterable[Run | RunSpans], group_spans: int) -> Iterator[list[Run | RunSpans]]:

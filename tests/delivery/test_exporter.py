@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runspan.delivery import Batch, ExporterConfig, ExportReport, HttpTransport, OtlpExporter, RetryPolicy, connect
+from runspan.delivery.transport import ExportResult
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from support.receivers import (
@@ -95,6 +96,26 @@ def test_requests_share_a_connection() -> None:
         deliver(receiver.url, *[batch_of(f"r{n}") for n in range(5)])
     assert len(receiver.posts) == 5
     assert len({post.connection for post in receiver.posts}) == 1
+
+
+def test_a_defect_of_the_transport_costs_the_run_that_causes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are sent; without any that is, it ends the export as an endpoint does that accepts nothing."""
+    real = HttpTransport.send
+
+    def failing(self: HttpTransport, body: bytes) -> ExportResult:
+        if b"bad" in body:
+            raise ZeroDivisionError
+        return real(self, body)
+
+    monkeypatch.setattr(HttpTransport, "send", failing)
+    with http_receiver() as receiver:
+        report = deliver(receiver.url, batch_of("a", "bad", "b"), batch_of("c"))
+        assert (receiver.taken_runs, report.runs_accepted) == (["a", "b", "c"], 3)
+        assert [(each.what, each.reason) for each in report.rejections] == [
+            ("bad", "gave up: internal error: ZeroDivisionError")
+        ]
+        report = deliver(receiver.url, batch_of("bad"))
+        assert report.stopped.endswith("took nothing for 60 s: internal error: ZeroDivisionError")
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

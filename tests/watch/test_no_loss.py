@@ -87,7 +87,8 @@ def test_a_file_in_a_place_that_may_not_be_searched(bench: Bench, kept: Kept, mo
 
     class Entry:
         def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name, self.is_file, self.is_symlink = entry.name, entry.is_file, entry.is_symlink
+            self.name, self.path = entry.name, entry.path
+            self.is_file, self.is_dir, self.is_symlink = entry.is_file, entry.is_dir, entry.is_symlink
             self._entry = entry
 
         def stat(self, **named: Any) -> os.stat_result:
@@ -283,7 +284,7 @@ def test_the_order_in_one_file_says_nothing_of_the_next(tmp_path: Path) -> None:
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for document in (old, new, old):
             state.plan_send(document, NOW)
-        assert state.start_file(b"b.json", FileStat(1, 2, 3), lambda size: None) == 0
+        assert state.start_file(b"b.json", FileStat(1, 2, 3, 4), lambda size: None) == 0
         assert state.plan_send(old, NOW) is not None
         assert state.reverted_runs(NOW - 1) == set()
 
@@ -360,22 +361,22 @@ def test_a_receiver_that_asks_to_wait(
 
 def test_numbers_that_are_too_large_for_sqlite(tmp_path: Path) -> None:
     """Some file systems number their files with all 64 bits, or have files of the year 2300 and later."""
-    large = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ino=2**64 - 1)
-    other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ino=2**63)
+    large = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ctime_ns=2**70, st_ino=2**64 - 1)
+    other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ctime_ns=0, st_ino=2**63)
     first, second = (file_stat(cast("os.stat_result", each)) for each in (large, other))
     assert first != second
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for stat in (first, second):
             state.done(b"a", stat, FileStatus.SENT)
             assert state.status(b"a", stat) is FileStatus.SENT
-            assert state.reverted_runs(stat.changed) == set()
+            assert state.reverted_runs(stat.modified) == set()
 
 
 def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
     """With what to do, and not as a defect of ours."""
     path = tmp_path / "state"
     with closing(WatchState(path, "t", "")) as state:
-        state.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
+        state.done(b"a.json", FileStat(1, 2, 3, 4), FileStatus.EMPTY)
         state.plan_send(Run.from_dict(run("a")), NOW)
         state.commit()
     change(path, f"UPDATE runs SET observed_at = {2**63 - 1}")

@@ -31,7 +31,7 @@ from runspan.sources import documents, tenants, total_bytes
 from runspan.sources.filesystem import display_path
 from runspan.watch.service import WatchConfig
 
-_ONLY_WITH_WATCH: Final = ("done_dir", "state_file", "metrics_listen")
+_ONLY_WITH_WATCH: Final = ("recursive", "done_dir", "state_file", "metrics_listen")
 _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
 
 
@@ -76,6 +76,8 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
     default="2s",
     help="How often --watch reads the folder. It exports a file once two reads in a row find it unchanged.",
 )
+@options.option("--recursive", is_flag=True, help="Let --watch read the folders in the folder too.")
+@options.follow_symlinks
 @options.option(
     "--done-dir",
     type=click.Path(path_type=Path),
@@ -100,6 +102,8 @@ def export(
     correct: bool,
     watched: str | None,
     poll: float,
+    recursive: bool,
+    follow_symlinks: bool,
     done_dir: Path | None,
     state_file: Path | None,
     metrics_listen: tuple[str, int] | None,
@@ -143,7 +147,16 @@ def export(
         ctx.exit(_dry_run(_read(files), resource, receiver.tenant, correct, quiet))
     if watched is not None:
         config = WatchConfig(receiver.tenant, resource, poll, str(done_dir or ""), batch_spans)
-        watch(Path(watched), config, receiver, state_file, metrics_listen=metrics_listen, quiet=quiet)
+        watch(
+            Path(watched),
+            config,
+            receiver,
+            state_file,
+            recursive=recursive,
+            follow_symlinks=follow_symlinks,
+            metrics_listen=metrics_listen,
+            quiet=quiet,
+        )
         return
     letters = _open_dead_letters(dead_letter, files)
     with (

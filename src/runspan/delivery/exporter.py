@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,8 @@ from runspan.delivery.transport import (
     Transport,
 )
 from runspan.http.retry import RetryPolicy
+
+_log = logging.getLogger("runspan.delivery")
 
 MAX_REQUEST_BYTES = 3_000_000
 """Collectors, Tempo and gRPC receivers bound a request, gRPC ones at 4 MiB; some silently drop a larger one."""
@@ -276,7 +279,12 @@ class OtlpExporter:
             nonlocal attempts
             attempts += 1
             self.stats.sent(len(body), is_retry=attempts > 1)
-            result = self._transport.send(body)
+            try:
+                result = self._transport.send(body)
+            except Exception as error:
+                # A defect of ours. If the receiver accepts other requests, this one is divided down to the run.
+                _log.exception("%s: a request failed", self.endpoint)
+                result = Retryable(f"internal error: {type(error).__name__}")
             if isinstance(result, Retryable) and TENANT_MISSING in result.reason:
                 result = Rejected(result.reason, RejectionScope.ENDPOINT)
             self.last_error = result.describe() if isinstance(result, Retryable) else ""

@@ -144,6 +144,12 @@ class StateFile:
             self.spans.has_removed = False
         self._run("BEGIN IMMEDIATE")
 
+    def roll_back(self) -> None:
+        """Discard what is not committed."""
+        if self._connection.in_transaction:  # SQLite ends it itself after some errors
+            self._run("ROLLBACK")
+        self._run("BEGIN IMMEDIATE")
+
     def close(self) -> None:
         """Close the file and discard what is not committed. Idempotent."""
         self._connection.close()
