@@ -62,7 +62,7 @@ def test_a_file_that_fails_as_a_whole_stops_no_other(
     """What was read of it until then is sent, and the rest when it changes."""
     real = service.pieces
 
-    def failing(path: str) -> Iterator[RawDocument]:
+    def failing(path: str, **_: bool) -> Iterator[RawDocument]:
         for number, piece in enumerate(real(path)):
             if path.endswith("bad.ndjson") and number:
                 raise MemoryError

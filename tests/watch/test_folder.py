@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.watch.poller import SUBFOLDER, SYMLINK_OUT
+from runspan.sources.filesystem import SYMLINK_OUT
+from runspan.watch.poller import SUBFOLDER
 from support.watch import REST, Bench, run, stored
 
 

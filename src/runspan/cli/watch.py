@@ -32,13 +32,11 @@ def watch(
     receiver: options.ReceiverOptions,
     state_file: Path | None,
     *,
-    recursive: bool,
-    follow_symlinks: bool,
     metrics_listen: tuple[str, int] | None,
     quiet: bool,
 ) -> None:
     """Export the folder's files until a signal ends it. ConfigError if the folder or the state cannot be used."""
-    _check_folders(folder, config.done_folder, recursive=recursive)
+    _check_folders(folder, config.done_folder, recursive=config.recursive)
     target = receiver.config().display_url
     target = f"{target} for {receiver.tenant}" if receiver.tenant else target
     path = state_file or folder / STATE_FILE.format(sha256(target.encode()).hexdigest()[:8])
@@ -64,8 +62,8 @@ def watch(
             str(folder),
             state,
             time.monotonic,
-            recursive=recursive,
-            follow_symlinks=follow_symlinks,
+            recursive=config.recursive,
+            follow_symlinks=config.follow_symlinks,
             done_folder=config.done_folder,
         )
         service = WatchService(

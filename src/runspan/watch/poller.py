@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from runspan.sources.filesystem import CHUNK, is_document_name
+from runspan.sources.filesystem import CHUNK, SYMLINK_OUT, is_document_name
 from runspan.watch.state_db import FileStat, FileStatus, WatchState
 
 MAX_FILES: Final = 10_000
@@ -26,8 +26,7 @@ UNKNOWN: Final = FileStat(-1, 0, 0, 0)
 """Of a file of which the system does not even say how large it is."""
 
 SUBFOLDER: Final = "a folder in the folder, which --recursive reads"
-SYMLINK_OUT: Final = "a symbolic link out of the folder, which --follow-symlinks follows"
-"""Why something is not read."""
+"""Why a folder in the folder is not read."""
 
 _LARGEST: Final = 2**63 - 1
 

@@ -49,6 +49,10 @@ class WatchConfig:
     """Seconds between two polls."""
     done_folder: str = ""
     """Where processed files are moved, or "" to leave them."""
+    recursive: bool = False
+    """Whether the folders in the folder are read too."""
+    follow_symlinks: bool = False
+    """Whether symbolic links out of the folder are followed."""
     target_spans: int = TARGET_SPANS
 
 
@@ -373,7 +377,8 @@ class WatchService:
     def _read(self, progress: FileProgress) -> Iterator[Run]:
         """Yield the runs of a file. Whatever goes wrong with one of them does not affect the others."""
         try:
-            yield from self._read_pieces(progress, pieces(progress.file.path))
+            found = pieces(progress.file.path, follow_symlinks=self._config.follow_symlinks)
+            yield from self._read_pieces(progress, found)
         except ConfigError as error:
             progress.fail(error)  # it was deleted, or cannot be opened now
         except DocumentError as error:
