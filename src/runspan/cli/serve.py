@@ -266,4 +266,6 @@ def _expire_regularly(store: SqliteStore, retention: float | None, ended: thread
         except RunspanError as error:
             if not ended.is_set():
                 log.error("retention: %s", error)
+        except Exception:  # the next one may succeed, and without this thread nothing would ever be deleted
+            log.exception("retention: internal error")
         ended.wait(_EXPIRE_EVERY)

@@ -6,6 +6,7 @@ gets fewer snapshots and never a queue of old ones; and a step is sent until the
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from runspan.model.document import Run, step_text
 from runspan.model.span import Span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.state import RunRecord
+
+_log = logging.getLogger("runspan.recorder")
 
 MAX_ROUND_RUNS: Final = 256
 """Runs that are read for one round of sending."""
@@ -235,7 +238,14 @@ class Outbox:
     # Called by the engine's threads.
 
     def register(self, record: RunRecord) -> None:
-        """Export the run from now on. Idempotent."""
+        """Export the run from now on. Idempotent. No error reaches the engine."""
+        try:
+            self._register(record)
+        except Exception:
+            self._counters.add("internal_errors")
+            _log.exception("runspan.Recorder: internal error; run %s is not exported", record.id)
+
+    def _register(self, record: RunRecord) -> None:
         with self._condition:
             if record in self._states or self._disabled:
                 return
@@ -431,6 +441,8 @@ class Outbox:
             state.failures, state.not_before = 0, 0.0
             if is_final:
                 state.record.delivered = not state.rejection
+                if not state.rejection:
+                    self._counters.add("runs_delivered" if state.record.has_ended else "runs_released")
                 self.forget(state)
                 return
             state.acked_at = self._monotonic()

@@ -358,7 +358,10 @@ class _ForeignSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Add the span if it was sampled."""
         if span.context is not None and span.context.trace_flags.sampled:
-            self._worker.outbox.add_foreign_span(span)
+            try:
+                self._worker.outbox.add_foreign_span(span)
+            except Exception:  # the SDK would raise it where the span ends
+                self._worker.count_internal_error("a span is not exported")
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Flush the outbox. Return False if it is not empty in time."""
