@@ -165,12 +165,13 @@ def test_of_a_divided_run_only_what_was_sent_counts(tmp_path: Path, ended: bool)
 
 
 def test_flush_tells_what_is_there() -> None:
-    """Of a run that has not begun there is nothing; a run in progress, an ended and a released one are delivered."""
+    """Of a run that has not begun nothing is there; a run in progress, an ended and a released one are delivered."""
     with recording() as harness:
         recorder = harness.recorder
         run = recorder.run("wf", run_id="run_1")
-        assert run.flush(WAIT) == recorder.flush(WAIT) == FlushResult()
-        assert run.flush(WAIT)
+        assert run.flush(0) == FlushResult(pending=1, reason="the run has not begun")
+        assert not run.flush(0)
+        assert recorder.flush(0) == FlushResult()
         run.start()
         assert run.flush(WAIT) == recorder.flush(WAIT) == FlushResult(delivered=1)
         released = recorder.run("wf", run_id="run_2").start()

@@ -43,6 +43,11 @@ class FaultLine:
     """Seconds from the end of the fault to the first confirmed write, the longest of all rounds."""
 
 
+def rounds(few: int, many: int) -> list[object]:
+    """Return the numbers of rounds: a few in every test run, many in the campaign."""
+    return [few, pytest.param(many, marks=pytest.mark.campaign)]
+
+
 @pytest.fixture
 def fault(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[FaultLine]:
     """The line of the test's fault: nothing may be lost, wrong or there twice."""

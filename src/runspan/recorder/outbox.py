@@ -372,7 +372,7 @@ class Outbox:
         elif record.delivered:
             return FlushResult(delivered=1)
         elif not record.registered:
-            return FlushResult()
+            return FlushResult() if self._disabled else FlushResult(pending=1, reason="the run has not begun")
         return FlushResult(pending=1, reason=self._counters.last_error)
 
     def backlog(self) -> dict[str, int]:

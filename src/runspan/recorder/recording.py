@@ -209,8 +209,8 @@ class RunRecording(_Recording):
         record = self.record
         if record.has_ended:
             return
-        if record.started_at is None:
-            self._worker.outbox.register(record)  # cancelled while it was queued
+        if not record.registered:
+            self._worker.outbox.register(record)  # cancelled while it was queued, or resumed
         text = None if error is None else error_text(error, None, code)
 
         def write() -> None:
@@ -238,7 +238,7 @@ class RunRecording(_Recording):
         An id that was used before is another execution of the step, as in a loop. The run is started if it was not. See
         ``Recorder.step`` for the arguments.
         """
-        if self.record.started_at is None:
+        if not self.record.registered:  # also one that was resumed, which had started before
             self.start()
         return StepRecording(self.record, step_id, **options)
 
