@@ -223,10 +223,10 @@ def test_kill_of_a_watch(fault: FaultLine, tmp_path: Path, times: int) -> None:
 
 @pytest.fixture
 def state_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB of its own."""
+    """A file system of 16 MiB of its own."""
     folder = tmp_path / "state"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("needs permission to mount a file system in memory")
     yield folder

@@ -204,7 +204,7 @@ class DirectoryPoller:
         return [entry.path]
 
     def _name(self, path: str) -> bytes:
-        return os.fsencode(os.path.relpath(path, self.path))
+        return os.fsencode(path[len(os.path.join(self.path, "")) :])
 
     def _file(self, name: bytes, stat: FileStat, since: float) -> WatchedFile:
         return WatchedFile(name, os.path.join(self.path, os.fsdecode(name)), stat, since)
