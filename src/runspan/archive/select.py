@@ -15,6 +15,7 @@ import tenacity
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
+from runspan.http.retry import MAX_RETRY_AFTER
 from runspan.model.document import Run, sort_time
 from runspan.sources.archive import SkipCount, SkippedRuns
 from runspan.sources.splitter import MAX_DOCUMENT
@@ -159,4 +160,5 @@ def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threadin
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
-    return (isinstance(error, RunspanError) and error.retry_after) or _BACKOFF(state)
+    asked = (isinstance(error, RunspanError) and error.retry_after) or 0.0
+    return min(asked, MAX_RETRY_AFTER) or _BACKOFF(state)
