@@ -84,10 +84,9 @@ class Recorded:
 
     def flush(self) -> None:
         """Export everything. Raise RuntimeError if something was lost."""
-        self.recorder.flush(_FLUSH_SECONDS)
-        report = self.recorder.report()
-        if not report.complete:
-            raise RuntimeError(str(report))
+        result = self.recorder.flush(_FLUSH_SECONDS)
+        if not result:
+            raise RuntimeError(str(result))
 
 
 class Through(Recorded):

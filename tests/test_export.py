@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import runspan.export as export_module
 from runspan import Run, decode, encode
 from runspan.delivery import (
     GRPC,
@@ -56,6 +57,26 @@ def documents_in(posts: list[Post]) -> dict[str, bytes]:
             traces.setdefault(span.trace_id, []).append(span)
     runs = [decode(spans) for spans in traces.values()]
     return {run.id: run.text for run in runs}
+
+
+@pytest.mark.parametrize("corrections", [False, True])
+def test_a_defect_of_the_encoder_costs_one_run(monkeypatch: pytest.MonkeyPatch, corrections: bool) -> None:
+    """The others of its batch are sent, and the run is named in the report."""
+    runs = generated(50)
+    name = "encode" if corrections else "write_runs"
+    real = getattr(export_module, name)
+
+    def failing(given: Any, **options: Any) -> Any:
+        if runs[7] in ([given] if corrections else given):
+            raise ZeroDivisionError
+        return real(given, **options)
+
+    monkeypatch.setattr(export_module, name, failing)
+    with http_receiver() as receiver, connect(exporter_config({}, endpoint=receiver.url)) as delivery:
+        report = export(runs, delivery, observed_at=lambda: NOW, resource=Resource(), after_root=corrections)
+    assert (report.runs_accepted, report.documents_refused, report.complete) == (49, 1, False)
+    assert report.refusals[0].what == f"run {runs[7].id}"
+    assert "internal error" in report.refusals[0].reason
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -22,6 +23,9 @@ GROUP_SPANS: Final = 256
 
 TARGET_BYTES: Final = 2_900_000
 """Bytes of the spans in a request; with resource and lengths it stays below the limit of a request."""
+
+
+_log = logging.getLogger("runspan.export")
 
 
 class ObservedRun(NamedTuple):
@@ -88,6 +92,7 @@ def export(
                 yield document
 
     def refuse(run: Run, error: Exception) -> None:
+        _log.error("run %s cannot be encoded", run.id, exc_info=error)
         found = item_error(error, f"run {run.id}")
         delivery.stats.refused(DocumentError(found.message, where=found.where, hint=found.hint))
 

@@ -230,7 +230,7 @@ def test_wrong_use_ends_with_2_before_anything_is_sent(
     assert "two" not in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_an_export_with_its_report_and_130(tmp_path: Path, number: int) -> None:
     """The first batch is answered, the others are not: the report counts both."""
     path = write_ndjson(tmp_path / "runs.ndjson", generated(300))

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,9 @@ import pytest
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
+from runspan.cli import serve
 from runspan.cli.serve import LogFormatter, LogLimit
+from runspan.errors import StoreError
 from support.cli import SAMPLES, Running, generated, process, running, runspan, server, until_stored, write_ndjson
 from support.web import document
 
@@ -302,3 +305,27 @@ def test_its_end_during_an_export_loses_nothing_acknowledged(tmp_path: Path) -> 
 
 def listed(data: Path) -> list[str]:
     return runspan("list", "--data", data, "--limit", 10_000, "--json").stdout.splitlines()
+
+
+def test_the_retention_survives_every_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the next attempt deletes what is due."""
+    errors = iter([ZeroDivisionError, StoreError, MemoryError])
+    ended = threading.Event()
+    real = SqliteStore.expire
+    done = []
+
+    def expire(self: SqliteStore, now: int) -> int:
+        if error := next(errors, None):
+            raise error("a defect")
+        done.append(real(self, now))
+        ended.set()
+        return done[-1]
+
+    monkeypatch.setattr(SqliteStore, "expire", expire)
+    monkeypatch.setattr(serve, "_EXPIRE_EVERY", 0.01)
+    with SqliteStore(tmp_path) as store:
+        serve._expire_regularly(store, 1.0, ended)
+    assert len(done) == 1
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 3

@@ -189,7 +189,7 @@ def test_an_unreachable_receiver_leaves_every_document_of_standard_input(tmp_pat
     assert sorted(texts_in(left)) == sorted(texts.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_documents_without_a_response(tmp_path: Path, number: int) -> None:
     """Accepted and kept documents together are all that were read, whenever the signal arrives."""
     texts = generated(300)

@@ -35,13 +35,17 @@ POLICY = RetryPolicy(max_time=60.0, first_delay=0.5, max_delay=30.0)
 
 
 def deliver(
-    config: ExporterConfig | str, *batches: Batch, workers: int = 1, time: FakeTime | None = None
+    config: ExporterConfig | str,
+    *batches: Batch,
+    workers: int = 1,
+    time: FakeTime | None = None,
+    retry: RetryPolicy = POLICY,
 ) -> ExportReport:
     """Send batches on a clock that advances only by sleeping, and check that every run is in exactly one count."""
     time = time or FakeTime()
     if isinstance(config, str):
         config = ExporterConfig(config)
-    delivery = OtlpExporter(HttpTransport(config), workers=workers, retry=POLICY, clock=time.clock, sleep=time.sleep)
+    delivery = OtlpExporter(HttpTransport(config), workers=workers, retry=retry, clock=time.clock, sleep=time.sleep)
     runs = spans = 0
     for batch in batches:
         delivery.submit(batch)
@@ -94,6 +98,26 @@ def test_requests_share_a_connection() -> None:
     assert len({post.connection for post in receiver.posts}) == 1
 
 
+def test_a_defect_of_the_transport_costs_the_run_that_causes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are sent; without any that is, it ends the export as an endpoint does that accepts nothing."""
+    real = HttpTransport.send
+
+    def failing(self: HttpTransport, body: bytes) -> ExportResult:
+        if b"bad" in body:
+            raise ZeroDivisionError
+        return real(self, body)
+
+    monkeypatch.setattr(HttpTransport, "send", failing)
+    with http_receiver() as receiver:
+        report = deliver(receiver.url, batch_of("a", "bad", "b"), batch_of("c"))
+        assert (receiver.taken_runs, report.runs_accepted) == (["a", "b", "c"], 3)
+        assert [(each.what, each.reason) for each in report.rejections] == [
+            ("bad", "gave up: internal error: ZeroDivisionError")
+        ]
+        report = deliver(receiver.url, batch_of("bad"))
+        assert report.stopped.endswith("took nothing for 60 s: internal error: ZeroDivisionError")
+
+
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_retryable_status_leads_to_another_attempt(status: int) -> None:
     """The same body is sent again, after delays within the bounds of the backoff."""
@@ -137,11 +161,20 @@ def test_retry_after_as_a_date_counts_from_our_clock_without_a_date_header() -> 
 def test_a_retry_after_beyond_the_retry_time_ends_the_export_at_once() -> None:
     """With a retry time of a minute an hour is not waited for: the export stops and reports the delay."""
     time = FakeTime()
-    with http_receiver(lambda post: Answer(429, headers={"Retry-After": "3600"})) as receiver:
+    with http_receiver(lambda post: Answer(429, headers={"Retry-After": "86400"})) as receiver:
         report = deliver(receiver.url, batch_of("a"), time=time)
     assert time.slept == []
     assert (report.runs_not_sent, report.requests) == (1, 1)
-    assert "3600 s" in report.stopped
+    reason = "took nothing and is not waited for longer than 60 s: HTTP 429, asks to wait 86400 s"
+    assert report.stopped == f"{receiver.url} {reason}"
+
+
+def test_a_retry_after_is_waited_for_up_to_an_hour() -> None:
+    """However long the retry time is, the receiver is asked now and then."""
+    time = FakeTime()
+    with http_receiver(first_then_ok(Answer(429, headers={"Retry-After": "86400"}))) as receiver:
+        report = deliver(receiver.url, batch_of("a"), time=time, retry=RetryPolicy(max_time=90_000.0))
+    assert (time.slept, report.complete) == ([3600.0], True)
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 500, 501, 505])

@@ -223,7 +223,7 @@ def test_the_workers_thread_imports_nothing() -> None:
             with recorder.run("wf") as run, run.step("a", type="agent") as step:
                 step.set_output(1).set_usage(prompt_tokens=1)
             is_delivered = recorder.flush(20 if endpoint == sys.argv[1] else 0.5)
-            assert is_delivered == (endpoint == sys.argv[1])
+            assert bool(is_delivered) == (endpoint == sys.argv[1])
             assert recorder.shutdown(0).requests
             assert set(sys.modules) == before, set(sys.modules) - before
             os._exit(0)

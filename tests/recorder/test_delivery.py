@@ -30,7 +30,7 @@ from runspan.errors import ConfigError
 from runspan.model.span import run_ids
 from runspan.model.timestamps import SECOND
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import ExportConfig
+from runspan.recorder import ExportConfig, FlushResult
 from runspan.recorder.outbox import Counters, Outbox, RunDelta, RunExportState
 from runspan.recorder.state import RunRecord
 from runspan.sources import documents
@@ -99,20 +99,29 @@ def test_retry_after_is_honoured() -> None:
     assert times[1] - times[0] >= 1.0
 
 
+def test_a_retry_after_is_reported_as_sent() -> None:
+    """With what it means here: a receiver that asks for a day is asked again after minutes."""
+    with recording(lambda post: Answer(503, headers={"retry-after": "86400"})) as harness:
+        with harness.recorder.run("wf", run_id="run_1"):
+            pass
+        wait_until(lambda: harness.recorder.report().last_error)
+        assert harness.recorder.report().last_error == "HTTP 503, asks to wait 86400 s, is asked again after 300 s"
+
+
 def test_a_closed_port_does_not_affect_the_engine_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     """No call blocks or raises, flush and shutdown return in time, and the loss is counted and logged."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    recorder = Recorder(endpoint=f"http://127.0.0.1:{port}", export=QUICK)
-    begun = time.monotonic()
-    for _ in range(50):
-        with recorder.run("wf") as run, run.step("a") as step:
-            step.set_output(1)
-    assert time.monotonic() - begun < 5
-    assert not recorder.flush(0.05)
-    begun = time.monotonic()
-    report = recorder.shutdown(0.2)
-    assert time.monotonic() - begun < 5
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody else takes the port
+        recorder = Recorder(endpoint=f"http://127.0.0.1:{closed.getsockname()[1]}", export=QUICK)
+        begun = time.monotonic()
+        for _ in range(50):
+            with recorder.run("wf") as run, run.step("a") as step:
+                step.set_output(1)
+        assert time.monotonic() - begun < 5
+        assert not recorder.flush(0.05)
+        begun = time.monotonic()
+        report = recorder.shutdown(0.2)
+        assert time.monotonic() - begun < 5
     assert (report.runs_started, report.runs_ended, report.runs_dropped, report.complete) == (50, 50, 50, False)
     assert "accepts no spans" in caplog.text
     assert caplog.text.count("is not delivered") == 50
@@ -169,9 +178,13 @@ def test_a_full_outbox_drops_the_oldest_runs_and_keeps_their_documents(tmp_path:
         assert report.bytes_pending <= 2 * 60_000
         assert 0 < report.runs_dropped == report.runs_dead_lettered < 30
         up.set()
-        assert harness.recorder.flush(WAIT)
+        flushed = harness.recorder.flush(WAIT)
         report = harness.recorder.report()
         assert report.runs_delivered == 30 - report.runs_dropped
+        assert not flushed
+        assert flushed == FlushResult(
+            report.runs_delivered, report.runs_dropped, reason="too many ended runs are waiting"
+        )
         delivered = {run.id for run in runs if any(span.trace_id == run.trace_id for span in harness.spans)}
         assert len(delivered) == report.runs_delivered
         assert runs[-1].id in delivered
@@ -190,7 +203,8 @@ def test_a_run_that_is_rejected_affects_no_other(caplog: pytest.LogCaptureFixtur
         for number in range(6):
             with harness.recorder.run("wf", run_id=f"run_{number}") as run, run.step("a"):
                 pass
-        assert harness.recorder.flush(WAIT)
+        flushed = harness.recorder.flush(WAIT)
+        assert flushed == FlushResult(5, 1, reason="the receiver rejected it: HTTP 400")
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped) == (5, 1)
         assert report.spans_rejected >= 2
@@ -456,6 +470,9 @@ def test_too_many_spans_of_other_instrumentation_are_counted() -> None:
         report = harness.recorder.report()
         assert report.foreign_spans_dropped > 0
         assert report.foreign_spans_dropped + report.foreign_spans_sent == 200
+        flushed = harness.recorder.flush(WAIT)
+        assert (flushed.delivered, flushed.foreign_spans_dropped) == (1, report.foreign_spans_dropped)
+        assert not flushed
         assert report.runs_delivered == 1
 
 

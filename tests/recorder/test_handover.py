@@ -330,3 +330,26 @@ def test_a_signals_handler_may_make_the_run_while_it_is_made() -> None:
         document = delivered_document(harness, run)
         assert [step["id"] for step in document["steps"]] == ["of the handler", "of the engine"]
         assert harness.recorder.report().runs_started == 1
+
+
+@pytest.mark.parametrize("work", ["step", "end", "start"])
+def test_a_resumed_run_is_exported_whatever_is_called_first(work: str) -> None:
+    """Without a block as well: its steps and its end arrive, and before that ``flush`` does not say that they have."""
+    with recording() as harness:
+        run = harness.recorder.run("wf", run_id="run_1").start()
+        with run.step("a"):
+            pass
+        checkpoint = run.release()
+        assert run.flush(WAIT)
+        resumed = harness.recorder.resume(checkpoint)
+        assert not resumed.flush(0)
+        if work == "step":
+            with resumed.step("b"):
+                pass
+        elif work == "start":
+            resumed.start()
+        if work != "end":
+            assert resumed.flush(WAIT)
+            assert harness.document("run_1") == resumed.document()
+        resumed.end()
+        assert delivered_document(harness, resumed)["status"] == "completed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from runspan import Run
 from runspan.codec.fields import ROLE, RUN_ID
 from runspan.otlp.protobuf_reader import read_protobuf
-from runspan.recorder import ExportConfig
+from runspan.recorder import ExportConfig, FlushResult
 from runspan.sources import documents
 from support.receivers import OK, Answer, Post, partial
 from support.recorder import QUICK, WAIT, delivered_document, no_worker_is_left, recording, wait_until
@@ -57,8 +58,8 @@ def test_the_end_of_a_run_delivers_all_that_was_rejected(caplog: pytest.LogCaptu
                 with run.step("work") as step:
                     step.set_output(number)
             wait_until(lambda: harness.recorder.report().retries)
-            assert not run.flush(0.05)
-            assert not harness.recorder.flush(0.05)
+            for flushed in (run.flush(0.05), harness.recorder.flush(0.05)):
+                assert (bool(flushed), flushed) == (False, FlushResult(pending=1, reason="HTTP 400"))
             report = harness.recorder.report()
             assert (report.complete, report.runs_pending, report.last_error) == (False, 1, "HTTP 400")
         assert len(delivered_document(harness, run)["steps"]) == 3
@@ -95,8 +96,8 @@ def test_a_run_that_does_not_change_is_retried_after_a_rejection() -> None:
 
 @pytest.mark.parametrize("released", [False, True])
 def test_a_run_whose_last_request_is_rejected_is_given_up(tmp_path: Path, released: bool) -> None:
-    """An ended or released run is counted and kept, and its ``flush`` returns False; the recorder has nothing left to
-    wait for."""
+    """An ended or released run is counted and kept, and refused as ``flush`` says; there is nothing left to wait
+    for."""
     dead_letters = tmp_path / "left.ndjson"
     with recording(lambda post: Answer(400), dead_letter=dead_letters) as harness:
         run = harness.recorder.run("wf", run_id="run_1").start()
@@ -106,8 +107,9 @@ def test_a_run_whose_last_request_is_rejected_is_given_up(tmp_path: Path, releas
             run.release()
         else:
             run.end()
-        assert harness.recorder.flush(WAIT)
-        assert not run.flush(WAIT)
+        for flushed in (harness.recorder.flush(WAIT), run.flush(WAIT)):
+            assert flushed == FlushResult(refused=1, reason="the receiver rejected it: HTTP 400")
+            assert (bool(flushed), flushed.is_waiting) == (False, False)
         report = harness.recorder.report()
         assert (report.runs_dropped, report.runs_dead_lettered, report.runs_delivered, report.complete) == (
             1,
@@ -119,18 +121,19 @@ def test_a_run_whose_last_request_is_rejected_is_given_up(tmp_path: Path, releas
     assert [found.text for found in documents(str(dead_letters)) if isinstance(found, Run)] == [run.document().text]
 
 
-def test_flush_returns_false_for_a_run_without_some_of_its_spans() -> None:
-    """A partial success must not be retried, so the run cannot become complete: no ``flush`` returns True."""
+def test_a_run_without_some_of_its_spans_is_refused() -> None:
+    """A partial success must not be retried, so the run cannot become complete: every ``flush`` says so."""
+    reason = "the receiver rejected 1 of its spans: too large"
     with recording(lambda post: partial(1, "too large") if post.number == 1 else OK, export=QUICK) as harness:
         with harness.recorder.run("wf", run_id="run_1") as run:
             wait_until(lambda: harness.recorder.report().spans_rejected)
-            assert not run.flush(WAIT)
-            assert not harness.recorder.flush(WAIT)
+            for flushed in (run.flush(WAIT), harness.recorder.flush(WAIT)):
+                assert flushed == FlushResult(refused=1, reason=reason)
             with harness.recorder.run("wf", run_id="run_2") as other:
                 pass
             assert other.flush(WAIT)
-        assert harness.recorder.flush(WAIT)
-        assert not run.flush(WAIT)
+        assert harness.recorder.flush(WAIT) == FlushResult(1, 1, reason=reason)
+        assert run.flush(WAIT) == FlushResult(refused=1, reason=reason)
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped, report.complete) == (1, 1, False)
 
@@ -175,7 +178,41 @@ def test_of_a_divided_run_only_what_was_sent_counts(tmp_path: Path, ended: bool)
         assert len(set(taken)) == len(taken)  # OTLP forbids sending the first request again
         assert len(harness.with_role("step")) == (2 if ended else 8)
         run.end()
-        assert harness.recorder.flush(WAIT)
+        assert harness.recorder.flush(WAIT).refused == 1
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped, report.runs_dead_lettered) == (0, 1, 1)
         assert report.spans_sent == len(harness.receiver.taken) - 1
+
+
+def test_flush_tells_what_is_there() -> None:
+    """Of a run that has not begun nothing is there; a run in progress, an ended and a released one are delivered."""
+    with recording() as harness:
+        recorder = harness.recorder
+        run = recorder.run("wf", run_id="run_1")
+        assert run.flush(0) == FlushResult(pending=1, reason="the run has not begun")
+        assert not run.flush(0)
+        assert recorder.flush(0) == FlushResult()
+        run.start()
+        assert run.flush(WAIT) == recorder.flush(WAIT) == FlushResult(delivered=1)
+        released = recorder.run("wf", run_id="run_2").start()
+        released.release()
+        run.end()
+        assert recorder.flush(WAIT) == FlushResult(delivered=2)
+        assert run.flush(WAIT) == released.flush(WAIT) == FlushResult(delivered=1)
+        assert recorder.report().runs_released == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_knows_nothing_of_its_parents_runs() -> None:
+    """They are pending for it, whatever becomes of them; its own count."""
+    with recording() as harness:
+        run = harness.recorder.run("wf", run_id="run_1").start()
+        child = os.fork()
+        if not child:
+            own = harness.recorder.run("wf", run_id="run_2").start()
+            own.end()
+            same = (run.flush(0), bool(run.flush(0)), harness.recorder.flush(WAIT))
+            os._exit(same != (FlushResult(pending=1), False, FlushResult(delivered=1)))
+        assert os.waitpid(child, 0)[1] == 0
+        run.end()
+        assert run.flush(WAIT) == FlushResult(delivered=1)

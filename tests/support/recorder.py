@@ -106,7 +106,8 @@ def no_worker_is_left() -> None:
 
 def delivered_document(harness: Harness, run: Any) -> dict[str, Any]:
     """Flush, check that the spans of an ended run decode to its document byte for byte, and return that."""
-    assert harness.recorder.flush(WAIT)
+    assert not harness.recorder.flush(WAIT).is_waiting
+    assert run.flush(0)
     document = run.document()
     assert harness.document(run.id).text == document.text
     assert Run.from_json(document.text).text == document.text

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.delivery import OnSettled, OtlpExporter, RetryPolicy, connect, exporter_config
@@ -32,12 +33,14 @@ class Bench:
         self.metrics = MetricsRegistry(lambda: NOW, components=("export", "watch"))
         self._url = url
         self._options = options
+        self.polling: dict[str, Any] = {"done_folder": options.get("done_folder", "")}
+        """Options of the poller."""
         self.open()
 
     def open(self, url: str = "") -> None:
         """Begin like a new process."""
         self.state = WatchState(self.path / ".state", url or "here", "")
-        self.poller = DirectoryPoller(str(self.path), self.state, lambda: self.seconds)
+        self.poller = DirectoryPoller(str(self.path), self.state, lambda: self.seconds, **self.polling)
 
     def poll(self, times: int = 2, *, seconds: float = 2.0) -> None:
         """Run so many rounds. It takes two to see that a file is complete."""

@@ -433,7 +433,7 @@ def test_a_wrong_address_is_reported_at_once(source: LocalServer, target: LocalS
         assert len(mock.arrivals) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_sync_soon_and_the_next_resumes(
     source: LocalServer, target: LocalServer, checkpoint: Path, number: int
 ) -> None:

@@ -372,7 +372,7 @@ def test_versions_that_are_read_at_once_are_one(bench: Bench, kept: StoringRecei
 
 def test_snapshots_wait_in_bounds() -> None:
     """The oldest is sent if there are too many, or if they are too large."""
-    reading = FileProgress(WatchedFile(b"", "", FileStat(0, 0, 0), 0.0))
+    reading = FileProgress(WatchedFile(b"", "", FileStat(0, 0, 0, 0), 0.0))
 
     def put(versions: SnapshotCoalescer, run_id: str, at: int, status: str = "running", size: int = 0) -> list[str]:
         run = Run.from_dict({"id": run_id, "status": status, "output": "x" * size})

@@ -18,6 +18,8 @@ import pytest
 from runspan import Run
 from runspan.errors import StoreError
 from runspan.sources import filesystem
+from runspan.storage.span_acks import StateFile
+from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.telemetry.registry import REJECTED, WATCH_PENDING
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
 from runspan.watch.service import MAX_NAMED
@@ -85,7 +87,8 @@ def test_a_file_in_a_place_that_may_not_be_searched(bench: Bench, kept: Kept, mo
 
     class Entry:
         def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name, self.is_file, self.is_symlink = entry.name, entry.is_file, entry.is_symlink
+            self.name, self.path = entry.name, entry.path
+            self.is_file, self.is_dir, self.is_symlink = entry.is_file, entry.is_dir, entry.is_symlink
             self._entry = entry
 
         def stat(self, **named: Any) -> os.stat_result:
@@ -281,7 +284,7 @@ def test_the_order_in_one_file_says_nothing_of_the_next(tmp_path: Path) -> None:
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for document in (old, new, old):
             state.plan_send(document, NOW)
-        assert state.start_file(b"b.json", FileStat(1, 2, 3), lambda size: None) == 0
+        assert state.start_file(b"b.json", FileStat(1, 2, 3, 4), lambda size: None) == 0
         assert state.plan_send(old, NOW) is not None
         assert state.reverted_runs(NOW - 1) == set()
 
@@ -338,27 +341,42 @@ def test_older_versions_do_not_count_as_sent_with_a_refused_one(
     assert bench.sent() == 1
 
 
+@pytest.mark.parametrize(("asked", "waits"), [("120", 120.0), ("86400", 300.0)])
+def test_a_receiver_that_asks_to_wait(
+    bench: Bench, kept: Kept, responses: list[Answer | None], asked: str, waits: float
+) -> None:
+    """It gets the next request then, or after five minutes; the line for people says what it asked for."""
+    bench.write("a.json", run("a"))
+    responses.append(Answer(429, headers={"Retry-After": asked}))
+    bench.poll(2)
+    (note,) = bench.notes
+    assert f"HTTP 429, asks to wait {asked} s; nothing is lost, trying again in {waits:g} s" in note
+    assert bench.pause == waits
+    bench.poll()
+    assert there(kept) == run("a")
+
+
 # Numbers and state files from elsewhere.
 
 
 def test_numbers_that_are_too_large_for_sqlite(tmp_path: Path) -> None:
     """Some file systems number their files with all 64 bits, or have files of the year 2300 and later."""
-    large = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ino=2**64 - 1)
-    other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ino=2**63)
+    large = SimpleNamespace(st_size=5, st_mtime_ns=2**70, st_ctime_ns=2**70, st_ino=2**64 - 1)
+    other = SimpleNamespace(st_size=5, st_mtime_ns=-(2**70), st_ctime_ns=0, st_ino=2**63)
     first, second = (file_stat(cast("os.stat_result", each)) for each in (large, other))
     assert first != second
     with closing(WatchState(tmp_path / "state", "t", "")) as state:
         for stat in (first, second):
             state.done(b"a", stat, FileStatus.SENT)
             assert state.status(b"a", stat) is FileStatus.SENT
-            assert state.reverted_runs(stat.changed) == set()
+            assert state.reverted_runs(stat.modified) == set()
 
 
 def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
     """With what to do, and not as a defect of ours."""
     path = tmp_path / "state"
     with closing(WatchState(path, "t", "")) as state:
-        state.done(b"a.json", FileStat(1, 2, 3), FileStatus.EMPTY)
+        state.done(b"a.json", FileStat(1, 2, 3, 4), FileStatus.EMPTY)
         state.plan_send(Run.from_dict(run("a")), NOW)
         state.commit()
     change(path, f"UPDATE runs SET observed_at = {2**63 - 1}")
@@ -373,6 +391,27 @@ def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
             WatchState(path, "t", "")
     change(path, "UPDATE files SET status = 0")
     WatchState(path, "t", "").close()
+
+
+@pytest.mark.parametrize("kind", ["watch", "sync"])
+def test_a_state_file_that_cannot_be_used_names_itself_and_what_to_do(tmp_path: Path, kind: str) -> None:
+    """It is no store: there is no backup of it and no retention; without it everything is sent once more."""
+
+    def opened(path: Path) -> StateFile:
+        return WatchState(path, "t", "") if kind == "watch" else Checkpoint(path, sync_binding("s", "t"))
+
+    with closing(opened(tmp_path / "state")):
+        pass
+    for kept in (4096, 0):  # the first page, or not even that
+        content = (tmp_path / "state").read_bytes()
+        (tmp_path / "damaged").write_bytes(content[:kept] + b"\xff" * (len(content) - kept))
+        with pytest.raises(StoreError) as caught, closing(opened(tmp_path / "damaged")) as state:
+            state._all("SELECT * FROM binding")
+        assert caught.value.where == str(tmp_path / "damaged")
+        assert caught.value.hint.startswith("name another file with --state-file: every ")
+    with pytest.raises(StoreError) as caught:
+        opened(tmp_path / "no" / "folder" / "state")
+    assert "name a file elsewhere with --state-file" in caught.value.hint
 
 
 def change(path: Path, statement: str) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from random import Random
 import httpx
 import pytest
 
-from runspan import Run, create_app
+from runspan import Run
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import ROOT_REVISION
@@ -36,26 +36,9 @@ from runspan.watch.state_db import REMEMBER, FileStatus, WatchState
 from support.cli import generated, running, runspan, server, write_ndjson
 from support.receivers import Answer, http_receiver, partial
 from support.watch import NOW, REST, Bench, run, stored
-from support.web import serving
 
 SEED = 20261125
 WAIT = 60
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path / "data") as store:
-        yield store
-
-
-@pytest.fixture
-def bench(tmp_path: Path, store: SqliteStore) -> Iterator[Bench]:
-    """Watches a folder for a real receiver over a real store."""
-    (tmp_path / "in").mkdir()
-    with serving(create_app(store, store)) as client:
-        bench = Bench(tmp_path / "in", str(client.base_url))
-        yield bench
-        bench.state.close()
 
 
 def revision(store: SqliteStore, run_id: str) -> int:
@@ -369,7 +352,7 @@ def test_a_round_is_bounded(tmp_path: Path) -> None:
         folder.poll()
         found = folder.poll()
         assert len(found) == folder.pending == MAX_FILES
-        times = [candidate.stat.changed for candidate in found]
+        times = [candidate.stat.modified for candidate in found]
         assert times == sorted(times)
         for candidate in found:
             folder.done(candidate, FileStatus.SENT)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final
 
 import msgspec
@@ -276,8 +276,7 @@ def purge(
     report = PurgeReport()
     for part in manifest.files:
         items = archive.digests_of(folder, part)
-        for start in range(0, len(items), _PURGED_AT_ONCE):
-            batch = items[start : start + _PURGED_AT_ONCE]
+        while batch := list(islice(items, _PURGED_AT_ONCE)):
             report += store.purge(batch, manifest.tenant)
             report = replace(report, named=report.named[:MAX_NAMED])
             on_progress(len(batch))

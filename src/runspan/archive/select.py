@@ -15,8 +15,10 @@ import tenacity
 
 from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.errors import BackendBusy, BackendUnreachable, NotFound, RateLimited, RunspanError, TraceIncomplete
+from runspan.http.retry import MAX_RETRY_AFTER
 from runspan.model.document import Run, sort_time
 from runspan.sources.archive import SkipCount, SkippedRuns
+from runspan.sources.splitter import MAX_DOCUMENT
 
 T = TypeVar("T")
 
@@ -142,6 +144,8 @@ def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threadin
         document = reader.call(lambda: reader.reader.document(run_id, tenant), stopping)
         if document.incomplete:
             return SkippedRun("incomplete", run_id, "; ".join(document.incomplete[:3]))
+        if len(document.text) > MAX_DOCUMENT:
+            return SkippedRun("unreadable", run_id, f"larger than {MAX_DOCUMENT} bytes")
         run = Run.from_json(document.text)
     except NotFound:
         return SkippedRun("vanished", run_id)
@@ -156,4 +160,5 @@ def _document(reader: RetryingReader, item: Run, tenant: str, stopping: threadin
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
-    return (isinstance(error, RunspanError) and error.retry_after) or _BACKOFF(state)
+    asked = (isinstance(error, RunspanError) and error.retry_after) or 0.0
+    return min(asked, MAX_RETRY_AFTER) or _BACKOFF(state)

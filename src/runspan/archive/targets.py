@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from runspan.errors import ConfigError, StoreError
-from runspan.sources.archive import MANIFEST, PROGRESS, UNFINISHED_SUFFIX
+from runspan.sources.archive import MANIFEST, MAX_MANIFEST, PROGRESS, UNFINISHED_SUFFIX
 from runspan.sources.filesystem import ObjectPath, display_path, folders, is_url, list_files, path_inside, read_all
 
 _LOCK: Final = ".runspan-archive.lock"
@@ -93,7 +93,7 @@ def unfinished(parent: str) -> dict[str, bytes]:
         path = path_inside(parent, folder)
         files = list_files(path) or {}
         if PROGRESS in files and (MANIFEST not in files or folder != name):
-            found[name] = read_all(path_inside(path, PROGRESS))
+            found[name] = read_all(path_inside(path, PROGRESS), MAX_MANIFEST)
     return found
 
 

@@ -141,7 +141,7 @@ def main() -> None:
 
 @contextmanager
 def handle_signals(stop: Callable[[], None] | None = None, *, repeat: bool = False) -> Iterator[None]:
-    """End the block on SIGTERM as on Ctrl-C, by KeyboardInterrupt.
+    """End the block on SIGTERM, and on SIGHUP unless it is ignored, as on Ctrl-C, by KeyboardInterrupt.
 
     With ``stop``, the first of these signals calls it instead, and the second raises KeyboardInterrupt, or calls it
     again if ``repeat`` is true. Python delivers signals to the main thread only; on another thread nothing changes.
@@ -149,9 +149,12 @@ def handle_signals(stop: Callable[[], None] | None = None, *, repeat: bool = Fal
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal stop
+        if number == signal.SIGHUP:
+            _discard_output_to_closed(terminals)
         if stop is None:
             raise KeyboardInterrupt
         call = stop
@@ -159,13 +162,27 @@ def handle_signals(stop: Callable[[], None] | None = None, *, repeat: bool = Fal
             stop = None
         call()
 
-    numbers = (signal.SIGTERM,) if stop is None else (signal.SIGTERM, signal.SIGINT)
+    numbers = {signal.SIGTERM, signal.SIGHUP} | ({signal.SIGINT} if stop is not None else set())
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+        numbers.discard(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _discard_output_to_closed(terminals: list[int]) -> None:
+    """Discard what is written to terminals that are gone: a write would fail, and end the command before its report.
+
+    ``terminals``: file descriptors that were terminals.
+    """
+    for number in terminals:
+        if not os.isatty(number):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
 
 
 def reduce_garbage_collection() -> None:

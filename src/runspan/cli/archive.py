@@ -25,7 +25,7 @@ from runspan.backends.remote.config import PREFIX, remote_config
 from runspan.backends.sqlite import PurgeReport
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
-from runspan.cli.output import ProgressDisplay, escape_control, print_error, progress_display
+from runspan.cli.output import ProgressDisplay, escape_control, print_error, print_skipped, progress_display
 from runspan.delivery.report import plural
 from runspan.errors import ConfigError, DocumentError, NotFound, error_status
 from runspan.model.document import Run
@@ -164,6 +164,7 @@ def _timestamp(time: int | None) -> str:
     metavar="DIR|URL",
     help="Write nothing: verify that an archive, or each archive in a folder, can be read back unchanged.",
 )
+@options.follow_symlinks
 @options.option(
     "--format", "compression", type=click.Choice(list(PART_SUFFIXES)), default="zstd", help="Compression of the files."
 )
@@ -192,6 +193,7 @@ def archive_runs(
     since: int | None,
     to: str | None,
     checked: str | None,
+    follow_symlinks: bool,
     compression: str,
     file_size: int,
     purge: bool,
@@ -222,7 +224,7 @@ def archive_runs(
     quiet = quiet or as_json
     with handle_signals():
         if checked is not None:
-            ctx.exit(_check(checked, quiet=quiet, as_json=as_json))
+            ctx.exit(_check(checked, follow_symlinks=follow_symlinks, quiet=quiet, as_json=as_json))
         if before is None or to is None:
             raise ConfigError(
                 where="archive",
@@ -283,19 +285,19 @@ def _identity(backend: options.BackendOptions) -> str:
     return json.dumps([url, headers, os.environ.get(f"{PREFIX}SERVICES", "")])
 
 
-def _check(path: str, *, quiet: bool, as_json: bool) -> int:
+def _check(path: str, *, follow_symlinks: bool, quiet: bool, as_json: bool) -> int:
     """Verify every archive at a path; return the exit code."""
     results = []
     exit_code = 0
-    for folder in _archives(path):
+    for folder in _archives(path, follow_symlinks):
         errors: list[DocumentError] = []
         manifest = None
         try:
-            manifest = manifest_of(folder)
+            manifest = manifest_of(folder, follow_symlinks=follow_symlinks)
             if manifest is not None:
                 with progress_display(quiet=quiet) as progress:
                     display = _ArchiveDisplay(progress, quiet=quiet)
-                    errors += find_damage(folder, manifest, on_bytes=display.checked)
+                    errors += find_damage(folder, manifest, follow_symlinks=follow_symlinks, on_bytes=display.checked)
         except DocumentError as error:
             errors.append(error)
         for damage in errors:
@@ -317,14 +319,14 @@ def _check(path: str, *, quiet: bool, as_json: bool) -> int:
     return exit_code
 
 
-def _archives(path: str) -> list[str]:
+def _archives(path: str, follow_symlinks: bool) -> list[str]:
     """Return the archive at a path, or the archives in it."""
     try:
         try:
-            is_archive = manifest_of(path) is not None
+            is_archive = manifest_of(path, follow_symlinks=follow_symlinks) is not None
         except DocumentError:
             is_archive = True
-        found = [path] if is_archive else archives_in(path)
+        found = [path] if is_archive else archives_in(path, follow_symlinks=follow_symlinks, on_skipped=print_skipped)
         for name in [] if is_archive else unfinished(path):
             where = escape_control(display_path(path_inside(path, name)))
             click.echo(f"{where}: unfinished; run the command that began it again to resume it", err=True)

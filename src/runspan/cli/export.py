@@ -16,7 +16,14 @@ from click.core import ParameterSource
 
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
-from runspan.cli.output import ProgressDisplay, print_error, print_report, progress_display, report_retries
+from runspan.cli.output import (
+    ProgressDisplay,
+    print_error,
+    print_report,
+    print_skipped,
+    progress_display,
+    report_retries,
+)
 from runspan.cli.watch import watch
 from runspan.codec.encode import encode
 from runspan.delivery import DeadLetters, ExportReport
@@ -31,7 +38,7 @@ from runspan.sources import documents, tenants, total_bytes
 from runspan.sources.filesystem import display_path
 from runspan.watch.service import WatchConfig
 
-_ONLY_WITH_WATCH: Final = ("done_dir", "state_file", "metrics_listen")
+_ONLY_WITH_WATCH: Final = ("recursive", "done_dir", "state_file", "metrics_listen")
 _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
 
 
@@ -68,7 +75,7 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
     "watched",
     metavar="DIR",
     show_default="export the files and exit",
-    help="Export the files of this folder, and each file that appears or changes, until SIGTERM or Ctrl-C.",
+    help="Export the files of this folder, and each file that appears or changes, until SIGTERM, SIGHUP or Ctrl-C.",
 )
 @options.time(
     "--poll",
@@ -76,6 +83,8 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
     default="2s",
     help="How often --watch reads the folder. It exports a file once two reads in a row find it unchanged.",
 )
+@options.option("--recursive", is_flag=True, help="Let --watch read the folders in the folder too.")
+@options.follow_symlinks
 @options.option(
     "--done-dir",
     type=click.Path(path_type=Path),
@@ -100,6 +109,8 @@ def export(
     correct: bool,
     watched: str | None,
     poll: float,
+    recursive: bool,
+    follow_symlinks: bool,
     done_dir: Path | None,
     state_file: Path | None,
     metrics_listen: tuple[str, int] | None,
@@ -138,17 +149,28 @@ def export(
     """
     resource = receiver.resource()
     reduce_garbage_collection()
-    _check_arguments(ctx, files, receiver.tenant)
+    _check_arguments(ctx, files, receiver.tenant, follow_symlinks)
     if dry_run:
-        ctx.exit(_dry_run(_read(files), resource, receiver.tenant, correct, quiet))
+        found = _read(files, follow_symlinks, print_skipped)
+        ctx.exit(_dry_run(found, resource, receiver.tenant, correct, quiet))
     if watched is not None:
-        config = WatchConfig(receiver.tenant, resource, poll, str(done_dir or ""), batch_spans)
+        config = WatchConfig(
+            receiver.tenant,
+            resource,
+            poll,
+            done_folder=str(done_dir or ""),
+            recursive=recursive,
+            follow_symlinks=follow_symlinks,
+            target_spans=batch_spans,
+        )
         watch(Path(watched), config, receiver, state_file, metrics_listen=metrics_listen, quiet=quiet)
         return
     letters = _open_dead_letters(dead_letter, files)
     with (
         handle_signals(),
-        progress_display(quiet=quiet or as_json, unit="bytes", total=partial(_total_bytes, files)) as display,
+        progress_display(
+            quiet=quiet or as_json, unit="bytes", total=partial(_total_bytes, files, follow_symlinks)
+        ) as display,
         letters or nullcontext(),
     ):
         exporter = receiver.connect(receiver.config(), dead_letters=letters)
@@ -156,7 +178,7 @@ def export(
         # An interrupt ends the export with a report as well: the exporter counts what was not sent.
         with suppress(KeyboardInterrupt), exporter, retries:
             export_documents(
-                _read(files, display.advance),
+                _read(files, follow_symlinks, exporter.stats.skipped, display.advance),
                 exporter,
                 tenant=receiver.tenant,
                 observed_at=time.time_ns,
@@ -169,11 +191,16 @@ def export(
     if letters is not None:
         report = report.with_dead_letters(letters)
     reasons = (report.stopped, *(rejection.reason for rejection in report.rejections))
-    print_report(report, reasons, as_json=as_json, silent=quiet and report.complete and not report.warnings)
+    print_report(
+        report,
+        reasons,
+        as_json=as_json,
+        silent=quiet and report.complete and not (report.warnings or report.links_skipped),
+    )
     ctx.exit(0 if report.complete else INTERRUPTED if report.stopped == "interrupted" else INCOMPLETE)
 
 
-def _check_arguments(ctx: click.Context, files: tuple[str, ...], tenant: str) -> None:
+def _check_arguments(ctx: click.Context, files: tuple[str, ...], tenant: str, follow_symlinks: bool) -> None:
     """Check, before anything is read, that the options fit together and that archives hold runs of this tenant."""
     if ctx.params["watched"] is not None:
         others = [*files, *(_flag(name) for name in _NOT_WITH_WATCH if _is_given(ctx, name))]
@@ -185,7 +212,7 @@ def _check_arguments(ctx: click.Context, files: tuple[str, ...], tenant: str) ->
     if not files:
         raise click.MissingParameter(ctx=ctx, param_type="argument", param_hint="'FILE...'")
     for file in files:
-        for owner in tenants(file):
+        for owner in tenants(file, follow_symlinks=follow_symlinks):
             if owner != tenant and ctx.get_parameter_source("tenant") is ParameterSource.DEFAULT:
                 raise ConfigError(
                     where=display_path(file),
@@ -225,15 +252,22 @@ def _open_dead_letters(path: Path | None, files: Iterable[str]) -> DeadLetters |
     return DeadLetters(str(path))
 
 
-def _read(files: Iterable[str], advance: Callable[[int], None] | None = None) -> Iterator[Run | DocumentError]:
+def _read(
+    files: Iterable[str],
+    follow_symlinks: bool,
+    on_skipped: Callable[[str], None],
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[Run | DocumentError]:
     """Read the documents of all files. A file that does not exist is reported before anything is sent."""
-    sources = [documents(file, on_bytes=advance) for file in files]
+    sources = [
+        documents(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files
+    ]
     return (document for source in sources for document in source)
 
 
-def _total_bytes(files: Iterable[str]) -> int | None:
+def _total_bytes(files: Iterable[str], follow_symlinks: bool) -> int | None:
     """Return the size of all files, None if one is unknown."""
-    sizes = [total_bytes(file) for file in files]
+    sizes = [total_bytes(file, follow_symlinks=follow_symlinks) for file in files]
     return None if None in sizes else sum(filter(None, sizes))
 
 

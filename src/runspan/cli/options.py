@@ -149,6 +149,13 @@ def file(*names: str, **attributes: Any) -> Callable[[F], F]:
     return option(*names, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", **attributes)
 
 
+follow_symlinks = option(
+    "--follow-symlinks",
+    is_flag=True,
+    help="Read what symbolic links in a folder lead to outside of it. Otherwise they are named and skipped.",
+)
+
+
 def dead_letter(show_default: str) -> Callable[[F], F]:
     """``--dead-letter FILE``: what was not accepted."""
     help = "Append every document that was rejected or not sent to this file. Export it to send them again."

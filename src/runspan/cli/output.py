@@ -63,6 +63,13 @@ def print_error(error: RunspanError) -> None:
         print_hint(error.hint)
 
 
+def print_skipped(path: str) -> None:
+    """Print that a symbolic link in a folder is not followed."""
+    from runspan.sources.filesystem import SYMLINK_OUT  # noqa: PLC0415
+
+    click.echo(f"runspan: {escape_control(path)}: not read: {SYMLINK_OUT}", err=True)
+
+
 def print_hint(hint: str) -> None:
     """Print what to do about the line above."""
     click.echo(f"  hint: {escape_control(hint)}", err=True)

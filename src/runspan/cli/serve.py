@@ -291,8 +291,8 @@ def serve(
     Host but localhost, loopback addresses and --allow-host, so that no web page reaches runs through a browser.
 
     The server speaks plain HTTP; on a network, put it behind a TLS proxy. It bounds connections, slow clients and
-    bodies itself. Ctrl-C or SIGTERM ends it within 10 seconds, after the current requests are answered if they end in
-    time; everything acknowledged is on disk.
+    bodies itself. Ctrl-C, SIGTERM or SIGHUP ends it within 10 seconds, after the current requests are answered if they
+    end in time; everything acknowledged is on disk.
 
     \b
     Examples:
@@ -478,4 +478,6 @@ def _expire_regularly(store: SqliteStore, retention: float | None, ended: thread
                 if not ended.is_set():
                     log.log(logging.DEBUG if error.message == failure else logging.ERROR, "retention: %s", error)
                 failure = error.message
+            except Exception:  # the next one may succeed, and without this thread nothing would ever be deleted
+                log.exception("retention: internal error")
         ended.wait(1)

@@ -174,9 +174,9 @@ def sync(
     Secrets are never options: the platform's API key comes from RUNSPAN_PLATFORM_API_KEY or a file, the receiver's from
     RUNSPAN_API_KEY or a file, other headers come from OTEL_EXPORTER_OTLP_HEADERS.
 
-    SIGTERM or Ctrl-C ends the sync within seconds; a second one ends it at once. The report is printed on standard
-    error. The exit code is 0 if the receiver has everything, 1 if runs were refused or could not be fetched, and 130 if
-    the sync was interrupted. With --follow, being stopped is not an interruption.
+    SIGTERM, SIGHUP or Ctrl-C ends the sync within seconds; a second one ends it at once. The report is printed on
+    standard error. The exit code is 0 if the receiver has everything, 1 if runs were refused or could not be fetched,
+    and 130 if the sync was interrupted. With --follow, being stopped is not an interruption.
     """
     if config.resend and config.follow:
         hint = "stop the sync with --follow, run this one, and start it again"

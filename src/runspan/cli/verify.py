@@ -18,7 +18,7 @@ from rich.text import Text
 from runspan.backends import open_store
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
-from runspan.cli.output import escape_control, hint_for, new_table, print_error, print_table
+from runspan.cli.output import escape_control, hint_for, new_table, print_error, print_skipped, print_table
 from runspan.contracts import TraceReader, TraceWriter
 from runspan.delivery import ExporterConfig, RetryPolicy, connect, exporter_config
 from runspan.errors import BackendUnreachable, ConfigError, DocumentError
@@ -53,6 +53,7 @@ _STYLES: Final = {"same": "green", "not in lists": "yellow"}
     default="0s",
     help="How long ago the canary ended: 30d checks whether the backend accepts runs that old.",
 )
+@options.follow_symlinks
 @options.service_name(show_default=f"runspan, {CANARY} for the canary", help="The service.name of the traces.")
 @options.as_json
 @click.pass_context
@@ -65,6 +66,7 @@ def verify(
     wait: float,
     canary: bool,
     canary_age: float,
+    follow_symlinks: bool,
     service_name: str | None,
     as_json: bool,
 ) -> None:
@@ -84,7 +86,7 @@ def verify(
     tokens. The exit code is 0 only if every document came back unchanged and is listed, and none was refused.
     """
     now = time.time_ns()
-    runs, refused = _runs(files, canary, now - int(canary_age * 1e9))
+    runs, refused = _runs(files, canary, now - int(canary_age * 1e9), follow_symlinks)
     resource = Resource(service_name or (CANARY if canary else "runspan"))
     if backend.backend_url is None:
         backend.require_store()  # one created for the check would be checked instead of the backend that was meant
@@ -157,7 +159,7 @@ def _write(store: TraceWriter, tenant: str, runs: Sequence[Run], observed_at: in
     return Sent(rejected)
 
 
-def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[Run], int]:
+def _runs(files: tuple[str, ...], wants_canary: bool, ended: int, follow_symlinks: bool) -> tuple[list[Run], int]:
     """Return the runs to send, the last one of each id, and the number of refused documents."""
     if wants_canary == bool(files):
         got = "both" if files else "neither"
@@ -167,7 +169,7 @@ def _runs(files: tuple[str, ...], wants_canary: bool, ended: int) -> tuple[list[
     runs: dict[str, Run] = {}
     refused = 0
     for file in files:
-        for document in documents(file):
+        for document in documents(file, follow_symlinks=follow_symlinks, on_skipped=print_skipped):
             if isinstance(document, DocumentError):
                 refused += 1
                 print_error(document)

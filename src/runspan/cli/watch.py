@@ -35,8 +35,8 @@ def watch(
     metrics_listen: tuple[str, int] | None,
     quiet: bool,
 ) -> None:
-    """Export the folder's files until SIGTERM or Ctrl-C. ConfigError if the folder or the state cannot be used."""
-    _check_folders(folder, config.done_folder)
+    """Export the folder's files until a signal ends it. ConfigError if the folder or the state cannot be used."""
+    _check_folders(folder, config.done_folder, recursive=config.recursive)
     target = receiver.config().display_url
     target = f"{target} for {receiver.tenant}" if receiver.tenant else target
     path = state_file or folder / STATE_FILE.format(sha256(target.encode()).hexdigest()[:8])
@@ -58,8 +58,16 @@ def watch(
         handle_signals(),
         options.export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet),
     ):
+        poller = DirectoryPoller(
+            str(folder),
+            state,
+            time.monotonic,
+            recursive=config.recursive,
+            follow_symlinks=config.follow_symlinks,
+            done_folder=config.done_folder,
+        )
         service = WatchService(
-            DirectoryPoller(str(folder), state, time.monotonic),
+            poller,
             state,
             config,
             connect=connect,
@@ -74,22 +82,28 @@ def watch(
         with suppress(KeyboardInterrupt), retries:
             service.run()
     if not quiet:
-        click.echo(_summary(metrics), err=True)
+        click.echo(_summary(metrics, poller), err=True)
 
 
-def _check_folders(folder: Path, done_folder: str) -> None:
+def _check_folders(folder: Path, done_folder: str, *, recursive: bool) -> None:
     for path, flag in ((str(folder), "--watch"), (done_folder, "--done-dir")):
         if path and not Path(path).is_dir():
             hint = "create it first, or check the path"
             raise ConfigError(where=f"{flag} {path}", expected="an existing folder", got="none", hint=hint)
     if done_folder and Path(done_folder).resolve() == folder.resolve():
         raise ConfigError(where="--done-dir", expected="another folder", got="the one that is watched")
+    if recursive and done_folder and Path(done_folder).resolve() in folder.resolve().parents:
+        got = "one that contains it"
+        raise ConfigError(where="--done-dir", expected="a folder beside the one that is watched", got=got)
 
 
-def _summary(metrics: MetricsRegistry) -> str:
+def _summary(metrics: MetricsRegistry, poller: DirectoryPoller) -> str:
     values = metrics.collect()
     summary = f"{values[EXPORTED]:,.0f} runs accepted, {values[WATCHED]:,.0f} files finished"
     if values[REJECTED] or values[REFUSED]:
         summary += f", {values[REJECTED]:,.0f} runs rejected, {values[REFUSED]:,.0f} documents refused"
-    pending = values.get(WATCH_PENDING, 0)
-    return f"{summary}; {pending:,.0f} files are left for the next start" if pending else summary
+    if pending := values.get(WATCH_PENDING, 0):
+        summary += f"; {pending:,.0f} files are left for the next start"
+    if skipped := len(poller.skipped):
+        summary += f"; {skipped:,} folders and links were not read"
+    return summary

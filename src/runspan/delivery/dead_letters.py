@@ -7,7 +7,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Self
 
 from runspan.delivery.transport import RunSpans
@@ -136,7 +136,8 @@ class DeadLetters:
                 while written < len(data):
                     written += os.write(file, data[written:])
             except OSError:
-                os.ftruncate(file, before)  # half a document would be read as a malformed one
+                with suppress(OSError):  # the first error says more
+                    os.ftruncate(file, before)  # half a document would be read as a malformed one
                 raise
         return True
 

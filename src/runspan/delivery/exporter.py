@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -23,6 +24,8 @@ from runspan.delivery.transport import (
 )
 from runspan.errors import item_error
 from runspan.http.retry import RetryPolicy
+
+_log = logging.getLogger("runspan.delivery")
 
 MAX_REQUEST_BYTES = 3_000_000
 """Collectors, Tempo and gRPC receivers bound a request, gRPC ones at 4 MiB; some silently drop a larger one."""
@@ -87,6 +90,8 @@ class OtlpExporter:
         """Why nothing is sent any more, or ""."""
         self.last_error = ""
         """Why the last request that got a response will be retried, or ""."""
+        self.retry_after = 0.0
+        """The seconds that the receiver asked to wait when sending stopped; 0 if it did not say."""
         self._defect: BaseException | None = None
         self._last_accepted_at = _NEVER
         self._sample: Batch | None = None
@@ -213,27 +218,35 @@ class OtlpExporter:
                     self._deliver(half, retry)
             case Rejected(reason, _):
                 self._reject(batch, reason)
-            case Retryable(reason, delay):
-                self._give_up(batch, retry, begun, f"{reason}, asks to wait {delay:g} s" if delay else reason)
+            case Retryable():
+                self._give_up(batch, retry, begun, result)
 
     def _reject(self, batch: Batch, reason: str) -> None:
         rejected = self.stats.rejected(batch.runs, reason)
         if rejected >= MAX_CONSECUTIVE_REJECTIONS and self._last_accepted_at == _NEVER:
             self.stop(f"{self.endpoint} refused the first {rejected} runs: {reason}")
 
-    def _give_up(self, batch: Batch, retry: RetryPolicy, begun: float, reason: str) -> None:
+    def _give_up(self, batch: Batch, retry: RetryPolicy, begun: float, result: Retryable) -> None:
         """Handle a batch whose retry time is over, or that was in flight when sending stopped."""
         if self._halt.is_set():
             self.stats.not_sent(batch.runs)
         elif self._last_accepted_at >= begun and len(batch.runs) == 1:
-            self._reject(batch, f"gave up: {reason}")
+            self._reject(batch, f"gave up: {result.describe()}")
         elif self._last_accepted_at >= begun or self._accepts_another(batch):
             # The endpoint accepts others, so the reason is in this batch: each part gets one more attempt.
             for part in batch.halves() if len(batch.runs) > 1 else (batch,):
                 self._deliver(part, replace(retry, max_time=0.0), begun)
         else:
             self.stats.not_sent(batch.runs)
-            self.stop(f"{self.endpoint} took nothing for {retry.max_time:g} s: {reason}")
+            self.retry_after = result.delay or 0.0
+            asked = f"{result.reason}, asks to wait {self.retry_after:.15g} s" if self.retry_after else result.reason
+            self.stop(f"{self.endpoint} took nothing {self._tried(begun, retry)}: {asked}")
+
+    def _tried(self, begun: float, retry: RetryPolicy) -> str:
+        """Return how long a batch was tried: less than the policy allows if the receiver asks to wait longer."""
+        if self.retry_after and self._clock() < begun + retry.max_time:
+            return f"and is not waited for longer than {retry.max_time:g} s"
+        return f"for {retry.max_time:g} s"
 
     def _accepts_another(self, batch: Batch) -> bool:
         """Return True if the endpoint accepts a run of a batch that it did not accept, or again one that it had.
@@ -266,11 +279,13 @@ class OtlpExporter:
             self.stats.sent(len(body), is_retry=attempts > 1)
             try:
                 result = self._transport.send(body)
-            except Exception as error:  # an answer that no code expected concerns this request only
+            except Exception as error:
+                # An answer that no code expected. If the receiver takes others, this one is divided down to the run.
+                _log.exception("%s: a request failed", self.endpoint)
                 result = Retryable(str(item_error(error, "the response")))
             if isinstance(result, Retryable) and TENANT_MISSING in result.reason:
                 result = Rejected(result.reason, RejectionScope.ENDPOINT)
-            self.last_error = result.reason if isinstance(result, Retryable) else ""
+            self.last_error = result.describe() if isinstance(result, Retryable) else ""
             return result
 
         if self._halt.is_set():

@@ -102,6 +102,12 @@ class ExportReport(DeliveryReport):
     refusals: tuple[Rejection, ...] = ()
     """The first ``MAX_NAMED`` refused documents."""
 
+    links_skipped: int = 0
+    """Symbolic links out of a folder, which were not followed."""
+
+    skipped: tuple[str, ...] = ()
+    """The paths of the first ``MAX_NAMED`` of them."""
+
     warnings: tuple[str, ...] = ()
     stopped: str = ""
     """Why sending ended early, or ""."""
@@ -124,6 +130,11 @@ class ExportReport(DeliveryReport):
         if self.documents_refused:
             lines.append(f"{plural(self.documents_refused, 'document')} refused, not sent:")
             lines += _named(self.refusals, self.documents_refused)
+        if self.links_skipped:
+            links = plural(self.links_skipped, "symbolic link")
+            lines.append(
+                f"{links} out of the folder not followed, for lack of --follow-symlinks: {_some([*self.skipped])}"
+            )
         lines += [f"warning from the receiver: {warning}" for warning in self.warnings]
         if self.stopped:
             # The dead letters hold the rest of the input, unless the export was interrupted.
@@ -176,6 +187,7 @@ class ExportStats:
         self._rejections: list[Rejection] = []
         self._refusals: list[Rejection] = []
         self._warnings: list[str] = []
+        self._skipped: list[str] = []
 
     def submitted(self, runs: tuple[RunSpans, ...]) -> None:
         with self._lock:
@@ -213,6 +225,13 @@ class ExportStats:
             self._keep(runs)
             self._on_settled(runs, RunStatus.NOT_SENT, "")
 
+    def skipped(self, path: str) -> None:
+        """Count a symbolic link that is not followed."""
+        with self._lock:
+            self._counts["links_skipped"] += 1
+            if len(self._skipped) < MAX_NAMED:
+                self._skipped.append(path)
+
     def refused(self, error: DocumentError) -> None:
         """Count a document that cannot be carried exactly."""
         with self._lock:
@@ -233,6 +252,7 @@ class ExportStats:
                 rejections=tuple(self._rejections),
                 refusals=tuple(self._refusals),
                 warnings=tuple(self._warnings),
+                skipped=tuple(self._skipped),
                 stopped=stopped,
                 **counts,
             )

@@ -8,6 +8,7 @@ from enum import Enum
 from itertools import chain
 from typing import NamedTuple, Protocol
 
+from runspan.http.retry import MAX_RETRY_AFTER, describe_delay
 from runspan.otlp.protobuf_writer import Resource, ScopedBytes, request_bytes
 
 
@@ -53,6 +54,10 @@ class Retryable:
     reason: str
     delay: float | None = None
     """The seconds that it asks to wait; None if it does not say."""
+
+    def describe(self, longest: float = MAX_RETRY_AFTER) -> str:
+        """Return the reason and what the receiver asks for. longest: Seconds that the sender waits at most."""
+        return f"{self.reason}, {describe_delay(self.delay, longest)}" if self.delay else self.reason
 
 
 ExportResult = Accepted | PartialSuccess | Rejected | Retryable

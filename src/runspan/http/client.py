@@ -26,6 +26,10 @@ from runspan.http.urls import sanitize_message
 _WRITE_BYTES: Final = 16 << 10
 """Bytes passed to the system at once: a server that reads them one by one must not extend the deadline."""
 
+_GZIP: Final = 16 + zlib.MAX_WBITS
+_WINDOWS: Final = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+"""Content encoding → window of zlib, for the encodings of ``_ACCEPT_ENCODING``."""
+
 _KEEPALIVE_SECONDS: Final = 5.0
 
 
@@ -85,31 +89,47 @@ class DeadlineTransport(httpx.BaseTransport):
 
 
 def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
-    """Return the decoded body, or its beginning of a byte more than ``max_bytes``.
-
-    httpx would decode each piece to its end, which for a few kilobytes can be gigabytes. Raise httpx.DecodingError for
-    another encoding than was asked for.
-    """
+    """Return the decoded body. httpx would decode each chunk of it without a bound, and encodings that nobody asked
+    for: 64 KiB of zstd can become 2 GiB."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity", "gzip"):
-        raise httpx.DecodingError(f"content encoding {encoding[:20]!r}")
-    decoder = zlib.decompressobj(zlib.MAX_WBITS | 16) if encoding == "gzip" else None
+    decode = None if encoding in ("", "identity") else _BoundedDecoder(encoding)
     chunks: list[bytes] = []
     size = 0
-    for chunk in response.iter_raw():
-        decoded = chunk
-        if decoder is not None:
-            try:
-                decoded = decoder.decompress(chunk, max_bytes + 1 - size)
-            except zlib.error as error:
-                raise httpx.DecodingError(str(error)) from None
-        chunks.append(decoded)
-        size += len(decoded)
+    for raw in response.iter_raw():
+        chunk = raw if decode is None else decode(raw, max_bytes + 1 - size)
+        chunks.append(chunk)
+        size += len(chunk)
         if size > max_bytes:
             return b"".join(chunks)
-    if decoder is not None and chunks and not decoder.eof:
-        raise httpx.DecodingError("the end of the body is missing")
+    if decode is not None and not decode.is_complete:
+        raise httpx.DecodingError("the body ends inside its content encoding")
     return b"".join(chunks)
+
+
+class _BoundedDecoder:
+    """Decodes gzip or deflate. httpx.DecodingError for anything else."""
+
+    def __init__(self, encoding: str) -> None:
+        if encoding not in _WINDOWS:
+            raise httpx.DecodingError(f"content encoding {encoding[:40]!r}, which the request does not accept")
+        self._encoding = encoding
+        self._decoder = zlib.decompressobj(_WINDOWS[encoding])
+        self._has_begun = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self._decoder.eof or not self._has_begun
+
+    def __call__(self, data: bytes, most: int) -> bytes:
+        """Return what the data becomes, ``most`` bytes of it at most."""
+        is_first, self._has_begun = not self._has_begun, self._has_begun or bool(data)
+        try:
+            return self._decoder.decompress(data, most)
+        except zlib.error as error:
+            if not (is_first and self._encoding == "deflate"):
+                raise httpx.DecodingError(str(error)) from None
+        self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)  # as some servers send it, against the RFC
+        return self(data, most)
 
 
 class _Deadline(float):

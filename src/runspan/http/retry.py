@@ -39,6 +39,9 @@ class RateLimiter:
         """The times of the last requests, as many as one window allows."""
         self._paused_until = float("-inf")
 
+        self.asked = 0.0
+        """Seconds of the longest ``pause`` that is not over, as they were asked for."""
+
     @property
     def paused_for(self) -> float:
         """Seconds until the end of the last ``pause``; 0 if it is over."""
@@ -46,9 +49,11 @@ class RateLimiter:
             return max(0.0, self._paused_until - self._clock())
 
     def pause(self, seconds: float) -> None:
-        """Allow no request for this long. A shorter pause does not cut a longer one."""
+        """Allow no request for this long, ``MAX_RETRY_AFTER`` at most. A shorter pause does not cut a longer one."""
         with self._lock:
-            self._paused_until = max(self._paused_until, self._clock() + seconds)
+            until = self._clock() + min(seconds, MAX_RETRY_AFTER)
+            if until > self._paused_until:
+                self._paused_until, self.asked = until, seconds
 
     def acquire(self, halted: Callable[[], bool]) -> bool:
         """Wait until a request may be sent, and count it. Return False once ``halted()`` is true."""
@@ -73,6 +78,9 @@ class RateLimiter:
 
 MAX_RETRY_AFTER: Final = 3600.0
 """Seconds. A server that asks for a longer delay gets the next request after this one."""
+
+_LARGEST_DELAY: Final = 2.0**31
+"""Seconds. RFC 9111 lets a recipient take a number that it cannot represent for this one."""
 
 T = TypeVar("T")
 
@@ -132,7 +140,7 @@ class RetryPolicy:
 
         def wait(state: RetryCallState) -> float:
             # The last attempt comes when the time is up.
-            return delay or min(backoff(state), max(0.0, deadline - clock()))
+            return min(delay or 0.0, MAX_RETRY_AFTER) or min(backoff(state), max(0.0, deadline - clock()))
 
         def stop(state: RetryCallState) -> bool:
             used_up = self.max_attempts is not None and state.attempt_number >= self.max_attempts
@@ -152,20 +160,27 @@ class RetryPolicy:
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Return the seconds that a response asks to wait, from 0 to ``MAX_RETRY_AFTER``; None if it does not say.
+    """Return the seconds that a response asks to wait, as it says; None if it does not. Waiting is the caller's: it is
+    bounded by ``MAX_RETRY_AFTER`` or less.
 
     headers: Looked up by lower-case names. A date counts from the response's own date, so the clocks may differ.
     now: Seconds since 1970, for a response without a date; None: the system's clock.
     """
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), MAX_RETRY_AFTER)
+        return min(float(text), _LARGEST_DELAY)
     until, since = _timestamp(text), _timestamp(headers.get("date", ""))
     if until is None:
         return None
     if since is None:
         since = time.time() if now is None else now
-    return min(max(0.0, until - since), MAX_RETRY_AFTER)
+    return max(0.0, until - since)
+
+
+def describe_delay(seconds: float, longest: float = MAX_RETRY_AFTER) -> str:
+    """Return what a server asks for, as it said, and what it gets when that is too long."""
+    asked = f"asks to wait {seconds:.15g} s"
+    return asked if seconds <= longest else f"{asked}, is asked again after {longest:g} s"
 
 
 def _timestamp(date: str) -> float | None:

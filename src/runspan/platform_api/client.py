@@ -31,7 +31,7 @@ from runspan.errors import (
     Unauthorized,
 )
 from runspan.http.client import NO_HINTS, ErrorHints, HttpClient, Response, ResponseTooLarge
-from runspan.http.retry import RateLimiter, RetryPolicy, parse_retry_after
+from runspan.http.retry import RateLimiter, RetryPolicy, describe_delay, parse_retry_after
 from runspan.http.urls import parse_base_url, sanitize_message
 from runspan.platform_api.schema import MalformedResponse, RunListPage, read_data, read_error, read_page
 
@@ -155,7 +155,7 @@ class ApiClient:
         message = sanitize_message(error.message, response.secrets)
         if response.status == 429:
             seconds = _requested_delay(response) or 0.0
-            hint = f"retry in {seconds:g} seconds"
+            hint = f"retry in {seconds:.15g} seconds"
             return RateLimited(f"{self.base}: {message}", retry_after=seconds, hint=hint)
         kind = _CLASSES.get(error.code) or (_CLASSES_BY_STATUS.get(response.status) if error.code else None)
         # A gateway before the platform responds with 404 as well, in its own form, and says nothing about the run.
@@ -317,7 +317,7 @@ class PlatformClient:
             if response.status == 401 and self._has_new_key(key):
                 key = self._key
             elif (seconds := _requested_delay(response)) is not None:
-                self._note_failure(f"HTTP {response.status}, asks to wait {seconds:g} s")
+                self._note_failure(f"HTTP {response.status}, {describe_delay(seconds)}")
                 self.rate_limiter.pause(seconds)
                 with self._lock:
                     self._limited += response.status == 429

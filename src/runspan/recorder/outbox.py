@@ -6,6 +6,7 @@ gets fewer snapshots and never a queue of old ones; and a step is sent until the
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from runspan.model.document import Run, step_text
 from runspan.model.span import Span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.state import RunRecord
+
+_log = logging.getLogger("runspan.recorder")
 
 MAX_ROUND_RUNS: Final = 256
 """Runs that are read for one round of sending."""
@@ -50,6 +53,8 @@ class Counters:
         self._counts: Counter[str] = Counter()
         self.last_error = ""
         """Why the latest request failed; "" when it did not."""
+        self.last_refusal = ""
+        """Why the latest run was refused or given up."""
 
     def add(self, name: str, amount: int = 1) -> None:
         """Increment a count. name: a count of ``RecorderReport``."""
@@ -70,6 +75,34 @@ class Counters:
     def after_fork(self) -> None:
         """Reset, in a forked child: a thread of the parent may have held the lock."""
         self.__init__()  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class FlushResult:
+    """What the receiver has when a flush returns. True only if that is everything.
+
+    It counts runs: all that were started since the recorder was created, or the one that was flushed.
+    """
+
+    delivered: int = 0
+    """Runs of which the receiver has everything up to now, whether they have ended or not."""
+    refused: int = 0
+    """Runs that the receiver rejected, in whole or in part, or that were given up for another reason."""
+    pending: int = 0
+    """Runs of which the receiver lacks something, or did not say whether it has it. They are sent again."""
+    foreign_spans_dropped: int = 0
+    """Spans of other instrumentation that were rejected, or for which the queue had no room."""
+    foreign_spans_pending: int = 0
+    reason: str = ""
+    """Why the last run was refused or, without one, why the latest request failed."""
+
+    def __bool__(self) -> bool:
+        return not (self.refused or self.foreign_spans_dropped or self.is_waiting)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is still to be sent, so that another flush may deliver more."""
+        return bool(self.pending or self.foreign_spans_pending)
 
 
 @dataclass(slots=True)
@@ -104,8 +137,8 @@ class RunExportState:
     """Consecutive tries that failed."""
     size: int = 0
     """Approximate bytes of the run, once it has ended."""
-    has_rejected_spans: bool = False
-    """Whether the receiver accepted the run without some of its spans."""
+    rejection: str = ""
+    """Why the receiver accepted the run without some of its spans; "" if it did not."""
     usages: dict[bytes, list[Usage]] = field(default_factory=dict)
     """The token usage of the agent steps that were sent, by span id."""
     placements: dict[bytes, tuple[bytes | None, int]] = field(default_factory=dict)
@@ -205,12 +238,20 @@ class Outbox:
     # Called by the engine's threads.
 
     def register(self, record: RunRecord) -> None:
-        """Export the run from now on. Idempotent."""
+        """Export the run from now on. Idempotent. No error reaches the engine."""
+        try:
+            self._register(record)
+        except Exception:
+            self._counters.add("internal_errors")
+            _log.exception("runspan.Recorder: internal error; run %s is not exported", record.id)
+
+    def _register(self, record: RunRecord) -> None:
         with self._condition:
             if record in self._states or self._disabled:
                 return
             # After ``close`` too: nothing of the run is sent then, but its end is counted.
             self._states[record] = RunExportState(record, self._monotonic())
+            record.registered = True
             self._counters.add("runs_started")
             closed = self.closed
         if not closed:
@@ -284,18 +325,15 @@ class Outbox:
                 self._condition.notify_all()
         self._on_work()
 
-    def flush(self, timeout: float, record: RunRecord | None = None) -> bool:
-        """Wait until the receiver has the current state of everything, or of one run.
-
-        Return False when it does not after ``timeout`` seconds, or when spans were rejected: of the given run, or of
-        any run that has not been given up yet.
-        """
+    def flush(self, timeout: float, record: RunRecord | None = None) -> FlushResult:
+        """Wait until the receiver has the current state of everything, or of one run, for ``timeout`` seconds at most.
+        Return what it has."""
         with self._condition:
             self._flushes += 1
             self._condition.notify_all()
             try:
                 self._condition.wait_for(lambda: self.closed or not self._is_pending(record), timeout)
-                return not (self._is_pending(record) or self._is_incomplete(record))
+                return self._result() if record is None else self._result_of(record)
             finally:
                 self._flushes -= 1
 
@@ -304,10 +342,38 @@ class Outbox:
             return record in self._dirty or record in self._in_flight
         return bool(self._dirty or self._in_flight or self._foreign or self._foreign_in_flight)
 
-    def _is_incomplete(self, record: RunRecord | None) -> bool:
-        if record is None:
-            return any(state.has_rejected_spans for state in self._states.values())
-        return record.dropped or (record in self._states and self._states[record].has_rejected_spans)
+    def _result(self) -> FlushResult:
+        counts = self._counters.collect()
+        delivered = counts.get("runs_delivered", 0) + counts.get("runs_released", 0)
+        refused = counts.get("runs_dropped", 0)
+        for record, state in self._states.items():
+            if not (record.dropped or self._is_pending(record)):
+                refused += bool(state.rejection)
+                delivered += not state.rejection and state.acked_at is not None
+        return FlushResult(
+            delivered,
+            refused,
+            # Also those that are in none of the counts at this moment.
+            max(0, counts.get("runs_started", 0) - delivered - refused),
+            counts.get("foreign_spans_dropped", 0),
+            len(self._foreign) + self._foreign_in_flight,
+            self._counters.last_refusal if refused else self._counters.last_error,
+        )
+
+    def _result_of(self, record: RunRecord) -> FlushResult:
+        state = self._states.get(record)
+        if record.dropped:
+            return FlushResult(refused=1, reason=record.dropped)
+        if state is not None and not self._is_pending(record):
+            if state.rejection:
+                return FlushResult(refused=1, reason=state.rejection)
+            if state.acked_at is not None:
+                return FlushResult(delivered=1)
+        elif record.delivered:
+            return FlushResult(delivered=1)
+        elif not record.registered:
+            return FlushResult() if self._disabled else FlushResult(pending=1, reason="the run has not begun")
+        return FlushResult(pending=1, reason=self._counters.last_error)
 
     def backlog(self) -> dict[str, int]:
         """Return what the receiver lacks, by the names of ``RecorderReport``."""
@@ -374,6 +440,9 @@ class Outbox:
         with self._condition:
             state.failures, state.not_before = 0, 0.0
             if is_final:
+                state.record.delivered = not state.rejection
+                if not state.rejection:
+                    self._counters.add("runs_delivered" if state.record.has_ended else "runs_released")
                 self.forget(state)
                 return
             state.acked_at = self._monotonic()

@@ -26,7 +26,7 @@ from runspan.otlp.sdk_bridge import sdk_resource
 from runspan.recorder.checkpoint import restore
 from runspan.recorder.config import ExportConfig, exporter_config_from, resource_of
 from runspan.recorder.context import active_spans, caller_of, outgoing_headers
-from runspan.recorder.outbox import Counters
+from runspan.recorder.outbox import Counters, FlushResult
 from runspan.recorder.recording import KNOWN_RUN_MEMBERS, RunRecording, StepOptions, StepRecording
 from runspan.recorder.serialize import members, object_text, optional_text, payload, to_utf8_text
 from runspan.recorder.state import PRECISIONS, RunRecord
@@ -49,6 +49,8 @@ class RecorderReport:
     they ended after the shutdown."""
     runs_dead_lettered: int = 0
     """Dropped runs whose document is in the dead letter file."""
+    runs_released: int = 0
+    """Runs that another process continues, and of which the receiver has everything that was recorded here."""
     runs_pending: int = 0
     """Runs whose current state is not delivered yet."""
     bytes_pending: int = 0
@@ -326,9 +328,9 @@ class Recorder:
         counts = {**self._worker.outbox.backlog(), **self._counters.collect()}
         return RecorderReport(last_error=self._counters.last_error, **counts)
 
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until the receiver has the current state of everything. Return False if it does not after ``timeout``
-        seconds."""
+    def flush(self, timeout: float = 5.0) -> FlushResult:
+        """Wait until the receiver has the current state of everything, for ``timeout`` seconds at most. Return what is
+        delivered, refused and pending; see ``FlushResult``."""
         return self._worker.outbox.flush(timeout)
 
     def shutdown(self, timeout: float | None = None) -> RecorderReport:
@@ -356,11 +358,14 @@ class _ForeignSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Add the span if it was sampled."""
         if span.context is not None and span.context.trace_flags.sampled:
-            self._worker.outbox.add_foreign_span(span)
+            try:
+                self._worker.outbox.add_foreign_span(span)
+            except Exception:  # the SDK would raise it where the span ends
+                self._worker.count_internal_error("a span is not exported")
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Flush the outbox."""
-        return self._worker.outbox.flush(timeout_millis / 1000)
+        """Flush the outbox. Return False if it is not empty in time."""
+        return not self._worker.outbox.flush(timeout_millis / 1000).is_waiting
 
 
 def _check_run_id(run_id: str) -> str:

@@ -19,6 +19,7 @@ from runspan.model.document import Envelope, Run, Step
 from runspan.recorder.checkpoint import checkpoint
 from runspan.recorder.context import ActiveSpan, activate, active, active_spans, deactivate
 from runspan.recorder.decorators import record_calls
+from runspan.recorder.outbox import FlushResult
 from runspan.recorder.serialize import Payload, error_text, members, optional_text, payload, to_utf8_text
 from runspan.recorder.state import Attempt, RunRecord, StepRecord, attempt_span_id
 from runspan.recorder.worker import ExportWorker
@@ -208,8 +209,8 @@ class RunRecording(_Recording):
         record = self.record
         if record.has_ended:
             return
-        if record.started_at is None:
-            self._worker.outbox.register(record)  # cancelled while it was queued
+        if not record.registered:
+            self._worker.outbox.register(record)  # cancelled while it was queued, or resumed
         text = None if error is None else error_text(error, None, code)
 
         def write() -> None:
@@ -237,7 +238,7 @@ class RunRecording(_Recording):
         An id that was used before is another execution of the step, as in a loop. The run is started if it was not. See
         ``Recorder.step`` for the arguments.
         """
-        if self.record.started_at is None:
+        if not self.record.registered:  # also one that was resumed, which had started before
             self.start()
         return StepRecording(self.record, step_id, **options)
 
@@ -322,8 +323,9 @@ class RunRecording(_Recording):
         self.record.release()
         return checkpoint(self.record)
 
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until the receiver has the current state. Return False if it does not after ``timeout`` seconds."""
+    def flush(self, timeout: float = 5.0) -> FlushResult:
+        """Wait until the receiver has the current state of the run, for ``timeout`` seconds at most. Return whether it
+        is delivered, refused or pending."""
         return self._worker.outbox.flush(timeout, self.record)
 
 

@@ -6,6 +6,7 @@ others to the exporting side.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from runspan.model.document import (
 from runspan.model.span import child_span_id, run_ids
 from runspan.model.timestamps import MAX_NS, MILLISECOND, rfc3339
 from runspan.recorder.serialize import Payload, object_keys, object_text, payload
+
+_log = logging.getLogger("runspan.recorder")
 
 PRECISIONS: Final = {"ms": MILLISECOND, "us": 1000, "ns": 1}
 """Nanoseconds by name; ``ms`` is what the platform writes."""
@@ -222,8 +225,12 @@ class RunRecord:
         self.disowned = False
         """Whether the run belongs to another process, the parent of this one or the one that resumes it: whatever is
         recorded here is ignored."""
-        self.dropped = False
-        """Whether the receiver lacks some of the run and will not get it from here."""
+        self.registered = False
+        """Whether the run is exported."""
+        self.delivered = False
+        """Whether the receiver has all of the run, which changes no more in this process."""
+        self.dropped = ""
+        """Why the receiver lacks some of the run and will not get it from here; "" if that is not so."""
         self.count = count
         self._clock = clock
         self._precision = precision
@@ -320,19 +327,25 @@ class RunRecord:
     def change(self, write: Callable[[], None], step: StepRecord | None = None, *, status: bool = False) -> bool:
         """Apply a change under the lock and report it.
 
-        Return False, and count the call as late, when the run or the step has ended already.
+        Return False, and count the call as late, when the run or the step has ended already; also after an internal
+        error, which is logged and counted.
 
         step: the step that is changed, if it is one.
         status: whether the run's own status changes.
         """
-        with self.lock:
-            accepted = not (self.disowned or self.has_ended or (step is not None and step.has_ended))
+        try:
+            with self.lock:
+                accepted = not (self.disowned or self.has_ended or (step is not None and step.has_ended))
+                if accepted:
+                    write()
             if accepted:
-                write()
-        if accepted:
-            self._on_change(self, status)
-        else:
-            self.count("late_calls")
+                self._on_change(self, status)
+            else:
+                self.count("late_calls")
+        except Exception:  # no error of telemetry reaches the engine
+            self.count("internal_errors")
+            _log.exception("runspan.Recorder: internal error; a change of run %s is not recorded", self.id)
+            return False
         return accepted
 
     def set_member(self, member: str, value: Payload, step: StepRecord | None = None) -> None:

@@ -10,6 +10,7 @@ import encodings.idna  # noqa: F401  (else the first look-up of a host imports i
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any, Final
@@ -39,6 +40,8 @@ _log = logging.getLogger("runspan.recorder")
 
 _SUPPRESS_INSTRUMENTATION: Final = "suppress_instrumentation"
 """The context key that ``is_instrumentation_enabled`` of opentelemetry-instrumentation reads."""
+_ERROR_PAUSE: Final = 1.0
+"""Seconds that the thread waits after an internal error, so that one that stays does not use up a processor."""
 _RESPONSE_GRACE: Final = 1.0
 """Seconds that ``close`` waits for the response to a request in flight."""
 _MAX_RETRY_AFTER: Final = 300.0
@@ -106,12 +109,34 @@ class OtlpSink:
         return self._transport.send(body)
 
     def send_foreign_spans(self, spans: Sequence[ReadableSpan]) -> ExportResult:
-        """Send spans of other instrumentation, encoded by the SDK."""
-        return self._post(encode_spans(spans).SerializePartialToString())
+        """Send spans of other instrumentation, encoded by the SDK. Those that it cannot encode count as rejected."""
+        try:
+            return self._post(encode_spans(spans).SerializePartialToString())
+        except Exception as error:
+            reason = f"{type(error).__name__} in the encoder: {error}"
+        encoded = [span for span in spans if _is_encodable(span)]
+        rejected = len(spans) - len(encoded)
+        if not rejected:
+            return Retryable(reason)
+        result = self._post(encode_spans(encoded).SerializePartialToString()) if encoded else Accepted()
+        match result:
+            case Accepted():
+                return PartialSuccess(rejected, reason)
+            case PartialSuccess(more, message):
+                return PartialSuccess(rejected + more, message)
+        return result
 
     def close(self) -> None:
         """Release connections. Idempotent."""
         self._transport.close()
+
+
+def _is_encodable(span: ReadableSpan) -> bool:
+    try:
+        encode_spans([span]).SerializePartialToString()
+    except Exception:
+        return False
+    return True
 
 
 def _groups(deltas: Iterable[RunDelta]) -> Iterator[list[tuple[RunDelta, RunSpans]]]:
@@ -229,6 +254,8 @@ class ExportWorker:
         self._sink: SpanSink | None = None
         self._thread: threading.Thread | None = None
         self._start_lock = threading.RLock()
+        self._unsettled: list[ReadableSpan] = []
+        """The spans of other instrumentation in this round whose result is not known."""
         self._dead_letter_lock = threading.RLock()
         self._failures = 0
         self._is_shut_down = False
@@ -249,6 +276,11 @@ class ExportWorker:
             self._dead_letters = None
         self._reset()
 
+    def count_internal_error(self, what: str) -> None:
+        """Count and log the error that is being handled."""
+        self._counters.add("internal_errors")
+        _log.exception("runspan.Recorder: internal error; %s", what)
+
     def close(self, timeout: float) -> None:
         """Flush, then give up and count what the receiver lacks. Idempotent."""
         if self.outbox.closed:
@@ -261,7 +293,10 @@ class ExportWorker:
         for state in self.outbox.drain():
             self._give_up(state, "the time to shut down was over")
         if self._sink is not None:
-            self._sink.close()
+            try:
+                self._sink.close()
+            except Exception:
+                self.count_internal_error("its connections are not closed")
         with self._dead_letter_lock:
             self._is_shut_down = True
             self._close_dead_letters()
@@ -269,10 +304,10 @@ class ExportWorker:
     # The thread.
 
     def _start(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             return
         with self._start_lock:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 # A daemon, so that the process does not wait for a receiver longer than ``close`` does.
                 thread = threading.Thread(target=self._work, name="runspan-recorder", daemon=True)
                 try:
@@ -286,17 +321,31 @@ class ExportWorker:
     def _work(self) -> None:
         attach(set_value(_SUPPRESS_INSTRUMENTATION, True))  # an instrumented HTTP client would trace these requests
         outbox = self.outbox
-        while (due := outbox.get_due()) is not None:
-            states, foreign = due
+        while not outbox.closed:
             try:
-                self._send(states, foreign)
-            except Exception as error:
-                self._counters.add("internal_errors")
-                _log.exception("runspan.Recorder: internal error; what was to be sent is retried")
-                for state in states:
-                    self._retry_later(state, f"internal error: {type(error).__name__}")
-            finally:
-                outbox.finish_round()
+                self._round(outbox)
+            except BaseException:
+                # Whatever it is, also a SystemExit of a span processor: without this thread nothing is sent any more.
+                self.count_internal_error(f"sending goes on in {_ERROR_PAUSE:g} s")
+                time.sleep(_ERROR_PAUSE)
+
+    def _round(self, outbox: Outbox) -> None:
+        """Wait for what is due, and send it."""
+        due = outbox.get_due()
+        if due is None:
+            return
+        states, foreign = due
+        self._unsettled = foreign
+        try:
+            self._send(states, foreign)
+        except BaseException as error:
+            self.count_internal_error("what was to be sent is retried")
+            for state in states:
+                self._retry_later(state, f"internal error: {type(error).__name__}")
+            outbox.requeue_foreign_spans(self._unsettled)
+            outbox.pause(_ERROR_PAUSE)
+        finally:
+            outbox.finish_round()
 
     def _send(self, states: list[RunExportState], foreign: list[ReadableSpan]) -> None:
         if self._sink is None:
@@ -310,9 +359,11 @@ class ExportWorker:
             last = results[-1]
         if foreign:
             if _concerns_endpoint(last):
+                self._unsettled = []
                 self.outbox.requeue_foreign_spans(foreign)
             else:
                 last = self._sink.send_foreign_spans(foreign)
+                self._unsettled = []
                 self._handle_foreign_result(foreign, last)
         self._pause_after(last)
 
@@ -338,15 +389,19 @@ class ExportWorker:
                 # The receiver does not say which spans, and OTLP forbids a retry.
                 sent = len(delta.spans) - unsent
                 rejected = min(rejected_spans, sent)
-                delta.state.has_rejected_spans = True
+                delta.state.rejection = f"the receiver rejected {rejected} of its spans: {message}"
+                self._counters.last_refusal = delta.state.rejection
                 _log.error(
                     "runspan.Recorder: run %s: %d of %d spans rejected: %s", delta.run.id, rejected, sent, message
                 )
             case Rejected(reason, scope) if scope is not RejectionScope.ENDPOINT:
                 self._handle_rejection(delta, reason)
                 return
-            case Rejected(reason, _) | Retryable(reason):
+            case Rejected(reason, _):
                 self._retry_later(delta.state, reason)
+                return
+            case Retryable():
+                self._retry_later(delta.state, result.describe(_MAX_RETRY_AFTER))
                 return
         delta.state.acked_span_ids.update([span.span_id for span in delta.spans[: -max(unsent, 1)]])
         self._counters.add("spans_rejected", rejected)
@@ -356,10 +411,8 @@ class ExportWorker:
             return
         self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
         self.outbox.ack(delta.state, delta.is_final)
-        if delta.is_final and delta.state.has_rejected_spans:
-            self._give_up(delta.state, "the receiver rejected some of its spans")
-        elif delta.run.finished:
-            self._counters.add("runs_delivered")
+        if delta.is_final and delta.state.rejection:
+            self._give_up(delta.state, delta.state.rejection)
 
     def _handle_rejection(self, delta: RunDelta, reason: str) -> None:
         """Give up a run whose final revision is rejected. The spans of any other are sent again with the next one."""
@@ -388,8 +441,11 @@ class ExportWorker:
                 self._counters.add("foreign_spans_dropped", min(len(spans), rejected_spans))
             case Rejected(_, scope) if scope is not RejectionScope.ENDPOINT:
                 self._counters.add("foreign_spans_dropped", len(spans))
-            case Rejected(reason, _) | Retryable(reason):
+            case Rejected(reason, _):
                 self._counters.last_error = reason
+                self.outbox.requeue_foreign_spans(spans)
+            case Retryable():
+                self._counters.last_error = result.describe(_MAX_RETRY_AFTER)
                 self.outbox.requeue_foreign_spans(spans)
 
     def _pause_after(self, last: ExportResult) -> None:
@@ -418,32 +474,39 @@ class ExportWorker:
     def _give_up(self, state: RunExportState, reason: str) -> None:
         """Count, log and keep a run of which the receiver lacks something and will not get it from here."""
         # A run in progress at the shutdown is given up then, and once more when it has ended.
-        is_first, state.record.dropped = not state.record.dropped, True
-        path = self._keep(state.record.document().text)
+        is_first, state.record.dropped = not state.record.dropped, reason
+        self._counters.last_refusal = reason
+        try:
+            path, error = self._keep(state.record.document().text)
+        except Exception as defect:  # this may be the engine's thread
+            self.count_internal_error(f"run {state.record.id} is not kept")
+            path, error = self._dead_letter_path, f"internal error: {type(defect).__name__}"
         if is_first:
-            self._counters.add_dropped_run(bool(path))
-        where = f"kept in {path}" if path else "not kept"
+            self._counters.add_dropped_run(not error and bool(path))
+        where = f"not kept in {path}: {error}" if error else f"kept in {path}" if path else "not kept"
         _log.error("runspan.Recorder: run %s is not delivered: %s; %s", state.record.id, reason, where)
 
-    def _keep(self, text: bytes) -> str:
-        """Write a document to the dead letters. Return the file's path, or "" if it was not written."""
+    def _keep(self, text: bytes) -> tuple[str, str]:
+        """Write a document to the dead letters. Return the file's path, "" without one, and why it was not written."""
         with self._dead_letter_lock:
             if self._dead_letters is None and self._reopen_path:
                 try:
                     self._dead_letters = DeadLetters(self._reopen_path)
                 except ConfigError as error:
-                    _log.error("runspan.Recorder: %s", error)
+                    return error.where, error.got
             if self._dead_letters is None:
-                return ""
-            before = self._dead_letters.kept
-            self._dead_letters.write_text(text)
-            path = self._dead_letters.path if self._dead_letters.kept > before else ""
+                return "", ""
+            letters, before = self._dead_letters, self._dead_letters.kept
+            letters.write_text(text)
             if self._is_shut_down:
                 self._close_dead_letters()
-            return path
+            return letters.path, "" if letters.kept > before else letters.write_error
 
     def _close_dead_letters(self) -> None:
         """Close the file, so that it is on disk. ``_keep`` opens it again when needed."""
         if self._dead_letters is not None:
-            self._dead_letters.close()
-            self._dead_letters = None
+            letters, self._dead_letters = self._dead_letters, None
+            try:
+                letters.close()
+            except OSError as error:
+                _log.error("runspan.Recorder: %s: may be incomplete: %s", letters.path, error.strerror or error)

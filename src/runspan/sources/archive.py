@@ -6,6 +6,7 @@ finished when the manifest is in it, and not before.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Final
@@ -14,7 +15,16 @@ import msgspec
 from msgspec import Struct
 
 from runspan.errors import PARSE_ERRORS, ConfigError, DocumentError
-from runspan.sources.filesystem import chunks, decompress, display_path, folders, list_files, path_inside, read_all
+from runspan.sources.filesystem import (
+    chunks,
+    decompress,
+    display_path,
+    folders,
+    leads_out,
+    list_files,
+    path_inside,
+    read_all,
+)
 from runspan.sources.splitter import RawDocument, split
 
 MANIFEST: Final = "manifest.json"
@@ -30,10 +40,24 @@ PART_PREFIX: Final = "runs-"
 PART_SUFFIXES: Final = {"zstd": ".ndjson.zst", "gzip": ".ndjson.gz"}
 """Compression → suffix of its files."""
 
+MAX_MANIFEST: Final = 64 << 20
+"""Bytes of a manifest: a hundred thousand files of documents."""
+
+_PART_NAME: Final = re.compile(r"runs-[0-9]{1,20}\.ndjson\.(?:zst|gz)")
+_DIGESTS_NAME: Final = re.compile(r"runs-[0-9]{1,20}\.sha256")
+_LINE: Final = 8192
+"""Bytes of a line of a file of digests: more than a SHA-256 and a run id of which every byte is escaped."""
+
+_FRAME: Final = 5
+"""Bytes that separate a document from the next one, at most."""
+
 _DAMAGED_MANIFEST: Final = "restore the archive from another copy"
 _DAMAGED_FILE: Final = "restore this file from another copy of the archive"
 _UNFINISHED: Final = "run the same `runspan archive` again to resume it"
-_UNLIMITED: Final = 1 << 62
+
+
+def ignore(path: str) -> None:
+    """Do nothing."""
 
 
 class ArchivePart(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -133,6 +157,10 @@ def read_manifest(content: bytes, *, where: str) -> Manifest:
     unsigned = _text(msgspec.structs.replace(manifest, sha256=""))
     if _text(manifest) != content or sha256(unsigned).hexdigest() != manifest.sha256:
         raise _damage(where, "a manifest as it was written", "one that was changed since", hint)
+    for part in manifest.files:
+        if not (_PART_NAME.fullmatch(part.name) and _DIGESTS_NAME.fullmatch(part.digests)):
+            expected = f"names such as {PART_PREFIX}000001.ndjson.zst and {PART_PREFIX}000001.sha256"
+            raise _damage(where, expected, f"{part.name[:80]!r} and {part.digests[:80]!r}", hint)
     return manifest
 
 
@@ -141,8 +169,10 @@ def digest_line(digest: bytes, run_id: str) -> bytes:
     return digest.hex().encode() + b" " + msgspec.json.encode(run_id) + b"\n"
 
 
-def manifest_of(folder: str) -> Manifest | None:
+def manifest_of(folder: str, *, follow_symlinks: bool = False) -> Manifest | None:
     """Return the manifest of a folder, or None when it is no archive.
+
+    - ``follow_symlinks``: whether it may be a symbolic link out of the folder.
 
     DocumentError when it is damaged; ConfigError when the archive is unfinished. OSError without the folder.
     """
@@ -151,29 +181,54 @@ def manifest_of(folder: str) -> Manifest | None:
         return None
     name = display_path(folder)
     if MANIFEST in found and not folder.rstrip("/").endswith(UNFINISHED_SUFFIX):
-        return read_manifest(read_all(path_inside(folder, MANIFEST)), where=path_inside(name, MANIFEST))
+        where = path_inside(name, MANIFEST)
+        path = _member(folder, MANIFEST, follow_symlinks=follow_symlinks)
+        if (size := found[MANIFEST]) is not None and size > MAX_MANIFEST:
+            raise _damage(where, f"a manifest of at most {MAX_MANIFEST} bytes", f"{size} bytes", _DAMAGED_MANIFEST)
+        return read_manifest(read_all(path, MAX_MANIFEST), where=where)
     if PROGRESS in found or MANIFEST in found:
         raise ConfigError(where=name, expected="a finished archive", got="an unfinished one", hint=_UNFINISHED)
     return None
 
 
-def archives_in(folder: str) -> list[str]:
-    """Return the finished archives directly in a folder, sorted by name, which is by time."""
-    paths = [path_inside(folder, name) for name in folders(folder) if not name.endswith(UNFINISHED_SUFFIX)]
-    return [path for path in paths if MANIFEST in (list_files(path) or ())]
+def archives_in(
+    folder: str, *, follow_symlinks: bool = False, on_skipped: Callable[[str], object] = ignore
+) -> list[str]:
+    """Return the finished archives directly in a folder, sorted by name, which is by time.
+
+    Symbolic links out of the folder are skipped unless ``follow_symlinks`` is set, and passed to ``on_skipped``.
+    """
+    found = []
+    for name in folders(folder):
+        path = path_inside(folder, name)
+        if name.endswith(UNFINISHED_SUFFIX):
+            continue
+        if not follow_symlinks and leads_out(folder, name):
+            on_skipped(display_path(path))
+        elif MANIFEST in (list_files(path) or ()):
+            found.append(path)
+    return found
 
 
 def verified_runs(
-    folder: str, part: ArchivePart, *, on_bytes: Callable[[int], object] | None = None
+    folder: str,
+    part: ArchivePart,
+    *,
+    follow_symlinks: bool = False,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> Iterator[RawDocument]:
     """Yield the documents of a file of an archive. What differs from the manifest is an error in its place.
 
-    A document with another digest is not yielded. When the documents cannot be separated any more, the last piece is
-    the error of the file.
+    A document with another digest, or larger than ``MAX_DOCUMENT``, is not yielded. When the documents cannot be
+    separated any more, or are more than the manifest says, the last piece is the error of the file.
+
+    - ``follow_symlinks``: whether the file may be a symbolic link out of the folder.
     """
-    path, name = path_inside(folder, part.name), path_inside(display_path(folder), part.name)
+    name = path_inside(display_path(folder), part.name)
     try:
-        digests = digests_of(folder, part)
+        path = _member(folder, part.name, follow_symlinks=follow_symlinks)
+        digests = digests_of(folder, part, follow_symlinks=follow_symlinks)
+        following = next(digests, None)  # reads the whole file of digests first
     except DocumentError as error:
         yield RawDocument(b"", name, 0, error)
         return
@@ -187,10 +242,20 @@ def verified_runs(
             size += len(chunk)
             yield chunk
 
+    def content() -> Iterator[bytes]:
+        # A few bytes may become terabytes: no more is decompressed than the documents and what is between them.
+        most = part.document_bytes + _FRAME * part.runs
+        for chunk in decompress(read(), name=name):
+            most -= len(chunk)
+            if most < 0:
+                raise _damage(name, f"{part.document_bytes} bytes of documents", "more")
+            yield chunk
+
     count = 0
     try:
-        for piece in split(decompress(read(), name=name), name=name, max_document=_UNLIMITED):
-            digest, run_id = digests[count] if count < len(digests) else (b"", "")
+        for piece in split(content(), name=name):
+            digest, run_id = following or (b"", "")
+            following = next(digests, None)
             count += 1
             if piece.error is not None or sha256(piece.data).digest() == digest:
                 yield piece
@@ -207,31 +272,51 @@ def verified_runs(
         yield RawDocument(b"", name, 0, _damage(name, f"{part.bytes} bytes with SHA-256 {part.sha256}", got))
 
 
-def digests_of(folder: str, part: ArchivePart) -> list[tuple[bytes, str]]:
-    """Return SHA-256 and run id of each document of a file. DocumentError when the file of digests is damaged."""
+def digests_of(folder: str, part: ArchivePart, *, follow_symlinks: bool = False) -> Iterator[tuple[bytes, str]]:
+    """Yield SHA-256 and run id of each document of a file.
+
+    DocumentError, before the first of them, when the file of digests is not the one that was written.
+    """
     name = path_inside(display_path(folder), part.digests)
+    path = _member(folder, part.digests, follow_symlinks=follow_symlinks)
+    digest = sha256()
     try:
-        content = read_all(path_inside(folder, part.digests))
+        for chunk in chunks(path):
+            digest.update(chunk)
+        if digest.hexdigest() != part.digests_sha256:
+            raise _damage(name, f"a file with SHA-256 {part.digests_sha256}", "another one")
+        count = 0
+        for line in _lines(path):
+            yield bytes.fromhex(line[:64].decode()), msgspec.json.decode(line[65:], type=str)
+            count += 1
     except OSError as error:
         raise _unreadable(name, error) from None
-    if sha256(content).hexdigest() != part.digests_sha256:
-        raise _damage(name, f"a file with SHA-256 {part.digests_sha256}", "another one")
-    lines = content.split(b"\n")[:-1]
-    try:
-        digests = [(bytes.fromhex(line[:64].decode()), msgspec.json.decode(line[65:], type=str)) for line in lines]
     except PARSE_ERRORS as error:
         raise _damage(name, "a digest and a run id on each line", str(error)) from None
-    if len(digests) != part.runs:
-        raise _damage(name, f"{part.runs} lines", f"{len(digests)}")
-    return digests
+    if count != part.runs:
+        raise _damage(name, f"{part.runs} lines", f"{count}")
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file that end in a line break. ValueError when one is longer than ``_LINE``."""
+    left = b""
+    for chunk in chunks(path):
+        *lines, left = (left + chunk).split(b"\n")
+        yield from lines
+        if len(left) > _LINE:
+            raise ValueError(f"a line of more than {_LINE} bytes")
 
 
 def find_damage(
-    folder: str, manifest: Manifest, *, on_bytes: Callable[[int], object] | None = None
+    folder: str,
+    manifest: Manifest,
+    *,
+    follow_symlinks: bool = False,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> Iterator[DocumentError]:
     """Yield everything in an archive that differs from its manifest: nothing when all of it can be read back."""
     for part in manifest.files:
-        for piece in verified_runs(folder, part, on_bytes=on_bytes):
+        for piece in verified_runs(folder, part, follow_symlinks=follow_symlinks, on_bytes=on_bytes):
             if piece.error is not None:
                 yield piece.error
     for what, expected, found in (
@@ -240,6 +325,15 @@ def find_damage(
     ):
         if expected != found:
             yield _damage(path_inside(display_path(folder), MANIFEST), f"{expected} {what}", f"{found} in its files")
+
+
+def _member(folder: str, name: str, *, follow_symlinks: bool) -> str:
+    """Return the path of a file of an archive. DocumentError when it is a link out of the archive, unless that is
+    allowed."""
+    if leads_out(folder, name) and not follow_symlinks:
+        where = path_inside(display_path(folder), name)
+        raise _damage(where, "a file in the folder", "a symbolic link out of it", "to read it, use --follow-symlinks")
+    return path_inside(folder, name)
 
 
 def _text(manifest: Manifest) -> bytes:

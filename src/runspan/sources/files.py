@@ -20,6 +20,7 @@ from runspan.sources.archive import (
     ArchivePart,
     Manifest,
     archives_in,
+    ignore,
     manifest_of,
     verified_runs,
 )
@@ -39,18 +40,30 @@ class _File:
     manifest: Manifest | None = None
     """Of the archive that it is a part of."""
     part: ArchivePart | None = None
+    follow_symlinks: bool = False
+    """Whether it may be a symbolic link out of the archive."""
 
 
-def documents(path: str, *, on_bytes: Callable[[int], object] | None = None) -> Iterator[Run | DocumentError]:
+def documents(
+    path: str,
+    *,
+    follow_symlinks: bool = False,
+    on_bytes: Callable[[int], object] | None = None,
+    on_skipped: Callable[[str], object] = ignore,
+) -> Iterator[Run | DocumentError]:
     """Yield the runs of a file, of the files of a folder, of an archive, or of standard input when ``path`` is ``-``.
 
     ``path`` may be a URL that fsspec knows. A document that cannot be read, or is larger than ``MAX_DOCUMENT``, is
     yielded as an error in its place. Each document of an archive is verified against its manifest. ``on_bytes`` is
     called with the number of stored bytes that were just read; they add up to ``total_bytes``.
 
+    A symbolic link out of a folder is skipped unless ``follow_symlinks`` is set; ``on_skipped`` is called with its
+    path. A link out of an archive is an error. A file that is named itself may be a link.
+
     Raise ConfigError at once when there is nothing to read at the path, and DocumentError when a manifest is damaged.
     """
-    return map(parse, pieces(path, on_bytes=on_bytes))
+    found = pieces(path, follow_symlinks=follow_symlinks, on_bytes=on_bytes, on_skipped=on_skipped)
+    return map(parse, found)
 
 
 def parse(piece: RawDocument) -> Run | DocumentError:
@@ -63,20 +76,26 @@ def parse(piece: RawDocument) -> Run | DocumentError:
         return error
 
 
-def pieces(path: str, *, on_bytes: Callable[[int], object] | None = None) -> Iterator[RawDocument]:
+def pieces(
+    path: str,
+    *,
+    follow_symlinks: bool = False,
+    on_bytes: Callable[[int], object] | None = None,
+    on_skipped: Callable[[str], object] = ignore,
+) -> Iterator[RawDocument]:
     """Yield the unparsed documents, for callers that need the offset at which each one ends. See ``documents``."""
-    found = _files(path)
+    found = _files(path, follow_symlinks, on_skipped)
     return (piece for file in found for piece in _pieces_of(file, on_bytes))
 
 
-def tenants(path: str) -> set[str]:
+def tenants(path: str, *, follow_symlinks: bool = False) -> set[str]:
     """Return the tenants of the archives at a path; empty when there is none."""
-    return {file.manifest.tenant for file in _files(path) if file.manifest is not None}
+    return {file.manifest.tenant for file in _files(path, follow_symlinks) if file.manifest is not None}
 
 
-def total_bytes(path: str) -> int | None:
+def total_bytes(path: str, *, follow_symlinks: bool = False) -> int | None:
     """Return how many bytes there are to read, as they are stored; None when that is unknown, as for a pipe."""
-    sizes = [_size(file) for file in _files(path)]
+    sizes = [_size(file) for file in _files(path, follow_symlinks)]
     return None if None in sizes else sum(filter(None, sizes))
 
 
@@ -92,20 +111,26 @@ def _size(file: _File) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _files(path: str) -> list[_File]:
+def _files(path: str, follow_symlinks: bool = False, on_skipped: Callable[[str], object] = ignore) -> list[_File]:
     if path == STDIN:
         return [_File(path)]
+    links: list[str] = []
     try:
         found = filesystem.list_files(path)
         if found is None:
             filesystem.require_file(path)
-            return _part_of_archive(path) or [_File(path)]
-        manifest = manifest_of(path)
+            return _part_of_archive(path, follow_symlinks) or [_File(path)]
+        manifest = manifest_of(path, follow_symlinks=follow_symlinks)
         if manifest is not None:
-            return _parts(path, manifest)
+            return _parts(path, manifest, follow_symlinks)
         names = sorted(filter(filesystem.is_document_name, found))
-        if not names and (archives := archives_in(path)):
-            return [file for archive in archives for file in _files(archive)]
+        if not follow_symlinks:
+            links = [name for name in names if filesystem.leads_out(path, name)]
+            names = [name for name in names if name not in links]
+        if not (names or links):
+            archives = archives_in(path, follow_symlinks=follow_symlinks, on_skipped=on_skipped)
+            if archives:
+                return [file for each in archives for file in _files(each, follow_symlinks)]
     except (OSError, ValueError) as error:
         raise ConfigError(
             where=filesystem.display_path(path),
@@ -113,6 +138,15 @@ def _files(path: str) -> list[_File]:
             got=_reason(error),
             hint="check the path; - reads standard input",
         ) from None
+    if links and not names:
+        raise ConfigError(
+            where=filesystem.display_path(path),
+            expected="files of run documents",
+            got="only symbolic links out of the folder",
+            hint="to read what they lead to, use --follow-symlinks",
+        )
+    for name in links:
+        on_skipped(filesystem.display_path(filesystem.path_inside(path, name)))
     if not names:
         raise ConfigError(
             where=filesystem.display_path(path),
@@ -123,25 +157,31 @@ def _files(path: str) -> list[_File]:
     return [_File(filesystem.path_inside(path, name), found[name]) for name in names]
 
 
-def _part_of_archive(path: str) -> list[_File]:
+def _part_of_archive(path: str, follow_symlinks: bool) -> list[_File]:
     """Return a single file of an archive with its entry in the manifest; nothing for any other file."""
     folder, name = os.path.split(path)
     if not (name.startswith(PART_PREFIX) and name.endswith(_PART_SUFFIXES)) or MANIFEST not in (
         filesystem.list_files(folder or os.curdir) or ()
     ):
         return []
-    manifest = manifest_of(folder or os.curdir)
-    return [] if manifest is None else [file for file in _parts(folder, manifest) if file.path == path]
+    manifest = manifest_of(folder or os.curdir, follow_symlinks=follow_symlinks)
+    if manifest is None:
+        return []
+    return [file for file in _parts(folder, manifest, follow_symlinks) if file.path == path]
 
 
-def _parts(folder: str, manifest: Manifest) -> list[_File]:
-    return [_File(filesystem.path_inside(folder, part.name), part.bytes, manifest, part) for part in manifest.files]
+def _parts(folder: str, manifest: Manifest, follow_symlinks: bool) -> list[_File]:
+    return [
+        _File(filesystem.path_inside(folder, part.name), part.bytes, manifest, part, follow_symlinks)
+        for part in manifest.files
+    ]
 
 
 def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterator[RawDocument]:
     """Yield the pieces of one file. If it cannot be read to its end, the last piece is the error."""
     if file.part is not None:
-        yield from verified_runs(os.path.dirname(file.path), file.part, on_bytes=on_bytes)
+        folder = os.path.dirname(file.path)
+        yield from verified_runs(folder, file.part, follow_symlinks=file.follow_symlinks, on_bytes=on_bytes)
         return
     name = "stdin" if file.path == STDIN else filesystem.display_path(file.path)
     # read1 returns what is there, instead of waiting for a full chunk.

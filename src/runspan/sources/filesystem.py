@@ -29,6 +29,9 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRA: Final = "pip install 'runspan[objects]'"
 _ENVIRONMENT: Final = "credentials come from the environment that fsspec reads, such as AWS_PROFILE, or its own files"
 
+SYMLINK_OUT: Final = "a symbolic link out of the folder, which --follow-symlinks follows"
+"""Why something in a folder is not read."""
+
 CHUNK: Final = 256 << 10
 """Bytes that are read or decompressed at a time: much more than a line, and less than the processor's cache."""
 
@@ -86,6 +89,15 @@ def list_files(path: str) -> dict[str, int | None] | None:
         return {entry.name: entry.stat(follow_symlinks=entry.is_file()).st_size for entry in found}
 
 
+def leads_out(folder: str, name: str) -> bool:
+    """Return whether a name in a folder is a symbolic link to a place outside of it."""
+    local: str | None = ObjectPath(folder).local_path if is_url(folder) else folder
+    if local is None or not os.path.islink(path := os.path.join(local, name)):
+        return False
+    root = os.path.join(os.path.realpath(local), "")
+    return not os.path.join(os.path.realpath(path), "").startswith(root)
+
+
 def folders(path: str) -> list[str]:
     """Return the names of the folders directly in a folder, sorted."""
     if is_url(path):
@@ -119,9 +131,15 @@ def with_progress(read: Callable[[int], bytes | None], on_bytes: Callable[[int],
         yield chunk
 
 
-def read_all(path: str) -> bytes:
-    """Return the bytes of a small file."""
-    return b"".join(chunks(path))
+def read_all(path: str, limit: int) -> bytes:
+    """Return the bytes of a small file. OSError if it is larger than ``limit`` bytes."""
+    found, size = [], 0
+    for chunk in chunks(path):
+        found.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it is larger than {limit} bytes")
+    return b"".join(found)
 
 
 def decompress(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
@@ -236,18 +254,33 @@ class ObjectPath:
             expected = "a place that can be reached"
             raise ConfigError(where=name, expected=expected, got=_one_line(error), hint=_ENVIRONMENT) from None
 
+    @property
+    def local_path(self) -> str | None:
+        """The path, if it is on a disk of this machine."""
+        protocols = self._files.protocol
+        return self._path if "file" in ((protocols,) if isinstance(protocols, str) else protocols) else None
+
     def sizes(self) -> dict[str, int | None] | None:
         """Return the files directly in the folder by name, with their sizes, or None when it is no folder."""
         entries = self._entries()
         if entries is None:
             return None
-        found = {_name(entry): entry.get("size") for entry in entries if entry["type"] == "file"}
+        found = {_name(entry): entry.get("size") for entry in entries if self._is(entry, "file", "isfile")}
         found.pop("", None)  # the marker of an empty folder
         return found
 
     def folders(self) -> list[str]:
         """Return the names of the folders directly in the folder."""
-        return sorted(_name(entry) for entry in self._entries() or () if entry["type"] == "directory")
+        return sorted(_name(entry) for entry in self._entries() or () if self._is(entry, "directory", "isdir"))
+
+    def _is(self, entry: dict[str, Any], kind: str, method: str) -> bool:
+        """Return whether an entry of a folder, or what it links to, is of a kind."""
+        if entry["type"] not in ("link", "other"):
+            return bool(entry["type"] == kind)
+        with _translate_errors():
+            if entry.get("islink") and not self._files.exists(entry["name"]):
+                return kind == "file"  # so that it is reported
+            return bool(getattr(self._files, method)(entry["name"]))
 
     def size(self) -> int | None:
         """Return the size of the file as it is stored, or None when it is unknown."""

@@ -28,6 +28,17 @@ TABLES: Final = read_statements(__package__, "span_acks.sql")
 Execute = Callable[[str, Sequence[Any]], sqlite3.Cursor]
 
 
+def state_hints(without: str) -> dict[str, str]:
+    """Return the hints of the schema of a state file. ``without``: what to do instead of using the file."""
+    elsewhere = "give the user of this process permission, or name a file elsewhere with --state-file"
+    return {
+        **dict.fromkeys(("", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"), elsewhere),
+        **dict.fromkeys(("SQLITE_CORRUPT", "SQLITE_NOTADB"), without),
+        "SQLITE_FULL": "free space; what was not recorded is sent again, and no run is doubled",
+        "SQLITE_IOERR": f"look at the system's log and check the disk, or {without}",
+    }
+
+
 def digest_of(data: bytes) -> bytes:
     """Return the digest by which a span or a document is remembered: 16 bytes of the SHA-256 of all its bytes."""
     return sha256(data).digest()[:SIZE]
@@ -133,6 +144,12 @@ class StateFile:
             self.spans.has_removed = False
         self._run("BEGIN IMMEDIATE")
 
+    def roll_back(self) -> None:
+        """Discard what is not committed."""
+        if self._connection.in_transaction:  # SQLite ends it itself after some errors
+            self._run("ROLLBACK")
+        self._run("BEGIN IMMEDIATE")
+
     def close(self) -> None:
         """Close the file and discard what is not committed. Idempotent."""
         self._connection.close()
@@ -157,13 +174,13 @@ class StateFile:
 
     def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
         try:
-            with translate_errors(self.path):
+            with translate_errors(self.path, self._schema.hints):
                 return self._connection.execute(statement, tuple(values))
         except OverflowError:
             raise self._damaged("a number that no clock shows") from None
 
     def _all(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
-        with translate_errors(self.path):
+        with translate_errors(self.path, self._schema.hints):
             return self._run(statement, values).fetchall()
 
     def _damaged(self, got: str) -> StoreError:

@@ -7,9 +7,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,9 @@ _MESSAGES: Final = {
 """SQLite's primary result code → what happened, and what to do next."""
 
 
+_NO_HINTS: Final[Mapping[str, str]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What distinguishes one kind of SQLite file from the others, and what is in it."""
@@ -51,6 +54,9 @@ class Schema:
     """What to do instead of using a file that is another application's, another version's, or in use."""
     page_pragmas: tuple[str, ...] = ()
     """Settings of the file itself, which have no effect once its first page is written."""
+    hints: Mapping[str, str] = field(default_factory=dict)
+    """SQLite's primary result code, or "" for an error of the file system → what to do about such a file, where that
+    differs from what helps the embedded store."""
 
 
 def read_statements(package: str, file: str) -> tuple[str, ...]:
@@ -110,7 +116,7 @@ def open_database(
         if exclusive and _primary_code(error) in ("SQLITE_BUSY", "SQLITE_LOCKED"):
             hint = f"stop the other process, or {schema.hint}"
             raise StoreError(f"another process is using {schema.name}", where=str(where), hint=hint) from error
-        raise store_error(error, where) from error
+        raise store_error(error, where, schema.hints) from error
     return connection
 
 
@@ -120,6 +126,7 @@ class SharedDatabase:
     def __init__(self, path: Path | str | None, schema: Schema) -> None:
         """``path``: None opens a database in memory."""
         self._path = Path(path or ":memory:")
+        self._hints = schema.hints
         self._lock = threading.Lock()
         self._connection = open_database(path, schema)
 
@@ -129,7 +136,7 @@ class SharedDatabase:
             try:
                 return self._connection.execute(statement, values).fetchall()
             except sqlite3.Error as error:
-                raise store_error(error, self._path) from error
+                raise store_error(error, self._path, self._hints) from error
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -146,26 +153,27 @@ def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Conn
 
 
 @contextmanager
-def translate_errors(path: Path) -> Iterator[None]:
+def translate_errors(path: Path, hints: Mapping[str, str] = _NO_HINTS) -> Iterator[None]:
     """Raise SQLite's and the file system's errors as StoreError; see ``store_error``."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise store_error(error, path) from error
+        raise store_error(error, path, hints) from error
 
 
-def store_error(error: sqlite3.Error | OSError, path: Path) -> StoreError:
-    """Return the StoreError that says what happened to the file, and what to do next."""
+def store_error(error: sqlite3.Error | OSError, path: Path, hints: Mapping[str, str] = _NO_HINTS) -> StoreError:
+    """Return the StoreError that says what happened to the file, and what to do next. ``hints``: see ``Schema``."""
     name, code = getattr(error, "sqlite_errorname", ""), _primary_code(error)
     if isinstance(error, OSError):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return StoreError(error.strerror or str(error), where=str(path), hint="check the path and its permissions")
+            hint = hints.get("", "check the path and its permissions")
+            return StoreError(error.strerror or str(error), where=str(path), hint=hint)
         name, code = errno.errorcode[error.errno], "SQLITE_FULL"
     elif name == "SQLITE_IOERR_SHMSIZE":  # no space for the index of the write-ahead log
         code = "SQLITE_FULL"
     message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'"))
     kind = StoreFull if code == "SQLITE_FULL" else StoreError
-    return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)
+    return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hints.get(code, hint))
 
 
 def _connect(database: str, busy_timeout: float, *, uri: bool = False) -> sqlite3.Connection:

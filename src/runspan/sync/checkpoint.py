@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from runspan.storage.span_acks import TABLES, StateFile
+from runspan.storage.span_acks import TABLES, StateFile, state_hints
 from runspan.storage.sqlite_file import Schema, read_statements
 
 
@@ -79,12 +79,14 @@ class TrackedRun:
         return self.run_id.encode()
 
 
+_WITHOUT: Final = "name another file with --state-file: every run is fetched again, and none is doubled"
 _SCHEMA: Final = Schema(
     name="the state file of a sync",
     application_id=0x72737963,
     version=1,
     tables=(*read_statements(__package__, "checkpoint.sql"), *TABLES),
-    hint="name another file with --state-file: every run is fetched again, and none is doubled",
+    hint=_WITHOUT,
+    hints=state_hints(_WITHOUT),
 )
 _COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:14])
 """The columns of ``runs``; the remaining fields are not stored."""

@@ -189,11 +189,11 @@ class SyncMonitor:
         if time.monotonic() >= self._rate_at:
             self._rate_at = time.monotonic() + _RATE_EVERY
             self._check_retention()
-        delay = platform.rate_limiter.paused_for
+        delay, asked = platform.rate_limiter.paused_for, platform.rate_limiter.asked
         if delay <= config.retry_max_time or config.follow:
             return None
         hint = "sync again then: it resumes where this one stopped"
-        return RateLimited(f"{platform.base} asks to wait {delay:.0f} s", retry_after=delay, hint=hint)
+        return RateLimited(f"{platform.base} asks to wait {asked:.15g} s", retry_after=asked, hint=hint)
 
     def _progress(self) -> SyncProgress:
         checkpoint, counts = self._context.checkpoint, self._context.checkpoint.counts

@@ -11,6 +11,7 @@ from hashlib import file_digest, sha256
 from typing import Final
 
 from runspan.watch.poller import DirectoryPoller, WatchedFile, file_stat
+from runspan.watch.state_db import FileStat
 
 PREFIX: Final = ".runspan-moving-"
 """Begins the name of a file while it is moved; the poller skips such names."""
@@ -42,9 +43,10 @@ class ProcessedFileMover:
         """Move the files that may go. Call it after each poll."""
         if self._may_have_hidden:
             self._may_have_hidden = False
-            for name in sorted(os.listdir(self._poller.path)):
-                if name.startswith(PREFIX):
-                    self._restore(name.removeprefix(PREFIX))
+            for folder in self._poller.folders:
+                for name in sorted(os.listdir(folder)):
+                    if name.startswith(PREFIX):
+                        self._restore(os.path.join(folder, name.removeprefix(PREFIX)))
         latest = self._poller.clock() - 2 * self._poller.patience
         unchanged = self._poller.unchanged or {}
         for file in [each for each in unchanged.values() if each.since <= latest]:
@@ -60,44 +62,46 @@ class ProcessedFileMover:
 
     def _move(self, file: WatchedFile) -> None:
         os.stat(self._done_folder)  # raises when the folder is away
-        name = os.fsdecode(file.name)
-        hidden = self._hidden(name)
+        hidden = _hidden(file.path)
         if os.path.lexists(hidden) or not self._poller.is_same(file):
             return
         try:
             os.rename(file.path, hidden)
-            if file_stat(os.lstat(hidden)) == file.stat:
-                self._place(hidden, name, file)
+            renamed = file_stat(os.lstat(hidden))
+            if renamed._replace(changed=file.stat.changed) == file.stat:  # which is when it was renamed
+                self._place(hidden, os.fsdecode(file.name), renamed)
         except FileNotFoundError:
             return  # the engine deleted it
         finally:
             if os.path.lexists(hidden):
-                self._restore(name)
+                self._restore(file.path)
 
-    def _place(self, hidden: str, name: str, file: WatchedFile) -> None:
-        """Give a file its name in the target folder. Leave it where it is when it was written to meanwhile."""
+    def _place(self, hidden: str, path: str, stat: FileStat) -> None:
+        """Give a file its path in the target folder. Leave it where it is when it was written to meanwhile."""
+        folder, name = os.path.split(os.path.join(self._done_folder, path))
+        os.makedirs(folder, exist_ok=True)
         try:
-            add_name(hidden, self._done_folder, name)
+            add_name(hidden, folder, name)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             try:
-                target = copy_file(hidden, self._done_folder, name)
+                target = copy_file(hidden, folder, name)
             except OSError:
-                if file_stat(os.lstat(hidden)) == file.stat:
+                if file_stat(os.lstat(hidden)) == stat:
                     raise
                 return
-            if file_stat(os.lstat(hidden)) != file.stat:
+            if file_stat(os.lstat(hidden)) != stat:
                 os.unlink(target)
                 return
         with suppress(FileNotFoundError):
             os.unlink(hidden)
 
-    def _restore(self, name: str) -> None:
+    def _restore(self, own: str) -> None:
         """Put a file back, to be read again. It does not replace a file that has its name now."""
-        hidden, own = self._hidden(name), os.path.join(self._poller.path, name)
+        hidden = _hidden(own)
         try:
-            target = add_name(hidden, self._poller.path, name, shared=True)
+            target = add_name(hidden, *os.path.split(own), shared=True)
             with suppress(FileNotFoundError):
                 os.unlink(hidden)
         except OSError as error:
@@ -110,8 +114,10 @@ class ProcessedFileMover:
         if target != own:
             self._note(f"{target}: was {own} until another file took its place; it is read too")
 
-    def _hidden(self, name: str) -> str:
-        return os.path.join(self._poller.path, PREFIX + name)
+
+def _hidden(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, PREFIX + name)
 
 
 def add_name(source: str, folder: str, name: str, *, shared: bool = False) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from runspan.sources.filesystem import CHUNK, is_document_name
+from runspan.sources.filesystem import CHUNK, SYMLINK_OUT, is_document_name
 from runspan.watch.state_db import FileStat, FileStatus, WatchState
 
 MAX_FILES: Final = 10_000
@@ -22,8 +22,11 @@ MAX_FILES: Final = 10_000
 MAX_QUIET_WAIT: Final = 30.0
 """Seconds that a file may go on changing, or end inside a document, before it is read as it is and reported."""
 
-UNKNOWN: Final = FileStat(-1, 0, 0)
+UNKNOWN: Final = FileStat(-1, 0, 0, 0)
 """Of a file of which the system does not even say how large it is."""
+
+SUBFOLDER: Final = "a folder in the folder, which --recursive reads"
+"""Why a folder in the folder is not read."""
 
 _LARGEST: Final = 2**63 - 1
 
@@ -33,6 +36,7 @@ class WatchedFile:
     """A file of the folder."""
 
     name: bytes
+    """Its path in the folder."""
     path: str
     stat: FileStat
     since: float
@@ -49,9 +53,20 @@ class DirectoryPoller:
     """
 
     def __init__(
-        self, path: str, state: WatchState, clock: Callable[[], float], *, patience: float = MAX_QUIET_WAIT
+        self,
+        path: str,
+        state: WatchState,
+        clock: Callable[[], float],
+        *,
+        recursive: bool = False,
+        follow_symlinks: bool = False,
+        done_folder: str = "",
+        patience: float = MAX_QUIET_WAIT,
     ) -> None:
-        """``clock``: monotonic seconds. ``patience``: see MAX_QUIET_WAIT."""
+        """``clock``: monotonic seconds. ``recursive``: whether the folders in the folder are read too.
+        ``follow_symlinks``: whether symbolic links out of the folder are followed. ``done_folder``: is never read.
+        ``patience``: see MAX_QUIET_WAIT.
+        """
         self.path = path
         self.clock = clock
         self.patience = patience
@@ -64,6 +79,14 @@ class DirectoryPoller:
         """
         self.took = 0.0
         """Seconds of the last poll."""
+        self.folders: list[str] = []
+        """The folders that the last poll has read."""
+        self.skipped: dict[str, str] = {}
+        """What the last poll did not read although it may contain documents: path → reason."""
+        self._returned: dict[str, str] = {}
+        self._recursive = recursive
+        self._follow_symlinks = follow_symlinks
+        self._done_folder = os.path.realpath(done_folder) if done_folder else ""
 
     @property
     def pending(self) -> int:
@@ -75,7 +98,7 @@ class DirectoryPoller:
         now = self.clock()
         unchanged: dict[bytes, WatchedFile] = {}
         changed = heapq.nsmallest(
-            MAX_FILES, self._changed(now, unchanged), key=lambda found: (found[1].changed, found[0])
+            MAX_FILES, self._changed(now, unchanged), key=lambda found: (found[1].modified, found[0])
         )
         before, self._seen = self._seen, {}
         if self.unchanged is not None:
@@ -91,6 +114,12 @@ class DirectoryPoller:
                 complete.append(file)
         self.took = self.clock() - now
         return complete
+
+    def newly_skipped(self) -> list[tuple[str, str]]:
+        """Return the paths and reasons of ``skipped`` that the last call did not have."""
+        new = [(path, reason) for path, reason in self.skipped.items() if self._returned.get(path) != reason]
+        self._returned = self.skipped
+        return new
 
     def is_overdue(self, file: WatchedFile) -> bool:
         """Return whether a file was waited for long enough."""
@@ -121,20 +150,61 @@ class DirectoryPoller:
                 unchanged[name] = known if known and known.stat == stat else self._file(name, stat, now)
 
     def _files(self) -> Iterator[tuple[bytes, FileStat, bool]]:
-        """Yield name, stat and whether it is a link."""
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if not is_document_name(entry.name):
-                    continue
-                try:
-                    if not entry.is_file():
+        """Yield name, stat and whether it is a link. Fill ``folders`` and ``skipped``."""
+        self.folders, self.skipped = [], {}
+        root = os.path.realpath(self.path)
+        pending, known = [self.path], {root}
+        while pending:
+            folder = pending.pop()
+            try:
+                entries = os.scandir(folder)
+            except OSError as error:
+                if folder == self.path:
+                    raise
+                if not isinstance(error, FileNotFoundError | NotADirectoryError):  # else it was deleted meanwhile
+                    self.skipped[folder] = error.strerror or str(error)
+                continue
+            self.folders.append(folder)
+            with entries as found:
+                for entry in found:
+                    if entry.name.startswith("."):
                         continue
-                    stat = file_stat(entry.stat())
-                except PermissionError:
-                    stat = UNKNOWN
-                except OSError:
-                    continue  # it was deleted meanwhile
-                yield os.fsencode(entry.name), stat, entry.is_symlink()
+                    try:
+                        is_folder = entry.is_dir()
+                        if not (is_folder or is_document_name(entry.name)) or self._leads_out(entry, root):
+                            continue
+                        if is_folder:
+                            pending += self._folder(entry, known)
+                        elif entry.is_file():
+                            yield self._name(entry.path), file_stat(entry.stat()), entry.is_symlink()
+                    except PermissionError:
+                        yield self._name(entry.path), UNKNOWN, entry.is_symlink()
+                    except OSError:
+                        continue  # it was deleted meanwhile
+
+    def _leads_out(self, entry: os.DirEntry[str], root: str) -> bool:
+        """Return whether it is a link out of the folder, which is not followed."""
+        if self._follow_symlinks or not entry.is_symlink():
+            return False
+        target = os.path.realpath(entry.path)
+        if target == root or target.startswith(os.path.join(root, "")):
+            return False
+        self.skipped[entry.path] = SYMLINK_OUT
+        return True
+
+    def _folder(self, entry: os.DirEntry[str], known: set[str]) -> list[str]:
+        """Return a folder that is to be read, or nothing."""
+        target = os.path.realpath(entry.path)
+        if target in known or target == self._done_folder:
+            return []
+        known.add(target)
+        if not self._recursive:
+            self.skipped[entry.path] = SUBFOLDER
+            return []
+        return [entry.path]
+
+    def _name(self, path: str) -> bytes:
+        return os.fsencode(path[len(os.path.join(self.path, "")) :])
 
     def _file(self, name: bytes, stat: FileStat, since: float) -> WatchedFile:
         return WatchedFile(name, os.path.join(self.path, os.fsdecode(name)), stat, since)
@@ -155,5 +225,5 @@ def prefix_digest(path: str, size: int) -> bytes | None:
 
 def file_stat(status: os.stat_result) -> FileStat:
     """Return what the system says of a file, in numbers that SQLite can hold: some file systems have larger ones."""
-    changed = max(-_LARGEST, min(status.st_mtime_ns, _LARGEST))
-    return FileStat(status.st_size, changed, status.st_ino & _LARGEST)
+    modified, changed = (max(-_LARGEST, min(time, _LARGEST)) for time in (status.st_mtime_ns, status.st_ctime_ns))
+    return FileStat(status.st_size, modified, changed, status.st_ino & _LARGEST)

@@ -6,6 +6,7 @@ newest is sent: the older ones would be visible for no time, and each would rese
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,16 +15,18 @@ from functools import partial
 from typing import Final
 
 from runspan.delivery import OnSettled, OtlpExporter, RunSpans, RunStatus, export_samples
-from runspan.errors import ConfigError, DocumentError, RunspanError
+from runspan.errors import ConfigError, DocumentError, RunspanError, StoreError, StoreFull, item_error
 from runspan.export import TARGET_SPANS, ObservedRun, batches
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
-from runspan.sources import parse, pieces
+from runspan.sources import RawDocument, parse, pieces
 from runspan.telemetry import Instrument, MetricsRegistry, Samples
 from runspan.telemetry.registry import OLDEST_UNFINISHED, REFUSED, UNFINISHED, WATCH_FAILED, WATCH_PENDING, WATCHED
 from runspan.watch.done_dir import ProcessedFileMover
 from runspan.watch.poller import DirectoryPoller, WatchedFile, prefix_digest
 from runspan.watch.state_db import FileStatus, SendPlan, WatchState
+
+_log = logging.getLogger("runspan.watch")
 
 EXPIRE_EVERY: Final = 3600 * 1_000_000_000
 MAX_HELD: Final = 500
@@ -46,6 +49,10 @@ class WatchConfig:
     """Seconds between two polls."""
     done_folder: str = ""
     """Where processed files are moved, or "" to leave them."""
+    recursive: bool = False
+    """Whether the folders in the folder are read too."""
+    follow_symlinks: bool = False
+    """Whether symbolic links out of the folder are followed."""
     target_spans: int = TARGET_SPANS
 
 
@@ -88,6 +95,12 @@ class FileProgress:
         self.refused += 1
         self.cut = True
         self._report(str(error))
+
+    def refuse_defect(self, where: str, error: Exception) -> None:
+        """Record that a defect of ours does not let something of the file through."""
+        _log.error("%s: %s", self.file.path, where, exc_info=error)
+        self.refused += 1
+        self._report(str(item_error(error, where)))
 
     def reject(self, line: str) -> None:
         """Record a run that the receiver does not take."""
@@ -202,6 +215,8 @@ class WatchService:
         self._snapshots = SnapshotCoalescer()
         self._mover = ProcessedFileMover(poller, config.done_folder, note)
         self._settled: deque[tuple[tuple[RunSpans, ...], RunStatus, str]] = deque()
+        self._retry_after = 0.0
+        """Seconds that the receiver asked to wait."""
         self._away = ""
         self._expire_at = 0
         self._counts: Counter[Instrument] = Counter()
@@ -210,17 +225,53 @@ class WatchService:
         self._registration = ExitStack()
 
     def run(self) -> None:
-        """Poll and send until it has to stop. Requests under way then get a moment; the rest is sent the next time."""
+        """Poll and send until it has to stop. Requests under way then get a moment; the rest is sent the next time.
+
+        No error of a file, a document or the receiver ends it, nor a disk that is full. StoreError when the state file
+        fails in another way.
+        """
         pause = self._config.poll
         try:
             while not self._wait(pause):
-                pause = self._round(pause)
+                try:
+                    pause = self._round(pause)
+                except StoreFull as error:
+                    pause = self._begin_anew(str(error), pause)
+                except StoreError:
+                    raise
+                except Exception as error:
+                    _log.exception("%s: a round of the watch failed", self._poller.path)
+                    pause = self._begin_anew(str(item_error(error, self._poller.path)), pause)
         finally:
-            if self.exporter is not None:
-                self.exporter.interrupt()
-                self.exporter.close()
+            self._disconnect()
             self._settle()
             self._state.commit()
+
+    def _begin_anew(self, reason: str, pause: float) -> float:
+        """Forget what was not committed, after a round that failed. Return the seconds until the next round."""
+        self._disconnect()
+        self._settled.clear()
+        self._sending.clear()
+        self._snapshots = SnapshotCoalescer()
+        self._state.roll_back()
+        return self._longer_pause(reason, pause)
+
+    def _disconnect(self) -> None:
+        """Stop sending, without waiting for more than a moment."""
+        if self.exporter is None:
+            return
+        exporter, self.exporter = self.exporter, None
+        exporter.interrupt()
+        try:
+            exporter.close()
+        except Exception:
+            _log.exception("%s: the exporter failed", exporter.endpoint)
+        self._registration.close()  # what it counted stays counted
+
+    def _longer_pause(self, reason: str, pause: float) -> float:
+        pause = min(_LONGEST_PAUSE, max(2 * pause, self._retry_after))
+        self._note(f"{reason}; nothing is lost, trying again in {pause:g} s")
+        return pause
 
     def _round(self, pause: float) -> float:
         """Poll once and process what was found. Return the seconds until the next round."""
@@ -229,15 +280,14 @@ class WatchService:
         for progress in files:
             self._finish(progress)
         self._note_unreadable(files)
+        self._note_skipped()
         if not self._away:
             self._mover.step()
         self._update_metrics()
         self._state.commit()
         if not stopped:
             return max(self._config.poll, _IDLE * self._poller.took)
-        pause = min(_LONGEST_PAUSE, 2 * pause)
-        self._note(f"{stopped}; nothing is lost, trying again in {pause:g} s")
-        return pause
+        return self._longer_pause(stopped, pause)
 
     def _poll(self) -> list[WatchedFile]:
         """Return the complete files. A folder that is away for a while does not end the service."""
@@ -265,6 +315,7 @@ class WatchService:
             observed_at=self._clock,
             resource=self._config.resource,
             target_spans=self._config.target_spans,
+            on_failed=self._refuse_defect,
         ):
             # The plans are on disk before anything is sent, so that it is sent in the same way the next time.
             self._state.commit()
@@ -278,9 +329,8 @@ class WatchService:
         self._sending.clear()
         if not exporter.stopped:
             return ""
-        exporter.close()
-        self._registration.close()  # what it counted stays counted
-        self.exporter = None
+        self._retry_after = exporter.retry_after
+        self._disconnect()
         return exporter.stopped
 
     def _connected(self) -> OtlpExporter:
@@ -294,14 +344,23 @@ class WatchService:
             file = progress.file
             before = self._state.start_file(file.name, file.stat, partial(prefix_digest, file.path))
             for run in self._read(progress):
-                plan = self._state.plan_send(run, self._clock(), new=progress.offset > before)
+                plan = self._plan(run, progress, new=progress.offset > before)
                 if plan is not None:
-                    yield from map(self._item, self._snapshots.put(run, plan, progress))
-            reverted = self._state.reverted_runs(file.stat.changed)
+                    yield from self._items(self._snapshots.put(run, plan, progress))
+            reverted = self._state.reverted_runs(file.stat.modified)
             if reverted:
                 yield from self._resend(progress, reverted)
             progress.read = True
-        yield from map(self._item, self._snapshots.drain())
+        yield from self._items(self._snapshots.drain())
+
+    def _plan(self, run: Run, progress: FileProgress, *, new: bool) -> SendPlan | None:
+        try:
+            return self._state.plan_send(run, self._clock(), new=new)
+        except StoreError:
+            raise
+        except Exception as error:
+            progress.refuse_defect(f"run {run.id}", error)
+            return None
 
     def _resend(self, progress: FileProgress, reverted: set[bytes]) -> Iterator[Run | RunSpans]:
         """Yield the runs of which a file ends with an older version, which reverts a change."""
@@ -313,20 +372,28 @@ class WatchService:
         progress.unsent |= again.unsent
         for run in last.values():
             plan = self._state.plan_resend(run, self._clock())
-            yield from map(self._item, self._snapshots.put(run, plan, progress))
+            yield from self._items(self._snapshots.put(run, plan, progress))
 
     def _read(self, progress: FileProgress) -> Iterator[Run]:
+        """Yield the runs of a file. Whatever goes wrong with one of them does not affect the others."""
         try:
-            found = pieces(progress.file.path)
+            found = pieces(progress.file.path, follow_symlinks=self._config.follow_symlinks)
+            yield from self._read_pieces(progress, found)
         except ConfigError as error:
             progress.fail(error)  # it was deleted, or cannot be opened now
-            return
         except DocumentError as error:
             progress.refuse(error)
-            return
+        except Exception as error:
+            progress.refuse_defect(f"{progress.file.path} after byte {progress.offset}", error)
+
+    def _read_pieces(self, progress: FileProgress, found: Iterator[RawDocument]) -> Iterator[Run]:
         for piece in found:
             progress.offset = piece.end_offset
-            document = parse(piece)
+            try:
+                document = parse(piece)
+            except Exception as error:
+                progress.refuse_defect(piece.where, error)
+                continue
             if not isinstance(document, DocumentError):
                 progress.documents += 1
                 progress.cut = False
@@ -336,14 +403,26 @@ class WatchService:
             else:
                 progress.refuse(document)
 
-    def _item(self, pending: PendingRun) -> Run | RunSpans:
-        """Return what to send of a run: the spans that the receiver does not have."""
-        run, plan = pending.run, pending.plan
-        self._sending[id(run.text)] = pending
-        observed = ObservedRun(run, plan.observed_at, plan.after_root)
-        item = observed.without_acked(self._state.spans, plan.key[0], self._config.tenant, self._clock())
-        pending.whole = item is run
-        return item
+    def _items(self, found: Iterator[PendingRun]) -> Iterator[Run | RunSpans]:
+        """Yield what to send of each run: the spans that the receiver does not have."""
+        for pending in found:
+            run, plan = pending.run, pending.plan
+            self._sending[id(run.text)] = pending
+            observed = ObservedRun(run, plan.observed_at, plan.after_root)
+            try:
+                item = observed.without_acked(self._state.spans, plan.key[0], self._config.tenant, self._clock())
+            except StoreError:
+                raise
+            except Exception as error:
+                self._refuse_defect(run, error)
+                continue
+            pending.whole = item is run
+            yield item
+
+    def _refuse_defect(self, run: Run, error: Exception) -> None:
+        """Record a run that cannot be encoded in the files that contain it."""
+        for progress in self._sending.pop(id(run.text)).files:
+            progress.refuse_defect(f"run {run.id}", error)
 
     def _settle(self) -> None:
         """Record the responses that came since the last time."""
@@ -366,6 +445,16 @@ class WatchService:
         self._state.mark_acked(acked)
 
     def _finish(self, progress: FileProgress) -> None:
+        """Decide whether a file is processed. It is tried again when that fails."""
+        try:
+            self._finish_read(progress)
+        except StoreError:
+            raise
+        except Exception as error:
+            _log.exception("%s", progress.file.path)
+            progress.unreadable = str(item_error(error, progress.file.path))
+
+    def _finish_read(self, progress: FileProgress) -> None:
         """Decide whether a file is processed, and report its errors once."""
         file = progress.file
         if not progress.read or progress.unsent:
@@ -400,6 +489,15 @@ class WatchService:
             self._note(f"{progress.file.path}: cannot be read: {progress.unreadable}; it is tried again and again")
         if more := len(new[MAX_NAMED:]):
             self._note(f"{poller.path}: … {more:,} more that cannot be read")
+
+    def _note_skipped(self) -> None:
+        """Report what is not read although it may contain documents, once each."""
+        by_reason: dict[str, list[str]] = {}
+        for path, reason in self._poller.newly_skipped():
+            by_reason.setdefault(reason, []).append(path)
+        for reason, paths in by_reason.items():
+            more = f" and {len(paths) - MAX_NAMED:,} more" if len(paths) > MAX_NAMED else ""
+            self._note(f"{', '.join(sorted(paths)[:MAX_NAMED])}{more}: not read: {reason}")
 
     def _update_metrics(self) -> None:
         count, oldest = self._state.unfinished()

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
-from runspan.storage.span_acks import TABLES, StateFile, digest_of
+from runspan.storage.span_acks import TABLES, StateFile, digest_of, state_hints
 from runspan.storage.sqlite_file import Schema, read_statements
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
@@ -25,12 +25,14 @@ _PRUNED: Final = 1000
 _NEVER: Final = -(2**63)
 """A time of change that no file has."""
 
+_WITHOUT: Final = "name another file with --state-file: every file is sent again, and no run is doubled"
 _SCHEMA: Final = Schema(
     name="the state file of a watch",
     application_id=0x72737764,
     version=1,
     tables=(*read_statements(__package__, "state_db.sql"), *TABLES),
-    hint="name another file with --state-file: every file is sent again, and no run is doubled",
+    hint=_WITHOUT,
+    hints=state_hints(_WITHOUT),
 )
 
 
@@ -38,8 +40,11 @@ class FileStat(NamedTuple):
     """What distinguishes a changed file from an unchanged one."""
 
     size: int
+    modified: int
+    """The time of the last change of its content, in nanoseconds since 1970. Programs may set it."""
     changed: int
-    """The time of the last change, in nanoseconds since 1970."""
+    """The time of the last change of any kind, which nobody can set: another file with the same size and time of
+    modification differs in it."""
     inode: int
 
 
@@ -76,7 +81,7 @@ class WatchState(StateFile):
 
     def status(self, name: bytes, stat: FileStat) -> FileStatus | None:
         """Return what came of a file as it is now, or None when it was not processed."""
-        row = self._run("SELECT status, size, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
+        row = self._run("SELECT status, size, modified, changed, inode FROM files WHERE name = ?", (name,)).fetchone()
         return FileStatus(row[0]) if row is not None and FileStat(*row[1:]) == stat else None
 
     def start_file(self, name: bytes, stat: FileStat, prefix_digest: Callable[[int], bytes | None]) -> int:
@@ -96,7 +101,7 @@ class WatchState(StateFile):
 
     def done(self, name: bytes, stat: FileStat, status: FileStatus, digest: bytes | None = None) -> None:
         """Record that a file was processed. ``digest``: the SHA-256 of its bytes, which shows later if it only grew."""
-        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (name, *stat, status, digest))
+        self._run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", (name, *stat, status, digest))
 
     def failed_files(self) -> int:
         """Return how many processed files contain something that was not sent."""
@@ -131,7 +136,7 @@ class WatchState(StateFile):
     def reverted_runs(self, since: int) -> set[bytes]:
         """Return the trace ids of runs of which the file that was just read ends with an older version.
 
-        ``since``: when the file was changed. A run whose newest version was sent after that is left out, unless that
+        ``since``: when the file was modified. A run whose newest version was sent after that is left out, unless that
         version is in this file too: then this is an old file that is read again.
         """
         found = self._run(

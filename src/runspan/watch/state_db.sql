@@ -1,6 +1,7 @@
 CREATE TABLE files (
     name BLOB PRIMARY KEY,
     size INTEGER NOT NULL,
+    modified INTEGER NOT NULL,
     changed INTEGER NOT NULL,
     inode INTEGER NOT NULL,
     status INTEGER NOT NULL,
