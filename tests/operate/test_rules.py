@@ -13,7 +13,7 @@ from alerts.__main__ import OUTPUT, rule_file
 from alerts.rules import expression, seconds
 from alerts.source import SourceError, read
 
-from operate.cases import CASES, Case
+from operate.cases import CASES, LONG, Case
 from support.servers.collector import CONFIG
 from support.servers.programs import ROOT, require_program
 
@@ -36,7 +36,7 @@ def promtool_files(directory: Path) -> list[str]:
     for name, cases in CASES.items():
         (directory / f"{name}.yaml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [RULES[name]]}]}))
         tests = [promtool_test(name, case) for case in cases]
-        often = "1m" if any(case.interval == "1m" for case in cases) else "15s"
+        often = next((interval for interval in (LONG, "1m") if any(case.interval == interval for case in cases)), "15s")
         content = {"rule_files": [f"{name}.yaml"], "evaluation_interval": often, "tests": tests}
         (directory / f"{name}-test.yaml").write_text(yaml.safe_dump(content))
         files.append(str(directory / f"{name}-test.yaml"))

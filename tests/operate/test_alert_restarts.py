@@ -1,0 +1,135 @@
+"""Pages that come and pages that do not: restarts of the Collector and Prometheus, backfills, canaries, bursts.
+
+The rules are the shipped ones with a window of failures of 20 seconds; ``test_alerts`` has the campaign with theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from operate.conftest import Stack
+from operate.kit import document, send, step, wait_until
+from runspan import Recorder
+from support.cli import SAMPLES, runspan
+from support.servers.collector import total
+
+SITE: dict[str, Any] = {"settings": {"failure_window": "20s"}}
+SECONDS = 60
+"""Within which a failure pages."""
+KNOWN = {"RunspanWatchdog"}
+"""What is always sent."""
+
+
+def fail(stack: Stack, run_id: str, workflow: str) -> float:
+    """Send a run that failed just now; return the time at which it was accepted."""
+    send(stack.directory, [document(run_id, workflow, "failed", [step("charge", "failed")])], stack.collector.otlp)
+    return time.time()
+
+
+def pages(stack: Stack, workflow: str, status: str = "firing") -> list[dict[str, Any]]:
+    """The notifications of *run failed* for a workflow."""
+    alerts = stack.webhook.alerts("RunspanRunFailed", status)
+    return [alert for alert in alerts if alert["labels"]["runspan_workflow_id"] == workflow]
+
+
+def paged(stack: Stack, workflow: str, count: int, since: float) -> None:
+    """Wait for so many pages of a workflow, the last one within a minute."""
+    starts = lambda: {alert["startsAt"] for alert in pages(stack, workflow)}  # noqa: E731
+    assert stack.webhook.wait_for(lambda: len(starts()) >= count, SECONDS), stack.prometheus.alerts()
+    logging.getLogger("runspan.tests").info("page %d of %s after %.1f s", count, workflow, time.time() - since)
+    assert len(starts()) == count
+
+
+def cleared(stack: Stack, workflow: str, seconds: float) -> None:
+    """Wait until every page of a workflow was followed by the message that it is resolved."""
+    started = {alert["startsAt"] for alert in pages(stack, workflow)}
+    assert stack.webhook.wait_for(
+        lambda: started <= {alert["startsAt"] for alert in pages(stack, workflow, "resolved")}, seconds
+    ), "not resolved"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scraped(stack: Stack) -> None:
+    """Prometheus has scraped the Collector before the first run."""
+    wait_until(lambda: stack.prometheus.up().get("span-metrics", False), SECONDS, "a scrape of the Collector")
+
+
+def restart_collector(stack: Stack) -> None:
+    stack.collector.program.kill()
+    stack.collector.start()
+
+
+def restart_prometheus(stack: Stack) -> None:
+    stack.prometheus.program.kill()
+    stack.prometheus.start()
+
+
+def restart_both(stack: Stack) -> None:
+    stack.collector.program.kill()
+    stack.prometheus.program.kill()
+    stack.prometheus.start()
+    stack.collector.start()
+
+
+RESTARTS = [
+    pytest.param(restart_both, id="both"),
+    pytest.param(restart_collector, id="collector", marks=pytest.mark.campaign),
+    pytest.param(restart_prometheus, id="prometheus", marks=pytest.mark.campaign),
+]
+
+
+def test_what_is_no_failure_of_now_pages_nobody(stack: Stack) -> None:
+    """A backfill of old runs, finished and not, a canary, a cancelled task and a burst of 2,000 runs: all are stored,
+    and nothing but the watchdog is sent."""
+    otlp = stack.collector.otlp
+    runspan("export", SAMPLES, "--endpoint", otlp, "--quiet")
+    runspan("verify", "--canary", "--backend", stack.runspan, "--endpoint", otlp)
+    with Recorder(endpoint=otlp) as recorder:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(cancelled(recorder))
+        assert recorder.flush()
+    send(stack.directory, [document(f"run_burst_{n}", f"wf_burst_{n % 20}") for n in range(2000)], otlp)
+    # More than the burst, the canary and the cancelled run: the samples too.
+    stored = lambda: total(stack.runspan, "runspan_store_runs", {}) > 2002  # noqa: E731
+    wait_until(stored, SECONDS, "all runs are stored")
+    last = time.time()
+    wait_until(lambda: len(stack.prometheus.times('up{job="span-metrics"}', last)) > 3, SECONDS, "four more scrapes")
+    assert set().union(*stack.webhook.receivers().values()) <= KNOWN, stack.webhook.receivers()
+    firing = stack.prometheus.alerts() + stack.prometheus.alerts(state="pending")
+    assert {alert["labels"]["alertname"] for alert in firing} <= KNOWN
+
+
+async def cancelled(recorder: Recorder) -> None:
+    async with recorder.run("wf_stopped") as run, run.step("wait"):
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        await asyncio.sleep(1)
+
+
+@pytest.mark.parametrize("restart", RESTARTS)
+def test_a_failure_after_a_restart_pages_within_a_minute(stack: Stack, restart: Callable[[Stack], None]) -> None:
+    """One failure, a page, the message that it is over; the same again after SIGKILL and a start of the Collector, of
+    Prometheus, or of both, though the counter stands at 1 each time."""
+    workflow = f"wf_{restart.__name__}"
+    paged(stack, workflow, 1, fail(stack, f"run_{workflow}_1", workflow))
+    cleared(stack, workflow, 2 * SECONDS)
+    restart(stack)
+    paged(stack, workflow, 2, fail(stack, f"run_{workflow}_2", workflow))
+    cleared(stack, workflow, 2 * SECONDS)
+
+
+@pytest.mark.campaign
+def test_a_failure_while_prometheus_is_away_pages_when_it_is_back(stack: Stack) -> None:
+    """The Collector counts meanwhile, and Prometheus compares with what it saw before."""
+    paged(stack, "wf_away", 1, fail(stack, "run_away_1", "wf_away"))
+    cleared(stack, "wf_away", 2 * SECONDS)
+    stack.prometheus.program.kill()
+    fail(stack, "run_away_2", "wf_away")
+    time.sleep(25)  # longer than the window
+    stack.prometheus.start()
+    paged(stack, "wf_away", 2, time.time())
