@@ -17,6 +17,7 @@ OTLP = f'{COLLECTOR}, receiver="otlp", transport="http"'
 RULES = 'job="prometheus", instance="p:9090"'
 NOTIFIED = 'job="alertmanager", instance="a:9093", integration="webhook"'
 SYNC = 'job="runspan", instance="sync:9464"'
+SERVER = 'job="runspan", instance="runspan:8321"'
 FAILED = f'runspan_runs_total{{{WF}, runspan_run_status="failed"}}'
 ENDED = f'runspan_runs_total{{{WF}, runspan_run_status="completed"}}'
 
@@ -49,6 +50,14 @@ _RUN = f'{WF}, runspan_run_status="failed"'
 _COST = f"runspan_run_cost_USD_total{{{WF}}}"
 _LATE = "_x30 "
 """Not there for the first seven and a half minutes."""
+
+
+_STUCK_WF = 'runspan_workflow_id="wf"'
+
+
+def _stuck(workflow: str) -> str:
+    """The series of the age of a workflow's stuck runs."""
+    return f'runspan_runs_stuck_age_seconds{{{SERVER}, runspan_workflow_id="{workflow}"}}'
 
 
 def _latency(role: str, labels: str, slow: bool, every: str = "0+1x200") -> dict[str, str]:
@@ -189,9 +198,17 @@ CASES: dict[str, list[Case]] = {
         _case("two of a hundred", "3h", {FAILED: "0+2x400", ENDED: "0+98x400"}, interval="1m"),
     ],
     "RunspanRunStuck": [
-        _case("runs that nobody saw go on", "5m", {f"runspan_runs_stuck{{{SYNC}}}": "0x8 2x60"}, SYNC),
-        _case("none", "5m", {f"runspan_runs_stuck{{{SYNC}}}": "0x60"}),
-        _case("for half a minute", "5m", {f"runspan_runs_stuck{{{SYNC}}}": "0x8 2x2 0x60"}),
+        _case("a run that nobody saw go on", "5m", {_stuck("wf"): "_x8 900+15x60"}, f"{SERVER}, {_STUCK_WF}"),
+        _case(
+            "one of another workflow, later",
+            "10m",
+            {_stuck("wf"): "_x8 900+15x60", _stuck("wf2"): "_x30 900+15x60"},
+            f"{SERVER}, {_STUCK_WF}",
+            f'{SERVER}, runspan_workflow_id="wf2"',
+        ),
+        _case("it has ended", "5m", {_stuck("wf"): "_x2 900+15x6 stale _x60"}),
+        _case("none", "5m", {}),
+        _case("for half a minute", "5m", {_stuck("wf"): "_x8 900x2 stale _x60"}),
     ],
     "RunspanNoRuns": [
         _case("runs yesterday, and none today", "32h", {ENDED: "0+1x144 144x300"}, 'job="team/runspan"', interval=LONG),

@@ -6,20 +6,25 @@ The rules are the shipped ones with a window of failures of 20 seconds; ``test_a
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from operate.conftest import Stack
 from operate.kit import document, send, step, wait_until
 from runspan import Recorder
-from support.cli import SAMPLES, runspan
+from support.cli import SAMPLES, environment, runspan
 from support.servers.collector import total
 
-SITE: dict[str, Any] = {"settings": {"failure_window": "20s"}}
+SITE: dict[str, Any] = {"settings": {"failure_window": "20s"}, "alerts": {"RunspanRunStuck": {"for": "0s"}}}
+SERVE = ("--stuck-after", "1s")
 SECONDS = 60
 """Within which a failure pages."""
 KNOWN = {"RunspanWatchdog"}
@@ -121,6 +126,56 @@ def test_a_failure_after_a_restart_pages_within_a_minute(stack: Stack, restart: 
     restart(stack)
     paged(stack, workflow, 2, fail(stack, f"run_{workflow}_2", workflow))
     cleared(stack, workflow, 2 * SECONDS)
+
+
+def test_a_dead_run_pages_once_and_is_over_when_a_person_ends_it(stack: Stack) -> None:
+    """The engine is killed in a step. Its run is stuck when its heartbeat is overdue, and pages once; `runspan resolve`
+    ends it, and the alert with it. The stuck run of another workflow, later, has a page of its own."""
+    ids = [crash(stack, workflow) for workflow in ("wf_dead", "wf_dead_too")]
+
+    def alerts(workflow: str, status: str = "firing") -> set[str]:
+        found = stack.webhook.alerts("RunspanRunStuck", status)
+        return {alert["startsAt"] for alert in found if alert["labels"]["runspan_workflow_id"] == workflow}
+
+    for workflow, run_id in zip(("wf_dead", "wf_dead_too"), ids, strict=True):
+        assert stack.webhook.wait_for(lambda workflow=workflow: bool(alerts(workflow)), 2 * SECONDS), stack.prometheus.alerts()  # type: ignore[misc]
+        (stuck,) = runspan(
+            "list", "--stuck", "1s", "--workflow", workflow, "--json", "--backend", stack.runspan
+        ).stdout.splitlines()
+        assert json.loads(stuck)["id"] == run_id
+    runspan("resolve", ids[0], "--status", "cancelled", "--why", "killed", "--backend", stack.runspan)
+    assert stack.webhook.wait_for(lambda: bool(alerts("wf_dead", "resolved")), 2 * SECONDS)
+    assert len(alerts("wf_dead")) == 1
+    assert not alerts("wf_dead_too", "resolved")
+    assert [alert for alert in stack.webhook.alerts("RunspanRunFailed") if "wf_dead" in str(alert["labels"])] == []
+    runspan("resolve", ids[1], "--status", "timed_out", "--backend", stack.runspan)
+    assert stack.webhook.wait_for(lambda: bool(alerts("wf_dead_too", "resolved")), 2 * SECONDS)
+    assert len(alerts("wf_dead_too")) == 1
+
+
+ENGINE = """
+import sys, time
+from runspan import Recorder
+recorder = Recorder(endpoint=sys.argv[1])
+with recorder.run(sys.argv[2]) as run, run.step("work"):
+    recorder.flush()
+    print(run.id, flush=True)
+    time.sleep(600)
+"""
+
+
+def crash(stack: Stack, workflow: str) -> str:
+    """Run an engine until the first snapshot of its run was accepted, and kill it; return the id of the run."""
+    command = [sys.executable, "-c", ENGINE, stack.collector.otlp, workflow]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as engine:
+        assert engine.stdout is not None
+        run_id = engine.stdout.readline().strip()
+        url = f"{stack.runspan}/api/v1/runs/{run_id}"
+        try:
+            wait_until(lambda: httpx.get(url, trust_env=False).is_success, SECONDS, "the run is stored")
+        finally:
+            engine.kill()
+    return run_id
 
 
 @pytest.mark.campaign

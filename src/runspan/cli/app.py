@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "get": ("query", "get"),
     "keys": ("keys", "keys"),
     "list": ("query", "list_runs"),
+    "resolve": ("resolve", "resolve_run"),
     "serve": ("serve", "serve"),
     "sync": ("sync", "sync"),
     "verify": ("verify", "verify"),

@@ -46,7 +46,12 @@ class AppContext:
         self.authenticator = Authenticator(keys, config, origin_guard, self.session_cookie)
         self.failed_logins = RateLimiter(config.logins_per_minute)
         """Counts wrong keys by client address."""
-        self.metrics = Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND))
+        self.metrics = Metrics(
+            reader,
+            clock,
+            stuck_after=int(config.stuck_after * SECOND),
+            stuck_max_age=int(config.stuck_max_age * SECOND),
+        )
 
 
 def current_context() -> AppContext:

@@ -43,7 +43,13 @@ _SILENT: Final = (
     f" + max({contracts.HEARTBEAT_INTERVAL}, (observed_at - time) / {contracts.HEARTBEAT_SHARE}) < ?"
 )
 """The condition on runs whose heartbeat was due before a time; see ``contracts.heartbeat_due``."""
-_STUCK: Final = f"SELECT count(*) FROM runs INDEXED BY live_runs WHERE {_SILENT}"  # noqa: S608 a constant
+_STUCK: Final = f"""
+    SELECT workflow_id, count(*), min(observed_at) FROM runs
+    WHERE id IN (SELECT id FROM runs INDEXED BY live_runs WHERE {_SILENT} AND observed_at - time <= ?)
+    GROUP BY workflow_id ORDER BY min(observed_at)
+"""  # noqa: S608 a constant
+MAX_STUCK_WORKFLOWS: Final = 100
+"""How many workflows have a count of their own: each is a series of ``/metrics``."""
 _UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
@@ -77,6 +83,17 @@ class Unfinished:
     """How many runs are pending, running or suspended."""
     oldest: int | None
     """The earliest start among them, nanoseconds since 1970; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """The stuck runs of a workflow."""
+
+    workflow_id: str
+    """Empty for runs without one, and for the workflows beyond ``MAX_STUCK_WORKFLOWS`` together."""
+    runs: int
+    observed_at: int
+    """The earliest last observation among them, nanoseconds since 1970."""
 
 
 class ConnectionPool:
@@ -251,12 +268,21 @@ class SqliteStore:
         runs, oldest = self._fetch_one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
         return Unfinished(runs, oldest)
 
-    def stuck(self, before: int) -> int:
-        """Return how many runs of all tenants a search with this ``stuck_before`` finds.
+    def stuck(self, before: int, max_age: int) -> list[Stuck]:
+        """Return the runs of all tenants that a search with this ``stuck_before`` finds, by workflow.
+
+        max_age: nanoseconds; a run that was older when it was last observed is left out. A backfill has such runs,
+        since whoever sends an old document observes it now.
 
         The time this takes depends on the number of runs that are pending or running.
         """
-        return int(self._fetch_one(_STUCK, (before,))[0])
+        with self._readers.connection() as connection:
+            rows = connection.execute(_STUCK, (before, max_age)).fetchall()
+        found = {workflow_id or b"": (runs, at) for workflow_id, runs, at in rows[:MAX_STUCK_WORKFLOWS]}
+        for _, runs, at in rows[MAX_STUCK_WORKFLOWS:]:
+            others, earliest = found.get(b"", (0, at))
+            found[b""] = others + runs, min(earliest, at)
+        return [Stuck(workflow_id.decode(), runs, at) for workflow_id, (runs, at) in found.items()]
 
     def check(self) -> None:
         """See ``contracts.TraceReader``. Raise StoreError when reading fails, or no write would succeed."""
