@@ -138,7 +138,9 @@ def test_a_dead_run_pages_once_and_is_over_when_a_person_ends_it(stack: Stack) -
         return {alert["startsAt"] for alert in found if alert["labels"]["runspan_workflow_id"] == workflow}
 
     for workflow, run_id in zip(("wf_dead", "wf_dead_too"), ids, strict=True):
-        assert stack.webhook.wait_for(lambda workflow=workflow: bool(alerts(workflow)), 2 * SECONDS), stack.prometheus.alerts()  # type: ignore[misc]
+        assert stack.webhook.wait_for(lambda workflow=workflow: bool(alerts(workflow)), 2 * SECONDS), (
+            stack.prometheus.alerts()
+        )  # type: ignore[misc]
         (stuck,) = runspan(
             "list", "--stuck", "1s", "--workflow", workflow, "--json", "--backend", stack.runspan
         ).stdout.splitlines()

@@ -50,6 +50,10 @@ _STUCK: Final = f"""
 """  # noqa: S608 a constant
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count of their own: each is a series of ``/metrics``."""
+_ENDED: Final = "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? LIMIT ?)"
+_MAX_SORTED: Final = 10_000
+"""Runs that a list by the time of the end sorts. With more, so many of the newest runs are in it that it is read in its
+own order."""
 _UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
@@ -226,7 +230,9 @@ class SqliteStore:
 
         A damaged list item is left out, and ``partial`` contains its run id.
         """
-        statement, values = _statement(query)
+        ended = None if query.ended_since is None else (min(query.ended_since, MAX_NS), _MAX_SORTED)
+        few_ended = ended is not None and self._fetch_one(_ENDED, ended)[0] < _MAX_SORTED
+        statement, values = _statement(query, few_ended=few_ended)
         tenant = _utf8(query.tenant)
         items: list[bytes] = []
         partial: list[str] = []
@@ -373,10 +379,12 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _statement(query: contracts.RunQuery) -> tuple[str, list[Any]]:
+def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[str, list[Any]]:
     """Return the statement of a list and its values.
 
     Its rows come from the index whose columns are those that the query fixes, in the order of the list.
+
+    few_ended: whether few enough runs have ended since ``query.ended_since`` to be sorted.
     """
     index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
     if query.workflow_id is not None:
@@ -391,6 +399,10 @@ def _statement(query: contracts.RunQuery) -> tuple[str, list[Any]]:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
         conditions.append(_SILENT)
         bound.append(min(query.stuck_before, MAX_NS))
+    if query.ended_since is not None:
+        index = "runs_by_end" if few_ended else index
+        conditions.append(f"ended >= ? AND status IN ({', '.join('?' * len(TERMINAL_RUN_STATUSES))})")
+        bound += [min(query.ended_since, MAX_NS), *map(_utf8, TERMINAL_RUN_STATUSES)]
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))
