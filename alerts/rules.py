@@ -42,7 +42,7 @@ def _rule(alert: Mapping[str, Any], source: Source) -> dict[str, Any]:
     annotations = {
         "summary": _filled(alert["summary"], settings),
         "description": _filled(alert["description"], settings),
-        "runbook_url": f"{settings['runbooks']}#{name.lower()}",
+        "runbook_url": f"{_filled(settings['runbooks'], settings)}#{name.lower()}",
     }
     for kind, places in source.links.items():
         if kind not in alert:

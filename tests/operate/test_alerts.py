@@ -35,6 +35,7 @@ def failed(stack: Stack) -> float:
     asks = document("run_asks", "wf_asks", "suspended", [step("look", ago=18_000)], ago=18_000)
     send(stack.directory, [asks], stack.collector.otlp)
     run = document("run_first_failure", "wf_fails", "failed", [step("look"), step("charge", "failed")])
+    run |= {"startedAt": moment(3 * 86_400), "durationMs": 3 * 86_400_000}
     send(stack.directory, [run], stack.collector.otlp)
     return time.time()
 
@@ -113,15 +114,19 @@ def test_one_failed_run_is_told_within_two_scrapes(stack: Stack, failed: float) 
 
 
 def test_the_notification_links_to_the_run(stack: Stack, failed: float) -> None:
-    """``runs_url`` answers, and the list that it filters begins with the run that failed."""
+    """``runs_url`` answers, and the list that it filters is the run that failed, though it started three days ago.
+    ``runbook_url`` is a page of the same server."""
     for name in ("RunspanRunFailed", "RunspanStepFailed"):
         link = httpx.URL(arrived(stack, name)["annotations"]["runs_url"])
         assert str(link).startswith(stack.runspan)
         answer = httpx.get(f"{stack.runspan}/api/v1/runs", params=link.params, trust_env=False).json()
         assert [run["id"] for run in answer["data"]] == ["run_first_failure"]
-        page = httpx.get(link, trust_env=False)
-        assert page.is_success
-        assert page.headers["content-type"].startswith("text/html")
+        runbook = arrived(stack, name)["annotations"]["runbook_url"]
+        assert runbook.startswith(stack.runspan)
+        for target in (link, runbook, f"{stack.runspan}/runs/run_first_failure"):
+            page = httpx.get(target, trust_env=False)
+            assert page.is_success
+            assert page.headers["content-type"].startswith("text/html")
 
 
 def test_the_texts_are_whole(stack: Stack, failed: float) -> None:
