@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -45,7 +46,10 @@ def pages(stack: Stack, workflow: str, status: str = "firing") -> list[dict[str,
 
 def paged(stack: Stack, workflow: str, count: int, since: float) -> None:
     """Wait for so many pages of a workflow, the last one within a minute."""
-    starts = lambda: {alert["startsAt"] for alert in pages(stack, workflow)}  # noqa: E731
+
+    def starts() -> set[str]:
+        return {alert["startsAt"] for alert in pages(stack, workflow)}
+
     assert stack.webhook.wait_for(lambda: len(starts()) >= count, SECONDS), stack.prometheus.alerts()
     logging.getLogger("runspan.tests").info("page %d of %s after %.1f s", count, workflow, time.time() - since)
     assert len(starts()) == count
@@ -138,9 +142,8 @@ def test_a_dead_run_pages_once_and_is_over_when_a_person_ends_it(stack: Stack) -
         return {alert["startsAt"] for alert in found if alert["labels"]["runspan_workflow_id"] == workflow}
 
     for workflow, run_id in zip(("wf_dead", "wf_dead_too"), ids, strict=True):
-        assert stack.webhook.wait_for(lambda workflow=workflow: bool(alerts(workflow)), 2 * SECONDS), (
-            stack.prometheus.alerts()
-        )  # type: ignore[misc]
+        arrived = partial(alerts, workflow)
+        assert stack.webhook.wait_for(lambda arrived=arrived: bool(arrived()), 2 * SECONDS), stack.prometheus.alerts()
         (stuck,) = runspan(
             "list", "--stuck", "1s", "--workflow", workflow, "--json", "--backend", stack.runspan
         ).stdout.splitlines()
