@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from alerts.source import Source, SourceError
 
-_NEW: Final = re.compile(r"<new (\w+(?:\{[^}]*\})?) in (\w+)>")
+_NEW: Final = re.compile(r"<new (\w+(?:\{[^}]*\})?) in (\w+)(?:, (\w+) ago)?>")
 _WATCHED: Final = re.compile(r"<watched for (\w+)>")
 _DURATION: Final = re.compile(r"<duration (\w+)>")
 _SETTING: Final = re.compile(r"<(\w+)>")
@@ -19,11 +19,11 @@ _TIME: Final = re.compile(r"(\d+)([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MARK: Final = "RUNSPANLABEL"
 
-_SCRAPED: Final = 'up{{job="span-metrics"}} offset {window} == 1'
-"""Prometheus looked at the Collector when the window began, so what it did not see then is new."""
-_YOUNG: Final = "otelcol_process_uptime < {seconds}"
-"""The Collector itself began within the window, so all that it counts is new. Without this, a Prometheus that starts
-beside a Collector that has counted for weeks would tell of every failure there ever was."""
+_SCRAPED: Final = 'max_over_time(up{{job="span-metrics"}}[{gap}] offset {start}) == 1'
+"""Prometheus scraped the Collector before the window began, so what it did not see then is new."""
+_YOUNG: Final = "otelcol_process_uptime{offset} < {window}"
+"""The Collector itself started within the window, so all that it counts is new. Without these two, a Prometheus that
+starts beside a Collector that has counted for weeks would report every failure that ever happened."""
 
 
 def rules(source: Source) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _rule(alert: Mapping[str, Any], source: Source) -> dict[str, Any]:
     annotations = {
         "summary": _filled(alert["summary"], settings),
         "description": _filled(alert["description"], settings),
-        "runbook_url": f"{settings['runbooks']}#{name.lower()}",
+        "runbook_url": f"{_filled(settings['runbooks'], settings)}#{name.lower()}",
     }
     for kind, places in source.links.items():
         if kind not in alert:
@@ -62,19 +62,31 @@ def _rule(alert: Mapping[str, Any], source: Source) -> dict[str, Any]:
 
 def expression(text: str, settings: Mapping[str, str]) -> str:
     """PromQL of an alert's expression."""
-    text = _NEW.sub(lambda match: _new(match[1], _setting(match[2], settings)), text.strip())
-    text = _WATCHED.sub(lambda match: f"count({_SCRAPED.format(window=_setting(match[1], settings))})", text)
+    text = _NEW.sub(lambda match: _new(match[1], settings, match[2], match[3]), text.strip())
+    text = _WATCHED.sub(lambda match: f"count({_scraped(settings, _setting(match[1], settings))})", text)
     return _filled(text, settings)
 
 
-def _new(series: str, window: str) -> str:
-    """How much each counter has grown in the window.
+def _new(series: str, settings: Mapping[str, str], name: str, ago: str | None) -> str:
+    """How much each counter has grown in a window: its last value there minus its last value before.
 
-    A counter that Prometheus first sees at 1 has grown by 1, which ``increase`` cannot know: it counts from the first
-    value on. So the counters that were not there when the window began count whole.
+    ``increase`` cannot be used: it misses the first value of a series, and a counter that is 1 before and after a
+    restart of the Collector. Here no series starts again, because each start of the Collector has an id that is a label
+    of its series. A series that was not there before the window counts whole, or from the first value that Prometheus
+    saw if it does not know what was there before.
     """
-    watched = f"(count({_SCRAPED.format(window=window)}) or count({_YOUNG.format(seconds=seconds(window))}))"
-    return f"({series} unless {series} offset {window} and on () {watched} or increase({series}[{window}]))"
+    window, gap = _setting(name, settings), settings["scrape_gap"]
+    end = 0 if ago is None else seconds(_setting(ago, settings))
+    offset, start = f" offset {end}s" if end else "", f"{end + seconds(window)}s"
+    within = f"{series}[{window}]{offset}"
+    last, before = f"last_over_time({within})", f"last_over_time({series}[{gap}] offset {start})"
+    young = _YOUNG.format(offset=offset, window=seconds(window))
+    watched = f"(count({_scraped(settings, start)}) or count({young}))"
+    return f"({last} - {before} or {last} unless {before} and on () {watched} or {last} - min_over_time({within}))"
+
+
+def _scraped(settings: Mapping[str, str], start: str) -> str:
+    return _SCRAPED.format(gap=settings["scrape_gap"], start=start)
 
 
 def seconds(window: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ SOURCE: Final = Path(__file__).with_name("alerts.yaml")
 SEVERITIES: Final = ("critical", "warning", "none")
 _REQUIRED: Final = {"alert", "severity", "expr", "summary", "description"}
 _OPTIONAL: Final = {"for", "enabled"}
+_URLS: Final = ("runspan", "runbooks", "grafana")
+_ABSOLUTE: Final = re.compile(r"https?://[^\s/?#]+[^\s?#]*$|<runspan>[^\s?#]*$")
+"""In a notification a link has nothing that it could be relative to."""
 
 
 class SourceError(Exception):
@@ -48,8 +52,11 @@ class Source:
             yield group["name"], [alert for alert in group["alerts"] if alert.get("enabled", True)]
 
 
-def read(site: Path | None = None, source: Path = SOURCE) -> Source:
-    """The source, with the settings and the alerts' members that a site's own file changes."""
+def read(site: Path | None = None, source: Path = SOURCE, external_url: str | None = None) -> Source:
+    """The source, with the settings and the alerts' members that a site's own file changes.
+
+    external_url: the setting ``runspan``, above that of the site's file.
+    """
     written = yaml.safe_load(source.read_text())
     own = {} if site is None else yaml.safe_load(site.read_text())
     own = {} if own is None else own
@@ -62,6 +69,11 @@ def read(site: Path | None = None, source: Path = SOURCE) -> Source:
         _expect_known(members, by_name[name].keys() | _OPTIONAL, f"{site}: alerts: {name}")
         by_name[name].update(members)
     known = {name: str(value) for name, value in (written["settings"] | settings).items()}
+    known["runspan"] = external_url or known["runspan"]
+    for name in _URLS:
+        known[name] = known[name].rstrip("/")
+        if not _ABSOLUTE.match(known[name]):
+            raise SourceError(f"settings: {name}: expected a URL as browsers reach it, got {known[name]!r}")
     return Source(known, written["links"], tuple(written["groups"]))
 
 

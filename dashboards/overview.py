@@ -117,7 +117,7 @@ def totals() -> list[Panel]:
                 "Stuck runs",
                 "Runs in runspan's embedded store that nobody has seen go on. Their engine crashed, or is cut off.",
                 COUNT,
-                "sum(runspan_runs_stuck)",
+                "sum(runspan_runs_stuck) or 0 * sum(runspan_runs_unfinished)",
                 span=3,
             ),
             (None, "green"),

@@ -31,7 +31,7 @@ LAYERS = [
     ["verify"],
     ["archive", "watch"],
     ["sync"],
-    ["export"],
+    ["export", "resolve"],
     ["recorder"],
     ["sources", "backends", "delivery", "testing"],
     ["platform_api", "storage"],

@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from runspan.codec.decode import RunSummary
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
-from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, Run
+from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
 
@@ -75,8 +76,23 @@ class RunQuery:
 
     See ``heartbeat_due``. A suspended run is never stuck. Raises QueryError together with another ``status``.
     """
+    ended_since: int | None = None
+    """Only runs that have ended at or after it, in nanoseconds since 1970; see ``model.document.end_time``.
+
+    The list is sorted by the start of the runs nevertheless. Raises QueryError together with ``stuck_before``, or with
+    the status of a run that has not ended.
+    """
 
     def __post_init__(self) -> None:
+        if self.ended_since is not None and (
+            self.stuck_before is not None or self.status not in (None, *TERMINAL_RUN_STATUSES)
+        ):
+            raise QueryError(
+                where="status" if self.stuck_before is None else "stuckAfter",
+                expected=f"{', '.join(TERMINAL_RUN_STATUSES)}, or none, in a list of runs that have ended",
+                got=repr(self.status) if self.stuck_before is None else "a list of stuck runs",
+                hint="such a run has not ended: leave out the time of the end",
+            )
         if self.stuck_before is not None and self.status not in (None, *LIVE_RUN_STATUSES):
             raise QueryError(
                 where="status",
@@ -92,17 +108,16 @@ class RunQuery:
             return (self.status,)
         return () if self.stuck_before is None else LIVE_RUN_STATUSES
 
-    def matches(self, workflow_id: str | None, status: str | None, revision: int, time: int) -> bool:
-        """Return whether a run's newest revision matches the filters other than tenant, ``since`` and cursor.
-
-        ``time`` is the sort time of the run.
-        """
-        if self.workflow_id is not None and workflow_id != self.workflow_id:
+    def matches(self, run: RunSummary) -> bool:
+        """Return whether a run's newest revision matches the filters other than tenant, ``since`` and cursor."""
+        if self.workflow_id is not None and run.workflow_id != self.workflow_id:
             return False
-        if self.statuses and status not in self.statuses:
+        if self.statuses and run.status not in self.statuses:
+            return False
+        if self.ended_since is not None and (run.ended is None or run.ended < self.ended_since):
             return False
         return self.stuck_before is None or (
-            status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(revision), time) < self.stuck_before
+            run.status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(run.revision), run.time) < self.stuck_before
         )
 
 

@@ -56,6 +56,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "list",
         "get",
         "verify",
+        "resolve",
         "demo",
         "keys",
         "keys create",

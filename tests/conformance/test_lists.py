@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, product
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,8 +14,11 @@ from conformance.harness import MS, SECOND, T0, Harness, all_pages, ids, make_ru
 from runspan import Run, encode
 from runspan.codec.fields import REVISION, ROOT_REVISION, SUMMARY_DIGEST
 from runspan.contracts import RunQuery, conflict_note, damaged_note
-from runspan.errors import TraceIncomplete
+from runspan.errors import QueryError, TraceIncomplete
+from runspan.model.document import sort_time
+from runspan.model.span import run_ids
 from runspan.model.timestamps import canonical_text
+from runspan.resolve import resolve
 
 WORKFLOWS = ("wf_a", "wf_b")
 STATUSES = ("completed", "failed", "running")
@@ -174,6 +179,81 @@ def test_since_is_inclusive(backend: Harness, tenant: str) -> None:
     """A run that started at ``since`` is listed, one that started a millisecond earlier is not."""
     backend.send(make_run("at", T0), make_run("earlier", T0 - MS), tenant=tenant)
     assert ids(backend.reader.search(RunQuery(tenant, since=T0))) == ["at"]
+
+
+HOUR, DAY = 3600 * SECOND, 86_400 * SECOND
+EDGE = T0 + 30 * DAY
+"""The time of the end from which on a list has runs."""
+
+
+def ended_runs() -> dict[str, tuple[Run, bool]]:
+    """Runs of many lengths, and whether they ended at the edge or later."""
+    ends = {
+        "short-before": (EDGE - 2 * SECOND, EDGE - SECOND),
+        "short-at": (EDGE - SECOND, EDGE),
+        "short-after": (EDGE + SECOND, EDGE + 2 * SECOND),
+        "hour-before": (EDGE - HOUR - SECOND, EDGE - MS),
+        "hour-after": (EDGE - HOUR - MS, EDGE + MS),
+        "hour-exactly": (EDGE - HOUR, EDGE),
+        "three-days-after": (EDGE - 3 * DAY, EDGE + MS),
+        "three-days-before": (EDGE - 3 * DAY, EDGE - MS),
+        "a-month": (T0, EDGE + 5 * SECOND),
+        "no-end": (EDGE + HOUR, None),
+        "no-end-before": (EDGE - HOUR, None),
+    }
+    made = {}
+    for number, (run_id, (start, end)) in enumerate(ends.items()):
+        members = {
+            "completedAt": ... if end is None else canonical_text(end),
+            "status": ("failed", "completed")[number % 2],
+        }
+        made[run_id] = make_run(run_id, start, **members), (start if end is None else end) >= EDGE
+    return made
+
+
+@pytest.mark.parametrize("status", [None, "failed", "completed", "cancelled"])
+@pytest.mark.parametrize("workflow", [None, "wf_billing", "wf_none"])
+def test_runs_are_listed_by_the_time_of_their_end(
+    backend: Harness, tenant: str, status: str | None, workflow: str | None
+) -> None:
+    """Whenever they started: a run of a month that ended a second ago is in the list, on one page or on many. Runs that
+    have not ended are not, and a run that was corrected, or ended by a person, is there by its new end."""
+    made = ended_runs()
+    backend.send(*[run for run, _ in made.values()], tenant=tenant)
+    backend.send(running("going-on", EDGE), tenant=tenant, observed_at=EDGE + HOUR)
+    changes = {
+        "later": (make_run("later", T0 + DAY), make_run("later", T0 + DAY, completedAt=canonical_text(EDGE + SECOND))),
+        "earlier": (make_run("earlier", EDGE), make_run("earlier", EDGE, completedAt=canonical_text(EDGE - SECOND))),
+    }
+    for before, after in changes.values():
+        backend.send(before, tenant=tenant)
+        backend.send_spans(encode(after, tenant=tenant, after_root=True, observed_at=EDGE + DAY), tenant)
+    backend.send(running("dead", T0 + 2 * DAY), tenant=tenant, observed_at=T0 + 2 * DAY)
+    spans = backend.reader.spans(run_ids("dead", tenant).trace_id, tenant)
+    dead, correction = resolve(spans, status="cancelled", by="ann", now=EDGE + 2 * DAY)
+    backend.send_spans([correction], tenant)
+    listed = [run for run, is_listed in made.values() if is_listed] + [changes["later"][1], dead]
+    expected = sorted(
+        [run for run in listed if status in (None, run.to_dict()["status"]) and workflow in (None, run.workflow_id)],
+        key=lambda run: (sort_time(run.envelope), run.id),
+        reverse=True,
+    )
+    query = RunQuery(tenant, workflow, status, ended_since=EDGE)
+    page = backend.reader.search(query)
+    assert (list(page.items), page.cursor, page.partial) == ([run.summary() for run in expected], None, ())
+    for limit in (1, 3):
+        pages = all_pages(backend.reader, replace(query, limit=limit))
+        assert list(chain.from_iterable(pages)) == [run.id for run in expected]
+    since = EDGE - 3 * DAY
+    page = backend.reader.search(replace(query, since=since))
+    assert ids(page) == [run.id for run in expected if sort_time(run.envelope) >= since]
+
+
+@pytest.mark.parametrize("others", [{"status": "running"}, {"status": "suspended"}, {"stuck_before": T0}])
+def test_what_has_not_ended_has_no_time_of_an_end(others: dict[str, Any]) -> None:
+    """Such a list would always be empty; the error says what to leave out."""
+    with pytest.raises(QueryError, match="has not ended"):
+        RunQuery(ended_since=EDGE, **others)
 
 
 def test_another_tenants_runs_are_not_listed(backend: Harness, tenant: str) -> None:

@@ -14,9 +14,11 @@ from conformance.harness import SECOND, T0, Harness, all_pages, ids, make_run, r
 from runspan import Run, encode
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT
 from runspan.contracts import RunQuery, TraceReader, heartbeat_due
-from runspan.errors import NotFound, TraceIncomplete
+from runspan.errors import ConfigError, NotFound, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, sort_time
 from runspan.model.span import Span, run_ids
+from runspan.model.timestamps import canonical_text
+from runspan.resolve import RESOLUTIONS, resolve
 from support.run_histories import STAGE_COUNT, Observation, is_revision_span, run_history
 
 ENDINGS = ("completed", "failed", "cancelled", "timed_out")
@@ -67,6 +69,44 @@ def test_snapshots_arrive_shuffled_and_twice(backend: Harness, tenant: str, size
     assert list(backend.reader.search(RunQuery(tenant)).items) == [run.summary() for run in reversed(expected)]
     assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == ["shuffled-1"]
     assert ids(backend.reader.search(RunQuery(tenant, status="suspended"))) == ["shuffled-2"]
+
+
+@pytest.mark.parametrize("status", RESOLUTIONS)
+def test_a_dead_run_is_ended_by_a_person(backend: Harness, tenant: str, status: str) -> None:
+    """The correction is the run's document from then on, listed by its new status, whatever the engine still sends; an
+    end that is sent by the engine after all needs a correction of its own."""
+    dead = running("dead", custom=[1.10], error={"code": "LATE"})
+    backend.send(dead, tenant=tenant, observed_at=T0 + SECOND)
+    trace_id = run_ids("dead", tenant).trace_id
+    spans = backend.reader.spans(trace_id, tenant)
+    now = T0 + 3600 * SECOND
+    run, correction = resolve(spans, status=status, by="ann@ops", why='host "a" died', now=now)
+    backend.send_spans([correction], tenant)
+    backend.send_spans(encode(dead, tenant=tenant, observed_at=now + SECOND), tenant)
+    document = backend.reader.document("dead", tenant)
+    assert (document.text, document.incomplete, document.conflict) == (run.text, (), ())
+    error = {
+        "code": status.upper(),
+        "message": f'ended as {status} by ann@ops with runspan resolve: host "a" died',
+        "resolvedBy": "ann@ops",
+        "lastObservedAt": canonical_text(T0 + SECOND),
+        "error": {"code": "LATE"},
+    }
+    ended = {"status": status, "completedAt": canonical_text(now), "durationMs": 3_600_000, "error": error}
+    assert run.to_dict() == dead.to_dict() | ended
+    for query in (RunQuery(tenant), RunQuery(tenant, status=status)):
+        assert list(backend.reader.search(query).items) == [run.summary()]
+    for query in (RunQuery(tenant, status="running"), RunQuery(tenant, stuck_before=now + 3600 * SECOND)):
+        assert ids(backend.reader.search(query)) == []
+    backend.send_spans(encode(make_run("dead"), tenant=tenant), tenant)
+    assert backend.reader.document("dead", tenant).text == run.text
+    with pytest.raises(ConfigError, match="has not ended"):
+        resolve(backend.reader.spans(trace_id, tenant), status=status, by="ann", now=now)
+    again, correction = resolve(
+        backend.reader.spans(trace_id, tenant), status="cancelled", by="bob", now=now + SECOND, force=True
+    )
+    backend.send_spans([correction], tenant)
+    assert backend.reader.document("dead", tenant).text == again.text
 
 
 def test_many_heartbeats_are_one_run(backend: Harness, tenant: str) -> None:

@@ -22,6 +22,15 @@ FAILED = f'runspan_runs_total{{{WF}, runspan_run_status="failed"}}'
 ENDED = f'runspan_runs_total{{{WF}, runspan_run_status="completed"}}'
 
 
+LONG = "10m"
+"""The interval of cases that take days."""
+
+
+def _of(start: str, series: str) -> str:
+    """The series as one start of the Collector exports it."""
+    return f'{series.removesuffix("}")}, signal_to_metrics_service_instance_id="{start}"}}'
+
+
 @dataclass(frozen=True)
 class Case:
     """name: what is the case. at: when to look. fires: the labels of the alerts then, beside name and severity."""
@@ -41,6 +50,14 @@ _RUN = f'{WF}, runspan_run_status="failed"'
 _COST = f"runspan_run_cost_USD_total{{{WF}}}"
 _LATE = "_x30 "
 """Not there for the first seven and a half minutes."""
+
+
+_STUCK_WF = 'runspan_workflow_id="wf"'
+
+
+def _stuck(workflow: str) -> str:
+    """The series of the age of a workflow's stuck runs."""
+    return f'runspan_runs_stuck_age_seconds{{{SERVER}, runspan_workflow_id="{workflow}"}}'
 
 
 def _latency(role: str, labels: str, slow: bool, every: str = "0+1x200") -> dict[str, str]:
@@ -95,6 +112,55 @@ CASES: dict[str, list[Case]] = {
             },
             _RUN,
         ),
+        _case(
+            "one before the Collector started again, and one after",
+            "8m15s",
+            {
+                _of("a", FAILED): "1x30",
+                _of("b", FAILED): "_x32 1x60",
+                "otelcol_process_uptime": "_x31 5+15x60",
+                'up{job="span-metrics", instance="c:8889"}': "1x30 0 1x60",
+            },
+            _RUN,
+        ),
+        _case(
+            "one before the Collector and Prometheus started again, and one after",
+            "10m15s",
+            {
+                _of("a", FAILED): "1x30",
+                _of("b", FAILED): "_x40 1x60",
+                "otelcol_process_uptime": "_x39 5+15x60",
+                'up{job="span-metrics", instance="c:8889"}': "1x30 _x8 1x60",
+            },
+            _RUN,
+        ),
+        _case(
+            "one after the Collector was down for longer than the window",
+            "20m15s",
+            {
+                _of("a", FAILED): "1x30",
+                _of("b", FAILED): "_x80 1x60",
+                "otelcol_process_uptime": "_x79 5+15x60",
+                'up{job="span-metrics", instance="c:8889"}': "1x30 0x48 1x60",
+            },
+            _RUN,
+        ),
+        _case(
+            "one while Prometheus was away",
+            "20m15s",
+            {FAILED: "9x20 _x60 10x60", 'up{job="span-metrics", instance="c:8889"}': "1x20 _x60 1x60"},
+            _RUN,
+        ),
+        _case(
+            "none since the Collector started again",
+            "8m15s",
+            {
+                _of("a", FAILED): "1x30",
+                _of("b", ENDED): "_x32 1x60",
+                "otelcol_process_uptime": "_x31 5+15x60",
+                'up{job="span-metrics", instance="c:8889"}': "1x30 0 1x60",
+            },
+        ),
         _case("the window is over", "14m", {FAILED: f"{_LATE}1x60"}),
         _case("other ends", "8m", {ENDED: f"{_LATE}1x60", ENDED.replace("completed", "cancelled"): "0+1x60"}),
         _case("a Prometheus that starts beside a Collector that has counted for long", "1m", {FAILED: "900x60"}),
@@ -132,18 +198,40 @@ CASES: dict[str, list[Case]] = {
         _case("two of a hundred", "3h", {FAILED: "0+2x400", ENDED: "0+98x400"}, interval="1m"),
     ],
     "RunspanRunStuck": [
-        _case("runs that nobody saw go on", "5m", {f"runspan_runs_stuck{{{SYNC}}}": "0x8 2x60"}, SYNC),
-        _case("none", "5m", {f"runspan_runs_stuck{{{SYNC}}}": "0x60"}),
-        _case("for half a minute", "5m", {f"runspan_runs_stuck{{{SYNC}}}": "0x8 2x2 0x60"}),
+        _case("a run that nobody saw go on", "5m", {_stuck("wf"): "_x8 900+15x60"}, f"{SERVER}, {_STUCK_WF}"),
+        _case(
+            "one of another workflow, later",
+            "10m",
+            {_stuck("wf"): "_x8 900+15x60", _stuck("wf2"): "_x30 900+15x60"},
+            f"{SERVER}, {_STUCK_WF}",
+            f'{SERVER}, runspan_workflow_id="wf2"',
+        ),
+        _case("it has ended", "5m", {_stuck("wf"): "_x2 900+15x6 stale _x60"}),
+        _case("none", "5m", {}),
+        _case("for half a minute", "5m", {_stuck("wf"): "_x8 900x2 stale _x60"}),
     ],
     "RunspanNoRuns": [
+        _case("runs yesterday, and none today", "32h", {ENDED: "0+1x144 144x300"}, 'job="team/runspan"', interval=LONG),
         _case(
-            "none for six hours, and some before", "8h", {ENDED: "0+1x60 60x600"}, 'job="team/runspan"', interval="1m"
+            "runs yesterday, a restart of the Collector, and none today",
+            "32h",
+            {_of("a", ENDED): "0+1x144 _x300", _of("b", ENDED.replace('"wf"', '"other"')): "_x145 0x300"},
+            'job="team/runspan"',
+            interval=LONG,
         ),
-        _case("after the Collector started again", "9h", {ENDED: "0+1x60 _x600"}, 'job="team/runspan"', interval="1m"),
-        _case("one an hour", "8h", {ENDED: "0x59 1x59 2x59 3x59 4x59 5x59 6x59 7x59 8x59"}, interval="1m"),
-        _case("a new workflow", "8h", {ENDED: "5x600", FAILED: "_x400 1x200"}, interval="1m"),
-        _case("a Prometheus that has only just begun", "30m", {ENDED: "5x600"}, interval="1m"),
+        _case(
+            "none on a Monday, after a weekend without runs",
+            "188h",
+            {ENDED: "0+1x720 720x1200"},
+            'job="team/runspan"',
+            interval=LONG,
+        ),
+        _case("a service that has ended two weeks ago", "324h", {ENDED: "0+1x300 300x1700"}, interval=LONG),
+        _case("each night without runs", "32h", {ENDED: "0x48 0+1x96 96x48 96+1x96"}, interval=LONG),
+        _case("each weekend without runs", "300h", {ENDED: "0+1x720 720x288 720+1x720 1440x288"}, interval=LONG),
+        _case("one a day, half an hour later", "34h20m", {ENDED: "_x60 1x146 2x300"}, interval=LONG),
+        _case("only a new workflow has runs", "32h", {ENDED: "0+1x144 144x300", FAILED: "_x180 1x200"}, interval=LONG),
+        _case("a Prometheus that has only just begun", "7h30m", {ENDED: "5x600"}, interval=LONG),
     ],
     "RunspanRunSlow": [
         _case("runs that take an hour", "20m", _latency("run", WF, slow=True), WF),
@@ -319,6 +407,16 @@ CASES: dict[str, list[Case]] = {
             "the first spans that are given up",
             "8m",
             {f'otelcol_exporter_send_failed_spans{{{TEMPO}, error_type="InvalidArgument"}}': f"{_LATE}7x60"},
+            TEMPO,
+        ),
+        _case(
+            "as many after a restart of the Collector as before",
+            "8m15s",
+            {
+                f'otelcol_exporter_send_failed_spans{{{TEMPO}, service_instance_id="a"}}': "7x30",
+                f'otelcol_exporter_send_failed_spans{{{TEMPO}, service_instance_id="b"}}': "_x32 7x60",
+                "otelcol_process_uptime": "_x31 5+15x60",
+            },
             TEMPO,
         ),
         _case(

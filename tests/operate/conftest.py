@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from alerts.__main__ import rule_file
 
 from support.cli import server
@@ -30,8 +32,12 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """runspan, the Collector, Prometheus with the rules, Alertmanager, and a webhook that it notifies."""
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """runspan, the Collector, Prometheus with the rules, Alertmanager, and a webhook that it notifies.
+
+    A module changes the rules by ``SITE``, the content of a site's own file, and the server by ``SERVE``, its options.
+    """
+    site, serve = getattr(request.module, "SITE", {}), getattr(request.module, "SERVE", ())
     for name in ("otelcol", "prometheus", "alertmanager"):
         require_program(name)
 
@@ -39,7 +45,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         return tmp_path_factory.mktemp(name)
 
     with ExitStack() as opened:
-        url, _ = opened.enter_context(server(place("store")))
+        url, _ = opened.enter_context(server(place("store"), *serve))
         collector = start_collector(place("collector"), runspan=url)
         opened.callback(collector.stop)
         webhook = opened.enter_context(Webhook())
@@ -52,15 +58,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "runspan": url.removeprefix("http://"),
             "alertmanager": alertmanager.address,
         }
-        rules = write_rules(place("rules"), url)
+        rules = write_rules(place("rules"), url, site)
         prometheus = start_prometheus(place("prometheus"), targets, alertmanager=alertmanager.address, rules=rules)
         opened.callback(prometheus.stop)
         yield Stack(place("sent"), url, collector, prometheus, alertmanager, webhook)
 
 
-def write_rules(directory: Path, runspan: str) -> Path:
-    """The rules of a site where runspan is served at this address; nothing else differs from those that are shipped."""
-    site = directory / "site.yaml.txt"
-    site.write_text(f"settings: {{runspan: '{runspan}'}}\n")
-    (directory / "runspan.yaml").write_text(rule_file(site))
+def write_rules(directory: Path, runspan: str, site: Mapping[str, Any] | None = None) -> Path:
+    """The rules of a site where runspan is served at this address, with the changes of the site."""
+    changes = dict(site or {})
+    changes["settings"] = {"runspan": runspan, **changes.get("settings", {})}
+    file = directory / "site.yaml.txt"
+    file.write_text(yaml.safe_dump(changes))
+    (directory / "runspan.yaml").write_text(rule_file(file))
     return directory

@@ -17,6 +17,7 @@ import httpx
 from operate.fresh import samples, unfinished, whole, write
 from operate.kit import wait_until
 from runspan import Run, encode
+from runspan.backends.sqlite import SqliteStore
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import Running, running, runspan, server
@@ -29,6 +30,7 @@ QUEUE_BYTES = 2_000_000
 """Of each exporter's queue: room for all documents, and soon full while a backend is down."""
 LARGE = 300_000
 """Bytes of the payload of a large run."""
+HOUR = 3_600_000_000_000
 OPEN = ("suspended", "running")
 RESOURCE = ("deployment.environment.name=test", "service.namespace=shop")
 
@@ -58,6 +60,8 @@ def scene(directory: Path) -> Iterator[Scene]:
     runs = [Run.from_json(text) for text in (*dropped, *listed)]
     with ExitStack() as opened:
         data = directory / "data"
+        with SqliteStore(data) as store:
+            store.put(Run.from_json(unfinished(now, "running", "run_stuck")), observed_at=now - 4 * HOUR)
         url, _ = opened.enter_context(server(data))
         (closed,) = free_ports(1)
         # Tempo is down: nobody listens on its port, and the queue for it fills.

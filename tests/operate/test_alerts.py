@@ -35,6 +35,7 @@ def failed(stack: Stack) -> float:
     asks = document("run_asks", "wf_asks", "suspended", [step("look", ago=18_000)], ago=18_000)
     send(stack.directory, [asks], stack.collector.otlp)
     run = document("run_first_failure", "wf_fails", "failed", [step("look"), step("charge", "failed")])
+    run |= {"startedAt": moment(3 * 86_400), "durationMs": 3 * 86_400_000}
     send(stack.directory, [run], stack.collector.otlp)
     return time.time()
 
@@ -113,15 +114,19 @@ def test_one_failed_run_is_told_within_two_scrapes(stack: Stack, failed: float) 
 
 
 def test_the_notification_links_to_the_run(stack: Stack, failed: float) -> None:
-    """``runs_url`` answers, and the list that it filters begins with the run that failed."""
+    """``runs_url`` answers, and the list that it filters is the run that failed, though it started three days ago.
+    ``runbook_url`` is a page of the same server."""
     for name in ("RunspanRunFailed", "RunspanStepFailed"):
         link = httpx.URL(arrived(stack, name)["annotations"]["runs_url"])
         assert str(link).startswith(stack.runspan)
         answer = httpx.get(f"{stack.runspan}/api/v1/runs", params=link.params, trust_env=False).json()
         assert [run["id"] for run in answer["data"]] == ["run_first_failure"]
-        page = httpx.get(link, trust_env=False)
-        assert page.is_success
-        assert page.headers["content-type"].startswith("text/html")
+        runbook = arrived(stack, name)["annotations"]["runbook_url"]
+        assert runbook.startswith(stack.runspan)
+        for target in (link, runbook, f"{stack.runspan}/runs/run_first_failure"):
+            page = httpx.get(target, trust_env=False)
+            assert page.is_success
+            assert page.headers["content-type"].startswith("text/html")
 
 
 def test_the_texts_are_whole(stack: Stack, failed: float) -> None:
@@ -155,12 +160,37 @@ def test_what_is_no_failure_of_now_raises_nothing(stack: Stack, failed: float) -
     assert found["data"]["status"] == "failed"
 
 
-def test_counters_go_on_under_the_same_labels_when_the_collector_starts_again(stack: Stack, failed: float) -> None:
-    """No label of a counter is new on every start, though the Collector gives some of them an id of its own."""
+def test_counters_have_the_id_of_the_collectors_start(stack: Stack, failed: float) -> None:
+    """A counter of another start of the Collector is another series, which the rules rely on; no label is of a run."""
     arrived(stack, "RunspanRunFailed")
     labels = {label for series in stack.prometheus.query("runspan_runs_total") for label in series["metric"]}
     known = {"__name__", "instance", "job", "runspan_run_status", "runspan_workflow_id", "service_name"}
-    assert labels == known
+    assert labels == known | {"signal_to_metrics_service_instance_id"}
+    for series, label in (
+        ("traces_span_metrics_calls_total", "collector_instance_id"),
+        ("otelcol_receiver_accepted_spans", "service_instance_id"),
+    ):
+        assert all(label in found["metric"] for found in stack.prometheus.query(series))
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1500)
+def test_the_shipped_rules_page_after_restarts(stack: Stack, failed: float) -> None:
+    """A failure pages, and five minutes later it is over. Collector and Prometheus are killed and started, and the same
+    workflow fails again: it pages within a minute."""
+
+    def arrivals(status: str) -> set[str]:
+        alerts = stack.webhook.alerts("RunspanRunFailed", status)
+        return {alert["startsAt"] for alert in alerts if alert["labels"]["runspan_workflow_id"] == "wf_fails"}
+
+    arrived(stack, "RunspanRunFailed")
+    assert stack.webhook.wait_for(lambda: len(arrivals("resolved")) == 1, 600)
+    for program in (stack.collector, stack.prometheus):
+        program.program.kill()
+    for program in (stack.prometheus, stack.collector):
+        program.start()
+    send(stack.directory, [document("run_second", "wf_fails", "failed", [step("look")])], stack.collector.otlp)
+    assert stack.webhook.wait_for(lambda: len(arrivals("firing")) == 2, SECONDS), stack.prometheus.alerts()
 
 
 def test_the_watchdog_is_always_told(stack: Stack, failed: float) -> None:

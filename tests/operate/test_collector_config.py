@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,14 +22,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from operate.kit import REPLAY, document, moment, send, step, wait_until
 from operate.promql import names
-from runspan import Run, encode
+from runspan import Recorder, Run, encode
 from runspan.codec.fields import ROLE
 from runspan.model.span import Span, run_ids
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.telemetry import INSTRUMENTS, InstrumentKind, MetricsRegistry
 from runspan.telemetry.otel import push_metrics
-from support.cli import environment, running, server
+from runspan.verify import CANARY
+from support.cli import environment, running, runspan, server
 from support.servers.collector import CONFIG, Collector, scraped, start_collector
 from support.servers.programs import ROOT, require_program
 from support.sync import local_server as platform
@@ -61,6 +63,7 @@ def test_the_configuration_is_valid_with_every_variable_set() -> None:
         "QUEUE_BYTES": "1000000",
         "MEMORY_MIB": "2048",
         "MAX_AGE": "10m",
+        "UNFINISHED_AGE": "24h",
         "FLUSH": "15s",
         "INSECURE": "false",
         "TEMPO": "tempo.example.com:443",
@@ -302,6 +305,38 @@ def following(how: str, folder: Path, otlp: str) -> Iterator[Callable[[dict[str,
 
         yield drop
         assert child.end() == 0
+
+
+def test_an_unfinished_run_that_is_sent_long_after_its_start_is_not_counted(collector: Collector, place: Path) -> None:
+    """An export of old documents says nothing about approvals that somebody still waits for."""
+    old = document("run_left", "wf_left", "suspended", [step("look", ago=800_000)], ago=800_000)
+    send(place, [old, document("run_waiting", "wf_left", "suspended", ago=1000)], collector.otlp)
+    wait_until(lambda: counts(collector, "wf_left").get("unfinished") == 1, SECONDS, "the recent one")
+    assert collector.counted("runspan_unfinished_age_seconds_sum", runspan_workflow_id="wf_left") < 2000
+
+
+def test_the_canary_is_not_counted(collector: Collector, backend: str) -> None:
+    """A run that `verify` makes up is stored, and in no counter: no alert knows of it."""
+    runspan("verify", "--canary", "--backend", backend, "--endpoint", collector.otlp)
+    assert counts(collector, CANARY) == {}
+
+
+def test_a_cancelled_step_is_no_failed_step(collector: Collector) -> None:
+    """A task that is cancelled ends its run as cancelled. Its step is failed in the document, and fails in no alert."""
+
+    async def engine(recorder: Recorder) -> None:
+        async with recorder.run("wf_stopped") as run, run.step("wait"):
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            await asyncio.sleep(1)
+
+    with Recorder(endpoint=collector.otlp) as recorder:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(engine(recorder))
+        assert recorder.flush()
+    counted(collector, "wf_stopped", runs=1, spans=2)
+    assert (
+        collector.counted("runspan_runs_total", runspan_workflow_id="wf_stopped", runspan_run_status="cancelled") == 1
+    )
 
 
 def test_what_is_old_is_not_counted(collector: Collector, place: Path) -> None:

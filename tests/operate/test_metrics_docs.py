@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from conformance.harness import running
 from operate.boards import ROOT, filled_in, targets
 from operate.fresh import unfinished, whole
 from operate.promql import names
@@ -28,6 +29,7 @@ PAGE = (ROOT / "docs" / "metrics.md").read_text()
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "otel-collector.yaml").read_text())
 ROW = re.compile(r"^\| (?!---)(?P<cells>.+) \|$", re.MULTILINE)
 TYPES = {str: "string", int: "integer", float: "double"}
+HOUR = 3_600_000_000_000
 COMMON = {"job", "deployment_environment_name"}
 
 
@@ -152,6 +154,8 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
     """What ``/metrics`` of a server with an embedded store has, by name and labels, but for health.md's own."""
     store = SqliteStore(tmp_path)
     try:
+        now = time.time_ns()
+        store.put(running("stuck", now - 2 * HOUR), observed_at=now - HOUR)
         metrics = Metrics(store)
         metrics.observe_request("/api/v1/runs", "GET", "200", 0.01)
         assert isinstance(metrics.registry, CollectorRegistry)

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from alerts.__main__ import OUTPUT, rule_file
 from alerts.rules import expression, seconds
+from alerts.runbooks import PAGE, page
 from alerts.source import SourceError, read
 
-from operate.cases import CASES, Case
+from operate.cases import CASES, LONG, Case
 from support.servers.collector import CONFIG
 from support.servers.programs import ROOT, require_program
 
@@ -25,8 +26,9 @@ ALWAYS = "RunspanWatchdog"
 
 
 def test_the_rules_are_what_the_source_makes() -> None:
-    """Nobody has edited the written file: `python -m alerts` makes the same text."""
+    """Nobody has edited the written files: `python -m alerts` makes the same texts."""
     assert OUTPUT.read_text() == rule_file()
+    assert PAGE.read_text() == page(RUNBOOKS)
 
 
 def promtool_files(directory: Path) -> list[str]:
@@ -36,7 +38,7 @@ def promtool_files(directory: Path) -> list[str]:
     for name, cases in CASES.items():
         (directory / f"{name}.yaml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [RULES[name]]}]}))
         tests = [promtool_test(name, case) for case in cases]
-        often = "1m" if any(case.interval == "1m" for case in cases) else "15s"
+        often = next((interval for interval in (LONG, "1m") if any(case.interval == interval for case in cases)), "15s")
         content = {"rule_files": [f"{name}.yaml"], "evaluation_interval": often, "tests": tests}
         (directory / f"{name}-test.yaml").write_text(yaml.safe_dump(content))
         files.append(str(directory / f"{name}-test.yaml"))
@@ -84,7 +86,7 @@ def test_each_alert_says_all_that_is_needed(name: str) -> None:
     assert rule["annotations"]["summary"]
     assert rule["annotations"]["description"].endswith(".")
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-    assert (ROOT / page).exists()
+    assert page == "http://127.0.0.1:8321/runbooks"
     *_, query, link = sections()[anchor].strip().split("\n\n")
     assert re.fullmatch(r"```(promql|traceql)\n.+\n```", query)
     assert re.fullmatch(r"\[.+\]\(http://127\.0\.0\.1:\d+/\S*\)", link)
@@ -131,6 +133,8 @@ def test_a_site_changes_thresholds_without_editing_rules(tmp_path: Path) -> None
         ("alerts: {RunspanNoRun: {enabled: false}}", "RunspanNoRun"),
         ("alerts: {RunspanNoRuns: {colour: red}}", "colour"),
         ("alerts: {RunspanNoRuns: {severity: urgent}}", "urgent"),
+        ("settings: {runbooks: docs/runbooks.md}", "runbooks"),
+        ("settings: {runspan: 'runs.example.com:8321'}", "runspan"),
         ("thresholds: {}", "thresholds"),
         ("[]", "mapping"),
     ],
@@ -141,6 +145,18 @@ def test_a_site_file_with_a_mistake_is_refused(tmp_path: Path, text: str, said: 
     site.write_text(text)
     with pytest.raises(SourceError, match=said):
         rule_file(site)
+
+
+def test_one_setting_makes_every_link_of_runspan_absolute(tmp_path: Path) -> None:
+    """`--external-url` replaces the address in all annotations; only Grafana has another one."""
+    made = yaml.safe_load(rule_file(external_url="https://runs.example.com/ops/"))
+    for rule in (rule for group in made["groups"] for rule in group["rules"]):
+        links = {name: text for name, text in rule["annotations"].items() if name.endswith("_url")}
+        assert links.pop("runbook_url") == f"https://runs.example.com/ops/runbooks#{rule['alert'].lower()}"
+        assert links.get("runs_url", "https://runs.example.com/ops/").startswith("https://runs.example.com/ops/")
+        assert links.get("traces_url", "http://127.0.0.1:3000/").startswith("http://127.0.0.1:3000/")
+    with pytest.raises(SourceError, match="expected a URL"):
+        rule_file(external_url="runs.example.com")
 
 
 def test_an_expression_names_its_settings_or_is_refused() -> None:

@@ -549,5 +549,5 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "/v1/traces": ["post"],
     }
     parameters = {parameter["name"] for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]}
-    assert parameters == {"workflowId", "status", "since", "limit", "cursor", "stuckAfter"}
+    assert parameters == {"workflowId", "status", "since", "limit", "cursor", "stuckAfter", "endedSince"}
     assert set(found["components"]["securitySchemes"]) == {"apiKey", "bearer"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from conformance.harness import SECOND, T0, all_pages, ids, make_run, otlp, runn
 from runspan import Run, encode
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.store import _statement
+from runspan.backends.sqlite.store import MAX_STUCK_WORKFLOWS, Stuck, _statement
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery, heartbeat_due
 from runspan.errors import NotFound, QueryError, QueryUnsupported
@@ -29,6 +30,7 @@ from support.cli import runspan
 from support.web import error_of, serving
 
 MINUTE = 60 * SECOND
+DAY = 1440 * MINUTE
 NOW = T0 + 60 * MINUTE
 DUE = {"fresh": NOW - MINUTE, "edge": NOW - 15 * MINUTE, "silent": NOW - 16 * MINUTE, "old": NOW - 50 * MINUTE}
 """When the next heartbeat of each running run was due."""
@@ -94,8 +96,8 @@ def test_the_same_document_put_again_is_a_heartbeat(store: SqliteStore) -> None:
     due = T0 + MINUTE + 30 * SECOND
     assert ids(store.search(RunQuery(stuck_before=due))) == []
     assert ids(store.search(RunQuery(stuck_before=due + 1))) == ["beats"]
-    assert store.stuck(due) == 0
-    assert store.stuck(due + 1) == 1
+    assert store.stuck(due, MINUTE) == []
+    assert store.stuck(due + 1, MINUTE) == [Stuck("wf_billing", 1, T0 + MINUTE)]
 
 
 def test_retention_counts_from_the_last_observation(tmp_path: Path) -> None:
@@ -235,22 +237,51 @@ def test_the_command_line_lists_stuck_runs(tmp_path: Path, over_http: bool) -> N
         assert "not stuck" in runspan("list", *backend, "--stuck", "--status", "suspended", code=2).output
 
 
-def test_metrics_count_stuck_runs(store: SqliteStore) -> None:
-    """``runspan_runs_stuck`` follows the clock, with the configured threshold."""
+def test_metrics_count_the_stuck_runs_of_each_workflow(store: SqliteStore) -> None:
+    """``runspan_runs_stuck`` follows the clock, with the configured threshold; the age is that of the oldest."""
     fill(store)
     now = NOW
     config = WebConfig(stuck_after=60 * 20)
+
+    def counted(client: httpx.Client, name: str) -> dict[str, float]:
+        pattern = rf'^{name}{{runspan_workflow_id="(\w+)"}} (\S+)$'
+        found = re.findall(pattern, client.get("/metrics").text, flags=re.MULTILINE)
+        return {workflow: float(value) for workflow, value in found}
+
     with serving(create_app(store, store, config=config, clock=lambda: now)) as client:
-        assert "\nrunspan_runs_stuck 1.0\n" in client.get("/metrics").text
+        assert counted(client, "runspan_runs_stuck") == {"wf_1": 1}
+        age = counted(client, "runspan_runs_stuck_age_seconds")["wf_1"]
+        assert 50 * 60 < age < 60 * 60
         now += 10 * MINUTE
-        assert "\nrunspan_runs_stuck 3.0\n" in client.get("/metrics").text
+        assert counted(client, "runspan_runs_stuck") == {"wf_1": 2, "wf_2": 1}
+        assert counted(client, "runspan_runs_stuck_age_seconds")["wf_1"] == pytest.approx(age + 600)
         store.put(Run.from_json(store.document("old").text), observed_at=now)
-        assert "\nrunspan_runs_stuck 2.0\n" in client.get("/metrics").text
+        assert counted(client, "runspan_runs_stuck") == {"wf_1": 1, "wf_2": 1}
+
+
+def test_a_run_that_was_sent_long_after_its_start_is_not_counted(store: SqliteStore) -> None:
+    """A backfill contains runs that never ended. They are listed as stuck, and raise no alert."""
+    store.put(running("left", T0), observed_at=T0 + 8 * DAY)
+    store.put(running("watched", T0 + 7 * DAY), observed_at=T0 + 8 * DAY)
+    late = T0 + 30 * DAY
+    assert ids(store.search(RunQuery(stuck_before=late))) == ["watched", "left"]
+    assert store.stuck(late, 7 * DAY) == [Stuck("wf_billing", 1, T0 + 8 * DAY)]
+
+
+def test_the_series_of_many_workflows_are_bounded(store: SqliteStore) -> None:
+    """Those that are stuck the longest have a series of their own, and the others one together."""
+    for number in range(MAX_STUCK_WORKFLOWS + 3):
+        store.put(running(f"run-{number}", workflowId=f"wf-{number}"), observed_at=T0 + number * SECOND)
+    store.put(running("none", workflowId=...), observed_at=T0)
+    found = {item.workflow_id: item for item in store.stuck(NOW, MINUTE * 60)}
+    assert len(found) == MAX_STUCK_WORKFLOWS
+    assert found["wf-0"] == Stuck("wf-0", 1, T0)
+    assert found[""] == Stuck("", 5, T0)
 
 
 def test_only_the_newest_state_is_stuck(store: SqliteStore) -> None:
     """A snapshot that arrives after the end does not bring the run back."""
     store.write(read_protobuf(otlp(encode(make_run("ended")))))
     store.write(read_protobuf(otlp(encode(running("ended"), observed_at=T0))))
-    assert store.stuck(NOW) == 0
+    assert store.stuck(NOW, NOW) == []
     assert store.spans(run_ids("ended").trace_id)

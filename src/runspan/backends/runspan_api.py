@@ -80,8 +80,8 @@ class RunspanApiReader:
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``.
 
-        The API takes ``since`` and ``stuckAfter`` as durations, so their bounds move with the clock. Raises
-        QueryUnsupported if the server does not know ``stuckAfter``, which is an extension.
+        The API takes ``since``, ``endedSince`` and ``stuckAfter`` as durations, so their bounds move with the clock.
+        Raises QueryUnsupported if the server does not know the last two, which are extensions.
         """
         parameters: dict[str, str | int] = {"limit": query.limit}
         if query.workflow_id is not None:
@@ -94,19 +94,22 @@ class RunspanApiReader:
             parameters["cursor"] = query.cursor.token()
         if query.stuck_before is not None:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
+        if query.ended_since is not None:
+            parameters["endedSince"] = self._since(query.ended_since)
         try:
             items, meta, cursor = self._get(
                 f"{API_PATH}/runs", lambda response: read_items(response.content), parameters
             )
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
-        if parameters.get("stuckAfter") != meta.stuck_after:
-            raise QueryUnsupported(
-                where=self._api.base,
-                expected="a server that reports stuck runs",
-                got="one that does not know stuckAfter",
-                hint="update that runspan server; the platform's own API has no stuck runs",
-            )
+        for name, told in (("stuckAfter", meta.stuck_after), ("endedSince", meta.ended_since)):
+            if parameters.get(name) != told:
+                raise QueryUnsupported(
+                    where=self._api.base,
+                    expected=f"a server that knows {name}",
+                    got="one that ignores it",
+                    hint="update that runspan server; the platform's own API does not have this filter",
+                )
         ids = [self._id_of(item) for item in items]
         if ids and query.tenant:
             self._verify_tenant(ids[0], query.tenant)

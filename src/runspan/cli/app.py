@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "get": ("query", "get", "Print one run document, exactly."),
     "keys": ("keys", "keys", "Manage the API keys of a server, which are kept hashed in its data directory."),
     "list": ("query", "list_runs", "List runs, newest first."),
+    "resolve": ("resolve", "resolve_run", "End a run whose engine died, so that it is stuck no more."),
     "serve": ("serve", "serve", "Serve the web pages and the REST API, and receive traces."),
     "sync": ("sync", "sync", "Fetch runs from the platform, and send them as traces."),
     "verify": ("verify", "verify", "Check that a backend returns runs exactly as they were sent."),

@@ -46,6 +46,10 @@ _LONGEST_CELL: Final = 200
     help=f"List only runs whose current status is this: {', '.join(RUN_STATUSES)}.",
 )
 @options.time("--since", help="List only runs that started this long ago or later, such as 1h or 7d.")
+@options.time(
+    "--ended-since",
+    help="List only runs that ended this long ago or later, whenever they started. The newest start is first.",
+)
 @options.option(
     "--stuck",
     type=options.Duration(),
@@ -65,6 +69,7 @@ def list_runs(
     workflow_id: str | None,
     status: str | None,
     since: int | None,
+    ended_since: int | None,
     stuck: int | None,
     limit: int,
     cursor: str | None,
@@ -80,6 +85,7 @@ def list_runs(
     \b
     Examples:
       runspan list --data ./data --status failed --since 24h
+      runspan list --data ./data --status failed --ended-since 1h
       runspan list --data ./data --stuck
       runspan list --backend tempo+http://127.0.0.1:3200 --stuck 1h --workflow wf_xyz789
       runspan list --backend http://127.0.0.1:8321 --workflow wf_xyz789
@@ -88,9 +94,8 @@ def list_runs(
     after = Cursor.parse(cursor) if cursor else None
     with closing(backend.open_reader()) as reader:
         now = time.time_ns()
-        oldest = None if since is None else max(0, now - since)
-        stuck_before = None if stuck is None else max(0, now - stuck)
-        query = RunQuery(backend.tenant, workflow_id, status, oldest, limit, after, stuck_before)
+        edges = [None if ago is None else max(0, now - ago) for ago in (since, stuck, ended_since)]
+        query = RunQuery(backend.tenant, workflow_id, status, edges[0], limit, after, *edges[1:])
         items: list[bytes] = []
         for page in _pages(reader, query):
             for note in page.partial:

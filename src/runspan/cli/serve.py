@@ -234,6 +234,13 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     help="Count a pending or running run as stuck in /metrics when its next heartbeat is overdue by this much "
     "(runspan_runs_stuck, of the embedded store).",
 )
+@options.time(
+    "--stuck-max-age",
+    type=options.Seconds(),
+    default="7d",
+    help="Count no run as stuck in /metrics that was older than this when it was last observed: it was not watched "
+    "while it ran, but sent from a file.",
+)
 @options.option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")
 @options.option("--no-pages", is_flag=True, help="Serve the API only, without the web pages at / and without a login.")
 @options.option(
@@ -276,7 +283,8 @@ def serve(
 
     \b
     GET  /                        web pages: list of runs, a run in detail, a comparison of two
-    GET  /api/v1/runs             newest first: workflowId, status, since, limit, cursor, stuckAfter
+    GET  /api/v1/runs             newest first: workflowId, status, since, endedSince, stuckAfter,
+                                  limit, cursor
     GET  /api/v1/runs/{id}        one run document, exactly as it was sent
     GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
     GET  /api/v1/traces/{id}      a trace as OTLP/JSON

@@ -32,6 +32,7 @@ from runspan.model.document import (
     Envelope,
     Run,
     Step,
+    end_time,
     parse_document,
     run_text,
     str_or_none,
@@ -165,6 +166,8 @@ class RunSummary:
     """The sort time, see ``contracts.RunQuery``."""
     summary: bytes
     """The JSON text of the list item."""
+    ended: int | None
+    """See ``model.document.end_time``."""
 
 
 def read_summary(span: Span) -> RunSummary | None:
@@ -204,6 +207,7 @@ def read_summary(span: Span) -> RunSummary | None:
         str_or_none(envelope.status),
         span.start,
         summary,
+        end_time(envelope, span.start),
     )
 
 

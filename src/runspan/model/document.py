@@ -158,6 +158,16 @@ def sort_time(envelope: Envelope) -> int:
     return min([ns for ns in times if ns], default=0) or time_ns(envelope.completed_at) or 0
 
 
+def end_time(envelope: Envelope, time: int) -> int | None:
+    """Return when a run ended, in nanoseconds since 1970: its completion, or where it lies in time without one.
+
+    Return None for a run that has not ended. ``time``: where it lies in time.
+    """
+    if str_or_none(envelope.status) not in TERMINAL_RUN_STATUSES:
+        return None
+    return time_ns(envelope.completed_at) or time
+
+
 def latest_time(envelope: Envelope) -> int:
     """Return the latest time in a document in nanoseconds since 1970, 0 if it has none."""
     values = [envelope.started_at, envelope.completed_at, *_step_times(envelope)]

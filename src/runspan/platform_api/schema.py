@@ -54,6 +54,7 @@ class Meta(msgspec.Struct, rename="camel"):
     has_more: bool | None = None
     partial: list[str] = []
     stuck_after: str | None = None
+    ended_since: str | None = None
 
 
 class _Success(msgspec.Struct):

@@ -93,12 +93,6 @@ OLDEST_UNFINISHED: Final = Instrument(
     "s",
     "Time since the start of the oldest run that has not ended; 0 if all have ended.",
 )
-STUCK: Final = Instrument(
-    "runspan.runs.stuck",
-    _GAUGE,
-    "{run}",
-    "Pending and running runs whose next heartbeat is overdue by more than `--stuck-after`.",
-)
 RECORDED: Final = Instrument("runspan.recorder.runs", _COUNTER, "{run}", "Runs that ended in the recorder.")
 RECORDER_FAILED: Final = Instrument(
     "runspan.recorder.failures", _COUNTER, "{failure}", "Errors of the recorder, which never interrupt the engine."

@@ -154,6 +154,8 @@ def list_runs() -> Response:
         meta.partial = list(page.partial)
     if query.stuckAfter is not None:
         meta.stuckAfter = query.stuckAfter
+    if query.endedSince is not None:
+        meta.endedSince = query.endedSince
     body = b'{"success":true,"data":[%b],"meta":%b}' % (
         b",".join(page.items),
         meta.model_dump_json(exclude_unset=True).encode(),

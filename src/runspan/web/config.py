@@ -35,7 +35,9 @@ class WebConfig:
     access_log: bool = False
     """Whether each request is logged to the logger ``runspan.access``."""
     stuck_after: float = 900.0
-    """Seconds without an observation after which ``/metrics`` counts a run as stuck."""
+    """Seconds by which a run's heartbeat is overdue when ``/metrics`` counts it as stuck."""
+    stuck_max_age: float = 604_800.0
+    """Seconds. ``/metrics`` does not count a run as stuck that was older when it was last observed."""
     jaeger_url: str = ""
     """Base URL of Jaeger's user interface, with its path prefix, for links to traces; empty for no link."""
     grafana_url: str = ""

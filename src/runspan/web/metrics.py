@@ -15,9 +15,10 @@ from runspan.errors import RunspanError
 from runspan.model.timestamps import SECOND
 from runspan.telemetry import MetricsRegistry, Samples
 from runspan.telemetry.prometheus import RegistryCollector
-from runspan.telemetry.registry import OLDEST_UNFINISHED, STUCK, UNFINISHED
+from runspan.telemetry.registry import OLDEST_UNFINISHED, UNFINISHED
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
+_WORKFLOW = ("runspan_workflow_id",)
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -25,12 +26,17 @@ class Metrics:
     """The metrics of one application, in a registry of its own."""
 
     def __init__(
-        self, backend: object, clock: Callable[[], int] = time.time_ns, *, stuck_after: int = 900 * SECOND
+        self,
+        backend: object,
+        clock: Callable[[], int] = time.time_ns,
+        *,
+        stuck_after: int = 900 * SECOND,
+        stuck_max_age: int = 7 * 86_400 * SECOND,
     ) -> None:
         """Include the backend's own metrics if it is a ``SqliteStore``, which knows cheaply what it contains.
 
-        ``clock`` returns nanoseconds since 1970. ``stuck_after`` is the number of nanoseconds without an observation
-        after which a run counts as stuck.
+        ``clock`` returns nanoseconds since 1970. A run counts as stuck when its heartbeat is overdue by
+        ``stuck_after`` nanoseconds, unless it was older than ``stuck_max_age`` when it was last observed.
         """
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -61,8 +67,9 @@ class Metrics:
         )
         if isinstance(backend, SqliteStore):
             run_metrics = MetricsRegistry(clock)
-            run_metrics.register(lambda: _run_samples(backend, clock() - stuck_after))
+            run_metrics.register(lambda: _run_samples(backend))
             self.registry.register(RegistryCollector(run_metrics))
+            self.registry.register(_StuckCollector(backend, clock, stuck_after, stuck_max_age))
             self.registry.register(_StoreCollector(backend))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
@@ -81,12 +88,44 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _run_samples(store: SqliteStore, stuck_before: int) -> Samples:
+def _run_samples(store: SqliteStore) -> Samples:
     try:
         unfinished = store.unfinished()
-        return {UNFINISHED: unfinished.runs, OLDEST_UNFINISHED: unfinished.oldest, STUCK: store.stuck(stuck_before)}
+        return {UNFINISHED: unfinished.runs, OLDEST_UNFINISHED: unfinished.oldest}
     except RunspanError:
         return {}
+
+
+class _StuckCollector(Collector):
+    """Counts the stuck runs of each workflow on every scrape. A workflow without one has no series."""
+
+    def __init__(self, store: SqliteStore, clock: Callable[[], int], after: int, max_age: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._after = after
+        self._max_age = max_age
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        now = self._clock()
+        try:
+            found = self._store.stuck(now - self._after, self._max_age)
+        except RunspanError:
+            return
+        runs = GaugeMetricFamily(
+            "runspan_runs_stuck",
+            "Pending and running runs whose next heartbeat is overdue by more than `--stuck-after`.",
+            labels=_WORKFLOW,
+        )
+        age = GaugeMetricFamily(
+            "runspan_runs_stuck_age_seconds",
+            "Time since the last observation of the stuck run that was observed the longest ago.",
+            labels=_WORKFLOW,
+        )
+        for item in found:
+            runs.add_metric([item.workflow_id], item.runs)
+            age.add_metric([item.workflow_id], (now - item.observed_at) / SECOND)
+        yield runs
+        yield age
 
 
 class _StoreCollector(Collector):

@@ -51,7 +51,12 @@ class AppContext:
         self.authenticator = Authenticator(keys, config, origin_guard, self.session_cookie)
         self.failed_logins = RateLimiter(config.logins_per_minute)
         """Counts wrong keys by client address."""
-        self.metrics = Metrics(reader, clock, stuck_after=int(config.stuck_after * SECOND))
+        self.metrics = Metrics(
+            reader,
+            clock,
+            stuck_after=int(config.stuck_after * SECOND),
+            stuck_max_age=int(config.stuck_max_age * SECOND),
+        )
         self._turns: dict[str, threading.Lock] = {}
 
     def turn(self, tenant: str, size: int = LARGE_BODY) -> AbstractContextManager[object]:

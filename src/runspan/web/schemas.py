@@ -59,6 +59,13 @@ class RunsQuery(BaseModel):
         "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
         "into account repeats it in `meta.stuckAfter`.",
     )
+    endedSince: str | None = Field(
+        None,
+        pattern=_SINCE,
+        description="Only runs that ended this long ago or less, whenever they started: `1h`. The list is sorted by "
+        "start all the same. An extension of the platform's API; a response that took it into account repeats it in "
+        "`meta.endedSince`.",
+    )
 
     def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
         """Return the query of a backend. ``now`` is the time in nanoseconds since 1970 that durations count back from.
@@ -73,6 +80,7 @@ class RunsQuery(BaseModel):
             limit=limit,
             cursor=cursor,
             stuck_before=_time_before(now, self.stuckAfter),
+            ended_since=_time_before(now, self.endedSince),
         )
 
 
@@ -136,6 +144,7 @@ class Meta(BaseModel):
         "older than their newest revision, or one of several documents sent as one revision; one line each.",
     )
     stuckAfter: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    endedSince: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
 
 
 class RunListResponse(BaseModel):

@@ -48,6 +48,17 @@ class Webhook:
             found = [alert for notification in self._notifications for alert in notification["alerts"]]
         return [alert for alert in found if alert["status"] == status and name in {"", alert["labels"]["alertname"]}]
 
+    def receivers(self) -> dict[str, set[str]]:
+        """The names of the alerts that fired, by the receiver that was notified."""
+        told: dict[str, set[str]] = {}
+        with self._arrived:
+            for notification in self._notifications:
+                firing = [alert for alert in notification["alerts"] if alert["status"] == "firing"]
+                told.setdefault(notification["receiver"], set()).update(
+                    alert["labels"]["alertname"] for alert in firing
+                )
+        return told
+
     def wait_for(self, found: Callable[[], bool], seconds: float) -> bool:
         """Whether it holds at the latest after so long; looked at after every notification."""
         with self._arrived:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +21,20 @@ RULES: Final = ROOT / "deploy" / "rules"
 
 @dataclass
 class Prometheus:
-    """A Prometheus that scrapes and evaluates. url: its address."""
+    """A Prometheus that scrapes and evaluates. url: its address. Its data stays in its directory when it is killed."""
 
     url: str
-    program: Program
+    command: list[str]
+    directory: Path
+    program: Program = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, or starts it again at the same address; returns when it is ready."""
+        self.program = Program(self.command, self.directory)
+        self.program.wait_until(lambda: answers(f"{self.url}/-/ready"))
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The instant vector of an expression now, or one sample without labels of a scalar."""
@@ -89,10 +99,7 @@ def start_prometheus(
         # Default 1m: what fires in the first 5 s, before Prometheus knows its Alertmanager, is told so much later.
         "--rules.alert.resend-delay=5s",
     ]
-    url = f"http://127.0.0.1:{port}"
-    program = Program(command, directory)
-    program.wait_until(lambda: answers(f"{url}/-/ready"))
-    return Prometheus(url, program)
+    return Prometheus(f"http://127.0.0.1:{port}", command, directory)
 
 
 def config(targets: Mapping[str, str], alertmanager: str, rules: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_filters_are_the_apis_parameters_in_the_url(page: Page, filled: str) -> 
     choice(page, "Status").select_option("failed")
     expect(page).to_have_url(re.compile(r"\?status=failed$"))
     expect(page.locator(ROWS)).to_have_count(13)
-    choice(page, "Started").select_option("24h")
+    choice(page, "Time").select_option("24h")
     expect(page.locator(ROWS)).to_have_count(5)
     page.get_by_role("combobox", name="Workflow").fill("wf_ledger")
     page.keyboard.press("Enter")
@@ -107,7 +107,7 @@ def test_filters_are_the_apis_parameters_in_the_url(page: Page, filled: str) -> 
     page.go_back()
     page.go_back()
     expect(page.locator(ROWS)).to_have_count(13)
-    expect(choice(page, "Started")).to_have_value("")
+    expect(choice(page, "Time")).to_have_value("")
     page.go_forward()
     expect(page.locator(ROWS)).to_have_count(5)
     page.get_by_role("button", name="Clear filters").click()
@@ -119,7 +119,7 @@ def test_a_shared_url_may_ask_for_what_the_form_does_not_offer(page: Page, fille
     """since=90m and limit=3 come from a URL, stay in it, and the form shows them."""
     opened(page, f"{filled}/?since=90m&limit=2")
     assert ids(page) == ["run_000", "run_001"]
-    expect(choice(page, "Started")).to_have_value("90m")
+    expect(choice(page, "Time")).to_have_value("90m")
     choice(page, "Status").select_option("completed")
     expect(page).to_have_url(re.compile("limit=2"))
     expect(page).to_have_url(re.compile("since=90m"))
@@ -143,6 +143,31 @@ def test_stuck_runs_are_a_choice(page: Page, tmp_path: Path) -> None:
         expect(choice(page, "Status").locator("option:checked")).to_have_text("Stuck for 3s")
         choice(page, "Status").select_option("failed")
         expect(page).to_have_url(f"{url}/?status=failed")
+
+
+def test_a_run_of_days_that_ended_now_is_listed_by_its_end(page: Page, tmp_path: Path) -> None:
+    """The list by the time of the end has it, that by the start has not; the form shows and keeps the filter."""
+    now = datetime.now(UTC)
+    with SqliteStore(tmp_path) as store:
+        for run_id, started, ended in (("run_days", 72, 0.1), ("run_old", 72, 71), ("run_new", 0.2, 0.1)):
+            start, end = ((now - timedelta(hours=hours)).isoformat() for hours in (started, ended))
+            document = {"id": run_id, "workflowId": "wf", "status": "failed", "startedAt": start, "completedAt": end}
+            store.put(Run.from_dict(document), observed_at=time.time_ns())
+    with server(tmp_path) as (url, _):
+        opened(page, f"{url}/?status=failed&since=24h")
+        assert ids(page) == ["run_new"]
+        choice(page, "Time").select_option("Ended in the last hour")
+        expect(page).to_have_url(f"{url}/?status=failed&endedSince=1h")
+        expect(page.locator(ROWS)).to_have_count(2)
+        assert ids(page) == ["run_new", "run_days"]
+        page.goto(f"{url}/?endedSince=90m")
+        expect(choice(page, "Time").locator("option:checked")).to_have_text("Ended in the last 90m")
+        choice(page, "Status").select_option("failed")
+        expect(page).to_have_url(f"{url}/?status=failed&endedSince=90m")
+        row(page, "run_days").get_by_text("wf").click()
+        expect(page).to_have_url(re.compile(r"workflowId=wf&.*endedSince=90m"))
+        page.get_by_role("button", name="Clear filters").click()
+        expect(page.locator(ROWS)).to_have_count(3)
 
 
 def test_a_workflow_in_the_list_filters_by_it(page: Page, filled: str) -> None:

@@ -127,7 +127,7 @@ def test_text_cannot_become_markup_even_by_mistake(page: Page, watch: Watch, url
 
 def test_no_other_site_can_frame_or_read_the_pages(url: str) -> None:
     """Every page has the whole policy, forbids frames, and is kept by no cache; there is no CORS."""
-    for path in ("/", "/runs/x", "/compare", "/nothing"):
+    for path in ("/", "/runs/x", "/compare", "/runbooks", "/nothing"):
         answer = httpx.get(
             url + path, headers={"Accept": "text/html", "Origin": "https://evil.example"}, trust_env=False
         )
@@ -144,7 +144,7 @@ def test_no_other_site_can_frame_or_read_the_pages(url: str) -> None:
 
 def test_the_markup_needs_no_exception_from_the_policy(url: str) -> None:
     """No page has inline scripts, styles or handlers."""
-    for path in ("/", "/runs/x", "/compare", "/nothing"):
+    for path in ("/", "/runs/x", "/compare", "/runbooks", "/nothing"):
         text = httpx.get(url + path, headers={"Accept": "text/html"}, trust_env=False).text
         assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son[a-z]+=|\sstyle=|javascript:", text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice, product
 from typing import Final
 
@@ -13,6 +14,7 @@ from runspan.backends.jaeger.search import (
     DAY,
     END,
     LIMITED_WIDTH,
+    LONG_RUN,
     WRONG_PATH,
     DensityHint,
     SearchApi,
@@ -27,6 +29,7 @@ from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, limited_notes
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
+from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
 
 CHECK_SECONDS: Final = 5.0
@@ -40,7 +43,7 @@ _MAX_HINTS: Final = 256
 _STATUS: Final = next(field.key for field in RUN_TABLE.labels if field.member == "status")
 _MAX_SEARCHED_CHARACTERS: Final = MAX_ATTRIBUTE_BYTES // 4
 """Longer values are not one attribute under the usual name."""
-_ListKind = tuple[str, str | None, tuple[str, ...], bool]
+_ListKind = tuple[str, str | None, tuple[str, ...], bool, bool]
 """What lists have in common whose runs lie at similar times."""
 
 
@@ -120,7 +123,7 @@ class JaegerReader:
         search = self._search_api = self._search_api or detect_search_api(self._http, self._resource_spans)
         deadline = self._monotonic() + LIST_SECONDS
 
-        def search_range(lo: int, hi: int, depth: int) -> list[Traces]:
+        def search_all(conditions: Sequence[_Condition], lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
                 raise BackendTimeout(
                     where=self._http.name,
@@ -129,14 +132,19 @@ class JaegerReader:
                     hint="ask for a later since, a workflow or a status",
                 )
             searches = product(services, conditions)
-            return [_by_trace(search(service, attributes, lo, hi, depth)) for service, attributes in searches]
+            return [
+                _by_trace(search(service, attributes, shortest, lo, hi, depth))
+                for service, (attributes, shortest) in searches
+            ]
 
         now = self._clock() // 1000
-        kind = (query.tenant, query.workflow_id, query.statuses, query.stuck_before is None)
+        edges = (query.stuck_before is None, query.ended_since is None)
+        kind = (query.tenant, query.workflow_id, query.statuses, *edges)
         hint = self._hints.get(kind) or DensityHint(now)
         try:
             limits = self._detected_limits(search, services[0], now)
-            windows = WindowedSearch(search_range, query, hint, limits, now)
+            long_runs = partial(search_all, _long_run_conditions(query, conditions))
+            windows = WindowedSearch(partial(search_all, conditions), query, hint, limits, now, long_runs)
             rows = list(islice(windows.rows(), query.limit + 1))
         except BackendRefused:
             self._forget_server()
@@ -183,9 +191,9 @@ class JaegerReader:
             return limits
         limits = StoreLimits()
         try:
-            search(service, {}, now + DAY, END, 1)
+            search(service, {}, 0, now + DAY, END, 1)
         except BackendRefused:
-            search(service, {}, now, now + DAY, 1)
+            search(service, {}, 0, now, now + DAY, 1)
             limits.max_width = LIMITED_WIDTH
         self._limits = limits
         return limits
@@ -216,8 +224,23 @@ def _by_trace(spans: Sequence[FoundSpan]) -> Traces:
     return traces
 
 
-def _conditions(query: RunQuery) -> list[Mapping[str, str]]:
-    """Return attributes of run and revision spans; every run in the list has a span that meets one of the conditions.
+_Condition = tuple[Mapping[str, str], int]
+"""Attributes of a span, and its shortest length in microseconds."""
+
+
+def _long_run_conditions(query: RunQuery, conditions: Sequence[_Condition]) -> list[_Condition]:
+    """Return the conditions of runs that are ``LONG_RUN`` or longer, or that changed after their end.
+
+    The span of such a change has no length, whatever the run's was.
+    """
+    attributes = {key: value for key, value in conditions[0][0].items() if key not in (ROLE, _STATUS)}
+    statuses = TERMINAL_RUN_STATUSES if query.status is None else (query.status,)
+    changed = [(attributes | {ROLE: ROLE_REVISION, _STATUS: status}, 0) for status in statuses]
+    return [({**conditions[0][0], ROLE: ROLE_RUN}, LONG_RUN), *changed]
+
+
+def _conditions(query: RunQuery) -> list[_Condition]:
+    """Return conditions on run and revision spans; every run in the list has a span that meets one of them.
 
     Without a condition no run can be in the list. Values that are encoded in another form are compared with the run
     only.
@@ -232,7 +255,7 @@ def _conditions(query: RunQuery) -> list[Mapping[str, str]]:
         key: value for key, value in attributes.items() if 0 < len(value) <= _MAX_SEARCHED_CHARACTERS or key == TENANT
     }
     if query.stuck_before is not None:
-        return [attributes | {ROLE: ROLE_REVISION}]  # only revision spans carry runs that have not ended
+        return [(attributes | {ROLE: ROLE_REVISION}, 0)]  # only revision spans carry runs that have not ended
     if TENANT in attributes or _STATUS in attributes:
-        return [attributes]  # spans of steps have neither
-    return [attributes | {ROLE: role} for role in (ROLE_RUN, ROLE_REVISION)]
+        return [(attributes, 0)]  # spans of steps have neither
+    return [(attributes | {ROLE: role}, 0) for role in (ROLE_RUN, ROLE_REVISION)]

@@ -43,12 +43,13 @@ class DepthRefused(QueryUnsupported):
     """The store does not search that deep: the memory storage refuses more than ``max_traces``."""
 
 
-SearchApi = Callable[[str, Mapping[str, str], int, int, int], list[FoundSpan]]
-"""One of the two search APIs: called with service, attributes, lo, hi and depth.
+SearchApi = Callable[[str, Mapping[str, str], int, int, int, int], list[FoundSpan]]
+"""One of the two search APIs: called with service, attributes, shortest, lo, hi and depth.
 
 It returns the spans of at most ``depth`` complete traces. All traces that have a span of the service with these
-attributes which starts in ``lo <= microsecond < hi`` match; and some others, since no store matches exactly that. It
-raises DepthRefused when the depth is too high, and BackendRefused when the store fails.
+attributes, ``shortest`` microseconds long or longer, which starts in ``lo <= microsecond < hi`` match; and some others,
+since no store matches exactly that. It raises DepthRefused when the depth is too high, and BackendRefused when the
+store fails.
 """
 
 
@@ -57,6 +58,7 @@ def _search_v3(
     cache: ResourceSpanCache,
     service: str,
     attributes: Mapping[str, str],
+    shortest: int,
     lo: int,
     hi: int,
     depth: int,
@@ -72,6 +74,8 @@ def _search_v3(
         # Without this Jaeger adjusts the traces, and its memory storage keeps the change.
         "query.raw_traces": "true",
     }
+    if shortest:
+        parameters["query.duration_min"] = f"{shortest}us"
     if attributes:
         parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
     response = http.get("/api/v3/traces", parameters, accept_statuses=(404, 500))
@@ -81,7 +85,7 @@ def _search_v3(
 
 
 def _search_legacy(
-    http: RemoteClient, service: str, attributes: Mapping[str, str], lo: int, hi: int, depth: int
+    http: RemoteClient, service: str, attributes: Mapping[str, str], shortest: int, lo: int, hi: int, depth: int
 ) -> list[FoundSpan]:
     """Search by the legacy API, which has microseconds only and was removed after Jaeger 2.20."""
     parameters: dict[str, str | int] = {
@@ -91,6 +95,8 @@ def _search_legacy(
         "limit": depth,
         "raw": "true",
     }
+    if shortest:
+        parameters["minDuration"] = f"{shortest}us"
     if attributes:
         parameters["tags"] = msgspec.json.encode(attributes).decode()
     response = http.get("/api/traces", parameters, accept_statuses=(500,))
@@ -156,6 +162,11 @@ Traces = Mapping[str, Sequence[FoundSpan]]
 """Spans by trace id."""
 SearchRange = Callable[[int, int, int], Sequence[Traces]]
 """Search ``lo <= start < hi`` in microseconds with a depth; return the traces of each of several searches."""
+LONG_RUN: Final = 3_600_000_000
+"""Microseconds. Of the runs in a list by the time of the end, those that started so long before that time are at least
+so long. Jaeger finds them by the length of the run span, whenever they started."""
+_LONG_RUN_WIDTH: Final = 7 * DAY
+"""Of the first window of such runs, of which there are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +195,20 @@ class WindowedSearch:
     hint: where the runs likely are.
     limits: what the store accepts; updated.
     now: microseconds since 1970, from which a store that refuses wide ranges is searched back.
+    search_long_runs: searches for runs of the length ``LONG_RUN`` or longer, and runs that changed after their end.
     """
 
     def __init__(
-        self, search_range: SearchRange, query: RunQuery, hint: DensityHint, limits: StoreLimits, now: int
+        self,
+        search_range: SearchRange,
+        query: RunQuery,
+        hint: DensityHint,
+        limits: StoreLimits,
+        now: int,
+        search_long_runs: SearchRange | None = None,
     ) -> None:
         self._search_range = search_range
+        self._search_long_runs = search_long_runs or search_range
         self._query = query
         self._hint = hint
         self._limits = limits
@@ -209,9 +228,13 @@ class WindowedSearch:
             hi, lowest = min(hi, self._now + DAY), max(since, self._now - LOOKBACK_DAYS * DAY)
         wanted = query.limit + 1
         width = _FIRST_WIDTH if self._hint.gap is None else self._hint.gap * (wanted + 1)
+        long_runs = None if query.ended_since is None else query.ended_since // 1000 - LONG_RUN
         while hi > lowest:
+            if long_runs is not None and hi <= long_runs:
+                self._search_range, self._is_sample = self._search_long_runs, False
+                width, long_runs = _LONG_RUN_WIDTH, None
             top = max(min(hi, newest + 1), lowest + 1)
-            lo = max(lowest, top - max(width, 1))
+            lo = max(lowest, top - max(width, 1), long_runs or 0)
             traces, lo = self._newest_part(lo, hi, wanted)
             rows = self._rows(traces, lo, hi)
             yield from rows
@@ -334,7 +357,7 @@ class WindowedSearch:
     def _belongs(self, run: RunSummary) -> bool:
         """Return whether a run meets the query and comes after its cursor."""
         query = self._query
-        if run.tenant != query.tenant or not query.matches(run.workflow_id, run.status, run.revision, run.time):
+        if run.tenant != query.tenant or not query.matches(run):
             return False
         if query.since is not None and run.time < query.since:
             return False

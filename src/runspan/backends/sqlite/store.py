@@ -47,7 +47,17 @@ _SILENT: Final = (
     f" + max({contracts.HEARTBEAT_INTERVAL}, (observed_at - time) / {contracts.HEARTBEAT_SHARE}) < ?"
 )
 """The condition on runs whose heartbeat was due before a time; see ``contracts.heartbeat_due``."""
-_STUCK: Final = f"SELECT count(*) FROM runs INDEXED BY live_runs WHERE {_SILENT}"  # noqa: S608 a constant
+_STUCK: Final = f"""
+    SELECT workflow_id, count(*), min(observed_at) FROM runs
+    WHERE id IN (SELECT id FROM runs INDEXED BY live_runs WHERE {_SILENT} AND observed_at - time <= ?)
+    GROUP BY workflow_id ORDER BY min(observed_at)
+"""  # noqa: S608 a constant
+MAX_STUCK_WORKFLOWS: Final = 100
+"""How many workflows have a count of their own: each is a series of ``/metrics``."""
+_ENDED: Final = "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? LIMIT ?)"
+_MAX_SORTED: Final = 10_000
+"""Runs that a list by the time of the end sorts. With more, so many of the newest runs are in it that it is read in its
+own order."""
 _UNFINISHED: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
@@ -83,6 +93,17 @@ class Unfinished:
     """How many runs are pending, running or suspended."""
     oldest: int | None
     """The earliest start among them, nanoseconds since 1970; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """The stuck runs of a workflow."""
+
+    workflow_id: str
+    """Empty for runs without one, and for the workflows beyond ``MAX_STUCK_WORKFLOWS`` together."""
+    runs: int
+    observed_at: int
+    """The earliest last observation among them, nanoseconds since 1970."""
 
 
 class ConnectionPool:
@@ -237,7 +258,9 @@ class SqliteStore:
 
         A damaged list item is left out, and ``partial`` contains its run id.
         """
-        statement, values = _statement(query)
+        ended = None if query.ended_since is None else (min(query.ended_since, MAX_NS), _MAX_SORTED)
+        few_ended = ended is not None and self._fetch_one(_ENDED, ended)[0] < _MAX_SORTED
+        statement, values = _statement(query, few_ended=few_ended)
         tenant = _utf8(query.tenant)
         items: list[bytes] = []
         partial: list[str] = []
@@ -282,12 +305,21 @@ class SqliteStore:
         runs, oldest = self._fetch_one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
         return Unfinished(runs, oldest)
 
-    def stuck(self, before: int) -> int:
-        """Return how many runs of all tenants a search with this ``stuck_before`` finds.
+    def stuck(self, before: int, max_age: int) -> list[Stuck]:
+        """Return the runs of all tenants that a search with this ``stuck_before`` finds, by workflow.
+
+        max_age: nanoseconds; a run that was older when it was last observed is left out. A backfill has such runs,
+        since whoever sends an old document observes it now.
 
         The time this takes depends on the number of runs that are pending or running.
         """
-        return int(self._fetch_one(_STUCK, (before,))[0])
+        with self._readers.connection() as connection:
+            rows = connection.execute(_STUCK, (before, max_age)).fetchall()
+        found = {workflow_id or b"": (runs, at) for workflow_id, runs, at in rows[:MAX_STUCK_WORKFLOWS]}
+        for _, runs, at in rows[MAX_STUCK_WORKFLOWS:]:
+            others, earliest = found.get(b"", (0, at))
+            found[b""] = others + runs, min(earliest, at)
+        return [Stuck(workflow_id.decode(), runs, at) for workflow_id, (runs, at) in found.items()]
 
     def check(self) -> None:
         """See ``contracts.TraceReader``. Raise StoreError when reading fails, or no write would succeed."""
@@ -410,10 +442,12 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _statement(query: contracts.RunQuery) -> tuple[str, list[Any]]:
+def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[str, list[Any]]:
     """Return the statement of a list and its values.
 
     Its rows come from the index whose columns are those that the query fixes, in the order of the list.
+
+    few_ended: whether few enough runs have ended since ``query.ended_since`` to be sorted.
     """
     index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
     if query.workflow_id is not None:
@@ -428,6 +462,10 @@ def _statement(query: contracts.RunQuery) -> tuple[str, list[Any]]:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
         conditions.append(_SILENT)
         bound.append(min(query.stuck_before, MAX_NS))
+    if query.ended_since is not None:
+        index = "runs_by_end" if few_ended else index
+        conditions.append(f"ended >= ? AND status IN ({', '.join('?' * len(TERMINAL_RUN_STATUSES))})")
+        bound += [min(query.ended_since, MAX_NS), *map(_utf8, TERMINAL_RUN_STATUSES)]
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))

@@ -109,7 +109,7 @@ class CandidateVerifier:
         run = version.summary
         if run is None or run.tenant != self._query.tenant:
             return Decision()
-        if not self._query.matches(run.workflow_id, run.status, run.revision, run.time):
+        if not self._query.matches(run):
             return Decision()
         note = ""
         if version.missing:
@@ -213,6 +213,8 @@ class RunSearch:
         """What is not certain, with the position in the list to which it applies."""
         self._cursor: SortKey = _FIRST if query.cursor is None else (query.cursor.time, query.cursor.run_id)
         self._since = max(query.since or 0, 0)
+        # Tempo finds a run in every window that it reaches into, so the lowest one has those that started before it.
+        self._floor = max(self._since, query.ended_since or 0)
         self._wanted = query.limit + 1
         self._needs_versions = False
         self._changed: dict[bytes, Candidate] | None = {}
@@ -221,10 +223,10 @@ class RunSearch:
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
         query = self.query
-        stuck = query.stuck_before is not None
-        kind = (query.tenant, query.workflow_id, query.statuses, stuck, query.limit, query.cursor is None)
+        edges = (query.stuck_before is None, query.ended_since is None, query.cursor is None)
+        kind = (query.tenant, query.workflow_id, query.statuses, query.limit, edges)
         high = LATEST if query.cursor is None else min(max(query.cursor.time // SECOND, EARLIEST) + 1, LATEST)
-        floor = min(max(self._since // SECOND, EARLIEST), high - 1)
+        floor = min(max(self._floor // SECOND, EARLIEST), high - 1)
         newest, hint = min(high, self.now), self.hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
         self._changed = self._find_changed()

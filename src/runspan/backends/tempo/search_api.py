@@ -111,7 +111,7 @@ def search_text(query: RunQuery, *, after_end: bool = False, times: bool = True)
     """
     tenant = _tenant_terms(query)
     omitted = {key for key, _ in known_attributes(query)} | (set() if times else _TIMES)
-    if query.statuses and not is_unfinished(query):
+    if query.ended_since is not None or (query.statuses and not is_unfinished(query)):
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
         if not after_end:
             return _text(_spans(ended, *tenant), omitted=omitted)

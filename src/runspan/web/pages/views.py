@@ -71,8 +71,8 @@ login = Blueprint("login", __name__)
 
 @pages.before_request
 def require_read() -> None:
-    """Render a page only for a browser that may read runs. Static files are the same for everybody."""
-    if request.endpoint != "pages.static":
+    """Render a page only for a browser that may read runs. Static files and runbooks are the same for everybody."""
+    if request.endpoint not in ("pages.static", "pages.runbooks"):
         current_context().authenticator.authorize(request.environ, RUNS_READ)
 
 
@@ -110,6 +110,11 @@ def run(run_id: str) -> Response:
 @pages.get("/compare")
 def compare() -> Response:
     return _render("compare.html", entry="compare/main.js")
+
+
+@pages.get("/runbooks")
+def runbooks() -> Response:
+    return _render("runbooks.html")
 
 
 @pages.get("/static/<version>/<path:name>")

@@ -4,8 +4,9 @@ import { h } from "../dom.js";
 import { RUN_STATUSES, status } from "../format.js";
 
 const FIELDS = ["workflowId", "status", "since"];
-const PARAMETERS = [...FIELDS, "stuckAfter"];
+const PARAMETERS = [...FIELDS, "stuckAfter", "endedSince"];
 const STUCK_PREFIX = "stuck:"; // options of the status field that set the parameter stuckAfter
+const ENDED_PREFIX = "ended:"; // options of the time field that set the parameter endedSince
 
 /**
  * Return whether any filter is set.
@@ -39,9 +40,13 @@ export class FilterForm {
    *
    * @param {object} parameters - Query parameters.
    */
-  show({ limit, stuckAfter, ...rest }) {
+  show({ limit, stuckAfter, endedSince, ...rest }) {
     this.limit = limit;
-    const values = { ...rest, status: rest.status || (stuckAfter ? STUCK_PREFIX + stuckAfter : "") };
+    const values = {
+      ...rest,
+      status: rest.status || (stuckAfter ? STUCK_PREFIX + stuckAfter : ""),
+      since: rest.since || (endedSince ? ENDED_PREFIX + endedSince : ""),
+    };
     for (const name of FIELDS) {
       const value = values[name] || "";
       const field = this.fields[name];
@@ -58,19 +63,22 @@ export class FilterForm {
   }
 
   apply() {
-    const [workflowId, choice, since] = FIELDS.map((name) => this.fields[name].value);
+    const [workflowId, choice, time] = FIELDS.map((name) => this.fields[name].value);
     const isStuck = choice.startsWith(STUCK_PREFIX);
+    const isEnded = time.startsWith(ENDED_PREFIX);
     this.onChange({
       limit: this.limit,
       workflowId,
       status: isStuck ? "" : choice,
       stuckAfter: isStuck ? choice.slice(STUCK_PREFIX.length) : "",
-      since,
+      since: isEnded ? "" : time,
+      endedSince: isEnded ? time.slice(ENDED_PREFIX.length) : "",
     });
   }
 }
 
 function optionLabel(name, value) {
+  if (value.startsWith(ENDED_PREFIX)) return `Ended in the last ${value.slice(ENDED_PREFIX.length)}`;
   if (name === "since") return /^\d+[mhd]$/.test(value) ? `Last ${value}` : value;
   return value.startsWith(STUCK_PREFIX) ? `Stuck for ${value.slice(STUCK_PREFIX.length)}` : value;
 }

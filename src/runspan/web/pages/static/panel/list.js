@@ -236,7 +236,8 @@ function workflowNodes(run) {
   if (run.workflowId === undefined || run.workflowId === null) return none();
   const workflowId = typeof run.workflowId === "string" ? run.workflowId : JSON.stringify(run.workflowId);
   const query = new URLSearchParams(location.search);
-  const href = url("/", { workflowId, status: query.get("status"), since: query.get("since") });
+  const kept = Object.fromEntries(["status", "since", "endedSince"].map((name) => [name, query.get(name)]));
+  const href = url("/", { workflowId, ...kept });
   return [
     h("a", { class: "workflow", href, title: "Show only runs of this workflow" }, isolated(workflowId)),
     typeof run.triggerType === "string" && h("span", { class: "trigger" }, isolated(run.triggerType)),
