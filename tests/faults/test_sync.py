@@ -86,7 +86,8 @@ def _change(source: LocalServer, random: Random, turn: int) -> None:
     for run_id in random.sample(sorted(generated(RUNS, seed=SEED, unfinished=True)), 5):
         run = json.loads(source.store.document(run_id).text)
         status = random.choice([each for each in ("running", "completed", "failed") if each != run["status"]])
-        source.put(run | {"status": status, "output": random.random()})  # a list shows the status only
+        # A list shows the duration too, so that no two versions look alike there, as they do without --recheck.
+        source.put(run | {"status": status, "durationMs": random.getrandbits(30), "output": random.random()})
 
 
 def _until_equal(source: LocalServer, url: str) -> None:
