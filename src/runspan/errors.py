@@ -174,7 +174,7 @@ def item_error(error: Exception, where: str) -> RunspanError:
     while raised is not None:
         place = f" at {raised.tb_frame.f_code.co_filename.rpartition('/')[2]}:{raised.tb_lineno}"
         raised = raised.tb_next
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_TEXT]
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")[:_MAX_TEXT]
     return RunspanError(f"internal error{place}: {text}", where=where, hint="please report it with this line")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_a_defect_in_one_document_stops_no_other(
     assert [stored(store, each)["id"] for each in ("before", "after")] == ["before", "after"]
     (note,) = bench.notes
     assert note.startswith(f"{path}:2: internal error" if name == "parse" else "run bad: internal error")
-    assert "got ZeroDivisionError" in note
+    assert "ZeroDivisionError" in note
     assert str(path) in caplog.text or name == "write_runs"
     assert (bench.poller.pending, bench.metrics.collect()[REFUSED]) == (0, 1)
     bench.write("a.ndjson", run("again"), replaced=False)
@@ -100,7 +101,7 @@ def test_a_defect_in_a_round_is_outlived(
         patch.setattr(WatchService, function, failing)
         bench.poll(8)
     assert stored(store, "a") == run("a")
-    assert "internal error, got ZeroDivisionError" in bench.notes[0]
+    assert re.search("internal error at .*: ZeroDivisionError", bench.notes[0])
     assert [note.rpartition("again in ")[2] for note in bench.notes] == ["4 s", "8 s", "16 s"]
     bench.poll(2)
     assert bench.poller.pending == 0

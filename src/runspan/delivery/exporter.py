@@ -282,7 +282,7 @@ class OtlpExporter:
             except Exception as error:
                 # An answer that no code expected. If the receiver takes others, this one is divided down to the run.
                 _log.exception("%s: a request failed", self.endpoint)
-                result = Retryable(str(item_error(error, "the response")))
+                result = Retryable(item_error(error, "the response").message)
             if isinstance(result, Retryable) and TENANT_MISSING in result.reason:
                 result = Rejected(result.reason, RejectionScope.ENDPOINT)
             self.last_error = result.describe() if isinstance(result, Retryable) else ""
