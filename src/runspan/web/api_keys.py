@@ -11,12 +11,14 @@ import secrets
 import string
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import ConfigError, NotFound
+from runspan.storage.data_directory import KEYS_LOCK, DirectoryUse
 from runspan.storage.sqlite_file import Schema, SharedDatabase
 
 RUNS_READ = "runs:read"
@@ -65,8 +67,16 @@ class ApiKeyStore(SharedDatabase):
     """The keys of one file. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(self, path: Path | str, *, clock: Callable[[], int] = time.time_ns) -> None:
-        super().__init__(path, _SCHEMA)
+        with ExitStack() as stack:
+            self._use = stack.enter_context(closing(DirectoryUse(Path(path).parent, KEYS_LOCK)))
+            super().__init__(path, _SCHEMA)
+            stack.pop_all()
         self._clock = clock
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        super().close()
+        self._use.close()
 
     def create(
         self,

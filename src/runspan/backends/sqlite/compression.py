@@ -13,6 +13,8 @@ from typing import Final
 
 import zstandard
 
+from runspan.backends.sqlite.wal import MARK_COMMIT
+
 LEVEL: Final = 3
 TRAINING_RUNS: Final = 1000
 _TRAINING_BYTES = 4 << 20
@@ -102,6 +104,7 @@ class Compression:
         except zstandard.ZstdError:
             return  # too few or too similar documents; retried when there are twice as many
         connection.execute("BEGIN IMMEDIATE")
+        connection.execute(MARK_COMMIT)
         connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?)", (_FIRST_ID, content))
         connection.execute("COMMIT")
         self.load(connection)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from runspan.backends.sqlite.wal import require_own_log
+from runspan.storage.data_directory import STORE_LOCK, DirectoryUse
 from runspan.storage.sqlite_file import Schema, open_database, read_statements, translate_errors
 
 FILE_NAME: Final = "runspan.sqlite3"
@@ -22,8 +25,16 @@ SCHEMA: Final = Schema(
 _WRITER_PRAGMAS: Final = ("cache_size = -65536", "wal_autocheckpoint = 16000", "journal_size_limit = 67108864")
 
 
-def open_writer(path: Path) -> sqlite3.Connection:
-    """Open the connection that writes. Create the directory and the file when they are not there."""
+def use_directory(path: Path) -> DirectoryUse:
+    """Return the use of the directory of a store's file, and create the directory when it is not there.
+
+    Raise StoreError when the write-ahead log does not belong to the file.
+    """
     with translate_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return DirectoryUse(path.parent, STORE_LOCK, before_first_use=partial(require_own_log, path))
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """Open the connection that writes. Create the file when it is not there."""
     return open_database(path, SCHEMA, pragmas=_WRITER_PRAGMAS)

@@ -1,3 +1,7 @@
+-- The first table, so that wal.py finds its page without SQLite. Every transaction changes its only row.
+CREATE TABLE last_commit (id INTEGER PRIMARY KEY, marker BLOB NOT NULL, previous BLOB NOT NULL) STRICT;
+INSERT INTO last_commit VALUES (1, randomblob(16), zeroblob(16));
+
 -- The columns that a list needs precede the document, so that a list reads no overflow pages.
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,

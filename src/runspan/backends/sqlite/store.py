@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
-from runspan.backends.sqlite.schema import FILE_NAME, open_writer
+from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
 from runspan.errors import NotFound, StoreError
@@ -26,7 +26,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import open_read_only, store_error
+from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
@@ -145,13 +145,13 @@ class SqliteStore:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
-        connection = open_writer(self.path)
         self._compression = Compression()
-        try:
-            self._compression.load(connection)
-        except sqlite3.Error as error:
-            connection.close()
-            raise store_error(error, self.path) from error
+        with ExitStack() as stack:
+            self._use = stack.enter_context(closing(use_directory(self.path)))
+            connection = stack.enter_context(closing(open_writer(self.path)))
+            with translate_errors(self.path):
+                self._compression.load(connection)
+            stack.pop_all()
         self._retention = Retention(retention_days)
         self._writer = GroupWriter(connection, self.path, self._compression.train)
         self._readers = ConnectionPool(self.path, self._writer.check_files)
@@ -300,6 +300,7 @@ class SqliteStore:
         self._readers.close()
         # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
+        self._use.close()
 
     def __enter__(self) -> SqliteStore:
         return self

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 from runspan.backends.sqlite.schema import SCHEMA
+from runspan.backends.sqlite.wal import MARK_COMMIT
 from runspan.errors import StoreError
 from runspan.storage.sqlite_file import store_error, translate_errors
 
@@ -108,6 +109,7 @@ class GroupWriter:
             return
         failure: Exception | None = None
         try:
+            execute(MARK_COMMIT)
             results = [job.work(self._connection) for job in group]
             execute("COMMIT")
             self.check_files()
