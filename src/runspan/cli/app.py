@@ -33,6 +33,7 @@ _EXIT_CODES: Final = {
 }
 _COMMANDS: Final = {
     "archive": ("archive", "archive_runs"),
+    "check": ("check", "check"),
     "demo": ("demo", "demo"),
     "export": ("export", "export"),
     "get": ("query", "get"),

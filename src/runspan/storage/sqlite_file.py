@@ -7,8 +7,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,10 @@ _MESSAGES: Final = {
     "SQLITE_CANTOPEN": ("the file cannot be opened", "the directory must exist and be writable, also to read"),
     "SQLITE_PERM": ("the file may not be accessed", "give the user of this process read and write permission"),
     "SQLITE_IOERR": ("the disk failed", "look at the system's log; check the disk and the space on it"),
-    "SQLITE_CORRUPT": ("the file is damaged", "restore a backup, or recover with: sqlite3 FILE .recover"),
+    "SQLITE_CORRUPT": (
+        "the file is damaged",
+        "look at it with `runspan check`, or restore a backup with `runspan restore`",
+    ),
     "SQLITE_NOTADB": ("the file is no SQLite database", "choose another path, or move the file away"),
     "SQLITE_TOOBIG": ("a value is too large to store", "split the run, or keep large payloads elsewhere"),
 }
@@ -139,6 +143,17 @@ def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Conn
     return connection
 
 
+def integrity_faults(path: Path) -> list[str]:
+    """Return what SQLite's own check finds in a file; nothing if it is sound."""
+    try:
+        with closing(open_read_only(path)) as connection:
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+            found = [message for (message,) in connection.execute("PRAGMA integrity_check")]
+    except sqlite3.Error as error:
+        return [str(error)]
+    return [message for message in found if message != "ok"]
+
+
 @contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
     """Raise SQLite's and the file system's errors as StoreError; see ``store_error``."""
@@ -154,7 +169,7 @@ def store_error(error: sqlite3.Error | OSError, path: Path) -> StoreError:
         return StoreError(error.strerror or str(error), where=str(path), hint="check the path and its permissions")
     name = getattr(error, "sqlite_errorname", "")
     code = _primary_code(error)
-    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'"))
+    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with `runspan check`"))
     kind = StoreFull if code == "SQLITE_FULL" else StoreError
     return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)
 

@@ -7,6 +7,7 @@ counts at once; SQLite keeps the file consistent over crashes and concurrent wri
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
 import time
@@ -107,6 +108,15 @@ class ApiKeyStore(SharedDatabase):
             expires,
         )
         return secret, key
+
+    def find_damage(self) -> Sequence[str]:
+        """Return the keys that are not as they were written, by their ids, one line each."""
+        found = []
+        for key_id, digest, permissions, created in self._execute("SELECT id, sha256, permissions, created FROM keys"):
+            is_key = re.fullmatch("[0-9a-f]{8}", key_id) and isinstance(digest, bytes) and len(digest) == 32
+            if not is_key or not set(permissions.split()) <= set(PERMISSIONS) or not isinstance(created, int):
+                found.append(f"key {key_id}: it is not as it was written")
+        return found
 
     def list(self) -> Sequence[ApiKey]:
         """Return all keys, including revoked and expired ones, oldest first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict, deque
 from contextlib import suppress
+from hashlib import sha256
 from typing import Final
 
 import zstandard
@@ -105,6 +106,8 @@ class Compression:
             return  # too few or too similar documents; retried when there are twice as many
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(MARK_COMMIT)
-        connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?)", (_FIRST_ID, content))
+        connection.execute(
+            "INSERT OR IGNORE INTO dictionaries VALUES (?, ?, ?)", (_FIRST_ID, content, sha256(content).digest())
+        )
         connection.execute("COMMIT")
         self.load(connection)

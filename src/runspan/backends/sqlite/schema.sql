@@ -55,5 +55,5 @@ CREATE TABLE foreign_spans (
     UNIQUE (trace_id, tenant, span_id, digest)
 ) STRICT;
 
-CREATE TABLE dictionaries (id INTEGER PRIMARY KEY, content BLOB NOT NULL) STRICT;
+CREATE TABLE dictionaries (id INTEGER PRIMARY KEY, content BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
 CREATE TABLE resources (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE) STRICT;

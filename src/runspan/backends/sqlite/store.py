@@ -8,13 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from runspan import contracts
-from runspan.backends.sqlite import queries, retention
+from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
+from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, to_spans
@@ -110,7 +112,7 @@ class ConnectionPool:
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeDecodeError as error:
-            hint = "export the run again, or restore a backup"
+            hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
             raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
         self._idle.append(connection)
         if self._closed:
@@ -295,6 +297,43 @@ class SqliteStore:
         """Free the disk space of deleted runs. Other writes continue meanwhile."""
         retention.release_pages(self._writer)
 
+    # Checking.
+
+    def count_rows(self) -> int:
+        """Return how many rows ``find_damage`` checks, about."""
+        with self._readers.connection() as connection:
+            return integrity.count_rows(connection)
+
+    def find_damage(self, on_progress: integrity.OnProgress = lambda rows: None) -> Iterator[Damage]:
+        """Yield what is damaged in the state that the store has now; see ``integrity.find_damage``.
+
+        Reads and writes continue meanwhile; the write-ahead log grows until the iterator ends.
+        """
+        with translate_errors(self.path), closing(open_read_only(self.path)) as connection:
+            yield from integrity.find_damage(connection, self._compression, on_progress)
+
+    def repair(self, damage: Damage) -> bool:
+        """Build an index anew, or make a list item from its document; return whether that was possible."""
+        if damage.row is None:
+            return self._writer.submit(lambda connection: integrity.rebuild_index(connection, damage.table))
+        return self._writer.submit(partial(integrity.repair_row, compression=self._compression, row_id=damage.row))
+
+    def take_out(self, damages: Sequence[Damage], keep: Callable[[list[bytes]], None]) -> int:
+        """Move damaged rows out of the store in one transaction; return how many.
+
+        keep: Called with the rows as lines of JSON, which it must have written to the disk when it returns. It may be
+        called again with the same rows.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            found = [integrity.take_out(connection, self._compression, damage) for damage in damages]
+            lines = [line for line in found if line is not None]
+            if lines:
+                keep(lines)
+            return len(lines)
+
+        return self._writer.submit(work)
+
     def close(self) -> None:
         """Finish the current writes and close the file. Calling it twice is allowed."""
         self._readers.close()
@@ -316,7 +355,7 @@ class SqliteStore:
             raise self._damaged(kind, where, str(error)) from None
 
     def _damaged(self, kind: str, where: str, got: str) -> StoreError:
-        hint = "export the run again, or restore a backup"
+        hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
         return StoreError(f"the stored {kind} is damaged", where=f"{self.path} {where}", got=got, hint=hint)
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
@@ -329,7 +368,7 @@ class SqliteStore:
                 "the stored run cannot be made into spans again",
                 where=f"{self.path} run {stored.run_id}",
                 got=str(error),
-                hint="export the run again",
+                hint="set it aside with `runspan check --set-aside`, then export the run again",
             ) from None
 
     def _fetch_one(self, statement: str, values: Sequence[Any] = ()) -> Any:

@@ -9,15 +9,18 @@ or if the database already has pages of a transaction of the log, because a proc
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
 from runspan.errors import StoreError
+from runspan.storage.data_directory import sync
 from runspan.storage.sqlite_file import open_read_only, translate_errors
 
 MARK_COMMIT: Final = "UPDATE last_commit SET previous = marker, marker = randomblob(16)"
@@ -54,33 +57,70 @@ class _Log(NamedTuple):
     """The numbers of the frames with the page of the marker."""
 
 
+class LogFault(NamedTuple):
+    """Why a log must not be applied as it is."""
+
+    error: StoreError
+    applicable: int
+    """How many bytes of it may be applied."""
+
+
 def require_own_log(path: Path) -> None:
     """Raise StoreError unless the log next to a database is its own, complete, or not there.
 
     The files must not be open. They are not changed.
     """
+    fault = _find_fault(path)
+    if fault is not None:
+        raise fault.error
+
+
+def set_log_aside(path: Path, target: Path) -> StoreError | None:
+    """Move what must not be applied of a log to a file ``target``; return what was wrong, None if nothing was.
+
+    A log of another database is moved. Of a damaged one, what can be applied stays, and the file has all of it.
+    The files must not be open.
+    """
+    fault = _find_fault(path)
+    if fault is None:
+        return None
+    wal = log_path(path)
+    with translate_errors(target):
+        with wal.open("rb") as source, open(target, "xb", opener=partial(os.open, mode=0o600)) as copy:
+            shutil.copyfileobj(source, copy)
+            os.fsync(copy.fileno())
+        sync(target.parent)
+        os.truncate(wal, fault.applicable)
+        sync(wal)
+    return fault.error
+
+
+def _find_fault(path: Path) -> LogFault | None:
     with translate_errors(path):
         wal = log_path(path)
         size = wal.stat().st_size if wal.exists() else 0
         if size <= _LOG_HEADER.size:
-            return
+            return None
         log = _read_log(wal, size)
         if log is None:
-            raise _damaged(wal, "a header that is not SQLite's")
+            return LogFault(_damaged(wal, "a header that is not SQLite's"), 0)
         if not log.commits:
-            return
+            return None
         if not _belongs(path, wal, log):
-            raise StoreError(
+            error = StoreError(
                 "the write-ahead log is not of this database: applied to it, it would damage it",
                 where=str(wal),
                 got="a log of another file, or of another state of it: was a copy put in the place of the database?",
                 hint="move the log away with `runspan check --set-aside`, or put the database of the log back",
             )
+            return LogFault(error, 0)
         accepted = _accepted_frames(path)
         beyond = sum(number > accepted for number in log.commits)
         # The transaction that was being written when the power failed may be incomplete, and was not confirmed.
         if beyond > 1:
-            raise _damaged(wal, f"{beyond} transactions after the first damaged page")
+            error = _damaged(wal, f"{beyond} transactions after the first damaged page")
+            return LogFault(error, _frame_start(accepted + 1, log.page_bytes))
+    return None
 
 
 def log_path(path: Path) -> Path:
@@ -99,7 +139,7 @@ def _damaged(wal: Path, got: str) -> StoreError:
         "the write-ahead log is damaged: writes that were confirmed cannot be read from it",
         where=str(wal),
         got=got,
-        hint="`runspan check --set-aside` keeps a copy and goes on with what is readable; then send the last runs again",
+        hint="`runspan check --set-aside` keeps a copy, and goes on with what is readable; send the last runs again",
     )
 
 

@@ -1,0 +1,432 @@
+"""Check every row of a store against its digests, checksums and ids, and mend what is damaged.
+
+SQLite's own check finds damaged pages and indexes. It does not find changed content, so each document is compared with
+its digest, each list item with its checksum and its document, and each stored span with the columns that it gave.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from array import array
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from runspan.backends.sqlite import queries
+from runspan.backends.sqlite.compression import Compression, CorruptFrame
+from runspan.backends.sqlite.queries import RunRow
+from runspan.backends.sqlite.revision import from_row
+from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION
+from runspan.errors import DocumentError, PayloadError
+from runspan.model.document import Run, sort_time
+from runspan.model.span import run_ids
+from runspan.otlp.protobuf_reader import read_spans
+
+Remedy = Literal["repair", "set aside", "rebuild", "restore"]
+"""How damage is mended: from what is sound; by moving the row out of the store; by copying what can be read into a new
+file, since pages of the file are damaged; or only by a backup."""
+OnProgress = Callable[[int], None]
+"""Called with the number of further rows that were checked; also while SQLite checks its file, with 0."""
+
+_BATCH: Final = 500
+_MAX_MESSAGES: Final = 1000
+_PROGRESS_STEPS: Final = 1_000_000
+"""Instructions of SQLite's virtual machine between two calls of the progress handler."""
+
+_ID_INDEXES: Final = {
+    "runs": "runs_by_time",
+    "fragments": "sqlite_autoindex_fragments_1",
+    "foreign_spans": "sqlite_autoindex_foreign_spans_1",
+    "resources": "sqlite_autoindex_resources_1",
+}
+"""The tables whose rows are checked, each with an index that has the number of every row too."""
+_COLUMNS: Final = {
+    "runs": RunRow._fields,
+    "fragments": ("trace_id", "tenant", "fingerprint", "is_revision_span", "received_at", "otlp"),
+    "foreign_spans": ("trace_id", "tenant", "span_id", "digest", "received_at", "otlp"),
+    "resources": ("content",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in a store that is not as it was written."""
+
+    what: str
+    remedy: Remedy
+    table: str = ""
+    """The table or index; empty for the file itself."""
+    row: int | None = None
+    """The number of the row; None if it is not a single row."""
+    tenant: str = ""
+    run_id: str = ""
+    """The run, as far as the row still says it."""
+
+    def __str__(self) -> str:
+        run = f"run {self.run_id}" if self.run_id else ""
+        tenant = f"tenant {self.tenant}" if self.tenant else ""
+        place = f"row {self.row} of {self.table}" if self.row is not None else self.table or "the file"
+        named = ", ".join(filter(None, (run, tenant)))
+        return f"{named} ({place}): {self.what}" if named else f"{place}: {self.what}"
+
+
+def count_rows(connection: sqlite3.Connection) -> int:
+    """Return how many rows ``find_damage`` checks, about."""
+    total = 0
+    for table in _ID_INDEXES:
+        with suppress(sqlite3.Error):
+            total += connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 a constant
+    return total
+
+
+def find_damage(
+    connection: sqlite3.Connection, compression: Compression, on_progress: OnProgress = lambda rows: None
+) -> Iterator[Damage]:
+    """Yield what is damaged in one state of a store, which is read in order and with bounded memory.
+
+    The connection must be in autocommit mode; others may write meanwhile.
+    """
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    connection.set_progress_handler(lambda: on_progress(0), _PROGRESS_STEPS)
+    try:
+        connection.execute("BEGIN")
+        yield from _guarded("", _file_damage(connection))
+        check = RowCheck(connection, compression)
+        yield from _guarded("dictionaries", check.dictionaries())
+        for table in _ID_INDEXES:
+            yield from _guarded(table, _row_damage(connection, check, table, on_progress))
+    except sqlite3.Error as error:
+        yield Damage(str(error), "rebuild")
+    finally:
+        connection.set_progress_handler(None, 0)
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+
+
+def _guarded(table: str, damages: Iterator[Damage]) -> Iterator[Damage]:
+    """Yield the damages, and one more if they cannot be read to the end."""
+    try:
+        yield from damages
+    except sqlite3.Error as error:
+        yield Damage(f"it cannot be read: {error}", "rebuild", table)
+
+
+def _row_damage(
+    connection: sqlite3.Connection, check: RowCheck, table: str, on_progress: OnProgress
+) -> Iterator[Damage]:
+    found = array("q")
+    for row_id, row in _rows(connection, table):
+        on_progress(1)
+        found.append(row_id)
+        damage = check.unreadable(table, row_id) if row is None else check.row(table, row_id, row)
+        if damage is not None:
+            yield damage
+    # A damaged page may lack rows that an index still has.
+    index = f"SELECT count(*) FROM {table} INDEXED BY {_ID_INDEXES[table]}"  # noqa: S608 constants
+    if connection.execute(index).fetchone()[0] != len(found):
+        there = set(found)
+        for row_id in _indexed_ids(connection, table, -1):
+            if row_id not in there:
+                yield check.unreadable(table, row_id)
+
+
+def _file_damage(connection: sqlite3.Connection) -> Iterator[Damage]:
+    """Yield what SQLite finds; damage of indexes once for each index."""
+    schema = connection.execute("SELECT rootpage, name, type, tbl_name FROM sqlite_schema").fetchall()
+    roots = {str(root): name for root, name, _, _ in schema}
+    indexes = {name for _, name, kind, _ in schema if kind == "index"}
+    named: set[str] = set()
+    with closing(connection.execute(f"PRAGMA integrity_check({_MAX_MESSAGES})")) as messages:
+        for (message,) in messages:
+            if message == "ok" or re.search(rf" value in ({'|'.join(_ID_INDEXES)})\.", message):
+                continue  # the rows are checked below
+            found = re.search(r"index (\S+)$", message) or re.search(r"Tree (\d+) ", message)
+            name = str(roots.get(found[1], found[1])) if found else ""
+            if name not in indexes:
+                yield Damage(" ".join(message.split()), "rebuild", name)
+            elif name not in named:
+                named.add(name)
+                yield Damage(f"SQLite found: {message}", "repair", name)
+    rows = connection.execute("SELECT length(marker), length(previous) FROM last_commit").fetchall()
+    if rows != [(16, 16)]:
+        yield Damage("its row is not as every transaction leaves it", "rebuild", "last_commit")
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, tuple[Any, ...] | None]]:
+    """Yield the number and the columns of each row; None for columns that cannot be read."""
+    columns = ", ".join(_COLUMNS[table])
+    select = f"SELECT id, {columns} FROM {table} NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 constants
+    last = -1
+    try:
+        while rows := connection.execute(select, (last, _BATCH)).fetchall():
+            for row_id, *row in rows:
+                yield row_id, tuple(row)
+                last = row_id
+    except sqlite3.Error:
+        # A page of the table is damaged. An index still says which rows there are.
+        for row_id in sorted(_indexed_ids(connection, table, last)):
+            yield row_id, read_row(connection, table, row_id)
+
+
+def _indexed_ids(connection: sqlite3.Connection, table: str, after: int) -> array[int]:
+    """Return the numbers of the rows after one, from an index."""
+    select = f"SELECT id FROM {table} INDEXED BY {_ID_INDEXES[table]} WHERE id > ?"  # noqa: S608 constants
+    ids = array("q")
+    for (row_id,) in connection.execute(select, (after,)):
+        ids.append(row_id)
+    return ids
+
+
+def read_row(connection: sqlite3.Connection, table: str, row_id: int) -> tuple[Any, ...] | None:
+    """Return the columns of a row; None if it cannot be read, or is not there."""
+    columns = ", ".join(_COLUMNS[table])
+    try:
+        row: tuple[Any, ...] | None = connection.execute(
+            f"SELECT {columns} FROM {table} NOT INDEXED WHERE id = ?",  # noqa: S608 constants
+            (row_id,),
+        ).fetchone()
+    except sqlite3.Error:
+        return None
+    return row
+
+
+class RowCheck:
+    """Checks single rows of a store."""
+
+    def __init__(self, connection: sqlite3.Connection, compression: Compression) -> None:
+        self._connection = connection
+        self._compression = compression
+        self._types = {table: _column_types(connection, table) for table in _ID_INDEXES}
+        self._resources = {row_id for (row_id,) in connection.execute("SELECT id FROM resources")}
+
+    def dictionaries(self) -> Iterator[Damage]:
+        """Yield damaged dictionaries, without which no frame that needs them can be decompressed."""
+        for number, content, digest in self._connection.execute("SELECT id, content, digest FROM dictionaries"):
+            if sha256(content).digest() != digest:
+                what = "its digest is another: documents that were compressed with it may look damaged"
+                yield Damage(what, "restore", "dictionaries", number)
+
+    def unreadable(self, table: str, row_id: int) -> Damage:
+        """Return the damage of a row whose page cannot be read."""
+        tenant = run_id = b""
+        if table == "runs":
+            by_time = f"SELECT tenant, run_id FROM runs INDEXED BY {_ID_INDEXES['runs']} WHERE id = ?"  # noqa: S608
+            with suppress(sqlite3.Error):
+                tenant, run_id = self._connection.execute(by_time, (row_id,)).fetchone() or (b"", b"")
+        what = "its page of the file is damaged"
+        return Damage(what, "rebuild", table, row_id, _text(tenant), _text(run_id))
+
+    def row(self, table: str, row_id: int, row: tuple[Any, ...]) -> Damage | None:
+        """Return what is damaged in a row."""
+        for (name, allowed), value in zip(self._types[table].items(), row, strict=True):
+            if not isinstance(value, allowed):
+                columns = dict(zip(self._types[table], row, strict=True))
+                tenant, run_id = _text(columns.get("tenant")), _text(columns.get("run_id"))
+                return Damage(f"its column {name} has another type", "set aside", table, row_id, tenant, run_id)
+        if table == "runs":
+            return self._run(row_id, RunRow(*row))
+        checks: dict[str, Callable[..., str | None]]
+        checks = {"fragments": self._fragment, "foreign_spans": self._foreign_span, "resources": self._resource}
+        what = checks[table](*row)
+        tenant = _text(row[1]) if table != "resources" else ""
+        return Damage(what, "set aside", table, row_id, tenant) if what else None
+
+    def repaired(self, row: RunRow) -> RunRow | None:
+        """Return the row with the columns that follow from its document made anew; None if the document is damaged.
+
+        Whose run it is must be proved by the trace id, which follows from both, or by the checksum.
+        """
+        try:
+            run, tenant = self._document(row), row.tenant.decode()
+        except (_Unsound, UnicodeDecodeError):
+            return None
+        checksum = queries.summary_checksum(row.tenant, row.run_id, row.time, row.summary)
+        is_item_sound = checksum == row.checksum
+        if run_ids(run.id, tenant).trace_id != row.trace_id and not is_item_sound:
+            return None
+        time = row.time if is_item_sound else sort_time(run.envelope)
+        if time is None:
+            return None
+        made = queries.run_row(run, tenant, row.revision, row.document, time=time, written_at=row.written_at)
+        kept = {name: getattr(row, name) for name in ("step_ids", "incomplete", "resource_id", "superseded")}
+        observed_at = row.observed_at if made.observed_at is not None and row.observed_at else made.observed_at
+        made = made._replace(observed_at=observed_at, **kept)
+        return made if self._own_columns(made, run) is None else None
+
+    def _run(self, row_id: int, row: RunRow) -> Damage | None:
+        damaged = partial(Damage, table="runs", row=row_id, tenant=_text(row.tenant), run_id=_text(row.run_id))
+        try:
+            run = self._document(row)
+            what = self._list_item(row, run)
+        except _Unsound as error:
+            return damaged(str(error), "set aside")
+        except UnicodeDecodeError:
+            return damaged("its tenant or run id is no text", "set aside")
+        if what is not None:
+            return damaged(what, "repair" if self.repaired(row) else "set aside")
+        what = self._own_columns(row, run)
+        return damaged(what, "set aside") if what else None
+
+    def _document(self, row: RunRow) -> Run:
+        """Return the document of a row. Raise _Unsound when it is not the one that the digest says."""
+        try:
+            text = self._compression.decompress(row.document, self._connection)
+        except CorruptFrame as error:
+            raise _Unsound(f"its document cannot be decompressed: {error}") from None
+        if not sha256(text).digest().startswith(row.digest):
+            raise _Unsound("its document has another digest")
+        try:
+            return Run.from_json(text)
+        except DocumentError as error:
+            raise _Unsound(f"its document cannot be read: {error}") from None
+
+    def _list_item(self, row: RunRow, run: Run) -> str | None:
+        """Return which column is not as the document says."""
+        if queries.summary_checksum(row.tenant, row.run_id, row.time, row.summary) != row.checksum:
+            return "its list item has another checksum"
+        made = queries.run_row(
+            run, row.tenant.decode(), row.revision, row.document, time=row.time, written_at=row.written_at
+        )
+        for name in ("trace_id", "run_id", "workflow_id", "status", "ended", "digest", "summary"):
+            if getattr(made, name) != getattr(row, name):
+                return f"its column {name} does not follow from its document"
+        if (made.observed_at is None) != (row.observed_at is None):
+            return "its column observed_at does not fit its status"
+        return None
+
+    def _own_columns(self, row: RunRow, run: Run) -> str | None:
+        """Return which of the columns that do not follow from the document cannot be right."""
+        if not 0 <= row.revision < 2 * ROOT_REVISION:
+            return f"its revision is {row.revision}"
+        if row.step_ids is not None:
+            try:
+                from_row(run, row.tenant.decode(), row.revision, row.step_ids, row.time)
+            except ValueError as error:
+                return f"its column step_ids does not fit its document: {error}"
+        if row.superseded is not None and len(row.superseded) % len(row.digest):
+            return "its column superseded is no list of digests"
+        try:
+            queries.bytes_to_lines(row.incomplete)
+        except UnicodeDecodeError:
+            return "its column incomplete is no text"
+        if row.resource_id is not None and row.resource_id not in self._resources:
+            return "its resource is missing"
+        return None
+
+    def _fragment(
+        self, trace_id: bytes, tenant: bytes, fingerprint: bytes, is_revision_span: int, received_at: int, otlp: bytes
+    ) -> str | None:
+        try:
+            (span,) = read_spans(otlp)
+        except (PayloadError, ValueError):
+            return "its span cannot be read"
+        if span.trace_id != trace_id or queries.fingerprint(span) != fingerprint:
+            return "its span is another than its columns say"
+        role = span.attributes().get(ROLE)
+        if bool(is_revision_span) != (role in queries.REVISION_ROLES) or role not in {
+            *queries.REVISION_ROLES,
+            ROLE_STEP,
+        }:
+            return "its role is another than its columns say"
+        return _no_text(tenant)
+
+    def _foreign_span(
+        self, trace_id: bytes, tenant: bytes, span_id: bytes, digest: bytes, received_at: int, otlp: bytes
+    ) -> str | None:
+        try:
+            content = self._compression.decompress(otlp, self._connection)
+            (span,) = read_spans(content)
+        except CorruptFrame as error:
+            return f"its span cannot be decompressed: {error}"
+        except (PayloadError, ValueError):
+            return "its span cannot be read"
+        if not sha256(content).digest().startswith(digest) or (span.trace_id, span.span_id) != (trace_id, span_id):
+            return "its span is another than its columns say"
+        return _no_text(tenant)
+
+    def _resource(self, content: bytes) -> str | None:
+        try:
+            Resource.FromString(content)
+        except DecodeError:
+            return "it is no resource of OTLP"
+        return None
+
+
+class _Unsound(Exception):
+    """A document is not the one that was written. The message says why."""
+
+
+def _column_types(connection: sqlite3.Connection, table: str) -> dict[str, tuple[type, ...]]:
+    """Return the types of values that each column may have. SQLite enforces them when it writes, not when it reads."""
+    types: dict[str, tuple[type, ...]] = {"BLOB": (bytes,), "INTEGER": (int,)}
+    info = {name: (kind, required) for _, name, kind, required, *_ in connection.execute(f"PRAGMA table_info({table})")}
+    return {
+        name: types[info[name][0]] if info[name][1] else (*types[info[name][0]], type(None)) for name in _COLUMNS[table]
+    }
+
+
+def _text(content: object) -> str:
+    return content.decode(errors="backslashreplace") if isinstance(content, bytes) else ""
+
+
+def _no_text(tenant: bytes) -> str | None:
+    try:
+        tenant.decode()
+    except UnicodeDecodeError:
+        return "its tenant is no text"
+    return None
+
+
+# Mending.
+
+
+def rebuild_index(connection: sqlite3.Connection, name: str) -> bool:
+    """Build an index anew from its table."""
+    quoted = name.replace('"', '""')
+    connection.execute(f'REINDEX "{quoted}"')
+    return True
+
+
+def repair_row(connection: sqlite3.Connection, compression: Compression, row_id: int) -> bool:
+    """Make the list item of a run from its document; return False if that cannot be done."""
+    row = read_row(connection, "runs", row_id)
+    made = None if row is None else RowCheck(connection, compression).repaired(RunRow(*row))
+    if made is None:
+        return False
+    assignments = ", ".join(f"{name} = ?" for name in RunRow._fields)
+    connection.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*made, row_id))  # noqa: S608 constants
+    return True
+
+
+def take_out(connection: sqlite3.Connection, compression: Compression, damage: Damage) -> bytes | None:
+    """Delete a row that is still damaged; return it as a line of JSON, None if it is sound or gone."""
+    row = None if damage.row is None else read_row(connection, damage.table, damage.row)
+    if row is None or damage.row is None:
+        return None
+    found = RowCheck(connection, compression).row(damage.table, damage.row, row)
+    if found is None:
+        return None
+    connection.execute(f"DELETE FROM {damage.table} WHERE id = ?", (damage.row,))  # noqa: S608 a constant
+    members = {
+        "table": damage.table,
+        "row": damage.row,
+        "tenant": found.tenant,
+        "run": found.run_id,
+        "what": found.what,
+    }
+    columns = dict(zip(_COLUMNS[damage.table], map(_plain, row), strict=True))
+    return json.dumps(members | {"columns": columns}).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a column's value as JSON: bytes as an object with their base64."""
+    return {"base64": b64encode(value).decode()} if isinstance(value, bytes) else value
