@@ -33,12 +33,14 @@ _EXIT_CODES: Final = {
 }
 _COMMANDS: Final = {
     "archive": ("archive", "archive_runs"),
+    "backup": ("backup", "backup"),
     "check": ("check", "check"),
     "demo": ("demo", "demo"),
     "export": ("export", "export"),
     "get": ("query", "get"),
     "keys": ("keys", "keys"),
     "list": ("query", "list_runs"),
+    "restore": ("backup", "restore"),
     "serve": ("serve", "serve"),
     "sync": ("sync", "sync"),
     "verify": ("verify", "verify"),

@@ -6,8 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, suppress
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Final
 import click
 
 from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.backup import rebuild_store
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.backends.sqlite.wal import set_log_aside
@@ -24,7 +25,7 @@ from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.keys import KEYS_FILE
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, print_hint, progress_display
 from runspan.delivery.report import plural
-from runspan.errors import ConfigError, RunspanError
+from runspan.errors import ConfigError, RunspanError, StoreError
 from runspan.storage.data_directory import exclusive_use, sync
 from runspan.storage.sqlite_file import integrity_faults, translate_errors
 from runspan.web.api_keys import ApiKeyStore
@@ -85,35 +86,25 @@ def check(ctx: click.Context, data: str, repair: bool, set_aside: bool, quiet: b
     directory = require_store(data)
     began = time.monotonic()
     hide = quiet or as_json
-    repaired, moved = 0, 0
-    files: list[Path] = []
+    mending = _Mending(directory, repair=repair, set_aside=set_aside, quiet=hide)
     with handle_signals():
-        if set_aside and (log := _set_log_aside(directory, quiet=hide)):
-            files.append(log)
+        mending.move_log()
         with SqliteStore(directory) as store:
-            result = _check(store, directory, quiet=hide)
-            first = result
-            # What is mended may uncover more; and each pass remembers a bounded number of rows.
-            while not result.intact and (repair or set_aside):
-                before = (repaired, moved)
-                if repair or set_aside:
-                    repaired += _repair(store, result.damages, indexes_only=not repair)
-                if set_aside:
-                    file = directory / f"set-aside-{_now()}.ndjson"
-                    count = _set_rows_aside(store, result.damages, file)
-                    moved += count
-                    files += [file] if count else []
-                if before == (repaired, moved):
-                    break
-                result = _check(store, directory, quiet=hide)
+            first = last = _check(store, directory, quiet=hide)
+            # What is mended may uncover more, and each pass remembers a bounded number of rows.
+            while last.damages and mending.mend(store, last.damages):
+                last = _check(store, directory, quiet=hide)
+        if mending.rebuild(last.damages):
+            with SqliteStore(directory) as store:
+                last = _check(store, directory, quiet=hide)
     if as_json:
-        click.echo(json.dumps(_json(data, first, result, repaired, moved, files)))
-    elif not (quiet and first.intact and not files):
-        for line in _lines(data, first, result, repaired, moved, files, time.monotonic() - began):
+        click.echo(json.dumps(_json(data, first, last, mending)))
+    elif not (quiet and first.intact and not mending.files):
+        for line in _lines(data, first, last, mending, time.monotonic() - began):
             click.echo(escape_control(line), err=True)
-        for hint in _hints(result, repair=repair, set_aside=set_aside, moved=moved):
+        for hint in _hints(last, mending):
             print_hint(hint)
-    ctx.exit(0 if result.intact else INCOMPLETE)
+    ctx.exit(0 if last.intact else INCOMPLETE)
 
 
 def require_store(data: str) -> Path:
@@ -172,81 +163,109 @@ def _other_files(directory: Path) -> Iterator[tuple[str, str, str]]:
         yield from ((SESSIONS_FILE, fault, hint) for fault in integrity_faults(sessions))
 
 
-def _set_log_aside(directory: Path, *, quiet: bool) -> Path | None:
-    """Move a log that must not be applied away, unless the store is open; then the first to open it has checked it."""
-    target = directory / f"set-aside-{_now()}-wal"
-    try:
-        with exclusive_use(directory):
-            error = set_log_aside(directory / FILE_NAME, target)
-    except RunspanError:
-        return None
-    if error is None:
-        return None
-    if not quiet:
-        error.hint = f"it is in {target}"
-        print_error(error)
-    return target
+@dataclass
+class _Mending:
+    """Mends damage as far as the options allow."""
+
+    directory: Path
+    _: KW_ONLY
+    repair: bool
+    set_aside: bool
+    quiet: bool
+    repaired: int = 0
+    moved: int = 0
+    rebuilt: int | None = None
+    """How many rows a new file has; None without one."""
+    files: list[Path] = field(default_factory=list)
+    """What was set aside."""
+
+    def __post_init__(self) -> None:
+        self._aside = self.directory / f"set-aside-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        self._is_readable = True
+
+    def move_log(self) -> None:
+        """Move a log that must not be applied away, unless the store is open: the first to open it has checked it."""
+        target = self._aside.with_name(f"{self._aside.name}-wal")
+        if not self.set_aside:
+            return
+        with suppress(StoreError), exclusive_use(self.directory):
+            error = set_log_aside(self.directory / FILE_NAME, target)
+            if error is not None:
+                self.files.append(target)
+                error.hint = f"it was moved to {target}"
+                if not self.quiet:
+                    print_error(error)
+
+    def mend(self, store: SqliteStore, damages: Sequence[Damage]) -> bool:
+        """Repair and move rows; return whether anything was mended."""
+        before = (self.repaired, self.moved)
+        try:
+            # Rows can be moved only while their indexes are sound.
+            for damage in damages:
+                if damage.remedy == "repair" and (self.repair or (self.set_aside and damage.row is None)):
+                    self.repaired += store.repair(damage)
+            rows = [damage for damage in damages if damage.remedy == "set aside"] if self.set_aside else []
+            for start in range(0, len(rows), _BATCH):
+                self.moved += store.take_out(rows[start : start + _BATCH], self._keep)
+        except StoreError:
+            self._is_readable = False  # a page that must be changed is damaged
+            return False
+        return before != (self.repaired, self.moved)
+
+    def rebuild(self, damages: Sequence[Damage]) -> bool:
+        """Copy what can be read into a new file if pages of the file are damaged; return whether that was done."""
+        needed = not self._is_readable or any(damage.remedy == "rebuild" for damage in damages)
+        if not needed or not self.set_aside:
+            return False
+        with progress_display(quiet=self.quiet, unit="runs") as display:
+            self.rebuilt = rebuild_store(self.directory, lambda line: self._keep([line]), display.advance)
+        return True
+
+    def _keep(self, lines: list[bytes]) -> None:
+        """Append lines to the file of rows that were set aside, and write them to the disk."""
+        file = self._aside.with_name(f"{self._aside.name}.ndjson")
+        with translate_errors(file):
+            with open(file, "ab", opener=partial(os.open, mode=0o600)) as output:
+                output.writelines(lines)
+                output.flush()
+                os.fsync(output.fileno())
+            sync(file.parent)
+        if file not in self.files:
+            self.files.append(file)
 
 
-def _repair(store: SqliteStore, damages: Sequence[Damage], *, indexes_only: bool) -> int:
-    """Mend what can be made from sound data; return how much. Rows can only be moved while their indexes are sound."""
-    indexes = [damage for damage in damages if damage.remedy == "repair" and damage.row is None]
-    rows = [damage for damage in damages if damage.remedy == "repair" and damage.row is not None]
-    return sum(map(store.repair, indexes if indexes_only else indexes + rows))
-
-
-def _set_rows_aside(store: SqliteStore, damages: Sequence[Damage], file: Path) -> int:
-    rows = [damage for damage in damages if damage.remedy == "set aside"]
-    keep = partial(_append, file)
-    return sum(store.take_out(rows[start : start + _BATCH], keep) for start in range(0, len(rows), _BATCH))
-
-
-def _append(file: Path, lines: list[bytes]) -> None:
-    """Append lines to a file and write them to the disk."""
-    with translate_errors(file):
-        with open(file, "ab", opener=partial(os.open, mode=0o600)) as output:
-            output.writelines(lines)
-            output.flush()
-            os.fsync(output.fileno())
-        sync(file.parent)
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-
-
-def _lines(
-    data: str, first: _Result, last: _Result, repaired: int, moved: int, files: Sequence[Path], seconds: float
-) -> Iterator[str]:
+def _lines(data: str, first: _Result, last: _Result, mending: _Mending, seconds: float) -> Iterator[str]:
     for name, what, _ in last.other_files:
         yield f"{data}: {name}: {what}"
     count = first.count + len(first.other_files)
     state = f"DAMAGED in {plural(count, 'place')}" if count else "everything is sound"
     yield f"{data}: {plural(first.rows, 'row')} checked in {seconds:.1f} s: {state}"
-    if repaired:
-        yield f"  repaired: {repaired:,}"
-    if moved:
-        yield f"  set aside: {plural(moved, 'row')}"
-    for file in files:
+    if mending.repaired:
+        yield f"  repaired: {mending.repaired:,}"
+    if mending.moved:
+        yield f"  set aside: {plural(mending.moved, 'row')}"
+    if mending.rebuilt is not None:
+        yield f"  copied into a new file: {plural(mending.rebuilt, 'row')}; the damaged one is in a folder replaced-…"
+    for file in mending.files:
         yield f"  in {file}"
-    if repaired or moved:
+    if mending.repaired or mending.moved or mending.rebuilt is not None:
         left = last.count + len(last.other_files)
         yield f"  still damaged: {plural(left, 'place')}" if left else "  everything else is sound"
 
 
-def _hints(result: _Result, *, repair: bool, set_aside: bool, moved: int) -> Iterator[str]:
-    remedies = {damage.remedy for damage in result.damages}
-    if "repair" in remedies and not repair:
+def _hints(last: _Result, mending: _Mending) -> Iterator[str]:
+    remedies = {damage.remedy for damage in last.damages}
+    if "repair" in remedies and not mending.repair:
         yield "--repair builds indexes anew, and list items from their documents"
-    if "set aside" in remedies and not set_aside:
+    if "set aside" in remedies and not mending.set_aside:
         yield "--set-aside moves damaged rows into a file; then send their runs again, from the platform or an archive"
-    if "rebuild" in remedies and not set_aside:
+    if "rebuild" in remedies and not mending.set_aside:
         yield "pages of the file are damaged: check the disk; then restore a backup, or stop the server and --set-aside"
     if "restore" in remedies:
         yield "restore a backup with `runspan restore`, and check the disk"
-    if moved:
+    if mending.moved or mending.rebuilt is not None:
         yield "send the runs that were set aside again: `runspan export FILE`, or `runspan sync --resend`"
-    yield from dict.fromkeys(hint for _, _, hint in result.other_files)
+    yield from dict.fromkeys(hint for _, _, hint in last.other_files)
 
 
 def _damage_json(damage: Damage) -> dict[str, object]:
@@ -254,9 +273,7 @@ def _damage_json(damage: Damage) -> dict[str, object]:
     return {"run": members.pop("run_id")} | members
 
 
-def _json(
-    data: str, first: _Result, last: _Result, repaired: int, moved: int, files: Sequence[Path]
-) -> dict[str, object]:
+def _json(data: str, first: _Result, last: _Result, mending: _Mending) -> dict[str, object]:
     return {
         "data": data,
         "intact": last.intact,
@@ -264,8 +281,9 @@ def _json(
         "damaged": first.count + len(first.other_files),
         "damages": list(map(_damage_json, first.damages)),
         "otherFiles": [{"file": name, "what": what} for name, what, _ in first.other_files],
-        "repaired": repaired,
-        "setAside": moved,
-        "files": [str(file) for file in files],
+        "repaired": mending.repaired,
+        "setAside": mending.moved,
+        "rebuilt": mending.rebuilt,
+        "files": [str(file) for file in mending.files],
         "left": last.count + len(last.other_files),
     }

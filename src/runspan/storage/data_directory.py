@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ _CLEARED: Final = "restore-cleared"
 _REPLACED: Final = "replaced"
 
 
+_log = logging.getLogger("runspan.restore")
+
+
 class DirectoryUse:
     """The use of a data directory until ``close``: nothing replaces its files meanwhile.
 
@@ -43,7 +47,8 @@ class DirectoryUse:
             lock = _open_lock(directory / lock_file)
             stack.callback(os.close, lock)
             # A replacement is only ever interrupted while nobody has anything open, so all openers find it.
-            _finish_replacement(directory)
+            if _finish_replacement(directory):
+                _log.warning("%s: finished a restore that was interrupted", directory)
             if _try_lock(lock, fcntl.LOCK_EX):
                 before_first_use()
             # Only who opens the directory locks exclusively, so this returns at once.
@@ -111,6 +116,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_files() -> tuple[str, ...]:
+    """Return the names of the files that exist only to be locked."""
+    return (STORE_LOCK, KEYS_LOCK)
 
 
 def is_own_file(name: str) -> bool:

@@ -86,7 +86,6 @@ DAMAGES = {
     "revision": ("revision = -1", "set aside"),
     "superseded": ("superseded = x'01'", "set aside"),
     "incomplete": ("incomplete = x'ff'", "set aside"),
-    "resource": ("resource_id = 77", "set aside"),
     "tenant": ("tenant = CAST('acmf' AS BLOB)", "set aside"),
     "summary": ("summary = CAST('{}' AS BLOB)", "repair"),
     "checksum": ("checksum = zeroblob(8)", "repair"),
@@ -95,6 +94,7 @@ DAMAGES = {
     "run id": ("run_id = CAST('other' AS BLOB)", "repair"),
     "trace id": ("trace_id = zeroblob(16)", "repair"),
     "time": ("time = time + 1", "repair"),
+    "resource": ("resource_id = 77", "repair"),
     "end": ("ended = 5", "repair"),
     "observed": ("observed_at = iif(observed_at IS NULL, 5, NULL)", "repair"),
 }

@@ -25,6 +25,7 @@ from runspan.backends.sqlite import queries
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.queries import RunRow
 from runspan.backends.sqlite.revision import from_row
+from runspan.backends.sqlite.wal import MARK_COMMIT
 from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION
 from runspan.errors import DocumentError, PayloadError
 from runspan.model.document import Run, sort_time
@@ -43,17 +44,17 @@ _PROGRESS_STEPS: Final = 1_000_000
 """Instructions of SQLite's virtual machine between two calls of the progress handler."""
 
 _ID_INDEXES: Final = {
+    "resources": "sqlite_autoindex_resources_1",
     "runs": "runs_by_time",
     "fragments": "sqlite_autoindex_fragments_1",
     "foreign_spans": "sqlite_autoindex_foreign_spans_1",
-    "resources": "sqlite_autoindex_resources_1",
 }
 """The tables whose rows are checked, each with an index that has the number of every row too."""
 _COLUMNS: Final = {
+    "resources": ("content",),
     "runs": RunRow._fields,
     "fragments": ("trace_id", "tenant", "fingerprint", "is_revision_span", "received_at", "otlp"),
     "foreign_spans": ("trace_id", "tenant", "span_id", "digest", "received_at", "otlp"),
-    "resources": ("content",),
 }
 
 
@@ -257,7 +258,8 @@ class RowCheck:
         if time is None:
             return None
         made = queries.run_row(run, tenant, row.revision, row.document, time=time, written_at=row.written_at)
-        kept = {name: getattr(row, name) for name in ("step_ids", "incomplete", "resource_id", "superseded")}
+        kept = {name: getattr(row, name) for name in ("step_ids", "incomplete", "superseded")}
+        kept["resource_id"] = row.resource_id if row.resource_id in self._resources else None
         observed_at = row.observed_at if made.observed_at is not None and row.observed_at else made.observed_at
         made = made._replace(observed_at=observed_at, **kept)
         return made if self._own_columns(made, run) is None else None
@@ -301,6 +303,8 @@ class RowCheck:
                 return f"its column {name} does not follow from its document"
         if (made.observed_at is None) != (row.observed_at is None):
             return "its column observed_at does not fit its status"
+        if row.resource_id is not None and row.resource_id not in self._resources:
+            return "its resource is missing"
         return None
 
     def _own_columns(self, row: RunRow, run: Run) -> str | None:
@@ -318,8 +322,6 @@ class RowCheck:
             queries.bytes_to_lines(row.incomplete)
         except UnicodeDecodeError:
             return "its column incomplete is no text"
-        if row.resource_id is not None and row.resource_id not in self._resources:
-            return "its resource is missing"
         return None
 
     def _fragment(
@@ -416,15 +418,67 @@ def take_out(connection: sqlite3.Connection, compression: Compression, damage: D
     if found is None:
         return None
     connection.execute(f"DELETE FROM {damage.table} WHERE id = ?", (damage.row,))  # noqa: S608 a constant
-    members = {
-        "table": damage.table,
-        "row": damage.row,
-        "tenant": found.tenant,
-        "run": found.run_id,
-        "what": found.what,
-    }
-    columns = dict(zip(_COLUMNS[damage.table], map(_plain, row), strict=True))
-    return json.dumps(members | {"columns": columns}).encode() + b"\n"
+    return _line(found, row)
+
+
+def copy_sound_rows(
+    source: sqlite3.Connection,
+    target: sqlite3.Connection,
+    compression: Compression,
+    keep: Callable[[bytes], None],
+    on_progress: OnProgress,
+) -> int:
+    """Copy the rows that can be read and are sound, or can be repaired, to an empty store; return how many.
+
+    keep: Called with each other row as a line of JSON, also with those that only an index still has.
+    """
+    copied = 0
+    source.text_factory = partial(str, encoding="utf-8", errors="replace")
+    check = RowCheck(source, compression)
+    target.execute("BEGIN IMMEDIATE")
+    target.execute(MARK_COMMIT)
+    with suppress(sqlite3.Error):
+        dictionaries = source.execute("SELECT id, content, digest FROM dictionaries").fetchall()
+        target.executemany("INSERT INTO dictionaries VALUES (?, ?, ?)", dictionaries)
+    for table, columns in _COLUMNS.items():
+        insert = f"INSERT INTO {table} (id, {', '.join(columns)}) VALUES (?{', ?' * len(columns)})"  # noqa: S608 constants
+        seen: set[int] = set()
+        for row_id, row in _readable(source, table):
+            on_progress(1)
+            seen.add(row_id)
+            damage = check.unreadable(table, row_id) if row is None else check.row(table, row_id, row)
+            made = check.repaired(RunRow(*row)) if row and damage and damage.remedy == "repair" else None
+            sound = made or (row if damage is None else None)
+            try:
+                if sound is not None:
+                    target.execute(insert, (row_id, *sound))
+                    copied += 1
+                    continue
+            except sqlite3.IntegrityError as error:
+                damage = Damage(str(error), "rebuild", table, row_id)
+            if damage is not None:
+                keep(_line(damage, row))
+        with suppress(sqlite3.Error):
+            for row_id in _indexed_ids(source, table, -1):
+                if row_id not in seen:
+                    keep(_line(check.unreadable(table, row_id), None))
+    target.execute("COMMIT")
+    return copied
+
+
+def _readable(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, tuple[Any, ...] | None]]:
+    """Yield the rows of a table until neither the table nor its index can be read further."""
+    with suppress(sqlite3.Error):
+        yield from _rows(connection, table)
+
+
+def _line(damage: Damage, row: tuple[Any, ...] | None) -> bytes:
+    """Return a damaged row as a line of JSON. row: None if it cannot be read."""
+    line: dict[str, Any] = {"table": damage.table, "row": damage.row, "tenant": damage.tenant, "run": damage.run_id}
+    line["what"] = damage.what
+    if row is not None:
+        line["columns"] = dict(zip(_COLUMNS[damage.table], map(_plain, row), strict=True))
+    return json.dumps(line).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from runspan.backends.sqlite.wal import require_own_log
+from runspan.backends.sqlite.wal import application_id, require_own_log
+from runspan.errors import StoreError
 from runspan.storage.data_directory import STORE_LOCK, DirectoryUse
 from runspan.storage.sqlite_file import Schema, open_database, read_statements, translate_errors
 
@@ -22,6 +23,8 @@ SCHEMA: Final = Schema(
     # Rows of 900 bytes would leave a tenth of the default page of 4096 bytes empty.
     page_pragmas=("page_size = 8192", "auto_vacuum = INCREMENTAL"),
 )
+BACKUP_ID: Final = 0x7273626B
+"""The application id of a backup; see ``backup.py``."""
 _WRITER_PRAGMAS: Final = ("cache_size = -65536", "wal_autocheckpoint = 16000", "journal_size_limit = 67108864")
 
 
@@ -32,7 +35,18 @@ def use_directory(path: Path) -> DirectoryUse:
     """
     with translate_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return DirectoryUse(path.parent, STORE_LOCK, before_first_use=partial(require_own_log, path))
+    return DirectoryUse(path.parent, STORE_LOCK, before_first_use=partial(_require_fitting_files, path))
+
+
+def _require_fitting_files(path: Path) -> None:
+    with translate_errors(path):
+        if path.exists() and application_id(path) == BACKUP_ID:
+            raise StoreError(
+                "this is a backup, which is no store yet",
+                where=str(path),
+                hint="move it to another directory, then: runspan restore --from FILE --data DIR",
+            )
+    require_own_log(path)
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
