@@ -40,6 +40,10 @@ _MESSAGES: Final = {
 """SQLite's primary result code → what happened, and what to do next."""
 
 
+READ_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises: the text of an error may quote a damaged page."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What distinguishes one kind of SQLite file from the others, and what is in it."""
@@ -149,8 +153,8 @@ def integrity_faults(path: Path) -> list[str]:
         with closing(open_read_only(path)) as connection:
             connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             found = [message for (message,) in connection.execute("PRAGMA integrity_check")]
-    except sqlite3.Error as error:
-        return [str(error)]
+    except READ_ERRORS as error:
+        return [ascii(str(error))]
     return [message for message in found if message != "ok"]
 
 
@@ -159,6 +163,8 @@ def translate_errors(path: Path) -> Iterator[None]:
     """Raise SQLite's and the file system's errors as StoreError; see ``store_error``."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise store_error(sqlite3.DatabaseError(ascii(error.object)), path) from error
     except (sqlite3.Error, OSError) as error:
         raise store_error(error, path) from error
 

@@ -85,6 +85,8 @@ DAMAGES = {
     "step ids": ("step_ids = x'0102'", "set aside"),
     "revision": ("revision = -1", "set aside"),
     "superseded": ("superseded = x'01'", "set aside"),
+    "resource": ("resource_id = 77", "set aside"),
+    "time of writing": ("written_at = written_at + 1", "set aside"),
     "incomplete": ("incomplete = x'ff'", "set aside"),
     "tenant": ("tenant = CAST('acmf' AS BLOB)", "set aside"),
     "summary": ("summary = CAST('{}' AS BLOB)", "repair"),
@@ -94,7 +96,6 @@ DAMAGES = {
     "run id": ("run_id = CAST('other' AS BLOB)", "repair"),
     "trace id": ("trace_id = zeroblob(16)", "repair"),
     "time": ("time = time + 1", "repair"),
-    "resource": ("resource_id = 77", "repair"),
     "end": ("ended = 5", "repair"),
     "observed": ("observed_at = iif(observed_at IS NULL, 5, NULL)", "repair"),
 }
@@ -136,6 +137,8 @@ def test_a_damaged_document_stays_until_it_is_set_aside(store: SqliteStore) -> N
     [
         "UPDATE fragments SET otlp = x'00'",
         "UPDATE fragments SET is_revision_span = 1 - is_revision_span",
+        "UPDATE fragments SET received_at = 1",
+        "UPDATE foreign_spans SET received_at = 1",
         "UPDATE fragments SET trace_id = zeroblob(16)",
         "UPDATE foreign_spans SET otlp = x'00'",
         "UPDATE foreign_spans SET digest = zeroblob(16)",

@@ -24,7 +24,7 @@ from runspan.backends.sqlite.store import SqliteStore
 from runspan.backends.sqlite.wal import application_id
 from runspan.errors import ConfigError, StoreError
 from runspan.storage.data_directory import exclusive_use, is_own_file, lock_files, replacement, sync
-from runspan.storage.sqlite_file import integrity_faults, open_read_only, translate_errors
+from runspan.storage.sqlite_file import READ_ERRORS, integrity_faults, open_read_only, translate_errors
 
 _PAGES_AT_ONCE: Final = 500
 _NAMED: Final = 3
@@ -138,7 +138,7 @@ def rebuild_store(directory: Path, keep: Callable[[bytes], None], on_progress: C
                     shutil.copy(file, staging)
             with closing(open_read_only(path)) as source, closing(open_writer(staging / FILE_NAME)) as target:
                 compression = Compression()
-                with suppress(sqlite3.Error):
+                with suppress(*READ_ERRORS):
                     compression.load(source)
                 return copy_sound_rows(source, target, compression, keep, on_progress)
 
@@ -233,7 +233,7 @@ def _verify(path: Path, what: str, hint: str, on_progress: OnProgress) -> int:
     uri = f"{path.absolute().as_uri()}?immutable=1"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         compression = Compression()
-        with suppress(sqlite3.Error):
+        with suppress(*READ_ERRORS):
             compression.load(connection)
         total = count_rows(connection)
 
@@ -279,7 +279,7 @@ def _require_backup(source: Path) -> bytes:
 
 
 def _previous_marker(path: Path) -> bytes | None:
-    with suppress(sqlite3.Error), closing(open_read_only(path)) as connection:
+    with suppress(*READ_ERRORS), closing(open_read_only(path)) as connection:
         previous: bytes = connection.execute("SELECT previous FROM last_commit").fetchone()[0]
         return previous
     return None

@@ -31,6 +31,7 @@ from runspan.errors import DocumentError, PayloadError
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_spans
+from runspan.storage.sqlite_file import READ_ERRORS
 
 Remedy = Literal["repair", "set aside", "rebuild", "restore"]
 """How damage is mended: from what is sound; by moving the row out of the store; by copying what can be read into a new
@@ -52,9 +53,9 @@ _ID_INDEXES: Final = {
 """The tables whose rows are checked, each with an index that has the number of every row too."""
 _COLUMNS: Final = {
     "resources": ("content",),
-    "runs": RunRow._fields,
-    "fragments": ("trace_id", "tenant", "fingerprint", "is_revision_span", "received_at", "otlp"),
-    "foreign_spans": ("trace_id", "tenant", "span_id", "digest", "received_at", "otlp"),
+    "runs": (*RunRow._fields, "row_checksum"),
+    "fragments": ("trace_id", "tenant", "fingerprint", "is_revision_span", "received_at", "otlp", "row_checksum"),
+    "foreign_spans": ("trace_id", "tenant", "span_id", "digest", "received_at", "otlp", "row_checksum"),
 }
 
 
@@ -84,7 +85,7 @@ def count_rows(connection: sqlite3.Connection) -> int:
     """Return how many rows ``find_damage`` checks, about."""
     total = 0
     for table in _ID_INDEXES:
-        with suppress(sqlite3.Error):
+        with suppress(*READ_ERRORS):
             total += connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 a constant
     return total
 
@@ -105,11 +106,11 @@ def find_damage(
         yield from _guarded("dictionaries", check.dictionaries())
         for table in _ID_INDEXES:
             yield from _guarded(table, _row_damage(connection, check, table, on_progress))
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         yield Damage(str(error), "rebuild")
     finally:
         connection.set_progress_handler(None, 0)
-        with suppress(sqlite3.Error):
+        with suppress(*READ_ERRORS):
             connection.execute("ROLLBACK")
 
 
@@ -117,8 +118,8 @@ def _guarded(table: str, damages: Iterator[Damage]) -> Iterator[Damage]:
     """Yield the damages, and one more if they cannot be read to the end."""
     try:
         yield from damages
-    except sqlite3.Error as error:
-        yield Damage(f"it cannot be read: {error}", "rebuild", table)
+    except READ_ERRORS as error:
+        yield Damage(f"it cannot be read: {error!s}", "rebuild", table)
 
 
 def _row_damage(
@@ -172,7 +173,7 @@ def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, tup
             for row_id, *row in rows:
                 yield row_id, tuple(row)
                 last = row_id
-    except sqlite3.Error:
+    except READ_ERRORS:
         # A page of the table is damaged. An index still says which rows there are.
         for row_id in sorted(_indexed_ids(connection, table, last)):
             yield row_id, read_row(connection, table, row_id)
@@ -195,7 +196,7 @@ def read_row(connection: sqlite3.Connection, table: str, row_id: int) -> tuple[A
             f"SELECT {columns} FROM {table} NOT INDEXED WHERE id = ?",  # noqa: S608 constants
             (row_id,),
         ).fetchone()
-    except sqlite3.Error:
+    except READ_ERRORS:
         return None
     return row
 
@@ -221,7 +222,7 @@ class RowCheck:
         tenant = run_id = b""
         if table == "runs":
             by_time = f"SELECT tenant, run_id FROM runs INDEXED BY {_ID_INDEXES['runs']} WHERE id = ?"  # noqa: S608
-            with suppress(sqlite3.Error):
+            with suppress(*READ_ERRORS):
                 tenant, run_id = self._connection.execute(by_time, (row_id,)).fetchone() or (b"", b"")
         what = "its page of the file is damaged"
         return Damage(what, "rebuild", table, row_id, _text(tenant), _text(run_id))
@@ -234,37 +235,41 @@ class RowCheck:
                 tenant, run_id = _text(columns.get("tenant")), _text(columns.get("run_id"))
                 return Damage(f"its column {name} has another type", "set aside", table, row_id, tenant, run_id)
         if table == "runs":
-            return self._run(row_id, RunRow(*row))
+            return self._run(row_id, row)
         checks: dict[str, Callable[..., str | None]]
         checks = {"fragments": self._fragment, "foreign_spans": self._foreign_span, "resources": self._resource}
         what = checks[table](*row)
         tenant = _text(row[1]) if table != "resources" else ""
         return Damage(what, "set aside", table, row_id, tenant) if what else None
 
-    def repaired(self, row: RunRow) -> RunRow | None:
-        """Return the row with the columns that follow from its document made anew; None if the document is damaged.
+    def repaired(self, columns: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Return the columns of a run with those that follow from its document made anew.
 
-        Whose run it is must be proved by the trace id, which follows from both, or by the checksum.
+        None if the document is damaged, or what follows from nothing else. Whose run it is must be proved by the trace
+        id, which follows from both, or by the checksum of the list item.
         """
+        row = RunRow(*columns[:-1])
         try:
             run, tenant = self._document(row), row.tenant.decode()
         except (_Unsound, UnicodeDecodeError):
             return None
-        checksum = queries.summary_checksum(row.tenant, row.run_id, row.time, row.summary)
-        is_item_sound = checksum == row.checksum
-        if run_ids(run.id, tenant).trace_id != row.trace_id and not is_item_sound:
-            return None
+        is_item_sound = queries.summary_checksum(row.tenant, row.run_id, row.time, row.summary) == row.checksum
+        is_owner_proved = is_item_sound or run_ids(run.id, tenant).trace_id == row.trace_id
         time = row.time if is_item_sound else sort_time(run.envelope)
-        if time is None:
+        if not is_owner_proved or time is None or queries.run_checksum(row) != columns[-1]:
             return None
         made = queries.run_row(run, tenant, row.revision, row.document, time=time, written_at=row.written_at)
-        kept = {name: getattr(row, name) for name in ("step_ids", "incomplete", "superseded")}
-        kept["resource_id"] = row.resource_id if row.resource_id in self._resources else None
-        observed_at = row.observed_at if made.observed_at is not None and row.observed_at else made.observed_at
-        made = made._replace(observed_at=observed_at, **kept)
-        return made if self._own_columns(made, run) is None else None
+        made = made._replace(
+            step_ids=row.step_ids,
+            incomplete=row.incomplete,
+            superseded=row.superseded,
+            resource_id=row.resource_id if row.resource_id in self._resources else None,
+            observed_at=row.observed_at if made.observed_at is not None and row.observed_at else made.observed_at,
+        )
+        return (*made, queries.run_checksum(made)) if self._own_columns(made, run) is None else None
 
-    def _run(self, row_id: int, row: RunRow) -> Damage | None:
+    def _run(self, row_id: int, columns: tuple[Any, ...]) -> Damage | None:
+        row = RunRow(*columns[:-1])
         damaged = partial(Damage, table="runs", row=row_id, tenant=_text(row.tenant), run_id=_text(row.run_id))
         try:
             run = self._document(row)
@@ -274,8 +279,10 @@ class RowCheck:
         except UnicodeDecodeError:
             return damaged("its tenant or run id is no text", "set aside")
         if what is not None:
-            return damaged(what, "repair" if self.repaired(row) else "set aside")
+            return damaged(what, "repair" if self.repaired(columns) else "set aside")
         what = self._own_columns(row, run)
+        if what is None and queries.run_checksum(row) != columns[-1]:
+            what = "its row has another checksum"
         return damaged(what, "set aside") if what else None
 
     def _document(self, row: RunRow) -> Run:
@@ -325,8 +332,17 @@ class RowCheck:
         return None
 
     def _fragment(
-        self, trace_id: bytes, tenant: bytes, fingerprint: bytes, is_revision_span: int, received_at: int, otlp: bytes
+        self,
+        trace_id: bytes,
+        tenant: bytes,
+        fingerprint: bytes,
+        is_revision_span: int,
+        received_at: int,
+        otlp: bytes,
+        row_checksum: bytes,
     ) -> str | None:
+        if queries.checksum(trace_id, tenant, bool(is_revision_span), received_at, otlp) != row_checksum:
+            return "its row has another checksum"
         try:
             (span,) = read_spans(otlp)
         except (PayloadError, ValueError):
@@ -342,8 +358,17 @@ class RowCheck:
         return _no_text(tenant)
 
     def _foreign_span(
-        self, trace_id: bytes, tenant: bytes, span_id: bytes, digest: bytes, received_at: int, otlp: bytes
+        self,
+        trace_id: bytes,
+        tenant: bytes,
+        span_id: bytes,
+        digest: bytes,
+        received_at: int,
+        otlp: bytes,
+        row_checksum: bytes,
     ) -> str | None:
+        if queries.checksum(trace_id, tenant, span_id, digest, received_at) != row_checksum:
+            return "its row has another checksum"
         try:
             content = self._compression.decompress(otlp, self._connection)
             (span,) = read_spans(content)
@@ -401,10 +426,10 @@ def rebuild_index(connection: sqlite3.Connection, name: str) -> bool:
 def repair_row(connection: sqlite3.Connection, compression: Compression, row_id: int) -> bool:
     """Make the list item of a run from its document; return False if that cannot be done."""
     row = read_row(connection, "runs", row_id)
-    made = None if row is None else RowCheck(connection, compression).repaired(RunRow(*row))
+    made = None if row is None else RowCheck(connection, compression).repaired(row)
     if made is None:
         return False
-    assignments = ", ".join(f"{name} = ?" for name in RunRow._fields)
+    assignments = ", ".join(f"{name} = ?" for name in _COLUMNS["runs"])
     connection.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*made, row_id))  # noqa: S608 constants
     return True
 
@@ -437,7 +462,7 @@ def copy_sound_rows(
     check = RowCheck(source, compression)
     target.execute("BEGIN IMMEDIATE")
     target.execute(MARK_COMMIT)
-    with suppress(sqlite3.Error):
+    with suppress(*READ_ERRORS):
         dictionaries = source.execute("SELECT id, content, digest FROM dictionaries").fetchall()
         target.executemany("INSERT INTO dictionaries VALUES (?, ?, ?)", dictionaries)
     for table, columns in _COLUMNS.items():
@@ -447,7 +472,7 @@ def copy_sound_rows(
             on_progress(1)
             seen.add(row_id)
             damage = check.unreadable(table, row_id) if row is None else check.row(table, row_id, row)
-            made = check.repaired(RunRow(*row)) if row and damage and damage.remedy == "repair" else None
+            made = check.repaired(row) if row and damage and damage.remedy == "repair" else None
             sound = made or (row if damage is None else None)
             try:
                 if sound is not None:
@@ -458,7 +483,7 @@ def copy_sound_rows(
                 damage = Damage(str(error), "rebuild", table, row_id)
             if damage is not None:
                 keep(_line(damage, row))
-        with suppress(sqlite3.Error):
+        with suppress(*READ_ERRORS):
             for row_id in _indexed_ids(source, table, -1):
                 if row_id not in seen:
                     keep(_line(check.unreadable(table, row_id), None))
@@ -468,7 +493,7 @@ def copy_sound_rows(
 
 def _readable(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, tuple[Any, ...] | None]]:
     """Yield the rows of a table until neither the table nor its index can be read further."""
-    with suppress(sqlite3.Error):
+    with suppress(*READ_ERRORS):
         yield from _rows(connection, table)
 
 

@@ -114,7 +114,17 @@ def run_row(
 
 def summary_checksum(tenant: bytes, run_id: bytes, time: int, summary: bytes) -> bytes:
     """Return 8 bytes that prove what a list shows of a run: whose it is, its place in the list and its summary."""
-    return sha256(_pack((tenant, run_id, time, summary))).digest()[:_CHECKSUM_BYTES]
+    return checksum(tenant, run_id, time, summary)
+
+
+def checksum(*values: object) -> bytes:
+    """Return 8 bytes that prove values of a row."""
+    return sha256(_pack(values)).digest()[:_CHECKSUM_BYTES]
+
+
+def run_checksum(row: RunRow) -> bytes:
+    """Return the column ``row_checksum`` of a run: it proves the columns that neither document nor index has too."""
+    return checksum(row.revision, row.step_ids, row.incomplete, row.superseded, row.written_at, row.resource_id)
 
 
 def retention_start(envelope: Envelope, written_at: int) -> int:
@@ -155,9 +165,9 @@ def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
 
 
 _COLUMNS: Final = ", ".join(RunRow._fields)
-_INSERT: Final = f"INSERT INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(RunRow._fields))})"  # noqa: S608 a constant
+_INSERT: Final = f"INSERT INTO runs ({_COLUMNS}, row_checksum) VALUES ({', '.join('?' * len(RunRow._fields))}, ?)"  # noqa: S608 a constant
 _UPDATES: Final = ", ".join(
-    f"{name} = excluded.{name}" for name in RunRow._fields if name not in ("trace_id", "observed_at")
+    f"{name} = excluded.{name}" for name in (*RunRow._fields, "row_checksum") if name not in ("trace_id", "observed_at")
 )
 # An observation stays, however the revisions of several senders interleave.
 _UPSERT: Final = f"""
@@ -168,7 +178,7 @@ _UPSERT: Final = f"""
 
 def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
     """Write rows, in place of the stored runs of their traces."""
-    connection.executemany(_UPSERT, rows)
+    connection.executemany(_UPSERT, [(*row, run_checksum(row)) for row in rows])
 
 
 def update_observation(
@@ -180,6 +190,7 @@ def update_observation(
         " superseded = iif(revision = ?3, superseded, NULL) WHERE trace_id = ?4",
         (now, observed_at, revision, trace_id),
     )
+    _update_checksum(connection, trace_id)
 
 
 def update_incomplete(
@@ -190,6 +201,13 @@ def update_incomplete(
         "UPDATE runs SET incomplete = ?, ended = ?, written_at = ? WHERE trace_id = ?",
         (lines_to_bytes(incomplete), ended, now, trace_id),
     )
+    _update_checksum(connection, trace_id)
+
+
+def _update_checksum(connection: sqlite3.Connection, trace_id: bytes) -> None:
+    select = f"SELECT {_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+    row = RunRow(*connection.execute(select, (trace_id,)).fetchone())
+    connection.execute("UPDATE runs SET row_checksum = ? WHERE trace_id = ?", (run_checksum(row), trace_id))
 
 
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
@@ -241,20 +259,18 @@ def has_fragments(connection: sqlite3.Connection, trace_id: bytes, tenant: str) 
 
 def insert_fragments(connection: sqlite3.Connection, spans: Iterable[Span], tenant: str, now: int) -> None:
     """Store fragments. One that is stored already counts as arrived now."""
+    owner = tenant.encode()
+    rows = []
+    for span in spans:
+        is_revision_span = span.attributes().get(ROLE) in REVISION_ROLES
+        otlp = request_bytes(Resource(), [scoped_bytes(span)])
+        proof = checksum(span.trace_id, owner, is_revision_span, now, otlp)
+        rows.append((span.trace_id, owner, fingerprint(span), is_revision_span, now, otlp, proof))
     connection.executemany(
-        "INSERT OR REPLACE INTO fragments (trace_id, tenant, fingerprint, is_revision_span, received_at, otlp)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (
-                span.trace_id,
-                tenant.encode(),
-                fingerprint(span),
-                span.attributes().get(ROLE) in REVISION_ROLES,
-                now,
-                request_bytes(Resource(), [scoped_bytes(span)]),
-            )
-            for span in spans
-        ],
+        "INSERT OR REPLACE INTO fragments"
+        " (trace_id, tenant, fingerprint, is_revision_span, received_at, otlp, row_checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        rows,
     )
 
 
@@ -284,14 +300,15 @@ def _own_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 def foreign_row(item: ForeignSpan, tenant: str, now: int, compressed: bytes) -> tuple[Any, ...]:
     """Return the row of a foreign span. Its digest distinguishes two versions of one span."""
-    digest = sha256(item.otlp).digest()[:_DIGEST_BYTES]
-    return (item.trace_id, tenant.encode(), item.span_id, digest, now, compressed)
+    owner, digest = tenant.encode(), sha256(item.otlp).digest()[:_DIGEST_BYTES]
+    proof = checksum(item.trace_id, owner, item.span_id, digest, now)
+    return (item.trace_id, owner, item.span_id, digest, now, compressed, proof)
 
 
 def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Store foreign spans, except for those that are stored already."""
-    columns = "trace_id, tenant, span_id, digest, received_at, otlp"
-    insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 a constant
+    columns = "trace_id, tenant, span_id, digest, received_at, otlp, row_checksum"
+    insert = f"INSERT OR IGNORE INTO foreign_spans ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 a constant
     connection.executemany(insert, rows)
 
 

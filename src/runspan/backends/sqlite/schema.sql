@@ -22,7 +22,8 @@ CREATE TABLE runs (
     document BLOB NOT NULL,
     step_ids BLOB,
     written_at INTEGER NOT NULL,
-    resource_id INTEGER
+    resource_id INTEGER,
+    row_checksum BLOB NOT NULL
 ) STRICT;
 
 CREATE INDEX runs_by_time ON runs (tenant, time, run_id);
@@ -41,6 +42,7 @@ CREATE TABLE fragments (
     is_revision_span INTEGER NOT NULL,
     received_at INTEGER NOT NULL,
     otlp BLOB NOT NULL,
+    row_checksum BLOB NOT NULL,
     UNIQUE (trace_id, tenant, fingerprint)
 ) STRICT;
 
@@ -52,6 +54,7 @@ CREATE TABLE foreign_spans (
     digest BLOB NOT NULL,
     received_at INTEGER NOT NULL,
     otlp BLOB NOT NULL,
+    row_checksum BLOB NOT NULL,
     UNIQUE (trace_id, tenant, span_id, digest)
 ) STRICT;
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,7 +20,7 @@ from typing import Final, NamedTuple
 
 from runspan.errors import StoreError
 from runspan.storage.data_directory import sync
-from runspan.storage.sqlite_file import open_read_only, translate_errors
+from runspan.storage.sqlite_file import READ_ERRORS, open_read_only, translate_errors
 
 MARK_COMMIT: Final = "UPDATE last_commit SET previous = marker, marker = randomblob(16)"
 """The statement that each transaction executes."""
@@ -228,6 +227,6 @@ def _accepted_frames(path: Path) -> int:
         with closing(open_read_only(path)) as connection:
             connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
             index = path.with_name(f"{path.name}-shm").read_bytes()
-    except sqlite3.Error:
+    except READ_ERRORS:
         return sys.maxsize  # the file is damaged, which the caller finds out when it opens it
     return int.from_bytes(index[16:20], sys.byteorder)
