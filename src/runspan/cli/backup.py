@@ -125,9 +125,9 @@ def _progress(*, quiet: bool) -> Iterator[OnProgress]:
     with progress_display(quiet=quiet, unit="", line_every=30) as display:
 
         def show(what: str, done: int, total: int) -> None:
-            share = f"{done / total:.0%}" if total else ""
             unit = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if what == "copying" else f"{done:,} of {total:,} rows"
-            display.update(f"{what} {share} ({unit})")
+            share = f"{done / total:.0%} ({unit})" if done and total else "pages and indexes"
+            display.update(f"{what} {share}")
 
         yield show
 

@@ -227,3 +227,17 @@ def test_damage_says_where_it_is() -> None:
     assert str(Damage("no", "restore")) == "the file: no"
     assert str(Damage("no", "repair", "i")) == "i: no"
     assert str(Damage("no", "set aside", "runs", 3, "t", "r")) == "run r, tenant t (row 3 of runs): no"
+
+
+def test_an_interrupted_check_reports_no_damage(store: SqliteStore) -> None:
+    """A signal that arrives while SQLite calls back ends the check like one at any other moment."""
+    for run in generate(300, seed=10):
+        store.put(Run.from_json(run), tenant="acme", observed_at=T0)
+
+    def interrupt(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runspan.backends.sqlite.integrity._PROGRESS_STEPS", 100)
+        with pytest.raises(KeyboardInterrupt):
+            list(store.find_damage(interrupt))

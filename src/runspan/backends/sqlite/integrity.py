@@ -98,10 +98,11 @@ def find_damage(
     The connection must be in autocommit mode; others may write meanwhile.
     """
     connection.text_factory = partial(str, encoding="utf-8", errors="replace")
-    connection.set_progress_handler(lambda: on_progress(0), _PROGRESS_STEPS)
     try:
         connection.execute("BEGIN")
+        connection.set_progress_handler(lambda: on_progress(0), _PROGRESS_STEPS)
         yield from _guarded("", _file_damage(connection))
+        connection.set_progress_handler(None, 0)
         check = RowCheck(connection, compression)
         yield from _guarded("dictionaries", check.dictionaries())
         for table in _ID_INDEXES:
@@ -119,6 +120,8 @@ def _guarded(table: str, damages: Iterator[Damage]) -> Iterator[Damage]:
     try:
         yield from damages
     except READ_ERRORS as error:
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT":  # a signal, while the progress was shown
+            raise KeyboardInterrupt from None
         yield Damage(f"it cannot be read: {error!s}", "rebuild", table)
 
 
