@@ -85,7 +85,7 @@ def test_an_existing_backup_is_replaced_only_when_told(data: Path, tmp_path: Pat
     assert "--overwrite" in runspan("backup", "--data", data, "--to", target, code=2).stderr
     execute(data / FILE_NAME, "UPDATE runs SET document = x'00' WHERE id = 3")
     shown = runspan("backup", "--data", data, "--to", target, "--overwrite", code=10).stderr
-    assert "the store is damaged in 1 places" in shown
+    assert "the store is damaged in 1 place" in shown
     assert "runspan check" in shown
     assert target.read_bytes() == b"precious"
     runspan("check", "--data", data, "--set-aside")

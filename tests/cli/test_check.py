@@ -101,6 +101,37 @@ def test_a_log_of_another_database(data: Path, tmp_path: Path) -> None:
     assert "31 rows" in runspan("check", "--data", data).stderr
 
 
+def test_damaged_pages(data: Path, tmp_path: Path) -> None:
+    """What can be read is copied into a new file while no server runs; the damaged file is kept."""
+    more = generated(300, seed=16)
+    with server(data) as (url, child):
+        env = {"RUNSPAN_API_KEY": _key(data)}
+        process("export", write_ndjson(tmp_path / "more.ndjson", more), "--endpoint", url, env=env)
+        child.end()
+    with closing(sqlite3.connect(data / FILE_NAME)) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'runs'").fetchone()[0]
+    content = bytearray((data / FILE_NAME).read_bytes())
+    cell = int.from_bytes(content[8192 * (root - 1) :][14:16], "big")
+    leaf = int.from_bytes(content[8192 * (root - 1) + cell :][:4], "big")
+    content[8192 * (leaf - 1)] = 0x77  # no kind of page
+    (data / FILE_NAME).write_bytes(content)
+    with server(data):
+        assert "stop the server and --set-aside" in runspan("check", "--data", data, code=1).stderr
+        assert "in use" in runspan("check", "--data", data, "--set-aside", code=10).stderr
+    shown = runspan("check", "--data", data, "--set-aside").stderr
+    assert "copied into a new file" in shown
+    assert "everything else is sound" in shown
+    (aside,) = data.glob("set-aside-*.ndjson")
+    (replaced,) = data.glob("replaced-*")
+    assert (replaced / FILE_NAME).read_bytes()[:8192] == content[:8192]
+    gone = {json.loads(line)["run"] for line in aside.read_text().splitlines()}
+    assert 0 < len(gone) < 330
+    for run_id, text in (TEXTS | more).items():
+        shown = runspan("get", run_id, "--data", data, code=5 if run_id in gone else 0)
+        assert run_id in gone or shown.stdout_bytes == text
+    assert len(runspan("keys", "list", "--data", data, "--json").stdout.splitlines()) >= 2
+
+
 def test_no_store(tmp_path: Path) -> None:
     """Nothing is created."""
     assert "no runs are kept here" in runspan("check", "--data", tmp_path / "nothing", code=2).stderr

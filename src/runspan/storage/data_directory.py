@@ -22,6 +22,7 @@ both. SQLite's own locks do not exist before a file is opened, and end when it i
 OPEN_TIMEOUT: Final = 10.0
 """Seconds to wait while another process opens the directory."""
 
+_DATABASES: Final = ("runspan", "keys", "sessions")
 _STAGING: Final = "restore-staging"
 """Files that are not complete. Whoever finds the folder may delete it."""
 _READY: Final = "restore-ready"
@@ -124,9 +125,9 @@ def lock_files() -> tuple[str, ...]:
 
 
 def is_own_file(name: str) -> bool:
-    """Return whether a file of this name in a data directory is a database of runspan, or belongs to one."""
-    stem, dot, suffix = name.partition(".sqlite3")
-    return bool(stem and dot) and suffix in ("", "-wal", "-shm", "-journal")
+    """Return whether a file of this name in a data directory is a database of the server, or belongs to one."""
+    stem, _, suffix = name.partition(".")
+    return stem in _DATABASES and suffix in ("sqlite3", "sqlite3-wal", "sqlite3-shm", "sqlite3-journal")
 
 
 def _finish_replacement(directory: Path) -> bool:

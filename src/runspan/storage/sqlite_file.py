@@ -127,11 +127,8 @@ class SharedDatabase:
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
         """Return the rows of a statement."""
-        with self._lock:
-            try:
-                return self._connection.execute(statement, values).fetchall()
-            except sqlite3.Error as error:
-                raise store_error(error, self._path) from error
+        with self._lock, translate_errors(self._path):
+            return self._connection.execute(statement, values).fetchall()
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -154,7 +151,7 @@ def integrity_faults(path: Path) -> list[str]:
             connection.text_factory = partial(str, encoding="utf-8", errors="replace")
             found = [message for (message,) in connection.execute("PRAGMA integrity_check")]
     except READ_ERRORS as error:
-        return [ascii(str(error))]
+        return [str(error)]
     return [message for message in found if message != "ok"]
 
 

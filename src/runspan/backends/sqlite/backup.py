@@ -249,7 +249,8 @@ def _verify(path: Path, what: str, hint: str, on_progress: OnProgress) -> int:
         if not count:
             return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
     got = "; ".join(map(str, damages))
-    raise StoreError(f"{what} is damaged in {count:,} places", where=str(path), got=got, hint=hint)
+    places = "1 place" if count == 1 else f"{count:,} places"
+    raise StoreError(f"{what} is damaged in {places}", where=str(path), got=got, hint=hint)
 
 
 def _require_backup(source: Path) -> bytes:
