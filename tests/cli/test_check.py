@@ -101,6 +101,15 @@ def test_a_log_of_another_database(data: Path, tmp_path: Path) -> None:
     assert "31 rows" in runspan("check", "--data", data).stderr
 
 
+def test_nothing_is_set_aside_while_a_dictionary_is_damaged(data: Path) -> None:
+    """Documents that need it only look damaged."""
+    execute(data / FILE_NAME, BROKEN, "INSERT INTO dictionaries VALUES (32768, x'00', zeroblob(32))")
+    shown = runspan("check", "--data", data, "--set-aside", code=1).stderr
+    assert "row 32768 of dictionaries" in shown
+    assert "restore a backup" in shown
+    assert not list(data.glob("set-aside-*"))
+
+
 def test_damaged_pages(data: Path, tmp_path: Path) -> None:
     """What can be read is copied into a new file while no server runs; the damaged file is kept."""
     more = generated(300, seed=16)

@@ -204,7 +204,7 @@ class _Mending:
             for damage in damages:
                 if damage.remedy == "repair" and (self.repair or (self.set_aside and damage.row is None)):
                     self.repaired += store.repair(damage)
-            rows = [damage for damage in damages if damage.remedy == "set aside"] if self.set_aside else []
+            rows = [damage for damage in damages if damage.remedy == "set aside"] if self._may_move(damages) else []
             for start in range(0, len(rows), _BATCH):
                 self.moved += store.take_out(rows[start : start + _BATCH], self._keep)
         except StoreError:
@@ -215,11 +215,15 @@ class _Mending:
     def rebuild(self, damages: Sequence[Damage]) -> bool:
         """Copy what can be read into a new file if pages of the file are damaged; return whether that was done."""
         needed = not self._is_readable or any(damage.remedy == "rebuild" for damage in damages)
-        if not needed or not self.set_aside:
+        if not needed or not self._may_move(damages):
             return False
         with progress_display(quiet=self.quiet, unit="runs") as display:
             self.rebuilt = rebuild_store(self.directory, lambda line: self._keep([line]), display.advance)
         return True
+
+    def _may_move(self, damages: Sequence[Damage]) -> bool:
+        """Return whether rows may be moved: not while sound ones look damaged, since their dictionary is."""
+        return self.set_aside and not any(damage.table == "dictionaries" for damage in damages)
 
     def _keep(self, lines: list[bytes]) -> None:
         """Append lines to the file of rows that were set aside, and write them to the disk."""

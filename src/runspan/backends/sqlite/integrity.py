@@ -39,7 +39,6 @@ file, since pages of the file are damaged; or only by a backup."""
 OnProgress = Callable[[int], None]
 """Called with the number of further rows that were checked; also while SQLite checks its file, with 0."""
 
-_BATCH: Final = 500
 _MAX_MESSAGES: Final = 1000
 _PROGRESS_STEPS: Final = 1_000_000
 """Instructions of SQLite's virtual machine between two calls of the progress handler."""
@@ -169,13 +168,12 @@ def _file_damage(connection: sqlite3.Connection) -> Iterator[Damage]:
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[int, tuple[Any, ...] | None]]:
     """Yield the number and the columns of each row; None for columns that cannot be read."""
     columns = ", ".join(_COLUMNS[table])
-    select = f"SELECT id, {columns} FROM {table} NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 constants
+    select = f"SELECT id, {columns} FROM {table} NOT INDEXED ORDER BY id"  # noqa: S608 constants
     last = -1
     try:
-        while rows := connection.execute(select, (last, _BATCH)).fetchall():
-            for row_id, *row in rows:
-                yield row_id, tuple(row)
-                last = row_id
+        for row_id, *row in connection.execute(select):  # one at a time: a document may be large
+            yield row_id, tuple(row)
+            last = row_id
     except READ_ERRORS:
         # A page of the table is damaged. An index still says which rows there are.
         for row_id in sorted(_indexed_ids(connection, table, last)):
