@@ -58,7 +58,7 @@ def seconds_of(*args: object) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("times", rounds(2, 40))
+@pytest.mark.parametrize("times", rounds(2, 20))
 def test_backup_under_load(fault: FaultLine, tmp_path: Path, times: int) -> None:
     """What was confirmed before a backup began is in it, and all of it is sound, though the server is killed too."""
     random = Random(SEED)
@@ -119,7 +119,7 @@ def contents(data: Path) -> dict[str, bytes]:
         return {run_id: store.document(run_id).text for run_id in ids}
 
 
-@pytest.mark.parametrize("times", rounds(3, 100))
+@pytest.mark.parametrize("times", rounds(3, 50))
 def test_backup_killed(fault: FaultLine, tmp_path: Path, times: int) -> None:
     """The backup of before stays, or the new one is complete; the next backup succeeds."""
     random = Random(SEED)
@@ -143,7 +143,7 @@ def test_backup_killed(fault: FaultLine, tmp_path: Path, times: int) -> None:
     assert contents(data) == texts
 
 
-@pytest.mark.parametrize("times", rounds(4, 150))
+@pytest.mark.parametrize("times", rounds(4, 50))
 def test_restore_killed(fault: FaultLine, tmp_path: Path, times: int) -> None:
     """The directory has the old runs or the new ones, never a mixture, and the next command finishes the rest."""
     random = Random(SEED)

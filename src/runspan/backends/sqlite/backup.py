@@ -99,7 +99,7 @@ def restore_backup(source: Path, directory: Path, *, overwrite: bool, on_progres
     path = directory / FILE_NAME
     with exclusive_use(directory) as finished:
         if finished and _previous_marker(path) == marker:
-            return _report(path, directory, resumed=True)
+            return _report(path, replaced=max(directory.glob("replaced-*"), default=None), resumed=True)
         if not overwrite and (files := _files_in(directory)):
             raise ConfigError(
                 "the directory is not empty",
@@ -107,6 +107,7 @@ def restore_backup(source: Path, directory: Path, *, overwrite: bool, on_progres
                 got=", ".join(files[:_NAMED]),
                 hint="name another one, or move its store, keys and sessions into a subfolder with --overwrite",
             )
+        before = set(directory.glob("replaced-*"))
         with replacement(directory) as staging:
             copy = staging / FILE_NAME
             with translate_errors(staging):
@@ -120,7 +121,7 @@ def restore_backup(source: Path, directory: Path, *, overwrite: bool, on_progres
             for name in (file.name for file in staging.iterdir() if file != copy):
                 if faults := integrity_faults(staging / name):
                     raise StoreError(f"{name} in the backup is damaged", where=str(source), got=faults[0])
-        return _report(path, directory)
+        return _report(path, replaced=next(iter(set(directory.glob("replaced-*")) - before), None))
 
 
 def rebuild_store(directory: Path, keep: Callable[[bytes], None], on_progress: Callable[[int], None]) -> int:
@@ -143,13 +144,11 @@ def rebuild_store(directory: Path, keep: Callable[[bytes], None], on_progress: C
                 return copy_sound_rows(source, target, compression, keep, on_progress)
 
 
-def _report(path: Path, directory: Path, *, resumed: bool = False) -> BackupReport:
+def _report(path: Path, *, replaced: Path | None, resumed: bool = False) -> BackupReport:
     with closing(open_read_only(path)) as connection:
         (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
-    others = sorted(file.name for file in directory.iterdir() if is_own_file(file.name) and file.suffix == ".sqlite3")
-    replaced = max((folder for folder in directory.glob("replaced-*")), default=None)
-    files = tuple(name for name in others if name != FILE_NAME)
-    return BackupReport(runs, files, path.stat().st_size, replaced, resumed)
+    files = sorted(file.name for file in path.parent.glob("*.sqlite3") if is_own_file(file.name) and file != path)
+    return BackupReport(runs, tuple(files), path.stat().st_size, replaced, resumed)
 
 
 def _copy(source: Path, target: Path, on_progress: OnProgress) -> None:
