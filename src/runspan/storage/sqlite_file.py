@@ -8,8 +8,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -30,11 +31,18 @@ _MESSAGES: Final = {
     "SQLITE_CANTOPEN": ("the file cannot be opened", "the directory must exist and be writable, also to read"),
     "SQLITE_PERM": ("the file may not be accessed", "give the user of this process read and write permission"),
     "SQLITE_IOERR": ("the disk failed", "look at the system's log; check the disk and the space on it"),
-    "SQLITE_CORRUPT": ("the file is damaged", "restore a backup, or recover with: sqlite3 FILE .recover"),
+    "SQLITE_CORRUPT": (
+        "the file is damaged",
+        "look at it with `runspan check`, or restore a backup with `runspan restore`",
+    ),
     "SQLITE_NOTADB": ("the file is no SQLite database", "choose another path, or move the file away"),
     "SQLITE_TOOBIG": ("a value is too large to store", "split the run, or keep large payloads elsewhere"),
 }
 """SQLite's primary result code → what happened, and what to do next."""
+
+
+READ_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises: the text of an error may quote a damaged page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +133,8 @@ class SharedDatabase:
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
         """Return the rows of a statement."""
-        with self._lock:
-            try:
-                return self._connection.execute(statement, values).fetchall()
-            except sqlite3.Error as error:
-                raise store_error(error, self._path) from error
+        with self._lock, translate_errors(self._path):
+            return self._connection.execute(statement, values).fetchall()
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -145,11 +150,24 @@ def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Conn
     return connection
 
 
+def integrity_faults(path: Path) -> list[str]:
+    """Return what SQLite's own check finds in a file; nothing if it is sound."""
+    try:
+        with closing(open_read_only(path)) as connection:
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+            found = [message for (message,) in connection.execute("PRAGMA integrity_check")]
+    except READ_ERRORS as error:
+        return [str(error)]
+    return [message for message in found if message != "ok"]
+
+
 @contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
     """Raise SQLite's and the file system's errors as StoreError; see ``store_error``."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise store_error(sqlite3.DatabaseError(ascii(error.object)), path) from error
     except (sqlite3.Error, OSError) as error:
         raise store_error(error, path) from error
 
@@ -163,7 +181,7 @@ def store_error(error: sqlite3.Error | OSError, path: Path) -> StoreError:
         name, code = errno.errorcode[error.errno], "SQLITE_FULL"
     elif name == "SQLITE_IOERR_SHMSIZE":  # no space for the index of the write-ahead log
         code = "SQLITE_FULL"
-    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'"))
+    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with `runspan check`"))
     kind = StoreFull if code == "SQLITE_FULL" else StoreError
     return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hint)
 
