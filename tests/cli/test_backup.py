@@ -235,3 +235,14 @@ def test_the_same_restore_finishes_what_was_interrupted(data: Path, backup: Path
         (data / name).rename(data / "restore-ready" / name)
     assert "finished the restore that was interrupted" in runspan("restore", "--from", backup, "--data", data).stderr
     assert runs_in(data) == TEXTS
+
+
+def test_reserved_disk_space_is_no_content(backup: Path, tmp_path: Path) -> None:
+    """A killed server leaves its reserve, which a restore frees."""
+    target = tmp_path / "target"
+    target.mkdir()
+    reserve = target / f"{FILE_NAME}-reserve"
+    reserve.write_bytes(bytes(1 << 20))
+    runspan("restore", "--from", backup, "--data", target)
+    assert not reserve.exists()
+    assert (target / FILE_NAME).exists()
