@@ -51,6 +51,9 @@ def test_the_commands_are_those_that_are_promised() -> None:
     assert {" ".join(path) for path in COMMANDS if path} == {
         "serve",
         "archive",
+        "backup",
+        "check",
+        "restore",
         "export",
         "sync",
         "list",

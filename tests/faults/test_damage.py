@@ -5,17 +5,21 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 from typing import TypeVar
 
 import pytest
+from click.testing import CliRunner
 
 from conformance.harness import T0
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.compression import Compression, CorruptFrame
+from runspan.backends.sqlite.integrity import find_damage
 from runspan.backends.sqlite.schema import FILE_NAME
+from runspan.cli import main
 from runspan.codec.decode import verify_run
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, RunspanError, StoreError
@@ -154,6 +158,74 @@ def test_damaged_write_ahead_log(fault: FaultLine, tmp_path: Path, killed: Path,
             log.write_bytes(log.read_bytes()[: random.randrange(log.stat().st_size)])
         read_everything(tmp_path, fault)
         fault.rounds += 1
+
+
+def rows_of(data: Path) -> dict[str, object] | None:
+    """Return all columns of all rows, documents decompressed; None if they cannot be read."""
+    found: dict[str, object] = {}
+    try:
+        with closing(sqlite3.connect(f"{(data / FILE_NAME).as_uri()}?immutable=1", uri=True)) as connection:
+            compression = Compression()
+            compression.load(connection)
+            for table in ("last_commit", "runs", "fragments", "foreign_spans", "dictionaries", "resources"):
+                cursor = connection.execute(f"SELECT * FROM {table} NOT INDEXED ORDER BY id")
+                names = [column[0] for column in cursor.description]
+                for values in cursor:
+                    row = dict(zip(names, values, strict=True))
+                    if table == "runs":
+                        row["document"] = compression.decompress(row["document"], connection)
+                    found[f"{table} {row['id']}"] = row
+    except (sqlite3.Error, UnicodeDecodeError, CorruptFrame, TypeError):
+        return None
+    return found
+
+
+@pytest.mark.parametrize("rounds", [30, pytest.param(3000, marks=pytest.mark.campaign)])
+def test_check_of_flipped_bits(fault: FaultLine, tmp_path: Path, complete: Path, rounds: int) -> None:
+    """A check finds each change of a row; bits that no row needs may be different. Refused: what it has found."""
+    random = Random(SEED + 1)
+    sound = rows_of(complete)
+    path = tmp_path / FILE_NAME
+    for _ in range(rounds):
+        shutil.copy(complete / FILE_NAME, path)
+        flip(random, path)
+        is_damaged = rows_of(tmp_path) != sound
+        with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True, isolation_level=None)) as connection:
+            found = list(find_damage(connection, Compression()))
+        fault.acknowledged += is_damaged
+        fault.refused += is_damaged and bool(found)
+        fault.lost += is_damaged and not found
+        fault.rounds += 1
+
+
+@pytest.mark.parametrize("rounds", [10, pytest.param(400, marks=pytest.mark.campaign)])
+def test_mending_flipped_bits(fault: FaultLine, tmp_path: Path, complete: Path, rounds: int) -> None:
+    """What a check repairs and leaves is right and complete, and every run that it moved out can be sent again."""
+    random = Random(SEED + 2)
+    fault.acknowledged = len(TEXTS)
+    for _ in range(rounds):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        shutil.copy(complete / FILE_NAME, tmp_path / FILE_NAME)
+        for _ in range(random.choice((1, 1, 3, 20))):
+            flip(random, tmp_path / FILE_NAME)
+        result = CliRunner().invoke(main, ["check", "--data", str(tmp_path), "--repair", "--set-aside"])
+        assert result.exit_code in (0, 1, 10), result.output
+        fault.rounds += 1
+        if result.exit_code:
+            fault.refused += 1  # the schema or a dictionary is damaged
+            continue
+        with SqliteStore(tmp_path) as store:
+            assert list(store.find_damage()) == []
+            for run in RUNS:
+                with suppress(NotFound):
+                    fault.wrong += store.document(run.id).text != run.text
+                store.put(run, observed_at=T0)
+            items = store.search(RunQuery(limit=200)).items
+            fault.lost += len({run.summary() for run in RUNS} - set(items))
+            fault.twice += len(items) - len(set(items))
+            fault.wrong += any(store.document(run.id).text != run.text for run in RUNS)
+    assert fault.refused < rounds / 2
 
 
 def test_an_index_that_leads_to_another_run(tmp_path: Path) -> None:

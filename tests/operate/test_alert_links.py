@@ -86,7 +86,7 @@ def test_the_list_of_an_alert_has_its_run(site: tuple[str, dict[str, dict[str, s
     url, alerts = site
     if "runs_url" not in alerts[name]:
         assert name.startswith(("RunspanCollector", "RunspanExporter", "RunspanQueue", "RunspanS", "RunspanRules",
-                                "RunspanNotifications", "RunspanWatchdog"))  # fmt: skip
+                                "RunspanNotifications", "RunspanWatchdog", "RunspanExpiry"))  # fmt: skip
         return
     link = httpx.URL(alerts[name]["runs_url"])
     page = httpx.get(link, trust_env=False)

@@ -143,7 +143,7 @@ def test_sources_are_combined(clock: Clock) -> None:
     registry = MetricsRegistry(clock, components=("export",))
     first, second = (
         ExportReport(runs_accepted=5, runs_pending=2, retries=1),
-        ExportReport(runs_rejected=1, runs_unknown=2),
+        ExportReport(runs_rejected=3),
     )
     registry.register(lambda: export_samples(first))
     registry.register(lambda: export_samples(second))

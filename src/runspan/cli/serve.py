@@ -28,13 +28,14 @@ from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
 from runspan.cli.output import background, escape_control
 from runspan.errors import ConfigError, RunspanError
+from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.auth import is_loopback
 from runspan.web.config import MIB, WebConfig
 from runspan.web.limits import ServerLimits
 from runspan.web.server import WebServer
-from runspan.web.sessions import SESSIONS_FILE, SessionStore
+from runspan.web.sessions import SessionStore
 
 _EXPIRE_EVERY: Final = 3600.0
 _LIMITS: Final = Limits()

@@ -8,8 +8,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,10 @@ _MESSAGES: Final = {
     "SQLITE_CANTOPEN": ("the file cannot be opened", "the directory must exist and be writable, also to read"),
     "SQLITE_PERM": ("the file may not be accessed", "give the user of this process read and write permission"),
     "SQLITE_IOERR": ("the disk failed", "look at the system's log; check the disk and the space on it"),
-    "SQLITE_CORRUPT": ("the file is damaged", "restore a backup, or recover with: sqlite3 FILE .recover"),
+    "SQLITE_CORRUPT": (
+        "the file is damaged",
+        "look at it with `runspan check`, or restore a backup with `runspan restore`",
+    ),
     "SQLITE_NOTADB": ("the file is no SQLite database", "choose another path, or move the file away"),
     "SQLITE_TOOBIG": ("a value is too large to store", "split the run, or keep large payloads elsewhere"),
 }
@@ -38,6 +42,8 @@ _MESSAGES: Final = {
 
 
 _NO_HINTS: Final[Mapping[str, str]] = {}
+READ_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises: the text of an error may quote a damaged page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +138,8 @@ class SharedDatabase:
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
         """Return the rows of a statement."""
-        with self._lock:
-            try:
-                return self._connection.execute(statement, values).fetchall()
-            except sqlite3.Error as error:
-                raise store_error(error, self._path, self._hints) from error
+        with self._lock, translate_errors(self._path, self._hints):
+            return self._connection.execute(statement, values).fetchall()
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -152,11 +155,24 @@ def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Conn
     return connection
 
 
+def integrity_faults(path: Path) -> list[str]:
+    """Return what SQLite's own check finds in a file; nothing if it is sound."""
+    try:
+        with closing(open_read_only(path)) as connection:
+            connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+            found = [message for (message,) in connection.execute("PRAGMA integrity_check")]
+    except READ_ERRORS as error:
+        return [str(error)]
+    return [message for message in found if message != "ok"]
+
+
 @contextmanager
 def translate_errors(path: Path, hints: Mapping[str, str] = _NO_HINTS) -> Iterator[None]:
     """Raise SQLite's and the file system's errors as StoreError; see ``store_error``."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise store_error(sqlite3.DatabaseError(ascii(error.object)), path) from error
     except (sqlite3.Error, OSError) as error:
         raise store_error(error, path, hints) from error
 
@@ -171,7 +187,7 @@ def store_error(error: sqlite3.Error | OSError, path: Path, hints: Mapping[str, 
         name, code = errno.errorcode[error.errno], "SQLITE_FULL"
     elif name == "SQLITE_IOERR_SHMSIZE":  # no space for the index of the write-ahead log
         code = "SQLITE_FULL"
-    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with: sqlite3 FILE 'PRAGMA integrity_check'"))
+    message, hint = _MESSAGES.get(code, ("SQLite failed", "check the file with `runspan check`"))
     kind = StoreFull if code == "SQLITE_FULL" else StoreError
     return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hints.get(code, hint))
 

@@ -7,16 +7,19 @@ counts at once; SQLite keeps the file consistent over crashes and concurrent wri
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import ConfigError, NotFound
+from runspan.storage.data_directory import KEYS_LOCK, DirectoryUse
 from runspan.storage.sqlite_file import Schema, SharedDatabase
 
 RUNS_READ = "runs:read"
@@ -65,8 +68,16 @@ class ApiKeyStore(SharedDatabase):
     """The keys of one file. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(self, path: Path | str, *, clock: Callable[[], int] = time.time_ns) -> None:
-        super().__init__(path, _SCHEMA)
+        with ExitStack() as stack:
+            self._use = stack.enter_context(closing(DirectoryUse(Path(path).parent, KEYS_LOCK)))
+            super().__init__(path, _SCHEMA)
+            stack.pop_all()
         self._clock = clock
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        super().close()
+        self._use.close()
 
     def create(
         self,
@@ -97,6 +108,15 @@ class ApiKeyStore(SharedDatabase):
             expires,
         )
         return secret, key
+
+    def find_damage(self) -> Sequence[str]:
+        """Return the keys that are not as they were written, by their ids, one line each."""
+        found = []
+        for key_id, digest, permissions in self._execute("SELECT id, sha256, permissions FROM keys"):
+            is_sound = re.fullmatch("[0-9a-f]{8}", str(key_id)) and isinstance(digest, bytes) and len(digest) == 32
+            if not is_sound or not set(str(permissions).split()) <= set(PERMISSIONS):
+                found.append(f"key {key_id}: it is not as it was written")
+        return found
 
     def list(self) -> Sequence[ApiKey]:
         """Return all keys, including revoked and expired ones, oldest first."""

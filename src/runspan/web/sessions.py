@@ -25,7 +25,6 @@ from runspan.web.links import PublicUrl
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-SESSIONS_FILE: Final = "sessions.sqlite3"
 DEFAULT_LIFETIME: Final = 12 * 3600 * 1_000_000_000
 """Nanoseconds; a working day."""
 MAX_SESSIONS_PER_KEY: Final = 1000

@@ -19,6 +19,7 @@ from runspan.backends.sqlite.store import _statement
 from runspan.contracts import Capabilities, Cursor, RunQuery
 from runspan.errors import ConfigError, StoreError
 from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.storage.data_directory import STORE_LOCK
 from runspan.testing import generate
 
 
@@ -191,7 +192,7 @@ def test_a_closed_store_is_one_file(tmp_path):
     store.put(make_run("r", 0), observed_at=T0)
     assert store.document("r").text
     store.close()
-    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+    assert {file.name for file in tmp_path.iterdir()} == {FILE_NAME, STORE_LOCK}
 
 
 def test_the_store_says_what_it_can_do(tmp_path):

@@ -18,11 +18,12 @@ from playwright.sync_api import Page, expect
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.errors import ConfigError
+from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, local_target
-from runspan.web.sessions import SESSIONS_FILE, SessionStore
+from runspan.web.sessions import SessionStore
 from support.cli import process, runspan, server
 from support.web import serving
 from web.pages.chromium import NAMED, Watch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict, deque
 from contextlib import suppress
+from hashlib import sha256
 from typing import Final
 
 import zstandard
@@ -108,4 +109,5 @@ class Compression:
 
     def add(self, connection: sqlite3.Connection, content: bytes) -> None:
         """Store a dictionary, unless another process has stored one. ``load`` makes it the one that is used."""
-        connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?)", (_FIRST_ID, content))
+        row = (_FIRST_ID, content, sha256(content).digest())
+        connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?, ?)", row)

@@ -139,7 +139,17 @@ def run_row(
 
 def summary_checksum(tenant: bytes, run_id: bytes, time: int, summary: bytes) -> bytes:
     """Return 8 bytes that prove what a list shows of a run: whose it is, its place in the list and its summary."""
-    return sha256(_pack((tenant, run_id, time, summary))).digest()[:_CHECKSUM_BYTES]
+    return checksum(tenant, run_id, time, summary)
+
+
+def checksum(*values: object) -> bytes:
+    """Return 8 bytes that prove values of a row."""
+    return sha256(_pack(values)).digest()[:_CHECKSUM_BYTES]
+
+
+def run_checksum(row: RunRow) -> bytes:
+    """Return the column ``row_checksum`` of a run: it proves the columns that neither document nor index has too."""
+    return checksum(row.revision, row.step_ids, row.incomplete, row.superseded, row.written_at, row.resource_id)
 
 
 def retention_start(envelope: Envelope, written_at: int) -> int:
@@ -181,7 +191,7 @@ def bytes_to_lines(content: bytes | None) -> tuple[str, ...]:
 
 _COLUMNS: Final = ", ".join(RunRow._fields)
 _UPDATES: Final = ", ".join(
-    f"{name} = excluded.{name}" for name in RunRow._fields if name not in ("trace_id", "observed_at")
+    f"{name} = excluded.{name}" for name in (*RunRow._fields, "row_checksum") if name not in ("trace_id", "observed_at")
 )
 # An observation stays, however the revisions of several senders interleave.
 _ON_CONFLICT: Final = f"""
@@ -207,7 +217,9 @@ def _marks(rows: Sequence[tuple[Any, ...]]) -> str:
 
 def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
     """Write rows, in place of the stored runs of their traces."""
-    _insert(connection, f"INTO runs ({_COLUMNS})", rows, _ON_CONFLICT)
+    _insert(
+        connection, f"INTO runs ({_COLUMNS}, row_checksum)", [(*row, run_checksum(row)) for row in rows], _ON_CONFLICT
+    )
 
 
 def update_observation(
@@ -219,6 +231,7 @@ def update_observation(
         " superseded = iif(revision = ?3, superseded, NULL) WHERE trace_id = ?4",
         (now, observed_at, revision, trace_id),
     )
+    _update_checksum(connection, trace_id)
 
 
 def update_incomplete(
@@ -229,6 +242,13 @@ def update_incomplete(
         "UPDATE runs SET incomplete = ?, ended = ?, written_at = ? WHERE trace_id = ?",
         (lines_to_bytes(incomplete), ended, now, trace_id),
     )
+    _update_checksum(connection, trace_id)
+
+
+def _update_checksum(connection: sqlite3.Connection, trace_id: bytes) -> None:
+    select = f"SELECT {_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+    row = RunRow(*connection.execute(select, (trace_id,)).fetchone())
+    connection.execute("UPDATE runs SET row_checksum = ? WHERE trace_id = ?", (run_checksum(row), trace_id))
 
 
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:
@@ -304,7 +324,26 @@ class FragmentRow(NamedTuple):
     """An ExportTraceServiceRequest with the span, or the content of ``superseded_row``."""
 
 
-_FRAGMENT_COLUMNS: Final = ", ".join(FragmentRow._fields)
+_FRAGMENT_COLUMNS: Final = ", ".join((*FragmentRow._fields, "hint_checksum", "row_checksum"))
+
+
+def hint_checksum(missing: bytes | None, tried: int | None) -> bytes | None:
+    """Return the column that proves ``missing`` and ``tried``, which change alone; None if nothing is known."""
+    return None if missing is None and tried is None else checksum(missing, tried)
+
+
+def fragment_checksum(row: FragmentRow) -> bytes:
+    """Return the column ``row_checksum`` of a fragment: it proves all columns but ``missing`` and ``tried``."""
+    return checksum(*row._replace(missing=None, tried=None))
+
+
+TRACE_SUMS: Final = (
+    "SELECT trace_id, tenant, sum(spans), sum(length(content)), max(id) FROM fragments"
+    " GROUP BY trace_id, tenant ORDER BY trace_id, tenant"
+)
+"""What the table ``waiting_traces`` has, except that the newest row may be gone."""
+TENANT_SUMS: Final = "SELECT tenant, sum(spans), sum(bytes) FROM waiting_traces GROUP BY tenant ORDER BY tenant"
+"""What the table ``waiting_tenants`` has."""
 
 
 def waiting(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> Waiting | None:
@@ -385,12 +424,23 @@ def insert_fragments(connection: sqlite3.Connection, rows: Sequence[FragmentRow]
             " WHERE trace_id = ? AND tenant = ?)"
         )
         connection.execute(repeated, [*[value for key in batch for value in key], *rows[0][:2]])
-    _insert(connection, f"INTO fragments ({_FRAGMENT_COLUMNS})", list(by_key.values()))
+    proved = [(*row, hint_checksum(row.missing, row.tried), fragment_checksum(row)) for row in by_key.values()]
+    _insert(connection, f"INTO fragments ({_FRAGMENT_COLUMNS})", proved)
 
 
 def update_hints(connection: sqlite3.Connection, hints: Iterable[tuple[bytes | None, int | None, int]]) -> None:
     """Record what revision spans wait for: columns ``missing`` and ``tried``, and the id of the row."""
-    connection.executemany("UPDATE fragments SET missing = ?, tried = ? WHERE id = ?", hints)
+    update = "UPDATE fragments SET missing = ?, tried = ?, hint_checksum = ? WHERE id = ?"
+    rows = [(missing, tried, hint_checksum(missing, tried), row_id) for missing, tried, row_id in hints]
+    connection.executemany(update, rows)
+
+
+def rebuild_sums(connection: sqlite3.Connection) -> None:
+    """Compute anew how much waits. Triggers keep it right, so only damage makes this necessary."""
+    for table in ("waiting_tenants", "waiting_traces"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 a constant
+    connection.execute(f"INSERT INTO waiting_traces {TRACE_SUMS}")
+    connection.execute(f"INSERT INTO waiting_tenants {TENANT_SUMS}")
 
 
 def delete_fragments(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
@@ -443,13 +493,15 @@ def _own_pairs(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 def foreign_row(item: ForeignSpan, tenant: str, now: int, compressed: bytes) -> tuple[Any, ...]:
     """Return the row of a foreign span. Its digest distinguishes two versions of one span."""
-    digest = sha256(item.otlp).digest()[:_DIGEST_BYTES]
-    return (item.trace_id, tenant.encode(), item.span_id, digest, now, compressed)
+    owner, digest = tenant.encode(), sha256(item.otlp).digest()[:_DIGEST_BYTES]
+    proof = checksum(item.trace_id, owner, item.span_id, digest, now)
+    return (item.trace_id, owner, item.span_id, digest, now, compressed, proof)
 
 
 def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Store foreign spans, except for those that are stored already."""
-    _insert(connection, "OR IGNORE INTO foreign_spans (trace_id, tenant, span_id, digest, received_at, otlp)", rows)
+    columns = "trace_id, tenant, span_id, digest, received_at, otlp, row_checksum"
+    _insert(connection, f"OR IGNORE INTO foreign_spans ({columns})", rows)
 
 
 def foreign_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:

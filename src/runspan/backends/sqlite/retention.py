@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from runspan.backends.sqlite.queries import waiting
-from runspan.backends.sqlite.writer import GroupWriter
+from runspan.backends.sqlite.writer import GroupWriter, free_pages
 from runspan.errors import StoreError, StoreFull
 from runspan.model.span import run_ids
 
@@ -193,7 +193,7 @@ def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str =
 
 def _vacuum(connection: sqlite3.Connection) -> int:
     """Free a bounded number of pages; return how many are left to free."""
-    connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    free_pages(connection, _VACUUM_PAGES)
     remaining: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
     return remaining
 

@@ -1,3 +1,7 @@
+-- The first table, so that wal.py finds its page without SQLite. Every transaction changes its only row.
+CREATE TABLE last_commit (id INTEGER PRIMARY KEY, marker BLOB NOT NULL, previous BLOB NOT NULL) STRICT;
+INSERT INTO last_commit VALUES (1, randomblob(16), zeroblob(16));
+
 -- The columns that a list needs precede the document, so that a list reads no overflow pages.
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
@@ -18,7 +22,8 @@ CREATE TABLE runs (
     document BLOB NOT NULL,
     step_ids BLOB,
     written_at INTEGER NOT NULL,
-    resource_id INTEGER
+    resource_id INTEGER,
+    row_checksum BLOB NOT NULL
 ) STRICT;
 
 CREATE INDEX runs_by_time ON runs (tenant, time, run_id);
@@ -41,7 +46,9 @@ CREATE TABLE fragments (
     received_at INTEGER NOT NULL,
     missing BLOB,
     tried INTEGER,
+    hint_checksum BLOB,
     content BLOB NOT NULL,
+    row_checksum BLOB NOT NULL,
     UNIQUE (trace_id, tenant, span_id, fingerprint)
 ) STRICT;
 
@@ -89,8 +96,9 @@ CREATE TABLE foreign_spans (
     digest BLOB NOT NULL,
     received_at INTEGER NOT NULL,
     otlp BLOB NOT NULL,
+    row_checksum BLOB NOT NULL,
     UNIQUE (trace_id, tenant, span_id, digest)
 ) STRICT;
 
-CREATE TABLE dictionaries (id INTEGER PRIMARY KEY, content BLOB NOT NULL) STRICT;
+CREATE TABLE dictionaries (id INTEGER PRIMARY KEY, content BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
 CREATE TABLE resources (id INTEGER PRIMARY KEY, content BLOB NOT NULL UNIQUE) STRICT;

@@ -8,19 +8,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from runspan import contracts
-from runspan.backends.sqlite import queries, retention
+from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.ingest import Ingester
+from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
 from runspan.backends.sqlite.revision import StoredRevision, from_row, step_spans, to_spans
-from runspan.backends.sqlite.schema import FILE_NAME, open_writer
+from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
@@ -29,7 +31,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import open_read_only, store_error
+from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 
@@ -137,7 +139,7 @@ class ConnectionPool:
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeDecodeError as error:
-            hint = "export the run again, or restore a backup"
+            hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
             raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
         self._idle.append(connection)
         if self._closed:
@@ -177,19 +179,19 @@ class SqliteStore:
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
-        connection = open_writer(self.path)
         self._compression = Compression()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
-        try:
-            self._compression.load(connection)
-            arrival_clock = ArrivalClock(clock, connection)
-            with suppress(StoreError):  # ``expire`` raises it
-                self._retention.cutoff(connection, clock())
-        except sqlite3.Error as error:
-            connection.close()
-            raise store_error(error, self.path) from error
         self._training: threading.Thread | None = None
-        self._writer = GroupWriter(connection, self.path, self._train_when_due)
+        with ExitStack() as stack:
+            self._use = stack.enter_context(closing(use_directory(self.path)))
+            connection = stack.enter_context(closing(open_writer(self.path)))
+            with translate_errors(self.path):
+                self._compression.load(connection)
+                arrival_clock = ArrivalClock(clock, connection)
+                with suppress(StoreError):  # ``expire`` raises it
+                    self._retention.cutoff(connection, clock())
+                self._writer = GroupWriter(connection, self.path, self._train_when_due)
+            stack.pop_all()
         self._readers = ConnectionPool(self.path, self._writer.check_files)
         self._ingester = Ingester(
             self._writer,
@@ -364,6 +366,41 @@ class SqliteStore:
         """Free the disk space of deleted runs. Other writes continue meanwhile."""
         retention.release_pages(self._writer)
 
+    # Checking.
+
+    def count_rows(self) -> int:
+        """Return how many rows ``find_damage`` checks, about."""
+        with self._readers.connection() as connection:
+            return integrity.count_rows(connection)
+
+    def find_damage(self, on_progress: integrity.OnProgress = lambda rows: None) -> Iterator[Damage]:
+        """Yield what is damaged in the state that the store has now; see ``integrity.find_damage``.
+
+        Reads and writes continue meanwhile; the write-ahead log grows until the iterator ends.
+        """
+        with translate_errors(self.path), closing(open_read_only(self.path)) as connection:
+            yield from integrity.find_damage(connection, self._compression, on_progress)
+
+    def repair(self, damage: Damage) -> bool:
+        """Make an index, sums, a list item or a hint from what is sound; return whether that was possible."""
+        return self._writer.submit(partial(integrity.repair, compression=self._compression, damage=damage))
+
+    def take_out(self, damages: Sequence[Damage], keep: Callable[[list[bytes]], None]) -> int:
+        """Move damaged rows out of the store in one transaction; return how many.
+
+        keep: Called with the rows as lines of JSON, which it must have written to the disk when it returns. It may be
+        called again with the same rows.
+        """
+
+        def work(connection: sqlite3.Connection) -> int:
+            found = [integrity.take_out(connection, self._compression, damage) for damage in damages]
+            lines = [line for line in found if line is not None]
+            if lines:
+                keep(lines)
+            return len(lines)
+
+        return self._writer.submit(work)
+
     def close(self) -> None:
         """Finish the current writes and close the file. Calling it twice is allowed."""
         if self._training is not None:
@@ -371,6 +408,7 @@ class SqliteStore:
         self._readers.close()
         # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
+        self._use.close()
 
     def __enter__(self) -> SqliteStore:
         return self
@@ -399,7 +437,7 @@ class SqliteStore:
             raise self._damaged(kind, where, str(error)) from None
 
     def _damaged(self, kind: str, where: str, got: str) -> StoreError:
-        hint = "export the run again, or restore a backup"
+        hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
         return StoreError(f"the stored {kind} is damaged", where=f"{self.path} {where}", got=got, hint=hint)
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
@@ -412,7 +450,7 @@ class SqliteStore:
                 "the stored run cannot be made into spans again",
                 where=f"{self.path} run {stored.run_id}",
                 got=str(error),
-                hint="export the run again",
+                hint="set it aside with `runspan check --set-aside`, then export the run again",
             ) from None
 
     def _fragment(self, connection: sqlite3.Connection, kind: int, content: bytes) -> list[Span]:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from runspan.backends.sqlite.reserve import DELETION_BYTES, FRAME_HEADER, NEARLY_FULL, STEP, Reserve, free_bytes
 from runspan.backends.sqlite.schema import SCHEMA
+from runspan.backends.sqlite.wal import MARK_COMMIT
 from runspan.errors import StoreError, StoreFull
 from runspan.storage.sqlite_file import store_error, translate_errors
 
@@ -150,17 +152,22 @@ class GroupWriter:
             self._reserve.release()
             self._truncate_log()
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                result = work(self._connection)
-                self._connection.execute("COMMIT")
+                result = self._transact(work)
                 self.check_files()
+                self._truncate_log()
+                self._transact(partial(free_pages, count=_VACUUM_PAGES))
             finally:
                 self._roll_back()
             self._truncate_log()
-            self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-            self._truncate_log()
             with suppress(StoreFull):  # the next write tries again
                 self._hold_reserve()
+        return result
+
+    def _transact(self, work: Work[T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute(MARK_COMMIT)
+        result = work(self._connection)
+        self._connection.execute("COMMIT")
         return result
 
     def truncate_log(self) -> None:
@@ -239,10 +246,12 @@ class GroupWriter:
                 self._fail(job, error)
             return
         failure: Exception | None = None
-        changes = self._connection.total_changes
+        changes = 0
         results = []
         end = monotonic() + (_MAX_SECONDS if len(self._turns) == 1 else _MAX_SHARED_SECONDS)
         try:
+            execute(MARK_COMMIT)
+            changes = self._connection.total_changes
             for job in group:
                 self._turns[job.tenant] = self._transactions
                 results.append(job.work(self._connection))
@@ -331,6 +340,11 @@ class GroupWriter:
             where=str(self._path),
             hint="move it back, or restart the process with a copy: what is written now would be lost",
         )
+
+
+def free_pages(connection: sqlite3.Connection, count: int) -> None:
+    """Free up to so many pages at the end of the database. In a transaction with a marker, as every other change."""
+    connection.execute(f"PRAGMA incremental_vacuum({count})").fetchall()
 
 
 def _are_done(jobs: Sequence[_Job]) -> bool:
