@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -14,6 +15,7 @@ from runspan.cli import main
 from runspan.errors import ERROR_STATUSES
 from support.cli import runspan, subcommands
 
+ROOT = Path(__file__).parents[2]
 Words = tuple[str, ...]
 
 
@@ -164,3 +166,32 @@ def test_a_duration_has_a_unit(option: str) -> None:
         )
     for value in ("0", "30s", "5m", "1.5h", "7d"):
         assert "no runs are kept here" in runspan("list", f"{option}={value}", "--data", "nowhere", code=2).stderr
+
+
+OF_OTHERS = {
+    "--build", "--config", "--constraint", "--enable-feature", "--external-url", "--output", "--profile", "--reports",
+    "--site", "--strict", "--volumes", "--wait",
+}  # fmt: skip
+"""Options of other programs that the documentation names."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+\b(?!-)", page.read_text()))
+    assert named - OF_OTHERS <= {name for _, option in OPTIONS for name in option.opts} | {"--help"}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "docs" / "operate.md", ROOT / "docs" / "security.md"], ids=lambda page: page.name
+)
+def test_defaults_of_serve_are_those_of_the_documentation(page: Path) -> None:
+    """In the tables of limits: the option, and what it is without being set."""
+    defaults = {option.opts[0]: str(option.default) for path, option in OPTIONS if path == ("serve",)}
+    rows = "".join(line for line in page.read_text().splitlines(keepends=True) if line.startswith("| "))
+    stated = [
+        *re.findall(r"`(--[a-z-]+) ([\d.]+[smhd]?)`", rows),
+        *re.findall(r"`(--[a-z-]+-per-minute)` (\d+)", rows),
+    ]
+    assert len(stated) > 1
+    assert {name: value for name, value in stated if defaults[name] != value} == {}
