@@ -127,10 +127,18 @@ def expire(writer: GroupWriter, retention: Retention, now: int) -> int:
 
 def release_pages(writer: GroupWriter) -> None:
     """Return the disk space of what was deleted to the file system."""
-    with suppress(StoreFull):  # then each batch of deletions has freed the space of its own
-        while writer.submit(_vacuum):
+    with suppress(StoreFull):
+        while _release_some(writer):
             pass
     writer.truncate_log()
+
+
+def _release_some(writer: GroupWriter) -> int:
+    """Free a bounded number of pages; return how many are left to free, about."""
+    try:
+        return writer.submit(_vacuum)
+    except StoreFull:  # there is no room for an ordinary write yet, but the reserve is for this
+        return writer.submit_to_full_disk(_count_free_pages)
 
 
 def _timestamp(moment: int) -> str:
@@ -194,8 +202,12 @@ def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str =
 def _vacuum(connection: sqlite3.Connection) -> int:
     """Free a bounded number of pages; return how many are left to free."""
     free_pages(connection, _VACUUM_PAGES)
-    remaining: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
-    return remaining
+    return _count_free_pages(connection)
+
+
+def _count_free_pages(connection: sqlite3.Connection) -> int:
+    count: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    return count
 
 
 # Purging.
