@@ -48,7 +48,7 @@ UNABLE: Final = {
     r":24318\b": "needs `make stack`, which needs a container engine",
 }
 """Lines that are not typed, and why."""
-MOVED: Final = ("/srv", "/etc/prometheus/rules")
+MOVED: Final = ("/srv/backup", "/srv", "/etc/prometheus/rules")
 """Folders of the reader's machine, which are made below the clone instead."""
 SERVICE: Final = re.compile(
     r"^(runspan serve|runspan (export|sync) .*(--watch|--follow)\b|otelcol|python examples/engine.*&$)"
@@ -281,7 +281,7 @@ def prepare(directory: Path, page: str) -> dict[str, str]:
     (clone / ".venv").symlink_to(sys.prefix)
     (clone / "runs").mkdir()
     for folder in MOVED:
-        (directory / folder[1:]).mkdir(parents=True)
+        (directory / folder[1:]).mkdir(parents=True, exist_ok=True)
     samples = sorted((ROOT / "examples" / "runs").glob("*.json"))
     shutil.copy(samples[0], clone / "runs")
     (clone / "runs.ndjson").write_bytes(
