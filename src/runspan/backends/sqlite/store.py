@@ -138,7 +138,7 @@ class ConnectionPool:
                 raise
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
-        except UnicodeDecodeError as error:
+        except (UnicodeDecodeError, AttributeError, TypeError) as error:  # a damaged row may have values of other types
             hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
             raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
         self._idle.append(connection)
