@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ import pytest
 from runspan import Run
 from runspan.platform_api.client import run_path
 from support.cli import WAIT, Running, running, server
-from support.faults import FaultLine, rounds
+from support.faults import FaultLine, mounted, rounds
 from support.web import listed
 
 pytestmark = pytest.mark.timeout(900)
@@ -224,13 +222,8 @@ def test_kill_of_a_watch(fault: FaultLine, tmp_path: Path, times: int) -> None:
 @pytest.fixture
 def state_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB of its own."""
-    folder = tmp_path / "state"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("needs permission to mount a file system in memory")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "state", 16) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("times", rounds(1, 10))

@@ -74,9 +74,15 @@ def fault(request: pytest.FixtureRequest, record_property: Callable[[str, object
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB of its own."""
-    folder = tmp_path / "disk"
+    with mounted(tmp_path / "disk", 24) as folder:
+        yield folder
+
+
+@contextmanager
+def mounted(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """Create a folder on a file system in memory; the test is skipped where that is not allowed."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("needs permission to mount a file system in memory")
     yield folder
