@@ -134,6 +134,12 @@ def count(*names: str, least: int = 0, most: int | None = None, **attributes: An
     return option(*names, type=click.IntRange(least, most), metavar="COUNT", **attributes)
 
 
+def mebibytes(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """Return an option whose value is given in MiB, at least 1, and passed in bytes."""
+    attributes |= {"type": click.IntRange(1, 1 << 20), "callback": lambda ctx, param, value: value << 20}
+    return option(*names, metavar="MIB", **attributes)
+
+
 def concurrency(*names: str, default: int = 4, most: int = 64, help: str) -> Callable[[F], F]:
     """``--concurrency COUNT``: the number of requests in flight. ``names`` replace the flag or name its parameter."""
     return count(*(names or ("--concurrency",)), least=1, most=most, default=default, help=help)

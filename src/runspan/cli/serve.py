@@ -135,24 +135,18 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
         default="30s",
         help="How long a client may send or read more slowly than --min-rate.",
     ),
-    options.option(
+    options.mebibytes(
         "--max-bodies",
         "bodies",
         default=512,
-        type=click.IntRange(1, 1 << 20),
-        callback=lambda ctx, param, mebibytes: mebibytes * MIB,
-        metavar="MIB",
         help="MiB of request bodies that are received or handled at once, in memory and, from 4 MiB each, in the "
         "system's temporary directory. A tenant may use half of it. More is refused with 503 and Retry-After. At least "
         "twice --max-body.",
     ),
-    options.option(
+    options.mebibytes(
         "--max-unsent",
         "unsent",
         default=256,
-        type=click.IntRange(1, 1 << 20),
-        callback=lambda ctx, param, mebibytes: mebibytes * MIB,
-        metavar="MIB",
         help="MiB of responses in memory that clients have not read yet. More closes the connection that has been "
         "sending for longest.",
     ),
@@ -198,13 +192,10 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
         default=_LIMITS.max_waiting_spans,
         help="Spans of one tenant that wait for others of their runs, in the embedded store.",
     ),
-    options.option(
+    options.mebibytes(
         "--max-waiting-mib",
         "max_waiting_bytes",
         default=_LIMITS.max_waiting_bytes // MIB,
-        type=click.IntRange(1, 1 << 20),
-        callback=lambda ctx, param, mebibytes: mebibytes * MIB,
-        metavar="MIB",
         help="The same in MiB; those of one trace may take a quarter.",
     ),
 )
