@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,29 @@ def test_dead_letters_that_cannot_be_written_are_reported(tmp_path: Path, caplog
         report = harness.recorder.shutdown(0)
         assert (report.runs_dropped, report.runs_dead_lettered) == (5, 0)
     assert caplog.text.count(f"not kept in {folder / 'left.ndjson'}: No such file or directory") == 5
+
+
+def test_a_shutdown_counts_and_keeps_what_another_thread_gives_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run is in no list any more, and its document is not written yet: also without time the report is right."""
+    is_keeping = threading.Event()
+    keep = ExportWorker._keep
+
+    def slow(self: ExportWorker, text: bytes) -> tuple[str, str]:
+        is_keeping.set()
+        time.sleep(0.1)
+        return keep(self, text)
+
+    monkeypatch.setattr(ExportWorker, "_keep", slow)
+    left = tmp_path / "left.ndjson"
+    with recording(lambda post: Answer(400), export=QUICK, dead_letter=left) as harness:
+        with harness.recorder.run("wf"):
+            pass
+        assert is_keeping.wait(WAIT)
+        report = harness.recorder.shutdown(0)
+        assert (report.runs_dropped, report.runs_dead_lettered) == (1, 1)
+        assert len(list(documents(str(left)))) == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -37,6 +37,8 @@ MAX_ROUND_FOREIGN_SPANS: Final = 512
 _SNAPSHOT_INTERVAL_PER_AGE: Final = 0.02
 """The least interval between two snapshots of a run, as a fraction of its age: their number grows with the logarithm of
 the age."""
+_DISK_GRACE: Final = 1.0
+"""How many seconds ``drain`` waits for dead letters that another thread writes."""
 _OVER_LIMIT: Final = "too many ended runs are waiting"
 _NEVER: Final = float("inf")
 _NOT_WAITING: Final = float("-inf")
@@ -189,7 +191,7 @@ class RunExportState:
 class Outbox:
     """The runs that have not ended, or of which the receiver lacks something, and spans of other instrumentation.
 
-    A round of sending is ``get_due``, then ``ack``, ``retry_later`` or ``forget`` for each run, then ``finish_round``.
+    A round of sending is ``get_due``, then ``ack``, ``retry_later`` or ``drop`` for each run, then ``finish_round``.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class Outbox:
         """monotonic: returns seconds.
 
         on_work: called when there is something to send.
-        on_dropped: called for a run that is given up here, with the reason.
+        on_dropped: called for each run that is given up, with the reason.
         disabled: accept nothing, and count nothing as dropped.
         """
         self.config = config
@@ -226,6 +228,8 @@ class Outbox:
         self._foreign_since = 0.0
         self._foreign_in_flight = 0
         self._pending_bytes = 0
+        self._giving_up = 0
+        """How many runs are forgotten, and not counted and kept yet."""
         self._last_ended: RunExportState | None = None
         self._flushes = 0
         """How many calls of ``flush`` are waiting."""
@@ -288,15 +292,14 @@ class Outbox:
             self._counters.add("runs_ended")
             self._last_ended = ended
             if self.closed:
-                self.forget(ended)
                 dropped, reason = [ended], "it ended after the shutdown"
             else:
-                dropped, reason = self._evict_over_limit(), _OVER_LIMIT
-        for state in dropped:
-            self._on_dropped(state, reason)
+                dropped, reason = self._over_limit(), _OVER_LIMIT
+            self._forget_dropped(dropped)
+        self._report_dropped(dropped, reason)
 
-    def _evict_over_limit(self) -> list[RunExportState]:
-        """Forget the oldest ended runs while they take more memory than is allowed. Call it under the lock."""
+    def _over_limit(self) -> list[RunExportState]:
+        """Return the oldest ended runs that take more memory than is allowed. Call it under the lock."""
         excess = self._pending_bytes - self.config.max_pending_bytes
         dropped: list[RunExportState] = []
         if excess > 0:
@@ -308,8 +311,6 @@ class Outbox:
                 if state.size and state is not self._last_ended and record not in self._in_flight:
                     excess -= state.size
                     dropped.append(state)
-            for state in dropped:
-                self.forget(state)
         return dropped
 
     def add_foreign_span(self, span: ReadableSpan) -> None:
@@ -394,6 +395,8 @@ class Outbox:
 
     def get_due(self) -> tuple[list[RunExportState], list[ReadableSpan]] | None:
         """Wait for runs and spans that are due, and return them. Return None after ``close``."""
+        if self._in_flight or self._foreign_in_flight:
+            self.finish_round()  # it failed when the round ended
         with self._condition:
             while not self.closed:
                 states, foreign = self.poll()
@@ -440,10 +443,9 @@ class Outbox:
         with self._condition:
             state.failures, state.not_before = 0, 0.0
             if is_final:
-                state.record.delivered = not state.rejection
-                if not state.rejection:
-                    self._counters.add("runs_delivered" if state.record.has_ended else "runs_released")
-                self.forget(state)
+                state.record.delivered = True
+                self._counters.add("runs_delivered" if state.record.has_ended else "runs_released")
+                self._forget(state)
                 return
             state.acked_at = self._monotonic()
             if state.changed_at is None and state.record in self._states:
@@ -479,17 +481,37 @@ class Outbox:
         with self._condition:
             self._in_flight.clear()
             self._foreign_in_flight = 0
-            dropped = self._evict_over_limit()
+            dropped = self._over_limit()
+            self._forget_dropped(dropped)
             self._condition.notify_all()
-        for state in dropped:
-            self._on_dropped(state, _OVER_LIMIT)
+        self._report_dropped(dropped, _OVER_LIMIT)
 
-    def forget(self, state: RunExportState) -> None:
-        """Send nothing more of the run."""
+    def drop(self, state: RunExportState, reason: str) -> None:
+        """Give up a run: send nothing more of it, and report it to ``on_dropped``."""
         with self._condition:
-            if self._states.pop(state.record, None) is not None:
-                self._pending_bytes -= state.size
-            self._dirty.pop(state.record, None)
+            self._forget_dropped([state])
+        self._report_dropped([state], reason)
+
+    def _forget_dropped(self, states: list[RunExportState]) -> None:
+        """Forget runs that are given up. Call it under the lock, and ``_report_dropped`` after it without."""
+        for state in states:
+            self._forget(state)
+        self._giving_up += len(states)
+
+    def _report_dropped(self, states: list[RunExportState], reason: str) -> None:
+        for state in states:
+            try:
+                self._on_dropped(state, reason)
+            finally:
+                with self._condition:
+                    self._giving_up -= 1
+                    self._condition.notify_all()
+
+    def _forget(self, state: RunExportState) -> None:
+        """Send nothing more of the run. Call it under the lock."""
+        if self._states.pop(state.record, None) is not None:
+            self._pending_bytes -= state.size
+        self._dirty.pop(state.record, None)
 
     def close(self) -> None:
         """Accept nothing more, and end ``get_due`` and ``flush``."""
@@ -500,14 +522,16 @@ class Outbox:
     def drain(self) -> list[RunExportState]:
         """Return the runs whose current state the receiver lacks, after ``close``.
 
-        Runs still in progress stay registered so that their end is counted.
+        Runs still in progress stay registered so that their end is counted. What another thread gives up meanwhile is
+        counted and kept before this returns, unless its disk takes longer than ``_DISK_GRACE``.
         """
         with self._condition:
+            self._condition.wait_for(lambda: not self._giving_up, _DISK_GRACE)
             pending = [
                 state for record, state in self._states.items() if record in self._dirty or record in self._in_flight
             ]
             for state in pending:
-                self.forget(state)
+                self._forget(state)
                 if not state.size:
                     self._states[state.record] = state
             self._in_flight.clear()

@@ -375,9 +375,8 @@ class ExportWorker:
                 deltas.append(state.build_delta(now, self._exception_events))
             except Exception:
                 self._counters.add("internal_errors")
-                self.outbox.forget(state)
                 _log.exception("runspan.Recorder: run %s cannot be encoded", state.record.id)
-                self._give_up(state, "it cannot be encoded")
+                self.outbox.drop(state, "it cannot be encoded")
         return deltas
 
     # Results.
@@ -410,17 +409,17 @@ class ExportWorker:
             self._retry_later(delta.state, f"{rejected} spans rejected, {unsent} not sent")
             return
         self._counters.add("snapshots_sent", not delta.run.finished and not rejected)
-        self.outbox.ack(delta.state, delta.is_final)
         if delta.is_final and delta.state.rejection:
-            self._give_up(delta.state, delta.state.rejection)
+            self.outbox.drop(delta.state, delta.state.rejection)
+        else:
+            self.outbox.ack(delta.state, delta.is_final)
 
     def _handle_rejection(self, delta: RunDelta, reason: str) -> None:
         """Give up a run whose final revision is rejected. The spans of any other are sent again with the next one."""
         state = delta.state
         if delta.is_final:
             self._counters.add("spans_rejected", len(delta.spans))
-            self.outbox.forget(state)
-            self._give_up(state, f"the receiver rejected it: {reason}")
+            self.outbox.drop(state, f"the receiver rejected it: {reason}")
             return
         if not state.failures:
             _log.warning("runspan.Recorder: a snapshot of run %s is rejected: %s", delta.run.id, reason)
