@@ -6,6 +6,7 @@ import json
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -571,6 +572,7 @@ def test_a_jaeger_that_never_answers() -> None:
         (404, "text/plain", b"404 page not found\n"),
         (404, "text/html", b"<h1>Not here</h1>"),
         (500, "application/json", b'{"error":{"httpCode":500,"message":"disk full"}}'),
+        (500, "text/plain", b""),
         (400, "text/plain", b"what?"),
     ],
 )
@@ -581,6 +583,24 @@ def test_a_server_that_is_no_jaeger_or_a_broken_one(response: tuple[int, str, by
             with pytest.raises(BackendRefused) as caught:
                 ask()
             assert url in str(caught.value)
+
+
+def test_a_panic_of_jaeger_costs_a_request(jaeger: Jaeger, tenant: str) -> None:
+    """Its memory storage panics when a trace is written while it is copied; that is no error of the run or the list."""
+    run = make_run("r")
+    send(jaeger, [run], tenant)
+    asked: Counter[str] = Counter()
+
+    def respond(path: str) -> tuple[int, str, bytes]:
+        asked[path] += 1
+        if "/traces" in path and asked[path] % 3:
+            return 500, "text/plain", b""
+        response = httpx.get(f"{jaeger.url}{path}", trust_env=False)
+        return response.status_code, response.headers["content-type"], response.content
+
+    with serving(respond) as url, reader_of(url) as reader:
+        assert reader.document("r", tenant).text == run.text
+        assert all_pages(reader, RunQuery(tenant)) == [["r"]]
 
 
 def test_a_list_that_takes_too_long_ends(jaeger: Jaeger, tenant: str) -> None:

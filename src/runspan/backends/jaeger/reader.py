@@ -15,6 +15,7 @@ from runspan.backends.jaeger.search import (
     END,
     LIMITED_WIDTH,
     LONG_RUN,
+    STORAGE_FAILED,
     WRONG_PATH,
     DensityHint,
     SearchApi,
@@ -22,6 +23,7 @@ from runspan.backends.jaeger.search import (
     Traces,
     WindowedSearch,
     detect_search_api,
+    get_stored,
 )
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
@@ -92,7 +94,9 @@ class JaegerReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
-        response = self._http.get(f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"}, accept_statuses=(404,))
+        response = get_stored(self._http, f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"})
+        if response.status == 500:
+            raise self._http.refused(response, STORAGE_FAILED)
         if response.status == 404:
             if read_error(response.content) is None:
                 raise self._http.refused(response, WRONG_PATH)

@@ -22,7 +22,7 @@ import msgspec
 
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
-from runspan.backends.remote.client import RemoteClient
+from runspan.backends.remote.client import Parameters, RemoteClient
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import DIGEST, REVISION, RUN_ID, TENANT
 from runspan.contracts import RunQuery, conflict_note, damaged_note, older_revision_note
@@ -33,6 +33,9 @@ from runspan.model.timestamps import MAX_NS
 END: Final = MAX_NS // 1000 + 1
 """Microseconds since 1970: after the last that a span can have."""
 WRONG_PATH: Final = "is this the address of Jaeger's query API, with its base path?"
+STORAGE_FAILED: Final = "Jaeger's log says why its storage failed"
+_PANICS: Final = 3
+"""How many requests in a row may meet a panic of Jaeger."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -78,7 +81,7 @@ def _search_v3(
         parameters["query.duration_min"] = f"{shortest}us"
     if attributes:
         parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
-    response = http.get("/api/v3/traces", parameters, accept_statuses=(404, 500))
+    response = get_stored(http, "/api/v3/traces", parameters)
     if response.status == 404 and read_error(response.content) is not None:
         return []
     return _decode(http, response, cache.find)
@@ -99,8 +102,21 @@ def _search_legacy(
         parameters["minDuration"] = f"{shortest}us"
     if attributes:
         parameters["tags"] = msgspec.json.encode(attributes).decode()
-    response = http.get("/api/traces", parameters, accept_statuses=(500,))
+    response = get_stored(http, "/api/traces", parameters)
     return _decode(http, response, find_legacy_traces)
+
+
+def get_stored(http: RemoteClient, path: str, parameters: Parameters) -> Response:
+    """Return the response to a request for stored spans, also with HTTP 404 or 500.
+
+    Jaeger's memory storage copies traces without its lock, and panics when one is written meanwhile: HTTP 500 with an
+    empty body, which the next request need not meet.
+    """
+    for _ in range(_PANICS):
+        response = http.get(path, parameters, accept_statuses=(404, 500))
+        if response.status != 500 or response.content:
+            break
+    return response
 
 
 def detect_search_api(http: RemoteClient, cache: ResourceSpanCache) -> SearchApi:
@@ -127,7 +143,7 @@ def _decode(http: RemoteClient, response: Response, decode: Callable[[bytes], li
                 got=message,
                 hint="raise max_traces of Jaeger's memory storage",
             )
-        raise http.refused(response, "Jaeger's log says why its storage failed")
+        raise http.refused(response, STORAGE_FAILED)
     if response.status != 404:
         try:
             return decode(response.content)
