@@ -121,14 +121,18 @@ def _on_runspan_error(error: errors.RunspanError) -> Response:
         logger.error("%s %r: %s", request.method, request.path, error)
         if request.path == OTLP_PATH:
             status = 503  # a sender retries this status, and drops its spans on a 507
-        # The paths of files are of no use to clients.
-        error = errors.RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
+        error = without_place(error)
     if isinstance(error, errors.PayloadTimeout) and request.path == OTLP_PATH:
         status = 503  # the same spans may arrive in time when they are sent again
     headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return error_response(status, code, str(error), _details(error), headers)
+
+
+def without_place(error: errors.RunspanError) -> errors.RunspanError:
+    """Return an error of the store as clients see it: the paths of files are of no use to them."""
+    return errors.RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
 
 
 def _invalid_query(error: ValidationError) -> Response:

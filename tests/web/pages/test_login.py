@@ -395,3 +395,16 @@ def test_odd_forms_are_refused(site: Site) -> None:
     for cookie in ("x" * 5000, '"%ff', "a=b;" * 100):
         name = f"runspan-{site.client.base_url.port}"
         assert site.client.get("/api/v1/runs", headers={"Cookie": f"{name}={cookie}"}).status_code == 401
+
+
+def test_a_page_does_not_show_where_the_files_are(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sessions that cannot be read are an error of the page, whose path only the log has."""
+    secret, _ = site.keys.create("a")
+    site.login(secret)
+    file = tmp_path / "sessions"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("DROP TABLE sessions")
+    page = site.client.get("/")
+    assert page.status_code >= 500
+    assert str(file) not in page.text
+    assert str(file) in caplog.text

@@ -11,7 +11,7 @@ from werkzeug.exceptions import NotFound
 from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.auth import is_same_origin
-from runspan.web.errors import JSON, error_response, retry_after_header
+from runspan.web.errors import JSON, error_response, retry_after_header, without_place
 from runspan.web.limits import enter
 from runspan.web.links import local_target
 from runspan.web.middleware import utf8_path
@@ -91,7 +91,11 @@ def render_error(error: RunspanError) -> Response:
     """Render an error for people."""
     code, status, _ = error_status(error)
     title = _TITLES.get(status, "Something failed")
-    response = _render("error.html", status, code=code, title=title, message=str(error))
+    shown = error
+    if isinstance(error, StoreError):
+        logger.error("%s %r: %s", request.method, request.path, error)
+        shown = without_place(error)
+    response = _render("error.html", status, code=code, title=title, message=str(shown))
     response.headers.extend(retry_after_header(error))
     return response
 
