@@ -17,7 +17,7 @@ from flask import Flask
 from playwright.sync_api import Page, expect
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.errors import ConfigError
+from runspan.errors import ConfigError, StoreFull
 from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
@@ -397,14 +397,19 @@ def test_odd_forms_are_refused(site: Site) -> None:
         assert site.client.get("/api/v1/runs", headers={"Cookie": f"{name}={cookie}"}).status_code == 401
 
 
-def test_a_page_does_not_show_where_the_files_are(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_page_does_not_show_where_the_files_are(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Sessions that cannot be read are an error of the page, whose path only the log has."""
+
+    def fail(self: SessionStore, token: str) -> None:
+        raise StoreFull("the disk is full", where="/srv/runspan/sessions.sqlite3", hint="free space")
+
     secret, _ = site.keys.create("a")
     site.login(secret)
-    file = tmp_path / "sessions"
-    with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute("DROP TABLE sessions")
+    monkeypatch.setattr(SessionStore, "find_key", fail)
     page = site.client.get("/")
-    assert page.status_code >= 500
-    assert str(file) not in page.text
-    assert str(file) in caplog.text
+    assert page.status_code == 507
+    assert "the disk is full (free space)" in page.text
+    assert "/srv" not in page.text
+    assert "GET '/': /srv/runspan/sessions.sqlite3: the disk is full" in caplog.text

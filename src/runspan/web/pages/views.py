@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
 from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
-from runspan.web.api_keys import RUNS_READ, ApiKeyStore
+from runspan.web.api_keys import RUNS_READ, ApiKey, ApiKeyStore
 from runspan.web.auth import is_same_origin
 from runspan.web.errors import JSON, error_response, retry_after_header, without_place
 from runspan.web.limits import enter
@@ -222,11 +223,19 @@ def _render(template: str, status: int = 200, entry: str = "shell.js", **values:
         static=f"{root}/static/{assets.version}",
         modules=modules(entry),
         backend=context.config.backend,
-        login=context.session_cookie.find_key(request.environ) if context.session_cookie else None,
+        login=_session_key(),
         writes=context.writer is not None,
         **values,
     )
     return Response(text, status, PAGE_HEADERS, content_type=HTML)
+
+
+def _session_key() -> ApiKey | None:
+    """Return the key of the browser's session. A page that says that sessions cannot be read is shown without one."""
+    cookie = current_context().session_cookie
+    with suppress(StoreError):
+        return cookie.find_key(request.environ) if cookie else None
+    return None
 
 
 def _redirect(path: str) -> Response:
