@@ -11,10 +11,10 @@ DEMO ?=
 # Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test campaign check bench stack dashboards alerts lock clean help
+.PHONY: demo test campaign check bench bench-peers stack dashboards alerts lock clean help
 
 help:  ## Show what there is.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ check: $(READY_DEV)  ## Everything that a change must pass: tests, style, types.
 
 bench: $(READY_DEV)  ## Measure, as ratios inside one run. BENCH="export store" picks sections.
 	PYTHONPATH=src $(BIN)/python -m bench $(BENCH)
+
+bench-peers: $(READY_DEV)  ## Measure the receiver against the tempo, jaeger and phoenix that are on PATH.
+	PYTHONPATH=src $(BIN)/python -m bench peers
 
 stack:  ## The whole stack on this machine: Collector, Tempo, Jaeger, runspan, Prometheus, Alertmanager, Grafana.
 	docker compose --profile stack up --build --wait

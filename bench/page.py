@@ -14,7 +14,7 @@ _INTRODUCTION = """\
 Ratios, each of one run in which the contestants took turns: the best round of one by the best round of the other.
 "Single rounds" is the range of the ratio within a round. "By CPU time" is the same ratio by processor time, which other
 work on the machine disturbs less than the clock. Absolute times are not given, because they mean nothing elsewhere.
-Goals that are missed say NO. The goal that compares with Phoenix' speed is not measured here.
+Goals that are missed say NO.
 `python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
 
 What is compared:
@@ -38,6 +38,9 @@ What is compared:
   search of exactly their time, whose response is not decoded. "Never listed before" has to find that time first.
 - **tempo**: lists and reads over a Tempo, against the cheapest search of Tempo's own that finds the same runs, without
   their attributes, and its own trace request; with the settings of deploy/tempo.yaml, and without dedicated columns.
+- **peers**: processor time of a server that receives the same spans in the same requests and makes them durable; of
+  Tempo and Jaeger with the settings of deploy/. "At rest" is when it uses hardly any processor time, after its
+  background work; Phoenix stores spans after it has acknowledged them, so it is read only then.
 """
 
 

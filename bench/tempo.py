@@ -8,20 +8,16 @@ without its dedicated columns.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 import httpx
 
+from bench import backends
 from bench.data import seed
 from bench.figures import Figure, Goal, at_most, ratio, seconds_of, take_turns
 from bench.plan import Plan
@@ -43,8 +39,6 @@ _DAYS: Final = 7
 _LATEST: Final = 2**32 - 1
 _PAGES: Final = 40
 _VISIBLE_SECONDS: Final = 600
-_CONFIG: Final = Path(__file__).parent.parent / "deploy" / "tempo.yaml"
-_PORTS: Final = (3200, 9095, 4317, 4318)
 
 
 def run(plan: Plan) -> list[Figure]:
@@ -65,8 +59,8 @@ def run(plan: Plan) -> list[Figure]:
         for kind in ("deploy/tempo.yaml", "plain"):
             folder = plan.folder / f"{kind.replace('/', '-')}-{size}"
             folder.mkdir()
-            with _started(folder, dedicated_columns=kind != "plain") as (url, otlp):
-                figures += _server(plan, url, otlp, kind, size, "")
+            with backends.tempo(folder, dedicated_columns=kind != "plain") as started:
+                figures += _server(plan, f"tempo+{started.url}", started.otlp, kind, size, "")
     return figures
 
 
@@ -164,46 +158,6 @@ class _Tempo:
         self._http.close()
 
 
-@contextmanager
-def _started(folder: Path, *, dedicated_columns: bool) -> Iterator[tuple[str, str]]:
-    """Yield the URLs of the query API and of OTLP/HTTP of a Tempo with its data below a folder."""
-    ports = _free_ports(len(_PORTS))
-    text = _CONFIG.read_text().replace("/var/tempo", str(folder)).replace("0.0.0.0:", "127.0.0.1:")
-    text = text.replace("server:\n", "server:\n  http_listen_address: 127.0.0.1\n  grpc_listen_address: 127.0.0.1\n", 1)
-    for port, free in zip(_PORTS, ports, strict=True):
-        text = re.sub(rf"(:\s?){port}\b", rf"\g<1>{free}", text)
-    if not dedicated_columns:
-        text = re.sub(r"\n    block:\n(?:      .*\n)+", "\n", text)
-    file = folder / "tempo.yaml"
-    file.write_text(text)
-    with (folder / "tempo.log").open("wb") as log:
-        process = subprocess.Popen(["tempo", f"-config.file={file}"], cwd=folder, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{ports[0]}"
-    try:
-        _wait_until_ready(url, process)
-        yield f"tempo+{url}", f"http://127.0.0.1:{ports[3]}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if httpx.get(f"{url}/ready", trust_env=False).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"Tempo does not start: {process.args}")
-        time.sleep(0.1)
-
-
 def _wait_until_visible(tempo: _Tempo, runs: int) -> None:
     """Return when a search finds all runs."""
     deadline = time.monotonic() + _VISIBLE_SECONDS
@@ -211,14 +165,6 @@ def _wait_until_visible(tempo: _Tempo, runs: int) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"Tempo finds {found} of {runs} runs")
         time.sleep(2)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
 
 
 def _figure(what: str, ours: Sequence[float], own: Sequence[float], goal: Goal) -> Figure:

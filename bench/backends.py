@@ -1,0 +1,130 @@
+"""Programs that take OTLP, started with the settings of ``deploy/`` on free ports of loopback and data in a folder."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from bench.processes import environment
+
+_DEPLOY: Final = Path(__file__).parent.parent / "deploy"
+_START_SECONDS: Final = 120
+_STOP_SECONDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A program that answers."""
+
+    url: str
+    """Of its query API."""
+    otlp: str
+    """The endpoint of OTLP/HTTP, without ``/v1/traces``."""
+    pid: int
+
+
+@contextmanager
+def tempo(folder: Path, *, dedicated_columns: bool = True) -> Iterator[Started]:
+    """Run Tempo with ``deploy/tempo.yaml``, which has the dedicated columns, or without them."""
+    text, ports = _settings("tempo.yaml", "/var/tempo", folder, (3200, 9095, 4317, 4318))
+    text = text.replace("server:\n", "server:\n  http_listen_address: 127.0.0.1\n  grpc_listen_address: 127.0.0.1\n", 1)
+    if not dedicated_columns:
+        text = re.sub(r"\n    block:\n(?:      .*\n)+", "\n", text)
+    file = folder / "tempo.yaml"
+    file.write_text(text)
+    with _process(["tempo", f"-config.file={file}"], folder, f"http://127.0.0.1:{ports[0]}/ready") as pid:
+        yield Started(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}", pid)
+
+
+@contextmanager
+def jaeger(folder: Path) -> Iterator[Started]:
+    """Run Jaeger with ``deploy/jaeger.yaml``: Badger on disk."""
+    text, ports = _settings("jaeger.yaml", "/var/jaeger", folder, (16686, 16685, 4317, 4318, 13133, 8888))
+    file = folder / "jaeger.yaml"
+    file.write_text(text.replace("host: 0.0.0.0", "host: 127.0.0.1"))
+    with _process(["jaeger", "--config", str(file)], folder, f"http://127.0.0.1:{ports[4]}/status") as pid:
+        yield Started(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}", pid)
+
+
+@contextmanager
+def phoenix(folder: Path) -> Iterator[Started]:
+    """Run Phoenix with its own settings: SQLite in a folder."""
+    port, grpc, metrics = _free_ports(3)
+    own = {
+        "PHOENIX_WORKING_DIR": str(folder),
+        "PHOENIX_HOST": "127.0.0.1",
+        "PHOENIX_PORT": str(port),
+        "PHOENIX_GRPC_PORT": str(grpc),
+        "PROMETHEUS_PORT": str(metrics),
+        "PHOENIX_TELEMETRY_ENABLED": "false",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with _process(["phoenix", "serve"], folder, f"{url}/healthz", own) as pid:
+        yield Started(url, url, pid)
+
+
+@contextmanager
+def runspan(folder: Path) -> Iterator[Started]:
+    """Run ``runspan serve`` with the embedded store."""
+    (port,) = _free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "runspan", "serve", "--data", str(folder / "data"), "--port", str(port)]
+    with _process(command, folder, f"{url}/readyz") as pid:
+        yield Started(url, url, pid)
+
+
+def _settings(name: str, data: str, folder: Path, used: Sequence[int]) -> tuple[str, list[int]]:
+    """Return a file of ``deploy/`` with data in the folder, on loopback and other ports; and these, in order."""
+    ports = _free_ports(len(used))
+    text = (_DEPLOY / name).read_text().replace(data, str(folder)).replace("0.0.0.0:", "127.0.0.1:")
+    for port, free in zip(used, ports, strict=True):
+        text = re.sub(rf"(:\s?){port}\b", rf"\g<1>{free}", text)
+    return text, ports
+
+
+@contextmanager
+def _process(command: list[str], folder: Path, ready: str, own: Mapping[str, str] | None = None) -> Iterator[int]:
+    log = folder / "program.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**environment(), **(own or {})}, stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(ready):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} does not start:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.1)
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
