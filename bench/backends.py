@@ -18,7 +18,7 @@ import httpx
 from bench.processes import environment
 
 _DEPLOY: Final = Path(__file__).parent.parent / "deploy"
-_START_SECONDS: Final = 120
+_START_SECONDS: Final = 300
 _STOP_SECONDS: Final = 10
 
 

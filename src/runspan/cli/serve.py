@@ -169,12 +169,10 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     "deletes them all. When more are past their retention, none is deleted, and the log says why. Ten runs are always "
     "deleted, and those that passed their retention while the server was running. 100: no limit.",
 )
-@options.option(
+@options.mebibytes(
     "--max-body",
+    most=1024,
     default=64,
-    type=click.IntRange(1, 1024),
-    callback=lambda ctx, param, mebibytes: mebibytes * MIB,
-    metavar="MIB",
     help="Largest request body in MiB, compressed and uncompressed.",
 )
 @options.grouped(
