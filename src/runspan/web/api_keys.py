@@ -140,9 +140,8 @@ class ApiKeyStore(SharedDatabase):
             )
         expires = None if old.expires is None else now + (old.expires - old.created)
         secret, key = self.create(old.name, tenant=old.tenant, permissions=old.permissions, expires=expires)
-        self._execute(
-            "UPDATE keys SET expires = min(coalesce(expires, ?2), ?2) WHERE id = ?1", key_id, now + max(grace, 0)
-        )
+        last = now + max(grace, 0)
+        self._execute("UPDATE keys SET expires = min(coalesce(expires, ?), ?) WHERE id = ?", last, last, key_id)
         return secret, key
 
     def find(self, secret: str) -> ApiKey | None:

@@ -227,9 +227,9 @@ def update_observation(
 ) -> None:
     """Record that an unfinished run was observed again as it is stored. revision: its revision from now on."""
     connection.execute(
-        "UPDATE runs SET written_at = ?1, ended = ?1, observed_at = max(observed_at, ?2), revision = ?3,"
-        " superseded = iif(revision = ?3, superseded, NULL) WHERE trace_id = ?4",
-        (now, observed_at, revision, trace_id),
+        "UPDATE runs SET written_at = ?, ended = ?, observed_at = max(observed_at, ?), revision = ?,"
+        " superseded = iif(revision = ?, superseded, NULL) WHERE trace_id = ?",
+        (now, now, observed_at, revision, revision, trace_id),
     )
     _update_checksum(connection, trace_id)
 
@@ -372,7 +372,7 @@ def fragments(
     tenant: None for those of every tenant. span_ids: only those of spans with these ids.
     """
     owner = None if tenant is None else tenant.encode()
-    select = "SELECT id, kind, content FROM fragments WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2)"
+    select = "SELECT id, kind, content FROM fragments WHERE trace_id = ? AND tenant = ifnull(?, tenant)"
     if span_ids is None:
         of_kind = f"kind IN ({', '.join(map(str, kinds))})" + (" AND kind > 0" if STEP not in kinds else "")
         return connection.execute(f"{select} AND {of_kind} ORDER BY id", (trace_id, owner)).fetchall()
@@ -507,7 +507,7 @@ def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...
 def foreign_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:
     """Return the foreign spans of a trace, compressed. tenant: None for those of every tenant."""
     rows = connection.execute(
-        "SELECT otlp FROM foreign_spans WHERE trace_id = ?1 AND (?2 IS NULL OR tenant = ?2) ORDER BY id",
+        "SELECT otlp FROM foreign_spans WHERE trace_id = ? AND tenant = ifnull(?, tenant) ORDER BY id",
         (trace_id, None if tenant is None else tenant.encode()),
     )
     return [content for (content,) in rows]
