@@ -63,6 +63,12 @@ class Counters:
         with self._lock:
             self._counts[name] += amount
 
+    def add_step_without_run(self) -> bool:
+        """Count a step that found no run. Return whether it is the first."""
+        with self._lock:
+            self._counts["steps_without_run"] += 1
+            return self._counts["steps_without_run"] == 1
+
     def add_dropped_run(self, dead_lettered: bool) -> None:
         """Count a run that is given up; both counts at once, so that no report has one without the other."""
         with self._lock:

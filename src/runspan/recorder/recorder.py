@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import threading
 import time
 import uuid
 import weakref
@@ -32,7 +34,9 @@ from runspan.recorder.serialize import members, object_text, optional_text, payl
 from runspan.recorder.state import PRECISIONS, RunRecord
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
 from runspan.telemetry import MetricsRegistry, Samples
-from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED, WITHOUT_RUN
+
+_log = logging.getLogger("runspan.recorder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class RecorderReport:
     requests: int = 0
     retries: int = 0
     """Requests that have to be sent again."""
+    steps_without_run: int = 0
+    """Steps that began where no run was current, as in a thread without context, and were not recorded."""
     late_calls: int = 0
     """Calls after the run or step had ended, which were ignored."""
     inexact_payloads: int = 0
@@ -92,6 +98,7 @@ def recorder_samples(report: RecorderReport) -> Samples:
     return {
         RECORDED: report.runs_ended,
         RECORDER_FAILED: report.internal_errors + dropped,
+        WITHOUT_RUN: report.steps_without_run,
         EXPORTED: report.runs_delivered,
         QUEUE: report.runs_pending,
         REQUESTS: report.requests,
@@ -288,12 +295,21 @@ class Recorder:
 
         ValueError when ``extra`` has a member that is set otherwise.
         """
-        return StepRecording(None, step_id, **options)
+        return StepRecording(None, step_id, on_no_run=self._count_step_without_run, **options)
+
+    def _count_step_without_run(self, step_id: str) -> None:
+        if self._counters.add_step_without_run():
+            _log.warning(
+                "runspan.Recorder: step %r in thread %r is not recorded, because no run is current there: use "
+                "run.step, or runspan.propagate for a pool of threads. Others are only counted, as steps_without_run",
+                step_id,
+                threading.current_thread().name,
+            )
 
     @property
     def current_run(self) -> RunRecording | None:
-        """The run that is current in this thread or task."""
-        return next((span.recording for span in active_spans() if isinstance(span.recording, RunRecording)), None)
+        """The run that is current in this thread or task: that of the current step, if there is one."""
+        return next((span.run for span in active_spans()), None)
 
     @property
     def current_step(self) -> StepRecording:
