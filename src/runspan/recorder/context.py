@@ -57,7 +57,7 @@ def activate(run: RunRecording, recording: object, span_id: bytes) -> ActiveSpan
     """
     previous = get_current()
     active_span = ActiveSpan(run, recording, previous, previous)
-    trace_id = int.from_bytes(run.trace_id, "big")
+    trace_id = int.from_bytes(run.record.context_trace_id, "big")
     span = NonRecordingSpan(SpanContext(trace_id, int.from_bytes(span_id, "big"), False, _SAMPLED))
     context = set_span_in_context(span, previous)
     outer = previous.get(_ACTIVE_SPAN)

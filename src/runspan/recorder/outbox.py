@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -17,12 +17,13 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from runspan.codec.copies import copy_for_caller
 from runspan.codec.encode import RunEncoder, StepLayout
 from runspan.codec.fields import OPEN_STEP_MARK
 from runspan.codec.semconv import Usage
 from runspan.contracts import HEARTBEAT_SHARE
 from runspan.model.document import Run, step_text
-from runspan.model.span import Span
+from runspan.model.span import Link, Span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.state import RunRecord
 
@@ -191,7 +192,23 @@ class RunExportState:
             spans += [encoder.live_span(), *layout.points()]
         spans = [span for span in spans if span.span_id not in self.acked_span_ids]
         spans.append(encoder.revision_span("".join(manifest), open_steps))
+        if self.record.caller is not None:
+            spans = _with_copies(spans, self.record.caller)
         return RunDelta(self, run, spans, is_final)
+
+    def ack_spans(self, spans: Iterable[Span]) -> None:
+        """Note that the receiver has these spans of a delta, and so their copies, each of which is before its span."""
+        trace_id = self.record.trace_id
+        self.acked_span_ids.update([span.span_id for span in spans if span.trace_id == trace_id])
+
+
+def _with_copies(spans: Iterable[Span], caller: Link) -> list[Span]:
+    """Return the spans, each with its copy for the caller's trace before it."""
+    found: list[Span] = []
+    for span in spans:
+        copy = copy_for_caller(span, caller)
+        found += [span] if copy is None else [copy, span]
+    return found
 
 
 class Outbox:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from msgspec import UNSET
 from opentelemetry.sdk.resources import Resource as SdkResource
@@ -37,6 +37,10 @@ from runspan.telemetry import MetricsRegistry, Samples
 from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED, WITHOUT_RUN
 
 _log = logging.getLogger("runspan.recorder")
+
+LINK: Final = "link"
+CHILD: Final = "child"
+"""What a run is to the span of its caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,8 @@ class Recorder:
     - dead_letter: a file for the documents of runs that cannot be delivered, which ``runspan export`` reads.
     - exit_timeout: seconds that the end of the process waits for the delivery.
     - precision: of times in documents: ``ms`` (the platform's), ``us`` or ``ns``.
+    - run_parent: ``child`` copies a run that has a caller into the trace of the caller too, as a child of its span, and
+      the spans that are made inside the run are in that trace. By default, ``link``, the run only links to its caller.
     - exception_events: whether a failed span gets the semantic conventions' ``exception`` event.
     - metrics: gets the counts, for Prometheus and as OpenTelemetry metrics; see ``runspan.telemetry``.
 
@@ -163,6 +169,7 @@ class Recorder:
         dead_letter: str | os.PathLike[str] | None = None,
         exit_timeout: float = 5.0,
         precision: str = "ms",
+        run_parent: str = LINK,
         exception_events: bool = True,
         metrics: MetricsRegistry | None = None,
         clock: Callable[[], int] = time.time_ns,
@@ -172,7 +179,10 @@ class Recorder:
     ) -> None:
         if precision not in PRECISIONS:
             raise ConfigError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
+        if run_parent not in (LINK, CHILD):
+            raise ConfigError(where="run_parent", expected=f"{LINK} or {CHILD}", got=repr(run_parent))
         self.tenant = validate_text("tenant", tenant)
+        self._joins_caller = run_parent == CHILD
         self._counters = Counters()
         self._make_record = partial(
             RunRecord,
@@ -268,6 +278,8 @@ class Recorder:
             if traceparent:
                 links["traceparent"] = payload(traceparent).text
             record.extra = b",".join(filter(None, [object_text(links)[1:-1], extra_text]))
+            if self._joins_caller:
+                record.join_caller()
             return record
 
         return RunRecording(self._worker, make, input=input, capture_input=capture_input, capture_output=capture_output)
@@ -282,6 +294,8 @@ class Recorder:
         begins. ValueError when it is not a checkpoint, or when the run has ended.
         """
         record = restore(checkpoint, self._make_record)
+        if self._joins_caller:
+            record.join_caller()
         return RunRecording(self._worker, lambda: record)
 
     def step(self, step_id: str, **options: Unpack[StepOptions]) -> StepRecording:

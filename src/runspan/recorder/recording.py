@@ -268,7 +268,7 @@ class RunRecording(_Recording):
 
     @property
     def trace_id(self) -> bytes:
-        """16 bytes, derived from tenant and id."""
+        """16 bytes, derived from tenant and id: of the run's own trace, also with ``run_parent="child"``."""
         return self.record.trace_id
 
     @property
