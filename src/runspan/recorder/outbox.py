@@ -583,15 +583,14 @@ class Outbox:
         return max(self._foreign_since + (0.0 if at_once else self.config.snapshot_delay), self._not_before)
 
     def _mark_heartbeats(self, now: float) -> None:
-        """Mark the runs whose heartbeat is due. Suspended runs need none: they do not count as stuck."""
+        """Mark the runs whose heartbeat is due. Suspended ones are never stuck, but an alert watches their age."""
         while self._heartbeats and self._heartbeats[0][0] <= now:
             state = heappop(self._heartbeats)[2]
             record = state.record
             if record not in self._states or state.changed_at is not None or now < self._heartbeat_at(state):
                 continue  # it has changed since, and has another heartbeat
-            if record.status != "suspended":
-                state.changed_at = now - self.config.snapshot_delay
-                self._dirty[record] = state
+            state.changed_at = now - self.config.snapshot_delay
+            self._dirty[record] = state
 
     def _heartbeat_at(self, state: RunExportState) -> float:
         latest = state.registered_at if state.acked_at is None else state.acked_at
