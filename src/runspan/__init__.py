@@ -26,7 +26,7 @@ from runspan.model.span import Span
 
 if TYPE_CHECKING:
     from runspan.backends import connect
-    from runspan.recorder import Recorder
+    from runspan.recorder import Recorder, propagate
     from runspan.web.app import create_app
 
 __all__ = [
@@ -49,12 +49,14 @@ __all__ = [
     "create_app",
     "decode",
     "encode",
+    "propagate",
 ]
 
 _LAZY = {
     "Recorder": "runspan.recorder",
     "connect": "runspan.backends",
     "create_app": "runspan.web.app",
+    "propagate": "runspan.recorder",
 }
 """Imported on first use: an engine that only encodes should not load a web framework or the SDK."""
 

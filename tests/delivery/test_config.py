@@ -91,6 +91,23 @@ def test_variables_for_traces_go_before_the_general_ones() -> None:
     assert config.tls == TlsConfig("ca.pem", "cert.pem", "traces.pem")
 
 
+@pytest.mark.parametrize(
+    ("exporter", "protocol", "found"),
+    [
+        ("otlp", "grpc", "grpc"),
+        ("console", "", "http/protobuf"),
+        ("otlp_proto_http", "grpc", "http/protobuf"),
+        ("console, otlp_proto_http", "grpc", "http/protobuf"),
+        ("otlp_proto_grpc", "", "grpc"),
+    ],
+)
+def test_an_exporter_of_one_protocol_counts_more_than_the_protocol(exporter: str, protocol: str, found: str) -> None:
+    """As for the SDK's own exporters, for which ``opentelemetry-instrument`` sets the protocol to grpc."""
+    variables = {**env(PROTOCOL=protocol), "OTEL_TRACES_EXPORTER": exporter}
+    assert exporter_config(variables).protocol == found
+    assert exporter_config(variables, protocol="grpc").protocol == "grpc"
+
+
 def test_headers_are_percent_decoded_and_lower_case() -> None:
     """The form is that of the specification, spaces around allowed."""
     config = exporter_config(env(HEADERS=" X-Api-Key = wfk%5F1 ,authorization=Bearer%20a=b,,"))

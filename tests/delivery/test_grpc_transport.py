@@ -12,6 +12,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 
 from runspan.delivery import GRPC, Batch, ExporterConfig, ExportReport, GrpcTransport, OtlpExporter, RetryPolicy
+from runspan.delivery.transport import Retryable
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig
 from support.receivers import (
@@ -24,6 +25,7 @@ from support.receivers import (
     batch_of,
     certificate,
     grpc_receiver,
+    http_receiver,
     partial,
     run_of,
 )
@@ -53,6 +55,16 @@ def deliver(config: ExporterConfig, *batches: Batch, time: FakeTime | None = Non
 
 def fail_once(failure: Failure) -> Callable[[Post], Answer]:
     return lambda post: failure if post.number == 1 else OK
+
+
+def test_a_server_of_http_is_named_as_such() -> None:
+    """A receiver of OTLP/HTTP can never accept gRPC; the reason says which variable to set."""
+    with http_receiver() as receiver:
+        transport = GrpcTransport(config_for(receiver))
+        result = transport.send(b"")
+        transport.close()
+    assert isinstance(result, Retryable)
+    assert "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in result.reason
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])

@@ -339,6 +339,22 @@ def test_a_cancelled_step_is_no_failed_step(collector: Collector) -> None:
     )
 
 
+def test_a_run_in_the_trace_of_its_caller_is_counted_once(collector: Collector) -> None:
+    """The copies there pass, and have neither role nor tokens and cost."""
+    caller = {"traceparent": f"00-{'4b' * 16}-{'00f067aa0ba902b7'}-01"}
+    before = collector.own("otelcol_exporter_sent_spans")
+    with Recorder(endpoint=collector.otlp, run_parent="child") as recorder:
+        for _ in range(2):
+            with recorder.run("wf_called", headers=caller) as run, run.step("think", type="agent") as step:
+                step.set_usage(prompt_tokens=100, completion_tokens=10, model="claude-sonnet-4-6", cost_usd=0.5)
+        assert recorder.flush(SECONDS)
+        sent = recorder.report().spans_sent
+    wait_until(lambda: collector.own("otelcol_exporter_sent_spans") == before + sent, SECONDS, "all were sent")
+    tokens = {"input": 200, "output": 20, "run_input": 200, "run_output": 20, "cost": 1, "run_cost": 1}
+    expected = {"runs": 2, "steps": 2, "spans": 4, **tokens}
+    wait_until(lambda: counts(collector, "wf_called").items() >= expected.items(), SECONDS, f"{expected}")
+
+
 def test_what_is_old_is_not_counted(collector: Collector, place: Path) -> None:
     """Two hours ago is a backfill, half an hour ago is a run that arrives late."""
     old, late = document("run_old", "wf_age", ago=7200), document("run_late", "wf_age", ago=1800)

@@ -6,14 +6,17 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, propagate, trace
 
+import runspan
 from runspan.codec.fields import ROLE
 from runspan.recorder import StepRecording
+from runspan.telemetry import MetricsRegistry
+from runspan.telemetry.registry import WITHOUT_RUN
 from support.recorder import WAIT, Harness, delivered_document, recording
 
 
@@ -99,6 +102,136 @@ def test_a_new_thread_has_no_current_run(harness: Harness) -> None:
             thread.join(WAIT)
     assert [step["id"] for step in delivered_document(harness, run)["steps"]] == ["active", "copied"]
     assert numbers == [1, 2, 2]  # in the run, ``retry`` was the first
+
+
+def test_a_propagating_executor_keeps_run_and_step(harness: Harness) -> None:
+    """Each call has the context of its submitter, whatever thread it runs in and whatever ran there before."""
+    tracer = harness.recorder.tracer_provider.get_tracer("t")
+
+    @harness.recorder.step("work")
+    def work(number: int) -> int:
+        with tracer.start_as_current_span(f"inner {number}"):
+            return number
+
+    def outside() -> object:
+        return harness.recorder.current_run
+
+    with runspan.propagate(ThreadPoolExecutor(1)) as pool:
+        with harness.recorder.run("wf", run_id="run_1") as run, run.step("outer"):
+            assert list(pool.map(work, range(2))) == [0, 1]
+            assert pool.submit(work, number=2).result(WAIT) == 2
+
+            async def main() -> None:
+                assert await asyncio.get_running_loop().run_in_executor(pool, work, 3) == 3
+
+            asyncio.run(main())
+        assert pool.submit(outside).result(WAIT) is None
+    with pytest.raises(RuntimeError):
+        pool.submit(outside)
+    steps = delivered_document(harness, run)["steps"]
+    assert [step["id"] for step in steps] == ["outer"] + ["work"] * 4
+    assert {step["status"] for step in steps} == {"completed"}
+    works = [span.span_id for span in harness.with_role("step") if span.attributes()["runspan.step.id"] == "work"]
+    assert {parent_of(f"inner {number}", harness) for number in range(4)} == set(works)
+    assert harness.recorder.report().steps_without_run == 0
+
+
+def test_an_executor_of_processes_is_refused() -> None:
+    """No context can be sent to another process."""
+    with ProcessPoolExecutor(1) as pool, pytest.raises(runspan.ConfigError, match=r"threads .*headers"):
+        runspan.propagate(pool)
+
+
+def test_steps_without_a_run_are_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """A step in a pool of threads, a decorated call and a step outside any run are counted; only the first is logged.
+
+    A step that is made and does not begin is none of them.
+    """
+    metrics = MetricsRegistry(lambda: 0, ("recorder",))
+    with recording(metrics=metrics) as harness:
+
+        @harness.recorder.step("decorated")
+        def decorated() -> int:
+            return 1
+
+        def pooled() -> None:
+            with harness.recorder.step("pooled"):
+                pass
+
+        assert metrics.collect()[WITHOUT_RUN] == 0
+        with harness.recorder.run("wf") as run, ThreadPoolExecutor(1, "worker") as pool:
+            pool.submit(pooled).result(WAIT)
+            decorated()
+        assert decorated() == 1
+        harness.recorder.step("alone").start()
+        harness.recorder.step("never begins")
+        assert [step["id"] for step in delivered_document(harness, run)["steps"]] == ["decorated"]
+        report = harness.recorder.report()
+        assert metrics.collect()[WITHOUT_RUN] == report.steps_without_run == 3
+        assert report.complete
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "step 'pooled' in thread 'worker_0' is not recorded" in record.getMessage()
+
+
+def test_the_current_step_has_the_current_run(harness: Harness) -> None:
+    """Also if only the step is active, and if it belongs to another run than the one around it."""
+    recorder = harness.recorder
+    run = recorder.run("wf", run_id="run_1").start()
+    other = recorder.run("wf", run_id="run_2").start()
+    step = run.step("a")
+    with step:
+        assert (recorder.current_run, recorder.current_step) == (run, step)
+        with step.attempt():
+            assert (recorder.current_run, recorder.current_step) == (run, step)
+    begun = run.step("b").start()
+    with other.active(), begun.active():
+        assert (recorder.current_run, recorder.current_step) == (run, begun)
+        with recorder.step("c"):
+            assert recorder.current_run is run
+    run.end()
+    other.end()
+    assert [item["id"] for item in delivered_document(harness, run)["steps"]] == ["a", "b", "c"]
+
+
+def test_the_error_of_a_task_group_names_the_steps_that_failed(harness: Harness) -> None:
+    """The group's message lists its exceptions with their steps, and the run's error has the first of these."""
+
+    async def main() -> None:
+        async def work(name: str) -> None:
+            async with harness.recorder.step(name):
+                if name != "good":
+                    raise LookupError(f"no {name}")
+
+        recorder = harness.recorder
+        async with recorder.run("wf", run_id="run_1"), recorder.step("fan-out"), asyncio.TaskGroup() as group:
+            for name in ("good", "bad", "worse"):
+                group.create_task(work(name))
+
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(main())
+    assert harness.recorder.flush(WAIT)
+    document = harness.document("run_1").to_dict()
+    message = (
+        "unhandled errors in a TaskGroup (2 sub-exceptions)"
+        "; LookupError: no bad (step bad); LookupError: no worse (step worse)"
+    )
+    assert document["error"] == {"code": "ExceptionGroup", "message": message, "step": "bad"}
+    assert [step["error"]["step"] for step in document["steps"] if "error" in step] == ["fan-out", "bad", "worse"]
+    assert document["steps"][0]["error"]["message"] == message
+
+
+def test_the_error_of_a_run_names_no_step_of_another_run(harness: Harness) -> None:
+    """The step of a child run is not one of the run around it."""
+    with (
+        pytest.raises(ValueError, match="inside"),
+        harness.recorder.run("wf", run_id="run_1") as run,
+        harness.recorder.run("wf", run_id="run_2") as child,
+        child.step("a"),
+    ):
+        raise ValueError("inside")
+    assert delivered_document(harness, child)["error"] == {"code": "ValueError", "message": "inside", "step": "a"}
+    assert delivered_document(harness, run)["error"] == {"code": "ValueError", "message": "inside"}
 
 
 def test_asyncio_tasks_have_their_own_current_step(harness: Harness) -> None:

@@ -1,4 +1,4 @@
-"""The code of docs/recorder.md runs, and its numbers are those of the code."""
+"""The code of docs/recorder.md and docs/agents.md runs, and the numbers on the former are those of the code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,22 @@ from runspan.recorder import ExportConfig, RecorderReport
 from support.receivers import http_receiver
 from support.recorder import WAIT, Harness
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recorder.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "recorder.md").read_text()
 
 
-def test_the_code_runs_and_its_runs_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "run", "foreign"),
+    [
+        ("recorder", "called", {"GET /v1/invoices", "run wf_joined (copy)", "charge"}),
+        ("agents", "researcher", set()),
+    ],
+)
+def test_the_code_runs_and_its_runs_arrive(
+    monkeypatch: pytest.MonkeyPatch, page: str, run: str, foreign: set[str]
+) -> None:
     """Every block runs, one after the other, against a real receiver that the environment names."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
     assert len(blocks) >= 8
     monkeypatch.setattr(trace, "set_tracer_provider", lambda provider: None)  # it can be set only once in a process
     names: dict[str, Any] = {}
@@ -30,12 +40,12 @@ def test_the_code_runs_and_its_runs_arrive(monkeypatch: pytest.MonkeyPatch) -> N
         for block in blocks:
             if "report.complete" in block:
                 assert names["recorder"].flush(WAIT)
-            exec(compile(block, "docs/recorder.md", "exec"), names)
+            exec(compile(block, f"docs/{page}.md", "exec"), names)
         recorder: Recorder = names["recorder"]
         harness = Harness(receiver, recorder)
         assert recorder.shutdown(WAIT).complete
-        assert harness.document(names["called"].id) == names["called"].document()
-        assert [span.name for span in harness.foreign_spans] == ["GET /v1/invoices"]
+        assert harness.document(names[run].id) == names[run].document()
+        assert {span.name for span in harness.foreign_spans} == foreign
 
 
 def _tracer_of(names: dict[str, Any]) -> Callable[[str], trace.Tracer]:

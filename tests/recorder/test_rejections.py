@@ -85,7 +85,7 @@ def test_a_rejection_that_comes_after_the_end_does_not_delay_it() -> None:
 
 
 def test_a_run_that_does_not_change_is_retried_after_a_rejection() -> None:
-    """A suspended run has no heartbeat, and is retried until the receiver accepts it."""
+    """It is retried until the receiver accepts it, and does not wait for its heartbeat."""
     with recording(lambda post: Answer(500) if post.number <= 3 else OK) as harness:
         run = harness.recorder.run("wf", run_id="run_1").start().suspend()
         wait_until(lambda: harness.receiver.taken)

@@ -256,4 +256,4 @@ def test_an_exception_whose_own_code_raises(harness: Harness) -> None:
         raise Failure
     found = delivered_document(harness, run)
     assert found["status"] == found["steps"][0]["status"] == "failed"
-    assert found["error"] == {"code": "Failure", "message": ""}
+    assert found["error"] == {"code": "Failure", "message": "", "step": "a"}

@@ -283,7 +283,7 @@ class RunEncoder:
     def _attempt(
         self, attempt: semconv.Attempt, span_id: bytes, parent_id: bytes, step: Step, template: SpanTemplate
     ) -> Span:
-        own: Pairs = [(fields.ROLE, fields.ROLE_ATTEMPT), ("runspan.attempt.number", attempt.number)]
+        own: Pairs = [(fields.ROLE, fields.ROLE_ATTEMPT), (semconv.ATTEMPT_NUMBER, attempt.number)]
         if attempt.status:
             own.append(("runspan.attempt.status", attempt.status[:500]))
         own += _labels(step)

@@ -22,6 +22,7 @@ SCOPE_RUN: Final = "runspan.run"
 SCOPE_REVISION: Final = "runspan.revision"
 SCOPE_LIVE: Final = "runspan.live"
 SCOPE_STEP: Final = "runspan.step"
+SCOPE_COPY: Final = "runspan.copy"
 """The instrumentation scopes: backends find run and revision spans by these, which costs less than an attribute."""
 
 RUN_ID: Final = "runspan.run.id"

@@ -39,6 +39,8 @@ OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 PROVIDER: Final = "gen_ai.provider.name"
 MODEL: Final = "gen_ai.request.model"
 ERROR_TYPE: Final = "error.type"
+EXCEPTION_EVENT: Final = "exception"
+ATTEMPT_NUMBER: Final = "runspan.attempt.number"
 PIPELINE_NAME: Final = "cicd.pipeline.name"
 PIPELINE_RUN_ID: Final = "cicd.pipeline.run.id"
 TASK_RUN_ID: Final = "cicd.pipeline.task.run.id"
@@ -71,7 +73,7 @@ class ErrorInfo(Struct, frozen=True):
         pairs: list[tuple[str, Value]] = [("exception.type", self.type)]
         if self.message:
             pairs.append(("exception.message", self.message))
-        return Event("exception", time, tuple(pairs))
+        return Event(EXCEPTION_EVENT, time, tuple(pairs))
 
 
 class Usage(Struct, frozen=True, rename="camel"):
@@ -110,7 +112,8 @@ class _Extra(Struct, frozen=True, rename="camel"):
     traceparent: str = ""
 
 
-_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_SAMPLED: Final = 0x01
 _STRING: Final = msgspec.json.Decoder(str)
 _OUTPUT: Final = msgspec.json.Decoder(_Output)
 _ERROR: Final = msgspec.json.Decoder(_Error)
@@ -194,15 +197,25 @@ def caller_links(extra: bytes, trace_id: bytes) -> tuple[Link, ...]:
     Its format is https://www.w3.org/TR/trace-context/#traceparent-header. A traceparent in the run's own trace
     (``trace_id``) is ignored, because stores treat a root's link into its own trace as its parent.
     """
-    if b'"traceparent"' not in extra:
-        return ()
-    match = _TRACEPARENT.fullmatch(_read(_EXTRA, b"{" + extra + b"}").traceparent)
+    match = _traceparent(extra)
     if match is None:
         return ()
     caller, span = bytes.fromhex(match[1]), bytes.fromhex(match[2])
     if caller == trace_id or not any(caller) or not any(span):
         return ()
     return (Link(caller, span, (("runspan.link", "caller"),)),)
+
+
+def is_caller_sampled(extra: bytes) -> bool:
+    """Return whether the span of ``caller_links`` is recorded, according to the flags of its traceparent."""
+    match = _traceparent(extra)
+    return match is not None and bool(int(match[3], 16) & _SAMPLED)
+
+
+def _traceparent(extra: bytes) -> re.Match[str] | None:
+    if b'"traceparent"' not in extra:
+        return None
+    return _TRACEPARENT.fullmatch(_read(_EXTRA, b"{" + extra + b"}").traceparent)
 
 
 class Attempt(Struct, frozen=True):

@@ -20,6 +20,8 @@ HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
 TRACES_PATH: Final = "/v1/traces"
 DEFAULT_TIMEOUT: Final = 10.0
+_EXPORTER_PROTOCOLS: Final = {"otlp_proto_http": HTTP, "otlp_proto_grpc": GRPC}
+"""Values of ``OTEL_TRACES_EXPORTER`` that name a protocol."""
 COMPRESSIONS: Final = ("gzip", "none")
 REPLAY_HEADER: Final = "x-runspan-replay"
 """On requests whose spans a Collector passes on and does not count."""
@@ -85,7 +87,7 @@ def exporter_config(
 
     Raises ConfigError, which names the variable and never quotes a header.
     """
-    protocol = _one_of("PROTOCOL", protocol or _variable(env, "PROTOCOL")[1] or HTTP, (HTTP, GRPC))
+    protocol = _one_of("PROTOCOL", protocol or _protocol(env), (HTTP, GRPC))
     chosen = compression or _variable(env, "COMPRESSION")[1] or ("gzip" if protocol == HTTP else "none")
     given = read_headers(*_variable(env, "HEADERS")) if headers is None else list(headers.items())
     if api_key and headers is None:
@@ -113,6 +115,18 @@ def _variable(env: Mapping[str, str], name: str) -> tuple[str, str]:
         if value:
             return prefix + name, value
     return "OTEL_EXPORTER_OTLP_" + name, ""
+
+
+def _protocol(env: Mapping[str, str]) -> str:
+    """Return the protocol of the variables.
+
+    As in the SDK for Python, an exporter of one protocol counts more than ``OTEL_EXPORTER_OTLP_PROTOCOL``, which
+    ``opentelemetry-instrument`` sets to ``grpc`` where it is not set.
+    """
+    for exporter in env.get("OTEL_TRACES_EXPORTER", "").split(","):
+        if exporter.strip() in _EXPORTER_PROTOCOLS:
+            return _EXPORTER_PROTOCOLS[exporter.strip()]
+    return _variable(env, "PROTOCOL")[1] or HTTP
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:

@@ -37,6 +37,13 @@ _SCOPES: Final = {
     grpc.StatusCode.UNIMPLEMENTED: RejectionScope.ENDPOINT,
 }
 
+_NOT_HTTP2: Final = "Failed parsing HTTP/2"
+"""What gRPC says about a server that answers in HTTP/1.1."""
+_WRONG_PROTOCOL: Final = (
+    "this is no gRPC server; for OTLP/HTTP set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf: "
+    "opentelemetry-instrument sets it to grpc where it is not set"
+)
+
 _OPTIONS: Final = (
     ("grpc.primary_user_agent", USER_AGENT),
     ("grpc.max_send_message_length", -1),
@@ -106,6 +113,8 @@ class GrpcTransport:
         code = error.code()
         message = sanitize_message(error.details() or "", self._config.secrets)
         reason = f"gRPC {code.name}: {message}" if message else f"gRPC {code.name}"
+        if _NOT_HTTP2 in message:
+            reason += f" ({_WRONG_PROTOCOL})"
         delay = _retry_info(error.trailing_metadata() or ())
         if code in RETRYABLE_CODES or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None):
             return Retryable(reason, delay)

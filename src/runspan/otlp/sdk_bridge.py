@@ -56,11 +56,24 @@ class SdkExporterWriter:
     """
 
     def __init__(self, exporter: SpanExporter, resource: Resource | None = None) -> None:
+        """exporter: any ``opentelemetry.sdk.trace.export.SpanExporter``, such as the SDK's ``OTLPSpanExporter``.
+
+        resource: a ``runspan.otlp.protobuf_writer.Resource``, not one of the SDK; the default has the service name
+        ``runspan``.
+        """
         self._exporter = exporter
         self._resource = sdk_resource(resource or Resource())
 
     def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
-        """Send the spans of a run. Raises BackendRefused if the exporter fails."""
+        """Send the spans of a run. See ``TraceWriter``.
+
+        run: a ``runspan.Run``, as ``Run.from_json(text)`` returns it.
+        tenant: whose run it is, "" for none.
+        observed_at: when the document was read, in nanoseconds since 1970 as ``time.time_ns()`` returns it: the
+        revision of a run that has not ended.
+
+        Return how many spans were sent. Raises BackendRefused if the exporter fails.
+        """
         spans = encode(run, tenant=tenant, observed_at=observed_at)
         result = self._exporter.export([to_readable_span(span, self._resource) for span in spans])
         if result is not SpanExportResult.SUCCESS:

@@ -6,10 +6,12 @@ below it. Other services get W3C trace context, and the run's id as baggage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from opentelemetry import baggage
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -18,7 +20,13 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from runspan.recorder.state import RunRecord
+from runspan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from runspan.recorder.recording import RunRecording
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RUN_ID_BAGGAGE: Final = "runspan.run.id"
 """The baggage entry that carries the run's id to other services."""
@@ -32,7 +40,7 @@ _PROPAGATOR: Final = CompositePropagator([TraceContextTextMapPropagator(), W3CBa
 class ActiveSpan:
     """The span of a run, a step or an attempt while it is current."""
 
-    run: RunRecord
+    run: RunRecording
     recording: object
     """The ``RunRecording`` or ``StepRecording`` that made it active."""
     previous: Context
@@ -42,14 +50,14 @@ class ActiveSpan:
     has_ended: bool = False
 
 
-def activate(run: RunRecord, recording: object, span_id: bytes) -> ActiveSpan:
+def activate(run: RunRecording, recording: object, span_id: bytes) -> ActiveSpan:
     """Make a span of the run current in this thread or task.
 
     Only its ids are in the context: the span itself is written by the recorder when it has ended.
     """
     previous = get_current()
     active_span = ActiveSpan(run, recording, previous, previous)
-    trace_id = int.from_bytes(run.trace_id, "big")
+    trace_id = int.from_bytes(run.record.context_trace_id, "big")
     span = NonRecordingSpan(SpanContext(trace_id, int.from_bytes(span_id, "big"), False, _SAMPLED))
     context = set_span_in_context(span, previous)
     outer = previous.get(_ACTIVE_SPAN)
@@ -75,7 +83,7 @@ def deactivate(active_span: ActiveSpan) -> None:
 
 
 @contextmanager
-def active(run: RunRecord, recording: object, span_id: bytes) -> Iterator[None]:
+def active(run: RunRecording, recording: object, span_id: bytes) -> Iterator[None]:
     """Make a span of the run current for a block."""
     active_span = activate(run, recording, span_id)
     try:
@@ -90,6 +98,37 @@ def active_spans() -> Iterator[ActiveSpan]:
     while isinstance(active_span := context.get(_ACTIVE_SPAN), ActiveSpan):
         yield active_span
         context = active_span.previous
+
+
+class _PropagatingExecutor(Executor):
+    """See ``propagate``."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        run: Callable[..., T] = copy_context().run
+        return self._executor.submit(run, fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def propagate(executor: Executor) -> Executor:
+    """Return an executor that runs each call in a copy of its submitter's context, in which the run and the step are
+    current. It passes the calls on to ``executor``, and shuts it down with itself.
+
+    The copy has every context variable of the submitter. ConfigError when the executor runs its calls in other
+    processes, to which no context can be sent.
+    """
+    if isinstance(executor, ProcessPoolExecutor):
+        raise ConfigError(
+            where="propagate",
+            expected="an executor whose calls run in threads of this process",
+            got=type(executor).__name__,
+            hint="pass recorder.headers() to the call, and begin a run of its own there with headers=",
+        )
+    return _PropagatingExecutor(executor)
 
 
 def outgoing_headers(headers: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -17,12 +17,13 @@ from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from runspan.codec.copies import copy_for_caller
 from runspan.codec.encode import RunEncoder, StepLayout
 from runspan.codec.fields import OPEN_STEP_MARK
 from runspan.codec.semconv import Usage
 from runspan.contracts import HEARTBEAT_SHARE
 from runspan.model.document import Run, step_text
-from runspan.model.span import Span
+from runspan.model.span import Link, Span
 from runspan.recorder.config import ExportConfig
 from runspan.recorder.state import RunRecord
 
@@ -62,6 +63,12 @@ class Counters:
         """Increment a count. name: a count of ``RecorderReport``."""
         with self._lock:
             self._counts[name] += amount
+
+    def add_step_without_run(self) -> bool:
+        """Count a step that found no run. Return whether it is the first."""
+        with self._lock:
+            self._counts["steps_without_run"] += 1
+            return self._counts["steps_without_run"] == 1
 
     def add_dropped_run(self, dead_lettered: bool) -> None:
         """Count a run that is given up; both counts at once, so that no report has one without the other."""
@@ -185,7 +192,23 @@ class RunExportState:
             spans += [encoder.live_span(), *layout.points()]
         spans = [span for span in spans if span.span_id not in self.acked_span_ids]
         spans.append(encoder.revision_span("".join(manifest), open_steps))
+        if self.record.caller is not None:
+            spans = _with_copies(spans, self.record.caller)
         return RunDelta(self, run, spans, is_final)
+
+    def ack_spans(self, spans: Iterable[Span]) -> None:
+        """Note that the receiver has these spans of a delta, and so their copies, each of which is before its span."""
+        trace_id = self.record.trace_id
+        self.acked_span_ids.update([span.span_id for span in spans if span.trace_id == trace_id])
+
+
+def _with_copies(spans: Iterable[Span], caller: Link) -> list[Span]:
+    """Return the spans, each with its copy for the caller's trace before it."""
+    found: list[Span] = []
+    for span in spans:
+        copy = copy_for_caller(span, caller)
+        found += [span] if copy is None else [copy, span]
+    return found
 
 
 class Outbox:
@@ -560,15 +583,14 @@ class Outbox:
         return max(self._foreign_since + (0.0 if at_once else self.config.snapshot_delay), self._not_before)
 
     def _mark_heartbeats(self, now: float) -> None:
-        """Mark the runs whose heartbeat is due. Suspended runs need none: they do not count as stuck."""
+        """Mark the runs whose heartbeat is due. Suspended ones are never stuck, but an alert watches their age."""
         while self._heartbeats and self._heartbeats[0][0] <= now:
             state = heappop(self._heartbeats)[2]
             record = state.record
             if record not in self._states or state.changed_at is not None or now < self._heartbeat_at(state):
                 continue  # it has changed since, and has another heartbeat
-            if record.status != "suspended":
-                state.changed_at = now - self.config.snapshot_delay
-                self._dirty[record] = state
+            state.changed_at = now - self.config.snapshot_delay
+            self._dirty[record] = state
 
     def _heartbeat_at(self, state: RunExportState) -> float:
         latest = state.registered_at if state.acked_at is None else state.acked_at

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import threading
 import time
 import uuid
 import weakref
@@ -11,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from msgspec import UNSET
 from opentelemetry.sdk.resources import Resource as SdkResource
@@ -32,7 +34,13 @@ from runspan.recorder.serialize import members, object_text, optional_text, payl
 from runspan.recorder.state import PRECISIONS, RunRecord
 from runspan.recorder.worker import ExportWorker, OtlpSink, SdkProcessorSink, SpanSink
 from runspan.telemetry import MetricsRegistry, Samples
-from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED
+from runspan.telemetry.registry import EXPORTED, QUEUE, RECORDED, RECORDER_FAILED, REQUESTS, RETRIED, WITHOUT_RUN
+
+_log = logging.getLogger("runspan.recorder")
+
+LINK: Final = "link"
+CHILD: Final = "child"
+"""What a run is to the span of its caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,8 @@ class RecorderReport:
     requests: int = 0
     retries: int = 0
     """Requests that have to be sent again."""
+    steps_without_run: int = 0
+    """Steps that began where no run was current, as in a thread without context, and were not recorded."""
     late_calls: int = 0
     """Calls after the run or step had ended, which were ignored."""
     inexact_payloads: int = 0
@@ -92,6 +102,7 @@ def recorder_samples(report: RecorderReport) -> Samples:
     return {
         RECORDED: report.runs_ended,
         RECORDER_FAILED: report.internal_errors + dropped,
+        WITHOUT_RUN: report.steps_without_run,
         EXPORTED: report.runs_delivered,
         QUEUE: report.runs_pending,
         REQUESTS: report.requests,
@@ -126,6 +137,8 @@ class Recorder:
     - dead_letter: a file for the documents of runs that cannot be delivered, which ``runspan export`` reads.
     - exit_timeout: seconds that the end of the process waits for the delivery.
     - precision: of times in documents: ``ms`` (the platform's), ``us`` or ``ns``.
+    - run_parent: ``child`` copies a run that has a caller into the trace of the caller too, as a child of its span, and
+      the spans that are made inside the run are in that trace. By default, ``link``, the run only links to its caller.
     - exception_events: whether a failed span gets the semantic conventions' ``exception`` event.
     - metrics: gets the counts, for Prometheus and as OpenTelemetry metrics; see ``runspan.telemetry``.
 
@@ -156,6 +169,7 @@ class Recorder:
         dead_letter: str | os.PathLike[str] | None = None,
         exit_timeout: float = 5.0,
         precision: str = "ms",
+        run_parent: str = LINK,
         exception_events: bool = True,
         metrics: MetricsRegistry | None = None,
         clock: Callable[[], int] = time.time_ns,
@@ -165,7 +179,10 @@ class Recorder:
     ) -> None:
         if precision not in PRECISIONS:
             raise ConfigError(where="precision", expected=" or ".join(PRECISIONS), got=repr(precision))
+        if run_parent not in (LINK, CHILD):
+            raise ConfigError(where="run_parent", expected=f"{LINK} or {CHILD}", got=repr(run_parent))
         self.tenant = validate_text("tenant", tenant)
+        self._joins_caller = run_parent == CHILD
         self._counters = Counters()
         self._make_record = partial(
             RunRecord,
@@ -261,6 +278,8 @@ class Recorder:
             if traceparent:
                 links["traceparent"] = payload(traceparent).text
             record.extra = b",".join(filter(None, [object_text(links)[1:-1], extra_text]))
+            if self._joins_caller:
+                record.join_caller()
             return record
 
         return RunRecording(self._worker, make, input=input, capture_input=capture_input, capture_output=capture_output)
@@ -275,6 +294,8 @@ class Recorder:
         begins. ValueError when it is not a checkpoint, or when the run has ended.
         """
         record = restore(checkpoint, self._make_record)
+        if self._joins_caller:
+            record.join_caller()
         return RunRecording(self._worker, lambda: record)
 
     def step(self, step_id: str, **options: Unpack[StepOptions]) -> StepRecording:
@@ -288,12 +309,21 @@ class Recorder:
 
         ValueError when ``extra`` has a member that is set otherwise.
         """
-        return StepRecording(None, step_id, **options)
+        return StepRecording(None, step_id, on_no_run=self._count_step_without_run, **options)
+
+    def _count_step_without_run(self, step_id: str) -> None:
+        if self._counters.add_step_without_run():
+            _log.warning(
+                "runspan.Recorder: step %r in thread %r is not recorded, because no run is current there: use "
+                "run.step, or runspan.propagate for a pool of threads. Others are only counted, as steps_without_run",
+                step_id,
+                threading.current_thread().name,
+            )
 
     @property
     def current_run(self) -> RunRecording | None:
-        """The run that is current in this thread or task."""
-        return next((span.recording for span in active_spans() if isinstance(span.recording, RunRecording)), None)
+        """The run that is current in this thread or task: that of the current step, if there is one."""
+        return next((span.run for span in active_spans()), None)
 
     @property
     def current_step(self) -> StepRecording:

@@ -20,7 +20,15 @@ from runspan.recorder.checkpoint import checkpoint
 from runspan.recorder.context import ActiveSpan, activate, active, active_spans, deactivate
 from runspan.recorder.decorators import record_calls
 from runspan.recorder.outbox import FlushResult
-from runspan.recorder.serialize import Payload, error_text, members, optional_text, payload, to_utf8_text
+from runspan.recorder.serialize import (
+    Payload,
+    error_text,
+    members,
+    note_step,
+    optional_text,
+    payload,
+    to_utf8_text,
+)
 from runspan.recorder.state import Attempt, RunRecord, StepRecord, attempt_span_id
 from runspan.recorder.worker import ExportWorker
 
@@ -57,7 +65,7 @@ class _Recording(ABC):
         """Return a recording of the same arguments, for one call of a decorated function."""
 
     @abstractmethod
-    def _span(self) -> tuple[RunRecord, bytes] | None:
+    def _span(self) -> tuple[RunRecording, bytes] | None:
         """Return the run and the id of the span that is current in the block; None when nothing is recorded."""
 
     @abstractmethod
@@ -211,7 +219,7 @@ class RunRecording(_Recording):
             return
         if not record.registered:
             self._worker.outbox.register(record)  # cancelled while it was queued, or resumed
-        text = None if error is None else error_text(error, None, code)
+        text = None if error is None else error_text(error, record.id, code=code)
 
         def write() -> None:
             latest = max([record.started_at or record.created_at, *[step.ended_at or 0 for step in record.steps]])
@@ -227,8 +235,8 @@ class RunRecording(_Recording):
         else:
             self.end(error)
 
-    def _span(self) -> tuple[RunRecord, bytes]:
-        return self.record, self.record.root_id
+    def _span(self) -> tuple[RunRecording, bytes]:
+        return self, self.record.root_id
 
     # Steps.
 
@@ -240,7 +248,7 @@ class RunRecording(_Recording):
         """
         if not self.record.registered:  # also one that was resumed, which had started before
             self.start()
-        return StepRecording(self.record, step_id, **options)
+        return StepRecording(self, step_id, **options)
 
     def plan(self, step_id: str, *, name: str | None = None, type: str | None = None) -> Self:
         """List a step as ``pending`` at this place until a step of that id begins."""
@@ -260,7 +268,7 @@ class RunRecording(_Recording):
 
     @property
     def trace_id(self) -> bytes:
-        """16 bytes, derived from tenant and id."""
+        """16 bytes, derived from tenant and id: of the run's own trace, also with ``run_parent="child"``."""
         return self.record.trace_id
 
     @property
@@ -333,15 +341,16 @@ class StepRecording(_Recording):
     """One execution of a step.
 
     Made by ``RunRecording.step``, or by ``Recorder.step`` for the run that is current when the step begins; outside any
-    run it records nothing. An exception that leaves the block is raised again and makes the step failed. Calls after
-    the step has ended change nothing and are counted in ``RecorderReport``.
+    run it records nothing, which is counted in ``RecorderReport``. An exception that leaves the block is raised again
+    and makes the step failed. Calls after the step has ended change nothing and are counted too.
     """
 
     def __init__(
         self,
-        run: RunRecord | None,
+        run: RunRecording | None,
         step_id: str,
         *,
+        on_no_run: Callable[[str], None] | None = None,
         name: str | None = None,
         type: str | None = None,
         input: object = UNSET,
@@ -350,11 +359,16 @@ class StepRecording(_Recording):
         capture_input: bool = True,
         capture_output: bool = True,
     ) -> None:
-        """run: None for the one that is current when the step begins. For the others see
-        ``Recorder.step``."""
+        """run: None for the one that is current when the step begins.
+
+        on_no_run: called with the step's id when there is none. For the others see ``Recorder.step``.
+        """
         super().__init__(input, capture_input, capture_output)
         self._given_run = run
-        self._run = run
+        self._on_no_run = on_no_run
+        self._owner: RunRecording | None = None
+        """The run of the step that has begun."""
+        self._run: RunRecord | None = None
         self._id = to_utf8_text(step_id)
         self._name = optional_text(name)
         self._type = optional_text(type)
@@ -365,7 +379,7 @@ class StepRecording(_Recording):
         self._has_failed = False
 
     def _for_call(self) -> StepRecording:
-        step = StepRecording(self._given_run, self._id, input=self._input, retry=self._retry)
+        step = StepRecording(self._given_run, self._id, on_no_run=self._on_no_run, input=self._input, retry=self._retry)
         step._name, step._type, step._extra = self._name, self._type, self._extra
         return step
 
@@ -378,10 +392,14 @@ class StepRecording(_Recording):
         """
         if self._step is not None and not self._step.has_ended:
             return self
-        self._run = self._given_run or next((span.run for span in active_spans()), None)
+        self._owner = self._given_run or next((span.run for span in active_spans()), None)
         self._step, self._attempt, self._has_failed, self._output_is_set = None, None, False, False
-        if self._run is None:
+        if self._owner is None:
+            self._run = None
+            if self._on_no_run is not None:
+                self._on_no_run(self._id)
             return self
+        self._run = self._owner.record
         self._step = self._run.begin_step(self._id, self._name, self._type, self._extra, self._retry)
         if self._input is not UNSET:
             self.set_input(self._input)
@@ -392,7 +410,7 @@ class StepRecording(_Recording):
         counts."""
         if self._step is None or self._step.has_ended:
             return
-        text = None if error is None else error_text(error, self._id, _error_code(error))
+        text = None if error is None else self._error_text(error)
 
         def write(run: RunRecord, step: StepRecord) -> None:
             now = run.timestamp(step.started_at)
@@ -405,15 +423,20 @@ class StepRecording(_Recording):
                 step.error = None  # the error of a failed attempt, after which another one succeeded
             step.ended_at, step.status = now, status
 
-        self._change(write)
+        if self._change(write) and self._run is not None:
+            note_step(error, self._run.id, self._id)
+
+    def _error_text(self, error: object) -> bytes:
+        run_id = "" if self._run is None else self._run.id
+        return error_text(error, run_id, self._id, code=_error_code(error))
 
     def _change(self, write: Callable[[RunRecord, StepRecord], None]) -> bool:
         """Apply a change under the lock. Return False when the step records nothing or has ended."""
         run, step = self._run, self._step
         return run is not None and step is not None and run.change(lambda: write(run, step), step)
 
-    def _span(self) -> tuple[RunRecord, bytes] | None:
-        return None if self._run is None or self._step is None else (self._run, self._step.span_id)
+    def _span(self) -> tuple[RunRecording, bytes] | None:
+        return None if self._owner is None or self._step is None else (self._owner, self._step.span_id)
 
     # Contents.
 
@@ -460,7 +483,7 @@ class StepRecording(_Recording):
     def fail(self, error: object) -> Self:
         """Make the step fail when its block ends, though no exception leaves the block."""
         self._has_failed = True
-        return self._set("error", Payload(error_text(error, self._id, _error_code(error))))
+        return self._set("error", Payload(self._error_text(error)))
 
     def skip(self) -> Self:
         """End the step as skipped, without times: its condition is false, so it is not executed."""
@@ -482,13 +505,13 @@ class StepRecording(_Recording):
         An exception makes the attempt failed and the step ``retrying``, and is raised again. The engine then begins
         another attempt, or lets the exception leave the step.
         """
-        run, step = self._run, self._step
+        owner, step = self._owner, self._step
         attempt = self._begin_attempt()
         try:
-            if run is None or step is None or attempt is None:
+            if owner is None or step is None or attempt is None:
                 yield 1
             else:
-                with active(run, self, attempt_span_id(step, attempt)):
+                with active(owner, self, attempt_span_id(step, attempt)):
                     yield attempt.number
         except GeneratorExit:
             raise
@@ -512,7 +535,7 @@ class StepRecording(_Recording):
         return self._attempt if self._change(write) else None
 
     def _end_attempt(self, status: str, error: object) -> None:
-        text = None if error is None else error_text(error, self._id, _error_code(error))
+        text = None if error is None else self._error_text(error)
 
         def write(run: RunRecord, step: StepRecord) -> None:
             now = run.timestamp(step.started_at)

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -15,6 +16,10 @@ from runspan.model import json_scanner
 
 _DEPTH: Final = 100
 _SEPARATORS: Final = (",", ":")
+_STEP: Final = "_runspan_step"
+"""The attribute of an exception with the step that it left last."""
+_MAX_GROUPED: Final = 10
+"""Exceptions of a group that are listed."""
 
 
 class Payload(NamedTuple):
@@ -68,16 +73,26 @@ def members(values: Mapping[str, object], known: Iterable[str]) -> bytes:
     return b",".join([_dumps(name, repr) + b":" + payload(value).text for name, value in pairs])
 
 
-def error_text(error: object, step_id: str | None = None, code: str = "") -> bytes:
+def error_text(error: object, run_id: str, step_id: str | None = None, *, code: str = "") -> bytes:
     """Return the platform's error object ``{code, message, step}`` for an exception or a message, or any other value
     unchanged.
 
+    step_id: the step that fails with the error; None for an error of the run, whose ``step`` is the one that the
+    exception has left, of an exception group the first one that one of its exceptions has left. The message about a
+    group lists its exceptions.
     code: takes precedence over the exception's attribute ``code``, if that is text, and the name of its class.
     """
     # ``isinstance`` would run code of the value's own, in a property ``__class__``.
     members: dict[str, object]
     if issubclass(type(error), BaseException):
-        members = {"code": code or _code_of(error) or type(error).__name__, "message": _message_of(error)}
+        message, step = _message_of(error), ""
+        for each in _grouped(error):
+            left = step_left_by(each, run_id)
+            step = step or left
+            text = ": ".join(filter(None, (type(each).__name__, _message_of(each))))
+            message = f"{message}; {text}" + (f" (step {left})" if left else "")
+        members = {"code": code or _code_of(error) or type(error).__name__, "message": message}
+        step_id = step_id or step or step_left_by(error, run_id) or None
     elif issubclass(type(error), str):
         members = {"code": code or "ERROR", "message": error}
     else:
@@ -85,6 +100,36 @@ def error_text(error: object, step_id: str | None = None, code: str = "") -> byt
     if step_id is not None:
         members["step"] = step_id
     return payload(members).text
+
+
+def note_step(error: object, run_id: str, step_id: str) -> None:
+    """Note on an exception that it leaves a step, for ``step_left_by``; nothing on any other value."""
+    if not issubclass(type(error), BaseException):
+        return
+    with suppress(Exception):  # it may have no room for attributes
+        # Not ``setattr``: a frozen class has a ``__setattr__`` of its own, which raises.
+        BaseException.__setattr__(error, _STEP, (run_id, step_id))
+
+
+def step_left_by(error: object, run_id: str) -> str:
+    """Return the id of the run's step that the exception left last, or ""."""
+    with suppress(Exception):
+        noted_run_id, step_id = object.__getattribute__(error, _STEP)
+        if noted_run_id == run_id:
+            return str(step_id)
+    return ""
+
+
+def _grouped(error: object) -> list[BaseException]:
+    """Return the first exceptions of a group, also of the groups in it, and none for any other exception."""
+    found: list[BaseException] = []
+    with suppress(Exception):
+        groups = [error]
+        while groups and len(found) < _MAX_GROUPED:
+            group = groups.pop(0)
+            for each in group.exceptions if isinstance(group, BaseExceptionGroup) else ():
+                (groups if isinstance(each, BaseExceptionGroup) else found).append(each)
+    return found[:_MAX_GROUPED]
 
 
 def object_text(members: Mapping[str, bytes]) -> bytes:

@@ -15,6 +15,7 @@ from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
+from runspan.codec.semconv import caller_links, is_caller_sampled
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
     TERMINAL_STEP_STATUSES,
@@ -25,7 +26,7 @@ from runspan.model.document import (
     with_extra_run,
     with_extra_step,
 )
-from runspan.model.span import child_span_id, run_ids
+from runspan.model.span import Link, child_span_id, run_ids
 from runspan.model.timestamps import MAX_NS, MILLISECOND, rfc3339
 from runspan.recorder.serialize import Payload, object_keys, object_text, payload
 
@@ -218,6 +219,8 @@ class RunRecord:
         self.output: bytes | None = None
         self.error: bytes | None = None
         self.extra = b""
+        self.caller: Link | None = None
+        """The span that started the run, if its trace gets a copy of the run."""
         self.steps: list[StepRecord] = []
         self.latest_time = self.not_before
         self.revision = 0
@@ -242,6 +245,16 @@ class RunRecord:
     @property
     def has_ended(self) -> bool:
         return self.status in TERMINAL_RUN_STATUSES
+
+    @property
+    def context_trace_id(self) -> bytes:
+        """The trace of the spans that are made inside the run: its own, or that of its caller."""
+        return self.trace_id if self.caller is None else self.caller.trace_id
+
+    def join_caller(self) -> None:
+        """Have the run copied into the trace of its caller, if that is known and recorded."""
+        links = caller_links(self.extra, self.trace_id)
+        self.caller = links[0] if links and is_caller_sampled(self.extra) else None
 
     def add_step(self, step_id: str, name: str | UnsetType, kind: str | UnsetType, *, planned: bool) -> StepRecord:
         """Return the next planned step of this id, or add a new one at the end. planned: always add one."""

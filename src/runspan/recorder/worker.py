@@ -402,7 +402,7 @@ class ExportWorker:
             case Retryable():
                 self._retry_later(delta.state, result.describe(_MAX_RETRY_AFTER))
                 return
-        delta.state.acked_span_ids.update([span.span_id for span in delta.spans[: -max(unsent, 1)]])
+        delta.state.ack_spans(delta.spans[: -max(unsent, 1)])
         self._counters.add("spans_rejected", rejected)
         self._counters.add("spans_sent", len(delta.spans) - unsent - rejected)
         if unsent and not delta.is_final:

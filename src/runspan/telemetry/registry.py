@@ -97,6 +97,12 @@ RECORDED: Final = Instrument("runspan.recorder.runs", _COUNTER, "{run}", "Runs t
 RECORDER_FAILED: Final = Instrument(
     "runspan.recorder.failures", _COUNTER, "{failure}", "Errors of the recorder, which never interrupt the engine."
 )
+WITHOUT_RUN: Final = Instrument(
+    "runspan.recorder.steps.without_run",
+    _COUNTER,
+    "{step}",
+    "Steps that were not recorded, because no run was current where they began.",
+)
 WATCHED: Final = Instrument(
     "runspan.watch.files", _COUNTER, "{file}", "Files of the watched directory that were read to their end."
 )
