@@ -231,7 +231,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     type=options.Seconds(),
     default="7d",
     help="Count no run as stuck in /metrics that was older than this when it was last observed: it was not watched "
-    "while it ran, but sent from a file.",
+    "while it ran, but sent from a file. The age of a suspended run is in /metrics until it is so old.",
 )
 @options.option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")
 @options.option("--no-pages", is_flag=True, help="Serve the API only, without the web pages at / and without a login.")
