@@ -71,9 +71,9 @@ def _new(series: str, settings: Mapping[str, str], name: str, ago: str | None) -
     """How much each counter has grown in a window: its last value there minus its last value before.
 
     ``increase`` cannot be used: it misses the first value of a series, and a counter that is 1 before and after a
-    restart of the Collector. Here no series starts again, because each start of the Collector has an id that is a label
-    of its series. A series that was not there before the window counts whole, or from the first value that Prometheus
-    saw if it does not know what was there before.
+    restart. Here no series starts again, because each start of the Collector, and of a process of runspan, has a label
+    of its own on its counters. A series that was not there before the window counts whole, or from the first value that
+    Prometheus saw if it does not know what was there before.
     """
     window, gap = _setting(name, settings), settings["scrape_gap"]
     end = 0 if ago is None else seconds(_setting(ago, settings))

@@ -41,7 +41,7 @@ LAYERS = [
     ["contracts"],
     ["codec"],
     ["model"],
-    ["extras"],
+    ["extras", "system"],
     ["errors", "_version"],
 ]
 """From the top down. A module imports only from its own row's own package, or from rows below."""

@@ -92,6 +92,28 @@ def _waited(minutes: int) -> dict[str, str]:
     return {name: f"_x{minutes} {int('14400' not in name)}x400" for name in _waiting("")}
 
 
+def _counted_by_processes(counter: str) -> list[Case]:
+    """What processes of runspan count, maybe before Prometheus sees the counter for the first time."""
+    first, second = (f'{counter}{{{SYNC}, runspan_started="{start}"}}' for start in ("a", "b"))
+    return [
+        _case("before the first scrape of a process", "8m", {first: f"{_LATE}3x60"}, SYNC),
+        _case("as many after a start of the process as before", "8m15s", {first: "3x30", second: "_x32 3x60"}, SYNC),
+        _case("fewer than before", "8m15s", {first: "3x30", second: "_x32 1x60"}, SYNC),
+        _case("none since it started again", "8m15s", {first: "3x30", second: "_x32 0x60"}),
+        _case("a Prometheus that starts beside a process that has counted for long", "1m", {first: "900x60"}),
+        _case("the window is over", "14m", {first: f"{_LATE}3x60"}),
+        _case("none", "5m", {first: "0x60"}),
+    ]
+
+
+def _suspended(age: str) -> dict[str, str]:
+    """The age of a workflow's suspended run in the embedded store."""
+    return {
+        f"runspan_runs_suspended_age_seconds{{{SERVER}, {_STUCK_WF}}}": age,
+        f"runspan_store_runs{{{SERVER}}}": "9x400",
+    }
+
+
 CASES: dict[str, list[Case]] = {
     "RunspanRunFailed": [
         _case("the first failure of a workflow, born at 1", "8m", {FAILED: f"{_LATE}1x60"}, _RUN),
@@ -277,6 +299,15 @@ CASES: dict[str, list[Case]] = {
         _case("an hour after the last revision of one that is so old", "190m", _waited(130), WF, interval="1m"),
         _case("three hours after it", "310m", _waited(130), interval="1m"),
         _case("younger ones", "150m", _waiting("0+1x200"), interval="1m"),
+        _case(
+            "the store has one that is five minutes over the time, and nobody observes it",
+            "245m",
+            _suspended("0+60x300"),
+            f"{SERVER}, {_STUCK_WF}",
+            interval="1m",
+        ),
+        _case("the store has none so old", "239m", _suspended("0+60x300"), interval="1m"),
+        _case("it went on, soon after a revision", "290m", _suspended("0+60x280 stale") | _waited(130), interval="1m"),
     ],
     "RunspanTokenBudget": [
         _case("input and output together", "2h", _tokens("0+250000x200"), 'job="team/runspan"', interval="1m"),
@@ -318,10 +349,11 @@ CASES: dict[str, list[Case]] = {
     ],
     "RunspanExportRejected": [
         _case("some runs were not taken", "5m", {f"runspan_export_rejected_total{{{SYNC}}}": "0x12 3x60"}, SYNC),
-        _case("none", "5m", {f"runspan_export_rejected_total{{{SYNC}}}": "0x60"}),
+        *_counted_by_processes("runspan_export_rejected_total"),
     ],
     "RunspanDocumentsRefused": [
         _case("a document without an id", "5m", {f"runspan_export_refused_total{{{SYNC}}}": "0x12 1x60"}, SYNC),
+        *_counted_by_processes("runspan_export_refused_total"),
         _case("long ago", "15m", {f"runspan_export_refused_total{{{SYNC}}}": "0x12 1x60"}),
     ],
     "RunspanSyncStalled": [

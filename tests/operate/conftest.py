@@ -16,7 +16,7 @@ from support.cli import server
 from support.servers.alertmanager import Alertmanager, Webhook, start_alertmanager
 from support.servers.collector import Collector, start_collector
 from support.servers.programs import require_program
-from support.servers.prometheus import Prometheus, start_prometheus
+from support.servers.prometheus import Prometheus, backfill, start_prometheus
 
 
 @dataclass
@@ -36,6 +36,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """runspan, the Collector, Prometheus with the rules, Alertmanager, and a webhook that it notifies.
 
     A module changes the rules by ``SITE``, the content of a site's own file, and the server by ``SERVE``, its options.
+    ``HISTORY`` returns the lines of OpenMetrics with which Prometheus begins.
     """
     site, serve = getattr(request.module, "SITE", {}), getattr(request.module, "SERVE", ())
     for name in ("otelcol", "prometheus", "alertmanager"):
@@ -59,7 +60,10 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             "alertmanager": alertmanager.address,
         }
         rules = write_rules(place("rules"), url, site)
-        prometheus = start_prometheus(place("prometheus"), targets, alertmanager=alertmanager.address, rules=rules)
+        directory = place("prometheus")
+        if hasattr(request.module, "HISTORY"):
+            backfill(directory, request.module.HISTORY())
+        prometheus = start_prometheus(directory, targets, alertmanager=alertmanager.address, rules=rules)
         opened.callback(prometheus.stop)
         yield Stack(place("sent"), url, collector, prometheus, alertmanager, webhook)
 

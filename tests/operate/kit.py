@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,19 @@ def document(
     return {**head, **times, "steps": list(steps) or [step("work", ago=ago)]}
 
 
-def send(directory: Path, documents: Iterable[dict[str, Any]], otlp: str, *more: object, headers: str = "") -> None:
+def send(
+    directory: Path,
+    documents: Iterable[dict[str, Any]],
+    otlp: str,
+    *more: object,
+    headers: str = "",
+    env: Mapping[str, str] | None = None,
+) -> None:
     """Sends documents with ``runspan export``, which must be told that every one of them was taken."""
     file = directory / f"{time.time_ns()}.ndjson"
     file.write_text("".join(json.dumps(found) + "\n" for found in documents))
-    env = {"OTEL_EXPORTER_OTLP_HEADERS": headers} if headers else {}
-    runspan("export", file, "--endpoint", otlp, "--quiet", *more, **env)
+    variables = {"OTEL_EXPORTER_OTLP_HEADERS": headers} if headers else {}
+    runspan("export", file, "--endpoint", otlp, "--quiet", *more, **variables, **(env or {}))
 
 
 def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> float:

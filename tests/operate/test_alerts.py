@@ -146,6 +146,21 @@ def test_an_approval_that_does_not_come_is_told(stack: Stack, failed: float) -> 
     assert [run["id"] for run in answer["data"]] == ["run_asks"]
 
 
+def test_an_approval_that_comes_ends_the_alert(stack: Stack, failed: float) -> None:
+    """As soon as the run goes on, and not when its last suspended revision is old."""
+    arrived(stack, "RunspanApprovalWaiting", "wf_asks")
+    asked = document("run_asks", "wf_asks", steps=[step("look", ago=18_000), step("approve")])
+    asked |= {"startedAt": moment(18_010), "durationMs": 18_009_000}
+    send(stack.directory, [asked], stack.collector.otlp)
+
+    def is_over() -> bool:
+        alerts = stack.webhook.alerts("RunspanApprovalWaiting", "resolved")
+        return any(alert["labels"]["runspan_workflow_id"] == "wf_asks" for alert in alerts)
+
+    # The group's interval is two minutes for what is not critical.
+    assert stack.webhook.wait_for(is_over, 4 * SECONDS), stack.prometheus.alerts()
+
+
 def test_what_is_no_failure_of_now_raises_nothing(stack: Stack, failed: float) -> None:
     """A retry that got through, revisions, a correction, a re-export that says so and a thousand old failures were all
     taken and stored, and no alert names their workflows."""
@@ -171,6 +186,30 @@ def test_counters_have_the_id_of_the_collectors_start(stack: Stack, failed: floa
         ("otelcol_receiver_accepted_spans", "service_instance_id"),
     ):
         assert all(label in found["metric"] for found in stack.prometheus.query(series))
+
+
+def test_failures_that_follow_each_other_are_one_page(stack: Stack, failed: float) -> None:
+    """A second failure while the alert fires is in its text and in the list of runs, and pages nobody again."""
+
+    def told() -> list[dict[str, Any]]:
+        alerts = stack.webhook.alerts("RunspanRunFailed")
+        return [alert for alert in alerts if alert["labels"]["runspan_workflow_id"] == "wf_again"]
+
+    for number in (1, 2):
+        failure = document(f"run_again_{number}", "wf_again", "failed", [step("look")])
+        send(stack.directory, [failure], stack.collector.otlp)
+        arrived(stack, "RunspanRunFailed", "wf_again")
+
+    def counts_both() -> bool:
+        texts = [alert["annotations"]["description"] for alert in stack.alertmanager.alerts()]
+        return any(text.startswith("2 runs of wf_again") for text in texts)
+
+    wait_until(counts_both, SECONDS, "Alertmanager has the number of both")
+    time.sleep(12)  # the interval of the group
+    assert len(told()) == 1
+    link = httpx.URL(told()[0]["annotations"]["runs_url"])
+    answer = httpx.get(f"{stack.runspan}/api/v1/runs", params=link.params, trust_env=False).json()
+    assert {run["id"] for run in answer["data"]} == {"run_again_1", "run_again_2"}
 
 
 @pytest.mark.campaign

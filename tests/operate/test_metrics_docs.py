@@ -156,6 +156,7 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
     try:
         now = time.time_ns()
         store.put(running("stuck", now - 2 * HOUR), observed_at=now - HOUR)
+        store.put(running("waits", now - 2 * HOUR, status="suspended"), observed_at=now - HOUR)
         metrics = Metrics(store)
         metrics.observe_request("/api/v1/runs", "GET", "200", 0.01)
         assert isinstance(metrics.registry, CollectorRegistry)

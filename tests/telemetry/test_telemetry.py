@@ -43,6 +43,7 @@ from runspan.telemetry.registry import (
     REJECTED,
     RETENTION_MARGIN,
     RETRIED,
+    STARTED,
     UNFINISHED,
 )
 from support.servers.process import Program, answers, free_ports
@@ -179,7 +180,7 @@ def test_the_documentation_has_the_table() -> None:
     assert rows == [
         f"| `{item.name}` | `{item.unit}` | `{item.prometheus_name}` | {item.description} |" for item in INSTRUMENTS
     ]
-    known = {metric.prometheus_name for metric in INSTRUMENTS}
+    known = {metric.prometheus_name for metric in INSTRUMENTS} | {STARTED.replace(".", "_")}
     used = "".join(line for line in content.splitlines(keepends=True) if "_…" not in line)
     assert set(re.findall(r"runspan_[a-z_]+", used)) <= known
 
@@ -194,6 +195,12 @@ def test_a_scrape_has_every_metric(registry: MetricsRegistry) -> None:
         assert response.headers["content-type"].startswith("text/plain")
     assert scraped(response.content) == {metric.prometheus_name: n for n, metric in enumerate(INSTRUMENTS, 1)}
     kinds = {family.name: family.type for family in text_string_to_metric_families(response.text)}
+    labels = {
+        family.name: [sample.labels for sample in family.samples]
+        for family in text_string_to_metric_families(response.text)
+    }
+    assert labels["runspan_export_runs"] == [{"runspan_started": registry.started}]
+    assert labels["runspan_sync_lag_seconds"] == [{}]
     assert kinds["runspan_export_runs"] == "counter"
     assert kinds["runspan_sync_lag_seconds"] == "gauge"
     with pytest.raises(httpx.ConnectError):
@@ -236,7 +243,9 @@ def test_a_meter_provider_has_every_metric(registry: MetricsRegistry) -> None:
         item = metrics[metric.name]
         (point,) = item.data.data_points
         assert (item.unit, item.description, point.value) == (metric.unit, metric.description, number)  # type: ignore[union-attr]
-        assert getattr(item.data, "is_monotonic", False) == (metric.kind is InstrumentKind.COUNTER)
+        is_counter = metric.kind is InstrumentKind.COUNTER
+        assert getattr(item.data, "is_monotonic", False) == is_counter
+        assert point.attributes == ({"runspan.started": registry.started} if is_counter else {})
     empty = silent.get_metrics_data()
     assert empty is None or not any(scope.metrics for item in empty.resource_metrics for scope in item.scope_metrics)
     provider.shutdown()

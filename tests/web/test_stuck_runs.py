@@ -17,7 +17,7 @@ from conformance.harness import SECOND, T0, all_pages, ids, make_run, otlp, runn
 from runspan import Run, encode
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.store import MAX_STUCK_WORKFLOWS, Stuck, _statement
+from runspan.backends.sqlite.store import _SUSPENDED, MAX_STUCK_WORKFLOWS, Stuck, _statement
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery, heartbeat_due
 from runspan.errors import NotFound, QueryError, QueryUnsupported
@@ -30,7 +30,8 @@ from support.cli import runspan
 from support.web import error_of, serving
 
 MINUTE = 60 * SECOND
-DAY = 1440 * MINUTE
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 NOW = T0 + 60 * MINUTE
 DUE = {"fresh": NOW - MINUTE, "edge": NOW - 15 * MINUTE, "silent": NOW - 16 * MINUTE, "old": NOW - 50 * MINUTE}
 """When the next heartbeat of each running run was due."""
@@ -257,6 +258,45 @@ def test_metrics_count_the_stuck_runs_of_each_workflow(store: SqliteStore) -> No
         assert counted(client, "runspan_runs_stuck_age_seconds")["wf_1"] == pytest.approx(age + 600)
         store.put(Run.from_json(store.document("old").text), observed_at=now)
         assert counted(client, "runspan_runs_stuck") == {"wf_1": 1, "wf_2": 1}
+
+
+def test_metrics_have_the_age_of_the_oldest_suspended_run_of_each_workflow(store: SqliteStore) -> None:
+    """Of all tenants, until the run goes on, or is so old that it may be a backfill."""
+    for run_id, workflow, start in (("a", "wf_1", T0), ("b", "wf_1", T0 - HOUR), ("c", "wf_2", T0 - 8 * DAY)):
+        store.put(running(run_id, start, workflowId=workflow, status="suspended"), observed_at=T0)
+    store.put(running("d", T0 - 2 * HOUR, workflowId="wf_3", status="suspended"), tenant="acme", observed_at=T0)
+    store.put(running("e", T0 - 3 * HOUR, workflowId="wf_4"), observed_at=T0)
+
+    def ages(client: httpx.Client) -> dict[str, float]:
+        pattern = r'^runspan_runs_suspended_age_seconds{runspan_workflow_id="(\w*)"} (\S+)$'
+        found = re.findall(pattern, client.get("/metrics").text, flags=re.MULTILINE)
+        return {workflow: float(value) for workflow, value in found}
+
+    with serving(create_app(store, store, clock=lambda: T0 + HOUR)) as client:
+        assert ages(client) == {"wf_1": 7200, "wf_3": 10_800}
+        store.put(running("b", T0 - HOUR, workflowId="wf_1"), observed_at=T0 + MINUTE)
+        assert ages(client) == {"wf_1": 3600, "wf_3": 10_800}
+
+
+def test_suspended_runs_of_many_workflows_share_a_series(store: SqliteStore) -> None:
+    """A series for each workflow would make a scrape as large as the store; the oldest stands for the others."""
+    for number in range(MAX_STUCK_WORKFLOWS + 2):
+        run = running(f"r{number}", T0 + number * SECOND, workflowId=f"wf_{number}", status="suspended")
+        store.put(run, observed_at=T0 + HOUR)
+    found = store.suspended(T0)
+    assert len(found) == MAX_STUCK_WORKFLOWS + 1
+    assert found["wf_0"] == T0
+    assert found[""] == T0 + MAX_STUCK_WORKFLOWS * SECOND
+
+
+def test_suspended_runs_are_found_without_reading_the_others(store: SqliteStore) -> None:
+    """A scrape of a large store reads the index of statuses from tenant to tenant."""
+    fill(store)
+    connection = sqlite3.connect(store.path)
+    plan = [line for *_, line in connection.execute(f"EXPLAIN QUERY PLAN {_SUSPENDED}", (0,))]
+    connection.close()
+    assert any("runs_by_status (tenant=? AND status=? AND time>?)" in line for line in plan), plan
+    assert not any(line.startswith("SCAN runs") for line in plan), plan
 
 
 def test_a_run_that_was_sent_long_after_its_start_is_not_counted(store: SqliteStore) -> None:

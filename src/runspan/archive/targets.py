@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import Final
 from runspan.errors import ConfigError, StoreError
 from runspan.sources.archive import MANIFEST, MAX_MANIFEST, PROGRESS, UNFINISHED_SUFFIX
 from runspan.sources.filesystem import ObjectPath, display_path, folders, is_url, list_files, path_inside, read_all
+from runspan.system import drop_cached_pages, require_posix, sync_file, sync_path, try_lock
 
 _LOCK: Final = ".runspan-archive.lock"
 
@@ -27,24 +27,23 @@ class LocalTarget:
         """Write a file, or replace it. It is durable then, and no reader sees a part of it."""
         if not os.path.isdir(self.path):
             os.mkdir(self.path, mode=0o700)
-            _sync_folder(os.path.dirname(self.path))
+            sync_path(os.path.dirname(self.path) or os.curdir)
         target = os.path.join(self.path, name)
         temporary = f"{target}.tmp"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):
-                # What is read back must come from the disk, not from the memory that it was written from.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            sync_file(file.fileno())
+            # What is read back must come from the disk, not from the memory that it was written from.
+            drop_cached_pages(file.fileno())
         os.replace(temporary, target)
-        _sync_folder(self.path)
+        sync_path(self.path)
 
     def publish(self, manifest: bytes) -> None:
         """Make it a finished archive, in one step."""
         self.write(MANIFEST, manifest)
         os.rename(self.path, self._finished)
-        _sync_folder(os.path.dirname(self._finished))
+        sync_path(os.path.dirname(self._finished) or os.curdir)
         self.path = self._finished
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.path, PROGRESS))
@@ -106,18 +105,17 @@ def exclusive(parent: str) -> Iterator[None]:
     if is_url(parent):
         yield
         return
+    require_posix("an archive in a folder", parent)
     os.makedirs(parent, exist_ok=True)
     lock = os.open(os.path.join(parent, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             raise ConfigError(
                 where=parent,
                 expected="a folder into which no other process archives now",
                 got="another `runspan archive` that is running",
                 hint="wait until it has finished, or name another folder",
-            ) from None
+            )
         yield
     finally:
         os.close(lock)
@@ -135,11 +133,3 @@ def translate_os_errors(path: str) -> Iterator[None]:
             got=error.strerror or str(error),
             hint="nothing was deleted; run the same command again once there is room and permission",
         ) from error
-
-
-def _sync_folder(path: str) -> None:
-    folder = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

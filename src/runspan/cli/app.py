@@ -16,11 +16,13 @@ from types import FrameType
 from typing import Any, Final, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from runspan._version import __version__
 from runspan.cli.output import escape_control, print_error
 from runspan.errors import ERROR_STATUSES, RunspanError, error_status
 from runspan.extras import missing_extra
+from runspan.system import HANGUP
 
 INCOMPLETE: Final = 1
 INTERRUPTED: Final = 130
@@ -73,6 +75,15 @@ class CliGroup(click.Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, _, short_help) in _COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the names of commands without importing them."""
+        found = [
+            CompletionItem(name, help=short_help)
+            for name, (_, _, short_help) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command as ``click.Command.main`` does, also if standard streams are closed."""
@@ -157,7 +168,7 @@ def handle_signals(stop: Callable[[], None] | None = None, *, repeat: bool = Fal
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal stop
-        if number == signal.SIGHUP:
+        if number == HANGUP:
             _discard_output_to_closed(terminals)
         if stop is None:
             raise KeyboardInterrupt
@@ -166,9 +177,9 @@ def handle_signals(stop: Callable[[], None] | None = None, *, repeat: bool = Fal
             stop = None
         call()
 
-    numbers = {signal.SIGTERM, signal.SIGHUP} | ({signal.SIGINT} if stop is not None else set())
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
-        numbers.discard(signal.SIGHUP)
+    numbers = {signal.SIGTERM, HANGUP} | ({signal.SIGINT} if stop is not None else set())
+    if signal.getsignal(HANGUP) is signal.SIG_IGN:  # under nohup
+        numbers.discard(HANGUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield

@@ -26,8 +26,9 @@ from runspan.cli.keys import KEYS_FILE
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, print_hint, progress_display
 from runspan.delivery.report import plural
 from runspan.errors import ConfigError, RunspanError, StoreError
-from runspan.storage.data_directory import SESSIONS_FILE, exclusive_use, sync
+from runspan.storage.data_directory import SESSIONS_FILE, exclusive_use
 from runspan.storage.sqlite_file import integrity_faults, translate_errors
+from runspan.system import sync_file, sync_path
 from runspan.web.api_keys import ApiKeyStore
 
 _BATCH: Final = 200
@@ -231,8 +232,8 @@ class _Mending:
             with open(file, "ab", opener=partial(os.open, mode=0o600)) as output:
                 output.writelines(lines)
                 output.flush()
-                os.fsync(output.fileno())
-            sync(file.parent)
+                sync_file(output.fileno())
+            sync_path(file.parent)
         if file not in self.files:
             self.files.append(file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 import time
@@ -21,18 +20,10 @@ from runspan.model.span import run_ids
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.resolve import RESOLUTIONS, resolve
+from runspan.system import user_name
 
 _SEND_SECONDS: Final = 30.0
 _CHECK_KEY: Final = "the key of a runspan server needs the permission runs:write"
-
-
-def _user() -> str:
-    """Return the user and the host, as in an e-mail address."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # no such user in the container
-        name = str(os.getuid())
-    return f"{name}@{socket.gethostname()}"
 
 
 @click.command("resolve")
@@ -96,7 +87,9 @@ def resolve_run(
         )
     with closing(backend.open_reader((service_name,) if backend.kind == "jaeger" else None)) as reader:
         spans = reader.spans(run_ids(run_id, backend.tenant).trace_id)
-    run, span = resolve(spans, status=status, by=by or _user(), why=why, now=time.time_ns(), force=force)
+    run, span = resolve(
+        spans, status=status, by=by or f"{user_name()}@{socket.gethostname()}", why=why, now=time.time_ns(), force=force
+    )
     resource = Resource(service_name)
     if endpoint is None and backend.kind == "sqlite":
         with closing(open_store(backend.url)) as store:

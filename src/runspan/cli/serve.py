@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import shlex
 import sys
 import threading
@@ -29,6 +28,7 @@ from runspan.cli.keys import create_key_store
 from runspan.cli.output import background, escape_control
 from runspan.errors import ConfigError, RunspanError
 from runspan.storage.data_directory import SESSIONS_FILE
+from runspan.system import allow_open_files
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.auth import is_loopback
@@ -229,7 +229,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     type=options.Seconds(),
     default="7d",
     help="Count no run as stuck in /metrics that was older than this when it was last observed: it was not watched "
-    "while it ran, but sent from a file.",
+    "while it ran, but sent from a file. The age of a suspended run is in /metrics until it is so old.",
 )
 @options.option("--private-metrics", is_flag=True, help="Require an API key at /metrics too.")
 @options.option("--no-pages", is_flag=True, help="Serve the API only, without the web pages at / and without a login.")
@@ -311,7 +311,7 @@ def serve(
             got=repr(url),
             hint="`runspan list` and `runspan get` read from a running server",
         )
-    _allow_many_files()
+    allow_open_files(_MOST_FILES)
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
         if options.backend_kind(url) == "sqlite":  # on a full disk the keys and the sessions need room too
@@ -377,14 +377,6 @@ def _stop(server: WebServer) -> None:
 def _end() -> None:
     click.echo("runspan ended before all requests were answered; everything acknowledged is on disk", err=True)
     os._exit(1)
-
-
-def _allow_many_files() -> None:
-    """Raise the soft limit of open files, which shells keep low for programs of another time, to the hard limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class LogLimit(logging.Filter):

@@ -16,6 +16,7 @@ from runspan.cli.app import handle_signals
 from runspan.cli.output import ProgressDisplay, escape_control, hint_for, print_hint, report_retries
 from runspan.delivery import OnSettled, OtlpExporter
 from runspan.errors import ConfigError
+from runspan.system import require_posix
 from runspan.telemetry import MetricsRegistry
 from runspan.telemetry.registry import EXPORTED, REFUSED, REJECTED, WATCH_PENDING, WATCHED
 from runspan.watch.poller import DirectoryPoller
@@ -36,6 +37,7 @@ def watch(
     quiet: bool,
 ) -> None:
     """Export the folder's files until a signal ends it. ConfigError if the folder or the state cannot be used."""
+    require_posix("a watched folder", f"--watch {folder}")
     _check_folders(folder, config.done_folder, recursive=config.recursive)
     target = receiver.config().display_url
     target = f"{target} for {receiver.tenant}" if receiver.tenant else target

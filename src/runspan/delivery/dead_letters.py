@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Final, Self
+from contextlib import suppress
+from typing import Self
 
 from runspan.delivery.transport import RunSpans
 from runspan.errors import ConfigError, DocumentError
 from runspan.model.document import Run
-
-_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+from runspan.system import BINARY, locked, sync_file
 
 
 class DeadLetters:
@@ -25,7 +22,8 @@ class DeadLetters:
     ``close`` every method does nothing.
 
     Several processes may write to one file, as the workers of a server do: each holds its lock while it writes a
-    document, and while it removes the file. A process that finds it removed, or moved away, creates a new one.
+    document, and while it removes the file. A process that finds it removed, or moved away, creates a new one. Windows
+    does neither to a file that is open, so an empty one stays there.
     """
 
     def __init__(self, path: str) -> None:
@@ -73,13 +71,14 @@ class DeadLetters:
             if self._file is None:
                 return
             try:
-                os.fsync(self._file)
+                sync_file(self._file)
             except OSError as error:
                 self._fail(error, self.kept)
-            with _exclusive(self._file) as locked:
+            with locked(self._file) as has_lock:
                 # Without a lock another process may be about to write, and an empty file does no harm.
-                if locked and self._created and not os.fstat(self._file).st_size and self._is_current(self._file):
-                    os.unlink(self.path)
+                if has_lock and self._created and not os.fstat(self._file).st_size and self._is_current(self._file):
+                    with suppress(PermissionError):  # Windows removes no file that is open
+                        os.unlink(self.path)
             os.close(self._file)
             self._file = None
 
@@ -90,7 +89,7 @@ class DeadLetters:
         self.close()
 
     def _open_file(self) -> int:
-        flags = os.O_RDWR | os.O_APPEND
+        flags = os.O_RDWR | os.O_APPEND | BINARY
         try:
             file = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self._created = True
@@ -114,7 +113,7 @@ class DeadLetters:
         try:
             while not self._append(self._file, framed(text)):
                 # The file was moved away to be sent again: what this process wrote there has to be on disk.
-                os.fsync(self._file)
+                sync_file(self._file)
                 file = self._open_file()
                 os.close(self._file)
                 self._file = file
@@ -125,11 +124,11 @@ class DeadLetters:
 
     def _append(self, file: int, line: bytes) -> bool:
         """Append a complete line or nothing. Return False if the file is no longer the one at the path."""
-        with _exclusive(file):
+        with locked(file):
             if not self._is_current(file):
                 return False
             before = os.fstat(file).st_size
-            torn = before and os.pread(file, 1, before - 1) != b"\n"  # its writer was killed
+            torn = before and _last_byte(file, before) != b"\n"  # its writer was killed
             data = b"\n" + line if torn else line
             written = 0
             try:
@@ -151,18 +150,6 @@ def framed(text: bytes) -> bytes:
     return b"[\n" + text + b"\n]\n" if b"\n" in text else text + b"\n"
 
 
-@contextmanager
-def _exclusive(file: int) -> Iterator[bool]:
-    """Lock the file against other processes. Yield False if the file system supports no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        locked = True
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        locked = False
-    try:
-        yield locked
-    finally:
-        if locked:
-            fcntl.flock(file, fcntl.LOCK_UN)
+def _last_byte(file: int, size: int) -> bytes:
+    os.lseek(file, size - 1, os.SEEK_SET)  # what is written is appended all the same
+    return os.read(file, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Final
 
 from runspan.errors import StoreError
 from runspan.storage.sqlite_file import translate_errors
+from runspan.system import lock_shared, require_posix, sync_path, try_lock
 
 STORE_LOCK: Final = "runspan.lock"
 KEYS_LOCK: Final = "keys.lock"
@@ -51,10 +51,10 @@ class DirectoryUse:
             # A replacement is only ever interrupted while nobody has anything open, so all openers find it.
             if _finish_replacement(directory):
                 _log.warning("%s: finished a restore that was interrupted", directory)
-            if _try_lock(lock, fcntl.LOCK_EX):
+            if try_lock(lock):
                 before_first_use()
             # Only who opens the directory locks exclusively, so this returns at once.
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock_shared(lock)
             stack.pop_all()
         self._lock: int | None = lock
 
@@ -75,7 +75,7 @@ def exclusive_use(directory: Path) -> Iterator[bool]:
         for file in (directory / STORE_LOCK, directory / KEYS_LOCK):
             lock = _open_lock(file)
             stack.callback(os.close, lock)
-            if not _try_lock(lock, fcntl.LOCK_EX):
+            if not try_lock(lock):
                 raise StoreError(
                     "the data directory is in use",
                     where=str(directory),
@@ -104,20 +104,11 @@ def replacement(directory: Path) -> Iterator[Path]:
         raise
     with translate_errors(directory):
         for file in staging.iterdir():
-            sync(file)
-        sync(staging)
+            sync_path(file)
+        sync_path(staging)
         staging.rename(directory / _READY)
-        sync(directory)
+        sync_path(directory)
     _finish_replacement(directory)
-
-
-def sync(path: Path) -> None:
-    """Write a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def lock_files() -> tuple[str, ...]:
@@ -146,17 +137,17 @@ def _finish_replacement(directory: Path) -> bool:
                 if is_own_file(file.name):
                     file.rename(old / file.name)
             for folder in (old, ready, directory):
-                sync(folder)
+                sync_path(folder)
             ready.rename(cleared)
-            sync(directory)
+            sync_path(directory)
         if cleared.exists():
             for file in list(cleared.iterdir()):
                 if is_own_file(file.name):
                     file.rename(directory / file.name)
-            sync(directory)
+            sync_path(directory)
             _keep_replaced(directory, cleared / _REPLACED)
             cleared.rmdir()
-            sync(directory)
+            sync_path(directory)
     return found
 
 
@@ -179,11 +170,12 @@ def _remove(folder: Path) -> None:
 @contextmanager
 def _opening(directory: Path) -> Iterator[None]:
     """Let one process at a time decide whether the directory is in use."""
+    require_posix("a data directory", str(directory))
     with translate_errors(directory):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(directory, os.O_RDONLY)
     try:
         deadline = time.monotonic() + OPEN_TIMEOUT
-        while not _try_lock(descriptor, fcntl.LOCK_EX):
+        while not try_lock(descriptor):
             if time.monotonic() >= deadline:
                 raise StoreError(
                     "another process is opening or replacing the files of the data directory",
@@ -199,11 +191,3 @@ def _opening(directory: Path) -> Iterator[None]:
 def _open_lock(file: Path) -> int:
     with translate_errors(file):
         return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

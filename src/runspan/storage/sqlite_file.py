@@ -110,7 +110,8 @@ def open_database(
         if mode != "wal" and path is not None:
             hint = "network file systems cannot; choose a local disk"
             raise StoreError(where=str(where), expected="a file system with shared memory", got=mode, hint=hint)
-        for pragma in ("synchronous = FULL", *pragmas):
+        # What macOS calls a sync leaves the data in the drive without the second one.
+        for pragma in ("synchronous = FULL", "fullfsync = ON", *pragmas):
             connection.execute(f"PRAGMA {pragma}")
     except BaseException as error:
         if connection is not None:

@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 
 from runspan._version import __version__
 from runspan.errors import ConfigError
-from runspan.telemetry.registry import INSTRUMENTS, Instrument, InstrumentKind, MetricsRegistry
+from runspan.telemetry.registry import INSTRUMENTS, STARTED, Instrument, InstrumentKind, MetricsRegistry
 
 SCOPE = "runspan"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
@@ -32,7 +32,8 @@ def register_instruments(registry: MetricsRegistry, provider: MeterProvider) -> 
 
     def observe(instrument: Instrument, options: CallbackOptions) -> list[Observation]:
         value = registry.collect().get(instrument)
-        return [] if value is None else [Observation(value)]
+        attributes = {STARTED: registry.started} if instrument.kind is InstrumentKind.COUNTER else None
+        return [] if value is None else [Observation(value, attributes)]
 
     for each in INSTRUMENTS:
         is_counter = each.kind is InstrumentKind.COUNTER

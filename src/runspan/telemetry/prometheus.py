@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from runspan.errors import ConfigError
-from runspan.telemetry.registry import InstrumentKind, MetricsRegistry
+from runspan.telemetry.registry import STARTED, InstrumentKind, MetricsRegistry
+
+_STARTED: Final = STARTED.replace(".", "_")
 
 
 class RegistryCollector(Collector):
@@ -21,8 +24,12 @@ class RegistryCollector(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         for instrument, value in self._registry.collect().items():
-            family = CounterMetricFamily if instrument.kind is InstrumentKind.COUNTER else GaugeMetricFamily
-            yield family(instrument.prometheus_name, instrument.description, value=value)
+            if instrument.kind is InstrumentKind.COUNTER:
+                counter = CounterMetricFamily(instrument.prometheus_name, instrument.description, labels=[_STARTED])
+                counter.add_metric([self._registry.started], value)
+                yield counter
+            else:
+                yield GaugeMetricFamily(instrument.prometheus_name, instrument.description, value=value)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import SECOND, rfc3339
 
 
 class InstrumentKind(Enum):
@@ -116,6 +116,10 @@ WATCH_FAILED: Final = Instrument(
     "Files that were not sent completely, because a document is invalid or was rejected.",
 )
 
+STARTED: Final = "runspan.started"
+"""The attribute of every counter: since when it counts. So a process that starts again has series of its own, and what
+one has counted is never taken for what another had counted before."""
+
 INSTRUMENTS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
 """All of the instruments above, in their order."""
 
@@ -129,12 +133,14 @@ A timestamp of None means that nothing is pending: AGE metrics are 0 and UNTIL m
 class MetricsRegistry:
     """The metrics of one process: what the sources report when the metrics are collected. Thread-safe.
 
-    - ``clock``: returns nanoseconds since 1970; called when ages are collected.
+    - ``clock``: returns nanoseconds since 1970; called now, and when ages are collected.
     - ``components``: the components whose counters start at 0, because a rate over a counter that starts with its first
       event misses that event. Every other metric exists from its first report on.
     """
 
     def __init__(self, clock: Callable[[], int], components: Iterable[str] = ()) -> None:
+        self.started = rfc3339(clock())
+        """The value of ``STARTED``."""
         self._clock = clock
         self._lock = threading.Lock()
         enabled = set(components)

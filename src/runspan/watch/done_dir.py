@@ -10,6 +10,7 @@ from contextlib import suppress
 from hashlib import file_digest, sha256
 from typing import Final
 
+from runspan.system import sync_file, sync_path
 from runspan.watch.poller import DirectoryPoller, WatchedFile, file_stat
 from runspan.watch.state_db import FileStat
 
@@ -164,7 +165,7 @@ def copy_file(source: str, folder: str, name: str) -> str:
     try:
         shutil.copy2(source, part)
         with open(source, "rb") as original, open(part, "rb") as copy:
-            os.fsync(copy.fileno())
+            sync_file(copy.fileno())
             if file_digest(original, "sha256").digest() != file_digest(copy, "sha256").digest():
                 raise OSError(errno.EIO, "the copy is not the same")
         target = add_name(part, folder, name)
@@ -172,11 +173,7 @@ def copy_file(source: str, folder: str, name: str) -> str:
         with suppress(OSError):
             os.unlink(part)
     with suppress(OSError):  # some systems do not sync folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(folder)
     return target
 
 

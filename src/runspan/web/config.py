@@ -37,7 +37,8 @@ class WebConfig:
     stuck_after: float = 900.0
     """Seconds by which a run's heartbeat is overdue when ``/metrics`` counts it as stuck."""
     stuck_max_age: float = 604_800.0
-    """Seconds. ``/metrics`` does not count a run as stuck that was older when it was last observed."""
+    """Seconds. ``/metrics`` does not count a run as stuck that was older when it was last observed, and has the age of
+    a suspended run until it is older."""
     jaeger_url: str = ""
     """Base URL of Jaeger's user interface, with its path prefix, for links to traces; empty for no link."""
     grafana_url: str = ""

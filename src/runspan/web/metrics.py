@@ -36,7 +36,8 @@ class Metrics:
         """Include the backend's own metrics if it is a ``SqliteStore``, which knows cheaply what it contains.
 
         ``clock`` returns nanoseconds since 1970. A run counts as stuck when its heartbeat is overdue by
-        ``stuck_after`` nanoseconds, unless it was older than ``stuck_max_age`` when it was last observed.
+        ``stuck_after`` nanoseconds, unless it was older than ``stuck_max_age`` when it was last observed. A suspended
+        run has an age until it is so old.
         """
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -69,7 +70,7 @@ class Metrics:
             run_metrics = MetricsRegistry(clock)
             run_metrics.register(lambda: _run_samples(backend))
             self.registry.register(RegistryCollector(run_metrics))
-            self.registry.register(_StuckCollector(backend, clock, stuck_after, stuck_max_age))
+            self.registry.register(_WaitingCollector(backend, clock, stuck_after, stuck_max_age))
             self.registry.register(_StoreCollector(backend))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
@@ -96,8 +97,8 @@ def _run_samples(store: SqliteStore) -> Samples:
         return {}
 
 
-class _StuckCollector(Collector):
-    """Counts the stuck runs of each workflow on every scrape. A workflow without one has no series."""
+class _WaitingCollector(Collector):
+    """Finds the stuck and the suspended runs of each workflow on every scrape. A workflow without one has no series."""
 
     def __init__(self, store: SqliteStore, clock: Callable[[], int], after: int, max_age: int) -> None:
         self._store = store
@@ -109,6 +110,7 @@ class _StuckCollector(Collector):
         now = self._clock()
         try:
             found = self._store.stuck(now - self._after, self._max_age)
+            suspended = self._store.suspended(now - self._max_age)
         except RunspanError:
             return
         runs = GaugeMetricFamily(
@@ -124,8 +126,16 @@ class _StuckCollector(Collector):
         for item in found:
             runs.add_metric([item.workflow_id], item.runs)
             age.add_metric([item.workflow_id], (now - item.observed_at) / SECOND)
+        waiting = GaugeMetricFamily(
+            "runspan_runs_suspended_age_seconds",
+            "Time since the start of the suspended run that started the longest ago.",
+            labels=_WORKFLOW,
+        )
+        for workflow_id, start in suspended.items():
+            waiting.add_metric([workflow_id], (now - start) / SECOND)
         yield runs
         yield age
+        yield waiting
 
 
 class _StoreCollector(Collector):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import resource
+import math
 import socket
 import threading
 import time
@@ -19,6 +19,7 @@ from waitress.adjustments import Adjustments  # type: ignore[import-untyped]
 from waitress.server import TcpWSGIServer  # type: ignore[import-untyped]
 
 from runspan.errors import ConfigError
+from runspan.system import most_open_files
 from runspan.web.config import MIB, WebConfig
 from runspan.web.connection import BodyBudget, Connection
 from runspan.web.dispatcher import Dispatcher
@@ -339,8 +340,8 @@ def _act(connection: Connection, events: int) -> None:
 
 def _most_connections(wanted: int) -> int:
     """Return how many connections the system allows beside the other files of the process."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, max(files - _OTHER_FILES, files // 2)))
+    files = most_open_files()
+    return wanted if math.isinf(files) else max(1, min(wanted, int(max(files - _OTHER_FILES, files // 2))))
 
 
 def _listen(host: str, port: int) -> socket.socket:

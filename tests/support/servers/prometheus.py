@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +78,14 @@ class Prometheus:
         if body["status"] != "success":
             raise AssertionError(f"{params}: {body['error']}")
         return body["data"]
+
+
+def backfill(directory: Path, lines: Iterable[str]) -> None:
+    """Give the Prometheus that will start in a directory samples of the past. lines: of OpenMetrics."""
+    file = directory / "history.txt"
+    file.write_text("\n".join(lines) + "\n")
+    command = [require_program("promtool"), "tsdb", "create-blocks-from", "openmetrics", str(file)]
+    subprocess.run([*command, str(directory / "tsdb")], check=True, capture_output=True)
 
 
 def start_prometheus(

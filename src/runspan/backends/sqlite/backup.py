@@ -6,7 +6,6 @@ store's, so it cannot be opened in the place of a store by mistake.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -24,8 +23,9 @@ from runspan.backends.sqlite.schema import BACKUP_ID, FILE_NAME, SCHEMA, open_wr
 from runspan.backends.sqlite.store import SqliteStore
 from runspan.backends.sqlite.wal import MARK_COMMIT, application_id
 from runspan.errors import ConfigError, StoreError
-from runspan.storage.data_directory import exclusive_use, is_own_file, lock_files, replacement, sync
+from runspan.storage.data_directory import exclusive_use, is_own_file, lock_files, replacement
 from runspan.storage.sqlite_file import READ_ERRORS, integrity_faults, open_read_only, translate_errors
+from runspan.system import drop_cached_pages, sync_path, try_lock
 
 _PAGES_AT_ONCE: Final = 500
 _NAMED: Final = 3
@@ -73,7 +73,7 @@ def write_backup(
             _copy(directory / FILE_NAME, partial, on_progress)
             found = [name for name in names if (directory / name).exists()]
             _make_backup(partial, {name: _content(directory / name) for name in found})
-            sync(partial)
+            sync_path(partial)
             _forget_cached(partial)
             runs = _verify(
                 partial, "the store", "find the damage with `runspan check`; the backup was not written", on_progress
@@ -81,7 +81,7 @@ def write_backup(
             if target.exists() and not overwrite:
                 raise ConfigError("the file exists", where=str(target), hint="choose another name")
             partial.rename(target)
-            sync(target.parent)
+            sync_path(target.parent)
         except BaseException:
             _remove_partial(partial)
             raise
@@ -117,7 +117,7 @@ def restore_backup(source: Path, directory: Path, *, overwrite: bool, on_progres
                 for name, content in _read_files(copy).items():
                     _write_file(staging / name, content)
                 _make_store(copy, marker)
-                sync(copy)
+                sync_path(copy)
                 _forget_cached(copy)
             _verify(copy, f"the backup {source}", "use another backup; nothing was replaced", on_progress)
             for name in (file.name for file in staging.iterdir() if file != copy):
@@ -295,12 +295,8 @@ def _files_in(directory: Path) -> list[str]:
 
 def _forget_cached(path: Path) -> None:
     """Make the next read of a file read it from the disk, where the system can."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+    with path.open("rb") as file:
+        drop_cached_pages(file.fileno())
 
 
 @contextmanager
@@ -308,14 +304,12 @@ def _locked(partial: Path) -> Iterator[None]:
     """Create an empty file that no other process writes. One that a killed process has left is emptied."""
     while True:
         descriptor = os.open(partial, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), partial.stat()):
-                    break
-        except BlockingIOError:
+        if not try_lock(descriptor):
             os.close(descriptor)
-            raise StoreError("another process is writing this backup", where=str(partial), hint="wait for it") from None
+            raise StoreError("another process is writing this backup", where=str(partial), hint="wait for it")
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), partial.stat()):
+                break
         os.close(descriptor)  # another process has just finished with it
     try:
         os.ftruncate(descriptor, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -67,8 +68,7 @@ class Reserve:
 def free_bytes(directory: Path) -> int:
     """Return the free space of a file system. Raise StoreError when the directory is gone."""
     with translate_errors(directory):
-        status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
+        return shutil.disk_usage(directory).free
 
 
 def _allocate(file: int, start: int, end: int) -> None:
@@ -78,5 +78,6 @@ def _allocate(file: int, start: int, end: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, start, end - start)
         return
+    os.lseek(file, start, os.SEEK_SET)
     for position in range(start, end, len(_BLOCK)):
-        os.pwrite(file, _BLOCK[: end - position], position)
+        os.write(file, _BLOCK[: end - position])

@@ -55,22 +55,31 @@ _STUCK: Final = f"""
     GROUP BY workflow_id ORDER BY min(observed_at)
 """  # noqa: S608 a constant
 MAX_STUCK_WORKFLOWS: Final = 100
-"""How many workflows have a count of their own: each is a series of ``/metrics``."""
+"""How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
 _ENDED: Final = "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? LIMIT ?)"
 _MAX_SORTED: Final = 10_000
 """Runs that a list by the time of the end sorts. With more, so many of the newest runs are in it that it is read in its
 own order."""
-_UNFINISHED: Final = """
+_TENANTS: Final = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs
         UNION ALL
         SELECT (SELECT min(tenant) FROM runs WHERE runs.tenant > tenants.tenant)
         FROM tenants WHERE tenants.tenant IS NOT NULL
     )
+"""
+"""Skips from tenant to tenant in an index, so that of each only the runs of a status are read."""
+_UNFINISHED: Final = f"""
+    {_TENANTS}
     SELECT count(*), min(nullif(time, 0)) FROM tenants JOIN runs INDEXED BY runs_by_status
     ON runs.tenant = tenants.tenant AND runs.status IN (?, ?, ?)
-"""
-"""Skips from tenant to tenant in the index, and reads only the runs of each that have not ended."""
+"""  # noqa: S608 a constant
+_SUSPENDED: Final = f"""
+    {_TENANTS}
+    SELECT workflow_id, min(time) FROM tenants JOIN runs INDEXED BY runs_by_status
+    ON runs.tenant = tenants.tenant AND runs.status = CAST('suspended' AS BLOB) AND time >= ?
+    GROUP BY workflow_id ORDER BY min(time)
+"""  # noqa: S608 a constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +331,19 @@ class SqliteStore:
             others, earliest = found.get(b"", (0, at))
             found[b""] = others + runs, min(earliest, at)
         return [Stuck(workflow_id.decode(), runs, at) for workflow_id, (runs, at) in found.items()]
+
+    def suspended(self, since: int) -> dict[str, int]:
+        """Return the earliest start of a suspended run of each workflow, of the runs of all tenants that started since.
+
+        Empty for runs without a workflow, and for those beyond ``MAX_STUCK_WORKFLOWS`` together. Times are nanoseconds
+        since 1970. How long this takes depends on the number of tenants and of suspended runs.
+        """
+        with self._readers.connection() as connection:
+            rows = connection.execute(_SUSPENDED, (since,)).fetchall()
+        found: dict[str, int] = {}
+        for number, (workflow_id, start) in enumerate(rows):
+            found.setdefault((workflow_id or b"").decode() if number < MAX_STUCK_WORKFLOWS else "", start)
+        return found
 
     def check(self) -> None:
         """See ``contracts.TraceReader``. Raise StoreError when reading fails, or no write would succeed."""

@@ -20,8 +20,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from runspan.errors import StoreError, StoreFull
-from runspan.storage.data_directory import sync
 from runspan.storage.sqlite_file import READ_ERRORS, open_read_only, store_error, translate_errors
+from runspan.system import sync_file, sync_path
 
 MARK_COMMIT: Final = "UPDATE last_commit SET previous = marker, marker = randomblob(16)"
 """The statement that each transaction executes."""
@@ -88,10 +88,10 @@ def set_log_aside(path: Path, target: Path) -> StoreError | None:
     with translate_errors(target):
         with wal.open("rb") as source, open(target, "xb", opener=partial(os.open, mode=0o600)) as copy:
             shutil.copyfileobj(source, copy)
-            os.fsync(copy.fileno())
-        sync(target.parent)
+            sync_file(copy.fileno())
+        sync_path(target.parent)
         os.truncate(wal, fault.applicable)
-        sync(wal)
+        sync_path(wal)
     return fault.error
 
 
@@ -189,7 +189,7 @@ def _commit_of(page: bytes) -> _Commit | None:
 
 def _read_log(wal: Path, size: int) -> _Log | None:
     """Read the headers of a log; None when SQLite would reject the first one."""
-    with wal.open("rb") as file:
+    with wal.open("rb", buffering=0) as file:
         header = file.read(_LOG_HEADER.size)
         magic, version, page_bytes, _, *salts, sum0, sum1 = _LOG_HEADER.unpack(header)
         is_big = magic & 1
@@ -197,8 +197,8 @@ def _read_log(wal: Path, size: int) -> _Log | None:
             return None
         log = _Log(page_bytes, [], [])
         for number in range(1, 1 + (size - _LOG_HEADER.size) // (_FRAME_HEADER.size + page_bytes)):
-            frame = os.pread(file.fileno(), _FRAME_HEADER.size, _frame_start(number, page_bytes))
-            page, pages_after, *frame_salts, _, _ = _FRAME_HEADER.unpack(frame)
+            file.seek(_frame_start(number, page_bytes))
+            page, pages_after, *frame_salts, _, _ = _FRAME_HEADER.unpack(file.read(_FRAME_HEADER.size))
             if frame_salts != salts:
                 continue  # left over from an earlier use of the file
             if page == _MARKER_PAGE:
