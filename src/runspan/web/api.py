@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+from itertools import chain, islice
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
@@ -22,7 +23,7 @@ from runspan.contracts import Cursor, Document
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
-from runspan.otlp.json import write_json
+from runspan.otlp.json import json_pieces
 from runspan.web import schemas
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
@@ -171,16 +172,26 @@ def list_runs() -> Response:
     openapi_extensions=path_parameter("trace_id", "32 hex digits.", "^[0-9a-fA-F]{32}$"),
 )
 def get_trace(trace_id: str) -> Response:
-    """Return all spans of a trace as OTLP/JSON, including those of other instrumentation."""
+    """Return all spans of a trace as OTLP/JSON, including those of other instrumentation.
+
+    That of a long run is many times larger than its document, so it is sent while it is made. An error meanwhile ends
+    the response early, and what has arrived is no JSON.
+    """
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
         raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
+    reader, tenant = context.reader, _span_tenant(principal)
+    read = reader.iter_spans if isinstance(reader, SqliteStore) else reader.spans
     with context.turn(principal.tenant):
-        spans = context.reader.spans(bytes.fromhex(trace_id), _span_tenant(principal))
-        if not _may_read(principal, spans):
+        spans = _readable(principal, read(bytes.fromhex(trace_id), tenant))
+        if spans is None:
             raise NotFound("no such trace", where=f"trace {trace_id}")
-        return Response(write_json(spans), content_type=JSON)
+        pieces = json_pieces(spans)
+        start = [*islice(pieces, 2)]
+    if len(start) == 1:
+        return Response(start[0], content_type=JSON)
+    return Response(chain(start, _in_turns(pieces, context.turn(principal.tenant))), content_type=JSON)
 
 
 @writes.post(
@@ -266,12 +277,28 @@ def _step_span_id(spans: list[Span], step: int) -> bytes:
     return manifest[step]
 
 
-def _may_read(principal: Principal, spans: list[Span]) -> bool:
-    """Whether the trace belongs to the principal's tenant: trace ids are derived from the tenant and the run id."""
+def _readable(principal: Principal, spans: Iterable[Span]) -> Iterator[Span] | None:
+    """Return the spans of a trace if it belongs to the principal's tenant, else None.
+
+    Trace ids are derived from the tenant and the run id.
+    """
+    iterator = iter(spans)
     if not principal.authenticated:
-        return True
-    for span in spans:
+        return iterator
+    seen = []
+    for span in iterator:
+        seen.append(span)
         run_id = span.attributes().get(RUN_ID)
         if isinstance(run_id, str) and run_ids(run_id, principal.tenant).trace_id == span.trace_id:
-            return True
-    return False
+            return chain(seen, iterator)
+    return None
+
+
+def _in_turns(pieces: Iterator[bytes], turn: AbstractContextManager[object]) -> Iterator[bytes]:
+    """Yield the pieces, each of which is made in a turn of its own."""
+    while True:
+        with turn:
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece

@@ -21,7 +21,7 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
-from runspan.backends.sqlite.revision import StoredRevision, from_row, step_spans, to_spans
+from runspan.backends.sqlite.revision import StoredRevision, from_row, iter_spans, step_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
@@ -233,6 +233,10 @@ class SqliteStore:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
+        return list(self.iter_spans(trace_id, tenant))
+
+    def iter_spans(self, trace_id: bytes, tenant: str | None = None) -> Iterator[Span]:
+        """Return an iterator over the spans of ``spans``, which makes those of the run one by one."""
         with self._readers.connection() as connection, _snapshot(connection):
             stored = queries.stored_run(connection, trace_id)
             if stored is not None and _trace_id(stored.run_id, stored.tenant) != trace_id:
@@ -247,13 +251,9 @@ class SqliteStore:
                 for frame in queries.foreign_spans(connection, trace_id, tenant)
             ]
             revision = None if stored is None else self._revision(connection, stored)
-        own = [] if revision is None else to_spans(revision)
-        own_ids = {span.span_id for span in own}
-        auxiliary = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in own_ids]
-        found = [*own, *fragments, *auxiliary]
-        if not found:
+        if revision is None and not fragments and not foreign:
             raise _not_found(f"trace {trace_id.hex()}")
-        return found
+        return _joined(revision, fragments, foreign)
 
     def search(self, query: contracts.RunQuery) -> contracts.Page:
         """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
@@ -468,6 +468,18 @@ class SqliteStore:
         """Return the first row of a statement, None without one."""
         with self._readers.connection() as connection:
             return connection.execute(statement, values).fetchone()
+
+
+def _joined(revision: StoredRevision | None, fragments: Sequence[Span], foreign: Sequence[bytes]) -> Iterator[Span]:
+    """Yield the spans of a revision, the fragments, and the foreign spans that are none of the revision's."""
+    own_ids: set[bytes] = set()
+    for span in iter_spans(revision) if revision is not None else ():
+        if foreign:
+            own_ids.add(span.span_id)
+        yield span
+    yield from fragments
+    for otlp in foreign:
+        yield from [span for span in read_spans(otlp) if span.span_id not in own_ids]
 
 
 @contextmanager
