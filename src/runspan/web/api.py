@@ -14,12 +14,13 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
 from pydantic import BaseModel
+from werkzeug.datastructures import Headers
 from werkzeug.routing import BaseConverter
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
-from runspan.contracts import Cursor, Document
+from runspan.contracts import Cursor
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
@@ -29,8 +30,9 @@ from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
-from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
+from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, utf8_path
 from runspan.web.request import current_context, read_body
+from runspan.web.run_response import note_header, run_response
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
@@ -80,19 +82,33 @@ read_only = Blueprint("read_only", __name__)
 @reads.get(
     RUN_RULE,
     tags=[RUNS],
-    responses={200: schemas.RunResponse},
+    responses={
+        200: schemas.RunResponse,
+        304: {"description": "The document has the entity tag that was sent in If-None-Match"},
+    },
     operation_id="getRun",
-    openapi_extensions=path_parameter("run_id", "The run's id, percent-encoded."),
+    openapi_extensions={
+        "parameters": [
+            *path_parameter("run_id", "The run's id, percent-encoded.")["parameters"],
+            {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "Entity tags of documents that the client has.",
+                "schema": {"type": "string"},
+            },
+        ]
+    },
 )
 def get_run(run_id: str) -> Response:
     """Return a run document, exactly as it was sent in."""
+    # ``Middleware`` has answered the request, unless there is an error to raise.
     context = current_context()
     error = request.environ.get(ERROR_KEY)
     if error is not None:
         raise error
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     utf8_path(request.environ)
-    return _document_response(context.reader.document(run_id, principal.tenant))
+    return _run_response(run_id, principal.tenant)
 
 
 @reads.get(
@@ -117,7 +133,7 @@ def get_run_trace(run_id: str) -> Response:
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
-        return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
+        return _run_response(run_id + "/trace", principal.tenant)
     query = query_parameters(schemas.TraceQuery)
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
@@ -243,8 +259,11 @@ def refuse_write() -> Response:
     return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {hint}")
 
 
-def _document_response(document: Document) -> Response:
-    return Response(document_body(document), headers=document_headers(document))
+def _run_response(run_id: str, tenant: str) -> Response:
+    found = run_response(current_context(), request.environ, run_id, tenant)
+    response = Response(found.body, found.status)
+    response.headers = Headers(found.headers)  # without Flask's own content type
+    return response
 
 
 def _is_encoded_suffix(uri: str, run_id: str) -> bool:

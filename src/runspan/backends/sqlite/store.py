@@ -39,6 +39,7 @@ PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
 _DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
+_VERSION: Final = "SELECT run_id, tenant, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
@@ -220,16 +221,32 @@ class SqliteStore:
                         found = relevant(connection, self._fragment, trace_id, tenant, waiting)
             if row is not None:
                 stored_id, owner, frame, incomplete, superseded, digest = row
-                if (stored_id, owner) != (run_id.encode(), tenant.encode()):
-                    raise self._damaged("run", f"run {run_id}", "another run where the index leads")
+                self._require_run(run_id, tenant, stored_id, owner)
                 conflict = queries.conflicting_digests(superseded, digest)
                 text = self._content(connection, frame, "run", f"run {run_id}")
-                return contracts.Document(text, bytes_to_lines(incomplete), conflict)
+                return contracts.Document(text, bytes_to_lines(incomplete), conflict, digest.hex())
         if waiting is None:
             raise _not_found(f"run {run_id}")
         # It raises TraceIncomplete, or they would not be fragments.
         verified = verify_run([*found.stand_ins, *[span for item in found.fragments for span in item.spans]])
         return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
+
+    def version(self, run_id: str, tenant: str = "") -> contracts.DocumentVersion | None:
+        """Return the version of the document without reading it, None if it is made of spans that wait, or not there.
+
+        Raise StoreError when the index leads to another run.
+        """
+        row = self._fetch_one(_VERSION, (_trace_id(run_id, tenant),))
+        if row is None:
+            return None
+        stored_id, owner, incomplete, superseded, digest = row
+        self._require_run(run_id, tenant, stored_id, owner)
+        conflict = queries.conflicting_digests(superseded, digest)
+        return contracts.DocumentVersion(digest.hex(), bytes_to_lines(incomplete), conflict)
+
+    def _require_run(self, run_id: str, tenant: str, stored_id: bytes, owner: bytes) -> None:
+        if (stored_id, owner) != (run_id.encode(), tenant.encode()):
+            raise self._damaged("run", f"run {run_id}", "another run where the index leads")
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
