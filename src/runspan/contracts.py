@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Final, Protocol
 
 from runspan.codec.decode import RunSummary
@@ -149,6 +150,18 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentVersion:
+    """What distinguishes the responses to two requests for a run, without its document."""
+
+    digest: str
+    """The first 32 hex digits of the document's SHA-256."""
+    incomplete: tuple[str, ...] = ()
+    """See ``Document``."""
+    conflict: tuple[str, ...] = ()
+    """See ``Document``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """The canonical text of a run document, verified by its digest."""
 
@@ -160,6 +173,12 @@ class Document:
 
     The embedded store keeps their first 32 digits.
     """
+    digest: str = field(default="", compare=False)
+    """The first 32 hex digits of the text's SHA-256 if the backend has it, else empty; see ``version``."""
+
+    def version(self) -> DocumentVersion:
+        """Return the version of the document."""
+        return DocumentVersion(self.digest or sha256(self.text).hexdigest()[:32], self.incomplete, self.conflict)
 
 
 # The lines of ``Page.partial`` about single runs, in the same words for every backend.

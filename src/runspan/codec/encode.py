@@ -202,9 +202,14 @@ class RunEncoder:
 
     def spans(self, step_ids: Sequence[bytes] | None = None, ended: Sequence[bool] | None = None) -> list[Span]:
         """See ``encode``. ``ended``: for each step whether it has a span; None derives it from the status."""
+        return list(self.iter_spans(step_ids, ended))
+
+    def iter_spans(
+        self, step_ids: Sequence[bytes] | None = None, ended: Sequence[bool] | None = None
+    ) -> Iterator[Span]:
+        """Yield the spans of ``spans`` one by one: those of a long run take many times the memory of its document."""
         layout = StepLayout(self, self.steps, ended)
         span_ids = layout.span_ids(step_ids)
-        spans: list[Span] = []
         below: list[Span] = []
         open_steps: list[bytes] = []
         for index, (step, span_id) in enumerate(zip(layout.steps, span_ids, strict=True)):
@@ -214,13 +219,14 @@ class RunEncoder:
                 open_steps.append(step_text(step))
                 continue
             parent_id = layout.parent_id(index, span_ids)
-            spans.append(self.step_span(step, span_id, template, parent_id, layout.position(index)))
+            yield self.step_span(step, span_id, template, parent_id, layout.position(index))
             if step.extra:
                 below += self.attempt_spans(step, span_id, template)
         manifest = "".join([span_id.hex() or fields.OPEN_STEP_MARK for span_id in span_ids])
         if self.is_live:
             below += [self.live_span(), *layout.points()]
-        return [*spans, *below, self.revision_span(manifest, open_steps)]
+        yield from below
+        yield self.revision_span(manifest, open_steps)
 
     def step_span(
         self,

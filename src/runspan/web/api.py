@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+from itertools import chain, islice
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
@@ -13,23 +14,25 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
 from pydantic import BaseModel
+from werkzeug.datastructures import Headers
 from werkzeug.routing import BaseConverter
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
-from runspan.contracts import Cursor, Document
+from runspan.contracts import Cursor
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
-from runspan.otlp.json import write_json
+from runspan.otlp.json import json_pieces
 from runspan.web import schemas
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
-from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, document_body, document_headers, note_header, utf8_path
+from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, utf8_path
 from runspan.web.request import current_context, read_body
+from runspan.web.run_response import note_header, run_response
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
@@ -79,19 +82,33 @@ read_only = Blueprint("read_only", __name__)
 @reads.get(
     RUN_RULE,
     tags=[RUNS],
-    responses={200: schemas.RunResponse},
+    responses={
+        200: schemas.RunResponse,
+        304: {"description": "The document has the entity tag that was sent in If-None-Match"},
+    },
     operation_id="getRun",
-    openapi_extensions=path_parameter("run_id", "The run's id, percent-encoded."),
+    openapi_extensions={
+        "parameters": [
+            *path_parameter("run_id", "The run's id, percent-encoded.")["parameters"],
+            {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "Entity tags of documents that the client has.",
+                "schema": {"type": "string"},
+            },
+        ]
+    },
 )
 def get_run(run_id: str) -> Response:
     """Return a run document, exactly as it was sent in."""
+    # ``Middleware`` has answered the request, unless there is an error to raise.
     context = current_context()
     error = request.environ.get(ERROR_KEY)
     if error is not None:
         raise error
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     utf8_path(request.environ)
-    return _document_response(context.reader.document(run_id, principal.tenant))
+    return _run_response(run_id, principal.tenant)
 
 
 @reads.get(
@@ -116,7 +133,7 @@ def get_run_trace(run_id: str) -> Response:
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
-        return _document_response(context.reader.document(run_id + "/trace", principal.tenant))
+        return _run_response(run_id + "/trace", principal.tenant)
     query = query_parameters(schemas.TraceQuery)
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
@@ -171,16 +188,26 @@ def list_runs() -> Response:
     openapi_extensions=path_parameter("trace_id", "32 hex digits.", "^[0-9a-fA-F]{32}$"),
 )
 def get_trace(trace_id: str) -> Response:
-    """Return all spans of a trace as OTLP/JSON, including those of other instrumentation."""
+    """Return all spans of a trace as OTLP/JSON, including those of other instrumentation.
+
+    That of a long run is many times larger than its document, so it is sent while it is made. An error meanwhile ends
+    the response early, and what has arrived is no JSON.
+    """
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
         raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
+    reader, tenant = context.reader, _span_tenant(principal)
+    read = reader.iter_spans if isinstance(reader, SqliteStore) else reader.spans
     with context.turn(principal.tenant):
-        spans = context.reader.spans(bytes.fromhex(trace_id), _span_tenant(principal))
-        if not _may_read(principal, spans):
+        spans = _readable(principal, read(bytes.fromhex(trace_id), tenant))
+        if spans is None:
             raise NotFound("no such trace", where=f"trace {trace_id}")
-        return Response(write_json(spans), content_type=JSON)
+        pieces = json_pieces(spans)
+        start = [*islice(pieces, 2)]
+    if len(start) == 1:
+        return Response(start[0], content_type=JSON)
+    return Response(chain(start, _in_turns(pieces, context.turn(principal.tenant))), content_type=JSON)
 
 
 @writes.post(
@@ -232,8 +259,11 @@ def refuse_write() -> Response:
     return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {hint}")
 
 
-def _document_response(document: Document) -> Response:
-    return Response(document_body(document), headers=document_headers(document))
+def _run_response(run_id: str, tenant: str) -> Response:
+    found = run_response(current_context(), request.environ, run_id, tenant)
+    response = Response(found.body, found.status)
+    response.headers = Headers(found.headers)  # without Flask's own content type
+    return response
 
 
 def _is_encoded_suffix(uri: str, run_id: str) -> bool:
@@ -266,12 +296,28 @@ def _step_span_id(spans: list[Span], step: int) -> bytes:
     return manifest[step]
 
 
-def _may_read(principal: Principal, spans: list[Span]) -> bool:
-    """Whether the trace belongs to the principal's tenant: trace ids are derived from the tenant and the run id."""
+def _readable(principal: Principal, spans: Iterable[Span]) -> Iterator[Span] | None:
+    """Return the spans of a trace if it belongs to the principal's tenant, else None.
+
+    Trace ids are derived from the tenant and the run id.
+    """
+    iterator = iter(spans)
     if not principal.authenticated:
-        return True
-    for span in spans:
+        return iterator
+    seen = []
+    for span in iterator:
+        seen.append(span)
         run_id = span.attributes().get(RUN_ID)
         if isinstance(run_id, str) and run_ids(run_id, principal.tenant).trace_id == span.trace_id:
-            return True
-    return False
+            return chain(seen, iterator)
+    return None
+
+
+def _in_turns(pieces: Iterator[bytes], turn: AbstractContextManager[object]) -> Iterator[bytes]:
+    """Yield the pieces, each of which is made in a turn of its own."""
+    while True:
+        with turn:
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece

@@ -20,7 +20,8 @@ from runspan.errors import AccessError, RunspanError, error_status
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
-from runspan.web.errors import ErrorBody, error_response, register_error_handlers, retry_after_header
+from runspan.web.content_coding import negotiate
+from runspan.web.errors import JSON, ErrorBody, error_response, register_error_handlers, retry_after_header
 from runspan.web.limits import enter
 from runspan.web.middleware import Middleware
 from runspan.web.otlp import receiver
@@ -74,6 +75,7 @@ def create_app(
     app.url_map.converters["run_id"] = RunId
     app.extensions["runspan"] = context
     register_error_handlers(app)
+    app.after_request(_encode)
     app.register_api(reads)
     if writer is not None:
         app.register_api(writes)
@@ -88,6 +90,29 @@ def create_app(
             app.register_blueprint(login)
     app.wsgi_app = Middleware(app.wsgi_app, context)  # type: ignore[method-assign]
     return app
+
+
+def _encode(response: Response) -> Response:
+    """Apply the content coding that the client asks for to a success in JSON.
+
+    Errors repeat parts of the request, pages have other rules, and a run has its coding already.
+    """
+    if response.mimetype != JSON or response.status_code not in (200, 201) or "Content-Encoding" in response.headers:
+        return response
+    response.vary.add("Accept-Encoding")
+    negotiated = negotiate(request.environ.get("HTTP_ACCEPT_ENCODING"))
+    coding = negotiated.coding
+    if coding is None:
+        return response
+    if response.is_sequence:
+        body = response.get_data()
+        if len(body) < negotiated.min_bytes:
+            return response
+        response.set_data(coding.encode(body))
+    else:
+        response.response = coding.encode_pieces(response.response)  # type: ignore[arg-type]  # of bytes
+    response.headers["Content-Encoding"] = coding.name
+    return response
 
 
 operations = OpenApiBlueprint("operations", __name__)

@@ -1,8 +1,9 @@
 """``Connection`` and ``Request``: how requests are read, admitted, handled and answered, each within bounds.
 
 The thread of the server reads and sends for all connections and never waits for one. Threads of the ``Dispatcher``
-handle requests and never wait for a client: a response is handed over as a whole, and the next request of a connection
-is read once it was sent. A connection belongs to a thread of the dispatcher while ``requests`` is not empty.
+handle requests and never wait for a client: a response is handed over, and the next request of a connection is read
+once it was sent. A connection belongs to a thread of the dispatcher while ``requests`` is not empty. The rest of a
+response that is made piece by piece waits for the client without a thread, but keeps its place.
 
 A request with a large body is handled twice, first with its headers only. If the application responds to that, the
 request is refused in the form of the application, and its body is discarded as it arrives. If the application begins to
@@ -13,19 +14,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from selectors import EVENT_READ, EVENT_WRITE
 from socket import SHUT_WR
 from threading import Lock
 from typing import Any, Final, NoReturn
 
+from waitress.buffers import OverflowableBuffer  # type: ignore[import-untyped]
 from waitress.channel import ClientDisconnected, HTTPChannel  # type: ignore[import-untyped]
 from waitress.parser import HTTPRequestParser  # type: ignore[import-untyped]
 from waitress.task import ErrorTask, WSGITask  # type: ignore[import-untyped]
-from waitress.utilities import BadRequest, InternalServerError  # type: ignore[import-untyped]
+from waitress.utilities import BadRequest, InternalServerError, build_http_date  # type: ignore[import-untyped]
 
 from runspan.errors import PayloadTimeout, RunspanError, ServerBusy
 from runspan.web.dispatcher import BUSY_RETRY_AFTER, Dispatcher
@@ -47,6 +49,11 @@ _MAX_CHUNK_LINE: Final = 1 << 10
 _MAX_TRAILER: Final = 8 << 10
 _MAX_ADDRESS: Final = 64
 """Characters of an address in X-Forwarded-For, with its port."""
+_MOST_AHEAD: Final = 4 << 20
+"""Bytes that are made of a response before the client has read others."""
+_CONTINUE_BELOW: Final = 1 << 20
+_BUFFER_BYTES: Final = 256 << 10
+"""Bytes in one buffer: it is freed as a whole."""
 _CODES: Final = {408: "REQUEST_TIMEOUT", 413: "PAYLOAD_TOO_LARGE", 500: "INTERNAL_ERROR"}
 
 
@@ -56,6 +63,10 @@ class Parked(BaseException):
 
 class BodyAwaited(BaseException):
     """The application wants the body, which is not there yet."""
+
+
+class Paused(BaseException):
+    """The client has yet to read what was made of the response."""
 
 
 class HeaderTimeout(BadRequest):  # type: ignore[misc]  # waitress has no types
@@ -221,7 +232,60 @@ class _AbsentBody:
 
 
 class _Task(WSGITask):  # type: ignore[misc]
-    """Calls the application."""
+    """Calls the application. ``service`` raises Paused when it is to be called again later for the rest."""
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        super().__init__(connection, request)
+        self._body: Any = None
+        self._chunks: Iterator[bytes] = iter(())
+
+    def execute(self) -> None:
+        try:
+            if self._body is None:
+                self._body = self.channel.server.application(self.get_environment(), self._start_response)
+                self._chunks = iter(self._body)
+            for chunk in self._chunks:
+                if chunk:
+                    self.write(chunk)
+                    if self.channel.is_far_ahead():
+                        raise Paused
+        except Paused:
+            raise
+        except BaseException:
+            self.close_body()
+            raise
+        self.close_body()
+        if self.content_length is not None and self.content_bytes_written != self.content_length and not self._is_head:
+            self.set_close_on_finish()  # the client must not wait for the rest
+
+    def close_body(self) -> None:
+        """Let the application release what the response is made from. Idempotent."""
+        close = getattr(self._body, "close", None)
+        self._body = None
+        if close is not None:
+            close()
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
+        if exc_info is not None and self.wrote_header:
+            raise exc_info[1]
+        for name, value in headers:
+            if "\n" in value or "\r" in value or "\n" in name or "\r" in name:
+                raise ValueError(f"the header {name!r} has a line end")
+            if name.lower() == "content-length":
+                self.content_length = int(value)
+        self.status, self.response_headers, self.complete = status, list(headers), True
+        write: Callable[..., Any] = self.write
+        return write
+
+    @property
+    def _is_head(self) -> bool:
+        return bool(self.request.command == "HEAD")
+
+    def finish(self) -> None:
+        if not self.wrote_header:
+            self.write(b"")
+        if self.chunked_response and not self._is_head:
+            self.channel.write_soon(b"0\r\n\r\n")
 
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
@@ -233,10 +297,32 @@ class _Task(WSGITask):  # type: ignore[misc]
         return environ
 
     def build_response_header(self) -> bytes:
-        if self.channel.server.stopping or not self.request.is_read:
-            self.set_close_on_finish()
-        header: bytes = super().build_response_header()
-        return header
+        """Return the status line and the headers. Only a response whose end is not marked closes the connection."""
+        request, has_length = self.request, self.content_length is not None
+        asked = request.headers.get("CONNECTION", "").lower()
+        has_content = self.has_body and not self._is_head
+        if self.version == "1.1":
+            is_kept = asked != "close"
+            self.chunked_response = has_content and not has_length
+        else:
+            is_kept = asked == "keep-alive" and (has_length or not has_content)
+        if not is_kept or self.channel.server.stopping or not request.is_read:
+            self.close_on_finish = True
+        lines = [f"HTTP/{self.version} {self.status}"]
+        lines += [f"{name}: {value}" for name, value in self.response_headers if name.lower() != "content-length"]
+        if has_length and self.has_body:
+            lines.append(f"Content-Length: {self.content_length}")
+        if self.chunked_response:
+            lines.append("Transfer-Encoding: chunked")
+        if self.close_on_finish:
+            lines.append("Connection: close")
+        elif self.version == "1.0":
+            lines.append("Connection: Keep-Alive")
+        lines.append(f"Server: {self.channel.adj.ident}\r\nDate: {_http_date(int(self.start_time))}\r\n\r\n")
+        return "\r\n".join(lines).encode("latin-1")
+
+    def set_close_on_finish(self) -> None:
+        self.close_on_finish = True
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]
@@ -278,6 +364,8 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         """What the selector waits for. It also waits for a request while one is handled, until there is one."""
         self._handed_over = 0
         """Bytes of the last response that were not sent at once."""
+        self._paused: _Task | None = None
+        """The task whose response waits for the client."""
         super().__init__(server, sock, addr, adj, map=map)
 
     @property
@@ -350,6 +438,9 @@ class Connection(HTTPChannel):  # type: ignore[misc]
             self._flush_exception(self._flush_some_if_lockable if self.requests else self._flush_some)
         if not self.connected:
             return
+        if self._paused is not None and not self.requests and self.total_outbufs_len < _CONTINUE_BELOW:
+            self.requests = [self._paused.request]
+            self.server.add_task(self)
         if self.close_when_flushed and not self.total_outbufs_len and not self.requests:
             self.close_when_flushed = False
             if self._discards and not self.will_close:
@@ -365,6 +456,9 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         if self.request is not None:
             self.request.close()
             self.request = None
+        if self._paused is not None and not self.requests:
+            task, self._paused = self._paused, None
+            self._give_up(task)
         super().handle_close()
 
     def handle_error(self) -> None:
@@ -445,19 +539,34 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         if not self.connected:
             raise ClientDisconnected
         with self.outbuf_lock:
+            if len(self.outbufs[-1]) > _BUFFER_BYTES:
+                self.outbufs.append(OverflowableBuffer(self.adj.outbuf_overflow))
             self.outbufs[-1].append(data)
             self.total_outbufs_len += len(data)
         return len(data)
 
+    def is_far_ahead(self) -> bool:
+        """Whether the client has so much to read that no more of the response is to be made now."""
+        if self.total_outbufs_len > _MOST_AHEAD:
+            self._send()
+        return bool(self.total_outbufs_len > _MOST_AHEAD)
+
     def service(self) -> None:
-        """Handle the request that has been read, or whose headers have been read."""
+        """Handle the request that has been read, or whose headers have been read; or make more of its response."""
         request = self.requests[0]
-        task = (_ErrorTask if request.error else _Task)(self, request)
+        task = self._paused or (_ErrorTask if request.error else _Task)(self, request)
+        self._paused = None
         try:
             if self.connected:
                 task.service()
+            elif isinstance(task, _Task):
+                task.close_body()
         except Parked:
             self.server.task_dispatcher.park(self)
+            return
+        except Paused:
+            self._paused = task
+            self._await_reading()
             return
         except BodyAwaited:
             request.leave()
@@ -477,11 +586,22 @@ class Connection(HTTPChannel):  # type: ignore[misc]
             self._discards = not request.is_late and (not request.is_read or bool(self._received))
             self.close_when_flushed = True
         request.close()
+        self._await_reading()
+
+    def _await_reading(self) -> None:
+        """Let the thread of the server send what the client has not read."""
         self.since = time.monotonic()
         self._handed_over = self.total_outbufs_len
         if self._handed_over:
             self.server.has_unsent = True
         self._hand_back()
+
+    def _give_up(self, task: _Task) -> None:
+        """Make no more of a response."""
+        with suppress(Exception):
+            task.close_body()
+        task.request.leave()
+        task.request.close()
 
     def _fail(self, request: Request, task: Any) -> Any:
         """Respond to a request for which the application raised an exception."""
@@ -509,6 +629,12 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         if self.connected and (needs_thread or not self._watched & EVENT_READ):
             self.server.returned.append(self)
             self.server.pull_trigger()
+
+
+@lru_cache(maxsize=4)
+def _http_date(second: int) -> str:
+    date: str = build_http_date(second)
+    return date
 
 
 def _last_address(forwarded: str) -> str:

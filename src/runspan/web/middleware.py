@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from runspan.contracts import Document
 from runspan.errors import NotFound
 from runspan.web.api_keys import RUNS_READ
-from runspan.web.errors import JSON
 from runspan.web.request import AppContext
+from runspan.web.run_response import RunResponse, run_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -34,13 +33,8 @@ RUN_RULE: Final = RUN_PATH + "<run_id:run_id>"
 ERROR_KEY: Final = "runspan.error"
 """In the WSGI environment: the error of a request for a run, for the view to raise."""
 
-INCOMPLETE: Final = "X-Runspan-Incomplete"
-"""Header of a run: what is missing of a newer revision than this one."""
-CONFLICT: Final = "X-Runspan-Conflict"
-"""Header of a run: the digests of other documents that were sent as the same revision."""
 PARTIAL: Final = "X-Runspan-Partial"
 """Header of a list: the lines of ``meta.partial``."""
-_MAX_CONFLICTS: Final = 10
 _MAX_LOGGED: Final = 300
 """Characters of a method or a path in the access log."""
 
@@ -62,14 +56,14 @@ class Middleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         begin = perf_counter()
-        document = self._find_document(environ)
+        found = self._find_run(environ)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             present = {name for name, _ in headers}
             headers = headers + [pair for pair in self._headers if pair[0] not in present]
             seconds = perf_counter() - begin
             method = environ["REQUEST_METHOD"]
-            route = _route_of(environ) if document is None else RUN_RULE
+            route = _route_of(environ) if found is None else RUN_RULE
             self._context.metrics.observe_request(route, method, status[:3], seconds)
             if self._context.config.access_log:
                 address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")[:_MAX_LOGGED]
@@ -77,19 +71,22 @@ class Middleware:
                 logger.info("%s %s %r %s %.1f ms", address, method, path, status[:3], seconds * 1000)
             return start_response(status, headers, exc_info)
 
-        if document is None:
+        if found is None:
             return self._application(environ, start)
-        body = document_body(document)
-        start("200 OK", [*document_headers(document), ("Content-Length", str(len(body)))])
-        return [body]
+        start(found.status, found.headers)
+        return [found.body] if found.body and environ["REQUEST_METHOD"] == "GET" else []
 
-    def _find_document(self, environ: WSGIEnvironment) -> Document | None:
+    def _find_run(self, environ: WSGIEnvironment) -> RunResponse | None:
         path = environ["PATH_INFO"]
-        if environ["REQUEST_METHOD"] != "GET" or not path.startswith(RUN_PATH) or path.endswith(("/trace", RUN_PATH)):
+        if (
+            environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+            or not path.startswith(RUN_PATH)
+            or path.endswith(("/trace", RUN_PATH))
+        ):
             return None
         try:
             principal = self._context.authenticator.authorize(environ, RUNS_READ)
-            return self._context.reader.document(utf8_path(environ)[len(RUN_PATH) :], principal.tenant)
+            return run_response(self._context, environ, utf8_path(environ)[len(RUN_PATH) :], principal.tenant)
         except Exception as error:
             environ[ERROR_KEY] = error
             return None
@@ -107,22 +104,3 @@ def utf8_path(environ: WSGIEnvironment) -> str:
         return path.encode("latin-1").decode()  # WSGI passes bytes as Latin-1
     except UnicodeError:
         raise NotFound("no such run", expected="a path in UTF-8") from None
-
-
-def document_body(document: Document) -> bytes:
-    """Return the platform's envelope around the document's own bytes, which are never parsed or rewritten."""
-    return b'{"success":true,"data":' + document.text + b"}"
-
-
-def document_headers(document: Document) -> list[tuple[str, str]]:
-    """Return the content type, what is missing of a newer revision, and the digests of conflicting documents."""
-    notes = note_header(INCOMPLETE, document.incomplete) | note_header(CONFLICT, document.conflict[:_MAX_CONFLICTS])
-    return [("Content-Type", JSON), *notes.items()]
-
-
-def note_header(header: str, lines: Sequence[str]) -> dict[str, str]:
-    """Return a header that contains the lines in ASCII, or no header if there are none."""
-    if not lines:
-        return {}
-    note = "; ".join(lines)[:1000].encode("ascii", "backslashreplace").decode()
-    return {header: "".join(character if character.isprintable() else " " for character in note)}

@@ -123,6 +123,7 @@ def headers_of(descriptions: Mapping[str, str]) -> ConfigDict:
 class RunResponse(BaseModel):
     model_config = headers_of(
         {
+            "ETag": "Of this document. Weak if the client takes a content coding.",
             "X-Runspan-Incomplete": "What is missing of a newer revision. Absent if this is the newest one.",
             "X-Runspan-Conflict": "SHA-256 digests in hex, separated by `; `, of other documents that were sent as the "
             "same revision, at least their first 32 digits. Absent if there is none.",

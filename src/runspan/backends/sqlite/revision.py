@@ -11,7 +11,7 @@ step is deleted before the stored document has it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -86,8 +86,8 @@ def from_verified(verified: VerifiedRun) -> StoredRevision:
     return StoredRevision(verified.run, verified.tenant, verified.revision, verified.manifest, verified.position)
 
 
-def to_spans(stored: StoredRevision) -> list[Span]:
-    """Return the spans that a revision was read from, the attempts of its steps, and the revision span last."""
+def iter_spans(stored: StoredRevision) -> Iterator[Span]:
+    """Yield the spans that a revision was read from, the attempts of its steps, and the revision span last."""
     revision = stored.revision
     encoder = RunEncoder(
         stored.run,
@@ -97,7 +97,7 @@ def to_spans(stored: StoredRevision) -> list[Span]:
         is_root=revision == fields.ROOT_REVISION,
     )
     ids = [span_id for span_id in stored.step_ids if span_id]
-    return encoder.spans(ids, [bool(span_id) for span_id in stored.step_ids])
+    return encoder.iter_spans(ids, [bool(span_id) for span_id in stored.step_ids])
 
 
 def step_spans(stored: StoredRevision, span_ids: Container[bytes] | None = None) -> list[Span]:

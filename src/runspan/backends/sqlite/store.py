@@ -21,7 +21,7 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
-from runspan.backends.sqlite.revision import StoredRevision, from_row, step_spans, to_spans
+from runspan.backends.sqlite.revision import StoredRevision, from_row, iter_spans, step_spans
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
@@ -39,6 +39,7 @@ PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
 _DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
+_VERSION: Final = "SELECT run_id, tenant, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
@@ -229,19 +230,39 @@ class SqliteStore:
                         found = relevant(connection, self._fragment, trace_id, tenant, waiting)
             if row is not None:
                 stored_id, owner, frame, incomplete, superseded, digest = row
-                if (stored_id, owner) != (run_id.encode(), tenant.encode()):
-                    raise self._damaged("run", f"run {run_id}", "another run where the index leads")
+                self._require_run(run_id, tenant, stored_id, owner)
                 conflict = queries.conflicting_digests(superseded, digest)
                 text = self._content(connection, frame, "run", f"run {run_id}")
-                return contracts.Document(text, bytes_to_lines(incomplete), conflict)
+                return contracts.Document(text, bytes_to_lines(incomplete), conflict, digest.hex())
         if waiting is None:
             raise _not_found(f"run {run_id}")
         # It raises TraceIncomplete, or they would not be fragments.
         verified = verify_run([*found.stand_ins, *[span for item in found.fragments for span in item.spans]])
         return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
 
+    def version(self, run_id: str, tenant: str = "") -> contracts.DocumentVersion | None:
+        """Return the version of the document without reading it, None if it is made of spans that wait, or not there.
+
+        Raise StoreError when the index leads to another run.
+        """
+        row = self._fetch_one(_VERSION, (_trace_id(run_id, tenant),))
+        if row is None:
+            return None
+        stored_id, owner, incomplete, superseded, digest = row
+        self._require_run(run_id, tenant, stored_id, owner)
+        conflict = queries.conflicting_digests(superseded, digest)
+        return contracts.DocumentVersion(digest.hex(), bytes_to_lines(incomplete), conflict)
+
+    def _require_run(self, run_id: str, tenant: str, stored_id: bytes, owner: bytes) -> None:
+        if (stored_id, owner) != (run_id.encode(), tenant.encode()):
+            raise self._damaged("run", f"run {run_id}", "another run where the index leads")
+
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``contracts.TraceReader``. Of a run's trace, return the foreign spans of the run's own tenant only."""
+        return list(self.iter_spans(trace_id, tenant))
+
+    def iter_spans(self, trace_id: bytes, tenant: str | None = None) -> Iterator[Span]:
+        """Return an iterator over the spans of ``spans``, which makes those of the run one by one."""
         with self._readers.connection() as connection, _snapshot(connection):
             stored = queries.stored_run(connection, trace_id)
             if stored is not None and _trace_id(stored.run_id, stored.tenant) != trace_id:
@@ -256,13 +277,9 @@ class SqliteStore:
                 for frame in queries.foreign_spans(connection, trace_id, tenant)
             ]
             revision = None if stored is None else self._revision(connection, stored)
-        own = [] if revision is None else to_spans(revision)
-        own_ids = {span.span_id for span in own}
-        auxiliary = [span for otlp in foreign for span in read_spans(otlp) if span.span_id not in own_ids]
-        found = [*own, *fragments, *auxiliary]
-        if not found:
+        if revision is None and not fragments and not foreign:
             raise _not_found(f"trace {trace_id.hex()}")
-        return found
+        return _joined(revision, fragments, foreign)
 
     def search(self, query: contracts.RunQuery) -> contracts.Page:
         """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
@@ -490,6 +507,18 @@ class SqliteStore:
         """Return the first row of a statement, None without one."""
         with self._readers.connection() as connection:
             return connection.execute(statement, values).fetchone()
+
+
+def _joined(revision: StoredRevision | None, fragments: Sequence[Span], foreign: Sequence[bytes]) -> Iterator[Span]:
+    """Yield the spans of a revision, the fragments, and the foreign spans that are none of the revision's."""
+    own_ids: set[bytes] = set()
+    for span in iter_spans(revision) if revision is not None else ():
+        if foreign:
+            own_ids.add(span.span_id)
+        yield span
+    yield from fragments
+    for otlp in foreign:
+        yield from [span for span in read_spans(otlp) if span.span_id not in own_ids]
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from runspan.model.timestamps import MILLISECOND
 from runspan.web.api import query_parameters
 from runspan.web.api_keys import RUNS_READ
 from runspan.web.errors import JSON
-from runspan.web.middleware import PARTIAL, note_header
+from runspan.web.middleware import PARTIAL
 from runspan.web.request import current_context
+from runspan.web.run_response import note_header
 from runspan.web.schemas import RunsQuery
 
 MAX_TOTALS: Final = 50
