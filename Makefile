@@ -8,6 +8,8 @@ READY_DEV := $(VENV)/.ready-dev
 PORT ?= 8321
 DATA ?= var/demo
 DEMO ?=
+# What runs the stack: COMPOSE="podman compose", say.
+COMPOSE ?= docker compose
 # Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -45,9 +47,9 @@ bench: $(READY_DEV)  ## Measure, as ratios inside one run. BENCH="export store" 
 	PYTHONPATH=src $(BIN)/python -m bench $(BENCH)
 
 stack:  ## The whole stack on this machine: Collector, Tempo, Jaeger, runspan, Prometheus, Alertmanager, Grafana.
-	docker compose --profile stack up --build --wait
+	$(COMPOSE) --profile stack up --build --wait
 	@echo "Grafana  http://127.0.0.1:3000"
-	@echo "runspan  http://127.0.0.1:8321, log in with: docker compose --profile stack exec runspan cat /var/lib/runspan-keys/reader"
+	@echo "runspan  http://127.0.0.1:8321, log in with: $(COMPOSE) --profile stack exec runspan cat /var/lib/runspan-keys/reader"
 	@echo "send     runspan export FILE --endpoint http://127.0.0.1:24318"
 
 dashboards: $(READY_DEV)  ## Write the dashboards' JSON from their code.
