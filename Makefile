@@ -8,6 +8,8 @@ READY_DEV := $(VENV)/.ready-dev
 PORT ?= 8321
 DATA ?= var/demo
 DEMO ?=
+# What runs the stack: COMPOSE="podman compose", say.
+COMPOSE ?= docker compose
 # Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -48,9 +50,9 @@ bench-peers: $(READY_DEV)  ## Measure the receiver against the tempo, jaeger and
 	PYTHONPATH=src $(BIN)/python -m bench peers
 
 stack:  ## The whole stack on this machine: Collector, Tempo, Jaeger, runspan, Prometheus, Alertmanager, Grafana.
-	docker compose --profile stack up --build --wait
+	$(COMPOSE) --profile stack up --build --wait
 	@echo "Grafana  http://127.0.0.1:3000"
-	@echo "runspan  http://127.0.0.1:8321, log in with: docker compose --profile stack exec runspan cat /var/lib/runspan-keys/reader"
+	@echo "runspan  http://127.0.0.1:8321, log in with: $(COMPOSE) --profile stack exec runspan cat /var/lib/runspan-keys/reader"
 	@echo "send     runspan export FILE --endpoint http://127.0.0.1:24318"
 
 dashboards: $(READY_DEV)  ## Write the dashboards' JSON from their code.

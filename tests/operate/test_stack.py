@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -20,62 +20,34 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from operate.boards import BOARDS, ROOT
+from operate.images import SERVICES, STAGES
 from operate.kit import wait_until
 from runspan import Run, __version__
 from runspan.web.config import WebConfig
 from runspan.web.links import trace_links
 from support.cli import SAMPLES, environment
 from support.servers.collector import start_collector
-from support.servers.finding import missing
+from support.servers.finding import container_engine, missing
 from support.servers.process import Program, answers, free_ports
 
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 SOURCES = yaml.safe_load((PROVISIONING / "datasources" / "runspan.yaml").read_text())["datasources"]
-ASKED = [name for name in SERVICES if not name.endswith("-ready")]
-"""The services that do something; the others ask for their health."""
-KEYS = {
-    "build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image", "init",
-    "network_mode", "ports", "profiles", "restart", "security_opt", "stop_grace_period", "user", "volumes",
-}  # fmt: skip
-"""The members of a service that are used here; each is in the Compose specification."""
-CHECK_KEYS = {"test", "interval", "timeout", "retries"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_members_that_compose_knows(name: str) -> None:
-    """No misspelt member: Compose would refuse the whole file."""
-    service = SERVICES[name]
-    assert set(service) <= KEYS
-    assert set(service.get("healthcheck", {})) <= CHECK_KEYS
-    for volume in service.get("volumes", ()):
-        source = volume.split(":")[0]
-        assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
-    used = {volume.split(":")[0] for each in SERVICES.values() for volume in each.get("volumes", ())}
-    assert set(COMPOSE["volumes"]) <= used
-
-
-@pytest.mark.parametrize("name", ASKED)
 def test_a_service_is_closed_and_its_health_is_asked(name: str) -> None:
-    """Published on loopback only, without capabilities; a neighbour in its network asks a page that tells readiness."""
+    """Published on loopback only, without capabilities; a page that says whether it is ready is asked on loopback."""
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in service["ports"])
-    neighbour = SERVICES[f"{name}-ready"]
-    assert neighbour["network_mode"] == f"service:{name}"
-    assert neighbour["profiles"] == service["profiles"]
-    assert neighbour["image"].startswith("busybox:")
-    command = neighbour["healthcheck"]["test"]
-    assert command[:2] == ["CMD", "wget"]
-    assert command[-1].startswith("http://127.0.0.1:")
+    assert "127.0.0.1" in service["healthcheck"]["test"][-1]
 
 
 def test_images_are_those_that_the_facts_were_measured_with() -> None:
     """The versions of the documentation's figures, and runspan's own of this tree."""
-    images = {name: SERVICES[name]["image"].partition("@")[0] for name in ASKED}
-    assert images.pop("runspan") == f"runspan:{__version__}"
+    assert SERVICES["runspan"]["image"] == f"runspan:{__version__}"
+    images = {name: STAGES[name].tag for name in SERVICES if name != "runspan"}
     assert images == {
         "tempo": "grafana/tempo:3.0.3",
         "jaeger": "jaegertracing/jaeger:2.20.0",
@@ -88,9 +60,11 @@ def test_images_are_those_that_the_facts_were_measured_with() -> None:
 
 def test_images_are_pinned_by_digest() -> None:
     """A tag can be moved to another image. Ours is built from one base, whose version stands beside its digest."""
+    for name, stage in STAGES.items():
+        assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", stage.image), name
     for name, service in SERVICES.items():
-        if name != "runspan":
-            assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", service["image"]), name
+        build = {"context": ".", "dockerfile": "deploy/Dockerfile", "target": name}
+        assert service["build"] == ("." if name == "runspan" else build)
     bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert len(set(bases)) == 1
     assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", bases[0])
@@ -127,20 +101,22 @@ def test_every_package_of_the_image_has_a_version_and_hashes() -> None:
                 assert canonicalize_name(requirement.name) in packages, f"{name} needs {requirement}; run: make lock"
 
 
-def test_the_image_gets_what_the_build_needs() -> None:
-    """Everything that the Dockerfile copies is let through, and nothing of the tests or of somebody's data."""
+def test_the_images_get_what_their_build_needs() -> None:
+    """Everything that is copied is let through, and nothing of the tests or of somebody's data."""
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    files = [(ROOT / name).read_text() for name in ("Dockerfile", "deploy/Dockerfile")]
+    copied = [line for text in files for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)]
     wanted = {name for line in copied for name in line.split()}
     assert ignored[0] == "*"
-    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == wanted
-    assert all((ROOT / name).exists() for name in wanted)
+    let_through = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert {name for name in wanted if not name.startswith("deploy/")} | {"deploy"} == let_through
+    assert all(list(ROOT.glob(name)) for name in wanted)
 
 
 def test_names_of_targets_are_services() -> None:
     """Prometheus, the Collector and Grafana look for the others under the names and ports that compose gives them."""
     listening = {"collector": {4317, 4318, 8888, 8889, 8890, 13133}}
-    for name in ASKED:
+    for name in SERVICES:
         ports = {int(port.rpartition(":")[2]) for port in SERVICES[name]["ports"]}
         listening[name] = listening.get(name, set()) | ports
     texts = [
@@ -158,22 +134,12 @@ def test_names_of_targets_are_services() -> None:
     assert all(port in listening[host] for host, port in found), found
 
 
-def test_configurations_are_mounted_where_they_are_read() -> None:
-    """Every file of the stack is mounted read-only at the path that a command or another file names."""
-    expected = {
-        "collector": ("./otel-collector.yaml", "/etc/otel-collector.yaml"),
-        "alertmanager": ("./deploy/alertmanager.yaml", "/etc/alertmanager/alertmanager.yaml"),
-        "prometheus": ("./deploy/prometheus.yaml", "/etc/prometheus/prometheus.yaml"),
-    }
-    for name, (outside, inside) in expected.items():
-        assert f"{outside}:{inside}:ro" in SERVICES[name]["volumes"]
-        assert inside in " ".join(SERVICES[name]["command"])
-    (rules,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yaml").read_text())["rule_files"]
-    assert f"./deploy/rules:/etc/prometheus/{Path(rules).parent}:ro" in SERVICES["prometheus"]["volumes"]
-    assert "./deploy/grafana/provisioning:/etc/grafana/provisioning:ro" in SERVICES["grafana"]["volumes"]
+def test_grafana_finds_the_dashboards() -> None:
+    """Where its provisioning and its home page look for them; they cannot be changed in a browser."""
     (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "runspan.yaml").read_text())["providers"]
     folder = provider["options"]["path"]
-    assert f"./dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
+    assert f"COPY dashboards/*.json /grafana{folder}/" in STAGES["files"].lines
+    assert "COPY deploy/grafana/provisioning /grafana/etc/grafana/provisioning" in STAGES["files"].lines
     assert not provider["allowUiUpdates"]
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home.removeprefix(f"{folder}/") in BOARDS
@@ -241,6 +207,8 @@ def test_runspan_and_the_collector_start_as_compose_starts_them(
 
     program = start()
     try:
+        check = [word.replace("8321", str(port)) for word in service["healthcheck"]["test"][2:]]
+        assert subprocess.run([sys.executable, *check], check=False).returncode == 0
         secret = replaced(SERVICES["collector"]["environment"]["RUNSPAN_API_KEY"], mounts).replace("$$", "$")
         assert secret == f"${{file:{keys}/collector}}"
         assert {file.name: file.stat().st_mode & 0o777 for file in keys.iterdir()} == {
@@ -296,7 +264,7 @@ def export(file: Path, endpoint: str) -> None:
 
 
 def compose_client() -> list[str]:
-    """Compose 2 as a plugin of the client, or as a program; the test is skipped without either."""
+    """Compose 2 or newer as a plugin of Docker's client or as a program; the test is skipped without either."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) and compose_version(command) >= 2:
             return command
@@ -318,3 +286,68 @@ def test_compose_itself_takes_the_file() -> None:
     resolved = yaml.safe_load(done.stdout)
     assert set(resolved["services"]) == set(SERVICES)
     assert resolved["services"]["runspan"]["command"][0].count("$$") == SERVICES["runspan"]["command"][0].count("$$")
+
+
+@pytest.mark.timeout(1800)
+def test_make_stack_starts_everything_from_a_checkout_that_is_closed_to_others(tmp_path: Path) -> None:
+    """With a real engine, whose client is Docker's or Podman's: every service becomes healthy, a run that the Collector
+    takes reaches all backends, and services that were restarted and killed become healthy again."""
+    engine, reason = container_engine()
+    if engine is None:
+        missing("engine", reason)
+    compose = compose_client()
+    ports = [int(port.split(":")[1]) for service in SERVICES.values() for port in service["ports"]]
+    if taken := [port for port in ports if not is_free(port)]:
+        pytest.skip(f"the stack's ports are in use: {taken}")
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "var", "__pycache__", ".*_cache"))
+    subprocess.run(["chmod", "-R", "u=rwX,go=", checkout], check=True)
+    env = {**os.environ, "COMPOSE_PROJECT_NAME": f"runspan-test-{os.getpid()}"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    stack = [*compose, "--profile", "stack"]
+
+    def health(name: str) -> str:
+        (container,) = run(*stack, "ps", "--all", "--quiet", name).split()
+        return str(engine.containers.get(container).attrs["State"]["Health"]["Status"])
+
+    try:
+        run("make", "stack", f"COMPOSE={' '.join(compose)}")
+        assert {name: health(name) for name in SERVICES} == dict.fromkeys(SERVICES, "healthy")
+        file = SAMPLES / "overdue-invoices-completed.json"
+        export(file, "http://127.0.0.1:24318")
+        text = Run.from_json(file.read_bytes())
+        reader = run(*stack, "exec", "-T", "runspan", "cat", "/var/lib/runspan-keys/reader")
+        client = httpx.Client(headers={"x-api-key": reader.strip()}, trust_env=False)
+
+        def arrived() -> bool:
+            return client.get(f"http://127.0.0.1:8321/api/v1/runs/{text.id}").status_code == 200
+
+        wait_until(arrived, 60, "the run did not reach runspan")
+        for backend in ("tempo+http://127.0.0.1:3200", "jaeger+http://127.0.0.1:16686"):
+
+            def readable(backend: str = backend) -> bool:
+                return is_read(text.id, backend)
+
+            wait_until(readable, 60, f"the run did not reach {backend}")
+        run(*stack, "restart", "tempo", "grafana")
+        run(*stack, "kill", "collector")
+        run(*stack, "up", "--wait")
+        assert {name: health(name) for name in SERVICES} == dict.fromkeys(SERVICES, "healthy")
+    finally:
+        subprocess.run([*stack, "down", "--volumes", "--rmi", "local"], cwd=checkout, env=env, check=False)
+        engine.close()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def is_read(run_id: str, backend: str) -> bool:
+    command = [sys.executable, "-m", "runspan", "get", run_id, "--backend", backend]
+    return subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == 0
