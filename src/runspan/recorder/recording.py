@@ -423,7 +423,7 @@ class StepRecording(_Recording):
                 step.error = None  # the error of a failed attempt, after which another one succeeded
             step.ended_at, step.status = now, status
 
-        if self._change(write) and self._run is not None:
+        if self._change(write) and error is not None and self._run is not None:
             note_step(error, self._run.id, self._id)
 
     def _error_text(self, error: object) -> bytes:
