@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from conformance.harness import MS, T0, Harness, ids, make_run, running
 from runspan import Run, encode
-from runspan.codec.copies import copy_for_caller
+from runspan.codec.copies import copy_for_caller, copy_span_id
 from runspan.codec.fields import ROLE
 from runspan.contracts import RunQuery
 from runspan.model.span import Link, Span, run_ids
@@ -48,13 +48,12 @@ def test_runs_of_one_caller_are_found_each_by_its_id(backend: Harness, tenant: s
     by_id = {span.span_id: span for span in backend.reader.spans(caller.trace_id)}
     assert len(by_id) == 3 * 3 + 1
     for run in runs:
-        ids_of_run = run_ids(run.id, tenant)
-        root = by_id[ids_of_run.root_id]
+        root = by_id[copy_span_id(run_ids(run.id, tenant).root_id)]
         assert (root.parent_id, root.name) == (caller.span_id, f"run {run.envelope.workflow_id} (copy)")
-        steps = [span for span in by_id.values() if span.parent_id == ids_of_run.root_id]
+        steps = [span for span in by_id.values() if span.parent_id == root.span_id]
         assert sorted(span.name for span in steps) == ["Fetch", "Notify"]
-        own = {span.span_id for span in backend.reader.spans(ids_of_run.trace_id)}
-        assert {span.span_id for span in (root, *steps)} <= own
+        own = {span.span_id for span in backend.reader.spans(run_ids(run.id, tenant).trace_id)}
+        assert {link.span_id for span in (root, *steps) for link in span.links} <= own
 
 
 def test_a_copy_in_the_trace_of_another_run_is_no_part_of_it(backend: Harness, tenant: str) -> None:

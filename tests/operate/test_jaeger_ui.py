@@ -16,7 +16,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from runspan import Run, encode
-from runspan.model.span import Span, run_ids
+from runspan.codec.copies import copy_for_caller
+from runspan.model.span import SERVER, UNSET, Link, Span, run_ids
 from runspan.model.timestamps import SECOND, canonical_text, parse_ns
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.servers.finding import missing, require
@@ -225,3 +226,38 @@ def test_a_run_of_a_sub_workflow(jaeger: Jaeger, page: Page) -> None:
     page.get_by_text("Provision billing").first.click()
     page.get_by_text("References").first.click()
     shot(page, "sub-workflow")
+
+
+def test_two_runs_in_the_trace_of_their_caller(jaeger: Jaeger, page: Page) -> None:
+    """Both are below the request, and a copy leads to the run itself."""
+    caller = Link(bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736"), bytes.fromhex("00f067aa0ba902b7"))
+    request = Span(
+        trace_id=caller.trace_id,
+        span_id=caller.span_id,
+        parent_id=b"",
+        name="POST /orders",
+        kind=SERVER,
+        start=START - SECOND,
+        end=START + 40 * SECOND,
+        status=UNSET,
+        message="",
+        shared=(),
+        own=[("http.request.method", "POST")],
+        scope="web",
+    )
+    post(jaeger, [request])
+    invoice = run_of("run_order", "wf_invoice", step("Create invoice", 0.2, 9), step("Send mail", 9.2, 12), end=12.2)
+    error = {"code": "DECLINED", "message": "card declined"}
+    charge = step("Charge card", 14, 37, type="stripe", status="failed", error=error)
+    payment = run_of("run_pay", "wf_payment", charge, end=37.5, status="failed", error=error)
+    for run in (invoice, payment):
+        spans = encode(run)
+        post(jaeger, spans)
+        post(jaeger, [copy for span in spans if (copy := copy_for_caller(span, caller)) is not None])
+    page.goto(f"{jaeger.url}/trace/{caller.trace_id.hex()}")
+    expect(page.locator(".span-row")).to_have_count(6)
+    page.get_by_text("run wf_payment (copy)").first.click()
+    page.get_by_text("References").first.click()
+    own = run_ids(payment.id, "").trace_id.hex()
+    expect(page.locator(f'a[href*="{own}"]').first).to_be_attached()
+    shot(page, "caller")

@@ -163,7 +163,8 @@ def test_steps_without_a_run_are_logged_once_and_counted(caplog: pytest.LogCaptu
             pool.submit(pooled).result(WAIT)
             decorated()
         assert decorated() == 1
-        harness.recorder.step("alone").start()
+        with harness.recorder.step("alone").start() as step:  # begins once
+            step.set_output(1)
         harness.recorder.step("never begins")
         assert [step["id"] for step in delivered_document(harness, run)["steps"]] == ["decorated"]
         report = harness.recorder.report()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from runspan.codec import fields, semconv
-from runspan.model.span import INTERNAL, Link, Span
+from runspan.model.span import INTERNAL, Link, Span, child_span_id
 
 _ROLES: Final = frozenset({fields.ROLE_RUN, fields.ROLE_STEP, fields.ROLE_ATTEMPT})
 _KEYS: Final = frozenset(
@@ -25,11 +25,16 @@ _KEYS: Final = frozenset(
 """The attributes of a copy. None of them is what lists search for."""
 
 
+def copy_span_id(span_id: bytes) -> bytes:
+    """Return the id of the copy of a span: not the same, since Jaeger's pages look for the target of a link by its span
+    id in the trace that is shown."""
+    return child_span_id(span_id, "copy", 1)
+
+
 def copy_for_caller(span: Span, caller: Link) -> Span | None:
     """Return the copy of a run, step or attempt span for the trace of its run's caller; None for any other span.
 
-    It has the id of the span, which no other span of that trace has: ids are derived from tenant and run id. The run's
-    copy is a child of the caller's span.
+    The run's copy is a child of the caller's span.
     """
     attributes = span.attributes()
     role = attributes.get(fields.ROLE)
@@ -38,8 +43,8 @@ def copy_for_caller(span: Span, caller: Link) -> Span | None:
     is_run = role == fields.ROLE_RUN
     return Span(
         trace_id=caller.trace_id,
-        span_id=span.span_id,
-        parent_id=caller.span_id if is_run else span.parent_id,
+        span_id=copy_span_id(span.span_id),
+        parent_id=caller.span_id if is_run else copy_span_id(span.parent_id),
         name=f"{span.name} (copy)" if is_run else span.name,
         kind=INTERNAL,
         start=span.start,

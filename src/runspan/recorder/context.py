@@ -57,8 +57,9 @@ def activate(run: RunRecording, recording: object, span_id: bytes) -> ActiveSpan
     """
     previous = get_current()
     active_span = ActiveSpan(run, recording, previous, previous)
-    trace_id = int.from_bytes(run.record.context_trace_id, "big")
-    span = NonRecordingSpan(SpanContext(trace_id, int.from_bytes(span_id, "big"), False, _SAMPLED))
+    trace_id, parent_id = run.record.context_ids(span_id)
+    span_context = SpanContext(int.from_bytes(trace_id, "big"), int.from_bytes(parent_id, "big"), False, _SAMPLED)
+    span = NonRecordingSpan(span_context)
     context = set_span_in_context(span, previous)
     outer = previous.get(_ACTIVE_SPAN)
     if not (isinstance(outer, ActiveSpan) and outer.run is run):

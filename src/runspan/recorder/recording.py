@@ -369,6 +369,7 @@ class StepRecording(_Recording):
         self._owner: RunRecording | None = None
         """The run of the step that has begun."""
         self._run: RunRecord | None = None
+        self._began_without_run = False
         self._id = to_utf8_text(step_id)
         self._name = optional_text(name)
         self._type = optional_text(type)
@@ -396,8 +397,9 @@ class StepRecording(_Recording):
         self._step, self._attempt, self._has_failed, self._output_is_set = None, None, False, False
         if self._owner is None:
             self._run = None
-            if self._on_no_run is not None:
+            if self._on_no_run is not None and not self._began_without_run:
                 self._on_no_run(self._id)
+            self._began_without_run = True
             return self
         self._run = self._owner.record
         self._step = self._run.begin_step(self._id, self._name, self._type, self._extra, self._retry)
@@ -408,6 +410,7 @@ class StepRecording(_Recording):
     def end(self, error: object = None) -> None:
         """End the step as completed, or as failed with an exception, a message or an error object. Only the first call
         counts."""
+        self._began_without_run = False
         if self._step is None or self._step.has_ended:
             return
         text = None if error is None else self._error_text(error)
@@ -423,7 +426,7 @@ class StepRecording(_Recording):
                 step.error = None  # the error of a failed attempt, after which another one succeeded
             step.ended_at, step.status = now, status
 
-        if self._change(write) and self._run is not None:
+        if self._change(write) and error is not None and self._run is not None:
             note_step(error, self._run.id, self._id)
 
     def _error_text(self, error: object) -> bytes:

@@ -15,6 +15,7 @@ from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
+from runspan.codec.copies import copy_span_id
 from runspan.codec.semconv import caller_links, is_caller_sampled
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
@@ -246,10 +247,12 @@ class RunRecord:
     def has_ended(self) -> bool:
         return self.status in TERMINAL_RUN_STATUSES
 
-    @property
-    def context_trace_id(self) -> bytes:
-        """The trace of the spans that are made inside the run: its own, or that of its caller."""
-        return self.trace_id if self.caller is None else self.caller.trace_id
+    def context_ids(self, span_id: bytes) -> tuple[bytes, bytes]:
+        """Return trace id and span id of the parent of the spans that are made inside a span of this run: its own, or
+        those of its copy in the trace of the caller."""
+        if self.caller is None:
+            return self.trace_id, span_id
+        return self.caller.trace_id, copy_span_id(span_id)
 
     def join_caller(self) -> None:
         """Have the run copied into the trace of its caller, if that is known and recorded."""
