@@ -10,8 +10,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -274,23 +274,63 @@ def test_spans_of_another_tenant_are_rejected(client: httpx.Client, keys: ApiKey
     assert [item["id"] for item in list_runs(client, acme).json()["data"]] == ["ours"]
 
 
-def test_a_clock_that_is_set_back_limits_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was counted by a clock that was ahead does not count until the clock is there again."""
-    now = time.time()
-    monkeypatch.setattr("time.time", lambda: now)
-    limiter = RateLimiter(2)
+def test_a_key_that_was_found_is_looked_up_again_after_any_change(tmp_path: Path) -> None:
+    """Also after one by another process, which has a connection of its own; and however many keys are in use."""
+    now = 0
+    path = tmp_path / "keys.sqlite3"
+    with (
+        closing(ApiKeyStore(path, clock=lambda: now)) as server,
+        closing(ApiKeyStore(path, clock=lambda: now)) as other,
+    ):
+        (first, key), (second, old), (third, _) = (other.create(name) for name in "abc")
+        found = [server.find(secret) for secret in (first, second, third) for _ in range(2)]
+        assert all(found)
+        other.revoke(key.id)
+        assert server.find(first) is None
+        replacement, _ = other.rotate(old.id, grace=10)
+        assert server.find(second) is not None
+        now = 10
+        assert server.find(second) is None
+        new = server.find(replacement)
+        assert new is not None
+        server.revoke(new.id)
+        assert server.find(replacement) is None
+        assert server.find(third) is not None
+
+
+def test_the_window_of_a_limit_moves() -> None:
+    """Each request counts for a minute. One that was refused does not count."""
+    now = 0.0
+    limiter = RateLimiter(2, clock=lambda: now)
     limiter.check("client")
+    now = 30.0
     limiter.check("client")
-    with pytest.raises(RateLimited):
-        limiter.check("client")
-    now -= 40 * 86_400
-    assert limiter.retry_after("client") == 0
-    limiter.check("client")
+    for now, wait in ((30.0, 30), (59.5, 1)):  # noqa: B007  # read by the limiter
+        with pytest.raises(RateLimited) as limited:
+            limiter.check("client")
+        assert limited.value.retry_after == limiter.retry_after("client") == wait
+    limiter.check("other")
+    now = 60.0
     limiter.check("client")
     with pytest.raises(RateLimited) as limited:
         limiter.check("client")
-    assert limited.value.retry_after is not None
-    assert limited.value.retry_after <= 60
+    assert limited.value.retry_after == 30
+
+
+def test_clients_that_are_gone_take_no_memory() -> None:
+    """A limiter by address sees any number of them."""
+    now = 0.0
+    limiter = RateLimiter(2, clock=lambda: now)
+    for number in range(10_000):
+        limiter.check(str(number))
+    now = 61.0
+    before = asizeof(limiter)
+    limiter.check("new")
+    assert asizeof(limiter) < before / 100
+
+
+def asizeof(limiter: RateLimiter) -> int:
+    return sum(sys.getsizeof(times) for times in limiter._times.values())
 
 
 def test_reads_and_writes_have_separate_limits_per_key(store: SqliteStore, keys: ApiKeyStore) -> None:

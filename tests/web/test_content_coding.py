@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +18,13 @@ import httpx
 import pytest
 import zstandard
 
+from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.decode import decode
 from runspan.contracts import Document
 from runspan.model.document import Run
 from runspan.model.span import run_ids
+from runspan.platform_api.client import ApiClient
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.content_coding import negotiate
@@ -131,6 +137,28 @@ def test_head_has_the_headers_of_get(client: httpx.Client, run_id: str, coding: 
     assert {**head.headers, "Date": ""} == {**got.headers, "Date": ""}
 
 
+def test_runspans_own_client_takes_zstd(client: httpx.Client) -> None:
+    """The document comes back byte for byte, at a fraction of its size on the wire."""
+    url = str(client.base_url)
+    with closing(ApiClient(url, key_hint="")) as api:
+        response = api.get(path_of("large"), {}, None)
+    assert response.headers["content-encoding"] == "zstd"
+    assert int(response.headers["content-length"]) < len(response.content) / 2
+    with closing(RunspanApiReader(url)) as reader:
+        for run_id, text in TEXTS.items():
+            assert reader.document(run_id).text == text
+        assert decode(reader.spans(run_ids("large").trace_id)).text == TEXTS["large"]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("run_id", TEXTS)
+def test_curl_decodes_what_it_takes(client: httpx.Client, run_id: str) -> None:
+    """With the codings that it was built with."""
+    command = ["curl", "--silent", "--fail", "--compressed", f"{client.base_url}{path_of(run_id)}"]
+    expected = b'{"success":true,"data":' + TEXTS[run_id] + b"}"
+    assert subprocess.run(command, capture_output=True, check=True).stdout == expected
+
+
 def test_an_identity_that_is_refused_is_not_sent(client: httpx.Client) -> None:
     """However short the body is."""
     response, body = fetch(client, path_of("small"), Accept_Encoding="gzip, identity;q=0")
@@ -149,8 +177,8 @@ def test_lists_traces_and_the_openapi_document_are_encoded(client: httpx.Client,
         used = coding if len(expected) >= 1024 else None
         assert response.headers["content-encoding"] == used
         assert response.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
-        decode = zstandard.ZstdDecompressor().decompressobj().decompress if used == "zstd" else DECODERS[used]
-        assert decode(body) == expected
+        unpack = zstandard.ZstdDecompressor().decompressobj().decompress if used == "zstd" else DECODERS[used]
+        assert unpack(body) == expected
 
 
 def test_errors_are_not_encoded(client: httpx.Client) -> None:

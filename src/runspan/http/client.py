@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import httpcore
 import httpx
+import zstandard
 
 from runspan._version import __version__
 from runspan.errors import BackendRefused, BackendTimeout, BackendUnreachable, ConfigError, QueryError
@@ -28,7 +29,11 @@ _WRITE_BYTES: Final = 16 << 10
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _WINDOWS: Final = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
-"""Content encoding → window of zlib, for the encodings of ``_ACCEPT_ENCODING``."""
+"""Content encoding → window of zlib."""
+_ZSTD_WINDOW: Final = 8 << 20
+"""Bytes. RFC 9659 allows no larger window in HTTP."""
+_ZSTD_SLICE: Final = 128
+"""Bytes that are decoded at once: a block of 4 can become 128 KiB."""
 
 _KEEPALIVE_SECONDS: Final = 5.0
 
@@ -92,7 +97,7 @@ def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
     """Return the decoded body. httpx would decode each chunk of it without a bound, and encodings that nobody asked
     for: 64 KiB of zstd can become 2 GiB."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
-    decode = None if encoding in ("", "identity") else _BoundedDecoder(encoding)
+    decode = None if encoding in ("", "identity") else _decoder(encoding)
     chunks: list[bytes] = []
     size = 0
     for raw in response.iter_raw():
@@ -106,12 +111,48 @@ def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-class _BoundedDecoder:
-    """Decodes gzip or deflate. httpx.DecodingError for anything else."""
+def _decoder(encoding: str) -> _ZlibDecoder | _ZstdDecoder:
+    if encoding == "zstd":
+        return _ZstdDecoder()
+    if encoding in _WINDOWS:
+        return _ZlibDecoder(encoding)
+    raise httpx.DecodingError(f"content encoding {encoding[:40]!r}, which the request does not accept")
+
+
+class _ZstdDecoder:
+    """Decodes zstd, of which several frames may follow each other."""
+
+    def __init__(self) -> None:
+        self._decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+        self._is_between = True
+        """Whether no frame has begun since the last one ended."""
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_between
+
+    def __call__(self, data: bytes, most: int) -> bytes:
+        """Return what the data becomes, or the beginning of it, which is longer than ``most`` bytes then."""
+        chunks: list[bytes] = []
+        size = start = 0
+        try:
+            while start < len(data) and size <= most:
+                if self._decoder.eof:
+                    self._decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+                piece = data[start : start + _ZSTD_SLICE]
+                chunks.append(self._decoder.decompress(piece))
+                start += len(piece) - len(self._decoder.unused_data)
+                size += len(chunks[-1])
+                self._is_between = self._decoder.eof
+        except zstandard.ZstdError as error:
+            raise httpx.DecodingError(str(error)) from None
+        return b"".join(chunks)
+
+
+class _ZlibDecoder:
+    """Decodes gzip or deflate."""
 
     def __init__(self, encoding: str) -> None:
-        if encoding not in _WINDOWS:
-            raise httpx.DecodingError(f"content encoding {encoding[:40]!r}, which the request does not accept")
         self._encoding = encoding
         self._decoder = zlib.decompressobj(_WINDOWS[encoding])
         self._has_begun = False
@@ -248,7 +289,7 @@ _ERRORS: Final = (
 
 USER_AGENT: Final = f"runspan/{__version__}"
 
-_ACCEPT_ENCODING: Final = "gzip"
+_ACCEPT_ENCODING: Final = "zstd, gzip"
 
 _TEXT_BYTES: Final = 64 << 10
 """Of a response that are searched for secrets before its text is cut, so that no secret is cut in two and missed."""

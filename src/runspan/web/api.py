@@ -6,21 +6,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from itertools import chain, islice
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote_to_bytes
 
 from flask import Blueprint, Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from flask_openapi3.utils import parse_query
-from pydantic import BaseModel
 from werkzeug.datastructures import Headers
 from werkzeug.routing import BaseConverter
 
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
-from runspan.contracts import Cursor
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
@@ -30,15 +28,13 @@ from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
 from runspan.web.auth import Principal
 from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
-from runspan.web.middleware import ERROR_KEY, PARTIAL, RUN_RULE, utf8_path
+from runspan.web.middleware import ERROR_KEY, LIST_PATH, RUN_RULE, utf8_path
 from runspan.web.request import current_context, read_body
-from runspan.web.run_response import note_header, run_response
+from runspan.web.run_responses import query_parameters, run_response
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
 SECURITY: Final[list[dict[str, list[str]]]] = [{"apiKey": []}, {"bearer": []}]
-
-_Query = TypeVar("_Query", bound=BaseModel)
 
 
 class RunId(BaseConverter):
@@ -101,12 +97,9 @@ read_only = Blueprint("read_only", __name__)
 )
 def get_run(run_id: str) -> Response:
     """Return a run document, exactly as it was sent in."""
-    # ``Middleware`` has answered the request, unless there is an error to raise.
-    context = current_context()
-    error = request.environ.get(ERROR_KEY)
-    if error is not None:
-        raise error
-    principal = context.authenticator.authorize(request.environ, RUNS_READ)
+    if ERROR_KEY in request.environ:
+        _raise_again()
+    principal = current_context().authenticator.authorize(request.environ, RUNS_READ)
     utf8_path(request.environ)
     return _run_response(run_id, principal.tenant)
 
@@ -134,7 +127,7 @@ def get_run_trace(run_id: str) -> Response:
     utf8_path(request.environ)
     if _is_encoded_suffix(request.environ.get("REQUEST_URI", ""), run_id):
         return _run_response(run_id + "/trace", principal.tenant)
-    query = query_parameters(schemas.TraceQuery)
+    query = query_parameters(schemas.TraceQuery, request.args.items(multi=True))
     trace_id = run_ids(run_id, principal.tenant).trace_id
     span_id = b""
     with suppress(TraceIncomplete):  # an incomplete trace can still be looked at
@@ -152,7 +145,7 @@ def get_run_trace(run_id: str) -> Response:
 
 
 @reads.get(
-    "/api/v1/runs",
+    LIST_PATH,
     tags=[RUNS],
     responses={200: schemas.RunListResponse},
     operation_id="listRuns",
@@ -160,24 +153,7 @@ def get_run_trace(run_id: str) -> Response:
 )
 def list_runs() -> Response:
     """Return summaries of runs, newest first."""
-    context = current_context()
-    principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    query = query_parameters(schemas.RunsQuery)
-    cursor = None if query.cursor is None else Cursor.parse(query.cursor)
-    page = context.reader.search(query.run_query(principal.tenant, context.clock(), limit=query.limit, cursor=cursor))
-    token = page.cursor.token() if page.cursor else None
-    meta = schemas.Meta(cursor=token, hasMore=token is not None)
-    if page.partial:
-        meta.partial = list(page.partial)
-    if query.stuckAfter is not None:
-        meta.stuckAfter = query.stuckAfter
-    if query.endedSince is not None:
-        meta.endedSince = query.endedSince
-    body = b'{"success":true,"data":[%b],"meta":%b}' % (
-        b",".join(page.items),
-        meta.model_dump_json(exclude_unset=True).encode(),
-    )
-    return Response(body, headers=note_header(PARTIAL, page.partial), content_type=JSON)
+    return _raise_again()
 
 
 @reads.get(
@@ -259,6 +235,11 @@ def refuse_write() -> Response:
     return error_response(501, "READ_ONLY", f"this server only reads from {backend}; {hint}")
 
 
+def _raise_again() -> NoReturn:
+    """Raise the error of a request that ``Middleware`` would have answered."""
+    raise request.environ[ERROR_KEY]
+
+
 def _run_response(run_id: str, tenant: str) -> Response:
     found = run_response(current_context(), request.environ, run_id, tenant)
     response = Response(found.body, found.status)
@@ -270,14 +251,6 @@ def _is_encoded_suffix(uri: str, run_id: str) -> bool:
     """Whether the slash before the final ``trace`` was percent-encoded, so that both are part of the run id."""
     encoded, slash, last = uri.partition("?")[0].rpartition("/")
     return not (slash and last == "trace" and unquote_to_bytes(encoded).endswith(run_id.encode()))
-
-
-def query_parameters(schema: type[_Query]) -> _Query:
-    """Return the query parameters of the request. Raises QueryError or pydantic's ValidationError."""
-    for name, values in request.args.lists():
-        if len(values) > 1 and name in schema.model_fields:
-            raise QueryError(where=name, expected="one value", got=f"{len(values)} of them")
-    return schema.model_validate(request.args.to_dict())
 
 
 def _span_tenant(principal: Principal) -> str | None:

@@ -1,8 +1,9 @@
 """``ApiKeyStore``: API keys in an SQLite file that the server and the command line use at once.
 
 A key has about 190 random bits, so it cannot be guessed, and a single SHA-256 of it is stored: slow hashes protect
-passwords that people choose. A server looks up the key of each request in the file, so that a change by another process
-counts at once; SQLite keeps the file consistent over crashes and concurrent writers.
+passwords that people choose. A server keeps the keys that it found until the file changes, which it asks SQLite at each
+request, so that a change by another process counts at once. SQLite keeps the file consistent over crashes and
+concurrent writers.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from runspan.errors import ConfigError, NotFound
 from runspan.storage.data_directory import KEYS_LOCK, DirectoryUse
-from runspan.storage.sqlite_file import Schema, SharedDatabase
+from runspan.storage.sqlite_file import Schema, SharedDatabase, translate_errors
 
 RUNS_READ = "runs:read"
 RUNS_WRITE = "runs:write"
 PERMISSIONS = (RUNS_READ, RUNS_WRITE)
 
 PREFIX = "wfk_"
+_MAX_FOUND = 10_000
+"""Keys that a server keeps in memory."""
 _ALPHABET = string.ascii_letters + string.digits
 _TABLE = """
 CREATE TABLE keys (
@@ -73,6 +75,9 @@ class ApiKeyStore(SharedDatabase):
             super().__init__(path, _SCHEMA)
             stack.pop_all()
         self._clock = clock
+        self._found: dict[bytes, ApiKey] = {}
+        """By digest: keys in the file as of ``_version``."""
+        self._version = -1
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -125,7 +130,7 @@ class ApiKeyStore(SharedDatabase):
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key at once. Idempotent. Raises NotFound if there is no such key."""
         self.get(key_id)
-        self._execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
+        self._write("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", self._clock(), key_id)
         return self.get(key_id)
 
     def rotate(self, key_id: str, *, grace: int) -> tuple[str, ApiKey]:
@@ -141,13 +146,27 @@ class ApiKeyStore(SharedDatabase):
         expires = None if old.expires is None else now + (old.expires - old.created)
         secret, key = self.create(old.name, tenant=old.tenant, permissions=old.permissions, expires=expires)
         last = now + max(grace, 0)
-        self._execute("UPDATE keys SET expires = min(coalesce(expires, ?), ?) WHERE id = ?", last, last, key_id)
+        self._write("UPDATE keys SET expires = min(coalesce(expires, ?), ?) WHERE id = ?", last, last, key_id)
         return secret, key
 
     def find(self, secret: str) -> ApiKey | None:
         """Return the active key of this secret, or None. The lookup is by a digest, which a caller cannot choose."""
-        found = self._select("WHERE sha256 = ?", secret_digest(secret))
-        return found[0] if found and found[0].state(self._clock()) == "active" else None
+        digest = secret_digest(secret)
+        with self._lock, translate_errors(self._path, self._hints):
+            # It grows with each commit of another connection; ``_write`` forgets what this one changes.
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            if version != self._version:
+                self._found.clear()
+                self._version = version
+            key = self._found.get(digest)
+            if key is None:
+                row = self._connection.execute(_SELECT + "WHERE sha256 = ?", (digest,)).fetchone()
+                if row is None:
+                    return None
+                if len(self._found) >= _MAX_FOUND:
+                    self._found.clear()
+                key = self._found[digest] = _from_row(*row)
+        return key if key.state(self._clock()) == "active" else None
 
     @property
     def unused(self) -> bool:
@@ -160,11 +179,15 @@ class ApiKeyStore(SharedDatabase):
             return key
         raise NotFound("no such key", where=f"key {key_id}", hint="`runspan keys list` shows the ids")
 
+    def _write(self, statement: str, *values: object) -> None:
+        self._execute(statement, *values)
+        with self._lock:
+            self._found.clear()
+
     def _select(self, clause: str, *values: object) -> Sequence[ApiKey]:
         return [_from_row(*row) for row in self._execute(_SELECT + clause, *values)]
 
 
-@lru_cache(maxsize=1024)
 def _from_row(key_id: str, name: str, tenant: str, permissions: str, *times: int | None) -> ApiKey:
     return ApiKey(key_id, name, tenant, frozenset(permissions.split()), *times)  # type: ignore[arg-type]
 

@@ -95,7 +95,7 @@ def create_app(
 def _encode(response: Response) -> Response:
     """Apply the content coding that the client asks for to a success in JSON.
 
-    Errors repeat parts of the request, pages have other rules, and a run has its coding already.
+    Errors repeat parts of the request, pages have other rules, and runs and lists have their coding already.
     """
     if response.mimetype != JSON or response.status_code not in (200, 201) or "Content-Encoding" in response.headers:
         return response

@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 
 from runspan.errors import ConfigError, Forbidden, RateLimited, Unauthorized
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKeyStore
@@ -29,6 +27,7 @@ from runspan.web.sessions import SessionCookie
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+_MINUTE: Final = 60.0
 TRACES_LIMIT: Final = "traces"
 """The rate limit of ``/v1/traces``; see ``WebConfig.traces_per_minute``. Other requests count by permission."""
 
@@ -44,44 +43,62 @@ class Principal:
 
 
 class RateLimiter:
-    """A limit of requests per minute and client over a moving window, in memory. 0 means no limit."""
+    """A limit of requests per minute and client over a moving window, in memory. 0 means no limit. Thread-safe.
 
-    def __init__(self, per_minute: int) -> None:
-        self._limit = RateLimitItemPerMinute(per_minute) if per_minute else None
-        self._storage = MemoryStorage()
-        self._window = MovingWindowRateLimiter(self._storage)
-        self._latest = 0.0
+    clock: Seconds of a clock that nobody sets.
+    """
+
+    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = per_minute
+        self._clock = clock
+        self._lock = Lock()
+        self._times: dict[str, deque[float]] = {}
+        """By client: the times of its requests in the last minute, oldest first."""
+        self._next_sweep = 0.0
 
     def check(self, client: str) -> None:
         """Count a request. Raises RateLimited, and counts nothing, if the client has reached the limit."""
-        self._forget_the_future()
-        if self._limit is not None and not self._window.hit(self._limit, client):
-            raise RateLimited(
-                f"more than {self._limit.amount} requests a minute",
-                retry_after=self.retry_after(client) or 1,
-                hint="retry after the seconds in Retry-After",
-            )
+        if not self._limit:
+            return
+        with self._lock:
+            now = self._clock()
+            times = self._recent(client, now)
+            if len(times) < self._limit:
+                times.append(now)
+                return
+            wait = _wait(times, now)
+        raise RateLimited(
+            f"more than {self._limit} requests a minute",
+            retry_after=wait,
+            hint="retry after the seconds in Retry-After",
+        )
 
     def record(self, client: str) -> None:
         """Count an event without enforcing the limit; see ``retry_after``."""
-        self._forget_the_future()
-        if self._limit is not None:
-            self._window.hit(self._limit, client)
+        if self.retry_after(client) == 0:
+            self.check(client)
 
     def retry_after(self, client: str) -> int:
         """Return the seconds that the client has to wait, or 0 if it has not reached the limit. Counts nothing."""
-        self._forget_the_future()
-        if self._limit is None or self._window.test(self._limit, client):
+        if not self._limit:
             return 0
-        reset_time = self._window.get_window_stats(self._limit, client).reset_time
-        return max(1, math.ceil(reset_time - time.time()))
+        with self._lock:
+            now = self._clock()
+            times = self._recent(client, now)
+            return 0 if len(times) < self._limit else _wait(times, now)
 
-    def _forget_the_future(self) -> None:
-        """Forget everything if the clock was set back: later requests would count until it has caught up."""
-        now = time.time()
-        if now < self._latest - 1:
-            self._storage.reset()
-        self._latest = now
+    def _recent(self, client: str, now: float) -> deque[float]:
+        if now >= self._next_sweep:
+            self._next_sweep = now + _MINUTE
+            self._times = {name: times for name, times in self._times.items() if times and times[-1] > now - _MINUTE}
+        times = self._times.setdefault(client, deque())
+        while times and times[0] <= now - _MINUTE:
+            times.popleft()
+        return times
+
+
+def _wait(times: deque[float], now: float) -> int:
+    return max(1, math.ceil(times[0] + _MINUTE - now))
 
 
 class Authenticator:

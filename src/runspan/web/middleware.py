@@ -1,4 +1,4 @@
-"""``Middleware``: response headers, metrics and the access log, and ``GET /api/v1/runs/{id}`` without the framework."""
+"""``Middleware``: response headers, metrics and the access log, and runs and their lists without the framework."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from runspan.errors import NotFound
 from runspan.web.api_keys import RUNS_READ
 from runspan.web.request import AppContext
-from runspan.web.run_response import RunResponse, run_response
+from runspan.web.run_responses import PlainResponse, list_response, run_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -27,25 +27,24 @@ SECURITY_HEADERS: Final[dict[str, str]] = {
 }
 """Defaults for every response; a view may set its own values, as pages and static files do."""
 
+LIST_PATH: Final = "/api/v1/runs"
 RUN_PATH: Final = "/api/v1/runs/"
 RUN_RULE: Final = RUN_PATH + "<run_id:run_id>"
 
 ERROR_KEY: Final = "runspan.error"
-"""In the WSGI environment: the error of a request for a run, for the view to raise."""
+"""In the WSGI environment: the error of a request for runs, for the view to raise."""
 
-PARTIAL: Final = "X-Runspan-Partial"
-"""Header of a list: the lines of ``meta.partial``."""
 _MAX_LOGGED: Final = 300
 """Characters of a method or a path in the access log."""
 
 
 class Middleware:
-    """The outermost layer: response headers, metrics and the access log, and ``GET /api/v1/runs/{id}``.
+    """The outermost layer: response headers, metrics and the access log, and ``GET /api/v1/runs``, also with an id.
 
     It also covers the responses that no view made. The access log contains the client address, the method, the quoted
     path, the status and the time: no headers and no query, so no keys and no filters.
 
-    A run is answered here, since the framework costs several times what the store needs. The view raises any error
+    Runs and lists are answered here, since the framework costs as much as the store or more. The view raises any error
     again, so that error handling exists once.
     """
 
@@ -56,14 +55,16 @@ class Middleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         begin = perf_counter()
-        found = self._find_run(environ)
+        found = self._find(environ)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             present = {name for name, _ in headers}
             headers = headers + [pair for pair in self._headers if pair[0] not in present]
             seconds = perf_counter() - begin
             method = environ["REQUEST_METHOD"]
-            route = _route_of(environ) if found is None else RUN_RULE
+            route = (
+                _route_of(environ) if found is None else LIST_PATH if environ["PATH_INFO"] == LIST_PATH else RUN_RULE
+            )
             self._context.metrics.observe_request(route, method, status[:3], seconds)
             if self._context.config.access_log:
                 address, path = environ.get("REMOTE_ADDR", "-"), environ.get("PATH_INFO", "")[:_MAX_LOGGED]
@@ -76,17 +77,16 @@ class Middleware:
         start(found.status, found.headers)
         return [found.body] if found.body and environ["REQUEST_METHOD"] == "GET" else []
 
-    def _find_run(self, environ: WSGIEnvironment) -> RunResponse | None:
+    def _find(self, environ: WSGIEnvironment) -> PlainResponse | None:
         path = environ["PATH_INFO"]
-        if (
-            environ["REQUEST_METHOD"] not in ("GET", "HEAD")
-            or not path.startswith(RUN_PATH)
-            or path.endswith(("/trace", RUN_PATH))
-        ):
+        is_run = path.startswith(RUN_PATH) and not path.endswith(("/trace", RUN_PATH))
+        if not (is_run or path == LIST_PATH) or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return None
         try:
-            principal = self._context.authenticator.authorize(environ, RUNS_READ)
-            return run_response(self._context, environ, utf8_path(environ)[len(RUN_PATH) :], principal.tenant)
+            tenant = self._context.authenticator.authorize(environ, RUNS_READ).tenant
+            if is_run:
+                return run_response(self._context, environ, utf8_path(environ)[len(RUN_PATH) :], tenant)
+            return list_response(self._context, environ, tenant)
         except Exception as error:
             environ[ERROR_KEY] = error
             return None

@@ -293,7 +293,8 @@ class SqliteStore:
         items: list[bytes] = []
         partial: list[str] = []
         size = 0
-        cursor = position = None
+        last: tuple[int, bytes] | None = None
+        has_more = False
         with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
             for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
                 if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
@@ -301,14 +302,15 @@ class SqliteStore:
                     continue
                 size += len(summary)
                 if items and (len(items) == query.limit or size > PAGE_BYTES):
-                    cursor = position
+                    has_more = True
                     break
                 items.append(summary)
-                position = contracts.Cursor(sort_time, run_id.decode())
+                last = sort_time, run_id
                 if incomplete:
-                    partial.append(contracts.older_revision_note(position.run_id, bytes_to_lines(incomplete)))
+                    partial.append(contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete)))
                 if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
-                    partial.append(contracts.conflict_note(position.run_id, conflict))
+                    partial.append(contracts.conflict_note(run_id.decode(), conflict))
+        cursor = contracts.Cursor(last[0], last[1].decode()) if has_more and last is not None else None
         return contracts.Page(items, cursor, contracts.limited_notes(partial))
 
     def resource(self, trace_id: bytes) -> bytes | None:

@@ -21,12 +21,10 @@ from runspan.contracts import MAX_LIMIT
 from runspan.errors import NotFound, QueryError, TraceIncomplete
 from runspan.model.document import RUN_STATUSES, Run, str_or_none, time_ns
 from runspan.model.timestamps import MILLISECOND
-from runspan.web.api import query_parameters
 from runspan.web.api_keys import RUNS_READ
 from runspan.web.errors import JSON
-from runspan.web.middleware import PARTIAL
 from runspan.web.request import current_context
-from runspan.web.run_response import note_header
+from runspan.web.run_responses import PARTIAL, note_header, query_parameters
 from runspan.web.schemas import RunsQuery
 
 MAX_TOTALS: Final = 50
@@ -72,7 +70,9 @@ def histogram() -> Response:
     """Return the histogram of a query's newest runs, and what the backend could not search."""
     context = current_context()
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
-    query = query_parameters(RunsQuery).run_query(principal.tenant, context.clock(), limit=MAX_LIMIT)
+    query = query_parameters(RunsQuery, request.args.items(multi=True)).run_query(
+        principal.tenant, context.clock(), limit=MAX_LIMIT
+    )
     end = time.monotonic() + MAX_SECONDS
     indices = {status: index for index, status in enumerate(RUN_STATUSES)}
     times: list[int] = []

@@ -1,18 +1,25 @@
-"""The response to a request for a run document: its exact bytes, its validator, and its content coding."""
+"""The responses to requests for a run document and for a list of runs, made without the framework.
+
+A document has its exact bytes, a validator and a content coding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
+from pydantic import BaseModel
 from werkzeug.http import parse_etags
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import DocumentVersion
+from runspan.contracts import Cursor, DocumentVersion
+from runspan.errors import QueryError
 from runspan.web.content_coding import Negotiated, negotiate
 from runspan.web.errors import JSON
 from runspan.web.request import AppContext
+from runspan.web.schemas import Meta, RunsQuery
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -21,20 +28,23 @@ INCOMPLETE: Final = "X-Runspan-Incomplete"
 """Header of a run: what is missing of a newer revision than this one."""
 CONFLICT: Final = "X-Runspan-Conflict"
 """Header of a run: the digests of other documents that were sent as the same revision."""
+PARTIAL: Final = "X-Runspan-Partial"
+"""Header of a list: the lines of ``meta.partial``."""
 REVALIDATE: Final = "private, no-cache"
 """``Cache-Control`` of a run: the client's own cache may keep it, and asks each time whether it may be used."""
 _MAX_CONFLICTS: Final = 10
+_Query = TypeVar("_Query", bound=BaseModel)
 
 
-class RunResponse(NamedTuple):
-    """A response with a run document, or with the news that the client has it."""
+class PlainResponse(NamedTuple):
+    """A response before the headers that all have."""
 
     status: str
     headers: list[tuple[str, str]]
     body: bytes
 
 
-def run_response(context: AppContext, environ: WSGIEnvironment, run_id: str, tenant: str) -> RunResponse:
+def run_response(context: AppContext, environ: WSGIEnvironment, run_id: str, tenant: str) -> PlainResponse:
     """Return the response to a GET of a run. Raises as ``TraceReader.document``.
 
     A client that sends the entity tag of the stored document gets 304 before the document is read.
@@ -45,21 +55,60 @@ def run_response(context: AppContext, environ: WSGIEnvironment, run_id: str, ten
     if known and isinstance(reader, SqliteStore):
         version = reader.version(run_id, tenant)
         if version is not None and _is_known(version, known):
-            return RunResponse("304 NOT MODIFIED", _headers(version, negotiated), b"")
+            return PlainResponse("304 NOT MODIFIED", _headers(version, negotiated), b"")
     document = reader.document(run_id, tenant)
     version = document.version()
     headers = _headers(version, negotiated)
     if known and _is_known(version, known):
-        return RunResponse("304 NOT MODIFIED", headers, b"")
+        return PlainResponse("304 NOT MODIFIED", headers, b"")
     # The platform's envelope around the document's own bytes, which are never parsed or rewritten.
     body = b'{"success":true,"data":' + document.text + b"}"
+    return _success(context, negotiated, headers, body, tenant)
+
+
+def list_response(context: AppContext, environ: WSGIEnvironment, tenant: str) -> PlainResponse:
+    """Return the response to a GET of a list. Raises as ``TraceReader.search`` and ``query_parameters``."""
+    text = environ.get("QUERY_STRING", "").encode("latin-1").decode(errors="replace")  # WSGI passes bytes as Latin-1
+    pairs = parse_qsl(text, keep_blank_values=True, errors="werkzeug.url_quote") if text else ()
+    query = query_parameters(RunsQuery, pairs)
+    cursor = None if query.cursor is None else Cursor.parse(query.cursor)
+    page = context.reader.search(query.run_query(tenant, context.clock(), limit=query.limit, cursor=cursor))
+    token = page.cursor.token() if page.cursor else None
+    meta = Meta(cursor=token, hasMore=token is not None)
+    if page.partial:
+        meta.partial = list(page.partial)
+    if query.stuckAfter is not None:
+        meta.stuckAfter = query.stuckAfter
+    if query.endedSince is not None:
+        meta.endedSince = query.endedSince
+    body = b'{"success":true,"data":[%b],"meta":%b}' % (
+        b",".join(page.items),
+        meta.model_dump_json(exclude_unset=True).encode(),
+    )
+    headers = [("Vary", "Accept-Encoding"), *note_header(PARTIAL, page.partial).items()]
+    return _success(context, negotiate(environ.get("HTTP_ACCEPT_ENCODING")), headers, body, tenant)
+
+
+def query_parameters(schema: type[_Query], pairs: Iterable[tuple[str, str]]) -> _Query:
+    """Return the parameters of a query string. Raises QueryError or pydantic's ValidationError."""
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name in values and name in schema.model_fields:
+            raise QueryError(where=name, expected="one value", got="several of them")
+        values.setdefault(name, value)
+    return schema.model_validate(values)
+
+
+def _success(
+    context: AppContext, negotiated: Negotiated, headers: list[tuple[str, str]], body: bytes, tenant: str
+) -> PlainResponse:
     coding = negotiated.coding_of(len(body))
     if coding is not None:
         with context.turn(tenant, len(body)):
             body = coding.encode(body)
         headers.append(("Content-Encoding", coding.name))
     headers += (("Content-Type", JSON), ("Content-Length", str(len(body))))
-    return RunResponse("200 OK", headers, body)
+    return PlainResponse("200 OK", headers, body)
 
 
 def _headers(version: DocumentVersion, negotiated: Negotiated) -> list[tuple[str, str]]:
