@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +22,9 @@ import pytest
 from operate.conftest import Stack
 from operate.kit import document, send, step, wait_until
 from runspan import Recorder
-from support.cli import SAMPLES, environment, runspan
+from runspan.codec.fields import WORKFLOW_ID
+from support.cli import SAMPLES, environment, running, runspan
+from support.receivers import OK, Answer, Post, http_receiver
 from support.servers.collector import total
 
 SITE: dict[str, Any] = {"settings": {"failure_window": "20s"}, "alerts": {"RunspanRunStuck": {"for": "0s"}}}
@@ -112,6 +115,50 @@ def test_what_is_no_failure_of_now_pages_nobody(stack: Stack) -> None:
     assert set().union(*stack.webhook.receivers().values()) <= KNOWN, stack.webhook.receivers()
     firing = stack.prometheus.alerts() + stack.prometheus.alerts(state="pending")
     assert {alert["labels"]["alertname"] for alert in firing} <= KNOWN
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(900)
+def test_what_a_process_counts_before_its_first_report_pages_after_every_start(stack: Stack, tmp_path: Path) -> None:
+    """A watch refuses a document, has a run rejected, reports both ten seconds later, and is killed; the next one does
+    the same. Each pages, though the counters stand at 1 whenever Prometheus sees them."""
+    env = {
+        "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=watch",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{stack.collector.otlp}/v1/metrics",
+        "OTEL_METRIC_EXPORT_INTERVAL": "10000",
+    }
+
+    def rejections(status: str = "firing") -> set[str]:
+        return {alert["startsAt"] for alert in stack.webhook.alerts("RunspanExportRejected", status)}
+
+    def refused() -> bool:
+        # Alertmanager tells of a warning up to two minutes later, when this one is over.
+        return bool(stack.prometheus.alerts("RunspanDocumentsRefused"))
+
+    def answer(post: Post) -> Answer:
+        workflows = [
+            pair.value.string_value for span in post.spans for pair in span.attributes if pair.key == WORKFLOW_ID
+        ]
+        return Answer(400) if "wf_rejected" in workflows else OK
+
+    with http_receiver(answer) as receiver:
+        for number in (1, 2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            runs = [document(f"run_{name}_{number}", f"wf_{name}") for name in ("accepted", "rejected")]
+            (folder / "runs.ndjson").write_text("".join(json.dumps(each) + "\n" for each in [{"no": "id"}, *runs]))
+            with running("export", "--watch", folder, "--poll", "1s", "--endpoint", receiver.url, env=env) as child:
+                wait_until(refused, 2 * SECONDS, "the alert of a refused document")
+                came = partial(lambda number: len(rejections()) >= number, number)
+                assert stack.webhook.wait_for(came, SECONDS), stack.prometheus.alerts()
+                child.process.kill()
+            for counter in ("runspan_export_rejected_total", "runspan_export_refused_total"):
+                seen = stack.prometheus.query(f"min_over_time({counter}[10m])")
+                assert [sample["value"][1] for sample in seen] == ["1"] * number
+            over = stack.webhook.wait_for(lambda: rejections() <= rejections("resolved"), 4 * SECONDS)
+            assert over, (rejections(), rejections("resolved"), stack.prometheus.alerts("RunspanExportRejected"))
+            wait_until(lambda: not refused(), SECONDS, "the end of that alert")
+    assert len(rejections()) == 2
 
 
 async def cancelled(recorder: Recorder) -> None:
