@@ -50,11 +50,11 @@ def run(plan: Plan) -> list[Figure]:
     for name, each in samples.items():
         wall, cpu = (min(values) * 1e6 for values in zip(*each, strict=True))
         plan.say(f"serve {name}: {wall:.0f} µs a request, {cpu:.0f} µs of processor time")
-    goals = {"get": at_least(0.75), "list": at_least(0.4)}
-    return [_figure(samples, name, goals.get(name)) for name in contestants if name != "hello"]
+    goals = {name: at_least(0.9 if name.startswith("get") else 0.4) for name in contestants if name != "hello"}
+    return [_figure(samples, name, goal) for name, goal in goals.items()]
 
 
-def _figure(samples: dict[str, list[list[float]]], name: str, goal: Goal | None) -> Figure:
+def _figure(samples: dict[str, list[list[float]]], name: str, goal: Goal) -> Figure:
     hello_wall, hello_cpu = zip(*samples["hello"], strict=True)
     wall, cpu = zip(*samples[name], strict=True)
     value, low, high = ratio(hello_wall, wall)

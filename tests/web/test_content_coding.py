@@ -125,13 +125,22 @@ def test_a_document_is_the_same_in_every_coding(client: httpx.Client, run_id: st
     assert response.headers["cache-control"] == "private, no-cache"
 
 
-@pytest.mark.parametrize("run_id", TEXTS)
+@pytest.mark.parametrize(
+    "path",
+    [
+        *map(path_of, TEXTS),
+        "/api/v1/runs",
+        f"/api/v1/traces/{run_ids('small').trace_id.hex()}",
+        "/api/v1/runs/small/trace",
+        "/api/v1/openapi.json",
+    ],
+)
 @pytest.mark.parametrize("coding", DECODERS)
-def test_head_has_the_headers_of_get(client: httpx.Client, run_id: str, coding: str | None) -> None:
+def test_head_has_the_headers_of_get(client: httpx.Client, path: str, coding: str | None) -> None:
     """All of them, and no body."""
     headers = {"Accept_Encoding": coding} if coding else {}
-    got, _ = fetch(client, path_of(run_id), **headers)
-    head, body = fetch(client, path_of(run_id), "HEAD", **headers)
+    got, _ = fetch(client, path, **headers)
+    head, body = fetch(client, path, "HEAD", **headers)
     assert body == b""
     assert head.status == 200
     assert {**head.headers, "Date": ""} == {**got.headers, "Date": ""}

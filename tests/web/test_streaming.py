@@ -187,6 +187,20 @@ def test_a_large_trace_of_another_tenant_is_not_found(tmp_path: Path) -> None:
     keys.close()
 
 
+def test_a_response_that_waits_keeps_its_place_until_its_client_leaves(tmp_path: Path) -> None:
+    """A tenant's slow readers take its own places only, and leave them."""
+    limits = ServerLimits(concurrency=1, queue_time=0.3)
+    with SqliteStore(tmp_path) as store, serving(create_app(store, store), limits=limits) as client:
+        store.put(Run.from_dict(large(20_000)), observed_at=time.time_ns())
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+            connection.sendall(request_bytes(f"GET {path_of('large')}"))
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            time.sleep(1)
+            error_of(client.get("/api/v1/runs"), 503, "SERVER_BUSY")
+        assert eventually(lambda: client.get("/api/v1/runs").status_code == 200)
+        assert len(read_spans(client.get(path_of("large")).content)) == 20_001
+
+
 def test_pieces_are_bounded_and_have_the_spans_in_order() -> None:
     """Each piece is some 64 KiB however long the trace, and they are one JSON text."""
     spans = spans_of(large(2000))

@@ -20,7 +20,8 @@ class ServerLimits:
 
     concurrency: int = 16
     """Requests that are handled at once. A tenant may use as many of these places as are free: half of them if it is
-    the only one, then half of the rest for the next one, and so on."""
+    the only one, then half of the rest for the next one, and so on. A response that is made piece by piece keeps its
+    place until the client has read most of it."""
     queue_time: float = 5.0
     """How long a request waits for one of the places of its tenant. Then it is refused, and may be sent again."""
     connections: int = 1000
