@@ -11,6 +11,7 @@ from dashboards.parts import (
     SECONDS,
     SHARE,
     Panel,
+    compared,
     filled,
     graph,
     judged,
@@ -68,28 +69,38 @@ def dashboard() -> Dashboard:
 
 def totals() -> list[Panel]:
     return [
-        number("Cost", "In US dollars, in the chosen time.", DOLLARS, COST_OF_RANGE, decimals=2),
+        number("Cost", "In US dollars, in the chosen time.", DOLLARS, COST_OF_RANGE, decimals=2, empty="no cost"),
         number(
             "Cost of an agent step",
             "Cost by the number of agent steps.",
             DOLLARS,
-            f"{COST_OF_RANGE} / {AGENT_STEPS}",
+            f"{COST_OF_RANGE} / ({AGENT_STEPS} > 0)",
             decimals=4,
+            empty="no agents",
         ),
-        number("Agent steps", "Agent steps that ended in the chosen time.", COUNT, AGENT_STEPS),
+        number("Agent steps", "Agent steps that ended in the chosen time.", COUNT, AGENT_STEPS, empty="no agents"),
         number(
-            "Input tokens", "What models read in the chosen time.", COUNT, f"sum({grew(INPUT_TOKENS, PLACE, RANGE)})"
+            "Input tokens",
+            "What models read in the chosen time.",
+            COUNT,
+            f"sum({grew(INPUT_TOKENS, PLACE, RANGE)})",
+            empty="no tokens",
         ),
         number(
-            "Output tokens", "What models wrote in the chosen time.", COUNT, f"sum({grew(OUTPUT_TOKENS, PLACE, RANGE)})"
+            "Output tokens",
+            "What models wrote in the chosen time.",
+            COUNT,
+            f"sum({grew(OUTPUT_TOKENS, PLACE, RANGE)})",
+            empty="no tokens",
         ),
         judged(
             number(
                 "Failed agent steps",
                 "Of all agent steps that ended.",
                 SHARE,
-                f"(sum({grew(STEPS, FAILED_AGENTS, RANGE)}) or vector(0)) / {AGENT_STEPS}",
+                f"(sum({grew(STEPS, FAILED_AGENTS, RANGE)}) or vector(0)) / ({AGENT_STEPS} > 0)",
                 decimals=1,
+                empty="no agents",
             ),
             (None, "green"),
             (0.01, "yellow"),
@@ -106,6 +117,7 @@ def spending() -> list[Panel]:
             DOLLARS,
             prom(every(HOUR, COST, PLACE, "runspan_workflow_id"), "{{runspan_workflow_id}}"),
             stacked=True,
+            empty="No agent step reported a cost in this time.",
         ),
         graph(
             "Cost by model",
@@ -113,6 +125,7 @@ def spending() -> list[Panel]:
             DOLLARS,
             prom(every(HOUR, COST, PLACE, "gen_ai_request_model"), MODEL),
             stacked=True,
+            empty="No agent step reported a cost in this time.",
         ),
         graph(
             "Tokens",
@@ -121,17 +134,35 @@ def spending() -> list[Panel]:
             prom(every(60, INPUT_TOKENS, PLACE), "input"),
             prom(every(60, OUTPUT_TOKENS, PLACE), "output"),
             stacked=True,
+            empty="No agent step reported tokens in this time.",
         ),
         graph(
             "Tokens by model",
             "Input and output tokens a minute.",
             COUNT,
             prom(
-                f"60000 / {RATE_MS} * (sum by (gen_ai_request_model) ({grew(INPUT_TOKENS, PLACE, RATE)}) + "
-                f"sum by (gen_ai_request_model) ({grew(OUTPUT_TOKENS, PLACE, RATE)}))",
+                tokens("gen_ai_request_model"),
                 MODEL,
             ),
             stacked=True,
+            empty="No agent step reported tokens in this time.",
+        ),
+        graph(
+            "Tokens by workflow",
+            "Input and output tokens a minute.",
+            COUNT,
+            prom(tokens("runspan_workflow_id"), "{{runspan_workflow_id}}"),
+            stacked=True,
+            empty="No agent step reported tokens in this time.",
+        ),
+        compared(
+            "Spend by workflow and model",
+            "Cost and tokens in the chosen time. A model without a price has tokens and no cost.",
+            {"runspan_workflow_id": "Workflow", "gen_ai_request_model": "Model"},
+            ("Cost", DOLLARS, spent(COST)),
+            ("Input tokens", COUNT, spent(INPUT_TOKENS)),
+            ("Output tokens", COUNT, spent(OUTPUT_TOKENS)),
+            empty="No agent step reported tokens or a cost in this time.",
         ),
         ranked(
             "Workflows that cost most",
@@ -140,6 +171,7 @@ def spending() -> list[Panel]:
             f"topk(10, sum by (runspan_workflow_id) ({grew(COST, PLACE, RANGE)}))",
             {"runspan_workflow_id": "Workflow"},
             "Cost",
+            empty="No agent step reported a cost in this time.",
         ),
         ranked(
             "Models that cost most",
@@ -148,8 +180,23 @@ def spending() -> list[Panel]:
             f"topk(10, sum by (gen_ai_request_model) ({grew(COST, PLACE, RANGE)}))",
             {"gen_ai_request_model": "Model"},
             "Cost",
+            empty="No agent step reported a cost in this time.",
         ),
     ]
+
+
+def tokens(by: str) -> str:
+    """Input and output tokens a minute for each value of a label; a step may report only one of the two."""
+    read, written = (
+        f'label_replace(sum by ({by}) ({grew(metric, PLACE, RATE)}), "kind", "{metric}", "", "")'
+        for metric in (INPUT_TOKENS, OUTPUT_TOKENS)
+    )
+    return f"60000 / {RATE_MS} * sum by ({by}) ({read} or {written})"
+
+
+def spent(metric: str) -> str:
+    """How much of it each workflow spent on each model in the chosen time."""
+    return f"sum by (runspan_workflow_id, gen_ai_request_model) ({grew(metric, PLACE, RANGE)})"
 
 
 def agents() -> list[Panel]:
@@ -160,6 +207,7 @@ def agents() -> list[Panel]:
             SECONDS,
             prom(quantile(0.5, AGENT_SPANS), "p50"),
             prom(quantile(0.95, AGENT_SPANS), "p95", exemplars=True),
+            empty="No agent step ended in this time.",
         ),
         graph(
             "Agent steps by step",
@@ -169,6 +217,7 @@ def agents() -> list[Panel]:
                 every(60, STEPS, AGENTS, "runspan_workflow_id, runspan_step_id"),
                 "{{runspan_workflow_id}} {{runspan_step_id}}",
             ),
+            empty="No agent step ended in this time.",
         ),
     ]
 
@@ -182,6 +231,7 @@ def tables() -> list[Panel]:
             traceql(f"{RUN_SPAN} && span.runspan.run.cost_usd > 0.0 && {CHOSEN}", *RUN_SHOWN, *cost),
             limit=200,
             hidden=("kind", "instrumentation:name", "name"),
+            empty="No run with a cost ended in this time, or Tempo does not have it.",
         ),
         span_rows(
             "Agent steps to look at",
@@ -200,5 +250,6 @@ def tables() -> list[Panel]:
                 "span.error.type",
             ),
             hidden=("gen_ai.operation.name", "status"),
+            empty="No agent step failed or used that many tokens.",
         ),
     ]

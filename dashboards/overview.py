@@ -7,14 +7,17 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from dashboards.parts import (
     COUNT,
     DOLLARS,
+    LISTED,
     PER_MINUTE,
     SECONDS,
     SHARE,
     Panel,
     colored,
+    compared,
     filled,
     graph,
     judged,
+    linked,
     new_dashboard,
     number,
     prom,
@@ -56,6 +59,7 @@ FAILED_OF_RANGE = f"(sum({grew(RUNS, FAILED_RUNS, RANGE)}) or vector(0))"
 
 UNFINISHED_NOW = 'sum(runspan_runs_unfinished{job="runspan"}) or max(runspan_runs_unfinished)'
 """Of the servers. Exporters tell of the same runs, and of them alone where the server has no store of its own."""
+STUCK_NOW = "sum(runspan_runs_stuck) or 0 * sum(runspan_runs_unfinished)"
 
 
 def dashboard() -> Dashboard:
@@ -72,6 +76,7 @@ def dashboard() -> Dashboard:
         [
             ("Now", totals()),
             ("Runs", runs()),
+            ("Unfinished runs", unfinished()),
             ("What fails", failing()),
             ("Runs to look at", tables()),
         ],
@@ -80,48 +85,68 @@ def dashboard() -> Dashboard:
 
 def totals() -> list[Panel]:
     return [
-        number("Runs", "Runs that ended in the chosen time.", COUNT, RUNS_OF_RANGE, span=3),
+        linked(
+            number("Runs", "Runs that ended in the chosen time.", COUNT, RUNS_OF_RANGE, span=3, empty="no runs"),
+            "Runs of the last day in runspan",
+            "/?endedSince=24h",
+        ),
         judged(
             number(
                 "Success ratio",
                 "Runs that ended without an error, of all that ended. Cancelled runs are no errors.",
                 SHARE,
-                f"1 - {FAILED_OF_RANGE} / {RUNS_OF_RANGE}",
+                f"1 - {FAILED_OF_RANGE} / ({RUNS_OF_RANGE} > 0)",
                 span=3,
                 decimals=1,
+                empty="no runs",
             ),
             (None, "red"),
             (0.95, "yellow"),
             (0.99, "green"),
         ),
-        judged(
-            number(
-                "Failed runs",
-                "Runs that failed or timed out in the chosen time.",
-                COUNT,
-                FAILED_OF_RANGE,
-                span=3,
+        linked(
+            judged(
+                number(
+                    "Failed runs",
+                    "Runs that failed or timed out in the chosen time.",
+                    COUNT,
+                    FAILED_OF_RANGE,
+                    span=3,
+                    empty="no runs",
+                ),
+                (None, "green"),
+                (1, "red"),
             ),
-            (None, "green"),
-            (1, "red"),
+            "Failed runs of the last day in runspan",
+            "/?status=failed&endedSince=24h",
         ),
-        number(
-            "Unfinished now",
-            "Runs in runspan's embedded store that are pending, running or suspended, of all workflows.",
-            COUNT,
-            UNFINISHED_NOW,
-            span=3,
-        ),
-        judged(
+        linked(
             number(
-                "Stuck runs",
-                "Runs in runspan's embedded store that nobody has seen go on. Their engine crashed, or is cut off.",
+                "Unfinished now",
+                "Runs in runspan's embedded store that are pending, running or suspended, of all workflows.",
                 COUNT,
-                "sum(runspan_runs_stuck) or 0 * sum(runspan_runs_unfinished)",
+                UNFINISHED_NOW,
                 span=3,
+                empty="no server",
             ),
-            (None, "green"),
-            (1, "red"),
+            "Running runs in runspan",
+            "/?status=running",
+        ),
+        linked(
+            judged(
+                number(
+                    "Stuck runs",
+                    "Runs in runspan's embedded store that nobody has seen go on. Their engine crashed, or is cut off.",
+                    COUNT,
+                    STUCK_NOW,
+                    span=3,
+                    empty="no store",
+                ),
+                (None, "green"),
+                (1, "red"),
+            ),
+            "Stuck runs in runspan",
+            "/?stuckAfter=15m",
         ),
         number(
             "Run duration p50, p95",
@@ -130,6 +155,7 @@ def totals() -> list[Panel]:
             (quantile(0.5, RUN_SPANS, window=RANGE), "p50"),
             (quantile(0.95, RUN_SPANS, window=RANGE), "p95"),
             span=4,
+            empty="no runs",
         ),
         number(
             "Tokens",
@@ -137,6 +163,7 @@ def totals() -> list[Panel]:
             COUNT,
             f"sum({grew(INPUT_TOKENS, PLACE, RANGE)}) + sum({grew(OUTPUT_TOKENS, PLACE, RANGE)})",
             span=3,
+            empty="no agents",
         ),
         number(
             "Cost",
@@ -145,6 +172,7 @@ def totals() -> list[Panel]:
             f"sum({grew(COST, PLACE, RANGE)})",
             span=2,
             decimals=2,
+            empty="no cost",
         ),
     ]
 
@@ -158,6 +186,7 @@ def runs() -> list[Panel]:
                 PER_MINUTE,
                 prom(every(60, RUNS, PLACE, "runspan_run_status"), "{{runspan_run_status}}"),
                 stacked=True,
+                empty="No run ended in this time.",
             )
         ),
         graph(
@@ -167,24 +196,56 @@ def runs() -> list[Panel]:
             prom(quantile(0.5, RUN_SPANS), "p50"),
             prom(quantile(0.95, RUN_SPANS), "p95", exemplars=True),
             prom(quantile(0.99, RUN_SPANS), "p99"),
+            empty="No run ended in this time.",
+        ),
+        graph(
+            "Run duration p95 by workflow",
+            "19 of 20 runs took no longer. A point leads to the trace of one run.",
+            SECONDS,
+            prom(quantile(0.95, RUN_SPANS, "runspan_workflow_id"), "{{runspan_workflow_id}}", exemplars=True),
+            empty="No run ended in this time.",
         ),
         graph(
             "Runs by workflow",
             "Runs that ended, a minute.",
             PER_MINUTE,
             prom(every(60, RUNS, PLACE, "runspan_workflow_id"), "{{runspan_workflow_id}}"),
+            empty="No run ended in this time.",
         ),
         graph(
             "Step duration p95 by type",
             "Of finished steps, without the time that they waited for others. A point leads to the trace of one step.",
             SECONDS,
             prom(quantile(0.95, STEP_SPANS, "runspan_step_type"), "{{runspan_step_type}}", exemplars=True),
+            empty="No step ended in this time.",
         ),
-        graph(
-            "Unfinished runs",
-            "Runs in runspan's embedded store that are pending, running or suspended, of all workflows.",
-            COUNT,
-            prom(UNFINISHED_NOW, "unfinished"),
+        compared(
+            "Run duration by workflow",
+            "Half of a workflow's runs, and 19 of 20, took no longer in the chosen time.",
+            {"runspan_workflow_id": "Workflow"},
+            ("p95", SECONDS, quantile(0.95, RUN_SPANS, "runspan_workflow_id", RANGE)),
+            ("p50", SECONDS, quantile(0.5, RUN_SPANS, "runspan_workflow_id", RANGE)),
+            ("Runs", COUNT, f"sum by (runspan_workflow_id) ({grew(RUNS, PLACE, RANGE)})"),
+            links=f"{LISTED}&endedSince=24h",
+            empty="No run ended in this time.",
+        ),
+    ]
+
+
+def unfinished() -> list[Panel]:
+    return [
+        linked(
+            graph(
+                "Unfinished and stuck runs",
+                "Runs in runspan's embedded store that are pending, running or suspended, of all workflows, and those "
+                "of them that nobody has seen go on.",
+                COUNT,
+                prom(UNFINISHED_NOW, "unfinished"),
+                prom(STUCK_NOW, "stuck"),
+                empty="Prometheus does not scrape a runspan that has a store or follows runs.",
+            ),
+            "Running runs in runspan",
+            "/?status=running",
         ),
         graph(
             "Age of unfinished runs",
@@ -196,6 +257,24 @@ def runs() -> list[Panel]:
                 f"histogram_quantile(0.95, sum by (le, runspan_run_status) ({grew(UNFINISHED_AGE, PLACE, RATE)}))",
                 "{{runspan_run_status}} p95",
             ),
+            empty="No unfinished run, or Prometheus does not scrape runspan.",
+        ),
+        compared(
+            "Stuck runs by workflow",
+            "Runs in runspan's embedded store that nobody has seen go on, and for how long the longest of them.",
+            {"runspan_workflow_id": "Workflow"},
+            ("Stuck runs", COUNT, "sum by (runspan_workflow_id) (runspan_runs_stuck) > 0"),
+            ("Not seen for", SECONDS, "max by (runspan_workflow_id) (runspan_runs_stuck_age_seconds) > 0"),
+            links=f"{LISTED}&stuckAfter=15m",
+            empty="No run is stuck, or Prometheus does not scrape a runspan with a store of its own.",
+        ).span(24),
+        span_rows(
+            "Revisions of unfinished runs",
+            "What was observed of runs before their end, each at the start of its run. A run that has ended since is "
+            "among the runs too.",
+            traceql(f"{REVISION_SPAN} && {CHOSEN}", *RUN_SHOWN, "span.runspan.observed_at"),
+            hidden=("instrumentation:name", "name"),
+            empty="No run that began in this time was seen before its end.",
         ),
     ]
 
@@ -209,6 +288,7 @@ def failing() -> list[Panel]:
             f"topk(10, sum by (runspan_workflow_id) ({grew(RUNS, FAILED_RUNS, RANGE)}) > 0)",
             {"runspan_workflow_id": "Workflow"},
             "Failed runs",
+            empty="No run failed in this time.",
         ),
         ranked(
             "Steps that fail most",
@@ -218,6 +298,7 @@ def failing() -> list[Panel]:
             f"({grew(STEPS, FAILED_STEPS, RANGE)}) > 0)",
             {"runspan_workflow_id": "Workflow", "runspan_step_id": "Step", "runspan_step_type": "Type"},
             "Failures",
+            empty="No step failed in this time.",
         ),
         graph(
             "Failure ratio by workflow",
@@ -228,6 +309,7 @@ def failing() -> list[Panel]:
                 f"sum by (runspan_workflow_id) ({grew(RUNS, PLACE, RATE)})",
                 "{{runspan_workflow_id}}",
             ),
+            empty="No run ended in this time, or none failed.",
         ),
         graph(
             "Failed steps by type",
@@ -235,6 +317,7 @@ def failing() -> list[Panel]:
             PER_MINUTE,
             prom(every(60, STEPS, FAILED_STEPS, "runspan_step_type"), "{{runspan_step_type}}"),
             stacked=True,
+            empty="No step failed in this time.",
         ),
         graph(
             "Retries by step",
@@ -244,6 +327,7 @@ def failing() -> list[Panel]:
                 every(60, RETRIES, PLACE, "runspan_workflow_id, runspan_step_id"),
                 "{{runspan_workflow_id}} {{runspan_step_id}}",
             ),
+            empty="No step was retried in this time.",
         ),
         ranked(
             "Steps that retry most",
@@ -253,6 +337,7 @@ def failing() -> list[Panel]:
             f"({grew(RETRIES, PLACE, RANGE)}))",
             {"runspan_workflow_id": "Workflow", "runspan_step_id": "Step", "runspan_step_type": "Type"},
             "Retries",
+            empty="No step was retried in this time.",
         ),
     ]
 
@@ -264,6 +349,7 @@ def tables() -> list[Panel]:
             "The newest runs that failed or timed out. A run id leads to its trace, its document and its page.",
             traceql(f"{RUN_SPAN} && status = error && {CHOSEN}", *RUN_SHOWN, "span.error.type", "statusMessage"),
             hidden=("kind", "instrumentation:name", "status", "name"),
+            empty="No run failed in this time, or Tempo does not have it.",
         ),
         span_rows(
             "Newest failed steps",
@@ -278,18 +364,13 @@ def tables() -> list[Panel]:
                 "statusMessage",
             ),
             hidden=("instrumentation:name", "runspan.step.status", "status", "name"),
+            empty="No step failed in this time, or Tempo does not have it.",
         ),
         span_rows(
             "Newest runs",
             "The newest runs that ended.",
             traceql(f"{RUN_SPAN} && {CHOSEN}", *RUN_SHOWN, "span.runspan.run.cost_usd"),
             hidden=("kind", "instrumentation:name", "name"),
-        ),
-        span_rows(
-            "Revisions of unfinished runs",
-            "What was observed of runs before their end, each at the start of its run. A run that has ended since is "
-            "among the runs too.",
-            traceql(f"{REVISION_SPAN} && {CHOSEN}", *RUN_SHOWN, "span.runspan.observed_at"),
-            hidden=("instrumentation:name", "name"),
+            empty="No run ended in this time, or Tempo does not have it.",
         ),
     ]

@@ -32,6 +32,12 @@ BYTES: Final = units.BytesIEC
 SHARE: Final = units.PercentUnit
 DOLLARS: Final = units.Dollars
 
+OVERVIEW: Final = (
+    "/d/runspan-overview?var-workflow=${__value.raw:percentencode}&${datasource:queryparam}&${__url_time_range}"
+)
+LISTED: Final = "${runspan_url}/?workflowId=${__value.raw:percentencode}"
+"""A cell that is a workflow's id leads to its runs: counted, and one by one."""
+
 RUN_PAGE: Final = '${runspan_url}/runs/${__data.fields["runspan.run.id"]:percentencode}'
 DOCUMENT: Final = '${runspan_url}/api/v1/runs/${__data.fields["runspan.run.id"]:percentencode}'
 DRILL_DOWN: Final = (
@@ -152,10 +158,16 @@ Panel = Any
 
 
 def number(
-    title: str, about: str, unit: str, *exprs: str | tuple[str, str], span: int = 4, decimals: int | None = None
+    title: str,
+    about: str,
+    unit: str,
+    *exprs: str | tuple[str, str],
+    empty: str,
+    span: int = 4,
+    decimals: int | None = None,
 ) -> Panel:
-    """One number for the whole time of the dashboard, or several, each with its name."""
-    panel = titled(stat.Panel(), title, about, unit, PROMETHEUS, height=4, span=span)
+    """One number for the whole time of the dashboard, or several, each with its name. empty: two words or three."""
+    panel = titled(stat.Panel(), title, about, unit, PROMETHEUS, empty=empty, height=4, span=span)
     with_targets(panel, [prom_now(expr) if isinstance(expr, str) else prom_now(*expr) for expr in exprs])
     panel.graph_mode(common.BigValueGraphMode.NONE).color_mode(common.BigValueColorMode.VALUE)
     panel.color_scheme(build.FieldColor().mode(model.FieldColorModeId.FIXED).fixed_color("text"))
@@ -170,9 +182,9 @@ def judged(panel: Panel, *steps: tuple[float | None, str]) -> Panel:
     return panel.thresholds(build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(thresholds))
 
 
-def graph(title: str, about: str, unit: str, *targets: PromQuery, stacked: bool = False) -> Panel:
+def graph(title: str, about: str, unit: str, *targets: PromQuery, empty: str, stacked: bool = False) -> Panel:
     """Lines over time; stacked: areas that add up."""
-    panel = titled(timeseries.Panel(), title, about, unit, PROMETHEUS)
+    panel = titled(timeseries.Panel(), title, about, unit, PROMETHEUS, empty=empty)
     panel.fill_opacity(25 if stacked else 8).show_points(common.VisibilityMode.AUTO).line_width(1)
     panel.legend(
         shared.VizLegendOptions()
@@ -186,17 +198,44 @@ def graph(title: str, about: str, unit: str, *targets: PromQuery, stacked: bool 
     return with_targets(panel, targets)
 
 
-def rows(title: str, about: str, unit: str, *targets: Any, source: common.DataSourceRef = PROMETHEUS) -> Panel:
-    """A table."""
-    panel = titled(table.Panel(), title, about, unit, source, height=9, span=12)
+def rows(
+    title: str, about: str, unit: str, *targets: Any, empty: str, source: common.DataSourceRef = PROMETHEUS
+) -> Panel:
+    """A table. Its empty cells stay empty; ``empty`` stands in its place when it has no row."""
+    panel = titled(table.Panel(), title, about, unit, source, empty=empty, height=9, span=12)
+    panel.override_by_regexp(".*", [value("noValue", "")])
     return with_targets(panel.cell_height(common.TableCellHeight.SM), targets)
 
 
-def ranked(title: str, about: str, unit: str, expr: str, columns: dict[str, str], value: str) -> Panel:
-    """A table of the largest values. columns: labels and their headings. value: the heading of the last column."""
-    headings = {**columns, "Value": value}
-    panel = organized(rows(title, about, unit, prom_now(expr, as_table=True)), headings, ["Time"], headings)
-    return panel.sort_by([shared.TableSortByFieldState().display_name(value).desc(True)])
+def ranked(title: str, about: str, unit: str, expr: str, columns: dict[str, str], heading: str, *, empty: str) -> Panel:
+    """A table of the largest values. columns: labels and their headings. heading: that of the last column."""
+    return compared(title, about, columns, (heading, unit, expr), empty=empty)
+
+
+def compared(
+    title: str, about: str, columns: dict[str, str], *values: tuple[str, str, str], empty: str, links: str = LISTED
+) -> Panel:
+    """A table with one row for each combination of labels, largest first.
+
+    columns: labels and their headings. values: heading, unit and expression of each column with numbers, and the first
+    decides the order. links: where a workflow leads, beside the overview.
+    """
+    panel = rows(title, about, values[0][1], *[prom_now(expr, as_table=True) for _, _, expr in values], empty=empty)
+    if len(values) > 1:
+        panel.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
+    # Grafana names the values of several queries after these.
+    names = (
+        [f"Value #{letter}" for letter, _ in zip("ABCDEFGH", values, strict=False)] if len(values) > 1 else ["Value"]
+    )
+    headings = {**columns, **{name: heading for name, (heading, _, _) in zip(names, values, strict=True)}}
+    organized(panel, headings, ["Time"], headings)
+    for heading, unit, _ in values[1:]:
+        panel.override_by_name(heading, [value("unit", unit)])
+    if "runspan_workflow_id" in columns:
+        where = (("Overview of this workflow", OVERVIEW, False), ("Runs in runspan", links, True))
+        found = [{"title": name, "url": url, "targetBlank": blank} for name, url, blank in where]
+        panel.override_by_name(columns["runspan_workflow_id"], [value("links", found)])
+    return panel.sort_by([shared.TableSortByFieldState().display_name(values[0][0]).desc(True)])
 
 
 def organized(
@@ -220,9 +259,9 @@ FIELD_NAMES: Final = {
 """Columns of Tempo's tables that are not attributes: their names, and how the data source shows them."""
 
 
-def span_rows(title: str, about: str, query: str, limit: int = 50, hidden: Iterable[str] = ()) -> Panel:
+def span_rows(title: str, about: str, query: str, limit: int = 50, hidden: Iterable[str] = (), *, empty: str) -> Panel:
     """A table of spans, newest first. Run ids lead to the drill-down, the document and the run's page."""
-    panel = rows(title, about, units.NoUnit, spans(query, limit), source=TEMPO).span(WIDTH)
+    panel = rows(title, about, units.NoUnit, spans(query, limit), empty=empty, source=TEMPO).span(WIDTH)
     first = ("runspan.workflow.id", "name", "runspan.step.id", "runspan.run.status", "runspan.step.status")
     organized(
         panel,
@@ -271,10 +310,26 @@ def colored(panel: Panel) -> Panel:
 
 
 def titled(
-    panel: Panel, title: str, about: str, unit: str, source: common.DataSourceRef, *, height: int = 8, span: int = 12
+    panel: Panel,
+    title: str,
+    about: str,
+    unit: str,
+    source: common.DataSourceRef,
+    *,
+    empty: str,
+    height: int = 8,
+    span: int = 12,
 ) -> Panel:
-    """A panel with what every panel has. height, span: rows and columns of the grid."""
-    return panel.title(title).description(about).unit(unit).datasource(source).height(height).span(span)
+    """A panel with what every panel has. empty: what it means when there is no data. height, span: rows and columns of
+    the grid."""
+    panel.title(title).description(about).unit(unit).datasource(source).height(height).span(span)
+    return panel.no_value(empty)
+
+
+def linked(panel: Panel, title: str, path: str) -> Panel:
+    """A panel whose heading leads to a page of runspan."""
+    link = build.DashboardLink(title).type(model.DashboardLinkType.LINK).url("${runspan_url}" + path).target_blank(True)
+    return panel.links([link])
 
 
 def with_targets(panel: Panel, targets: Iterable[Any]) -> Panel:

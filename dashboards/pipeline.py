@@ -14,6 +14,7 @@ from dashboards.parts import (
     filled,
     graph,
     judged,
+    linked,
     new_dashboard,
     number,
     organized,
@@ -22,6 +23,7 @@ from dashboards.parts import (
     prometheus_variable,
     ranked,
     rows,
+    runspan_variable,
 )
 from dashboards.queries import RANGE, RATE, every, grew
 
@@ -37,7 +39,7 @@ def dashboard() -> Dashboard:
         "The way of the runs: exporters and sync, the Collector with its queues, the backends, runspan's own server. "
         "Look here when runs are late or missing.",
     )
-    made.variables([prometheus_variable()])
+    made.variables([prometheus_variable(), runspan_variable()])
     return filled(
         made,
         [("Now", now()), ("Collector", collector()), ("Exporters and sync", exporters()), ("runspan server", server())],
@@ -54,6 +56,7 @@ def now() -> list[Panel]:
                 "Things that Prometheus should scrape and cannot.",
                 COUNT,
                 "count(up == 0) or vector(0)",
+                empty="none",
             ),
             (None, "green"),
             (1, "red"),
@@ -65,6 +68,7 @@ def now() -> list[Panel]:
                 SHARE,
                 "max(otelcol_exporter_queue_size / otelcol_exporter_queue_capacity)",
                 decimals=1,
+                empty="no Collector",
             ),
             (None, "green"),
             (0.5, "yellow"),
@@ -76,6 +80,7 @@ def now() -> list[Panel]:
                 "Spans that a backend refused for good, in the chosen time. Their senders had heard 200.",
                 COUNT,
                 f"sum({lost}) or vector(0)",
+                empty="none",
             ),
             (None, "green"),
             (1, "red"),
@@ -86,6 +91,7 @@ def now() -> list[Panel]:
                 "Spans that found a full queue, in the chosen time. Their senders were told to come back.",
                 COUNT,
                 f"sum({turned_away}) or vector(0)",
+                empty="none",
             ),
             (None, "green"),
             (1, "yellow"),
@@ -97,6 +103,7 @@ def now() -> list[Panel]:
                 SHARE,
                 "max(otelcol_deltatocumulative_streams_tracked / otelcol_deltatocumulative_streams_limit)",
                 decimals=1,
+                empty="no Collector",
             ),
             (None, "green"),
             (0.9, "red"),
@@ -107,19 +114,25 @@ def now() -> list[Panel]:
                 "Without the watchdog, which always fires.",
                 COUNT,
                 'count(ALERTS{alertstate="firing", severity=~"critical|warning"}) or vector(0)',
+                empty="none",
             ),
             (None, "green"),
             (1, "red"),
         ),
-        organized(
-            rows(
-                "Alerts",
-                "Firing and pending alerts. The watchdog shows that alerts are evaluated at all.",
-                COUNT,
-                prom_now("ALERTS", as_table=True),
-            ).span(24),
-            ["alertname", "alertstate", "severity"],
-            ["Time", "Value", "__name__"],
+        linked(
+            organized(
+                rows(
+                    "Alerts",
+                    "Firing and pending alerts. The watchdog shows that alerts are evaluated at all.",
+                    COUNT,
+                    prom_now("ALERTS", as_table=True),
+                    empty="No alert, not even the watchdog: Prometheus has no rules of runspan.",
+                ).span(24),
+                ["alertname", "alertstate", "severity"],
+                ["Time", "Value", "__name__"],
+            ),
+            "Runbooks",
+            "/runbooks",
         ),
     ]
 
@@ -131,48 +144,56 @@ def collector() -> list[Panel]:
             "Spans that the Collector acknowledged, by the way they came.",
             PER_SECOND,
             prom(f"sum by (transport) (rate(otelcol_receiver_accepted_spans[{RATE}]))", "{{transport}}"),
+            empty="No span came in this time, or Prometheus does not scrape the Collector.",
         ),
         graph(
             "Spans refused",
             "Spans that senders were told to bring again, because a queue was full or memory short.",
             PER_SECOND,
             prom(every(1, "otelcol_receiver_refused_spans", "", "transport"), "{{transport}}"),
+            empty="No span was refused, or Prometheus does not scrape the Collector.",
         ),
         graph(
             "Queues",
             "What waits on disk for a backend, of the queue's capacity. A line that climbs is a backend that is down.",
             SHARE,
             prom("max by (exporter) (otelcol_exporter_queue_size / otelcol_exporter_queue_capacity)", EXPORTER),
+            empty="Prometheus does not scrape the Collector.",
         ),
         graph(
             "Spans delivered",
             "Spans that a backend acknowledged.",
             PER_SECOND,
             prom(f"sum by (exporter) (rate(otelcol_exporter_sent_spans[{RATE}]))", EXPORTER),
+            empty="No span was delivered in this time, or Prometheus does not scrape the Collector.",
         ),
         graph(
             "Spans refused for good",
             "Spans that a backend did not take and never will. Their senders had heard 200.",
             PER_SECOND,
             prom(every(1, "otelcol_exporter_send_failed_spans", "", "exporter"), EXPORTER),
+            empty="No span was refused, or Prometheus does not scrape the Collector.",
         ),
         graph(
             "Spans turned away by a full queue",
             "Their senders were told to come back.",
             PER_SECOND,
             prom(every(1, "otelcol_exporter_enqueue_failed_spans", "", "exporter"), EXPORTER),
+            empty="No span was turned away, or Prometheus does not scrape the Collector.",
         ),
         graph(
             "Collector memory",
             "Resident memory. The memory limiter refuses before it is full.",
             BYTES,
             prom("max by (instance) (otelcol_process_memory_rss)", "{{instance}}"),
+            empty="Prometheus does not scrape the Collector.",
         ),
         graph(
             "Collector processor time",
             "Cores that the Collector uses.",
             COUNT,
             prom(f"max by (instance) (rate(otelcol_process_cpu_seconds[{RATE}]))", "{{instance}}"),
+            empty="Prometheus does not scrape the Collector.",
         ),
     ]
 
@@ -184,6 +205,7 @@ def exporters() -> list[Panel]:
             "Runs that exporters had acknowledged.",
             PER_SECOND,
             prom(f"sum by (job, instance) (rate(runspan_export_runs_total[{RATE}]))", PROCESS),
+            empty="No exporter reports its metrics: see docs/health.md.",
         ),
         graph(
             "Runs not taken, requests sent again",
@@ -193,12 +215,14 @@ def exporters() -> list[Panel]:
             prom(f"sum(rate(runspan_export_rejected_total[{RATE}]))", "rejected runs"),
             prom(f"sum(rate(runspan_export_refused_total[{RATE}]))", "refused documents"),
             prom(f"sum(rate(runspan_export_retries_total[{RATE}]))", "requests sent again"),
+            empty="No exporter reports its metrics: see docs/health.md.",
         ),
         graph(
             "Sync backlog",
             "Runs that the platform listed and the receiver does not have yet.",
             COUNT,
             prom("sum by (job, instance) (runspan_sync_backlog)", PROCESS),
+            empty="No sync reports its metrics: see docs/health.md.",
         ),
         graph(
             "Sync lag and retention margin",
@@ -208,6 +232,7 @@ def exporters() -> list[Panel]:
             prom("max by (job, instance) (runspan_sync_lag_seconds)", f"{PROCESS} lag"),
             prom("max by (job, instance) (runspan_sync_poll_age_seconds)", f"{PROCESS} last poll"),
             prom("min by (job, instance) (runspan_sync_retention_margin_seconds)", f"{PROCESS} margin"),
+            empty="No sync reports its metrics: see docs/health.md.",
         ),
     ]
 
@@ -220,12 +245,14 @@ def server() -> list[Panel]:
             "Requests that runspan answered, by route.",
             "reqps",
             prom(f"sum by (route) (rate(runspan_http_requests_total[{RATE}]))", "{{route}}"),
+            empty="No request in this time, or Prometheus does not scrape runspan.",
         ),
         graph(
             "Requests by status",
             "5xx are runspan's own or its backend's failures.",
             "reqps",
             prom(f"sum by (status) (rate(runspan_http_requests_total[{RATE}]))", "{{status}}"),
+            empty="No request in this time, or Prometheus does not scrape runspan.",
         ),
         graph(
             "Time to answer p95",
@@ -236,6 +263,7 @@ def server() -> list[Panel]:
                 f"(rate(runspan_http_request_duration_seconds_bucket[{RATE}])))",
                 "{{route}}",
             ),
+            empty="No request in this time, or Prometheus does not scrape runspan.",
         ),
         graph(
             "Spans received",
@@ -243,14 +271,28 @@ def server() -> list[Panel]:
             PER_SECOND,
             prom(f"sum(rate(runspan_spans_received_total[{RATE}]))", "received"),
             prom(f"sum(rate(runspan_spans_rejected_total[{RATE}]))", "rejected"),
+            empty="Prometheus does not scrape runspan.",
         ),
-        graph("Store", "Bytes of the embedded store on disk.", BYTES, prom("sum(runspan_store_bytes)", "bytes")),
-        graph("Runs stored", "Runs in the embedded store.", COUNT, prom("sum(runspan_store_runs)", "runs")),
+        graph(
+            "Store",
+            "Bytes of the embedded store on disk.",
+            BYTES,
+            prom("sum(runspan_store_bytes)", "bytes"),
+            empty="Prometheus does not scrape a runspan with a store of its own.",
+        ),
+        graph(
+            "Runs stored",
+            "Runs in the embedded store.",
+            COUNT,
+            prom("sum(runspan_store_runs)", "runs"),
+            empty="Prometheus does not scrape a runspan with a store of its own.",
+        ),
         graph(
             "Spans that wait for the rest of their run",
             "Fragments of runs of which spans are missing. A line that stays up is a sender that lost some.",
             COUNT,
             prom("sum(runspan_store_fragments)", "fragments"),
+            empty="Prometheus does not scrape a runspan with a store of its own.",
         ),
         ranked(
             "Requests that failed",
@@ -259,5 +301,6 @@ def server() -> list[Panel]:
             f"topk(10, sum by (route, status) ({failed}) > 0)",
             {"route": "Route", "status": "Status"},
             "Answers",
+            empty="No request failed in this time.",
         ),
     ]

@@ -44,9 +44,12 @@ def every(seconds: int, metric: str, matchers: str, by: str = "") -> str:
 
 
 def quantile(share: float, matchers: str, by: str = "", window: str = RATE) -> str:
-    """A quantile of spans' durations in seconds, over all series or for each value of a label."""
+    """A quantile of spans' durations in seconds, over all series or for each value of a label.
+
+    Where nothing ended there is none: the comparison drops NaN.
+    """
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({share}, sum by ({labels}) ({grew(SECONDS, matchers, window)}))"
+    return f"histogram_quantile({share}, sum by ({labels}) ({grew(SECONDS, matchers, window)})) >= 0"
 
 
 def traceql(conditions: str, *shown: str) -> str:

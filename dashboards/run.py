@@ -58,6 +58,7 @@ def find() -> Panel:
         traceql(f"{REVISIONS} && span.runspan.run.id =~ `.*${{run_id:regex}}.*`", *RUN_SHOWN),
         limit=20,
         hidden=("instrumentation:name",),
+        empty="No run in this time has that text in its id.",
     ).height(6)
 
 
@@ -79,6 +80,7 @@ def run() -> list[Panel]:
                 "statusMessage",
             ),
             hidden=("instrumentation:name", "trace:id"),
+            empty="No run with this trace id: choose one above.",
         ).height(6),
         titled(
             AnyPanel().type("traces"),
@@ -88,6 +90,7 @@ def run() -> list[Panel]:
             TEMPO,
             height=16,
             span=24,
+            empty="No trace with this id.",
         ).with_target(trace()),
         titled(
             nodegraph.Panel(),
@@ -97,6 +100,7 @@ def run() -> list[Panel]:
             TEMPO,
             height=14,
             span=24,
+            empty="No trace with this id.",
         ).with_target(trace()),
     ]
 
@@ -118,6 +122,7 @@ def steps() -> list[Panel]:
                 "statusMessage",
             ),
             hidden=("instrumentation:name", "name", "trace:id"),
+            empty="No finished step.",
         ).height(12),
         span_rows(
             "Agent steps",
@@ -133,6 +138,7 @@ def steps() -> list[Panel]:
                 "span.runspan.cost.usd",
             ),
             hidden=("gen_ai.operation.name", "trace:id"),
+            empty="No agent step.",
         ),
         span_rows(
             "Attempts",
@@ -144,6 +150,7 @@ def steps() -> list[Panel]:
                 "span.error.type",
             ),
             hidden=("instrumentation:name", "trace:id"),
+            empty="No step whose attempts are listed one by one.",
         ),
     ]
 
@@ -167,6 +174,7 @@ def jaeger_trace() -> Panel:
         JAEGER,
         height=16,
         span=24,
+        empty="No trace with this id in this Jaeger.",
     )
     panel.with_target(JaegerQuery(query))
     return panel

@@ -94,7 +94,7 @@ def scene(directory: Path) -> Iterator[Scene]:
         export(write(directory / "listed.ndjson", listed), platform)
         opened.enter_context(synced(directory, platform, collector))
         ended = sum(run.envelope.status in TERMINAL_RUN_STATUSES for run in runs)
-        wait_until(lambda: counted(prometheus) >= ended, 60, f"not all of {ended} runs were counted")
+        wait_until(lambda: settled(prometheus, ended), 60, f"not all of {ended} runs were counted")
         calm = time.time()
         go_wrong(data, url, collector)
         # What the platform lists while the Collector refuses is the backlog of the sync.
@@ -102,9 +102,16 @@ def scene(directory: Path) -> Iterator[Scene]:
         yield Scene(prometheus, collector, write(directory / "all.ndjson", [*dropped, *listed]), runs, run, calm)
 
 
-def counted(prometheus: Prometheus) -> int:
-    """How many runs Prometheus knows of."""
-    return sum(int(row["value"][1]) for row in prometheus.query("sum(runspan_runs_total)"))
+def settled(prometheus: Prometheus, ended: int) -> bool:
+    """Whether Prometheus knows of all runs: the number and durations of those that ended, and those that did not."""
+    expected = {
+        "sum(runspan_runs_total)": ended,
+        'sum(traces_span_metrics_duration_seconds_count{runspan_role="run"})': ended,
+        'sum(runspan_runs_unfinished{job="runspan"})': len(OPEN) + 1,
+    }
+    return all(
+        sum(int(row["value"][1]) for row in prometheus.query(query)) >= count for query, count in expected.items()
+    )
 
 
 def synced(directory: Path, platform: str, collector: Collector) -> AbstractContextManager[Running]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +18,15 @@ from operate.boards import BOARDS, ROOT, filled_in, targets
 from operate.fresh import write
 from operate.kit import wait_until
 from operate.promql import names, selectors
-from operate.scene import Scene, export, scene
+from operate.scene import OPEN, Scene, export, scene
 from runspan import Run, encode
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from support.servers.prometheus import Prometheus
 from support.servers.tempo import Tempo
 
 PATIENCE = 60
+BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800)
+"""Bounds of the durations' histogram in seconds, those of otel-collector.yaml."""
 EXPRESSIONS = {where: target["expr"] for where, target in targets("prometheus")}
 RULES = {
     rule["alert"]: rule["expr"]
@@ -116,16 +119,70 @@ def test_the_counts_are_those_of_the_documents(live: Scene) -> None:
     ended = sum(status in TERMINAL_RUN_STATUSES for status in statuses)
     failed = sum(status in {"failed", "timed_out"} for status in statuses)
 
-    def shown(title: str) -> float:
-        expression = filled_in(EXPRESSIONS[f"overview.json: {title} A"], VALUES)
-        query = {"query": expression, "time": str(live.calm)}
-        answer = httpx.get(f"{live.prometheus.url}/api/v1/query", params=query, trust_env=False).json()
-        ((_, value),) = [row["value"] for row in answer["data"]["result"]]
-        return float(value)
+    def one(title: str) -> float:
+        (value,) = shown(live, f"overview.json: {title} A").values()
+        return value
 
-    assert shown("Runs") == ended
-    assert shown("Failed runs") == failed
-    assert shown("Success ratio") == pytest.approx(1 - failed / ended)
+    assert one("Runs") == ended
+    assert one("Failed runs") == failed
+    assert one("Success ratio") == pytest.approx(1 - failed / ended)
+
+
+def shown(live: Scene, where: str, *labels: str) -> dict[tuple[str, ...], float]:
+    """What a query of a panel gave before anything went wrong, by the values of these labels."""
+    query = {"query": filled_in(EXPRESSIONS[where], VALUES), "time": str(live.calm)}
+    answer = httpx.get(f"{live.prometheus.url}/api/v1/query", params=query, trust_env=False).json()
+    rows = answer["data"]["result"]
+    assert all(set(row["metric"]) <= {*labels} for row in rows)
+    return {tuple(row["metric"].get(label, "") for label in labels): float(row["value"][1]) for row in rows}
+
+
+def test_the_spend_is_that_of_the_documents(live: Scene) -> None:
+    """By workflow and model, in dollars and tokens, of every agent step that ended within the hour."""
+    expected: dict[str, dict[tuple[str, str], float]] = {letter: defaultdict(float) for letter in "ABC"}
+    attributes = ("runspan.cost.usd", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    for run in live.runs:
+        for span in encode(run):
+            found = span.attributes()
+            if found.get("runspan.role") != "step" or span.end < (live.calm - 3600) * 1e9:
+                continue
+            place = (str(found.get("runspan.workflow.id", "")), str(found.get("gen_ai.request.model", "")))
+            for letter, name in zip("ABC", attributes, strict=True):
+                if name in found:
+                    expected[letter][place] += float(found[name])  # type: ignore[arg-type]  # a number
+    assert len(expected["A"]) > 1
+    for letter, values in expected.items():
+        where = f"agents.json: Spend by workflow and model {letter}"
+        assert shown(live, where, "runspan_workflow_id", "gen_ai_request_model") == pytest.approx(dict(values)), where
+
+
+def test_the_durations_are_those_of_the_documents(live: Scene) -> None:
+    """p50 and p95 of each workflow are in the bucket of its longest and its shortest run."""
+    durations: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for span in (span for run in live.runs for span in encode(run)):
+        found = span.attributes()
+        if found.get("runspan.role") == "run":
+            durations[(str(found.get("runspan.workflow.id", "")),)].append((span.end - span.start) / 1e9)
+    assert durations
+    for letter in "AB":
+        quantiles = shown(live, f"overview.json: Run duration by workflow {letter}", "runspan_workflow_id")
+        assert quantiles.keys() == durations.keys()
+        for workflow, value in quantiles.items():
+            below = max((bound for bound in BUCKETS if bound < min(durations[workflow])), default=0)
+            above = min((bound for bound in BUCKETS if bound >= max(durations[workflow])), default=BUCKETS[-1])
+            assert below <= value <= above, workflow
+    counts = shown(live, "overview.json: Run duration by workflow C", "runspan_workflow_id")
+    assert counts == {workflow: len(each) for workflow, each in durations.items()}
+
+
+def test_stuck_runs_are_those_that_nobody_saw_go_on(live: Scene) -> None:
+    """One run was put into the store as observed four hours ago, and no other was."""
+    workflow = ("wf_long",)
+    assert shown(live, "overview.json: Stuck runs by workflow A", "runspan_workflow_id") == {workflow: 1}
+    (age,) = shown(live, "overview.json: Stuck runs by workflow B", "runspan_workflow_id").values()
+    assert 4 * 3600 <= age < 4 * 3600 + 600
+    assert shown(live, "overview.json: Unfinished and stuck runs B") == {(): 1}
+    assert shown(live, "overview.json: Unfinished and stuck runs A")[()] >= len(OPEN) + 1
 
 
 def test_a_point_of_a_graph_leads_to_a_trace_of_the_documents(live: Scene) -> None:

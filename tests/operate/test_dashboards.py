@@ -19,13 +19,15 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 
 from operate.boards import BOARDS, ROOT, every_panel, panels
+from operate.promql import names
+from runspan.web.schemas import RunsQuery
 
 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
     # The SDK prefers dashboards of the second schema, which Grafana reads from version 12 on.
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
 PANELS = [pytest.param(name, panel, id=f"{name}-{panel['title']}") for name, panel in every_panel()]
-BUILT_IN = {"__all", "__data", "__range", "__rate_interval", "__rate_interval_ms", "__url_time_range"}
+BUILT_IN = {"__all", "__data", "__range", "__rate_interval", "__rate_interval_ms", "__url_time_range", "__value"}
 UIDS = {
     "overview.json": "runspan-overview",
     "run.json": "runspan-run",
@@ -134,6 +136,83 @@ def test_a_panel_says_what_it_shows(name: str, panel: dict[str, Any]) -> None:
     assert [target["refId"] for target in panel["targets"]] == list("ABCDEFGH"[: len(panel["targets"])])
 
 
+@pytest.mark.parametrize(("name", "panel"), PANELS)
+def test_a_panel_says_what_it_means_when_it_is_empty(name: str, panel: dict[str, Any]) -> None:
+    """Grafana shows ``noValue`` in place of No data: words for a number, a sentence elsewhere. It would fill the empty
+    cells of a table too, which stay empty."""
+    text = panel["fieldConfig"]["defaults"]["noValue"]
+    assert re.fullmatch(r"[a-z]+( [A-Za-z]+)?" if panel["type"] == "stat" else r"[A-Z].{9,}\.", text), text
+    cells = {"id": "noValue", "value": ""}
+    everywhere = [each for each in panel["fieldConfig"]["overrides"] if each["matcher"]["options"] == ".*"]
+    assert everywhere == (
+        [{"matcher": {"id": "byRegexp", "options": ".*"}, "properties": [cells]}] if panel["type"] == "table" else []
+    )
+
+
+@pytest.mark.parametrize(("name", "panel"), PANELS)
+def test_a_unit_is_that_of_what_is_asked(name: str, panel: dict[str, Any]) -> None:
+    """Of each column of a table and of each other query of Prometheus."""
+    if panel["datasource"]["type"] != "prometheus":
+        return
+    units = {None: panel["fieldConfig"]["defaults"]["unit"]}
+    for override in panel["fieldConfig"]["overrides"]:
+        for each in override["properties"]:
+            if each["id"] == "unit":
+                units[override["matcher"]["options"]] = each["value"]
+    renamed = {
+        old: new
+        for change in panel.get("transformations", ())
+        for old, new in change["options"].get("renameByName", {}).items()
+    }
+    for target in panel["targets"]:
+        column = renamed.get(f"Value #{target['refId']}") if len(panel["targets"]) > 1 else None
+        unit = units.get(column, units[None])
+        assert unit in allowed(target["expr"]), f"{target['expr']}: {unit}"
+
+
+def allowed(expression: str) -> set[str]:
+    """The units that an expression can have, by its metrics and by what is done with them."""
+    unscaled = re.sub(r"\d+ / \$__rate_interval_ms", "", expression)
+    is_money = "runspan_cost_USD" in expression
+    if " / " in unscaled:
+        return {"currencyUSD"} if is_money else {"percentunit"}
+    if is_money:
+        return {"currencyUSD"}
+    if "histogram_quantile" in expression:
+        return {"s"}
+    if unscaled != expression or re.search(r"\brate\(", expression):
+        return {"cpm", "cps", "reqps", "short"}
+    found = names(expression)
+    if any(name.endswith("_seconds") for name in found):
+        return {"s"}
+    return {"bytes"} if any(name.endswith(("_bytes", "_memory_rss")) for name in found) else {"short"}
+
+
+def test_a_workflow_leads_to_its_counts_and_its_runs() -> None:
+    """In every table of workflows, whatever is in the id."""
+    columns = [
+        (override["matcher"]["options"], [link["url"] for each in override["properties"] for link in each["value"]])
+        for _, panel in every_panel()
+        if "runspan_workflow_id" in json.dumps(panel.get("transformations", ()))
+        for override in panel["fieldConfig"]["overrides"]
+        if override["properties"][0]["id"] == "links" and panel["datasource"]["type"] == "prometheus"
+    ]
+    assert len(columns) > 4
+    for column, (overview, runs) in columns:
+        assert column == "Workflow"
+        assert overview.startswith("/d/runspan-overview?var-workflow=${__value.raw:percentencode}&")
+        assert runs.startswith("${runspan_url}/?workflowId=${__value.raw:percentencode}")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_links_to_lists_have_parameters_of_the_runs_page(name: str) -> None:
+    """And values that the API takes."""
+    for query in re.findall(r"\$\{runspan_url\}/\?([^\"]*)", json.dumps(BOARDS[name])):
+        asked = dict(pair.split("=") for pair in query.split("&"))
+        asked["workflowId"] = asked.get("workflowId", "wf").replace("${__value.raw:percentencode}", "wf")
+        assert RunsQuery.model_validate(asked).model_dump(exclude_none=True).keys() >= asked.keys()
+
+
 @pytest.mark.parametrize("name", BOARDS)
 def test_no_two_panels_overlap(name: str) -> None:
     """Every panel has its own place inside of the grid's 24 columns, and its own id; titles name one panel."""
@@ -191,13 +270,13 @@ def test_links_between_dashboards_lead_to_one() -> None:
     """Every path ``/d/…`` in a data link names a dashboard of ours, and its variables are of that dashboard."""
     found = set()
     for board in BOARDS.values():
-        for uid, names in re.findall(r"/d/([\w-]+)\?([^\"]*)", json.dumps(board)):
+        for uid, query in re.findall(r"/d/([\w-]+)\?([^\"]*)", json.dumps(board)):
             target = next(other for other in BOARDS.values() if other["uid"] == uid)
             known = {variable["name"] for variable in target["templating"]["list"]}
-            wanted = set(re.findall(r"var-(\w+)=", names)) | set(re.findall(r"\{(\w+):queryparam", names))
+            wanted = set(re.findall(r"var-(\w+)=", query)) | set(re.findall(r"\{(\w+):queryparam", query))
             assert wanted <= known
             found.add(uid)
-    assert found == {"runspan-run"}
+    assert found == {"runspan-run", "runspan-overview"}
 
 
 def test_run_ids_lead_to_the_trace_the_document_and_the_page() -> None:

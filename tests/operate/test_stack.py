@@ -320,18 +320,18 @@ def test_make_stack_starts_everything_from_a_checkout_that_is_closed_to_others(t
         assert {name: health(name) for name in SERVICES} == dict.fromkeys(SERVICES, "healthy")
         file = SAMPLES / "overdue-invoices-completed.json"
         export(file, "http://127.0.0.1:24318")
-        text = Run.from_json(file.read_bytes())
+        sent = Run.from_json(file.read_bytes())
         reader = run(*stack, "exec", "-T", "runspan", "cat", "/var/lib/runspan-keys/reader")
-        client = httpx.Client(headers={"x-api-key": reader.strip()}, trust_env=False)
+        address, key = f"http://127.0.0.1:8321/api/v1/runs/{sent.id}", {"x-api-key": reader.strip()}
 
         def arrived() -> bool:
-            return client.get(f"http://127.0.0.1:8321/api/v1/runs/{text.id}").status_code == 200
+            return httpx.get(address, headers=key, trust_env=False).status_code == 200
 
         wait_until(arrived, 60, "the run did not reach runspan")
         for backend in ("tempo+http://127.0.0.1:3200", "jaeger+http://127.0.0.1:16686"):
 
             def readable(backend: str = backend) -> bool:
-                return is_read(text.id, backend)
+                return is_read(sent.id, backend)
 
             wait_until(readable, 60, f"the run did not reach {backend}")
         run(*stack, "restart", "tempo", "grafana")
@@ -339,7 +339,7 @@ def test_make_stack_starts_everything_from_a_checkout_that_is_closed_to_others(t
         run(*stack, "up", "--wait")
         assert {name: health(name) for name in SERVICES} == dict.fromkeys(SERVICES, "healthy")
     finally:
-        subprocess.run([*stack, "down", "--volumes", "--rmi", "local"], cwd=checkout, env=env, check=False)
+        run(*stack, "down", "--volumes", "--rmi", "local")
         engine.close()
 
 
