@@ -110,13 +110,19 @@ def run_row(
     written_at: int,
     step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
+    trace_id: bytes | None = None,
+    digest: bytes | None = None,
 ) -> RunRow:
-    """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
+    """Return the row of a run.
+
+    document: its text, compressed. time: that of ``StoredRevision``. trace_id, digest: the run's, and SHA-256 of its
+    text, if they are known.
+    """
     envelope, summary = run.envelope, run.summary()
     owner, run_id = tenant.encode(), envelope.id.encode()
     workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
     return RunRow(
-        run_ids(envelope.id, tenant).trace_id,
+        trace_id or run_ids(envelope.id, tenant).trace_id,
         owner,
         run_id,
         None if workflow_id is None else workflow_id.encode(),
@@ -124,7 +130,7 @@ def run_row(
         time,
         retention_start(envelope, written_at),
         revision,
-        sha256(run.text).digest()[:_DIGEST_BYTES],
+        (digest or sha256(run.text).digest())[:_DIGEST_BYTES],
         summary,
         document,
         step_ids,
