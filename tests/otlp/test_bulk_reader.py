@@ -30,6 +30,7 @@ from support.corpus import cases, runs
 
 SEED = 20261128
 RUNS = [Run.from_json(text) for text in generate(60, seed=SEED)]
+TRACE = bytes(range(1, 17))
 NO_DIGEST = "0" * 64
 
 
@@ -109,10 +110,10 @@ def test_usual_runs_are_read_fast(change: Callable[[bytes], bytes], tenant: str)
 
 
 def test_usual_step_ids_are_known() -> None:
-    """Only the ids of steps in loops are worked out again."""
-    for run in read_request(written(*RUNS)).runs:
-        has_loop = any(step.type == "loop" for step in run.run.steps)
-        assert run.has_content_ids != has_loop
+    """None of them is worked out again: also those of steps without times, and of rounds of a loop."""
+    assert all(run.has_content_ids for run in read_request(written(*RUNS)).runs)
+    kinds = {step.type for run in RUNS for step in run.steps}
+    assert {"loop", "agent"} <= kinds
 
 
 @pytest.mark.parametrize("text", cases().values(), ids=cases())
@@ -140,6 +141,36 @@ def test_incomplete_and_foreign_spans_beside_runs() -> None:
     body = data.SerializeToString()
     assert compare(body) == 1
     assert [run.run for run in read_request(body).runs] == [RUNS[0]]
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        WireSpan(trace_id=TRACE),
+        b"\x0a\x00",
+        b"\x12\x00",
+        b"\x22\x01x",
+        b"\x39" + bytes(8),
+        b"\x41" + bytes(8),
+        b"\x2a\x00",
+        b"",
+    ],
+    ids=["trace id", "no trace id", "no span id", "parent id", "no start", "no end", "no name", "nothing"],
+)
+@pytest.mark.parametrize("place", ["labels", "end"])
+def test_a_field_that_is_repeated_replaces_the_first(repeated: WireSpan | bytes, place: str) -> None:
+    """Also with the default value, which no message shows."""
+    more = repeated if isinstance(repeated, bytes) else repeated.SerializeToString()
+    spans = [span for _, span in write_runs(RUNS[:1], observed_at=1)[0]]
+    for index, span in enumerate(spans):
+        length = 2 if span[1] < 128 else 3
+        content = span[length:]
+        at = content.index(b"\x4a") if place == "labels" else len(content)
+        changed = content[:at] + more + content[at:]
+        each = [*spans[:index], b"\x12" + _varint(len(changed)) + changed, *spans[index + 1 :]]
+        scopes = [fields.SCOPE_STEP] * (len(spans) - 1) + [fields.SCOPE_RUN]
+        body = request_bytes(Resource(), zip(scopes, each, strict=True))
+        assert compare(body) == (not more or (place == "labels" and repeated == b"\x2a\x00"))
 
 
 # Mutations.

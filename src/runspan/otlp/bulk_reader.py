@@ -22,7 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 
 from runspan.codec import fields, semconv
 from runspan.codec.attributes import STEP_TEMPLATES, run_template
-from runspan.codec.placement import Interval, positions
+from runspan.codec.placement import Interval, enclosing_loops, positions
 from runspan.errors import DocumentError
 from runspan.model.document import Envelope, Run, Step, parse_document, sort_time, time_ns
 from runspan.model.span import run_ids, step_digest
@@ -267,8 +267,9 @@ class _Labels(NamedTuple):
     is_step: bool
     text: bytes
     """The beginning of a step's JSON object, or of a run's members after ``workflowId``."""
-    has_content_id: bool = False
-    """Whether the step's span id follows from the run and the step's text, if the step has a time."""
+    finished: bool = False
+    """Whether a step has ended."""
+    is_loop: bool = False
 
 
 class _LabelCache(dict[bytes, _Labels | None]):
@@ -298,8 +299,9 @@ _JSON_NAMES: Final = {
 
 def _read_labels(content: bytes) -> _Labels | None:
     try:
+        _require_fields(content, b"\x2a\x4a")
         span = WireSpan.FromString(content)
-    except DecodeError:
+    except (_Unusual, IndexError, DecodeError):
         return None
     values: dict[str, Any] = {}
     for attribute in span.attributes:
@@ -307,8 +309,6 @@ def _read_labels(content: bytes) -> _Labels | None:
         if attribute.key in values or kind not in _SCALARS:
             return None
         values[attribute.key] = getattr(attribute.value, kind)
-    if span != WireSpan(name=span.name, kind=span.kind, attributes=span.attributes):
-        return None
     role = values.pop(fields.ROLE, None)
     is_step = role == fields.ROLE_STEP
     if not is_step and (role != fields.ROLE_RUN or values.pop(fields.REVISION, None) != fields.ROOT_REVISION):
@@ -325,7 +325,7 @@ def _read_labels(content: bytes) -> _Labels | None:
     if found[:1] != labels[:1]:  # a step without an id
         return None
     template = STEP_TEMPLATES[tuple([value for _, value in labels])]
-    return _Labels(True, b"{" + b",".join(texts), template.finished and not template.is_loop)
+    return _Labels(True, b"{" + b",".join(texts), template.finished, template.is_loop)
 
 
 # The attributes after the run id.
@@ -483,18 +483,38 @@ def _other_time(name: bytes, key: bytes, ns: int, others: dict[bytes, bytes]) ->
 
 
 def _check_end(content: bytes) -> None:
-    """Raise _Unusual unless the bytes after the attributes are events, links and status without texts of members."""
+    """Raise _Unusual unless the bytes after the attributes are events, links, status and flags, without a member."""
     if len(content) > _MAX_END_BYTES or _TEXT_KEY in content:
         raise _Unusual
+    _require_fields(content, b"\x5a\x6a\x7a")
     try:
-        span = WireSpan.FromString(content)
+        WireSpan.FromString(content)
     except DecodeError:
         raise _Unusual from None
-    if any(field.name not in _END_FIELDS for field, _ in span.ListFields()):
+
+
+def _require_fields(content: bytes, tags: bytes) -> None:
+    """Raise _Unusual unless the bytes are fields of a span with these tags, kinds and flags.
+
+    Any other one may replace the same field at another place, also with a default value, which no parsed span shows.
+    """
+    position = 0
+    while position < len(content):
+        tag = content[position]
+        if tag in tags:
+            _, position = _field(content, position, len(content), tag)
+        elif tag == _KIND and content[position + 1] < 128:
+            position += 2
+        elif content.startswith(_FLAGS, position):
+            position += len(_FLAGS) + 4
+        else:
+            raise _Unusual
+    if position > len(content):
         raise _Unusual
 
 
-_END_FIELDS: Final = frozenset({"events", "links", "status", "flags"})
+_KIND: Final = 0x30
+_FLAGS: Final = b"\x85\x01"
 
 
 class _Trace:
@@ -502,6 +522,7 @@ class _Trace:
 
     __slots__ = (
         "_before",
+        "_has_loops",
         "_identity",
         "_may_have_content_ids",
         "_root",
@@ -528,6 +549,7 @@ class _Trace:
         self._root: tuple[bytes, dict[bytes, bytes], int, int | None, int | None] | None = None
         """Text of the run's members, proofs, start of the run span, and start and end of the run."""
         self._may_have_content_ids = True
+        self._has_loops = False
 
     def add_foreign(self, span: bytes) -> None:
         """Raise _Unusual."""
@@ -563,8 +585,10 @@ class _Trace:
             parts[1] = _times(start, end)
         parts.append(b"}")
         self._steps[span_id] = b"".join(parts), started, ended
-        if not labels.has_content_id:
+        if not labels.finished:
             self._may_have_content_ids = False
+        if labels.is_loop:
+            self._has_loops = True
 
     def add_run(self, span: bytes) -> None:
         """Read a run span. Raise an error of ``_NO_LAYOUT`` if it does not have the layout."""
@@ -658,16 +682,23 @@ class _Trace:
             step_ids=step_ids,
             has_content_ids=self._may_have_content_ids
             and (started or sort_time(run.envelope)) == start
-            and _have_content_ids(run, ids.seed, start, ended, steps, step_ids),
+            and _have_content_ids(run, ids.seed, start, ended, steps, step_ids, has_loops=self._has_loops),
             position=start,
             resource=self.resource,
         )
 
 
 def _have_content_ids(
-    run: Run, seed: int, start: int, end: int | None, steps: list[_StepContents], step_ids: list[bytes]
+    run: Run,
+    seed: int,
+    start: int,
+    end: int | None,
+    steps: list[_StepContents],
+    step_ids: list[bytes],
+    *,
+    has_loops: bool,
 ) -> bool:
-    """Return whether the span ids are those that ``StepLayout.span_ids`` assigns; False if it is not easily known.
+    """Return whether the span ids are those that ``StepLayout.span_ids`` assigns to different steps that have ended.
 
     - ``seed``: that of the run's ids.
     - ``start``, ``end``: where the run lies in time, and its end, in nanoseconds since 1970.
@@ -676,10 +707,14 @@ def _have_content_ids(
         return False
     seed ^= start ^ run_template(True, fields.RUN_TABLE.get_labels(run.envelope)).salt
     seeds = [seed] * len(steps)
-    if any(started is None and ended is None for _, started, ended in steps):
+    if has_loops or any(started is None and ended is None for _, started, ended in steps):
         intervals = [Interval(started, ended) for _, started, ended in steps]
-        for index, position in positions(intervals, start, end).items():
+        found = positions(intervals, start, end)
+        for index, position in found.items():
             seeds[index] ^= position
+        if has_loops:
+            for index, loop in enclosing_loops(run.steps, intervals, found, [True] * len(steps)).items():
+                seeds[index] ^= int.from_bytes(step_ids[loop], "big")
     return [step_digest(text, seed) for (text, _, _), seed in zip(steps, seeds, strict=True)] == step_ids
 
 

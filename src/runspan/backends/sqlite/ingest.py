@@ -187,13 +187,14 @@ class Ingester:
         count = 1 + len(run.steps)
         reason = _steps_refusal(len(run.steps), self.limits)
         if reason is None:
-            document = self.compression.compress(run.text)
             revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
-            row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
+            row = queries.run_row(run, tenant, revision, b"", time=time, written_at=now)
             reason = self.retention.refusal(row.ended)
         if reason is None:
-            if _is_likely_new(row) and self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
-                return WriteResult(count)
+            if _is_likely_new(row):
+                row = self._with_document(row, run)
+                if self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
+                    return WriteResult(count)
             plan = partial(self._plan_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
             (changes,) = self._change(tenant, {row.trace_id: plan})
             reason = changes.reason
@@ -204,13 +205,16 @@ class Ingester:
     def _plan_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
     ) -> _Changes:
-        """Return what a document changes. It is not new if it is stored already, or outdated."""
+        """Return what a document changes. It is not new if it is stored already, or outdated.
+
+        row: its row, whose column ``document`` may be empty still: one that is stored already is not compressed again.
+        """
         trace_id, now = row.trace_id, row.written_at
         stored = queries.stored_run(connection, trace_id)
         waiting = queries.waiting(connection, trace_id, tenant)
         changes = _Changes(trace_id, tenant, _state(stored, waiting))
         if stored is None and waiting is None:
-            changes.row, changes.is_new = row, True
+            changes.row, changes.is_new = self._with_document(row, run), True
             return changes
         if stored is not None and stored.digest == row.digest:
             if not run.finished:
@@ -248,8 +252,12 @@ class Ingester:
         if before is not None:
             self._keep_superseded(changes, before, newest, now)
         self._make_room(connection, changes)
-        changes.row, changes.is_new = row, True
+        changes.row, changes.is_new = self._with_document(row, run), True
         return changes
+
+    def _with_document(self, row: RunRow, run: Run) -> RunRow:
+        """Return the row of a run with its document."""
+        return row if row.document else row._replace(document=self.compression.compress(run.text))
 
     def _read_undamaged(self, connection: sqlite3.Connection, stored: StoredRow | None) -> StoredRevision | None:
         """Return the revision of a stored run; None also when it is damaged, since the next one replaces it."""
