@@ -18,12 +18,13 @@ from runspan import Run, encode
 from runspan.backends.sqlite.revision import StoredRevision, is_exact_match
 from runspan.codec import decode, fields
 from runspan.codec.decode import verify_run
-from runspan.errors import NotFound, PayloadError, TraceIncomplete
+from runspan.codec.semconv import COST
+from runspan.errors import NotFound, PayloadError, PayloadTooLarge, TraceIncomplete
 from runspan.model.span import Span
 from runspan.otlp import bulk_reader
 from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_reader import ParsedRequest, read_protobuf
+from runspan.otlp.protobuf_reader import MAX_SPANS, ParsedRequest, read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
 from support.corpus import cases, runs
@@ -60,7 +61,7 @@ def by_number(body: bytes) -> bytes:
 def read(reader: Callable[[bytes], ParsedRequest], body: bytes) -> ParsedRequest | str:
     try:
         return reader(body)
-    except PayloadError as error:
+    except (PayloadError, PayloadTooLarge) as error:
         return str(error)
 
 
@@ -171,6 +172,24 @@ def test_a_field_that_is_repeated_replaces_the_first(repeated: WireSpan | bytes,
         scopes = [fields.SCOPE_STEP] * (len(spans) - 1) + [fields.SCOPE_RUN]
         body = request_bytes(Resource(), zip(scopes, each, strict=True))
         assert compare(body) == (not more or (place == "labels" and repeated == b"\x2a\x00"))
+
+
+@pytest.mark.parametrize("count", [500, 20_000])
+@pytest.mark.parametrize("key", [COST, "deployment"])
+def test_many_attributes(count: int, key: str) -> None:
+    """A span has no more attributes than the decoder takes."""
+    data = TracesData.FromString(written(RUNS[0], RUNS[1]))
+    span = data.resource_spans[0].scope_spans[0].spans[0]
+    span.attributes.extend([KeyValue(key=key, value=AnyValue(double_value=0.5))] * count)
+    assert compare(data.SerializeToString()) == (2 if count == 500 else 1)
+
+
+@pytest.mark.parametrize("scope", ["", fields.SCOPE_STEP])
+def test_too_many_spans(scope: str) -> None:
+    """The limit holds before anything is made of the spans."""
+    assert compare(request_bytes(Resource(), [(scope, b"\x12\x00")] * (MAX_SPANS + 1))) == 0
+    with pytest.raises(PayloadTooLarge):
+        read_request(b"\x0a\x00" * (MAX_SPANS + 1))
 
 
 # Mutations.

@@ -137,7 +137,7 @@ def _read_traces(body: bytes) -> tuple[dict[bytes, _Trace], int]:
                 span = body[position : position + length]
                 position += length
                 total += 1
-                if position > scope_end:
+                if position > scope_end or total > limit:
                     raise _Unusual
                 trace_id = span[2:18]
                 trace = traces.get(trace_id)
@@ -410,13 +410,13 @@ def _read_members(
             if key in others:
                 raise _Unusual
             others[key] = span[start:position]
-        elif key in _OFTEN_IGNORED:
-            _check_ignored(_OFTEN_IGNORED[key], span[key_end:position])
         else:
             ignored += 1
-            if ignored > _MAX_IGNORED or not (_is_ignored if length < 200 else _is_ignored.__wrapped__)(
-                span[start:position]
-            ):
+            if ignored > _MAX_IGNORED:
+                raise _Unusual
+            if key in _OFTEN_IGNORED:
+                _check_ignored(_OFTEN_IGNORED[key], span[key_end:position])
+            elif not (_is_ignored if length < 200 else _is_ignored.__wrapped__)(span[start:position]):
                 raise _Unusual
     if span[position:] != PLAIN_END:
         _check_end(span[position:])
