@@ -25,8 +25,8 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.model.document import Run
 from runspan.model.timestamps import parse_ns
+from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.bulk_writer import write_runs
-from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.testing import generate
 
@@ -80,7 +80,7 @@ def write_all(store: SqliteStore, requests: list[bytes]) -> tuple[float, float]:
     """Return the seconds until all requests are durable, several at a time, by the clock and by processor time."""
 
     def write(body: bytes) -> None:
-        written = store.write(read_protobuf(body))
+        written = store.write(read_request(body))
         if written.rejected:
             raise RuntimeError(str(written.rejected[0]))
 

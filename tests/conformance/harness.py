@@ -14,7 +14,7 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Page, RunQuery, TraceReader
 from runspan.model.span import Span
 from runspan.model.timestamps import canonical_text
-from runspan.otlp.protobuf_reader import read_protobuf
+from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 T0 = 1_760_000_000_000_000_000
@@ -47,7 +47,7 @@ def otlp(spans: Sequence[Span]) -> bytes:
 
 def write_spans(store: SqliteStore, spans: Sequence[Span], tenant: str = "") -> None:
     """Write spans to an embedded store over OTLP; all are accepted."""
-    assert store.write(read_protobuf(otlp(spans)), tenant).rejected == ()
+    assert store.write(read_request(otlp(spans)), tenant).rejected == ()
 
 
 def foreign_otlp(trace_id: bytes, span_id: bytes, name: str) -> bytes:

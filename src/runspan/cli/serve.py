@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -42,6 +43,8 @@ _LIMITS: Final = Limits()
 _SWITCH_INTERVAL: Final = 0.0005
 """Seconds after which a thread lets others run Python code. A request waits so long for each thread that is computing,
 and does so dozens of times, since every call that may block lets others run too. The default is ten times as long."""
+_GC_OBJECTS: Final = 50_000
+"""Objects after which the garbage collector looks for cycles; the default is some hundreds."""
 _EXPIRE_WHEN_FULL: Final = 10.0
 _END_AFTER: Final = 8.5
 """Seconds after a signal at which the process ends in any case."""
@@ -356,6 +359,10 @@ def serve(
             trusted_proxy=trusted_proxy,
         )
         sys.setswitchinterval(_SWITCH_INTERVAL)
+        # A large request makes thousands of objects, and none of them is garbage before its end.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_OBJECTS, 10, 10)
         with handle_signals(partial(_stop, server), repeat=True):
             _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
             server.run()

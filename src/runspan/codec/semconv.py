@@ -47,7 +47,8 @@ TASK_RUN_ID: Final = "cicd.pipeline.task.run.id"
 """The span id of the step: the conventions require an identity of each execution."""
 CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
-_RUN_INPUT, _RUN_OUTPUT, _RUN_COST = "runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd"
+RUN_TOTALS: Final = ("runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd")
+_RUN_INPUT, _RUN_OUTPUT, _RUN_COST = RUN_TOTALS
 
 _MESSAGE_LENGTH = 500
 """Characters, so at most 2000 bytes. A backend that truncates inside a character returns an invalid response."""

@@ -27,27 +27,43 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = 86_400 * SECOND
 _LAST_DAY = MAX_NS // _DAY * _DAY
 """The day of ``MAX_NS``, which a span cannot hold to its end."""
-_MINUTE_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:", re.ASCII)
+_DAY_FORM = re.compile(r"\d{4}-\d\d-\d\dT", re.ASCII)
 _CACHE_SIZE = 10_000
+_MINUTE_TEXTS = [f"{minute // 60:02}:{minute % 60:02}:" for minute in range(24 * 60)]
+_MINUTES_OF_DAY = {text: minute * 60 * SECOND for minute, text in enumerate(_MINUTE_TEXTS)}
 
 _RFC3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?(?:([Zz])|([+-])(\d{2}):(\d{2}))", re.ASCII
 )
 
 
-class _Minutes(dict[str, int]):
-    """Nanoseconds by minute, ``2024-01-15T09:00:``. KeyError for another form and for days that a span cannot hold."""
+class _Days(dict[str, int]):
+    """Nanoseconds by day, ``2024-01-15T``. KeyError for another form and for days that a span cannot hold."""
 
     def __missing__(self, prefix: str) -> int:
-        if not _MINUTE_FORM.fullmatch(prefix):
+        if not _DAY_FORM.fullmatch(prefix):
             raise KeyError(prefix)
         try:
-            moment = datetime.fromisoformat(prefix + "00+00:00")
+            moment = datetime.fromisoformat(prefix + "00:00:00+00:00")
         except ValueError:
             raise KeyError(prefix) from None
         ns = (moment - _EPOCH) // timedelta(seconds=1) * SECOND
         if not 0 <= ns < _LAST_DAY:
             raise KeyError(prefix)
+        if len(self) >= _CACHE_SIZE:
+            self.clear()
+        self[prefix] = ns
+        return ns
+
+
+_DAYS = _Days()
+
+
+class _Minutes(dict[str, int]):
+    """Nanoseconds by minute, ``2024-01-15T09:00:``. KeyError for another form and for days that a span cannot hold."""
+
+    def __missing__(self, prefix: str) -> int:
+        ns = _DAYS[prefix[:11]] + _MINUTES_OF_DAY[prefix[11:]]
         if len(self) >= _CACHE_SIZE:
             self.clear()
         self[prefix] = ns
@@ -61,8 +77,13 @@ FRACTIONS = {f".{ms:03}Z": ms * MILLISECOND for ms in range(1000)}
 
 
 @lru_cache(maxsize=8192)
+def _day_text(day: int) -> str:
+    return (_EPOCH + timedelta(days=day)).strftime("%Y-%m-%dT")
+
+
 def _minute_text(minute: int) -> str:
-    return (_EPOCH + timedelta(minutes=minute)).strftime("%Y-%m-%dT%H:%M:")
+    day, minute = divmod(minute, 24 * 60)
+    return _day_text(day) + _MINUTE_TEXTS[minute]
 
 
 def canonical_ns(text: str) -> int | None:

@@ -10,10 +10,10 @@ fields, everything inside the spans is counted too. In JSON, the values are coun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from runspan.codec.fields import ROLE
 from runspan.contracts import Rejection
 from runspan.errors import PayloadError, PayloadTooLarge
+from runspan.model.document import Run
 from runspan.model.span import Event, Link, Span, Value
 from runspan.model.timestamps import LATEST_END_NS, MAX_NS
 
@@ -70,10 +71,15 @@ def check_protobuf(body: bytes, limit: int) -> None:
     """
     try:
         _count_spans(body, limit)
-        if len(body) > _SMALL_BODY and _is_fragmented(body):
+        if not is_small(body):
             _count_fields(body)
     except (IndexError, _Malformed):
         return
+
+
+def is_small(body: bytes) -> bool:
+    """Return whether the fields inside the spans of a request are within the limits, as far as it is easily known."""
+    return len(body) <= _SMALL_BODY or not _is_fragmented(body)
 
 
 def check_json_text(body: bytes) -> None:
@@ -273,18 +279,48 @@ class ForeignSpan:
     """A serialized ``opentelemetry.proto.trace.v1.TracesData`` of this span with its resource and scope."""
 
 
+class ReceivedRun(NamedTuple):
+    """A finished run whose spans were in one request, verified. Its revision span is the run span."""
+
+    run: Run
+    tenant: str
+    trace_id: bytes
+    digest: bytes
+    """SHA-256 of the document."""
+    step_ids: list[bytes]
+    """The span ids of the steps in the order of the document."""
+    has_content_ids: bool
+    """Whether these are known to be the ids that ``encode`` assigns."""
+    position: int
+    """The start of the run span, in nanoseconds since 1970."""
+    resource: bytes
+    """The serialized Resource of its first span."""
+
+
 @dataclass(slots=True)
 class ParsedRequest:
     """The contents of a request."""
 
     spans: list[Span] = field(default_factory=list)
-    """The spans with the attribute ``runspan.role``."""
+    """The spans with the attribute ``runspan.role``, except for those of ``runs``."""
     resources: dict[bytes, bytes] = field(default_factory=dict)
     """The serialized Resource of the first such span of each trace, by trace id."""
     foreign: list[ForeignSpan] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     total: int = 0
     """The number of spans in the request, including rejected ones."""
+    runs: list[ReceivedRun] = field(default_factory=list)
+    """The runs that ``bulk_reader`` has read."""
+    body: bytes = b""
+    """The request, if it has such runs."""
+    _by_trace: dict[bytes, list[Span]] = field(default_factory=dict)
+
+    def spans_of(self, trace_id: bytes) -> list[Span]:
+        """Return the spans of one of the ``runs``."""
+        if not self._by_trace:
+            for span in to_parsed_request(parse_traces_data(self.body)).spans:
+                self._by_trace.setdefault(span.trace_id, []).append(span)
+        return self._by_trace[trace_id]
 
 
 NO_TRACE_ID = bytes(16)
@@ -293,14 +329,14 @@ MAX_REJECTIONS = 100
 """The number of spans of a request that are rejected one by one; one more rejection counts the others."""
 
 
-def read_protobuf(body: bytes) -> ParsedRequest:
-    """Return the contents of an ExportTraceServiceRequest.
+def read_protobuf(body: bytes, without: Container[bytes] = ()) -> ParsedRequest:
+    """Return the contents of an ExportTraceServiceRequest. ``without``: the ids of traces that are left out.
 
     Raises PayloadError if the body is not such a request and PayloadTooLarge if it exceeds a limit. A span with an
     invalid id, a time out of range, or too many attributes, events and links for its size is rejected alone.
     """
     check_protobuf(body, default_max_spans(len(body)))
-    return to_parsed_request(parse_traces_data(body))
+    return to_parsed_request(parse_traces_data(body), without)
 
 
 def read_spans(body: bytes) -> list[Span]:
@@ -332,8 +368,11 @@ def all_spans(data: TracesData) -> list[Span]:
     ]
 
 
-def to_parsed_request(data: TracesData) -> ParsedRequest:
-    """Return the contents of a message: runspan's spans, foreign spans and rejected spans."""
+def to_parsed_request(data: TracesData, without: Container[bytes] = ()) -> ParsedRequest:
+    """Return the contents of a message: runspan's spans, foreign spans and rejected spans.
+
+    ``without``: the ids of traces that are left out.
+    """
     request, unlisted = ParsedRequest(), 0
     add_own, resources, add_foreign = request.spans.append, request.resources, request.foreign.append
     for resource_spans in data.resource_spans:
@@ -344,6 +383,8 @@ def to_parsed_request(data: TracesData) -> ParsedRequest:
             wrapper: _SpanWrapper | None = None
             for span in scope_spans.spans:
                 trace_id, span_id = span.trace_id, span.span_id
+                if trace_id in without:
+                    continue
                 reason = _too_many_parts(span)
                 pairs = [] if reason else _pairs(span)
                 own = ROLE in map(itemgetter(0), pairs)

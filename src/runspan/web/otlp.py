@@ -12,8 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Rejection
 from runspan.errors import PayloadUnsupported
+from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.json import read_json
-from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.api import SECURITY, TRACES, OpenApiBlueprint
 from runspan.web.api_keys import RUNS_WRITE
 from runspan.web.auth import TRACES_LIMIT
@@ -56,12 +56,12 @@ def export_traces() -> Response:
         raise PayloadUnsupported(where="Content-Type", expected=f"{PROTOBUF} or {JSON}", got=repr(encoding[:60]))
     body = read_body(request, context.config.max_body)
     with context.turn(principal.tenant, len(body)):
-        received = read_protobuf(body) if encoding == PROTOBUF else read_json(body)
+        received = read_request(body) if encoding == PROTOBUF else read_json(body)
         rejected = writer.write(received, principal.tenant).rejected
     metrics = context.metrics
     metrics.spans_received.inc(received.total)
     metrics.spans_rejected.inc(sum(rejection.spans for rejection in rejected))
-    metrics.runs_stored.inc(len({span.trace_id for span in received.spans}))
+    metrics.runs_stored.inc(len(received.runs) + len({span.trace_id for span in received.spans}))
     return _export_response(rejected, encoding)
 
 

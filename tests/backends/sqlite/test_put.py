@@ -9,6 +9,7 @@ import pytest
 from conformance.harness import SECOND, T0, ids, make_run, otlp, running
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.compression import Compression
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import ROOT_REVISION
 from runspan.contracts import Document, RunQuery
@@ -45,6 +46,19 @@ def test_the_same_finished_document_again_changes_nothing(store):
     for number in range(3):
         store.put(make_run("r"), observed_at=T0 + number)
     assert revision(store, "r") == ROOT_REVISION
+
+
+def test_a_stored_document_is_not_compressed_again(store, monkeypatch):
+    """A heartbeat of a large run costs no more than its digest, and leaves a sound row."""
+    frames = []
+    compress = Compression.compress
+    monkeypatch.setattr(Compression, "compress", lambda self, data: frames.append(data) or compress(self, data))
+    run = running("r")
+    for number in range(3):
+        store.put(run, observed_at=T0 + number)
+    assert frames == [run.text]
+    assert revision(store, "r") == T0 + 2
+    assert list(store.find_damage()) == []
 
 
 def test_the_same_unfinished_document_again_is_a_later_observation(store):

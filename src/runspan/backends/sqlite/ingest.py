@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from threading import Lock
 from typing import Any, Final
@@ -54,7 +54,7 @@ from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.document import Run, latest_time, sort_time
 from runspan.model.span import Span, run_ids
-from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest
+from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest, ReceivedRun
 from runspan.otlp.protobuf_writer import span_bytes
 
 _ATTEMPTS: Final = 3
@@ -69,17 +69,24 @@ _MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
 """The highest revision accepted: it leaves room for later revisions in 64 bits."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _TraceSpans:
     """The own spans of one trace of a request."""
 
     trace_id: bytes
-    spans: list[Span]
     resource: bytes | None
+    count: int
+    """The number of spans."""
+    load_spans: Callable[[], list[Span]]
     row: RunRow | None = None
     """The row of the run, when the spans are exactly those of a complete run."""
-    revision: StoredRevision | None = None
-    """The same run as a revision."""
+    load_revision: Callable[[], StoredRevision] | None = None
+    """Returns the same run as a revision."""
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The spans. Those of a run that was received as a whole are rarely needed."""
+        return self.load_spans()
 
 
 @dataclass(slots=True)
@@ -180,13 +187,14 @@ class Ingester:
         count = 1 + len(run.steps)
         reason = _steps_refusal(len(run.steps), self.limits)
         if reason is None:
-            document = self.compression.compress(run.text)
             revision, time = first_revision(run, observed_at), sort_time(run.envelope) or observed_at
-            row = queries.run_row(run, tenant, revision, document, time=time, written_at=now)
+            row = queries.run_row(run, tenant, revision, b"", time=time, written_at=now)
             reason = self.retention.refusal(row.ended)
         if reason is None:
-            if _is_likely_new(row) and self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
-                return WriteResult(count)
+            if _is_likely_new(row):
+                row = self._with_document(row, run)
+                if self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
+                    return WriteResult(count)
             plan = partial(self._plan_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
             (changes,) = self._change(tenant, {row.trace_id: plan})
             reason = changes.reason
@@ -197,13 +205,16 @@ class Ingester:
     def _plan_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
     ) -> _Changes:
-        """Return what a document changes. It is not new if it is stored already, or outdated."""
+        """Return what a document changes. It is not new if it is stored already, or outdated.
+
+        row: its row, whose column ``document`` may be empty still: one that is stored already is not compressed again.
+        """
         trace_id, now = row.trace_id, row.written_at
         stored = queries.stored_run(connection, trace_id)
         waiting = queries.waiting(connection, trace_id, tenant)
         changes = _Changes(trace_id, tenant, _state(stored, waiting))
         if stored is None and waiting is None:
-            changes.row, changes.is_new = row, True
+            changes.row, changes.is_new = self._with_document(row, run), True
             return changes
         if stored is not None and stored.digest == row.digest:
             if not run.finished:
@@ -213,7 +224,9 @@ class Ingester:
                     superseded = stored.superseded if revision == stored.revision else None
                     stored = stored._replace(revision=revision, superseded=superseded)
                     request = _Request(tenant, now)
-                    self._plan_merge(connection, changes, request, _TraceSpans(trace_id, [], None), stored, waiting)
+                    self._plan_merge(
+                        connection, changes, request, _TraceSpans(trace_id, None, 0, list), stored, waiting
+                    )
                     changes.reason = None  # the document itself is stored already
             return changes
         before = self._read_undamaged(connection, stored)
@@ -239,8 +252,12 @@ class Ingester:
         if before is not None:
             self._keep_superseded(changes, before, newest, now)
         self._make_room(connection, changes)
-        changes.row, changes.is_new = row, True
+        changes.row, changes.is_new = self._with_document(row, run), True
         return changes
+
+    def _with_document(self, row: RunRow, run: Run) -> RunRow:
+        """Return the row of a run with its document."""
+        return row if row.document else row._replace(document=self.compression.compress(run.text))
 
     def _read_undamaged(self, connection: sqlite3.Connection, stored: StoredRow | None) -> StoredRevision | None:
         """Return the revision of a stored run; None also when it is damaged, since the next one replaces it."""
@@ -268,7 +285,7 @@ class Ingester:
         rejected = [*received.rejected, *request.rejected]
         for trace, changes in zip(others, self._change(tenant, plans), strict=True):
             if changes.reason:
-                rejected.append(Rejection(f"trace {trace.trace_id.hex()}", changes.reason, len(trace.spans)))
+                rejected.append(Rejection(f"trace {trace.trace_id.hex()}", changes.reason, trace.count))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
 
     def _prepare(self, received: ParsedRequest, tenant: str) -> _Request:
@@ -277,7 +294,9 @@ class Ingester:
         for span in received.spans:
             traces.setdefault(span.trace_id, []).append(span)
         for trace_id, spans in traces.items():
-            self._prepare_trace(request, _TraceSpans(trace_id, spans, received.resources.get(trace_id)))
+            self._prepare_trace(request, trace_id, spans, received.resources.get(trace_id))
+        for run in received.runs:
+            self._prepare_run(request, run, received)
         for item in received.foreign:
             self._prepare_foreign(request, item)
         return request
@@ -286,30 +305,57 @@ class Ingester:
         compressed = self.compression.compress(item.otlp)
         request.foreign.append(queries.foreign_row(item, request.tenant, request.now, compressed))
 
-    def _prepare_trace(self, request: _Request, trace: _TraceSpans) -> None:
-        verified = _verify(trace.spans)
-        if verified is None or not is_exact_match(verified, trace.spans):
+    def _prepare_run(self, request: _Request, received: ReceivedRun, whole: ParsedRequest) -> None:
+        """Prepare a run that was received as a whole, and verified."""
+        run, trace_id, count = received.run, received.trace_id, 1 + len(received.step_ids)
+        reason = _tenant_refusal(received.tenant, request.tenant) or _steps_refusal(len(received.step_ids), self.limits)
+        if reason is None:
+            load = partial(StoredRevision, run, received.tenant, ROOT_REVISION, received.step_ids, received.position)
+            row = queries.run_row(
+                run,
+                received.tenant,
+                ROOT_REVISION,
+                self.compression.compress(run.text),
+                time=received.position,
+                written_at=request.now,
+                step_ids=None if received.has_content_ids else load().packed_step_ids(),
+                trace_id=trace_id,
+                digest=received.digest,
+            )
+            reason = self.retention.refusal(row.ended)
+        if reason is None:
+            spans = partial(whole.spans_of, trace_id)
+            request.traces.append(_TraceSpans(trace_id, received.resource, count, spans, row, load))
+        else:
+            request.rejected.append(Rejection(f"run {run.id}", reason, count))
+
+    def _prepare_trace(self, request: _Request, trace_id: bytes, spans: list[Span], resource: bytes | None) -> None:
+        verified = _verify(spans)
+        is_complete = verified is not None and is_exact_match(verified, spans)
+        if not is_complete:
             # Attempts, and roles that a newer version of runspan may write, are stored like foreign spans.
-            auxiliary = [span for span in trace.spans if _role(span) not in _OWN_ROLES]
+            auxiliary = [span for span in spans if _role(span) not in _OWN_ROLES]
             if auxiliary:
                 for span in auxiliary:
-                    self._prepare_foreign(request, _as_foreign(span, trace.resource))
-                trace.spans = [span for span in trace.spans if _role(span) in _OWN_ROLES]
-                verified = _verify(trace.spans)
-        if not trace.spans:
+                    self._prepare_foreign(request, _as_foreign(span, resource))
+                spans = [span for span in spans if _role(span) in _OWN_ROLES]
+                is_complete = verified is not None and is_exact_match(verified, spans)
+        if not spans:
             return
-        if verified is not None and is_exact_match(verified, trace.spans):
+        trace = _TraceSpans(trace_id, resource, len(spans), lambda: spans)
+        if verified is not None and is_complete:
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
             reason = reason or _steps_refusal(len(verified.manifest), self.limits)
             if not reason:
-                trace.revision = from_verified(verified)
-                trace.row = self._row(trace.revision, request.now)
+                revision = from_verified(verified)
+                trace.load_revision = lambda: revision
+                trace.row = self._row(revision, request.now)
                 reason = self.retention.refusal(trace.row.ended)
         else:
-            reason = self._spans_refusal(trace.spans, request.tenant)
+            reason = self._spans_refusal(spans, request.tenant)
         if reason:
-            what = f"trace {trace.trace_id.hex()}" if verified is None else f"run {verified.run.id}"
-            request.rejected.append(Rejection(what, reason, len(trace.spans)))
+            what = f"trace {trace_id.hex()}" if verified is None else f"run {verified.run.id}"
+            request.rejected.append(Rejection(what, reason, len(spans)))
         else:
             request.traces.append(trace)
 
@@ -370,10 +416,11 @@ class Ingester:
         Keep the steps that only the older of the two has, unless both are the same revision: then one corrects the
         other and is complete.
         """
-        row, revision = trace.row, trace.revision
-        if row is None or revision is None or stored is None:
+        row = trace.row
+        if row is None or trace.load_revision is None or stored is None:
             changes.row = row
             return
+        revision = trace.load_revision()
         is_newer = _ranks_above(row, stored)
         is_same = row.digest == stored.digest and row.step_ids == stored.step_ids
         before = None if is_same or row.revision == stored.revision else self._read_undamaged(connection, stored)

@@ -110,13 +110,19 @@ def run_row(
     written_at: int,
     step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
+    trace_id: bytes | None = None,
+    digest: bytes | None = None,
 ) -> RunRow:
-    """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
+    """Return the row of a run.
+
+    document: its text, compressed. time: that of ``StoredRevision``. trace_id, digest: the run's, and SHA-256 of its
+    text, if they are known.
+    """
     envelope, summary = run.envelope, run.summary()
     owner, run_id = tenant.encode(), envelope.id.encode()
     workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
     return RunRow(
-        run_ids(envelope.id, tenant).trace_id,
+        trace_id or run_ids(envelope.id, tenant).trace_id,
         owner,
         run_id,
         None if workflow_id is None else workflow_id.encode(),
@@ -124,7 +130,7 @@ def run_row(
         time,
         retention_start(envelope, written_at),
         revision,
-        sha256(run.text).digest()[:_DIGEST_BYTES],
+        (digest or sha256(run.text).digest())[:_DIGEST_BYTES],
         summary,
         document,
         step_ids,
@@ -147,7 +153,18 @@ def checksum(*values: object) -> bytes:
     return sha256(_pack(values)).digest()[:_CHECKSUM_BYTES]
 
 
-def run_checksum(row: RunRow) -> bytes:
+class _OwnColumns(NamedTuple):
+    """The columns of a run that neither its document nor an index has too."""
+
+    revision: int
+    step_ids: bytes | None
+    incomplete: bytes | None
+    superseded: bytes | None
+    written_at: int
+    resource_id: int | None
+
+
+def run_checksum(row: RunRow | _OwnColumns) -> bytes:
     """Return the column ``row_checksum`` of a run: it proves the columns that neither document nor index has too."""
     return checksum(row.revision, row.step_ids, row.incomplete, row.superseded, row.written_at, row.resource_id)
 
@@ -226,29 +243,31 @@ def update_observation(
     connection: sqlite3.Connection, trace_id: bytes, revision: int, observed_at: int, now: int
 ) -> None:
     """Record that an unfinished run was observed again as it is stored. revision: its revision from now on."""
+    own = _own_columns(connection, trace_id)
+    superseded = own.superseded if own.revision == revision else None
+    proof = run_checksum(own._replace(revision=revision, superseded=superseded, written_at=now))
     connection.execute(
         "UPDATE runs SET written_at = ?, ended = ?, observed_at = max(observed_at, ?), revision = ?,"
-        " superseded = iif(revision = ?, superseded, NULL) WHERE trace_id = ?",
-        (now, now, observed_at, revision, revision, trace_id),
+        " superseded = ?, row_checksum = ? WHERE trace_id = ?",
+        (now, now, observed_at, revision, superseded, proof, trace_id),
     )
-    _update_checksum(connection, trace_id)
 
 
 def update_incomplete(
     connection: sqlite3.Connection, trace_id: bytes, incomplete: tuple[str, ...], ended: int, now: int
 ) -> None:
     """Record what is missing of newer revisions than the stored one, and when retention begins to count."""
+    lines = lines_to_bytes(incomplete)
+    proof = run_checksum(_own_columns(connection, trace_id)._replace(incomplete=lines, written_at=now))
     connection.execute(
-        "UPDATE runs SET incomplete = ?, ended = ?, written_at = ? WHERE trace_id = ?",
-        (lines_to_bytes(incomplete), ended, now, trace_id),
+        "UPDATE runs SET incomplete = ?, ended = ?, written_at = ?, row_checksum = ? WHERE trace_id = ?",
+        (lines, ended, now, proof, trace_id),
     )
-    _update_checksum(connection, trace_id)
 
 
-def _update_checksum(connection: sqlite3.Connection, trace_id: bytes) -> None:
-    select = f"SELECT {_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
-    row = RunRow(*connection.execute(select, (trace_id,)).fetchone())
-    connection.execute("UPDATE runs SET row_checksum = ? WHERE trace_id = ?", (run_checksum(row), trace_id))
+def _own_columns(connection: sqlite3.Connection, trace_id: bytes) -> _OwnColumns:
+    select = f"SELECT {', '.join(_OwnColumns._fields)} FROM runs WHERE trace_id = ?"  # noqa: S608 constants
+    return _OwnColumns(*connection.execute(select, (trace_id,)).fetchone())
 
 
 def stored_run(connection: sqlite3.Connection, trace_id: bytes) -> StoredRow | None:

@@ -2,7 +2,7 @@
 CREATE TABLE last_commit (id INTEGER PRIMARY KEY, marker BLOB NOT NULL, previous BLOB NOT NULL) STRICT;
 INSERT INTO last_commit VALUES (1, randomblob(16), zeroblob(16));
 
--- The columns that a list needs precede the document, so that a list reads no overflow pages.
+-- The document is the last column, so that what is read and changed without it is in no overflow pages.
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     trace_id BLOB NOT NULL UNIQUE,
@@ -17,13 +17,13 @@ CREATE TABLE runs (
     observed_at INTEGER,
     superseded BLOB,
     incomplete BLOB,
-    checksum BLOB NOT NULL,
-    summary BLOB NOT NULL,
-    document BLOB NOT NULL,
-    step_ids BLOB,
     written_at INTEGER NOT NULL,
     resource_id INTEGER,
-    row_checksum BLOB NOT NULL
+    row_checksum BLOB NOT NULL,
+    checksum BLOB NOT NULL,
+    summary BLOB NOT NULL,
+    step_ids BLOB,
+    document BLOB NOT NULL
 ) STRICT;
 
 CREATE INDEX runs_by_time ON runs (tenant, time, run_id);
