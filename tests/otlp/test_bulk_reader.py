@@ -192,6 +192,13 @@ def test_too_many_spans(scope: str) -> None:
         read_request(b"\x0a\x00" * (MAX_SPANS + 1))
 
 
+def test_requests_without_a_run_span_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are sent before their run, snapshots and spans of other instrumentation are left to the decoder."""
+    monkeypatch.delattr(bulk_reader, "_read_traces")
+    spans = [span for run in RUNS for span in encode(run)[:-1]]
+    assert compare(request_bytes(Resource(), map(scoped_bytes, spans))) == 0
+
+
 # Mutations.
 
 VALUES = (

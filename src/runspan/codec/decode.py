@@ -99,15 +99,17 @@ def decode(spans: Iterable[Span]) -> Run:
     return verified.run
 
 
-def verify_run(spans: Iterable[Span]) -> VerifiedRun:
+def verify_run(spans: Iterable[Span], known_steps: Mapping[bytes, Step] | None = None) -> VerifiedRun:
     """Return the newest revision that can be verified.
+
+    ``known_steps``: steps that were verified before, by the ids of their spans, which need not be among the spans.
 
     Of different documents with the same revision, the one with the highest digest is returned, whatever the order of
     the spans, and the others are reported as a conflict. Raises TraceIncomplete if no revision can be verified and
     NotFound if there is no span of runspan.
     """
     revisions: list[tuple[int, str, int, Span, dict[str, Value]]] = []
-    steps = _StepSpans()
+    steps = _StepSpans(known_steps or {})
     for order, span in enumerate(spans):
         attributes = read_attributes(span) if span.events else span.attributes()
         role = attributes.get(fields.ROLE)
@@ -214,8 +216,9 @@ def read_summary(span: Span) -> RunSummary | None:
 class _StepSpans:
     """The step spans of a trace by span id, and the bounds on rebuilding documents from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[bytes, Step]) -> None:
         self.spans: dict[bytes, list[_StepSpan]] = {}
+        self._known = known
         self._decoded: dict[bytes, list[Step]] = {}
         self._rebuilds = self._bytes = 0
 
@@ -245,9 +248,20 @@ class _StepSpans:
 
     def _candidates(self, span_id: bytes) -> list[Step]:
         """Return the steps of the spans with this id. Raises AttributeDecodeError if none can be decoded."""
+        known = self._known.get(span_id)
+        if known is not None and span_id not in self.spans:
+            return [known]
         steps = self._decoded.get(span_id)
         if steps is None:
-            steps = self._decoded[span_id] = _decode_candidates(self.spans[span_id])
+            try:
+                steps = _decode_candidates(self.spans[span_id])
+            except AttributeDecodeError:
+                if known is None:
+                    raise
+                steps = []
+            if known is not None:
+                steps.insert(1, known)
+            self._decoded[span_id] = steps
         return steps
 
     def _rebuild(self, envelope: Envelope) -> bytes:
@@ -268,7 +282,11 @@ class _StepSpans:
             return
         open_count = manifest.count(_NO_ID)
         open_steps = iter(_open_steps(attributes, open_count))
-        absent = [span_id.hex() for span_id in manifest if span_id and span_id not in self.spans]
+        absent = [
+            span_id.hex()
+            for span_id in manifest
+            if span_id and span_id not in self.spans and span_id not in self._known
+        ]
         if absent:
             examples = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
             raise AttributeDecodeError(f"{len(absent)} of {len(manifest) - open_count} step spans: {examples}")

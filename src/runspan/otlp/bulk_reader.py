@@ -63,7 +63,7 @@ def read_request(body: bytes) -> ParsedRequest:
 
     Raises the errors of ``protobuf_reader.read_protobuf``.
     """
-    if not is_small(body):
+    if _RUN_SCOPE not in body or not is_small(body):
         return read_protobuf(body)
     try:
         traces, total = _read_traces(body)
@@ -75,6 +75,10 @@ def read_request(body: bytes) -> ParsedRequest:
         received = read_protobuf(body, without={run.trace_id for run in runs})
     received.runs, received.body = runs, body
     return received
+
+
+_RUN_SCOPE: Final = b"\x0a" + varint(len(fields.SCOPE_RUN)) + fields.SCOPE_RUN.encode()
+"""The name of a scope without which a request has no complete run."""
 
 
 # Request, resource and scope: fields with tag, length and content, in the order of ``protobuf_writer.request_bytes``.

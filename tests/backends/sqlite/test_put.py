@@ -56,8 +56,10 @@ def test_a_stored_document_is_not_compressed_again(store, monkeypatch):
     run = running("r")
     for number in range(3):
         store.put(run, observed_at=T0 + number)
-    assert frames == [run.text]
     assert revision(store, "r") == T0 + 2
+    assert store.write(read_protobuf(otlp(encode(run, observed_at=T0 + SECOND)[-1:]))).rejected == ()
+    assert revision(store, "r") == T0 + SECOND
+    assert frames == [run.text]
     assert list(store.find_damage()) == []
 
 

@@ -374,15 +374,26 @@ class Ingester:
                 return f"its trace id does not follow from run id {run_id!r}"
         return None
 
-    def _row(self, revision: StoredRevision, now: int, incomplete: tuple[str, ...] = ()) -> RunRow:
+    def _row(
+        self,
+        revision: StoredRevision,
+        now: int,
+        incomplete: tuple[str, ...] = (),
+        *,
+        before: tuple[StoredRevision, StoredRow] | None = None,
+    ) -> RunRow:
+        """Return the row of a revision. before: the stored one, whose document and step ids may be the same."""
+        document = step_ids = None
+        if before is not None and _is_same_content(revision, before[0]):
+            document, step_ids = before[1].document, before[1].step_ids
         return queries.run_row(
             revision.run,
             revision.tenant,
             revision.revision,
-            self.compression.compress(revision.run.text),
+            document or self.compression.compress(revision.run.text),
             time=revision.time,
             written_at=now,
-            step_ids=revision.packed_step_ids(),
+            step_ids=step_ids if document else revision.packed_step_ids(),
             incomplete=incomplete,
         )
 
@@ -461,7 +472,8 @@ class Ingester:
                 changes.deleted = queries.fragment_ids(connection, trace_id, tenant)
                 return
             if newest is not base:
-                row = self._row(newest, now, merged.incomplete)
+                before = None if base is None or stored is None else (base, stored)
+                row = self._row(newest, now, merged.incomplete, before=before)
                 row = row if stored is None else _replacement(row, stored)
                 changes.row = _with_conflict(row, merged.conflict)
                 if base is not None and newest.revision != base.revision:
@@ -714,6 +726,11 @@ def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
     scope_spans.scope.name = span.scope
     resource_spans.scope_spans.append(scope_spans)
     return ForeignSpan(span.trace_id, span.span_id, data.SerializeToString(deterministic=True))
+
+
+def _is_same_content(one: StoredRevision, other: StoredRevision) -> bool:
+    """Return whether two revisions have the same document, and the same span ids of its steps."""
+    return (one.run, one.tenant, one.time, one.step_ids) == (other.run, other.tenant, other.time, other.step_ids)
 
 
 def _ranks_above(row: RunRow, stored: StoredRow) -> bool:

@@ -1,8 +1,8 @@
 """A stored revision of a run, and what it becomes when further spans of the trace arrive; no I/O.
 
-The stored document proves the spans that it was read from, so only those that are needed are made from it again, under
-the ids that they came with. The manifest says which steps have a span, and the revision says which revision span there
-is: both may come from a version of runspan for which other statuses end a step or a run.
+The stored document proves the spans that it was read from, so its steps are not proved again, and keep the ids that
+their spans came with. The manifest says which steps have a span, and the revision says which revision span there is:
+both may come from a version of runspan for which other statuses end a step or a run.
 
 Fragments are spans that arrived before their revision span or before other spans of its manifest, and steps that only
 an older or a newer revision than the stored one has. A sender whose step span was accepted never sends it again, so no
@@ -100,13 +100,12 @@ def iter_spans(stored: StoredRevision) -> Iterator[Span]:
     return encoder.iter_spans(ids, [bool(span_id) for span_id in stored.step_ids])
 
 
-def step_spans(stored: StoredRevision, span_ids: Container[bytes] | None = None) -> list[Span]:
-    """Return the step spans of a revision. span_ids: only these; None for all."""
+def step_spans(stored: StoredRevision) -> list[Span]:
+    """Return the step spans of a revision."""
     encoder = RunEncoder(stored.run, stored.tenant, observed_at=stored.time)
     return [
         encoder.step_span(step, span_id, step_template(fields.STEP_TABLE.get_labels(step)))
         for span_id, step in stored.steps.items()
-        if span_ids is None or span_id in span_ids
     ]
 
 
@@ -233,7 +232,8 @@ def _prove(
     if not has_newer:
         return stored, (), ()
     try:
-        verified = verify_run([*step_spans(stored, needed), *spans])
+        known = {span_id: step for span_id, step in stored.steps.items() if needed is None or span_id in needed}
+        verified = verify_run(spans, known)
     except TraceIncomplete as error:
         return stored, error.missing, ()
     return from_verified(verified), verified.incomplete, verified.conflict
