@@ -29,7 +29,7 @@ ARCHITECTURE = SOURCE.parents[1] / "ARCHITECTURE.md"
 LIMITS = {
     "GET /api/v1/runs/{id}, embedded store": 13,
     "GET /api/v1/runs, embedded store": 11,
-    "GET /api/v1/runs/{id} over Tempo": 14,
+    "GET /api/v1/runs/{id} over Tempo": 15,
     "POST /v1/traces, embedded store": 20,
     "Recorder: one run, one step, delivered": 20,
     "export of one file": 26,

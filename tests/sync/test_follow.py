@@ -155,7 +155,8 @@ def test_progress_is_exported_as_metrics(source: LocalServer, target: LocalServe
 
         def metrics() -> dict[str, float]:
             lines = httpx.get(url, trust_env=False).text.splitlines()
-            return {name: float(value) for name, value in (line.split() for line in lines if line[0] != "#")}
+            samples = [line.split() for line in lines if line[0] != "#"]
+            return {name.partition("{")[0]: float(value) for name, value in samples}
 
         eventually(lambda: metrics().get("runspan_export_runs_total", 0) >= 2)
         eventually(lambda: metrics().get("runspan_runs_unfinished") == 1)
