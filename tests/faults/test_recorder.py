@@ -40,8 +40,8 @@ COMMON = """
 
     def note(kind, run):
         # What was confirmed is on record before anything else happens.
-        line = json.dumps({"kind": kind, "id": run.id, "text": run.document().text.decode()}) + "\\n"
-        os.write(log, line.encode())
+        line = json.dumps({"kind": kind, "id": run.id, "text": run.document().text.decode()})
+        os.write(log, f"\\n{line}\\n".encode())
 
     def record(recorder, name, steps=3):
         with recorder.run("wf", run_id=name) as run:
@@ -60,8 +60,11 @@ class Log:
     delivered: dict[str, list[bytes]] = field(default_factory=dict)
 
     def read(self) -> None:
-        for line in self.path.read_bytes().splitlines():
-            entry = json.loads(line)
+        for line in filter(None, self.path.read_bytes().splitlines()):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the kernel stops a killed process also between two pages of a write: nothing was noted
             self.delivered.setdefault(entry["id"], []).append(entry["text"].encode())
 
     def verify(self, fault: FaultLine, url: str, *, final: bool) -> None:

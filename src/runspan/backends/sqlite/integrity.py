@@ -441,12 +441,17 @@ class _Unsound(Exception):
 
 
 def _column_types(connection: sqlite3.Connection, table: str) -> dict[str, tuple[type, ...]]:
-    """Return the types of values that each column may have. SQLite enforces them when it writes, not when it reads."""
+    """Return the types of values that each column may have. SQLite enforces them when it writes, not when it reads.
+
+    Raise sqlite3.DatabaseError when a damaged schema has other columns.
+    """
     types: dict[str, tuple[type, ...]] = {"BLOB": (bytes,), "INTEGER": (int,)}
     info = {name: (kind, required) for _, name, kind, required, *_ in connection.execute(f"PRAGMA table_info({table})")}
-    return {
-        name: types[info[name][0]] if info[name][1] else (*types[info[name][0]], type(None)) for name in _COLUMNS[table]
-    }
+    try:
+        kinds = {name: (types[info[name][0]], info[name][1]) for name in _COLUMNS[table]}
+    except KeyError as error:
+        raise sqlite3.DatabaseError(f"the schema of table {table} has no {error}") from None
+    return {name: kind if required else (*kind, type(None)) for name, (kind, required) in kinds.items()}
 
 
 def _text(content: object) -> str:

@@ -61,7 +61,10 @@ class StoredRevision:
 
 
 def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None, time: int) -> StoredRevision:
-    """Return a revision from its columns. Raise ValueError when the ids are not those of its steps."""
+    """Return a revision from its columns. Raise ValueError when the ids are not those of its steps, or when a damaged
+    row has no integer where there must be one."""
+    if type(revision) is not int or type(time) is not int:
+        raise ValueError("a revision or a time that is no integer")
     if packed_step_ids is None:
         return StoredRevision(run, tenant, revision, _content_step_ids(run, tenant, time), time)
     ids = split_ids(packed_step_ids)
