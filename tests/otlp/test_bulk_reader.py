@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import os
 from itertools import chain
 from random import Random
 from typing import Any
 
+import Callable
+import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -359,8 +361,12 @@ def mutate(random: Random, count: int) -> int:
     return fast
 
 
+MUTATIONS = int(os.environ.get("RUNSPAN_TEST_MUTATIONS", "30000"))
+"""Of each kind in the campaign: two minutes. A change of the reader deserves a million, which takes an hour."""
+
+
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("count", [2000, pytest.param(500_000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("count", [2000, pytest.param(MUTATIONS, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("proved", [True, False], ids=["digest", "no digest"])
 def test_mutated_requests(proved: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changed requests, also when the digest proves nothing: then each difference would be another document."""
