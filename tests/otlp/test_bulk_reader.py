@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import os
+import os
+from collections.abc import Callable, Iterator
 from itertools import chain
 from random import Random
 from typing import Any
 
-import Callable
-import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -445,7 +445,7 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
 def number_of(url: str, metric: str) -> float | None:
     """A value of /metrics, None while there is none."""
     lines = httpx.get(url, trust_env=False).text.splitlines()
-    return next((float(line.split()[1]) for line in lines if line.startswith(f"{metric} ")), None)
+    return next((float(line.split()[1]) for line in lines if line.startswith((f"{metric} ", f"{metric}{{"))), None)
 
 
 def test_the_command_outlives_its_server(tmp_path: Path) -> None:
