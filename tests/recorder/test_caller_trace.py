@@ -70,7 +70,9 @@ def test_the_caller_s_trace_shows_the_run_as_one_waterfall(harness: Harness) -> 
         "attempt of Call": "Call",
         "GET": "attempt of Call",
     }
-    assert outgoing["traceparent"] == f"00-{T}-{spans['GET'].span_id.hex()}-01"
+    context, flags = outgoing["traceparent"].rsplit("-", 1)
+    assert context == f"00-{T}-{spans['GET'].span_id.hex()}"
+    assert int(flags, 16) & 1, "not sampled"
     assert [spans[name].status.message for name in ("run wf (copy)", "Call", "attempt of Call")] == ["slow"] * 3
     originals = {span.name: span for span in harness.spans if span.attributes()[ROLE] in ("run", "step", "attempt")}
     for name, copy in spans.items():
