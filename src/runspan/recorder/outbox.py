@@ -522,13 +522,15 @@ class Outbox:
         self._giving_up += len(states)
 
     def _report_dropped(self, states: list[RunExportState], reason: str) -> None:
-        for state in states:
-            try:
+        if not states:
+            return
+        try:
+            for state in states:
                 self._on_dropped(state, reason)
-            finally:
-                with self._condition:
-                    self._giving_up -= 1
-                    self._condition.notify_all()
+        finally:
+            with self._condition:
+                self._giving_up -= len(states)
+                self._condition.notify_all()
 
     def _forget(self, state: RunExportState) -> None:
         """Send nothing more of the run. Call it under the lock."""

@@ -25,7 +25,7 @@ OPEN_TIMEOUT: Final = 10.0
 SESSIONS_FILE: Final = "sessions.sqlite3"
 _DATABASES: Final = ("runspan", "keys", "sessions")
 _STAGING: Final = "restore-staging"
-"""Files that are not complete. Whoever finds the folder may delete it."""
+"""Incomplete files. After an interrupted restore the folder may be deleted."""
 _READY: Final = "restore-ready"
 """Complete files, which replace those of the directory: these are moved into a subfolder first."""
 _CLEARED: Final = "restore-cleared"

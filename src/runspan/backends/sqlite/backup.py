@@ -169,7 +169,7 @@ def _copy(source: Path, target: Path, on_progress: OnProgress) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open a file that nobody else uses, and that is written to the disk as a whole later."""
+    """Open a file for exclusive use. It is synced to disk as a whole later."""
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     connection = sqlite3.connect(path, isolation_level=None)
