@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from random import Random
+from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import zstandard
@@ -258,6 +260,34 @@ def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(socket, "getaddrinfo", both)
         with httpx.Client(transport=DeadlineTransport(url), timeout=5.0) as client:
             assert client.get(f"http://two.example:{port}").status_code == 204
+
+
+def test_close_also_closes_a_connection_that_is_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request fails, and the server sees the end of the connection: httpcore would keep it open."""
+    ended = threading.Event()
+    connect = httpcore.SyncBackend.connect_tcp
+
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        while connection.recv(1 << 16):
+            pass
+        ended.set()
+
+    with raw_server(serve) as url:
+        transport = DeadlineTransport(url)
+        opened: list[socket.socket] = []
+
+        def connect_meanwhile(self: httpcore.SyncBackend, *arguments: Any, **named: Any) -> httpcore.NetworkStream:
+            stream = connect(self, *arguments, **named)
+            opened.append(stream.get_extra_info("socket"))
+            transport.close()
+            return stream
+
+        monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect_meanwhile)
+        request = httpx.Request("GET", url, extensions={"timeout": {"read": SOON}})
+        with pytest.raises(httpx.ConnectError, match="closed"):
+            transport.exchange(request, 100)
+        assert ended.wait(SOON)
+        assert opened[0].fileno() == -1
 
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "a" * 64 + ".example"])

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -69,14 +69,18 @@ def numbers(rows: list[dict[str, Any]]) -> list[str]:
     return [row["value"][1] for row in rows if row["value"][1] != "NaN"]
 
 
+def never(is_there: Callable[[str], Any], names: Iterable[str]) -> list[str]:
+    """Those names which are not there after a while: a scrape may come later than what it tells of."""
+    left = sorted(names)
+    deadline = time.monotonic() + PATIENCE
+    while (left := [name for name in left if not is_there(name)]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
 def test_every_panel_has_an_answer(live: Scene) -> None:
     """Every PromQL expression of the dashboards gives at least one number."""
-    left = dict(EXPRESSIONS)
-    deadline = time.monotonic() + PATIENCE
-    while left and time.monotonic() < deadline:
-        left = {where: expr for where, expr in left.items() if not numbers(asked(live.prometheus, expr))}
-        time.sleep(0.5)
-    assert sorted(left) == []
+    assert never(lambda where: numbers(asked(live.prometheus, EXPRESSIONS[where])), EXPRESSIONS) == []
 
 
 def test_every_rule_runs_and_its_series_are_there(live: Scene) -> None:
@@ -85,9 +89,8 @@ def test_every_rule_runs_and_its_series_are_there(live: Scene) -> None:
     for expr in RULES.values():
         live.prometheus.query(expr)
     wanted = {selector for expr in RULES.values() for selector in selectors(expr)} - NEVER_HERE
-    left = sorted(selector for selector in wanted if not live.prometheus.query(f"count_over_time({selector}[1h])"))
-    assert left == []
-    assert {name for name, expr in RULES.items() if live.prometheus.query(expr)} >= {
+    assert never(lambda selector: live.prometheus.query(f"count_over_time({selector}[1h])"), wanted) == []
+    happened = {
         "RunspanRunFailed",
         "RunspanStepFailed",
         "RunspanSpansDropped",
@@ -95,6 +98,7 @@ def test_every_rule_runs_and_its_series_are_there(live: Scene) -> None:
         "RunspanCollectorRefusing",
         "RunspanWatchdog",
     }
+    assert never(lambda name: live.prometheus.query(RULES[name]), happened) == []
 
 
 def test_every_metric_of_the_dashboards_and_runbooks_was_scraped(live: Scene) -> None:
@@ -109,7 +113,7 @@ def test_every_metric_of_the_dashboards_and_runbooks_was_scraped(live: Scene) ->
     for query in PASTED:
         live.prometheus.query(query)
         used |= names(query)
-    assert sorted(used - live.prometheus.names() - {"ALERTS"}) == []
+    assert never(lambda name: name in live.prometheus.names(), used - {"ALERTS"}) == []
 
 
 def test_the_counts_are_those_of_the_documents(live: Scene) -> None:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
+from weakref import WeakSet
 
 import httpcore
 import httpx
@@ -52,12 +54,13 @@ class DeadlineTransport(httpx.BaseTransport):
         # Reading the authorities takes longer than sending hundreds of runs, and plain HTTP has no use for them.
         if tls is None and not url.lower().startswith("http://"):
             tls = httpx.create_ssl_context()
+        self._backend = _Backend()
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,
             max_connections=connections,
             max_keepalive_connections=connections,
             keepalive_expiry=_KEEPALIVE_SECONDS,
-            network_backend=_Backend(),
+            network_backend=self._backend,
         )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -89,8 +92,9 @@ class DeadlineTransport(httpx.BaseTransport):
             response.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, also those of requests under way, which fail. Idempotent."""
         self._pool.close()
+        self._backend.close()
 
 
 def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
@@ -197,9 +201,36 @@ def _remaining(timeout: float | None, expired: type[Exception]) -> float | None:
     return seconds
 
 
+class _Streams:
+    """The open streams. httpcore forgets a connection that is closed before it is established."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: WeakSet[_Stream] = WeakSet()
+        self._is_closed = False
+
+    def add(self, inner: httpcore.NetworkStream) -> _Stream:
+        """Return the stream to use. ConnectError after ``close``."""
+        stream = _Stream(inner, self)
+        with self._lock:
+            if not self._is_closed:
+                self._open.add(stream)
+                return stream
+        stream.close()
+        raise httpcore.ConnectError("the client is closed")
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            left = list(self._open)
+        for stream in left:
+            stream.close()
+
+
 class _Stream(httpcore.NetworkStream):
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
+    def __init__(self, inner: httpcore.NetworkStream, streams: _Streams) -> None:
         self._inner = inner
+        self._streams = streams
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._inner.read(max_bytes, _remaining(timeout, httpcore.ReadTimeout))
@@ -215,7 +246,7 @@ class _Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         seconds = _remaining(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, seconds))
+        return self._streams.add(self._inner.start_tls(ssl_context, server_hostname, seconds))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
@@ -224,6 +255,10 @@ class _Stream(httpcore.NetworkStream):
 class _Backend(httpcore.NetworkBackend):
     def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()
+        self._streams = _Streams()
+
+    def close(self) -> None:
+        self._streams.close()
 
     def connect_tcp(
         self,
@@ -239,10 +274,12 @@ class _Backend(httpcore.NetworkBackend):
             seconds = _remaining(timeout, httpcore.ConnectTimeout)
             share = None if seconds is None else seconds / (len(addresses) - index)
             try:
-                return _Stream(self._inner.connect_tcp(address, port, share, local_address, socket_options))
+                inner = self._inner.connect_tcp(address, port, share, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if index == len(addresses) - 1:
                     raise
+            else:
+                return self._streams.add(inner)
         raise httpcore.ConnectError(f"{host} has no address")
 
 
