@@ -88,7 +88,7 @@ def totals() -> list[Panel]:
         linked(
             number("Runs", "Runs that ended in the chosen time.", COUNT, RUNS_OF_RANGE, span=3, empty="no runs"),
             "Runs of the last day in runspan",
-            "/?endedSince=24h",
+            "/?endedFrom=24h",
         ),
         judged(
             number(
@@ -118,7 +118,7 @@ def totals() -> list[Panel]:
                 (1, "red"),
             ),
             "Failed runs of the last day in runspan",
-            "/?status=failed&endedSince=24h",
+            "/?status=failed&endedFrom=24h",
         ),
         linked(
             number(
@@ -226,7 +226,7 @@ def runs() -> list[Panel]:
             ("p95", SECONDS, quantile(0.95, RUN_SPANS, "runspan_workflow_id", RANGE)),
             ("p50", SECONDS, quantile(0.5, RUN_SPANS, "runspan_workflow_id", RANGE)),
             ("Runs", COUNT, f"sum by (runspan_workflow_id) ({grew(RUNS, PLACE, RANGE)})"),
-            links=f"{LISTED}&endedSince=24h",
+            links=f"{LISTED}&endedFrom=24h",
             empty="No run ended in this time.",
         ),
     ]

@@ -67,7 +67,8 @@ class RunQuery:
 
     tenant: str = ""
     workflow_id: str | None = None
-    status: str | None = None
+    status: str | tuple[str, ...] | None = None
+    """Only runs in this status, or in one of several."""
     since: int | None = None
     """Only runs whose sort time is at or after it, in nanoseconds since 1970."""
     limit: int = DEFAULT_LIMIT
@@ -83,39 +84,71 @@ class RunQuery:
     The list is sorted by the start of the runs nevertheless. Raises QueryError together with ``stuck_before``, or with
     the status of a run that has not ended.
     """
+    until: int | None = None
+    """Only runs whose sort time is before it, in nanoseconds since 1970."""
+    ended_until: int | None = None
+    """Only runs that have ended before it, in nanoseconds since 1970; see ``ended_since``."""
 
     def __post_init__(self) -> None:
-        if self.ended_since is not None and (
-            self.stuck_before is not None or self.status not in (None, *TERMINAL_RUN_STATUSES)
-        ):
+        chosen = self._chosen
+        if self.is_by_end and (self.stuck_before is not None or not set(chosen) <= set(TERMINAL_RUN_STATUSES)):
             raise QueryError(
                 where="status" if self.stuck_before is None else "stuckAfter",
                 expected=f"{', '.join(TERMINAL_RUN_STATUSES)}, or none, in a list of runs that have ended",
-                got=repr(self.status) if self.stuck_before is None else "a list of stuck runs",
+                got=repr(", ".join(chosen)) if self.stuck_before is None else "a list of stuck runs",
                 hint="such a run has not ended: leave out the time of the end",
             )
-        if self.stuck_before is not None and self.status not in (None, *LIVE_RUN_STATUSES):
+        if self.stuck_before is not None and not set(chosen) <= set(LIVE_RUN_STATUSES):
             raise QueryError(
                 where="status",
                 expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",
-                got=repr(self.status),
-                hint=f"a run that is {self.status} is not stuck: filter by the status alone",
+                got=repr(", ".join(chosen)),
+                hint=f"a run that is {chosen[0]} is not stuck: filter by the status alone",
             )
+        for where, start, end in (("to", self.since, self.until), ("endedTo", self.ended_since, self.ended_until)):
+            if start is not None and end is not None and end <= start:
+                raise QueryError(
+                    where=where, expected="a time after the beginning of the range", got="one that is not after it"
+                )
+
+    @property
+    def _chosen(self) -> tuple[str, ...]:
+        if self.status is None:
+            return ()
+        return (self.status,) if isinstance(self.status, str) else self.status
 
     @property
     def statuses(self) -> tuple[str, ...]:
         """The statuses of the runs in the list; empty for all statuses."""
-        if self.status is not None:
-            return (self.status,)
-        return () if self.stuck_before is None else LIVE_RUN_STATUSES
+        return self._chosen or (() if self.stuck_before is None else LIVE_RUN_STATUSES)
+
+    @property
+    def is_by_end(self) -> bool:
+        """Whether the list has only runs that ended in a range of time."""
+        return self.ended_since is not None or self.ended_until is not None
+
+    @property
+    def before(self) -> tuple[int, str] | None:
+        """Sort time and run id; all runs of the list sort after this position. None for a list from the newest run on.
+
+        It is the position of the cursor, or that before the first run which is older than ``until``.
+        """
+        edges = [] if self.until is None else [(self.until, "")]
+        if self.cursor is not None:
+            edges.append((self.cursor.time, self.cursor.run_id))
+        return min(edges, default=None)
 
     def matches(self, run: RunSummary) -> bool:
-        """Return whether a run's newest revision matches the filters other than tenant, ``since`` and cursor."""
+        """Return whether a run's newest revision matches the filters other than tenant, ``since`` and ``before``."""
         if self.workflow_id is not None and run.workflow_id != self.workflow_id:
             return False
         if self.statuses and run.status not in self.statuses:
             return False
-        if self.ended_since is not None and (run.ended is None or run.ended < self.ended_since):
+        if self.is_by_end and (
+            run.ended is None
+            or run.ended < (self.ended_since or 0)
+            or (self.ended_until is not None and run.ended >= self.ended_until)
+        ):
             return False
         return self.stuck_before is None or (
             run.status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(run.revision), run.time) < self.stuck_before

@@ -156,16 +156,15 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
         assert set(done.stderr.split()) <= allowed, name
 
 
-@pytest.mark.parametrize("option", ["--since", "--stuck"])
-def test_a_duration_has_a_unit(option: str) -> None:
+def test_a_duration_has_a_unit() -> None:
     """A number alone could be meant as seconds or as days; only 0 is the same in every unit."""
     for value in ("30", "5 m", "1w", "h", "1e3s"):
         assert (
             f"expected a duration such as 30s, 5m, 2h or 7d, got '{value}'"
-            in runspan("list", f"{option}={value}", code=2).stderr
+            in runspan("list", f"--stuck={value}", code=2).stderr
         )
     for value in ("0", "30s", "5m", "1.5h", "7d"):
-        assert "no runs are kept here" in runspan("list", f"{option}={value}", "--data", "nowhere", code=2).stderr
+        assert "no runs are kept here" in runspan("list", f"--stuck={value}", "--data", "nowhere", code=2).stderr
 
 
 OF_OTHERS = {

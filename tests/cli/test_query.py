@@ -126,7 +126,7 @@ def test_list_filters_by_workflow_and_status(ask: Ask) -> None:
 
 @pytest.mark.parametrize("over_http", [False, True])
 def test_list_filters_by_age(tmp_path: Path, over_http: bool) -> None:
-    """--since takes minutes, hours and days before now."""
+    """--from takes minutes, hours and days before now."""
     now = datetime.now(UTC)
     with SqliteStore(tmp_path) as store, serving(create_app(store, store)) as client:
         for hours in (1, 10, 100):
@@ -134,7 +134,7 @@ def test_list_filters_by_age(tmp_path: Path, over_http: bool) -> None:
             store.put(Run.from_dict(document(f"run_{hours}", startedAt=started)), observed_at=time.time_ns())
         place = ("--backend", client.base_url) if over_http else ("--data", tmp_path)
         for since, expected in (("59m", []), ("2h", ["run_1"]), ("24h", ["run_1", "run_10"]), ("30d", 3)):
-            lines = runspan("list", "--since", since, "--json", *place).stdout.splitlines()
+            lines = runspan("list", "--from", since, "--json", *place).stdout.splitlines()
             found = [json.loads(line)["id"] for line in lines]
             assert (len(found) if isinstance(expected, int) else found) == expected
 
@@ -198,7 +198,7 @@ def test_a_reader_that_goes_away_ends_the_list_quietly(data: Path, form: tuple[s
         (("get", "no such run"), 5, "run no such run"),
         (("list", "--cursor", "zzz"), 2, "cursor: expected meta.cursor"),
         (("list", "--status", "done"), 2, "Invalid value for '--status'"),
-        (("list", "--since", "yesterday"), 2, "expected a duration such as 30s"),
+        (("list", "--from", "yesterday"), 2, "expected a time such as 2026-11-27T09:00:00Z"),
         (("list", "--limit", "0"), 2, "0 is not in the range x>=1"),
     ],
 )

@@ -15,13 +15,16 @@ from runspan import Run, encode
 from runspan.codec.fields import REVISION, ROOT_REVISION, SUMMARY_DIGEST
 from runspan.contracts import RunQuery, conflict_note, damaged_note
 from runspan.errors import QueryError, TraceIncomplete
-from runspan.model.document import sort_time
+from runspan.model.document import end_time, sort_time
 from runspan.model.span import run_ids
 from runspan.model.timestamps import canonical_text
 from runspan.resolve import resolve
 
 WORKFLOWS = ("wf_a", "wf_b")
 STATUSES = ("completed", "failed", "running")
+HOUR, DAY = 3600 * SECOND, 86_400 * SECOND
+EDGE = T0 + 30 * DAY
+"""The time of the end from which on a list has runs."""
 UNUSUAL_NAMES = ['say "x"', "it's", "{a} || {b}", "a\nb", "wf%", "wf_", "ワークフロー", "a\\", "~.*", "x" * 600, ""]
 
 
@@ -54,6 +57,49 @@ def test_filters_alone_and_together(backend: Harness, tenant: str) -> None:
         pages = all_pages(backend.reader, query)
         assert list(chain.from_iterable(pages)) == expected, query
         assert all(len(page) == 2 for page in pages[:-1]), query
+
+
+def test_ranges_of_time_and_several_statuses(backend: Harness, tenant: str) -> None:
+    """Runs that started in a range, its end excluded, and are in one of several statuses, whichever belong together."""
+    sent = fill(backend, tenant)
+    ranges = product((None, T0 + 3 * SECOND), (None, T0 + 8 * SECOND, T0 + 8 * SECOND + 1, T0 - DAY, EDGE))
+    several = (None, ("failed", "completed"), ("failed", "running"), ("running", "pending"), ("failed", "failed"))
+    for (since, until), status, workflow in product(ranges, several, (None, "wf_a")):
+        if since is not None and until is not None and until <= since:
+            continue
+        expected = [
+            run_id
+            for run_id, its_workflow, its_status, at in sent
+            if (since is None or at >= since) and (until is None or at < until)
+            if (status is None or its_status in status) and workflow in (None, its_workflow)
+        ]
+        query = RunQuery(tenant, workflow, status, since=since, until=until)
+        page = backend.reader.search(query)
+        assert (ids(page), page.cursor, page.partial) == (expected, None, ()), query
+        pages = all_pages(backend.reader, replace(query, limit=2))
+        assert list(chain.from_iterable(pages)) == expected, query
+
+
+def test_several_statuses_are_those_of_the_newest_revision(backend: Harness, tenant: str) -> None:
+    """A run that has ended is in no list of runs that go on, and in each list that has its last status too."""
+    backend.send(running("ended"), running("going-on"), tenant=tenant, observed_at=T0 + SECOND)
+    backend.send(make_run("ended", status="failed"), tenant=tenant, observed_at=T0 + 2 * SECOND)
+    for status, expected in (
+        (("running", "suspended"), ["going-on"]),
+        (("running", "failed"), ["going-on", "ended"]),
+        (("completed", "running"), ["going-on"]),
+        (("completed", "timed_out"), []),
+    ):
+        assert ids(backend.reader.search(RunQuery(tenant, status=status))) == expected, status
+
+
+@pytest.mark.parametrize(
+    ("times", "where"), [({"since": T0, "until": T0}, "to"), ({"ended_since": T0, "ended_until": T0 - 1}, "endedTo")]
+)
+def test_a_range_that_ends_before_it_begins_is_refused(times: dict[str, int], where: str) -> None:
+    """Such a list would always be empty."""
+    with pytest.raises(QueryError, match=f"^{where}: "):
+        RunQuery(**times)  # type: ignore[arg-type]
 
 
 def test_items_are_summaries(backend: Harness, tenant: str) -> None:
@@ -181,11 +227,6 @@ def test_since_is_inclusive(backend: Harness, tenant: str) -> None:
     assert ids(backend.reader.search(RunQuery(tenant, since=T0))) == ["at"]
 
 
-HOUR, DAY = 3600 * SECOND, 86_400 * SECOND
-EDGE = T0 + 30 * DAY
-"""The time of the end from which on a list has runs."""
-
-
 def ended_runs() -> dict[str, tuple[Run, bool]]:
     """Runs of many lengths, and whether they ended at the edge or later."""
     ends = {
@@ -247,6 +288,17 @@ def test_runs_are_listed_by_the_time_of_their_end(
     since = EDGE - 3 * DAY
     page = backend.reader.search(replace(query, since=since))
     assert ids(page) == [run.id for run in expected if sort_time(run.envelope) >= since]
+    for until in (EDGE + MS, EDGE + 2 * SECOND, EDGE + DAY):
+        page = backend.reader.search(replace(query, ended_until=until))
+        before = [run.id for run in expected if (end_time(run.envelope, sort_time(run.envelope)) or 0) < until]
+        assert (ids(page), page.partial) == (before, ())
+    page = backend.reader.search(replace(query, ended_since=None, ended_until=EDGE))
+    assert not {*ids(page)} & {run.id for run in expected}
+    assert {*ids(page)} | {"earlier"} >= {
+        run.id
+        for run, is_listed in made.values()
+        if not is_listed and status in (None, run.to_dict()["status"]) and workflow in (None, run.workflow_id)
+    }
 
 
 @pytest.mark.parametrize("others", [{"status": "running"}, {"status": "suspended"}, {"stuck_before": T0}])

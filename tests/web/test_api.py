@@ -549,5 +549,16 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "/v1/traces": ["post"],
     }
     parameters = {parameter["name"] for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]}
-    assert parameters == {"workflowId", "status", "since", "limit", "cursor", "stuckAfter", "endedSince"}
+    assert parameters == {
+        "workflowId",
+        "status",
+        "since",
+        "limit",
+        "cursor",
+        "stuckAfter",
+        "from",
+        "to",
+        "endedFrom",
+        "endedTo",
+    }
     assert set(found["components"]["securitySchemes"]) == {"apiKey", "bearer"}

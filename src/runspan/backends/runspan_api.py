@@ -15,7 +15,7 @@ from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import MAX_NS, SECOND, rfc3339_text
 from runspan.otlp.json import read_spans
 from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_url, read_run, run_path
 from runspan.platform_api.schema import MalformedResponse, read_data, read_items
@@ -80,29 +80,30 @@ class RunspanApiReader:
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``.
 
-        The API takes ``since``, ``endedSince`` and ``stuckAfter`` as durations, so their bounds move with the clock.
-        Raises QueryUnsupported if the server does not know the last two, which are extensions.
+        The API takes ``since`` and ``stuckAfter`` as durations, so their bounds move with the clock. Raises
+        QueryUnsupported if the server does not know a filter that is an extension of the platform's API.
         """
         parameters: dict[str, str | int] = {"limit": query.limit}
         if query.workflow_id is not None:
             parameters["workflowId"] = query.workflow_id
         if query.status is not None:
-            parameters["status"] = query.status
+            parameters["status"] = ",".join(query.statuses)
         if query.since is not None:
             parameters["since"] = self._since(query.since)
         if query.cursor is not None:
             parameters["cursor"] = query.cursor.token()
         if query.stuck_before is not None:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
-        if query.ended_since is not None:
-            parameters["endedSince"] = self._since(query.ended_since)
+        edges = {"to": query.until, "endedFrom": query.ended_since, "endedTo": query.ended_until}
+        parameters |= {name: _moment(edge) for name, edge in edges.items() if edge is not None}
         try:
             items, meta, cursor = self._get(
                 f"{API_PATH}/runs", lambda response: read_items(response.content), parameters
             )
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
-        for name, told in (("stuckAfter", meta.stuck_after), ("endedSince", meta.ended_since)):
+        echoed = {"stuckAfter": meta.stuck_after, "to": meta.to, "endedFrom": meta.ended_from, "endedTo": meta.ended_to}
+        for name, told in echoed.items():
             if parameters.get(name) != told:
                 raise QueryUnsupported(
                     where=self._api.base,
@@ -173,6 +174,10 @@ def _trace_id(response: Response) -> str:
         return msgspec.json.decode(data, type=_TraceLink).trace_id
     except PARSE_ERRORS as error:
         raise MalformedResponse(got=str(error)) from None
+
+
+def _moment(edge: int) -> str:
+    return rfc3339_text(min(max(edge, 1), MAX_NS))
 
 
 def _is_run_id(run_id: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time as clock
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import click
 
 from runspan.errors import ConfigError
-from runspan.model.timestamps import SECOND, UNITS
+from runspan.model.timestamps import SECOND, UNITS, parse_moment
 from runspan.otlp.env import read_attributes
 
 if TYPE_CHECKING:  # imports that take long are made by the functions that need them
@@ -55,6 +56,21 @@ class Duration(click.ParamType[int]):
         if self._longest_days is not None and duration > self._longest_days * UNITS["d"]:
             self.fail(f"expected at most {self._longest_days}d, got {value!r}", param, ctx)
         return duration
+
+
+class Moment(click.ParamType[int]):
+    """A time, a day in UTC, or a duration before now, as nanoseconds since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        moment = parse_moment(str(value), clock.time_ns())
+        if moment is None:
+            expected = "a time such as 2026-11-27T09:00:00Z, a day such as 2026-11-27, or a duration such as 24h"
+            self.fail(f"expected {expected}, got {value!r}", param, ctx)
+        return moment
 
 
 class Seconds(click.ParamType[float]):

@@ -42,13 +42,28 @@ _LONGEST_CELL: Final = 200
 @options.option(
     "--status",
     type=click.Choice(RUN_STATUSES),
+    multiple=True,
     metavar="STATUS",
-    help=f"List only runs whose current status is this: {', '.join(RUN_STATUSES)}.",
+    help=f"List only runs whose current status is this: {', '.join(RUN_STATUSES)}. Repeat it for several.",
 )
-@options.time("--since", help="List only runs that started this long ago or later, such as 1h or 7d.")
-@options.time(
-    "--ended-since",
-    help="List only runs that ended this long ago or later, whenever they started. The newest start is first.",
+@options.option(
+    "--from",
+    "since",
+    type=options.Moment(),
+    metavar="TIME",
+    help="List only runs that started at this time or later: 2026-11-27T09:00:00Z, 2026-11-27 (in UTC), or a duration "
+    "before now such as 24h.",
+)
+@options.option("--to", "until", type=options.Moment(), metavar="TIME", help="List only runs that started before it.")
+@options.option(
+    "--ended-from",
+    "ended_since",
+    type=options.Moment(),
+    metavar="TIME",
+    help="List only runs that ended at this time or later, whenever they started. The newest start is first.",
+)
+@options.option(
+    "--ended-to", "ended_until", type=options.Moment(), metavar="TIME", help="List only runs that ended before it."
 )
 @options.option(
     "--stuck",
@@ -67,9 +82,11 @@ _LONGEST_CELL: Final = 200
 def list_runs(
     backend: options.BackendOptions,
     workflow_id: str | None,
-    status: str | None,
+    status: tuple[str, ...],
     since: int | None,
+    until: int | None,
     ended_since: int | None,
+    ended_until: int | None,
     stuck: int | None,
     limit: int,
     cursor: str | None,
@@ -84,8 +101,8 @@ def list_runs(
 
     \b
     Examples:
-      runspan list --data ./data --status failed --since 24h
-      runspan list --data ./data --status failed --ended-since 1h
+      runspan list --data ./data --status failed --status timed_out --from 24h
+      runspan list --data ./data --status failed --ended-from 2026-11-27 --ended-to 2026-11-28
       runspan list --data ./data --stuck
       runspan list --backend tempo+http://127.0.0.1:3200 --stuck 1h --workflow wf_xyz789
       runspan list --backend http://127.0.0.1:8321 --workflow wf_xyz789
@@ -93,9 +110,18 @@ def list_runs(
     """
     after = Cursor.parse(cursor) if cursor else None
     with closing(backend.open_reader()) as reader:
-        now = time.time_ns()
-        edges = [None if ago is None else max(0, now - ago) for ago in (since, stuck, ended_since)]
-        query = RunQuery(backend.tenant, workflow_id, status, edges[0], limit, after, *edges[1:])
+        query = RunQuery(
+            tenant=backend.tenant,
+            workflow_id=workflow_id,
+            status=status or None,
+            since=since,
+            until=until,
+            limit=limit,
+            cursor=after,
+            stuck_before=None if stuck is None else max(0, time.time_ns() - stuck),
+            ended_since=ended_since,
+            ended_until=ended_until,
+        )
         items: list[bytes] = []
         for page in _pages(reader, query):
             for note in page.partial:

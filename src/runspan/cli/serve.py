@@ -276,8 +276,8 @@ def serve(
 
     \b
     GET  /                        web pages: list of runs, a run in detail, a comparison of two
-    GET  /api/v1/runs             newest first: workflowId, status, since, endedSince, stuckAfter,
-                                  limit, cursor
+    GET  /api/v1/runs             newest first: workflowId, status, since, from, to, endedFrom,
+                                  endedTo, stuckAfter, limit, cursor
     GET  /api/v1/runs/{id}        one run document, exactly as it was sent
     GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
     GET  /api/v1/traces/{id}      a trace as OTLP/JSON

@@ -134,3 +134,26 @@ def parse_ns(text: str) -> int | None:
         offset = (int(hours) * 3600 + int(minutes) * 60) * SECOND
         ns += offset if sign == "-" else -offset
     return ns if 0 < ns <= MAX_NS else None
+
+
+def rfc3339_text(ns: int) -> str:
+    """Return nanoseconds since 1970 as an RFC 3339 timestamp, from which ``parse_ns`` returns them."""
+    second, fraction = divmod(ns, SECOND)
+    return f"{_EPOCH + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"
+
+
+MOMENT_PATTERN = (
+    r"^([1-9][0-9]{0,5}[smhd]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?"
+    r"([Zz]|[+-][0-9]{2}:[0-9]{2}))?)$"
+)
+"""What ``parse_moment`` reads, as a regular expression of JSON Schema."""
+
+
+def parse_moment(text: str, now: int) -> int | None:
+    """Return the nanoseconds since 1970 of a duration before now, a day in UTC, or an RFC 3339 timestamp.
+
+    These are ``24h``, ``2026-11-27`` and ``2026-11-27T09:00:00+01:00``; None for any other text.
+    """
+    if re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text):
+        return max(0, now - int(text[:-1]) * UNITS[text[-1]])
+    return parse_ns(f"{text}T00:00:00Z" if len(text) == 10 else text)

@@ -54,7 +54,9 @@ class Meta(msgspec.Struct, rename="camel"):
     has_more: bool | None = None
     partial: list[str] = []
     stuck_after: str | None = None
-    ended_since: str | None = None
+    to: str | None = None
+    ended_from: str | None = None
+    ended_to: str | None = None
 
 
 class _Success(msgspec.Struct):

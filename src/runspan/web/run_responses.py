@@ -74,16 +74,12 @@ def list_response(context: AppContext, environ: WSGIEnvironment, tenant: str) ->
     cursor = None if query.cursor is None else Cursor.parse(query.cursor)
     page = context.reader.search(query.run_query(tenant, context.clock(), limit=query.limit, cursor=cursor))
     token = page.cursor.token() if page.cursor else None
-    meta = Meta(cursor=token, hasMore=token is not None)
+    meta = Meta(cursor=token, hasMore=token is not None, **query.extensions())
     if page.partial:
         meta.partial = list(page.partial)
-    if query.stuckAfter is not None:
-        meta.stuckAfter = query.stuckAfter
-    if query.endedSince is not None:
-        meta.endedSince = query.endedSince
     body = b'{"success":true,"data":[%b],"meta":%b}' % (
         b",".join(page.items),
-        meta.model_dump_json(exclude_unset=True).encode(),
+        meta.model_dump_json(exclude_unset=True, by_alias=True).encode(),
     )
     headers = [("Vary", "Accept-Encoding"), *note_header(PARTIAL, page.partial).items()]
     return _success(context, negotiate(environ.get("HTTP_ACCEPT_ENCODING")), headers, body, tenant)

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
-from runspan.model.document import MAX_RUN_ID_BYTES
-from runspan.model.timestamps import UNITS
+from runspan.errors import QueryError
+from runspan.model.document import MAX_RUN_ID_BYTES, RUN_STATUSES
+from runspan.model.timestamps import MOMENT_PATTERN, UNITS, parse_moment
 
-RunStatus = Literal["pending", "running", "suspended", "completed", "failed", "cancelled", "timed_out"]
+_STATUS = "|".join(RUN_STATUSES)
+_STATUSES = f"^({_STATUS})(,({_STATUS}))*$"
 
 _SINCE = r"^[1-9][0-9]{0,5}[mhd]$"
 _STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
@@ -37,13 +39,39 @@ def _without_null(schema: dict[str, Any]) -> None:
 _QUERY = ConfigDict(json_schema_extra=_without_null)
 
 
+def _moment(name: str, description: str) -> Any:
+    """Return an optional parameter that is a time."""
+    return Field(
+        None,
+        alias=name,
+        description=f"{description}: `2026-11-27T09:00:00Z`, `2026-11-27` (in UTC), or a duration before now, `24h`. "
+        f"An extension of the platform's API; a response that took it into account repeats it in `meta.{name}`.",
+        json_schema_extra={"pattern": MOMENT_PATTERN},  # ``parse_moment`` checks it, with a better message
+    )
+
+
+def _read_moment(name: str, text: str | None, now: int) -> int | None:
+    if text is None:
+        return None
+    moment = parse_moment(text, now)
+    if moment is None:
+        expected = "a time such as 2026-11-27T09:00:00Z, a day such as 2026-11-27, or a duration such as 24h"
+        raise QueryError(where=name, expected=expected, got=repr(text[:60]))
+    return moment
+
+
+_EXTENSIONS = {"stuckAfter", "from_", "to", "endedFrom", "endedTo"}
+
+
 class RunsQuery(BaseModel):
     """Which runs to list. Unknown parameters are ignored: clients add some to bypass caches."""
 
     model_config = _QUERY
 
     workflowId: str | None = Field(None, description="Only runs of this workflow.")
-    status: RunStatus | None = Field(None, description="Only runs in this status.")
+    status: str | None = Field(
+        None, pattern=_STATUSES, description="Only runs in this status, or in one of several: `failed,timed_out`."
+    )
     since: str | None = Field(None, pattern=_SINCE, description="Only runs that started this long ago or less: `24h`.")
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(
@@ -59,29 +87,36 @@ class RunsQuery(BaseModel):
         "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
         "into account repeats it in `meta.stuckAfter`.",
     )
-    endedSince: str | None = Field(
-        None,
-        pattern=_SINCE,
-        description="Only runs that ended this long ago or less, whenever they started: `1h`. The list is sorted by "
-        "start all the same. An extension of the platform's API; a response that took it into account repeats it in "
-        "`meta.endedSince`.",
+    from_: str | None = _moment("from", "Only runs that started at this time or later")
+    to: str | None = _moment("to", "Only runs that started before this time")
+    endedFrom: str | None = _moment(
+        "endedFrom",
+        "Only runs that ended at this time or later, whenever they started; the list is sorted by start all the same",
     )
+    endedTo: str | None = _moment("endedTo", "Only runs that ended before this time")
 
     def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
         """Return the query of a backend. ``now`` is the time in nanoseconds since 1970 that durations count back from.
 
         ``limit`` and ``cursor`` are the caller's. Raises QueryError if the parameters exclude each other.
         """
+        starts = (_time_before(now, self.since), _read_moment("from", self.from_, now))
         return RunQuery(
             tenant=tenant,
             workflow_id=self.workflowId,
-            status=self.status,
-            since=_time_before(now, self.since),
+            status=None if self.status is None else tuple(self.status.split(",")),
+            since=max((start for start in starts if start is not None), default=None),
+            until=_read_moment("to", self.to, now),
             limit=limit,
             cursor=cursor,
             stuck_before=_time_before(now, self.stuckAfter),
-            ended_since=_time_before(now, self.endedSince),
+            ended_since=_read_moment("endedFrom", self.endedFrom, now),
+            ended_until=_read_moment("endedTo", self.endedTo, now),
         )
+
+    def extensions(self) -> dict[str, Any]:
+        """Return the parameters that were sent of those which the platform's API does not have."""
+        return self.model_dump(include=_EXTENSIONS, exclude_none=True, by_alias=True)
 
 
 def _time_before(now: int, duration: str | None) -> int | None:
@@ -145,7 +180,10 @@ class Meta(BaseModel):
         "older than their newest revision, or one of several documents sent as one revision; one line each.",
     )
     stuckAfter: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    endedSince: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    from_: str | None = Field(default=None, alias="from", description="The parameter of that name, if it was sent.")
+    to: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    endedFrom: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    endedTo: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
 
 
 class RunListResponse(BaseModel):

@@ -157,15 +157,15 @@ def test_a_run_of_days_that_ended_now_is_listed_by_its_end(page: Page, tmp_path:
         opened(page, f"{url}/?status=failed&since=24h")
         assert ids(page) == ["run_new"]
         choice(page, "Time").select_option("Ended in the last hour")
-        expect(page).to_have_url(f"{url}/?status=failed&endedSince=1h")
+        expect(page).to_have_url(f"{url}/?status=failed&endedFrom=1h")
         expect(page.locator(ROWS)).to_have_count(2)
         assert ids(page) == ["run_new", "run_days"]
-        page.goto(f"{url}/?endedSince=90m")
+        page.goto(f"{url}/?endedFrom=90m")
         expect(choice(page, "Time").locator("option:checked")).to_have_text("Ended in the last 90m")
         choice(page, "Status").select_option("failed")
-        expect(page).to_have_url(f"{url}/?status=failed&endedSince=90m")
+        expect(page).to_have_url(f"{url}/?status=failed&endedFrom=90m")
         row(page, "run_days").get_by_text("wf").click()
-        expect(page).to_have_url(re.compile(r"workflowId=wf&.*endedSince=90m"))
+        expect(page).to_have_url(re.compile(r"workflowId=wf&.*endedFrom=90m"))
         page.get_by_role("button", name="Clear filters").click()
         expect(page.locator(ROWS)).to_have_count(3)
 

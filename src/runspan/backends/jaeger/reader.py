@@ -142,7 +142,7 @@ class JaegerReader:
             ]
 
         now = self._clock() // 1000
-        edges = (query.stuck_before is None, query.ended_since is None)
+        edges = (query.stuck_before is None, query.is_by_end)
         kind = (query.tenant, query.workflow_id, query.statuses, *edges)
         hint = self._hints.get(kind) or DensityHint(now)
         try:
@@ -179,7 +179,7 @@ class JaegerReader:
             return
         newest, oldest = rows[0].time // 1000, rows[-1].time // 1000
         gap = (newest - oldest) // (len(rows) - 1) if len(rows) >= _MIN_GAP_RUNS or hint.gap is None else hint.gap
-        hint = DensityHint(newest if query.cursor is None else hint.newest, gap)
+        hint = DensityHint(newest if query.before is None else hint.newest, gap)
         if len(self._hints) >= _MAX_HINTS:
             self._hints.clear()
         self._hints[kind] = hint
@@ -238,9 +238,10 @@ def _long_run_conditions(query: RunQuery, conditions: Sequence[_Condition]) -> l
     The span of such a change has no length, whatever the run's was.
     """
     attributes = {key: value for key, value in conditions[0][0].items() if key not in (ROLE, _STATUS)}
-    statuses = TERMINAL_RUN_STATUSES if query.status is None else (query.status,)
+    statuses = query.statuses or TERMINAL_RUN_STATUSES
     changed = [(attributes | {ROLE: ROLE_REVISION, _STATUS: status}, 0) for status in statuses]
-    return [({**conditions[0][0], ROLE: ROLE_RUN}, LONG_RUN), *changed]
+    of_statuses = [attributes | {_STATUS: status} for status in query.statuses] or [attributes]
+    return [*[({**each, ROLE: ROLE_RUN}, LONG_RUN) for each in of_statuses], *changed]
 
 
 def _conditions(query: RunQuery) -> list[_Condition]:
@@ -249,17 +250,21 @@ def _conditions(query: RunQuery) -> list[_Condition]:
     Without a condition no run can be in the list. Values that are encoded in another form are compared with the run
     only.
     """
-    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id, _STATUS: query.status}
+    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id}
     attributes = {key: value for key, value in wanted.items() if value is not None}
     try:
-        "".join(attributes.values()).encode()
+        "".join((*attributes.values(), *query.statuses)).encode()
     except UnicodeEncodeError:
         return []
-    attributes = {
-        key: value for key, value in attributes.items() if 0 < len(value) <= _MAX_SEARCHED_CHARACTERS or key == TENANT
-    }
+    attributes = {key: value for key, value in attributes.items() if _is_searched(value) or key == TENANT}
     if query.stuck_before is not None:
         return [(attributes | {ROLE: ROLE_REVISION}, 0)]  # only revision spans carry runs that have not ended
-    if TENANT in attributes or _STATUS in attributes:
-        return [(attributes, 0)]  # spans of steps have neither
+    if query.statuses and all(map(_is_searched, query.statuses)):
+        return [(attributes | {_STATUS: status}, 0) for status in dict.fromkeys(query.statuses)]
+    if TENANT in attributes:
+        return [(attributes, 0)]  # spans of steps have none
     return [(attributes | {ROLE: role}, 0) for role in (ROLE_RUN, ROLE_REVISION)]
+
+
+def _is_searched(value: str) -> bool:
+    return 0 < len(value) <= _MAX_SEARCHED_CHARACTERS

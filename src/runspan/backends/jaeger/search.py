@@ -238,7 +238,7 @@ class WindowedSearch:
     def rows(self) -> Iterator[RunSummary]:
         """Yield the runs that meet the query, in its order, from its cursor on."""
         query, newest = self._query, self._hint.newest
-        hi = END if query.cursor is None else min(query.cursor.time // 1000 + 1, END)
+        hi = END if query.before is None else min(query.before[0] // 1000 + 1, END)
         since = lowest = 0 if query.since is None else max(query.since, 0) // 1000
         if self._limits.max_width is not None:
             hi, lowest = min(hi, self._now + DAY), max(since, self._now - LOOKBACK_DAYS * DAY)
@@ -377,7 +377,7 @@ class WindowedSearch:
             return False
         if query.since is not None and run.time < query.since:
             return False
-        return query.cursor is None or (run.time, run.run_id) < (query.cursor.time, query.cursor.run_id)
+        return query.before is None or (run.time, run.run_id) < query.before
 
     def _note(self, time: int, text: str) -> None:
         self.notes[time, text] = None

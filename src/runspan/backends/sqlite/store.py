@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from heapq import merge
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,9 @@ _STUCK: Final = f"""
 """  # noqa: S608 a constant
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
-_ENDED: Final = "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? LIMIT ?)"
+_ENDED: Final = (
+    "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? AND ended < ? LIMIT ?)"
+)
 _MAX_SORTED: Final = 10_000
 """Runs that a list by the time of the end sorts. With more, so many of the newest runs are in it that it is read in its
 own order."""
@@ -286,16 +289,17 @@ class SqliteStore:
 
         A damaged list item is left out, and ``partial`` contains its run id.
         """
-        ended = None if query.ended_since is None else (min(query.ended_since, MAX_NS), _MAX_SORTED)
-        few_ended = ended is not None and self._fetch_one(_ENDED, ended)[0] < _MAX_SORTED
-        statement, values = _statement(query, few_ended=few_ended)
+        few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query), _MAX_SORTED))[0] < _MAX_SORTED
+        statements = _statements(query, few_ended=few_ended)
         tenant = _utf8(query.tenant)
         items: list[bytes] = []
         partial: list[str] = []
         size = 0
         last: tuple[int, bytes] | None = None
         has_more = False
-        with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
+        with self._readers.connection() as connection, ExitStack() as opened:
+            found = [opened.enter_context(closing(connection.execute(*statement))) for statement in statements]
+            rows = found[0] if len(found) == 1 else merge(*found, key=_position, reverse=True)
             for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
                 if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
                     partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
@@ -533,36 +537,59 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[str, list[Any]]:
-    """Return the statement of a list and its values.
+def _position(row: tuple[Any, ...]) -> tuple[int, bytes]:
+    """Return where a row of a list sorts: its time and its run id."""
+    return row[1], row[0]
 
-    Its rows come from the index whose columns are those that the query fixes, in the order of the list.
 
-    few_ended: whether few enough runs have ended since ``query.ended_since`` to be sorted.
+def _end_range(query: contracts.RunQuery) -> tuple[int, int]:
+    """Return the range of the ends of the runs in a list: from, and before."""
+    until = MAX_NS + 1 if query.ended_until is None else query.ended_until
+    return min(query.ended_since or 0, MAX_NS), min(until, MAX_NS + 1)
+
+
+def _statements(query: contracts.RunQuery, *, few_ended: bool = False) -> list[tuple[str, list[Any]]]:
+    """Return the statements of a list and their values: one, or one for each of several statuses.
+
+    The rows of each come from the index whose columns are those that the query fixes, in the order of the list.
+
+    few_ended: whether few enough runs have ended in the range of the query to be sorted.
     """
+    statuses = () if query.status is None else tuple(dict.fromkeys(query.statuses))
+    if query.stuck_before is not None or few_ended or len(statuses) < 2:
+        return [_statement(query, statuses, few_ended=few_ended)]
+    return [_statement(query, (status,)) for status in statuses]
+
+
+def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended: bool = False) -> tuple[str, list[Any]]:
     index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
     if query.workflow_id is not None:
         index = "runs_by_workflow"
         conditions.append("workflow_id = ?")
         bound.append(_utf8(query.workflow_id))
-    if query.status is not None:
+    if query.is_by_end and not statuses:
+        statuses = TERMINAL_RUN_STATUSES
+    if len(statuses) == 1:
         index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
         conditions.append("status = ?")
-        bound.append(_utf8(query.status))
+    elif statuses:
+        conditions.append(f"status IN ({', '.join('?' * len(statuses))})")
+    bound += map(_utf8, statuses)
     if query.stuck_before is not None:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
         conditions.append(_SILENT)
         bound.append(min(query.stuck_before, MAX_NS))
-    if query.ended_since is not None:
+    if query.is_by_end:
         index = "runs_by_end" if few_ended else index
-        conditions.append(f"ended >= ? AND status IN ({', '.join('?' * len(TERMINAL_RUN_STATUSES))})")
-        bound += [min(query.ended_since, MAX_NS), *map(_utf8, TERMINAL_RUN_STATUSES)]
+        conditions.append("ended >= ? AND ended < ?")
+        bound += _end_range(query)
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))
-    if query.cursor is not None:
+    if query.before is not None:
+        time, run_id = query.before
         conditions.append("(time, run_id) < (?, ?)")
-        bound += [min(query.cursor.time, MAX_NS), _utf8(query.cursor.run_id)]
+        bound += [min(time, MAX_NS + 1), _utf8(run_id)]
     where = " AND ".join(conditions)
     select = "SELECT run_id, time, summary, checksum, incomplete, superseded, digest FROM runs"
     # Without a limit: rows are read one by one, and damaged ones are not counted.

@@ -211,7 +211,7 @@ class RunSearch:
         """The ids of the traces with a final decision."""
         self._notes: dict[str, SortKey] = {}
         """What is not certain, with the position in the list to which it applies."""
-        self._cursor: SortKey = _FIRST if query.cursor is None else (query.cursor.time, query.cursor.run_id)
+        self._before: SortKey = query.before or _FIRST
         self._since = max(query.since or 0, 0)
         # Tempo finds a run in every window that it reaches into, so the lowest one has those that started before it.
         self._floor = max(self._since, query.ended_since or 0)
@@ -223,9 +223,9 @@ class RunSearch:
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
         query = self.query
-        edges = (query.stuck_before is None, query.ended_since is None, query.cursor is None)
+        edges = (query.stuck_before is None, query.is_by_end, query.before is None)
         kind = (query.tenant, query.workflow_id, query.statuses, query.limit, edges)
-        high = LATEST if query.cursor is None else min(max(query.cursor.time // SECOND, EARLIEST) + 1, LATEST)
+        high = LATEST if query.before is None else min(max(query.before[0] // SECOND, EARLIEST) + 1, LATEST)
         floor = min(max(self._floor // SECOND, EARLIEST), high - 1)
         newest, hint = min(high, self.now), self.hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
@@ -332,7 +332,7 @@ class RunSearch:
             if candidate.trace_id not in self._decided
         ]
         lowest = max(complete_from, self._since)
-        pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._cursor]
+        pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._before]
         pending.sort(key=lambda entry: entry[0], reverse=True)
         for start in range(0, len(pending), self._wanted):
             self.check_deadline()
@@ -380,11 +380,11 @@ class RunSearch:
     def _is_full(self, complete_from: int, after: SortKey = (-1, "")) -> bool:
         """Return whether more items than the page holds are certain: no other run can sort before them."""
         lowest = max(complete_from, self._since)
-        certain = [key for key, _ in self._items.values() if lowest <= key[0] and after < key < self._cursor]
+        certain = [key for key, _ in self._items.values() if lowest <= key[0] and after < key < self._before]
         return len(certain) >= self._wanted
 
     def _page(self) -> Page:
-        items = [item for item in self._items.values() if self._since <= item[0][0] and item[0] < self._cursor]
+        items = [item for item in self._items.values() if self._since <= item[0][0] and item[0] < self._before]
         items.sort(reverse=True)
         shown = items[: self.query.limit]
         cursor = Cursor(*shown[-1][0]) if len(items) > len(shown) and shown else None

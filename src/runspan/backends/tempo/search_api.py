@@ -111,14 +111,15 @@ def search_text(query: RunQuery, *, after_end: bool = False, times: bool = True)
     """
     tenant = _tenant_terms(query)
     omitted = {key for key, _ in known_attributes(query)} | (set() if times else _TIMES)
-    if query.ended_since is not None or (query.statuses and not is_unfinished(query)):
+    is_terminal = bool(query.statuses) and {*query.statuses} <= {*TERMINAL_RUN_STATUSES}
+    if query.is_by_end or is_terminal:
         ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
         if not after_end:
             return _text(_spans(ended, *tenant), omitted=omitted)
         # Both operators have the same precedence.
         return _text(_spans(f"(({ended}) || ({_all(_REVISION_SPAN, _AFTER_END)}))", *tenant), _BY_VERSION)
     names = _workflow_terms(query, (True, False))
-    if not query.statuses:
+    if not is_unfinished(query):
         # The names of a workflow's run and revision spans cost less than their scopes and the names together.
         spans = _spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant)
         return _text(spans, _BY_NAME, _BY_VERSION, omitted)
@@ -137,8 +138,8 @@ def ended_text(trace_ids: Iterable[bytes]) -> SearchText:
 
 
 def is_unfinished(query: RunQuery) -> bool:
-    """Return whether the statuses of a list are such that a run leaves them when it ends."""
-    return any(status not in TERMINAL_RUN_STATUSES for status in query.statuses)
+    """Return whether the statuses of a list are such that a run leaves all of them when it ends."""
+    return bool(query.statuses) and not {*query.statuses} & {*TERMINAL_RUN_STATUSES}
 
 
 def pad_tokens(text: str) -> str:
@@ -182,7 +183,8 @@ def _workflow_terms(query: RunQuery, is_root: Iterable[bool]) -> list[str]:
 
 
 def _status_terms(query: RunQuery) -> list[str]:
-    return [_STATUS_CONDITIONS.get(status) or _equal(_FIELDS["status"].key, status) for status in query.statuses]
+    terms = [_STATUS_CONDITIONS.get(status) or _equal(_FIELDS["status"].key, status) for status in query.statuses]
+    return terms if len(terms) < 2 else [_any(terms)]
 
 
 def _equal(key: str, value: str) -> str:

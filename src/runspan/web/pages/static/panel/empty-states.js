@@ -23,7 +23,7 @@ export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, onClea
   if (parameters.cursor) return state("No older runs", "This is the end of the list.");
   if (hasFilters(parameters)) {
     const partial = isPartial ? " The results are incomplete, see above." : "";
-    const hint = parameters.since || parameters.endedSince
+    const hint = parameters.since || parameters.endedFrom
       ? "Choose a longer time range, or clear the filters."
       : "Check the workflow id, or clear the filters.";
     return state("No run matches these filters", hint + partial, button("Clear filters", onClear));
@@ -44,7 +44,7 @@ export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, onClea
 
 const FIELD_HINTS = {
   since: "Write a time as a number with m, h or d: 90m, 24h, 7d.",
-  endedSince: "Write a time as a number with m, h or d: 90m, 24h, 7d.",
+  endedFrom: "Write a time as a number with m, h or d: 90m, 24h, 7d.",
   stuckAfter: "Write a time as a number with s, m, h or d: 90s, 15m, 2h.",
   status: "Choose a status from the list above.",
   limit: "The limit is a number from 1 to 200.",

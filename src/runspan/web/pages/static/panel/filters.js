@@ -4,9 +4,9 @@ import { h } from "../dom.js";
 import { RUN_STATUSES, status } from "../format.js";
 
 const FIELDS = ["workflowId", "status", "since"];
-const PARAMETERS = [...FIELDS, "stuckAfter", "endedSince"];
+const PARAMETERS = [...FIELDS, "stuckAfter", "endedFrom"];
 const STUCK_PREFIX = "stuck:"; // options of the status field that set the parameter stuckAfter
-const ENDED_PREFIX = "ended:"; // options of the time field that set the parameter endedSince
+const ENDED_PREFIX = "ended:"; // options of the time field that set the parameter endedFrom
 
 /**
  * Return whether any filter is set.
@@ -40,12 +40,12 @@ export class FilterForm {
    *
    * @param {object} parameters - Query parameters.
    */
-  show({ limit, stuckAfter, endedSince, ...rest }) {
+  show({ limit, stuckAfter, endedFrom, ...rest }) {
     this.limit = limit;
     const values = {
       ...rest,
       status: rest.status || (stuckAfter ? STUCK_PREFIX + stuckAfter : ""),
-      since: rest.since || (endedSince ? ENDED_PREFIX + endedSince : ""),
+      since: rest.since || (endedFrom ? ENDED_PREFIX + endedFrom : ""),
     };
     for (const name of FIELDS) {
       const value = values[name] || "";
@@ -72,7 +72,7 @@ export class FilterForm {
       status: isStuck ? "" : choice,
       stuckAfter: isStuck ? choice.slice(STUCK_PREFIX.length) : "",
       since: isEnded ? "" : time,
-      endedSince: isEnded ? time.slice(ENDED_PREFIX.length) : "",
+      endedFrom: isEnded ? time.slice(ENDED_PREFIX.length) : "",
     });
   }
 }

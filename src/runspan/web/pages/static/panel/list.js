@@ -236,7 +236,7 @@ function workflowNodes(run) {
   if (run.workflowId === undefined || run.workflowId === null) return none();
   const workflowId = typeof run.workflowId === "string" ? run.workflowId : JSON.stringify(run.workflowId);
   const query = new URLSearchParams(location.search);
-  const kept = Object.fromEntries(["status", "since", "endedSince"].map((name) => [name, query.get(name)]));
+  const kept = Object.fromEntries(["status", "since", "endedFrom"].map((name) => [name, query.get(name)]));
   const href = url("/", { workflowId, ...kept });
   return [
     h("a", { class: "workflow", href, title: "Show only runs of this workflow" }, isolated(workflowId)),

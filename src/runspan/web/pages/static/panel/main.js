@@ -11,7 +11,7 @@ import { FilterForm, hasFilters } from "./filters.js";
 import { Histogram } from "./histogram.js";
 import { RunList } from "./list.js";
 
-const PARAMETERS = ["workflowId", "status", "since", "endedSince", "stuckAfter", "limit", "cursor"];
+const PARAMETERS = ["workflowId", "status", "since", "endedFrom", "stuckAfter", "limit", "cursor"];
 const RUNNING_DELAY = 3_000;
 const SUSPENDED_DELAY = 10_000; // suspended runs wait for people
 const IDLE_DELAY = 30_000; // new runs may arrive
