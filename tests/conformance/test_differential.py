@@ -43,11 +43,18 @@ def random_runs(chance: random.Random) -> list[Run]:
 
 def random_query(chance: random.Random, tenant: str) -> RunQuery:
     """Return a query with any combination of filters."""
+    since = chance.choice([None, T0 + chance.randrange(10 * DAY)])
+    several = tuple(chance.sample(RUN_STATUSES, 2))
+    is_by_end = chance.random() < 0.2
+    ended_since = T0 + chance.randrange(10 * DAY) if is_by_end else None
     return RunQuery(
         tenant=tenant,
         workflow_id=chance.choice([None, None, "wf_a", "wf_3", "wf " + "x" * 600, "wf_absent"]),
-        status=chance.choice([None, None, *RUN_STATUSES]),
-        since=chance.choice([None, T0 + chance.randrange(10 * DAY)]),
+        status=chance.choice([None, *TERMINAL_RUN_STATUSES] if is_by_end else [None, None, several, *RUN_STATUSES]),
+        since=since,
+        until=chance.choice([None, None, (since or T0) + chance.randrange(1, 5 * DAY)]),
+        ended_since=ended_since,
+        ended_until=None if ended_since is None else chance.choice([None, ended_since + chance.randrange(1, 5 * DAY)]),
         limit=chance.choice([1, 7, 50, 200]),
         cursor=chance.choice([None, None, None, Cursor(T0 + chance.randrange(10 * DAY), "run-300")]),
     )

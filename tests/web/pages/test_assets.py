@@ -61,7 +61,7 @@ def test_the_runs_panel_is_light(filled: str) -> None:
 
 def imports_of(name: str) -> set[str]:
     """The static files that a module imports."""
-    paths = re.findall(r'(?:from|import)\s*\(?"([^"]+)"', (STATIC / name).read_text())
+    paths = re.findall(r'(?:\}\s*from|\bimport)\s*\(?"([^"]+)"', (STATIC / name).read_text())
     return {posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) for path in paths}
 
 

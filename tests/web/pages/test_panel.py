@@ -125,6 +125,87 @@ def test_a_shared_url_may_ask_for_what_the_form_does_not_offer(page: Page, fille
     expect(page).to_have_url(re.compile("since=90m"))
 
 
+def test_runs_of_a_day_or_of_a_range(page: Page, watch: Watch, tmp_path: Path) -> None:
+    """Days are those of the browser. A range has fields, which a URL fills too, and is by start or by end."""
+    zone = datetime.now().astimezone().tzinfo  # the browser runs in that of the machine
+    today = datetime.now(zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    yesterday = (today - timedelta(hours=12)).replace(hour=0)
+    begun = {
+        "run_today": today,
+        "run_late": today - timedelta(seconds=1),
+        "run_early": yesterday,
+        "run_before": yesterday - timedelta(seconds=1),
+    }
+    fill(tmp_path, [run(run_id, at.astimezone(UTC)) for run_id, at in begun.items()])
+    with server(tmp_path) as (url, _):
+        opened(page, url)
+        choice(page, "Time").select_option("Yesterday")
+        expect(page.locator(ROWS)).to_have_count(2)
+        assert ids(page) == ["run_late", "run_early"]
+        assert set(httpx.URL(page.url).params) == {"from", "to"}
+        page.reload()
+        expect(choice(page, "Time")).to_have_value("yesterday")
+        choice(page, "Time").select_option("Today")
+        expect(page.locator(ROWS)).to_have_count(1)
+        choice(page, "Time").select_option("range")
+        expect(page.get_by_label("From", exact=True)).to_have_value(f"{today:%Y-%m-%dT%H:%M}")
+        page.get_by_label("From", exact=True).fill(f"{yesterday:%Y-%m-%dT%H:%M}")
+        page.get_by_label("To", exact=True).fill(f"{yesterday + timedelta(hours=1):%Y-%m-%dT%H:%M}")
+        page.keyboard.press("Enter")
+        expect(page.locator(ROWS)).to_have_count(1)
+        assert ids(page) == ["run_early"]
+        choice(page, "Of the").select_option("End")
+        expect(page).to_have_url(re.compile("endedFrom=.*endedTo="))
+        expect(page.locator(ROWS)).to_have_count(2)
+        assert ids(page) == ["run_early", "run_before"]
+        choice(page, "Time").select_option("Any time")
+        expect(page).to_have_url(f"{url}/")
+        watch.allow("status of 400")
+        page.goto(f"{url}/?from=2026-01-02&to=2026-01-01")
+        expect(page.get_by_role("alert")).to_contain_text("A range ends after it begins")
+
+
+def test_several_statuses_are_a_choice(page: Page, filled: str) -> None:
+    """Failed and timed out runs are one list, as the API has it."""
+    opened(page, filled)
+    choice(page, "Status").select_option("Failed or timed out")
+    expect(page).to_have_url(re.compile(r"\?status=failed%2Ctimed_out$"))
+    expect(page.locator(ROWS)).to_have_count(13)
+    page.goto(f"{filled}/?status=running,failed")
+    expect(choice(page, "Status").locator("option:checked")).to_have_text("Running or failed")
+
+
+def test_the_chart_shows_where_runs_are_and_chooses_a_range(page: Page, tmp_path: Path) -> None:
+    """A run of long ago does not squeeze the others. A drag, or a row of the table, filters by the start."""
+    now = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
+    documents = [run(f"run_{hours:02}", now - timedelta(hours=hours)) for hours in range(1, 25)]
+    fill(tmp_path, [*documents, run("run_old", now - timedelta(days=300))])
+    with server(tmp_path) as (url, _):
+        opened(page, url)
+        chart = page.locator(".histogram-chart")
+        expect(page.locator("#histogram")).to_contain_text("1 older run is left of the chart")
+        bars = chart.locator("g:has(.bar-part)")
+        assert bars.count() > 12
+        first, last = (bars.nth(index).bounding_box() for index in (0, 2))
+        assert first is not None
+        assert last is not None
+        page.mouse.move(first["x"] + 2, first["y"] + 10)
+        page.mouse.down()
+        page.mouse.move(last["x"] + last["width"] / 2, last["y"] + 20, steps=4)
+        expect(chart.locator(".brush")).to_be_visible()
+        page.mouse.up()
+        expect(page).to_have_url(re.compile(r"\?from=.*&to="))
+        expect(choice(page, "Time")).to_have_value("range")
+        query = httpx.URL(page.url).params
+        listed = httpx.get(f"{url}/api/v1/runs", params=query, trust_env=False).json()["data"]
+        assert 1 <= len(listed) < 12
+        expect(page.locator(ROWS)).to_have_count(len(listed))
+        assert "run_24" in ids(page)
+        page.get_by_text("As a table").click()
+        page.locator(".counts tbody button").last.click()
+        expect(page.locator(ROWS)).to_have_count(1)
+
+
 def test_stuck_runs_are_a_choice(page: Page, tmp_path: Path) -> None:
     """Unfinished runs without recent data are listed by the API's stuckAfter."""
     now = datetime.now(UTC)
@@ -156,12 +237,15 @@ def test_a_run_of_days_that_ended_now_is_listed_by_its_end(page: Page, tmp_path:
     with server(tmp_path) as (url, _):
         opened(page, f"{url}/?status=failed&since=24h")
         assert ids(page) == ["run_new"]
-        choice(page, "Time").select_option("Ended in the last hour")
+        choice(page, "Of the").select_option("End")
+        expect(page).to_have_url(f"{url}/?status=failed&endedFrom=24h")
+        choice(page, "Time").select_option("Last hour")
         expect(page).to_have_url(f"{url}/?status=failed&endedFrom=1h")
         expect(page.locator(ROWS)).to_have_count(2)
         assert ids(page) == ["run_new", "run_days"]
         page.goto(f"{url}/?endedFrom=90m")
-        expect(choice(page, "Time").locator("option:checked")).to_have_text("Ended in the last 90m")
+        expect(choice(page, "Time").locator("option:checked")).to_have_text("Last 90m")
+        expect(choice(page, "Of the")).to_have_value("end")
         choice(page, "Status").select_option("failed")
         expect(page).to_have_url(f"{url}/?status=failed&endedFrom=90m")
         row(page, "run_days").get_by_text("wf").click()

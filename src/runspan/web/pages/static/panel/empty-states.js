@@ -3,6 +3,7 @@
 import { h } from "../dom.js";
 import { visible } from "../invisible-characters.js";
 import { hasFilters } from "./filters.js";
+import { TIME_PARAMETERS } from "./time-range.js";
 
 const SHOWN_PARTIAL_REASONS = 5;
 
@@ -23,7 +24,7 @@ export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, onClea
   if (parameters.cursor) return state("No older runs", "This is the end of the list.");
   if (hasFilters(parameters)) {
     const partial = isPartial ? " The results are incomplete, see above." : "";
-    const hint = parameters.since || parameters.endedFrom
+    const hint = TIME_PARAMETERS.some((name) => parameters[name])
       ? "Choose a longer time range, or clear the filters."
       : "Check the workflow id, or clear the filters.";
     return state("No run matches these filters", hint + partial, button("Clear filters", onClear));
@@ -42,9 +43,13 @@ export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, onClea
   );
 }
 
+const RANGE_HINT = "Write a time such as 2026-11-27T09:00:00Z or 24h. A range ends after it begins.";
 const FIELD_HINTS = {
   since: "Write a time as a number with m, h or d: 90m, 24h, 7d.",
-  endedFrom: "Write a time as a number with m, h or d: 90m, 24h, 7d.",
+  from: RANGE_HINT,
+  to: RANGE_HINT,
+  endedFrom: RANGE_HINT,
+  endedTo: RANGE_HINT,
   stuckAfter: "Write a time as a number with s, m, h or d: 90s, 15m, 2h.",
   status: "Choose a status from the list above.",
   limit: "The limit is a number from 1 to 200.",

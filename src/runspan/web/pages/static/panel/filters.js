@@ -2,11 +2,13 @@
 
 import { h } from "../dom.js";
 import { RUN_STATUSES, status } from "../format.js";
+import { TIME_PARAMETERS, readTimes, timeParameters } from "./time-range.js";
 
-const FIELDS = ["workflowId", "status", "since"];
-const PARAMETERS = [...FIELDS, "stuckAfter", "endedFrom"];
+const PARAMETERS = ["workflowId", "status", "stuckAfter", ...TIME_PARAMETERS];
+const FIELDS = ["workflowId", "status", "time", "by", "from", "to"];
 const STUCK_PREFIX = "stuck:"; // options of the status field that set the parameter stuckAfter
-const ENDED_PREFIX = "ended:"; // options of the time field that set the parameter endedFrom
+const UNFINISHED = "pending,running,suspended";
+const SEVERAL = ["failed,timed_out", UNFINISHED];
 
 /**
  * Return whether any filter is set.
@@ -25,14 +27,14 @@ export class FilterForm {
    */
   constructor(form, onChange) {
     Object.assign(this, { fields: form.elements, onChange, limit: undefined });
-    const option = (value, label) => this.fields.status.append(h("option", { value }, label));
-    for (const value of RUN_STATUSES) option(value, status(value).label);
-    option(`${STUCK_PREFIX}15m`, optionLabel("status", `${STUCK_PREFIX}15m`));
+    for (const value of [...RUN_STATUSES, ...SEVERAL, `${STUCK_PREFIX}15m`]) {
+      this.fields.status.append(h("option", { value }, optionLabel("status", value)));
+    }
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.apply();
     });
-    for (const name of FIELDS) this.fields[name].addEventListener("change", () => this.apply());
+    for (const name of FIELDS) this.fields[name].addEventListener("change", () => this.change(name));
   }
 
   /**
@@ -40,21 +42,19 @@ export class FilterForm {
    *
    * @param {object} parameters - Query parameters.
    */
-  show({ limit, stuckAfter, endedFrom, ...rest }) {
+  show(parameters) {
+    const { limit, stuckAfter, workflowId, status: statuses } = parameters;
     this.limit = limit;
-    const values = {
-      ...rest,
-      status: rest.status || (stuckAfter ? STUCK_PREFIX + stuckAfter : ""),
-      since: rest.since || (endedFrom ? ENDED_PREFIX + endedFrom : ""),
-    };
-    for (const name of FIELDS) {
-      const value = values[name] || "";
+    const { choice, by, from, to } = readTimes(parameters, new Date());
+    const values = { workflowId, status: statuses || (stuckAfter ? STUCK_PREFIX + stuckAfter : ""), time: choice, by };
+    for (const [name, value = ""] of Object.entries({ ...values, from, to })) {
       const field = this.fields[name];
       if (field.options && ![...field.options].some((option) => option.value === value)) {
         field.append(h("option", { value }, optionLabel(name, value)));
       }
       if (field.value !== value) field.value = value;
     }
+    this.showTimeFields();
   }
 
   /** Move the focus to the first field. */
@@ -62,23 +62,39 @@ export class FilterForm {
     this.fields.workflowId.focus();
   }
 
+  change(name) {
+    if (name === "time") this.showTimeFields();
+    if (name === "time" && this.fields.time.value === "range" && !this.fields.from.value && !this.fields.to.value) {
+      this.fields.from.focus();
+    } else this.apply();
+  }
+
+  /** Show the fields that the chosen time has. */
+  showTimeFields() {
+    const { time, from, to, by } = this.fields;
+    for (const field of [from, to]) field.closest("label").hidden = time.value !== "range";
+    by.closest("label").hidden = !time.value;
+  }
+
   apply() {
-    const [workflowId, choice, time] = FIELDS.map((name) => this.fields[name].value);
-    const isStuck = choice.startsWith(STUCK_PREFIX);
-    const isEnded = time.startsWith(ENDED_PREFIX);
+    const { workflowId, status: choice, time, by, from, to } = this.fields;
+    const isStuck = choice.value.startsWith(STUCK_PREFIX);
+    const times = { choice: time.value, by: by.value, from: from.value, to: to.value };
     this.onChange({
       limit: this.limit,
-      workflowId,
-      status: isStuck ? "" : choice,
-      stuckAfter: isStuck ? choice.slice(STUCK_PREFIX.length) : "",
-      since: isEnded ? "" : time,
-      endedFrom: isEnded ? time.slice(ENDED_PREFIX.length) : "",
+      workflowId: workflowId.value,
+      status: isStuck ? "" : choice.value,
+      stuckAfter: isStuck ? choice.value.slice(STUCK_PREFIX.length) : "",
+      ...timeParameters(times, new Date()),
     });
   }
 }
 
 function optionLabel(name, value) {
-  if (value.startsWith(ENDED_PREFIX)) return `Ended in the last ${value.slice(ENDED_PREFIX.length)}`;
-  if (name === "since") return /^\d+[mhd]$/.test(value) ? `Last ${value}` : value;
-  return value.startsWith(STUCK_PREFIX) ? `Stuck for ${value.slice(STUCK_PREFIX.length)}` : value;
+  if (name === "time") return `Last ${value}`;
+  if (value.startsWith(STUCK_PREFIX)) return `Stuck for ${value.slice(STUCK_PREFIX.length)}`;
+  if (name !== "status") return value;
+  if (value === UNFINISHED) return "Unfinished";
+  const labels = value.split(",").map((each) => status(each).label);
+  return labels.map((label, index) => (index ? label.toLowerCase() : label)).join(" or ");
 }

@@ -19,7 +19,8 @@ const BIN_LENGTHS = [
   [360 * DAY, "360 days"],
 ];
 const MAX_BINS = 2000;
-const UNITS = { m: MINUTE, h: HOUR, d: DAY };
+const OLDEST_SHARE = 0.02; // of the runs, which the chart leaves out
+const SQUEEZED = 5; // if they would make it so many times as long
 
 /**
  * Count runs by time and status.
@@ -29,48 +30,55 @@ const UNITS = { m: MINUTE, h: HOUR, d: DAY };
  * @param {number[]} runs.times - Start of each run in milliseconds since 1970.
  * @param {number[]} runs.statuses - Status of each run, as an index into names.
  * @param {boolean} runs.whole - Whether these are all runs of the time range.
- * @param {string|undefined} since - Length of the time range, such as "24h".
+ * @param {{from: number|null, to: number|null}} range - The range of the filter in milliseconds since 1970.
  * @param {number} maxBins - Upper limit of the number of bins.
  * @param {number} [now] - The current time in milliseconds since 1970.
- * @returns {{bins: {from: number, counts: Map<string, number>, total: number}[], length: string,
- *   label: (ms: number) => string, ticks: (count: number) => {at: number, text: string}[]}}
+ * @returns {{bins: {from: number, to: number, counts: Map<string, number>, total: number}[], before: number,
+ *   length: string, label: (ms: number) => string, ticks: (count: number) => {at: number, text: string}[]}}
  *   bins: oldest first.
+ *   before: how many runs are older than the first bin.
  *   length: the length of a bin in words.
  *   label: formats the start of a bin.
  *   ticks: returns about so many tick labels, with their positions from 0 to 1.
  */
-export function binRuns({ names, times, statuses, whole }, since, maxBins, now = Date.now()) {
-  if (!times.length) return { bins: [], length: "", label: String, ticks: () => [] };
-  let first = Infinity;
-  let last = -Infinity;
-  for (const time of times) {
-    first = Math.min(first, time);
-    last = Math.max(last, time);
-  }
-  if (since && whole) {
-    first = Math.min(first, now - parseLength(since));
-    last = Math.max(last, now);
+export function binRuns({ names, times, statuses, whole }, range, maxBins, now = Date.now()) {
+  if (!times.length) return { bins: [], before: 0, length: "", label: String, ticks: () => [] };
+  const sorted = times.toSorted((one, other) => one - other);
+  let last = sorted.at(-1);
+  const before = range.from === null ? countFarOlder(sorted, last) : 0;
+  let first = sorted[before];
+  if (range.from !== null && whole) {
+    first = Math.min(first, range.from);
+    last = Math.max(last, range.to === null ? now : Math.min(now, range.to - 1));
   }
   const [length, lengthText] = BIN_LENGTHS.find(([ms]) => (last - first) / ms + 2 <= maxBins) || BIN_LENGTHS.at(-1);
   const start = roundDown(first, length);
   const count = Math.min(Math.floor((last - start) / length) + 1, MAX_BINS);
   const bins = Array.from({ length: count }, (_, index) => ({
     from: start + index * length,
+    to: start + (index + 1) * length,
     counts: new Map(),
     total: 0,
   }));
   times.forEach((time, index) => {
+    if (time < first) return;
     const bin = bins[Math.min(Math.floor((time - start) / length), count - 1)];
     const name = names[statuses[index]];
     bin.counts.set(name, (bin.counts.get(name) || 0) + 1);
     bin.total += 1;
   });
   const label = labelFormat(length, last - first);
-  return { bins, length: lengthText, label, ticks: (wanted) => ticksOf(bins, wanted, label) };
+  return { bins, before, length: lengthText, label, ticks: (wanted) => ticksOf(bins, wanted, label) };
 }
 
-function parseLength(since) {
-  return Number(since.slice(0, -1)) * UNITS[since.at(-1)] || 0;
+/** Return how many of the oldest runs lie so far from the others that these would be squeezed into a few bars. */
+function countFarOlder(sorted, last) {
+  const most = Math.max(1, Math.floor(sorted.length * OLDEST_SHARE));
+  for (let count = Math.min(most, sorted.length - 2); count > 0; count--) {
+    const isFar = last - sorted[0] > SQUEEZED * (last - sorted[count]);
+    if (isFar && sorted[count] - sorted[count - 1] > last - sorted[count]) return count;
+  }
+  return 0;
 }
 
 /** Round down to a multiple of the length, counted in the local time zone so that days begin at midnight. */

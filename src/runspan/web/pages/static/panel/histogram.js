@@ -4,6 +4,7 @@ import { getJson } from "../api.js";
 import { h, replace, s } from "../dom.js";
 import { number, status, statusIcon } from "../format.js";
 import { binRuns } from "./histogram-bins.js";
+import { startRange } from "./time-range.js";
 
 const ORDER = ["completed", "other", "cancelled", "pending", "running", "suspended", "timed_out", "failed"]; // upwards
 const HEIGHT = 72;
@@ -23,10 +24,11 @@ export class Histogram {
    * @param {HTMLElement} container - The element to draw into.
    * @param {object} actions
    * @param {(status: string) => void} actions.onStatus - Called with the status to filter by, "" for all statuses.
+   * @param {(from: number, to: number) => void} actions.onRange - Called with the times in which runs started, in
+   *   milliseconds since 1970, to filter by.
    */
-  constructor(container, { onStatus }) {
-    this.container = container;
-    this.onStatus = onStatus;
+  constructor(container, { onStatus, onRange }) {
+    Object.assign(this, { container, onStatus, onRange });
     this.isTableOpen = false;
     this.loading = null;
     this.nextRefresh = 0; // in the time of performance.now()
@@ -92,11 +94,13 @@ export class Histogram {
     this.container.hidden = data.times.length + data.undated === 0;
     if (this.container.hidden) return;
     const width = Math.max(this.container.clientWidth - PADDING, MIN_WIDTH);
-    const histogram = binRuns(data, this.parameters.since, Math.min(MAX_BINS, Math.floor(width / MIN_BIN_WIDTH)));
+    const range = startRange(this.parameters, new Date());
+    const histogram = binRuns(data, range, Math.min(MAX_BINS, Math.floor(width / MIN_BIN_WIDTH)));
     replace(
       this.container,
       this.header(),
       histogram.bins.length > 0 && this.chart(histogram, width),
+      histogram.before > 0 && h("p", { class: "muted before" }, beforeText(histogram.before)),
       this.table(histogram),
     );
   }
@@ -147,7 +151,7 @@ export class Histogram {
       { id: "hatch", width: 4, height: 4, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
       s("line", { x1: 0, y1: 0, x2: 0, y2: 4, class: "hatch-line" }),
     );
-    return s(
+    const chart = s(
       "svg",
       {
         class: "histogram-chart",
@@ -162,6 +166,43 @@ export class Histogram {
       bars,
       tickLabels,
     );
+    this.brush(chart, bins);
+    return chart;
+  }
+
+  /** Let a drag over the bars, or a click on one, choose a range of time. */
+  brush(chart, bins) {
+    const indexAt = (event) => {
+      const box = chart.getBoundingClientRect();
+      const share = (event.clientX - box.left) / box.width;
+      return Math.max(0, Math.min(bins.length - 1, Math.floor(share * bins.length)));
+    };
+    let first = null;
+    const mark = s("rect", { y: 0, height: HEIGHT, class: "brush" });
+    chart.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      first = indexAt(event);
+      chart.setPointerCapture(event.pointerId);
+      event.preventDefault(); // no selection of text
+    });
+    chart.addEventListener("pointermove", (event) => {
+      if (first === null) return;
+      const [low, high] = ordered(first, indexAt(event));
+      const width = chart.viewBox.baseVal.width / bins.length;
+      mark.setAttribute("x", low * width);
+      mark.setAttribute("width", (high - low + 1) * width);
+      chart.append(mark);
+    });
+    chart.addEventListener("pointerup", (event) => {
+      if (first === null) return;
+      const [low, high] = ordered(first, indexAt(event));
+      this.onRange(bins[low].from, bins[high].to);
+    });
+    const stop = () => {
+      first = null;
+      mark.remove();
+    };
+    chart.addEventListener("lostpointercapture", stop);
   }
 
   table({ bins, label }) {
@@ -188,7 +229,20 @@ export class Histogram {
           h(
             "tr",
             {},
-            h("th", { scope: "row" }, label(bin.from)),
+            h(
+              "th",
+              { scope: "row" },
+              h(
+                "button",
+                {
+                  class: "link-button",
+                  type: "button",
+                  title: "Show only the runs of this time",
+                  onclick: () => this.onRange(bin.from, bin.to),
+                },
+                label(bin.from),
+              ),
+            ),
             keys.map((key) => h("td", { class: "number" }, number(bin.counts.get(key) || 0))),
           ),
         ),
@@ -221,6 +275,10 @@ function barGroup(bin, { x, width, max, label }) {
   const hover = s("rect", { x, y: 0, width, height: HEIGHT, class: "bar-hover" });
   return s("g", {}, s("title", {}, `${label(bin.from)}: ${countsText(bin)}`), hover, parts);
 }
+
+const ordered = (one, other) => [Math.min(one, other), Math.max(one, other)];
+
+const beforeText = (count) => `${number(count)} older ${count === 1 ? "run is" : "runs are"} left of the chart`;
 
 function countsText(bin) {
   const parts = ORDER.toReversed()

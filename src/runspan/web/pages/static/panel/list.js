@@ -6,6 +6,7 @@ import { cost, duration, relativeTime, status, statusBadge, timeElement, tokens,
 import { parseEpochMs } from "../instants.js";
 import { isolated, visible } from "../invisible-characters.js";
 import { Totals } from "./totals.js";
+import { TIME_PARAMETERS } from "./time-range.js";
 
 const COLUMNS = ["Status", "Workflow", "Run", "Started", "Duration", "Tokens", "Cost"];
 const NUMBER_COLUMNS = new Set(["Duration", "Tokens", "Cost"]);
@@ -236,7 +237,7 @@ function workflowNodes(run) {
   if (run.workflowId === undefined || run.workflowId === null) return none();
   const workflowId = typeof run.workflowId === "string" ? run.workflowId : JSON.stringify(run.workflowId);
   const query = new URLSearchParams(location.search);
-  const kept = Object.fromEntries(["status", "since", "endedFrom"].map((name) => [name, query.get(name)]));
+  const kept = Object.fromEntries(["status", ...TIME_PARAMETERS].map((name) => [name, query.get(name)]));
   const href = url("/", { workflowId, ...kept });
   return [
     h("a", { class: "workflow", href, title: "Show only runs of this workflow" }, isolated(workflowId)),

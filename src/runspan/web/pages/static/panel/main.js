@@ -10,8 +10,9 @@ import { emptyState, errorState, partialNotice, staleNotice } from "./empty-stat
 import { FilterForm, hasFilters } from "./filters.js";
 import { Histogram } from "./histogram.js";
 import { RunList } from "./list.js";
+import { TIME_PARAMETERS, startedBetween } from "./time-range.js";
 
-const PARAMETERS = ["workflowId", "status", "since", "endedFrom", "stuckAfter", "limit", "cursor"];
+const PARAMETERS = ["workflowId", "status", ...TIME_PARAMETERS, "stuckAfter", "limit", "cursor"];
 const RUNNING_DELAY = 3_000;
 const SUSPENDED_DELAY = 10_000; // suspended runs wait for people
 const IDLE_DELAY = 30_000; // new runs may arrive
@@ -23,6 +24,7 @@ const selection = new CompareSelection(byId("compare-selected"));
 const list = new RunList(byId("list"), selection);
 const histogram = new Histogram(byId("histogram"), {
   onStatus: (value) => navigate({ ...currentFilters(), status: value }),
+  onRange: (from, to) => navigate({ ...currentFilters(), ...startedBetween(from, to) }),
 });
 const form = new FilterForm(byId("filters"), (parameters) => navigate(parameters));
 const poller = new Poller(() => load({ isRefresh: true }), { minDelay: RUNNING_DELAY, maxDelay: MAX_RETRY_DELAY });
