@@ -90,6 +90,17 @@ def test_a_login_leads_to_the_page_that_was_asked_for(page: Page, watch: Watch, 
         assert old.status_code == 401
 
 
+def test_a_login_leads_to_the_step_that_was_asked_for(page: Page, data: Path) -> None:
+    """The step is in the fragment of the address, which the server does not see."""
+    secret, _ = make_key(data, "--permission", "runs:read")
+    with server(data) as (url, _):
+        page.goto(f"{url}/runs/run_acme#view=timeline&step=fetch")
+        expect(page).to_have_url(re.compile("/login.*#view=timeline&step=fetch$"))
+        log_in(page, secret)
+        expect(page).to_have_url(f"{url}/runs/run_acme#view=timeline&step=fetch")
+        expect(page.locator("#view-timeline")).to_be_visible()
+
+
 def test_a_wrong_key_is_told_and_counted(page: Page, watch: Watch, data: Path) -> None:
     """The form says what is wrong; after some wrong keys it says how long to wait, and takes no right one meanwhile."""
     watch.allow("status of 4(01|29)")

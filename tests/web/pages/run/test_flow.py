@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from runspan import Run, encode
-from support.cli import SAMPLES
+from support.cli import SAMPLES, server
 from web.pages.chromium import Watch, watched
-from web.pages.kit import drawn
+from web.pages.kit import drawn, fill, run
 
 Opening = Callable[..., Page]
 
@@ -113,6 +115,35 @@ def test_an_address_is_shared(opened: Opening) -> None:
     expect(page.get_by_role("tab", name="Canvas")).to_have_attribute("aria-selected", "true")
     page.go_back()
     expect(panel(page).locator("h2")).to_have_text("Send letter")
+
+
+def test_back_closes_a_step_before_it_leaves_the_run(opened: Opening, runs: str) -> None:
+    """Also after other steps were chosen meanwhile. A step that was closed is not passed again on the way back."""
+    page = opened(AGENT)
+    node(page, "is-urgent").click()
+    expect(page).to_have_url(re.compile("step=is-urgent"))
+    page.keyboard.press("j")
+    expect(page).not_to_have_url(re.compile("step=is-urgent"))
+    page.go_back()
+    expect(panel(page).locator("h2")).to_have_text("Run")
+    expect(page).to_have_url(f"{runs}/runs/{AGENT}")
+    page.goto(f"{runs}/")
+    page.goto(f"{runs}/runs/{AGENT}")
+    node(page, "is-urgent").click()
+    page.get_by_role("tab", name="Timeline").click()
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(f"{runs}/runs/{AGENT}#view=timeline")
+    page.go_back()
+    expect(page).to_have_url(f"{runs}/")
+
+
+def test_an_address_of_a_step_that_is_not_there_says_so(opened: Opening) -> None:
+    """Until another step is chosen."""
+    page = opened(AGENT, "step=nowhere")
+    note = page.get_by_text("The address names a step that this run does not have: nowhere")
+    expect(note).to_be_visible()
+    node(page, "is-urgent").click()
+    expect(note).to_have_count(0)
 
 
 def test_both_views_share_the_selection(opened: Opening) -> None:
@@ -393,3 +424,49 @@ def test_narrow_screens_have_a_sheet(browser: Browser, runs: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         panel(page).get_by_role("button", name="Close (Esc)").tap()
         expect(panel(page)).to_be_hidden()
+
+
+def test_the_runs_of_the_workflow_are_around_a_run(page: Page, tmp_path: Path) -> None:
+    """The older and the newer one, and the last that completed before it, however long ago."""
+    now = datetime.now(UTC)
+    made = {"run_a": (90, "completed"), "run_b": (50, "failed"), "run_c": (3, "failed"), "run_d": (0.5, "completed")}
+    fill(tmp_path, [run(run_id, now - timedelta(days=days), status=status) for run_id, (days, status) in made.items()])
+    fill(tmp_path, [run("run_other", now - timedelta(days=2), workflowId="wf_other")])
+    with server(tmp_path) as (url, _):
+        page.goto(f"{url}/runs/run_c")
+        page.get_by_role("link", name="Older run").click()
+        expect(page).to_have_url(f"{url}/runs/run_b")
+        page.get_by_role("link", name="Newer run").click()
+        expect(page).to_have_url(f"{url}/runs/run_c")
+        page.get_by_role("link", name="Newer run").click()
+        expect(page).to_have_url(f"{url}/runs/run_d")
+        expect(page.get_by_role("link", name="Older run")).to_be_visible()
+        expect(page.get_by_role("link", name="Newer run")).to_have_count(0)
+        page.goto(f"{url}/runs/run_c")
+        page.get_by_role("link", name="Compare with last success").click()
+        expect(page).to_have_url(f"{url}/compare?a=run_a&b=run_c")
+        page.goto(f"{url}/runs/run_other")
+        expect(page.get_by_role("link", name="Compare", exact=True).last).to_be_visible()
+
+
+def test_shortcuts_of_one_character_can_be_switched_off(opened: Opening) -> None:
+    """Speech input may press them by mistake. The other keys go on working, and the choice is kept."""
+    page = opened(AGENT)
+    page.keyboard.press("?")
+    page.get_by_label("Shortcuts of a single character").uncheck()
+    page.keyboard.press("Escape")
+    for _ in range(2):
+        page.keyboard.press("v")
+        page.keyboard.press("?")
+        expect(page.get_by_role("tab", name="Canvas")).to_have_attribute("aria-selected", "true")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        node(page, "is-urgent").click()
+        page.keyboard.press("Escape")
+        expect(panel(page).locator("h2")).to_have_text("Run")
+        page.reload()
+        drawn(page)
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    page.get_by_label("Shortcuts of a single character").check()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("v")
+    expect(page.get_by_role("tab", name="Timeline")).to_have_attribute("aria-selected", "true")

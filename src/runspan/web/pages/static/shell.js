@@ -4,6 +4,7 @@ import { getJson, redirectToLogin, runPage, url } from "./api.js";
 import { announce, h, replace } from "./dom.js";
 
 const shortcuts = new Map();
+const SHORTCUTS_KEY = "runspan.shortcuts";
 
 /**
  * Register a keyboard shortcut.
@@ -94,9 +95,33 @@ function showHelp() {
       { class: "keys" },
       rows.map(([key, { description }]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, description))),
     ),
+    h(
+      "label",
+      { class: "switch" },
+      h("input", { type: "checkbox", checked: areLettersOn(), onchange: (event) => setLetters(event.target.checked) }),
+      "Shortcuts of a single character. Speech input may press them by mistake.",
+    ),
     h("form", { method: "dialog" }, h("button", { class: "button", type: "submit" }, "Close")),
   );
   if (!dialog.open) dialog.showModal();
+}
+
+/** Whether shortcuts of a single character are on (WCAG 2.1.4). */
+function areLettersOn() {
+  try {
+    return localStorage.getItem(SHORTCUTS_KEY) !== "off";
+  } catch {
+    return true;
+  }
+}
+
+function setLetters(areOn) {
+  try {
+    if (areOn) localStorage.removeItem(SHORTCUTS_KEY);
+    else localStorage.setItem(SHORTCUTS_KEY, "off");
+  } catch {
+    announce("This browser keeps no settings of this page.");
+  }
 }
 
 function isTextInput(target) {
@@ -107,8 +132,13 @@ function onKeyDown(event) {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || isTextInput(event.target)) return;
   if (document.querySelector("dialog[open]")) return;
   const found = shortcuts.get(event.key);
+  if (found && event.key.length === 1 && !areLettersOn()) return;
   if (found && found.action(event) !== false) event.preventDefault();
 }
+
+// The server does not see the fragment of an address, which names the selected step: the login takes it along.
+const next = document.querySelector(".login [name=next]");
+if (next && location.hash) next.value = next.value.replace(/#.*/s, "") + location.hash;
 
 const lookup = document.getElementById("lookup");
 if (lookup) {

@@ -35,6 +35,7 @@ function start(loaded, incomplete) {
   if (!hasEnded(loaded.run.status)) follow(page, loaded);
   setInterval(() => page.tick(), 1000);
   page.loadTraceLinks(runId);
+  page.loadNeighbours();
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("runspan:interactive")));
 }
 

@@ -7,6 +7,7 @@ import { Canvas } from "./canvas.js";
 import { Detail } from "./detail.js";
 import { hasEnded } from "./document.js";
 import { icon } from "./icons.js";
+import { findNeighbours } from "./neighbours.js";
 import { runStats } from "./run-stats.js";
 import { statusText, stepTitle } from "./step-labels.js";
 import { Summary } from "./summary.js";
@@ -98,6 +99,15 @@ export class RunPage {
     this.showStepLinks();
   }
 
+  /** Find the runs of the same workflow around the run, and show links to them. Without an answer there are none. */
+  async loadNeighbours() {
+    try {
+      this.summary.setNeighbours(await findNeighbours(this.run));
+    } catch {
+      this.summary.setNeighbours({});
+    }
+  }
+
   /** Show links to the selected step in the trace. Until they are loaded, they lead to the trace. */
   showStepLinks() {
     const { selected } = this;
@@ -132,7 +142,11 @@ export class RunPage {
     this.selected = index;
     const step = index === null ? null : this.run.steps[index];
     const execution = step ? this.stats.executions.get(step.id).indexOf(index) + 1 : 1;
-    this.state.set({ step: step ? step.id : null, execution, tab: null });
+    const state = { step: step ? step.id : null, execution, tab: null };
+    if (previous === null && step) this.state.open(state);
+    else if (step) this.state.set(state);
+    else this.state.close(state);
+    if (previous === null) this.showSummary(); // it may have said that the address names no step
     this.render();
     if (step) {
       announce(`${stepTitle(step)}, ${statusText(step.status)}`);
@@ -160,7 +174,9 @@ export class RunPage {
   }
 
   showSummary() {
-    this.summary.show(this.loaded, this.stats, { incomplete: this.incomplete, error: this.error });
+    const { step } = this.state.value;
+    const missingStep = step === null || this.stats.executions.has(step) ? null : step;
+    this.summary.show(this.loaded, this.stats, { incomplete: this.incomplete, error: this.error, missingStep });
   }
 
   render() {
@@ -244,6 +260,7 @@ export class RunPage {
   onNavigate() {
     if (!this.loaded) return;
     this.selected = this.indexFromUrl();
+    this.showSummary();
     this.render();
   }
 

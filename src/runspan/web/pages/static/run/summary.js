@@ -23,7 +23,7 @@ export class Summary {
    * @param {() => void} actions.onShowRun - Called to show the run's own payloads.
    */
   constructor({ select, onShowRun }) {
-    Object.assign(this, { select, onShowRun, traceLinks: {} });
+    Object.assign(this, { select, onShowRun, traceLinks: {}, neighbours: {} });
     this.title = h("div", { class: "run-title" });
     this.meta = h("div", { class: "run-meta" });
     this.links = h("div", { class: "run-links" });
@@ -47,8 +47,9 @@ export class Summary {
    * @param {object} notices
    * @param {string} notices.incomplete - What is missing from a newer revision, "" if nothing is.
    * @param {import("../api.js").ApiError|null} notices.error - The error of the last refresh.
+   * @param {string|null} notices.missingStep - The id of a step in the address that the run does not have.
    */
-  show(loaded, stats, { incomplete, error }) {
+  show(loaded, stats, { incomplete, error, missingStep }) {
     const { run } = loaded;
     const focusable = () => [...this.element.querySelectorAll("a, button")];
     const focused = focusable().indexOf(document.activeElement);
@@ -65,6 +66,7 @@ export class Summary {
       this.notices,
       this.failureNotice(),
       incomplete && incompleteNotice(incomplete),
+      missingStep !== null && missingStepNotice(missingStep),
       error && errorNotice(error),
     );
     this.renderLinks();
@@ -85,6 +87,16 @@ export class Summary {
    */
   setTraceLinks(links) {
     this.traceLinks = links;
+    this.renderLinks();
+  }
+
+  /**
+   * Show links to the runs around this one.
+   *
+   * @param {object} neighbours - The result of findNeighbours().
+   */
+  setNeighbours(neighbours) {
+    this.neighbours = neighbours;
     this.renderLinks();
   }
 
@@ -197,11 +209,17 @@ export class Summary {
     const { id } = this.run;
     const showRun = button("Input and output", () => this.onShowRun(), { class: "button small narrow-only" });
     const title = "Download the document exactly as it was received";
+    const { older, newer, success } = this.neighbours;
+    const compare = success
+      ? h("a", { class: "button small", href: url("/compare", { a: success, b: id }) }, "Compare with last success")
+      : h("a", { class: "button small", href: url("/compare", { a: id }) }, "Compare");
     replace(
       this.links,
+      runLink(older, "Older run", "The run of this workflow that started before this one"),
+      runLink(newer, "Newer run", "The run of this workflow that started after this one"),
       traceLinks(this.traceLinks),
       showRun,
-      h("a", { class: "button small", href: url("/compare", { a: id }) }, "Compare"),
+      compare,
       h("a", { class: "button small", href: url(runApiPath(id)), title: "Open the run in the REST API" }, "REST"),
       button([icon("download"), "JSON"], () => this.download(), { title }),
     );
@@ -214,6 +232,11 @@ export class Summary {
     h("a", { href: blobUrl, download: `${name}.json` }).click();
     setTimeout(() => URL.revokeObjectURL(blobUrl), REVOKE_DELAY_MS);
   }
+}
+
+function runLink(id, text, title) {
+  const href = id && runPage(id);
+  return href && h("a", { class: "button small", href, title }, text);
 }
 
 const TRACE_UI_NAMES = { jaeger: "Jaeger", grafana: "Grafana", trace: "Trace" };
@@ -287,6 +310,14 @@ function incompleteNotice(incomplete) {
       "This is the latest complete revision. Missing from the newer one: ",
       h("span", { dir: "auto" }, visible(incomplete)),
     ),
+  );
+}
+
+function missingStepNotice(id) {
+  return h(
+    "p",
+    { class: "notice wrap", role: "status" },
+    h("span", {}, h("strong", {}, "The address names a step that this run does not have: "), isolated(id)),
   );
 }
 

@@ -57,6 +57,34 @@ export class UrlState {
    */
   set(changes) {
     this.value = { ...this.value, ...changes };
-    history.replaceState(history.state, "", formatUrlState(this.value) || location.pathname + location.search);
+    history.replaceState(history.state, "", this.address);
+  }
+
+  /**
+   * Change parts of the state as a new entry of the browser's history, so that Back undoes it.
+   *
+   * @param {object} changes - The parts to change.
+   */
+  open(changes) {
+    this.value = { ...this.value, ...changes };
+    history.pushState({ ...history.state, isOpened: true }, "", this.address);
+  }
+
+  /**
+   * Undo open(), and change parts of the state.
+   *
+   * @param {object} changes - The parts to change.
+   */
+  close(changes) {
+    const { view } = this.value;
+    this.value = { ...this.value, ...changes };
+    if (!history.state?.isOpened) return this.set({});
+    // The entry below may have another view.
+    addEventListener("popstate", () => this.set({ ...changes, view }), { once: true });
+    history.back();
+  }
+
+  get address() {
+    return formatUrlState(this.value) || location.pathname + location.search;
   }
 }
