@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +23,18 @@ from runspan.backends.sqlite import SqliteStore
 from runspan.cli import serve
 from runspan.cli.serve import LogFormatter, LogLimit
 from runspan.errors import StoreError
-from support.cli import SAMPLES, Running, generated, process, running, runspan, server, until_stored, write_ndjson
+from support.cli import (
+    SAMPLES,
+    Running,
+    environment,
+    generated,
+    process,
+    running,
+    runspan,
+    server,
+    until_stored,
+    write_ndjson,
+)
 from support.web import document
 
 
@@ -305,6 +317,33 @@ def test_its_end_during_an_export_loses_nothing_acknowledged(tmp_path: Path) -> 
 
 def listed(data: Path) -> list[str]:
     return runspan("list", "--data", data, "--limit", 10_000, "--json").stdout.splitlines()
+
+
+_GARBAGE = """
+import gc, sys, weakref
+from runspan.cli import main
+from runspan.web.server import WebServer
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+def run(server, grace=0.0):
+    garbage = weakref.ref(Cycle())
+    kept = [[] for _ in range(2 * gc.get_threshold()[0])]
+    print(gc.get_threshold(), gc.get_freeze_count() > 50_000, garbage() is None)
+
+WebServer.run = run
+main(["serve", "--data", sys.argv[1], "--port", "0"])
+"""
+
+
+def test_garbage_is_collected_rarely_and_none_is_kept(tmp_path: Path) -> None:
+    """What exists at the start is never looked at again, and a cycle that a request leaves is still freed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _GARBAGE, str(tmp_path)], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert done.stdout == "(50000, 10, 10) True True\n"
 
 
 def test_the_retention_survives_every_error(

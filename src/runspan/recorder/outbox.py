@@ -168,7 +168,7 @@ class RunExportState:
         manifest: list[str] = []
         open_steps: list[bytes] = []
         for index, (step, span_id) in enumerate(zip(run.steps, step_ids, strict=True)):
-            template = layout.templates[index]
+            template = layout.template(index)
             if template.finished:
                 manifest.append(span_id.hex())
                 if span_id in self.acked_span_ids:
