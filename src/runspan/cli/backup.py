@@ -100,7 +100,7 @@ def restore(source: Path, data: str, overwrite: bool, quiet: bool, as_json: bool
       runspan restore --from /srv/backup/runspan-monday.backup --data ./data
       runspan restore --from /srv/backup/runspan-monday.backup --data ./data --overwrite
 
-    Runs that arrived after the backup are not in it. Their senders have been told that they were stored, so send them
+    Runs that arrived after the backup are not in it. They were confirmed, so their senders do not repeat them. Send them
     again: `runspan sync --resend 7d`, or `runspan export` of files and archives.
     """
     began = time.monotonic()
