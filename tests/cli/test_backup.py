@@ -67,6 +67,20 @@ def test_a_round_trip(data: Path, key: str, tmp_path: Path) -> None:
     assert "45 runs" in runspan("backup", "--data", restored, "--to", tmp_path / "next").stderr
 
 
+def test_a_directory_that_has_only_keys(tmp_path: Path) -> None:
+    """The keys come back; the directory gets no store from its backup."""
+    data, restored = tmp_path / "data", tmp_path / "restored"
+    key = runspan("keys", "create", "--data", data, "--name", "test").stdout.strip()
+    shown = runspan("backup", "--data", data, "--to", tmp_path / "b").stderr
+    assert f"{tmp_path / 'b'}: 0 runs, with the API keys" in shown
+    assert not (data / FILE_NAME).exists()
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("b")] == ["b"]
+    runspan("restore", "--from", tmp_path / "b", "--data", restored)
+    with server(restored) as (url, _):
+        process("export", write_ndjson(tmp_path / "r.ndjson", TEXTS), "--endpoint", url, env={"RUNSPAN_API_KEY": key})
+    assert "no runs are kept here" in runspan("backup", "--data", tmp_path, "--to", tmp_path / "c", code=2).stderr
+
+
 def test_a_backup_of_a_killed_server(data: Path, tmp_path: Path) -> None:
     """What is only in the write-ahead log is in the backup."""
     killed = tmp_path / "killed"

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,9 +21,20 @@ import pytest
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli import serve
-from runspan.cli.serve import LogFormatter, LogLimit
+from runspan.cli.server_log import LogFormatter, LogLimit, LogQueue
 from runspan.errors import StoreError
-from support.cli import SAMPLES, Running, generated, process, running, runspan, server, until_stored, write_ndjson
+from support.cli import (
+    SAMPLES,
+    Running,
+    environment,
+    generated,
+    process,
+    running,
+    runspan,
+    server,
+    until_stored,
+    write_ndjson,
+)
 from support.web import document
 
 
@@ -116,6 +128,39 @@ def test_the_log_is_bounded() -> None:
     assert [logged(1, logging.INFO) for _ in range(9)] == ["it failed"] * 9
     now = 60.0
     assert [logged(1), logged(1)] == ["it failed (and 3 more like this before)", "it failed"]
+
+
+def test_a_log_that_nobody_reads_drops_and_counts() -> None:
+    """What there is room for is kept, and the next record has the number of those that were dropped."""
+    handler = LogQueue(most=2)
+    records = [logging.LogRecord("x", logging.INFO, "", 1, "request %d", (number,), None) for number in range(6)]
+    for record in records[:5]:
+        handler.handle(record)
+    kept = [handler.queue.get() for _ in range(2)]
+    handler.handle(records[5])
+    kept.append(handler.queue.get())
+    assert [record.getMessage() for record in kept] == [
+        "request 0",
+        "request 1",
+        "request 5 (3 records before were dropped: nobody read them)",
+    ]
+
+
+def test_a_log_that_nobody_reads_stops_no_request(tmp_path: Path) -> None:
+    """Standard error is a pipe that is full: requests are answered, and the server ends in time."""
+    args = [sys.executable, "-m", "runspan", "serve", "--data", str(tmp_path), "--port", "0", "--access-log"]
+    with subprocess.Popen(args, stderr=subprocess.PIPE, env=environment()) as child:
+        assert child.stderr is not None
+        try:
+            url = child.stderr.readline().decode().rpartition(" at ")[2].strip()
+            with httpx.Client(base_url=url, trust_env=False, timeout=5) as client:
+                for _ in range(400):  # of more than 300 characters each; the pipe has 64 KiB
+                    assert client.get("/" + "a" * 400).status_code == 404
+                assert client.get("/healthz").status_code == 200
+            child.send_signal(signal.SIGTERM)
+            child.wait(12)
+        finally:
+            child.kill()
 
 
 def test_the_access_log_is_bounded(tmp_path: Path) -> None:
@@ -305,6 +350,33 @@ def test_its_end_during_an_export_loses_nothing_acknowledged(tmp_path: Path) -> 
 
 def listed(data: Path) -> list[str]:
     return runspan("list", "--data", data, "--limit", 10_000, "--json").stdout.splitlines()
+
+
+_GARBAGE = """
+import gc, sys, weakref
+from runspan.cli import main
+from runspan.web.server import WebServer
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+def run(server, grace=0.0):
+    garbage = weakref.ref(Cycle())
+    kept = [[] for _ in range(2 * gc.get_threshold()[0])]
+    print(gc.get_threshold(), gc.get_freeze_count() > 50_000, garbage() is None)
+
+WebServer.run = run
+main(["serve", "--data", sys.argv[1], "--port", "0"])
+"""
+
+
+def test_garbage_is_collected_rarely_and_none_is_kept(tmp_path: Path) -> None:
+    """What exists at the start is never looked at again, and a cycle that a request leaves is still freed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _GARBAGE, str(tmp_path)], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert done.stdout == "(50000, 10, 10) True True\n"
 
 
 def test_the_retention_survives_every_error(

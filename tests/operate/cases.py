@@ -376,6 +376,11 @@ CASES: dict[str, list[Case]] = {
         _case("runs are kept", "5m", {f"runspan_store_overdue{{{SERVER}}}": "0x4 950x60"}, SERVER),
         _case("all that is due is deleted", "5m", {f"runspan_store_overdue{{{SERVER}}}": "0x60"}),
     ],
+    "RunspanStoreDamaged": [
+        _case("a run was read", "5m", {f"runspan_store_damaged_reads_total{{{SERVER}}}": "0x12 2x60"}, SERVER),
+        _case("long ago", "15m", {f"runspan_store_damaged_reads_total{{{SERVER}}}": "0x12 2x60"}),
+        _case("nothing is damaged", "5m", {f"runspan_store_damaged_reads_total{{{SERVER}}}": "0x60"}),
+    ],
     "RunspanServerDown": [
         _case(
             "it does not answer",

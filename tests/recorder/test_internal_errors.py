@@ -225,8 +225,8 @@ def test_a_span_that_cannot_be_encoded_costs_no_other(monkeypatch: pytest.Monkey
             for name in ("good", "bad", "good"):
                 with tracer.start_as_current_span(name):
                     pass
-        delivered_document(harness, run)
         flushed = harness.recorder.flush(WAIT)
+        delivered_document(harness, run)
         assert (flushed.delivered, flushed.foreign_spans_dropped, flushed.is_waiting) == (1, 1, False)
         assert [span.name for span in harness.foreign_spans] == ["good", "good"]
 

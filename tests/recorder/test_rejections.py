@@ -121,8 +121,28 @@ def test_a_run_whose_last_request_is_rejected_is_given_up(tmp_path: Path, releas
     assert [found.text for found in documents(str(dead_letters)) if isinstance(found, Run)] == [run.document().text]
 
 
+def test_a_run_that_was_given_up_fails_one_flush(tmp_path: Path) -> None:
+    """Later ones are of later runs; the run itself and the report stay as they are. Others that wait take nothing from
+    it: a processor's flush, and that of a run."""
+    answers = {1: Answer(400)}
+    with recording(lambda post: answers.get(post.number, OK)) as harness:
+        recorder = harness.recorder
+        with recorder.run("wf", run_id="run_1") as given_up:
+            pass
+        assert given_up.flush(WAIT).refused == 1
+        assert recorder.tracer_provider.force_flush(WAIT * 1000)
+        assert recorder.flush(WAIT) == FlushResult(refused=1, reason="the receiver rejected it: HTTP 400")
+        assert recorder.flush(WAIT)
+        with recorder.run("wf", run_id="run_2"):
+            pass
+        assert recorder.flush(WAIT) == FlushResult(delivered=1)
+        assert given_up.flush(WAIT).refused == 1
+        assert (recorder.report().runs_dropped, recorder.report().complete) == (1, False)
+
+
 def test_a_run_without_some_of_its_spans_is_refused() -> None:
-    """A partial success must not be retried, so the run cannot become complete: every ``flush`` says so."""
+    """A partial success must not be retried, so the run cannot become complete: every ``flush`` says so until its end,
+    and one after it."""
     reason = "the receiver rejected 1 of its spans: too large"
     with recording(lambda post: partial(1, "too large") if post.number == 1 else OK, export=QUICK) as harness:
         with harness.recorder.run("wf", run_id="run_1") as run:
@@ -133,6 +153,7 @@ def test_a_run_without_some_of_its_spans_is_refused() -> None:
                 pass
             assert other.flush(WAIT)
         assert harness.recorder.flush(WAIT) == FlushResult(1, 1, reason=reason)
+        assert harness.recorder.flush(WAIT)
         assert run.flush(WAIT) == FlushResult(refused=1, reason=reason)
         report = harness.recorder.report()
         assert (report.runs_delivered, report.runs_dropped, report.complete) == (1, 1, False)

@@ -229,6 +229,30 @@ def test_what_is_rejected_stays_and_gets_another_chance(bench: Bench, tmp_path: 
         other.state.close()
 
 
+def test_what_is_rejected_is_sent_once_while_its_file_is_read_again(tmp_path: Path) -> None:
+    """Whether the file ends inside a document or grows: only other content of the run is sent."""
+    (tmp_path / "other").mkdir()
+    with http_receiver(
+        lambda post: partial(1, "no room") if b"bad" in post.message.SerializeToString() else Answer(body=b"\x0a\x00")
+    ) as receiver:
+        other = Bench(tmp_path / "other", receiver.url)
+        path = other.write("a.ndjson", run("bad"), run("good"))
+        path.write_bytes(path.read_bytes() + b'{"id":"cut')
+        other.poll(REST)
+        sent = len(receiver.posts)
+        assert (other.sent(), other.metrics.collect()[REJECTED]) == (1, 1)
+        path.write_bytes(path.read_bytes() + b'"}\n')
+        other.poll(3)
+        assert len(receiver.posts) == sent + 1
+        assert (other.sent(), other.metrics.collect()[REJECTED]) == (2, 1)
+        assert [note.partition(": ")[2].partition(":")[0] for note in other.notes].count("run bad rejected") == 2
+        assert other.metrics.collect()[WATCH_FAILED] == 1
+        other.write("a.ndjson", run("bad", output="changed"), replaced=False)
+        other.poll(3)
+        assert (other.sent(), other.metrics.collect()[REJECTED]) == (2, 2)
+        other.state.close()
+
+
 def test_an_outage_is_outlived(bench: Bench, tmp_path: Path) -> None:
     """A receiver that is away makes the looks rarer, and what it did not take goes when it is back, in the same way."""
     (tmp_path / "other").mkdir()

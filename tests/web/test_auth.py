@@ -13,19 +13,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.copies import copy_for_caller
 from runspan.errors import BackendUnreachable, ConfigError, NotFound, RateLimited, StoreError
-from runspan.model.span import run_ids
+from runspan.model.span import Link, Span, run_ids
+from runspan.otlp.json import read_spans
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.auth import RateLimiter
 from runspan.web.config import WebConfig
-from support.web import JSON, PROTOBUF, document, error_of, otlp, serving
+from support.web import JSON, PROTOBUF, document, error_of, otlp, serving, spans_of
 
 SECOND = 1_000_000_000
 
@@ -260,6 +264,44 @@ def test_tenants_do_not_see_each_other(client: httpx.Client, keys: ApiKeyStore) 
     trace = "/api/v1/traces/" + run_ids("only-acme", "acme").trace_id.hex()
     assert client.get(trace, headers={"x-api-key": acme}).status_code == 200
     error_of(client.get(trace, headers={"x-api-key": umbrella}), 404, "NOT_FOUND")
+
+
+class Senderless:
+    """A reader that knows of no span who sent it, as that of Tempo or Jaeger."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
+        return self._store.spans(trace_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_the_trace_of_a_caller_shows_each_tenant_its_own_spans(
+    client: httpx.Client, store: SqliteStore, keys: ApiKeyStore
+) -> None:
+    """It has copies of runs, and no run; a backend that does not know who sent them does not show it."""
+    caller = Link(bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736"), bytes.fromhex("00f067aa0ba902b7"))
+    secrets = {tenant: keys.create(tenant, tenant=tenant)[0] for tenant in ("acme", "umbrella", "nobody")}
+    copies = {}
+    for tenant in ("acme", "umbrella"):
+        spans = [copy_for_caller(span, caller) for span in spans_of(document(f"of {tenant}"), tenant=tenant)]
+        copies[tenant] = {span.span_id for span in spans if span is not None}
+        body = request_bytes(Resource(), [scoped_bytes(span) for span in spans if span is not None])
+        headers = PROTOBUF | {"x-api-key": secrets[tenant]}
+        assert ExportTraceServiceResponse.FromString(
+            client.post("/v1/traces", content=body, headers=headers).content
+        ) == (ExportTraceServiceResponse())
+    path = f"/api/v1/traces/{caller.trace_id.hex()}"
+    for tenant, expected in copies.items():
+        found = read_spans(client.get(path, headers={"x-api-key": secrets[tenant]}).content)
+        assert {span.span_id for span in found} == expected
+    error_of(client.get(path, headers={"x-api-key": secrets["nobody"]}), 404, "NOT_FOUND")
+    with serving(create_app(Senderless(store), keys=keys)) as other:
+        for secret in secrets.values():
+            error_of(other.get(path, headers={"x-api-key": secret}), 404, "NOT_FOUND")
 
 
 def test_spans_of_another_tenant_are_rejected(client: httpx.Client, keys: ApiKeyStore) -> None:

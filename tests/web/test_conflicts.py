@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,22 @@ def test_a_damaged_list_item_is_left_out(client: httpx.Client, tmp_path: Path) -
     assert response.json()["meta"]["partial"] == [note]
     assert response.headers["x-runspan-partial"] == note
     assert client.get("/api/v1/runs/bad").json()["data"] == document("bad")
+
+
+@pytest.mark.parametrize("change", ["document = zeroblob(100)", "run_id = x'ff'", "summary = x''"])
+def test_what_is_damaged_is_counted_when_it_is_read(client: httpx.Client, tmp_path: Path, change: str) -> None:
+    """Whatever part of the row it is; a sound run adds nothing."""
+    send(client, document("good"), document("bad"))
+    client.get("/api/v1/runs/bad")
+    client.get("/api/v1/runs")
+    assert "\nrunspan_store_damaged_reads_total 0.0\n" in client.get("/metrics").text
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE runs SET {change} WHERE run_id = ?", [b"bad"])
+    client.get("/api/v1/runs/bad")
+    client.get("/api/v1/runs")
+    count = re.search(r"\nrunspan_store_damaged_reads_total (\d)", client.get("/metrics").text)
+    assert count is not None
+    assert int(count[1]) >= 1
 
 
 def test_an_older_state_does_not_reopen_a_run(client: httpx.Client) -> None:

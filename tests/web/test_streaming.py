@@ -15,6 +15,7 @@ import pytest
 from flask import Flask, Response
 
 from runspan.backends.sqlite import SqliteStore
+from runspan.codec.attributes import STEP_TEMPLATES
 from runspan.model.document import Run
 from runspan.model.span import run_ids
 from runspan.otlp.json import json_pieces, read_spans, write_json
@@ -209,3 +210,14 @@ def test_pieces_are_bounded_and_have_the_spans_in_order() -> None:
     assert [span.span_id for span in read_spans(b"".join(pieces))] == [span.span_id for span in spans]
     assert json.loads(write_json(spans)) == json.loads(b"".join(pieces))
     assert list(json_pieces([])) == [b'{"resourceSpans":[{"scopeSpans":[]}]}']
+
+
+def test_the_first_span_does_not_wait_for_the_labels_of_all_steps(tmp_path: Path) -> None:
+    """What a step shows is made when its span is, so the response of a long run begins soon."""
+    with SqliteStore(tmp_path) as store:
+        store.put(Run.from_dict(large(1000)), observed_at=time.time_ns())
+        STEP_TEMPLATES.clear()
+        spans = store.iter_spans(run_ids("large").trace_id)
+        next(spans)
+        assert len(STEP_TEMPLATES) == 1
+        assert len(list(spans)) == 1000

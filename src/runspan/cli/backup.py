@@ -57,7 +57,8 @@ def backup(data: str, target: Path, overwrite: bool, quiet: bool, as_json: bool)
       runspan backup --data ./data --to "/srv/backup/$(date +%F).backup" --quiet
       runspan restore --from /srv/backup/runspan-monday.backup --data ./data
     """
-    directory = require_store(data)
+    # Over Tempo or Jaeger, and before the first start of a server, a directory has only keys.
+    directory = Path(data) if Path(data, KEYS_FILE).exists() else require_store(data)
     began = time.monotonic()
     with handle_signals(), _progress(quiet=quiet or as_json) as on_progress:
         report = write_backup(directory, [KEYS_FILE], target, overwrite=overwrite, on_progress=on_progress)
@@ -100,8 +101,8 @@ def restore(source: Path, data: str, overwrite: bool, quiet: bool, as_json: bool
       runspan restore --from /srv/backup/runspan-monday.backup --data ./data
       runspan restore --from /srv/backup/runspan-monday.backup --data ./data --overwrite
 
-    Runs that arrived after the backup are not in it. Their senders have been told that they were stored, so send them
-    again: `runspan sync --resend 7d`, or `runspan export` of files and archives.
+    Runs that arrived after the backup are not in it. They were confirmed, so their senders do not repeat them. Send
+    them again: `runspan sync --resend 7d`, or `runspan export` of files and archives.
     """
     began = time.monotonic()
     directory = Path(data)

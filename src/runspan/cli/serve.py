@@ -10,7 +10,6 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,8 @@ from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
-from runspan.cli.output import background, escape_control
+from runspan.cli.output import background
+from runspan.cli.server_log import log_to_stderr
 from runspan.errors import ConfigError, RunspanError
 from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.system import allow_open_files
@@ -49,8 +49,6 @@ _EXPIRE_WHEN_FULL: Final = 10.0
 _END_AFTER: Final = 8.5
 """Seconds after a signal at which the process ends in any case."""
 _MOST_FILES: Final = 65_536
-_MOST_LOG_CHARACTERS: Final = 2000
-_MOST_LOG_LINES: Final = 200
 
 _link_option = partial(options.option, metavar="URL", default="", show_default="no links")
 
@@ -301,10 +299,6 @@ def serve(
       runspan serve --data ./data --retention 90 --host 0.0.0.0
       runspan serve --backend tempo+http://127.0.0.1:3200 --grafana-url http://127.0.0.1:3000
     """
-    handler = logging.StreamHandler()
-    handler.addFilter(LogLimit())
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
     url = backend_url or f"sqlite:{data}"
     if options.backend_kind(url) == "rest":
         raise ConfigError(
@@ -317,6 +311,7 @@ def serve(
     allow_open_files(_MOST_FILES)
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
+        stack.enter_context(log_to_stderr())
         if options.backend_kind(url) == "sqlite":  # on a full disk the keys and the sessions need room too
             Reserve(Path(url.partition(":")[2], FILE_NAME)).release_if_nearly_full()
         keys = stack.enter_context(closing(create_key_store(data)))
@@ -382,56 +377,11 @@ def _stop(server: WebServer) -> None:
 
 
 def _end() -> None:
-    click.echo("runspan ended before all requests were answered; everything acknowledged is on disk", err=True)
+    message = "runspan ended before all requests were answered; everything acknowledged is on disk"
+    printing = threading.Thread(target=click.echo, args=(message,), kwargs={"err": True}, daemon=True)
+    printing.start()
+    printing.join(0.5)  # who reads standard error may have stopped reading
     os._exit(1)
-
-
-class LogLimit(logging.Filter):
-    """Drops the warnings and errors of one place in the code after some in a minute, and counts them in the next one.
-
-    So no client can fill the disk with them. The access log has a line for each request.
-    """
-
-    def __init__(self, per_minute: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._per_minute = per_minute
-        self._clock = clock
-        self._places: dict[tuple[str, int], tuple[float, int]] = {}
-        """When the minute of a place began, and how many records it had since."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        place, now = (record.pathname, record.lineno), self._clock()
-        began, count = self._places.get(place, (now, 0))
-        if now - began >= 60:
-            dropped = max(0, count - self._per_minute)
-            if dropped:
-                record.msg, record.args = f"{record.getMessage()} (and {dropped} more like this before)", None
-            began, count = now, 0
-        self._places[place] = began, count + 1
-        return count < self._per_minute
-
-
-class LogFormatter(logging.Formatter):
-    """Formats a record as one line and its traceback as indented lines, bounded, with control characters escaped.
-
-    So nothing that a client sends can steer a terminal, look like another record, or fill the disk.
-    """
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return _bounded(super().formatMessage(record))
-
-    def format(self, record: logging.LogRecord) -> str:
-        message, *lines = super().format(record).split("\n")
-        if len(lines) > _MOST_LOG_LINES:
-            lines[_MOST_LOG_LINES // 2 : -_MOST_LOG_LINES // 2] = ["…"]
-        return "\n  ".join([message, *map(_bounded, lines)])
-
-
-def _bounded(line: str) -> str:
-    cut = f"{line[:_MOST_LOG_CHARACTERS]}… ({len(line)} characters)" if len(line) > _MOST_LOG_CHARACTERS else line
-    return escape_control(cut)
 
 
 def _public_name(url: str) -> str:

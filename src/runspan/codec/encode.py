@@ -29,9 +29,10 @@ from runspan.codec.attributes import (
     text_events,
 )
 from runspan.codec.fields import ROOT_REVISION
-from runspan.codec.placement import Interval, enclosing_loops, parents_first, positions
+from runspan.codec.placement import LOOP, Interval, enclosing_loops, parents_first, positions
 from runspan.model.document import (
     TERMINAL_RUN_STATUSES,
+    TERMINAL_STEP_STATUSES,
     Run,
     Step,
     by_content,
@@ -213,7 +214,7 @@ class RunEncoder:
         below: list[Span] = []
         open_steps: list[bytes] = []
         for index, (step, span_id) in enumerate(zip(layout.steps, span_ids, strict=True)):
-            template = layout.templates[index]
+            template = layout.template(index)
             if not layout.ended[index]:
                 below += self._open_attempts(step, template, index)
                 open_steps.append(step_text(step))
@@ -413,19 +414,18 @@ class RunEncoder:
 
 
 class StepLayout:
-    """The templates, ids, parents and positions of the steps of one run."""
+    """The ids, parents and positions of the steps of one run."""
 
     def __init__(self, encoder: RunEncoder, steps: Sequence[Step], ended: Sequence[bool] | None = None) -> None:
         """``ended``: for each step whether it has a span; None derives it from the status."""
         self.encoder = encoder
         self.steps = steps
-        self.templates = [step_template(fields.STEP_TABLE.get_labels(step)) for step in steps]
-        self.ended = [template.finished for template in self.templates] if ended is None else list(ended)
+        self.ended = [step.status in TERMINAL_STEP_STATUSES for step in steps] if ended is None else list(ended)
         self._positions: dict[int, int] = {}
         self._loops: dict[int, int] = {}
         self._points: dict[int, tuple[int, bytes]] = {}
         """Start and span id of the open steps that are shown as points."""
-        has_loops = any(template.is_loop for template in self.templates)
+        has_loops = any(step.type == LOOP for step in steps)
         is_timeless = any(time_ns(step.started_at) is None and time_ns(step.completed_at) is None for step in steps)
         if has_loops or is_timeless or encoder.is_live:
             self._place(has_loops)
@@ -447,6 +447,10 @@ class StepLayout:
                     key = _label_text(step, start)
                     self._points[index] = start, encoder.open_step_id(step, start, same[key])
                     same[key] += 1
+
+    def template(self, index: int) -> SpanTemplate:
+        """Return the template of a step. Those of a long run take longer than its layout, so none is made before."""
+        return step_template(fields.STEP_TABLE.get_labels(self.steps[index]))
 
     def position(self, index: int) -> int:
         """Return the start of a step if it has no times."""

@@ -54,6 +54,7 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self.last_error = ""
         """Why the latest request failed; "" when it did not."""
         self.last_refusal = ""
@@ -81,6 +82,13 @@ class Counters:
         with self._lock:
             return dict(self._counts)
 
+    def since_last(self, name: str) -> int:
+        """Return how much a count has grown since the last such call."""
+        with self._lock:
+            grown = self._counts[name] - self._reported[name]
+            self._reported[name] = self._counts[name]
+            return grown
+
     def after_fork(self) -> None:
         """Reset, in a forked child: a thread of the parent may have held the lock."""
         self.__init__()  # type: ignore[misc]
@@ -88,9 +96,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class FlushResult:
-    """What the receiver has when a flush returns. True only if that is everything.
+    """What the receiver has when a flush returns. True only if that is everything that no earlier flush has reported.
 
-    It counts runs: all that were started since the recorder was created, or the one that was flushed.
+    It counts runs: all that were started since the recorder was created, or the one that was flushed. A run that was
+    given up is ``refused`` in the next result of the recorder, and not in later ones; ``RecorderReport`` keeps it.
     """
 
     delivered: int = 0
@@ -100,7 +109,7 @@ class FlushResult:
     pending: int = 0
     """Runs of which the receiver lacks something, or did not say whether it has it. They are sent again."""
     foreign_spans_dropped: int = 0
-    """Spans of other instrumentation that were rejected, or for which the queue had no room."""
+    """Spans of other instrumentation that were rejected, or for which the queue had no room, since the last flush."""
     foreign_spans_pending: int = 0
     reason: str = ""
     """Why the last run was refused or, without one, why the latest request failed."""
@@ -168,7 +177,7 @@ class RunExportState:
         manifest: list[str] = []
         open_steps: list[bytes] = []
         for index, (step, span_id) in enumerate(zip(run.steps, step_ids, strict=True)):
-            template = layout.templates[index]
+            template = layout.template(index)
             if template.finished:
                 manifest.append(span_id.hex())
                 if span_id in self.acked_span_ids:
@@ -353,11 +362,16 @@ class Outbox:
         """Wait until the receiver has the current state of everything, or of one run, for ``timeout`` seconds at most.
         Return what it has."""
         with self._condition:
+            self.wait(timeout, record)
+            return self._result() if record is None else self._result_of(record)
+
+    def wait(self, timeout: float, record: RunRecord | None = None) -> bool:
+        """Wait as ``flush`` does, without a report. Return whether nothing is pending."""
+        with self._condition:
             self._flushes += 1
             self._condition.notify_all()
             try:
-                self._condition.wait_for(lambda: self.closed or not self._is_pending(record), timeout)
-                return self._result() if record is None else self._result_of(record)
+                return self._condition.wait_for(lambda: self.closed or not self._is_pending(record), timeout)
             finally:
                 self._flushes -= 1
 
@@ -369,17 +383,19 @@ class Outbox:
     def _result(self) -> FlushResult:
         counts = self._counters.collect()
         delivered = counts.get("runs_delivered", 0) + counts.get("runs_released", 0)
-        refused = counts.get("runs_dropped", 0)
+        refused = 0
         for record, state in self._states.items():
             if not (record.dropped or self._is_pending(record)):
                 refused += bool(state.rejection)
                 delivered += not state.rejection and state.acked_at is not None
+        # Also those that are in none of the counts at this moment.
+        pending = max(0, counts.get("runs_started", 0) - counts.get("runs_dropped", 0) - delivered - refused)
+        refused += self._counters.since_last("runs_dropped")
         return FlushResult(
             delivered,
             refused,
-            # Also those that are in none of the counts at this moment.
-            max(0, counts.get("runs_started", 0) - delivered - refused),
-            counts.get("foreign_spans_dropped", 0),
+            pending,
+            self._counters.since_last("foreign_spans_dropped"),
             len(self._foreign) + self._foreign_in_flight,
             self._counters.last_refusal if refused else self._counters.last_error,
         )

@@ -360,7 +360,7 @@ class Recorder:
 
     def flush(self, timeout: float = 5.0) -> FlushResult:
         """Wait until the receiver has the current state of everything, for ``timeout`` seconds at most. Return what is
-        delivered, refused and pending; see ``FlushResult``."""
+        delivered and pending, and what was refused since the last flush; see ``FlushResult``."""
         return self._worker.outbox.flush(timeout)
 
     def shutdown(self, timeout: float | None = None) -> RecorderReport:
@@ -395,7 +395,7 @@ class _ForeignSpanProcessor(SpanProcessor):
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Flush the outbox. Return False if it is not empty in time."""
-        return not self._worker.outbox.flush(timeout_millis / 1000).is_waiting
+        return self._worker.outbox.wait(timeout_millis / 1000)
 
 
 def _check_run_id(run_id: str) -> str:

@@ -285,7 +285,7 @@ class ExportWorker:
         """Flush, then give up and count what the receiver lacks. Idempotent."""
         if self.outbox.closed:
             return
-        self.outbox.flush(timeout)
+        self.outbox.wait(timeout)
         self.outbox.close()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():

@@ -102,10 +102,10 @@ class FileProgress:
         self.refused += 1
         self._report(str(item_error(error, where)))
 
-    def reject(self, line: str) -> None:
+    def reject(self, run_id: str, reason: str) -> None:
         """Record a run that the receiver does not take."""
         self.rejected += 1
-        self._report(f"{self.file.path}: {line}")
+        self._report(f"{self.file.path}: run {run_id} rejected: {reason}")
 
     def _report(self, line: str) -> None:
         if len(self.errors) < MAX_NAMED:
@@ -345,8 +345,13 @@ class WatchService:
             before = self._state.start_file(file.name, file.stat, partial(prefix_digest, file.path))
             for run in self._read(progress):
                 plan = self._plan(run, progress, new=progress.offset > before)
-                if plan is not None:
+                if plan is None:
+                    continue
+                reason = self._state.rejection(run)
+                if reason is None:
                     yield from self._items(self._snapshots.put(run, plan, progress))
+                else:
+                    progress.reject(run.id, reason)
             reverted = self._state.reverted_runs(file.stat.modified)
             if reverted:
                 yield from self._resend(progress, reverted)
@@ -371,6 +376,8 @@ class WatchService:
                 last[trace_id] = run
         progress.unsent |= again.unsent
         for run in last.values():
+            if self._state.rejection(run) is not None:
+                continue
             plan = self._state.plan_resend(run, self._clock())
             yield from self._items(self._snapshots.put(run, plan, progress))
 
@@ -440,8 +447,9 @@ class WatchService:
                 elif status is RunStatus.NOT_SENT:
                     pending.not_sent()
                 else:
+                    self._state.mark_rejected(pending.plan, reason)
                     for progress in pending.files:
-                        progress.reject(f"run {run.run_id} {status.value}: {reason}")
+                        progress.reject(run.run_id, reason)
         self._state.mark_acked(acked)
 
     def _finish(self, progress: FileProgress) -> None:

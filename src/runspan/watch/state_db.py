@@ -54,7 +54,7 @@ class FileStatus(IntEnum):
     SENT = 0
     """The receiver has all of its runs."""
     REJECTED = 1
-    """The receiver rejected some of them. The next start tries the file again."""
+    """The receiver rejected some of them. The next start tries the file, and these, again."""
     BROKEN = 2
     """Some of it cannot be read. It is tried again when it changes."""
     EMPTY = 3
@@ -161,6 +161,17 @@ class WatchState(StateFile):
         for plan in plans:
             self._run(acked, (*plan.key, plan.observed_at))
 
+    def mark_rejected(self, plan: SendPlan, reason: str) -> None:
+        """Record a document that the receiver does not take, until the next start."""
+        self._run("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?)", (*plan.key, reason))
+
+    def rejection(self, run: Run) -> str | None:
+        """Return why the receiver does not take a document, or None if it has not rejected it since the start."""
+        row = self._run(
+            "SELECT reason FROM rejected WHERE trace_id = ? AND digest = ?", (self.trace_id(run), digest_of(run.text))
+        ).fetchone()
+        return None if row is None else row[0]
+
     def add_acked_spans(self, plan: SendPlan, digests: Collection[bytes], now: int) -> None:
         """Record spans that the receiver has.
 
@@ -208,6 +219,7 @@ class WatchState(StateFile):
             "DELETE FROM versions WHERE observed_at < ? AND trace_id NOT IN (SELECT trace_id FROM runs)",
             (now - REMEMBER,),
         )
+        self._run("DELETE FROM rejected WHERE (trace_id, digest) NOT IN (SELECT trace_id, digest FROM versions)")
         after = b""
         while rows := self._run(
             "SELECT name FROM files WHERE name > ? ORDER BY name LIMIT ?", (after, _PRUNED)
@@ -222,7 +234,11 @@ class WatchState(StateFile):
         unknown = "SELECT status FROM files WHERE status <> 0 AND status NOT BETWEEN 0 AND ?"
         if (row := self._run(unknown, (max(FileStatus),)).fetchone()) is not None:
             raise self._damaged(f"a file of status {row[0]}")
-        # A file of which the receiver refused something gets another chance.
+        # What the receiver rejected gets another chance with each start, and so does its file.
+        self._run(
+            "CREATE TEMP TABLE rejected"
+            " (trace_id BLOB, digest BLOB, reason, PRIMARY KEY (trace_id, digest)) WITHOUT ROWID"
+        )
         self._run("UPDATE files SET changed = ? WHERE status = ?", (_NEVER, FileStatus.REJECTED))
         # The runs of the file that is being read: whether it has their newest version, and ends with an older one.
         self._run("CREATE TEMP TABLE file_runs (trace_id BLOB PRIMARY KEY, has_newest, ends_older) WITHOUT ROWID")

@@ -19,6 +19,7 @@ from werkzeug.routing import BaseConverter
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
+from runspan.contracts import TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
@@ -173,13 +174,8 @@ def get_trace(trace_id: str) -> Response:
     principal = context.authenticator.authorize(request.environ, RUNS_READ)
     if not re.fullmatch("[0-9a-fA-F]{32}", trace_id):
         raise QueryError(where="traceId", expected="32 hex digits", got=repr(trace_id[:60]))
-    reader, tenant = context.reader, _span_tenant(principal)
-    read = reader.iter_spans if isinstance(reader, SqliteStore) else reader.spans
     with context.turn(principal.tenant):
-        spans = _readable(principal, read(bytes.fromhex(trace_id), tenant))
-        if spans is None:
-            raise NotFound("no such trace", where=f"trace {trace_id}")
-        pieces = json_pieces(spans)
+        pieces = json_pieces(_readable_spans(context.reader, principal, bytes.fromhex(trace_id)))
         start = [*islice(pieces, 2)]
     if len(start) == 1:
         return Response(start[0], content_type=JSON)
@@ -269,21 +265,24 @@ def _step_span_id(spans: list[Span], step: int) -> bytes:
     return manifest[step]
 
 
-def _readable(principal: Principal, spans: Iterable[Span]) -> Iterator[Span] | None:
-    """Return the spans of a trace if it belongs to the principal's tenant, else None.
+def _readable_spans(reader: TraceReader, principal: Principal, trace_id: bytes) -> Iterable[Span]:
+    """Return the spans of a trace that a principal may read. Raises NotFound if there are none.
 
-    Trace ids are derived from the tenant and the run id.
+    The embedded store knows which tenant sent a span. Other backends do not, so there the trace must be that of a run
+    of the tenant: its id is derived from the tenant and the run id.
     """
-    iterator = iter(spans)
-    if not principal.authenticated:
-        return iterator
-    seen = []
-    for span in iterator:
-        seen.append(span)
-        run_id = span.attributes().get(RUN_ID)
-        if isinstance(run_id, str) and run_ids(run_id, principal.tenant).trace_id == span.trace_id:
-            return chain(seen, iterator)
-    return None
+    tenant = _span_tenant(principal)
+    if isinstance(reader, SqliteStore):
+        return reader.iter_spans(trace_id, tenant)
+    spans = reader.spans(trace_id, tenant)
+    if tenant is not None and not any(_is_of_run_of(tenant, span) for span in spans):
+        raise NotFound("no such trace", where=f"trace {trace_id.hex()}")
+    return spans
+
+
+def _is_of_run_of(tenant: str, span: Span) -> bool:
+    run_id = span.attributes().get(RUN_ID)
+    return isinstance(run_id, str) and run_ids(run_id, tenant).trace_id == span.trace_id
 
 
 def _in_turns(pieces: Iterator[bytes], turn: AbstractContextManager[object]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from runspan.backends.sqlite import SqliteStore
@@ -139,12 +139,17 @@ class _WaitingCollector(Collector):
 
 
 class _StoreCollector(Collector):
-    """Reads the statistics of the store on every scrape. A store that fails omits its series."""
+    """Reads the statistics of the store on every scrape. A store that fails omits those of its content."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "runspan_store_damaged_reads",
+            "Runs, list items and spans that were refused because what is stored of them is damaged.",
+            value=self._store.damaged_reads,
+        )
         try:
             stats = self._store.stats()
         except RunspanError:

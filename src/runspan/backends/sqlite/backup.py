@@ -19,7 +19,7 @@ from typing import Final
 from runspan.backends.sqlite.compression import Compression
 from runspan.backends.sqlite.integrity import Damage, copy_sound_rows, count_rows, find_damage
 from runspan.backends.sqlite.reserve import Reserve
-from runspan.backends.sqlite.schema import BACKUP_ID, FILE_NAME, SCHEMA, open_writer
+from runspan.backends.sqlite.schema import BACKUP_ID, FILE_NAME, SCHEMA, open_writer, use_directory
 from runspan.backends.sqlite.store import SqliteStore
 from runspan.backends.sqlite.wal import MARK_COMMIT, application_id
 from runspan.errors import ConfigError, StoreError
@@ -57,6 +57,8 @@ def write_backup(
 ) -> BackupReport:
     """Write the state that a store has now to a file, verify it, and give it its name.
 
+    A directory without a store is backed up as one with an empty store, and stays as it is.
+
     names: Other SQLite files of the directory that the backup includes. Those that do not exist are left out.
     Raise StoreError when the store or one of the files is damaged, ConfigError when the target cannot be used.
     """
@@ -67,10 +69,16 @@ def write_backup(
         hint = "what is in the directory is lost with it"
         raise ConfigError(where=str(target), expected=f"a file outside of {directory}", got="one in it", hint=hint)
     partial = target.with_name(f"{target.name}{_PARTIAL}")
+    path = directory / FILE_NAME
+    has_store = path.exists() or path.with_name(f"{FILE_NAME}-wal").exists()
     # An open store is not replaced, and the last to close it removes its write-ahead log.
-    with SqliteStore(directory), translate_errors(target), _locked(partial):
+    use = SqliteStore(directory) if has_store else use_directory(path)
+    with closing(use), translate_errors(target), _locked(partial):
         try:
-            _copy(directory / FILE_NAME, partial, on_progress)
+            if has_store:
+                _copy(path, partial, on_progress)
+            else:
+                open_writer(partial).close()
             found = [name for name in names if (directory / name).exists()]
             _make_backup(partial, {name: _content(directory / name) for name in found})
             sync_path(partial)

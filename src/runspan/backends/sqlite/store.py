@@ -125,11 +125,13 @@ class ConnectionPool:
     """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request.
 
     check_files: raises StoreError when the path leads to another file, which a new connection would open.
+    on_damage: called for each row that has values of other types than were stored.
     """
 
-    def __init__(self, path: Path, check_files: Callable[[], None]) -> None:
+    def __init__(self, path: Path, check_files: Callable[[], None], on_damage: Callable[[], None]) -> None:
         self._path = path
         self._check_files = check_files
+        self._on_damage = on_damage
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
 
@@ -152,6 +154,7 @@ class ConnectionPool:
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except (UnicodeDecodeError, AttributeError, TypeError) as error:  # a damaged row may have values of other types
+            self._on_damage()
             hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
             raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
         self._idle.append(connection)
@@ -195,6 +198,8 @@ class SqliteStore:
         self._compression = Compression()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
         self._training: threading.Thread | None = None
+        self._damaged_reads = 0
+        self._counting = threading.Lock()
         with ExitStack() as stack:
             self._use = stack.enter_context(closing(use_directory(self.path)))
             connection = stack.enter_context(closing(open_writer(self.path)))
@@ -205,7 +210,7 @@ class SqliteStore:
                     self._retention.cutoff(connection, clock())
                 self._writer = GroupWriter(connection, self.path, self._train_when_due)
             stack.pop_all()
-        self._readers = ConnectionPool(self.path, self._writer.check_files)
+        self._readers = ConnectionPool(self.path, self._writer.check_files, self._count_damage)
         self._ingester = Ingester(
             self._writer,
             self._readers.connection,
@@ -302,6 +307,7 @@ class SqliteStore:
             rows = found[0] if len(found) == 1 else merge(*found, key=_position, reverse=True)
             for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
                 if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
+                    self._count_damage()
                     partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
                     continue
                 size += len(summary)
@@ -330,6 +336,12 @@ class SqliteStore:
             with suppress(OSError):
                 size += os.stat(file).st_size
         return Stats(runs, size, foreign_spans, fragments, self._retention.overdue)
+
+    @property
+    def damaged_reads(self) -> int:
+        """How many runs, list items and spans were refused since the start because what is stored of them is damaged;
+        one that is read again counts again."""
+        return self._damaged_reads
 
     def unfinished(self) -> Unfinished:
         """Return the runs of all tenants that have not ended.
@@ -481,7 +493,13 @@ class SqliteStore:
         except CorruptFrame as error:
             raise self._damaged(kind, where, str(error)) from None
 
+    def _count_damage(self) -> None:
+        with self._counting:
+            self._damaged_reads += 1
+
     def _damaged(self, kind: str, where: str, got: str) -> StoreError:
+        """Return the error of something that is damaged, and count it."""
+        self._count_damage()
         hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
         return StoreError(f"the stored {kind} is damaged", where=f"{self.path} {where}", got=got, hint=hint)
 
@@ -491,6 +509,7 @@ class SqliteStore:
         try:
             return from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
         except ValueError as error:
+            self._count_damage()
             raise StoreError(
                 "the stored run cannot be made into spans again",
                 where=f"{self.path} run {stored.run_id}",
