@@ -4,11 +4,20 @@ Without a compiler the package is built without it and is slower: see ``runspan.
 """
 
 from setuptools import Extension, setup
-from setuptools_rust import Binding, RustExtension
+from setuptools_rust import Binding, RustExtension, Strip
 
 setup(
     ext_modules=[Extension("runspan.otlp._column_loops", ["src/runspan/otlp/_column_loops.c"], optional=True)],
     rust_extensions=[
-        RustExtension("runspan._native", "native/Cargo.toml", binding=Binding.PyO3, py_limited_api=True, optional=True)
+        RustExtension(
+            "runspan._native",
+            "native/Cargo.toml",
+            args=["--locked"],
+            binding=Binding.PyO3,
+            debug=False,
+            optional=True,
+            py_limited_api=True,
+            strip=Strip.All,
+        )
     ],
 )
