@@ -3,16 +3,19 @@
 # Bases are pinned by digest, and every package by the hashes in deploy/requirements.txt, which `make lock` writes.
 
 FROM python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e AS build
-# For the loops in C, without which an export is slower.
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+# For the native part, without which an export and a server are slower. Debian's name for its newest Rust ends in -web.
+RUN apt-get update && apt-get install --yes --no-install-recommends cargo-web gcc libc6-dev rustc-web
 WORKDIR /build
 COPY deploy/requirements.txt ./
 RUN python -m venv /opt/runspan && /opt/runspan/bin/pip install --no-cache-dir --require-hashes -r requirements.txt
 COPY pyproject.toml setup.py README.md LICENSE ./
+COPY native native
+# What is fetched here is pinned, with its hashes, in native/Cargo.lock, so that the build needs no network.
+RUN cargo fetch --locked --manifest-path native/Cargo.toml
 COPY src src
-# setuptools is one of the packages above: nothing is fetched here.
-RUN /opt/runspan/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
-    && /opt/runspan/bin/python -c "import runspan.otlp._column_loops"
+# setuptools and setuptools-rust are two of the packages above.
+RUN CARGO_NET_OFFLINE=true /opt/runspan/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/runspan/bin/python -c "import runspan._native, runspan.otlp._column_loops"
 
 FROM python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e
 COPY --from=build /opt/runspan /opt/runspan

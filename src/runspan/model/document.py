@@ -199,6 +199,8 @@ def str_or_none(value: object) -> str | None:
 
 MAX_RUN_ID_BYTES = 512
 """A run id has to fit one attribute, so that backends can search for it."""
+MAX_PLAIN_ID_BYTES = MAX_RUN_ID_BYTES // 4
+"""The length of an id that is not encoded to find that it is short enough: characters, each of up to four bytes."""
 
 _decode = msgspec.json.Decoder(Envelope).decode
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -225,7 +227,7 @@ def parse_document(data: bytes | str, *, where: str = "") -> tuple[Envelope, byt
         data.isascii() or data.decode()
         envelope = _decode(data)
         text = _encode(envelope)
-        if len(text) == len(data) and 0 < len(envelope.id) <= MAX_RUN_ID_BYTES // 4:
+        if len(text) == len(data) and 0 < len(envelope.id) <= MAX_PLAIN_ID_BYTES:
             return envelope, text, True
     except PARSE_ERRORS:
         pass  # the strict path accepts the document or raises an error with its position

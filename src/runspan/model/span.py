@@ -102,7 +102,7 @@ def to_plain(value: Value) -> Value:
     return bytes(value).decode() if type(value) is Raw else value
 
 
-_DOMAIN = b"runspan/1"
+DOMAIN = b"runspan/1"
 _ZERO = bytes(8)
 
 
@@ -118,7 +118,7 @@ class RunIds(NamedTuple):
 
 
 def _length_prefixed(role: bytes, *parts: bytes) -> bytes:
-    encoded = [_DOMAIN]
+    encoded = [DOMAIN]
     for part in (role, *parts):
         encoded.append(len(part).to_bytes(8, "big"))
         encoded.append(part)

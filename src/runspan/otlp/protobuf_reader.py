@@ -23,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from runspan.codec.fields import ROLE
 from runspan.contracts import Rejection
 from runspan.errors import PayloadError, PayloadTooLarge
-from runspan.model.document import Run
+from runspan.model.document import Run, parse_document
 from runspan.model.span import Event, Link, Span, Value
 from runspan.model.timestamps import LATEST_END_NS, MAX_NS
 
@@ -282,19 +282,42 @@ class ForeignSpan:
 class ReceivedRun(NamedTuple):
     """A finished run whose spans were in one request, verified. Its revision span is the run span."""
 
-    run: Run
+    text: bytes
+    """The document, which is plain."""
+    summary: bytes
+    """Its list item, see ``model.document.summary_text``."""
+    run_id: str
+    workflow_id: str | None
+    status: str
     tenant: str
     trace_id: bytes
     digest: bytes
     """SHA-256 of the document."""
-    step_ids: list[bytes]
-    """The span ids of the steps in the order of the document."""
+    packed_step_ids: bytes
+    """The span ids of the steps in the order of the document, 8 bytes each."""
     has_content_ids: bool
     """Whether these are known to be the ids that ``encode`` assigns."""
     position: int
     """The start of the run span, in nanoseconds since 1970."""
+    ended: int | None
+    """The end of the run, in nanoseconds since 1970; None unless the document has it in the canonical form."""
     resource: bytes
     """The serialized Resource of its first span."""
+
+    @property
+    def run(self) -> Run:
+        """The run, which is parsed each time."""
+        return Run(*parse_document(self.text))
+
+    @property
+    def step_count(self) -> int:
+        return len(self.packed_step_ids) // 8
+
+    @property
+    def step_ids(self) -> list[bytes]:
+        """The span ids of the steps in the order of the document."""
+        packed = self.packed_step_ids
+        return [packed[start : start + 8] for start in range(0, len(packed), 8)]
 
 
 @dataclass(slots=True)

@@ -307,27 +307,21 @@ class Ingester:
 
     def _prepare_run(self, request: _Request, received: ReceivedRun, whole: ParsedRequest) -> None:
         """Prepare a run that was received as a whole, and verified."""
-        run, trace_id, count = received.run, received.trace_id, 1 + len(received.step_ids)
-        reason = _tenant_refusal(received.tenant, request.tenant) or _steps_refusal(len(received.step_ids), self.limits)
-        if reason is None:
-            load = partial(StoredRevision, run, received.tenant, ROOT_REVISION, received.step_ids, received.position)
-            row = queries.run_row(
-                run,
-                received.tenant,
-                ROOT_REVISION,
-                self.compression.compress(run.text),
-                time=received.position,
-                written_at=request.now,
-                step_ids=None if received.has_content_ids else load().packed_step_ids(),
-                trace_id=trace_id,
-                digest=received.digest,
-            )
-            reason = self.retention.refusal(row.ended)
-        if reason is None:
-            spans = partial(whole.spans_of, trace_id)
-            request.traces.append(_TraceSpans(trace_id, received.resource, count, spans, row, load))
-        else:
-            request.rejected.append(Rejection(f"run {run.id}", reason, count))
+        trace_id, count = received.trace_id, 1 + received.step_count
+        ended = received.ended
+        if ended is None:
+            ended = queries.retention_start(received.run.envelope, request.now)
+        reason = _tenant_refusal(received.tenant, request.tenant) or _steps_refusal(received.step_count, self.limits)
+        reason = reason or self.retention.refusal(ended)
+        if reason is not None:
+            request.rejected.append(Rejection(f"run {received.run_id}", reason, count))
+            return
+        load = partial(_received_revision, received)
+        step_ids = None if received.has_content_ids else load().packed_step_ids()
+        document = self.compression.compress(received.text)
+        row = queries.received_row(received, document, ended=ended, written_at=request.now, step_ids=step_ids)
+        spans = partial(whole.spans_of, trace_id)
+        request.traces.append(_TraceSpans(trace_id, received.resource, count, spans, row, load))
 
     def _prepare_trace(self, request: _Request, trace_id: bytes, spans: list[Span], resource: bytes | None) -> None:
         verified = _verify(spans)
@@ -612,6 +606,10 @@ class Ingester:
 def _is_likely_new(row: RunRow) -> bool:
     """Return whether nothing is stored of a run, as far as it shows: one that has not ended is written many times."""
     return row.revision == ROOT_REVISION
+
+
+def _received_revision(received: ReceivedRun) -> StoredRevision:
+    return StoredRevision(received.run, received.tenant, ROOT_REVISION, received.step_ids, received.position)
 
 
 def _store_new(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool:

@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, observed_time
+from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION, observed_time
 from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
 from runspan.model.span import Span, run_ids, to_plain
 from runspan.model.timestamps import parse_ns
-from runspan.otlp.protobuf_reader import ForeignSpan
+from runspan.otlp.protobuf_reader import ForeignSpan, ReceivedRun
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 
 REVISION_ROLES: Final = frozenset({ROLE_RUN, ROLE_REVISION})
@@ -110,19 +110,13 @@ def run_row(
     written_at: int,
     step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
-    trace_id: bytes | None = None,
-    digest: bytes | None = None,
 ) -> RunRow:
-    """Return the row of a run.
-
-    document: its text, compressed. time: that of ``StoredRevision``. trace_id, digest: the run's, and SHA-256 of its
-    text, if they are known.
-    """
+    """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
     envelope, summary = run.envelope, run.summary()
     owner, run_id = tenant.encode(), envelope.id.encode()
     workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
     return RunRow(
-        trace_id or run_ids(envelope.id, tenant).trace_id,
+        run_ids(envelope.id, tenant).trace_id,
         owner,
         run_id,
         None if workflow_id is None else workflow_id.encode(),
@@ -130,7 +124,7 @@ def run_row(
         time,
         retention_start(envelope, written_at),
         revision,
-        (digest or sha256(run.text).digest())[:_DIGEST_BYTES],
+        sha256(run.text).digest()[:_DIGEST_BYTES],
         summary,
         document,
         step_ids,
@@ -140,6 +134,33 @@ def run_row(
         observed_time(revision) if status in LIVE_RUN_STATUSES else None,
         None,
         summary_checksum(owner, run_id, time, summary),
+    )
+
+
+def received_row(
+    received: ReceivedRun, document: bytes, *, ended: int, written_at: int, step_ids: bytes | None
+) -> RunRow:
+    """Return the row of a run that was received as a whole. document: its text, compressed."""
+    owner, run_id, workflow_id = received.tenant.encode(), received.run_id.encode(), received.workflow_id
+    return RunRow(
+        received.trace_id,
+        owner,
+        run_id,
+        None if workflow_id is None else workflow_id.encode(),
+        received.status.encode(),
+        received.position,
+        ended,
+        ROOT_REVISION,
+        received.digest[:_DIGEST_BYTES],
+        received.summary,
+        document,
+        step_ids,
+        None,
+        written_at,
+        None,
+        None,
+        None,
+        summary_checksum(owner, run_id, received.position, received.summary),
     )
 
 

@@ -1,0 +1,11 @@
+//! The inner loops of the OTLP reader and writer, without which Python does the same work.
+
+use pyo3::prelude::*;
+
+mod reader;
+
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::reader::Reader;
+}
