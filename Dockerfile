@@ -4,15 +4,16 @@
 
 FROM python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e AS build
 # For the loops in C, without which an export is slower.
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev cargo-web rustc-web
 WORKDIR /build
 COPY deploy/requirements.txt ./
 RUN python -m venv /opt/runspan && /opt/runspan/bin/pip install --no-cache-dir --require-hashes -r requirements.txt
 COPY pyproject.toml setup.py README.md LICENSE ./
+COPY native native
 COPY src src
 # setuptools is one of the packages above: nothing is fetched here.
 RUN /opt/runspan/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
-    && /opt/runspan/bin/python -c "import runspan.otlp._column_loops"
+    && /opt/runspan/bin/python -c "import runspan._native"
 
 FROM python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e
 COPY --from=build /opt/runspan /opt/runspan

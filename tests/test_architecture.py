@@ -31,6 +31,7 @@ LAYERS = [
     ["verify"],
     ["archive", "watch"],
     ["sync"],
+    ["parallel_export"],
     ["export", "resolve"],
     ["recorder"],
     ["sources", "backends", "delivery", "testing"],
@@ -42,7 +43,7 @@ LAYERS = [
     ["codec"],
     ["model"],
     ["extras", "system"],
-    ["errors", "_version"],
+    ["errors", "_native", "_version"],
 ]
 """From the top down. A module imports only from its own row's own package, or from rows below."""
 

@@ -2,5 +2,10 @@
 
 use pyo3::prelude::*;
 
+mod writer;
+
 #[pymodule]
-mod _native {}
+mod _native {
+    #[pymodule_export]
+    use super::writer::SpanWriter;
+}
