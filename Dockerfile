@@ -15,7 +15,7 @@ RUN cargo fetch --locked --manifest-path native/Cargo.toml
 COPY src src
 # setuptools and setuptools-rust are two of the packages above.
 RUN CARGO_NET_OFFLINE=true /opt/runspan/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
-    && /opt/runspan/bin/python -c "import runspan._native, runspan.otlp._column_loops"
+    && /opt/runspan/bin/python -c "import runspan._native"
 
 FROM python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e
 COPY --from=build /opt/runspan /opt/runspan

@@ -1,13 +1,12 @@
 """Build the native part, which pyproject.toml cannot describe yet.
 
-Without a compiler the package is built without it and is slower: see ``runspan.otlp``.
+Without a Rust compiler the package is built without it and is slower: see ``runspan.otlp.bulk_writer``.
 """
 
-from setuptools import Extension, setup
+from setuptools import setup
 from setuptools_rust import Binding, RustExtension, Strip
 
 setup(
-    ext_modules=[Extension("runspan.otlp._column_loops", ["src/runspan/otlp/_column_loops.c"], optional=True)],
     rust_extensions=[
         RustExtension(
             "runspan._native",

@@ -23,7 +23,7 @@ from bench.figures import Figure, at_most, ratio
 from bench.plan import Plan
 from runspan.codec.encode import encode
 from runspan.model.document import Run
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.otlp.sdk_bridge import sdk_resource, to_readable_span
 from runspan.testing import generate
@@ -106,6 +106,6 @@ def _sdk(spans: list[ReadableSpan]) -> bytes:
 
 def _ours(batch: list[bytes], timed: Callable[[str, Callable[[], Any]], Any]) -> bytes:
     found = timed("parse", lambda: [Run.from_json(text) for text in batch])
-    parts = timed("write", lambda: write_runs(found, observed_at=1))
+    parts = timed("write", lambda: [write_run(run, observed_at=1) for run in found])
     body: bytes = timed("frame", lambda: request_bytes(_RESOURCE, [span for spans in parts for span in spans]))
     return body

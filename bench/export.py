@@ -64,8 +64,8 @@ def _ratios(plan: Plan) -> list[Figure]:
         if any(sample["lost"] for sample in each):
             raise RuntimeError(f"{name} lost spans: {each}")
     return [
-        _figure(samples, "stock / ours", "stock", "ours", at_least(15)),
-        _figure(samples, "stock gzip / ours gzip", "stock gzip", "ours gzip", at_least(15)),
+        _figure(samples, "stock / ours", "stock", "ours", at_least(18)),
+        _figure(samples, "stock gzip / ours gzip", "stock gzip", "ours gzip", at_least(18)),
         _figure(samples, "ours gzip / ours", "ours gzip", "ours"),
         _figure(samples, "stock / floor", "stock", "floor", note="typed parse, and ready bytes sent"),
         _figure(samples, "ours / floor", "ours", "floor"),

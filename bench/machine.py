@@ -29,7 +29,7 @@ def description() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "SQLite": sqlite3.sqlite_version,
-        "exporter's inner loops": "C" if COMPILED else "Python",
+        "exporter's inner loops": "native" if COMPILED else "Python",
         **{name: _version(name) for name in _LIBRARIES},
     }
 

@@ -26,7 +26,7 @@ from runspan.contracts import RunQuery
 from runspan.model.document import Run
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.bulk_reader import read_request
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.testing import generate
 
@@ -73,7 +73,10 @@ class Shelf:
 def bodies(runs: list[Run]) -> list[bytes]:
     """Return OTLP requests like those of the exporter."""
     chunks = [runs[position : position + _RUNS_A_REQUEST] for position in range(0, len(runs), _RUNS_A_REQUEST)]
-    return [request_bytes(_RESOURCE, chain.from_iterable(write_runs(chunk, observed_at=1))) for chunk in chunks]
+    return [
+        request_bytes(_RESOURCE, chain.from_iterable([write_run(run, observed_at=1) for run in chunk]))
+        for chunk in chunks
+    ]
 
 
 def write_all(store: SqliteStore, requests: list[bytes]) -> tuple[float, float]:

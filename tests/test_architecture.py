@@ -31,6 +31,7 @@ LAYERS = [
     ["verify"],
     ["archive", "watch"],
     ["sync"],
+    ["parallel_export"],
     ["export", "resolve"],
     ["recorder"],
     ["sources", "backends", "delivery", "testing"],

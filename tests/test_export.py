@@ -26,7 +26,7 @@ from runspan.delivery import (
 from runspan.errors import DocumentError
 from runspan.export import TARGET_BYTES, batches, export
 from runspan.model.span import Span
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing.generate import generate
@@ -63,11 +63,11 @@ def documents_in(posts: list[Post]) -> dict[str, bytes]:
 def test_a_defect_of_the_encoder_costs_one_run(monkeypatch: pytest.MonkeyPatch, corrections: bool) -> None:
     """The others of its batch are sent, and the run is named in the report."""
     runs = generated(50)
-    name = "encode" if corrections else "write_runs"
+    name = "encode" if corrections else "write_run"
     real = getattr(export_module, name)
 
     def failing(given: Any, **options: Any) -> Any:
-        if runs[7] in ([given] if corrections else given):
+        if given == runs[7]:
             raise ZeroDivisionError
         return real(given, **options)
 
@@ -280,16 +280,16 @@ def test_a_document_that_cannot_be_encoded_costs_only_itself(
     runs = [Run.from_json(text) for text in generate(100, seed=3)]
     bad = runs[42]
 
-    def failing(encode: Any, runs_of: Any) -> Any:
+    def failing(encode: Any) -> Any:
         def function(given: Any, *args: Any, **options: Any) -> Any:
-            if bad in runs_of(given):
+            if given == bad:
                 raise RecursionError("too deep")
             return encode(given, *args, **options)
 
         return function
 
-    monkeypatch.setattr("runspan.export.write_runs", failing(write_runs, lambda given: given))
-    monkeypatch.setattr("runspan.export.encode", failing(encode, lambda given: [given]))
+    monkeypatch.setattr("runspan.export.write_run", failing(write_run))
+    monkeypatch.setattr("runspan.export.encode", failing(encode))
     kept = tmp_path / "kept.ndjson"
     with (
         http_receiver() as receiver,

@@ -34,7 +34,7 @@ LIMITS = {
     "GET /api/v1/runs/{id} over Tempo": 15,
     "POST /v1/traces, embedded store": 16,
     "Recorder: one run, one step, delivered": 20,
-    "export of one file": 26,
+    "export of one file": 24,
     "sync of one run": 37,
 }
 """By flow: in how many files of the package a function runs, at most."""

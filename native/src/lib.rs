@@ -3,9 +3,12 @@
 use pyo3::prelude::*;
 
 mod reader;
+mod writer;
 
 #[pymodule]
 mod _native {
     #[pymodule_export]
     use super::reader::Reader;
+    #[pymodule_export]
+    use super::writer::SpanWriter;
 }

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from types import ModuleType
 
+from runspan.otlp.bulk_writer import _Details
+from runspan.otlp.protobuf_writer import ScopedBytes
+
 _Row = tuple[str, str, str, str, bool]
 _Run = tuple[bytes, bytes, str, str | None, str, str, bytes, bytes, bytes, bool, int, int | None]
 
@@ -11,3 +14,12 @@ class Reader:
         cls, names: ModuleType, rules: object, run: Sequence[_Row], step: Sequence[_Row], ignored: Sequence[str]
     ) -> Reader: ...
     def read(self, body: bytes, max_spans: int) -> tuple[int, int, list[bytes], list[tuple[_Run, int]]] | None: ...
+
+class SpanWriter:
+    def __init__(
+        self,
+        format: dict[str, object],
+        run_rows: list[tuple[bytes, bytes, str, bool]],
+        step_rows: list[tuple[bytes, bytes, str, bool]],
+    ) -> None: ...
+    def write(self, text: bytes, details: _Details) -> list[ScopedBytes] | None: ...

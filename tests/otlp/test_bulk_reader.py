@@ -30,7 +30,7 @@ from runspan.model.span import Span
 from runspan.model.timestamps import MAX_NS, MILLISECOND, canonical_text
 from runspan.otlp import bulk_reader
 from runspan.otlp.bulk_reader import COMPILED, Rules, read_request
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_reader import MAX_SPANS, ParsedRequest, read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
@@ -72,7 +72,9 @@ def no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written(*runs: Run, tenant: str = "") -> bytes:
     """Return the request of the exporter."""
-    return request_bytes(Resource(), chain.from_iterable(write_runs(runs, tenant=tenant, observed_at=1)))
+    return request_bytes(
+        Resource(), chain.from_iterable([write_run(run, tenant=tenant, observed_at=1) for run in runs])
+    )
 
 
 def by_number(body: bytes) -> bytes:
@@ -192,7 +194,7 @@ def test_incomplete_and_foreign_spans_beside_runs() -> None:
 def test_a_field_that_is_repeated_replaces_the_first(repeated: WireSpan | bytes, place: str) -> None:
     """Also with the default value, which no message shows."""
     more = repeated if isinstance(repeated, bytes) else repeated.SerializeToString()
-    spans = [span for _, span in write_runs(RUNS[:1], observed_at=1)[0]]
+    spans = [span for _, span in write_run(RUNS[0], observed_at=1)]
     for index, span in enumerate(spans):
         length = 2 if span[1] < 128 else 3
         content = span[length:]

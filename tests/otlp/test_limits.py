@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan import Run, decode, encode
 from runspan.errors import PayloadTooLarge
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.json import read_json, write_json
 from runspan.otlp.protobuf_reader import (
     _SMALL_BODY,
@@ -110,7 +110,7 @@ def test_a_run_with_very_many_steps_fits_one_request() -> None:
     count = MAX_SPANS + 1000
     steps = ",".join([step % number for number in range(count)])
     run = Run.from_json(f'{{"id":"r","status":"completed","steps":[{steps}]}}')
-    body = request_bytes(Resource(), write_runs([run])[0])
+    body = request_bytes(Resource(), write_run(run))
     check_protobuf(body, default_max_spans(len(body)))
     with pytest.raises(PayloadTooLarge) as caught:
         check_protobuf(body, MAX_SPANS)
@@ -170,7 +170,7 @@ def test_a_few_tiny_fields_are_accepted(name: str) -> None:
 def test_the_fields_of_usual_requests_are_not_counted() -> None:
     """Counting a few bytes shows that a request of an exporter has no masses of tiny fields."""
     runs = [Run.from_json(text) for text in generate(400, seed=3)]
-    body = request_bytes(Resource(), [span for spans in write_runs(runs) for span in spans] * 4)
+    body = request_bytes(Resource(), [span for run in runs for span in write_run(run)] * 4)
     assert len(body) > _SMALL_BODY
     assert not _is_fragmented(body)
     _count_fields(body)

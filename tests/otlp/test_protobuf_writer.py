@@ -16,9 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from runspan import Run, __version__, encode
 from runspan.codec.fields import SCOPE_RUN, SCOPE_STEP
 from runspan.model.span import Attributes, Event, Link, Span
-from runspan.otlp.bulk_writer import write_runs
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes, span_bytes, varint
-from runspan.testing import generate
 from support.corpus import cases, runs
 
 CASES = cases()
@@ -87,98 +85,6 @@ def test_any_document_parses_as_otlp(run: Run) -> None:
         proto = proto_span(span_bytes(span))
         assert_same(span, proto)
         no_unknown_fields(proto)
-
-
-# The bulk writer has to write the same bytes as ``encode`` and ``span_bytes``.
-
-
-def written_one_by_one(runs: list[Run], tenant: str = "", observed_at: int | None = None) -> list[list[bytes]]:
-    return [[scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)] for run in runs]
-
-
-def test_columns_write_every_case() -> None:
-    """All cases in one batch, usual and unusual ones mixed, are the same bytes."""
-    cases = [Run.from_json(text) for text in CASES.values()]
-    assert write_runs(cases, observed_at=7) == written_one_by_one(cases, observed_at=7)
-    compact = [Run.from_json(run.text) for run in cases]
-    assert write_runs(compact, tenant="acme") == written_one_by_one(compact, "acme")
-
-
-def test_columns_write_generated_runs() -> None:
-    """A realistic batch, most of it on the fast path, is the same bytes."""
-    batch = [Run.from_json(text) for text in generate(500, seed=5, unfinished=True)]
-    assert sum(run.plain for run in batch) == 500
-    assert write_runs(batch, observed_at=7) == written_one_by_one(batch, observed_at=7)
-    assert write_runs([]) == []
-
-
-@given(st.lists(runs().map(lambda run: Run.from_json(run.text)), max_size=8), st.sampled_from(["", "acme"]))
-def test_columns_write_any_documents(batch: list[Run], tenant: str) -> None:
-    """Any generated documents in batches are the same bytes."""
-    assert write_runs(batch, tenant=tenant) == written_one_by_one(batch, tenant)
-
-
-def finished(times: st.SearchStrategy[Any]) -> st.SearchStrategy[Run]:
-    """Return a strategy for finished runs with nearly usual members, most of which take the fast path."""
-    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-    json = st.one_of(st.integers(), text, st.just("x" * 3000), st.none())
-    step = st.fixed_dictionaries(
-        {"id": text, "status": st.sampled_from(["completed", "completed", "skipped", "failed", "pending"])},
-        optional={
-            "name": text,
-            "type": st.sampled_from(["action", "agent", "sub-workflow"]),
-            "startedAt": times,
-            "completedAt": times,
-            "durationMs": st.integers(-5, 10**12),
-            "attempt": st.integers(0, 3),
-            "input": json,
-            "output": json | st.just({"usage": {"promptTokens": 5, "completionTokens": 7}, "runId": "child"}),
-            "error": json,
-            "retryPolicy": json,
-        },
-    )
-    run = st.fixed_dictionaries(
-        {
-            "id": text.filter(bool),
-            "status": st.sampled_from(["completed", "cancelled", "failed"]),
-            "startedAt": times,
-            "completedAt": times,
-            "steps": st.lists(step, min_size=1, max_size=4),
-        },
-        optional={
-            "workflowId": text,
-            "durationMs": st.integers(),
-            "output": json,
-            "createdAt": text | st.just("c" * 600),
-        },
-    )
-    return run.map(Run.from_dict)
-
-
-_NEAR = st.integers(0, 3000).map(lambda ms: f"2026-01-15T09:00:0{ms // 1000}.{ms % 1000:03}Z")
-
-
-@given(st.lists(finished(_NEAR), max_size=6))
-def test_columns_write_nearly_usual_runs(batch: list[Run]) -> None:
-    """Runs that differ from usual ones in one or two members are the same bytes."""
-    assert write_runs(batch) == written_one_by_one(batch)
-
-
-def test_columns_with_many_steps_and_equal_steps() -> None:
-    """Runs with equal steps or manifests longer than one attribute are the same bytes."""
-    span = '"startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"'
-    step = f'{{"id":"s","status":"completed",{span}%s}}'
-    times = '"startedAt":"2026-01-15T09:00:01.000Z","completedAt":"2026-01-15T09:00:04.500Z"'
-    batch = [
-        Run.from_json(f'{{"id":"r{count}","status":"completed",{times},"steps":[{steps}]}}')
-        for count in (1, 2, 124, 125, 126, 300)
-        for steps in (
-            ",".join(step % f',"attempt":{number}' for number in range(count)),
-            ",".join(step % "" for _ in range(count)),
-        )
-    ]
-    assert all(run.plain for run in batch)
-    assert write_runs(batch) == written_one_by_one(batch)
 
 
 _VALUES = st.recursive(

@@ -23,7 +23,7 @@ from runspan.delivery import DeadLetters, ExporterConfig, RetryPolicy, connect
 from runspan.http.retry import RateLimiter
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.platform_api.client import ApiClient, PlatformClient, run_path
@@ -60,7 +60,9 @@ class LocalServer:
         """Store the first documents of many runs at once."""
         runs = [_parse(document) for document in documents]
         for first in range(0, len(runs), 200):
-            spans = chain.from_iterable(write_runs(runs[first : first + 200], observed_at=time.time_ns()))
+            spans = chain.from_iterable(
+                [write_run(run, observed_at=time.time_ns()) for run in runs[first : first + 200]]
+            )
             assert not self.store.write(read_protobuf(request_bytes(Resource(), spans))).rejected
 
     def documents(self) -> dict[str, bytes]:

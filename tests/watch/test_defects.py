@@ -21,7 +21,7 @@ FAILING: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "parse": (service, "parse", lambda piece: b'"bad"' in piece.data),
     "plan_send": (WatchState, "plan_send", lambda state, each, *_: each.id == "bad"),
     "encode": (export, "encode", lambda each, **_: each.id == "bad"),
-    "write_runs": (export, "write_runs", lambda runs: any(each.id == "bad" for each in runs)),
+    "write_run": (export, "write_run", lambda each, **_: each.id == "bad"),
 }
 """A function, and for which arguments it fails."""
 
@@ -49,7 +49,7 @@ def test_a_defect_in_one_document_stops_no_other(
     (note,) = bench.notes
     assert note.startswith(f"{path}:2: internal error" if name == "parse" else "run bad: internal error")
     assert "ZeroDivisionError" in note
-    assert str(path) in caplog.text or name == "write_runs"
+    assert str(path) in caplog.text or name == "write_run"
     assert (bench.poller.pending, bench.metrics.collect()[REFUSED]) == (0, 1)
     bench.write("a.ndjson", run("again"), replaced=False)
     bench.poll(3)

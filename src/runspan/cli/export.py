@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from click.core import ParameterSource
@@ -34,9 +35,14 @@ from runspan.export import export as export_documents
 from runspan.model.document import Run
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
-from runspan.sources import documents, tenants, total_bytes
+from runspan.sources import tenants, total_bytes
+from runspan.sources.files import parse, pieces
 from runspan.sources.filesystem import display_path
+from runspan.sources.splitter import RawDocument
 from runspan.watch.service import WatchConfig
+
+if TYPE_CHECKING:
+    from runspan.parallel_export import ParallelExporter
 
 _ONLY_WITH_WATCH: Final = ("recursive", "done_dir", "state_file", "metrics_listen")
 _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
@@ -65,6 +71,14 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
     "--batch-spans", least=1, most=10_000, default=TARGET_SPANS, help="Approximate number of spans in a request."
 )
 @options.dead_letter(show_default="keep none")
+@options.count(
+    "--workers",
+    least=1,
+    most=64,
+    default=1,
+    help="Number of processes that encode and send, each with its own requests in flight. Several are for large files "
+    "and idle cores; each takes up to 150 MB.",
+)
 @options.option(
     "--correct",
     is_flag=True,
@@ -106,6 +120,7 @@ def export(
     files: tuple[str, ...],
     batch_spans: int,
     dead_letter: Path | None,
+    workers: int,
     correct: bool,
     watched: str | None,
     poll: float,
@@ -138,6 +153,7 @@ def export(
       curl -s https://example.com/runs.ndjson | runspan export -
       runspan export runs.ndjson --dead-letter left.ndjson || runspan export left.ndjson
       runspan export runs.ndjson --replay --endpoint http://collector:4318
+      runspan export year.ndjson.zst --workers 4 --endpoint http://collector:4318
       runspan export corrected.json --correct --endpoint http://127.0.0.1:8321
       runspan export runs.ndjson --dry-run | jq .
       runspan export --watch ./runs --endpoint http://127.0.0.1:8321 --metrics-listen 9464
@@ -173,22 +189,31 @@ def export(
         ) as display,
         letters or nullcontext(),
     ):
-        exporter = receiver.connect(receiver.config(), dead_letters=letters)
-        retries = report_retries(lambda: exporter, display, receiver.retry_max_time, quiet=quiet or as_json)
-        # An interrupt ends the export with a report as well: the exporter counts what was not sent.
-        with suppress(KeyboardInterrupt), exporter, retries:
-            export_documents(
-                _read(files, follow_symlinks, exporter.stats.skipped, display.advance),
-                exporter,
-                tenant=receiver.tenant,
-                observed_at=time.time_ns,
-                resource=resource,
-                after_root=correct,
-                target_spans=batch_spans,
-                on_progress=lambda report: _show_progress(display, report),
-            )
-        report = exporter.report()
-    if letters is not None:
+        on_progress = partial(_show_progress, display)
+        retries = partial(
+            report_retries, display=display, retry_max_time=receiver.retry_max_time, quiet=quiet or as_json
+        )
+        if workers > 1:
+            parallel = _parallel_exporter(workers, receiver, resource, batch_spans, correct, dead_letter)
+            with retries(lambda: parallel):
+                unparsed = _pieces(files, follow_symlinks, parallel.stats.skipped, display.advance)
+                report = parallel.export(unparsed, on_progress)
+        else:
+            exporter = receiver.connect(receiver.config(), dead_letters=letters)
+            # An interrupt ends the export with a report as well: the exporter counts what was not sent.
+            with suppress(KeyboardInterrupt), exporter, retries(lambda: exporter):
+                export_documents(
+                    _read(files, follow_symlinks, exporter.stats.skipped, display.advance),
+                    exporter,
+                    tenant=receiver.tenant,
+                    observed_at=time.time_ns,
+                    resource=resource,
+                    after_root=correct,
+                    target_spans=batch_spans,
+                    on_progress=on_progress,
+                )
+            report = exporter.report()
+    if letters is not None and workers == 1:
         report = report.with_dead_letters(letters)
     reasons = (report.stopped, *(rejection.reason for rejection in report.rejections))
     print_report(
@@ -202,6 +227,16 @@ def export(
 
 def _check_arguments(ctx: click.Context, files: tuple[str, ...], tenant: str, follow_symlinks: bool) -> None:
     """Check, before anything is read, that the options fit together and that archives hold runs of this tenant."""
+    if _is_given(ctx, "workers") and (ctx.params["watched"] is not None or ctx.params["dry_run"]):
+        reason = (
+            "which prints the traces in order" if ctx.params["dry_run"] else "which compares each file with the last"
+        )
+        raise ConfigError(
+            where="--workers",
+            expected=f"no {'--dry-run' if ctx.params['dry_run'] else '--watch'}, {reason}",
+            got="both",
+            hint="omit --workers",
+        )
     if ctx.params["watched"] is not None:
         others = [*files, *(_flag(name) for name in _NOT_WITH_WATCH if _is_given(ctx, name))]
         if others:
@@ -259,10 +294,42 @@ def _read(
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[Run | DocumentError]:
     """Read the documents of all files. A file that does not exist is reported before anything is sent."""
-    sources = [
-        documents(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files
-    ]
-    return (document for source in sources for document in source)
+    return map(parse, _pieces(files, follow_symlinks, on_skipped, advance))
+
+
+def _pieces(
+    files: Iterable[str],
+    follow_symlinks: bool,
+    on_skipped: Callable[[str], None],
+    advance: Callable[[int], None] | None,
+) -> Iterator[RawDocument]:
+    """Read the texts of the documents of all files, as ``_read`` does."""
+    sources = [pieces(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files]
+    return chain.from_iterable(sources)
+
+
+def _parallel_exporter(
+    workers: int,
+    receiver: options.ReceiverOptions,
+    resource: Resource,
+    batch_spans: int,
+    correct: bool,
+    dead_letter: Path | None,
+) -> ParallelExporter:
+    # Not at the top: most exports need no other process.
+    from runspan.parallel_export import ParallelExporter, WorkerConfig  # noqa: PLC0415
+
+    config = WorkerConfig(
+        receiver.config(),
+        resource,
+        receiver.tenant,
+        receiver.retry(),
+        receiver.export_concurrency,
+        batch_spans,
+        correct,
+        None if dead_letter is None else str(dead_letter),
+    )
+    return ParallelExporter(workers, config)
 
 
 def _total_bytes(files: Iterable[str], follow_symlinks: bool) -> int | None:

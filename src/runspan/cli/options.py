@@ -21,6 +21,7 @@ from runspan.otlp.env import read_attributes
 if TYPE_CHECKING:  # imports that take long are made by the functions that need them
     from runspan.contracts import TraceReader
     from runspan.delivery import DeadLetters, ExporterConfig, OnSettled, OtlpExporter
+    from runspan.http.retry import RetryPolicy
     from runspan.otlp.protobuf_writer import Resource
     from runspan.telemetry import MetricsRegistry
 
@@ -380,12 +381,21 @@ class ReceiverOptions:
         self, config: ExporterConfig, *, dead_letters: DeadLetters | None = None, on_settled: OnSettled | None = None
     ) -> OtlpExporter:
         """Open an exporter; see ``runspan.delivery.connect``."""
-        from runspan.delivery import RetryPolicy, connect  # noqa: PLC0415
+        from runspan.delivery import connect  # noqa: PLC0415
 
-        retry = RetryPolicy(max_time=self.retry_max_time)
         return connect(
-            config, workers=self.export_concurrency, retry=retry, dead_letters=dead_letters, on_settled=on_settled
+            config,
+            workers=self.export_concurrency,
+            retry=self.retry(),
+            dead_letters=dead_letters,
+            on_settled=on_settled,
         )
+
+    def retry(self) -> RetryPolicy:
+        """Return when a failing request is sent again."""
+        from runspan.http.retry import RetryPolicy  # noqa: PLC0415
+
+        return RetryPolicy(max_time=self.retry_max_time)
 
     def resource(self) -> Resource:
         """Return the sender: the service name and ``OTEL_RESOURCE_ATTRIBUTES``."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from runspan.delivery import ExportReport, OtlpExporter
+    from runspan.parallel_export import ParallelExporter
     from runspan.sync.report import SyncReport
 
 _HINTS: Final = (
@@ -193,7 +194,11 @@ def background(work: Callable[[threading.Event], None], name: str) -> Iterator[N
 
 
 def report_retries(
-    current: Callable[[], OtlpExporter | None], display: ProgressDisplay, retry_max_time: float, *, quiet: bool
+    current: Callable[[], OtlpExporter | ParallelExporter | None],
+    display: ProgressDisplay,
+    retry_max_time: float,
+    *,
+    quiet: bool,
 ) -> AbstractContextManager[None]:
     """Print why requests are retried while the block runs, so that a receiver that is down is noticed at once.
 

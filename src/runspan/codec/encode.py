@@ -5,7 +5,7 @@ of the run: its members, the manifest of step span ids and the digest of the doc
 span of the trace. An unfinished run has a *live span*, and its revision spans and the points of its open steps are
 children of the live span, without length: a bar in a trace view is always a real duration.
 
-``otlp.bulk_writer`` writes the same spans of many runs directly to bytes and uses this module for unusual runs.
+``otlp.bulk_writer`` writes the same spans of most finished runs directly to bytes.
 """
 
 from __future__ import annotations

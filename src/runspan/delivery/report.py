@@ -5,12 +5,14 @@ Every submitted run is in exactly one count: accepted, rejected, not sent or pen
 
 from __future__ import annotations
 
+import re
 import shlex
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
+from itertools import chain
 from typing import Any, Self
 
 from runspan.contracts import Rejection
@@ -145,6 +147,27 @@ class ExportReport(DeliveryReport):
         if self.runs_pending:
             lines.append(f"{plural(self.runs_pending, 'run')} without a response, {plural(self.spans_pending, 'span')}")
         return lines + self.kept_lines()
+
+
+def merge_reports(reports: Sequence[ExportReport]) -> ExportReport:
+    """Return the sum of the reports of several exporters: of texts the first, of names as many as one report has."""
+    columns = [(field.name, [getattr(report, field.name) for report in reports]) for field in fields(ExportReport)]
+    merged: dict[str, Any] = {}
+    for name, values in columns:
+        match values[0]:
+            case int():
+                merged[name] = sum(values)
+            case str():
+                merged[name] = next(filter(None, values), "")
+            case tuple():
+                merged[name] = tuple(sorted(dict.fromkeys(chain.from_iterable(values)), key=_natural_order)[:MAX_NAMED])
+    return ExportReport(**merged)
+
+
+def _natural_order(named: Rejection | str) -> str:
+    """Sort places as in their file: ``runs.ndjson:9`` before ``runs.ndjson:10``."""
+    text = named.what if isinstance(named, Rejection) else named
+    return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), text)
 
 
 def export_samples(report: ExportReport) -> Samples:

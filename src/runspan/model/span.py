@@ -135,19 +135,21 @@ def _nonzero(value: bytes) -> bytes:
 
 def run_ids(run_id: str, tenant: str = "") -> RunIds:
     """Return the ids of a tenant's run."""
-    digest = run_digests([run_id.encode()], tenant)[0]
+    text = run_id.encode()
+    digest = sha256(run_ids_prefix(tenant) + len(text).to_bytes(8, "big") + text).digest()
     return RunIds(_nonzero(digest[:16]), _nonzero(digest[16:24]), int.from_bytes(digest[24:], "big"))
 
 
-def run_digests(identities: Sequence[bytes], tenant: str) -> list[bytes]:
-    """Return a 32-byte digest per run: 16 bytes of trace id, 8 of root span id, 8 of step seed; see ``run_ids``."""
-    prefix = _tenant_prefix(b"run", tenant)
-    return [sha256(prefix + len(text).to_bytes(8, "big") + text).digest() for text in identities]
+@lru_cache(maxsize=1024)
+def run_ids_prefix(tenant: str) -> bytes:
+    """Return what comes before the length and the text of a run id in the digest that has its ids."""
+    return _length_prefixed(b"run", tenant.encode())
 
 
 @lru_cache(maxsize=1024)
-def _tenant_prefix(role: bytes, tenant: str) -> bytes:
-    return _length_prefixed(role, tenant.encode())
+def summary_prefix(tenant: str) -> bytes:
+    """Return what comes before revision, position and summary in the digest of a summary."""
+    return _length_prefixed(b"summary", tenant.encode())
 
 
 def hash_parts(*parts: bytes) -> int:
@@ -194,4 +196,4 @@ def live_span_id(trace_id: bytes, role: str, *parts: bytes) -> bytes:
 def summary_digest(summary: bytes, tenant: str, revision: int, position: int) -> str:
     """Return the digest of what a list shows of a run and sorts by, 32 hex digits."""
     context = (revision % (1 << 64)).to_bytes(8, "big") + (position % (1 << 64)).to_bytes(8, "big")
-    return sha256(_tenant_prefix(b"summary", tenant) + context + summary).hexdigest()[:32]
+    return sha256(summary_prefix(tenant) + context + summary).hexdigest()[:32]

@@ -69,6 +69,12 @@ def _integer_prefix(field_tag: bytes, key: str, length: int) -> bytes:
     return _prefix(field_tag, key, b"\x18", length)
 
 
+@lru_cache(maxsize=1 << 8)
+def _double_prefix(field_tag: bytes, key: str) -> bytes:
+    """Return all bytes of an attribute before the eight of a double."""
+    return _prefix(field_tag, key, b"\x21", 8)
+
+
 def _prefix(field_tag: bytes, key: str, any_value: bytes, length: int) -> bytes:
     """Return all bytes of an attribute before the last ones of its value, of which ``any_value`` are the first."""
     middle = _delimited(b"\x0a", key.encode()) + b"\x12" + varint(len(any_value) + length) + any_value
@@ -124,6 +130,8 @@ def attribute_bytes(key: str, value: Value, field_tag: bytes = IN_SPAN) -> bytes
         text = bytes(value)  # type: ignore[arg-type]
     elif kind is int:
         return integer_bytes(field_tag, key, value)  # type: ignore[arg-type]
+    elif kind is float:
+        return _double_prefix(field_tag, key) + _DOUBLE(value)
     else:
         return _delimited(field_tag, _delimited(b"\x0a", key.encode()) + _delimited(b"\x12", _any(value)))
     return string_prefix(field_tag, key, len(text)) + text

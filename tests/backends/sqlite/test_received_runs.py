@@ -18,7 +18,7 @@ from runspan.backends.sqlite.waiting import Limits
 from runspan.contracts import Rejection
 from runspan.model.span import run_ids
 from runspan.otlp.bulk_reader import read_request
-from runspan.otlp.bulk_writer import write_runs
+from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_reader import ParsedRequest, read_protobuf
 from runspan.otlp.protobuf_writer import Resource, request_bytes
 from runspan.testing import generate
@@ -37,7 +37,9 @@ TABLES = {
 
 
 def written(*runs: Run, tenant: str = "") -> bytes:
-    return request_bytes(Resource(), chain.from_iterable(write_runs(runs, tenant=tenant, observed_at=1)))
+    return request_bytes(
+        Resource(), chain.from_iterable([write_run(run, tenant=tenant, observed_at=1) for run in runs])
+    )
 
 
 def rows_and_rejections(

@@ -1,0 +1,67 @@
+//! The protobuf encoding of spans: `trace.proto` and `common.proto`.
+
+pub const SPANS: u8 = 0x12;
+pub const TRACE_ID: [u8; 2] = [0x0a, 0x10];
+pub const SPAN_ID: [u8; 2] = [0x12, 0x08];
+pub const PARENT_ID: [u8; 2] = [0x22, 0x08];
+const START: u8 = 0x39;
+const END: u8 = 0x41;
+const ATTRIBUTES: u8 = 0x4a;
+const KEY: u8 = 0x0a;
+const VALUE: u8 = 0x12;
+const STRING_VALUE: u8 = 0x0a;
+const INT_VALUE: u8 = 0x18;
+
+pub fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number > 127 {
+        out.push(number as u8 | 128);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn varint_size(number: usize) -> usize {
+    (usize::BITS - (number | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+pub fn put_times(out: &mut Vec<u8>, start: u64, end: u64) {
+    out.push(START);
+    out.extend_from_slice(&start.to_le_bytes());
+    out.push(END);
+    out.extend_from_slice(&end.to_le_bytes());
+}
+
+/// Append an attribute of a span whose value is a string.
+pub fn put_string(out: &mut Vec<u8>, key: &[u8], text: &[u8]) {
+    let any_value = 1 + varint_size(text.len()) + text.len();
+    put_key(out, key, any_value);
+    out.push(STRING_VALUE);
+    put_varint(out, text.len() as u64);
+    out.extend_from_slice(text);
+}
+
+/// Append an attribute of a span whose value is an integer.
+pub fn put_integer(out: &mut Vec<u8>, key: &[u8], number: u64) {
+    put_key(out, key, 1 + varint_size(number as usize));
+    out.push(INT_VALUE);
+    put_varint(out, number);
+}
+
+/// Append all of a KeyValue before the content of its value, which has `any_value` bytes.
+fn put_key(out: &mut Vec<u8>, key: &[u8], any_value: usize) {
+    let key_value = 1 + varint_size(key.len()) + key.len() + 1 + varint_size(any_value) + any_value;
+    out.push(ATTRIBUTES);
+    put_varint(out, key_value as u64);
+    out.push(KEY);
+    put_varint(out, key.len() as u64);
+    out.extend_from_slice(key);
+    out.push(VALUE);
+    put_varint(out, any_value as u64);
+}
+
+pub fn put_hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        out.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+}
