@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from bench.processes import environment
+from support.servers.process import Program, answers, free_ports
 
 _DEPLOY: Final = Path(__file__).parent.parent / "deploy"
 _START_SECONDS: Final = 300
@@ -59,7 +55,7 @@ def jaeger(folder: Path) -> Iterator[Started]:
 @contextmanager
 def phoenix(folder: Path) -> Iterator[Started]:
     """Run Phoenix with its own settings: SQLite in a folder."""
-    port, grpc, metrics = _free_ports(3)
+    port, grpc, metrics = free_ports(3)
     own = {
         "PHOENIX_WORKING_DIR": str(folder),
         "PHOENIX_HOST": "127.0.0.1",
@@ -76,7 +72,7 @@ def phoenix(folder: Path) -> Iterator[Started]:
 @contextmanager
 def runspan(folder: Path) -> Iterator[Started]:
     """Run ``runspan serve`` with the embedded store."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "runspan", "serve", "--data", str(folder / "data"), "--port", str(port)]
     with _process(command, folder, f"{url}/readyz") as pid:
@@ -85,7 +81,7 @@ def runspan(folder: Path) -> Iterator[Started]:
 
 def _settings(name: str, data: str, folder: Path, used: Sequence[int]) -> tuple[str, list[int]]:
     """Return a file of ``deploy/`` with data in the folder, on loopback and other ports; and these, in order."""
-    ports = _free_ports(len(used))
+    ports = free_ports(len(used))
     text = (_DEPLOY / name).read_text().replace(data, str(folder)).replace("0.0.0.0:", "127.0.0.1:")
     for port, free in zip(used, ports, strict=True):
         text = re.sub(rf"(:\s?){port}\b", rf"\g<1>{free}", text)
@@ -94,37 +90,9 @@ def _settings(name: str, data: str, folder: Path, used: Sequence[int]) -> tuple[
 
 @contextmanager
 def _process(command: list[str], folder: Path, ready: str, own: Mapping[str, str] | None = None) -> Iterator[int]:
-    log = folder / "program.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**environment(), **(own or {})}, stdout=output, stderr=output
-        )
+    program = Program(command, folder, {**environment(), **(own or {})})
+    program.wait_until(lambda: answers(ready), _START_SECONDS)
     try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not _answers(ready):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command[0]} does not start:\n{log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.1)
-        yield process.pid
+        yield program.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+        program.stop(_STOP_SECONDS)

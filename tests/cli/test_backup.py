@@ -5,26 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from runspan.backends.sqlite.schema import FILE_NAME
-from support.cli import generated, process, runspan, server, write_ndjson
+from support.cli import data_directory, execute, generated, process, runspan, server, write_ndjson
 
 TEXTS = generated(40, seed=13)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data directory with runs, a key and a session."""
-    path, folder = write_ndjson(tmp_path / "runs.ndjson", TEXTS), tmp_path / "data"
-    with server(folder) as (url, child):
-        process("export", path, "--endpoint", url)
-        child.end()
-    return folder
+    """A data directory with runs."""
+    return data_directory(tmp_path, TEXTS)
 
 
 @pytest.fixture
@@ -35,12 +29,6 @@ def key(data: Path) -> str:
 
 def runs_in(data: Path) -> dict[str, bytes]:
     return {run_id: runspan("get", run_id, "--data", data).stdout_bytes for run_id in TEXTS}
-
-
-def execute(file: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runspan.backends.sqlite.schema import FILE_NAME
-from support.cli import generated, process, runspan, server, write_ndjson
+from support.cli import data_directory, execute, generated, process, runspan, server, write_ndjson
 
 TEXTS = generated(30, seed=12)
 BROKEN = "UPDATE runs SET document = x'00' WHERE id IN (3, 4)"
@@ -20,18 +20,9 @@ BROKEN = "UPDATE runs SET document = x'00' WHERE id IN (3, 4)"
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data directory with runs and a key."""
-    path, folder = write_ndjson(tmp_path / "runs.ndjson", TEXTS), tmp_path / "data"
-    with server(folder) as (url, child):
-        process("export", path, "--endpoint", url)
-        child.end()
+    folder = data_directory(tmp_path, TEXTS)
     runspan("keys", "create", "--data", folder, "--name", "test")
     return folder
-
-
-def execute(file: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 def test_a_sound_store(data: Path) -> None:

@@ -3,6 +3,7 @@ are those that were measured."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_the_lines_for_a_collector_make_it_count_runs(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        collector = Program(command, tmp_path, env)
+        collector = Program(command, tmp_path, {**os.environ, **env})
         spans = f"http://127.0.0.1:{others[2]}"
         try:
             collector.wait_until(lambda: answers(f"{spans}/metrics"))

@@ -201,7 +201,7 @@ def test_runspan_and_the_collector_start_as_compose_starts_them(
     url = f"http://127.0.0.1:{port}"
 
     def start() -> Program:
-        program = Program(command, tmp_path, env)
+        program = Program(command, tmp_path, {**os.environ, **env})
         program.wait_until(lambda: answers(f"{url}/readyz"))
         return program
 

@@ -395,7 +395,7 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 def running(
     command: list[str], folder: Path, ready: Callable[[], bool], env: dict[str, str] | None = None
 ) -> Iterator[None]:
-    program = Program(command, folder, env)
+    program = Program(command, folder, {**os.environ, **(env or {})})
     program.wait_until(ready)
     try:
         yield

@@ -144,3 +144,19 @@ def generated(count: int, *, seed: int = 5, unfinished: bool = False) -> dict[st
 def write_ndjson(path: Path, texts: Mapping[str, bytes]) -> Path:
     path.write_bytes(b"".join(text + b"\n" for text in texts.values()))
     return path
+
+
+def data_directory(parent: Path, texts: Mapping[str, bytes]) -> Path:
+    """A data directory that a real server has filled with these runs, which are in ``runs.ndjson`` beside it."""
+    path, folder = write_ndjson(parent / "runs.ndjson", texts), parent / "data"
+    with server(folder) as (url, child):
+        process("export", path, "--endpoint", url)
+        child.end()
+    return folder
+
+
+def execute(file: Path, *statements: str) -> None:
+    """Change a database behind the back of whatever uses it."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)

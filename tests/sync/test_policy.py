@@ -14,10 +14,10 @@ from runspan.export import ObservedRun
 from runspan.model.document import Run
 from runspan.model.timestamps import SECOND, canonical_text
 from runspan.platform_api.schema import RunListItem, RunListPage
-from runspan.sync.checkpoint import TrackedRun
+from runspan.sync.checkpoint import TrackedRun, TrackState
 from runspan.sync.context import DAY, HOUR, MINUTE, ListFilter, SyncConfig, retry_at
 from runspan.sync.list_crawler import ListScan, since_parameter
-from runspan.sync.queues import PlannedSend, plan_send, refresh_at
+from runspan.sync.queues import PlannedSend, known_digest, plan_send, refresh_at
 from runspan.sync.report import at_risk_of_retention
 from support.sync import NOW, POLICY, mark_sent, planned, run_of
 
@@ -124,6 +124,26 @@ def test_a_run_is_fetched_less_often_the_longer_it_does_not_change() -> None:
     assert pauses == [15 * SECOND, 15 * SECOND, MINUTE, 6 * MINUTE, 10 * MINUTE]
     assert refresh_at(tracked, run_of("running"), NOW + DAY, POLICY) == NOW + DAY + 5 * MINUTE
     assert refresh_at(tracked, run_of("failed"), NOW, POLICY) is None
+
+
+def test_only_what_the_receiver_has_and_need_not_get_again_is_known() -> None:
+    """Not a document that may not have arrived, nor one that a heartbeat repeats, nor one of a run that is refused."""
+    tracked, run = TrackedRun("run_1", 0), run_started(NOW)
+    assert known_digest(tracked, NOW, POLICY) == b""
+    plan = planned(tracked, run, NOW)
+    mark_sent(tracked, plan, NOW)
+    tracked.state = TrackState.OPEN
+    assert known_digest(tracked, NOW + 4 * MINUTE, POLICY) == plan.digest
+    assert known_digest(tracked, NOW + 5 * MINUTE, POLICY) == known_digest(tracked, NOW - MINUTE, POLICY) == b""
+    assert known_digest(tracked, NOW + DAY, SyncConfig(heartbeat=0)) == plan.digest
+    assert refresh_at(tracked, None, NOW + DAY, POLICY) == refresh_at(tracked, run, NOW + DAY, POLICY)
+    tracked.state = TrackState.ENDED
+    assert known_digest(tracked, NOW + DAY, POLICY) == plan.digest
+    assert refresh_at(tracked, None, NOW + DAY, POLICY) is None
+    tracked.state = TrackState.REFUSED
+    assert known_digest(tracked, NOW + DAY, POLICY) == b""
+    tracked.state, tracked.acked_digest = TrackState.ENDED, b""
+    assert known_digest(tracked, NOW + DAY, POLICY) == b""
 
 
 def test_failures_are_retried_after_growing_pauses() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from runspan.codec.fields import REVISION, ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION
@@ -95,6 +97,29 @@ def test_a_change_that_lists_do_not_show_is_found_by_a_recheck(
     report = sync_command(source.url, target.url, checkpoint, "--recheck", "9000d")
     assert report["counts"]["revisions"] == 1
     assert target.documents() == source.documents()
+
+
+def test_what_the_receiver_has_is_not_transferred_again(
+    source: LocalServer, target: LocalServer, checkpoint: Path
+) -> None:
+    """A recheck of finished runs, and a look at an unfinished one, get 304 from a server of runspan, and the changed
+    document."""
+    ids = [f"run_{number}" for number in range(5)]
+    source.put(*(run_document(run_id, output={"total": 1}) for run_id in ids), run_document("run_live", "running"))
+    sync_command(source.url, target.url, checkpoint)
+    assert responses(source) == {"200": 6}
+    source.put(run_document("run_3", output={"total": 2}))
+    counts = sync_command(source.url, target.url, checkpoint, "--recheck", "9000d")["counts"]
+    assert (counts["fetched"], counts["unchanged"], counts["revisions"]) == (6, 5, 1)
+    assert responses(source) == {"200": 7, "304": 5}
+    assert target.documents() == source.documents()
+
+
+def responses(server: LocalServer) -> dict[str, int]:
+    """How many responses to requests for a run a server has sent, by their status."""
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    route = r'runspan_http_requests_total\{method="GET",route="/api/v1/runs/<run_id:run_id>",status="(\d+)"\} (\d+)'
+    return {status: int(count) for status, count in re.findall(route, text)}
 
 
 def test_runs_that_vanish_between_list_and_get_are_reported(

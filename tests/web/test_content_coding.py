@@ -45,12 +45,6 @@ TEXTS = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as store:
-        yield store
-
-
-@pytest.fixture
 def client(store: SqliteStore) -> Iterator[httpx.Client]:
     with serving(create_app(store, store)) as client:
         for text in TEXTS.values():

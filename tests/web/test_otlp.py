@@ -6,7 +6,6 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,12 +35,6 @@ from runspan.web.request import inflate
 from support.web import JSON, PROTOBUF, document, otlp, raw, serving, spans_of, zipped
 
 GZIP = {"Content-Encoding": "gzip"}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as store:
-        yield store
 
 
 @pytest.fixture

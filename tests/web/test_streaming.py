@@ -96,6 +96,24 @@ def test_a_client_that_reads_slowly_has_little_made_ahead() -> None:
     assert source.closed.is_set()
 
 
+def test_what_is_made_is_sent_while_the_rest_is_made() -> None:
+    """The first byte does not wait for megabytes, which a compressed response takes long to have."""
+    received = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield PIECE[: 64 << 10]
+        assert received.wait(10)
+        yield b"end"
+
+    app = Flask("streaming")
+    app.add_url_rule("/", view_func=lambda: Response(pieces(), content_type="application/octet-stream"))
+    with serving(app) as client, client.stream("GET", "/", timeout=5) as response:
+        chunks = response.iter_raw()
+        assert next(chunks)
+        received.set()
+        assert b"".join(chunks).endswith(b"end")
+
+
 def test_a_client_that_leaves_ends_the_making() -> None:
     """The application is told to release what the response is made from."""
     source = Source(100)

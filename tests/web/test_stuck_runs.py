@@ -51,12 +51,6 @@ def fill(store: SqliteStore, now: int = NOW) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
 def client(store: SqliteStore) -> Iterator[httpx.Client]:
     """A client of a server over a filled store, with a fixed clock."""
     fill(store)

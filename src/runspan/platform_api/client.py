@@ -45,6 +45,7 @@ DEFAULT_RETRY_AFTER: Final = 10.0
 """Seconds after a 429 that does not say how long to wait."""
 
 RETRY: Final = RetryPolicy(max_time=math.inf, max_attempts=5, max_delay=20.0)
+NOT_MODIFIED: Final = 304
 RETRYABLE_STATUSES: Final = frozenset({408, 425, 500, 502, 503, 504})
 
 _CLASSES: Final[dict[str, type[RunspanError]]] = {
@@ -120,18 +121,23 @@ class ApiClient:
             hints=hints,
         )
 
-    def get(self, path: str, parameters: Mapping[str, str | int], key: str | None) -> Response:
-        """Return the response to one request; see ``HttpClient.get``. key: Sent as ``x-api-key``."""
+    def get(self, path: str, parameters: Mapping[str, str | int], key: str | None, known: str = "") -> Response:
+        """Return the response to one request; see ``HttpClient.get``.
+
+        key: Sent as ``x-api-key``. known: An entity tag, sent as ``If-None-Match``.
+        """
         headers = {"x-api-key": key} if key else {}
+        if known:
+            headers["if-none-match"] = known
         secrets = (key,) if key else ()
         return self._client.get(path, parameters, headers=headers, timeout=self._timeout, secrets=secrets)
 
     def read(self, response: Response, read: Callable[[Response], T]) -> T:
-        """Return what ``read`` makes of a success.
+        """Return what ``read`` makes of a success, or of a 304.
 
         Raises the error of any other response, and MalformedResponse if ``read`` does.
         """
-        if not response.is_success:
+        if not response.is_success and response.status != NOT_MODIFIED:
             raise self._error(response)
         try:
             return read(response)
@@ -254,10 +260,19 @@ class PlatformClient:
             self._limit = SMALL_LIMIT
         return self.runs(workflow_id=workflow_id, status=status, since=since, cursor=cursor)
 
-    def document(self, run_id: str) -> Document:
-        """Return a run document, verbatim."""
+    def document(self, run_id: str, known: bytes = b"") -> Document | None:
+        """Return a run document, verbatim; None if it is still the known one.
+
+        known: The first 16 bytes of the SHA-256 of a document. A runspan server has them as its entity tag; the tags
+        of other servers differ, so they return the document.
+        """
+
+        def read(response: Response) -> Document | None:
+            return None if known and response.status == NOT_MODIFIED else read_run(response)
+
         # The id comes from the list, so the address is right: any other response is from a gateway in trouble.
-        return self._get(run_path(run_id), {}, read_run, retry_refused=True)
+        tag = f'"{known.hex()}"' if known else ""
+        return self._get(run_path(run_id), {}, read, retry_refused=True, known=tag)
 
     def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -270,8 +285,12 @@ class PlatformClient:
         read: Callable[[Response], T],
         *,
         retry_refused: bool = False,
+        known: str = "",
     ) -> T:
-        """Send a request, and retry it while that may help. retry_refused: Retry BackendRefused as well."""
+        """Send a request, and retry it while that may help.
+
+        retry_refused: Retry BackendRefused as well. known: See ``ApiClient.get``.
+        """
         retryable = (BackendUnreachable, BackendBusy, BackendRefused if retry_refused else MalformedResponse)
         attempts = count()
 
@@ -279,7 +298,7 @@ class PlatformClient:
             with self._lock:
                 self._retries += next(attempts) > 0
             try:
-                response = self._response(path, parameters)
+                response = self._response(path, parameters, known)
                 if response.status in RETRYABLE_STATUSES:
                     raise BackendBusy(self._api.describe(response), where=self.base)
                 result = self._api.read(response, read)
@@ -305,7 +324,7 @@ class PlatformClient:
             raise result
         return result
 
-    def _response(self, path: str, parameters: Mapping[str, str]) -> Response:
+    def _response(self, path: str, parameters: Mapping[str, str], known: str) -> Response:
         """Return the first response that neither asks to wait nor refuses a key that has been replaced."""
         key = self._key
         while True:
@@ -313,7 +332,7 @@ class PlatformClient:
                 raise BackendUnreachable("sending has stopped", where=self.base)
             with self._lock:
                 self._requests += 1
-            response = self._api.get(path, parameters, key)
+            response = self._api.get(path, parameters, key, known)
             if response.status == 401 and self._has_new_key(key):
                 key = self._key
             elif (seconds := _requested_delay(response)) is not None:

@@ -25,7 +25,7 @@ from runspan.platform_api.schema import RunListPage
 from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext, SyncTotals
 from runspan.sync.list_crawler import ListCrawler, ListScan
-from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue
+from runspan.sync.queues import Connect, FetchQueue, Job, SendQueue, known_digest
 from runspan.sync.report import SyncMonitor, SyncProgress, SyncReport
 
 _ROUND: Final = 0.25
@@ -233,17 +233,17 @@ class SyncEngine:
             run = self._fetches.next_run(now, backlog=not self._lists.first_scan_in_progress)
             if run is None:
                 return
-            self._fetchers.submit(partial(self._fetch_run, run))
+            self._fetchers.submit(partial(self._fetch_run, run, known_digest(run, now, self._config)))
 
-    def _fetch_run(self, tracked: TrackedRun) -> Job:
-        """Fetch a document. Return the job that handles what came of it."""
+    def _fetch_run(self, tracked: TrackedRun, known: bytes) -> Job:
+        """Fetch a document, unless it is the known one. Return the job that handles what came of it."""
         try:
-            response = self._platform.document(tracked.run_id)
+            response = self._platform.document(tracked.run_id, known)
             fetched_at = self._clock()
-            run = _parse(response.text, tracked.run_id)
+            found = None if response is None else (_parse(response.text, tracked.run_id), response)
         except Exception as error:
             return partial(self._fetch_failed, tracked, errors.item_error(error, f"run {tracked.run_id}"))
-        return partial(self._fetches.fetched, tracked, run, response, fetched_at)
+        return partial(self._fetches.fetched, tracked, found, fetched_at)
 
     def _fetch_failed(self, run: TrackedRun, error: errors.RunspanError) -> None:
         self._probe_at = time.monotonic() + _PROBE_EVERY

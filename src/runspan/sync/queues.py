@@ -81,15 +81,29 @@ def plan_send(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> Pl
     return PlannedSend(tracked, run, digest, observed_at + (ROOT_REVISION if tracked.run_span_sent else 0))
 
 
-def refresh_at(tracked: TrackedRun, run: Run, now: int, config: SyncConfig) -> int | None:
+def known_digest(tracked: TrackedRun, now: int, config: SyncConfig) -> bytes:
+    """Return the digest of the document that need not be fetched again if the platform still has it; b"" for none.
+
+    It is that of the document that the receiver has, unless a heartbeat may be due, which sends it once more.
+    """
+    if tracked.state is TrackState.OPEN:
+        is_enough = not config.heartbeat or 0 <= now - tracked.acked_at < config.heartbeat
+    else:
+        is_enough = tracked.state is TrackState.ENDED
+    return tracked.acked_digest if is_enough and tracked.acked_digest == tracked.sent_digest else b""
+
+
+def refresh_at(tracked: TrackedRun, run: Run | None, now: int, config: SyncConfig) -> int | None:
     """Return when to fetch an acknowledged run again; None if it has ended.
 
     The longer it has not changed, the longer the pause: an approval may take days, and requests are limited.
+
+    run: None if it was not fetched again, see ``known_digest``.
     """
-    if run.finished:
+    if tracked.state is TrackState.ENDED if run is None else run.finished:
         return None
     pause = min(max((now - tracked.changed_at) // _QUIET_PARTS, config.poll), MAX_PAUSE)
-    if config.heartbeat and run.status in LIVE_RUN_STATUSES:
+    if config.heartbeat and (run is None or run.status in LIVE_RUN_STATUSES):
         pause = min(pause, max(config.heartbeat, config.poll))
     return now + pause
 
@@ -156,11 +170,16 @@ class FetchQueue:
             return True
         return self._context.checkpoint.next_retry(MAX_FAILURES) is not None
 
-    def fetched(self, tracked: TrackedRun, run: Run | DocumentError, response: Document, fetched_at: int) -> None:
-        """Handle a document. fetched_at: In nanoseconds since 1970."""
+    def fetched(self, tracked: TrackedRun, found: tuple[Run | DocumentError, Document] | None, fetched_at: int) -> None:
+        """Handle a document, and None if it is the one that the receiver has. fetched_at: In nanoseconds since 1970."""
         self.in_flight -= 1
         try:
-            self._handle_document(tracked, run, response, fetched_at)
+            self._context.counts.fetched += 1
+            if found is None:
+                tracked.failures = 0
+                self._keep(tracked, None, fetched_at)
+            else:
+                self._handle_document(tracked, *found, fetched_at)
         except StoreError:
             raise
         except Exception as error:
@@ -170,7 +189,6 @@ class FetchQueue:
         self, tracked: TrackedRun, run: Run | DocumentError, response: Document, fetched_at: int
     ) -> None:
         context = self._context
-        context.counts.fetched += 1
         if response.incomplete and tracked.failures + 1 < MAX_FAILURES:
             # A server over Tempo or Jaeger returns an older revision until the newest is complete.
             reason = f"an older revision, because the newest is incomplete: {'; '.join(response.incomplete)}"
@@ -184,14 +202,20 @@ class FetchQueue:
         tracked.time = sort_time(run.envelope) or tracked.time
         planned = plan_send(tracked, run, fetched_at, context.config)
         if planned is None:
-            context.counts.unchanged += 1
-            tracked.state, tracked.reason = TrackState.ENDED if run.finished else TrackState.OPEN, ""
-            tracked.due = refresh_at(tracked, run, fetched_at, context.config)
-            context.save(tracked)
+            tracked.state = TrackState.ENDED if run.finished else TrackState.OPEN
+            self._keep(tracked, run, fetched_at)
             return
         if planned.digest != tracked.sent_digest:
             tracked.changed_at = fetched_at
         self._send(planned)
+
+    def _keep(self, tracked: TrackedRun, run: Run | None, fetched_at: int) -> None:
+        """Schedule a run whose document the receiver has. run: See ``refresh_at``."""
+        context = self._context
+        context.counts.unchanged += 1
+        tracked.reason = ""
+        tracked.due = refresh_at(tracked, run, fetched_at, context.config)
+        context.save(tracked)
 
     def failed(self, run: TrackedRun, error: RunspanError, *, platform_down: bool) -> None:
         """Handle a request without a document.

@@ -51,6 +51,8 @@ _MAX_ADDRESS: Final = 64
 """Characters of an address in X-Forwarded-For, with its port."""
 _MOST_AHEAD: Final = 4 << 20
 """Bytes that are made of a response before the client has read others."""
+_SENT_AT_ONCE: Final = 64 << 10
+"""Bytes of a response that are sent while more of it is made: a compressed one is slow to grow."""
 _CONTINUE_BELOW: Final = 1 << 20
 _BUFFER_BYTES: Final = 256 << 10
 """Bytes in one buffer: it is freed as a whole."""
@@ -546,8 +548,8 @@ class Connection(HTTPChannel):  # type: ignore[misc]
         return len(data)
 
     def is_far_ahead(self) -> bool:
-        """Whether the client has so much to read that no more of the response is to be made now."""
-        if self.total_outbufs_len > _MOST_AHEAD:
+        """Send what is made, and return whether the client has so much to read that no more is to be made now."""
+        if self.total_outbufs_len >= _SENT_AT_ONCE:
             self._send()
         return bool(self.total_outbufs_len > _MOST_AHEAD)
 

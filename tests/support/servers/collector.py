@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,9 @@ class Collector:
 
     def start(self) -> None:
         """Starts it, or starts it again, on the same ports and the same queue; returns when it is ready."""
-        self.program = Program([require_program("otelcol"), "--config", str(CONFIG)], self.directory, self.env)
+        self.program = Program(
+            [require_program("otelcol"), "--config", str(CONFIG)], self.directory, {**os.environ, **self.env}
+        )
         self.program.wait_until(lambda: answers(self.url("CHECK")))
 
     def url(self, port: str) -> str:

@@ -1,8 +1,7 @@
-"""Programs started by tests, in a directory of their own, and ended by their own process id."""
+"""Programs started by tests and the benchmark, in a directory of their own, and ended by their own process id."""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ class Failed(Exception):
 
 
 class Program:
-    """One server process. Its output goes to ``log``. env: what its environment has beside this process's."""
+    """One server process. Its output goes to ``log``. env: its environment, by default that of this process."""
 
     def __init__(self, command: Sequence[str], directory: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = directory / "server.log"
@@ -30,15 +29,19 @@ class Program:
             self._process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=None if env is None else {**os.environ, **env},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
-    def wait_until(self, ready: Callable[[], bool]) -> None:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float = START_SECONDS) -> None:
         """Returns when the server is ready; Failed when it ends first or takes too long."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + seconds
         while not ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
@@ -62,13 +65,13 @@ class Program:
         """SIGCONT: the program goes on where it was."""
         self._process.send_signal(signal.SIGCONT)
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL when it does not end. Calling it twice is allowed."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """SIGTERM, and SIGKILL when it does not end in time. Calling it twice is allowed."""
         if self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
