@@ -18,6 +18,8 @@ LEVEL: Final = 3
 TRAINING_RUNS: Final = 1000
 _TRAINING_BYTES = 4 << 20
 _DICTIONARY_BYTES = 64 << 10
+_RECOMPRESSED_RUNS = 100
+"""Runs of one transaction."""
 _FIRST_ID = 1 << 15
 """zstd reserves the dictionary ids below."""
 
@@ -29,8 +31,8 @@ class CorruptFrame(Exception):
 class Compression:
     """Compresses and decompresses. May be used from several threads, each of which takes a context of its own.
 
-    The dictionary is trained once the store has enough documents. Rows that were written before keep their frames:
-    their number is bounded.
+    The dictionary is trained once the store has enough documents, and those that were written before it are compressed
+    again.
     """
 
     def __init__(self) -> None:
@@ -106,6 +108,20 @@ class Compression:
             return zstandard.train_dictionary(_DICTIONARY_BYTES, samples, level=LEVEL, dict_id=_FIRST_ID).as_bytes()
         except zstandard.ZstdError:
             return None
+
+    def recompress(self, connection: sqlite3.Connection, after: int) -> int | None:
+        """Compress some of the documents with the dictionary that were written without it, in the order of their rows.
+
+        after: the number of a row. Return that of the last row that was looked at, None if there are no more.
+        """
+        batch = "SELECT id, document FROM runs WHERE id > ? ORDER BY id LIMIT ?"
+        rows = connection.execute(batch, (after, _RECOMPRESSED_RUNS)).fetchall()
+        for row_id, frame in rows:
+            with suppress(CorruptFrame, zstandard.ZstdError):
+                if not zstandard.get_frame_parameters(frame).dict_id:
+                    again = self.compress(self.decompress(frame, connection))
+                    connection.execute("UPDATE runs SET document = ? WHERE id = ?", (again, row_id))
+        return rows[-1][0] if rows else None
 
     def add(self, connection: sqlite3.Connection, content: bytes) -> None:
         """Store a dictionary, unless another process has stored one. ``load`` makes it the one that is used."""

@@ -7,10 +7,11 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
 from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
+_UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
 
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
@@ -55,6 +57,9 @@ _STUCK: Final = f"""
     WHERE id IN (SELECT id FROM runs INDEXED BY live_runs WHERE {_SILENT} AND observed_at - time <= ?)
     GROUP BY workflow_id ORDER BY min(observed_at)
 """  # noqa: S608 a constant
+_INDEXES_WITHOUT_RUN_ID: Final = ("runs_by_workflow", "runs_by_status", "runs_by_workflow_and_status")
+_Item = tuple[bytes, int, bytes, bytes, bytes | None, bytes | None, bytes]
+"""Run id, sort time, summary, its checksum, and the columns ``incomplete``, ``superseded`` and ``digest``."""
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
 _ENDED: Final = "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? LIMIT ?)"
@@ -73,12 +78,12 @@ _TENANTS: Final = """
 _UNFINISHED: Final = f"""
     {_TENANTS}
     SELECT count(*), min(nullif(time, 0)) FROM tenants JOIN runs INDEXED BY runs_by_status
-    ON runs.tenant = tenants.tenant AND runs.status IN (?, ?, ?)
+    ON runs.tenant = tenants.tenant AND runs.status_key IN (?, ?, ?) AND runs.status IN (?, ?, ?)
 """  # noqa: S608 a constant
 _SUSPENDED: Final = f"""
     {_TENANTS}
     SELECT workflow_id, min(time) FROM tenants JOIN runs INDEXED BY runs_by_status
-    ON runs.tenant = tenants.tenant AND runs.status = CAST('suspended' AS BLOB) AND time >= ?
+    ON runs.tenant = tenants.tenant AND runs.status_key = ? AND runs.status = ? AND time >= ?
     GROUP BY workflow_id ORDER BY min(time)
 """  # noqa: S608 a constant
 
@@ -288,18 +293,17 @@ class SqliteStore:
         """
         ended = None if query.ended_since is None else (min(query.ended_since, MAX_NS), _MAX_SORTED)
         few_ended = ended is not None and self._fetch_one(_ENDED, ended)[0] < _MAX_SORTED
-        statement, values = _statement(query, few_ended=few_ended)
-        tenant = _utf8(query.tenant)
+        statement, values, is_sorted = _statement(query, few_ended=few_ended)
         items: list[bytes] = []
         partial: list[str] = []
         size = 0
         last: tuple[int, bytes] | None = None
         has_more = False
         with self._readers.connection() as connection, closing(connection.execute(statement, values)) as rows:
-            for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
-                if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
-                    partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
-                    continue
+            sound = _sound(rows, query, partial)
+            for run_id, sort_time, summary, _, incomplete, superseded, digest in (
+                sound if is_sorted else _sorted_by_run_id(sound, query.limit + 1)
+            ):
                 size += len(summary)
                 if items and (len(items) == query.limit or size > PAGE_BYTES):
                     has_more = True
@@ -332,7 +336,7 @@ class SqliteStore:
 
         The time this takes depends on the number of tenants and of such runs, not on that of all runs.
         """
-        runs, oldest = self._fetch_one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
+        runs, oldest = self._fetch_one(_UNFINISHED, [*map(queries.status_key, _UNFINISHED_NAMES), *_UNFINISHED_NAMES])
         return Unfinished(runs, oldest)
 
     def stuck(self, before: int, max_age: int) -> list[Stuck]:
@@ -358,7 +362,7 @@ class SqliteStore:
         since 1970. How long this takes depends on the number of tenants and of suspended runs.
         """
         with self._readers.connection() as connection:
-            rows = connection.execute(_SUSPENDED, (since,)).fetchall()
+            rows = connection.execute(_SUSPENDED, (queries.status_key(b"suspended"), b"suspended", since)).fetchall()
         found: dict[str, int] = {}
         for number, (workflow_id, start) in enumerate(rows):
             found.setdefault((workflow_id or b"").decode() if number < MAX_STUCK_WORKFLOWS else "", start)
@@ -458,7 +462,7 @@ class SqliteStore:
         self.close()
 
     def _train_when_due(self, connection: sqlite3.Connection) -> None:
-        """Train the dictionary in a thread of its own: it takes as long as a hundred writes."""
+        """Train the dictionary, and use it, in a thread of its own: it takes as long as a hundred writes."""
         if self._compression.is_due(connection):
             self._training = threading.Thread(target=self._train, name="runspan-dictionary")
             self._training.start()
@@ -469,6 +473,9 @@ class SqliteStore:
             if content is not None:
                 self._writer.submit(lambda writing: self._compression.add(writing, content))
                 self._compression.load(connection)
+                row: int | None = 0
+                while row is not None:
+                    row = self._writer.submit(partial(self._compression.recompress, after=row))
 
     def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
         """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""
@@ -533,8 +540,36 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[str, list[Any]]:
-    """Return the statement of a list and its values.
+def _sound(rows: Iterable[_Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[_Item]:
+    """Yield the rows whose checksum is right. ``partial`` gets a note of each other."""
+    tenant = _utf8(query.tenant)
+    for row in rows:
+        run_id, sort_time, summary, checksum, *_ = row
+        if queries.summary_checksum(tenant, run_id, sort_time, summary) == checksum:
+            yield row
+        else:
+            partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
+
+
+def _sorted_by_run_id(rows: Iterable[_Item], limit: int) -> Iterator[_Item]:
+    """Yield rows, which are sorted by time, with those of the same time sorted by run id: the first of these."""
+    tied: list[_Item] = []
+    for row in rows:
+        if tied and row[1] != tied[0][1]:
+            yield from tied if len(tied) == 1 else _last_run_ids(tied, limit)
+            tied = []
+        tied.append(row)
+        if len(tied) > 2 * limit:
+            tied = _last_run_ids(tied, limit)
+    yield from _last_run_ids(tied, limit)
+
+
+def _last_run_ids(rows: list[_Item], limit: int) -> list[_Item]:
+    return sorted(rows, key=itemgetter(0), reverse=True)[:limit]
+
+
+def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[str, list[Any], bool]:
+    """Return the statement of a list, its values, and whether runs of the same time are sorted too.
 
     Its rows come from the index whose columns are those that the query fixes, in the order of the list.
 
@@ -543,12 +578,14 @@ def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[s
     index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
     if query.workflow_id is not None:
         index = "runs_by_workflow"
-        conditions.append("workflow_id = ?")
-        bound.append(_utf8(query.workflow_id))
+        workflow_id = _utf8(query.workflow_id)
+        conditions.append("workflow_key = ? AND workflow_id = ?")
+        bound += [queries.workflow_key(_utf8(query.tenant), workflow_id), workflow_id]
     if query.status is not None:
         index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
-        conditions.append("status = ?")
-        bound.append(_utf8(query.status))
+        status = _utf8(query.status)
+        conditions.append("status_key = ? AND status = ?")
+        bound += [queries.status_key(status), status]
     if query.stuck_before is not None:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
         conditions.append(_SILENT)
@@ -566,8 +603,9 @@ def _statement(query: contracts.RunQuery, *, few_ended: bool = False) -> tuple[s
     where = " AND ".join(conditions)
     select = "SELECT run_id, time, summary, checksum, incomplete, superseded, digest FROM runs"
     # Without a limit: rows are read one by one, and damaged ones are not counted.
-    statement = f"{select} INDEXED BY {index} WHERE {where} ORDER BY time DESC, run_id DESC"
-    return statement, bound
+    is_sorted = index not in _INDEXES_WITHOUT_RUN_ID
+    order = "time DESC, run_id DESC" if is_sorted else "time DESC"
+    return f"{select} INDEXED BY {index} WHERE {where} ORDER BY {order}", bound, is_sorted
 
 
 def _utf8(text: str) -> bytes:
