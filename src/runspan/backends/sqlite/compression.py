@@ -20,6 +20,8 @@ _TRAINING_BYTES = 4 << 20
 _DICTIONARY_BYTES = 64 << 10
 _RECOMPRESSED_RUNS = 100
 """Runs of one transaction."""
+_MOVE = "UPDATE runs SET id = (SELECT max(id) + 1 FROM runs), document = ? WHERE id = ?"
+"""Behind the other rows, so that whole pages become free: a smaller row leaves its page half-empty."""
 _FIRST_ID = 1 << 15
 """zstd reserves the dictionary ids below."""
 
@@ -109,18 +111,17 @@ class Compression:
         except zstandard.ZstdError:
             return None
 
-    def recompress(self, connection: sqlite3.Connection, after: int) -> int | None:
+    def recompress(self, connection: sqlite3.Connection, after: int, last: int) -> int | None:
         """Compress some of the documents with the dictionary that were written without it, in the order of their rows.
 
-        after: the number of a row. Return that of the last row that was looked at, None if there are no more.
+        after, last: numbers of rows. Return that of the last row that was looked at, None if there are no more.
         """
-        batch = "SELECT id, document FROM runs WHERE id > ? ORDER BY id LIMIT ?"
-        rows = connection.execute(batch, (after, _RECOMPRESSED_RUNS)).fetchall()
+        batch = "SELECT id, document FROM runs WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+        rows = connection.execute(batch, (after, last, _RECOMPRESSED_RUNS)).fetchall()
         for row_id, frame in rows:
             with suppress(CorruptFrame, zstandard.ZstdError):
                 if not zstandard.get_frame_parameters(frame).dict_id:
-                    again = self.compress(self.decompress(frame, connection))
-                    connection.execute("UPDATE runs SET document = ? WHERE id = ?", (again, row_id))
+                    connection.execute(_MOVE, (self.compress(self.decompress(frame, connection)), row_id))
         return rows[-1][0] if rows else None
 
     def add(self, connection: sqlite3.Connection, content: bytes) -> None:

@@ -22,7 +22,14 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
-from runspan.backends.sqlite.revision import StoredRevision, from_row, iter_spans, step_spans
+from runspan.backends.sqlite.revision import (
+    RecentRevisions,
+    RunColumns,
+    StoredRevision,
+    from_row,
+    iter_spans,
+    step_spans,
+)
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
@@ -195,6 +202,7 @@ class SqliteStore:
     ) -> None:
         self.path = Path(directory) / FILE_NAME
         self._compression = Compression()
+        self._recent = RecentRevisions()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
         self._training: threading.Thread | None = None
         with ExitStack() as stack:
@@ -217,6 +225,7 @@ class SqliteStore:
             arrival_clock,
             self._revision,
             self._fragment,
+            self._recent,
         )
 
     # Reading.
@@ -473,9 +482,10 @@ class SqliteStore:
             if content is not None:
                 self._writer.submit(lambda writing: self._compression.add(writing, content))
                 self._compression.load(connection)
+                last = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
                 row: int | None = 0
                 while row is not None:
-                    row = self._writer.submit(partial(self._compression.recompress, after=row))
+                    row = self._writer.submit(partial(self._compression.recompress, after=row, last=last))
 
     def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
         """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""
@@ -490,9 +500,13 @@ class SqliteStore:
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
+        columns = RunColumns(stored.revision, stored.digest, stored.step_ids, stored.time)
+        recent = self._recent.get(stored.tenant, stored.run_id, columns)
+        if recent is not None:
+            return recent
         run = Run.from_json(self._content(connection, stored.document, "run", f"run {stored.run_id}"))
         try:
-            return from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
+            revision = from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
         except ValueError as error:
             raise StoreError(
                 "the stored run cannot be made into spans again",
@@ -500,6 +514,8 @@ class SqliteStore:
                 got=str(error),
                 hint="set it aside with `runspan check --set-aside`, then export the run again",
             ) from None
+        self._recent.add(revision, columns)
+        return revision
 
     def _fragment(self, connection: sqlite3.Connection, kind: int, content: bytes) -> list[Span]:
         """Return the spans of a fragment. Raise StoreError when it is damaged."""
