@@ -119,7 +119,7 @@ def run(plan: Plan) -> list[Figure]:
 
 def _disk(shelf: Shelf) -> Figure:
     value = shelf.disk_bytes() / shelf.raw_bytes
-    goal = at_most(0.4) if shelf.size >= _LARGE else None
+    goal = at_most(0.38) if shelf.size >= _LARGE else None
     return Figure("store", f"disk / raw JSON at {shelf.size:,} runs", value, goal=goal, note="indexes included")
 
 

@@ -89,7 +89,7 @@ def test_few_ends_are_sorted_and_many_are_read_in_order(
 def test_recent_ends_come_from_their_index(filled: SqliteStore) -> None:
     """The list of an alert does not read the runs that ended before."""
     connection = sqlite3.connect(filled.path)
-    ((statement, values),) = store._statements(RunQuery(status="failed", ended_since=NOW - HOUR), few_ended=True)
+    ((statement, values, _),) = store._statements(RunQuery(status="failed", ended_since=NOW - HOUR), few_ended=True)
     plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values))
     assert "runs_by_end (ended>? AND ended<?)" in plan
     connection.close()

@@ -124,7 +124,7 @@ def test_stuck_lists_read_only_the_index_of_live_runs(store: SqliteStore) -> Non
     connection = sqlite3.connect(store.path)
     for status in (None, "running"):
         for workflow in (None, "wf_1"):
-            ((statement, values),) = _statements(RunQuery(workflow_id=workflow, status=status, stuck_before=NOW))
+            ((statement, values, _),) = _statements(RunQuery(workflow_id=workflow, status=status, stuck_before=NOW))
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
             assert [line for line in plan if "live_runs" in line], plan
             assert not [line for line in plan if "TEMP B-TREE" in line], plan
@@ -287,9 +287,9 @@ def test_suspended_runs_are_found_without_reading_the_others(store: SqliteStore)
     """A scrape of a large store reads the index of statuses from tenant to tenant."""
     fill(store)
     connection = sqlite3.connect(store.path)
-    plan = [line for *_, line in connection.execute(f"EXPLAIN QUERY PLAN {_SUSPENDED}", (0,))]
+    plan = [line for *_, line in connection.execute(f"EXPLAIN QUERY PLAN {_SUSPENDED}", (0, b"", 0))]
     connection.close()
-    assert any("runs_by_status (tenant=? AND status=? AND time>?)" in line for line in plan), plan
+    assert any("runs_by_status (tenant=? AND status_key=? AND time>?)" in line for line in plan), plan
     assert not any(line.startswith("SCAN runs") for line in plan), plan
 
 

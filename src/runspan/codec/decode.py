@@ -8,13 +8,14 @@ rebuilt document has the digest that the revision span carries.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, product
 from operator import itemgetter
 
 from msgspec import UNSET, Raw, UnsetType
+from msgspec.structs import replace
 
 from runspan.codec import fields
 from runspan.codec.attributes import (
@@ -136,6 +137,52 @@ def verify_run(spans: Iterable[Span], known_steps: Mapping[bytes, Step] | None =
             run, tenant if type(tenant) is str else "", revision, manifest, span.start, _limited(missing), conflict
         )
     raise TraceIncomplete("no revision of the run can be verified", missing=_limited(missing), hint=_RETRY_HINT)
+
+
+def verify_growth(
+    span: Span, arrived: Sequence[Span], before: Run, known_steps: Mapping[bytes, Step]
+) -> VerifiedRun | None:
+    """Return the revision of a revision span, whose steps an earlier revision has or have arrived.
+
+    ``before``: the earlier revision. ``known_steps``: its steps by the ids of their spans.
+
+    The other steps are neither decoded nor parsed again, so the time depends mostly on those that have arrived. Returns
+    None if the revision cannot be verified so, and for documents that are not plain; ``verify_run`` may verify these.
+    """
+    attributes = read_attributes(span)
+    run_id, tenant, revision = before.id, attributes.get(fields.TENANT, ""), attributes.get(fields.REVISION)
+    identity = attributes.get(fields.ROLE), attributes.get(fields.RUN_ID)
+    if identity != (fields.ROLE_REVISION, run_id) or not before.plain:
+        return None
+    if type(tenant) is not str or type(revision) is not int or run_ids(run_id, tenant).trace_id != span.trace_id:
+        return None
+    try:
+        new = {step.span_id: decode_step(step, read_attributes(step)) for step in arrived}
+        manifest = _manifest(attributes)
+        if manifest is None or len(new) < len(arrived) or not new.keys().isdisjoint(known_steps):
+            return None
+        values = decode_members(attributes, fields.RUN_TABLE, span, has_end=False)
+        steps = [*new.values(), *_open_steps(attributes, manifest.count(_NO_ID))]
+        # A document without the known steps shows how the members and the new steps are parsed.
+        part = with_extra_run(Envelope(id=run_id, steps=steps, **values), decode_extra(attributes, fields.RUN_EXTRA))
+        part_text = run_text(part)
+        envelope, text, plain = parse_document(part_text)
+    except (AttributeDecodeError, DocumentError):
+        return None
+    parsed = envelope.steps
+    if not plain or text != part_text or type(parsed) is not list or len(parsed) != len(steps):
+        return None
+    known = dict(known_steps)
+    known.update(zip(new, parsed, strict=False))
+    opened = iter(parsed[len(new) :])
+    try:
+        envelope = replace(envelope, steps=[known[span_id] if span_id else next(opened) for span_id in manifest])
+    except KeyError:
+        return None
+    text = run_text(envelope)
+    if sha256(text).hexdigest() != attributes.get(fields.DIGEST):
+        return None
+    return VerifiedRun(Run(envelope, text, plain), tenant, revision, manifest, span.start)
 
 
 def _is_verified(revision: tuple[int, str, int, Span, dict[str, Value]], steps: _StepSpans) -> bool:
@@ -305,8 +352,12 @@ def _manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
         raise AttributeDecodeError(f"the manifest has {len(manifest) // _ID_DIGITS} of {count!r} steps")
     if not _MANIFEST.fullmatch(manifest):
         raise AttributeDecodeError("the manifest has an entry that is not a span id")
-    starts = range(0, len(manifest), _ID_DIGITS)
-    span_ids = [bytes.fromhex(manifest[start : start + _ID_DIGITS].strip(".")) for start in starts]
+    packed = bytes.fromhex(manifest.replace(".", "0"))
+    span_ids = [packed[start : start + _ID_DIGITS // 2] for start in range(0, len(packed), _ID_DIGITS // 2)]
+    mark = manifest.find(fields.OPEN_STEP_MARK)
+    while mark >= 0:
+        span_ids[mark // _ID_DIGITS] = _NO_ID
+        mark = manifest.find(fields.OPEN_STEP_MARK, mark + _ID_DIGITS)
     finished = [span_id for span_id in span_ids if span_id]
     if len(set(finished)) != len(finished):
         raise AttributeDecodeError("the manifest has a span id twice")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from operator import attrgetter
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -128,10 +129,13 @@ def step_text(step: Step) -> bytes:
     return text[:-1] + b"," + step.extra + b"}" if step.extra else text
 
 
+_extra_of = attrgetter("extra")
+
+
 def run_text(envelope: Envelope) -> bytes:
     """Return the canonical text of a run."""
     steps = envelope.steps
-    if type(steps) is list and any(step.extra for step in steps):
+    if type(steps) is list and any(map(_extra_of, steps)):
         without_steps = _encode(msgspec.structs.replace(envelope, steps=UNSET))
         step_texts = b",".join([step_text(step) for step in steps])
         text = without_steps[:-1] + b',"steps":[' + step_texts + b"]}"

@@ -11,10 +11,10 @@ import pytest
 
 from conformance.harness import SECOND, T0, ids, make_run, running, write_spans
 from runspan import encode
-from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import SqliteStore, queries
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.contracts import RunQuery
-from runspan.model.document import Run
+from runspan.model.document import RUN_STATUSES, Run
 
 
 def change(directory: Path, statement: str, *values: Any) -> None:
@@ -73,6 +73,50 @@ def test_pages_go_on_after_damaged_items(store: SqliteStore, tmp_path: Path) -> 
     assert second.cursor is not None
     last = store.search(RunQuery(limit=4, cursor=second.cursor))
     assert (ids(last), last.cursor, last.partial) == (["r01", "r00"], None, ())
+
+
+@pytest.mark.parametrize(
+    "filters", [{}, {"workflow_id": "wf"}, {"status": "failed"}, {"workflow_id": "wf", "status": "failed"}]
+)
+def test_runs_of_the_same_time_are_sorted_by_run_id(
+    store: SqliteStore, tmp_path: Path, filters: dict[str, str]
+) -> None:
+    """However many there are, in whatever order they arrived, and with damaged ones among them."""
+    order = [(7 * number) % 60 for number in range(60)]
+    for number in order:
+        store.put(make_run(f"r{number:02}", T0, workflowId="wf", status="failed"), observed_at=T0)
+    store.put(make_run("later", T0 + SECOND, workflowId="wf", status="failed"), observed_at=T0)
+    store.put(make_run("earlier", T0 - SECOND, workflowId="wf", status="failed"), observed_at=T0)
+    change(tmp_path, "UPDATE runs SET summary = zeroblob(20) WHERE run_id BETWEEN ? AND ?", b"r30", b"r54")
+    found: list[str] = []
+    cursor = None
+    while not found or cursor is not None:
+        page = store.search(RunQuery(limit=4, cursor=cursor, **filters))
+        assert len(page.items) == 4 or page.cursor is None
+        found += ids(page)
+        cursor = page.cursor
+    sound = [number for number in range(60) if not 30 <= number <= 54]
+    assert found == ["later", *[f"r{number:02}" for number in reversed(sound)], "earlier"]
+
+
+def test_a_run_is_listed_only_for_its_own_workflow_and_status(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workflows, or a status that runspan does not know, may share the number by which an index finds them."""
+    monkeypatch.setattr(queries, "workflow_key", lambda tenant, workflow_id: 1)
+    monkeypatch.setattr(queries, "status_key", lambda status: 2)
+    store.put(make_run("one", T0, workflowId="wf_1", status="failed"), observed_at=T0)
+    store.put(make_run("two", T0, workflowId="wf_2", status="completed"), observed_at=T0)
+    store.put(make_run("other", T0, workflowId="wf_1", status="failed"), tenant="other", observed_at=T0)
+    assert ids(store.search(RunQuery(workflow_id="wf_1"))) == ["one"]
+    assert ids(store.search(RunQuery(status="completed"))) == ["two"]
+    assert ids(store.search(RunQuery(workflow_id="wf_2", status="failed"))) == []
+    assert store.unfinished().runs == 0
+
+
+def test_each_status_has_a_key_of_its_own() -> None:
+    """A list by status reads no other runs."""
+    assert len({queries.status_key(status.encode()) for status in RUN_STATUSES}) == len(RUN_STATUSES)
 
 
 def test_a_run_with_an_incomplete_newer_revision_is_marked(store: SqliteStore) -> None:

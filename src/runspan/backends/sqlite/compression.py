@@ -20,6 +20,10 @@ _TRAINING_BYTES = 4 << 20
 _DICTIONARY_BYTES = 64 << 10
 _COVER: Final = {"k": 1024, "d": 8}
 """Parameters of the training: those that a search finds for run documents, which costs five times as much."""
+_RECOMPRESSED_RUNS = 100
+"""Runs of one transaction."""
+_MOVE = "UPDATE runs SET id = (SELECT max(id) + 1 FROM runs), document = ? WHERE id = ?"
+"""Behind the other rows, so that whole pages become free: a smaller row leaves its page half-empty."""
 _FIRST_ID = 1 << 15
 """zstd reserves the dictionary ids below."""
 
@@ -31,8 +35,8 @@ class CorruptFrame(Exception):
 class Compression:
     """Compresses and decompresses. May be used from several threads, each of which takes a context of its own.
 
-    The dictionary is trained once the store has enough documents. Rows that were written before keep their frames:
-    their number is bounded.
+    The dictionary is trained once the store has enough documents, and those that were written before it are compressed
+    again.
     """
 
     def __init__(self) -> None:
@@ -111,6 +115,19 @@ class Compression:
         except zstandard.ZstdError:
             return None
         return dictionary.as_bytes()
+
+    def recompress(self, connection: sqlite3.Connection, after: int, last: int) -> int | None:
+        """Compress some of the documents with the dictionary that were written without it, in the order of their rows.
+
+        after, last: numbers of rows. Return that of the last row that was looked at, None if there are no more.
+        """
+        batch = "SELECT id, document FROM runs WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+        rows = connection.execute(batch, (after, last, _RECOMPRESSED_RUNS)).fetchall()
+        for row_id, frame in rows:
+            with suppress(CorruptFrame, zstandard.ZstdError):
+                if not zstandard.get_frame_parameters(frame).dict_id:
+                    connection.execute(_MOVE, (self.compress(self.decompress(frame, connection)), row_id))
+        return rows[-1][0] if rows else None
 
     def add(self, connection: sqlite3.Connection, content: bytes) -> None:
         """Store a dictionary, unless another process has stored one. ``load`` makes it the one that is used."""

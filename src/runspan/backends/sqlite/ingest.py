@@ -26,11 +26,14 @@ from runspan.backends.sqlite.compression import Compression
 from runspan.backends.sqlite.queries import REVISION_ROLES, FragmentRow, RunRow, StoredHead, StoredRow, Waiting
 from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
+    RecentRevisions,
+    RunColumns,
     StoredRevision,
     first_revision,
     from_row,
     from_verified,
     is_exact_match,
+    manifest_ids,
     merge_fragments,
     next_revision,
     repeated_revision,
@@ -48,8 +51,8 @@ from runspan.backends.sqlite.waiting import (
     surplus,
 )
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.codec.decode import VerifiedRun, verify_run
-from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
+from runspan.codec.decode import VerifiedRun, verify_growth, verify_run
+from runspan.codec.fields import DIGEST, ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.document import Run, latest_time, sort_time
@@ -177,6 +180,7 @@ class Ingester:
     read: Callable[[sqlite3.Connection, StoredRow], StoredRevision]
     """Return the revision of a stored run. Raise StoreError when it is damaged."""
     read_fragment: ReadFragment
+    recent: RecentRevisions
     locks: TraceLocks = field(default_factory=TraceLocks)
 
     # Documents.
@@ -324,7 +328,7 @@ class Ingester:
         request.traces.append(_TraceSpans(trace_id, received.resource, count, spans, row, load))
 
     def _prepare_trace(self, request: _Request, trace_id: bytes, spans: list[Span], resource: bytes | None) -> None:
-        verified = _verify(spans)
+        verified = None if _needs_others(spans) else _verify(spans)
         is_complete = verified is not None and is_exact_match(verified, spans)
         if not is_complete:
             # Attempts, and roles that a newer version of runspan may write, are stored like foreign spans.
@@ -375,8 +379,12 @@ class Ingester:
         incomplete: tuple[str, ...] = (),
         *,
         before: tuple[StoredRevision, StoredRow] | None = None,
+        digest: bytes | None = None,
     ) -> RunRow:
-        """Return the row of a revision. before: the stored one, whose document and step ids may be the same."""
+        """Return the row of a revision.
+
+        before: the stored one, whose document and step ids may be the same. digest: of the document, if it is known.
+        """
         document = step_ids = None
         if before is not None and _is_same_content(revision, before[0]):
             document, step_ids = before[1].document, before[1].step_ids
@@ -389,6 +397,7 @@ class Ingester:
             written_at=now,
             step_ids=step_ids if document else revision.packed_step_ids(),
             incomplete=incomplete,
+            digest=digest,
         )
 
     def _plan_spans(self, connection: sqlite3.Connection, *, request: _Request, trace: _TraceSpans) -> _Changes:
@@ -401,6 +410,8 @@ class Ingester:
         is_other_tenant = stored is not None and stored.tenant != tenant
         if trace.row is not None and waiting is None:
             self._plan_complete(connection, changes, request, trace, stored)
+        elif stored is not None and waiting is None and self._plan_growth(connection, changes, request, trace, stored):
+            pass
         elif is_other_tenant or (stored is None and can_wait(connection, trace_id, tenant, trace.spans, waiting)):
             changes.inserted = [queries.fragment_row(span, tenant, request.now) for span in trace.spans]
         else:
@@ -434,6 +445,39 @@ class Ingester:
             self._keep_superseded(changes, older, newer, request.now)
         if is_newer:
             changes.row = _replacement(row, stored)
+
+    def _plan_growth(
+        self,
+        connection: sqlite3.Connection,
+        changes: _Changes,
+        request: _Request,
+        trace: _TraceSpans,
+        stored: StoredRow,
+    ) -> bool:
+        """Store the next revision of a run that has grown. Return False if the spans are not that.
+
+        A run of hundreds of steps is sent with each of them, so most of what is stored already is not looked at again.
+        """
+        revisions = [span for span in trace.spans if is_revision_span(span)]
+        if stored.tenant != changes.tenant or stored.incomplete or len(revisions) != 1:
+            return False
+        try:
+            base = self.read(connection, stored)
+        except StoreError:
+            return False
+        arrived = [span for span in trace.spans if span is not revisions[0]]
+        verified = verify_growth(revisions[0], arrived, base.run, base.steps)
+        if verified is None or verified.revision <= base.revision:
+            return False
+        newest = from_verified(verified)
+        if len(newest.steps) != len(base.steps) + len(arrived):
+            return False  # a step that only the older revision has is kept
+        changes.reason = self.retention.refusal(queries.retention_start(newest.run.envelope, request.now))
+        if changes.reason is None:
+            digest = bytes.fromhex(str(revisions[0].attributes()[DIGEST]))
+            changes.row = row = self._row(newest, request.now, before=(base, stored), digest=digest)
+            self.recent.add(newest, RunColumns(row.revision, row.digest, row.step_ids, row.time))
+        return True
 
     def _plan_merge(
         self,
@@ -681,6 +725,12 @@ def _is_outdated(run: Run, stored: StoredRevision) -> bool:
         return False
     latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
     return latest < stored_latest or (latest == stored_latest and stored.run.finished)
+
+
+def _needs_others(spans: Sequence[Span]) -> bool:
+    """Return whether the only revision among these spans has more steps than they are."""
+    revisions = [span for span in spans if is_revision_span(span)]
+    return len(revisions) == 1 and len(manifest_ids(revisions[0])) >= len(spans)
 
 
 def _verify(spans: Sequence[Span]) -> VerifiedRun | None:

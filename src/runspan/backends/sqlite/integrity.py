@@ -57,7 +57,7 @@ _COLUMNS: Final = {
     "fragments": (*FragmentRow._fields, "hint_checksum", "row_checksum"),
     "foreign_spans": ("trace_id", "tenant", "span_id", "digest", "received_at", "otlp", "row_checksum"),
 }
-
+_LABELS: Final = ("workflow_id", "status", "workflow_key", "status_key")
 
 _SUMS: Final = {
     "waiting_traces": (
@@ -346,7 +346,7 @@ class RowCheck:
         made = queries.run_row(
             run, row.tenant.decode(), row.revision, row.document, time=row.time, written_at=row.written_at
         )
-        for name in ("trace_id", "run_id", "workflow_id", "status", "ended", "digest", "summary"):
+        for name in ("trace_id", "run_id", *_LABELS, "ended", "digest", "summary"):
             if getattr(made, name) != getattr(row, name):
                 return f"its column {name} does not follow from its document"
         if (made.observed_at is None) != (row.observed_at is None):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from xxhash import xxh3_64_digest
 
 from runspan.codec.fields import ROLE, ROLE_REVISION, ROLE_RUN, ROOT_REVISION, observed_time
 from runspan.model.document import LIVE_RUN_STATUSES, TERMINAL_RUN_STATUSES, Envelope, Run, sort_time, str_or_none
@@ -33,6 +35,10 @@ class RunRow(NamedTuple):
     run_id: bytes
     workflow_id: bytes | None
     status: bytes | None
+    workflow_key: int | None
+    """See ``workflow_key``."""
+    status_key: int | None
+    """See ``status_key``."""
     time: int
     """The sort time, see ``contracts.RunQuery``."""
     ended: int
@@ -95,8 +101,10 @@ class StoredRow(NamedTuple):
 
 
 _HEAD: Final = f"SELECT {', '.join(StoredHead._fields)} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+_LIVE: Final = frozenset(status.encode() for status in LIVE_RUN_STATUSES)
+_WORKFLOW_KEY_BYTES: Final = 4
+_STATUS_KEY_BYTES: Final = 1
 _DIGEST_BYTES: Final = 16
-_CHECKSUM_BYTES: Final = 8
 _MAX_SUPERSEDED: Final = 32
 
 
@@ -110,28 +118,35 @@ def run_row(
     written_at: int,
     step_ids: bytes | None = None,
     incomplete: tuple[str, ...] = (),
+    digest: bytes | None = None,
 ) -> RunRow:
-    """Return the row of a run. document: its text, compressed. time: that of ``StoredRevision``."""
+    """Return the row of a run.
+
+    document: its text, compressed. time: that of ``StoredRevision``. digest: SHA-256 of its text, if it is known.
+    """
     envelope, summary = run.envelope, run.summary()
     owner, run_id = tenant.encode(), envelope.id.encode()
-    workflow_id, status = str_or_none(envelope.workflow_id), str_or_none(envelope.status)
+    workflow_id = None if (value := str_or_none(envelope.workflow_id)) is None else value.encode()
+    status = None if (value := str_or_none(envelope.status)) is None else value.encode()
     return RunRow(
         run_ids(envelope.id, tenant).trace_id,
         owner,
         run_id,
-        None if workflow_id is None else workflow_id.encode(),
-        None if status is None else status.encode(),
+        workflow_id,
+        status,
+        None if workflow_id is None else workflow_key(owner, workflow_id),
+        None if status is None else status_key(status),
         time,
         retention_start(envelope, written_at),
         revision,
-        sha256(run.text).digest()[:_DIGEST_BYTES],
+        (digest or sha256(run.text).digest())[:_DIGEST_BYTES],
         summary,
         document,
         step_ids,
         lines_to_bytes(incomplete),
         written_at,
         None,
-        observed_time(revision) if status in LIVE_RUN_STATUSES else None,
+        observed_time(revision) if status in _LIVE else None,
         None,
         summary_checksum(owner, run_id, time, summary),
     )
@@ -141,13 +156,16 @@ def received_row(
     received: ReceivedRun, document: bytes, *, ended: int, written_at: int, step_ids: bytes | None
 ) -> RunRow:
     """Return the row of a run that was received as a whole. document: its text, compressed."""
-    owner, run_id, workflow_id = received.tenant.encode(), received.run_id.encode(), received.workflow_id
+    owner, run_id, status = received.tenant.encode(), received.run_id.encode(), received.status.encode()
+    workflow_id = None if received.workflow_id is None else received.workflow_id.encode()
     return RunRow(
         received.trace_id,
         owner,
         run_id,
-        None if workflow_id is None else workflow_id.encode(),
-        received.status.encode(),
+        workflow_id,
+        status,
+        None if workflow_id is None else workflow_key(owner, workflow_id),
+        status_key(status),
         received.position,
         ended,
         ROOT_REVISION,
@@ -164,6 +182,18 @@ def received_row(
     )
 
 
+@lru_cache(maxsize=1024)
+def workflow_key(tenant: bytes, workflow_id: bytes) -> int:
+    """Return the number by which indexes find the runs of a workflow; those of a few others may have it too."""
+    return int.from_bytes(sha256(_pack((tenant, workflow_id))).digest()[:_WORKFLOW_KEY_BYTES], signed=True)
+
+
+@lru_cache(maxsize=64)
+def status_key(status: bytes) -> int:
+    """Return the number by which indexes find the runs of a status. Those of ``RUN_STATUSES`` have different ones."""
+    return int.from_bytes(sha256(status).digest()[:_STATUS_KEY_BYTES], signed=True)
+
+
 def summary_checksum(tenant: bytes, run_id: bytes, time: int, summary: bytes) -> bytes:
     """Return 8 bytes that prove what a list shows of a run: whose it is, its place in the list and its summary."""
     return checksum(tenant, run_id, time, summary)
@@ -171,7 +201,7 @@ def summary_checksum(tenant: bytes, run_id: bytes, time: int, summary: bytes) ->
 
 def checksum(*values: object) -> bytes:
     """Return 8 bytes that prove values of a row."""
-    return sha256(_pack(values)).digest()[:_CHECKSUM_BYTES]
+    return xxh3_64_digest(_pack(values))
 
 
 class _OwnColumns(NamedTuple):

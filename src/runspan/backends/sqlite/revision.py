@@ -15,7 +15,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import NamedTuple
+from threading import Lock
+from typing import Final, NamedTuple
 
 from runspan.backends.sqlite.queries import REVISION_ROLES
 from runspan.codec import fields
@@ -26,9 +27,19 @@ from runspan.errors import TraceIncomplete
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_STEP_STATUSES, Envelope, Run, Step, run_text
 from runspan.model.span import Span, Value
 
+_RECENT_BYTES: Final = 16 << 20
 _ID_BYTES = 8
 _NO_ID = bytes(_ID_BYTES)
 """In the column ``step_ids``: a step without a span. No span has this id."""
+
+
+class RunColumns(NamedTuple):
+    """The columns of a run that its revision follows from; the digest stands for the document."""
+
+    revision: int
+    digest: bytes
+    step_ids: bytes | None
+    time: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,13 @@ class StoredRevision:
         return {span_id: step for span_id, step in zip(self.step_ids, self.run.steps, strict=True) if span_id}
 
     def packed_step_ids(self) -> bytes | None:
-        """Return the column ``step_ids``: None for the ids of ``encode``, else the id of each step, or a zero."""
-        if self.step_ids == _content_step_ids(self.run, self.tenant, self.time):
+        """Return the column ``step_ids``: the id of each step, or a zero; None if they are those of ``encode``.
+
+        A run that has not ended has them always: it is written with each step, and making them takes longer each time.
+        """
+        if self.revision >= fields.ROOT_REVISION and self.step_ids == _content_step_ids(
+            self.run, self.tenant, self.time
+        ):
             return None
         return b"".join([span_id or _NO_ID for span_id in self.step_ids])
 
@@ -71,6 +87,39 @@ def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None
     if len(ids) != len(run.steps):
         raise ValueError(f"{len(ids)} step ids for {len(run.steps)} steps")
     return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids], time)
+
+
+class RecentRevisions:
+    """The latest revisions of runs that grow, so that the next step of one is added to a document that is parsed.
+
+    Of each run one is kept, and of all runs as many as have ``_RECENT_BYTES``. May be used from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._found: dict[tuple[str, str], tuple[StoredRevision, RunColumns]] = {}
+        """By tenant and run id, the least recently used first."""
+        self._bytes = 0
+
+    def get(self, tenant: str, run_id: str, columns: RunColumns) -> StoredRevision | None:
+        """Return the revision that these columns gave, None if it is not kept."""
+        with self._lock:
+            revision, found = self._found.get((tenant, run_id), (None, None))
+            return revision if found == columns else None
+
+    def add(self, revision: StoredRevision, columns: RunColumns) -> None:
+        """Keep the revision of a run in place of an earlier one."""
+        with self._lock:
+            self._remove((revision.tenant, revision.run.id))
+            if revision.revision < fields.ROOT_REVISION:
+                self._found[revision.tenant, revision.run.id] = revision, columns
+                self._bytes += len(revision.run.text)
+            while self._bytes > _RECENT_BYTES:
+                self._remove(next(iter(self._found)))
+
+    def _remove(self, key: tuple[str, str]) -> None:
+        revision, _ = self._found.pop(key, (None, None))
+        self._bytes -= 0 if revision is None else len(revision.run.text)
 
 
 def split_ids(packed: bytes) -> list[bytes]:

@@ -28,7 +28,8 @@ BACKUP_ID: Final = 0x7273626B
 """The application id of a backup; see ``backup.py``."""
 _WRITER_PRAGMAS: Final = (
     "cache_size = -65536",
-    "wal_autocheckpoint = 16000",
+    # 40 MiB, so that a large transaction does not make the log longer than 64 MiB.
+    "wal_autocheckpoint = 5000",
     "journal_size_limit = 67108864",
     # A deletion writes no page only to overwrite it, which some builds of SQLite do, and no file elsewhere.
     "secure_delete = FAST",

@@ -10,6 +10,8 @@ CREATE TABLE runs (
     run_id BLOB NOT NULL,
     workflow_id BLOB,
     status BLOB,
+    workflow_key INTEGER,
+    status_key INTEGER,
     time INTEGER NOT NULL,
     ended INTEGER NOT NULL,
     revision INTEGER NOT NULL,
@@ -27,9 +29,10 @@ CREATE TABLE runs (
 ) STRICT;
 
 CREATE INDEX runs_by_time ON runs (tenant, time, run_id);
-CREATE INDEX runs_by_workflow ON runs (tenant, workflow_id, time, run_id);
-CREATE INDEX runs_by_status ON runs (tenant, status, time, run_id);
-CREATE INDEX runs_by_workflow_and_status ON runs (tenant, workflow_id, status, time, run_id);
+-- Short, since most runs of a backfill change another page of each. Runs of the same time are sorted when they are read.
+CREATE INDEX runs_by_workflow ON runs (workflow_key, time);
+CREATE INDEX runs_by_status ON runs (tenant, status_key, time);
+CREATE INDEX runs_by_workflow_and_status ON runs (workflow_key, status_key, time);
 CREATE INDEX runs_by_end ON runs (ended);
 -- Has a row only of each run that is pending or running, and all that a search for stuck ones compares.
 CREATE INDEX live_runs ON runs (tenant, time, run_id, observed_at, status) WHERE observed_at IS NOT NULL;

@@ -7,11 +7,12 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,14 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
-from runspan.backends.sqlite.revision import StoredRevision, from_row, iter_spans, step_spans
+from runspan.backends.sqlite.revision import (
+    RecentRevisions,
+    RunColumns,
+    StoredRevision,
+    from_row,
+    iter_spans,
+    step_spans,
+)
 from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
@@ -35,6 +43,7 @@ from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
 from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
+_UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
 
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
@@ -56,6 +65,9 @@ _STUCK: Final = f"""
     WHERE id IN (SELECT id FROM runs INDEXED BY live_runs WHERE {_SILENT} AND observed_at - time <= ?)
     GROUP BY workflow_id ORDER BY min(observed_at)
 """  # noqa: S608 a constant
+_INDEXES_WITHOUT_RUN_ID: Final = ("runs_by_workflow", "runs_by_status", "runs_by_workflow_and_status")
+_Item = tuple[bytes, int, bytes, bytes, bytes | None, bytes | None, bytes]
+"""Run id, sort time, summary, its checksum, and the columns ``incomplete``, ``superseded`` and ``digest``."""
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
 _ENDED: Final = (
@@ -76,12 +88,12 @@ _TENANTS: Final = """
 _UNFINISHED: Final = f"""
     {_TENANTS}
     SELECT count(*), min(nullif(time, 0)) FROM tenants JOIN runs INDEXED BY runs_by_status
-    ON runs.tenant = tenants.tenant AND runs.status IN (?, ?, ?)
+    ON runs.tenant = tenants.tenant AND runs.status_key IN (?, ?, ?) AND runs.status IN (?, ?, ?)
 """  # noqa: S608 a constant
 _SUSPENDED: Final = f"""
     {_TENANTS}
     SELECT workflow_id, min(time) FROM tenants JOIN runs INDEXED BY runs_by_status
-    ON runs.tenant = tenants.tenant AND runs.status = CAST('suspended' AS BLOB) AND time >= ?
+    ON runs.tenant = tenants.tenant AND runs.status_key = ? AND runs.status = ? AND time >= ?
     GROUP BY workflow_id ORDER BY min(time)
 """  # noqa: S608 a constant
 
@@ -196,6 +208,7 @@ class SqliteStore:
     ) -> None:
         self.path = Path(directory) / FILE_NAME
         self._compression = Compression()
+        self._recent = RecentRevisions()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
         self._training: threading.Thread | None = None
         self._damaged_reads = 0
@@ -220,6 +233,7 @@ class SqliteStore:
             arrival_clock,
             self._revision,
             self._fragment,
+            self._recent,
         )
 
     # Reading.
@@ -296,20 +310,18 @@ class SqliteStore:
         """
         few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query), _MAX_SORTED))[0] < _MAX_SORTED
         statements = _statements(query, few_ended=few_ended)
-        tenant = _utf8(query.tenant)
         items: list[bytes] = []
         partial: list[str] = []
         size = 0
         last: tuple[int, bytes] | None = None
         has_more = False
         with self._readers.connection() as connection, ExitStack() as opened:
-            found = [opened.enter_context(closing(connection.execute(*statement))) for statement in statements]
-            rows = found[0] if len(found) == 1 else merge(*found, key=_position, reverse=True)
-            for run_id, sort_time, summary, checksum, incomplete, superseded, digest in rows:
-                if queries.summary_checksum(tenant, run_id, sort_time, summary) != checksum:
-                    self._count_damage()
-                    partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
-                    continue
+            found = []
+            for statement, values, is_sorted in statements:
+                rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, partial)
+                found.append(rows if is_sorted else _sorted_by_run_id(rows, query.limit + 1))
+            merged = found[0] if len(found) == 1 else merge(*found, key=itemgetter(1, 0), reverse=True)
+            for run_id, sort_time, summary, _, incomplete, superseded, digest in merged:
                 size += len(summary)
                 if items and (len(items) == query.limit or size > PAGE_BYTES):
                     has_more = True
@@ -322,6 +334,17 @@ class SqliteStore:
                     partial.append(contracts.conflict_note(run_id.decode(), conflict))
         cursor = contracts.Cursor(last[0], last[1].decode()) if has_more and last is not None else None
         return contracts.Page(items, cursor, contracts.limited_notes(partial))
+
+    def _sound(self, rows: Iterable[_Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[_Item]:
+        """Yield the rows whose checksum is right. ``partial`` gets a note of each other."""
+        tenant = _utf8(query.tenant)
+        for row in rows:
+            run_id, sort_time, summary, checksum, *_ = row
+            if queries.summary_checksum(tenant, run_id, sort_time, summary) == checksum:
+                yield row
+            else:
+                self._count_damage()
+                partial.append(contracts.damaged_note(run_id.decode(errors="replace")))
 
     def resource(self, trace_id: bytes) -> bytes | None:
         """Return the serialized OTLP Resource that sent the run of a trace, None when it is not known."""
@@ -348,7 +371,7 @@ class SqliteStore:
 
         The time this takes depends on the number of tenants and of such runs, not on that of all runs.
         """
-        runs, oldest = self._fetch_one(_UNFINISHED, [status.encode() for status in UNFINISHED_RUN_STATUSES])
+        runs, oldest = self._fetch_one(_UNFINISHED, [*map(queries.status_key, _UNFINISHED_NAMES), *_UNFINISHED_NAMES])
         return Unfinished(runs, oldest)
 
     def stuck(self, before: int, max_age: int) -> list[Stuck]:
@@ -374,7 +397,7 @@ class SqliteStore:
         since 1970. How long this takes depends on the number of tenants and of suspended runs.
         """
         with self._readers.connection() as connection:
-            rows = connection.execute(_SUSPENDED, (since,)).fetchall()
+            rows = connection.execute(_SUSPENDED, (queries.status_key(b"suspended"), b"suspended", since)).fetchall()
         found: dict[str, int] = {}
         for number, (workflow_id, start) in enumerate(rows):
             found.setdefault((workflow_id or b"").decode() if number < MAX_STUCK_WORKFLOWS else "", start)
@@ -474,7 +497,7 @@ class SqliteStore:
         self.close()
 
     def _train_when_due(self, connection: sqlite3.Connection) -> None:
-        """Train the dictionary in a thread of its own: it takes as long as a hundred writes."""
+        """Train the dictionary, and use it, in a thread of its own: it takes as long as a hundred writes."""
         if self._compression.is_due(connection):
             self._training = threading.Thread(target=self._train, name="runspan-dictionary")
             self._training.start()
@@ -485,6 +508,10 @@ class SqliteStore:
             if content is not None:
                 self._writer.submit(lambda writing: self._compression.add(writing, content))
                 self._compression.load(connection)
+                last = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
+                row: int | None = 0
+                while row is not None:
+                    row = self._writer.submit(partial(self._compression.recompress, after=row, last=last))
 
     def _content(self, connection: sqlite3.Connection, frame: bytes, kind: str, where: str) -> bytes:
         """Return the content of a stored frame. Raise StoreError when its checksum is wrong."""
@@ -505,9 +532,13 @@ class SqliteStore:
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
+        columns = RunColumns(stored.revision, stored.digest, stored.step_ids, stored.time)
+        recent = self._recent.get(stored.tenant, stored.run_id, columns)
+        if recent is not None:
+            return recent
         run = Run.from_json(self._content(connection, stored.document, "run", f"run {stored.run_id}"))
         try:
-            return from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
+            revision = from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
         except ValueError as error:
             self._count_damage()
             raise StoreError(
@@ -516,6 +547,8 @@ class SqliteStore:
                 got=str(error),
                 hint="set it aside with `runspan check --set-aside`, then export the run again",
             ) from None
+        self._recent.add(revision, columns)
+        return revision
 
     def _fragment(self, connection: sqlite3.Connection, kind: int, content: bytes) -> list[Span]:
         """Return the spans of a fragment. Raise StoreError when it is damaged."""
@@ -556,9 +589,21 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _position(row: tuple[Any, ...]) -> tuple[int, bytes]:
-    """Return where a row of a list sorts: its time and its run id."""
-    return row[1], row[0]
+def _sorted_by_run_id(rows: Iterable[_Item], limit: int) -> Iterator[_Item]:
+    """Yield rows, which are sorted by time, with those of the same time sorted by run id: the first of these."""
+    tied: list[_Item] = []
+    for row in rows:
+        if tied and row[1] != tied[0][1]:
+            yield from tied if len(tied) == 1 else _last_run_ids(tied, limit)
+            tied = []
+        tied.append(row)
+        if len(tied) > 2 * limit:
+            tied = _last_run_ids(tied, limit)
+    yield from _last_run_ids(tied, limit)
+
+
+def _last_run_ids(rows: list[_Item], limit: int) -> list[_Item]:
+    return sorted(rows, key=itemgetter(0), reverse=True)[:limit]
 
 
 def _end_range(query: contracts.RunQuery) -> tuple[int, int]:
@@ -567,8 +612,12 @@ def _end_range(query: contracts.RunQuery) -> tuple[int, int]:
     return min(query.ended_since or 0, MAX_NS), min(until, MAX_NS + 1)
 
 
-def _statements(query: contracts.RunQuery, *, few_ended: bool = False) -> list[tuple[str, list[Any]]]:
-    """Return the statements of a list and their values: one, or one for each of several statuses.
+_Statement = tuple[str, list[Any], bool]
+"""A statement, its values, and whether its rows of the same time are sorted by run id too."""
+
+
+def _statements(query: contracts.RunQuery, *, few_ended: bool = False) -> list[_Statement]:
+    """Return the statements of a list: one, or one for each of several statuses.
 
     The rows of each come from the index whose columns are those that the query fixes, in the order of the list.
 
@@ -580,20 +629,23 @@ def _statements(query: contracts.RunQuery, *, few_ended: bool = False) -> list[t
     return [_statement(query, (status,)) for status in statuses]
 
 
-def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended: bool = False) -> tuple[str, list[Any]]:
+def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended: bool = False) -> _Statement:
     index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
     if query.workflow_id is not None:
         index = "runs_by_workflow"
-        conditions.append("workflow_id = ?")
-        bound.append(_utf8(query.workflow_id))
+        workflow_id = _utf8(query.workflow_id)
+        conditions.append("workflow_key = ? AND workflow_id = ?")
+        bound += [queries.workflow_key(_utf8(query.tenant), workflow_id), workflow_id]
     if query.is_by_end and not statuses:
         statuses = TERMINAL_RUN_STATUSES
     if len(statuses) == 1:
         index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
-        conditions.append("status = ?")
+        status = _utf8(statuses[0])
+        conditions.append("status_key = ? AND status = ?")
+        bound += [queries.status_key(status), status]
     elif statuses:
         conditions.append(f"status IN ({', '.join('?' * len(statuses))})")
-    bound += map(_utf8, statuses)
+        bound += map(_utf8, statuses)
     if query.stuck_before is not None:
         index = "live_runs"  # few runs can be stuck, whatever the other filters are
         conditions.append(_SILENT)
@@ -612,8 +664,9 @@ def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended:
     where = " AND ".join(conditions)
     select = "SELECT run_id, time, summary, checksum, incomplete, superseded, digest FROM runs"
     # Without a limit: rows are read one by one, and damaged ones are not counted.
-    statement = f"{select} INDEXED BY {index} WHERE {where} ORDER BY time DESC, run_id DESC"
-    return statement, bound
+    is_sorted = index not in _INDEXES_WITHOUT_RUN_ID
+    order = "time DESC, run_id DESC" if is_sorted else "time DESC"
+    return f"{select} INDEXED BY {index} WHERE {where} ORDER BY {order}", bound, is_sorted
 
 
 def _utf8(text: str) -> bytes:

@@ -101,6 +101,8 @@ class GroupWriter:
 
         Raise the exception of the first that failed; the others are on disk then.
         """
+        if not works:
+            return []
         wake: SimpleQueue[None] = SimpleQueue()
         jobs = [_Job(work, tenant, Future(), wake) for work in works]
         with self._queue:

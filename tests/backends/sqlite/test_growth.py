@@ -1,0 +1,146 @@
+"""The embedded store: a run that grows by one step a request costs about the same with each of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+import pytest
+
+from conformance.harness import MS, SECOND, T0, ids, make_run, write_spans
+from runspan import encode
+from runspan.backends.sqlite import SqliteStore
+from runspan.contracts import RunQuery
+from runspan.model.document import Run
+from runspan.model.span import Span
+from runspan.model.timestamps import canonical_text
+
+
+def step(number: int, **members: Any) -> dict[str, Any]:
+    """Return a finished step."""
+    start = T0 + number * SECOND
+    return {
+        "id": f"step-{number}",
+        "name": "Fetch",
+        "type": "action",
+        "status": "completed",
+        "startedAt": canonical_text(start),
+        "completedAt": canonical_text(start + 100 * MS),
+        "durationMs": 100,
+        "input": {"number": number, "text": f"“{number}”"},
+    } | members
+
+
+def growing(done: int, **members: Any) -> Run:
+    """Return a run with so many finished steps and one that is open."""
+    opened = {"id": f"step-{done}", "type": "action", "status": "running", "startedAt": canonical_text(T0 + SECOND)}
+    unfinished: dict[str, Any] = {"status": "running", "completedAt": ..., "durationMs": ...}
+    return make_run("r", **unfinished | {"steps": [*map(step, range(done)), opened]} | members)
+
+
+def requests(runs: list[Run]) -> Iterator[list[Span]]:
+    """Yield the spans of each version that no earlier one has, as a recorder sends them."""
+    sent: set[bytes] = set()
+    for number, run in enumerate(runs):
+        spans = encode(run, observed_at=T0 + number * SECOND)
+        yield [span for span in spans if span.span_id not in sent]
+        sent.update(span.span_id for span in spans)
+
+
+def calls_of(store: SqliteStore, spans: list[Span]) -> int:
+    """Return how many functions of runspan a write calls."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and "runspan" in frame.f_code.co_filename
+
+    sys.setprofile(count)
+    try:
+        write_spans(store, spans)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_request_costs_the_same_however_many_steps_there_are(store: SqliteStore) -> None:
+    """A run of hundreds of steps is sent as many times, so no step that is stored may be looked at again."""
+    runs = [growing(done) for done in range(201)]
+    calls = [calls_of(store, spans) for spans in requests(runs)]
+    assert calls[200] < 2 * calls[20]
+    assert store.document("r").text == runs[-1].text
+    assert store.stats().fragments == 0
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_each_version_is_read_as_it_was_sent(tmp_path: Path, reopen: bool) -> None:
+    """In this process and in one that has not written it, until the run has ended."""
+    last = make_run("r", steps=[step(number) for number in range(9)])
+    runs = [growing(0), growing(1), growing(2), growing(2, status="suspended"), growing(5), growing(8), last]
+    store = SqliteStore(tmp_path)
+    for run, spans in zip(runs, requests(runs), strict=True):
+        write_spans(store, spans)
+        if reopen:
+            store.close()
+            store = SqliteStore(tmp_path)
+        document = store.document("r")
+        assert (document.text, document.incomplete) == (run.text, ())
+        assert store.search(RunQuery()).items == [run.summary()]
+        assert list(store.find_damage()) == []
+    assert store.stats().fragments == 0
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": [step(0), step(1), step(2, extension=1)]},
+        {"extension": {"a": 1}},
+        {"steps": [step(0), step(1, durationMs=7), step(2)]},
+        {"steps": [step(2), step(1), step(0)]},
+        {"steps": [step(0), step(2)]},
+        {"status": 7},
+    ],
+    ids=["unknown member of a step", "unknown member", "changed step", "another order", "a step less", "odd status"],
+)
+def test_other_changes_are_merged(store: SqliteStore, changed: dict[str, Any]) -> None:
+    """What is more than a further step is stored as well, and so is what grows from there."""
+    runs = [growing(1), growing(2), growing(3, **changed), growing(4)]
+    for run, spans in zip(runs, requests(runs), strict=True):
+        write_spans(store, spans)
+        assert store.document("r").text == run.text
+    assert ids(store.search(RunQuery())) == ["r"]
+
+
+def test_a_revision_that_its_steps_do_not_prove_waits(store: SqliteStore) -> None:
+    """The run stays as it was, and says what is missing, until the lost step arrives."""
+    runs = [growing(1), growing(2), growing(3)]
+    first, second, third = requests(runs)
+    write_spans(store, first)
+    write_spans(store, third)
+    document = store.document("r")
+    assert document.text == runs[0].text
+    assert document.incomplete
+    write_spans(store, second)
+    assert store.document("r").text == runs[2].text
+
+
+def test_a_changed_step_does_not_prove_a_revision(store: SqliteStore) -> None:
+    """A step span whose document was changed on the way is not taken for the one of the revision."""
+    runs = [growing(1), growing(2)]
+    first, second = requests(runs)
+    write_spans(store, first)
+    write_spans(
+        store,
+        [
+            msgspec.structs.replace(span, start=span.start + MS) if span.span_id == second[0].span_id else span
+            for span in second
+        ],
+    )
+    document = store.document("r")
+    assert document.text == runs[0].text
+    assert document.incomplete
