@@ -16,18 +16,19 @@ from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bench.data import seed
 from bench.figures import Figure, Goal, at_least, at_most, ratio, take_turns
 from bench.plan import Plan
+from runspan import encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import RunQuery
 from runspan.model.document import Run
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.bulk_writer import write_run
-from runspan.otlp.protobuf_writer import Resource, request_bytes
+from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.testing import generate
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ _LARGE = 100_000
 _RESOURCE = Resource()
 _RUNS_A_REQUEST = 320
 """About as many as in a request of the exporter."""
+_STEPS = 500
+"""Of the run that grows."""
 _WRITERS = 4
 """Concurrent requests, as in a server, which the store commits together."""
 
@@ -114,7 +117,7 @@ def run(plan: Plan) -> list[Figure]:
         figures = [_disk(shelf) for shelf in shelves]
         figures += _reads(plan, shelves, rounds)
         figures += _ingest(plan, shelves, rounds)
-    return [*figures, *_durability(plan, rounds)]
+    return [*figures, *_durability(plan, rounds), _growth(plan, rounds)]
 
 
 def _disk(shelf: Shelf) -> Figure:
@@ -216,6 +219,38 @@ def _durability(plan: Plan, rounds: int) -> list[Figure]:
 
         samples = take_turns({"durable": into(durable, 1), "unsynced": into(unsynced, 2)}, rounds)
     return [_rate("ingest rate, durable / synchronous off", samples["unsynced"], samples["durable"], at_least(0.9))]
+
+
+def _growth(plan: Plan, rounds: int) -> Figure:
+    """Measure a run that grows by one step with each request, by processor time: its length and half of it."""
+
+    def grow(steps: int) -> Callable[[int], float]:
+        def sample(turn: int) -> float:
+            requests = list(_versions(steps, seed(_SECTION, 200 + turn)))
+            with SqliteStore(plan.folder / f"growth-{steps}-{turn}") as store:
+                return _all(lambda body: store.write(read_request(body)), requests, 1)[1]
+
+        return sample
+
+    samples = take_turns({"half": grow(_STEPS // 2), "whole": grow(_STEPS)}, rounds)
+    note = f"{min(samples['whole']):.2f} s of processor time; one more step with each request"
+    name = f"a run of {_STEPS} steps / of {_STEPS // 2}"
+    return Figure("store", name, *ratio(samples["whole"], samples["half"]), goal=at_most(2.5), note=note)
+
+
+def _versions(steps: int, number: int) -> Iterator[bytes]:
+    """Yield the requests of a recorder whose run grows: the spans of each version that the one before does not have."""
+    documents = map(Run.from_json, generate(steps, seed=number))
+    pool = list(islice((step for run in documents for step in run.to_dict()["steps"]), steps))
+    run: dict[str, Any] = {"id": "run_growing", "workflowId": "wf", "status": "running"}
+    run["startedAt"] = "2026-10-01T00:00:00.000Z"
+    sent: set[bytes] = set()
+    for count in range(1, steps + 1):
+        version = [{**step, "id": f"step-{place}"} for place, step in enumerate(pool[:count])]
+        spans = encode(Run.from_dict({**run, "steps": version}), observed_at=count * 10**9)
+        new = [span for span in spans if span.span_id not in sent]
+        sent.update(span.span_id for span in new)
+        yield request_bytes(_RESOURCE, [scoped_bytes(span) for span in new])
 
 
 def _unsync(connection: sqlite3.Connection) -> None:

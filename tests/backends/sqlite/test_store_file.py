@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from base64 import b64encode
 from pathlib import Path
+from random import Random
 
 import pytest
 import zstandard
@@ -135,6 +137,19 @@ def test_the_dictionary_is_trained_once_and_outlives_the_process(tmp_path):
     alone = zstandard.ZstdCompressor()
     assert sum(map(len, frames)) < 0.6 * sum(len(alone.compress(run.text)) for run in runs)
     connection.close()
+
+
+def test_the_write_ahead_log_stays_within_64_mb(tmp_path):
+    """However much is written, and while lists are read."""
+    longest = 0
+    with SqliteStore(tmp_path) as store:
+        for number in range(90):
+            payload = b64encode(Random(number).randbytes(750_000)).decode()
+            store.put(make_run(f"r{number}", output={"payload": payload}), observed_at=T0)
+            assert len(store.search(RunQuery(limit=1)).items) == 1
+            longest = max(longest, (tmp_path / f"{FILE_NAME}-wal").stat().st_size)
+        assert (tmp_path / FILE_NAME).stat().st_size > 30 << 20
+    assert 30 << 20 < longest <= 64_000_000
 
 
 def test_documents_too_similar_for_training_are_stored(tmp_path):

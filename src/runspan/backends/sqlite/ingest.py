@@ -33,7 +33,6 @@ from runspan.backends.sqlite.revision import (
     from_row,
     from_verified,
     is_exact_match,
-    manifest_ids,
     merge_fragments,
     next_revision,
     repeated_revision,
@@ -62,6 +61,8 @@ from runspan.otlp.protobuf_writer import span_bytes
 
 _ATTEMPTS: Final = 3
 """How often changes are prepared outside of the transaction."""
+_FEW_OPEN: Final = 8
+"""How many steps a revision may have beyond twice the spans that arrive together, and still be proved by these."""
 _PART_RUNS: Final = 100
 _PART_BYTES: Final = 1 << 20
 _PART_ROWS: Final = 500
@@ -728,9 +729,9 @@ def _is_outdated(run: Run, stored: StoredRevision) -> bool:
 
 
 def _needs_others(spans: Sequence[Span]) -> bool:
-    """Return whether the only revision among these spans has more steps than they are."""
-    revisions = [span for span in spans if is_revision_span(span)]
-    return len(revisions) == 1 and len(manifest_ids(revisions[0])) >= len(spans)
+    """Return whether the only revision among these spans has many more steps than they are, so that they prove none."""
+    counts = [span.attributes().get(STEP_COUNT) for span in spans if is_revision_span(span)]
+    return len(counts) == 1 and type(counts[0]) is int and counts[0] > 2 * len(spans) + _FEW_OPEN
 
 
 def _verify(spans: Sequence[Span]) -> VerifiedRun | None:
