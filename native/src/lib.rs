@@ -2,10 +2,14 @@
 
 use pyo3::prelude::*;
 
+mod document;
+mod json;
 mod writer;
 
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    use super::document::PlainDocuments;
     #[pymodule_export]
     use super::writer::SpanWriter;
 }
