@@ -73,7 +73,7 @@ def _requests(runs: int, turn: int) -> Iterator[tuple[bytes, int]]:
     texts = generate(runs, seed=seed(_SECTION, turn), start=start, span_days=0.2)
     for batch in batches(map(Run.from_json, texts), observed_at=time.time_ns, resource=Resource(), keep_text=False):
         spans = [span for run in batch.runs for span in run.spans]
-        yield request_bytes(batch.resource, spans), len(spans)
+        yield request_bytes(batch.resource, spans), batch.spans
 
 
 def _receive(start: Start, folder: Path, requests: Iterator[tuple[bytes, int]]) -> dict[str, float]:

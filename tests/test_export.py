@@ -130,7 +130,7 @@ def test_batches_have_about_the_target_and_never_divide_a_run() -> None:
     assert [run.run_id for batch in made for run in batch.runs] == [run.id for run in runs]
     for batch in made[:-1]:
         assert batch.spans >= 64
-        assert batch.spans - len(batch.runs[-1].spans) < 64
+        assert batch.spans - batch.runs[-1].span_count < 64
 
 
 def test_a_batch_is_limited_in_bytes_and_a_larger_run_is_alone() -> None:

@@ -2,11 +2,15 @@
 
 use pyo3::prelude::*;
 
+mod document;
+mod json;
 mod reader;
 mod writer;
 
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    use super::document::PlainDocuments;
     #[pymodule_export]
     use super::reader::Reader;
     #[pymodule_export]

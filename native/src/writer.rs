@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyList, PyString};
+use pyo3::types::{PyBytes, PyString, PyTuple};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use members::{Members, Row, Time, expect, plain_string};
+use members::{Members, Object, Row, Time, expect, plain_string};
 use placement::{enclosing_loops, set_positions};
 use wire::{PARENT_ID, SPAN_ID, SPANS, TRACE_ID, put_hex, put_integer, put_string, put_times, put_varint};
 
@@ -46,6 +46,8 @@ struct Format {
     summary_digest_key: Vec<u8>,
     step_count_key: Vec<u8>,
     manifest_key: Vec<u8>,
+    /// The key of the end of a step without duration.
+    end_key: Vec<u8>,
     /// The attributes of a step without times.
     absent_times: Vec<u8>,
     /// What follows the attributes of a span without events, links and status.
@@ -77,15 +79,14 @@ struct Template {
     salt: u64,
 }
 
-/// The parts of a step span that Python may determine.
+/// The parts of a step span that its template and members do not determine.
 #[derive(FromPyObject)]
 struct Parts {
     start: u64,
     end: u64,
-    /// Beside those of its members.
-    attributes: Option<PyBackedBytes>,
-    /// What follows the attributes.
-    rest: Option<PyBackedBytes>,
+    attributes: Vec<u8>,
+    /// What follows the attributes, if it is not that of a plain span.
+    rest: Option<Vec<u8>>,
 }
 
 /// Templates by the text of their labels.
@@ -110,6 +111,48 @@ impl Templates {
     }
 }
 
+/// What all spans of a run share, and what is known of its run span.
+struct Run {
+    trace_id: [[u8; 8]; 2],
+    root_id: SpanId,
+    /// Of the ids of its steps.
+    seed: u64,
+    start: u64,
+    end: u64,
+    template: Arc<Template>,
+    /// The attributes that are on every span.
+    shared: Vec<u8>,
+    /// The attributes of its members.
+    attributes: Vec<u8>,
+    /// Whether Python has parts to add to the run span.
+    has_details: bool,
+}
+
+impl Run {
+    /// Replace a buffer by all of a span before its own attributes.
+    fn put_start(
+        &self,
+        span: &mut Vec<u8>,
+        span_id: SpanId,
+        parent_id: Option<SpanId>,
+        (start, end): (u64, u64),
+        template: &Template,
+    ) {
+        span.clear();
+        span.extend_from_slice(&TRACE_ID);
+        span.extend_from_slice(self.trace_id.as_flattened());
+        span.extend_from_slice(&SPAN_ID);
+        span.extend_from_slice(&span_id);
+        if let Some(parent_id) = parent_id {
+            span.extend_from_slice(&PARENT_ID);
+            span.extend_from_slice(&parent_id);
+        }
+        put_times(span, start, end);
+        span.extend_from_slice(&template.wire);
+        span.extend_from_slice(&self.shared);
+    }
+}
+
 struct Step<'a> {
     text: &'a [u8],
     /// The JSON text of its id.
@@ -117,6 +160,7 @@ struct Step<'a> {
     template: Arc<Template>,
     start: Time,
     end: Time,
+    end_text: &'a [u8],
     /// Its own attributes, in the buffer of all steps.
     attributes: Range<usize>,
     /// Where it lies if it has no times.
@@ -148,99 +192,107 @@ impl SpanWriter {
         })
     }
 
-    /// Return the spans of a finished run as pairs of scope and bytes, the run span last; None if the run does not have
-    /// the common form.
+    /// Return the step spans and the run span of a finished run, each as scope, bytes and number of spans; None if the run
+    /// does not have the common form.
     ///
     /// `text` is the canonical text of a plain document; `details` answers what the text does not, see `bulk_writer`.
     fn write<'py>(
         &self,
         text: &Bound<'py, PyBytes>,
         details: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<Bound<'py, PyList>>> {
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let text = text.as_bytes();
-        let mut position = 0;
-        let (mut run_attributes, mut summary) = (Vec::with_capacity(1024), vec![b'{']);
-        let Some(run) = self.run_members.read(text, &mut position, &mut run_attributes, &mut summary) else {
+        let (mut position, mut attributes, mut summary) = (0, Vec::with_capacity(1024), vec![b'{']);
+        let Some(object) = self.run_members.read(text, &mut position, &mut attributes, &mut summary) else {
             return Ok(None);
         };
-        let (Some(run_id), Time::Canonical(start), Time::Canonical(end)) = (plain_string(run.id), run.start, run.end)
-        else {
-            return Ok(None);
-        };
-        let template = self.run_templates.get(run.labels, || details.call_method0("run_template")?.extract())?;
-        let mut ids = Sha256::new_with_prefix(&self.format.run_id_prefix);
-        ids.update((run_id.len() as u64).to_be_bytes());
-        ids.update(run_id);
-        let ids: [u8; 32] = ids.finalize().into();
-        let (trace_id, root_id, seed) = (&ids[..16], part(&ids, 16), u64::from_be_bytes(part(&ids, 24)));
-        let is_common = template.is_common && 0 < start && start < end && trace_id != [0; 16] && root_id != [0; 8];
-        if !is_common {
-            return Ok(None);
-        }
-
+        let template = self.run_templates.get(object.labels, || details.call_method0("run_template")?.extract())?;
+        let Some(mut run) = self.identify(&object, template) else { return Ok(None) };
+        run.attributes = attributes;
         let mut step_attributes = Vec::with_capacity(text.len());
-        let Some(mut steps) = self.read_steps(text, position, root_id, &mut step_attributes, details)? else {
+        let Some(mut steps) = self.read_steps(text, position, run.root_id, &mut step_attributes, details)? else {
             return Ok(None);
         };
-        set_positions(&mut steps, start, end);
-        assign_ids(&mut steps, seed ^ template.salt ^ start);
-        if steps.is_empty() || has_duplicates(&steps) {
+        set_positions(&mut steps, run.start, run.end);
+        assign_ids(&mut steps, run.seed);
+        if has_duplicates(&steps) {
             return Ok(None);
         }
 
+        let mut manifest = Vec::with_capacity(16 * steps.len());
+        let (mut spans, mut span) = (Vec::with_capacity(2 * text.len()), Vec::with_capacity(2048));
+        for step in &steps {
+            let Some(parts) = self.step_parts(&mut run, step, details)? else { return Ok(None) };
+            run.put_start(&mut span, step.span_id, Some(step.parent_id), (parts.start, parts.end), &step.template);
+            let id_text = manifest.len();
+            put_hex(&mut manifest, &step.span_id);
+            put_string(&mut span, &self.format.task_run_key, &manifest[id_text..]);
+            span.extend_from_slice(&step_attributes[step.attributes.clone()]);
+            span.extend_from_slice(&parts.attributes);
+            span.extend_from_slice(parts.rest.as_deref().unwrap_or(&self.format.plain_end));
+            put_delimited(&mut spans, &span);
+        }
+        if manifest.len() > self.format.max_attribute_bytes {
+            return Ok(None);
+        }
+        let py = details.py();
+        let step_spans = (&self.format.step_scope, PyBytes::new(py, &spans), steps.len());
+
+        run.put_start(&mut span, run.root_id, None, (run.start, run.end), &run.template);
+        put_hex_string(&mut span, &self.format.digest_key, &Sha256::digest(text));
+        put_hex_string(&mut span, &self.format.summary_digest_key, &self.summary_digest(run.start, summary)[..16]);
+        span.extend_from_slice(&self.format.tenant);
+        put_integer(&mut span, &self.format.step_count_key, steps.len() as u64);
+        put_string(&mut span, &self.format.manifest_key, &manifest);
+        span.extend_from_slice(&run.attributes);
+        if run.has_details {
+            let found = details.call_method1("run_parts", (&run.template.source, run.end))?;
+            let (attributes, rest): (PyBackedBytes, PyBackedBytes) = found.extract()?;
+            span.extend_from_slice(&attributes);
+            span.extend_from_slice(&rest);
+        } else {
+            span.extend_from_slice(&self.format.plain_end);
+        }
+        spans.clear();
+        put_delimited(&mut spans, &span);
+        let run_span = (&self.format.run_scope, PyBytes::new(py, &spans), 1);
+        Ok(Some((step_spans, run_span).into_pyobject(py)?))
+    }
+}
+
+impl SpanWriter {
+    /// Return what the spans of a run share; None if it does not have the common form.
+    fn identify(&self, object: &Object, template: Arc<Template>) -> Option<Run> {
+        let (Time::Canonical(start), Time::Canonical(end)) = (object.start, object.end) else { return None };
+        let run_id = plain_string(object.id)?;
+        let mut digest = Sha256::new_with_prefix(&self.format.run_id_prefix);
+        digest.update((run_id.len() as u64).to_be_bytes());
+        digest.update(run_id);
+        let ids: [[u8; 8]; 4] = std::array::from_fn({
+            let digest = digest.finalize();
+            move |part| std::array::from_fn(|index| digest[8 * part + index])
+        });
         let mut shared = Vec::with_capacity(256);
         for key in &self.format.run_id_keys {
             put_string(&mut shared, key, run_id);
         }
         shared.extend_from_slice(&template.identity);
-        let spans = PyList::empty(details.py());
-        let mut manifest = Vec::with_capacity(16 * steps.len());
-        let mut span = Vec::with_capacity(2048);
-        let mut has_parts = template.is_special;
-        for (index, step) in steps.iter().enumerate() {
-            let position = step.position.unwrap_or(start);
-            let is_special = step.template.is_special || (step.template.has_usage && step.position.is_some());
-            let parts = match (step.start, step.end) {
-                (Time::Canonical(start), Time::Canonical(end)) if start < end && !is_special => {
-                    let mut parts = Parts { start, end, attributes: None, rest: None };
-                    if step.template.has_usage {
-                        has_parts = true;
-                        parts.attributes = Some(details.call_method1("usage_attributes", (index,))?.extract()?);
-                    }
-                    parts
-                }
-                (Time::Absent, Time::Absent) if !is_special => {
-                    Parts { start: position, end: position + 1, attributes: None, rest: None }
-                }
-                _ => {
-                    has_parts = true;
-                    let arguments = (index, &step.template.source, position);
-                    let Some(parts) = details.call_method1("step_parts", arguments)?.extract()? else {
-                        return Ok(None);
-                    };
-                    parts
-                }
-            };
-            let times = (parts.start, parts.end);
-            put_start(&mut span, trace_id, step.span_id, Some(step.parent_id), times, &step.template, &shared);
-            let id_text = manifest.len();
-            put_hex(&mut manifest, &step.span_id);
-            put_string(&mut span, &self.format.task_run_key, &manifest[id_text..]);
-            span.extend_from_slice(&step_attributes[step.attributes.clone()]);
-            match &parts.attributes {
-                Some(attributes) => span.extend_from_slice(attributes),
-                None if step.start == Time::Absent => span.extend_from_slice(&self.format.absent_times),
-                None => (),
-            }
-            span.extend_from_slice(parts.rest.as_deref().unwrap_or(&self.format.plain_end));
-            spans.append((&self.format.step_scope, delimited(details.py(), &span)?))?;
-        }
+        let run = Run {
+            trace_id: [ids[0], ids[1]],
+            root_id: ids[2],
+            seed: u64::from_be_bytes(ids[3]) ^ template.salt ^ start,
+            start,
+            end,
+            shared,
+            has_details: template.is_special,
+            template,
+            attributes: Vec::new(),
+        };
+        let has_ids = run.trace_id != [[0; 8]; 2] && run.root_id != [0; 8];
+        (run.template.is_common && has_ids && 0 < start && start < end).then_some(run)
+    }
 
-        if manifest.len() > self.format.max_attribute_bytes {
-            return Ok(None);
-        }
-        put_start(&mut span, trace_id, root_id, None, (start, end), &template, &shared);
-        put_hex_string(&mut span, &self.format.digest_key, &Sha256::digest(text));
+    fn summary_digest(&self, start: u64, mut summary: Vec<u8>) -> [u8; 32] {
         if summary.last() == Some(&b',') {
             summary.pop();
         }
@@ -249,25 +301,37 @@ impl SpanWriter {
         digest.update(self.format.revision.to_be_bytes());
         digest.update(start.to_be_bytes());
         digest.update(&summary);
-        put_hex_string(&mut span, &self.format.summary_digest_key, &digest.finalize()[..16]);
-        span.extend_from_slice(&self.format.tenant);
-        put_integer(&mut span, &self.format.step_count_key, steps.len() as u64);
-        put_string(&mut span, &self.format.manifest_key, &manifest);
-        span.extend_from_slice(&run_attributes);
-        if has_parts {
-            let found = details.call_method1("run_parts", (&template.source, end))?;
-            let (attributes, end): (PyBackedBytes, PyBackedBytes) = found.extract()?;
-            span.extend_from_slice(&attributes);
-            span.extend_from_slice(&end);
-        } else {
-            span.extend_from_slice(&self.format.plain_end);
-        }
-        spans.append((&self.format.run_scope, delimited(details.py(), &span)?))?;
-        Ok(Some(spans))
+        digest.finalize().into()
     }
-}
 
-impl SpanWriter {
+    /// Return the parts of a step span that its template and members do not determine; None if they need events.
+    fn step_parts(&self, run: &mut Run, step: &Step, details: &Bound<'_, PyAny>) -> PyResult<Option<Parts>> {
+        let Template { is_special, has_usage, .. } = *step.template;
+        let common = |start, end, attributes| Ok(Some(Parts { start, end, attributes, rest: None }));
+        let position = step.position.unwrap_or(run.start);
+        match (step.start, step.end) {
+            (Time::Canonical(start), Time::Canonical(end)) if start < end && has_usage => {
+                run.has_details = true;
+                common(start, end, details.call_method1("usage_attributes", (step.text,))?.extract()?)
+            }
+            (Time::Canonical(start), Time::Canonical(end)) if start < end && !is_special => {
+                common(start, end, Vec::new())
+            }
+            (Time::Canonical(start), Time::Canonical(end)) if start == end && !is_special && !has_usage => {
+                let mut attributes = Vec::with_capacity(64);
+                put_string(&mut attributes, &self.format.end_key, step.end_text);
+                common(start, end + 1, attributes)
+            }
+            (Time::Absent, Time::Absent) if !is_special && !has_usage => {
+                common(position, position + 1, self.format.absent_times.clone())
+            }
+            _ => {
+                run.has_details = true;
+                details.call_method1("step_parts", (step.text, &step.template.source, position))?.extract()
+            }
+        }
+    }
+
     /// Return the steps of the array at a position; None if one of them, or what follows, does not have the common form.
     fn read_steps<'a>(
         &self,
@@ -286,8 +350,7 @@ impl SpanWriter {
             let Some(object) = self.step_members.read(text, &mut position, attributes, &mut Vec::new()) else {
                 return Ok(None);
             };
-            let index = steps.len();
-            let create = || details.call_method1("step_template", (index,))?.extract();
+            let create = || details.call_method1("step_template", (&text[start..position],))?.extract();
             let template = self.step_templates.get(object.labels, create)?;
             if !template.is_common {
                 return Ok(None);
@@ -298,6 +361,7 @@ impl SpanWriter {
                 template,
                 start: object.start,
                 end: object.end,
+                end_text: object.end_text,
                 attributes: first..attributes.len(),
                 position: None,
                 span_id: [0; 8],
@@ -334,49 +398,15 @@ fn has_duplicates(steps: &[Step]) -> bool {
     ids.first() == Some(&[0; 8]) || ids.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-fn part(digest: &[u8; 32], start: usize) -> SpanId {
-    std::array::from_fn(|index| digest[start + index])
-}
-
-/// Replace a buffer by all of a span before its own attributes.
-fn put_start(
-    span: &mut Vec<u8>,
-    trace_id: &[u8],
-    span_id: SpanId,
-    parent_id: Option<SpanId>,
-    (start, end): (u64, u64),
-    template: &Template,
-    shared: &[u8],
-) {
-    span.clear();
-    span.extend_from_slice(&TRACE_ID);
-    span.extend_from_slice(trace_id);
-    span.extend_from_slice(&SPAN_ID);
-    span.extend_from_slice(&span_id);
-    if let Some(parent_id) = parent_id {
-        span.extend_from_slice(&PARENT_ID);
-        span.extend_from_slice(&parent_id);
-    }
-    put_times(span, start, end);
-    span.extend_from_slice(&template.wire);
-    span.extend_from_slice(shared);
-}
-
 fn put_hex_string(span: &mut Vec<u8>, key: &[u8], bytes: &[u8]) {
     let mut text = Vec::with_capacity(2 * bytes.len());
     put_hex(&mut text, bytes);
     put_string(span, key, &text);
 }
 
-/// Return a span with tag and length, as an element of `ScopeSpans.spans`.
-fn delimited<'py>(py: Python<'py>, content: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-    let mut head = Vec::with_capacity(11);
-    head.push(SPANS);
-    put_varint(&mut head, content.len() as u64);
-    PyBytes::new_with(py, head.len() + content.len(), |span| {
-        let (start, rest) = span.split_at_mut(head.len());
-        start.copy_from_slice(&head);
-        rest.copy_from_slice(content);
-        Ok(())
-    })
+/// Append a span with tag and length, as an element of `ScopeSpans.spans`.
+fn put_delimited(out: &mut Vec<u8>, span: &[u8]) {
+    out.push(SPANS);
+    put_varint(out, span.len() as u64);
+    out.extend_from_slice(span);
 }

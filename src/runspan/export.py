@@ -36,7 +36,7 @@ class ObservedRun(NamedTuple):
         """Return the spans, with the digests of those other than the revision span."""
         spans = encode(self.run, tenant=tenant, observed_at=self.observed_at, after_root=self.after_root)
         parts = [scoped_bytes(span) for span in spans]
-        digests = tuple([digest_of(data) for _, data in parts[:-1]])
+        digests = tuple([digest_of(data) for _, data, _ in parts[:-1]])
         return RunSpans.of(self.run.id, parts, self.run.text, digests)
 
     def without_acked(self, spans: SpanAcks, key: bytes, tenant: str, now: int) -> Run | RunSpans:
@@ -161,7 +161,7 @@ def batches(
             yield Batch(resource, tuple(runs))
             runs, spans, size = [], 0, 0
         runs.append(run)
-        spans += len(run.spans)
+        spans += run.span_count
         size += run.size
         if spans >= target_spans:
             yield Batch(resource, tuple(runs))

@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 
 from runspan import Run, encode
 from runspan.otlp import bulk_writer
-from runspan.otlp.bulk_writer import write_run
-from runspan.otlp.protobuf_writer import ScopedBytes, scoped_bytes
+from runspan.otlp.protobuf_writer import ScopedBytes, scoped_bytes, single_spans
 from runspan.testing import generate
 from support.corpus import cases, runs
 from support.servers.finding import missing
 
 CASES = cases()
 TENANTS = ["", "acme"]
+
+
+def write_run(run: Run, tenant: str = "", observed_at: int | None = None) -> list[ScopedBytes]:
+    return single_spans(bulk_writer.write_run(run, tenant=tenant, observed_at=observed_at))
 
 
 def reference(run: Run, tenant: str = "", observed_at: int | None = None) -> list[ScopedBytes]:
@@ -29,7 +32,7 @@ def written_natively(run: Run) -> bool:
     """Whether the native writer writes the run itself."""
     if not bulk_writer.COMPILED:
         missing("compiled", "the package was built without its native part")
-    return bulk_writer._writer("").write(run.text, bulk_writer._Details(run.envelope, "")) is not None
+    return bulk_writer._writer("").write(run.text, bulk_writer._Details(run, "")) is not None
 
 
 @pytest.mark.parametrize("tenant", TENANTS)
@@ -237,4 +240,4 @@ def test_texts_that_are_not_canonical(data: st.DataObject) -> None:
             st.binary(max_size=4) | st.sampled_from([b'"', b"\\", b"{", b"}", b"]", b"99999999"])
         )
     with suppress(IndexError, KeyError, TypeError):
-        bulk_writer._writer("").write(bytes(text), bulk_writer._Details(run.envelope, ""))
+        bulk_writer._writer("").write(bytes(text), bulk_writer._Details(run, ""))

@@ -237,7 +237,7 @@ def run_of(run_id: str, spans: int = 3, padding: int = 0) -> RunSpans:
         content = ExportTraceServiceRequest()
         content.resource_spans.add().scope_spans.add().spans.append(span)
         parts.append(_field(content.resource_spans[0].scope_spans[0].SerializeToString()))
-    return RunSpans.of(run_id, [(SCOPE_STEP, part) for part in parts])
+    return RunSpans.of(run_id, [(SCOPE_STEP, part, 1) for part in parts])
 
 
 def _field(scope_spans: bytes) -> bytes:

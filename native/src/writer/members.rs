@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::timestamps::canonical_ns;
 use super::wire::{put_integer, put_string};
+use crate::json::end_of_value;
 
 /// Digits of an integer that fits 64 bits whatever they are.
 const MAX_DIGITS: usize = 18;
@@ -48,6 +49,7 @@ pub struct Object<'a> {
     pub labels: &'a [u8],
     pub start: Time,
     pub end: Time,
+    pub end_text: &'a [u8],
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -118,7 +120,7 @@ impl Members {
                 Kind::Id => (),
                 Kind::Label => labels = if labels.is_empty() { name..end } else { labels.start..end },
                 Kind::Start => object.start = time(value)?,
-                Kind::End => object.end = time(value)?,
+                Kind::End => (object.end, object.end_text) = (time(value)?, value),
                 Kind::Integer => put_integer(attributes, &member.key, integer(value)?),
                 Kind::Payload if value.len() <= self.max_attribute_bytes => put_string(attributes, &member.key, value),
                 Kind::Text => {
@@ -170,46 +172,4 @@ fn integer(value: &[u8]) -> Option<u64> {
         return None;
     }
     value.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0')))
-}
-
-/// Return the end of the value at a position.
-fn end_of_value(text: &[u8], start: usize) -> Option<usize> {
-    let mut position = start;
-    let mut depth = 0usize;
-    loop {
-        match text.get(position)? {
-            b'"' => position = end_of_string(text, position)?,
-            b'{' | b'[' => {
-                depth += 1;
-                position += 1;
-            }
-            b'}' | b']' if depth > 0 => {
-                depth -= 1;
-                position += 1;
-            }
-            b',' | b':' if depth > 0 => {
-                position += 1;
-                continue;
-            }
-            b',' | b'}' | b']' => return Some(position),
-            _ => {
-                position += 1;
-                continue;
-            }
-        }
-        if depth == 0 {
-            return Some(position);
-        }
-    }
-}
-
-fn end_of_string(text: &[u8], start: usize) -> Option<usize> {
-    let mut position = start + 1;
-    loop {
-        position += memchr::memchr2(b'"', b'\\', text.get(position..)?)?;
-        if text[position] == b'"' {
-            return Some(position + 1);
-        }
-        position += 2;
-    }
 }

@@ -238,7 +238,7 @@ class ExportStats:
             self._add("rejected", runs)
             self._keep(runs)
             for run in runs[: MAX_NAMED - len(self._rejections)]:
-                self._rejections.append(Rejection(run.run_id, reason, len(run.spans)))
+                self._rejections.append(Rejection(run.run_id, reason, run.span_count))
             self._on_settled(runs, RunStatus.REJECTED, reason)
             return self._counts["runs_rejected"]
 
@@ -282,7 +282,7 @@ class ExportStats:
 
     def _add(self, status: str, runs: tuple[RunSpans, ...]) -> None:
         self._counts[f"runs_{status}"] += len(runs)
-        self._counts[f"spans_{status}"] += sum([len(run.spans) for run in runs])
+        self._counts[f"spans_{status}"] += sum([run.span_count for run in runs])
 
     def _keep(self, runs: tuple[RunSpans, ...]) -> None:
         if self.dead_letters is not None:

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from runspan.http.retry import MAX_RETRY_AFTER, describe_delay
-from runspan.otlp.protobuf_writer import Resource, ScopedBytes, request_bytes
+from runspan.otlp.protobuf_writer import Resource, ScopedBytes, request_bytes, single_spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,9 @@ class RunSpans(NamedTuple):
     spans: Sequence[ScopedBytes]
     """The revision span last."""
 
+    span_count: int
+    """How many spans these are."""
+
     size: int
     """Bytes of all spans."""
 
@@ -106,14 +109,18 @@ class RunSpans(NamedTuple):
     """The run document, for dead letters; else empty."""
 
     step_digests: Sequence[bytes] = ()
-    """The digests of these spans but the revision span, for callers that record which of them were acknowledged."""
+    """The digests of these single spans but the revision span, for callers that record which were acknowledged."""
 
     @classmethod
     def of(
         cls, run_id: str, spans: Sequence[ScopedBytes], text: bytes = b"", step_digests: Sequence[bytes] = ()
     ) -> RunSpans:
-        """Return the spans of a run with their size."""
-        return cls(run_id, spans, sum([len(data) for _, data in spans]), text, step_digests)
+        """Return the spans of a run with their number and size."""
+        count = size = 0
+        for _, data, number in spans:
+            count += number
+            size += len(data)
+        return cls(run_id, spans, count, size, text, step_digests)
 
     def without(self, acked: Container[bytes]) -> RunSpans:
         """Return the same run without the step spans whose digests are acknowledged."""
@@ -137,7 +144,7 @@ class Batch:
 
     @property
     def spans(self) -> int:
-        return sum(len(run.spans) for run in self.runs)
+        return sum([run.span_count for run in self.runs])
 
     def body(self) -> bytes:
         """Return all runs in one serialized request."""
@@ -169,8 +176,9 @@ class Batch:
             middle = len(self.runs) // 2
             return replace(self, runs=self.runs[:middle]), replace(self, runs=self.runs[middle:])
         run = self.runs[0]
-        middle = len(run.spans) // 2
-        first, second = run.spans[:middle], run.spans[middle:]
+        spans = single_spans(run.spans)
+        middle = len(spans) // 2
+        first, second = spans[:middle], spans[middle:]
         return (
             replace(self, runs=(RunSpans.of(run.run_id, first),)),
             replace(self, runs=(RunSpans.of(run.run_id, second),)),

@@ -11,6 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from runspan.codec import fields
 from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
@@ -39,14 +41,14 @@ COMPILED: Final = SpanWriter is not None
 
 
 def write_run(run: Run, *, tenant: str = "", observed_at: int | None = None) -> list[ScopedBytes]:
-    """Return the spans of a run as ``scoped_bytes`` writes them: steps first, the revision span last.
+    """Return the spans of a run: steps first, the revision span last.
 
     For ``tenant`` and ``observed_at`` see ``encode``.
     """
-    if COMPILED and run.plain and run.finished and run.envelope.steps:
-        spans = _writer(tenant).write(run.text, _Details(run.envelope, tenant))
+    if COMPILED and run.plain:
+        spans = _writer(tenant).write(run.text, _Details(run, tenant))
         if spans is not None:
-            return spans
+            return [*spans]
     return [scoped_bytes(span) for span in encode(run, tenant=tenant, observed_at=observed_at)]
 
 
@@ -67,6 +69,7 @@ def _writer(tenant: str) -> SpanWriter:
         "summary_digest_key": fields.SUMMARY_DIGEST.encode(),
         "step_count_key": fields.STEP_COUNT.encode(),
         "manifest_key": fields.MANIFEST.encode(),
+        "end_key": (fields.STEP_TABLE.end.key + fields.NON_CANONICAL).encode(),
         "absent_times": _ABSENT_TIMES,
         "plain_end": PLAIN_END,
         "revision": fields.ROOT_REVISION,
@@ -122,27 +125,29 @@ def _model_bytes(model: str) -> bytes:
     return attributes_bytes(own)
 
 
+_parse_step: Final = msgspec.json.Decoder(Step).decode
+
+
 class _Details:
-    """What the writer asks about one run. Methods are called in the order of the steps."""
+    """What the writer asks about one run and its steps, in their order. A step is given by its canonical text."""
 
-    __slots__ = ("_steps", "_usages", "envelope", "tenant")
+    __slots__ = ("_run", "_tenant", "_usages")
 
-    def __init__(self, envelope: Envelope, tenant: str) -> None:
-        self.envelope = envelope
-        self.tenant = tenant
-        self._steps: list[Step] = envelope.steps  # type: ignore[assignment]
+    def __init__(self, run: Run, tenant: str) -> None:
+        self._run = run
+        self._tenant = tenant
         self._usages: list[Usage] = []
 
     def run_template(self) -> _Template:
-        return _template(ROOT_TEMPLATES[fields.RUN_TABLE.get_labels(self.envelope)], True)
+        return _template(ROOT_TEMPLATES[fields.RUN_TABLE.get_labels(self._run.envelope)], self._run.finished)
 
-    def step_template(self, index: int) -> _Template:
-        template = STEP_TEMPLATES[fields.STEP_TABLE.get_labels(self._steps[index])]
+    def step_template(self, text: bytes) -> _Template:
+        template = STEP_TEMPLATES[fields.STEP_TABLE.get_labels(_parse_step(text))]
         return _template(template, template.finished)
 
-    def usage_attributes(self, index: int) -> bytes:
+    def usage_attributes(self, text: bytes) -> bytes:
         """Return the attributes of an agent step's token usage."""
-        usage = read_usage(self._steps[index].output)
+        usage = read_usage(_parse_step(text).output)
         if usage is None:
             return b""
         self._usages.append(usage)
@@ -150,10 +155,10 @@ class _Details:
         add_counts(counts, usage)
         return _model_bytes(usage.model) + attributes_bytes(counts)
 
-    def step_parts(self, index: int, template: SpanTemplate, position: int) -> _Parts | None:
+    def step_parts(self, text: bytes, template: SpanTemplate, position: int) -> _Parts | None:
         """Return what an unusual step span has beside the attributes of its members; None for texts in events."""
-        builder = StepPartsBuilder(self.tenant, usages=self._usages)
-        content, start, end, status, links = builder.build(self._steps[index], template, position)
+        builder = StepPartsBuilder(self._tenant, usages=self._usages)
+        content, start, end, status, links = builder.build(_parse_step(text), template, position)
         if content.texts:
             return None
         rest = end_bytes(status.events, links, status.code, status.message)
@@ -163,5 +168,7 @@ class _Details:
         """Return the attributes of the run span beside the members', and what follows them."""
         own: Pairs = []
         add_totals(own, self._usages)
-        status = set_error_status(own, self.envelope.error, template, end, True)
+        if template.error_type is None:
+            return attributes_bytes(own), PLAIN_END
+        status = set_error_status(own, self._run.envelope.error, template, end, True)
         return attributes_bytes(own), end_bytes(status.events, (), status.code, status.message)

@@ -215,20 +215,38 @@ class Resource:
         return {"service.name": self.service_name, **self.attributes}
 
 
-ScopedBytes = tuple[str, bytes]
-"""The name of a span's instrumentation scope, and the span as ``span_bytes`` writes it."""
+ScopedBytes = tuple[str, bytes, int]
+"""The name of an instrumentation scope, spans of it one after another as ``span_bytes`` writes them, and how many."""
 
 
 def scoped_bytes(span: Span) -> ScopedBytes:
     """Return a span as ``request_bytes`` takes it."""
-    return span.scope, span_bytes(span)
+    return span.scope, span_bytes(span), 1
+
+
+def single_spans(spans: Iterable[ScopedBytes]) -> list[ScopedBytes]:
+    """Return the same spans one by one."""
+    single: list[ScopedBytes] = []
+    for scope, data, count in spans:
+        start = 0
+        for _ in range(count):
+            length = shift = 0
+            content = start + len(SPANS)
+            while data[content] > 127:
+                length |= (data[content] & 127) << shift
+                shift += 7
+                content += 1
+            end = content + 1 + (length | data[content] << shift)
+            single.append((scope, data[start:end], 1))
+            start = end
+    return single
 
 
 def request_bytes(resource: Resource, spans: Iterable[ScopedBytes]) -> bytes:
     """Return an ``ExportTraceServiceRequest`` of one resource, with the spans of each scope together."""
     scopes: dict[str, list[bytes]] = {}
-    for scope, span in spans:
-        scopes.setdefault(scope, []).append(span)
+    for scope, data, _ in spans:
+        scopes.setdefault(scope, []).append(data)
     # One join, because a body is large enough for each further copy to be noticeable.
     attributes = [attribute_bytes(key, value, _IN_RESOURCE) for key, value in resource.pairs().items()]
     parts = [_delimited(b"\x0a", b"".join(attributes))]

@@ -1,0 +1,49 @@
+//! Where values end in JSON text.
+
+/// Arrays and objects inside of each other, fewer than Python's parser reads.
+const MAX_DEPTH: usize = 128;
+
+/// Return the end of the value at a position, if it is valid JSON; None where it is nested deeper than `MAX_DEPTH`.
+pub fn end_of_value(text: &[u8], start: usize) -> Option<usize> {
+    let mut position = start;
+    let mut depth = 0usize;
+    loop {
+        match text.get(position)? {
+            b'"' => position = end_of_string(text, position)?,
+            b'{' | b'[' => {
+                depth += 1;
+                position += 1;
+                if depth > MAX_DEPTH {
+                    return None;
+                }
+            }
+            b'}' | b']' if depth > 0 => {
+                depth -= 1;
+                position += 1;
+            }
+            b',' | b':' if depth > 0 => {
+                position += 1;
+                continue;
+            }
+            b',' | b'}' | b']' => return Some(position),
+            _ => {
+                position += 1;
+                continue;
+            }
+        }
+        if depth == 0 {
+            return Some(position);
+        }
+    }
+}
+
+fn end_of_string(text: &[u8], start: usize) -> Option<usize> {
+    let mut position = start + 1;
+    loop {
+        position += memchr::memchr2(b'"', b'\\', text.get(position..)?)?;
+        if text[position] == b'"' {
+            return Some(position + 1);
+        }
+        position += 2;
+    }
+}
