@@ -4,7 +4,9 @@ use pyo3::prelude::*;
 
 mod document;
 mod json;
+mod placement;
 mod reader;
+mod timestamps;
 mod writer;
 
 #[pymodule]

@@ -5,10 +5,8 @@
 
 mod format;
 mod json;
-mod placement;
 mod run;
 mod span;
-mod times;
 mod wire;
 
 use std::collections::HashMap;

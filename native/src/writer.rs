@@ -5,8 +5,6 @@
 //! to Python as a whole. See `runspan.otlp.bulk_writer`.
 
 mod members;
-mod placement;
-mod timestamps;
 mod wire;
 
 use std::collections::HashMap;
@@ -19,8 +17,8 @@ use pyo3::types::{PyBytes, PyString, PyTuple};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::placement::{Place, enclosing_loops, positions};
 use members::{Members, Object, Row, Time, expect, plain_string};
-use placement::{enclosing_loops, set_positions};
 use wire::{PARENT_ID, SPAN_ID, SPANS, TRACE_ID, put_hex, put_integer, put_string, put_times, put_varint};
 
 /// Templates that are kept of each kind, and the longest text of labels that is kept.
@@ -169,6 +167,12 @@ struct Step<'a> {
     parent_id: SpanId,
 }
 
+impl<'a> Step<'a> {
+    fn place(&self) -> Place<'a> {
+        Place { id: self.id, is_loop: self.template.is_loop, start: self.start.known(), end: self.end.known() }
+    }
+}
+
 /// Writes the spans of one tenant's runs. It keeps the templates that it has seen; threads may share it.
 #[pyclass(frozen)]
 pub struct SpanWriter {
@@ -213,8 +217,7 @@ impl SpanWriter {
         let Some(mut steps) = self.read_steps(text, position, run.root_id, &mut step_attributes, details)? else {
             return Ok(None);
         };
-        set_positions(&mut steps, run.start, run.end);
-        assign_ids(&mut steps, run.seed);
+        place(&mut steps, &run);
         if has_duplicates(&steps) {
             return Ok(None);
         }
@@ -374,16 +377,21 @@ impl SpanWriter {
     }
 }
 
-/// Assign the span ids as `model.span.step_digest` does, and the parents of the rounds of loops.
-fn assign_ids(steps: &mut [Step], seed: u64) {
-    for step in &mut *steps {
-        step.span_id = step_id(step, seed);
+/// Set where steps without times lie, span ids as `model.span.step_digest` returns them, and the parents of the rounds of
+/// loops.
+fn place(steps: &mut [Step], run: &Run) {
+    let places: Vec<_> = steps.iter().map(Step::place).collect();
+    let positions = positions(&places, run.start, Some(run.end));
+    let loops = enclosing_loops(&places, &positions);
+    for (step, position) in steps.iter_mut().zip(positions) {
+        step.position = position;
+        step.span_id = step_id(step, run.seed);
     }
-    for (round, around) in enclosing_loops(steps) {
-        let parent_id = steps[around].span_id;
+    for (round, outer) in loops {
+        let parent_id = steps[outer].span_id;
         let step = &mut steps[round];
         step.parent_id = parent_id;
-        step.span_id = step_id(step, seed ^ u64::from_be_bytes(parent_id));
+        step.span_id = step_id(step, run.seed ^ u64::from_be_bytes(parent_id));
     }
 }
 

@@ -9,10 +9,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::format::Format;
 use super::json;
-use super::placement::{Place, enclosing_loops, positions};
 use super::span::{Span, SpanId};
-use super::times::Time;
 use super::wire::{Found, Unusual, array};
+use crate::placement::{Place, enclosing_loops, positions};
+use crate::timestamps::Time;
 
 pub type TraceId = [u8; 16];
 
@@ -112,7 +112,7 @@ impl Format {
             are_ended &= self.rules.terminal_step_statuses.iter().any(|found| Some(found.as_str()) == status);
             are_clear &= start != Time::Other && end != Time::Other;
             places.push(Place {
-                id: step.value(self.step.id).unwrap_or_default(),
+                id: step.value(self.step.id).unwrap_or_default().as_bytes(),
                 is_loop: step.value(self.step.kind) == Some(&self.rules.loop_type),
                 start: start.known(),
                 end: end.known(),
@@ -185,16 +185,12 @@ fn content_ids(
     end: Option<u64>,
 ) -> Option<Vec<SpanId>> {
     let positions = positions(places, start, end);
-    let has_loops = places.iter().any(|place| place.is_loop);
-    let loops = if has_loops { enclosing_loops(places, &positions) } else { vec![None; places.len()] };
-    let ids = parts.iter().zip(positions).zip(loops).map(|((part, position), outer)| {
-        let mut seed = seed ^ position.unwrap_or(0);
-        if let Some(outer) = outer {
-            seed ^= u64::from_be_bytes(*given.get(outer)?);
-        }
-        Some(xxh3_64_with_seed(text.get(part.clone())?, seed).to_be_bytes())
-    });
-    ids.collect()
+    let mut seeds: Vec<u64> = positions.iter().map(|position| seed ^ position.unwrap_or(0)).collect();
+    for (round, outer) in enclosing_loops(places, &positions) {
+        *seeds.get_mut(round)? ^= u64::from_be_bytes(*given.get(outer)?);
+    }
+    let ids = parts.iter().zip(seeds);
+    ids.map(|(part, seed)| Some(xxh3_64_with_seed(text.get(part.clone())?, seed).to_be_bytes())).collect()
 }
 
 /// The span ids of a manifest without open steps.

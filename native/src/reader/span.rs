@@ -2,8 +2,8 @@
 
 use super::format::{Format, Kind, Meaning, Table};
 use super::json;
-use super::times::{self, Time, canonical_text};
 use super::wire::{self, Content, Fields, Found, Unusual, Value, array, attribute, once, text};
+use crate::timestamps::{self, Time, canonical_text};
 
 pub type SpanId = [u8; 8];
 
@@ -143,7 +143,8 @@ impl Format {
             }
             Some(text) if text == self.names.absent => Ok(Time::Absent),
             Some(text) => {
-                let time = if text == "null" { Time::Absent } else { times::parse(json::plain_string(text)?, latest) };
+                let time =
+                    if text == "null" { Time::Absent } else { timestamps::parse(json::plain_string(text)?, latest) };
                 out.extend_from_slice(text.as_bytes());
                 Ok(time)
             }

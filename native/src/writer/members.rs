@@ -3,9 +3,9 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::timestamps::canonical_ns;
 use super::wire::{put_integer, put_string};
 use crate::json::end_of_value;
+use crate::timestamps::{self, LAST_DAY};
 
 /// Digits of an integer that fits 64 bits whatever they are.
 const MAX_DIGITS: usize = 18;
@@ -62,8 +62,8 @@ pub enum Time {
 }
 
 impl Time {
-    pub fn or(self, other: u64) -> u64 {
-        if let Time::Canonical(ns) = self { ns } else { other }
+    pub fn known(self) -> Option<u64> {
+        if let Time::Canonical(ns) = self { Some(ns) } else { None }
     }
 }
 
@@ -157,7 +157,11 @@ pub fn expect(text: &[u8], position: &mut usize, byte: u8) -> Option<()> {
 }
 
 fn time(value: &[u8]) -> Option<Time> {
-    if value == b"null" { Some(Time::Null) } else { plain_string(value).and_then(canonical_ns).map(Time::Canonical) }
+    if value == b"null" {
+        return Some(Time::Null);
+    }
+    let text = std::str::from_utf8(plain_string(value)?).ok()?;
+    timestamps::parse(text, LAST_DAY - 1).known().map(Time::Canonical)
 }
 
 /// Return the content of a string without escapes.

@@ -6,7 +6,7 @@ const MAX_DEPTH: usize = 64;
 
 /// What is known of a step.
 pub struct Place<'a> {
-    pub id: &'a str,
+    pub id: &'a [u8],
     pub is_loop: bool,
     /// Start and end in nanoseconds since 1970.
     pub start: Option<u64>,
@@ -26,9 +26,12 @@ pub fn positions(steps: &[Place<'_>], first: u64, last: Option<u64>) -> Vec<Opti
     steps.iter().map(position).collect()
 }
 
-/// The index of the innermost loop around each step that is a round.
-pub fn enclosing_loops(steps: &[Place<'_>], positions: &[Option<u64>]) -> Vec<Option<usize>> {
-    let mut counts: HashMap<&str, usize> = HashMap::new();
+/// The innermost loop around each step that is a round, both by index: outer rounds before those inside of them.
+pub fn enclosing_loops(steps: &[Place<'_>], positions: &[Option<u64>]) -> Vec<(usize, usize)> {
+    if !steps.iter().any(|step| step.is_loop) {
+        return Vec::new();
+    }
+    let mut counts: HashMap<&[u8], usize> = HashMap::new();
     for step in steps {
         *counts.entry(step.id).or_default() += 1;
     }
@@ -43,18 +46,16 @@ pub fn enclosing_loops(steps: &[Place<'_>], positions: &[Option<u64>]) -> Vec<Op
         })
         .collect();
     order.sort_unstable();
-    let mut found = vec![None; steps.len()];
+    let mut found = Vec::new();
     let mut loops: Vec<(u64, usize)> = Vec::new();
     for (start, std::cmp::Reverse(end), index) in order {
         while loops.last().is_some_and(|&(loop_end, _)| loop_end < start) {
             loops.pop();
         }
-        let (Some(step), Some(place)) = (steps.get(index), found.get_mut(index)) else {
-            continue;
-        };
+        let Some(step) = steps.get(index) else { continue };
         if counts.get(step.id).is_some_and(|&count| count > 1) {
             let inner = loops.iter().rev().take(MAX_DEPTH);
-            *place = inner.filter(|&&(loop_end, _)| loop_end >= end).map(|&(_, index)| index).next();
+            found.extend(inner.filter(|&&(loop_end, _)| loop_end >= end).map(|&(_, outer)| (index, outer)).next());
         }
         if step.is_loop && step.start.is_some() {
             loops.push((end, index));

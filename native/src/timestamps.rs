@@ -3,6 +3,8 @@
 const SECOND: u64 = 1_000_000_000;
 const MILLISECOND: u64 = 1_000_000;
 const DAY: u64 = 86_400 * SECOND;
+/// The day of the latest start of a span, which a span cannot hold to its end.
+pub const LAST_DAY: u64 = i64::MAX as u64 / DAY * DAY;
 const FORM: [u8; 24] = *b"0000-00-00T00:00:00.000Z";
 
 /// A time of a document.
