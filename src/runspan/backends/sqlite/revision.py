@@ -98,7 +98,7 @@ class RecentRevisions:
     def __init__(self) -> None:
         self._lock = Lock()
         self._found: dict[tuple[str, str], tuple[StoredRevision, RunColumns]] = {}
-        """By tenant and run id, the least recently used first."""
+        """By tenant and run id, in the order in which they were added."""
         self._bytes = 0
 
     def get(self, tenant: str, run_id: str, columns: RunColumns) -> StoredRevision | None:
