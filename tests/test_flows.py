@@ -86,6 +86,13 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
         yield store
 
 
+@pytest.fixture
+def native() -> None:
+    """Without the native part, Python does more of some flows."""
+    if not COMPILED:
+        missing("compiled", "the package was built without its native part")
+
+
 def test_reading_a_run_from_the_embedded_store(store: SqliteStore) -> None:
     """A document by id leaves the store as it was stored, so few files take part."""
     client = create_app(store, store).test_client()
@@ -104,10 +111,9 @@ def test_listing_runs_of_the_embedded_store(store: SqliteStore) -> None:
         assert len(client.get("/api/v1/runs").json["data"]) == 1
 
 
+@pytest.mark.usefixtures("native")
 def test_receiving_a_request(tmp_path: Path) -> None:
     """From protobuf to a durable row, in a store that opens inside the block."""
-    if not COMPILED:
-        missing("compiled", "the package was built without a Rust compiler, and reads a request in Python")
     with followed("POST /v1/traces, embedded store") as files, SqliteStore(tmp_path / "store") as store:
         client = create_app(store, store).test_client()
         assert client.post("/v1/traces", data=otlp(document("run_0")), headers=PROTOBUF).status_code == 200
@@ -141,6 +147,7 @@ def test_recording_a_run(tmp_path: Path) -> None:
         assert recorder.shutdown()
 
 
+@pytest.mark.usefixtures("native")
 def test_exporting_a_file(tmp_path: Path) -> None:
     """The command, from its options to its report. The first export only imports what it needs."""
     file = write_ndjson(tmp_path / "runs.ndjson", generated(1))
@@ -150,6 +157,7 @@ def test_exporting_a_file(tmp_path: Path) -> None:
             runspan("export", file, "--endpoint", url)
 
 
+@pytest.mark.usefixtures("native")
 def test_syncing_a_run(tmp_path: Path) -> None:
     """The command between two real servers, from its options to its report; the first sync only imports."""
     file = write_ndjson(tmp_path / "runs.ndjson", generated(1))

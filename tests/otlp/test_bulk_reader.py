@@ -60,7 +60,7 @@ class NoDigest:
 def native_reader() -> None:
     """Without it there is one way to read a request."""
     if not COMPILED:
-        missing("compiled", "the package was built without a Rust compiler")
+        missing("compiled", "the package was built without its native part")
 
 
 @pytest.fixture
