@@ -105,7 +105,7 @@ def test_a_run_that_becomes_complete_while_it_is_read_is_found(store: SqliteStor
             with super().connection() as connection:
                 yield Interrupted(connection, lambda: write_spans(store, spans[1:]))  # type: ignore[misc]
 
-    readers, store._readers = store._readers, Between(store.path, lambda: None)
+    readers, store._readers = store._readers, Between(store.path, lambda: None, lambda: None)
     assert store.document("r").text == run.text
     store._readers.close()
     store._readers = readers
