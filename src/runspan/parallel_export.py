@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -27,7 +27,7 @@ from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources.files import parse
 from runspan.sources.splitter import RawDocument
-from runspan.system import HANGUP
+from runspan.system import HANGUP, signals_blocked
 
 SHARE_BYTES: Final = 512 << 10
 """Bytes of documents after which a share is complete."""
@@ -101,7 +101,7 @@ class ParallelExporter:
         """
         connect(self._config.receiver).close()  # raises what would be wrong with its config in every worker
         try:
-            with _signals_blocked():
+            with signals_blocked(_SIGNALS):
                 self._workers = [_WorkerProcess(self._config, self._shares) for _ in range(self._number)]
             for share in self._split(pieces):
                 if not self._shares.put(share):
@@ -240,19 +240,6 @@ class _WorkerProcess:
     def _send(self, message: object) -> None:
         with self._sending, suppress(OSError):  # that it has ended is seen by reading
             self._connection.send(message)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Let no signal arrive meanwhile in this process, and in processes that start, where that is possible."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: Connection, config: WorkerConfig, gc_threshold: tuple[int, int, int]) -> None:

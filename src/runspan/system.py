@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -170,3 +170,16 @@ def _unlock(file: int) -> None:
         msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
     else:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def signals_blocked(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Let these signals wait meanwhile, also in processes that start. On Windows they do not wait."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -376,6 +376,6 @@ def test_a_revision_span_carries_the_list_item(name: str) -> None:
 @given(runs())
 @example(Run.from_dict({"id": "0", "steps": [{"id": "", "status": "completed"}]}))
 def test_content_ids_are_those_of_the_spans(run: Run) -> None:
-    """The content ids are the ids of the step spans at every revision; a run without a time lies where it was observed."""
+    """They are the ids of the step spans at every revision; a run without a time lies where it was observed."""
     assert content_step_ids(run, "t") == verify_run(encode(run, tenant="t")).step_ids
     assert content_step_ids(run, "t", 5) == verify_run(encode(run, tenant="t", observed_at=5, after_root=True)).step_ids
