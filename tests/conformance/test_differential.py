@@ -55,7 +55,7 @@ def random_query(chance: random.Random, tenant: str) -> RunQuery:
         until=chance.choice([None, None, (since or T0) + chance.randrange(1, 5 * DAY)]),
         ended_since=ended_since,
         ended_until=None if ended_since is None else chance.choice([None, ended_since + chance.randrange(1, 5 * DAY)]),
-        limit=chance.choice([1, 7, 50, 200]),
+        limit=chance.choice([3, 7, 50, 200]),
         cursor=chance.choice([None, None, None, Cursor(T0 + chance.randrange(10 * DAY), "run-300")]),
     )
 
