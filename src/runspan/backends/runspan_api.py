@@ -15,7 +15,7 @@ from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import MAX_NS, SECOND, rfc3339_text
+from runspan.model.timestamps import SECOND, rfc3339
 from runspan.otlp.json import read_spans
 from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_url, read_run, run_path
 from runspan.platform_api.schema import MalformedResponse, read_data, read_items
@@ -103,8 +103,8 @@ class RunspanApiReader:
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
         echoed = {"stuckAfter": meta.stuck_after, "to": meta.to, "endedFrom": meta.ended_from, "endedTo": meta.ended_to}
-        for name, told in echoed.items():
-            if parameters.get(name) != told:
+        for name, repeated in echoed.items():
+            if parameters.get(name) != repeated:
                 raise QueryUnsupported(
                     where=self._api.base,
                     expected=f"a server that knows {name}",
@@ -177,7 +177,7 @@ def _trace_id(response: Response) -> str:
 
 
 def _moment(edge: int) -> str:
-    return rfc3339_text(min(max(edge, 1), MAX_NS))
+    return rfc3339(max(edge, 1))
 
 
 def _is_run_id(run_id: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import click
 
 from runspan.errors import ConfigError
-from runspan.model.timestamps import SECOND, UNITS, parse_moment
+from runspan.model.timestamps import MOMENT_FORMS, SECOND, UNITS, parse_moment
 from runspan.otlp.env import read_attributes
 
 if TYPE_CHECKING:  # imports that take long are made by the functions that need them
@@ -69,8 +69,7 @@ class Moment(click.ParamType[int]):
             return value
         moment = parse_moment(str(value), clock.time_ns())
         if moment is None:
-            expected = "a time such as 2026-11-27T09:00:00Z, a day such as 2026-11-27, or a duration such as 24h"
-            self.fail(f"expected {expected}, got {value!r}", param, ctx)
+            self.fail(f"expected {MOMENT_FORMS}, got {value!r}", param, ctx)
         return moment
 
 

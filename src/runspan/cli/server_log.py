@@ -23,7 +23,7 @@ _LAST_RECORDS: Final = 1.0
 def log_to_stderr() -> Iterator[None]:
     """Write records from INFO on to standard error during the block, in a thread of its own.
 
-    Whoever reads standard error may stop reading, and a write to a full pipe waits: no request must wait with it.
+    A write blocks when standard error is a full pipe that nobody reads, and no request may block with it.
     """
     writer = logging.StreamHandler()
     writer.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

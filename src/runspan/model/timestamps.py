@@ -136,17 +136,15 @@ def parse_ns(text: str) -> int | None:
     return ns if 0 < ns <= MAX_NS else None
 
 
-def rfc3339_text(ns: int) -> str:
-    """Return nanoseconds since 1970 as an RFC 3339 timestamp, from which ``parse_ns`` returns them."""
-    second, fraction = divmod(ns, SECOND)
-    return f"{_EPOCH + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"
-
-
+_DURATION = r"[1-9][0-9]{0,5}[smhd]"
 MOMENT_PATTERN = (
-    r"^([1-9][0-9]{0,5}[smhd]|[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?"
+    rf"^({_DURATION}|"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?"
     r"([Zz]|[+-][0-9]{2}:[0-9]{2}))?)$"
 )
 """What ``parse_moment`` reads, as a regular expression of JSON Schema."""
+MOMENT_FORMS = "a time such as 2026-11-27T09:00:00Z, a day such as 2026-11-27, or a duration such as 24h"
+"""The same for people."""
 
 
 def parse_moment(text: str, now: int) -> int | None:
@@ -154,6 +152,6 @@ def parse_moment(text: str, now: int) -> int | None:
 
     These are ``24h``, ``2026-11-27`` and ``2026-11-27T09:00:00+01:00``; None for any other text.
     """
-    if re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text):
+    if re.fullmatch(_DURATION, text):
         return max(0, now - int(text[:-1]) * UNITS[text[-1]])
     return parse_ns(f"{text}T00:00:00Z" if len(text) == 10 else text)

@@ -1,9 +1,9 @@
 """The fast reader of OTLP requests with finished runs, for ingestion; no I/O.
 
-A run whose spans are all in the request, with no attribute, event or field that the exporter or a Collector would not
-write, is read and proved by native code, which is told the names and kinds of attributes here. The spans of all other
-traces are read by ``protobuf_reader`` and ``codec.decode``, as are all requests where the package was built without
-native code: they would return the same document for the runs that are read here.
+Native code reads and verifies a run if all of its spans are in the request and have only attributes, events and fields
+that the exporter or a Collector writes. The names and kinds of attributes are passed to it here. All other spans are
+read by ``protobuf_reader`` and ``codec.decode``, as are all requests where the package was built without native code:
+they would return the same document for the runs that are read here.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
 from runspan.errors import QueryError
 from runspan.model.document import MAX_RUN_ID_BYTES, RUN_STATUSES
-from runspan.model.timestamps import MOMENT_PATTERN, UNITS, parse_moment
+from runspan.model.timestamps import MOMENT_FORMS, MOMENT_PATTERN, UNITS, parse_moment
 
 _STATUS = "|".join(RUN_STATUSES)
 _STATUSES = f"^({_STATUS})(,({_STATUS}))*$"
@@ -55,8 +55,7 @@ def _read_moment(name: str, text: str | None, now: int) -> int | None:
         return None
     moment = parse_moment(text, now)
     if moment is None:
-        expected = "a time such as 2026-11-27T09:00:00Z, a day such as 2026-11-27, or a duration such as 24h"
-        raise QueryError(where=name, expected=expected, got=repr(text[:60]))
+        raise QueryError(where=name, expected=MOMENT_FORMS, got=repr(text[:60]))
     return moment
 
 

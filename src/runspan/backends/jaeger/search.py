@@ -226,6 +226,7 @@ class WindowedSearch:
         self._search_range = search_range
         self._search_long_runs = search_long_runs or search_range
         self._query = query
+        self._before = query.before
         self._hint = hint
         self._limits = limits
         self._now = now
@@ -238,7 +239,7 @@ class WindowedSearch:
     def rows(self) -> Iterator[RunSummary]:
         """Yield the runs that meet the query, in its order, from its cursor on."""
         query, newest = self._query, self._hint.newest
-        hi = END if query.before is None else min(query.before[0] // 1000 + 1, END)
+        hi = END if self._before is None else min(self._before[0] // 1000 + 1, END)
         since = lowest = 0 if query.since is None else max(query.since, 0) // 1000
         if self._limits.max_width is not None:
             hi, lowest = min(hi, self._now + DAY), max(since, self._now - LOOKBACK_DAYS * DAY)
@@ -377,7 +378,7 @@ class WindowedSearch:
             return False
         if query.since is not None and run.time < query.since:
             return False
-        return query.before is None or (run.time, run.run_id) < query.before
+        return self._before is None or (run.time, run.run_id) < self._before
 
     def _note(self, time: int, text: str) -> None:
         self.notes[time, text] = None
