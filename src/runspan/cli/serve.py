@@ -183,7 +183,8 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
         "--max-steps",
         least=1,
         default=_LIMITS.max_steps,
-        help="Steps of one run. In one trace twice as many spans may wait for others.",
+        help="Steps of one run. In one trace twice as many spans may wait for others, and twice as many of other "
+        "instrumentation are kept.",
     ),
     options.count(
         "--max-waiting-spans",

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from conformance.harness import SECOND, T0, make_run, otlp
+from conformance.harness import SECOND, T0, foreign_otlp, make_run, otlp
 from runspan import Run, encode
 from runspan.backends.sqlite import Limits, SqliteStore, ingest, queries
 from runspan.codec.decode import verify_run
@@ -170,6 +170,26 @@ def test_too_many_waiting_spans_of_a_trace_are_refused(small: SqliteStore) -> No
     assert "21 spans of its trace would wait" in rejection.reason
     assert "20 may (serve twice --max-steps)" in rejection.reason
     assert small.document("one").text == make_run("one").text
+
+
+def test_too_many_foreign_spans_of_a_trace_are_refused(small: SqliteStore) -> None:
+    """Those that are kept already may come again; other traces and tenants, and the trace's run, are not concerned."""
+    run = make_run("r")
+    trace_id = run_ids("r").trace_id
+    bodies = [foreign_otlp(trace_id, number.to_bytes(8, "big"), "chat") for number in range(1, 24)]
+    for body in bodies[:20]:
+        assert small.write(read_protobuf(body)).rejected == ()
+    for body in bodies[20:]:
+        (rejection,) = small.write(read_protobuf(body)).rejected
+        assert "20 spans of other instrumentation, and this store keeps no more (serve twice --max-steps)" in str(
+            rejection
+        )
+    assert small.write(read_protobuf(b"".join(bodies))).accepted == 20
+    assert small.write(read_protobuf(bodies[20]), "b").accepted == 1
+    assert small.write(read_protobuf(foreign_otlp(run_ids("s").trace_id, b"foreign1", "chat"))).accepted == 1
+    assert write(small, encode(run)).rejected == ()
+    assert small.document("r").text == run.text
+    assert len(small.spans(trace_id, "")) == 20 + len(encode(run))
 
 
 def test_too_many_waiting_spans_of_a_tenant_are_refused(small: SqliteStore) -> None:

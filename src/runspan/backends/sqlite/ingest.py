@@ -304,7 +304,30 @@ class Ingester:
             self._prepare_run(request, run, received)
         for item in received.foreign:
             self._prepare_foreign(request, item)
+        if request.foreign:
+            self._limit_foreign(request)
         return request
+
+    def _limit_foreign(self, request: _Request) -> None:
+        """Reject the foreign spans that one trace has too many of; requests at the same time are not added up."""
+        limit = self.limits.max_foreign_spans
+        counts: dict[bytes, int] = {}
+        taken: list[tuple[Any, ...]] = []
+        with self.readers() as connection:
+            for row in request.foreign:
+                trace_id, owner, span_id = row[:3]
+                if trace_id not in counts:
+                    counts[trace_id] = queries.foreign_count(connection, trace_id, owner, limit)
+                if counts[trace_id] < limit or queries.has_foreign(connection, row):
+                    counts[trace_id] += 1
+                    taken.append(row)
+                    continue
+                reason = (
+                    f"its trace has {limit} spans of other instrumentation, and this store keeps no more "
+                    "(serve twice --max-steps)"
+                )
+                request.rejected.append(Rejection(f"span {span_id.hex()} of trace {trace_id.hex()}", reason))
+        request.foreign = taken
 
     def _prepare_foreign(self, request: _Request, item: ForeignSpan) -> None:
         compressed = self.compression.compress(item.otlp)

@@ -574,6 +574,23 @@ def insert_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...
     _insert(connection, f"OR IGNORE INTO foreign_spans ({columns})", rows)
 
 
+def foreign_count(connection: sqlite3.Connection, trace_id: bytes, owner: bytes, most: int) -> int:
+    """Return how many foreign spans of a trace are stored for a tenant, and ``most`` for as many or more."""
+    (count,) = connection.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM foreign_spans WHERE trace_id = ? AND tenant = ? LIMIT ?)",
+        (trace_id, owner, most),
+    ).fetchone()
+    return int(count)
+
+
+def has_foreign(connection: sqlite3.Connection, row: tuple[Any, ...]) -> bool:
+    """Return whether a foreign span is stored already."""
+    found = connection.execute(
+        "SELECT 1 FROM foreign_spans WHERE trace_id = ? AND tenant = ? AND span_id = ? AND digest = ?", row[:4]
+    )
+    return found.fetchone() is not None
+
+
 def foreign_spans(connection: sqlite3.Connection, trace_id: bytes, tenant: str | None) -> list[bytes]:
     """Return the foreign spans of a trace, compressed. tenant: None for those of every tenant."""
     rows = connection.execute(

@@ -44,11 +44,16 @@ class Limits:
     """How much one run, and the spans of one tenant that wait for others, may take."""
 
     max_steps: int = 100_000
-    """Steps of one run. In one trace twice as many spans may wait."""
+    """Steps of one run. Of one trace twice as many spans may wait, and twice as many of other instrumentation stay."""
     max_waiting_spans: int = 1_000_000
     """Spans of one tenant that wait for others."""
     max_waiting_bytes: int = 1 << 30
     """Bytes of these spans. Those of one trace may take a quarter."""
+
+    @property
+    def max_foreign_spans(self) -> int:
+        """Spans of other instrumentation in one trace."""
+        return 2 * self.max_steps
 
     def waiting_refusal(
         self, rows: Sequence[FragmentRow], freed: Size, trace: Waiting | None, tenant: tuple[int, int]
