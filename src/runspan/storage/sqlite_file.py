@@ -193,6 +193,11 @@ def store_error(error: sqlite3.Error | OSError, path: Path, hints: Mapping[str, 
     return kind(message, where=str(path), got=f"{name} {error}".strip(), hint=hints.get(code, hint))
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether SQLite found the file to be damaged."""
+    return _primary_code(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+
 def _connect(database: str, busy_timeout: float, *, uri: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(database, uri=uri, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
 

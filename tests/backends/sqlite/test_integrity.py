@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -248,21 +248,42 @@ def test_a_damaged_index_is_built_anew(store: SqliteStore) -> None:
         assert dump(opened) == before
 
 
-def test_runs_on_an_unreadable_page_are_named(store: SqliteStore) -> None:
-    """The index says which they are; the others are checked."""
-    for run in generate(300, seed=10):
-        store.put(Run.from_json(run), tenant="acme", observed_at=T0)
-    store.vacuum()
-    content = bytearray(store.path.read_bytes())
+def damage_page(store: SqliteStore) -> int:
+    """Close the store and make one page of its runs unreadable. Return the number of runs."""
     with closing(sqlite3.connect(store.path)) as connection:
         root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'runs'").fetchone()[0]
-        count = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+        count: int = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+    content = bytearray(store.path.read_bytes())
     page = content[8192 * (root - 1) :][:8192]
     cell = int.from_bytes(page[14:16], "big")  # the third child of the root, which has pages of rows below it
     leaf = int.from_bytes(page[cell : cell + 4], "big")
     content[8192 * (leaf - 1)] = 0x77
     store.close()
     store.path.write_bytes(content)
+    return count
+
+
+def test_reads_of_an_unreadable_page_are_counted(store: SqliteStore) -> None:
+    """What SQLite itself finds damaged is in the metric too."""
+    for text in generate(300, seed=10):
+        store.put(Run.from_json(text), tenant="acme", observed_at=T0)
+    store.vacuum()
+    damage_page(store)
+    read = 0
+    with SqliteStore(store.path.parent) as opened:
+        for run in RUNS:
+            with suppress(StoreError):
+                opened.document(run.id, "acme")
+                read += 1
+        assert 0 < opened.damaged_reads == len(RUNS) - read
+
+
+def test_runs_on_an_unreadable_page_are_named(store: SqliteStore) -> None:
+    """The index says which they are; the others are checked."""
+    for run in generate(300, seed=10):
+        store.put(Run.from_json(run), tenant="acme", observed_at=T0)
+    store.vacuum()
+    count = damage_page(store)
     with closing(sqlite3.connect(f"{store.path.as_uri()}?immutable=1", uri=True, isolation_level=None)) as connection:
         rows = 0
 

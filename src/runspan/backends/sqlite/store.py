@@ -40,7 +40,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
+from runspan.storage.sqlite_file import is_damage, open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
@@ -137,7 +137,7 @@ class ConnectionPool:
     """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request.
 
     check_files: raises StoreError when the path leads to another file, which a new connection would open.
-    on_damage: called for each row that has values of other types than were stored.
+    on_damage: called for each read that SQLite or a row's values of other types than were stored show to be damaged.
     """
 
     def __init__(self, path: Path, check_files: Callable[[], None], on_damage: Callable[[], None]) -> None:
@@ -164,6 +164,8 @@ class ConnectionPool:
                 connection.close()
                 raise
         except sqlite3.Error as error:
+            if is_damage(error):
+                self._on_damage()
             raise store_error(error, self._path) from error
         except (UnicodeDecodeError, AttributeError, TypeError) as error:  # a damaged row may have values of other types
             self._on_damage()
