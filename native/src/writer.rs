@@ -5,6 +5,7 @@
 //! to Python as a whole. See `runspan.otlp.bulk_writer`.
 
 mod members;
+mod usage;
 mod wire;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::placement::{Place, enclosing_loops, positions};
 use members::{Members, Object, Row, Time, expect, plain_string};
+use usage::{Counts, Keys};
 use wire::{PARENT_ID, SPAN_ID, SPANS, TRACE_ID, put_hex, put_integer, put_string, put_times, put_varint};
 
 /// Templates that are kept of each kind, and the longest text of labels that is kept.
@@ -53,6 +55,7 @@ struct Format {
     /// The revision of the run span.
     revision: u64,
     max_attribute_bytes: usize,
+    usage_keys: Keys,
     step_scope: Py<PyString>,
     run_scope: Py<PyString>,
 }
@@ -122,6 +125,8 @@ struct Run {
     shared: Vec<u8>,
     /// The attributes of its members.
     attributes: Vec<u8>,
+    /// What its agent steps used, other than those that were left to Python.
+    usages: Vec<Counts>,
     /// Whether Python has parts to add to the run span.
     has_details: bool,
 }
@@ -159,6 +164,7 @@ struct Step<'a> {
     start: Time,
     end: Time,
     end_text: &'a [u8],
+    output: &'a [u8],
     /// Its own attributes, in the buffer of all steps.
     attributes: Range<usize>,
     /// Where it lies if it has no times.
@@ -248,12 +254,15 @@ impl SpanWriter {
         put_integer(&mut span, &self.format.step_count_key, steps.len() as u64);
         put_string(&mut span, &self.format.manifest_key, &manifest);
         span.extend_from_slice(&run.attributes);
-        if run.has_details {
-            let found = details.call_method1("run_parts", (&run.template.source, run.end))?;
+        if run.has_details || run.usages.len() > 2 {
+            let found = details.call_method1("run_parts", (&run.template.source, run.end, run.usages))?;
             let (attributes, rest): (PyBackedBytes, PyBackedBytes) = found.extract()?;
             span.extend_from_slice(&attributes);
             span.extend_from_slice(&rest);
         } else {
+            if !run.usages.is_empty() {
+                self.format.usage_keys.put_totals(&mut span, &run.usages);
+            }
             span.extend_from_slice(&self.format.plain_end);
         }
         spans.clear();
@@ -290,6 +299,7 @@ impl SpanWriter {
             has_details: template.is_special,
             template,
             attributes: Vec::new(),
+            usages: Vec::new(),
         };
         let has_ids = run.trace_id != [[0; 8]; 2] && run.root_id != [0; 8];
         (run.template.is_common && has_ids && 0 < start && start < end).then_some(run)
@@ -314,6 +324,9 @@ impl SpanWriter {
         let position = step.position.unwrap_or(run.start);
         match (step.start, step.end) {
             (Time::Canonical(start), Time::Canonical(end)) if start < end && has_usage => {
+                if let Some(attributes) = self.usage_attributes(run, step.output) {
+                    return common(start, end, attributes);
+                }
                 run.has_details = true;
                 common(start, end, details.call_method1("usage_attributes", (step.text,))?.extract()?)
             }
@@ -333,6 +346,15 @@ impl SpanWriter {
                 details.call_method1("step_parts", (step.text, &step.template.source, position))?.extract()
             }
         }
+    }
+
+    /// Return the attributes of an agent's token usage; None if it has not the common form.
+    fn usage_attributes(&self, run: &mut Run, output: &[u8]) -> Option<Vec<u8>> {
+        let Some(usage) = usage::read(output)? else { return Some(Vec::new()) };
+        let mut attributes = Vec::with_capacity(256);
+        self.format.usage_keys.put(&mut attributes, &usage)?;
+        run.usages.push((usage.prompt_tokens, usage.completion_tokens, usage.estimated_cost_usd));
+        Some(attributes)
     }
 
     /// Return the steps of the array at a position; None if one of them, or what follows, does not have the common form.
@@ -365,6 +387,7 @@ impl SpanWriter {
                 start: object.start,
                 end: object.end,
                 end_text: object.end_text,
+                output: object.output,
                 attributes: first..attributes.len(),
                 position: None,
                 span_id: [0; 8],

@@ -10,6 +10,9 @@ use crate::timestamps::{self, LAST_DAY};
 /// Digits of an integer that fits 64 bits whatever they are.
 const MAX_DIGITS: usize = 18;
 
+/// The member that has the token usage of an agent.
+const OUTPUT: &[u8] = b"\"output\":";
+
 /// The canonical form of a member, by the names of `codec.fields.FieldKind`, and two members with a place of their own.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -32,6 +35,7 @@ struct Member {
     key: Vec<u8>,
     kind: Kind,
     in_summary: bool,
+    is_output: bool,
 }
 
 /// The members that an object may have, in order.
@@ -50,6 +54,8 @@ pub struct Object<'a> {
     pub start: Time,
     pub end: Time,
     pub end_text: &'a [u8],
+    /// The text of its output; empty without one.
+    pub output: &'a [u8],
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -81,7 +87,8 @@ impl Members {
                 "STEPS" => Kind::Steps,
                 other => return Err(PyValueError::new_err(format!("unknown kind of member {other}"))),
             };
-            Ok(Member { name, key, kind, in_summary })
+            let is_output = name == OUTPUT;
+            Ok(Member { name, key, kind, in_summary, is_output })
         };
         Ok(Members { members: rows.into_iter().map(member).collect::<PyResult<_>>()?, max_attribute_bytes })
     }
@@ -115,6 +122,9 @@ impl Members {
             let value = text.get(start..end)?;
             if object.id.is_empty() {
                 object.id = value;
+            }
+            if member.is_output {
+                object.output = value;
             }
             match member.kind {
                 Kind::Id => (),

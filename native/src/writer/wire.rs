@@ -11,6 +11,7 @@ const KEY: u8 = 0x0a;
 const VALUE: u8 = 0x12;
 const STRING_VALUE: u8 = 0x0a;
 const INT_VALUE: u8 = 0x18;
+const DOUBLE_VALUE: u8 = 0x21;
 
 pub fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     while number > 127 {
@@ -45,6 +46,13 @@ pub fn put_integer(out: &mut Vec<u8>, key: &[u8], number: u64) {
     put_key(out, key, 1 + varint_size(number as usize));
     out.push(INT_VALUE);
     put_varint(out, number);
+}
+
+/// Append an attribute of a span whose value is a double.
+pub fn put_double(out: &mut Vec<u8>, key: &[u8], number: f64) {
+    put_key(out, key, 1 + size_of::<f64>());
+    out.push(DOUBLE_VALUE);
+    out.extend_from_slice(&number.to_le_bytes());
 }
 
 /// Append all of a KeyValue before the content of its value, which has `any_value` bytes.

@@ -9,7 +9,7 @@ twice. ``decode`` reads none of these attributes.
 from __future__ import annotations
 
 import re
-from math import inf
+from math import fsum, inf
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -48,12 +48,12 @@ TASK_RUN_ID: Final = "cicd.pipeline.task.run.id"
 CHILD_RUN_ID: Final = "runspan.child.run.id"
 PARENT_RUN_ID: Final = "runspan.parent.run.id"
 RUN_TOTALS: Final = ("runspan.run.input_tokens", "runspan.run.output_tokens", "runspan.run.cost_usd")
-_RUN_INPUT, _RUN_OUTPUT, _RUN_COST = RUN_TOTALS
+RUN_INPUT, RUN_OUTPUT, RUN_COST = RUN_TOTALS
 
-_MESSAGE_LENGTH = 500
+MESSAGE_LENGTH = 500
 """Characters, so at most 2000 bytes. A backend that truncates inside a character returns an invalid response."""
 _INT64 = 1 << 63
-_PROVIDERS = (
+PROVIDERS = (
     ("claude", "anthropic"),
     ("gpt", "openai"),
     ("chatgpt", "openai"),
@@ -134,9 +134,9 @@ def read_error(error: object, default_type: str) -> ErrorInfo:
     """Return type and message of a member ``error``; the type is ``default_type`` if it has no code."""
     text = bytes(error) if type(error) is Raw else b""
     if text.startswith(b'"'):
-        return ErrorInfo(default_type, _read(_STRING, text)[:_MESSAGE_LENGTH])
+        return ErrorInfo(default_type, _read(_STRING, text)[:MESSAGE_LENGTH])
     known = _read(_ERROR, text)
-    return ErrorInfo(known.code[:_MESSAGE_LENGTH] or default_type, known.message[:_MESSAGE_LENGTH])
+    return ErrorInfo(known.code[:MESSAGE_LENGTH] or default_type, known.message[:MESSAGE_LENGTH])
 
 
 def read_usage(output: object) -> Usage | None:
@@ -148,11 +148,11 @@ def read_usage(output: object) -> Usage | None:
 def add_model(pairs: Pairs, model: str) -> None:
     """Append the model and its provider, if they are known."""
     if model:
-        for prefix, provider in _PROVIDERS:
+        for prefix, provider in PROVIDERS:
             if model.startswith(prefix):
                 pairs.append((PROVIDER, provider))
                 break
-        pairs.append((MODEL, model[:_MESSAGE_LENGTH]))
+        pairs.append((MODEL, model[:MESSAGE_LENGTH]))
 
 
 def add_counts(pairs: Pairs, usage: Usage) -> None:
@@ -169,11 +169,19 @@ def add_totals(pairs: Pairs, usages: list[Usage]) -> None:
     """Append a run's totals over its agent steps, under keys that no step has."""
     if not usages:
         return
-    pairs.append((_RUN_INPUT, sum([max(usage.prompt_tokens, 0) for usage in usages]) % _INT64))
-    pairs.append((_RUN_OUTPUT, sum([max(usage.completion_tokens, 0) for usage in usages]) % _INT64))
-    cost = sum([max(usage.estimated_cost_usd, 0.0) for usage in usages])
+    pairs.append((RUN_INPUT, sum([max(usage.prompt_tokens, 0) for usage in usages]) % _INT64))
+    pairs.append((RUN_OUTPUT, sum([max(usage.completion_tokens, 0) for usage in usages]) % _INT64))
+    cost = _rounded_sum([max(usage.estimated_cost_usd, 0.0) for usage in usages])
     if cost < inf:  # JSON has no infinity: a backend that writes JSON would fail on every response with this trace
-        pairs.append((_RUN_COST, cost))
+        pairs.append((RUN_COST, cost))
+
+
+def _rounded_sum(numbers: list[float]) -> float:
+    """Return the sum, which does not depend on the order; infinity if it is beyond a float."""
+    try:
+        return fsum(numbers)
+    except OverflowError:
+        return inf
 
 
 def read_child_run_id(output: object) -> str:

@@ -16,7 +16,25 @@ import msgspec
 from runspan.codec import fields
 from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
-from runspan.codec.semconv import PIPELINE_RUN_ID, TASK_RUN_ID, Usage, add_counts, add_model, add_totals, read_usage
+from runspan.codec.semconv import (
+    COST,
+    INPUT_TOKENS,
+    MESSAGE_LENGTH,
+    MODEL,
+    OUTPUT_TOKENS,
+    PIPELINE_RUN_ID,
+    PROVIDER,
+    PROVIDERS,
+    RUN_COST,
+    RUN_INPUT,
+    RUN_OUTPUT,
+    TASK_RUN_ID,
+    Usage,
+    add_counts,
+    add_model,
+    add_totals,
+    read_usage,
+)
 from runspan.model.document import SUMMARY_MEMBERS, Envelope, Run, Step
 from runspan.model.span import Pairs, run_ids_prefix, summary_prefix
 from runspan.otlp.protobuf_writer import (
@@ -56,6 +74,20 @@ _ABSENT_TIMES: Final = attributes_bytes(
     [(field.key + fields.NON_CANONICAL, fields.ABSENT) for field in (fields.STEP_TABLE.start, fields.STEP_TABLE.end)]
 )
 
+_USAGE_KEYS: Final = {
+    "input_tokens": INPUT_TOKENS.encode(),
+    "output_tokens": OUTPUT_TOKENS.encode(),
+    "cost": COST.encode(),
+    "model": MODEL.encode(),
+    "provider": PROVIDER.encode(),
+    "providers": PROVIDERS,
+    "max_model_bytes": MESSAGE_LENGTH,
+    "total_input_tokens": RUN_INPUT.encode(),
+    "total_output_tokens": RUN_OUTPUT.encode(),
+    "total_cost": RUN_COST.encode(),
+}
+"""See ``Keys`` in ``usage.rs``."""
+
 
 @lru_cache(maxsize=16)
 def _writer(tenant: str) -> SpanWriter:
@@ -74,6 +106,7 @@ def _writer(tenant: str) -> SpanWriter:
         "plain_end": PLAIN_END,
         "revision": fields.ROOT_REVISION,
         "max_attribute_bytes": fields.MAX_ATTRIBUTE_BYTES,
+        "usage_keys": _USAGE_KEYS,
         "step_scope": fields.SCOPE_STEP,
         "run_scope": fields.SCOPE_RUN,
     }
@@ -146,7 +179,7 @@ class _Details:
         return _template(template, template.finished)
 
     def usage_attributes(self, text: bytes) -> bytes:
-        """Return the attributes of an agent step's token usage."""
+        """Return the attributes of an agent step's token usage, which has not the form that the platform writes."""
         usage = read_usage(_parse_step(text).output)
         if usage is None:
             return b""
@@ -164,10 +197,13 @@ class _Details:
         rest = end_bytes(status.events, links, status.code, status.message)
         return _Parts(start, end, attributes_bytes(content.pairs), rest)
 
-    def run_parts(self, template: SpanTemplate, end: int) -> tuple[bytes, bytes]:
-        """Return the attributes of the run span beside the members', and what follows them."""
+    def run_parts(self, template: SpanTemplate, end: int, usages: list[tuple[int, int, float]]) -> tuple[bytes, bytes]:
+        """Return the attributes of the run span beside the members', and what follows them.
+
+        ``usages``: prompt tokens, completion tokens and cost of the agent steps that were not asked about.
+        """
         own: Pairs = []
-        add_totals(own, self._usages)
+        add_totals(own, self._usages + [Usage(prompt, completion, "", cost) for prompt, completion, cost in usages])
         if template.error_type is None:
             return attributes_bytes(own), PLAIN_END
         status = set_error_status(own, self._run.envelope.error, template, end, True)
