@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from json import dumps
 from typing import Any
 
 import pytest
@@ -116,6 +117,49 @@ _NEAR = st.integers(0, 3000).map(lambda ms: f"2026-01-15T09:00:0{ms // 1000}.{ms
 def test_nearly_usual_runs(run: Run, tenant: str) -> None:
     """Runs that differ from usual ones in one or two members are the same bytes."""
     assert write_run(run, tenant=tenant) == reference(run, tenant)
+
+
+_NUMBERS = st.sampled_from(["0", "5", "-0", "-1", "1.0", "1e2", "null", '"5"', "true", "[1]", "{}"]) | st.sampled_from(
+    [str(number) for number in (12345678901234567890, 2**63 - 1, 2**63)]
+)
+_COSTS = (
+    st.floats(0, allow_nan=False, allow_infinity=False).map(repr)
+    | st.decimals(0, 100, places=30).map(str)
+    | st.sampled_from(["1E5", "1e999", "1.7976931348623157e308", "-0.0", "0.1", "2.2250738585072011e-308", "7"])
+)
+_MODELS = st.sampled_from(
+    ["claude-sonnet", "gpt-5", "o3", "", "x" * 500, "x" * 501, "ä" * 500, 'a"b', "\ud83d\ude00"]
+).map(dumps)
+_MEMBERS = st.sampled_from(
+    ["promptTokens", "completionTokens", "estimatedCostUsd", "model", "totalTokens", "prompt\\u0054okens"]
+)
+_USAGE = st.lists(st.tuples(_MEMBERS, _NUMBERS | _COSTS | _MODELS), max_size=5).map(
+    lambda members: "{" + ", ".join(f' "{name}" : {value}' for name, value in members) + " }"
+)
+_GOOD_USAGE = st.tuples(st.integers(0, 2**63), st.integers(0, 10**6), _MODELS, _COSTS).map(
+    lambda usage: '{"promptTokens":%d,"completionTokens":%d,"model":%s,"estimatedCostUsd":%s}' % usage  # noqa: UP031
+)
+_OUTPUTS = st.one_of(
+    st.one_of(_USAGE, _GOOD_USAGE).map(lambda usage: f'{{"result": [{{}}], "usage":{usage} }}'),
+    _USAGE.map(lambda usage: f'{{"usage":null,"usage":{usage}}}'),
+    _USAGE.map(lambda usage: f'[{{"usage":{usage}}}]'),
+    _USAGE.map(lambda usage: f'{{"usage":[1,2,"model",0.5],"x":{usage}}}'),
+    st.sampled_from(
+        ['[{"usage":5}]', '"\\"usage\\""', '{"\\u0075sage":{"promptTokens":1},"x":"usage"}', "[" * 200 + "]" * 200]
+    ),
+)
+
+
+@given(st.lists(_OUTPUTS | _GOOD_USAGE.map('{{"usage":{}}}'.format), min_size=1, max_size=4))
+def test_token_usage_in_any_form(outputs: list[str]) -> None:
+    """Counts, models and costs, and what only looks like them, are the same bytes."""
+    span = '"startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"'
+    steps = ",".join(
+        f'{{"id":"s{number}","type":"agent","status":"completed",{span},"output":{output}}}'
+        for number, output in enumerate(outputs)
+    )
+    run = Run.from_json(f'{{"id":"r","status":"completed",{span},"steps":[{steps}]}}'.encode())
+    assert write_run(run) == reference(run)
 
 
 @given(finished(_NEAR | st.none() | st.sampled_from(["2026-01-15T09:00:01Z", "2026-01-15T09:00:01.000+00:00", "x"])))
