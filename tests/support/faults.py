@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -61,11 +61,27 @@ def serving(data: Path, port: int, *options: object, env: Mapping[str, str] | No
         yield child
 
 
+_PASSED: Final = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let fixtures know whether the test passed: one that was skipped or has failed has no line to check."""
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
 @pytest.fixture
 def fault(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[FaultLine]:
     """The line of the test's fault: nothing may be lost, wrong or there twice."""
     line = FaultLine(request.node.name.removeprefix("test_").replace("_", " "))
     yield line
+    if not request.node.stash.get(_PASSED, False):
+        return
     record_property("fault", asdict(line))
     assert line.acknowledged > 0
     assert (line.lost, line.wrong, line.twice) == (0, 0, 0)

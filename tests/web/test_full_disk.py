@@ -33,6 +33,13 @@ def fill_store(client: httpx.Client) -> list[str]:
     return ids
 
 
+def large_request() -> bytes:
+    """The request of a new run that hardly gets smaller when it is compressed."""
+    content = os.urandom(50_000).hex()
+    spans = encode(Run.from_dict(document(f"run_{content[:16]}", input=content)))
+    return request_bytes(Resource(), [scoped_bytes(span) for span in spans])
+
+
 def test_reads_go_on_and_a_purge_makes_room(small_disk: Path, tmp_path: Path) -> None:
     """Nothing that reads fails, with a key or a session; each write says why, and none is an internal error."""
     data = small_disk / "data"
@@ -50,16 +57,17 @@ def test_reads_go_on_and_a_purge_makes_room(small_disk: Path, tmp_path: Path) ->
             assert client.get("/healthz").status_code == 200
             assert client.get("/metrics").status_code == 200
             assert "the disk is full" in error_of(client.get("/readyz"), 507, "STORE_FULL")["message"]
-            spans = encode(Run.from_dict(document("spans", input=os.urandom(50_000).hex())))
-            body = request_bytes(Resource(), [scoped_bytes(span) for span in spans])
-            assert client.post("/v1/traces", content=body, headers=PROTOBUF).status_code == 503
+            # The write-ahead log may have room that a checkpoint left.
+            while (status := client.post("/v1/traces", content=large_request(), headers=PROTOBUF).status_code) == 200:
+                fill(small_disk / "log")
+            assert status == 503
             while (login := browser.post("/login", data={"key": secret, "next": "/"})).status_code == 303:
                 fill(small_disk / "more")
             assert login.status_code == 507
             assert "You cannot log in now: the disk is full" in login.text
             assert browser.get("/api/v1/runs").status_code == 200, "the session before it goes on"
             report = process("archive", "--before", "1h", "--to", tmp_path, "--purge", "--json", "--data", data).stdout
-            assert json.loads(report)["purged"]["deleted"] == len(ids)
+            assert json.loads(report)["purged"]["deleted"] >= len(ids)
             assert client.get("/readyz").status_code == 200
             assert post(client, "fits").status_code == 201
             assert "internal error" not in "".join(child.lines)
