@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from runspan.codec.decode import RunSummary
+from runspan.codec.facts import duration, error_code, summary_members
 from runspan.codec.fields import observed_time
 from runspan.errors import QueryError
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
@@ -88,6 +89,21 @@ class RunQuery:
     """Only runs whose sort time is before it, in nanoseconds since 1970."""
     ended_until: int | None = None
     """Only runs that have ended before it, in nanoseconds since 1970; see ``ended_since``."""
+    trigger: str | None = None
+    """Only runs with this ``triggerType``."""
+    error_code: str | None = None
+    """Only runs whose error has this ``code``."""
+    min_duration: int | None = None
+    """Only runs that took this long or longer, in nanoseconds; see ``codec.facts.duration``."""
+    model: str | None = None
+    """Only runs with a step that used this model."""
+    step_type: str | None = None
+    """Only runs with a step of this type."""
+    text: str | None = None
+    """Only runs that contain this text, without regard to case: in an id, a name, an error or a payload."""
+    order: Literal["start", "duration", "cost"] = "start"
+    """Sorted by it, the highest first; runs without a duration or cost are last. Only stores that have an index of it
+    sort by another than the start."""
 
     def __post_init__(self) -> None:
         chosen = self._chosen
@@ -139,7 +155,10 @@ class RunQuery:
         return min(edges, default=None)
 
     def matches(self, run: RunSummary) -> bool:
-        """Return whether a run's newest revision matches the filters other than tenant, ``since`` and ``before``."""
+        """Return whether a run's newest revision matches the filters that its list item decides.
+
+        These are all but the tenant, the position (``since`` and ``before``), the model, the step type and the text.
+        """
         if self.workflow_id is not None and run.workflow_id != self.workflow_id:
             return False
         if self.statuses and run.status not in self.statuses:
@@ -150,9 +169,24 @@ class RunQuery:
             or (self.ended_until is not None and run.ended >= self.ended_until)
         ):
             return False
+        if self._reads_summary and not self._matches_summary(run.summary):
+            return False
         return self.stuck_before is None or (
             run.status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(run.revision), run.time) < self.stuck_before
         )
+
+    @property
+    def _reads_summary(self) -> bool:
+        return self.trigger is not None or self.error_code is not None or self.min_duration is not None
+
+    def _matches_summary(self, summary: bytes) -> bool:
+        run = summary_members(summary)
+        if self.trigger is not None and run.trigger_type != self.trigger:
+            return False
+        if self.error_code is not None and error_code(run.error) != self.error_code:
+            return False
+        taken = duration(run)
+        return self.min_duration is None or (taken is not None and taken >= self.min_duration)
 
 
 HEARTBEAT_INTERVAL: Final = 30 * SECOND
