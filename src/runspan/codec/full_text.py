@@ -34,6 +34,7 @@ _TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"|-?[0-9][0-9.eE+-]*+')
 """A string, key or number in JSON."""
 _ESCAPES: Final = re.compile(r'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))++')
 """Escapes in JSON, as many as follow one another: the two halves of a character are adjacent."""
+_SHORT_ESCAPES: Final = {f"\\{letter}": json.loads(f'"\\{letter}"') for letter in '"\\/bfnrt'}
 _CONTEXT: Final = re.compile(rf"(?:[^\\]|\\u....|\\.){{0,{SNIPPET}}}+", re.DOTALL)
 """Characters of JSON that do not end within an escape."""
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -102,7 +103,7 @@ def find_text(run: Run, text: str) -> Match | None:
             snippet, start, length = found
             index = place.step_index
             step_id = None if index is None else _printable(_as_str(run.steps[index].id))
-            return Match(place.member, snippet, start, length, index, step_id)
+            return Match(_printable(place.member), snippet, start, length, index, step_id)
     return None
 
 
@@ -196,7 +197,8 @@ def _unescaped(text: str) -> str:
 
 
 def _decoded(escapes: re.Match[str]) -> str:
-    decoded: str = json.loads(f'"{escapes.group()}"')
+    text = escapes.group()
+    decoded: str = _SHORT_ESCAPES.get(text) or json.loads(f'"{text}"')
     return decoded
 
 
