@@ -1,1 +1,5 @@
-"""What the embedded store is searched and summed up by: a second file, which is made from the store."""
+"""The index of the embedded store: what lists are filtered, sorted and searched by, in a file made from the store."""
+
+from runspan.backends.sqlite.index.indexer import FILE_NAME, Index
+
+__all__ = ["FILE_NAME", "Index"]
