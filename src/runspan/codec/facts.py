@@ -10,7 +10,17 @@ from msgspec import Raw, Struct
 
 from runspan.codec.semconv import read_error, read_usage
 from runspan.errors import PARSE_ERRORS
-from runspan.model.document import Envelope, Run, Step, Summary, end_time, sort_time, str_or_none, time_ns
+from runspan.model.document import (
+    Envelope,
+    Run,
+    Step,
+    Summary,
+    end_time,
+    parse_document,
+    sort_time,
+    str_or_none,
+    time_ns,
+)
 from runspan.model.timestamps import MILLISECOND
 
 NANO_DOLLARS: Final = 1_000_000_000
@@ -113,9 +123,12 @@ def error_code(error: object) -> str | None:
     return read_error(error, "").type or None if type(error) is Raw else None
 
 
-def summary_members(summary: bytes) -> Summary:
+def summary_members(summary: bytes) -> Summary | Envelope:
     """Return the members of a list item."""
-    return _summary(summary)
+    try:
+        return _summary(summary)
+    except PARSE_ERRORS:
+        return parse_document(summary)[0]  # a member has another type than the platform writes
 
 
 def _step_facts(step: Step) -> StepFacts:
@@ -127,7 +140,7 @@ def _step_facts(step: Step) -> StepFacts:
 def _models(steps: tuple[Step, ...]) -> tuple[ModelUse, ...]:
     found: dict[str, tuple[int, int, int, int]] = {}
     for step in steps:
-        usage = read_usage(step.output)
+        usage = read_usage(step.output) if step.type == "agent" else None  # as the totals of the run span
         if usage is None:
             continue
         count, read, written, cost = found.get(usage.model, (0, 0, 0, 0))
