@@ -282,6 +282,12 @@ def damaged_note(run_id: str) -> str:
     return f"run {run_id} is left out: its list item does not have the recorded digest"
 
 
+def unproved_note(run_id: str, missing: Sequence[str]) -> str:
+    """Return the line about a run whose document decides whether it is in the list, and cannot be verified."""
+    reason = missing[0] if missing else "its newest revision is not complete"
+    return f"run {run_id} is left out, since its document cannot be read: {reason}"
+
+
 def older_revision_note(run_id: str, incomplete: Sequence[str]) -> str:
     """Return the line about a run that is listed as of an older revision than the newest."""
     return f"run {run_id} is listed as of an older revision: {incomplete[0]}"
