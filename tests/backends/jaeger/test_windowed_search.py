@@ -54,7 +54,7 @@ def windowed(
     store: SearchRange, query: RunQuery, hint: DensityHint, limits: StoreLimits | None = None
 ) -> WindowedSearch:
     """Return the searches of a list at ``T0``."""
-    return WindowedSearch(store, query, hint, limits or StoreLimits(), T0 // 1000, lambda: False)
+    return WindowedSearch(store, query, hint, limits or StoreLimits(), T0 // 1000)
 
 
 class Store:

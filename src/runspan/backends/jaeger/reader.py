@@ -137,7 +137,7 @@ class JaegerReader:
         deadline = began + LIST_SECONDS
 
         def is_late() -> bool:
-            return _reads_all(query) and self._monotonic() > began + SCAN_SECONDS
+            return self._monotonic() > began + SCAN_SECONDS
 
         def search_all(conditions: Sequence[_Condition], lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
@@ -162,7 +162,8 @@ class JaegerReader:
         try:
             limits = self._detected_limits(search, services[0], now)
             long_runs = partial(search_all, _long_run_conditions(query, conditions))
-            windows = WindowedSearch(partial(search_all, conditions), query, hint, limits, now, is_late, long_runs)
+            scan = is_late if _reads_all(query) else None
+            windows = WindowedSearch(partial(search_all, conditions), query, hint, limits, now, scan, long_runs)
             rows = list(islice(windows.rows(), query.limit + 1))
         except BackendRefused:
             self._forget_server()

@@ -177,6 +177,8 @@ _FIRST_WIDTH: Final = 3_600_000_000
 _SAMPLE_DEPTH: Final = 8
 """Traces of a search without a hint: where these lie shows how wide a window has the runs of a page."""
 _MIN_DEPTH: Final = 32
+_SCAN_DEPTH: Final = 1000
+"""Traces of a search where most of them are not in the list."""
 _MAX_GROWTH: Final = 64
 
 Traces = Mapping[str, Sequence[FoundSpan]]
@@ -216,7 +218,7 @@ class WindowedSearch:
     hint: where the runs likely are.
     limits: what the store accepts; updated.
     now: microseconds since 1970, from which a store that refuses wide ranges is searched back.
-    is_late: whether the list is to end with what was found.
+    is_late: whether the list is to end with what was found; None for a list of what the searches find.
     search_long_runs: searches for runs of the length ``LONG_RUN`` or longer, and runs that changed after their end.
     """
 
@@ -227,7 +229,7 @@ class WindowedSearch:
         hint: DensityHint,
         limits: StoreLimits,
         now: int,
-        is_late: Callable[[], bool],
+        is_late: Callable[[], bool] | None = None,
         search_long_runs: SearchRange | None = None,
     ) -> None:
         self._search_range = search_range
@@ -237,14 +239,14 @@ class WindowedSearch:
         self._hint = hint
         self._limits = limits
         self._now = now
-        self._is_late = is_late
+        self._is_late = is_late or (lambda: False)
         self._needs_document = needs_document(query)
         self.ended_at: int | None = None
         """Where a list that ended early came to: it has all runs from then on, nanoseconds since 1970."""
         self.notes: dict[tuple[int, str], None] = {}
         """What was found and cannot be listed as it is, once each: time in nanoseconds since 1970, and text."""
         self._is_sample = hint.gap is None
-        depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
+        depth = max(_MIN_DEPTH, 2 * (query.limit + 1)) if is_late is None else _SCAN_DEPTH
         self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
 
     def rows(self) -> Iterator[RunSummary]:
@@ -271,8 +273,9 @@ class WindowedSearch:
             top = rows[0].time // 1000 + 1 if rows else max(newest, lo + 1)
             width = int((min(hi, top) - lo) * self._growth(len(traces), len(rows), wanted))
             hi = lo
-            # Each page must end before the one that it follows.
-            if hi > lowest and (self._before is None or hi * 1000 < self._before[0]) and self._is_late():
+            # Each page must end before the one that it follows. Time without runs is searched in a few windows.
+            is_further = self._before is None or hi * 1000 < self._before[0]
+            if traces and hi > lowest and is_further and self._is_late():
                 self.ended_at = hi * 1000
                 return
         if lowest > since:
