@@ -40,7 +40,7 @@ class RunspanApiReader:
     clock: Nanoseconds since 1970.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(searches="what that server searches")
 
     def __init__(
         self,
@@ -94,6 +94,8 @@ class RunspanApiReader:
             parameters["cursor"] = query.cursor.token()
         if query.stuck_before is not None:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
+        if query.text is not None:
+            parameters["q"] = query.text
         edges = {"to": query.until, "endedFrom": query.ended_since, "endedTo": query.ended_until}
         parameters |= {name: _moment(edge) for name, edge in edges.items() if edge is not None}
         try:
@@ -102,7 +104,13 @@ class RunspanApiReader:
             )
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
-        echoed = {"stuckAfter": meta.stuck_after, "to": meta.to, "endedFrom": meta.ended_from, "endedTo": meta.ended_to}
+        echoed = {
+            "stuckAfter": meta.stuck_after,
+            "to": meta.to,
+            "endedFrom": meta.ended_from,
+            "endedTo": meta.ended_to,
+            "q": meta.q,
+        }
         for name, repeated in echoed.items():
             if parameters.get(name) != repeated:
                 raise QueryUnsupported(
@@ -115,7 +123,7 @@ class RunspanApiReader:
         if ids and query.tenant:
             self._verify_tenant(ids[0], query.tenant)
         following = self._next_cursor(query.cursor, cursor)
-        return Page([item.encode() for item in items], following, tuple(meta.partial))
+        return Page([item.encode() for item in items], following, tuple(meta.partial), meta.matches)
 
     def check(self) -> None:
         """See ``TraceReader``."""

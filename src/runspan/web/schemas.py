@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from runspan.codec.full_text import MAX_TEXT, MIN_TEXT
 from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
 from runspan.errors import QueryError
 from runspan.model.document import MAX_RUN_ID_BYTES, RUN_STATUSES
@@ -59,7 +60,7 @@ def _read_moment(name: str, text: str | None, now: int) -> int | None:
     return moment
 
 
-_EXTENSIONS = {"stuckAfter", "from_", "to", "endedFrom", "endedTo"}
+_EXTENSIONS = {"stuckAfter", "from_", "to", "endedFrom", "endedTo", "q"}
 
 
 class RunsQuery(BaseModel):
@@ -93,6 +94,15 @@ class RunsQuery(BaseModel):
         "Only runs that ended at this time or later, whenever they started; the list is sorted by start all the same",
     )
     endedTo: str | None = _moment("endedTo", "Only runs that ended before this time")
+    q: str | None = Field(
+        None,
+        description=f"Only runs that contain this text, of {MIN_TEXT} to {MAX_TEXT} characters, in upper or lower case: "
+        "in the id or the workflow of the run, in the id, name or type of a step, or in a string, number or key of an "
+        "input, output, error, retry policy or member that the platform does not document. Strings are compared as they "
+        "read, without JSON escapes, and by Unicode's case folding; numbers as they are written. `meta.matches` has "
+        "where each run contains it. An extension of the platform's API; a response that took it into account repeats "
+        "it in `meta.q`.",
+    )
 
     def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
         """Return the query of a backend. ``now`` is the time in nanoseconds since 1970 that durations count back from.
@@ -111,6 +121,7 @@ class RunsQuery(BaseModel):
             stuck_before=_time_before(now, self.stuckAfter),
             ended_since=_read_moment("endedFrom", self.endedFrom, now),
             ended_until=_read_moment("endedTo", self.endedTo, now),
+            text=self.q,
         )
 
     def extensions(self) -> dict[str, Any]:
@@ -168,6 +179,22 @@ class RunResponse(BaseModel):
     data: RunDocument
 
 
+class MatchBody(BaseModel):
+    """The first place where a run contains the text that was searched for: a step, if one contains it."""
+
+    member: str = Field(description="The member of the step, or of the run, that contains it.")
+    snippet: str = Field(
+        description="What is around it, about 120 characters on one line. Payloads are JSON without escapes."
+    )
+    start: int = Field(description="Where the text begins in the snippet, in characters (code points).")
+    length: int = Field(description="Its length in characters.")
+    stepIndex: int | None = Field(
+        default=None, description="The position of the step in the document, from 0. Absent outside of steps."
+    )
+    stepId: str | None = Field(default=None, description="The id of the step.")
+    execution: int | None = Field(default=None, description="Which execution of this step id it is, from 1.")
+
+
 class Meta(BaseModel):
     """Where a page ends, and how complete it is."""
 
@@ -183,6 +210,10 @@ class Meta(BaseModel):
     to: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
     endedFrom: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
     endedTo: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    q: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    matches: dict[str, MatchBody] | None = Field(
+        default=None, description="Where each run of the page contains the text `q`, by run id. Absent without `q`."
+    )
 
 
 class RunListResponse(BaseModel):

@@ -33,7 +33,9 @@ SCHEMA: Final = Schema(
     application_id=0x72737069,
     version=1,
     tables=tuple(
-        statement for file in ("schema.sql", "stats.sql", "text.sql") for statement in read_statements(__package__, file)
+        statement
+        for file in ("schema.sql", "stats.sql", "text.sql")
+        for statement in read_statements(__package__, file)
     ),
     hint="delete the file: it is made again",
     page_pragmas=("page_size = 8192", "auto_vacuum = INCREMENTAL"),
