@@ -32,7 +32,11 @@ SCHEMA: Final = Schema(
     name="the index of the embedded store",
     application_id=0x72737069,
     version=1,
-    tables=(*read_statements(__package__, "schema.sql"), *read_statements(__package__, "stats.sql")),
+    tables=tuple(
+        statement
+        for file in ("schema.sql", "stats.sql", "text.sql")
+        for statement in read_statements(__package__, file)
+    ),
     hint="delete the file: it is made again",
     page_pragmas=("page_size = 8192", "auto_vacuum = INCREMENTAL"),
 )
