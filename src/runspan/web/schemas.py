@@ -88,8 +88,8 @@ class RunsQuery(BaseModel):
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(
         None,
-        description="`meta.cursor` of the previous page: a time, duration or cost, and a run id in base64. Any other text "
-        "is refused, and one of a list with another `sort`.",
+        description="`meta.cursor` of the previous page: a time, duration or cost and a run id, in base64. Any other "
+        "text is refused, and a cursor of a list with another `sort`.",
         json_schema_extra={"pattern": CURSOR_PATTERN},  # ``Cursor.parse`` checks it, with a better message
     )
     stuckAfter: str | None = Field(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import zstandard
 
 from runspan.backends.sqlite.index import stats, text
 from runspan.codec.facts import RunFacts, run_facts
@@ -82,6 +82,8 @@ class FactsWriter:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+        self._decompressor = zstandard.ZstdDecompressor()
         self._names: dict[bytes, int] = {}
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
@@ -109,8 +111,8 @@ class FactsWriter:
             return
         row_id, tenant, name, in_text, packed = row
         try:
-            facts, owner = _unpack(zlib.decompress(packed)), name.decode()
-        except (zlib.error, msgspec.MsgspecError, AttributeError, TypeError, UnicodeDecodeError) as error:
+            facts, owner = _unpack(self._decompressor.decompress(packed)), name.decode()
+        except (zstandard.ZstdError, msgspec.MsgspecError, AttributeError, TypeError, UnicodeDecodeError) as error:
             raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
         stats.apply(self._connection, owner, facts, -1)
         for kind, value in _values(facts):
@@ -148,7 +150,9 @@ class FactsWriter:
         in_text = stored.status not in _UNFINISHED
         row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
         self._connection.execute(_INSERT, row)
-        self._connection.execute("INSERT INTO counted_facts VALUES (?, ?)", (row_id, zlib.compress(_pack(facts), 1)))
+        self._connection.execute(
+            "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
+        )
         values = [(tenant, kind, self._name(value), row_id) for kind, value in _values(facts)]
         self._connection.executemany("INSERT OR IGNORE INTO run_values VALUES (?, ?, ?, ?)", values)
         stats.apply(self._connection, stored.tenant.decode(), facts, 1)
