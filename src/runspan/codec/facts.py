@@ -33,7 +33,7 @@ _number = msgspec.json.Decoder(int | float).decode
 _summary = msgspec.json.Decoder(Summary).decode
 
 
-class StepFacts(Struct, frozen=True):
+class StepFacts(Struct, frozen=True, array_like=True):
     """One execution of a step: each round of a loop is one."""
 
     id: str
@@ -46,7 +46,7 @@ class StepFacts(Struct, frozen=True):
     """Nanoseconds, see ``duration``."""
 
 
-class ModelUse(Struct, frozen=True):
+class ModelUse(Struct, frozen=True, array_like=True):
     """What the agent steps of a run used of one model."""
 
     model: str
@@ -58,7 +58,7 @@ class ModelUse(Struct, frozen=True):
     """Estimated cost in ``NANO_DOLLARS``."""
 
 
-class RunFacts(Struct, frozen=True):
+class RunFacts(Struct, frozen=True, array_like=True):
     """What lists are filtered and sorted by, and statistics are made of."""
 
     workflow_id: str | None

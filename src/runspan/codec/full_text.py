@@ -61,6 +61,8 @@ class Match(Struct, frozen=True, rename="camel", omit_defaults=True):
     step_index: int | None = None
     """The step's position among the steps of the run, from 0. None outside of steps."""
     step_id: str | None = None
+    execution: int | None = None
+    """Which execution of that step id it is, from 1."""
 
 
 class _Place(NamedTuple):
@@ -102,8 +104,13 @@ def find_text(run: Run, text: str) -> Match | None:
         if found is not None:
             snippet, start, length = found
             index = place.step_index
-            step_id = None if index is None else _printable(_as_str(run.steps[index].id))
-            return Match(_printable(place.member), snippet, start, length, index, step_id)
+            if index is None:
+                return Match(_printable(place.member), snippet, start, length)
+            step_id = run.steps[index].id
+            execution = sum(step.id == step_id for step in run.steps[: index + 1])
+            return Match(
+                _printable(place.member), snippet, start, length, index, _printable(_as_str(step_id)), execution
+            )
     return None
 
 

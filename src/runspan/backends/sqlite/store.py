@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import merge
 from operator import itemgetter
@@ -39,6 +39,7 @@ from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
+from runspan.codec.facts import summary_members
 from runspan.errors import DocumentError, NotFound, PayloadError, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
@@ -48,6 +49,8 @@ from runspan.storage.sqlite_file import open_read_only, store_error, translate_e
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
+
+_SEARCHES: Final = "ids, names and types of steps, errors and payloads"
 
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
@@ -200,8 +203,6 @@ class SqliteStore:
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
 
-    capabilities = contracts.Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
-
     def __init__(
         self,
         directory: Path | str,
@@ -214,6 +215,9 @@ class SqliteStore:
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
+        self.capabilities = contracts.Capabilities(
+            durable_writes=True, deletes=True, foreign_spans=True, searches=_SEARCHES if index else ""
+        )
         self._compression = Compression()
         self._recent = RecentRevisions()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
@@ -345,6 +349,10 @@ class SqliteStore:
             for run_id in damaged_run_ids(connection, query.tenant):
                 search.notes.append(damaged_document_note(run_id.decode(errors="replace")))
             page = _page(search.runs(candidates(connection, query)), query, search.notes)
+        if search.matches or search.stopped_at is not None:
+            listed = [summary_members(item).id for item in page.items]
+            matches = {run_id: search.matches[run_id] for run_id in listed if run_id in search.matches}
+            page = replace(page, cursor=page.cursor or search.next_page, matches=matches)
         if search.changed:
             with suppress(StoreError):  # the next list that finds them tries again
                 self._index.correct(search.changed)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import zstandard
 
 from runspan.backends.sqlite.index import stats, text
 from runspan.codec.facts import RunFacts, run_facts
 from runspan.contracts import RunQuery
+from runspan.errors import QueryUnsupported
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.timestamps import MAX_NS, MILLISECOND
 
@@ -25,6 +28,12 @@ _MAX_HINTS: Final = 1000
 _FEW: Final = 20_000
 """Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
 are in it."""
+_CHUNK: Final = 256
+"""Runs with a text whose other filters are compared at once."""
+_WITHOUT_TEXT: Final = (
+    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
+    " ORDER BY id DESC"
+)
 _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: "workflow_id", STATUS: "status"}
 """The kinds of values of which a run has one, with their column."""
 _INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
@@ -73,6 +82,8 @@ class FactsWriter:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+        self._decompressor = zstandard.ZstdDecompressor()
         self._names: dict[bytes, int] = {}
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
@@ -100,8 +111,8 @@ class FactsWriter:
             return
         row_id, tenant, name, in_text, packed = row
         try:
-            facts, owner = _unpack(zlib.decompress(packed)), name.decode()
-        except (zlib.error, msgspec.MsgspecError, AttributeError, TypeError, UnicodeDecodeError) as error:
+            facts, owner = _unpack(self._decompressor.decompress(packed)), name.decode()
+        except (zstandard.ZstdError, msgspec.MsgspecError, AttributeError, TypeError, UnicodeDecodeError) as error:
             raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
         stats.apply(self._connection, owner, facts, -1)
         for kind, value in _values(facts):
@@ -139,7 +150,9 @@ class FactsWriter:
         in_text = stored.status not in _UNFINISHED
         row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
         self._connection.execute(_INSERT, row)
-        self._connection.execute("INSERT INTO counted_facts VALUES (?, ?)", (row_id, zlib.compress(_pack(facts), 1)))
+        self._connection.execute(
+            "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
+        )
         values = [(tenant, kind, self._name(value), row_id) for kind, value in _values(facts)]
         self._connection.executemany("INSERT OR IGNORE INTO run_values VALUES (?, ?, ?, ?)", values)
         stats.apply(self._connection, stored.tenant.decode(), facts, 1)
@@ -212,12 +225,51 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     if tenant is None or not all(chosen.values()):
         return iter(())
     conditions, bound = _conditions(connection, query, chosen)
+    if query.text is not None:
+        ids = _ids_with_text(connection, query, tenant)
+        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
     order = {"start": "runs.id DESC"}.get(query.order, f"runs.{query.order} DESC, runs.run_id DESC")
     source, values = _source(connection, query, tenant, chosen)
     value = "0" if query.order == "start" else f"runs.{query.order}"
     where = " AND ".join(["runs.tenant = ?", *conditions])
     sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
     return map(_candidate, connection.execute(sql, [*values, tenant, *bound]))
+
+
+def _ids_with_text(connection: sqlite3.Connection, query: RunQuery, tenant: int) -> Iterator[int]:
+    """Yield the ids of runs that may contain the text of a query, the greatest first; of all of those that are not in
+    the text index."""
+    connection.execute("BEGIN")  # the tables of the text index stay while they are read
+    until = MAX_NS if query.before is None else query.before[0]
+    before = first_id(connection, until)
+    since = 0 if query.since is None else min(query.since, MAX_NS) // MILLISECOND
+    others = (row_id for (row_id,) in connection.execute(_WITHOUT_TEXT, (tenant, before)))
+    for row_id in merge(text.candidates(connection, query.text or "", before), others, reverse=True):
+        if row_id < since:
+            return
+        yield row_id
+
+
+def _among(
+    connection: sqlite3.Connection, query: RunQuery, ids: Iterator[int], conditions: list[str], values: list[Any]
+) -> Iterator[Candidate]:
+    """Yield those of the runs that meet the conditions, in the order of ``candidates``."""
+    is_by_start = query.order == "start"
+    value, order = ("0", "runs.id DESC") if is_by_start else (f"runs.{query.order}", "4 DESC, runs.run_id DESC")
+    sql = (
+        f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM indexed_runs AS runs NOT INDEXED"  # noqa: S608
+        f" WHERE runs.id IN (SELECT value FROM json_each(?)) AND {' AND '.join(conditions)} ORDER BY {order}"
+    )
+    size = _CHUNK if is_by_start else _FEW
+    while chunk := list(islice(ids, size)):
+        if not is_by_start and next(ids, None) is not None:
+            raise QueryUnsupported(
+                where="sort",
+                expected=f"a text that at most {_FEW} runs may contain",
+                got="one that more may contain",
+                hint="sort by the start, or narrow the time range",
+            )
+        yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
 
 
 def _candidate(row: tuple[object, ...]) -> Candidate:
