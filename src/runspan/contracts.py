@@ -23,8 +23,11 @@ from runspan.model.timestamps import SECOND
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
-MAX_CURSOR_LENGTH: Final = -(-(19 + 1 + MAX_RUN_ID_BYTES) * 4 // 3)
-"""Characters of a cursor's token: the digits of its time, a colon and a run id in base64."""
+Order = Literal["start", "duration", "cost"]
+_ORDER_MARKS: Final[dict[Order, str]] = {"start": "", "duration": "d", "cost": "c"}
+"""How the token of a cursor begins, by the order of its list."""
+MAX_CURSOR_LENGTH: Final = -(-(1 + 19 + 1 + MAX_RUN_ID_BYTES) * 4 // 3)
+"""Characters of a cursor's token: the mark of its order, the digits of its value, a colon and a run id in base64."""
 CURSOR_PATTERN: Final = f"^[A-Za-z0-9_-]{{4,{MAX_CURSOR_LENGTH}}}$"
 """What a cursor's token consists of, as a regular expression of JSON Schema."""
 
@@ -37,13 +40,17 @@ class Cursor:
     """
 
     time: int
-    """The sort time of the last item in nanoseconds since 1970."""
+    """The sort time of the last item in nanoseconds since 1970. In a list by duration or cost its duration or cost, -1
+    without one."""
     run_id: str
     """The run id of the last item."""
+    order: Order = "start"
+    """That of the list, see ``RunQuery``."""
 
     def token(self) -> str:
         """Return the opaque text that a client sends back."""
-        return base64.urlsafe_b64encode(f"{self.time}:{self.run_id}".encode()).decode().rstrip("=")
+        text = f"{_ORDER_MARKS[self.order]}{self.time}:{self.run_id}"
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     @classmethod
     def parse(cls, token: str) -> Cursor:
@@ -52,9 +59,10 @@ class Cursor:
             if not re.fullmatch(CURSOR_PATTERN, token):
                 raise ValueError
             raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-            time, colon, run_id = raw.decode().partition(":")
-            if colon and time.isascii() and time.isdigit() and len(time) <= 19 and run_id:
-                return cls(int(time), run_id)
+            found = re.fullmatch("([dc]?)([0-9]{1,19}|(?<=[dc])-1):(.+)", raw.decode(), re.DOTALL)
+            if found is not None:
+                order = next(order for order, mark in _ORDER_MARKS.items() if mark == found[1])
+                return cls(int(found[2]), found[3], order)
         raise QueryError(where="cursor", expected="meta.cursor of an earlier page", got=repr(token[:60]))
 
 
@@ -101,9 +109,9 @@ class RunQuery:
     """Only runs with a step of this type."""
     text: str | None = None
     """Only runs that contain this text, without regard to case: in an id, a name, an error or a payload."""
-    order: Literal["start", "duration", "cost"] = "start"
-    """Sorted by it, the highest first; runs without a duration or cost are last. Only stores that have an index of it
-    sort by another than the start."""
+    order: Order = "start"
+    """Sorted by it, the highest first; runs without a duration or cost are last, and those of the same value are sorted
+    by descending run id. Only stores that have an index of it sort by another than the start."""
 
     def __post_init__(self) -> None:
         chosen = self._chosen
@@ -120,6 +128,13 @@ class RunQuery:
                 expected=f"{' or '.join(LIVE_RUN_STATUSES)}, or none, in a list of stuck runs",
                 got=repr(", ".join(chosen)),
                 hint=f"a run that is {chosen[0]} is not stuck: filter by the status alone",
+            )
+        if self.cursor is not None and self.cursor.order != self.order:
+            raise QueryError(
+                where="cursor",
+                expected=f"that of a list sorted by {self.order}",
+                got=f"one of a list sorted by {self.cursor.order}",
+                hint="send the same sort with every page",
             )
         for where, start, end in (("to", self.since, self.until), ("endedTo", self.ended_since, self.ended_until)):
             if start is not None and end is not None and end <= start:
@@ -147,12 +162,21 @@ class RunQuery:
     def before(self) -> tuple[int, str] | None:
         """Sort time and run id; all runs of the list sort after this position. None for a list from the newest run on.
 
-        It is the position of the cursor, or that before the first run which is older than ``until``.
+        It is the position of the cursor, or that before the first run which is older than ``until``. The cursor of a
+        list by duration or cost has no such position.
         """
         edges = [] if self.until is None else [(self.until, "")]
-        if self.cursor is not None:
+        if self.cursor is not None and self.order == "start":
             edges.append((self.cursor.time, self.cursor.run_id))
         return min(edges, default=None)
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether it has a filter or an order for which the embedded store needs its index."""
+        return self.order != "start" or any(
+            value is not None
+            for value in (self.trigger, self.error_code, self.min_duration, self.model, self.step_type, self.text)
+        )
 
     def matches(self, run: RunSummary) -> bool:
         """Return whether a run's newest revision matches the filters that its list item decides.

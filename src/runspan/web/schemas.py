@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
+from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, Order, RunQuery
 from runspan.errors import QueryError
 from runspan.model.document import MAX_RUN_ID_BYTES, RUN_STATUSES
 from runspan.model.timestamps import MOMENT_FORMS, MOMENT_PATTERN, UNITS, parse_moment
@@ -17,7 +18,9 @@ _STATUS = "|".join(RUN_STATUSES)
 _STATUSES = f"^({_STATUS})(,({_STATUS}))*$"
 
 _SINCE = r"^[1-9][0-9]{0,5}[mhd]$"
-_STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
+_LONG = r"^[0-9]{1,9}(\.[0-9]{1,3})?[smhd]$"
+_MAX_SEARCHED = 500
+_DURATION = r"^[1-9][0-9]{0,8}[smhd]$"
 
 
 def _digits(value: object) -> object:
@@ -59,7 +62,20 @@ def _read_moment(name: str, text: str | None, now: int) -> int | None:
     return moment
 
 
-_EXTENSIONS = {"stuckAfter", "from_", "to", "endedFrom", "endedTo"}
+def _text(description: str, **schema: Any) -> Any:
+    """Return an optional parameter that is a text."""
+    return Field(
+        None,
+        min_length=1,
+        description=f"{description} An extension of the platform's API; see `stuckAfter`.",
+        **schema,
+    )
+
+
+_EXTENSIONS = {
+    "stuckAfter", "from_", "to", "endedFrom", "endedTo",
+    "triggerType", "errorCode", "minDuration", "model", "stepType", "q", "sort",
+}  # fmt: skip
 
 
 class RunsQuery(BaseModel):
@@ -80,7 +96,7 @@ class RunsQuery(BaseModel):
     )
     stuckAfter: str | None = Field(
         None,
-        pattern=_STUCK,
+        pattern=_DURATION,
         description="Only pending or running runs whose next heartbeat is overdue by more than this: `15m`, `90s`. It "
         "is due 30 seconds after the last observation, or after a sixteenth of the run's age then. "
         "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
@@ -93,6 +109,28 @@ class RunsQuery(BaseModel):
         "Only runs that ended at this time or later, whenever they started; the list is sorted by start all the same",
     )
     endedTo: str | None = _moment("endedTo", "Only runs that ended before this time")
+    triggerType: str | None = _text("Only runs with this `triggerType`.")
+    errorCode: str | None = _text("Only runs whose `error` has this `code`.")
+    minDuration: str | None = Field(
+        None,
+        pattern=_LONG,
+        description="Only runs that took this long or longer: `90s`, `5m`, `1h`. That is `durationMs`, else the time "
+        "from `startedAt` to `completedAt`. An extension of the platform's API; see `stuckAfter`.",
+    )
+    model: str | None = _text("Only runs with a step that used this model.")
+    stepType: str | None = _text("Only runs with a step of this type.")
+    q: str | None = Field(
+        None,
+        min_length=1,
+        max_length=_MAX_SEARCHED,
+        description="Only runs that contain this text, without regard to case: in an id, a name, an error or a "
+        "payload. An extension of the platform's API; see `stuckAfter`.",
+    )
+    sort: Order | None = Field(
+        None,
+        description="Sort by `start`, the default, `duration`, or estimated `cost`: the highest first, and runs "
+        "without one last. The next pages need the same value. An extension of the platform's API; see `stuckAfter`.",
+    )
 
     def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
         """Return the query of a backend. ``now`` is the time in nanoseconds since 1970 that durations count back from.
@@ -111,6 +149,13 @@ class RunsQuery(BaseModel):
             stuck_before=_time_before(now, self.stuckAfter),
             ended_since=_read_moment("endedFrom", self.endedFrom, now),
             ended_until=_read_moment("endedTo", self.endedTo, now),
+            trigger=self.triggerType,
+            error_code=self.errorCode,
+            min_duration=None if self.minDuration is None else _nanoseconds(self.minDuration),
+            model=self.model,
+            step_type=self.stepType,
+            text=self.q,
+            order=self.sort or "start",
         )
 
     def extensions(self) -> dict[str, Any]:
@@ -119,7 +164,11 @@ class RunsQuery(BaseModel):
 
 
 def _time_before(now: int, duration: str | None) -> int | None:
-    return None if duration is None else max(0, now - int(duration[:-1]) * UNITS[duration[-1]])
+    return None if duration is None else max(0, now - _nanoseconds(duration))
+
+
+def _nanoseconds(duration: str) -> int:
+    return int(Decimal(duration[:-1]) * UNITS[duration[-1]])
 
 
 class RunSummaryBody(BaseModel):
@@ -168,6 +217,9 @@ class RunResponse(BaseModel):
     data: RunDocument
 
 
+_REPEATED: Any = Field(default=None, description="The parameter of that name, if it was sent.")
+
+
 class Meta(BaseModel):
     """Where a page ends, and how complete it is."""
 
@@ -178,11 +230,18 @@ class Meta(BaseModel):
         description="What the backend could not search, and which runs are left out since their list item is damaged, "
         "older than their newest revision, or one of several documents sent as one revision; one line each.",
     )
-    stuckAfter: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    from_: str | None = Field(default=None, alias="from", description="The parameter of that name, if it was sent.")
-    to: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    endedFrom: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    endedTo: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    stuckAfter: str | None = _REPEATED
+    from_: str | None = Field(default=None, alias="from", description=_REPEATED.description)
+    to: str | None = _REPEATED
+    endedFrom: str | None = _REPEATED
+    endedTo: str | None = _REPEATED
+    triggerType: str | None = _REPEATED
+    errorCode: str | None = _REPEATED
+    minDuration: str | None = _REPEATED
+    model: str | None = _REPEATED
+    stepType: str | None = _REPEATED
+    q: str | None = _REPEATED
+    sort: str | None = _REPEATED
 
 
 class RunListResponse(BaseModel):

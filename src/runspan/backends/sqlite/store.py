@@ -19,6 +19,10 @@ from typing import Any, Final
 from runspan import contracts
 from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
+from runspan.backends.sqlite.index import Index
+from runspan.backends.sqlite.index.facts_index import candidates, damaged_run_ids
+from runspan.backends.sqlite.index.indexer import DamagedIndex
+from runspan.backends.sqlite.index.search import IndexedSearch, damaged_document_note
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
@@ -190,6 +194,8 @@ class SqliteStore:
     from when it was last written. None keeps everything.
     max_expire_share: the largest share of the runs that ``expire`` deletes at once, see ``Retention``; 1 is no limit.
     limits: how large a run, and what waits for other spans, may be.
+    index: True keeps an index of what lists are filtered and sorted by, False keeps none, None leaves that as it is in
+    the directory; see ``index.Index``.
     clock: nanoseconds since 1970. monotonic: nanoseconds of a clock that nobody sets.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
@@ -203,6 +209,7 @@ class SqliteStore:
         retention_days: float | None = None,
         max_expire_share: float = 1.0,
         limits: Limits | None = None,
+        index: bool | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -221,9 +228,12 @@ class SqliteStore:
                 arrival_clock = ArrivalClock(clock, connection)
                 with suppress(StoreError):  # ``expire`` raises it
                     self._retention.cutoff(connection, clock())
-                self._writer = GroupWriter(connection, self.path, self._train_when_due)
+                self._writer = GroupWriter(connection, self.path, self._committed)
+            self._readers = stack.enter_context(
+                closing(ConnectionPool(self.path, self._writer.check_files, self._count_damage))
+            )
+            self._index = Index(self.path.parent, self._writer, self._readers.connection, self._compression, keep=index)
             stack.pop_all()
-        self._readers = ConnectionPool(self.path, self._writer.check_files, self._count_damage)
         self._ingester = Ingester(
             self._writer,
             self._readers.connection,
@@ -306,34 +316,39 @@ class SqliteStore:
     def search(self, query: contracts.RunQuery) -> contracts.Page:
         """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
 
-        A damaged list item is left out, and ``partial`` contains its run id.
+        A damaged list item is left out, and ``partial`` contains its run id. Raise QueryUnsupported for a filter or
+        order that needs an index if the store keeps none.
         """
+        if query.needs_index:
+            try:
+                return self._search_index(query)
+            except DamagedIndex:  # it was made anew
+                return self._search_index(query)
         few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query), _MAX_SORTED))[0] < _MAX_SORTED
         statements = _statements(query, few_ended=few_ended)
-        items: list[bytes] = []
-        partial: list[str] = []
-        size = 0
-        last: tuple[int, bytes] | None = None
-        has_more = False
+        notes: list[str] = []
         with self._readers.connection() as connection, ExitStack() as opened:
             found = []
             for statement, values, is_sorted in statements:
-                rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, partial)
+                rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, notes)
                 found.append(rows if is_sorted else _sorted_by_run_id(rows, query.limit + 1))
             merged = found[0] if len(found) == 1 else merge(*found, key=itemgetter(1, 0), reverse=True)
-            for run_id, sort_time, summary, _, incomplete, superseded, digest in merged:
-                size += len(summary)
-                if items and (len(items) == query.limit or size > PAGE_BYTES):
-                    has_more = True
-                    break
-                items.append(summary)
-                last = sort_time, run_id
-                if incomplete:
-                    partial.append(contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete)))
-                if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
-                    partial.append(contracts.conflict_note(run_id.decode(), conflict))
-        cursor = contracts.Cursor(last[0], last[1].decode()) if has_more and last is not None else None
-        return contracts.Page(items, cursor, contracts.limited_notes(partial))
+            return _page(merged, query, notes)
+
+    def _search_index(self, query: contracts.RunQuery) -> contracts.Page:
+        """Return the page of a query that needs the index, once that has what the store has now."""
+        left = self._index.catch_up()
+        search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
+        if left:
+            search.notes.append(f"{left} runs that the index does not have yet: it is being made, so try again later")
+        with self._index.connection() as connection:
+            for run_id in damaged_run_ids(connection, query.tenant):
+                search.notes.append(damaged_document_note(run_id.decode(errors="replace")))
+            page = _page(search.runs(candidates(connection, query)), query, search.notes)
+        if search.changed:
+            with suppress(StoreError):  # the next list that finds them tries again
+                self._index.correct(search.changed)
+        return page
 
     def _sound(self, rows: Iterable[_Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[_Item]:
         """Yield the rows whose checksum is right. ``partial`` gets a note of each other."""
@@ -485,6 +500,7 @@ class SqliteStore:
         """Finish the current writes and close the file. Calling it twice is allowed."""
         if self._training is not None:
             self._training.join()
+        self._index.close()
         self._readers.close()
         # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
@@ -495,6 +511,11 @@ class SqliteStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _committed(self, connection: sqlite3.Connection) -> None:
+        """Do what follows a commit."""
+        self._index.store_changed()
+        self._train_when_due(connection)
 
     def _train_when_due(self, connection: sqlite3.Connection) -> None:
         """Train the dictionary, and use it, in a thread of its own: it takes as long as a hundred writes."""
@@ -587,6 +608,27 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.execute("COMMIT")
+
+
+def _page(rows: Iterable[_Item], query: contracts.RunQuery, notes: list[str]) -> contracts.Page:
+    """Return a page of rows, which are sorted. notes: lines of ``partial``, to which reading the rows adds further."""
+    items: list[bytes] = []
+    size = 0
+    last: tuple[int, bytes] | None = None
+    has_more = False
+    for run_id, value, summary, _, incomplete, superseded, digest in rows:
+        size += len(summary)
+        if items and (len(items) == query.limit or size > PAGE_BYTES):
+            has_more = True
+            break
+        items.append(summary)
+        last = value, run_id
+        if incomplete:
+            notes.append(contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete)))
+        if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
+            notes.append(contracts.conflict_note(run_id.decode(), conflict))
+    cursor = contracts.Cursor(last[0], last[1].decode(), query.order) if has_more and last is not None else None
+    return contracts.Page(items, cursor, contracts.limited_notes(notes))
 
 
 def _sorted_by_run_id(rows: Iterable[_Item], limit: int) -> Iterator[_Item]:

@@ -1,1 +1,5 @@
-"""The index of the embedded store: derived from its runs, and what lists and statistics of many runs are read from."""
+"""The index of the embedded store: what lists are filtered, sorted and searched by, in a file made from the store."""
+
+from runspan.backends.sqlite.index.indexer import FILE_NAME, Index
+
+__all__ = ["FILE_NAME", "Index"]
