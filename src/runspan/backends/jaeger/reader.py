@@ -29,7 +29,17 @@ from runspan.backends.remote.client import RemoteClient, document_of, fetch_with
 from runspan.backends.remote.config import RemoteConfig
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
-from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, limited_notes
+from runspan.contracts import (
+    Capabilities,
+    Cursor,
+    Document,
+    Page,
+    RunQuery,
+    StatsPage,
+    StatsQuery,
+    limited_notes,
+    stats_unsupported,
+)
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
@@ -164,6 +174,10 @@ class JaegerReader:
         end = 0 if cursor is None else cursor.time
         notes = [text for at, text in windows.notes if at >= end]
         return Page([row.summary for row in rows], cursor, limited_notes(notes))
+
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """See ``TraceReader``. Raises QueryUnsupported."""
+        raise stats_unsupported(self._http.name)
 
     def check(self) -> None:
         """See ``TraceReader``."""

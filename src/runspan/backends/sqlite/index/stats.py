@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from runspan.codec.facts import RunFacts
-from runspan.model.document import TERMINAL_RUN_STATUSES
+from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 from runspan.model.timestamps import UNITS
 
 HOUR: Final = UNITS["h"]
 SPANS: Final = (1, 24, 24 * 32)
 """Hours of a row: each longer span is made of whole shorter ones."""
 MAX_NAME: Final = 200
-"""Characters of a name, a model, a status or an error code that are told apart."""
+"""Characters of a name, a model or an error code that are told apart."""
 FAILURES: Final = ("failed", "timed_out")
 """Statuses of the runs whose errors are counted."""
+OTHER: Final = "other"
+"""Stands for all statuses that are not the platform's."""
 NOT_EXECUTED: Final = ("pending", "skipped")
 """Statuses of the steps that are not counted."""
 MICROSECOND: Final = 1_000
@@ -27,7 +29,7 @@ _BUCKET_BITS: Final = 6
 """A power of two of durations has this power of two of buckets, so half of one is less than 0.8 % of its durations."""
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """A table of sums. Its rows are told apart by series, span, start and labels."""
 
     name: str
@@ -36,12 +38,12 @@ class _Table(NamedTuple):
     """A row goes when the first one is 0: the others are 0 too then."""
 
 
-_RUNS: Final = _Table("run_sums", ("status",), ("runs", "timed", "duration"))
-_DURATIONS: Final = _Table("duration_sums", ("bucket",), ("runs",))
-_MODELS: Final = _Table("model_sums", ("model",), ("steps", "input_tokens", "output_tokens", "cost"))
-_STEPS: Final = _Table("step_sums", ("name", "type"), ("executions", "failed", "timed", "duration"))
-_ERRORS: Final = _Table("error_sums", ("code", "failed_step"), ("runs",))
-_TABLES: Final = (_RUNS, _DURATIONS, _MODELS, _STEPS, _ERRORS)
+RUNS: Final = Table("run_sums", ("status",), ("runs", "timed", "duration"))
+DURATIONS: Final = Table("duration_sums", ("bucket",), ("runs",))
+MODELS: Final = Table("model_sums", ("model",), ("steps", "input_tokens", "output_tokens", "cost"))
+STEPS: Final = Table("step_sums", ("name", "type"), ("executions", "failed", "timed", "duration"))
+ERRORS: Final = Table("error_sums", ("code", "failed_step"), ("runs",))
+_TABLES: Final = (RUNS, DURATIONS, MODELS, STEPS, ERRORS)
 
 _Labels = tuple[bytes | int, ...]
 _Sums = Sequence[int]
@@ -56,14 +58,14 @@ _SERIES: Final = """
 """
 
 
-def _add_statement(table: _Table) -> str:
+def _add_statement(table: Table) -> str:
     # A sum that leaves 64 bits becomes a float, which the cast bounds: no run can make the index fail.
     sums = ", ".join(f"{name} = CAST({name} + excluded.{name} AS INTEGER)" for name in table.sums)
     values = ", ".join("?" * (3 + len(table.labels) + len(table.sums)))
     return f"INSERT INTO {table.name} VALUES ({values}) ON CONFLICT DO UPDATE SET {sums}"  # noqa: S608 constants
 
 
-def _remove_statement(table: _Table) -> str:
+def _remove_statement(table: Table) -> str:
     labels = "".join(f" AND {name} = ?" for name in table.labels)
     return (
         f"DELETE FROM {table.name} WHERE series = ? AND span = ? AND start = ?{labels} "  # noqa: S608 constants
@@ -87,9 +89,9 @@ def apply_all(connection: sqlite3.Connection, changes: Iterable[tuple[str, RunFa
     The rows of many changes are written once each, and those of what has not changed of a run are not written.
     """
     series: dict[_Series, int] = {}
-    added: dict[_Table, dict[_Row, _Sums]] = {table: {} for table in _TABLES}
+    added: dict[Table, dict[_Row, _Sums]] = {table: {} for table in _TABLES}
     for tenant, facts, sign in changes:
-        key = _utf8(tenant), None if facts.workflow_id is None else _utf8(facts.workflow_id)
+        key = utf8(tenant), None if facts.workflow_id is None else utf8(facts.workflow_id)
         series[key] = series.get(key, 0) + sign
         hour = facts.time // HOUR
         for table, labels, numbers in _summands(facts):
@@ -121,21 +123,26 @@ def _in_spans(rows: dict[_Row, _Sums], span: int) -> dict[_Row, _Sums]:
     return found
 
 
-def _summands(facts: RunFacts) -> Iterator[tuple[_Table, _Labels, _Sums]]:
+def _summands(facts: RunFacts) -> Iterator[tuple[Table, _Labels, _Sums]]:
     """Yield what a run adds to each table: the labels of a row, and numbers. Several may be of one row."""
-    status = facts.status or ""
+    status = facts.status if facts.status in RUN_STATUSES else OTHER
     duration = facts.duration if status in TERMINAL_RUN_STATUSES else None
-    yield _RUNS, (_label(status),), (1, *_timed(duration))
+    yield RUNS, (_label(status),), (1, *_timed(duration))
     if duration is not None:
-        yield _DURATIONS, (bucket_of(duration),), (1,)
+        yield DURATIONS, (bucket_of(duration),), (1,)
     for use in facts.models:
-        yield _MODELS, (_label(use.model),), (use.steps, use.input_tokens, use.output_tokens, use.cost)
+        yield MODELS, (_label(use.model),), (use.steps, use.input_tokens, use.output_tokens, use.cost)
     for step in facts.steps:
         if step.status not in NOT_EXECUTED:
             failed = int(step.status == "failed")
-            yield _STEPS, (_label(step.name), _label(step.type)), (1, failed, *_timed(step.duration))
+            yield STEPS, (_label(step.name), _label(step.type)), (1, failed, *_timed(step.duration))
     if status in FAILURES:
-        yield _ERRORS, (_label(facts.error_code or ""), _label(facts.failed_step or "")), (1,)
+        yield ERRORS, tuple(map(utf8, error_labels(facts))), (1,)
+
+
+def error_labels(facts: RunFacts) -> tuple[str, str]:
+    """Return error code and failed step of a run, as they are told apart; empty without one."""
+    return (facts.error_code or "")[:MAX_NAME], (facts.failed_step or "")[:MAX_NAME]
 
 
 def _timed(duration: int | None) -> tuple[int, int]:
@@ -156,8 +163,8 @@ def duration_of(bucket: int) -> int:
 
 
 def _label(text: str) -> bytes:
-    return _utf8(text[:MAX_NAME])
+    return utf8(text[:MAX_NAME])
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
