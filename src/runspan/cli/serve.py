@@ -202,7 +202,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     "--no-search",
     is_flag=True,
     help="Keep no index of the runs in --data, and delete the one that is there. It takes processor time and disk "
-    "space, and lists need it for triggerType, errorCode, minDuration, model, stepType, q and sort, and statistics need it.",
+    "space. Statistics need it, and lists for triggerType, errorCode, minDuration, model, stepType, q and sort.",
 )
 @options.count("--reads-per-minute", default=1000, help="Limit for each key; 0: none.")
 @options.count("--writes-per-minute", default=200, help="Limit for each key; 0: none.")
