@@ -18,7 +18,7 @@ from msgspec import field as field_of
 
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import duration, error_code, summary_members
-from runspan.codec.fields import observed_time
+from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.errors import QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span
@@ -230,6 +230,11 @@ def heartbeat_due(observed_at: int, time: int) -> int:
     return observed_at + max(HEARTBEAT_INTERVAL, (observed_at - time) // HEARTBEAT_SHARE)
 
 
+def live_observed_time(revision: int) -> int | None:
+    """Return when an unfinished run was last observed, in nanoseconds since 1970; None for a run that has ended."""
+    return None if revision >= ROOT_REVISION else revision
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """A page of a list. A page with a cursor is not the last one, even if it is shorter than the limit."""
@@ -399,6 +404,8 @@ class DocumentVersion:
     """See ``Document``."""
     conflict: tuple[str, ...] = ()
     """See ``Document``."""
+    observed_at: int | None = None
+    """See ``Document``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,10 +422,13 @@ class Document:
     """
     digest: str = field(default="", compare=False)
     """The first 32 hex digits of the text's SHA-256 if the backend has it, else empty; see ``version``."""
+    observed_at: int | None = field(default=None, compare=False)
+    """When the run was last observed if it has not ended, in nanoseconds since 1970; see ``heartbeat_due``."""
 
     def version(self) -> DocumentVersion:
         """Return the version of the document."""
-        return DocumentVersion(self.digest or sha256(self.text).hexdigest()[:32], self.incomplete, self.conflict)
+        digest = self.digest or sha256(self.text).hexdigest()[:32]
+        return DocumentVersion(digest, self.incomplete, self.conflict, self.observed_at)
 
 
 # The lines of ``Page.partial`` about single runs, in the same words for every backend.

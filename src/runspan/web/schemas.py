@@ -273,6 +273,7 @@ class RunResponse(BaseModel):
             "X-Runspan-Incomplete": "What is missing of a newer revision. Absent if this is the newest one.",
             "X-Runspan-Conflict": "SHA-256 digests in hex, separated by `; `, of other documents that were sent as the "
             "same revision, at least their first 32 digits. Absent if there is none.",
+            "X-Runspan-Observed-At": "When the run was last observed, as RFC 3339 text. Absent if it has ended.",
         }
     )
 

@@ -54,8 +54,9 @@ _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
-_DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
-_VERSION: Final = "SELECT run_id, tenant, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
+_VERSION_COLUMNS: Final = "run_id, tenant, incomplete, superseded, digest, revision"
+_DOCUMENT: Final = f"SELECT document, {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+_VERSION: Final = f"SELECT {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
@@ -265,16 +266,18 @@ class SqliteStore:
                     if waiting is not None:
                         found = relevant(connection, self._fragment, trace_id, tenant, waiting)
             if row is not None:
-                stored_id, owner, frame, incomplete, superseded, digest = row
-                self._require_run(run_id, tenant, stored_id, owner)
-                conflict = queries.conflicting_digests(superseded, digest)
+                frame, *columns = row
+                version = self._version(run_id, tenant, *columns)
                 text = self._content(connection, frame, "run", f"run {run_id}")
-                return contracts.Document(text, bytes_to_lines(incomplete), conflict, digest.hex())
+                return contracts.Document(
+                    text, version.incomplete, version.conflict, version.digest, observed_at=version.observed_at
+                )
         if waiting is None:
             raise _not_found(f"run {run_id}")
         # It raises TraceIncomplete, or they would not be fragments.
         verified = verify_run([*found.stand_ins, *[span for item in found.fragments for span in item.spans]])
-        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
+        seen = contracts.live_observed_time(verified.revision)
+        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict, observed_at=seen)
 
     def version(self, run_id: str, tenant: str = "") -> contracts.DocumentVersion | None:
         """Return the version of the document without reading it, None if it is made of spans that wait, or not there.
@@ -282,12 +285,25 @@ class SqliteStore:
         Raise StoreError when the index leads to another run.
         """
         row = self._fetch_one(_VERSION, (_trace_id(run_id, tenant),))
-        if row is None:
-            return None
-        stored_id, owner, incomplete, superseded, digest = row
+        return None if row is None else self._version(run_id, tenant, *row)
+
+    def _version(
+        self,
+        run_id: str,
+        tenant: str,
+        stored_id: bytes,
+        owner: bytes,
+        incomplete: bytes | None,
+        superseded: bytes | None,
+        digest: bytes,
+        revision: int,
+    ) -> contracts.DocumentVersion:
+        """Return the version in a row of ``_VERSION_COLUMNS``."""
         self._require_run(run_id, tenant, stored_id, owner)
         conflict = queries.conflicting_digests(superseded, digest)
-        return contracts.DocumentVersion(digest.hex(), bytes_to_lines(incomplete), conflict)
+        return contracts.DocumentVersion(
+            digest.hex(), bytes_to_lines(incomplete), conflict, contracts.live_observed_time(revision)
+        )
 
     def _require_run(self, run_id: str, tenant: str, stored_id: bytes, owner: bytes) -> None:
         if (stored_id, owner) != (run_id.encode(), tenant.encode()):
