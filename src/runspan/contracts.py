@@ -251,7 +251,7 @@ class Page:
 StatsDimension = Literal["workflow", "day", "hour", "model", "step", "error"]
 STATS_DIMENSIONS: Final[tuple[StatsDimension, ...]] = get_args(StatsDimension)
 DEFAULT_STATS_LIMIT: Final = 100
-MAX_STATS_LIMIT: Final = 1_000
+MAX_STATS_LIMIT: Final = 2_000
 _TIMES: Final = ("day", "hour")
 _PARTS: Final = ("model", "step", "error")
 
@@ -314,7 +314,8 @@ class DurationStats(Struct, frozen=True, omit_defaults=True):
     mean: float
     """Exact; 0 without any."""
     p50: float | None = None
-    """The least duration that this percentage of the runs does not exceed, within 1 %."""
+    """The least duration that this percentage of the runs does not exceed, within 1 %. None for steps, for the days and
+    hours of all workflows, and without any."""
     p95: float | None = None
 
 

@@ -184,8 +184,9 @@ def _runs(sums: _Sums) -> Iterator[StatsGroup]:
         statuses[key][status.decode()] = runs
         timed[key] = [timed[key][0] + count, timed[key][1] + duration]
     buckets: defaultdict[_Key, dict[int, int]] = defaultdict(dict)
-    for key, (bucket,), (runs,) in sums.rows(stats.DURATIONS, ("bucket",)):
-        buckets[key][bucket] = runs
+    if not sums.query.is_by_time or sums.query.workflow_id is not None:  # else these would be about as many as the runs
+        for key, (bucket,), (runs,) in sums.rows(stats.DURATIONS, ("bucket",)):
+            buckets[key][bucket] = runs
     usage = {key: _usage(numbers) for key, _, numbers in sums.rows(stats.MODELS)}
     for key, runs in keys.items():
         yield replace(
