@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 import msgspec
 
 from runspan.codec.fields import ROLE
-from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
-from runspan.errors import PARSE_ERRORS, Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
+from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, StatsGroup, StatsPage, StatsQuery
+from runspan.errors import PARSE_ERRORS, BackendRefused, Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
 from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import SECOND, rfc3339
+from runspan.model.timestamps import MILLISECOND, SECOND, parse_ns, rfc3339
 from runspan.otlp.json import read_spans
 from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_url, read_run, run_path
 from runspan.platform_api.schema import MalformedResponse, read_data, read_items
@@ -40,7 +40,7 @@ class RunspanApiReader:
     clock: Nanoseconds since 1970.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(searches="what that server searches")
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class RunspanApiReader:
         """See ``TraceReader``.
 
         The API takes ``since`` and ``stuckAfter`` as durations, so their bounds move with the clock. Raises
-        QueryUnsupported if the server does not know a filter that is an extension of the platform's API.
+        QueryUnsupported if the server does not know a filter or order that is an extension of the platform's API.
         """
         parameters: dict[str, str | int] = {"limit": query.limit}
         if query.workflow_id is not None:
@@ -96,15 +96,25 @@ class RunspanApiReader:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
         edges = {"to": query.until, "endedFrom": query.ended_since, "endedTo": query.ended_until}
         parameters |= {name: _moment(edge) for name, edge in edges.items() if edge is not None}
+        texts = {
+            "triggerType": query.trigger,
+            "errorCode": query.error_code,
+            "minDuration": None if query.min_duration is None else _seconds(query.min_duration),
+            "model": query.model,
+            "stepType": query.step_type,
+            "q": query.text,
+            "sort": None if query.order == "start" else query.order,
+        }
+        parameters |= {name: text for name, text in texts.items() if text is not None}
         try:
             items, meta, cursor = self._get(
                 f"{API_PATH}/runs", lambda response: read_items(response.content), parameters
             )
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
-        echoed = {"stuckAfter": meta.stuck_after, "to": meta.to, "endedFrom": meta.ended_from, "endedTo": meta.ended_to}
-        for name, repeated in echoed.items():
-            if parameters.get(name) != repeated:
+        echoed = msgspec.to_builtins(meta)
+        for name in ("stuckAfter", *edges, *texts):
+            if parameters.get(name) != echoed[name]:
                 raise QueryUnsupported(
                     where=self._api.base,
                     expected=f"a server that knows {name}",
@@ -115,7 +125,38 @@ class RunspanApiReader:
         if ids and query.tenant:
             self._verify_tenant(ids[0], query.tenant)
         following = self._next_cursor(query.cursor, cursor)
-        return Page([item.encode() for item in items], following, tuple(meta.partial))
+        return Page([item.encode() for item in items], following, tuple(meta.partial), meta.matches)
+
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """See ``TraceReader``. Raises Forbidden for a query of a named tenant: no trace id proves whose they are."""
+        if query.tenant:
+            raise Forbidden(
+                where=self._api.base,
+                expected="statistics of the API key's tenant",
+                got=f"those of {query.tenant}",
+                hint="the API key decides whose runs are counted: omit --tenant",
+            )
+        parameters: dict[str, str | int] = {"limit": query.limit, "timeZone": query.time_zone}
+        optional = {
+            "workflowId": query.workflow_id,
+            "groupBy": ",".join(query.group_by) or None,
+            "from": None if query.since is None else _moment(query.since),
+            "to": None if query.until is None else _moment(query.until),
+        }
+        parameters |= {name: value for name, value in optional.items() if value is not None}
+        try:
+            return self._get(f"{API_PATH}/stats", _read_stats, parameters)
+        except UnicodeEncodeError:
+            return StatsPage([], query.since, query.until)  # no stored text contains a lone surrogate
+        except (NotFound, BackendRefused) as error:
+            if not isinstance(error, NotFound) and "HTTP 404" not in error.got:
+                raise
+            raise QueryUnsupported(
+                where=self._api.base,
+                expected="a server with statistics",
+                got="one without",
+                hint="the platform's own API has none: send the runs to a runspan server",
+            ) from None
 
     def check(self) -> None:
         """See ``TraceReader``."""
@@ -136,7 +177,9 @@ class RunspanApiReader:
             following = Cursor.parse(token)
         except QueryError as error:
             raise self._api.refused("a cursor of runspan", error.got) from None
-        if cursor is not None and (following.time, following.run_id) >= (cursor.time, cursor.run_id):
+        if cursor is not None and (
+            following.order != cursor.order or (following.time, following.run_id) >= (cursor.time, cursor.run_id)
+        ):
             raise self._api.refused("a cursor after that of the page before", "one that does not move on")
         return following
 
@@ -168,6 +211,27 @@ class RunspanApiReader:
         return f"{minutes}m" if minutes < 1_000_000 else f"{-(-minutes // 1440)}d"
 
 
+class _StatsMeta(msgspec.Struct, rename={"from_": "from", "has_more": "hasMore"}):
+    from_: str | None
+    to: str | None
+    has_more: bool
+    partial: tuple[str, ...] = ()
+
+
+class _Stats(msgspec.Struct):
+    data: list[StatsGroup]
+    meta: _StatsMeta
+
+
+def _read_stats(response: Response) -> StatsPage:
+    try:
+        stats = msgspec.json.decode(response.content, type=_Stats)
+    except PARSE_ERRORS as error:
+        raise MalformedResponse(got=str(error)) from None
+    since, until = (None if text is None else parse_ns(text) for text in (stats.meta.from_, stats.meta.to))
+    return StatsPage(stats.data, since, until, stats.meta.has_more, stats.meta.partial)
+
+
 def _trace_id(response: Response) -> str:
     data, _ = read_data(response.content, "{")
     try:
@@ -178,6 +242,12 @@ def _trace_id(response: Response) -> str:
 
 def _moment(edge: int) -> str:
     return rfc3339(max(edge, 1))
+
+
+def _seconds(duration: int) -> str:
+    """Return a duration in seconds, rounded up to milliseconds, of which the API has nine digits before the point."""
+    milliseconds = min(-(-duration // MILLISECOND), 999_999_999_999)
+    return f"{milliseconds // 1000}.{milliseconds % 1000:03}s"
 
 
 def _is_run_id(run_id: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from runspan.codec.full_text import Match
 from runspan.errors import PARSE_ERRORS, BackendRefused
 from runspan.model.document import Summary
 from runspan.model.json_scanner import ScanError, elements, json_type, members, skip_space, string_value
@@ -57,6 +58,14 @@ class Meta(msgspec.Struct, rename="camel"):
     to: str | None = None
     ended_from: str | None = None
     ended_to: str | None = None
+    trigger_type: str | None = None
+    error_code: str | None = None
+    min_duration: str | None = None
+    model: str | None = None
+    step_type: str | None = None
+    q: str | None = None
+    sort: str | None = None
+    matches: dict[str, Match] = {}
 
 
 class _Success(msgspec.Struct):

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import merge
 from operator import itemgetter
@@ -19,6 +19,10 @@ from typing import Any, Final
 from runspan import contracts
 from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
+from runspan.backends.sqlite.index import Index, stats_reader
+from runspan.backends.sqlite.index.facts_index import candidates, damaged_run_ids
+from runspan.backends.sqlite.index.indexer import DamagedIndex
+from runspan.backends.sqlite.index.search import IndexedSearch, damaged_document_note
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
@@ -35,21 +39,26 @@ from runspan.backends.sqlite.schema import FILE_NAME, open_writer, use_directory
 from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
+from runspan.codec.facts import summary_members
+from runspan.codec.semconv import read_error
 from runspan.errors import DocumentError, NotFound, PayloadError, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import MAX_NS
+from runspan.model.timestamps import MAX_NS, rfc3339
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
 from runspan.storage.sqlite_file import is_damage, open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
 
+_SEARCHES: Final = "ids, names and types of steps, errors and payloads"
+
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
-_DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
-_VERSION: Final = "SELECT run_id, tenant, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
+_VERSION_COLUMNS: Final = "run_id, tenant, incomplete, superseded, digest, revision"
+_DOCUMENT: Final = f"SELECT document, {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+_VERSION: Final = f"SELECT {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
@@ -68,6 +77,8 @@ _STUCK: Final = f"""
 _INDEXES_WITHOUT_RUN_ID: Final = ("runs_by_workflow", "runs_by_status", "runs_by_workflow_and_status")
 _Item = tuple[bytes, int, bytes, bytes, bytes | None, bytes | None, bytes]
 """Run id, sort time, summary, its checksum, and the columns ``incomplete``, ``superseded`` and ``digest``."""
+_MAX_MESSAGE: Final = 300
+"""Characters of an error's message in statistics."""
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
 _ENDED: Final = (
@@ -192,11 +203,11 @@ class SqliteStore:
     from when it was last written. None keeps everything.
     max_expire_share: the largest share of the runs that ``expire`` deletes at once, see ``Retention``; 1 is no limit.
     limits: how large a run, and what waits for other spans, may be.
+    index: True keeps an index of what lists are filtered and sorted by, False keeps none, None leaves that as it is in
+    the directory; see ``index.Index``.
     clock: nanoseconds since 1970. monotonic: nanoseconds of a clock that nobody sets.
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
-
-    capabilities = contracts.Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
 
     def __init__(
         self,
@@ -205,10 +216,14 @@ class SqliteStore:
         retention_days: float | None = None,
         max_expire_share: float = 1.0,
         limits: Limits | None = None,
+        index: bool | None = None,
         clock: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
+        self.capabilities = contracts.Capabilities(
+            durable_writes=True, deletes=True, foreign_spans=True, searches=_SEARCHES if index else ""
+        )
         self._compression = Compression()
         self._recent = RecentRevisions()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
@@ -223,9 +238,12 @@ class SqliteStore:
                 arrival_clock = ArrivalClock(clock, connection)
                 with suppress(StoreError):  # ``expire`` raises it
                     self._retention.cutoff(connection, clock())
-                self._writer = GroupWriter(connection, self.path, self._train_when_due)
+                self._writer = GroupWriter(connection, self.path, self._committed)
+            self._readers = stack.enter_context(
+                closing(ConnectionPool(self.path, self._writer.check_files, self._count_damage))
+            )
+            self._index = Index(self.path.parent, self._writer, self._readers.connection, self._compression, keep=index)
             stack.pop_all()
-        self._readers = ConnectionPool(self.path, self._writer.check_files, self._count_damage)
         self._ingester = Ingester(
             self._writer,
             self._readers.connection,
@@ -253,16 +271,18 @@ class SqliteStore:
                     if waiting is not None:
                         found = relevant(connection, self._fragment, trace_id, tenant, waiting)
             if row is not None:
-                stored_id, owner, frame, incomplete, superseded, digest = row
-                self._require_run(run_id, tenant, stored_id, owner)
-                conflict = queries.conflicting_digests(superseded, digest)
+                frame, *columns = row
+                version = self._version(run_id, tenant, *columns)
                 text = self._content(connection, frame, "run", f"run {run_id}")
-                return contracts.Document(text, bytes_to_lines(incomplete), conflict, digest.hex())
+                return contracts.Document(
+                    text, version.incomplete, version.conflict, version.digest, observed_at=version.observed_at
+                )
         if waiting is None:
             raise _not_found(f"run {run_id}")
         # It raises TraceIncomplete, or they would not be fragments.
         verified = verify_run([*found.stand_ins, *[span for item in found.fragments for span in item.spans]])
-        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
+        seen = contracts.live_observed_time(verified.revision)
+        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict, observed_at=seen)
 
     def version(self, run_id: str, tenant: str = "") -> contracts.DocumentVersion | None:
         """Return the version of the document without reading it, None if it is made of spans that wait, or not there.
@@ -270,12 +290,25 @@ class SqliteStore:
         Raise StoreError when the index leads to another run.
         """
         row = self._fetch_one(_VERSION, (_trace_id(run_id, tenant),))
-        if row is None:
-            return None
-        stored_id, owner, incomplete, superseded, digest = row
+        return None if row is None else self._version(run_id, tenant, *row)
+
+    def _version(
+        self,
+        run_id: str,
+        tenant: str,
+        stored_id: bytes,
+        owner: bytes,
+        incomplete: bytes | None,
+        superseded: bytes | None,
+        digest: bytes,
+        revision: int,
+    ) -> contracts.DocumentVersion:
+        """Return the version in a row of ``_VERSION_COLUMNS``."""
         self._require_run(run_id, tenant, stored_id, owner)
         conflict = queries.conflicting_digests(superseded, digest)
-        return contracts.DocumentVersion(digest.hex(), bytes_to_lines(incomplete), conflict)
+        return contracts.DocumentVersion(
+            digest.hex(), bytes_to_lines(incomplete), conflict, contracts.live_observed_time(revision)
+        )
 
     def _require_run(self, run_id: str, tenant: str, stored_id: bytes, owner: bytes) -> None:
         if (stored_id, owner) != (run_id.encode(), tenant.encode()):
@@ -308,34 +341,70 @@ class SqliteStore:
     def search(self, query: contracts.RunQuery) -> contracts.Page:
         """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
 
-        A damaged list item is left out, and ``partial`` contains its run id.
+        A damaged list item is left out, and ``partial`` contains its run id. Raise QueryUnsupported for a filter or
+        order that needs an index if the store keeps none.
         """
+        if query.needs_index:
+            try:
+                return self._search_index(query)
+            except DamagedIndex:  # it was made anew
+                return self._search_index(query)
         few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query), _MAX_SORTED))[0] < _MAX_SORTED
         statements = _statements(query, few_ended=few_ended)
-        items: list[bytes] = []
-        partial: list[str] = []
-        size = 0
-        last: tuple[int, bytes] | None = None
-        has_more = False
+        notes: list[str] = []
         with self._readers.connection() as connection, ExitStack() as opened:
             found = []
             for statement, values, is_sorted in statements:
-                rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, partial)
+                rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, notes)
                 found.append(rows if is_sorted else _sorted_by_run_id(rows, query.limit + 1))
             merged = found[0] if len(found) == 1 else merge(*found, key=itemgetter(1, 0), reverse=True)
-            for run_id, sort_time, summary, _, incomplete, superseded, digest in merged:
-                size += len(summary)
-                if items and (len(items) == query.limit or size > PAGE_BYTES):
-                    has_more = True
-                    break
-                items.append(summary)
-                last = sort_time, run_id
-                if incomplete:
-                    partial.append(contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete)))
-                if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
-                    partial.append(contracts.conflict_note(run_id.decode(), conflict))
-        cursor = contracts.Cursor(last[0], last[1].decode()) if has_more and last is not None else None
-        return contracts.Page(items, cursor, contracts.limited_notes(partial))
+            return _page(merged, query, notes)
+
+    def _search_index(self, query: contracts.RunQuery) -> contracts.Page:
+        """Return the page of a query that needs the index, once that has what the store has now."""
+        search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
+        with self._caught_up_index(query.tenant, search.notes) as connection:
+            page = _page(search.runs(candidates(connection, query)), query, search.notes)
+        if search.matches or search.stopped_at is not None:
+            listed = [summary_members(item).id for item in page.items]
+            matches = {run_id: search.matches[run_id] for run_id in listed if run_id in search.matches}
+            page = replace(page, cursor=page.cursor or search.next_page, matches=matches)
+        if search.changed:
+            with suppress(StoreError):  # the next list that finds them tries again
+                self._index.correct(search.changed)
+        return page
+
+    def run_stats(self, query: contracts.StatsQuery) -> contracts.StatsPage:
+        """See ``contracts.TraceReader``. Raise QueryUnsupported if the store keeps no index."""
+        try:
+            return self._run_stats(query)
+        except DamagedIndex:  # it was made anew
+            return self._run_stats(query)
+
+    def _run_stats(self, query: contracts.StatsQuery) -> contracts.StatsPage:
+        notes: list[str] = []
+        with self._caught_up_index(query.tenant, notes) as connection, _snapshot(connection):
+            page = stats_reader.read(connection, query, self._failed_run)
+        return replace(page, partial=contracts.limited_notes(notes))
+
+    @contextmanager
+    def _caught_up_index(self, tenant: str, notes: list[str]) -> Iterator[sqlite3.Connection]:
+        """Yield a connection to the index once that has what the store has now; add what it lacks to the notes."""
+        left = self._index.catch_up()
+        if left:
+            notes.append(f"{left} runs that the index does not have yet: it is being made, so try again later")
+        with self._index.connection() as connection:
+            for run_id in damaged_run_ids(connection, tenant):
+                notes.append(damaged_document_note(run_id.decode(errors="replace")))
+            yield connection
+
+    def _failed_run(self, trace_id: bytes) -> contracts.FailedRun | None:
+        row = self._fetch_one("SELECT run_id, time, summary FROM runs WHERE trace_id = ?", (trace_id,))
+        if row is None:
+            return None
+        run_id, time, summary = row
+        message = read_error(summary_members(summary).error, "").message
+        return contracts.FailedRun(run_id.decode(), rfc3339(time), message[:_MAX_MESSAGE])
 
     def _sound(self, rows: Iterable[_Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[_Item]:
         """Yield the rows whose checksum is right. ``partial`` gets a note of each other."""
@@ -463,6 +532,10 @@ class SqliteStore:
         with translate_errors(self.path), closing(open_read_only(self.path)) as connection:
             yield from integrity.find_damage(connection, self._compression, on_progress)
 
+    def index_faults(self) -> list[str]:
+        """Return some of what is damaged in the index, which can be deleted, since it is made from the store."""
+        return self._index.faults()
+
     def repair(self, damage: Damage) -> bool:
         """Make an index, sums, a list item or a hint from what is sound; return whether that was possible."""
         return self._writer.submit(partial(integrity.repair, compression=self._compression, damage=damage))
@@ -487,6 +560,7 @@ class SqliteStore:
         """Finish the current writes and close the file. Calling it twice is allowed."""
         if self._training is not None:
             self._training.join()
+        self._index.close()
         self._readers.close()
         # The last connection to close moves the log into the database, if it may write.
         self._writer.close()
@@ -497,6 +571,11 @@ class SqliteStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _committed(self, connection: sqlite3.Connection) -> None:
+        """Do what follows a commit."""
+        self._index.store_changed()
+        self._train_when_due(connection)
 
     def _train_when_due(self, connection: sqlite3.Connection) -> None:
         """Train the dictionary, and use it, in a thread of its own: it takes as long as a hundred writes."""
@@ -589,6 +668,27 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.execute("COMMIT")
+
+
+def _page(rows: Iterable[_Item], query: contracts.RunQuery, notes: list[str]) -> contracts.Page:
+    """Return a page of rows, which are sorted. notes: lines of ``partial``, to which reading the rows adds further."""
+    items: list[bytes] = []
+    size = 0
+    last: tuple[int, bytes] | None = None
+    has_more = False
+    for run_id, value, summary, _, incomplete, superseded, digest in rows:
+        size += len(summary)
+        if items and (len(items) == query.limit or size > PAGE_BYTES):
+            has_more = True
+            break
+        items.append(summary)
+        last = value, run_id
+        if incomplete:
+            notes.append(contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete)))
+        if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
+            notes.append(contracts.conflict_note(run_id.decode(), conflict))
+    cursor = contracts.Cursor(last[0], last[1].decode(), query.order) if has_more and last is not None else None
+    return contracts.Page(items, cursor, contracts.limited_notes(notes))
 
 
 def _sorted_by_run_id(rows: Iterable[_Item], limit: int) -> Iterator[_Item]:

@@ -1,0 +1,418 @@
+"""The rows of the index: what runs are filtered and sorted by."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import zstandard
+
+from runspan.backends.sqlite.index import stats, text
+from runspan.codec.facts import RunFacts, run_facts
+from runspan.contracts import RunQuery
+from runspan.errors import QueryUnsupported
+from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
+from runspan.model.timestamps import MAX_NS, MILLISECOND
+
+MODEL, STEP_TYPE, TRIGGER, ERROR_CODE, WORKFLOW, STATUS = range(6)
+"""The kinds of ``run_values``."""
+NONE: Final = -1
+"""The duration or cost of a run that has none, so that it is sorted behind all others."""
+_NAME_BYTES: Final = 200
+_MAX_NAMES: Final = 20_000
+_MAX_HINTS: Final = 1000
+_FEW: Final = 20_000
+"""Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
+are in it."""
+_CHUNK: Final = 256
+"""Runs with a text whose other filters are compared at once."""
+_WITHOUT_TEXT: Final = (
+    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
+    " ORDER BY id DESC"
+)
+_COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: "workflow_id", STATUS: "status"}
+"""The kinds of values of which a run has one, with their column."""
+_INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
+_NEXT_ID: Final = """
+    SELECT id + 1 FROM (SELECT id FROM indexed_runs UNION ALL SELECT id FROM retired_ids) AS used
+    WHERE id >= ? AND id + 1 NOT IN (SELECT id FROM indexed_runs) AND id + 1 NOT IN (SELECT id FROM retired_ids)
+    ORDER BY id LIMIT 1
+"""
+_IS_USED: Final = "SELECT 1 FROM indexed_runs WHERE id = ? UNION ALL SELECT 1 FROM retired_ids WHERE id = ?"
+
+_ENDED: Final = frozenset(map(str.encode, TERMINAL_RUN_STATUSES))
+_UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
+"""Runs in these statuses are few, and change often: a search for a text reads their documents."""
+
+_pack = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(RunFacts).decode
+
+
+class StoredRun(NamedTuple):
+    """A run of the store, its document still compressed."""
+
+    trace_id: bytes
+    tenant: bytes
+    run_id: bytes
+    status: bytes | None
+    time: int
+    ended: int
+    document: bytes
+
+
+STORED_RUN: Final = f"SELECT {', '.join(StoredRun._fields)} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+
+
+class Candidate(NamedTuple):
+    """A run that may be in a list."""
+
+    id: int
+    trace_id: bytes
+    time: int
+    value: int
+    """What the list is sorted by."""
+
+
+class FactsWriter:
+    """Writes the rows of runs, on the one connection that writes the index, within its transactions."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+        self._names: dict[bytes, int] = {}
+        self._next_ids: dict[int, int] = {}
+        """Milliseconds that many runs share → where to look for a free id."""
+
+    def put(self, stored: StoredRun, run: Run | None) -> None:
+        """Write what a run has now in place of what it had; None for a document that cannot be read."""
+        self.remove(stored.trace_id)
+        if run is None:
+            row = (stored.trace_id, self._name(stored.tenant), stored.run_id)
+            self._connection.execute("INSERT INTO damaged_runs VALUES (?, ?, ?)", row)
+        else:
+            self._add(stored, run)
+
+    def remove(self, trace_id: bytes) -> None:
+        """Delete what there is of a run."""
+        execute = self._connection.execute
+        execute("DELETE FROM damaged_runs WHERE trace_id = ?", (trace_id,))
+        select = (
+            "SELECT runs.id, runs.tenant, names.name, in_text, facts FROM indexed_runs AS runs"
+            " LEFT JOIN names ON names.id = tenant LEFT JOIN counted_facts ON counted_facts.id = runs.id"
+            " WHERE trace_id = ?"
+        )
+        row = execute(select, (trace_id,)).fetchone()
+        if row is None:
+            return
+        row_id, tenant, name, in_text, packed = row
+        try:
+            facts, owner = unpack(packed), name.decode()
+        except (AttributeError, UnicodeDecodeError) as error:
+            raise sqlite3.DatabaseError(f"the tenant of a run cannot be read: {error}") from None
+        stats.apply(self._connection, owner, facts, -1)
+        for kind, value in values_of(facts):
+            execute(
+                "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
+                (tenant, kind, self._name(value), row_id),
+            )
+        execute("DELETE FROM counted_facts WHERE id = ?", (row_id,))
+        execute("DELETE FROM indexed_runs WHERE id = ?", (row_id,))
+        if in_text:
+            execute("INSERT INTO retired_ids VALUES (?)", (row_id,))
+
+    def drop_old(self) -> None:
+        """Delete the texts of times from which no run is left."""
+        oldest = self._connection.execute("SELECT min(id) FROM indexed_runs").fetchone()[0]
+        if oldest is not None:
+            text.drop_before(self._connection, oldest)
+
+    def forget(self) -> None:
+        """Forget what is known of the transaction that was rolled back."""
+        self._names.clear()
+        self._next_ids.clear()
+
+    def _add(self, stored: StoredRun, run: Run) -> None:
+        facts = run_facts(run, stored.time)
+        tenant = self._name(stored.tenant)
+        row_id = self._free_id(stored.time // MILLISECOND)
+        duration, cost, *values = columns_of(facts)
+        names = [None if value is None else self._name(value) for value in values]
+        ended = stored.ended if stored.status in _ENDED else None
+        in_text = stored.status not in _UNFINISHED
+        row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
+        self._connection.execute(_INSERT, row)
+        self._connection.execute(
+            "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
+        )
+        rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
+        self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
+        stats.apply(self._connection, stored.tenant.decode(), facts, 1)
+        if in_text:
+            text.add(self._connection, row_id, run)
+
+    def _free_id(self, milliseconds: int) -> int:
+        """Return the id of a run at this time: one that no other run has, or had in the text index."""
+        row_id = self._next_ids.get(milliseconds, milliseconds)
+        if self._connection.execute(_IS_USED, (row_id, row_id)).fetchone() is not None:
+            row_id = self._connection.execute(_NEXT_ID, (row_id,)).fetchone()[0]
+        if row_id > milliseconds:
+            if len(self._next_ids) >= _MAX_HINTS:
+                self._next_ids.clear()
+            self._next_ids[milliseconds] = row_id
+            displacement = "UPDATE progress SET displacement = max(displacement, ?)"
+            self._connection.execute(displacement, (row_id - milliseconds,))
+        return row_id
+
+    def _name(self, name: bytes) -> int:
+        """Return the id of a name, which is made if there is none."""
+        found = self._names.get(name)
+        if found is None:
+            self._connection.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
+            found = int(self._connection.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0])
+            if len(self._names) >= _MAX_NAMES:
+                self._names.clear()
+            self._names[name] = found
+        return found
+
+
+def unpack(packed: bytes) -> RunFacts:
+    """Return what statistics have counted of a run, see ``counted_facts``."""
+    try:
+        return _decode(zstandard.decompress(packed))
+    except (zstandard.ZstdError, msgspec.MsgspecError, MemoryError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
+
+
+def columns_of(facts: RunFacts) -> tuple[int, int, bytes | None, bytes | None, bytes | None, bytes | None]:
+    """Return duration, cost, and the names of workflow, status, trigger and error."""
+    names = (facts.workflow_id, facts.status, facts.trigger, facts.error_code)
+    workflow_id, status, trigger, code = [None if value is None else _as_name(value) for value in names]
+    duration = NONE if facts.duration is None else facts.duration
+    return duration, facts.cost if facts.models else NONE, workflow_id, status, trigger, code
+
+
+def values_of(facts: RunFacts) -> set[tuple[int, bytes]]:
+    """Return kind and name of what a run is found by."""
+    single = {TRIGGER: facts.trigger, ERROR_CODE: facts.error_code, WORKFLOW: facts.workflow_id, STATUS: facts.status}
+    found = {(kind, _as_name(value)) for kind, value in single.items() if value is not None}
+    found |= {(MODEL, _as_name(model)) for model in models(facts)}
+    return found | {(STEP_TYPE, _as_name(step_type)) for step_type in step_types(facts)}
+
+
+def models(facts: RunFacts) -> set[str]:
+    """Return the models that the steps of a run used."""
+    return {use.model for use in facts.models}
+
+
+def step_types(facts: RunFacts) -> set[str]:
+    """Return the types of the steps of a run."""
+    return {step.type for step in facts.steps}
+
+
+# Reading.
+
+
+def damaged_run_ids(connection: sqlite3.Connection, tenant: str) -> list[bytes]:
+    """Return the ids of the runs of a tenant whose document cannot be read."""
+    sql = "SELECT run_id FROM damaged_runs WHERE tenant = ?"
+    return [run_id for (run_id,) in connection.execute(sql, (find_tenant(connection, tenant),))]
+
+
+def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Candidate]:
+    """Yield the runs that may be in a list: by descending id if it is sorted by their start, else in its order.
+
+    Every run of the list is among them, unless it has changed since the index read it. Names are compared by a prefix
+    only, and when a heartbeat was due is not compared at all.
+    """
+    tenant = find_tenant(connection, query.tenant)
+    chosen = _chosen(connection, query)
+    if tenant is None or not all(chosen.values()):
+        return iter(())
+    conditions, bound = _conditions(connection, query, chosen)
+    if query.text is not None:
+        ids = _ids_with_text(connection, query, tenant)
+        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
+    order = {"start": "runs.id DESC"}.get(query.order, f"runs.{query.order} DESC, runs.run_id DESC")
+    source, values = _source(connection, query, tenant, chosen)
+    value = "0" if query.order == "start" else f"runs.{query.order}"
+    where = " AND ".join(["runs.tenant = ?", *conditions])
+    sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
+    return map(_candidate, connection.execute(sql, [*values, tenant, *bound]))
+
+
+def _ids_with_text(connection: sqlite3.Connection, query: RunQuery, tenant: int) -> Iterator[int]:
+    """Yield the ids of runs that may contain the text of a query, the greatest first; of all of those that are not in
+    the text index."""
+    connection.execute("BEGIN")  # the tables of the text index stay while they are read
+    until = MAX_NS if query.before is None else query.before[0]
+    before = first_id(connection, until)
+    since = 0 if query.since is None else min(query.since, MAX_NS) // MILLISECOND
+    others = (row_id for (row_id,) in connection.execute(_WITHOUT_TEXT, (tenant, before)))
+    for row_id in merge(text.candidates(connection, query.text or "", before), others, reverse=True):
+        if row_id < since:
+            return
+        yield row_id
+
+
+def _among(
+    connection: sqlite3.Connection, query: RunQuery, ids: Iterator[int], conditions: list[str], values: list[Any]
+) -> Iterator[Candidate]:
+    """Yield those of the runs that meet the conditions, in the order of ``candidates``."""
+    is_by_start = query.order == "start"
+    value, order = ("0", "runs.id DESC") if is_by_start else (f"runs.{query.order}", "4 DESC, runs.run_id DESC")
+    sql = (
+        f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM indexed_runs AS runs NOT INDEXED"  # noqa: S608
+        f" WHERE runs.id IN (SELECT value FROM json_each(?)) AND {' AND '.join(conditions)} ORDER BY {order}"
+    )
+    size = _CHUNK if is_by_start else _FEW
+    while chunk := list(islice(ids, size)):
+        if not is_by_start and next(ids, None) is not None:
+            raise QueryUnsupported(
+                where="sort",
+                expected=f"a text that at most {_FEW} runs may contain",
+                got="one that more may contain",
+                hint="sort by the start, or narrow the time range",
+            )
+        yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
+
+
+def _candidate(row: tuple[object, ...]) -> Candidate:
+    found = Candidate(*row)  # type: ignore[arg-type]
+    if tuple(map(type, found)) != (int, bytes, int, int):
+        raise sqlite3.DatabaseError("a row has values of other types")
+    return found
+
+
+def first_id(connection: sqlite3.Connection, time: int) -> int:
+    """Return an id before which all runs are that start before a time, or at it."""
+    (displacement,) = connection.execute("SELECT displacement FROM progress").fetchone()
+    return min(time, MAX_NS) // MILLISECOND + int(displacement) + 1
+
+
+def _chosen(connection: sqlite3.Connection, query: RunQuery) -> dict[int, list[int]]:
+    """Return the ids of the values that runs must have one of, by their kind; none for those that no run has."""
+    wanted = {
+        MODEL: (query.model,),
+        STEP_TYPE: (query.step_type,),
+        TRIGGER: (query.trigger,),
+        ERROR_CODE: (query.error_code,),
+        WORKFLOW: (query.workflow_id,),
+        STATUS: query.statuses or (TERMINAL_RUN_STATUSES if query.is_by_end else ()),
+    }
+    named = {kind: [value for value in values if value is not None] for kind, values in wanted.items()}
+    return {
+        kind: [found for value in values if (found := find_name(connection, value)) is not None]
+        for kind, values in named.items()
+        if values
+    }
+
+
+def _conditions(
+    connection: sqlite3.Connection, query: RunQuery, chosen: dict[int, list[int]]
+) -> tuple[list[str], list[Any]]:
+    """Return the conditions on the rows of runs, except for that on the tenant, and their values."""
+    conditions, bound = [], list[Any]()
+    for kind, values in chosen.items():
+        marks = ", ".join("?" * len(values))
+        if kind in _COLUMNS:
+            conditions.append(f"runs.{_COLUMNS[kind]} IN ({marks})")
+            bound += values
+        else:
+            conditions.append(
+                "EXISTS (SELECT 1 FROM run_values WHERE tenant = runs.tenant AND kind = ?"
+                " AND value = ? AND run = runs.id)"
+            )
+            bound += [kind, *values]
+    ranges = {
+        "runs.duration >= ?": query.min_duration,
+        "runs.ended >= ?": query.ended_since,
+        "runs.ended < ?": query.ended_until,
+        "runs.time >= ?": query.since,
+        "runs.time < ?": query.until,
+    }
+    for condition, edge in ranges.items():
+        if edge is not None:
+            conditions.append(condition)
+            bound.append(min(edge, MAX_NS + 1))
+    if query.since is not None:
+        conditions.append("runs.id >= ?")
+        bound.append(min(query.since, MAX_NS) // MILLISECOND)
+    if query.before is not None:
+        conditions.append("runs.id < ?")
+        bound.append(first_id(connection, query.before[0]))
+    if query.cursor is not None:
+        column = "time" if query.order == "start" else query.order
+        conditions.append(f"(runs.{column}, runs.run_id) < (?, ?)")
+        bound += [min(query.cursor.time, MAX_NS + 1), _utf8(query.cursor.run_id)]
+    return conditions, bound
+
+
+def _source(
+    connection: sqlite3.Connection, query: RunQuery, tenant: int, chosen: dict[int, list[int]]
+) -> tuple[str, list[Any]]:
+    """Return where the rows come from, up to the keyword for the first condition, and its values.
+
+    That is the filter which few runs match, else the order of the list.
+    """
+    counts = {
+        kind: sum(
+            _count(connection, "run_values WHERE tenant = ? AND kind = ? AND value = ?", tenant, kind, value)
+            for value in values
+        )
+        for kind, values in chosen.items()
+    }
+    rarest = min(counts, key=lambda kind: counts[kind], default=None)
+    few = _FEW if rarest is None else min(_FEW, counts[rarest])
+    long = "indexed_runs AS runs INDEXED BY runs_by_duration"
+    if query.min_duration is not None and query.order != "duration":
+        of_duration = f"{long} WHERE runs.tenant = ? AND runs.duration >= ?"
+        if _count(connection, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
+            return f"{long} WHERE", []
+    if rarest is not None and (counts[rarest] < _FEW or (query.order == "start" and rarest not in _COLUMNS)):
+        marks = ", ".join("?" * len(chosen[rarest]))
+        among = f"found.tenant = ? AND found.kind = ? AND found.value IN ({marks})"
+        return (
+            f"run_values AS found CROSS JOIN indexed_runs AS runs ON runs.id = found.run WHERE {among} AND",
+            [tenant, rarest, *chosen[rarest]],
+        )
+    if query.order == "start":
+        return "indexed_runs AS runs NOT INDEXED WHERE", []
+    if query.since is not None or query.until is not None:
+        since, until = query.since or 0, MAX_NS if query.until is None else query.until
+        edges = since // MILLISECOND, first_id(connection, until)
+        if _count(connection, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < _FEW:
+            return "indexed_runs AS runs NOT INDEXED WHERE", []
+    return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", []
+
+
+def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:
+    """Return how many rows there are, at most ``_FEW``."""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT {_FEW})"  # noqa: S608 constants
+    return int(connection.execute(sql, values).fetchone()[0])
+
+
+def find_name(connection: sqlite3.Connection, name: str) -> int | None:
+    """Return the id of a name, None if no run has or had it."""
+    return _id_of_name(connection, _as_name(name))
+
+
+def find_tenant(connection: sqlite3.Connection, tenant: str) -> int | None:
+    """Return the id of a tenant's name, which is never cut; None if no run is or was the tenant's."""
+    return _id_of_name(connection, _utf8(tenant))
+
+
+def _id_of_name(connection: sqlite3.Connection, name: bytes) -> int | None:
+    row = connection.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _as_name(value: str) -> bytes:
+    return _utf8(value)[:_NAME_BYTES]
+
+
+def _utf8(value: str) -> bytes:
+    return value.encode("utf-8", "surrogatepass")
