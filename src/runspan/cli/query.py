@@ -80,8 +80,8 @@ _LONGEST_CELL: Final = 200
     "text",
     type=options.Utf8Text(),
     metavar="TEXT",
-    help="List only runs that contain this text, in upper or lower case, in an id, the name or type of a step, an error "
-    "or a payload; show the step and what is around the text. The embedded store searches by its index.",
+    help="List only runs that contain this text, in upper or lower case, in an id, the name or type of a step, an "
+    "error or a payload; show the step and what is around the text. The embedded store searches by its index.",
 )
 @options.count("--limit", least=1, default=50, help="Maximum number of runs, newest first.")
 @options.option(
