@@ -99,8 +99,8 @@ class RunsQuery(BaseModel):
         description=f"Only runs that contain this text, of {MIN_TEXT} to {MAX_TEXT} characters, in upper or lower "
         "case: in the id or the workflow of the run, in the id, name or type of a step, or in a string, number or key "
         "of an input, output, error, retry policy or member that the platform does not document. Strings are compared "
-        "as they read, without JSON escapes, and by Unicode's case folding; numbers as they are written. `meta.matches` has "
-        "where each run contains it. An extension of the platform's API; a response that took it into account repeats "
+        "as they read, without JSON escapes, and by Unicode's case folding; numbers as they are written. "
+        "`meta.matches` has where each run contains it. An extension of the platform's API; a response that took it into account repeats "
         "it in `meta.q`.",
     )
 
