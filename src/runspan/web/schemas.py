@@ -100,8 +100,8 @@ class RunsQuery(BaseModel):
         "case: in the id or the workflow of the run, in the id, name or type of a step, or in a string, number or key "
         "of an input, output, error, retry policy or member that the platform does not document. Strings are compared "
         "as they read, without JSON escapes, and by Unicode's case folding; numbers as they are written. "
-        "`meta.matches` has where each run contains it. An extension of the platform's API; a response that took it into account repeats "
-        "it in `meta.q`.",
+        "`meta.matches` has where each run contains it. An extension of the platform's API; a response that took it "
+        "into account repeats it in `meta.q`.",
     )
 
     def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
