@@ -155,8 +155,10 @@ def _find_in_json(raw: Raw, wanted: str) -> tuple[str, int, int] | None:
         if found is not None:
             first, last = token.start() + is_string, token.end() - is_string
             context = _CONTEXT.match(text, last)
-            after = "" if context is None else context.group()
-            return _snippet(_unescaped(text[max(before, first - SNIPPET) : first]), decoded, _unescaped(after), *found)
+            after = "" if context is None else _unescaped(context.group())
+            if last + SNIPPET >= len(text):
+                after = after.rstrip("]} ")
+            return _snippet(_unescaped(text[max(before, first - SNIPPET) : first]), decoded, after, *found)
         before = token.start() if text.startswith(":", token.end()) or is_string is False else token.end()
     return None
 

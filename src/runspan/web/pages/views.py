@@ -225,6 +225,7 @@ def _render(template: str, status: int = 200, entry: str = "shell.js", **values:
         backend=context.config.backend,
         login=_session_key(),
         writes=context.writer is not None,
+        searches=context.reader.capabilities.searches,
         **values,
     )
     return Response(text, status, PAGE_HEADERS, content_type=HTML)
