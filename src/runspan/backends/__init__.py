@@ -27,6 +27,7 @@ def connect(
     retention_days: float | None = None,
     limits: Limits | None = None,
     max_expire_share: float = 1.0,
+    index: bool | None = None,
     env: Mapping[str, str] = _NO_VARIABLES,
     services: Sequence[str] | None = None,
 ) -> SqliteStore | TempoReader | JaegerReader:
@@ -35,14 +36,19 @@ def connect(
     ``sqlite:DIR``: The embedded store in a directory, relative or absolute, literally up to the end.
     ``tempo+http://host:port/prefix`` and ``jaeger+…``: A reader; it sends no request before the first call.
 
-    retention_days, max_expire_share, limits: For the embedded store; see ``SqliteStore``.
+    retention_days, max_expire_share, limits, index: For the embedded store; see ``SqliteStore``.
     env: The ``RUNSPAN_BACKEND_…`` variables, such as ``os.environ``; see ``backends.remote.config``.
     services: The service names of the runs, for Jaeger; else ``RUNSPAN_BACKEND_SERVICES``, else all that Jaeger has.
     """
     kind, plus, _ = url.partition(":")[0].lower().partition("+")
     if not plus or kind not in ("tempo", "jaeger"):
         return open_store(
-            url, retention_days=retention_days, max_expire_share=max_expire_share, limits=limits, forms=FORMS
+            url,
+            retention_days=retention_days,
+            max_expire_share=max_expire_share,
+            limits=limits,
+            index=index,
+            forms=FORMS,
         )
     # Imported here, so that callers of the embedded store alone load no HTTP client.
     from runspan.backends.remote.config import remote_config  # noqa: PLC0415
@@ -64,6 +70,7 @@ def open_store(
     retention_days: float | None = None,
     limits: Limits | None = None,
     max_expire_share: float = 1.0,
+    index: bool | None = None,
     forms: tuple[str, ...] = FORMS[:1],
 ) -> SqliteStore:
     """Open the embedded store of a URL. ConfigError if the URL is another backend's or none."""
@@ -73,4 +80,6 @@ def open_store(
         raise ConfigError(where="backend", expected=" or ".join(forms), got=got, hint=f"write {forms[0]}")
     if not rest:
         raise ConfigError(where="backend", expected=forms[0], got=repr(url), hint="name a directory: sqlite:data")
-    return SqliteStore(Path(rest), retention_days=retention_days, max_expire_share=max_expire_share, limits=limits)
+    return SqliteStore(
+        Path(rest), retention_days=retention_days, max_expire_share=max_expire_share, limits=limits, index=index
+    )

@@ -15,7 +15,7 @@ from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import SECOND, rfc3339
+from runspan.model.timestamps import MILLISECOND, SECOND, rfc3339
 from runspan.otlp.json import read_spans
 from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_url, read_run, run_path
 from runspan.platform_api.schema import MalformedResponse, read_data, read_items
@@ -81,7 +81,7 @@ class RunspanApiReader:
         """See ``TraceReader``.
 
         The API takes ``since`` and ``stuckAfter`` as durations, so their bounds move with the clock. Raises
-        QueryUnsupported if the server does not know a filter that is an extension of the platform's API.
+        QueryUnsupported if the server does not know a filter or order that is an extension of the platform's API.
         """
         parameters: dict[str, str | int] = {"limit": query.limit}
         if query.workflow_id is not None:
@@ -94,25 +94,27 @@ class RunspanApiReader:
             parameters["cursor"] = query.cursor.token()
         if query.stuck_before is not None:
             parameters["stuckAfter"] = f"{max(1, (self._clock() - query.stuck_before) // SECOND)}s"
-        if query.text is not None:
-            parameters["q"] = query.text
         edges = {"to": query.until, "endedFrom": query.ended_since, "endedTo": query.ended_until}
         parameters |= {name: _moment(edge) for name, edge in edges.items() if edge is not None}
+        texts = {
+            "triggerType": query.trigger,
+            "errorCode": query.error_code,
+            "minDuration": None if query.min_duration is None else _seconds(query.min_duration),
+            "model": query.model,
+            "stepType": query.step_type,
+            "q": query.text,
+            "sort": None if query.order == "start" else query.order,
+        }
+        parameters |= {name: text for name, text in texts.items() if text is not None}
         try:
             items, meta, cursor = self._get(
                 f"{API_PATH}/runs", lambda response: read_items(response.content), parameters
             )
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
-        echoed = {
-            "stuckAfter": meta.stuck_after,
-            "to": meta.to,
-            "endedFrom": meta.ended_from,
-            "endedTo": meta.ended_to,
-            "q": meta.q,
-        }
-        for name, repeated in echoed.items():
-            if parameters.get(name) != repeated:
+        echoed = msgspec.to_builtins(meta)
+        for name in ("stuckAfter", *edges, *texts):
+            if parameters.get(name) != echoed[name]:
                 raise QueryUnsupported(
                     where=self._api.base,
                     expected=f"a server that knows {name}",
@@ -144,7 +146,9 @@ class RunspanApiReader:
             following = Cursor.parse(token)
         except QueryError as error:
             raise self._api.refused("a cursor of runspan", error.got) from None
-        if cursor is not None and (following.time, following.run_id) >= (cursor.time, cursor.run_id):
+        if cursor is not None and (
+            following.order != cursor.order or (following.time, following.run_id) >= (cursor.time, cursor.run_id)
+        ):
             raise self._api.refused("a cursor after that of the page before", "one that does not move on")
         return following
 
@@ -186,6 +190,12 @@ def _trace_id(response: Response) -> str:
 
 def _moment(edge: int) -> str:
     return rfc3339(max(edge, 1))
+
+
+def _seconds(duration: int) -> str:
+    """Return a duration in seconds, rounded up to milliseconds, of which the API has nine digits before the point."""
+    milliseconds = min(-(-duration // MILLISECOND), 999_999_999_999)
+    return f"{milliseconds // 1000}.{milliseconds % 1000:03}s"
 
 
 def _is_run_id(run_id: str) -> bool:

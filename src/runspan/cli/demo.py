@@ -113,7 +113,7 @@ def _serving(data: str, port: int) -> Iterator[str]:
             raise ConfigError(
                 "this directory has API keys", where=data, hint="use another directory for the demo: --data DIR"
             )
-        store = opened.enter_context(closing(SqliteStore(Path(data))))
+        store = opened.enter_context(closing(SqliteStore(Path(data), index=True)))
         try:
             server = WebServer(create_app(store, store, keys=keys), port=port)
         except ConfigError as error:

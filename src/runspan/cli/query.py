@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import click
 from rich.text import Text
@@ -17,7 +17,7 @@ from rich.text import Text
 from runspan.cli import options
 from runspan.cli.output import escape_control, new_table, print_table
 from runspan.codec.full_text import Match
-from runspan.contracts import MAX_LIMIT, Cursor, Page, RunQuery, TraceReader
+from runspan.contracts import MAX_LIMIT, Cursor, Order, Page, RunQuery, TraceReader
 from runspan.errors import ConfigError
 from runspan.model.document import RUN_STATUSES
 from runspan.model.json_scanner import members, string_value
@@ -75,15 +75,36 @@ _LONGEST_CELL: Final = 200
     help="List only stuck runs: pending or running, with a heartbeat overdue by this much, "
     f"{options.STUCK_AFTER // 60}m without a TIME. Suspended runs wait for people or events and never count as stuck.",
 )
+@options.option("--trigger", type=options.Utf8Text(), metavar="TYPE", help="List only runs with this triggerType.")
+@options.option(
+    "--error-code", type=options.Utf8Text(), metavar="CODE", help="List only runs whose error has this code."
+)
+@options.option(
+    "--min-duration",
+    type=options.Duration(),
+    metavar="TIME",
+    help="List only runs that took this long or longer, such as 90s, 5m or 1h.",
+)
+@options.option(
+    "--model", type=options.Utf8Text(), metavar="NAME", help="List only runs with a step that used this model."
+)
+@options.option("--step-type", type=options.Utf8Text(), metavar="TYPE", help="List only runs with a step of this type.")
 @options.option(
     "--search",
     "text",
     type=options.Utf8Text(),
     metavar="TEXT",
     help="List only runs that contain this text, in upper or lower case, in an id, the name or type of a step, an "
-    "error or a payload; show the step and what is around the text. The embedded store searches by its index.",
+    "error or a payload; show the step and what is around the text.",
 )
-@options.count("--limit", least=1, default=50, help="Maximum number of runs, newest first.")
+@options.option(
+    "--sort",
+    "order",
+    type=click.Choice(get_args(Order)),
+    default="start",
+    help="What the list is sorted by, the highest first. Runs without a duration or cost are last.",
+)
+@options.count("--limit", least=1, default=50, help="Maximum number of runs.")
 @options.option(
     "--cursor", metavar="TOKEN", help="Continue an earlier list, which printed this token on standard error."
 )
@@ -97,22 +118,33 @@ def list_runs(
     ended_since: int | None,
     ended_until: int | None,
     stuck: int | None,
+    trigger: str | None,
+    error_code: str | None,
+    min_duration: int | None,
+    model: str | None,
+    step_type: str | None,
     text: str | None,
+    order: Order,
     limit: int,
     cursor: str | None,
     as_json: bool,
 ) -> None:
-    """List runs, newest first.
+    """List runs, newest first or by another order.
 
     With --json, each line is the summary of one run, with the members that the platform's API documents.
 
     Senders repeat the snapshots of a running run, changed or not, and each snapshot counts as an observation. The
     snapshots of a run whose engine crashed are not repeated: --stuck finds such runs.
 
+    A store in a directory answers --trigger to --sort from an index, which `runspan serve` keeps unless it has
+    --no-search. The command brings it up to date first; it says so if that takes too long.
+
     \b
     Examples:
       runspan list --data ./data --status failed --status timed_out --from 24h
       runspan list --data ./data --status failed --ended-from 2026-11-27 --ended-to 2026-11-28
+      runspan list --data ./data --sort cost --from 24h --limit 10
+      runspan list --data ./data --status failed --error-code RATE_LIMITED --step-type agent
       runspan list --data ./data --stuck
       runspan list --data ./data --search cus_4711
       runspan list --backend tempo+http://127.0.0.1:3200 --stuck 1h --workflow wf_xyz789
@@ -132,7 +164,13 @@ def list_runs(
             stuck_before=None if stuck is None else max(0, time.time_ns() - stuck),
             ended_since=ended_since,
             ended_until=ended_until,
+            trigger=trigger,
+            error_code=error_code,
+            min_duration=min_duration,
+            model=model,
+            step_type=step_type,
             text=text,
+            order=order,
         )
         matches: dict[str, Match] = {}
         items: list[bytes] = []

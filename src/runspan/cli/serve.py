@@ -198,6 +198,12 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
         help="The same in MiB; those of one trace may take a quarter.",
     ),
 )
+@options.option(
+    "--no-search",
+    is_flag=True,
+    help="Keep no index of the runs in --data, and delete the one that is there. It takes processor time and disk "
+    "space, and lists need it for triggerType, errorCode, minDuration, model, stepType, q and sort.",
+)
 @options.count("--reads-per-minute", default=1000, help="Limit for each key; 0: none.")
 @options.count("--writes-per-minute", default=200, help="Limit for each key; 0: none.")
 @options.count(
@@ -265,6 +271,7 @@ def serve(
     retention: float | None,
     store_limits: Limits,
     max_expire_share: float,
+    no_search: bool,
     private_metrics: bool,
     no_pages: bool,
     trusted_proxy: str,
@@ -275,7 +282,8 @@ def serve(
     \b
     GET  /                        web pages: list of runs, a run in detail, a comparison of two
     GET  /api/v1/runs             newest first: workflowId, status, since, from, to, endedFrom,
-                                  endedTo, stuckAfter, limit, cursor
+                                  endedTo, stuckAfter, triggerType, errorCode, minDuration,
+                                  model, stepType, q, sort, limit, cursor
     GET  /api/v1/runs/{id}        one run document, exactly as it was sent
     GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
     GET  /api/v1/traces/{id}      a trace as OTLP/JSON
@@ -338,6 +346,7 @@ def serve(
                     retention_days=retention,
                     max_expire_share=max_expire_share,
                     limits=store_limits,
+                    index=not no_search,
                     env=os.environ,
                 )
             )

@@ -58,7 +58,13 @@ class Meta(msgspec.Struct, rename="camel"):
     to: str | None = None
     ended_from: str | None = None
     ended_to: str | None = None
+    trigger_type: str | None = None
+    error_code: str | None = None
+    min_duration: str | None = None
+    model: str | None = None
+    step_type: str | None = None
     q: str | None = None
+    sort: str | None = None
     matches: dict[str, Match] = {}
 
 

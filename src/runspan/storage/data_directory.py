@@ -23,7 +23,7 @@ OPEN_TIMEOUT: Final = 10.0
 """Seconds to wait while another process opens the directory."""
 
 SESSIONS_FILE: Final = "sessions.sqlite3"
-_DATABASES: Final = ("runspan", "keys", "sessions")
+_DATABASES: Final = ("runspan", "index", "keys", "sessions")
 _STAGING: Final = "restore-staging"
 """Incomplete files. After an interrupted restore the folder may be deleted."""
 _READY: Final = "restore-ready"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from runspan.codec.full_text import MAX_TEXT, MIN_TEXT
-from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, RunQuery
+from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, Order, RunQuery
 from runspan.errors import QueryError
 from runspan.model.document import MAX_RUN_ID_BYTES, RUN_STATUSES
 from runspan.model.timestamps import MOMENT_FORMS, MOMENT_PATTERN, UNITS, parse_moment
@@ -18,7 +19,8 @@ _STATUS = "|".join(RUN_STATUSES)
 _STATUSES = f"^({_STATUS})(,({_STATUS}))*$"
 
 _SINCE = r"^[1-9][0-9]{0,5}[mhd]$"
-_STUCK = r"^[1-9][0-9]{0,8}[smhd]$"
+_LONG = r"^[0-9]{1,9}(\.[0-9]{1,3})?[smhd]$"
+_DURATION = r"^[1-9][0-9]{0,8}[smhd]$"
 
 
 def _digits(value: object) -> object:
@@ -60,7 +62,17 @@ def _read_moment(name: str, text: str | None, now: int) -> int | None:
     return moment
 
 
-_EXTENSIONS = {"stuckAfter", "from_", "to", "endedFrom", "endedTo", "q"}
+def _text(description: str, **schema: Any) -> Any:
+    """Return an optional parameter that is a text."""
+    return Field(
+        None,
+        min_length=1,
+        description=f"{description} An extension of the platform's API; see `stuckAfter`.",
+        **schema,
+    )
+
+
+_PLATFORM_PARAMETERS = {"workflowId", "status", "since", "limit", "cursor"}
 
 
 class RunsQuery(BaseModel):
@@ -76,12 +88,13 @@ class RunsQuery(BaseModel):
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(
         None,
-        description="`meta.cursor` of the previous page: its time and run id in base64. Any other text is refused.",
+        description="`meta.cursor` of the previous page: a time, duration or cost, and a run id in base64. Any other "
+        "text is refused, and one of a list with another `sort`.",
         json_schema_extra={"pattern": CURSOR_PATTERN},  # ``Cursor.parse`` checks it, with a better message
     )
     stuckAfter: str | None = Field(
         None,
-        pattern=_STUCK,
+        pattern=_DURATION,
         description="Only pending or running runs whose next heartbeat is overdue by more than this: `15m`, `90s`. It "
         "is due 30 seconds after the last observation, or after a sixteenth of the run's age then. "
         "Suspended runs are waiting and never included. An extension of the platform's API; a response that took it "
@@ -94,14 +107,28 @@ class RunsQuery(BaseModel):
         "Only runs that ended at this time or later, whenever they started; the list is sorted by start all the same",
     )
     endedTo: str | None = _moment("endedTo", "Only runs that ended before this time")
+    triggerType: str | None = _text("Only runs with this `triggerType`.")
+    errorCode: str | None = _text("Only runs whose `error` has this `code`.")
+    minDuration: str | None = Field(
+        None,
+        pattern=_LONG,
+        description="Only runs that took this long or longer: `90s`, `5m`, `1h`. That is `durationMs`, else the time "
+        "from `startedAt` to `completedAt`. An extension of the platform's API; see `stuckAfter`.",
+    )
+    model: str | None = _text("Only runs with a step that used this model.")
+    stepType: str | None = _text("Only runs with a step of this type.")
     q: str | None = Field(
         None,
         description=f"Only runs that contain this text, of {MIN_TEXT} to {MAX_TEXT} characters, in upper or lower "
         "case: in the id or the workflow of the run, in the id, name or type of a step, or in a string, number or key "
         "of an input, output, error, retry policy or member that the platform does not document. Strings are compared "
         "as they read, without JSON escapes, and by Unicode's case folding; numbers as they are written. "
-        "`meta.matches` has where each run contains it. An extension of the platform's API; a response that took it "
-        "into account repeats it in `meta.q`.",
+        "`meta.matches` has where each run contains it. An extension of the platform's API; see `stuckAfter`.",
+    )
+    sort: Order | None = Field(
+        None,
+        description="Sort by `start`, the default, `duration`, or estimated `cost`: the highest first, and runs "
+        "without one last. The next pages need the same value. An extension of the platform's API; see `stuckAfter`.",
     )
 
     def run_query(self, tenant: str, now: int, *, limit: int, cursor: Cursor | None = None) -> RunQuery:
@@ -121,16 +148,26 @@ class RunsQuery(BaseModel):
             stuck_before=_time_before(now, self.stuckAfter),
             ended_since=_read_moment("endedFrom", self.endedFrom, now),
             ended_until=_read_moment("endedTo", self.endedTo, now),
+            trigger=self.triggerType,
+            error_code=self.errorCode,
+            min_duration=None if self.minDuration is None else _nanoseconds(self.minDuration),
+            model=self.model,
+            step_type=self.stepType,
             text=self.q,
+            order=self.sort or "start",
         )
 
     def extensions(self) -> dict[str, Any]:
         """Return the parameters that were sent of those which the platform's API does not have."""
-        return self.model_dump(include=_EXTENSIONS, exclude_none=True, by_alias=True)
+        return self.model_dump(exclude=_PLATFORM_PARAMETERS, exclude_none=True, by_alias=True)
 
 
 def _time_before(now: int, duration: str | None) -> int | None:
-    return None if duration is None else max(0, now - int(duration[:-1]) * UNITS[duration[-1]])
+    return None if duration is None else max(0, now - _nanoseconds(duration))
+
+
+def _nanoseconds(duration: str) -> int:
+    return int(Decimal(duration[:-1]) * UNITS[duration[-1]])
 
 
 class RunSummaryBody(BaseModel):
@@ -195,6 +232,9 @@ class MatchBody(BaseModel):
     execution: int | None = Field(default=None, description="Which execution of this step id it is, from 1.")
 
 
+_REPEATED: Any = Field(default=None, description="The parameter of that name, if it was sent.")
+
+
 class Meta(BaseModel):
     """Where a page ends, and how complete it is."""
 
@@ -205,12 +245,18 @@ class Meta(BaseModel):
         description="What the backend could not search, and which runs are left out since their list item is damaged, "
         "older than their newest revision, or one of several documents sent as one revision; one line each.",
     )
-    stuckAfter: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    from_: str | None = Field(default=None, alias="from", description="The parameter of that name, if it was sent.")
-    to: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    endedFrom: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    endedTo: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
-    q: str | None = Field(default=None, description="The parameter of that name, if it was sent.")
+    stuckAfter: str | None = _REPEATED
+    from_: str | None = Field(default=None, alias="from", description=_REPEATED.description)
+    to: str | None = _REPEATED
+    endedFrom: str | None = _REPEATED
+    endedTo: str | None = _REPEATED
+    triggerType: str | None = _REPEATED
+    errorCode: str | None = _REPEATED
+    minDuration: str | None = _REPEATED
+    model: str | None = _REPEATED
+    stepType: str | None = _REPEATED
+    q: str | None = _REPEATED
+    sort: str | None = _REPEATED
     matches: dict[str, MatchBody] | None = Field(
         default=None, description="Where each run of the page contains the text `q`, by run id. Absent without `q`."
     )
