@@ -159,7 +159,8 @@ def _find_in_json(raw: Raw, wanted: str) -> tuple[str, int, int] | None:
             if last + SNIPPET >= len(text):
                 after = after.rstrip("]} ")
             return _snippet(_unescaped(text[max(before, first - SNIPPET) : first]), decoded, after, *found)
-        before = token.start() if text.startswith(":", token.end()) or is_string is False else token.end()
+        is_key_or_number = not is_string or text.startswith(":", token.end())
+        before = token.start() if is_key_or_number else token.end()  # a string may be long
     return None
 
 
