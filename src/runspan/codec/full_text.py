@@ -85,8 +85,8 @@ def searchable_text(run: Run) -> str:
     strings = [place.value for place in places if type(place.value) is str]
     payloads = b" ".join([bytes(place.value) for place in places if type(place.value) is Raw])
     # Each once, and between quotes: where two meet, there are few different trigrams.
-    tokens = map(_unescaped, dict.fromkeys(_TOKEN.findall(payloads.decode())))
-    return fold('"'.join([*strings, *tokens]))
+    tokens = _unescaped('"'.join(dict.fromkeys(_TOKEN.findall(payloads.decode()))))
+    return fold('"'.join([*strings, tokens]))
 
 
 def find_text(run: Run, text: str) -> Match | None:
@@ -96,7 +96,7 @@ def find_text(run: Run, text: str) -> Match | None:
     and a step says more.
     """
     wanted = fold(text)
-    if wanted not in fold(_unescaped(run.text.decode())):  # faster than to look at each place
+    if not _may_contain(run.text.decode(), wanted):  # faster than to look at each place
         return None
     for place in _places(run):
         value = place.value
@@ -137,6 +137,11 @@ def _extra(step: int | None, extra: bytes) -> Iterator[_Place]:
             yield _Place(step, member.key, Raw(f"{member.key_text}:{member.value_text}".encode()))
 
 
+def _may_contain(text: str, wanted: str) -> bool:
+    """Return False if no string, key or number in JSON contains a folded text."""
+    return wanted in fold(text) or ("\\" in text and wanted in fold(_unescaped(text)))
+
+
 def _find_in_string(text: str, wanted: str) -> tuple[str, int, int] | None:
     found = _find(text, wanted)
     return None if found is None else _snippet("", text, "", *found)
@@ -144,7 +149,7 @@ def _find_in_string(text: str, wanted: str) -> tuple[str, int, int] | None:
 
 def _find_in_json(raw: Raw, wanted: str) -> tuple[str, int, int] | None:
     text = bytes(raw).decode()
-    if wanted not in fold(_unescaped(text)):
+    if not _may_contain(text, wanted):
         return None
     before = 0
     for token in _TOKEN.finditer(text):
