@@ -542,6 +542,7 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "/api/v1/runs": ["get", "post"],
         "/api/v1/runs/{run_id}": ["get"],
         "/api/v1/runs/{run_id}/trace": ["get"],
+        "/api/v1/stats": ["get"],
         "/api/v1/traces/{trace_id}": ["get"],
         "/healthz": ["get"],
         "/metrics": ["get"],

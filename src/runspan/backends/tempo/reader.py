@@ -25,9 +25,10 @@ from runspan.backends.remote.client import (
     trace_id_of,
 )
 from runspan.backends.remote.config import RemoteConfig
+from runspan.backends.remote.filters import check_order
 from runspan.backends.tempo.search import CandidateVerifier, RunSearch, WindowHint
 from runspan.backends.tempo.search_api import CHECK_SECONDS, WindowSearcher, check_ready
-from runspan.contracts import Capabilities, Document, Page, RunQuery
+from runspan.contracts import Capabilities, Document, Page, RunQuery, StatsPage, StatsQuery, stats_unsupported
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
 from runspan.http.client import Response
 from runspan.model.span import Span
@@ -100,6 +101,7 @@ class TempoReader:
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
+        check_order(query, self._http.name)
         deadline = self._monotonic() + LIST_SECONDS
 
         def check_deadline() -> None:
@@ -108,7 +110,7 @@ class TempoReader:
                     where=self._http.name,
                     expected=f"the list within {LIST_SECONDS:g} seconds",
                     got="a search that takes longer",
-                    hint="ask for a later since, a workflow or a status",
+                    hint="ask for a later time, a workflow or a status",
                 )
 
         verifier = CandidateVerifier(query, self.spans, self._pool)
@@ -117,6 +119,10 @@ class TempoReader:
             return RunSearch(query, self._searcher, verifier, self._hints, now, check_deadline).page()
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
+
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """See ``TraceReader``. Raises QueryUnsupported."""
+        raise stats_unsupported(self._http.name)
 
     def check(self) -> None:
         """See ``TraceReader``."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import zstandard
 
 from runspan.backends.sqlite.index import stats, text
 from runspan.codec.facts import RunFacts, run_facts
@@ -49,7 +49,7 @@ _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
 """Runs in these statuses are few, and change often: a search for a text reads their documents."""
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(RunFacts).decode
+_decode = msgspec.msgpack.Decoder(RunFacts).decode
 
 
 class StoredRun(NamedTuple):
@@ -82,6 +82,7 @@ class FactsWriter:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         self._names: dict[bytes, int] = {}
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
@@ -109,9 +110,9 @@ class FactsWriter:
             return
         row_id, tenant, name, in_text, packed = row
         try:
-            facts, owner = _unpack(zlib.decompress(packed)), name.decode()
-        except (zlib.error, msgspec.MsgspecError, AttributeError, TypeError, UnicodeDecodeError) as error:
-            raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
+            facts, owner = unpack(packed), name.decode()
+        except (AttributeError, UnicodeDecodeError) as error:
+            raise sqlite3.DatabaseError(f"the tenant of a run cannot be read: {error}") from None
         stats.apply(self._connection, owner, facts, -1)
         for kind, value in _values(facts):
             execute(
@@ -148,7 +149,9 @@ class FactsWriter:
         in_text = stored.status not in _UNFINISHED
         row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
         self._connection.execute(_INSERT, row)
-        self._connection.execute("INSERT INTO counted_facts VALUES (?, ?)", (row_id, zlib.compress(_pack(facts), 1)))
+        self._connection.execute(
+            "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
+        )
         values = [(tenant, kind, self._name(value), row_id) for kind, value in _values(facts)]
         self._connection.executemany("INSERT OR IGNORE INTO run_values VALUES (?, ?, ?, ?)", values)
         stats.apply(self._connection, stored.tenant.decode(), facts, 1)
@@ -181,6 +184,14 @@ class FactsWriter:
         return found
 
 
+def unpack(packed: bytes) -> RunFacts:
+    """Return what statistics have counted of a run, see ``counted_facts``."""
+    try:
+        return _decode(zstandard.decompress(packed))
+    except (zstandard.ZstdError, msgspec.MsgspecError, MemoryError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
+
+
 def _values(facts: RunFacts) -> Iterator[tuple[int, bytes]]:
     """Yield kind and value of what a run is found by."""
     single = {TRIGGER: facts.trigger, ERROR_CODE: facts.error_code, WORKFLOW: facts.workflow_id, STATUS: facts.status}
@@ -207,7 +218,7 @@ def step_types(facts: RunFacts) -> set[str]:
 def damaged_run_ids(connection: sqlite3.Connection, tenant: str) -> list[bytes]:
     """Return the ids of the runs of a tenant whose document cannot be read."""
     sql = "SELECT run_id FROM damaged_runs WHERE tenant = ?"
-    return [run_id for (run_id,) in connection.execute(sql, (_find_name(connection, tenant),))]
+    return [run_id for (run_id,) in connection.execute(sql, (find_name(connection, tenant),))]
 
 
 def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Candidate]:
@@ -216,7 +227,7 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     Every run of the list is among them, unless it has changed since the index read it. Names are compared by a prefix
     only, and when a heartbeat was due is not compared at all.
     """
-    tenant = _find_name(connection, query.tenant)
+    tenant = find_name(connection, query.tenant)
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
@@ -293,7 +304,7 @@ def _chosen(connection: sqlite3.Connection, query: RunQuery) -> dict[int, list[i
     }
     named = {kind: [value for value in values if value is not None] for kind, values in wanted.items()}
     return {
-        kind: [found for value in values if (found := _find_name(connection, value)) is not None]
+        kind: [found for value in values if (found := find_name(connection, value)) is not None]
         for kind, values in named.items()
         if values
     }
@@ -383,7 +394,7 @@ def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:
     return int(connection.execute(sql, values).fetchone()[0])
 
 
-def _find_name(connection: sqlite3.Connection, name: str) -> int | None:
+def find_name(connection: sqlite3.Connection, name: str) -> int | None:
     """Return the id of a name, None if no run has or had it."""
     row = connection.execute("SELECT id FROM names WHERE name = ?", (_utf8(name)[:_NAME_BYTES],)).fetchone()
     return None if row is None else int(row[0])

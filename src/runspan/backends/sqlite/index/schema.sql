@@ -1,10 +1,9 @@
--- Where the index is. The change is the last row of the store's feed that it has read; runs up to the row scanned_to are
--- in it since it was created, NULL once all are. displacement: how far an id is from the time of its run, at most.
+-- How far the store has been read, see feed.py. displacement: how far an id is from the time of its run, at most.
 CREATE TABLE progress (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     change_id INTEGER NOT NULL,
     change_trace_id BLOB NOT NULL,
-    scanned_to INTEGER,
+    run INTEGER NOT NULL,
     displacement INTEGER NOT NULL
 ) STRICT;
 
