@@ -104,13 +104,12 @@ def find_text(run: Run, text: str) -> Match | None:
         if found is not None:
             snippet, start, length = found
             index = place.step_index
+            member = place.member.encode(errors="replace").decode()  # a name may have a lone surrogate
             if index is None:
-                return Match(_printable(place.member), snippet, start, length)
+                return Match(member, snippet, start, length)
             step_id = run.steps[index].id
             execution = sum(step.id == step_id for step in run.steps[: index + 1])
-            return Match(
-                _printable(place.member), snippet, start, length, index, _printable(_as_str(step_id)), execution
-            )
+            return Match(member, snippet, start, length, index, _as_str(step_id), execution)
     return None
 
 
