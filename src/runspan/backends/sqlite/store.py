@@ -530,6 +530,10 @@ class SqliteStore:
         with translate_errors(self.path), closing(open_read_only(self.path)) as connection:
             yield from integrity.find_damage(connection, self._compression, on_progress)
 
+    def index_faults(self) -> list[str]:
+        """Return some of what is damaged in the index, which can be deleted, since it is made from the store."""
+        return self._index.faults()
+
     def repair(self, damage: Damage) -> bool:
         """Make an index, sums, a list item or a hint from what is sound; return whether that was possible."""
         return self._writer.submit(partial(integrity.repair, compression=self._compression, damage=damage))

@@ -19,14 +19,14 @@ from typing import Final
 
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.index import feed
+from runspan.backends.sqlite.index.check import find_faults
 from runspan.backends.sqlite.index.facts_index import STORED_RUN, FactsWriter, StoredRun
 from runspan.backends.sqlite.index.feed import Position
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.errors import DocumentError, QueryUnsupported, StoreError
 from runspan.model.document import Run
+from runspan.storage.data_directory import INDEX_FILE
 from runspan.storage.sqlite_file import Schema, open_database, open_read_only, read_statements, store_error
-
-FILE_NAME: Final = "index.sqlite3"
 
 SCHEMA: Final = Schema(
     name="the index of the embedded store",
@@ -90,7 +90,7 @@ class Index:
         *,
         keep: bool | None,
     ) -> None:
-        self.path = directory / FILE_NAME
+        self.path = directory / INDEX_FILE
         self._writer = writer
         self._read = read
         self._compression = compression
@@ -170,6 +170,16 @@ class Index:
                 got=str(error),
                 hint="try again in a moment",
             ) from error
+
+    def faults(self) -> list[str]:
+        """Return some of what is damaged in the file; nothing if it is sound, or not there. See ``check``."""
+        if not self.path.exists():
+            return []
+        try:
+            with closing(open_read_only(self.path)) as index, self._read() as store:
+                return find_faults(self.path, index, store)
+        except sqlite3.Error as error:
+            return [str(error)]
 
     def correct(self, trace_ids: Sequence[bytes]) -> None:
         """Let runs be read again that are in the index otherwise than in the store."""
