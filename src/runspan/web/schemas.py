@@ -321,7 +321,9 @@ class DurationStatsBody(BaseModel):
 
     count: int = Field(description="How many ended runs, or executions of the step, have a duration.")
     mean: float
-    p50: float | None = Field(None, description="Within 1 %. Absent for steps, for the days and hours of all workflows, and without any run.")
+    p50: float | None = Field(
+        None, description="Within 1 %. Absent for steps, for the days and hours of all workflows, and without any run."
+    )
     p95: float | None = Field(None, description="As `p50`.")
 
 
