@@ -81,11 +81,10 @@ _TEXT_NAMES: Final = (
     ),
 )
 """What is searched for a text."""
-SEARCHED: Final = (
-    f"Tempo was searched in ids, names, types, and in errors and payloads of up to {fields.MAX_ATTRIBUTE_BYTES} bytes:"
-    " longer ones were not searched"
+SEARCHES: Final = (
+    f"ids, names and types of steps, and in errors and payloads of up to {fields.MAX_ATTRIBUTE_BYTES} bytes"
 )
-"""What a list by a text says of itself."""
+"""What of a run is searched for a text, in words."""
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 _LEXER_BUFFER: Final = 1024
@@ -174,7 +173,7 @@ def content_texts(query: RunQuery) -> list[str]:
     """Return searches for traces: each finds all runs of a list by what their steps and payloads say, and others.
 
     There is none for a value that no single attribute carries. Those of a text leave out the values that are too long
-    for one attribute, see ``SEARCHED``.
+    for one attribute, see ``SEARCHES``.
     """
     spans = []
     if query.model is not None and query.model:
