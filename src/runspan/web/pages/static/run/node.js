@@ -8,7 +8,15 @@ import { durationOf } from "./document.js";
 import { icon, iconButton } from "./icons.js";
 import { EXECUTIONS_PER_PAGE } from "./layout.js";
 import { countByStatus } from "./run-stats.js";
-import { accessibleName, attemptLabel, attemptNumber, statusText, stepDetails, stepTitle } from "./step-labels.js";
+import {
+  accessibleName,
+  attemptLabel,
+  cutInMiddle,
+  attemptNumber,
+  statusText,
+  stepDetails,
+  stepTitle,
+} from "./step-labels.js";
 
 const executionsOf = (item, run) => item.steps.map((index) => run.steps[index]);
 
@@ -73,7 +81,7 @@ export function createNode(node, options) {
 function nodeBody(node, main, value, { run, now, actions, selected, isTabStop }, isSelected) {
   const label =
     node.steps.length > 1
-      ? `${stepTitle(main)}, ${number(node.steps.length)} executions, ${countsText(node, run)}`
+      ? `${stepTitle(main)}, ${number(node.steps.length)} rounds, ${countsText(node, run)}`
       : accessibleName(main, run.origin, now);
   return h(
     "button",
@@ -90,7 +98,7 @@ function nodeBody(node, main, value, { run, now, actions, selected, isTabStop },
     h(
       "span",
       { class: "node-text" },
-      h("bdi", { class: "node-name" }, stepTitle(main)),
+      h("bdi", { class: "node-name" }, cutInMiddle(stepTitle(main))),
       h("span", { class: "node-meta" }, nodeMeta(node, main, run, now)),
     ),
   );
@@ -126,7 +134,9 @@ function countsText(node, run) {
 function nodeBadge(node, main, { actions }) {
   if (node.steps.length > 1) {
     const count = number(node.steps.length);
-    const label = `${node.isExpanded ? "Hide" : "Show"} the ${count} executions`;
+    if (node.kind === "header")
+      return h("span", { class: "node-count tabular-nums", "aria-hidden": "true" }, `×${count}`);
+    const label = `${node.isExpanded ? "Hide" : "Show"} the ${count} rounds`;
     return h(
       "button",
       {
@@ -175,7 +185,7 @@ function executionCells(node, { run, now, actions, selected, firstExecution: fir
         class: `cell ${status(step.status).css}`,
         type: "button",
         dataset: { step: index },
-        "aria-label": `Execution ${first + position + 1}, ${accessibleName(step, run.origin, now)}`,
+        "aria-label": `Round ${first + position + 1}, ${accessibleName(step, run.origin, now)}`,
         "aria-current": index === selected ? "true" : null,
         onclick: () => actions.select(index),
       },
@@ -188,13 +198,13 @@ function executionCells(node, { run, now, actions, selected, firstExecution: fir
   const pager = h(
     "div",
     { class: "cells-pager tabular-nums" },
-    turnButton("previous", "Earlier executions", -EXECUTIONS_PER_PAGE, first === 0),
+    turnButton("previous", "Earlier rounds", -EXECUTIONS_PER_PAGE, first === 0),
     `${number(first + 1)}–${number(last)} of ${number(total)}`,
-    turnButton("next", "Later executions", EXECUTIONS_PER_PAGE, last === total),
+    turnButton("next", "Later rounds", EXECUTIONS_PER_PAGE, last === total),
   );
   return h(
     "div",
-    { class: "cells", role: "group", "aria-label": "Executions" },
+    { class: "cells", role: "group", "aria-label": "Rounds" },
     h("div", { class: "cells-grid" }, cells),
     total > EXECUTIONS_PER_PAGE && pager,
   );

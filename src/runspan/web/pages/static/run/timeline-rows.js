@@ -28,14 +28,18 @@ export function timelineRows(steps, expanded = new Set()) {
 function rowsOf(item, expanded, level) {
   const { key } = item;
   if (item.kind === "frame") {
-    const header = item.header === null ? [] : [{ key, steps: [item.header], level, kind: "step" }];
-    const itemLevel = level + header.length;
+    const header = item.header === null ? [] : stepRows(key, item.header, expanded, level);
+    const itemLevel = level + (header.length ? 1 : 0);
     return [...header, ...item.items.flatMap((inner) => rowsOf(inner, expanded, itemLevel))];
   }
-  if (item.steps.length === 1) return [{ key, steps: item.steps, level, kind: "step" }];
-  const row = { key, steps: item.steps, level, kind: "loop" };
+  return stepRows(key, item.steps, expanded, level);
+}
+
+function stepRows(key, steps, expanded, level) {
+  if (steps.length === 1) return [{ key, steps, level, kind: "step" }];
+  const row = { key, steps, level, kind: "loop" };
   if (!expanded.has(key)) return [row];
-  const executions = item.steps.map((index, position) => ({
+  const executions = steps.map((index, position) => ({
     key: `${key}\n${position}`,
     steps: [index],
     level: level + 1,

@@ -6,7 +6,7 @@ import { toEpochMs } from "../instants.js";
 import { hasEnded } from "./document.js";
 import { iconButton } from "./icons.js";
 import { mainExecution, statusOf } from "./node.js";
-import { accessibleName, statusText, stepTitle } from "./step-labels.js";
+import { accessibleName, cutInMiddle, statusText, stepTitle } from "./step-labels.js";
 import { TimeAxis, TimeAxisView } from "./time-axis.js";
 import { barInterval, createBars } from "./timeline-bars.js";
 import { timelineRows } from "./timeline-rows.js";
@@ -244,9 +244,9 @@ export class Timeline {
   }
 
   rowLabel(row, main, value) {
-    if (row.kind === "loop") return `${stepTitle(main)}, ${number(row.steps.length)} executions, ${statusText(value)}`;
+    if (row.kind === "loop") return `${stepTitle(main)}, ${number(row.steps.length)} rounds, ${statusText(value)}`;
     const name = accessibleName(main, this.run.origin, this.now);
-    return row.kind === "execution" ? `Execution ${row.execution}, ${name}` : name;
+    return row.kind === "execution" ? `Round ${row.execution}, ${name}` : name;
   }
 
   onClick(event, row, main) {
@@ -335,8 +335,8 @@ function labelNodes(row, main, value) {
   const isLoop = row.kind === "loop";
   const name =
     row.kind === "execution"
-      ? h("span", { class: "tabular-nums" }, `Execution ${number(row.execution)}`)
-      : h("bdi", { class: "timeline-name", title: stepTitle(main) }, stepTitle(main));
+      ? h("span", { class: "tabular-nums" }, `Round ${number(row.execution)}`)
+      : h("bdi", { class: "timeline-name" }, cutInMiddle(stepTitle(main)));
   return [
     isLoop && h("span", { class: "timeline-toggle", "aria-hidden": "true" }),
     statusIcon(value),
