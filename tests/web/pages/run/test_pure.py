@@ -207,6 +207,7 @@ def test_a_loop_in_a_loop_has_a_frame_in_its_frame(module: Call) -> None:
     keys = ["open", "line", "close", "end"]
     inside = {key: [frame for frame in (outer, inner) if is_in(node, frame)] for key, node in placed_nodes(board, keys)}
     assert inside == {"open": [outer], "line": [outer, inner], "close": [outer], "end": []}
+    assert row(dict(placed_nodes(board, keys))) == [["open"], ["line"], ["close"], ["end"]]
     rows = module(
         "timeline-rows.js",
         LAYOUT.replace("m.layoutSteps(indexRun(text).steps)", "m.timelineRows(indexRun(text).steps)"),

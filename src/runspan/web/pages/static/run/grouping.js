@@ -13,7 +13,8 @@
  *   A node is {kind: "node", key, steps, from, to}. steps: indexes of its executions. from, to: bounds of the first
  *   execution with times.
  *   A frame is {kind: "frame", key, header, items, steps, from, to}. header: indexes of the executions of the loop's
- *   own step, or null. items: the nodes and frames of the body. steps: all indexes in it, ascending.
+ *   own step, or null. items: the nodes and frames of the body. steps: all indexes in it, ascending. from, to: bounds
+ *   of all its steps, or of the first execution of a loop within a loop.
  *   Times are in milliseconds; from is null without a start, to is Infinity without an end.
  */
 export function groupSteps(steps) {
@@ -47,13 +48,17 @@ function createNode(key, executions) {
 
 function createFrame(loop, body, steps) {
   const members = loop ? [loop, ...body] : body;
-  const timed = timedSteps(members, steps);
-  return {
+  const frame = {
     kind: "frame",
     key: `loop ${members[0].key}`,
     header: loop ? loop.steps : null,
     items: body,
     steps: members.flatMap((item) => item.steps).sort((a, b) => a - b),
+  };
+  if (loop?.steps.length > 1) return { ...frame, from: loop.from, to: loop.to };
+  const timed = timedSteps(members, steps);
+  return {
+    ...frame,
     from: timed.length ? timed.reduce((min, step) => Math.min(min, step.from), Infinity) : null,
     to: timed.length ? timed.reduce((max, step) => Math.max(max, step.to ?? Infinity), -Infinity) : null,
   };

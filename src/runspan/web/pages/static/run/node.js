@@ -74,7 +74,7 @@ export function createNode(node, options) {
   style.transform = `translate(${node.x}px, ${node.y}px)`;
   style.width = `${node.w}px`;
   style.height = `${node.h}px`;
-  if (isRepeated) style.setProperty("--badge-width", `${3 + 0.45 * String(node.steps.length).length}rem`);
+  if (isRepeated) style.setProperty("--badge-width", `${3.4 + 0.45 * String(node.steps.length).length}rem`);
   return element;
 }
 
