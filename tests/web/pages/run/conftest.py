@@ -38,6 +38,11 @@ def texts() -> Iterator[bytes]:
         retried_run("run_retried"),
         document("run_two", [step("first", 0, 1000), step("second", 1000, 3000)]),
         document("run_names", [step(f"post-{n}", n * 10, n * 10 + 9 - n, name=LONG_NAME + str(n)) for n in (1, 2)]),
+        document(
+            "run_orphan",
+            [step("call", 0, 9, type="sub-workflow", output={"runId": "run_gone"})],
+            parentRunId="run_gone_too",
+        ),
         document("run/with spaces & slashes?", [step("a/b c#d", 0, 1)]),
     ]
     yield from (json.dumps(one, ensure_ascii=False).encode() for one in made)

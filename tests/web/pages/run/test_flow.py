@@ -192,6 +192,48 @@ def test_a_sub_workflow_leads_to_its_run(opened: Opening) -> None:
     node(page, "provision-billing").locator(".node-body").click()
     panel(page).get_by_role("link", name="Open the child run").click()
     expect(page.locator(".run-id")).to_have_text(CHILD)
+    page.locator(".run-meta").get_by_role("link", name=PARENT).click()
+    expect(page.locator(".run-id")).to_have_text(PARENT)
+
+
+def test_a_sub_workflow_unfolds_in_the_timeline(opened: Opening) -> None:
+    """Into the steps of its run, at their times and as far as it goes; a step of it leads to its page."""
+    page = opened(PARENT, "view=timeline")
+    row = page.get_by_role("treeitem", name="Provision billing")
+    expect(row).to_have_attribute("aria-expanded", "false")
+    before = page.locator(".timeline-row").count()
+    row.locator(".timeline-toggle").click()
+    steps = page.locator(".timeline-row.of-child")
+    child = json.loads((SAMPLES / "provision-billing-child.json").read_text())
+    expect(steps).to_have_count(len(child["steps"]))
+    expect(steps.first).to_have_attribute("aria-level", "2")
+    begins = [bar.bounding_box() for bar in (row.locator(".bar-box"), steps.first.locator(".bar-box"))]
+    assert begins[0]
+    assert begins[1]
+    assert begins[0]["x"] - 1 <= begins[1]["x"] < begins[0]["x"] + begins[0]["width"]
+    steps.last.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(row).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".timeline-row")).to_have_count(before)
+    page.keyboard.press("ArrowRight")
+    steps.first.locator(".timeline-name").click()
+    expect(page.locator(".run-id")).to_have_text(CHILD)
+    expect(panel(page).locator("h2")).to_have_text(child["steps"][0]["name"])
+    page.go_back()
+    expect(page.locator(".run-id")).to_have_text(PARENT)
+
+
+def test_a_sub_workflow_that_is_not_there_says_so(opened: Opening, watch: Watch) -> None:
+    """In place of its steps."""
+    watch.allow("status of 404")
+    page = opened("run_orphan", "view=timeline")
+    page.get_by_role("treeitem", name="Call").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".timeline-row.note")).to_contain_text("No such run")
+    expect(page.locator(".run-meta").get_by_role("link", name="run_gone_too")).to_have_attribute(
+        "href", "/runs/run_gone_too"
+    )
 
 
 def test_attempts_are_shown(opened: Opening) -> None:

@@ -210,7 +210,7 @@ def test_a_loop_in_a_loop_has_a_frame_in_its_frame(module: Call) -> None:
     assert row(dict(placed_nodes(board, keys))) == [["open"], ["line"], ["close"], ["end"]]
     rows = module(
         "timeline-rows.js",
-        LAYOUT.replace("m.layoutSteps(indexRun(text).steps)", "m.timelineRows(indexRun(text).steps)"),
+        LAYOUT.replace("m.layoutSteps(indexRun(text).steps)", "m.timelineRows(indexRun(text))"),
         text,
     )
     assert [(row["key"], row["level"]) for row in rows] == [

@@ -115,10 +115,7 @@ function nodeBody(node, main, value, { run, now, actions, selected, isTabStop },
 export function nodeMeta(node, main, run, now) {
   if (node.steps.length > 1) {
     const total = executionsOf(node, run).reduce((sum, step) => sum + Math.max(0, durationOf(step) ?? 0), 0);
-    return [
-      main.type && `${visible(main.type)} · `,
-      h("span", { class: "tabular-nums" }, `${duration(total)} in total`),
-    ];
+    return [main.type && `${visible(main.type)} · `, h("span", { class: "tabular-nums" }, `${duration(total)} total`)];
   }
   const details = stepDetails(main, run.origin, now).filter((text) => text !== attemptLabel(main));
   return h("bdi", { class: "tabular-nums" }, details.join(" · ") || status(main.status).label);
