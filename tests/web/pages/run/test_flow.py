@@ -268,13 +268,15 @@ def test_links_lead_to_the_trace(opened: Opening) -> None:
     base = f"http://127.0.0.1:16686/trace/{root.trace_id.hex()}"
     for place, span in ((page.locator(".run-links"), None), (panel(page), steps[index])):
         jaeger, grafana = (place.get_by_role("link", name=name) for name in ("Jaeger", "Grafana"))
-        expect(jaeger).to_have_attribute("href", base if span is None else f"{base}?uiFind={span.span_id.hex()}")
+        expect(jaeger).to_have_attribute(
+            "href", base if span is None else f"{base}?uiFind={span.span_id.hex()}%20-runspan"
+        )
         expect(jaeger).to_have_attribute("rel", re.compile("noopener"))
         expect(grafana).to_have_attribute("href", re.compile(root.trace_id.hex()))
         if span is not None:
             expect(grafana).to_have_attribute("href", re.compile(span.span_id.hex()))
     page.keyboard.press("k")
-    previous = f"{base}?uiFind={steps[index - 1].span_id.hex()}"
+    previous = f"{base}?uiFind={steps[index - 1].span_id.hex()}%20-runspan"
     expect(panel(page).get_by_role("link", name="Jaeger")).to_have_attribute("href", previous)
     expect(page.get_by_role("link", name="REST")).to_have_attribute("href", f"/api/v1/runs/{FAILED}")
     expect(page.locator(".run-links").get_by_role("link", name="Compare")).to_have_attribute(
