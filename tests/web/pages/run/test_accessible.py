@@ -54,7 +54,7 @@ def test_steps_have_names_for_screen_readers(opened: Opening) -> None:
     """The name of a step has its title, status, type and duration; that of a loop counts its executions by status."""
     page = opened("run_2lmc0x7e9gqu")
     expect(page.get_by_role("button", name="Mark account, completed, action, 410 ms")).to_be_visible()
-    expect(page.get_by_role("button", name="Send letter, 4 executions, 4 completed")).to_be_visible()
+    expect(page.get_by_role("button", name="Send letter, 4 rounds, 4 completed")).to_be_visible()
     page.keyboard.press("j")
     expect(page.locator("#announcer")).to_have_text("For each stage, completed")
 
