@@ -84,6 +84,8 @@ class FactsWriter:
         self._connection = connection
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         self._names: dict[bytes, int] = {}
+        self._counted: list[tuple[str, RunFacts, int]] = []
+        """What statistics are to count: tenant, facts, and 1 or -1."""
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
 
@@ -113,7 +115,7 @@ class FactsWriter:
             facts, owner = unpack(packed), name.decode()
         except (AttributeError, UnicodeDecodeError) as error:
             raise sqlite3.DatabaseError(f"the tenant of a run cannot be read: {error}") from None
-        stats.apply(self._connection, owner, facts, -1)
+        self._counted.append((owner, facts, -1))
         for kind, value in values_of(facts):
             execute(
                 "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
@@ -130,8 +132,14 @@ class FactsWriter:
         if oldest is not None:
             text.drop_before(self._connection, oldest)
 
+    def finish(self) -> None:
+        """Write what statistics are to count. Call it before the transaction is committed."""
+        stats.apply_all(self._connection, self._counted)
+        self._counted = []
+
     def forget(self) -> None:
         """Forget what is known of the transaction that was rolled back."""
+        self._counted = []
         self._names.clear()
         self._next_ids.clear()
 
@@ -150,7 +158,7 @@ class FactsWriter:
         )
         rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
         self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
-        stats.apply(self._connection, stored.tenant.decode(), facts, 1)
+        self._counted.append((stored.tenant.decode(), facts, 1))
         if in_text:
             text.add(self._connection, row_id, run)
 
